@@ -1,0 +1,54 @@
+"""What a user can get wrong. Every message is one sentence: what, where, expected, mend."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """A fault the reader of the message can mend; shown without a traceback.
+
+    `exit_code` is the process's exit status when the error reaches the command line.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(PipelineError):
+    """The YAML, an override or a combination of settings is refused."""
+
+    exit_code = 2
+
+
+class DataError(PipelineError):
+    """Shards, indexes, labels or images are missing or not what they claim to be."""
+
+    exit_code = 3
+
+
+class ModelError(PipelineError):
+    """A model specification is impossible, or weights do not fit it."""
+
+    exit_code = 4
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint or run folder cannot be used as it is."""
+
+    exit_code = 5
+
+
+class ClusterError(PipelineError):
+    """The cluster cannot give what the pipeline asks for, or lost it for good."""
+
+    exit_code = 6
+
+
+class TrackingError(PipelineError):
+    """The MLflow store does not answer or refuses the run."""
+
+    exit_code = 7
+
+
+class Interrupted(PipelineError):
+    """A signal ended the run after its work was committed; the same command goes on."""
+
+    exit_code = 75
