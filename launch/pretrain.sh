@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Runs or resumes a pipeline: on a Ray cluster, over the nodes of a SLURM job, or on this machine.
+set -euo pipefail
+launch=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# shellcheck source=launch/setup.sh
+source "$launch/setup.sh"
+
+usage() {
+    cat <<'TEXT'
+Usage: launch/pretrain.sh CONFIG [key=value ...]
+
+Runs the pipeline in the YAML file CONFIG, or goes on with it where an earlier call stopped. The first call makes an
+environment in .venv, unless one that holds the package is active. CONFIG is sought from the working directory, then
+from the repository; key=value pairs override its settings, e.g. stages.pretrain.duration="2 epochs".
+
+It runs, whichever is found first:
+  on the Ray cluster at RAY_ADDRESS, if that is set;
+  on all nodes of the SLURM job, if called inside an allocation of several (sbatch --nodes=4 launch/pretrain.sh CONFIG);
+  on this machine.
+
+PYTHON=/path/to/python names the interpreter to make .venv with (3.11 or newer).
+TEXT
+}
+
+case ${1:-} in
+    -h | --help)
+        usage
+        exit
+        ;;
+    '')
+        usage >&2
+        exit 2
+        ;;
+esac
+
+config=$1
+shift
+if [ ! -f "$config" ]; then
+    if [ ! -f "$MINIVIT_ROOT/$config" ]; then
+        say "pretrain.sh: no such config: $config, neither in $PWD nor in $MINIVIT_ROOT; see $MINIVIT_ROOT/configs"
+        exit 2
+    fi
+    config=$MINIVIT_ROOT/$config
+fi
+
+ensure_environment base
+if [ -z "${RAY_ADDRESS:-}" ] && [ "${SLURM_NNODES:-1}" -gt 1 ]; then
+    # shellcheck source=launch/slurm.sh
+    source "$launch/slurm.sh"
+    run_on_slurm minivit run "$config" "$@"
+else
+    exec minivit run "$config" "$@"
+fi

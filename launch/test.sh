@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs the tests in the repository's environment, which the first call makes.
+set -euo pipefail
+# shellcheck source=launch/setup.sh
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh"
+
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+    cat <<'TEXT'
+Usage: launch/test.sh [PYTEST ARGUMENT ...]
+
+Runs all tests, or those that the arguments choose, e.g. launch/test.sh tests/models -m "not integration".
+The first call makes an environment in .venv, unless one that holds the package and pytest is active.
+TEXT
+    exit
+fi
+
+ensure_environment test
+cd "$MINIVIT_ROOT"
+exec python -m pytest "$@"
