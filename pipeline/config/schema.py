@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMB]?)\s*(epochs?|steps?|samples?)\s*")
 MULTIPLIER = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+
+FOLDER_NAME = "letters, digits, '_', '-' and '.', the first a letter or digit"
 
 Size = int | tuple[int, int]
 Positive = Annotated[int, Field(gt=0)]
@@ -18,15 +22,19 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, no silent conversion of strings to numbers."""
+    """Base of all sections: immutable, without unknown keys, infinities or NaN.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    A validator's ValueError is a phrase: either `field: sentence` about one of its fields (or a dotted path), or what
+    was expected. `pipeline.config.messages` puts the dotted path and the found value in front of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Duration(Section):
     """A typed length of training: `10 epochs`, `5000 steps`, `1.2M samples`."""
 
-    value: float
+    value: Annotated[float, Field(ge=0)]
     unit: Literal["epochs", "steps", "samples"]
 
     @model_validator(mode="before")
@@ -38,21 +46,25 @@ class Duration(Section):
         if match is None:
             raise ValueError("a duration such as '10 epochs', '5000 steps' or '1.2M samples'")
         number, multiplier, unit = match.groups()
-        return {"value": float(number) * MULTIPLIER[multiplier], "unit": unit.rstrip("s") + "s"}
+        # Decimal, because 1.1 * 10**6 in binary is a little more than 1.1 million, and lengths are rounded up.
+        return {"value": float(Decimal(number) * MULTIPLIER[multiplier]), "unit": unit.rstrip("s") + "s"}
 
     def steps(self, samples_per_epoch: int, global_batch_size: int) -> int:
         """Number of optimiser steps, rounded up, of this length over a data set."""
+        value = Fraction(Decimal(repr(self.value)))  # as written: 0.1 epochs of 1000 samples are 100, not a hair more
         if self.unit == "steps":
-            return math.ceil(self.value)
-        samples = self.value * samples_per_epoch if self.unit == "epochs" else self.value
+            return math.ceil(value)
+        samples = value * samples_per_epoch if self.unit == "epochs" else value
         return math.ceil(samples / global_batch_size)
 
+    @model_serializer
     def __str__(self) -> str:
-        return f"{self.value:g} {self.unit}"
+        number = int(self.value) if self.value.is_integer() else Decimal(repr(self.value))
+        return f"{number:f} {self.unit}" if isinstance(number, Decimal) else f"{number} {self.unit}"
 
 
 class TrackingConfig(Section):
-    uri: str | None = Field(None, description="MLflow tracking URI; default is the SQLite store runs/mlflow.db")
+    uri: str | None = Field(default=None, description="MLflow tracking URI; default is the SQLite store runs/mlflow.db")
     experiment: str = "minivit"
 
 
@@ -65,7 +77,7 @@ class ResourcesConfig(Section):
 
 
 class ClusterConfig(ResourcesConfig):
-    address: str | None = Field(None, description="Ray address; default: a running cluster if there is one, else this machine")
+    address: str | None = Field(default=None, description="Ray address; default: a running cluster, else this machine")
     max_restarts: Annotated[int, Field(ge=0)] = 3
 
 
@@ -73,12 +85,20 @@ class DatasetConfig(Section):
     """One set of WebDataset shards. `shards` is a folder, a glob or a brace pattern, local or any fsspec URL."""
 
     shards: str
-    make: str | None = Field(None, description="built-in data set that `run` writes there if it is missing")
-    classes: list[str] | None = Field(None, description="label names; default: those in the index")
-    image_key: str = Field("png;jpg;jpeg;webp", description="extensions of the image member, first match wins")
-    label_key: str = Field("cls", description="extension of the label member, a decimal class number")
+    make: str | None = Field(default=None, description="built-in data set that `run` writes there if it is missing")
+    classes: list[str] | None = Field(default=None, description="label names; default: those in the index")
+    image_key: str = Field(default="png;jpg;jpeg;webp", description="extensions of the image member, first match wins")
+    label_key: str = Field(default="cls", description="extension of the label member, a decimal class number")
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def one_mean_per_std(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"std: {len(self.std)} values for the {len(self.mean)} of mean; give one per channel in each"
+            )
+        return self
 
 
 class RandAugmentConfig(Section):
@@ -90,7 +110,7 @@ class AugmentConfig(Section):
     """Training-time augmentation; all of it is drawn from (seed, slot)."""
 
     crop: Literal["none", "padded", "random_resized"] = "random_resized"
-    padding: Share = Field(0.125, description="for crop: padded, as a share of the image side")
+    padding: Share = Field(default=0.125, description="for crop: padded, as a share of the image side")
     scale: tuple[Share, Share] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
@@ -100,21 +120,36 @@ class AugmentConfig(Section):
     mixup: Annotated[float, Field(ge=0)] = 0.0
     cutmix: Annotated[float, Field(ge=0)] = 0.0
 
+    @field_validator("scale", "ratio")
+    @classmethod
+    def ordered(cls, limits: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < limits[0] <= limits[1]:
+            raise ValueError("a list of 2, the smaller first, both above 0")
+        return limits
+
 
 class DataConfig(Section):
     train: str = Field(description="name of an entry of `datasets`")
-    val: str | None = Field(None, description="name of an entry of `datasets`, used during training and to pick the best branch")
+    val: str | None = Field(
+        None, description="name of an entry of `datasets`, used during training and to pick the best branch"
+    )
     augment: AugmentConfig = AugmentConfig()
-    lanes: Positive = Field(64, description="C of the sample order; never changes within a run")
-    window: Positive = Field(512, description="samples shuffled together within a lane")
+    lanes: Positive = Field(default=64, description="C of the sample order; never changes within a run")
+    window: Positive = Field(default=512, description="samples shuffled together within a lane")
     loader_workers: Annotated[int, Field(ge=0)] = 1
-    exclude: str | None = Field(None, description="quarantine manifest of an earlier run: its samples are left out")
+    exclude: str | None = Field(
+        default=None, description="quarantine manifest of an earlier run: its samples are left out"
+    )
 
 
 class ModelConfig(Section):
-    """Which MiniViT. `variant` may be a list: the stage fans out. Unset fields are the variant's own."""
+    """Which MiniViT. `variant` may be a list: the stage fans out.
 
-    variant: str | list[str]
+    Without a variant the model is the one that `init_from` names, whichever branch won. Other unset fields are the
+    variant's own, or those of that model.
+    """
+
+    variant: str | list[str] | None = None
     image_size: Size = 224
     patch_size: Size | None = None
     channels: Literal[1, 3] = 3
@@ -132,16 +167,31 @@ class ModelConfig(Section):
     class_token: bool | None = None
     qk_norm: bool | None = None
     layer_scale: float | None = None
+    positions: Literal["learned", "sincos", "none"] | None = None
 
     @field_validator("variant")
     @classmethod
-    def distinct(cls, variant: str | list[str]) -> str | list[str]:
+    def distinct(cls, variant: str | list[str] | None) -> str | list[str] | None:
         if isinstance(variant, list) and (not variant or len(set(variant)) < len(variant)):
             raise ValueError("a variant name, or a list of different ones")
         return variant
 
+    @field_validator("image_size", "patch_size")
+    @classmethod
+    def positive(cls, size: Size | None) -> Size | None:
+        if size is not None and min(size if isinstance(size, tuple) else (size,)) <= 0:
+            raise ValueError("pixels above 0, one number for a square or [height, width]")
+        return size
+
+    @property
+    def fans_out(self) -> bool:
+        return isinstance(self.variant, list)
+
     @property
     def variants(self) -> list[str]:
+        """The variants named here; empty when the model is that of `init_from`."""
+        if self.variant is None:
+            return []
         return self.variant if isinstance(self.variant, list) else [self.variant]
 
     def overrides(self) -> dict[str, Any]:
@@ -200,24 +250,28 @@ class EvalConfig(Section):
 
 
 class StageBase(Section):
-    resources: ResourcesConfig | None = Field(None, description="default: the pipeline's `cluster`")
+    resources: ResourcesConfig | None = Field(default=None, description="default: the pipeline's `cluster`")
 
 
 class TrainStage(StageBase):
     """A pretraining or fine-tuning stage: one Ray Train job per variant."""
 
     type: Literal["pretrain", "finetune"]
-    init_from: str | None = Field(None, description="a stage, STAGE/VARIANT, or a path to an export")
+    init_from: str | None = Field(default=None, description="a stage, STAGE/VARIANT, or a path to an export")
     model: ModelConfig
     data: DataConfig
     task: ClassificationConfig = ClassificationConfig()
     duration: Duration
     global_batch_size: Positive
-    micro_batch_size: Positive | None = Field(None, description="samples per rank and micro-step; default: the rank's whole share")
+    micro_batch_size: Positive | None = Field(
+        None, description="samples per rank and micro-step; default: the rank's whole share"
+    )
     resolution: ResolutionConfig = ResolutionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="decay of the weights' moving average")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="decay of the weights' moving average"
+    )
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
@@ -226,7 +280,15 @@ class TrainStage(StageBase):
     @model_validator(mode="after")
     def fits_together(self) -> Self:
         if self.type == "finetune" and self.init_from is None:
-            raise ValueError("init_from: a finetune stage starts from a stage or a path to an export; set it")
+            raise ValueError(
+                "init_from: missing, as a finetune stage starts from a stage or a path to an export; set it"
+            )
+        if self.init_from is None and self.model.variant is None:
+            raise ValueError(
+                "model.variant: missing, and there is no init_from to take the model from; set one of them"
+            )
+        if self.duration.value == 0:
+            raise ValueError("duration: found '0', expected a length above 0")
         if self.global_batch_size > self.data.lanes and self.global_batch_size % self.data.lanes:
             raise ValueError(
                 f"global_batch_size: {self.global_batch_size} is not divisible by data.lanes = {self.data.lanes}; "
@@ -268,9 +330,21 @@ class PipelineConfig(Section):
     datasets: dict[str, DatasetConfig]
     stages: dict[str, Stage] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def names_resolve(self) -> Self:
-        for name in (self.name, *self.stages):
+    @field_validator("name")
+    @classmethod
+    def names_a_folder(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(FOLDER_NAME)
+        return name
+
+    @field_validator("stages")
+    @classmethod
+    def stages_name_folders(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+        for name in stages:
             if not NAME.fullmatch(name):
-                raise ValueError(f"name: {name!r} must consist of letters, digits, '_', '-' and '.', as it names a folder")
-        return self
+                raise ValueError(f"{name}: its name is a folder's name; take {FOLDER_NAME}")
+        return stages
+
+    def resources(self, stage: StageBase) -> ResourcesConfig:
+        """What a stage asks of the cluster: its own section, else the pipeline's."""
+        return stage.resources or self.cluster

@@ -1,0 +1,1 @@
+"""The settings of a pipeline: their schema, and how a YAML file becomes one."""

@@ -1,0 +1,175 @@
+"""Reading the schema itself: which setting a dotted path names, and what it may hold, in words."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic.fields import FieldInfo
+
+from pipeline.config.schema import Duration, Section
+
+UNIONS = (Union, types.UnionType)
+PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A place in the schema: its type, the bounds on it, and the key that chooses among sections, if one does."""
+
+    annotation: Any
+    bounds: tuple[Any, ...] = ()
+    discriminator: str | None = None
+
+    @classmethod
+    def of(cls, annotation: Any, bounds: Iterable[Any] = (), discriminator: Any = None) -> Setting:
+        """Peels `Annotated` and, where it leaves one type, `None`."""
+        bounds = tuple(bounds)
+        while True:
+            origin, args = get_origin(annotation), get_args(annotation)
+            if origin is Annotated:
+                annotation = args[0]
+                for extra in args[1:]:
+                    if isinstance(extra, FieldInfo):
+                        bounds, discriminator = (*bounds, *extra.metadata), extra.discriminator or discriminator
+                    else:
+                        bounds = (*bounds, extra)
+            elif origin in UNIONS and len(rest := [a for a in args if a is not type(None)]) == 1:
+                annotation = rest[0]
+            else:
+                return cls(annotation, bounds, discriminator)
+
+    def section(self, raw: Any) -> type[Section] | None:
+        """The section class here (the discriminator in `raw` chooses among several); None for a plain value."""
+        if isinstance(self.annotation, type) and issubclass(self.annotation, Section):
+            return self.annotation
+        if self.discriminator and isinstance(raw, Mapping):
+            for option in get_args(self.annotation):
+                if raw.get(self.discriminator) in get_args(option.model_fields[self.discriminator].annotation):
+                    return option
+        return None
+
+    def child(self, key: Any, raw: Any) -> Setting | None:
+        """The setting named `key` inside this one, whose raw value is `raw`; None if it has no such part."""
+        section = self.section(raw)
+        if section is not None:
+            field = section.model_fields.get(key) if isinstance(key, str) else None
+            return field and Setting.of(field.annotation, field.metadata, field.discriminator)
+        if (origin := get_origin(self.annotation)) is dict:
+            return Setting.of(get_args(self.annotation)[1])
+        if origin in (list, tuple) and isinstance(key, int):
+            return Setting.of(get_args(self.annotation)[0])
+        return None
+
+    @property
+    def is_union(self) -> bool:
+        """Whether values of several plain types may stand here."""
+        return get_origin(self.annotation) in UNIONS and not self.discriminator
+
+    def keys(self, raw: Any) -> list[str]:
+        """The names valid directly under this setting, given its raw value."""
+        section = self.section(raw)
+        if section is not None:
+            return list(section.model_fields)
+        if get_origin(self.annotation) is dict and isinstance(raw, Mapping):
+            return [str(key) for key in raw]
+        return []
+
+    def choices(self) -> list[str]:
+        """The texts that may stand here, if they are a fixed few."""
+        fixed = get_args(self.annotation) if get_origin(self.annotation) is Literal else ()
+        return [option for option in fixed if isinstance(option, str)]
+
+    def tags(self) -> list[str]:
+        """The values of the discriminator, each of which chooses a section."""
+        assert self.discriminator is not None
+        sections = get_args(self.annotation)
+        return [tag for s in sections for tag in get_args(s.model_fields[self.discriminator].annotation)]
+
+    def describe(self) -> str:
+        """What may stand here, in words: 'a whole number above 0'."""
+        annotation, origin, args = self.annotation, get_origin(self.annotation), get_args(self.annotation)
+        if annotation is Duration:
+            return "a duration such as '10 epochs', '5000 steps' or '1.2M samples'"
+        if origin is Literal:
+            return "one of " + ", ".join(map(str, args))
+        if self.discriminator:
+            return f"a section with a {self.discriminator}"
+        if self.is_union:
+            return " or ".join(Setting.of(option).describe() for option in args if option is not type(None))
+        if origin in (list, tuple):
+            count = f" of {len(args)}" if origin is tuple and Ellipsis not in args else _bounds(self.bounds)
+            return f"a list{count}, each {Setting.of(args[0]).describe()}"
+        if origin is dict:
+            return "a mapping of names to sections"
+        if (section := self.section(None)) is not None:
+            return "a section with the keys " + ", ".join(section.model_fields)
+        return PLAIN[annotation] + _bounds(self.bounds)
+
+
+def _bounds(bounds: Iterable[Any]) -> str:
+    words = []
+    for bound in bounds:
+        match bound:
+            case Gt(gt=limit):
+                words.append(f"above {limit}")
+            case Ge(ge=limit):
+                words.append(f"from {limit}")
+            case Lt(lt=limit):
+                words.append(f"below {limit}")
+            case Le(le=limit):
+                words.append(f"up to {limit}")
+            case MinLen(min_length=limit):
+                words.append(f"of at least {limit}")
+    return "".join(f" {word}" for word in words)
+
+
+def dotted(path: Sequence[Any]) -> str:
+    """`('stages', 'a', 'models', 0)` as `stages.a.models[0]`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+
+
+def lookup(raw: Any, path: Sequence[Any]) -> Any:
+    """The raw value at a path, None where there is none."""
+    for key in path:
+        if isinstance(raw, Mapping):
+            raw = raw.get(key)
+        elif isinstance(raw, list) and isinstance(key, int) and key < len(raw):
+            raw = raw[key]
+        else:
+            return None
+    return raw
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """The option a misspelt name most likely meant."""
+    by_lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.55)
+    return by_lower[close[0]] if close else None
+
+
+def allowed(name: str, options: Iterable[str]) -> str:
+    """The end of a sentence about a wrong name: the nearest valid one, if any is near, and all of them."""
+    names = list(options)
+    if not names:
+        return "there are none"
+    near = nearest(name, names)
+    return (f"did you mean {near!r}? Allowed: " if near else "allowed: ") + ", ".join(names)
+
+
+def show(value: Any) -> str:
+    """A found value as the reader wrote it, shortened."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, str):
+        value = f"'{value}'"
+    text = "[" + ", ".join(map(show, value)) + "]" if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,101 @@
+"""From a YAML file and `key=value` overrides to a checked PipelineConfig, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config.fields import show
+from pipeline.config.messages import sentences
+from pipeline.config.overrides import apply_overrides
+from pipeline.config.references import reference_faults
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.yaml_text import read_yaml, to_yaml
+from pipeline.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """The pipeline that a YAML file describes, with `dotted.path=value` overrides applied.
+
+    `base: other.yaml`, relative to the file, names a file whose settings are taken where this one has none; sections
+    merge key by key, lists and values replace. Other relative paths stay relative to the current directory.
+    Raises ConfigError with one sentence (one line) per fault.
+    """
+    path = Path(path)
+    return parse_config(apply_overrides(_read_merged(path), overrides), source=str(path))
+
+
+def parse_config(raw: Mapping[str, Any], source: str) -> PipelineConfig:
+    """The pipeline that plain data describes; `source` opens each sentence of the ConfigError about its faults.
+
+    Strict as JSON is: text is not turned into numbers, nor true into 1.
+    """
+    try:
+        config = PipelineConfig.model_validate_json(json.dumps(raw), strict=True)
+        faults = list(reference_faults(config))
+    except ValidationError as error:
+        faults = sentences(error, raw)
+    if faults:
+        raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
+    return config
+
+
+def dump_config(config: PipelineConfig) -> str:
+    """YAML with every setting written out; loads back to an equal config."""
+    return to_yaml(config.model_dump(mode="json"))
+
+
+def config_digest(section: BaseModel | Mapping[str, Any]) -> str:
+    """32 hex digits that change when a setting does.
+
+    Settings that are None count as absent, so that an optional setting added by a later version changes no digest.
+    """
+    plain = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
+    return hashlib.sha256(json.dumps(_without_none(plain), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _without_none(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _without_none(value) for key, value in data.items() if value is not None}
+    if isinstance(data, (list, tuple)):
+        return [_without_none(value) for value in data]
+    return data.model_dump(mode="json", exclude_none=True) if isinstance(data, BaseModel) else data
+
+
+def _read_merged(path: Path) -> dict[str, Any]:
+    raw = _read_mapping(path)
+    if "base" not in raw:
+        return raw
+    base = raw.pop("base")
+    if not isinstance(base, str):
+        raise ConfigError(
+            f"{path}: base: found {show(base)}, expected the name of one YAML file, relative to this one."
+        )
+    base_path = path.parent / base
+    inherited = _read_mapping(base_path)
+    if "base" in inherited:
+        raise ConfigError(f"{path}: base: {base_path} has a base itself; only one level is allowed, so merge the two.")
+    return _merge(inherited, raw)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        found = "is empty" if raw is None else f"holds {show(raw)}"
+        raise ConfigError(
+            f"{path}: {found}, expected a mapping with the keys {', '.join(PipelineConfig.model_fields)}."
+        )
+    return raw
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged

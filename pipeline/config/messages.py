@@ -1,0 +1,90 @@
+"""What pydantic found wrong, said in one plain sentence per fault."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.config.fields import Setting, allowed, dotted, lookup, nearest, show
+from pipeline.config.schema import PipelineConfig
+
+FIELD_PREFIX = re.compile(r"([A-Za-z0-9_.-]+): (.+)", re.DOTALL)
+ROOT = Setting.of(PipelineConfig)
+
+
+def sentences(error: ValidationError, raw: Any) -> list[str]:
+    """One sentence per fault: dotted path, what was found, what is allowed, the nearest valid name.
+
+    `raw` is the data that was validated. Faults come in the order of the file's keys, each path once: pydantic reports
+    every arm of a union.
+    """
+    found: dict[str, str] = {}
+    for fault in error.errors(include_url=False):
+        path, setting = locate(fault["loc"], raw)
+        place, text = _sentence(fault, path, setting, raw)
+        found.setdefault(place, text)
+    return [f"{place}: {text}" if place else text for place, text in found.items()]
+
+
+def locate(loc: Sequence[Any], raw: Any) -> tuple[list[Any], Setting | None]:
+    """The path in the user's data of an error location, and the setting there (None: the schema has none).
+
+    pydantic's locations also hold the chosen type of a stage and the arm of a union, which no user wrote.
+    """
+    path: list[Any] = []
+    setting: Setting | None = ROOT
+    keys = list(loc)
+    while keys and setting is not None:
+        if setting.is_union:
+            break
+        if setting.discriminator:
+            keys.pop(0)
+            if not keys:
+                break
+        value = lookup(raw, path)
+        key = keys.pop(0)
+        setting = setting.child(key, value)
+        path.append(key)
+    return path, setting
+
+
+def _sentence(fault: Any, path: list[Any], setting: Setting | None, raw: Any) -> tuple[str, str]:
+    value = lookup(raw, path)
+    match fault["type"]:
+        case "extra_forbidden":
+            parent_path, parent = locate(fault["loc"][:-1], raw)
+            return dotted(path), unknown_key(str(path[-1]), parent, lookup(raw, parent_path))
+        case "missing":
+            assert setting is not None
+            return dotted(path), f"missing; set it to {setting.describe()}."
+        case "union_tag_invalid" | "union_tag_not_found":
+            assert setting is not None
+            assert setting.discriminator is not None
+            tag = value.get(setting.discriminator) if isinstance(value, dict) else None
+            place = dotted([*path, setting.discriminator])
+            if tag is None:
+                return place, f"missing; set it to one of {', '.join(setting.tags())}."
+            return place, f"found {show(tag)}, {allowed(str(tag), setting.tags())}."
+        case "value_error":
+            message = str(fault["ctx"]["error"])
+            if prefixed := FIELD_PREFIX.fullmatch(message):
+                return dotted([*path, prefixed[1]]), f"{prefixed[2]}."
+            return dotted(path), f"found {show(value)}, expected {message}."
+    assert setting is not None
+    near = nearest(value, setting.choices()) if isinstance(value, str) else None
+    return dotted(path), f"found {show(value)}, expected {setting.describe()}" + (
+        f"; did you mean {near!r}?" if near else "."
+    )
+
+
+def unknown_key(key: str, parent: Setting | None, raw: Any) -> str:
+    """The sentence about a key that the section `parent` does not have."""
+    keys = parent.keys(raw) if parent else []
+    for name in keys:  # one level too high is the commonest slip: `lr` belongs in `optimizer`
+        inner = parent.child(name, raw) if parent else None
+        if inner is not None and inner.section(None) is not None and key in inner.keys(None):
+            return f"unknown key; did you mean '{name}.{key}'? Allowed: {', '.join(keys)}."
+    return f"unknown key, {allowed(key, keys)}."

@@ -1,0 +1,117 @@
+"""What no single section can check: names that refer to stages and data sets, and resources against batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from pipeline.config.fields import allowed, nearest
+from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
+
+
+def stage_sources(name: str, stage: Stage) -> list[tuple[str, str]]:
+    """The models that a stage reads, as (dotted path, reference): stages, STAGE/VARIANT or paths to exports."""
+    match stage:
+        case TrainStage(init_from=str(source)):
+            return [(f"stages.{name}.init_from", source)]
+        case EvaluateStage(models=models):
+            return [(f"stages.{name}.models[{i}]", model) for i, model in enumerate(models)]
+        case ExportStage(model=model):
+            return [(f"stages.{name}.model", model)]
+    return []
+
+
+def source_stage(config: PipelineConfig, reference: str) -> str | None:
+    """The stage that a reference names (with or without its variant); None if it is a path."""
+    name = reference.split("/")[0]
+    return name if name in config.stages else None
+
+
+def is_path(reference: str) -> bool:
+    """Whether a reference is a path to an export: it starts with '.' or '/', or lies in a folder that exists."""
+    return reference.startswith((".", "/")) or ("/" in reference and Path(reference).parent.is_dir())
+
+
+def reference_faults(config: PipelineConfig) -> Iterator[str]:
+    """One sentence per wrong reference or impossible combination across sections."""
+    faults = [*_dataset_faults(config), *_stage_faults(config)]
+    yield from faults or _cycle_faults(config)
+    for name, stage in config.stages.items():
+        if isinstance(stage, TrainStage):
+            yield from _worker_faults(config, name, stage)
+
+
+def fanned_out(config: PipelineConfig, reference: str) -> bool:
+    """Whether a reference leaves open which of several variants of a stage is meant: it stands for the best of them."""
+    stage = config.stages.get(reference)
+    return isinstance(stage, TrainStage) and len(stage.model.variants) > 1
+
+
+def _dataset_faults(config: PipelineConfig) -> Iterator[str]:
+    for name, stage in config.stages.items():
+        used = {}
+        if isinstance(stage, TrainStage):
+            used = {f"stages.{name}.data.train": stage.data.train, f"stages.{name}.data.val": stage.data.val}
+        elif isinstance(stage, EvaluateStage):
+            used = {f"stages.{name}.data": stage.data}
+        for path, dataset in used.items():
+            if dataset is not None and dataset not in config.datasets:
+                yield f"{path}: found '{dataset}', which is not a data set; {allowed(dataset, config.datasets)}."
+
+
+def _stage_faults(config: PipelineConfig) -> Iterator[str]:
+    trained = {name: stage for name, stage in config.stages.items() if isinstance(stage, TrainStage)}
+    for name, stage in config.stages.items():
+        for path, reference in stage_sources(name, stage):
+            source, _, variant = reference.partition("/")
+            if source in trained:
+                variants = trained[source].model.variants
+                if variant and variant not in variants:
+                    near = nearest(variant, variants)
+                    mend = (
+                        f"did you mean '{source}/{near}'?"
+                        if near
+                        else f"write '{source}'"
+                        + (f" or one of its variants: {', '.join(variants)}." if variants else ".")
+                    )
+                    yield f"{path}: found '{reference}', but stage {source} has no variant '{variant}'; {mend}"
+                elif fanned_out(config, reference) and trained[source].data.val is None:
+                    yield (
+                        f"stages.{source}.data.val: missing; {path} takes the best variant of {source}, "
+                        f"which is found by accuracy on it; {allowed('', config.datasets)}."
+                    )
+            elif source in config.stages:
+                kind = config.stages[source].type
+                yield f"{path}: found '{reference}', whose type {kind} trains no model; {allowed('', trained)}."
+            elif not is_path(reference):
+                yield (
+                    f"{path}: found '{reference}', which is neither a stage nor a path to an export "
+                    f"(one starts with './' or '/', or lies in a folder that exists); {allowed(reference, trained)}."
+                )
+
+
+def _cycle_faults(config: PipelineConfig) -> Iterator[str]:
+    graph = {
+        name: [source for _, reference in stage_sources(name, stage) if (source := source_stage(config, reference))]
+        for name, stage in config.stages.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        cycle = error.args[1]
+        first, second = (
+            cycle[-1],
+            cycle[-2],
+        )  # listed from source to user, so the last one starts from the one before it
+        path = next(p for p, ref in stage_sources(first, config.stages[first]) if source_stage(config, ref) == second)
+        yield f"{path}: the stages form a cycle, {' -> '.join(cycle)}; one of them must start from something else."
+
+
+def _worker_faults(config: PipelineConfig, name: str, stage: TrainStage) -> Iterator[str]:
+    workers = config.resources(stage).workers
+    where = f"stages.{name}.resources.workers" if stage.resources else "cluster.workers"
+    limits = {"data.lanes": stage.data.lanes, "global_batch_size": stage.global_batch_size}
+    for field, limit in limits.items():
+        if workers > limit:
+            yield f"stages.{name}.{field}: {limit} is too few for {where} = {workers}, each of which needs one."

@@ -1,0 +1,96 @@
+"""YAML as this project reads and writes it: the core schema of YAML 1.2, and nothing that builds objects.
+
+`1e-3` is a number, `yes` and `2026-01-01` are text, and a key that appears twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import ConfigError
+
+FLOAT = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+IMPLICIT_TAGS = (  # (tag, pattern, first characters); the first match wins, so integers come before floats
+    ("null", re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
+    ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
+    ("int", re.compile(r"[-+]?[0-9]+"), list("-+0123456789")),
+    ("float", FLOAT, list("-+.0123456789")),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the implicit types of YAML 1.2, refusing duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = getattr(key_node, "value", None)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} appears twice", key_node.start_mark
+                )
+            seen.add(str(key))
+        # Built depth first, so that an alias that contains itself is an error here and not an endless walk later.
+        return super().construct_mapping(node, deep=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever a YAML 1.1 or a YAML 1.2 reader would take for something other than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+_Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1's
+for _tag, _pattern, _first in IMPLICIT_TAGS:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern.pattern})\Z"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)  # PyYAML's own reads 010 as eight
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{FLOAT.pattern})\Z"), list("-+.0123456789"))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value of one YAML document. `source` names it in errors, which also give line and column."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        raise ConfigError(f"{place}: not valid YAML, {error.problem or error.context}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML, {' '.join(str(error).split())}.") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file. Raises ConfigError if it cannot be read; a missing one lists the YAML files nearby."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; {_files_near(path)}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read, {reason}.") from None
+    return parse_yaml(text, str(path))
+
+
+def _files_near(path: Path) -> str:
+    """Where YAML files are instead: beside the missing path, else in configs/, else here."""
+    for folder in dict.fromkeys((path.parent, Path("configs"), Path())):
+        found = sorted(p for pattern in ("*.yaml", "*.yml") for p in folder.glob(pattern))
+        if found:
+            return "there are " + ", ".join(map(str, found[:12])) + (", ..." if len(found) > 12 else "")
+    return f"no YAML file in {path.parent} either"
+
+
+def to_yaml(data: Any) -> str:
+    """YAML text of plain data, in the order of its keys."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=False)
