@@ -20,7 +20,7 @@ def main() -> None:
     joined = 0
     while joined < expected:
         if time.monotonic() > deadline:
-            sys.exit(f"{joined} of the job's {expected} nodes joined the Ray cluster in {TIMEOUT_S} s: see their words above")
+            sys.exit(f"{joined} of {expected} nodes joined the Ray cluster in {TIMEOUT_S} s; see their output above")
         time.sleep(POLL_S)
         joined = count_nodes()
 

@@ -1,0 +1,80 @@
+"""The launch scripts as a user calls them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci" / "run"])
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script in the environment that the tests run in, as a user does who has activated it."""
+    prefix = Path(sys.executable).parent
+    active = {"VIRTUAL_ENV": str(prefix.parent), "PATH": f"{prefix}:{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=cwd, env=os.environ | active | environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    done = run("shellcheck", "-x", script, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["pretrain.sh", "test.sh"])
+def test_help_from_another_directory(name: str, tmp_path: Path) -> None:
+    done = run(ROOT / "launch" / name, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"Usage: launch/{name}")
+
+
+def test_script_finds_the_repository_through_a_link(tmp_path: Path) -> None:
+    link = tmp_path / "pretrain"
+    link.symlink_to(ROOT / "launch" / "pretrain.sh")
+    assert run(link, "--help", cwd=tmp_path).returncode == 0
+
+
+def test_no_config_is_refused_with_the_usage(tmp_path: Path) -> None:
+    done = run(ROOT / "launch" / "pretrain.sh", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "CONFIG" in done.stderr
+
+
+def test_missing_config_is_one_sentence_before_anything_is_installed(tmp_path: Path) -> None:
+    done = run(ROOT / "launch" / "pretrain.sh", "configs/no-such.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no such config: configs/no-such.yaml" in done.stderr
+
+
+def test_tests_run_from_another_directory(tmp_path: Path) -> None:
+    done = run(ROOT / "launch" / "test.sh", "--collect-only", "-q", "tests/launch/test_scripts.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "test_help_from_another_directory" in done.stdout
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Path:
+    """A folder for PATH in which `minivit` prints its arguments, one a line."""
+    command = tmp_path / "bin" / "minivit"
+    command.parent.mkdir()
+    command.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    command.chmod(0o755)
+    return command.parent
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["in the working directory", "in the repository"])
+def test_config_and_overrides_reach_the_command(here: bool, recorder: Path, tmp_path: Path) -> None:
+    name = "configs/quickstart.yaml"
+    if here:
+        (tmp_path / "configs").mkdir()
+        (tmp_path / name).touch()
+    path = f"{recorder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = run(ROOT / "launch" / "pretrain.sh", name, "seed=1", "stages.a.duration=2 epochs", cwd=tmp_path, PATH=path)
+    config = name if here else str(ROOT / name)
+    assert done.stdout.splitlines() == ["run", config, "seed=1", "stages.a.duration=2 epochs"]
