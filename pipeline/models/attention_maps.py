@@ -1,0 +1,29 @@
+"""Who looks at whom: attention weights of every layer and head, for reports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pipeline.models.minivit import MiniViT
+
+
+@torch.no_grad()
+def attention_maps(model: MiniViT, images: Tensor) -> Tensor:
+    """Images [B, C, H, W] -> attention [B, depth, heads, P+N, P+N] in fp32; row i sums to 1 over what token i reads.
+
+    Computed in full and kept for all layers, so take few images. Dropout and drop path are off while it runs.
+    """
+    training = model.training
+    model.eval()
+    try:
+        x, maps = model.embed(images), []
+        for layer in model.transformer.layers:
+            maps.append(layer.attention_weights(x))
+            x = layer(x)
+    finally:
+        model.train(training)
+    return torch.stack(maps, dim=1)

@@ -1,0 +1,86 @@
+"""Initial weights, by source. Layers are born with torch's own (the tutorial's); these replace them where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from pipeline.errors import ModelError
+from pipeline.models.encoder import SelfAttention
+from pipeline.models.layers import LayerScale
+from pipeline.models.patch_embed import PatchProjection
+
+if TYPE_CHECKING:
+    from pipeline.models.minivit import MiniViT
+
+
+def keep_torch(model: MiniViT) -> None:
+    """The tutorial's: torch's defaults, zero class token and positions, and encoder layers that start out equal."""
+
+
+def init_mae(model: MiniViT) -> None:
+    """MAE's (He et al. 2022), which are the first ViT's for the encoder (Dosovitskiy et al. 2021).
+
+    Xavier uniform for every matrix, the patch projection taken as one; zero biases; normal(0.02) tokens and positions.
+    It scales with the width, which matters for the narrow variants.
+    """
+    for module in model.modules():
+        if isinstance(module, PatchProjection):
+            nn.init.xavier_uniform_(module.weight.data.flatten(1))
+        elif isinstance(module, SelfAttention):
+            nn.init.xavier_uniform_(module.in_proj_weight)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    _zero_biases(model)
+    _normal_tokens(model)
+    _small_heads(model)
+
+
+def init_timm(model: MiniViT) -> None:
+    """timm's default: truncated normal(0.02) for every matrix, zero biases; patch projection as torch's Conv2d."""
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            nn.init.trunc_normal_(module.in_proj_weight, std=0.02)
+        elif isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+    _zero_biases(model)
+    _normal_tokens(model)
+    _small_heads(model)
+
+
+INITIALISERS: dict[str, Callable[[MiniViT], None]] = {"torch": keep_torch, "mae": init_mae, "timm": init_timm}
+
+
+def initialise(model: MiniViT, name: str | None) -> None:
+    """Apply an initialiser by name; `None` is torch's for post-norm models and MAE's for pre-norm ones."""
+    if name is None:
+        name = "torch" if model.spec.norm == "post" else "mae"
+    if name not in INITIALISERS:
+        raise ModelError(f"init: {name!r} is not an initialiser; take one of {', '.join(INITIALISERS)}")
+    INITIALISERS[name](model)
+
+
+def _zero_biases(model: MiniViT) -> None:
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, LayerScale):
+            nn.init.constant_(module.gamma, module.init)
+
+
+def _normal_tokens(model: MiniViT) -> None:
+    for name in ("cls_token", "dist_token", "registers", "mask_token"):
+        token = getattr(model, name)
+        if token is not None:
+            nn.init.normal_(token, std=0.02)
+    if model.spec.positions == "learned":
+        nn.init.trunc_normal_(model.pos_embed, std=0.02)
+
+
+def _small_heads(model: MiniViT) -> None:
+    """Heads start small, so the first loss is that of a guess, ln(classes)."""
+    heads = [model.mlp_head[1]] + ([] if model.dist_head is None else [model.dist_head])
+    for head in heads:
+        nn.init.trunc_normal_(head.weight, std=0.02)

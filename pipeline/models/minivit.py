@@ -1,0 +1,169 @@
+"""MiniViT: the tutorial's Vision Transformer, with everything else as keyword-only options on top.
+
+Legend: B batch, C channels, (H, W) image, (h, w) grid, N = h * w patches, P prefix tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+from pipeline.models.attention_maps import attention_maps
+from pipeline.models.encoder import Encoder
+from pipeline.models.init import initialise
+from pipeline.models.layers import LayerNorm, Linear
+from pipeline.models.patch_embed import PatchEmbed
+from pipeline.models.pos_embed import resize_positions, sincos_positions
+from pipeline.models.spec import Activation, Norm, Pair, Pool, Positions, TokenSchema, ViTSpec
+from pipeline.models.tokens import prefix_layout
+
+
+class MiniViT(nn.Module):
+    """A ViT classifier; the positional signature and its defaults are the tutorial's, as are the state-dict keys.
+
+    Images of any size that is a multiple of the patch are accepted: positions are interpolated on the fly, so one
+    learned grid trains at every size. Raises `ModelError` for impossible settings or images.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Pair = 224,
+        patch_size: int | Pair = 16,
+        in_channels: int = 3,
+        embed_dim: int = 768,
+        num_classes: int = 10,
+        depth: int = 6,
+        num_heads: int = 8,
+        *,
+        mlp_dim: int = 2048,
+        norm: Norm = "post",
+        activation: Activation = "relu",
+        eps: float = 1e-5,
+        dropout: float = 0.1,
+        drop_path: float = 0.0,
+        pool: Pool = "cls",
+        tokens: TokenSchema | None = None,
+        qk_norm: bool = False,
+        layer_scale: float | None = None,
+        positions: Positions = "learned",
+        variant: str = "tutorial",
+        init: str | None = None,
+    ) -> None:
+        super().__init__()
+        patch = (patch_size, patch_size) if isinstance(patch_size, int) else (patch_size[0], patch_size[1])
+        image = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        shape: dict[str, Any] = dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim)
+        parts: dict[str, Any] = dict(
+            pool=pool, tokens=tokens or TokenSchema(), qk_norm=qk_norm, layer_scale=layer_scale
+        )
+        rates = dict(eps=eps, dropout=dropout, drop_path=drop_path)
+        options = dict(norm=norm, activation=activation, positions=positions, variant=variant)
+        spec = ViTSpec(
+            channels=in_channels,
+            grid=(1, 1),
+            patch=patch,
+            num_classes=num_classes,
+            **shape,
+            **parts,
+            **rates,
+            **options,
+        )
+        self.spec = ViTSpec(**{**vars(spec), "grid": spec.grid_for(image)})
+        self._build()
+        initialise(self, init)
+
+    @classmethod
+    def from_spec(cls, spec: ViTSpec, *, init: str | None = None) -> MiniViT:
+        """The model a spec describes, newly initialised (`init`: torch, mae, timm; default by the kind of norm)."""
+        options = {k: v for k, v in vars(spec).items() if k not in ("grid", "patch", "channels")}
+        return cls(img_size=spec.image_size, patch_size=spec.patch, in_channels=spec.channels, init=init, **options)
+
+    def _build(self) -> None:
+        spec, dim = self.spec, self.spec.embed_dim
+        self.patch_embed = PatchEmbed(spec.channels, dim, spec.patch)
+        counts = dict(prefix_layout(spec.tokens))
+        for name in ("cls_token", "dist_token", "registers"):
+            count = counts.get(name)
+            self.register_parameter(name, nn.Parameter(torch.zeros(1, count, dim)) if count else None)
+        self.register_parameter("mask_token", nn.Parameter(torch.zeros(1, 1, dim)) if spec.tokens.mask else None)
+        if spec.positions == "learned":
+            self.pos_embed: Tensor | None = nn.Parameter(torch.zeros(1, spec.num_positions, dim))
+        elif spec.positions == "sincos":
+            num_prefix = spec.num_positions - spec.num_patches
+            self.register_buffer("pos_embed", sincos_positions(spec.grid, dim, num_prefix))
+        else:
+            self.pos_embed = None
+        self.transformer = Encoder(spec)
+        self.mlp_head = nn.Sequential(LayerNorm(dim, eps=spec.eps), Linear(dim, spec.num_classes))
+        self.dist_head = Linear(dim, spec.num_classes) if spec.tokens.dist else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] normalised floats -> logits [B, num_classes]."""
+        tokens = self.embed(images)
+        return self._classify(self.transformer(tokens, self._num_outputs()))
+
+    def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> [B, P+N, D], the encoder's output; `mask` bool [B, N] marks patches replaced by [MASK]."""
+        features: Tensor = self.transformer(self.embed(images, mask))
+        return features
+
+    def forward_intermediates(self, images: Tensor, num_layers: int = 1) -> list[Tensor]:
+        """Feature maps [B, D, h, w] of the last `num_layers` layers, for dense heads (ViTDet, Segmenter, DPT)."""
+        grid = self.spec.grid_for((images.shape[-2], images.shape[-1]))
+        x, maps = self.embed(images), []
+        for layer in self.transformer.layers:
+            x = layer(x)
+            maps.append(x[:, self.spec.tokens.num_prefix :].transpose(1, 2).unflatten(2, grid))
+        return maps[-num_layers:]
+
+    def attention_maps(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, depth, heads, P+N, P+N]; see `attention_maps.attention_maps`."""
+        return attention_maps(self, images)
+
+    def embed(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> the encoder's input [B, P+N, D]."""
+        if images.ndim != 4 or images.shape[1] != self.spec.channels:
+            raise ModelError(
+                f"images: found shape {list(images.shape)}; this model takes [batch, {self.spec.channels}, height, width]"
+            )
+        grid = self.spec.grid_for((images.shape[2], images.shape[3]))
+        x = self.patch_embed(images)
+        if mask is not None:
+            if self.mask_token is None:
+                raise ModelError("mask: this model has no [MASK] token; build it with tokens.mask")
+            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+        positions = self._positions(grid, x.dtype)
+        prefix = [getattr(self, name) for name, _ in prefix_layout(self.spec.tokens)]
+        prefix = [token.to(x.dtype).expand(x.shape[0], -1, -1) for token in prefix]
+        if positions is None:
+            return torch.cat([*prefix, x], dim=1)
+        if self.spec.tokens.positions_cover_prefix:
+            return torch.cat([*prefix, x], dim=1) + positions
+        return torch.cat([*prefix, x + positions], dim=1)
+
+    def _positions(self, grid: Pair, dtype: torch.dtype) -> Tensor | None:
+        """Positions for a grid. Not cached: they are learned, and engines change weights behind autograd's counters;
+        what can be cached, the interpolation matrices, is."""
+        if self.pos_embed is None:
+            return None
+        if grid == self.spec.grid:
+            return self.pos_embed.to(dtype)
+        return resize_positions(self.pos_embed.float(), self.spec.grid, grid).to(dtype)
+
+    def _num_outputs(self) -> int | None:
+        """How many leading tokens the head reads; `None` for all."""
+        return None if self.spec.pool == "avg" else 1 + int(self.spec.tokens.dist)
+
+    def _classify(self, tokens: Tensor) -> Tensor:
+        """[B, P+N or fewer, D] -> [B, num_classes]; with a [DIST] token the two heads' logits are averaged (DeiT)."""
+        if self.spec.pool == "avg":
+            pooled = tokens[:, self.spec.tokens.num_prefix :].mean(dim=1)
+        else:
+            pooled = tokens[:, 0]
+        logits: Tensor = self.mlp_head(pooled)
+        if self.dist_head is None:
+            return logits
+        return (logits + self.dist_head(self.mlp_head[0](tokens[:, 1]))) / 2

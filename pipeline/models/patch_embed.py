@@ -1,0 +1,77 @@
+"""Cutting images into patches and projecting them.
+
+Legend: B batch, C channels, (H, W) image, (p, q) patch, (h, w) grid, N = h * w, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.models.layers import compute_dtype
+from pipeline.models.resize import kernel_matrix
+from pipeline.models.spec import Pair
+
+
+class PatchProjection(nn.Conv2d):
+    """The weights of `nn.Conv2d(C, D, kernel = stride = patch)`, applied as one matrix product.
+
+    Patches do not overlap, so the convolution is a product of [B*N, C*p*q] with [C*p*q, D]; as such it is faster,
+    forward and backward, and its output needs no transpose.
+    """
+
+    def __init__(self, channels: int, embed_dim: int, patch: Pair) -> None:
+        super().__init__(channels, embed_dim, kernel_size=patch, stride=patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, N, D] in `compute_dtype` of the weights."""
+        p, q = self.kernel_size
+        batch, channels, height, width = images.shape
+        dtype = compute_dtype(self.weight)
+        patches = images.to(dtype).reshape(batch, channels, height // p, p, width // q, q)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * p * q)
+        assert self.bias is not None
+        return F.linear(patches, self.weight.flatten(1).to(dtype), self.bias.to(dtype))
+
+
+class PatchEmbed(nn.Module):
+    """Holds the projection under the tutorial's key, `patch_embed.proj`."""
+
+    def __init__(self, channels: int, embed_dim: int, patch: Pair) -> None:
+        super().__init__()
+        self.proj = PatchProjection(channels, embed_dim, patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, N, D]"""
+        tokens: Tensor = self.proj(images)
+        return tokens
+
+
+def resize_kernel(weight: Tensor, new_patch: Pair) -> Tensor:
+    """[D, C, p, q] -> [D, C, p', q']: pseudo-inverse resize of a patch kernel in fp64 (FlexiViT, Beyer et al. 2023)."""
+    old_patch = (weight.shape[2], weight.shape[3])
+    if old_patch == tuple(new_patch):
+        return weight
+    down, across = (
+        torch.as_tensor(kernel_matrix(old, new).copy(), device=weight.device)
+        for old, new in zip(old_patch, new_patch, strict=True)
+    )
+    return torch.einsum("ap,bq,dcpq->dcab", down, across, weight.double()).to(weight.dtype)
+
+
+def change_channels(weight: Tensor, channels: int) -> Tensor:
+    """[D, C, p, q] -> [D, C', p, q], so that a grey image, repeated over the channels, gives the same tokens as before.
+
+    To one channel: the sum over channels. From one to n, or n to m: the channels in turn, scaled by C / C'.
+    """
+    old = weight.shape[1]
+    if channels == old:
+        return weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    cycled = weight[:, torch.arange(channels) % old]
+    total, kept = weight.sum(dim=1, keepdim=True), cycled.sum(dim=1, keepdim=True)
+    # Where channels repeat unevenly (3 -> 4), the difference is spread, so the response to grey stays exact.
+    scaled = cycled * (old / channels)
+    return scaled + (total - kept * (old / channels)) / channels

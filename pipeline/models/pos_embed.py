@@ -1,0 +1,48 @@
+"""Position embeddings: resizing between grids, and the sine-cosine ones.
+
+Legend: P prefix tokens, (h, w) patch grid, N = h * w, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pipeline.models.resize import resize_matrix
+from pipeline.models.spec import Pair
+
+
+def resize_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair) -> Tensor:
+    """[1, P+N, D] -> [1, P+N', D]: bicubic with antialiasing, computed in fp32, differentiable.
+
+    Grids are compared, never counts: (2, 8) -> (4, 4) is a change. What comes before the N grid rows is left untouched.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return pos_embed
+    num_prefix = pos_embed.shape[1] - old_grid[0] * old_grid[1]
+    prefix, grid = pos_embed[:, :num_prefix], pos_embed[0, num_prefix:]
+    down = _matrix(old_grid[0], new_grid[0], pos_embed)
+    across = _matrix(old_grid[1], new_grid[1], pos_embed)
+    grid = grid.to(down.dtype).unflatten(0, old_grid)  # [h, w, D]
+    grid = torch.einsum("ah,bw,hwd->abd", down, across, grid)
+    return torch.cat([prefix, grid.flatten(0, 1)[None].to(pos_embed.dtype)], dim=1)
+
+
+def _matrix(old: int, new: int, like: Tensor) -> Tensor:
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.as_tensor(resize_matrix(old, new).copy(), dtype=dtype, device=like.device)
+
+
+def sincos_positions(grid: Pair, dim: int, num_prefix: int = 0) -> Tensor:
+    """[1, P+N, D] fixed 2-D sine-cosine positions (MoCo v3, Chen et al. 2021; MAE, He et al. 2022); prefix rows are 0.
+
+    A quarter of the width each: sin and cos of the column, sin and cos of the row, at periods from 2 pi to 10000 * 2 pi.
+    """
+    quarter = dim // 4
+    omega = torch.exp(-math.log(10000.0) * torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    angles = [axis.reshape(-1, 1) * omega for axis in (columns, rows)]  # each [N, D/4]
+    table = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
+    return torch.cat([table.new_zeros(num_prefix, dim), table])[None].float()

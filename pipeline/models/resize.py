@@ -1,0 +1,47 @@
+"""Bicubic antialiased resizing of one axis as a matrix.
+
+A separable resize is one small matrix per axis. As matrices they serve position grids (apply them) and patch kernels
+(apply their pseudo-inverses), are differentiable, depend on nothing but the two lengths, and so may be cached for ever.
+The weights equal `torch.nn.functional.interpolate(mode="bicubic", antialias=True, align_corners=False)`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+# Keys' cubic with a = -0.5, which torch and Pillow use when they antialias (without antialiasing torch takes -0.75).
+CUBIC_A = -0.5
+
+
+@lru_cache(maxsize=1024)
+def resize_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old] float64: row i holds the weights of the old samples in new sample i; rows sum to 1."""
+    scale = old / new
+    stretch = max(scale, 1.0)  # shrinking widens the filter, so that every old sample counts
+    centres = (np.arange(new) + 0.5) * scale  # in units of old samples
+    distance = np.abs(np.arange(old)[None, :] + 0.5 - centres[:, None]) / stretch
+    weights = _cubic(distance)
+    return _frozen(weights / weights.sum(axis=1, keepdims=True))
+
+
+@lru_cache(maxsize=1024)
+def kernel_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old] float64: pseudo-inverse resize of one axis of a patch kernel (FlexiViT, Beyer et al. 2023).
+
+    With B the matrix that resizes a patch from old to new, this is pinv(B^T): the kernel's response to a patch resized
+    by B is as near as possible to its response to the patch itself, and equal to it when the patch grows.
+    """
+    return _frozen(np.linalg.pinv(resize_matrix(old, new).T))
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    near = (CUBIC_A + 2) * x**3 - (CUBIC_A + 3) * x**2 + 1
+    far = CUBIC_A * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _frozen(matrix: np.ndarray) -> np.ndarray:
+    matrix.setflags(write=False)
+    return matrix

@@ -1,0 +1,155 @@
+"""What gives a MiniViT's state dict its meaning. Needs no torch, so plans and checks stay quick."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from pipeline.errors import ModelError
+
+Pair = tuple[int, int]
+Norm = Literal["pre", "post"]
+Activation = Literal["relu", "gelu"]
+Pool = Literal["cls", "avg"]
+Positions = Literal["learned", "sincos", "none"]
+
+
+@dataclass(frozen=True)
+class TokenSchema:
+    """The tokens beside the patches, in their order: CLS, [DIST] (DeiT), registers. [MASK] stands in for patches."""
+
+    cls: bool = True
+    dist: bool = False
+    mask: bool = False
+    registers: int = 0
+    positions_cover_prefix: bool = True
+
+    @property
+    def num_prefix(self) -> int:
+        """P: tokens that come before the patch tokens."""
+        return int(self.cls) + int(self.dist) + self.registers
+
+
+@dataclass(frozen=True)
+class ViTSpec:
+    """A whole model but its weights; sizes are (height, width), `grid` counts patches and `patch` pixels.
+
+    Raises `ModelError` when the fields do not fit together.
+    """
+
+    variant: str
+    channels: int
+    grid: Pair
+    patch: Pair
+    num_classes: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    norm: Norm = "pre"
+    activation: Activation = "gelu"
+    eps: float = 1e-6
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    pool: Pool = "cls"
+    tokens: TokenSchema = field(default_factory=TokenSchema)
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    positions: Positions = "learned"
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_choices(self)
+        _check_combinations(self)
+
+    @property
+    def image_size(self) -> Pair:
+        """(height, width) in pixels at which the positions are not interpolated."""
+        return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of `pos_embed`: the patches, and the prefix tokens where positions cover them; 0 without positions."""
+        if self.positions == "none":
+            return 0
+        return self.num_patches + (self.tokens.num_prefix if self.tokens.positions_cover_prefix else 0)
+
+    def grid_for(self, image_size: Pair) -> Pair:
+        """Patches (down, across) of an image of `image_size` pixels; `ModelError` if it is not a multiple of the patch."""
+        for side, size, patch in zip(("height", "width"), image_size, self.patch, strict=True):
+            if size < patch or size % patch:
+                below = max(size // patch, 1) * patch
+                raise ModelError(
+                    f"image_size: the {side} {size} is not a multiple of the patch size {patch}; "
+                    f"take {below} or {below + patch}, or another patch_size"
+                )
+        return image_size[0] // self.patch[0], image_size[1] // self.patch[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, as written to JSON."""
+        return {**asdict(self), "grid": list(self.grid), "patch": list(self.patch)}
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> ViTSpec:
+        """The inverse of `to_dict`; `ModelError` on missing or unknown fields."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(raw.keys() - known)
+        if unknown:
+            raise ModelError(f"spec: unknown field {unknown[0]!r}; this version knows {', '.join(sorted(known))}")
+        try:
+            return cls(
+                **{
+                    **raw,
+                    "grid": tuple(raw["grid"]),
+                    "patch": tuple(raw["patch"]),
+                    "tokens": TokenSchema(**raw.get("tokens", {})),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"spec: cannot be read ({error}); it must be what this package wrote itself") from error
+
+
+def _check_sizes(spec: ViTSpec) -> None:
+    counts = {
+        name: getattr(spec, name) for name in ("channels", "num_classes", "embed_dim", "depth", "num_heads", "mlp_dim")
+    }
+    for axis, name in enumerate(("height", "width")):
+        counts[f"grid {name}"] = spec.grid[axis]
+        counts[f"patch {name}"] = spec.patch[axis]
+    for name, value in counts.items():
+        if value < 1:
+            raise ModelError(f"model.{name}: is {value}; it must be at least 1")
+    if spec.tokens.registers < 0:
+        raise ModelError(f"model.registers: is {spec.tokens.registers}; it must be at least 0")
+    for name in ("dropout", "drop_path"):
+        if not 0 <= getattr(spec, name) < 1:
+            raise ModelError(f"model.{name}: is {getattr(spec, name)}; it must be at least 0 and below 1")
+
+
+def _check_choices(spec: ViTSpec) -> None:
+    for name, choices in (("norm", Norm), ("activation", Activation), ("pool", Pool), ("positions", Positions)):
+        if getattr(spec, name) not in get_args(choices):
+            raise ModelError(f"model.{name}: is {getattr(spec, name)!r}; take one of {', '.join(get_args(choices))}")
+
+
+def _check_combinations(spec: ViTSpec) -> None:
+    if spec.embed_dim % spec.num_heads:
+        fitting = [h for h in range(1, spec.embed_dim + 1) if spec.embed_dim % h == 0]
+        nearest = min(fitting, key=lambda h: abs(h - spec.num_heads))
+        raise ModelError(
+            f"model.num_heads: {spec.num_heads} heads do not divide embed_dim = {spec.embed_dim}; take {nearest} heads"
+        )
+    if spec.pool == "cls" and not spec.tokens.cls:
+        raise ModelError("model.pool: 'cls' needs a class token; set pool: avg, or class_token: true")
+    if spec.tokens.dist and spec.pool != "cls":
+        raise ModelError(
+            "model.pool: the distillation token needs pool: cls, as its logits are averaged with those of CLS"
+        )
+    if spec.positions == "sincos" and spec.embed_dim % 4:
+        raise ModelError(
+            f"model.positions: 'sincos' needs embed_dim divisible by 4, found {spec.embed_dim}; take positions: learned"
+        )

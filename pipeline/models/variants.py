@@ -1,0 +1,101 @@
+"""The sizes of MiniViT, as a table. A new size is a new row."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ModelError
+from pipeline.models.spec import Activation, Norm, Pair, TokenSchema, ViTSpec
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: the shape of the encoder and its usual patch. `patch` in pixels; `note` names the source."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    patch: int
+    note: str
+    norm: Norm = "pre"
+    activation: Activation = "gelu"
+    eps: float = 1e-6
+    dropout: float = 0.0
+
+
+VARIANTS: dict[str, Variant] = {
+    "nano": Variant(64, 4, 2, 256, 4, "0.2 M, for images of 28-32 px"),
+    "micro": Variant(96, 6, 3, 384, 4, "0.7 M, for images of 28-64 px"),
+    "tiny": Variant(192, 12, 3, 768, 16, "ViT-Ti, DeiT (Touvron et al. 2021)"),
+    "small": Variant(384, 12, 6, 1536, 16, "ViT-S, DeiT (Touvron et al. 2021)"),
+    "base": Variant(768, 12, 12, 3072, 16, "ViT-B (Dosovitskiy et al. 2021)"),
+    "large": Variant(1024, 24, 16, 4096, 16, "ViT-L (Dosovitskiy et al. 2021)"),
+    "huge": Variant(1280, 32, 16, 5120, 14, "ViT-H (Dosovitskiy et al. 2021)"),
+    "giant": Variant(1408, 40, 16, 6144, 14, "ViT-g (Zhai et al. 2022)"),
+    "tutorial": Variant(
+        768, 6, 8, 2048, 16, "the MiniViT tutorial, on torch's own encoder defaults", "post", "relu", 1e-5, 0.1
+    ),
+}
+
+ROW_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "eps", "dropout")
+FREE_FIELDS = ("drop_path", "qk_norm", "layer_scale", "positions")
+TOKEN_FIELDS = ("class_token", "registers", "pool")
+
+
+def build_spec(
+    variant: str,
+    *,
+    image_size: int | Pair,
+    num_classes: int,
+    channels: int = 3,
+    patch_size: int | Pair | None = None,
+    **overrides: Any,
+) -> ViTSpec:
+    """The spec of a named variant at an image size (pixels, one number or (height, width)).
+
+    `overrides` are fields of a row, `drop_path`, `qk_norm`, `layer_scale`, `positions`, `class_token`, `registers` and
+    `pool`. A changed `embed_dim` keeps the row's ratio of `mlp_dim` to it (the tutorial's 2048 is fixed, as torch's is).
+    A model without class token pools by average. Raises `ModelError` on unknown names and impossible combinations.
+    """
+    row = find_variant(variant)
+    known = (*ROW_FIELDS, *FREE_FIELDS, *TOKEN_FIELDS)
+    for key in overrides:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ModelError(f"model.{key}: is not a field of a variant; {hint}")
+
+    settings = {name: overrides.get(name, getattr(row, name)) for name in ROW_FIELDS}
+    if "mlp_dim" not in overrides and variant != "tutorial":
+        settings["mlp_dim"] = settings["embed_dim"] * row.mlp_dim // row.embed_dim
+    class_token = overrides.get("class_token", True)
+    settings["pool"] = overrides.get("pool", "cls" if class_token else "avg")
+    settings |= {name: overrides[name] for name in FREE_FIELDS if name in overrides}
+
+    size, patch = _pair(image_size), _pair(row.patch if patch_size is None else patch_size)
+    one_patch = ViTSpec(
+        variant=variant,
+        channels=channels,
+        grid=(1, 1),
+        patch=patch,
+        num_classes=num_classes,
+        tokens=TokenSchema(cls=class_token, registers=overrides.get("registers", 0)),
+        **settings,
+    )
+    return ViTSpec(**{**vars(one_patch), "grid": one_patch.grid_for(size)})
+
+
+def find_variant(name: str) -> Variant:
+    """The row of that name; `ModelError` with the nearest valid name otherwise."""
+    if name in VARIANTS:
+        return VARIANTS[name]
+    near = difflib.get_close_matches(name, VARIANTS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ModelError(f"model.variant: {name!r} is not a variant; {hint}Known are {', '.join(VARIANTS)}")
+
+
+def _pair(size: int | Pair) -> Pair:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
