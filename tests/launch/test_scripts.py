@@ -13,11 +13,13 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci" / "run"])
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script in the environment that the tests run in, as a user does who has activated it."""
-    prefix = Path(sys.executable).parent
-    active = {"VIRTUAL_ENV": str(prefix.parent), "PATH": f"{prefix}:{os.environ['PATH']}"}
-    return subprocess.run(command, cwd=cwd, env=os.environ | active | environment, capture_output=True, text=True)
+def run(*command: str | Path, cwd: Path, first_on_path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a script as in a container: with the environment that the tests run in, where it must install nothing."""
+    folders = [str(first_on_path)] if first_on_path else []
+    path = ":".join([*folders, str(Path(sys.executable).parent), os.environ["PATH"]])
+    inherited = {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "CONDA_PREFIX", "RAY_ADDRESS"}}
+    environment = inherited | {"MINIVIT_IN_CONTAINER": "1", "PATH": path}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -74,7 +76,6 @@ def test_config_and_overrides_reach_the_command(here: bool, recorder: Path, tmp_
     if here:
         (tmp_path / "configs").mkdir()
         (tmp_path / name).touch()
-    path = f"{recorder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = run(ROOT / "launch" / "pretrain.sh", name, "seed=1", "stages.a.duration=2 epochs", cwd=tmp_path, PATH=path)
-    config = name if here else str(ROOT / name)
-    assert done.stdout.splitlines() == ["run", config, "seed=1", "stages.a.duration=2 epochs"]
+    overrides = ["seed=1", "stages.a.duration=2 epochs"]
+    done = run(ROOT / "launch" / "pretrain.sh", name, *overrides, cwd=tmp_path, first_on_path=recorder)
+    assert done.stdout.splitlines() == ["run", name if here else str(ROOT / name), *overrides]
