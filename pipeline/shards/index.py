@@ -1,0 +1,240 @@
+"""The index of a folder of shards: how many samples each tar holds, its bytes, hash and labels.
+
+`index.json` is column-wise and read whole, also for hundreds of thousands of shards; where the samples of a shard lie
+is in its sidecar, read when the shard's turn comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.shards import store
+from pipeline.shards.pattern import Pattern, parse_pattern
+from pipeline.shards.scan import ShardRecord
+from pipeline.shards.sidecar import SUFFIX, mend, read_sidecar, sidecar_bytes
+
+INDEX_NAME = "index.json"
+FORMAT, VERSION = "minivit-shards", 1
+COLUMNS = "name", "samples", "bytes", "sha256", "label_min", "label_max"
+DIGEST_CHARACTERS = 32  # MLflow takes up to 36
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One tar: where it is, how many samples and bytes it holds, and the SHA-256 of those bytes."""
+
+    url: str
+    samples: int
+    bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetIndex:
+    """The shards that a pattern selects from one folder, as columns."""
+
+    url: str  # of the folder
+    classes: list[str] | None
+    label_key: str  # extension of the members that the label bounds come from
+    names: list[str]
+    counts: np.ndarray  # int64 [num_shards], samples in each
+    sizes: np.ndarray  # int64 [num_shards], bytes of each
+    sha256: list[str]
+    label_min: list[int | None]
+    label_max: list[int | None]
+
+    @property
+    def shards(self) -> Sequence[ShardInfo]:
+        return _Shards(self)
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def label_range(self) -> tuple[int, int] | None:
+        """The smallest and largest class number; None if no sample has one."""
+        low = [label for label in self.label_min if label is not None]
+        high = [label for label in self.label_max if label is not None]
+        return (min(low), max(high)) if low and high else None
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the content: hexadecimal, from the names, hashes and sample counts of the shards in order."""
+        counts = map(str, self.counts.tolist())
+        rows = map(" ".join, zip(self.names, self.sha256, counts, strict=True))
+        return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()[:DIGEST_CHARACTERS]
+
+    def records(self) -> list[ShardRecord]:
+        columns = self.names, self.counts.tolist(), self.sizes.tolist(), self.sha256, self.label_min, self.label_max
+        return [ShardRecord(*row) for row in zip(*columns, strict=True)]
+
+    def select(self, names: Sequence[str]) -> DatasetIndex:
+        """The index of these shards alone, in this order."""
+        if names == self.names:
+            return self
+        rows = dict(zip(self.names, self.records(), strict=True))
+        return make_index(self.url, [rows[name] for name in names], self.classes, self.label_key)
+
+
+class _Shards(Sequence[ShardInfo]):
+    """The shards of an index, made when asked for: a list of all would weigh more than the index."""
+
+    def __init__(self, index: DatasetIndex):
+        self.index = index
+
+    def __len__(self) -> int:
+        return len(self.index.names)
+
+    @overload
+    def __getitem__(self, i: int) -> ShardInfo: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[ShardInfo]: ...
+    def __getitem__(self, i: int | slice) -> ShardInfo | list[ShardInfo]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        index = self.index
+        url = store.join(index.url, index.names[i])
+        return ShardInfo(url, int(index.counts[i]), int(index.sizes[i]), index.sha256[i])
+
+
+def make_index(
+    url: str, records: Sequence[ShardRecord], classes: list[str] | None, label_key: str = "cls"
+) -> DatasetIndex:
+    """An index from its rows."""
+    return DatasetIndex(
+        url,
+        classes,
+        label_key,
+        names=[record.name for record in records],
+        counts=np.array([record.samples for record in records], np.int64),
+        sizes=np.array([record.bytes for record in records], np.int64),
+        sha256=[record.sha256 for record in records],
+        label_min=[record.label_min for record in records],
+        label_max=[record.label_max for record in records],
+    )
+
+
+def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
+    """The index of the shards that a folder, tar, glob or brace pattern means.
+
+    `check` compares it with the folder's listing: sizes of tars and sidecars, tars it does not know. One process of a
+    job is enough for that; with `check` off, nothing but the index file is touched, however many shards there are.
+    Raises DataError if nothing matches, the index is missing, or it does not match its tars.
+    """
+    parsed = parse_pattern(pattern)
+    url = store.join(parsed.folder, INDEX_NAME)
+    listing = store.list_sizes(parsed.folder, [INDEX_NAME, *parsed.literals]) if check else {}
+    if check and INDEX_NAME not in listing:
+        raise _no_index(parsed, listing)
+    index = decode_index(store.read_bytes(url), parsed.folder)
+    names = parsed.select(index.names)
+    present = [name for name in parsed.select(listing) if name.endswith(".tar")]
+    known = set(names)
+    unknown = [name for name in present if name not in known]
+    if unknown:
+        raise DataError(f"{store.join(parsed.folder, unknown[0])}: not in {url}{_others(unknown)}; {mend(pattern)}")
+    absent = [name for name in parsed.literals if name not in known]
+    if absent:
+        raise DataError(f"{pattern!r} names {absent[0]}{_others(absent)}, which {parsed.folder} does not hold")
+    if not names:
+        raise DataError(f"{pattern!r} matches none of the {len(index.names)} shards in {url}; correct the pattern")
+    index = index.select(names)
+    if check:
+        check_against(index, listing, pattern)
+    return index
+
+
+def load_offsets(shard: ShardInfo) -> np.ndarray:
+    """uint64 [samples + 1]: sample i is the tar's bytes offsets[i] to offsets[i + 1], whole members with headers.
+
+    Raises DataError if the sidecar is missing, damaged, or speaks of another tar.
+    """
+    sidecar = read_sidecar(shard.url)
+    if (sidecar.bytes, sidecar.samples, sidecar.sha256) != (shard.bytes, shard.samples, shard.sha256):
+        raise DataError(f"{shard.url + SUFFIX}: belongs to another tar than the index describes; {mend(shard.url)}")
+    return sidecar.offsets
+
+
+def check_against(index: DatasetIndex, listing: Mapping[str, tuple[int, int]], pattern: str) -> None:
+    """Compare an index with the files beside it, by size alone. Raises DataError for the first mismatch."""
+    remote_without_listing = store.protocol(index.url) in store.WITHOUT_LISTING
+    for record in index.records():
+        url = store.join(index.url, record.name)
+        if record.name not in listing:
+            raise DataError(f"{url}: in the index, but not there; bring it back, or {mend(pattern)}")
+        found = listing[record.name][0]
+        if found != record.bytes:
+            expected = f"{record.bytes:,} bytes in the index"
+            raise DataError(f"{url}: {found:,} bytes, but {expected}, so the index is not this tar's; {mend(pattern)}")
+        if remote_without_listing:
+            continue  # each sidecar is checked when it is read; asking for all of them here would take a request each
+        found = listing.get(record.name + SUFFIX, (-1, 0))[0]
+        if found != sidecar_bytes(record.samples):
+            fault = "missing" if found < 0 else f"{found:,} bytes instead of {sidecar_bytes(record.samples):,}"
+            raise DataError(f"{url + SUFFIX}: {fault}; {mend(pattern)}")
+
+
+def encode_index(index: DatasetIndex) -> bytes:
+    columns = index.names, index.counts.tolist(), index.sizes.tolist(), index.sha256, index.label_min, index.label_max
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "classes": index.classes,
+        "label_key": index.label_key,
+        "num_shards": len(index.names),
+        "num_samples": index.num_samples,
+        "num_bytes": int(index.sizes.sum()),
+        "shards": dict(zip(COLUMNS, columns, strict=True)),
+    }
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def decode_index(data: bytes, folder: str) -> DatasetIndex:
+    """The index of all shards of a folder from its file. Raises DataError if it is not one."""
+    url = store.join(folder, INDEX_NAME)
+    try:
+        document = json.loads(data)
+        if document["format"] != FORMAT or document["version"] != VERSION:
+            raise ValueError(f"format {document['format']!r} version {document['version']!r}")
+        shards = document["shards"]
+        names, counts, sizes, hashes, low, high = (shards[column] for column in COLUMNS)
+        if len({len(shards[column]) for column in COLUMNS}) != 1 or len(names) != document["num_shards"]:
+            raise ValueError("columns of different lengths")
+        if any("/" in name or not name.endswith(".tar") for name in names):
+            raise ValueError("a shard's name that is not a tar of this folder")
+        classes, label_key = document["classes"], document["label_key"]
+        return DatasetIndex(folder, classes, label_key, names, _column(counts), _column(sizes), hashes, low, high)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DataError(f"{url}: not an index of format {VERSION} ({error!r}); {mend(folder)}") from None
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    column = np.array(values, np.int64)
+    if column.ndim != 1 or (column.size and column.min() < 0):
+        raise ValueError("a negative count")
+    return column
+
+
+def _no_index(pattern: Pattern, listing: Mapping[str, tuple[int, int]]) -> DataError:
+    if any(name.endswith(".tar") for name in pattern.select(listing)):
+        return DataError(f"{pattern.folder}: holds shards but no {INDEX_NAME}; {mend(pattern.text)}")
+    return DataError(
+        f"{pattern.text!r} matches no shards; correct the path, or write shards there with `minivit shards make`"
+    )
+
+
+def _others(names: list[str]) -> str:
+    return f" (nor {len(names) - 1} more)" if len(names) > 1 else ""

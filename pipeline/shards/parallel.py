@@ -1,0 +1,86 @@
+"""The same work on many shards, in processes, with progress to watch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+IN_FLIGHT = 4096  # tasks handed to the pool at once, so that a million shards do not queue in memory
+LINE_EVERY_S = 10.0
+
+
+def usable_cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def map_shards(
+    task: Callable[[T], R], items: Sequence[T], *, label: str, workers: int | None = None, unit: str = "shards"
+) -> Iterator[R]:
+    """`task` on every item, results in order, spread over processes (default: one per usable CPU).
+
+    `task` must be importable and its results picklable. Progress goes to standard error.
+    """
+    workers = min(workers or usable_cpus(), len(items))
+    if workers <= 1:
+        yield from track(map(task, items), len(items), label, unit)
+        return
+    # Spawned, not forked: the caller may hold threads (fsspec, Ray) that a fork would copy in mid-stride.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        batches = (items[first : first + IN_FLIGHT] for first in range(0, len(items), IN_FLIGHT))
+        results = (result for batch in batches for result in pool.map(task, batch))
+        yield from track(results, len(items), label, unit)
+
+
+def track(results: Iterator[R], total: int, label: str, unit: str) -> Iterator[R]:
+    """Pass results through: a bar with rate and time left on a terminal, else a line now and then."""
+    if sys.stderr.isatty():
+        yield from _bar(results, total, label, unit)
+        return
+    began = said = time.monotonic()
+    for done, result in enumerate(results, 1):
+        yield result
+        now = time.monotonic()
+        if now - said >= LINE_EVERY_S:
+            said = now
+            rate = done / (now - began)
+            left_s = (total - done) / rate
+            print(f"{label}: {done:,}/{total:,} {unit}, {rate:.3g}/s, {left_s:.0f} s left", file=sys.stderr, flush=True)
+
+
+def _bar(results: Iterator[R], total: int, label: str, unit: str) -> Iterator[R]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{unit}, {task.speed:.3g}/s" if task.speed else unit)
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        for result in results:
+            yield result
+            progress.advance(task)

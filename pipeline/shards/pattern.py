@@ -1,0 +1,85 @@
+"""Naming shards: a folder, one tar, a glob, or braces such as `train-{000000..000010}.tar`; a path or an fsspec URL."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.errors import DataError
+from pipeline.shards import store
+
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+WILDCARD = re.compile(r"[*?\[]")
+MOST_NAMES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """`folder` is a path or URL; `names` are literal names and globs within it, in order."""
+
+    text: str
+    folder: str
+    names: tuple[str, ...]
+
+    @property
+    def literals(self) -> list[str]:
+        return [name for name in self.names if not WILDCARD.search(name)]
+
+    def select(self, present: Iterable[str]) -> list[str]:
+        """The names among `present` that the pattern means, each once: literals in order, a glob's matches sorted."""
+        known = sorted(name for name in present if not name.startswith("."))
+        members, chosen = set(known), dict[str, None]()
+        for name in self.names:
+            if WILDCARD.search(name):
+                chosen.update(dict.fromkeys(fnmatch.filter(known, name)))
+            elif name in members:
+                chosen[name] = None
+        return list(chosen)
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Split a shard pattern into its folder and the names in it. Raises DataError for what cannot be a pattern."""
+    store.refuse_commands(text)
+    text = text.removeprefix("file://")
+    if not text:
+        raise DataError("an empty shard pattern; name a folder, a tar, or a pattern such as train-{000000..000010}.tar")
+    if store.is_local(text) and store.local_path(text).is_dir():
+        return Pattern(text, text.rstrip("/") or "/", ("*.tar",))
+    folder, slash, name = text.rpartition("/")
+    if not name.endswith((".tar", "*")) and not BRACES.search(name) and not WILDCARD.search(name):
+        return Pattern(text, text.rstrip("/"), ("*.tar",))
+    if re.search(r"[*?{}]", folder):
+        raise DataError(f"{text!r}: only the file name may vary, since one index describes one folder")
+    folder = (folder or "/") if slash else "."
+    return Pattern(text, folder, tuple(_tars(expand_braces(name))))
+
+
+def expand_braces(text: str) -> list[str]:
+    """`a{01..03}b` and `a{x,y}b` written out, several groups multiplied, leading zeros kept. Raises DataError."""
+    match = BRACES.search(text)
+    if match is None:
+        if re.search(r"[{}]", text):
+            raise DataError(f"{text!r}: braces do not pair up; write for example train-{{000000..000010}}.tar")
+        return [text]
+    bounds = RANGE.fullmatch(match[1])
+    if bounds:
+        first, last = int(bounds[1]), int(bounds[2])
+        if last - first >= MOST_NAMES:
+            raise DataError(f"{text!r}: names more than {MOST_NAMES:,} shards")
+        width = len(bounds[1]) if len(bounds[1]) == len(bounds[2]) or bounds[1].startswith("0") else 0
+        step = 1 if last >= first else -1
+        choices = [f"{number:0{width}d}" for number in range(first, last + step, step)]
+    elif "," in match[1]:
+        choices = match[1].split(",")
+    else:
+        raise DataError(f"{text!r}: {{{match[1]}}} is neither a range {{000..010}} nor a list {{a,b}}")
+    tails = expand_braces(text[match.end() :])
+    return [text[: match.start()] + choice + tail for choice in choices for tail in tails]
+
+
+def _tars(names: list[str]) -> list[str]:
+    """A glob such as `train-*` would match sidecars too: it means the tars."""
+    return [f"{name}.tar" if name.endswith("*") else name for name in names]

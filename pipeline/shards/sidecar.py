@@ -1,0 +1,70 @@
+"""The sidecar `<shard>.tar.idx`: where each sample starts in its tar, and which tar it speaks of.
+
+Little endian, so that it can be memory-mapped: magic, version, header bytes, the tar's bytes, its samples, its SHA-256,
+then `samples + 1` offsets of 8 bytes. Sample i is the tar's bytes offsets[i] to offsets[i + 1]: whole members.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.shards import store
+
+SUFFIX = ".idx"
+MAGIC = b"MINIVIT\0"
+VERSION = 1
+HEADER = struct.Struct("<8sIIQQ32s")
+OFFSET = np.dtype("<u8")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    bytes: int
+    sha256: str
+    offsets: np.ndarray  # uint64 [samples + 1]
+
+    @property
+    def samples(self) -> int:
+        return len(self.offsets) - 1
+
+    def encode(self) -> bytes:
+        digest = bytes.fromhex(self.sha256)
+        header = HEADER.pack(MAGIC, VERSION, HEADER.size, self.bytes, self.samples, digest)
+        return header + self.offsets.astype(OFFSET).tobytes()
+
+
+def sidecar_bytes(samples: int) -> int:
+    """Size of the sidecar of a tar with so many samples."""
+    return HEADER.size + OFFSET.itemsize * (samples + 1)
+
+
+def write_sidecar(shard_url: str, sidecar: Sidecar) -> None:
+    store.write_bytes(shard_url + SUFFIX, sidecar.encode())
+
+
+def read_sidecar(shard_url: str) -> Sidecar:
+    """The sidecar of a tar, its own consistency checked. Raises DataError."""
+    url = shard_url + SUFFIX
+    data = store.read_bytes(url)
+    if len(data) < HEADER.size or not data.startswith(MAGIC):
+        raise DataError(f"{url}: not a shard's sidecar; {mend(shard_url)}")
+    _, version, header_bytes, tar_bytes, samples, digest = HEADER.unpack_from(data)
+    if version != VERSION or header_bytes != HEADER.size:
+        raise DataError(f"{url}: sidecar version {version}, this release reads {VERSION}; {mend(shard_url)}")
+    if len(data) != sidecar_bytes(samples):
+        raise DataError(
+            f"{url}: {len(data)} bytes, but {samples} samples take {sidecar_bytes(samples)}; {mend(shard_url)}"
+        )
+    offsets = np.frombuffer(data, OFFSET, offset=HEADER.size)
+    if offsets[-1] > tar_bytes or np.any(offsets[1:] < offsets[:-1]):
+        raise DataError(f"{url}: its offsets do not lie in order within the tar; {mend(shard_url)}")
+    return Sidecar(tar_bytes, digest.hex(), offsets)
+
+
+def mend(pattern: str) -> str:
+    """The words that end an error about an index."""
+    return f"run `minivit shards index '{pattern}'`"

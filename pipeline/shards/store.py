@@ -1,0 +1,246 @@
+"""Where bytes lie: local files directly, anything else through fsspec, with reads that survive a bad connection."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from pipeline.errors import DataError
+
+PIECE = 4 << 20  # one request of a remote read; halved while the connection keeps breaking
+SMALLEST_PIECE = 16 << 10
+ATTEMPTS = 6  # in a row without a single byte gained
+BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 5.0
+STALL_TIMEOUT_S = 30.0
+HTTP_THREADS = 16
+WITHOUT_LISTING = "http", "https"
+FATAL = FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, ImportError, TypeError, DataError
+
+
+def is_local(url: str) -> bool:
+    return url.startswith("file://") or ("://" not in url and "::" not in url)
+
+
+def local_path(url: str) -> Path:
+    return Path(url.removeprefix("file://"))
+
+
+def protocol(url: str) -> str:
+    return "file" if is_local(url) else url.split("://", 1)[0].split("::", 1)[0]
+
+
+def refuse_commands(url: str) -> str:
+    """The URL itself, unless it would run a program. Raises DataError."""
+    if url.lstrip().startswith("pipe:"):
+        raise DataError(f"{url!r}: 'pipe:' runs a program and is refused; name the shards by a path or an fsspec URL")
+    return url
+
+
+def join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if folder else name
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path in it. Raises DataError for an unknown or uninstalled protocol."""
+    from fsspec.core import url_to_fs
+
+    refuse_commands(url)
+    options: dict[str, Any] = {}
+    if protocol(url) in WITHOUT_LISTING:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_TIMEOUT_S, sock_read=STALL_TIMEOUT_S)
+        options["client_kwargs"] = {"timeout": timeout}
+    try:
+        return cast("tuple[Any, str]", url_to_fs(url, **options))
+    except (ValueError, ImportError) as error:
+        raise DataError(f"{url}: fsspec cannot open '{protocol(url)}:' URLs here ({error})") from None
+
+
+def open_url(url: str) -> BinaryIO:
+    """A binary file for reading forwards from its beginning; remote ones resume where the connection breaks."""
+    refuse_commands(url)
+    if is_local(url):
+        try:
+            return open(local_path(url), "rb")
+        except OSError as error:
+            raise _unreadable(url, error) from None
+    return cast(BinaryIO, RemoteFile(url))
+
+
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop` (exclusive) of a file; fewer only if it ends before.
+
+    A remote read that breaks is taken up again at the byte it reached, in smaller requests, with growing pauses.
+    Raises DataError when the file is absent, may not be read, or gives no byte in ATTEMPTS attempts in a row.
+    """
+    refuse_commands(url)
+    if not is_local(url):
+        return _read_remote(url, start, stop)
+    try:
+        with open(local_path(url), "rb", buffering=0) as file:
+            file.seek(start)
+            data = file.read(stop - start)
+            while len(data) < stop - start and (more := file.read(stop - start - len(data))):
+                data += more
+            return data
+    except OSError as error:
+        raise _unreadable(url, error) from None
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole of a small file, such as an index. Raises DataError."""
+    with open_url(url) as file:
+        return file.read()
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Put a whole file in place at once: readers see the old one or the new one. Raises DataError."""
+    refuse_commands(url)
+    try:
+        if not is_local(url):
+            fs, path = filesystem(url)
+            fs.pipe_file(path, data)
+            return
+        path = local_path(url)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, NotImplementedError) as error:
+        raise unwritable(url, error) from None
+
+
+def list_sizes(folder: str, candidates: Iterable[str] = ()) -> dict[str, tuple[int, int]]:
+    """{name: (bytes, mtime in ns)} of the files in a folder; mtime is 0 where the store is remote.
+
+    HTTP knows no folders: there, those of `candidates` that exist. An absent folder is empty. Raises DataError.
+    """
+    if is_local(folder):
+        try:
+            with os.scandir(local_path(folder) or ".") as entries:
+                found = [(e.name, e.stat()) for e in entries if e.is_file()]
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise _unreadable(folder, error) from None
+        return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found}
+    fs, path = filesystem(folder)
+    try:
+        if protocol(folder) in WITHOUT_LISTING:
+            names = list(candidates)
+            with ThreadPoolExecutor(HTTP_THREADS) as pool:
+                found_sizes = pool.map(lambda name: _size(fs, join(path, name)), names)
+                return {name: (size, 0) for name, size in zip(names, found_sizes, strict=True) if size is not None}
+        fs.invalidate_cache(path)
+        listed = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # each store has errors of its own
+        raise _unreadable(folder, error) from None
+    return {entry["name"].rsplit("/", 1)[-1]: (entry["size"], 0) for entry in listed if entry["type"] == "file"}
+
+
+def unwritable(url: str | Path, error: BaseException) -> DataError:
+    """The error for a file that could not be written, with the mend that fits its cause."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    mend = "free some space or choose another place" if full else "choose a place that you may write to"
+    return DataError(f"{url}: cannot be written ({_reason(error)}); {mend}")
+
+
+class RemoteFile:
+    """A remote file read forwards, one piece ahead at most."""
+
+    def __init__(self, url: str):
+        self.url, self.position, self.buffer = url, 0, b""
+
+    def read(self, size: int = -1) -> bytes:
+        parts = []
+        while size != 0:
+            if not self.buffer:
+                self.buffer = _read_remote(self.url, self.position, self.position + PIECE)
+                self.position += len(self.buffer)
+                if not self.buffer:
+                    break
+            part = self.buffer if size < 0 else self.buffer[:size]
+            self.buffer = self.buffer[len(part) :]
+            size -= len(part) if size > 0 else 0
+            parts.append(part)
+        return b"".join(parts)
+
+    def __enter__(self) -> RemoteFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.buffer = b""
+
+
+def _read_remote(url: str, start: int, stop: int) -> bytes:
+    fs, path = filesystem(url)
+    data, piece, failures = bytearray(), PIECE, 0
+    while start + len(data) < stop:
+        position = start + len(data)
+        wanted = min(piece, stop - position)
+        try:
+            got = fs.cat_file(path, start=position, end=position + wanted)
+        except Exception as error:  # each store has errors of its own; nearly all of them pass
+            if _past_the_end(error, fs, path, position):
+                break
+            failures += 1
+            if isinstance(error, FATAL) or _refused(error) or failures >= ATTEMPTS:
+                raise _unreadable(url, error) from None
+            time.sleep(min(LONGEST_BACKOFF_S, BACKOFF_S * 2**failures) * random.uniform(0.5, 1))
+            piece = max(SMALLEST_PIECE, piece // 2)
+            continue
+        if len(got) > wanted:
+            raise DataError(f"{url}: the server ignores byte ranges; copy the shards to this machine or to a store")
+        if not got:
+            break
+        failures = 0
+        data += got
+    return bytes(data)
+
+
+def _size(fs: Any, path: str) -> int | None:
+    try:
+        return cast("int | None", fs.size(path))
+    except FileNotFoundError:
+        return None
+
+
+def _refused(error: Exception) -> bool:
+    status = getattr(error, "status", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+
+
+def _past_the_end(error: Exception, fs: Any, path: str, position: int) -> bool:
+    """Stores answer a range that begins at the end of the file with an error rather than with no bytes."""
+    if getattr(error, "status", None) != 416 and "range" not in str(error).lower():
+        return False
+    with contextlib.suppress(Exception):
+        return bool(position >= fs.size(path))
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def _unreadable(url: str, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{url}: no such file; check the path and, for a remote store, its name and credentials")
+    return DataError(f"{url}: cannot be read ({_reason(error)})")

@@ -1,0 +1,205 @@
+"""Reading tars by hand: where each member lies, byte for byte, with every tear noticed.
+
+Members become samples by WebDataset's rule: the key is the path up to the first dot of the base name, the rest is
+the extension, and neighbours with the same key belong together. POSIX ustar, pax and GNU long names are understood.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+BLOCK = 512
+SKIP_CHUNK = 1 << 20
+MAX_NAME_RECORD = 1 << 20  # a longer "long name" or pax record is an attack or a tear, not a name
+
+REGULAR = b"\0", b"0", b"7"
+WITHOUT_DATA = b"1", b"2", b"3", b"4", b"5", b"6"  # links, devices, folders, pipes: their size field means nothing
+META_NAME = re.compile(r"__[^/]*__($|/)")
+NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
+COUNT = re.compile(rb"\d{1,18}")
+LABEL = re.compile(rb"\s*(\d{1,18})\s*")
+
+
+class TornTar(ValueError):
+    """The bytes are not a whole tar; the message says where and how, without naming the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file in a tar: it begins, headers included, at `start`; its bytes are `data : data + size`."""
+
+    name: str
+    start: int
+    data: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """Where the next header begins: members fill whole blocks."""
+        return _padded(self.data + self.size)
+
+
+class TarStream:
+    """A binary file read strictly forwards, which knows its position and feeds every byte to `observe`."""
+
+    def __init__(self, file: BinaryIO, observe: Callable[[bytes], object] | None = None):
+        self.file, self.observe, self.position = file, observe, 0
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes; TornTar if the file ends before."""
+        data = self.file.read(size)
+        while len(data) < size:
+            more = self.file.read(size - len(data))
+            if not more:
+                raise TornTar(f"ends at byte {self.position + len(data)}, in the middle of a member")
+            data += more
+        self.position += size
+        if self.observe:
+            self.observe(data)
+        return data
+
+    def advance(self, position: int) -> None:
+        while self.position < position:
+            self.read(min(SKIP_CHUNK, position - self.position))
+
+    def drain(self) -> None:
+        """Read whatever is left after the end-of-archive marker."""
+        while data := self.file.read(SKIP_CHUNK):
+            self.position += len(data)
+            if self.observe:
+                self.observe(data)
+
+
+def members(stream: TarStream, *, needs_marker: bool = True) -> Iterator[Member]:
+    """Every regular file of a tar, in order. The caller may read the member's data from `stream` before going on.
+
+    Afterwards `stream` stands behind the end-of-archive marker (a block of zeros), or, with `needs_marker` off, at the
+    end of the data: the way to read a cut-out of whole members. Raises TornTar.
+    """
+    start, long_name, size_override = stream.position, "", None
+    while True:
+        at = stream.position
+        header = _read_header(stream, needs_marker)
+        if header is None:
+            return
+        name, size, kind = _parse_header(header, at)
+        if kind in (b"L", b"K", b"x", b"g", b"X"):
+            if size > MAX_NAME_RECORD:
+                raise TornTar(f"has a name record of {size} bytes at byte {at}")
+            record = stream.read(size)
+            if kind == b"L":
+                long_name = record.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            elif kind in (b"x", b"X"):
+                pax = _parse_pax(record, at)
+                long_name = pax.get("path", long_name)
+                size_override = _pax_size(pax, at)
+            stream.advance(_padded(stream.position))
+            continue
+        size = size if size_override is None else size_override
+        size = 0 if kind in WITHOUT_DATA else size
+        end = _padded(stream.position + size)
+        name = long_name or name
+        if kind in REGULAR and not name.endswith("/"):  # the oldest tars mark folders by a slash alone
+            yield Member(name, start, at + BLOCK, size)
+        stream.advance(end)
+        start, long_name, size_override = end, "", None
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(key, extension) of a member, the extension in lower case; None for names that belong to no sample."""
+    match = NAME.fullmatch(name)
+    if match is None or META_NAME.match(name):
+        return None
+    return match[1], match[2].lower()
+
+
+def parse_label(text: bytes) -> int | None:
+    """The class number a label member holds, or None if it is not a plain decimal number."""
+    match = LABEL.fullmatch(text)
+    return int(match[1]) if match else None
+
+
+def read_sample(data: bytes) -> tuple[str, dict[str, bytes]]:
+    """Key and {extension: bytes} of one sample, from the cut-out of a tar that its offsets name. Raises TornTar."""
+    key, parts = "", {}
+    view = memoryview(data)
+    for member in members(TarStream(io.BytesIO(data)), needs_marker=False):
+        split = split_name(member.name)
+        if split is not None:
+            key = key or split[0]
+            parts[split[1]] = bytes(view[member.data : member.data + member.size])
+    if not parts:
+        raise TornTar("holds no member of a sample")
+    return key, parts
+
+
+def _read_header(stream: TarStream, needs_marker: bool) -> bytes | None:
+    """The next header block, or None at the end of the archive."""
+    header = b""
+    while len(header) < BLOCK and (more := stream.file.read(BLOCK - len(header))):
+        header += more
+    if not header and not needs_marker:
+        return None
+    if not header:
+        raise TornTar(f"ends at byte {stream.position} without the end-of-archive marker, so it was cut short")
+    if len(header) < BLOCK:
+        raise TornTar(f"ends at byte {stream.position + len(header)}, in the middle of a header")
+    stream.position += BLOCK
+    if stream.observe:
+        stream.observe(header)
+    return header if header.strip(b"\0") else None
+
+
+def _parse_header(header: bytes, at: int) -> tuple[str, int, bytes]:
+    # The low half of Adler-32 begun at 0 is the sum of the bytes modulo 65521: the tar checksum at C speed.
+    total = zlib.adler32(header[:148] + b" " * 8 + header[156:], 0) & 0xFFFF
+    if _number(header[148:156], at) % 65521 != total:
+        raise TornTar(f"has no valid member header at byte {at}")
+    name = header[:100].split(b"\0", 1)[0]
+    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
+    if prefix:
+        name = prefix + b"/" + name
+    return name.decode("utf-8", "surrogateescape"), _number(header[124:136], at), header[156:157]
+
+
+def _number(field: bytes, at: int) -> int:
+    if field[0] == 0x80:  # GNU and star write sizes beyond 8 GiB as a big-endian binary number
+        return int.from_bytes(field[1:], "big")
+    digits = field.split(b"\0", 1)[0].strip()
+    if digits and not digits.isdigit():
+        raise TornTar(f"has no valid member header at byte {at}")
+    try:
+        return int(digits or b"0", 8)
+    except ValueError:
+        raise TornTar(f"has no valid member header at byte {at}") from None
+
+
+def _parse_pax(record: bytes, at: int) -> dict[str, str]:
+    """A pax record is lines of `LENGTH KEY=VALUE`, where LENGTH counts the whole line and its newline."""
+    values = {}
+    while record.strip(b"\0"):
+        length, space, _ = record.partition(b" ")
+        if not space or not COUNT.fullmatch(length) or not len(length) + 2 < int(length) <= len(record):
+            raise TornTar(f"has a damaged pax record at byte {at}")
+        key, _, value = record[len(length) + 1 : int(length) - 1].partition(b"=")
+        values[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        record = record[int(length) :]
+    return values
+
+
+def _pax_size(pax: dict[str, str], at: int) -> int | None:
+    size = pax.get("size")
+    if size is None:
+        return None
+    if not COUNT.fullmatch(size.encode("utf-8", "surrogateescape")):
+        raise TornTar(f"has a damaged pax record at byte {at}")
+    return int(size)
+
+
+def _padded(position: int) -> int:
+    return -(-position // BLOCK) * BLOCK

@@ -1,0 +1,122 @@
+"""Writing shards: whole or not at all, and the same bytes for the same samples."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from pipeline.shards import store
+from pipeline.shards.scan import ShardRecord
+from pipeline.shards.sidecar import SUFFIX, Sidecar, write_sidecar
+from pipeline.shards.tar import BLOCK, parse_label
+
+END_OF_ARCHIVE = bytes(2 * BLOCK)
+
+
+class TarWriter:
+    """One tar, built under a temporary name and moved into place, with its sidecar, by `finish`.
+
+    As a context manager it finishes on success and leaves nothing behind on an error. Headers carry no time, owner or
+    machine, so equal samples give equal files. Raises DataError when the disk is full or refuses.
+    """
+
+    def __init__(self, path: Path, label_key: str = "cls"):
+        self.path, self.label_key = path, label_key
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.starts: list[int] = []
+        self.labels: list[int] = []
+        self.position = 0
+        self.digest = hashlib.sha256()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.temporary, "wb")  # noqa: SIM115, closed by finish or abandon
+        except OSError as error:
+            raise store.unwritable(path, error) from None
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Add a sample: its bytes by extension. `key` must be unique in the data set and hold no dot."""
+        assert "." not in key.rsplit("/", 1)[-1], f"the part of {key!r} behind the dot would become an extension"
+        self.starts.append(self.position)
+        for extension, data in members.items():
+            info = tarfile.TarInfo(f"{key}.{extension}")
+            info.size = len(data)
+            header = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+            self._put(header + data + bytes(-len(data) % BLOCK))
+        label = parse_label(members.get(self.label_key, b""))
+        if label is not None:
+            self.labels.append(label)
+
+    def finish(self) -> ShardRecord:
+        end = self.position
+        self._put(END_OF_ARCHIVE)
+        sidecar = Sidecar(self.position, self.digest.hexdigest(), np.array([*self.starts, end], np.uint64))
+        sidecar_path = self.path.with_name(self.path.name + SUFFIX)
+        try:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            sidecar_path.unlink(missing_ok=True)  # whenever this is cut short, no sidecar speaks of another tar
+            os.replace(self.temporary, self.path)
+        except OSError as error:
+            self.abandon()
+            raise store.unwritable(self.path, error) from None
+        write_sidecar(str(self.path), sidecar)
+        return ShardRecord.from_labels(self.path.name, sidecar, self.labels)
+
+    def abandon(self) -> None:
+        """Leave no trace of an unfinished tar."""
+        self.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def _put(self, data: bytes) -> None:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            raise store.unwritable(self.path, error) from None
+        self.digest.update(data)
+        self.position += len(data)
+
+
+class ShardWriter:
+    """Samples in, a row of shards `<prefix>-000000.tar`, ... out, `samples_per_shard` in each but the last.
+
+    Use as a context manager; afterwards `records` are the shards' rows for `write_index`. Shards that were finished
+    before an error stay. Raises DataError when the disk is full or refuses.
+    """
+
+    def __init__(self, folder: Path, prefix: str, samples_per_shard: int):
+        self.folder, self.prefix, self.samples_per_shard = folder, prefix, samples_per_shard
+        self.records: list[ShardRecord] = []
+        self.current: TarWriter | None = None
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Add a sample: its bytes by extension."""
+        if self.current is None:
+            self.current = TarWriter(self.folder / shard_name(self.prefix, len(self.records)))
+        self.current.write(key, members)
+        if len(self.current.starts) == self.samples_per_shard:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.current is not None:
+            self.records.append(self.current.finish())
+            self.current = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self._finish()
+        elif self.current is not None:
+            self.current.abandon()
+
+
+def shard_name(prefix: str, number: int) -> str:
+    return f"{prefix}-{number:06d}.tar"
