@@ -1,0 +1,62 @@
+"""How evenly the sample order shares a stage's work among ranks: lane l belongs to rank l mod W."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config.schema import TrainStage
+from pipeline.errors import ConfigError
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Least and most of any rank; None where the data set is not there yet."""
+
+    lanes: Range
+    step_samples: Range
+    epoch_samples: Range | None
+    window_bytes: int | None  # raw bytes that the fullest rank keeps to shuffle within its lanes' windows
+
+    @property
+    def idle_share(self) -> float:
+        """Share of a step's time that the rank with the least work waits for the one with the most."""
+        return 1 - self.step_samples[0] / self.step_samples[1]
+
+
+def balance(
+    stage: TrainStage, world_size: int, samples_per_epoch: int | None, mean_sample_bytes: float | None, *, where: str
+) -> Balance:
+    """Shares of a stage's lanes, steps and epochs. Raises ConfigError if a rank would have no lane or no sample."""
+    lanes, global_batch_size = stage.data.lanes, stage.global_batch_size
+    for setting, amount in (("data.lanes", lanes), ("global_batch_size", global_batch_size)):
+        if amount < world_size:
+            raise ConfigError(
+                f"{where}.{setting}: {amount} is too few for {world_size} workers, each of which needs one"
+            )
+    per_rank = np.bincount(np.arange(lanes) % world_size, minlength=world_size)
+    epoch_samples, window_bytes = None, None
+    if samples_per_epoch is not None:
+        lane_samples = samples_per_epoch // lanes
+        epoch_samples = _range(per_rank * lane_samples)
+        if mean_sample_bytes is not None:
+            window_bytes = math.ceil(per_rank.max() * min(stage.data.window, lane_samples) * mean_sample_bytes)
+    return Balance(_range(per_rank), step_shares(lanes, global_batch_size, world_size), epoch_samples, window_bytes)
+
+
+def step_shares(lanes: int, global_batch_size: int, world_size: int) -> Range:
+    """Least and most samples of any rank in any step: slot s is lane s mod C, lane l belongs to rank l mod W."""
+    least, most = global_batch_size, 0
+    for step in range(lanes // math.gcd(lanes, global_batch_size)):  # after that the lanes' turns repeat
+        slots = np.arange(step * global_batch_size, (step + 1) * global_batch_size)
+        shares = np.bincount(slots % lanes % world_size, minlength=world_size)
+        least, most = min(least, int(shares.min())), max(most, int(shares.max()))
+    return least, most
+
+
+def _range(values: np.ndarray) -> Range:
+    return int(values.min()), int(values.max())

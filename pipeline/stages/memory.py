@@ -1,0 +1,69 @@
+"""Memory of a training rank, in closed form.
+
+Weights, gradients and optimiser state: ZeRO (Rajbhandari et al. 2020, section 3): stage 1 shares the optimiser state
+among the N ranks, stage 2 the gradients too, stage 3 the weights too. bf16 training keeps fp32 master weights.
+Activations: Korthikanti et al. 2022, section 4.1, without dropout masks and without the attention matrix, which fused
+attention does not keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.schema import TrainStage
+from pipeline.models.spec import Pair, ViTSpec
+
+FP32 = 4
+MOMENTS = {"adamw": 2, "sgd": 1}  # fp32 tensors kept per weight
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank under one ZeRO stage."""
+
+    zero_stage: int
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
+
+
+def rank_memory(parameters: int, stage: TrainStage, world_size: int, activations: int) -> list[RankMemory]:
+    """Bytes per rank for ZeRO 0, 1, 2 and 3."""
+    width = 2 if stage.engine.precision == "bf16" else FP32
+    master = FP32 if stage.engine.precision == "bf16" else 0
+    optimizer = parameters * (master + FP32 * MOMENTS[stage.optimizer.name])
+    ema = parameters * FP32 if stage.ema else 0
+
+    def shared(amount: int, is_shared: bool) -> int:
+        return -(-amount // world_size) if is_shared else amount
+
+    return [
+        RankMemory(
+            zero_stage=zero,
+            weights=shared(parameters * width, zero >= 3),
+            gradients=shared(parameters * width, zero >= 2),
+            optimizer=shared(optimizer, zero >= 1),
+            ema=shared(ema, True),
+            activations=activations,
+        )
+        for zero in range(4)
+    ]
+
+
+def activation_bytes(spec: ViTSpec, images: int, size: Pair, precision: str) -> int:
+    """Bytes kept for the backward pass of `images` images of `size` (height, width) pixels.
+
+    Per token and layer 8 D + 2 M values (the inputs of both norms, of qkv, of the projection and of the two linear
+    layers, of the activation, and q, k and v) and one fp32 log-sum-exp per head.
+    """
+    grid = spec.grid_for(size)
+    tokens = grid[0] * grid[1] + spec.tokens.num_prefix
+    width = 2 if precision == "bf16" else FP32
+    per_token = width * (8 * spec.embed_dim + 2 * spec.mlp_dim) + FP32 * spec.num_heads
+    return images * tokens * spec.depth * per_token

@@ -1,0 +1,173 @@
+"""A plan as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.stages.plan import DatasetPlan, ModelPlan, Plan, StagePlan, TrainingPlan
+
+UNKNOWN = "?"
+SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+STATES = {
+    None: "to run",
+    "finished": "skipped, finished",
+    "running": "goes on",
+    "interrupted": "goes on",
+    "failed": "runs again",
+}
+
+
+def render(plan: Plan) -> RenderableType:
+    """Data, stages, models, memory and what changes between stages, for a rich console."""
+    parts: list[RenderableType] = [_datasets(plan.datasets), _stages(plan.stages)]
+    trainings = [(stage, stage.training) for stage in plan.stages if stage.training]
+    if trainings:
+        parts += [_models(trainings), _memory(trainings), _balance(trainings)]
+    for heading, lines in (("Surgeries ahead", list(_surgeries(trainings))), ("Notes", plan.notes)):
+        if lines:
+            parts.append(Text("\n".join([heading, *(f"  {line}" for line in lines), ""])))
+    return Group(*parts)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose first column is a name and whose other columns are right-aligned figures."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=not number)
+    return table
+
+
+def _datasets(datasets: list[DatasetPlan]) -> Table:
+    table = _table("Data", "name", "state", "shards", "samples", "per shard", "size", "classes")
+    for data in datasets:
+        least_most = data.samples_per_shard
+        table.add_row(
+            data.name,
+            data.state,
+            _count(data.num_shards),
+            _count(data.samples),
+            _range(least_most) if least_most else UNKNOWN,
+            UNKNOWN if data.bytes is None else f"{_scaled(data.bytes)}B",
+            _count(data.classes),
+        )
+    return _spaced(table)
+
+
+def _stages(stages: list[StagePlan]) -> Table:
+    table = _table("Stages", "id", "type", "now", "px", "length", "steps", "epochs", "samples")
+    for stage in stages:
+        training = stage.training
+        row = [stage.id, stage.type, STATES.get(stage.status, stage.status or "")]
+        if training:
+            epochs = UNKNOWN if training.epochs is None else f"{training.epochs:.4g}"
+            row += [
+                " ".join(dict.fromkeys(map(_size, training.image_sizes))),
+                training.duration,
+                _count(training.steps),
+                epochs,
+                _count(training.samples),
+            ]
+        elif stage.type == "evaluate":
+            row += ["", "", "", "1", _count(stage.evaluates)]
+        table.add_row(*row)
+    return _spaced(table)
+
+
+def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
+    table = _table("Models", "stage", "model", "starts from", "patch", "grid", "parameters", "GFLOPs/image")
+    for stage, training in trainings:
+        for model in training.models:
+            table.add_row(
+                stage.id,
+                model.spec["variant"],
+                model.starts_from or "random",
+                _size(model.spec["patch"]),
+                _size(model.spec["grid"]),
+                _count(model.parameters),
+                _least_and_most(model),
+            )
+    return _spaced(table)
+
+
+def _memory(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
+    zeros = [f"ZeRO {stage}" for stage in range(4)]
+    table = _table(
+        "Memory per rank (* as configured; activations are part of it)",
+        "stage",
+        "model",
+        "ranks",
+        *zeros,
+        "activations",
+    )
+    for stage, training in trainings:
+        for model in training.models:
+            cells = [
+                f"{_scaled(memory.total)}B{'*' if memory.zero_stage == training.zero_stage else ''}"
+                for memory in model.memory
+            ]
+            activations = f"{_scaled(model.memory[0].activations)}B"
+            table.add_row(stage.id, model.spec["variant"], str(training.world_size), *cells, activations)
+    return _spaced(table)
+
+
+def _balance(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
+    columns = ("stage", "batch", "lanes", "left out", "lanes/rank", "batch/rank", "epoch/rank", "buffer/rank")
+    table = _table("Balance over ranks, in samples (left out: per epoch, others each time)", *columns)
+    for stage, training in trainings:
+        shares = training.balance
+        table.add_row(
+            stage.id,
+            _count(training.global_batch_size),
+            _count(training.lanes),
+            _count(training.left_out_per_epoch),
+            _range(shares.lanes),
+            _range(shares.step_samples),
+            _range(shares.epoch_samples) if shares.epoch_samples else UNKNOWN,
+            UNKNOWN if shares.window_bytes is None else f"{_scaled(shares.window_bytes)}B",
+        )
+    return _spaced(table)
+
+
+def _surgeries(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[str]:
+    for stage, training in trainings:
+        for model in training.models:
+            if model.starts_from:
+                changes = "; ".join(model.surgeries) or "none, the weights fit as they are"
+                yield f"{model.starts_from} -> {stage.id}: {changes}"
+
+
+def _spaced(table: Table) -> Table:
+    """The table with an empty line after it."""
+    table.add_row()
+    return table
+
+
+def _least_and_most(model: ModelPlan) -> str:
+    least, most = min(model.gflops.values()), max(model.gflops.values())
+    return f"{least:.3g}" if least == most else f"{least:.3g} - {most:.3g}"
+
+
+def _count(number: int | None) -> str:
+    return UNKNOWN if number is None else f"{number:,}"
+
+
+def _range(least_most: tuple[int, int]) -> str:
+    least, most = least_most
+    return f"{least:,}" if least == most else f"{least:,} - {most:,}"
+
+
+def _size(size: list[int] | tuple[int, int]) -> str:
+    """`28` for a square, `32x64` otherwise."""
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _scaled(amount: float) -> str:
+    for scale, suffix in SCALES:
+        if amount >= scale:
+            return f"{amount / scale:.3g} {suffix}"
+    return f"{amount:.3g} "

@@ -1,0 +1,203 @@
+"""What a pipeline's stages are before any of them runs: branches, their order, and the model each one trains.
+
+A stage whose `model.variant` is a list fans out: each variant is a branch with the id STAGE/VARIANT. Every other stage
+is one branch whose id is its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.config.references import source_stage, stage_sources
+from pipeline.config.schema import PipelineConfig, ReportStage, Size, Stage, TrainStage
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models.spec import Pair, ViTSpec
+from pipeline.models.variants import build_spec
+
+# A fine-tuning stage starts from weights, so it cannot change what gives their matrices a shape and a meaning.
+INHERITED = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "eps", "qk_norm")
+
+
+class Branch(NamedTuple):
+    """One unit of work. `variant` is None where the stage does not fan out and names no variant."""
+
+    id: str
+    stage_name: str
+    variant: str | None
+    stage: Stage
+
+
+def stage_branches(config: PipelineConfig) -> list[Branch]:
+    """All branches, each after those it depends on, and otherwise in the order of the file."""
+    waiting = {branch.id: branch for name in config.stages for branch in _branches(config, name)}
+    ordered: dict[str, Branch] = {}
+
+    def visit(branch_id: str) -> None:
+        if branch_id not in ordered:
+            for needed in dependencies(config, branch_id):
+                visit(needed)
+            ordered[branch_id] = waiting[branch_id]
+
+    for branch_id in waiting:
+        visit(branch_id)
+    return list(ordered.values())
+
+
+def dependencies(config: PipelineConfig, branch_id: str) -> list[str]:
+    """Ids of the branches that must finish before this one starts; a report waits for everything else."""
+    stage_name = branch_id.partition("/")[0]
+    stage = config.stages[stage_name]
+    if isinstance(stage, ReportStage):
+        others = [name for name, other in config.stages.items() if not isinstance(other, ReportStage)]
+        return [branch.id for name in others for branch in _branches(config, name)]
+    references = [reference for _, reference in stage_sources(stage_name, stage)]
+    return list(dict.fromkeys(found for reference in references for found in reference_ids(config, reference)))
+
+
+def reference_ids(config: PipelineConfig, reference: str) -> list[str]:
+    """The branches that a reference to a model can mean; a fanned-out stage stands for its best, so all of them.
+
+    Empty for a path to an export.
+    """
+    stage_name = source_stage(config, reference)
+    if stage_name is None:
+        return []
+    variant = reference.partition("/")[2]
+    branches = _branches(config, stage_name)
+    return [branch.id for branch in branches if not variant or branch.variant == variant]
+
+
+def _branches(config: PipelineConfig, stage_name: str) -> list[Branch]:
+    stage = config.stages[stage_name]
+    if not isinstance(stage, TrainStage):
+        return [Branch(stage_name, stage_name, None, stage)]
+    if stage.model.fans_out:
+        return [Branch(f"{stage_name}/{variant}", stage_name, variant, stage) for variant in stage.model.variants]
+    return [Branch(stage_name, stage_name, next(iter(stage.model.variants), None), stage)]
+
+
+def stage_spec(branch: Branch, num_classes: int, source: ViTSpec | None = None) -> ViTSpec:
+    """The model that a training branch trains; `source` is the one it starts from, needed where it names no variant.
+
+    Raises ConfigError, with the dotted path, where the settings do not make a model, an image size does not fit the
+    patch, or the source's weights cannot become this model.
+    """
+    stage, where = branch.stage, f"stages.{branch.stage_name}"
+    assert isinstance(stage, TrainStage)
+    try:
+        if branch.variant is not None:
+            overrides = stage.model.overrides()
+            size, channels = stage.model.image_size, stage.model.channels
+            spec = build_spec(branch.variant, image_size=size, channels=channels, num_classes=num_classes, **overrides)
+        else:
+            assert source is not None
+            spec = _like(source, stage, num_classes)
+    except ModelError as error:
+        section = "" if str(error).startswith("model.") else "model."
+        raise ConfigError(f"{where}.{section}{error}") from None
+    check_sizes(branch, spec)
+    if source is not None:
+        _check_source(branch, spec, source)
+    return spec
+
+
+def _like(source: ViTSpec, stage: TrainStage, num_classes: int) -> ViTSpec:
+    """The source's spec with the stage's own settings in place of its."""
+    settings = stage.model.overrides()
+    patch = as_pair(settings.pop("patch_size", source.patch))
+    tokens = dataclasses.replace(
+        source.tokens,
+        cls=settings.pop("class_token", source.tokens.cls),
+        registers=settings.pop("registers", source.tokens.registers),
+    )
+    settings |= {"patch": patch, "tokens": tokens, "channels": stage.model.channels, "num_classes": num_classes}
+    one_patch = dataclasses.replace(source, grid=(1, 1), **settings)
+    return dataclasses.replace(one_patch, grid=one_patch.grid_for(as_pair(stage.model.image_size)))
+
+
+def _check_source(branch: Branch, spec: ViTSpec, source: ViTSpec) -> None:
+    for field in INHERITED:
+        ours, theirs = getattr(spec, field), getattr(source, field)
+        if ours != theirs:
+            stage = branch.stage
+            assert isinstance(stage, TrainStage)
+            raise ConfigError(
+                f"stages.{branch.stage_name}.init_from: '{stage.init_from}' may be a {source.variant} with {field} = "
+                f"{theirs}, but this stage's model has {ours}, and weights cannot change that; "
+                f"leave out model.variant to take the source's, or name one STAGE/VARIANT"
+            )
+
+
+def as_pair(size: Size) -> Pair:
+    """(height, width) of a size that may be one number for both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def stage_image_sizes(stage: TrainStage) -> list[Pair]:
+    """(height, width) of the images a stage meets: the model's own first, which evaluation uses, then its `resolution`.
+
+    A size of `resolution` is the height; the width keeps the proportion of the model's, as in `stream.resolution`.
+    """
+    height, width = as_pair(stage.model.image_size)
+    drawn = [(size, size * width // height) for size in stage.resolution.sizes]
+    return list(dict.fromkeys([(height, width), *drawn]))
+
+
+def check_sizes(branch: Branch, spec: ViTSpec) -> None:
+    """Raise ConfigError if an image size of the stage is not a whole number of patches."""
+    assert isinstance(branch.stage, TrainStage)
+    for size in stage_image_sizes(branch.stage):
+        own = size == as_pair(branch.stage.model.image_size)
+        setting = "model.image_size" if own else "resolution.sizes"
+        try:
+            spec.grid_for(size)
+        except ModelError as error:
+            reason = str(error).removeprefix("image_size: ")
+            raise ConfigError(f"stages.{branch.stage_name}.{setting}: {reason}") from None
+
+
+def check_channels(config: PipelineConfig) -> None:
+    """Raise ConfigError if a stage's data set normalises another number of channels than its model has."""
+    for name, stage in config.stages.items():
+        if isinstance(stage, TrainStage):
+            mean = config.datasets[stage.data.train].mean
+            if len(mean) != stage.model.channels:
+                raise ConfigError(
+                    f"datasets.{stage.data.train}.mean: found {len(mean)} values, but stages.{name}.model.channels is "
+                    f"{stage.model.channels}; give mean and std one value per channel"
+                )
+
+
+def source_spec(path: str | Path) -> ViTSpec:
+    """The spec of the export at a path that `init_from` names."""
+    from pipeline.models.bundle import load_bundle  # loads torch
+
+    return load_bundle(Path(path)).spec
+
+
+def surgeries(source: ViTSpec, target: ViTSpec) -> list[str]:
+    """What changes on the way from one model's weights to another's, in words; empty if nothing does."""
+    changes = {
+        "positions": (_cross(source.grid), _cross(target.grid)),
+        "position kind": (source.positions, target.positions),
+        "patch kernel": (_cross(source.patch), _cross(target.patch)),
+        "channels": (source.channels, target.channels),
+        "head classes": (source.num_classes, target.num_classes),
+        "pooling": (source.pool, target.pool),
+        "prefix tokens": (_tokens(source), _tokens(target)),
+    }
+    return [f"{what} {before} -> {after}" for what, (before, after) in changes.items() if before != after]
+
+
+def _cross(pair: Iterable[int]) -> str:
+    return "x".join(map(str, pair))
+
+
+def _tokens(spec: ViTSpec) -> str:
+    names = [name for name in ("cls", "dist", "mask") if getattr(spec.tokens, name)]
+    if spec.tokens.registers:
+        names.append(f"{spec.tokens.registers} registers")
+    return "+".join(names) or "none"
