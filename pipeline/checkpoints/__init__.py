@@ -1,0 +1,1 @@
+"""Checkpoints: committed by a manifest, or absent."""

@@ -1,0 +1,1 @@
+"""The `minivit` command: thin, one file per group."""

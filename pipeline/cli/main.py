@@ -1,0 +1,80 @@
+"""Entry point: finds the command, and turns a user's error into one sentence."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from pipeline import __version__
+
+# name -> (module, attribute, one-line help). Modules are imported when their command is called: `--help` stays quick.
+COMMANDS = {
+    "run": ("pipeline.cli.run", "command", "Run or resume a pipeline."),
+    "plan": ("pipeline.cli.plan", "command", "Show what a pipeline would do, without training."),
+    "shards": ("pipeline.cli.shards", "group", "Make, index and verify WebDataset shards."),
+    "checkpoints": ("pipeline.cli.checkpoints", "group", "List and verify the checkpoints of a run."),
+    "export": ("pipeline.cli.export", "command", "Write a finished model in a format downstream code reads."),
+    "predict": ("pipeline.cli.predict", "command", "Classify images with a finished model."),
+    "report": ("pipeline.cli.report", "command", "Write the HTML page of a run."),
+    "bench": ("pipeline.cli.bench", "group", "Measure this pipeline against its peers."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one only to run it or to show its help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="minivit")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Pretrain Vision Transformers on WebDataset shards, fine-tune them stage by stage, and hand them over.
+
+    Shell completion: eval "$(_MINIVIT_COMPLETE=bash_source minivit)", or zsh_source, fish_source.
+    """
+
+
+def main() -> None:
+    """Run the command line; the exit status is 0, or the error's own."""
+    from pipeline.errors import PipelineError
+
+    debug = "--debug" in sys.argv
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except PipelineError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"error: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""`minivit run`: the main job."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("run")
+@click.argument("config", type=click.Path())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def command(config: str, overrides: tuple[str, ...]) -> None:
+    """Run the pipeline that CONFIG describes, or go on with it after anything at all.
+
+    Settings are overridden by dotted paths: minivit run configs/quickstart.yaml cluster.workers=1 name=try
+    """
+    from pipeline.config.load import load_config
+
+    pipeline = load_config(config, overrides)
+    from pipeline.stages.run import run_pipeline
+
+    run_pipeline(pipeline)

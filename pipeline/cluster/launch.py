@@ -1,0 +1,89 @@
+"""One Ray Train job: the same function on every rank, started again when a rank is lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.schema import ResourcesConfig
+from pipeline.errors import ClusterError, PipelineError
+from pipeline.train.device import collective_backend
+
+WORKER_ENVIRONMENT = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
+
+
+class WorkersLost(ClusterError):
+    """Ranks died for a reason that is not the user's; the job may be started again."""
+
+
+def launch(worker: Callable[[Any], None], job: Any, resources: ResourcesConfig, *, name: str, storage: Path) -> None:
+    """Run `worker(job)` on every rank, in a process group, until all have returned.
+
+    A `PipelineError` that any rank raised comes out as it is; any other failure becomes `WorkersLost`.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    environment = {key: os.environ[key] for key in WORKER_ENVIRONMENT if key in os.environ}
+    trainer = TorchTrainer(
+        run_rank,
+        train_loop_config={"worker": worker, "job": job, "cpus": resources.cpus_per_worker},
+        torch_config=TorchConfig(backend=collective_backend(resources.gpus_per_worker)),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=worker_resources(resources),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {})
+        for failure in failures.values():
+            if known := pipeline_error(failure):
+                raise known from None
+        raise WorkersLost(f"{name}: {describe(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise WorkersLost(f"{name}: {describe(error)}") from error
+
+
+def worker_resources(resources: ResourcesConfig) -> dict[str, float]:
+    asked = {"CPU": float(resources.cpus_per_worker)}
+    return asked | ({"GPU": float(resources.gpus_per_worker)} if resources.gpus_per_worker else {})
+
+
+def pipeline_error(failure: BaseException | None) -> PipelineError | None:
+    """The user's error inside what Ray wrapped around it, if there is one."""
+    while failure is not None:
+        if isinstance(failure, PipelineError):
+            return failure
+        failure = getattr(failure, "cause", None) or failure.__cause__
+    return None
+
+
+def describe(error: BaseException) -> str:
+    """The last telling line of a failure's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def run_rank(config: dict[str, Any]) -> None:
+    """Entry of one rank: as many threads as CPUs were granted, and an orderly end of the process group."""
+    import torch
+
+    torch.set_num_threads(config["cpus"])
+    try:
+        config["worker"](config["job"])
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,82 @@
+"""Connecting to a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipeline.config.schema import ClusterConfig, ResourcesConfig
+from pipeline.errors import ClusterError
+
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a connected cluster offers in all."""
+
+    address: str
+    cpus: int
+    gpus: int
+
+    def require(self, resources: ResourcesConfig, stage: str) -> None:
+        """Raise `ClusterError` unless this cluster can hold all workers of a stage at once."""
+        for kind, each, offered in (
+            ("CPU", resources.cpus_per_worker, self.cpus),
+            ("GPU", resources.gpus_per_worker, self.gpus),
+        ):
+            needed = each * resources.workers
+            if needed > offered:
+                raise ClusterError(
+                    f"stages.{stage}: {resources.workers} workers with {each} {kind}s each need {needed} {kind}s, "
+                    f"the cluster at {self.address} has {offered}; lower cluster.workers or add nodes"
+                )
+
+
+@contextmanager
+def connect(config: ClusterConfig) -> Iterator[Cluster]:
+    """Join the configured (or already running) Ray cluster, else start one on this machine for as long as the context.
+
+    A cluster started here listens on loopback only and asks for a token that lives as long as it does.
+    Raises `ClusterError` if the address does not answer.
+    """
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        # Despite its name this holds on Linux too: a cluster of this machine alone binds to loopback.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address is None:
+            context = ray.init(address="local", include_dashboard=False, **options)
+        else:
+            context = ray.init(address=address, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"cluster.address: no Ray cluster answers at {address or 'this machine'} ({error}); "
+            "start one with `ray start --head`, or leave the address out to use this machine"
+        ) from None
+    try:
+        offered = ray.cluster_resources()
+        yield Cluster(
+            address or f"this machine ({context.address_info['node_ip_address']})",
+            int(offered.get("CPU", 0)),
+            int(offered.get("GPU", 0)),
+        )
+    finally:
+        ray.shutdown()

@@ -1,0 +1,85 @@
+"""What all stages of one `minivit run` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.cluster.session import Cluster
+from pipeline.config.schema import DatasetConfig, PipelineConfig, ResourcesConfig, Stage
+from pipeline.errors import ConfigError, DataError
+from pipeline.models.bundle import Preprocess
+from pipeline.shards.index import load_index
+from pipeline.shards.make import ensure_made
+from pipeline.stages.folder import RunFolder
+from pipeline.stages.progress import Progress
+from pipeline.tracking.runs import Tracker
+from pipeline.train.job import Dataset
+
+
+@dataclass
+class RunContext:
+    """The open ends of a running pipeline, as the driver holds them."""
+
+    config: PipelineConfig
+    folder: RunFolder
+    cluster: Cluster
+    tracker: Tracker
+    parent_run_id: str
+    progress: Progress
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def say(self, stage_id: str, message: str) -> None:
+        self.progress.say(f"{stage_id}: {message}")
+
+    def resources(self, stage: Stage) -> ResourcesConfig:
+        """What a stage asks of the cluster: its own section, else the pipeline's."""
+        cluster = self.config.cluster
+        return stage.resources or ResourcesConfig(
+            workers=cluster.workers, cpus_per_worker=cluster.cpus_per_worker, gpus_per_worker=cluster.gpus_per_worker
+        )
+
+
+def open_datasets(config: PipelineConfig) -> dict[str, Dataset]:
+    """Every data set of a pipeline, made first where it can be and is not there."""
+    datasets = {}
+    for name, dataset in config.datasets.items():
+        dataset = absolute(dataset)
+        index = ensure_made(dataset.make, dataset.shards) if dataset.make else load_index(dataset.shards)
+        datasets[name] = Dataset(dataset, index)
+    return datasets
+
+
+def absolute(dataset: DatasetConfig) -> DatasetConfig:
+    """Local shards by absolute path: Ray changes a worker's working directory."""
+    if "://" in dataset.shards:
+        return dataset
+    return dataset.model_copy(update={"shards": str(Path(dataset.shards).absolute())})
+
+
+def class_names(name: str, dataset: Dataset) -> list[str]:
+    """The label names of a data set: the config's, the index's, or plain numbers.
+
+    Raises `DataError` if the shards hold a label beyond them.
+    """
+    label_range = dataset.index.label_range
+    highest = label_range[1] if label_range else -1
+    names = dataset.config.classes or dataset.index.classes or [str(label) for label in range(highest + 1)]
+    if highest >= len(names) or (label_range and label_range[0] < 0):
+        raise DataError(
+            f"datasets.{name}: {dataset.config.shards} holds labels {label_range[0]} to {highest}, but there are "
+            f"{len(names)} classes (0 to {len(names) - 1}); correct `classes` or the labels and index the shards again"
+        )
+    if not names:
+        raise DataError(f"datasets.{name}: {dataset.config.shards} holds no labels; index it again with its label key")
+    return list(names)
+
+
+def preprocess_of(name: str, dataset: DatasetConfig, channels: int, image_size: tuple[int, int]) -> Preprocess:
+    """How the model normalises this data; raises `ConfigError` if mean or std do not have one value a channel."""
+    for key, values in (("mean", dataset.mean), ("std", dataset.std)):
+        if len(values) != channels:
+            raise ConfigError(
+                f"datasets.{name}.{key}: found {len(values)} values, the model has {channels} channels; give one each"
+            )
+    return Preprocess(mean=dataset.mean, std=dataset.std, channels=channels, image_size=image_size)

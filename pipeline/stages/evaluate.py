@@ -1,0 +1,67 @@
+"""An evaluation stage: finished models on a whole data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.cluster.launch import launch
+from pipeline.config.schema import EvaluateStage
+from pipeline.stages.context import RunContext
+from pipeline.stages.folder import Status
+from pipeline.stages.resolve import Branch, reference_ids
+from pipeline.stages.sources import Source, resolve_source
+from pipeline.train.evaluate import NAME, evaluate_worker
+from pipeline.train.job import EvaluateJob
+
+
+class EvaluateStageRun:
+    """One evaluation stage in one `minivit run`."""
+
+    def __init__(self, context: RunContext, branch: Branch) -> None:
+        assert isinstance(branch.stage, EvaluateStage)
+        self.context, self.id, self.stage = context, branch.id, branch.stage
+        self.folder = context.folder.stage(branch.id)
+        self.data = context.datasets[self.stage.data]
+        self.sources = [source for reference in self.stage.models for source in self._sources(reference)]
+
+    def _sources(self, reference: str) -> list[Source]:
+        """All branches of a stage, or the one model that is named."""
+        names = reference_ids(self.context.config, reference) or [reference]
+        return [resolve_source(self.context, self.id, name) for name in names]
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "models": {source.name: source.digest for source in self.sources},
+            "data": self.data.index.digest,
+        }
+
+    def run(self, status: Status) -> dict[str, Any]:
+        """Evaluate all models on the cluster; returns each one's accuracy."""
+        job = EvaluateJob(
+            folder=self.folder.path.absolute(),
+            models={source.name: source.path.absolute() for source in self.sources},
+            data=self.data,
+            batch_size=self.stage.batch_size,
+            loader_workers=1,
+            precision="fp32",
+        )
+        name = f"{self.context.config.name}-{self.id}-{status.attempts}"
+        launch(evaluate_worker, job, self.context.resources(self.stage), name=name, storage=self.folder.path / "ray")
+        evaluation = json.loads((self.folder.path / NAME).read_text())
+        accuracies = {model: result["accuracy"] for model, result in evaluation["models"].items()}
+        for model, accuracy in accuracies.items():
+            self.context.say(self.id, f"{model}: {accuracy:.4f} of {evaluation['samples']:,} samples right")
+        return {"accuracies": accuracies, "samples": evaluation["samples"]}
+
+    def artifacts(self) -> list[tuple[Path, str | None]]:
+        return [(self.folder.path / NAME, None)]
+
+    def metrics(self, result: dict[str, Any]) -> dict[str, float]:
+        return {f"test/accuracy/{model}": accuracy for model, accuracy in result["accuracies"].items()}
+
+    def track_inputs(self, run_id: str) -> None:
+        tracker, index = self.context.tracker, self.data.index
+        tracker.params(run_id, {"models": [source.name for source in self.sources], "data": self.stage.data})
+        tracker.dataset(run_id, self.stage.data, index.url, index.digest, "test")

@@ -1,0 +1,45 @@
+"""An export stage: a finished model in the formats downstream code reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.schema import ExportStage
+from pipeline.export import export
+from pipeline.models.bundle import load_bundle
+from pipeline.stages.context import RunContext
+from pipeline.stages.folder import Status
+from pipeline.stages.resolve import Branch
+from pipeline.stages.sources import resolve_source
+
+
+class ExportStageRun:
+    """One export stage in one `minivit run`."""
+
+    def __init__(self, context: RunContext, branch: Branch) -> None:
+        assert isinstance(branch.stage, ExportStage)
+        self.context, self.id, self.stage = context, branch.id, branch.stage
+        self.folder = context.folder.stage(branch.id)
+        self.source = resolve_source(context, self.id, self.stage.model)
+
+    def inputs(self) -> dict[str, Any]:
+        return {"model": self.source.digest, "formats": list(self.stage.formats)}
+
+    def run(self, status: Status) -> dict[str, Any]:
+        """Write every format to `export/<format>`; returns where each one is."""
+        status.init_from = self.source.name
+        bundle = load_bundle(self.source.path)
+        written = {name: export(name, bundle, self.folder.path / "export" / name) for name in self.stage.formats}
+        for name, path in written.items():
+            self.context.say(self.id, f"{self.source.name} as {name}: {path}")
+        return {"formats": {name: str(path) for name, path in written.items()}}
+
+    def artifacts(self) -> list[tuple[Path, str | None]]:
+        return [(self.folder.path / "export", "export")]
+
+    def metrics(self, result: dict[str, Any]) -> dict[str, float]:
+        return {}
+
+    def track_inputs(self, run_id: str) -> None:
+        self.context.tracker.params(run_id, {"model": self.source.name, "formats": list(self.stage.formats)})

@@ -1,0 +1,125 @@
+"""A run's folder on disk: who may write to it, what each stage has reached, and what happened when."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckpointError
+
+RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file in one step, so that a reader sees the old or the new one and never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    os.replace(temporary, path)
+
+
+@dataclass
+class Status:
+    """What `status.json` says of a stage or branch."""
+
+    state: str
+    type: str
+    digest: str
+    inputs: dict[str, Any]  # what the digest was made of, to say what has changed
+    started: float = 0.0
+    ended: float | None = None
+    attempts: int = 0
+    mlflow_run_id: str | None = None
+    init_from: str | None = None  # id of the stage it started from, or a path
+    error: str | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """`runs/<name>/stages/<id>`."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def status(self) -> Status | None:
+        path = self.path / "status.json"
+        try:
+            return Status(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); remove it to run the stage again") from None
+
+    def write_status(self, status: Status) -> None:
+        write_json(self.path / "status.json", asdict(status))
+
+    def event(self, event: str, message: str, **details: Any) -> None:
+        """Append to the stage's events: restarts, set-asides, failures."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "events.jsonl").open("a") as file:
+            file.write(json.dumps({"time": time.time(), "event": event, "message": message, **details}) + "\n")
+
+    def set_aside(self) -> Path:
+        """Move everything this stage has to a folder beside it, so that it can start anew and nothing is lost."""
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.superseded-{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<name>`."""
+
+    path: Path
+
+    def stage(self, stage_id: str) -> StageFolder:
+        return StageFolder(self.path / "stages" / stage_id)
+
+    def stage_ids(self) -> list[str]:
+        """Ids of all stages and branches that have ever begun."""
+        root = self.path / "stages"
+        found = sorted(root.rglob("status.json")) if root.is_dir() else []
+        ids = [str(path.parent.relative_to(root)) for path in found]
+        return [stage_id for stage_id in ids if ".superseded-" not in stage_id]
+
+    def record(self) -> dict[str, Any]:
+        path = self.path / "run.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        write_json(self.path / "run.json", record)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the lock goes with the process, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise CheckpointError(
+                    f"{self.path} is in use by process {file.read().strip() or 'unknown'}; "
+                    "wait for it, or give this run another name with name=..."
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield

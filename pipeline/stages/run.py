@@ -1,0 +1,229 @@
+"""`minivit run`: the graph of stages, each run when its turn comes and skipped when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.cluster.session import connect
+from pipeline.config.load import config_digest, dump_config
+from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ReportStage, TrainStage
+from pipeline.errors import CheckpointError, Interrupted
+from pipeline.stages.context import RunContext, open_datasets
+from pipeline.stages.evaluate import EvaluateStageRun
+from pipeline.stages.export import ExportStageRun
+from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, Status
+from pipeline.stages.progress import Progress, clock
+from pipeline.stages.report import ReportStageRun
+from pipeline.stages.resolve import Branch, dependencies, stage_branches
+from pipeline.stages.train import TrainStageRun
+from pipeline.tracking import runs as mlflow_status
+from pipeline.tracking.runs import Tracker, default_uri
+
+POLL_S = 0.5
+
+
+class StageRun(Protocol):
+    """What every type of stage can do; constructed once all it depends on has finished."""
+
+    def inputs(self) -> dict[str, Any]: ...
+
+    def run(self, status: Status) -> dict[str, Any]: ...
+
+    def artifacts(self) -> list[tuple[Path, str | None]]: ...
+
+    def metrics(self, result: dict[str, Any]) -> dict[str, float]: ...
+
+    def track_inputs(self, run_id: str) -> None: ...
+
+
+STAGE_RUNS: dict[type, Callable[[RunContext, Branch], StageRun]] = {
+    TrainStage: TrainStageRun,
+    EvaluateStage: EvaluateStageRun,
+    ExportStage: ExportStageRun,
+    ReportStage: ReportStageRun,
+}
+
+
+def run_pipeline(config: PipelineConfig) -> None:
+    """Run or resume a pipeline; returns when every stage has finished, raises `PipelineError` otherwise."""
+    folder = RunFolder(Path(config.runs_dir) / config.name)
+    with ExitStack() as stack:
+        stack.enter_context(folder.locked())
+        require_same_pipeline(config, folder)
+        progress = stack.enter_context(Progress())
+        datasets = open_datasets(config)
+        uri = config.tracking.uri or default_uri(Path(config.runs_dir))
+        tracker = Tracker(uri, config.tracking.experiment, Path(config.runs_dir) / "mlflow-artifacts")
+        record = folder.record()
+        parent = tracker.start(config.name, run_id=record.get("mlflow_run_id"))
+        folder.write_record({"created": time.time(), **record, "mlflow_run_id": parent, "tracking_uri": uri})
+        (folder.path / "pipeline.yaml").write_text(dump_config(config))
+        progress.say(f"{config.name}: in {folder.path}; see it with: mlflow ui --backend-store-uri {uri}")
+        cluster = stack.enter_context(connect(config.cluster))
+        context = RunContext(config, folder, cluster, tracker, parent, progress, datasets)
+        outcome = mlflow_status.FAILED
+        try:
+            for branch in stage_branches(config):
+                if not isinstance(branch.stage, (ExportStage, ReportStage)):
+                    cluster.require(context.resources(branch.stage), branch.stage_name)
+            Execution(context).run()
+            outcome = mlflow_status.FINISHED
+        except (KeyboardInterrupt, Interrupted):
+            outcome = mlflow_status.KILLED
+            raise
+        finally:
+            tracker.artifact(parent, folder.path / "pipeline.yaml")
+            tracker.end(parent, outcome)
+
+
+def require_same_pipeline(config: PipelineConfig, folder: RunFolder) -> None:
+    """Raise `CheckpointError` if the folder holds a stage that this pipeline does not have."""
+    types = {branch.id: branch.stage.type for branch in stage_branches(config)}
+    for stage_id in folder.stage_ids():
+        status = folder.stage(stage_id).status()
+        if status and types.get(stage_id) != status.type:
+            raise CheckpointError(
+                f"{folder.path} belongs to another config: it holds the {status.type} stage {stage_id!r}, which this one "
+                "does not have; give this run another name with name=..., or remove that stage's folder"
+            )
+
+
+class Execution:
+    """Runs branches side by side as the cluster allows, each after those it depends on."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.waiting = {branch.id: branch for branch in stage_branches(context.config)}
+        self.running: dict[Future[None], Branch] = {}
+        self.finished: set[str] = set()
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        with ThreadPoolExecutor(max_workers=max(len(self.waiting), 1), thread_name_prefix="stage") as pool:
+            try:
+                while self.running or (self.waiting and not self.failure):
+                    for branch in self._ready():
+                        del self.waiting[branch.id]
+                        self.running[pool.submit(self._run_branch, branch)] = branch
+                    self._collect()
+            except KeyboardInterrupt:
+                self._mark_interrupted()
+                raise Interrupted("interrupted; the same command goes on from the last committed checkpoint") from None
+        if self.failure:
+            raise self.failure
+
+    def _ready(self) -> list[Branch]:
+        """Branches that can start now: nothing failed, all they need has finished, and the cluster has room."""
+        if self.failure:
+            return []
+        free_cpus, free_gpus = self.context.cluster.cpus, self.context.cluster.gpus
+        for branch in self.running.values():
+            cpus, gpus = self._demand(branch)
+            free_cpus, free_gpus = free_cpus - cpus, free_gpus - gpus
+        ready = []
+        for branch in self.waiting.values():
+            cpus, gpus = self._demand(branch)
+            needs = dependencies(self.context.config, branch.id)
+            if self.finished.issuperset(needs) and cpus <= free_cpus and gpus <= free_gpus:
+                free_cpus, free_gpus = free_cpus - cpus, free_gpus - gpus
+                ready.append(branch)
+        return ready
+
+    def _demand(self, branch: Branch) -> tuple[int, int]:
+        if isinstance(branch.stage, (ExportStage, ReportStage)):
+            return 0, 0
+        resources = self.context.resources(branch.stage)
+        return resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker
+
+    def _collect(self) -> None:
+        done, _ = wait(self.running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+        self.context.progress.poll()
+        for future in done:
+            branch = self.running.pop(future)
+            error = future.exception()
+            if error is None:
+                self.finished.add(branch.id)
+            else:
+                self.failure = self.failure or error
+
+    def _mark_interrupted(self) -> None:
+        for branch in self.running.values():
+            folder = self.context.folder.stage(branch.id)
+            status = folder.status()
+            if status and status.state == RUNNING:
+                status.state, status.ended = INTERRUPTED, time.time()
+                folder.write_status(status)
+                if status.mlflow_run_id:
+                    self.context.tracker.end(status.mlflow_run_id, mlflow_status.KILLED)
+
+    def _run_branch(self, branch: Branch) -> None:
+        """Run one branch unless it has already finished with the same inputs."""
+        context, folder = self.context, self.context.folder.stage(branch.id)
+        stage_run = STAGE_RUNS[type(branch.stage)](context, branch)
+        inputs = stage_run.inputs()
+        digest = config_digest(inputs)
+        status = folder.status()
+        if status and status.digest == digest and status.state == FINISHED:
+            context.say(branch.id, "finished before with the same inputs: skipped")
+            return
+        if status and status.digest != digest:
+            self._set_aside(branch, status, inputs)
+            status = None
+        status = status or Status(RUNNING, branch.stage.type, digest, inputs, started=time.time())
+        status.state, status.ended, status.error = RUNNING, None, None
+        status.attempts += 1
+        name = f"{context.config.name}/{branch.id}"
+        status.mlflow_run_id = context.tracker.start(name, run_id=status.mlflow_run_id, parent=context.parent_run_id)
+        folder.write_status(status)
+        self._carry_out(branch, stage_run, status)
+
+    def _carry_out(self, branch: Branch, stage_run: StageRun, status: Status) -> None:
+        """Run a stage and record how it ended, on disk and in MLflow."""
+        context, folder = self.context, self.context.folder.stage(branch.id)
+        assert status.mlflow_run_id is not None
+        outcome = mlflow_status.FAILED
+        began = time.time()
+        try:
+            stage_run.track_inputs(status.mlflow_run_id)
+            status.result = stage_run.run(status)
+            for path, target in stage_run.artifacts():
+                if path.exists():
+                    context.tracker.artifact(status.mlflow_run_id, path, target)
+            context.tracker.metrics(status.mlflow_run_id, stage_run.metrics(status.result))
+            status.state, outcome = FINISHED, mlflow_status.FINISHED
+            context.say(branch.id, f"finished in {clock(time.time() - began)}")
+        except BaseException as error:
+            status.state, status.error = FAILED, str(error)
+            folder.event("failed", str(error))
+            raise
+        finally:
+            status.ended = time.time()
+            folder.write_status(status)
+            context.tracker.end(status.mlflow_run_id, outcome)
+
+    def _set_aside(self, branch: Branch, status: Status, inputs: dict[str, Any]) -> None:
+        """Keep what a stage with other inputs left, and say what has changed."""
+        folder = self.context.folder.stage(branch.id)
+        changed = ", ".join(differences(status.inputs, inputs)) or "its inputs"
+        aside = folder.set_aside()
+        self.context.say(branch.id, f"runs again, because {changed} changed; the former results are in {aside}")
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two plain values differ, with both values where they are short."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = dict.fromkeys([*before, *after])
+        return [
+            found
+            for key in keys
+            for found in differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    if before == after:
+        return []
+    shown = f" ({before} to {after})" if len(f"{before}{after}") <= 60 else ""
+    return [f"{path}{shown}"]

@@ -1,0 +1,67 @@
+"""Image classification: cross-entropy against (possibly mixed, possibly smoothed) labels."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config.schema import ClassificationConfig
+
+
+class Labelled(Protocol):
+    """What the loss needs of a batch of B samples."""
+
+    labels: Tensor  # int64 [B]
+    labels_mix: Tensor  # int64 [B]: the partner's label under mixup or cutmix
+    mix: Tensor  # float32 [B]: share of the sample's own label
+    weights: Tensor  # float32 [B]: 0 for stand-ins and padding
+
+
+class Classification:
+    """Loss and metrics of a K-class problem.
+
+    Metrics travel as a vector of sums over samples, so that they add up over micro-batches, steps and ranks:
+    [loss, correct, correct within the top 5, weight].
+    """
+
+    metric_names = ("loss", "accuracy", "top5")
+    selection_metric = "accuracy"
+
+    def __init__(self, config: ClassificationConfig, num_classes: int) -> None:
+        self.label_smoothing = config.label_smoothing
+        self.num_classes = num_classes
+
+    def loss(self, model: nn.Module, images: Tensor, batch: Labelled) -> tuple[Tensor, Tensor]:
+        """Weighted loss per sample [B] (fp32) and logits [B, K] (fp32) of normalised images [B, C, H, W]."""
+        logits = model(images).float()
+        log_probs = F.log_softmax(logits, dim=-1)
+        own = log_probs.gather(1, batch.labels[:, None])[:, 0]
+        partner = log_probs.gather(1, batch.labels_mix[:, None])[:, 0]
+        target_log_prob = batch.mix * own + (1 - batch.mix) * partner
+        if self.label_smoothing:
+            target_log_prob = torch.lerp(target_log_prob, log_probs.mean(dim=-1), self.label_smoothing)
+        return -target_log_prob * batch.weights, logits
+
+    @torch.no_grad()
+    def sums(self, losses: Tensor, logits: Tensor, batch: Labelled) -> Tensor:
+        """Metric sums [4] in float64 of weighted losses [B] and logits [B, K]."""
+        k = min(5, self.num_classes)
+        hits = logits.topk(k, dim=-1).indices == batch.labels[:, None]  # [B, k]
+        per_sample = torch.stack([hits[:, 0], hits.any(dim=-1), torch.ones_like(hits[:, 0])], dim=1)
+        weighted = (per_sample * batch.weights[:, None]).double().sum(dim=0)
+        return torch.cat([losses.detach().double().sum()[None], weighted])
+
+    def means(self, sums: Tensor) -> dict[str, float]:
+        """Averages by metric name, of sums [4] over any number of samples."""
+        *totals, weight = sums.tolist()
+        return {name: total / max(weight, 1.0) for name, total in zip(self.metric_names, totals, strict=True)}
+
+    @torch.no_grad()
+    def confusion(self, logits: Tensor, batch: Labelled) -> Tensor:
+        """Counts [K, K] (int64): rows are true classes, columns predicted ones; padding is left out."""
+        counted = batch.weights > 0
+        pairs = batch.labels[counted] * self.num_classes + logits.argmax(dim=-1)[counted]
+        return torch.bincount(pairs, minlength=self.num_classes**2).view(self.num_classes, self.num_classes)

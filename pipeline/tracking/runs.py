@@ -1,0 +1,125 @@
+"""The runs of a pipeline in MLflow: one parent, one child per stage and branch. Called by the driver alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from pipeline.errors import TrackingError
+
+QUIET = ("mlflow", "alembic", "sqlalchemy")
+MAX_PARAMS_PER_CALL = 100
+MAX_PARAM_LENGTH = 6000
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+
+
+def default_uri(runs_dir: Path) -> str:
+    """The SQLite store that all runs in a folder share, as an absolute URI: MLflow's own default moves with the working directory."""
+    return f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
+
+
+def client_for(uri: str) -> Any:
+    """An MLflow client of a tracking URI that answers; else `TrackingError` within about ten seconds."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from mlflow import MlflowClient
+
+    if urlparse(uri).scheme == "sqlite":
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow raises what its store raises: SQLAlchemy, requests, its own
+        reason = str(error).splitlines()[0][:200]
+        raise TrackingError(
+            f"tracking.uri: the MLflow store at {uri} does not answer ({reason}); start it, correct the URI, "
+            "or leave it out to use the SQLite store in the runs folder"
+        ) from None
+    return client
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as MLflow parameters with dotted names."""
+    flat: dict[str, str] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{name}.")
+        else:
+            flat[name] = str(item)[:MAX_PARAM_LENGTH]
+    return flat
+
+
+@dataclass
+class Tracker:
+    """The driver's hold on one pipeline's runs."""
+
+    uri: str
+    experiment: str
+    artifacts: Path  # where a local store keeps artifacts
+
+    def __post_init__(self) -> None:
+        self.client = client_for(self.uri)
+        found = self.client.get_experiment_by_name(self.experiment)
+        local = urlparse(self.uri).scheme == "sqlite"
+        location = self.artifacts.resolve().as_uri() if local else None
+        self.experiment_id = (
+            found.experiment_id if found else self.client.create_experiment(self.experiment, artifact_location=location)
+        )
+
+    def start(self, name: str, *, run_id: str | None, parent: str | None = None) -> str:
+        """Begin a run, or go on with the one of that id if the store still has it; returns its id."""
+        if run_id and self._exists(run_id):
+            self.client.update_run(run_id, status=RUNNING)
+            return run_id
+        tags = {"mlflow.parentRunId": parent} if parent else {}
+        return self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+
+    def _exists(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException:
+            return False
+
+    def params(self, run_id: str, settings: Mapping[str, Any]) -> None:
+        """Log settings as parameters; those the run already has stay as they are, since MLflow forbids changes."""
+        from mlflow.entities import Param
+
+        known = self.client.get_run(run_id).data.params
+        new = [Param(key, value) for key, value in flatten(settings).items() if key not in known]
+        for start in range(0, len(new), MAX_PARAMS_PER_CALL):
+            self.client.log_batch(run_id, params=new[start : start + MAX_PARAMS_PER_CALL])
+
+    def metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        for name, value in metrics.items():
+            self.client.log_metric(run_id, name, value, step=step)
+
+    def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        for name, value in tags.items():
+            self.client.set_tag(run_id, name, value)
+
+    def dataset(self, run_id: str, name: str, url: str, digest: str, context: str) -> None:
+        """Record which data a run consumed, by the digest of its shard index."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = Dataset(name=name, digest=digest[:36], source_type="webdataset", source=url)
+        self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+
+    def artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """Store a file, or a folder with all it holds, with the run."""
+        if path.is_dir():
+            self.client.log_artifacts(run_id, str(path), folder)
+        else:
+            self.client.log_artifact(run_id, str(path), folder)
+
+    def end(self, run_id: str, status: str) -> None:
+        self.client.set_terminated(run_id, status)

@@ -1,0 +1,37 @@
+"""Cutting a rank's share of a global batch into micro-batches, and moving them to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pipeline.stream.batch import Batch
+
+TENSORS = ("images", "labels", "labels_mix", "mix", "weights", "slots")
+
+
+def split(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Cut a rank's share into micro-batches that differ by one sample at most; none is empty.
+
+    A rank with fewer samples than parts repeats its first one at weight 0: every rank runs as many backward passes.
+    """
+    size = len(batch.labels)
+    bounds = [size * part // parts for part in range(parts + 1)]
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        if stop > start:
+            yield map_tensors(batch, lambda tensor, rows=slice(start, stop): tensor[rows])
+        else:
+            first = map_tensors(batch, lambda tensor: tensor[:1])
+            yield replace(first, weights=torch.zeros_like(first.weights))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on another device; pinned memory is copied behind the host's back."""
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    return replace(batch, **{name: change(getattr(batch, name)) for name in TENSORS})
