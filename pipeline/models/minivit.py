@@ -103,7 +103,7 @@ class MiniViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] normalised floats -> logits [B, num_classes]."""
         tokens = self.embed(images)
-        return self._classify(self.transformer(tokens, self._num_outputs()))
+        return self.classify(self.transformer(tokens, self._num_outputs()))
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, P+N, D], the encoder's output; `mask` bool [B, N] marks patches replaced by [MASK]."""
@@ -157,7 +157,7 @@ class MiniViT(nn.Module):
         """How many leading tokens the head reads; `None` for all."""
         return None if self.spec.pool == "avg" else 1 + int(self.spec.tokens.dist)
 
-    def _classify(self, tokens: Tensor) -> Tensor:
+    def classify(self, tokens: Tensor) -> Tensor:
         """[B, P+N or fewer, D] -> [B, num_classes]; with a [DIST] token the two heads' logits are averaged (DeiT)."""
         if self.spec.pool == "avg":
             pooled = tokens[:, self.spec.tokens.num_prefix :].mean(dim=1)

@@ -1,0 +1,156 @@
+"""A bundle: a folder with `model.safetensors` and `model.json`, all that is needed to use a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.models.spec import Pair, ViTSpec
+from pipeline.models.state import check_state
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How images become the model's input: `image_size` (height, width) px, then (value / 255 - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int
+    image_size: Pair
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ModelError(
+                    f"preprocess.{name}: holds {len(values)} numbers for {self.channels} channel(s); give one per channel "
+                    f"(`datasets.NAME.{name}`)"
+                )
+        if min(self.std) <= 0:
+            raise ModelError(f"preprocess.std: holds {min(self.std)}; every value must be above 0")
+
+    def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 [B, C, H, W] -> `dtype` [B, C, H, W], on the images' device."""
+        mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (images.float() / 255).sub_(mean).div_(std).to(dtype)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model at rest. `classes` are label names in the order of the logits, or None; `provenance` is free-form."""
+
+    state: dict[str, Tensor]
+    spec: ViTSpec
+    preprocess: Preprocess
+    classes: list[str] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def save_bundle(
+    folder: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    spec: ViTSpec,
+    preprocess: Preprocess,
+    classes: Sequence[str] | None,
+    provenance: dict[str, Any],
+) -> Path:
+    """Write a bundle; the folder appears whole or not at all, replacing an older one. Returns it.
+
+    Raises `ModelError` if the state or the classes do not fit the spec.
+    """
+    folder = Path(folder)
+    check_state(state, spec, "the state to be saved")
+    _check_description(spec, preprocess, classes, str(folder))
+    description = {
+        "format_version": FORMAT_VERSION,
+        "spec": spec.to_dict(),
+        "preprocess": asdict(preprocess),
+        "classes": None if classes is None else list(classes),
+        "provenance": provenance,
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    draft.mkdir()
+    try:
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+        save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+        (draft / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+        for name in (WEIGHTS, DESCRIPTION):
+            _sync(draft / name)
+        _replace_folder(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle; `ModelError` says which file is missing, unreadable or does not fit."""
+    folder = Path(folder)
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise ModelError(f"{folder}: holds no {DESCRIPTION}; give the folder of an exported model")
+    try:
+        raw = json.loads(path.read_text())
+        preprocess = raw["preprocess"]
+        spec = ViTSpec.from_dict(raw["spec"])
+        preprocess = Preprocess(
+            tuple(preprocess["mean"]),
+            tuple(preprocess["std"]),
+            preprocess["channels"],
+            (preprocess["image_size"][0], preprocess["image_size"][1]),
+        )
+        classes, provenance, version = raw["classes"], raw["provenance"], raw["format_version"]
+    except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        raise ModelError(f"{path}: is not a model description ({error!r}); export the model again") from error
+    if version != FORMAT_VERSION:
+        raise ModelError(f"{path}: has format version {version}; this version of the package reads {FORMAT_VERSION}")
+    _check_description(spec, preprocess, classes, str(path))
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / WEIGHTS}: cannot be read ({error}); export the model again") from error
+    check_state(state, spec, str(folder / WEIGHTS))
+    return Bundle(state, spec, preprocess, classes, provenance)
+
+
+def _check_description(spec: ViTSpec, preprocess: Preprocess, classes: Sequence[str] | None, source: str) -> None:
+    if preprocess.channels != spec.channels:
+        raise ModelError(
+            f"{source}: preprocesses to {preprocess.channels} channels, but the model takes {spec.channels}"
+        )
+    if classes is not None and len(classes) != spec.num_classes:
+        raise ModelError(f"{source}: names {len(classes)} classes, but the model's head has {spec.num_classes}")
+
+
+def _replace_folder(draft: Path, folder: Path) -> None:
+    """Put `draft` in the place of `folder`; a rename cannot replace a full folder, so the old one steps aside first."""
+    if not folder.exists():
+        os.replace(draft, folder)
+    else:
+        aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+        os.replace(folder, aside)
+        os.replace(draft, folder)
+        shutil.rmtree(aside)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

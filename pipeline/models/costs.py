@@ -1,0 +1,60 @@
+"""Closed forms of a model's size and work, without building it."""
+
+from __future__ import annotations
+
+from pipeline.models.spec import Pair, ViTSpec
+
+
+def count_parameters(spec: ViTSpec) -> int:
+    """Trainable parameters (sine-cosine positions are not)."""
+    dim, tokens = spec.embed_dim, spec.tokens
+    patch_embed = (spec.channels * spec.patch[0] * spec.patch[1] + 1) * dim
+    own_tokens = (tokens.num_prefix + int(tokens.mask)) * dim
+    positions = spec.num_positions * dim if spec.positions == "learned" else 0
+    head = (dim + 1) * spec.num_classes
+    return (
+        patch_embed
+        + own_tokens
+        + positions
+        + spec.depth * _layer_parameters(spec)
+        + 2 * dim
+        + head * (1 + int(tokens.dist))
+    )
+
+
+def _layer_parameters(spec: ViTSpec) -> int:
+    dim = spec.embed_dim
+    attention = 4 * (dim * dim + dim)
+    feed_forward = 2 * dim * spec.mlp_dim + spec.mlp_dim + dim
+    norms = 4 * dim
+    qk_norm = 4 * (dim // spec.num_heads) if spec.qk_norm else 0
+    layer_scale = 2 * dim if spec.layer_scale is not None else 0
+    return attention + feed_forward + norms + qk_norm + layer_scale
+
+
+def forward_flops(spec: ViTSpec, image_size: Pair | None = None) -> int:
+    """Floating-point operations of the matrix products of one image's forward pass, as MiniViT executes it.
+
+    A multiply and an add are two operations. A head that reads only CLS needs only its row of the last layer, which is
+    what is counted. Norms, softmax and activations are left out, as is usual; so is the resizing of positions, which is
+    done once per batch. `image_size` is (height, width) in pixels.
+    """
+    grid = spec.grid if image_size is None else spec.grid_for(image_size)
+    dim, patches = spec.embed_dim, grid[0] * grid[1]
+    length = patches + spec.tokens.num_prefix
+    read = length if spec.pool == "avg" else 1 + int(spec.tokens.dist)
+
+    patch_embed = 2 * patches * spec.channels * spec.patch[0] * spec.patch[1] * dim
+    layers = (spec.depth - 1) * _layer_flops(spec, length, length) + _layer_flops(spec, length, read)
+    head = 2 * dim * spec.num_classes * (1 + int(spec.tokens.dist))
+    return patch_embed + layers + head
+
+
+def _layer_flops(spec: ViTSpec, length: int, queries: int) -> int:
+    """One layer over `length` tokens of which `queries` have outputs."""
+    dim = spec.embed_dim
+    key_value = 2 * length * dim * 2 * dim
+    query_out = 2 * queries * dim * 2 * dim
+    attention = 2 * 2 * queries * length * dim
+    feed_forward = 2 * 2 * queries * dim * spec.mlp_dim
+    return key_value + query_out + attention + feed_forward

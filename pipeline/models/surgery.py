@@ -1,0 +1,171 @@
+"""The one way to change a model's shape: full state dicts in, full state dicts and a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.models.patch_embed import change_channels, resize_kernel
+from pipeline.models.spec import ViTSpec
+from pipeline.models.state import check_state, expected_shapes
+from pipeline.models.surgery_probe import probe_outputs
+from pipeline.models.surgery_report import Change, SurgeryReport
+from pipeline.models.surgery_tokens import adapt_tokens
+
+# What surgery cannot change: these are another architecture, not another shape of the same.
+FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "qk_norm")
+PATCH_KERNEL = "patch_embed.proj.weight"
+# Heads that start anew start small, so the first loss is that of a guess.
+HEAD_STD = 0.02
+
+
+def adapt(
+    state: Mapping[str, Tensor],
+    from_spec: ViTSpec,
+    to_spec: ViTSpec,
+    *,
+    from_classes: Sequence[str] | None = None,
+    to_classes: Sequence[str] | None = None,
+) -> tuple[dict[str, Tensor], SurgeryReport]:
+    """Weights of `from_spec` as weights of `to_spec`, and the report of what was done; the input is left alone.
+
+    Positions are resized by grid, the patch kernel by pseudo-inverse, channels so that grey images give the same
+    tokens; tokens are added, dropped, or folded into their positions; layer scale is folded into its branch; a head's
+    rows are kept by class name, or whole where the number of classes agrees and names are not known on both sides.
+    Deterministic. Raises `ModelError` where the state does not fit its spec or the architectures differ.
+    """
+    check_state(state, from_spec, "the state to adapt")
+    _check_same_architecture(from_spec, to_spec)
+    _check_classes(from_spec, from_classes, "from_classes")
+    _check_classes(to_spec, to_classes, "to_classes")
+
+    generator = torch.Generator().manual_seed(0)
+    new, notes = dict(state), {}
+    notes |= _adapt_patch_kernel(new, from_spec, to_spec)
+    notes |= adapt_tokens(new, from_spec, to_spec, generator)
+    notes |= _adapt_layer_scale(new, from_spec, to_spec)
+    notes |= _adapt_heads(new, from_spec, to_spec, from_classes, to_classes, generator)
+
+    order = expected_shapes(to_spec)
+    new = {name: new[name].detach().clone() for name in order}
+    check_state(new, to_spec, "the adapted state")
+    changes = tuple(_changes(state, new, notes))
+    same_classes = from_spec.num_classes == to_spec.num_classes and _same_names(from_classes, to_classes)
+    return new, SurgeryReport(changes, probe_outputs(dict(state), from_spec, new, to_spec, same_classes))
+
+
+def _adapt_patch_kernel(state: dict[str, Tensor], old: ViTSpec, new: ViTSpec) -> dict[str, str]:
+    state[PATCH_KERNEL] = resize_kernel(change_channels(state[PATCH_KERNEL], new.channels), new.patch)
+    notes = []
+    if old.channels != new.channels:
+        notes.append(f"channels {old.channels} -> {new.channels}")
+    if old.patch != new.patch:
+        notes.append(f"pseudo-inverse resize, patch {_by(old.patch)} -> {_by(new.patch)}")
+    return {PATCH_KERNEL: "; ".join(notes)} if notes else {}
+
+
+def _adapt_layer_scale(state: dict[str, Tensor], old: ViTSpec, new: ViTSpec) -> dict[str, str]:
+    """Dropping layer scale multiplies it into the branch's last matrix; adding it starts at 1: both are exact."""
+    if (old.layer_scale is None) == (new.layer_scale is None):
+        return {}
+    notes = {}
+    for layer in range(old.depth):
+        prefix = f"transformer.layers.{layer}."
+        for scale, last in (("ls1.gamma", "self_attn.out_proj"), ("ls2.gamma", "linear2")):
+            if new.layer_scale is not None:
+                state[prefix + scale] = torch.ones_like(state[f"{prefix}{last}.bias"])
+                notes[prefix + scale] = "ones, which change nothing"
+                continue
+            gamma = state.pop(prefix + scale)
+            state[f"{prefix}{last}.weight"] = state[f"{prefix}{last}.weight"] * gamma[:, None]
+            state[f"{prefix}{last}.bias"] = state[f"{prefix}{last}.bias"] * gamma
+            notes[prefix + scale] = f"folded into {last}"
+            notes[f"{prefix}{last}.weight"] = notes[f"{prefix}{last}.bias"] = "layer scale folded in"
+    return notes
+
+
+def _adapt_heads(
+    state: dict[str, Tensor],
+    old: ViTSpec,
+    new: ViTSpec,
+    from_classes: Sequence[str] | None,
+    to_classes: Sequence[str] | None,
+    generator: torch.Generator,
+) -> dict[str, str]:
+    if not new.tokens.dist:
+        state.pop("dist_head.weight", None), state.pop("dist_head.bias", None)
+    notes = {}
+    if new.tokens.dist and not old.tokens.dist:
+        # Averaged with the class head's logits, an equal head starts as an equal vote.
+        for part in ("weight", "bias"):
+            state[f"dist_head.{part}"] = state[f"mlp_head.1.{part}"]
+            notes[f"dist_head.{part}"] = "a copy of the class head"
+    rows = _matching_rows(old, new, from_classes, to_classes)
+    if rows == list(range(old.num_classes)) and old.num_classes == new.num_classes:
+        return notes
+    matched = sum(row is not None for row in rows)
+    note = f"{matched} of {new.num_classes} classes kept by name" if matched else "no class in common"
+    for head in ["mlp_head.1"] + ["dist_head"] * new.tokens.dist:
+        weight, bias = state[f"{head}.weight"], state[f"{head}.bias"]
+        fresh = torch.empty(new.num_classes, weight.shape[1])
+        torch.nn.init.trunc_normal_(fresh, std=HEAD_STD, generator=generator)
+        fresh, fresh_bias = fresh.to(weight), bias.new_zeros(new.num_classes)
+        for target, row in enumerate(rows):
+            if row is not None:
+                fresh[target], fresh_bias[target] = weight[row], bias[row]
+        state[f"{head}.weight"], state[f"{head}.bias"] = fresh, fresh_bias
+        notes[f"{head}.weight"] = notes[f"{head}.bias"] = note
+    return notes
+
+
+def _matching_rows(
+    old: ViTSpec, new: ViTSpec, from_classes: Sequence[str] | None, to_classes: Sequence[str] | None
+) -> list[int | None]:
+    """For each new class the old head's row, or None."""
+    if from_classes is not None and to_classes is not None:
+        position = {name: row for row, name in enumerate(from_classes)}
+        return [position.get(name) for name in to_classes]
+    if old.num_classes == new.num_classes:
+        return list(range(new.num_classes))
+    return [None] * new.num_classes
+
+
+def _changes(old: Mapping[str, Tensor], new: Mapping[str, Tensor], notes: Mapping[str, str]) -> list[Change]:
+    changes = []
+    for name, tensor in new.items():
+        note, before, after = notes.get(name, ""), None, tuple(tensor.shape)
+        if name in old:
+            before = tuple(old[name].shape)
+            fresh = note.startswith("no class in common")
+            action = "initialised" if fresh else "resized" if note else "copied"
+        else:
+            action = "initialised"
+        changes.append(Change(name, action, before, after, note))
+    for name in old.keys() - new.keys():
+        changes.append(Change(name, "dropped", tuple(old[name].shape), None, notes.get(name, "")))
+    return changes
+
+
+def _check_same_architecture(old: ViTSpec, new: ViTSpec) -> None:
+    for name in FIXED_FIELDS:
+        if getattr(old, name) != getattr(new, name):
+            raise ModelError(
+                f"model.{name}: is {getattr(new, name)}, but the weights to start from have {getattr(old, name)}; surgery "
+                f"changes sizes, patches, tokens, channels and heads only, so set {name} back or start from other weights"
+            )
+
+
+def _check_classes(spec: ViTSpec, classes: Sequence[str] | None, name: str) -> None:
+    if classes is not None and len(classes) != spec.num_classes:
+        raise ModelError(f"{name}: holds {len(classes)} names, but the head has {spec.num_classes} classes")
+
+
+def _same_names(from_classes: Sequence[str] | None, to_classes: Sequence[str] | None) -> bool:
+    return from_classes is None or to_classes is None or list(from_classes) == list(to_classes)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,55 @@
+"""How far does a surgery move the outputs? Both models look at the same pictures, each at its own size."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.models.costs import forward_flops
+from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import ViTSpec
+from pipeline.models.surgery_report import Probe
+
+PROBE_IMAGES = 4
+# A probe of a large model must stay a matter of a second on a CPU: beyond this many operations, one image has to do.
+PROBE_FLOPS = 2e11
+
+
+def probe_outputs(
+    old_state: dict[str, Tensor], old: ViTSpec, new_state: dict[str, Tensor], new: ViTSpec, same_classes: bool
+) -> Probe:
+    """Compare two models in fp32 eval mode; the images are fixed, so equal surgeries give equal reports."""
+    work = forward_flops(old) + forward_flops(new)
+    count = PROBE_IMAGES if PROBE_IMAGES * work <= PROBE_FLOPS else 1
+    pictures = smooth_images(count)
+    before, before_logits = _features(old_state, old, pictures)
+    after, after_logits = _features(new_state, new, pictures)
+    change = (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)
+    return Probe(
+        images=count,
+        feature_cosine=F.cosine_similarity(before, after).mean().item(),
+        feature_change=change.mean().item(),
+        logit_change=(after_logits - before_logits).abs().max().item() if same_classes else None,
+    )
+
+
+def smooth_images(count: int) -> Tensor:
+    """[count, 3, 64, 64] random fields of unit variance, smooth as photographs are: noise with a 1/f spectrum."""
+    noise = torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    frequency = torch.fft.fftfreq(64)[:, None].square() + torch.fft.rfftfreq(64)[None].square()
+    spectrum = torch.fft.rfft2(noise) / frequency.sqrt().clamp_min(1 / 64)
+    images = torch.fft.irfft2(spectrum, s=(64, 64))
+    return (images - images.mean()) / images.std()
+
+
+@torch.inference_mode()
+def _features(state: dict[str, Tensor], spec: ViTSpec, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean patch features [B, D] and logits [B, num_classes]."""
+    with torch.device("meta"):
+        model = MiniViT.from_spec(spec, init="torch")
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    images = F.interpolate(pictures, spec.image_size, mode="bicubic", antialias=True, align_corners=False)
+    images = images[:, torch.arange(spec.channels) % 3] if spec.channels > 1 else images.mean(dim=1, keepdim=True)
+    tokens = model.eval().forward_features(images)
+    return tokens[:, spec.tokens.num_prefix :].mean(dim=1), model.classify(tokens)

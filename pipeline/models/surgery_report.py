@@ -1,0 +1,78 @@
+"""What a surgery did to each tensor, and how far it moved the model's outputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Action = Literal["copied", "resized", "initialised", "dropped"]
+ACTIONS: tuple[Action, ...] = ("copied", "resized", "initialised", "dropped")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One tensor: shapes before and after (None where it did not or does not exist), and why where it is not plain."""
+
+    name: str
+    action: Action
+    before: tuple[int, ...] | None
+    after: tuple[int, ...] | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How far a batch of smooth random images moved, the images resized to each model's own size.
+
+    `feature_cosine` and `feature_change` (relative L2) compare the mean patch feature, per image and averaged;
+    `logit_change` (largest absolute) is None unless the heads have the same classes.
+    """
+
+    images: int
+    feature_cosine: float
+    feature_change: float
+    logit_change: float | None
+
+
+@dataclass(frozen=True)
+class SurgeryReport:
+    """Every tensor of the old and new state dict, by what became of it."""
+
+    changes: tuple[Change, ...]
+    probe: Probe
+
+    def count(self, action: Action) -> int:
+        return Counter(change.action for change in self.changes)[action]
+
+    @property
+    def changed(self) -> list[Change]:
+        """The tensors that were not simply copied."""
+        return [change for change in self.changes if change.action != "copied" or change.note]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "counts": {action: self.count(action) for action in ACTIONS},
+            "changes": [asdict(change) for change in self.changes],
+            "probe": asdict(self.probe),
+        }
+
+    def summary(self) -> str:
+        """One line for a log."""
+        counts = ", ".join(f"{self.count(action)} {action}" for action in ACTIONS if self.count(action))
+        return f"{counts}; features on {self.probe.images} probe image(s): cosine {self.probe.feature_cosine:.4f}"
+
+    def __str__(self) -> str:
+        """A table of what was not simply copied, under the summary."""
+        rows = [(c.name, c.action, _shape(c.before), _shape(c.after), c.note) for c in self.changed]
+        if not rows:
+            return self.summary()
+        rows.insert(0, ("tensor", "action", "before", "after", "how"))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self.summary(), *lines])
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else "x".join(map(str, shape))
