@@ -1,0 +1,1 @@
+"""Data in motion: sample order, reading, decoding, augmentation, batches and their loaders."""

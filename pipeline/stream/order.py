@@ -1,0 +1,193 @@
+"""Which sample stands in which slot of the training stream: pure arithmetic, no state, no I/O.
+
+An epoch lays its shards, permuted, end to end; the ring of N samples is rotated by a drawn offset, so that the N mod C
+samples left out differ between epochs even with few shards, and cut into C equal lanes of L = N // C samples. Inside a
+lane, samples are permuted within windows. Slot s belongs to lane s mod C, so the lanes take turns. All draws are keyed
+by the seed and the place alone: ranks, loader workers and restarts have no influence on what a slot holds.
+
+Legend: C lanes, L samples per lane and epoch, N samples, W ranks, K loader workers of a rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.errors import DataError
+
+Ints = np.ndarray  # int64, any shape
+IntsLike = np.ndarray | int
+
+# First word of every key, so that draws for different purposes never share a stream.
+SHARDS, RING, WINDOW, AUGMENT, MIX, RESOLUTION = range(6)
+
+
+def generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
+    """A generator keyed by seed, purpose and place."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, purpose, *place))))
+
+
+class Place(NamedTuple):
+    """Where slots lie: epoch, lane, and position in the lane's epoch; int64 arrays of one shape."""
+
+    epoch: Ints
+    lane: Ints
+    position: Ints
+
+
+class Epoch(NamedTuple):
+    """One epoch's ring: shards in their order, the ring position at which each ends, and the rotation."""
+
+    shards: Ints
+    ends: Ints
+    offset: int
+
+
+class Order:
+    """The order of a data set's samples under one seed.
+
+    Args:
+        counts: samples per shard, int64 [num_shards].
+        lanes: C; a run never changes it.
+        window: samples shuffled together within a lane.
+        seed: key of every draw.
+        excluded: per shard index, the sample indices to leave out (any order, no duplicates needed).
+
+    Raises:
+        DataError: fewer samples than lanes.
+    """
+
+    def __init__(
+        self, counts: Ints, *, lanes: int, window: int, seed: int, excluded: Mapping[int, Ints] | None = None
+    ) -> None:
+        self.lanes, self.window, self.seed = lanes, window, seed
+        self._excluded = {shard: np.unique(samples) for shard, samples in (excluded or {}).items() if len(samples)}
+        self._counts = np.array(counts, dtype=np.int64)
+        for shard, samples in self._excluded.items():
+            self._counts[shard] -= len(samples)
+        self.num_samples = int(self._counts.sum())
+        if self.num_samples < lanes:
+            raise DataError(
+                f"data.lanes: {lanes} lanes need at least as many samples, and the data set has {self.num_samples}; "
+                f"set data.lanes to at most {max(self.num_samples, 1)} or use more data"
+            )
+        self.lane_samples = self.num_samples // lanes
+        self.epoch_slots = self.lane_samples * lanes
+        self._epochs: dict[int, Epoch] = {}
+
+    @property
+    def left_out(self) -> int:
+        """Samples that an epoch leaves out, N mod C; others each epoch."""
+        return self.num_samples - self.epoch_slots
+
+    def place(self, slots: IntsLike) -> Place:
+        """Epoch, lane and in-lane position of slots."""
+        epoch, within = np.divmod(np.asarray(slots, dtype=np.int64), self.epoch_slots)
+        position, lane = np.divmod(within, self.lanes)
+        return Place(epoch, lane, position)
+
+    def window_of(self, lane: IntsLike, position: IntsLike) -> Ints:
+        """Number of the window that holds an in-lane position of a lane."""
+        return (np.asarray(position) + self._shift(lane)) // self.window
+
+    def window_bounds(self, lane: int, window: int) -> tuple[int, int]:
+        """In-lane positions [start, stop) of a window of a lane."""
+        start = window * self.window - int(self._shift(lane))
+        return max(start, 0), min(start + self.window, self.lane_samples)
+
+    def window_samples(self, epoch: int, lane: int, window: int) -> tuple[Ints, Ints]:
+        """Shard and sample indices, int64 [window length] each, of a window in the order its slots take them."""
+        start, stop = self.window_bounds(lane, window)
+        permutation = generator(self.seed, WINDOW, epoch, lane, window).permutation(stop - start)
+        return self._ring(epoch, lane * self.lane_samples + start + permutation)
+
+    def samples(self, slots: Ints) -> tuple[Ints, Ints]:
+        """Shard and sample indices, int64 [num_slots] each, of any slots in any order."""
+        place = self.place(slots)
+        windows = self.window_of(place.lane, place.position)
+        shard, sample = np.empty_like(place.lane), np.empty_like(place.lane)
+        keys = np.stack([place.epoch, place.lane, windows], axis=-1)
+        unique, group = np.unique(keys, axis=0, return_inverse=True)
+        for number, (epoch, lane, window) in enumerate(unique.tolist()):
+            members = np.flatnonzero(group == number)
+            within = place.position[members] - self.window_bounds(lane, window)[0]
+            shards, samples = self.window_samples(epoch, lane, window)
+            shard[members], sample[members] = shards[within], samples[within]
+        return shard, sample
+
+    def _shift(self, lane: IntsLike) -> Ints:
+        """How far a lane's windows start before its first sample.
+
+        It differs by lane, so that lanes need their next window at different steps and not all at once.
+        """
+        lane = np.asarray(lane, dtype=np.int64)
+        return lane * self.window // self.lanes if self.lane_samples > self.window else np.zeros_like(lane)
+
+    def _epoch(self, epoch: int) -> Epoch:
+        if epoch not in self._epochs:
+            shards = generator(self.seed, SHARDS, epoch).permutation(len(self._counts))
+            offset = int(generator(self.seed, RING, epoch).integers(self.num_samples))
+            if len(self._epochs) > 1:  # two are in use where an epoch meets the next
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = Epoch(shards, np.cumsum(self._counts[shards]), offset)
+        return self._epochs[epoch]
+
+    def _ring(self, epoch: int, positions: Ints) -> tuple[Ints, Ints]:
+        """Shard and sample index at positions of an epoch's cut ring."""
+        shards, ends, offset = self._epoch(epoch)
+        ring = (positions + offset) % self.num_samples
+        nth = np.searchsorted(ends, ring, side="right")
+        shard = shards[nth]
+        kept = ring - (ends[nth] - self._counts[shard])
+        return shard, self._skip_excluded(shard, kept)
+
+    def _skip_excluded(self, shard: Ints, kept: Ints) -> Ints:
+        """Sample indices from indices among the kept samples of each shard."""
+        if not self._excluded:
+            return kept
+        sample = kept.copy()
+        for number in np.unique(shard).tolist():
+            excluded = self._excluded.get(number)
+            if excluded is not None:
+                # The i-th excluded sample stands after excluded[i] - i kept ones.
+                mine = shard == number
+                sample[mine] += np.searchsorted(excluded - np.arange(len(excluded)), kept[mine], side="right")
+        return sample
+
+
+def check_split(lanes: int, world_size: int) -> None:
+    """Raise DataError where a rank would have no lane."""
+    if world_size > lanes:
+        raise DataError(
+            f"data.lanes: {lanes} lanes cannot be split among {world_size} ranks; "
+            f"set data.lanes to at least {world_size} in a new run, or use at most {lanes} workers"
+        )
+
+
+def is_share(lane: Ints, *, rank: int, world_size: int, worker: int = 0, workers: int = 1) -> np.ndarray:
+    """Whether lanes belong to a loader worker of a rank: rank l mod W, worker (l // W) mod K; bool, lane's shape."""
+    lane = np.asarray(lane)
+    return (lane % world_size == rank) & (lane // world_size % workers == worker)
+
+
+def share_of_lanes(lanes: int, *, rank: int, world_size: int, worker: int = 0, workers: int = 1) -> Ints:
+    """Lanes, ascending, of a loader worker of a rank."""
+    every = np.arange(lanes)
+    return every[is_share(every, rank=rank, world_size=world_size, worker=worker, workers=workers)]
+
+
+def share_of_step(
+    first_slot: int,
+    global_batch_size: int,
+    lanes: int,
+    *,
+    rank: int,
+    world_size: int,
+    worker: int = 0,
+    workers: int = 1,
+) -> Ints:
+    """Slots, ascending, that a loader worker of a rank fills in the step that starts at `first_slot`."""
+    slots = np.arange(first_slot, first_slot + global_batch_size)
+    return slots[is_share(slots % lanes, rank=rank, world_size=world_size, worker=worker, workers=workers)]

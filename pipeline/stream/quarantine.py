@@ -1,0 +1,130 @@
+"""Bad samples: noted in a manifest (JSON lines: shard, index, key, reason), limited, and left out by later runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.shards.index import DatasetIndex, load_offsets
+from pipeline.stream.decode import BadSample
+from pipeline.stream.read import Reader
+
+MAX_IN_A_ROW = 64
+MAX_SHARE = 0.1
+SHARE_GRACE = 64  # bad samples before the share counts: a small data set may have a few
+
+
+class Quarantine:
+    """The bad samples one loader worker meets.
+
+    Args:
+        path: manifest of the run, or None to keep none. Each worker of each rank writes a file of its own beside it,
+            `NAME.PART.jsonl`, as appends by several hosts to one file may overwrite each other.
+        part: tells the writers apart.
+    """
+
+    def __init__(self, path: Path | None, part: str) -> None:
+        self._path = path.with_suffix(f".{part}.jsonl") if path is not None else None
+        self._noted = set(map(_place, _read_lines(self._path))) if self._path and self._path.exists() else set()
+        self._seen = self._bad = self._in_a_row = 0
+
+    def good(self) -> None:
+        """A sample came through."""
+        self._seen += 1
+        self._in_a_row = 0
+
+    def bad(self, shard: str, index: int, key: str, reason: str) -> None:
+        """Note a bad sample, once per manifest. Raises DataError where there are too many."""
+        self._seen, self._bad, self._in_a_row = self._seen + 1, self._bad + 1, self._in_a_row + 1
+        if (shard, index) not in self._noted:
+            self._noted.add((shard, index))
+            if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"shard": shard, "index": index, "key": key, "reason": reason}) + "\n")
+        last = f"the last is {shard}/{key}: {reason}; check the shards with `minivit shards verify`"
+        if self._in_a_row >= MAX_IN_A_ROW:
+            raise DataError(
+                f"{self._in_a_row} bad samples in a row (at most {MAX_IN_A_ROW - 1} are passed over); {last}"
+            )
+        if self._bad > max(SHARE_GRACE, MAX_SHARE * self._seen):
+            raise DataError(f"{self._bad} of {self._seen} samples are bad (at most {MAX_SHARE:.0%} may be); {last}")
+
+
+def load_excluded(manifest: str, index: DatasetIndex) -> dict[int, np.ndarray]:
+    """Sample indices to leave out, by shard index, from a run's quarantine manifest.
+
+    `manifest` is the path the run was given: the files its workers wrote beside it are read too. A line without an
+    `index` is found by its `key`, which reads that shard. Shards that are not in the data set are passed over.
+
+    Raises:
+        DataError: no such manifest, a line that is not one, or a key that its shard does not hold.
+    """
+    path = Path(manifest)
+    files = sorted({*path.parent.glob(f"{path.stem}.*.jsonl"), *([path] if path.is_file() else [])})
+    if not files:
+        raise DataError(
+            f"data.exclude: there is no quarantine manifest {manifest}; correct the path or remove the setting"
+        )
+    numbers = {name: shard for shard, name in enumerate(index.names)}
+    excluded: dict[int, set[int]] = {}
+    by_key: dict[int, set[str]] = {}
+    for file in files:
+        for line in _read_lines(file):
+            shard = numbers.get(line["shard"])
+            if shard is not None and "index" in line:
+                excluded.setdefault(shard, set()).add(line["index"])
+            elif shard is not None:
+                by_key.setdefault(shard, set()).add(line["key"])
+    for shard, keys in by_key.items():
+        excluded.setdefault(shard, set()).update(_find_keys(index, shard, keys, manifest))
+    for shard, samples in excluded.items():
+        if max(samples) >= index.counts[shard]:
+            raise DataError(
+                f"{manifest} excludes sample {max(samples)} of {index.names[shard]}, which holds "
+                f"{index.counts[shard]}; the shard has changed since, so remove data.exclude or its line"
+            )
+    return {shard: np.array(sorted(samples), dtype=np.int64) for shard, samples in excluded.items()}
+
+
+def _find_keys(index: DatasetIndex, shard: int, keys: set[str], manifest: str) -> set[int]:
+    reader, found = Reader(index), {}
+    for number in range(len(load_offsets(index.shards[shard])) - 1):
+        try:
+            key, _ = reader.read(np.array([shard]), np.array([number])).members(0)
+        except BadSample:
+            continue
+        if key in keys:
+            found[key] = number
+    if keys - set(found):
+        missing = min(keys - set(found))
+        raise DataError(f"{manifest} excludes {missing!r}, which {index.names[shard]} does not hold; remove its line")
+    return set(found.values())
+
+
+def _place(line: dict) -> tuple[str, int | None]:
+    return line["shard"], line.get("index")
+
+
+def _read_lines(path: Path) -> list[dict]:
+    lines = []
+    text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            valid = isinstance(entry["shard"], str) and isinstance(entry["key"], str)
+            valid = valid and isinstance(entry.get("index", 0), int) and entry.get("index", 0) >= 0
+        except (ValueError, TypeError, KeyError):
+            valid = False
+        if valid:
+            lines.append(entry)
+        elif number <= text.count("\n"):  # else the last line, which a full disk cut short
+            raise DataError(
+                f'{path}:{number} is no line of a quarantine manifest: expected {{"shard", "index", "key"}}'
+            )
+    return lines
