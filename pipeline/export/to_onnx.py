@@ -1,0 +1,39 @@
+"""ONNX: the graph at the model's own size, any batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.export.files import write_description, write_whole
+from pipeline.export.to_torch_export import example_images, fixed_size_model
+from pipeline.models.bundle import Bundle
+
+
+def write(bundle: Bundle, folder: Path) -> Path:
+    """`folder/model.onnx` (input `images`: normalised fp32 [B, C, H, W]; output `logits`) and `folder/model.json`.
+
+    Positions are baked at the model's size: exporters have written another cubic than the one that trained.
+    Raises `ModelError` if the optional packages are missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ModelError(
+            f"format: onnx needs the package {error.name}; pip install 'minivit-pipeline[onnx]'"
+        ) from error
+    program = torch.onnx.export(
+        fixed_size_model(bundle),
+        (example_images(bundle),),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    write_description(bundle, folder)
+    return write_whole(folder / "model.onnx", lambda path: program.save(path, external_data=False))

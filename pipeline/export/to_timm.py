@@ -1,0 +1,37 @@
+"""timm's layout: `timm.create_model(architecture, checkpoint_path=..., **model_args)`, or as a local hub folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from pipeline.export.files import write_whole
+from pipeline.models.bundle import Bundle
+from pipeline.models.timm_bridge import timm_config, to_timm
+
+
+def write(bundle: Bundle, folder: Path) -> Path:
+    """`folder/model.safetensors` and `folder/config.json` (architecture, arguments, labels); returns the weights' path.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads both. Raises `ModelError` for what timm cannot express.
+    """
+    architecture, arguments = timm_config(bundle.spec)
+    tensors = {name: tensor.contiguous().clone() for name, tensor in to_timm(bundle.state, bundle.spec).items()}
+    height, width = bundle.spec.image_size
+    config = {
+        "architecture": architecture,
+        "num_classes": bundle.spec.num_classes,
+        "global_pool": "token" if bundle.spec.pool == "cls" else "avg",
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [bundle.spec.channels, height, width],
+            "mean": list(bundle.preprocess.mean),
+            "std": list(bundle.preprocess.std),
+            "num_classes": bundle.spec.num_classes,
+            "label_names": bundle.classes,
+        },
+    }
+    write_whole(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+    return write_whole(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))

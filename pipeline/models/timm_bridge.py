@@ -1,0 +1,241 @@
+"""Weights to and from timm's `vit_*` and distilled `deit_*` models; outputs are equal."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.models.spec import Pair, TokenSchema, ViTSpec
+from pipeline.models.state import check_state
+
+TIMM_EPS = 1e-6
+# timm's size words by (width, depth), and their heads; any other shape is a vit_tiny with arguments.
+TIMM_SIZES = {
+    (192, 12): ("tiny", 3),
+    (384, 12): ("small", 6),
+    (768, 12): ("base", 12),
+    (1024, 24): ("large", 16),
+    (1280, 32): ("huge", 16),
+}
+# (ours, timm's) endings of keys within a layer; prefixes are `transformer.layers.N.` and `blocks.N.`.
+LAYER_KEYS = (
+    ("self_attn.in_proj_weight", "attn.qkv.weight"),
+    ("self_attn.in_proj_bias", "attn.qkv.bias"),
+    ("self_attn.out_proj.weight", "attn.proj.weight"),
+    ("self_attn.out_proj.bias", "attn.proj.bias"),
+    ("self_attn.q_norm.weight", "attn.q_norm.weight"),
+    ("self_attn.q_norm.bias", "attn.q_norm.bias"),
+    ("self_attn.k_norm.weight", "attn.k_norm.weight"),
+    ("self_attn.k_norm.bias", "attn.k_norm.bias"),
+    ("linear1.weight", "mlp.fc1.weight"),
+    ("linear1.bias", "mlp.fc1.bias"),
+    ("linear2.weight", "mlp.fc2.weight"),
+    ("linear2.bias", "mlp.fc2.bias"),
+    ("norm1.weight", "norm1.weight"),
+    ("norm1.bias", "norm1.bias"),
+    ("norm2.weight", "norm2.weight"),
+    ("norm2.bias", "norm2.bias"),
+    ("ls1.gamma", "ls1.gamma"),
+    ("ls2.gamma", "ls2.gamma"),
+)
+TOP_KEYS = {
+    "cls_token": "cls_token",
+    "dist_token": "dist_token",
+    "registers": "reg_token",
+    "pos_embed": "pos_embed",
+    "patch_embed.proj.weight": "patch_embed.proj.weight",
+    "patch_embed.proj.bias": "patch_embed.proj.bias",
+    "mlp_head.1.weight": "head.weight",
+    "mlp_head.1.bias": "head.bias",
+    "dist_head.weight": "head_dist.weight",
+    "dist_head.bias": "head_dist.bias",
+}
+
+
+def timm_config(spec: ViTSpec) -> tuple[str, dict[str, Any]]:
+    """(architecture, arguments) for `timm.create_model(architecture, **arguments)` to build the same model.
+
+    Raises `ModelError` for what timm's Vision Transformer cannot express.
+    """
+    _check_expressible(spec)
+    size, _ = TIMM_SIZES.get((spec.embed_dim, spec.depth), ("tiny", 3))
+    patch = 14 if size == "huge" else 16
+    arguments: dict[str, Any] = {
+        "img_size": list(spec.image_size),
+        "patch_size": list(spec.patch),
+        "in_chans": spec.channels,
+        "num_classes": spec.num_classes,
+        "embed_dim": spec.embed_dim,
+        "depth": spec.depth,
+        "num_heads": spec.num_heads,
+        "mlp_ratio": spec.mlp_dim / spec.embed_dim,
+        "qk_norm": spec.qk_norm,
+        "init_values": spec.layer_scale,
+    }
+    if spec.tokens.dist:
+        known = size if size in ("tiny", "small", "base") else "tiny"
+        return f"deit_{known}_distilled_patch16_224", arguments
+    arguments |= {
+        "class_token": spec.tokens.cls,
+        "reg_tokens": spec.tokens.registers,
+        "no_embed_class": not spec.tokens.positions_cover_prefix,
+        "global_pool": "token" if spec.pool == "cls" else "avg",
+    }
+    return f"vit_{size}_patch{patch}_224", arguments
+
+
+def to_timm(state: Mapping[str, Tensor], spec: ViTSpec) -> dict[str, Tensor]:
+    """A MiniViT state dict under timm's keys; loads strictly into the model of `timm_config(spec)`."""
+    _check_expressible(spec)
+    check_state(state, spec, "the state to convert")
+    new = {theirs: state[ours] for ours, theirs in TOP_KEYS.items() if ours in state}
+    for layer in range(spec.depth):
+        for ours, theirs in LAYER_KEYS:
+            key = f"transformer.layers.{layer}.{ours}"
+            if key in state:
+                new[f"blocks.{layer}.{theirs}"] = state[key]
+    norm = "norm" if spec.pool == "cls" else "fc_norm"
+    new |= {f"{norm}.{part}": state[f"mlp_head.0.{part}"] for part in ("weight", "bias")}
+    new["pos_embed"] = _timm_positions(state, spec)
+    return new
+
+
+def from_timm(
+    state: Mapping[str, Tensor], *, grid: Pair | None = None, num_heads: int | None = None
+) -> tuple[dict[str, Tensor], ViTSpec]:
+    """A timm state dict as ours, with the spec read off its shapes.
+
+    `grid` (default: square) and `num_heads` (default: by timm's sizes, else one per 64 channels) cannot be read off.
+    A checkpoint without a head gets one of a single class, all zeros, for surgery to replace. Raises `ModelError` for
+    tensors a MiniViT has no place for.
+    """
+    if "blocks.0.attn.qkv.weight" not in state:
+        some = ", ".join(sorted(state)[:3])
+        raise ModelError(
+            f"the timm checkpoint: has no blocks.0.attn.qkv.weight, so it is not timm's ViT; it holds {some}"
+        )
+    spec = _read_spec(state, grid, num_heads)
+    new = {ours: state[theirs] for ours, theirs in TOP_KEYS.items() if theirs in state}
+    for layer in range(spec.depth):
+        for ours, theirs in LAYER_KEYS:
+            key = f"blocks.{layer}.{theirs}"
+            if key in state:
+                new[f"transformer.layers.{layer}.{ours}"] = state[key]
+        bias = f"transformer.layers.{layer}.self_attn.in_proj_bias"
+        new.setdefault(bias, torch.zeros(3 * spec.embed_dim))
+    norm = "norm" if "norm.weight" in state else "fc_norm"
+    for part in ("weight", "bias"):
+        if f"{norm}.{part}" not in state:
+            raise ModelError(
+                f"the timm checkpoint: has neither norm.{part} nor fc_norm.{part}; a MiniViT needs its last norm"
+            )
+        new[f"mlp_head.0.{part}"] = state[f"{norm}.{part}"]
+    new.setdefault("mlp_head.1.weight", torch.zeros(1, spec.embed_dim))
+    new.setdefault("mlp_head.1.bias", torch.zeros(1))
+    _check_all_used(state, spec, norm)
+    check_state(new, spec, "the timm checkpoint")
+    return new, spec
+
+
+def load_timm(source: str) -> tuple[dict[str, Tensor], ViTSpec]:
+    """Weights from `timm:NAME` (timm's own download) or a local safetensors file in timm's layout; never a pickle."""
+    if source.startswith("timm:"):
+        import timm  # slow to import, needed only here
+
+        name = source.removeprefix("timm:")
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except (RuntimeError, OSError) as error:
+            raise ModelError(f"init_from: {source!r} cannot be had ({error}); see timm.list_models('vit_*')") from error
+        return from_timm(model.state_dict(), grid=model.patch_embed.grid_size, num_heads=model.blocks[0].attn.num_heads)
+    if Path(source).suffix != ".safetensors":
+        raise ModelError(f"init_from: {source} is not a safetensors file; pickles run code, so convert it first")
+    try:
+        return from_timm(load_file(source))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"init_from: {source} cannot be read ({error}); give a safetensors file") from error
+
+
+def _check_expressible(spec: ViTSpec) -> None:
+    wanted = {"norm": "pre", "activation": "gelu", "eps": TIMM_EPS}
+    for name, value in wanted.items():
+        if getattr(spec, name) != value:
+            raise ModelError(
+                f"model.{name}: is {getattr(spec, name)}; timm's ViT has {value}, so export to another format"
+            )
+    if spec.tokens.dist and spec.tokens.registers:
+        raise ModelError(
+            "model.registers: timm's distilled ViT has none; drop them or the distillation token to export"
+        )
+
+
+def _timm_positions(state: Mapping[str, Tensor], spec: ViTSpec) -> Tensor:
+    """timm always has positions, and its distilled models for the prefix too: zeros stand for those not there."""
+    like = state["patch_embed.proj.weight"]
+    table = state.get("pos_embed", like.new_zeros(1, 0, spec.embed_dim))
+    covered = spec.tokens.positions_cover_prefix or spec.tokens.dist
+    rows = spec.num_patches + (spec.tokens.num_prefix if covered else 0)
+    return torch.cat([like.new_zeros(1, rows - table.shape[1], spec.embed_dim), table], dim=1)
+
+
+def _read_spec(state: Mapping[str, Tensor], grid: Pair | None, num_heads: int | None) -> ViTSpec:
+    dim, channels, *patch = state["patch_embed.proj.weight"].shape
+    depth = 1 + max(int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.", key)))
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    tokens = TokenSchema(cls="cls_token" in state, dist="dist_token" in state, registers=registers)
+    if "pos_embed" not in state:
+        raise ModelError("the timm checkpoint: has no pos_embed; only absolute positions are understood")
+    rows = state["pos_embed"].shape[1]
+    grid = grid or _square_grid(rows, tokens.num_prefix)
+    if rows == grid[0] * grid[1]:
+        tokens = TokenSchema(**{**vars(tokens), "positions_cover_prefix": tokens.num_prefix == 0})
+    if num_heads is None:
+        num_heads = TIMM_SIZES.get((dim, depth), ("", max(dim // 64, 1)))[1]
+    gamma = state.get("blocks.0.ls1.gamma")
+    head = state.get("head.weight")
+    return ViTSpec(
+        variant="timm",
+        channels=channels,
+        grid=grid,
+        patch=(patch[0], patch[1]),
+        num_classes=1 if head is None else head.shape[0],
+        embed_dim=dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_dim=state["blocks.0.mlp.fc1.weight"].shape[0],
+        eps=TIMM_EPS,
+        pool="avg" if "fc_norm.weight" in state or not tokens.cls else "cls",
+        tokens=tokens,
+        qk_norm="blocks.0.attn.q_norm.weight" in state,
+        layer_scale=None if gamma is None else gamma.mean().item(),
+    )
+
+
+def _square_grid(rows: int, num_prefix: int) -> Pair:
+    for patches in (rows - num_prefix, rows):
+        side = math.isqrt(max(patches, 0))
+        if side and side * side == patches:
+            return side, side
+    raise ModelError(
+        f"the timm checkpoint: its {rows} positions with {num_prefix} prefix tokens are no square grid; name the grid"
+    )
+
+
+def _check_all_used(state: Mapping[str, Tensor], spec: ViTSpec, norm: str) -> None:
+    blocks = {f"blocks.{layer}.{theirs}" for layer in range(spec.depth) for _, theirs in LAYER_KEYS}
+    used = blocks | set(TOP_KEYS.values()) | {f"{norm}.weight", f"{norm}.bias"}
+    left = sorted(state.keys() - used)
+    if left:
+        raise ModelError(
+            f"the timm checkpoint: a MiniViT has no place for its tensor {left[0]!r} ({len(left)} such), "
+            "so its outputs could not be kept; start from another checkpoint"
+        )
