@@ -168,7 +168,7 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return "a mapping"
+        return "a mapping" if value else "{}"
     if isinstance(value, str):
         value = f"'{value}'"
     text = "[" + ", ".join(map(show, value)) + "]" if isinstance(value, (list, tuple)) else str(value)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipeline.config.fields import Setting, allowed, dotted, lookup, nearest, show
 from pipeline.config.schema import PipelineConfig
 
-FIELD_PREFIX = re.compile(r"([A-Za-z0-9_.-]+): (.+)", re.DOTALL)
+FIELD_PREFIX = re.compile(r"([^:]+): (.+)", re.DOTALL)
 ROOT = Setting.of(PipelineConfig)
 
 

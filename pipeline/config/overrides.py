@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.config.fields import Setting, lookup, nearest, show
+from pipeline.config.fields import Setting, lookup, nearest
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_text import parse_yaml
 from pipeline.errors import ConfigError
@@ -44,9 +44,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     for depth, key in enumerate([*parents, last]):
         if not isinstance(section, dict):
             held = ".".join(path.split(".")[:depth])
-            raise ConfigError(
-                f"override {override!r}: {held} is {show(section)}, which has no parts; set it as a whole."
-            )
+            raise ConfigError(f"override {override!r}: {held} has no parts; set it as a whole.")
         if key not in setting.keys(section):
             raise ConfigError(f"override {override!r}: {_unknown(raw, path, depth, setting.keys(section))}")
         inner = setting.child(key, section)

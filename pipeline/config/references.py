@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from pipeline.config.fields import allowed, nearest
+from pipeline.config.fields import allowed
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
 
 
@@ -61,34 +61,40 @@ def _dataset_faults(config: PipelineConfig) -> Iterator[str]:
 
 
 def _stage_faults(config: PipelineConfig) -> Iterator[str]:
-    trained = {name: stage for name, stage in config.stages.items() if isinstance(stage, TrainStage)}
+    without_val: dict[str, str] = {}  # stage whose best variant is wanted, but cannot be found -> who wants it
     for name, stage in config.stages.items():
         for path, reference in stage_sources(name, stage):
-            source, _, variant = reference.partition("/")
-            if source in trained:
-                variants = trained[source].model.variants
-                if variant and variant not in variants:
-                    near = nearest(variant, variants)
-                    mend = (
-                        f"did you mean '{source}/{near}'?"
-                        if near
-                        else f"write '{source}'"
-                        + (f" or one of its variants: {', '.join(variants)}." if variants else ".")
-                    )
-                    yield f"{path}: found '{reference}', but stage {source} has no variant '{variant}'; {mend}"
-                elif fanned_out(config, reference) and trained[source].data.val is None:
-                    yield (
-                        f"stages.{source}.data.val: missing; {path} takes the best variant of {source}, "
-                        f"which is found by accuracy on it; {allowed('', config.datasets)}."
-                    )
-            elif source in config.stages:
-                kind = config.stages[source].type
-                yield f"{path}: found '{reference}', whose type {kind} trains no model; {allowed('', trained)}."
-            elif not is_path(reference):
-                yield (
-                    f"{path}: found '{reference}', which is neither a stage nor a path to an export "
-                    f"(one starts with './' or '/', or lies in a folder that exists); {allowed(reference, trained)}."
-                )
+            problem = _reference_problem(config, reference)
+            source = config.stages.get(reference)
+            if problem:
+                yield f"{path}: found '{reference}', {problem}."
+            elif fanned_out(config, reference) and isinstance(source, TrainStage) and source.data.val is None:
+                without_val.setdefault(reference, path)
+    for source_name, path in without_val.items():
+        yield (
+            f"stages.{source_name}.data.val: missing; {path} takes the best variant of {source_name}, "
+            f"which is found by accuracy on it; {allowed('', config.datasets)}."
+        )
+
+
+def _reference_problem(config: PipelineConfig, reference: str) -> str | None:
+    """What is wrong with a reference to a model, None if nothing is."""
+    trained = [name for name, stage in config.stages.items() if isinstance(stage, TrainStage)]
+    name, _, variant = reference.partition("/")
+    stage = config.stages.get(name)
+    if isinstance(stage, TrainStage):
+        references = [name, *(f"{name}/{option}" for option in stage.model.variants)]
+        if variant and reference not in references:
+            return f"but stage {name} has no variant '{variant}'; {allowed(reference, references)}"
+        return None
+    if stage is not None:
+        return f"whose type {stage.type} trains no model; {allowed('', trained)}"
+    if not is_path(reference):
+        return (
+            "which is neither a stage nor a path to an export (one starts with './' or '/', or lies in a folder that "
+            f"exists); {allowed(reference, trained)}"
+        )
+    return None
 
 
 def _cycle_faults(config: PipelineConfig) -> Iterator[str]:
@@ -99,12 +105,9 @@ def _cycle_faults(config: PipelineConfig) -> Iterator[str]:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        cycle = error.args[1]
-        first, second = (
-            cycle[-1],
-            cycle[-2],
-        )  # listed from source to user, so the last one starts from the one before it
-        path = next(p for p, ref in stage_sources(first, config.stages[first]) if source_stage(config, ref) == second)
+        cycle = error.args[1]  # each stage is what the next one starts from
+        last, before = cycle[-1], cycle[-2]
+        path = next(p for p, ref in stage_sources(last, config.stages[last]) if source_stage(config, ref) == before)
         yield f"{path}: the stages form a cycle, {' -> '.join(cycle)}; one of them must start from something else."
 
 

@@ -52,9 +52,18 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 
 _Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1's
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Block and plain styles lose NEL and the Unicode line separators; only double quotes escape them.
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 for _tag, _pattern, _first in IMPLICIT_TAGS:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern.pattern})\Z"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)  # PyYAML's own reads 010 as eight
+_Dumper.add_representer(str, _text)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{FLOAT.pattern})\Z"), list("-+.0123456789"))
 
 

@@ -28,6 +28,7 @@ from pipeline.stages.resolve import (
     surgeries,
 )
 
+MUCH_IDLE = 0.1  # share of a step that ranks may wait for the fullest one before the plan warns
 READY, TO_BE_MADE, MISSING = "ready", "will be made", "missing"
 
 
@@ -161,7 +162,7 @@ class _Planner:
             state=READY,
             num_shards=len(counts),
             samples=index.num_samples,
-            bytes=sum(shard.bytes for shard in index.shards),
+            bytes=int(index.sizes.sum()),
             samples_per_shard=(int(counts.min()), int(counts.max())),
             classes=_num_classes(dataset, index),
             digest=index.digest,
@@ -181,8 +182,14 @@ class _Planner:
         steps = self._steps(branch, stage, samples_per_epoch)
         samples = None if steps is None else steps * stage.global_batch_size
         ranks = self.world_size or self.config.resources(stage).workers
-        mean_bytes = sum(shard.bytes for shard in index.shards) / index.num_samples if index else None
+        mean_bytes = int(index.sizes.sum()) / index.num_samples if index else None
         shares = balance(stage, ranks, samples_per_epoch, mean_bytes, where=f"stages.{branch.stage_name}")
+        if shares.idle_share > MUCH_IDLE:
+            self.notes.append(
+                f"stages.{branch.stage_name}.data.lanes: {stage.data.lanes} lanes share a batch of "
+                f"{stage.global_batch_size} unevenly among {ranks} workers (per step {shares.step_samples[0]} to "
+                f"{shares.step_samples[1]} samples); make both multiples of {ranks}."
+            )
         return TrainingPlan(
             dataset=stage.data.train,
             duration=str(stage.duration),
@@ -247,7 +254,7 @@ class _Planner:
             return {"": None}
         candidates = reference_ids(self.config, stage.init_from)
         if not candidates:
-            return {stage.init_from: source_spec(stage.init_from)}
+            return {stage.init_from: source_spec(branch)}
         sources: dict[str, ViTSpec | None] = {}
         for candidate in candidates:
             for origin, spec in self.specs[candidate].items():

@@ -115,7 +115,7 @@ def _memory(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
 
 
 def _balance(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
-    columns = ("stage", "batch", "lanes", "left out", "lanes/rank", "batch/rank", "epoch/rank", "buffer/rank")
+    columns = ("stage", "batch", "lanes", "left out", "lanes a rank", "batch a rank", "epoch a rank", "buffer a rank")
     table = _table("Balance over ranks, in samples (left out: per epoch, others each time)", *columns)
     for stage, training in trainings:
         shares = training.balance

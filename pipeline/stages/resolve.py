@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.config.references import source_stage, stage_sources
@@ -19,6 +18,8 @@ from pipeline.models.variants import build_spec
 
 # A fine-tuning stage starts from weights, so it cannot change what gives their matrices a shape and a meaning.
 INHERITED = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "eps", "qk_norm")
+
+POSITION_CHANGE = {"learned": "positions", "sincos": "sine-cosine positions", "none": "grid"}
 
 
 class Branch(NamedTuple):
@@ -171,18 +172,24 @@ def check_channels(config: PipelineConfig) -> None:
                 )
 
 
-def source_spec(path: str | Path) -> ViTSpec:
-    """The spec of the export at a path that `init_from` names."""
-    from pipeline.models.bundle import load_bundle  # loads torch
+def source_spec(branch: Branch) -> ViTSpec:
+    """The spec of the export that `init_from` names by its path; ConfigError if there is none."""
+    from pipeline.models.bundle import load_bundle  # imports torch; most plans can do without
+    from pipeline.models.pretrained import find_bundle
 
-    return load_bundle(Path(path)).spec
+    assert isinstance(branch.stage, TrainStage)
+    assert branch.stage.init_from is not None
+    try:
+        return load_bundle(find_bundle(branch.stage.init_from)).spec
+    except ModelError as error:
+        raise ConfigError(f"stages.{branch.stage_name}.init_from: {error}") from None
 
 
 def surgeries(source: ViTSpec, target: ViTSpec) -> list[str]:
     """What changes on the way from one model's weights to another's, in words; empty if nothing does."""
     changes = {
-        "positions": (_cross(source.grid), _cross(target.grid)),
-        "position kind": (source.positions, target.positions),
+        "kind of positions": (source.positions, target.positions),
+        POSITION_CHANGE[target.positions]: (_cross(source.grid), _cross(target.grid)),
         "patch kernel": (_cross(source.patch), _cross(target.patch)),
         "channels": (source.channels, target.channels),
         "head classes": (source.num_classes, target.num_classes),

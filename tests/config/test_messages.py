@@ -1,0 +1,169 @@
+"""Each bad input ends in one sentence with the dotted path, what was found, what is allowed and the nearest name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.config.load import parse_config
+from pipeline.errors import ConfigError
+
+REMOVE = object()
+DURATION = "a duration such as '10 epochs', '5000 steps' or '1.2M samples'"
+TYPES = "pretrain, finetune, evaluate, export, report"
+
+
+def fault(raw: dict[str, Any], path: str, value: Any) -> str:
+    """The message about `raw` with the value at a dotted path replaced."""
+    *parents, last = path.split(".")
+    section = raw
+    for key in parents:
+        section = section.setdefault(key, {})
+    if value is REMOVE:
+        del section[last]
+    else:
+        section[last] = value
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw, "c.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("clustr", {}, "clustr: unknown key, did you mean 'cluster'? Allowed: name, seed, "),
+        (
+            "datasets.train.lable_key",
+            "cls",
+            "datasets.train.lable_key: unknown key, did you mean 'label_key'? Allowed: shards, ",
+        ),
+        ("stages.pretrain.model.dept", 3, "stages.pretrain.model.dept: unknown key, did you mean 'depth'? Allowed: "),
+        ("stages.finetune.lr", 3, "stages.finetune.lr: unknown key; did you mean 'optimizer.lr'? Allowed: "),
+        (
+            "stages.pretrain.data.augment.rand_augment",
+            {"opps": 2},
+            "stages.pretrain.data.augment.rand_augment.opps: unknown key, did you mean 'ops'? Allowed: ops, magnitude.",
+        ),
+        (
+            "stages.report.xyzzy",
+            1,
+            "stages.report.xyzzy: unknown key, allowed: resources, type.",
+        ),
+        (
+            "stages.pretrain.type",
+            "pretrian",
+            f"stages.pretrain.type: found 'pretrian', did you mean 'pretrain'? Allowed: {TYPES}.",
+        ),
+        ("stages.pretrain.type", 3, f"stages.pretrain.type: found 3, allowed: {TYPES}."),
+        ("stages.pretrain.type", REMOVE, f"stages.pretrain.type: missing; set it to one of {TYPES}."),
+        ("stages.pretrain", 3, "stages.pretrain: found 3, expected a section with a type."),
+        (
+            "stages.pretrain.global_batch_size",
+            "128",
+            "stages.pretrain.global_batch_size: found '128', expected a whole number above 0.",
+        ),
+        (
+            "stages.pretrain.global_batch_size",
+            REMOVE,
+            "stages.pretrain.global_batch_size: missing; set it to a whole number above 0.",
+        ),
+        ("cluster.workers", True, "cluster.workers: found true, expected a whole number above 0."),
+        ("cluster.workers", 1.5, "cluster.workers: found 1.5, expected a whole number above 0."),
+        ("seed", -1, "seed: found -1, expected a whole number from 0."),
+        ("seed", None, "seed: found nothing, expected a whole number from 0."),
+        (
+            "stages.pretrain.data.augment.flip",
+            "yes",
+            "stages.pretrain.data.augment.flip: found 'yes', expected true or false.",
+        ),
+        (
+            "stages.pretrain.model.norm",
+            "pro",
+            "stages.pretrain.model.norm: found 'pro', expected one of pre, post; did you mean 'pre'?",
+        ),
+        ("stages.pretrain.model.channels", 2, "stages.pretrain.model.channels: found 2, expected one of 1, 3."),
+        (
+            "stages.pretrain.model.variant",
+            5,
+            "stages.pretrain.model.variant: found 5, expected text or a list, each text.",
+        ),
+        (
+            "stages.pretrain.model.variant",
+            ["nano", "nano"],
+            "stages.pretrain.model.variant: found ['nano', 'nano'], expected a variant name, or a list of different",
+        ),
+        (
+            "stages.pretrain.model.image_size",
+            [1, 2, 3],
+            "stages.pretrain.model.image_size: found [1, 2, 3], "
+            "expected a whole number or a list of 2, each a whole number.",
+        ),
+        ("stages.pretrain.model.image_size", 0, "stages.pretrain.model.image_size: found 0, expected pixels above 0, "),
+        ("stages.pretrain.duration", "3 eons", f"stages.pretrain.duration: found '3 eons', expected {DURATION}."),
+        ("stages.pretrain.duration", 3, f"stages.pretrain.duration: found 3, expected {DURATION}."),
+        ("stages.pretrain.duration", REMOVE, f"stages.pretrain.duration: missing; set it to {DURATION}."),
+        ("stages.pretrain.duration", "0 steps", "stages.pretrain.duration: found '0', expected a length above 0."),
+        (
+            "stages.finetune.optimizer.betas",
+            [0.9, 2],
+            "stages.finetune.optimizer.betas[1]: found 2, expected a number from 0 up to 1.",
+        ),
+        (
+            "stages.finetune.optimizer.lr",
+            float("inf"),
+            "stages.finetune.optimizer.lr: found inf, expected a number above 0.",
+        ),
+        (
+            "stages.finetune.resolution",
+            {"mode": "random"},
+            "stages.finetune.resolution.sizes: a list of image sizes for mode 'progressive' or 'random'",
+        ),
+        (
+            "stages.evaluate.models",
+            [],
+            "stages.evaluate.models: found [], expected a list of at least 1, each text.",
+        ),
+        (
+            "stages.pretrain.global_batch_size",
+            100,
+            "stages.pretrain.global_batch_size: 100 is not divisible by data.lanes = 64; take a multiple of it, ",
+        ),
+        ("stages.finetune.init_from", REMOVE, "stages.finetune.init_from: missing, as a finetune stage starts from "),
+        ("stages.pretrain.model.variant", REMOVE, "stages.pretrain.model.variant: missing, and there is no init_from "),
+        ("datasets.train.std", [0.5, 0.5], "datasets.train.std: 2 values for the 1 of mean; give one per channel in "),
+        ("datasets.train.std", [0], "datasets.train.std[0]: found 0, expected a number above 0."),
+        (
+            "stages.pretrain.data.augment.scale",
+            [0.9, 0.1],
+            "stages.pretrain.data.augment.scale: found [0.9, 0.1], expected a list of 2, the smaller first, both above",
+        ),
+        ("name", "a/b", "name: found 'a/b', expected letters, digits, '_', '-' and '.', the first a letter or digit."),
+        ("stages.a b", {"type": "report"}, "stages.a b: its name is a folder's name; take letters, digits, "),
+        ("stages", {}, "stages: found {}, expected a mapping of names to sections."),
+        ("datasets", None, "datasets: found nothing, expected a mapping of names to sections."),
+    ],
+)
+def test_one_fault_is_one_sentence(raw: dict[str, Any], path: str, value: Any, sentence: str) -> None:
+    message = fault(raw, path, value)
+    assert message.startswith(f"c.yaml: {sentence}")
+    assert message[-1] in ".?"
+    assert "\n" not in message
+
+
+def test_several_faults_are_several_lines(raw: dict[str, Any]) -> None:
+    raw["stages"]["pretrain"]["model"]["norm"] = "pro"
+    raw["cluster"] = {"workers": 0}
+    lines = fault(raw, "stages.report.typo", 1).splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        "cluster.workers",
+        "stages.pretrain.model.norm",
+        "stages.report.typo",
+    ]
+
+
+def test_nothing_of_pydantic_shows(raw: dict[str, Any]) -> None:
+    raw["stages"]["pretrain"] = {"type": "pretrain", "model": {"variant": {}}, "data": 1, "duration": [], "extra": 1}
+    message = fault(raw, "cluster", "none")
+    for word in ("Input should", "pydantic", "Value error", "type=", "errors.", "str]", "Traceback"):
+        assert word not in message

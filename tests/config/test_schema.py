@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.config.schema import Duration, PipelineConfig
+
+UNITS = st.sampled_from(["epochs", "steps", "samples"])
+DURATIONS = st.builds(Duration, value=st.floats(0, 1e12), unit=UNITS)
+COUNTS = st.integers(1, 10**7)
+
+
+@given(DURATIONS)
+def test_duration_reads_back_from_its_text(duration: Duration) -> None:
+    assert Duration.model_validate(str(duration)) == duration
+    assert Duration.model_validate_json(duration.model_dump_json(), strict=True) == duration
+
+
+@given(DURATIONS, COUNTS, COUNTS)
+def test_steps_are_the_fewest_that_cover_the_length(duration: Duration, samples_per_epoch: int, batch: int) -> None:
+    steps = duration.steps(samples_per_epoch, batch)
+    per_unit = {"epochs": samples_per_epoch, "samples": 1, "steps": batch}[duration.unit]
+    wanted = Fraction(repr(duration.value)) * per_unit
+    assert (steps - 1) * batch < wanted <= steps * batch or (steps == 0 and wanted == 0)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 10**6))
+def test_decimal_epochs_are_not_rounded_up_by_a_hair(whole: int, tenth: int, tens: int) -> None:
+    duration = Duration.model_validate(f"{whole}.{tenth} epochs")
+    assert duration.steps(10 * tens, 1) == (10 * whole + tenth) * tens
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("10 epochs", 10, "epochs"),
+        ("1 epoch", 1, "epochs"),
+        ("1.1M samples", 1_100_000, "samples"),
+        ("10k steps", 10_000, "steps"),
+        (" 0.5epochs ", 0.5, "epochs"),
+        ("2B samples", 2 * 10**9, "samples"),
+    ],
+)
+def test_duration_text(text: str, value: float, unit: str) -> None:
+    duration = Duration.model_validate(text)
+    assert (duration.value, duration.unit) == (value, unit)
+
+
+@pytest.mark.parametrize("text", ["10", "epochs", "-1 epochs", "10 eons", "1e3 steps", 10, None, ["1 epoch"]])
+def test_duration_refuses(text: object) -> None:
+    with pytest.raises(ValidationError):
+        Duration.model_validate(text)
+
+
+def test_samples_round_up_to_whole_steps() -> None:
+    assert Duration.model_validate("1000 samples").steps(60_000, 128) == math.ceil(1000 / 128) == 8
+
+
+def test_sections_are_immutable(raw: dict[str, Any]) -> None:
+    config = PipelineConfig.model_validate(raw)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.name = "other"
+
+
+def test_model_overrides_are_the_fields_set_here(raw: dict[str, Any]) -> None:
+    raw["stages"]["pretrain"]["model"] |= {"depth": 3, "pool": "avg", "patch_size": 4}
+    model = PipelineConfig.model_validate(raw).stages["pretrain"].model
+    assert model.overrides() == {"depth": 3, "pool": "avg", "patch_size": 4}
+    assert (model.fans_out, model.variants) == (True, ["nano", "micro"])
+
+
+def test_a_stage_without_resources_takes_those_of_the_cluster(raw: dict[str, Any]) -> None:
+    raw["cluster"] = {"workers": 4}
+    raw["stages"]["finetune"]["resources"] = {"workers": 2}
+    config = PipelineConfig.model_validate(raw)
+    assert config.resources(config.stages["pretrain"]).workers == 4
+    assert config.resources(config.stages["finetune"]).workers == 2
