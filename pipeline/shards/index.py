@@ -93,10 +93,10 @@ class _Shards(Sequence[ShardInfo]):
     """The shards of an index, made when asked for: a list of all would weigh more than the index."""
 
     def __init__(self, index: DatasetIndex):
-        self.index = index
+        self.of = index
 
     def __len__(self) -> int:
-        return len(self.index.names)
+        return len(self.of.names)
 
     @overload
     def __getitem__(self, i: int) -> ShardInfo: ...
@@ -105,7 +105,7 @@ class _Shards(Sequence[ShardInfo]):
     def __getitem__(self, i: int | slice) -> ShardInfo | list[ShardInfo]:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
-        index = self.index
+        index = self.of
         url = store.join(index.url, index.names[i])
         return ShardInfo(url, int(index.counts[i]), int(index.sizes[i]), index.sha256[i])
 
@@ -163,7 +163,7 @@ def load_offsets(shard: ShardInfo) -> np.ndarray:
     Raises DataError if the sidecar is missing, damaged, or speaks of another tar.
     """
     sidecar = read_sidecar(shard.url)
-    if (sidecar.bytes, sidecar.samples, sidecar.sha256) != (shard.bytes, shard.samples, shard.sha256):
+    if (sidecar.tar_bytes, sidecar.samples, sidecar.sha256) != (shard.bytes, shard.samples, shard.sha256):
         raise DataError(f"{shard.url + SUFFIX}: belongs to another tar than the index describes; {mend(shard.url)}")
     return sidecar.offsets
 

@@ -39,7 +39,7 @@ class ShardRecord:
     @classmethod
     def from_labels(cls, name: str, sidecar: Sidecar, labels: list[int]) -> ShardRecord:
         bounds = (min(labels), max(labels)) if labels else (None, None)
-        return cls(name, sidecar.samples, sidecar.bytes, sidecar.sha256, *bounds)
+        return cls(name, sidecar.samples, sidecar.tar_bytes, sidecar.sha256, *bounds)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def scan_shard(url: str, label_key: str = "cls") -> ShardScan:
     digest = hashlib.sha256()
     with store.open_url(url) as file:
         stream = TarStream(file, digest.update)
-        samples, end = [], 0
+        samples: list[SampleScan] = []
+        end = 0
         for member in members(stream):
             end = member.end
             sample = _place(samples, member)

@@ -23,7 +23,7 @@ OFFSET = np.dtype("<u8")
 
 @dataclass(frozen=True)
 class Sidecar:
-    bytes: int
+    tar_bytes: int
     sha256: str
     offsets: np.ndarray  # uint64 [samples + 1]
 
@@ -33,7 +33,7 @@ class Sidecar:
 
     def encode(self) -> bytes:
         digest = bytes.fromhex(self.sha256)
-        header = HEADER.pack(MAGIC, VERSION, HEADER.size, self.bytes, self.samples, digest)
+        header = HEADER.pack(MAGIC, VERSION, HEADER.size, self.tar_bytes, self.samples, digest)
         return header + self.offsets.astype(OFFSET).tobytes()
 
 

@@ -109,14 +109,14 @@ def write_bytes(url: str, data: bytes) -> None:
             fs, path = filesystem(url)
             fs.pipe_file(path, data)
             return
-        path = local_path(url)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        target = local_path(url)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, NotImplementedError) as error:

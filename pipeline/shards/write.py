@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tarfile
@@ -22,8 +23,8 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 class TarWriter:
     """One tar, built under a temporary name and moved into place, with its sidecar, by `finish`.
 
-    As a context manager it finishes on success and leaves nothing behind on an error. Headers carry no time, owner or
-    machine, so equal samples give equal files. Raises DataError when the disk is full or refuses.
+    As a context manager it leaves nothing behind unless it was finished. Headers carry no time, owner or machine, so
+    equal samples give equal files. Raises DataError when the disk is full or refuses.
     """
 
     def __init__(self, path: Path, label_key: str = "cls"):
@@ -69,9 +70,16 @@ class TarWriter:
         write_sidecar(str(self.path), sidecar)
         return ShardRecord.from_labels(self.path.name, sidecar, self.labels)
 
+    def __enter__(self) -> TarWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
     def abandon(self) -> None:
-        """Leave no trace of an unfinished tar."""
-        self.file.close()
+        """Leave no trace of an unfinished tar; nothing to do for a finished one."""
+        with contextlib.suppress(OSError):  # a full disk refuses to flush, too
+            self.file.close()
         self.temporary.unlink(missing_ok=True)
 
     def _put(self, data: bytes) -> None:

@@ -1,0 +1,150 @@
+"""Where Fashion-MNIST's four files come from, and how to read them (idx: a big-endian header, then raw bytes)."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import shutil
+import struct
+import subprocess
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from pipeline.errors import DataError
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+PUBLIC_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+TIMEOUT_S = 60
+UINT8 = 8  # idx code of the element type
+MOST_BYTES = 1 << 30
+FILE_PREFIX = {"train": "train", "test": "t10k"}
+# SHA-256 of the files unpacked: archives of the same data differ in their gzip headers.
+SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    images: np.ndarray  # uint8 [N, H, W]
+    labels: np.ndarray  # uint8 [N]
+
+
+@contextlib.contextmanager
+def located(src: Path | None) -> Iterator[Path]:
+    """A folder that holds the four files: `src`, Debian's, or a temporary one. Raises DataError if none can be had."""
+    if src is not None:
+        if not _complete(src):
+            names = ", ".join(f"{name}[.gz]" for name in SHA256)
+            raise DataError(f"{src}: does not hold Fashion-MNIST's files; --src is a folder with {names}")
+        yield src
+        return
+    if _complete(DEBIAN_FOLDER):
+        yield DEBIAN_FOLDER
+        return
+    with TemporaryDirectory(prefix="fashion-mnist-") as temporary:
+        yield _obtain(Path(temporary))
+
+
+def read_split(folder: Path, split: str) -> Split:
+    """Images and labels of "train" or "test" from a folder of idx files, packed or not. Raises DataError."""
+    prefix = FILE_PREFIX[split]
+    return Split(
+        read_idx(_file(folder, f"{prefix}-images-idx3-ubyte")), read_idx(_file(folder, f"{prefix}-labels-idx1-ubyte"))
+    )
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """A uint8 array of any rank from an idx file, which may be gzipped. Raises DataError if it is not one."""
+    try:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rb") as file:
+            zeros, kind, rank = struct.unpack(">HBB", file.read(4))
+            if zeros != 0 or kind != UINT8:
+                raise ValueError("its first bytes are not those of an idx file of unsigned bytes")
+            shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+            size = int(np.prod(shape, dtype=np.uint64))
+            if size > MOST_BYTES:
+                raise ValueError(f"it claims {size:,} bytes")
+            data = file.read(size)
+            if len(data) < size:
+                raise ValueError(f"{len(data):,} of {size:,} bytes are there")
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as an idx file ({error}); fetch it anew") from None
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def unpack_debian_package(folder: Path) -> Path:
+    """Download and unpack Debian's package, for which nobody need be root. Raises Unavailable."""
+    commands = ["apt-get", "download", DEBIAN_PACKAGE], ["dpkg", "-x", f"{DEBIAN_PACKAGE}.deb", "unpacked"]
+    for command in commands:
+        try:
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=10 * TIMEOUT_S)
+        except FileNotFoundError:
+            raise Unavailable(f"{command[0]} is not installed") from None
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"`{' '.join(command)}` gave nothing within {10 * TIMEOUT_S} s") from None
+        except subprocess.CalledProcessError as error:
+            said = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise Unavailable(f"`{' '.join(command)}` failed ({said})") from None
+        for package in folder.glob(f"{DEBIAN_PACKAGE}_*.deb"):
+            package.rename(folder / f"{DEBIAN_PACKAGE}.deb")
+    unpacked = folder / "unpacked" / DEBIAN_FOLDER.relative_to("/")
+    if not _complete(unpacked):
+        raise Unavailable(f"Debian's {DEBIAN_PACKAGE} no longer holds the files at {DEBIAN_FOLDER}")
+    return unpacked
+
+
+def download(folder: Path, url: str = PUBLIC_URL) -> Path:
+    """Fetch the four files by HTTP and compare their content with known hashes. Raises Unavailable."""
+    for name, expected in SHA256.items():
+        packed = folder / f"{name}.gz"
+        source = f"{url}/{packed.name}"
+        try:
+            with urllib.request.urlopen(source, timeout=TIMEOUT_S) as response, open(packed, "wb") as file:
+                shutil.copyfileobj(response, file)
+            with gzip.open(packed) as content:
+                found = hashlib.file_digest(content, "sha256").hexdigest()
+        except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
+            raise Unavailable(f"{source} cannot be downloaded ({error})") from None
+        if found != expected:
+            raise Unavailable(f"{source} holds other data than Fashion-MNIST (SHA-256 {found[:12]}..)")
+    return folder
+
+
+class Unavailable(Exception):
+    """One way to the files is closed; the message says why."""
+
+
+def _obtain(temporary: Path) -> Path:
+    failures = []
+    for way in (unpack_debian_package, download):
+        try:
+            return way(temporary)
+        except Unavailable as failure:
+            failures.append(str(failure))
+    raise DataError(
+        f"Fashion-MNIST cannot be had: {DEBIAN_FOLDER} is absent; {'; '.join(failures)}; as root run "
+        f"`apt-get install {DEBIAN_PACKAGE}`, or name a folder that holds its four idx files with --src"
+    )
+
+
+def _complete(folder: Path) -> bool:
+    return all(_file(folder, name).is_file() for name in SHA256)
+
+
+def _file(folder: Path, name: str) -> Path:
+    packed = folder / f"{name}.gz"
+    return packed if packed.is_file() else folder / name

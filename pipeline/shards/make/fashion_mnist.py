@@ -1,0 +1,102 @@
+"""Fashion-MNIST (Xiao et al. 2017): 60,000 + 10,000 grey 28x28 images of clothing in ten classes, as lossless PNG."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.shards.build import write_index
+from pipeline.shards.index import DatasetIndex, load_index, load_offsets, make_index
+from pipeline.shards.make._fashion_mnist_files import Split, located, read_split
+from pipeline.shards.parallel import track
+from pipeline.shards.scan import ShardRecord
+from pipeline.shards.write import TarWriter, shard_name
+
+CLASSES = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
+SAMPLES_PER_SHARD = 5_000
+
+
+def make(
+    out: Path,
+    *,
+    src: Annotated[
+        Path | None, "folder with the four idx files; default: Debian's package, else the public copy"
+    ] = None,
+) -> DatasetIndex:
+    """Fashion-MNIST as train-*.tar and test-*.tar: found on this machine, unpacked from Debian, or downloaded.
+
+    Shards whose hash still agrees with the index are kept; if all are, the source is not even looked for.
+    Raises DataError when no source can be had or `src` does not hold the data set.
+    """
+    valid = _valid_records(out)
+    if valid and None not in valid.values():
+        return load_index(str(out))
+    records: list[ShardRecord] = []
+    with located(src) as folder:
+        for split in ("train", "test"):
+            data = read_split(folder, split)
+            _check(data, folder, split)
+            records += _write_split(out, split, data, valid)
+    index = make_index(str(out), sorted(records, key=lambda record: record.name), CLASSES)
+    write_index(index)
+    return index
+
+
+def _valid_records(out: Path) -> dict[str, ShardRecord | None]:
+    """The shards of an index this maker wrote, with None for those that are damaged; empty without such an index."""
+    try:
+        index = load_index(str(out), check=False)
+    except DataError:
+        return {}
+    if index.classes != CLASSES:
+        return {}
+    records: dict[str, ShardRecord | None] = {}
+    for record, shard in zip(index.records(), index.shards, strict=True):
+        records[record.name] = None
+        with contextlib.suppress(OSError, DataError):
+            load_offsets(shard)
+            with open(shard.url, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            records[record.name] = record if found == record.sha256 else None
+    return records
+
+
+def _write_split(out: Path, split: str, data: Split, valid: dict[str, ShardRecord | None]) -> Iterator[ShardRecord]:
+    import cv2
+
+    def write(first: int) -> ShardRecord:
+        name = shard_name(split, first // SAMPLES_PER_SHARD)
+        kept = valid.get(name)
+        if kept is not None:
+            return kept
+        with TarWriter(out / name) as tar:
+            for i in range(first, min(first + SAMPLES_PER_SHARD, len(data.labels))):
+                png = cv2.imencode(".png", data.images[i])[1].tobytes()
+                tar.write(f"{split}-{i:05d}", {"png": png, "cls": str(data.labels[i]).encode()})
+            return tar.finish()
+
+    starts = range(0, len(data.labels), SAMPLES_PER_SHARD)
+    return track(map(write, starts), len(starts), f"fashion-mnist {split}", "shards")
+
+
+def _check(data: Split, folder: Path, split: str) -> None:
+    if data.images.shape != (len(data.labels), 28, 28) or np.any(data.labels >= len(CLASSES)):
+        shapes = f"images {data.images.shape}, labels {data.labels.shape} up to {data.labels.max(initial=0)}"
+        raise DataError(f"{folder}: the {split} files are not Fashion-MNIST ({shapes}); name its folder with --src")
