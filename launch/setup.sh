@@ -138,7 +138,7 @@ find_python() {
 
 # Debian and Ubuntu split venv's pip into a package of its own (python3-venv), which a plain machine lacks.
 make_venv() {
-    local unpacked
+    local unpacked wheels
     if "$1" -c 'import ensurepip' 2>/dev/null; then
         "$1" -m venv "$MINIVIT_VENV"
         return
@@ -149,7 +149,8 @@ make_venv() {
         die "$1 cannot make environments: apt-get install python3-venv"
     fi
     "$1" -m venv --without-pip "$MINIVIT_VENV"
-    "$MINIVIT_VENV/bin/python" "$unpacked"/usr/share/python-wheels/pip-*.whl/pip install --quiet pip
+    wheels=("$unpacked"/usr/share/python-wheels/pip-*.whl)
+    "$MINIVIT_VENV/bin/python" "${wheels[0]}/pip" install --quiet pip
     rm -rf "$unpacked"
 }
 
