@@ -1,0 +1,179 @@
+"""Where a model looks: attention of its last block over a few test images."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.config.schema import DatasetConfig
+from pipeline.errors import DataError
+from pipeline.models.bundle import Preprocess, load_bundle
+from pipeline.models.minivit import MiniViT
+from pipeline.shards.index import load_index, load_offsets
+from pipeline.shards.store import read_range
+from pipeline.shards.tar import TornTar, parse_label, read_sample
+
+NUM_IMAGES = 6
+LOOKED_THROUGH = 64  # samples among which images of different classes are sought
+MAX_HEADS = 6
+LARGEST = 168  # px of an image's shorter side on the page
+
+
+@dataclass(frozen=True)
+class TestImage:
+    """One sample of the data set: uint8 [H, W, C] and its class number."""
+
+    __test__ = False
+
+    key: str
+    pixels: np.ndarray
+    label: int | None
+
+
+@dataclass(frozen=True)
+class Glance:
+    """One image with the model's attention on it; pictures are `data:` URLs of PNG files.
+
+    Those of attention have one pixel for each patch, opaque where the model looks, and are meant to be laid over the
+    image and enlarged smoothly. `small` says that the image's own pixels are meant to be seen.
+    """
+
+    image: str
+    small: bool
+    mean: str
+    heads: list[str]
+    true: str | None
+    predicted: str
+    probability: float
+
+    @property
+    def correct(self) -> bool:
+        return self.true == self.predicted
+
+    @property
+    def alt(self) -> str:
+        return f"{self.true or 'unlabelled image'}, predicted {self.predicted} ({self.probability:.0%})"
+
+
+def glances(bundle: Path, dataset: DatasetConfig) -> list[Glance]:
+    """Attention of the bundle's model on the data set's first images, one of each class while there are enough.
+
+    Raises:
+        DataError: the shards are missing or hold no readable image.
+        ModelError, CheckpointError: the bundle cannot be loaded.
+    """
+    found = load_bundle(bundle)
+    model = MiniViT.from_spec(found.spec).eval()
+    model.load_state_dict(found.state)
+    images = choose(first_images(dataset, found.preprocess.channels))
+    if not images:
+        raise DataError(f"{dataset.shards}: the first {LOOKED_THROUGH} samples hold no readable image")
+    classes = dataset.classes or found.classes or []
+    return [look(model, found.preprocess, classes, image) for image in images]
+
+
+def first_images(dataset: DatasetConfig, channels: int) -> Iterator[TestImage]:
+    """The readable images among the first samples of the first shard that has any."""
+    shard = next((shard for shard in load_index(dataset.shards).shards if shard.samples), None)
+    if shard is None:
+        return
+    offsets = load_offsets(shard).tolist()
+    for start, stop in zip(offsets[:LOOKED_THROUGH], offsets[1:], strict=False):
+        image = decode(read_range(shard.url, start, stop), dataset, channels)
+        if image is not None:
+            yield image
+
+
+def decode(sample: bytes, dataset: DatasetConfig, channels: int) -> TestImage | None:
+    """The image and label in the bytes of one sample; None if it holds no image that can be read."""
+    try:
+        key, members = read_sample(sample)
+        name = next(name for name in dataset.image_key.split(";") if name in members)
+        with Image.open(io.BytesIO(members[name])) as opened:
+            pixels = np.asarray(opened.convert("L" if channels == 1 else "RGB"))
+    except (TornTar, StopIteration, UnidentifiedImageError, Image.DecompressionBombError, OSError):
+        return None
+    return TestImage(key, pixels.reshape(*pixels.shape[:2], channels), parse_label(members.get(dataset.label_key, b"")))
+
+
+def choose(images: Iterator[TestImage], limit: int = NUM_IMAGES) -> list[TestImage]:
+    """The first image of each class, then the next ones, in their order, until there are `limit`."""
+    fresh: list[TestImage] = []
+    spare: list[TestImage] = []
+    seen: set[int | None] = set()
+    for image in images:
+        (spare if image.label in seen else fresh).append(image)
+        seen.add(image.label)
+        if len(fresh) == limit:
+            break
+    return (fresh + spare)[:limit]
+
+
+@torch.inference_mode()
+def look(model: MiniViT, preprocess: Preprocess, classes: list[str], image: TestImage) -> Glance:
+    """Prediction and attention of one image."""
+    height, width = preprocess.image_size
+    pixels = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1)[None]  # [1, C, H, W]
+    resized = torch.nn.functional.interpolate(pixels.float(), (height, width), mode="bilinear", antialias=True)
+    batch = preprocess.normalise(resized.round().clamp(0, 255).byte(), torch.float32)
+    probability, predicted = model(batch)[0].softmax(-1).max(-1)
+    weights = attention_of_patches(model, batch)
+
+    def name(label: int) -> str:
+        return classes[label] if label < len(classes) else f"class {label}"
+
+    return Glance(
+        image=data_url(reduce(image.pixels)),
+        small=min(image.pixels.shape[:2]) < LARGEST,
+        mean=data_url(heat(weights.mean(axis=0))),
+        heads=[data_url(heat(head)) for head in weights[:MAX_HEADS]],
+        true=None if image.label is None else name(image.label),
+        predicted=name(int(predicted)),
+        probability=float(probability),
+    )
+
+
+def attention_of_patches(model: MiniViT, batch: torch.Tensor) -> np.ndarray:
+    """Attention on each patch in the last block, float32 [heads, h, w].
+
+    It is that of the class token, or without one the mean over all patches' attention.
+    """
+    spec = model.spec
+    maps = model.attention_maps(batch)[0, -1]  # [heads, P+N, P+N], rows attend to columns
+    prefix = spec.tokens.num_prefix
+    rows = maps[:, 0] if spec.tokens.cls else maps[:, prefix:].mean(dim=1)
+    return rows[:, prefix:].float().reshape(-1, *spec.grid).numpy()
+
+
+def reduce(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, C] as [H', W', 3], its shorter side at most `LARGEST`."""
+    height, width = pixels.shape[:2]
+    image = Image.fromarray(np.broadcast_to(pixels, (height, width, 3)).copy())
+    scale = LARGEST / min(height, width)
+    if scale >= 1:
+        return np.asarray(image)
+    return np.asarray(image.resize((round(width * scale), round(height * scale)), Image.Resampling.LANCZOS))
+
+
+def heat(weights: np.ndarray) -> np.ndarray:
+    """Attention [h, w] as a colour picture uint8 [h, w, 4]: its least is transparent, its largest bright."""
+    low, high = float(weights.min()), float(weights.max())
+    share = (weights - low) / max(high - low, 1e-12)
+    colored = colormaps["inferno"](0.4 + 0.5 * share)
+    colored[..., 3] = 0.9 * share
+    return (255 * colored).round().astype(np.uint8)
+
+
+def data_url(picture: np.ndarray) -> str:
+    """A PNG file as a `data:` URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

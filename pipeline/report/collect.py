@@ -1,0 +1,267 @@
+"""A run folder read into plain records. Every file of it may be missing, as the run may be half finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
+from pipeline.errors import CheckpointError, ModelError
+from pipeline.models.spec import ViTSpec
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values of one metric over optimiser steps; both arrays are [points], steps strictly increasing."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    def __bool__(self) -> bool:
+        return bool(len(self.steps))
+
+    @property
+    def last(self) -> float | None:
+        return float(self.values[-1]) if self else None
+
+    def at(self, step: int) -> float | None:
+        """The value at exactly this step, if it was logged."""
+        found = np.flatnonzero(self.steps == step)
+        return float(self.values[found[0]]) if len(found) else None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's figures of an evaluate stage.
+
+    `dataset` is an entry of the pipeline's `datasets`; `confusion` is int64 [true class, predicted class].
+    """
+
+    stage: str
+    dataset: str
+    model: str
+    classes: list[str]
+    loss: float | None
+    accuracy: float | None
+    top5: float | None
+    samples: int | None
+    confusion: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One stage, or one variant of a stage that fans out: what is under `stages/<id>/`."""
+
+    id: str
+    stage: str
+    variant: str | None
+    config: Stage
+    folder: Path
+    status: Row
+    rows: list[Row]
+    events: list[Row]
+    surgery: Row | None
+    spec: ViTSpec | None
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state", "pending"))
+
+    @property
+    def trains(self) -> bool:
+        return isinstance(self.config, TrainStage)
+
+    @property
+    def started(self) -> datetime | None:
+        return as_time(self.status.get("started"))
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time from the first start to the end, or to the last logged row of an unfinished stage."""
+        ended = as_time(self.status.get("ended"))
+        if ended is None and self.rows:
+            ended = as_time(self.rows[-1].get("time"))
+        return max((ended - self.started).total_seconds(), 0.0) if ended and self.started else None
+
+    def series(self, key: str) -> Series:
+        """The metric `key`; a step that was replayed after a restart counts once, with its last value."""
+        by_step = {int(row["step"]): float(row[key]) for row in self.rows if is_number(row.get(key)) and "step" in row}
+        steps = sorted(by_step)
+        return Series(np.array(steps, dtype=np.int64), np.array([by_step[step] for step in steps], dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder. `branches` are in the order of the pipeline file."""
+
+    folder: Path
+    config: PipelineConfig
+    digest: str
+    record: Row
+    branches: list[Branch]
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    @cached_property
+    def by_id(self) -> dict[str, Branch]:
+        return {branch.id: branch for branch in self.branches}
+
+    @property
+    def trained(self) -> list[Branch]:
+        return [branch for branch in self.branches if branch.trains]
+
+    def fan(self, reference: str) -> list[Branch]:
+        """All branches a reference can mean; none for a path to an export."""
+        return [branch for branch in self.branches if reference in (branch.id, branch.stage)]
+
+    def selected(self, reference: str) -> list[Branch]:
+        """The one branch a reference means, once all branches of its stage are finished; until then, all of them."""
+        fan = self.fan(reference)
+        accuracies = [branch.series("val/accuracy").last for branch in fan if branch.state == "finished"]
+        known = [accuracy for accuracy in accuracies if accuracy is not None]
+        return [fan[known.index(max(known))]] if known and len(known) == len(fan) else fan
+
+    def parents(self, branch: Branch) -> list[Branch]:
+        """The branches whose model this one starts from, evaluates or exports."""
+        config = branch.config
+        if isinstance(config, TrainStage):
+            source = branch.status.get("init_from")
+            if isinstance(source, str) and source in self.by_id:
+                return [self.by_id[source]]
+            return self.selected(config.init_from) if config.init_from else []
+        if isinstance(config, EvaluateStage):
+            judged = [self.by_id[e.model] for e in self.evaluations if e.stage == branch.id and e.model in self.by_id]
+            return judged or [parent for model in config.models for parent in self.fan(model)]
+        return self.selected(config.model) if isinstance(config, ExportStage) else []
+
+    def evaluation_of(self, branch: Branch) -> Evaluation | None:
+        """The newest evaluation of a branch's model."""
+        return next((e for e in reversed(self.evaluations) if e.model == branch.id), None)
+
+
+def read_run(folder: Path) -> Run:
+    """Read `runs/<name>`. Raises CheckpointError if the folder holds no pipeline that this version can read."""
+    source = folder / "pipeline.yaml"
+    if not source.is_file():
+        raise CheckpointError(f"{folder} is not a run folder, as it holds no pipeline.yaml; name a folder below runs/")
+    text = source.read_bytes()
+    try:
+        config = PipelineConfig.model_validate(yaml.safe_load(text))
+    except (yaml.YAMLError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{source} is not a pipeline this version can read ({first}); use the version that made the run"
+        ) from error
+    record = read_json(folder / "run.json") or {}
+    branches = [branch for name, stage in config.stages.items() for branch in read_branches(folder, name, stage)]
+    evaluations = [e for branch in branches if branch.config.type == "evaluate" for e in read_evaluations(branch)]
+    digest = str(record.get("digest") or hashlib.sha256(text).hexdigest())
+    return Run(folder, config, digest, record, branches, evaluations)
+
+
+def read_branches(folder: Path, stage: str, config: Stage) -> list[Branch]:
+    """The stage itself, or one branch for each variant of a stage that fans out."""
+    if isinstance(config, TrainStage):
+        variants = config.model.variants
+        if config.model.fans_out:
+            return [read_branch(folder, f"{stage}/{variant}", stage, variant, config) for variant in variants]
+        return [read_branch(folder, stage, stage, next(iter(variants), None), config)]
+    return [read_branch(folder, stage, stage, None, config)]
+
+
+def read_branch(folder: Path, id: str, stage: str, variant: str | None, config: Stage) -> Branch:
+    """Read `stages/<id>/`."""
+    home = folder / "stages" / id
+    spec = read_spec(home / "model") or read_spec(home / "init")
+    return Branch(
+        id=id,
+        stage=stage,
+        variant=spec.variant if spec else variant,
+        config=config,
+        folder=home,
+        status=read_json(home / "status.json") or {},
+        rows=read_lines(home / "metrics.jsonl"),
+        events=read_lines(home / "events.jsonl"),
+        surgery=read_json(home / "surgery.json"),
+        spec=spec,
+    )
+
+
+def read_evaluations(branch: Branch) -> list[Evaluation]:
+    """The models judged by one evaluate stage, from its evaluation.json."""
+    assert isinstance(branch.config, EvaluateStage)
+    found = read_json(branch.folder / "evaluation.json") or {}
+    return [
+        Evaluation(
+            stage=branch.id,
+            dataset=branch.config.data,
+            model=model,
+            classes=[str(name) for name in found.get("classes") or []],
+            loss=figures.get("loss"),
+            accuracy=figures.get("accuracy"),
+            top5=figures.get("top5"),
+            samples=figures.get("samples"),
+            confusion=np.array(figures["confusion"], dtype=np.int64) if figures.get("confusion") else None,
+        )
+        for model, figures in (found.get("models") or {}).items()
+    ]
+
+
+def read_spec(bundle: Path) -> ViTSpec | None:
+    """The specification of a bundle, without its weights."""
+    found = read_json(bundle / "model.json")
+    try:
+        return ViTSpec.from_dict(found["spec"]) if found else None
+    except (KeyError, TypeError, ModelError):
+        return None
+
+
+def read_json(path: Path) -> Row | None:
+    """An object from a JSON file, or None if it is missing or torn."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_lines(path: Path) -> list[Row]:
+    """Objects from a JSON-lines file; a line torn by a crash is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def as_time(value: Any) -> datetime | None:
+    """A moment from unix seconds or an ISO 8601 string, in local time."""
+    try:
+        if isinstance(value, str):
+            return datetime.fromisoformat(value).astimezone()
+        return datetime.fromtimestamp(value).astimezone() if is_number(value) else None
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,92 @@
+"""Which classes a model takes for which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pipeline.report.collect import Evaluation
+from pipeline.report.theme import INK, MUTED, SHADES, themed
+
+MAX_LABELLED = 40  # more classes than this get no names and no numbers: they could not be read
+MAX_NUMBERED = 16
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """`count` samples of class `true`, `share` of all of them, were taken for `predicted`."""
+
+    true: str
+    predicted: str
+    count: int
+    share: float
+
+
+def class_names(evaluation: Evaluation, num_classes: int) -> list[str]:
+    """A name for each row; the number stands in for a name that is missing."""
+    named = evaluation.classes[:num_classes]
+    return named + [str(i) for i in range(len(named), num_classes)]
+
+
+def row_shares(counts: np.ndarray) -> np.ndarray:
+    """Counts [true, predicted] as shares of each true class; a class without samples is all zero."""
+    totals = counts.sum(axis=1, keepdims=True)
+    return np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+
+
+def most_confused(evaluation: Evaluation, limit: int = 5) -> list[Confusion]:
+    """The most frequent mistakes, most frequent first."""
+    counts = evaluation.confusion
+    if counts is None:
+        return []
+    wrong = counts - np.diag(np.diag(counts))
+    shares = row_shares(counts)
+    names = class_names(evaluation, len(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, counts.shape), strict=True)]
+    return [Confusion(names[i], names[j], int(wrong[i, j]), float(shares[i, j])) for i, j in pairs if wrong[i, j] > 0]
+
+
+def draw_confusion(evaluation: Evaluation) -> Figure | None:
+    """Heat map of the confusion matrix, rows normalised; None if the evaluation kept no counts."""
+    counts = evaluation.confusion
+    if counts is None:
+        return None
+    classes = len(counts)
+    shares = row_shares(counts)
+    side = float(np.clip(0.42 * classes, 3.6, 7.0))
+    with themed():
+        figure = Figure(figsize=(side + 1.1, side + 1.0), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1, interpolation="none")
+        axes.grid(False)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("predicted", color=MUTED, fontsize=9)
+        axes.set_ylabel("true", color=MUTED, fontsize=9)
+        if classes <= MAX_LABELLED:
+            names = class_names(evaluation, classes)
+            size = 9 if classes <= MAX_NUMBERED else 6
+            axes.set_xticks(range(classes), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+            axes.set_yticks(range(classes), names, fontsize=size)
+        if classes <= MAX_NUMBERED:
+            for (i, j), share in np.ndenumerate(shares):
+                if counts[i, j]:
+                    told = f"{100 * share:.0f}" if share > 0.005 else "·"
+                    axes.text(j, i, told, ha="center", va="center", fontsize=8.5, color=number_color(float(share)))
+    return figure
+
+
+def number_color(share: float) -> str:
+    """Readable on its cell in light and in dark."""
+    if share > 0.35:
+        return "#ffffff"
+    return INK if share >= 0.02 else MUTED
+
+
+def describe_confusion(evaluation: Evaluation) -> str:
+    """The heat map in words."""
+    pairs = "; ".join(f"{c.true} taken for {c.predicted} in {c.share:.0%}" for c in most_confused(evaluation, 3))
+    return f"Confusion matrix of {evaluation.model} on {evaluation.dataset}. Most frequent mistakes: {pairs or 'none'}."

@@ -1,0 +1,174 @@
+"""How training went: one chart per quantity and stage, with the branches of a fan-out laid over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from pipeline.report.collect import Branch, Run, Series
+from pipeline.report.theme import GRID, INK, MUTED, as_percent, color, step_axis, themed
+
+MAX_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: a quantity logged in training and, if it is also measured on held-out data, that one's key."""
+
+    slug: str
+    title: str
+    train: str
+    val: str | None = None
+    share: bool = False
+    stepped: bool = False
+    zero_based: bool = False
+
+
+PANELS = (
+    Panel("loss", "Loss", "train/loss", "val/loss"),
+    Panel("accuracy", "Accuracy", "train/accuracy", "val/accuracy", share=True),
+    Panel("lr", "Learning rate", "train/lr", zero_based=True),
+    Panel("size", "Image size (px)", "train/image_size", stepped=True),
+    Panel("speed", "Images per second", "speed/images_per_s", zero_based=True),
+    Panel("wait", "Share of time waiting for data", "speed/data_wait_share", share=True, zero_based=True),
+)
+
+
+def thin_out(series: Series, limit: int = MAX_POINTS) -> Series:
+    """At most `limit` points, each the mean of its neighbours, so that a long run does not make a heavy page."""
+    if len(series.steps) <= limit:
+        return series
+    bins = np.array_split(np.arange(len(series.steps)), limit)
+    ends = np.array([chunk[-1] for chunk in bins])
+    return Series(series.steps[ends], np.array([series.values[chunk].mean() for chunk in bins]))
+
+
+def draw_panel(panel: Panel, branches: Sequence[Branch]) -> Figure | None:
+    """The chart of one quantity, or None if no branch has logged it."""
+    with themed():
+        figure = Figure(figsize=(4.2, 2.6))
+        axes = figure.add_axes((0.135, 0.165, 0.85, 0.685))  # the same in all panels, so that they line up
+        drawn = [plot_branch(axes, panel, branch, color(i)) for i, branch in enumerate(branches)]
+        if not any(drawn):
+            return None
+        axes.set_title(panel.title)
+        step_axis(axes)
+        axes.margins(x=0.02)
+        if panel.share:
+            as_percent(axes.yaxis)
+        else:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if panel.zero_based:
+            axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 0.01 if panel.share else 0))
+        if panel.stepped:
+            label_sizes(axes, [branch.series(panel.train) for branch in branches])
+        add_legend(axes, panel, branches)
+    return figure
+
+
+def plot_branch(axes: Axes, panel: Panel, branch: Branch, line: str) -> bool:
+    """Draw one branch's lines; False if it logged neither."""
+    train = branch.series(panel.train)
+    val = branch.series(panel.val) if panel.val else None
+    if train:
+        if panel.stepped:  # single steps matter here: a mean of sizes would be a size that never was
+            axes.plot(train.steps, train.values, ".", ms=3, color=line, alpha=0.7)
+            axes.step(train.steps, train.values, where="post", color=line, lw=0.8, alpha=0.45)
+        else:
+            thinned = thin_out(train)
+            axes.plot(thinned.steps, thinned.values, color=line, alpha=0.55 if val else 1.0, lw=1.4)
+    if val:
+        axes.plot(val.steps, val.values, "o-", color=line, ms=4, lw=1.9)
+    for step in restart_steps(branch):
+        axes.axvline(step, color=MUTED, ls=":", lw=1)
+    return bool(train) or bool(val)
+
+
+def label_sizes(axes: Axes, drawn: Sequence[Series]) -> None:
+    """Label the sizes that occur, and only those."""
+    sizes = sorted({float(value) for series in drawn for value in series.values})
+    if len(sizes) <= 6:
+        axes.set_yticks(sizes, [f"{size:g}" for size in sizes])
+    pad = max((sizes[-1] - sizes[0]) * 0.15, sizes[-1] * 0.15)
+    axes.set_ylim(sizes[0] - pad, sizes[-1] + pad)
+
+
+def add_legend(axes: Axes, panel: Panel, branches: Sequence[Branch]) -> None:
+    """Colours tell branches apart, dots tell held-out data from training data."""
+    handles = [Line2D([], [], color=color(i), label=branch.variant or branch.id) for i, branch in enumerate(branches)]
+    handles = handles if len(branches) > 1 else []
+    if panel.val:
+        handles += [
+            Line2D([], [], color=MUTED, alpha=0.6, lw=1.4, label="train"),
+            Line2D([], [], color=MUTED, marker="o", ms=4, label="val"),
+        ]
+    if any(restart_steps(branch) for branch in branches):
+        handles.append(Line2D([], [], color=MUTED, ls=":", lw=1, label="restart"))
+    if handles:
+        axes.legend(
+            handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.005), ncols=len(handles), borderpad=0,
+            borderaxespad=0.2, columnspacing=0.9, handlelength=1.1, handletextpad=0.4, fontsize=8, labelcolor=MUTED,
+        )  # fmt: skip
+
+
+def restart_steps(branch: Branch) -> list[int]:
+    """Steps at which training went on after a stop."""
+    events = (event for event in branch.events if str(event.get("event")) in {"restart", "resume", "resumed"})
+    return [int(event["step"]) for event in events if isinstance(event.get("step"), int) and event["step"] > 0]
+
+
+def describe_panel(panel: Panel, branches: Sequence[Branch]) -> str:
+    """The chart in words, for those who cannot see it."""
+    parts = []
+    for branch in branches:
+        for label, key in (("train", panel.train), ("val", panel.val)):
+            series = branch.series(key) if key else None
+            if series:
+                first, last = float(series.values[0]), float(series.values[-1])
+                parts.append(
+                    f"{branch.id} {label}: {first:.4g} at step {series.steps[0]}, {last:.4g} at step {series.steps[-1]}"
+                )
+    return f"{panel.title} over steps. " + "; ".join(parts) + "."
+
+
+def draw_accuracies(run: Run) -> Figure | None:
+    """Accuracy of every branch, from its start (after surgery) to its end, and on the test data."""
+    rows = [(branch, branch.series("val/accuracy")) for branch in run.trained]
+    rows = [(branch, val) for branch, val in rows if val]
+    if not rows:
+        return None
+    with themed():
+        figure = Figure(figsize=(8.4, 0.9 + 0.5 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for y, (branch, val) in enumerate(rows):
+            start, end = val.at(0), float(val.values[-1])
+            axes.barh(y, end, height=0.56, color=color(0), alpha=0.85)
+            if start is not None:
+                axes.barh(y, start, height=0.56, color=GRID)
+                axes.plot([start, start], [y - 0.28, y + 0.28], color=INK, lw=1.6)
+            test = run.evaluation_of(branch)
+            if test is not None and test.accuracy is not None:
+                axes.plot(test.accuracy, y, "D", ms=6, color=color(1), mec="none")
+            told = f"{start:.1%} → {end:.1%}" if start is not None else f"{end:.1%}"
+            axes.text(1.02, y, told, va="center", fontsize=9.5, color=INK, fontweight="bold")
+        axes.set_yticks(range(len(rows)), [branch.id for branch, _ in rows])
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=10)
+        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
+        as_percent(axes.xaxis)
+        axes.grid(axis="x")
+        axes.grid(axis="y", visible=False)
+        axes.legend(
+            handles=[
+                Line2D([], [], color=INK, lw=1.6, label="start, after surgery"),
+                Line2D([], [], color=color(0), lw=6, label="end (val)"),
+                Line2D([], [], color=color(1), marker="D", ls="", ms=6, label="test"),
+            ],
+            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.1, labelcolor=MUTED, columnspacing=1.4,
+        )  # fmt: skip
+    return figure

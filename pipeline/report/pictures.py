@@ -1,0 +1,152 @@
+"""The pictures of each section of the page, ready to put in, with their words for those who cannot see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from pipeline.errors import PipelineError
+from pipeline.report.attention import Glance, glances
+from pipeline.report.collect import Branch, Evaluation, Run
+from pipeline.report.confusion import Confusion, describe_confusion, draw_confusion, most_confused
+from pipeline.report.curves import PANELS, describe_panel, draw_accuracies, draw_panel
+from pipeline.report.graph import draw_graph
+from pipeline.report.positions import PositionMaps, collect_maps, describe_positions, draw_positions
+from pipeline.report.theme import to_svg
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An inline SVG and what it says."""
+
+    svg: Markup
+    alt: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures under one heading."""
+
+    title: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class JudgedModel:
+    """What an evaluation says about one model."""
+
+    evaluation: Evaluation
+    picture: Picture | None
+    confused: list[Confusion]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Attention of one model on a few test images."""
+
+    branch: Branch
+    dataset: str
+    glances: list[Glance]
+
+
+@dataclass
+class Gaps:
+    """Why pictures are missing: a sentence for each."""
+
+    sentences: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def noted(self, what: str) -> Iterator[None]:
+        """Go on without a picture whose files are missing or damaged, and say so on the page."""
+        try:
+            yield
+        except (PipelineError, OSError) as error:
+            self.sentences.append(f"{what} could not be drawn: {error}")
+
+
+def slug(text: str) -> str:
+    """A branch's id as a part of an HTML id."""
+    return "".join(letter if letter.isalnum() else "-" for letter in text)
+
+
+def picture(figure: Figure, name: str, alt: str) -> Picture:
+    return Picture(Markup(to_svg(figure, slug(name))), alt)
+
+
+def graphs(run: Run) -> tuple[Markup, Markup]:
+    """The graph of stages for wide and for narrow screens."""
+    return Markup(draw_graph(run)), Markup(draw_graph(run, vertical=True))
+
+
+def accuracy_picture(run: Run) -> Picture | None:
+    figure = draw_accuracies(run)
+    if figure is None:
+        return None
+    told = [f"{b.id} {s.values[0]:.1%} to {s.values[-1]:.1%}" for b in run.trained if (s := b.series("val/accuracy"))]
+    return picture(figure, "accuracies", f"Validation accuracy of each stage, start to end: {'; '.join(told)}.")
+
+
+def curve_groups(run: Run) -> list[Group]:
+    """The training curves of each stage; branches of a fan-out share the charts."""
+    groups = []
+    for stage, members in groupby(run.trained, key=lambda branch: branch.stage):
+        branches = [branch for branch in members if branch.rows]
+        drawn = [
+            picture(figure, f"curve-{stage}-{panel.slug}", describe_panel(panel, branches))
+            for panel in PANELS
+            if (figure := draw_panel(panel, branches)) is not None
+        ]
+        if drawn:
+            groups.append(Group(stage, drawn))
+    return groups
+
+
+def judged_models(run: Run) -> list[JudgedModel]:
+    """A confusion matrix for each evaluated model."""
+    judged = []
+    for i, evaluation in enumerate(run.evaluations):
+        figure = draw_confusion(evaluation)
+        drawn = picture(figure, f"confusion-{i}", describe_confusion(evaluation)) if figure else None
+        judged.append(JudgedModel(evaluation, drawn, most_confused(evaluation)))
+    return judged
+
+
+def position_groups(run: Run, gaps: Gaps) -> list[Group]:
+    """Position similarity of each branch that has a model, before and after it was changed."""
+    groups = []
+    for stage, members in groupby(run.trained, key=lambda branch: branch.stage):
+        found: list[tuple[Branch, PositionMaps]] = []
+        for branch in members:
+            with gaps.noted(f"Position similarity of {branch.id}"):
+                found += [(branch, maps) for maps in collect_maps(run, branch)]
+        if found:
+            groups.append(Group(stage, position_pictures(found)))
+    return groups
+
+
+def position_pictures(found: list[tuple[Branch, PositionMaps]]) -> list[Picture]:
+    """Pictures of one stage, on one scale."""
+    lowest = min(float(maps.similarity.min()) for _, maps in found)
+    return [
+        picture(draw_positions(maps, lowest), f"positions-{branch.id}-{maps.slug}", describe_positions(branch, maps))
+        for branch, maps in found
+    ]
+
+
+def galleries(run: Run, gaps: Gaps) -> list[Gallery]:
+    """Attention maps of each evaluated model on the first images of the data it was evaluated on."""
+    found = []
+    for evaluation in run.evaluations:
+        branch = run.by_id.get(evaluation.model)
+        if branch is None or not (branch.folder / "model" / "model.json").is_file():
+            continue
+        with gaps.noted(f"Attention of {branch.id}"):
+            dataset = run.config.datasets.get(evaluation.dataset)
+            if dataset is not None:
+                found.append(Gallery(branch, evaluation.dataset, glances(branch.folder / "model", dataset)))
+    return found

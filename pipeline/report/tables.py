@@ -1,0 +1,200 @@
+"""The words and figures of the page: header, results, surgery, events, environment."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from pipeline.config.schema import TrainStage
+from pipeline.models.costs import count_parameters
+from pipeline.models.surgery_report import Change, Probe
+from pipeline.report.collect import Branch, Row, Run, as_time
+from pipeline.report.text import NOTHING, count_text, duration_text, shape_text, share_text, size_text
+
+LIBRARIES = ("minivit-pipeline", "torch", "deepspeed", "ray", "mlflow", "webdataset", "timm", "numpy")
+WORST_FIRST = ("failed", "interrupted", "running")
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One line of the result table, ready to print."""
+
+    id: str
+    state: str
+    chosen: bool
+    variant: str
+    parameters: str
+    image_size: str
+    patch: str
+    start: str
+    end: str
+    test: str
+    wall_time: str
+    speed: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a stage."""
+
+    time: datetime | None
+    stage: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class SurgeryRow:
+    """What became of one tensor."""
+
+    tensor: str
+    action: str
+    before: str
+    after: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """How a branch's model was made from `source`."""
+
+    branch: str
+    source: str | None
+    summary: str
+    rows: list[SurgeryRow]
+
+
+def run_state(run: Run) -> str:
+    """One word for the whole run; the report's own stage, which is running while it looks, does not count."""
+    states = [branch.state for branch in run.branches if branch.config.type != "report"]
+    for state in WORST_FIRST:
+        if state in states:
+            return state
+    if all(state == "finished" for state in states):
+        return "finished"
+    return "unfinished" if "finished" in states else "pending"
+
+
+def header_facts(run: Run) -> list[tuple[str, str]]:
+    """What identifies the run, as label and text."""
+    times = [branch.started for branch in run.branches if branch.started]
+    seconds = [branch.seconds for branch in run.branches if branch.seconds is not None]
+    finished = sum(branch.state == "finished" for branch in run.branches if branch.config.type != "report")
+    total = sum(branch.config.type != "report" for branch in run.branches)
+    facts = [
+        ("Started", f"{min(times):%Y-%m-%d %H:%M}" if times else NOTHING),
+        ("Wall time", duration_text(total_seconds(run)) if seconds else NOTHING),
+        ("Stages finished", f"{finished} of {total}"),
+        ("Seed", str(run.config.seed)),
+        ("Config digest", run.digest[:12]),
+    ]
+    tracked = run.record.get("mlflow_run_id") or run.record.get("run_id")
+    return facts + ([("MLflow run", str(tracked)[:12])] if tracked else [])
+
+
+def total_seconds(run: Run) -> float:
+    """Time from the first start of any stage to the last end; branches that ran side by side count once."""
+    spans = [
+        (b.started.timestamp(), b.started.timestamp() + b.seconds) for b in run.branches if b.started and b.seconds
+    ]
+    return max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0.0
+
+
+def result_rows(run: Run) -> list[ResultRow]:
+    """One row for each branch that trains."""
+    return [result_row(run, branch) for branch in run.trained]
+
+
+def result_row(run: Run, branch: Branch) -> ResultRow:
+    config = branch.config
+    assert isinstance(config, TrainStage)
+    spec = branch.spec
+    val = branch.series("val/accuracy")
+    speed = branch.series("speed/images_per_s")
+    test = run.evaluation_of(branch)
+    return ResultRow(
+        id=branch.id,
+        state=branch.state,
+        chosen=len(run.fan(branch.stage)) > 1 and run.selected(branch.stage) == [branch],
+        variant=branch.variant or NOTHING,
+        parameters=count_text(count_parameters(spec)) if spec else NOTHING,
+        image_size=size_text(spec.image_size if spec else config.model.image_size),
+        patch=size_text(spec.patch) if spec else NOTHING,
+        start=share_text(val.at(0)),
+        end=share_text(val.last),
+        test=share_text(test.accuracy if test else None),
+        wall_time=duration_text(branch.seconds) if branch.seconds is not None else NOTHING,
+        speed=f"{np.median(speed.values):,.0f}" if speed else NOTHING,
+    )
+
+
+def all_events(run: Run) -> list[Event]:
+    """Events of all stages in the order of time."""
+    events = [
+        Event(as_time(row.get("time")), branch.id, str(row.get("event", "")), str(row.get("message", "")))
+        for branch in run.branches
+        for row in branch.events
+    ]
+    return sorted(events, key=lambda event: event.time.timestamp() if event.time else 0.0)
+
+
+def environment(run: Run) -> list[tuple[str, str]]:
+    """Versions the run recorded, else those of this machine."""
+    recorded = run.record.get("environment") or run.record.get("versions")
+    if isinstance(recorded, dict) and recorded:
+        return [(str(name), str(value)) for name, value in recorded.items()]
+    found = [("python", platform.python_version())]
+    for library in LIBRARIES:
+        try:
+            found.append((library, version(library)))
+        except PackageNotFoundError:
+            continue
+    return [*found, ("machine", f"{platform.system()} {platform.machine()}")]
+
+
+def missing(run: Run) -> list[str]:
+    """What a half-finished run does not have yet, one sentence each."""
+    told = []
+    for branch in run.branches:
+        kind = branch.config.type
+        if kind == "report" or branch.state == "finished":
+            continue
+        reason = branch.status.get("error") or branch.status.get("message")
+        because = f": {str(reason).splitlines()[0]}" if reason else ""
+        sentence = {
+            "pending": f"{branch.id} has not started",
+            "running": f"{branch.id} is still running{progress(branch)}",
+            "failed": f"{branch.id} failed{progress(branch)}{because}",
+            "interrupted": f"{branch.id} was interrupted{progress(branch)}; the same command goes on with it",
+        }.get(branch.state, f"{branch.id} is in the state {branch.state}")
+        told.append(sentence + ".")
+    return told
+
+
+def progress(branch: Branch) -> str:
+    steps = [row["step"] for row in branch.rows if isinstance(row.get("step"), int)]
+    return f" at step {max(steps):,}" if steps else ""
+
+
+def surgeries(run: Run) -> list[Surgery]:
+    """The surgery report of each branch that starts from another model."""
+    return [surgery(branch, branch.surgery) for branch in run.trained if branch.surgery]
+
+
+def surgery(branch: Branch, report: Row) -> Surgery:
+    """Every tensor that was not simply copied; the others are only counted."""
+    changes = [Change(**change) for change in report.get("changes", [])]
+    probe = Probe(**report["probe"]) if report.get("probe") else None
+    told = [f"{count} {action}" for action, count in report.get("counts", {}).items() if count]
+    if probe is not None:
+        told.append(f"features on {probe.images} probe images keep a cosine of {probe.feature_cosine:.4f}")
+    rows = [
+        SurgeryRow(change.name, change.action, shape_text(change.before), shape_text(change.after), change.note)
+        for change in changes
+        if change.action != "copied" or change.note
+    ]
+    return Surgery(branch.id, branch.status.get("init_from"), ", ".join(told), rows)

@@ -1,0 +1,41 @@
+"""Numbers as the page writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NOTHING = "–"
+
+
+def duration_text(seconds: float) -> str:
+    """42 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def count_text(count: int) -> str:
+    """215 k, 5.7 M, 1.01 B."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def share_text(share: float | None) -> str:
+    """81.3 %, or a dash for what is not known."""
+    return NOTHING if share is None else f"{100 * share:.1f} %"
+
+
+def size_text(size: int | tuple[int, int]) -> str:
+    """28 for a square, 28×56 (height by width) for a rectangle."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return str(height) if height == width else f"{height}×{width}"
+
+
+def shape_text(shape: Sequence[int] | None) -> str:
+    """A tensor's shape, or a dash for a tensor that is not there."""
+    return NOTHING if shape is None else "×".join(map(str, shape))
