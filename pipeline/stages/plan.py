@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.spec import Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex, load_index
+from pipeline.shards.make import maker
 from pipeline.stages.balance import Balance, balance
 from pipeline.stages.folder import FINISHED, RunFolder
 from pipeline.stages.memory import RankMemory, activation_bytes, rank_memory
@@ -148,6 +149,11 @@ class _Planner:
         return Plan(self.config.name, datasets, stages, list(dict.fromkeys(self.notes)))
 
     def _dataset(self, name: str, dataset: DatasetConfig) -> DatasetPlan:
+        try:
+            if dataset.make:
+                maker(dataset.make)
+        except DataError as error:
+            raise ConfigError(f"datasets.{name}.make: {error}") from None
         try:
             index = self.indexes[name] = load_index(dataset.shards)
         except DataError as error:

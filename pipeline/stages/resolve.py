@@ -16,8 +16,8 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.models.spec import Pair, ViTSpec
 from pipeline.models.variants import build_spec
 
-# A fine-tuning stage starts from weights, so it cannot change what gives their matrices a shape and a meaning.
-INHERITED = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "eps", "qk_norm")
+# What surgery cannot change; `models.surgery` refuses the same, but only once it has the weights (and torch).
+FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "qk_norm")
 
 POSITION_CHANGE = {"learned": "positions", "sincos": "sine-cosine positions", "none": "grid"}
 
@@ -120,7 +120,7 @@ def _like(source: ViTSpec, stage: TrainStage, num_classes: int) -> ViTSpec:
 
 
 def _check_source(branch: Branch, spec: ViTSpec, source: ViTSpec) -> None:
-    for field in INHERITED:
+    for field in FIXED_FIELDS:
         ours, theirs = getattr(spec, field), getattr(source, field)
         if ours != theirs:
             stage = branch.stage
@@ -193,6 +193,7 @@ def surgeries(source: ViTSpec, target: ViTSpec) -> list[str]:
         "patch kernel": (_cross(source.patch), _cross(target.patch)),
         "channels": (source.channels, target.channels),
         "head classes": (source.num_classes, target.num_classes),
+        "layer scale": (source.layer_scale, target.layer_scale),
         "pooling": (source.pool, target.pool),
         "prefix tokens": (_tokens(source), _tokens(target)),
     }

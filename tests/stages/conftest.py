@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.load import parse_config
+from pipeline.config.schema import PipelineConfig
+from pipeline.shards.build import write_index
+from pipeline.shards.index import make_index
+from pipeline.shards.write import ShardWriter
+
+PIPELINE: dict[str, Any] = {
+    "name": "quick",
+    "datasets": {
+        "train": {"shards": "data/train-*.tar", "make": "fashion-mnist", "mean": [0.5], "std": [0.5]},
+        "test": {"shards": "data/test-*.tar", "make": "fashion-mnist", "mean": [0.5], "std": [0.5]},
+    },
+    "stages": {
+        "report": {"type": "report"},
+        "pretrain": {
+            "type": "pretrain",
+            "model": {"variant": ["nano", "micro"], "image_size": 28, "channels": 1},
+            "data": {"train": "train", "val": "test", "lanes": 8, "window": 4},
+            "duration": "3 epochs",
+            "global_batch_size": 16,
+        },
+        "larger": {
+            "type": "finetune",
+            "init_from": "pretrain",
+            "model": {"image_size": 56, "channels": 1},
+            "data": {"train": "train", "lanes": 8},
+            "duration": "5 steps",
+            "global_batch_size": 16,
+        },
+        "finer": {
+            "type": "finetune",
+            "init_from": "larger",
+            "model": {"image_size": 28, "patch_size": 2, "channels": 1},
+            "data": {"train": "train", "lanes": 8},
+            "duration": "100 samples",
+            "global_batch_size": 16,
+            "resolution": {"mode": "random", "sizes": [20, 28, 36]},
+        },
+        "evaluate": {"type": "evaluate", "models": ["pretrain/nano", "finer"], "data": "test"},
+        "export": {"type": "export", "model": "finer"},
+    },
+}
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    """A pipeline with a fan-out and two fine-tuning stages, as plain data that a test may change."""
+    return copy.deepcopy(PIPELINE)
+
+
+@pytest.fixture
+def config(raw: dict[str, Any]) -> PipelineConfig:
+    return parse_config(raw, "c.yaml")
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Writes `data/PREFIX-*.tar` with an index into the current folder, which is a temporary one."""
+    monkeypatch.chdir(tmp_path)
+    records = []
+
+    def make(prefix: str, samples: int, samples_per_shard: int, classes: list[str] | None) -> None:
+        folder = tmp_path / "data"
+        with ShardWriter(folder, prefix, samples_per_shard) as writer:
+            for number in range(samples):
+                writer.write(f"{prefix}-{number}", {"png": b"not decoded here", "cls": str(number % 10).encode()})
+        records.extend(writer.records)
+        write_index(make_index(str(folder), records, classes))
+
+    return make

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config.schema import TrainStage
+from pipeline.models.variants import build_spec
+from pipeline.stages.memory import activation_bytes, rank_memory
+
+
+def stage(precision: str = "bf16", optimizer: str = "adamw", ema: float | None = None) -> TrainStage:
+    raw: dict[str, Any] = {
+        "type": "pretrain",
+        "model": {"variant": "nano"},
+        "data": {"train": "train"},
+        "duration": "1 epochs",
+        "global_batch_size": 64,
+        "optimizer": {"name": optimizer},
+        "engine": {"precision": precision},
+        "ema": ema,
+    }
+    return TrainStage.model_validate(raw)
+
+
+def test_the_papers_example() -> None:
+    """ZeRO, figure 1: 7.5 B parameters on 64 ranks with Adam take 120, 31.4, 16.6 and 1.9 GB."""
+    totals = [memory.total / 1e9 for memory in rank_memory(7_500_000_000, stage(), 64, 0)]
+    assert totals == pytest.approx([120, 31.4, 16.6, 1.9], abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "ema", "bytes_per_parameter"),
+    [("bf16", "adamw", None, 16), ("fp32", "adamw", None, 16), ("bf16", "sgd", None, 12), ("fp32", "sgd", 0.9, 16)],
+)
+def test_bytes_per_parameter_on_one_rank(
+    precision: str, optimizer: str, ema: float | None, bytes_per_parameter: int
+) -> None:
+    for memory in rank_memory(1000, stage(precision, optimizer, ema), 1, 0):
+        assert memory.total == 1000 * bytes_per_parameter
+
+
+@given(st.integers(1, 10**10), st.integers(1, 4096))
+def test_a_higher_stage_never_takes_more_and_the_ranks_hold_everything(parameters: int, ranks: int) -> None:
+    by_stage = rank_memory(parameters, stage(ema=0.99), ranks, 5)
+    totals = [memory.total for memory in by_stage]
+    assert totals == sorted(totals, reverse=True)
+    assert (by_stage[3].total - 5) * ranks >= parameters * 20
+    assert [memory.activations for memory in by_stage] == [5] * 4
+
+
+def test_activations_by_hand() -> None:
+    """16 bits: 8 D + 2 M values per token and layer, and a float per head."""
+    spec = build_spec("nano", image_size=28, channels=1, num_classes=10)
+    per_token = 2 * (8 * 64 + 2 * 256) + 4 * 2
+    assert activation_bytes(spec, 3, (28, 28), "bf16") == 3 * (49 + 1) * 4 * per_token
+    assert activation_bytes(spec, 3, (56, 28), "bf16") == 3 * (98 + 1) * 4 * per_token
+    assert activation_bytes(spec, 1, (28, 28), "fp32") == 50 * 4 * (4 * (8 * 64 + 2 * 256) + 4 * 2)

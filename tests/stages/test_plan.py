@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.config.load import parse_config
+from pipeline.config.schema import PipelineConfig
+from pipeline.errors import ConfigError
+from pipeline.models.costs import count_parameters, forward_flops
+from pipeline.models.spec import ViTSpec
+from pipeline.stages.folder import RunFolder, Status
+from pipeline.stages.plan import Plan, StagePlan, plan, read_states
+from pipeline.stages.plan_tables import render
+
+CLASSES = [f"class {number}" for number in range(10)]
+
+
+@pytest.fixture
+def with_data(make_shards: Callable[..., None]) -> None:
+    make_shards("train", 100, 30, CLASSES)
+    make_shards("test", 21, 30, CLASSES)
+
+
+@pytest.fixture
+def without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def stage(result: Plan, branch_id: str) -> StagePlan:
+    return next(s for s in result.stages if s.id == branch_id)
+
+
+def text(result: Plan) -> str:
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(render(result))
+    return capture.get()
+
+
+@pytest.mark.usefixtures("with_data")
+def test_amounts_come_from_the_index(config: PipelineConfig) -> None:
+    result = plan(config)
+    train = result.datasets[0]
+    assert (train.state, train.num_shards, train.samples, train.samples_per_shard) == ("ready", 4, 100, (10, 30))
+    assert train.classes == 10
+    training = stage(result, "pretrain/nano").training
+    assert training is not None
+    assert (training.samples_per_epoch, training.left_out_per_epoch) == (96, 4)  # 8 lanes of 12
+    assert (training.steps, training.samples, training.epochs) == (18, 288, 3)  # 3 x 96 / 16
+    assert stage(result, "evaluate").evaluates == 21
+    assert result.notes == []
+
+
+@pytest.mark.usefixtures("with_data")
+def test_other_units_of_duration(config: PipelineConfig) -> None:
+    result = plan(config)
+    larger, finer = stage(result, "larger").training, stage(result, "finer").training
+    assert larger is not None
+    assert finer is not None
+    assert (larger.steps, larger.samples) == (5, 80)
+    assert (finer.steps, finer.samples) == (7, 112)  # 100 samples, rounded up to whole steps
+
+
+@pytest.mark.usefixtures("with_data")
+def test_models_follow_the_fan_out(config: PipelineConfig) -> None:
+    result = plan(config)
+    larger, finer = stage(result, "larger").training, stage(result, "finer").training
+    assert larger is not None
+    assert finer is not None
+    assert [(m.starts_from, m.spec["variant"], m.surgeries) for m in larger.models] == [
+        ("pretrain/nano", "nano", ["positions 7x7 -> 14x14"]),
+        ("pretrain/micro", "micro", ["positions 7x7 -> 14x14"]),
+    ]
+    assert [m.starts_from for m in finer.models] == ["larger (from pretrain/nano)", "larger (from pretrain/micro)"]
+    assert finer.models[1].surgeries == ["patch kernel 4x4 -> 2x2"]
+    spec = ViTSpec.from_dict(finer.models[1].spec)
+    assert finer.models[1].parameters == count_parameters(spec)
+    assert finer.models[1].gflops == {f"{s}x{s}": forward_flops(spec, (s, s)) / 1e9 for s in (28, 20, 36)}
+
+
+@pytest.mark.usefixtures("with_data")
+def test_memory_is_that_of_the_largest_images(config: PipelineConfig, raw: dict[str, Any]) -> None:
+    raw["stages"]["finer"]["resolution"]["sizes"] = [28]
+    fixed = stage(plan(parse_config(raw, "c")), "finer").training
+    mixed = stage(plan(config), "finer").training
+    assert fixed is not None
+    assert mixed is not None
+    ratio = mixed.models[0].memory[0].activations / fixed.models[0].memory[0].activations
+    assert ratio == pytest.approx((18 * 18 + 1) / (14 * 14 + 1))
+
+
+@pytest.mark.usefixtures("with_data")
+def test_micro_batches_bound_the_activations(config: PipelineConfig, raw: dict[str, Any]) -> None:
+    raw["stages"]["finer"]["micro_batch_size"] = 2
+    small = stage(plan(parse_config(raw, "c")), "finer").training
+    whole = stage(plan(config), "finer").training
+    assert small is not None
+    assert whole is not None
+    assert (small.micro_batch_size, whole.micro_batch_size) == (2, 16)
+    assert small.models[0].memory[0].activations * 8 == whole.models[0].memory[0].activations
+
+
+@pytest.mark.usefixtures("with_data")
+def test_world_size_stands_in_for_the_workers(config: PipelineConfig) -> None:
+    training = stage(plan(config, world_size=4), "pretrain/nano").training
+    assert training is not None
+    assert (training.world_size, training.balance.lanes, training.balance.step_samples) == (4, (2, 2), (4, 4))
+    with pytest.raises(ConfigError, match=r"^stages\.pretrain\.data\.lanes: 8 is too few for 9 workers"):
+        plan(config, world_size=9)
+
+
+@pytest.mark.usefixtures("with_data")
+def test_an_uneven_share_is_noted(config: PipelineConfig) -> None:
+    assert any("stages.pretrain.data.lanes: 8 lanes share a batch of 16" in n for n in plan(config, world_size=3).notes)
+
+
+@pytest.mark.usefixtures("with_data")
+def test_a_warm_up_longer_than_the_stage_is_noted(raw: dict[str, Any]) -> None:
+    raw["stages"]["larger"]["schedule"] = {"warmup": "1 epochs"}
+    [note] = plan(parse_config(raw, "c")).notes
+    assert note.startswith("stages.larger.schedule.warmup: its 6 steps are not over before the 5 steps of the stage;")
+
+
+@pytest.mark.usefixtures("with_data")
+def test_fewer_samples_than_lanes_are_refused(raw: dict[str, Any]) -> None:
+    raw["stages"]["finer"]["data"]["lanes"] = 128
+    with pytest.raises(ConfigError, match=r"^stages\.finer\.data\.lanes: found 128, but train has only 100 samples"):
+        plan(parse_config(raw, "c"))
+
+
+@pytest.mark.usefixtures("without_data")
+def test_data_that_will_be_made_leaves_question_marks(config: PipelineConfig) -> None:
+    result = plan(config)
+    assert [data.state for data in result.datasets] == ["will be made", "will be made"]
+    pretrain, larger = stage(result, "pretrain/nano").training, stage(result, "larger").training
+    assert pretrain is not None
+    assert larger is not None
+    assert (pretrain.steps, pretrain.samples, larger.steps, larger.samples) == (None, None, 5, 80)
+    assert "?" in text(result)
+    assert result.notes == ["The classes of train are not known yet: heads are counted for one class."]
+
+
+@pytest.mark.usefixtures("without_data")
+def test_missing_data_is_noted(raw: dict[str, Any]) -> None:
+    del raw["datasets"]["test"]["make"]
+    result = plan(parse_config(raw, "c"))
+    assert result.datasets[1].state == "missing"
+    assert result.notes[0].startswith("datasets.test: 'data/test-*.tar'")
+
+
+@pytest.mark.usefixtures("without_data")
+def test_a_data_set_nobody_can_make_is_refused(raw: dict[str, Any]) -> None:
+    raw["datasets"]["train"]["make"] = "fashon-mnist"
+    with pytest.raises(ConfigError, match=r"^datasets\.train\.make: .*did you mean 'fashion-mnist'"):
+        plan(parse_config(raw, "c"))
+
+
+@pytest.mark.usefixtures("without_data")
+def test_states_of_the_run_folder_say_what_is_skipped(config: PipelineConfig) -> None:
+    folder = RunFolder(Path("runs/quick"))
+    for branch_id, state in (("pretrain/nano", "finished"), ("larger", "interrupted")):
+        folder.stage(branch_id).write_status(Status(state, "pretrain", "digest", {}))
+    states = read_states(config)
+    assert states == {"pretrain/nano": "finished", "larger": "interrupted"}
+    result = plan(config, statuses=states)
+    assert [s.id for s in result.stages if s.skipped] == ["pretrain/nano"]
+    shown = text(result)
+    assert "skipped, finished" in shown
+    assert "goes on" in shown
+
+
+@pytest.mark.usefixtures("with_data")
+def test_json_holds_it_all(config: PipelineConfig) -> None:
+    result = plan(config)
+    read = json.loads(json.dumps(result.to_dict()))
+    finer = next(s for s in read["stages"] if s["id"] == "finer")
+    assert finer["depends_on"] == ["larger"]
+    assert finer["skipped"] is False
+    memory = finer["training"]["models"][0]["memory"]
+    assert [m["zero_stage"] for m in memory] == [0, 1, 2, 3]
+    parts = ("weights", "gradients", "optimizer", "ema", "activations")
+    assert all(m["total"] == sum(m[part] for part in parts) for m in memory)
+
+
+@pytest.mark.usefixtures("with_data")
+def test_tables_show_each_stage_and_surgery(config: PipelineConfig) -> None:
+    shown = text(plan(config))
+    for expected in ("pretrain/micro", "pretrain/nano -> larger: positions 7x7 -> 14x14", "ZeRO 3", "28 20 36"):
+        assert expected in shown

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.load import parse_config
+from pipeline.config.schema import PipelineConfig
+from pipeline.errors import ConfigError
+from pipeline.models import surgery
+from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import ViTSpec
+from pipeline.models.variants import build_spec
+from pipeline.stages import resolve
+from pipeline.stages.resolve import (
+    Branch,
+    check_channels,
+    dependencies,
+    reference_ids,
+    source_spec,
+    stage_branches,
+    stage_image_sizes,
+    stage_spec,
+    surgeries,
+)
+
+NANO = build_spec("nano", image_size=28, channels=1, num_classes=10)
+
+
+def branch(config: PipelineConfig, branch_id: str) -> Branch:
+    return next(b for b in stage_branches(config) if b.id == branch_id)
+
+
+def test_branches_come_after_what_they_need(config: PipelineConfig) -> None:
+    branches = stage_branches(config)
+    assert [b.id for b in branches] == [
+        "pretrain/nano",
+        "pretrain/micro",
+        "larger",
+        "finer",
+        "evaluate",
+        "export",
+        "report",
+    ]
+    assert branches[0] == Branch("pretrain/nano", "pretrain", "nano", config.stages["pretrain"])
+    assert branches[2].variant is None
+
+
+@pytest.mark.parametrize(
+    ("branch_id", "needs"),
+    [
+        ("pretrain/nano", []),
+        ("larger", ["pretrain/nano", "pretrain/micro"]),
+        ("finer", ["larger"]),
+        ("evaluate", ["pretrain/nano", "finer"]),
+        ("export", ["finer"]),
+        ("report", ["pretrain/nano", "pretrain/micro", "larger", "finer", "evaluate", "export"]),
+    ],
+)
+def test_dependencies(config: PipelineConfig, branch_id: str, needs: list[str]) -> None:
+    assert dependencies(config, branch_id) == needs
+
+
+def test_a_list_of_one_variant_is_a_branch_and_a_name_is_not(raw: dict[str, Any]) -> None:
+    raw["stages"]["pretrain"]["model"]["variant"] = ["nano"]
+    assert reference_ids(parse_config(raw, "c"), "pretrain") == ["pretrain/nano"]
+    raw["stages"]["pretrain"]["model"]["variant"] = "nano"
+    config = parse_config(raw, "c")
+    assert reference_ids(config, "pretrain") == reference_ids(config, "pretrain/nano") == ["pretrain"]
+
+
+def test_spec_of_a_variant(config: PipelineConfig) -> None:
+    assert stage_spec(branch(config, "pretrain/nano"), 10) == NANO
+
+
+def test_without_a_variant_the_source_decides(config: PipelineConfig) -> None:
+    larger = stage_spec(branch(config, "larger"), 10, NANO)
+    assert (larger.variant, larger.grid, larger.patch, larger.embed_dim) == ("nano", (14, 14), (4, 4), NANO.embed_dim)
+    finer = stage_spec(branch(config, "finer"), 7, larger)
+    assert (finer.grid, finer.patch, finer.num_classes) == ((14, 14), (2, 2), 7)
+
+
+def test_settings_of_the_stage_go_before_the_source(raw: dict[str, Any]) -> None:
+    raw["stages"]["larger"]["model"] |= {"pool": "avg", "class_token": False, "registers": 2, "drop_path": 0.1}
+    spec = stage_spec(branch(parse_config(raw, "c"), "larger"), 10, NANO)
+    assert (spec.pool, spec.tokens.cls, spec.tokens.registers, spec.drop_path) == ("avg", False, 2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "sentence"),
+    [
+        (
+            "pretrain",
+            {"variant": "nanu"},
+            "stages.pretrain.model.variant: 'nanu' is not a variant; did you mean 'nano'?",
+        ),
+        (
+            "pretrain",
+            {"num_heads": 5},
+            "stages.pretrain.model.num_heads: 5 heads do not divide embed_dim = 64; take 4 ",
+        ),
+        (
+            "pretrain",
+            {"image_size": 30},
+            "stages.pretrain.model.image_size: the height 30 is not a multiple of the patch",
+        ),
+        (
+            "pretrain",
+            {"image_size": [28, 30]},
+            "stages.pretrain.model.image_size: the width 30 is not a multiple of the ",
+        ),
+        ("pretrain", {"class_token": False, "pool": "cls"}, "stages.pretrain.model.pool: 'cls' needs a class token"),
+        ("larger", {"image_size": 57}, "stages.larger.model.image_size: the height 57 is not a multiple of the patch"),
+        ("larger", {"num_heads": 3}, "stages.larger.model.num_heads: 3 heads do not divide embed_dim = 64"),
+        ("larger", {"depth": 5}, "stages.larger.init_from: 'pretrain' may be a nano with depth = 4, but this stage's "),
+        ("larger", {"variant": "micro"}, "stages.larger.init_from: 'pretrain' may be a nano with embed_dim = 64, but "),
+    ],
+)
+def test_impossible_models(raw: dict[str, Any], stage: str, settings: dict[str, Any], sentence: str) -> None:
+    raw["stages"]["evaluate"]["models"] = ["pretrain"]
+    raw["stages"][stage]["model"] |= settings
+    config = parse_config(raw, "c")
+    found = next(b for b in stage_branches(config) if b.stage_name == stage)
+    with pytest.raises(ConfigError) as caught:
+        stage_spec(found, 10, NANO if stage == "larger" else None)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_every_size_must_fit_the_patch(raw: dict[str, Any]) -> None:
+    raw["stages"]["finer"]["resolution"]["sizes"] = [20, 27]
+    with pytest.raises(ConfigError) as caught:
+        stage_spec(branch(parse_config(raw, "c"), "finer"), 10, NANO)
+    assert str(caught.value).startswith("stages.finer.resolution.sizes: the height 27 is not a multiple of the patch ")
+    assert "take 26 or 28" in str(caught.value)
+
+
+def test_image_sizes_keep_the_models_proportion(raw: dict[str, Any]) -> None:
+    raw["stages"]["finer"]["model"]["image_size"] = [28, 56]
+    stage = parse_config(raw, "c").stages["finer"]
+    assert stage_image_sizes(stage) == [(28, 56), (20, 40), (36, 72)]
+
+
+def test_normalisation_must_match_the_channels(raw: dict[str, Any]) -> None:
+    raw["stages"]["larger"]["model"]["channels"] = 3
+    with pytest.raises(ConfigError) as caught:
+        check_channels(parse_config(raw, "c"))
+    assert str(caught.value).startswith("datasets.train.mean: found 1 values, but stages.larger.model.channels is 3;")
+
+
+def test_a_path_without_a_model(raw: dict[str, Any], tmp_path: Path) -> None:
+    raw["stages"]["larger"]["init_from"] = str(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"^stages\.larger\.init_from: .*nothing: does not exist"):
+        source_spec(branch(parse_config(raw, "c"), "larger"))
+
+
+def test_a_path_gives_the_spec_of_its_model(raw: dict[str, Any], tmp_path: Path) -> None:
+    preprocess = Preprocess(mean=(0.5,), std=(0.5,), channels=1, image_size=(28, 28))
+    save_bundle(tmp_path / "export", MiniViT.from_spec(NANO).state_dict(), NANO, preprocess, None, {})
+    raw["stages"]["larger"]["init_from"] = str(tmp_path / "export")
+    assert source_spec(branch(parse_config(raw, "c"), "larger")) == NANO
+
+
+def test_the_plan_refuses_what_surgery_refuses() -> None:
+    assert resolve.FIXED_FIELDS == surgery.FIXED_FIELDS
+
+
+def test_surgeries_name_what_changes() -> None:
+    target = build_spec("nano", image_size=56, patch_size=2, channels=3, num_classes=5, registers=4, pool="avg")
+    assert surgeries(NANO, NANO) == []
+    assert surgeries(NANO, target) == [
+        "positions 7x7 -> 28x28",
+        "patch kernel 4x4 -> 2x2",
+        "channels 1 -> 3",
+        "head classes 10 -> 5",
+        "pooling cls -> avg",
+        "prefix tokens cls -> cls+4 registers",
+    ]
+
+
+def test_positions_that_are_computed_are_said_to_be() -> None:
+    small = build_spec("nano", image_size=28, channels=1, num_classes=10, positions="sincos")
+    large = ViTSpec.from_dict({**small.to_dict(), "grid": [14, 14]})
+    assert surgeries(small, large) == ["sine-cosine positions 7x7 -> 14x14"]
