@@ -1,0 +1,133 @@
+"""Small sets of real shards, and loaders over them whose workers run in this process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config.schema import AugmentConfig, DataConfig, DatasetConfig, ResolutionConfig
+from pipeline.shards.build import build_index
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.write import TarWriter
+from pipeline.stream.batch import Batch, merge
+from pipeline.stream.loader import TrainLoader
+from pipeline.stream.order import Order
+from pipeline.stream.parts import TrainParts
+from pipeline.stream.quarantine import Quarantine
+from pipeline.stream.resolution import size_at
+
+NUM_CLASSES = 10
+PLAIN = AugmentConfig(crop="none", flip=False)
+Spoil = Callable[[int, dict[str, bytes]], dict[str, bytes]]
+
+
+def encode(pixels: np.ndarray, format: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format, **options)
+    return file.getvalue()
+
+
+def write_shards(folder: Path, sizes: Sequence[int], side: int = 8, spoil: Spoil | None = None) -> DatasetIndex:
+    """Shards of grey PNGs; sample i (over all shards) has key `s<i>`, label i mod 10 and grey level i mod 251."""
+    number = 0
+    for shard, size in enumerate(sizes):
+        writer = TarWriter(folder / f"train-{shard:06d}.tar")
+        for _ in range(size):
+            pixels = np.full((side, side), number % 251, np.uint8)
+            pixels[0, 0] = 255  # so that flips and crops show
+            members = {"png": encode(pixels), "cls": str(number % NUM_CLASSES).encode()}
+            writer.write(f"s{number}", spoil(number, members) if spoil else members)
+            number += 1
+        writer.finish()
+    return build_index(str(folder), workers=1)
+
+
+def fixed_size(side: int = 8) -> Callable[[int], tuple[int, int]]:
+    return partial(size_at, total_steps=100, base_size=(side, side), resolution=ResolutionConfig(), seed=0)
+
+
+def in_process(
+    index: DatasetIndex,
+    *,
+    world_size: int,
+    workers: int,
+    steps: int,
+    global_batch_size: int,
+    lanes: int,
+    window: int = 4,
+    seed: int = 0,
+    start_slot: int = 0,
+    augment: AugmentConfig = PLAIN,
+    quarantine_path: Path | None = None,
+) -> list[list[Batch]]:
+    """The batches of every rank, [steps][ranks], with all loader workers' code run one after the other."""
+    order = Order(index.counts, lanes=lanes, window=window, seed=seed)
+    ranks = []
+    for rank in range(world_size):
+        parts = TrainParts(
+            index=index,
+            dataset=DatasetConfig(shards="unused"),
+            channels=1,
+            num_classes=NUM_CLASSES,
+            rank=rank,
+            world_size=world_size,
+            quarantine_path=quarantine_path,
+            order=order,
+            augment=augment,
+            global_batch_size=global_batch_size,
+            size_at=fixed_size(),
+            start_slot=start_slot,
+        )
+        streams = [
+            parts.parts(k, workers, Quarantine(quarantine_path, f"rank{rank}-worker{k}")) for k in range(workers)
+        ]
+        ranks.append([merge(next(stream) for stream in streams) for _ in range(steps)])
+        for stream in streams:
+            stream.close()
+    return [list(step) for step in zip(*ranks, strict=True)]
+
+
+def train_loader(index: DatasetIndex, *, data: dict | None = None, **settings: object) -> TrainLoader:
+    """The real loader; keyword arguments replace the defaults."""
+    defaults = {
+        "channels": 1,
+        "num_classes": NUM_CLASSES,
+        "seed": 0,
+        "rank": 0,
+        "world_size": 1,
+        "global_batch_size": 8,
+        "size_at": fixed_size(),
+    }
+    config = DataConfig(
+        **{"train": "t", "augment": PLAIN, "lanes": 4, "window": 4, "loader_workers": 0, **(data or {})}
+    )
+    return TrainLoader(index, DatasetConfig(shards="unused"), config, **{**defaults, **settings})
+
+
+class Kit:
+    """What the tests of this folder share."""
+
+    encode = staticmethod(encode)
+    write_shards = staticmethod(write_shards)
+    fixed_size = staticmethod(fixed_size)
+    in_process = staticmethod(in_process)
+    train_loader = staticmethod(train_loader)
+    num_classes = NUM_CLASSES
+    plain = PLAIN
+
+
+@pytest.fixture(scope="session")
+def kit() -> type[Kit]:
+    return Kit
+
+
+@pytest.fixture(scope="session")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> DatasetIndex:
+    """73 samples in five shards, of which one is empty and one holds a single sample."""
+    return write_shards(tmp_path_factory.mktemp("uneven"), [20, 0, 1, 35, 17])

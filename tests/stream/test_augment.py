@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config.schema import AugmentConfig, RandAugmentConfig
+from pipeline.stream.augment import color_jitter, erase, load_augmented, load_plain, random_box, resize, shift
+from pipeline.stream.order import AUGMENT, generator
+
+ALL = AugmentConfig(color_jitter=0.4, rand_augment=RandAugmentConfig(), erase=0.5)
+
+
+def photo(height: int = 60, width: int = 90) -> np.ndarray:
+    return np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("crop", ["none", "padded", "random_resized"])
+def test_shape_and_key_decide_the_result(kit, crop: str, channels: int) -> None:
+    data = kit.encode(photo())
+    config = ALL.model_copy(update={"crop": crop})
+    draws = [load_augmented(data, (24, 32), channels, config, generator(1, AUGMENT, slot)) for slot in (5, 5, 6)]
+    assert all(image.shape == (24, 32, channels) and image.dtype == np.uint8 for image in draws)
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any()
+
+
+def test_plain_at_its_own_size_changes_nothing(kit) -> None:
+    np.testing.assert_array_equal(load_plain(kit.encode(photo()), (60, 90), 3), photo())
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 1000))
+def test_a_random_box_lies_in_the_image(height: int, width: int, seed: int) -> None:
+    box = random_box((height, width), AugmentConfig(), np.random.default_rng(seed))
+    assert box.height > 0
+    assert box.width > 0
+    assert 0 <= box.top <= height - box.height
+    assert 0 <= box.left <= width - box.width
+
+
+def test_random_boxes_follow_the_configured_area() -> None:
+    rng = np.random.default_rng(0)
+    boxes = [random_box((400, 400), AugmentConfig(scale=(0.2, 0.6)), rng) for _ in range(300)]
+    areas = np.array([box.height * box.width / 160_000 for box in boxes])
+    assert areas.min() > 0.19
+    assert areas.max() < 0.61
+    assert abs(areas.mean() - 0.4) < 0.03
+
+
+@given(st.integers(0, 1000))
+def test_shift_moves_by_at_most_the_padding(seed: int) -> None:
+    image = np.full((16, 24, 1), 200, np.uint8)
+    out = shift(image, 0.125, np.random.default_rng(seed))
+    rows, columns = np.flatnonzero(out.any(axis=(1, 2))), np.flatnonzero(out.any(axis=(0, 2)))
+    assert 14 <= len(rows) <= 16
+    assert 21 <= len(columns) <= 24
+    assert (out[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 200).all()
+
+
+def test_shrinking_averages_and_does_not_alias() -> None:
+    checkers = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)[:, :, None]
+    assert np.ptp(resize(checkers, (16, 16)).astype(int) - 128) <= 1
+
+
+def test_flips_come_half_the_time(kit) -> None:
+    data = kit.encode(photo())
+    config = AugmentConfig(crop="none")
+    flipped = sum(
+        int((load_augmented(data, (60, 90), 3, config, generator(0, AUGMENT, slot)) == photo()[:, ::-1]).all())
+        for slot in range(200)
+    )
+    assert 70 < flipped < 130
+
+
+def test_erase_changes_one_rectangle() -> None:
+    image = photo()
+    changed = (erase(image, np.random.default_rng(1)) != image).any(axis=2)
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    assert changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.98
+    assert 0.01 < changed.mean() < 0.4
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1000), st.sampled_from([1, 3]))
+def test_jitter_keeps_the_shape(seed: int, channels: int) -> None:
+    image = photo()[:, :, :channels]
+    assert color_jitter(np.ascontiguousarray(image), 0.9, np.random.default_rng(seed)).shape == image.shape

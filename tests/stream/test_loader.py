@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config.schema import AugmentConfig, DatasetConfig
+from pipeline.errors import DataError
+from pipeline.stream.loader import EvalLoader
+
+AUGMENT = AugmentConfig(mixup=0.5, erase=0.5)
+
+
+def evaluate(index, rank=0, world_size=1, batch_size=8, workers=0, **settings) -> list:
+    loader = EvalLoader(
+        index,
+        DatasetConfig(shards="unused"),
+        channels=1,
+        num_classes=10,
+        size=(8, 8),
+        rank=rank,
+        world_size=world_size,
+        batch_size=batch_size,
+        loader_workers=workers,
+        **settings,
+    )
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    return batches
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_worker_processes_yield_what_a_thread_yields(uneven, kit, workers: int) -> None:
+    batches = {}
+    for count in (0, workers):
+        with kit.train_loader(uneven, data={"loader_workers": count, "augment": AUGMENT}) as loader:
+            batches[count] = list(islice(loader, 12))
+    for ours, theirs in zip(batches[workers], batches[0], strict=True):
+        assert ours.keys == theirs.keys
+        assert ours.step == theirs.step
+        for name in ("images", "labels", "labels_mix", "mix", "weights", "slots"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+
+
+def test_the_models_generator_is_left_alone(uneven, kit) -> None:
+    before = torch.random.get_rng_state()
+    with kit.train_loader(uneven, data={"loader_workers": 1, "augment": AUGMENT}) as loader:
+        next(loader)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_close_ends_threads_and_processes(uneven, kit, workers: int) -> None:
+    threads = set(threading.enumerate())
+    loader = kit.train_loader(uneven, data={"loader_workers": workers})
+    next(loader)
+    begin = time.monotonic()
+    loader.close()
+    loader.close()
+    assert time.monotonic() - begin < 5
+    assert not [thread for thread in set(threading.enumerate()) - threads if thread.name == "prefetch"]
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_workers_error_arrives_as_itself(kit, tmp_path, workers: int) -> None:
+    def spoil(number: int, members: dict[str, bytes]) -> dict[str, bytes]:
+        return {**members, "cls": b"10"} if number == 7 else members
+
+    index = kit.write_shards(tmp_path, [16], spoil=spoil)
+    with kit.train_loader(index, data={"loader_workers": workers}) as loader, pytest.raises(DataError) as caught:
+        list(loader)
+    assert type(caught.value) is DataError
+    assert str(caught.value) == (
+        "train-000000.tar/s7 has label 10, and labels must be 0 to 9 for 10 classes; "
+        "correct the label or the dataset's `classes`"
+    )
+
+
+def test_a_missing_shard_is_one_sentence(kit, tmp_path) -> None:
+    index = kit.write_shards(tmp_path, [16])
+    (tmp_path / "train-000000.tar").unlink()
+    with kit.train_loader(index) as loader, pytest.raises(DataError, match="train-000000.tar"):
+        next(loader)
+
+
+def test_too_many_lanes_or_ranks_are_refused_before_anything_starts(uneven, kit) -> None:
+    with pytest.raises(DataError, match="set data.lanes to at most 73"):
+        kit.train_loader(uneven, data={"lanes": 74})
+    with pytest.raises(DataError, match="cannot be split among 5 ranks"):
+        kit.train_loader(uneven, world_size=5)
+
+
+def test_a_killed_worker_is_reported(uneven, kit) -> None:
+    with kit.train_loader(uneven, data={"loader_workers": 1}) as loader:
+        next(loader)
+        for child in children_of(forkserver_pid()):
+            os.kill(child, signal.SIGKILL)
+        with pytest.raises(DataError, match="a loader worker died"):
+            list(loader)
+
+
+def test_a_script_that_forgets_to_close_ends_all_the_same(uneven, tmp_path) -> None:
+    script = tmp_path / "forgets.py"
+    script.write_text(FORGETFUL.format(folder=uneven.url))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "8"
+    assert "Traceback" not in done.stderr
+
+
+FORGETFUL = """
+from functools import partial
+from pipeline.config.schema import DataConfig, DatasetConfig, ResolutionConfig
+from pipeline.shards.index import load_index
+from pipeline.stream.loader import TrainLoader
+from pipeline.stream.resolution import size_at
+
+if __name__ == "__main__":
+    size = partial(size_at, total_steps=9, base_size=(8, 8), resolution=ResolutionConfig(), seed=0)
+    loader = TrainLoader(
+        load_index({folder!r}), DatasetConfig(shards="unused"), DataConfig(train="t", lanes=4, loader_workers=1),
+        channels=1, num_classes=10, seed=0, rank=0, world_size=1, global_batch_size=8, size_at=size,
+    )
+    print(len(next(loader).keys))
+"""
+
+
+def forkserver_pid() -> int:
+    from multiprocessing import forkserver
+
+    return forkserver._forkserver._forkserver_pid
+
+
+def children_of(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+@settings(max_examples=30, deadline=None)
+@given(world_size=st.integers(1, 8), batch_size=st.integers(1, 90))
+def test_evaluation_sees_each_sample_once_in_equally_many_batches(uneven, world_size: int, batch_size: int) -> None:
+    ranks = [evaluate(uneven, rank, world_size, batch_size) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len({tuple(batch.images.shape) for batches in ranks for batch in batches}) == 1
+    batches = [batch for batches in ranks for batch in batches]
+    slots = torch.cat([batch.slots for batch in batches])
+    weights = torch.cat([batch.weights for batch in batches])
+    assert sorted(slots[weights == 1].tolist()) == list(range(73))
+    assert (slots[weights == 0] == -1).all()
+    keys = [key for batch in batches for key in batch.keys if key]
+    assert sorted(int(key.rsplit("/s", 1)[1]) for key in keys) == list(range(73))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_evaluation_by_processes_keeps_the_order_of_batches(uneven, workers: int) -> None:
+    for ours, theirs in zip(evaluate(uneven, workers=workers), evaluate(uneven), strict=True):
+        assert ours.keys == theirs.keys
+        assert torch.equal(ours.images, theirs.images)
+
+
+def test_evaluation_resizes_and_nothing_else(uneven) -> None:
+    batch = evaluate(uneven)[1]
+    np.testing.assert_array_equal(batch.images[:, 0, -1, -1].numpy(), np.arange(8, 16))
+
+
+def test_evaluation_gives_a_bad_sample_no_weight(kit, tmp_path) -> None:
+    index = kit.write_shards(tmp_path, [5], spoil=lambda n, members: {**members, "png": b"torn"} if n == 3 else members)
+    (batch,) = evaluate(index, quarantine_path=tmp_path / "bad.jsonl")
+    assert batch.weights.tolist() == [1, 1, 1, 0, 1]
+    assert batch.keys[3] == "train-000000.tar/s3"
+    assert "s3" in (tmp_path / "bad.rank0-worker0.jsonl").read_text()

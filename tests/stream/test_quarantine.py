@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import DataError
+from pipeline.stream.quarantine import MAX_IN_A_ROW, Quarantine, load_excluded
+
+BAD = {3: "torn image", 11: "no label", 20: "label text", 21: "no image", 30: "empty image"}
+
+
+def spoil(number: int, members: dict[str, bytes]) -> dict[str, bytes]:
+    match BAD.get(number):
+        case "torn image":
+            return {**members, "png": members["png"][:-20]}
+        case "no label":
+            return {"png": members["png"]}
+        case "label text":
+            return {**members, "cls": b"cat"}
+        case "no image":
+            return {"txt": b"words", "cls": members["cls"]}
+        case "empty image":
+            return {**members, "png": b""}
+    return members
+
+
+@pytest.fixture(scope="module")
+def spoilt(kit, tmp_path_factory: pytest.TempPathFactory):
+    return kit.write_shards(tmp_path_factory.mktemp("spoilt"), [15, 25], spoil=spoil)
+
+
+def manifest_lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for file in folder.glob("bad.*.jsonl") for line in file.read_text().splitlines()]
+
+
+def test_the_ledger_is_exact(spoilt, kit, tmp_path) -> None:
+    steps = kit.in_process(
+        spoilt, world_size=2, workers=2, steps=5, global_batch_size=8, lanes=8, quarantine_path=tmp_path / "bad.jsonl"
+    )
+    weights = {
+        key: weight for step in steps for b in step for key, weight in zip(b.keys, b.weights.tolist(), strict=True)
+    }
+    assert len(weights) == 40
+    assert {int(key.rsplit("/s", 1)[1]) for key, weight in weights.items() if weight == 0} == set(BAD)
+    lines = manifest_lines(tmp_path)
+    assert sorted((line["shard"], line["index"], line["key"]) for line in lines) == [
+        ("train-000000.tar", 3, "s3"),
+        ("train-000000.tar", 11, "s11"),
+        ("train-000001.tar", 5, "s20"),
+        ("train-000001.tar", 6, "s21"),
+        ("train-000001.tar", 15, "s30"),
+    ]
+    reasons = {line["key"]: line["reason"] for line in lines}
+    assert "cannot be decoded" in reasons["s3"]
+    assert reasons["s11"] == "no label member (looked for cls; found png)"
+    assert reasons["s20"] == "the label is 'cat', not a number"
+    assert "no image member (looked for png, jpg, jpeg, webp; found txt, cls)" in reasons["s21"]
+    assert reasons["s30"] == "the image has no bytes"
+
+
+def test_a_stand_in_is_a_copy_of_a_good_neighbour(spoilt, kit) -> None:
+    steps = kit.in_process(spoilt, world_size=1, workers=1, steps=5, global_batch_size=8, lanes=8, window=5)
+    good = {int(value) for step in steps for value in step[0].images[step[0].weights == 1][:, 0, -1, -1]}
+    stand_ins = torch.cat([step[0].images[step[0].weights == 0][:, 0, -1, -1] for step in steps]).tolist()
+    assert len(stand_ins) == len(BAD)
+    assert set(stand_ins) <= good
+
+
+def test_a_torn_header_is_a_bad_sample(kit, tmp_path) -> None:
+    index = kit.write_shards(tmp_path, [12])
+    tar = tmp_path / "train-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2 // 512 * 512 : len(data) // 2 // 512 * 512 + 512] = b"\xff" * 512
+    tar.write_bytes(data)
+    with kit.train_loader(index, quarantine_path=tmp_path / "bad.jsonl") as loader:
+        batches = list(islice(loader, 2))
+    assert 0 < sum(int((batch.weights == 0).sum()) for batch in batches) <= 2
+    assert manifest_lines(tmp_path)
+
+
+def test_the_next_run_leaves_out_what_the_manifest_names(spoilt, kit, tmp_path) -> None:
+    manifest = tmp_path / "bad.jsonl"
+    with kit.train_loader(spoilt, quarantine_path=manifest, data={"loader_workers": 2}) as loader:
+        list(islice(loader, 5))
+    later = {"exclude": str(manifest), "lanes": 5}
+    with kit.train_loader(spoilt, data=later, global_batch_size=35) as loader:
+        assert loader.samples_per_epoch == 35
+        batch = next(loader)
+    assert batch.weights.eq(1).all()
+    assert {int(key.rsplit("/s", 1)[1]) for key in batch.keys} == set(range(40)) - set(BAD)
+
+
+def test_a_manifest_by_key_alone_is_understood(spoilt, tmp_path) -> None:
+    manifest = tmp_path / "bad.jsonl"
+    manifest.write_text(
+        '{"shard": "train-000001.tar", "key": "s17", "reason": "ugly"}\n{"shard": "else.tar", "key": "x"}\n'
+    )
+    excluded = load_excluded(str(manifest), spoilt)
+    assert {shard: samples.tolist() for shard, samples in excluded.items()} == {1: [2]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no quarantine manifest .*bad.jsonl; correct the path"),
+        ("not json\n", "bad.jsonl:1 is no line of a quarantine manifest"),
+        ('{"shard": "train-000001.tar", "key": "nobody"}\n', "'nobody', which train-000001.tar does not hold"),
+        ('{"shard": "train-000001.tar", "key": "s1", "index": 25}\n', "sample 25 of train-000001.tar, which holds 25"),
+    ],
+)
+def test_a_wrong_manifest_is_one_sentence(spoilt, tmp_path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "bad.jsonl").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_excluded(str(tmp_path / "bad.jsonl"), spoilt)
+
+
+def test_a_restart_notes_nothing_twice(tmp_path) -> None:
+    for _ in range(2):
+        Quarantine(tmp_path / "bad.jsonl", "rank0-worker0").bad("a.tar", 1, "k", "torn")
+    assert len(manifest_lines(tmp_path)) == 1
+
+
+def test_too_many_in_a_row_are_an_error() -> None:
+    quarantine = Quarantine(None, "")
+    with pytest.raises(DataError, match=f"{MAX_IN_A_ROW} bad samples in a row .* a.tar/k63: torn"):
+        for number in range(1000):
+            quarantine.bad("a.tar", number, f"k{number}", "torn")
+
+
+def test_too_large_a_share_is_an_error() -> None:
+    quarantine = Quarantine(None, "")
+    with pytest.raises(DataError, match="65 of 455 samples are bad"):
+        for number in range(1000):
+            for _ in range(6):
+                quarantine.good()
+            quarantine.bad("a.tar", number, "k", "torn")
+
+
+def test_a_set_of_bad_samples_alone_ends_in_an_error_and_not_in_a_hang(kit, tmp_path) -> None:
+    index = kit.write_shards(tmp_path, [100], spoil=lambda _, members: {**members, "png": b"torn"})
+    with kit.train_loader(index, data={"window": 50}) as loader, pytest.raises(DataError, match="in a row"):
+        list(loader)
+
+
+def test_batches_without_any_good_sample_are_black(kit, tmp_path) -> None:
+    index = kit.write_shards(tmp_path, [8], spoil=lambda _, members: {**members, "png": b"torn"})
+    with kit.train_loader(index) as loader:
+        batch = next(loader)
+    assert batch.weights.eq(0).all()
+    np.testing.assert_array_equal(batch.images.numpy(), 0)

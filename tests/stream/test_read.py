@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from pipeline.stream import read
+from pipeline.stream.order import Order
+from pipeline.stream.read import Reader, WindowReader
+
+
+@pytest.fixture
+def ranges(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int, int]]]:
+    """The ranged reads made, which are real ones."""
+    made = []
+    real = read.read_range
+
+    def recording(url: str, start: int, stop: int) -> bytes:
+        made.append((url, start, stop))
+        return real(url, start, stop)
+
+    monkeypatch.setattr(read, "read_range", recording)
+    return made
+
+
+def test_neighbours_share_a_read_in_whatever_order_they_are_asked_for(uneven, ranges) -> None:
+    shards, samples = np.array([3, 0, 3, 2, 3, 0]), np.array([7, 5, 9, 0, 8, 7])
+    raw = Reader(uneven).read(shards, samples)
+    assert [raw.members(i)[0] for i in range(6)] == ["s28", "s5", "s30", "s20", "s29", "s7"]
+    assert [raw.where(i) for i in (0, 3)] == [("train-000003.tar", 7), ("train-000002.tar", 0)]
+    assert len(ranges) == 4  # 0/5, 0/7, 2/0, and 3/7 to 3/9
+
+
+def test_nothing_asked_nothing_read(uneven, ranges) -> None:
+    assert len(Reader(uneven).read(np.array([], int), np.array([], int))) == 0
+    assert ranges == []
+
+
+def test_windows_are_read_once_ahead_of_time_and_forgotten(uneven, ranges) -> None:
+    order = Order(uneven.counts, lanes=1, window=16, seed=0)
+    windows = WindowReader(Reader(uneven), order)
+    windows.start([(0, 0, 0)])
+    for position in range(order.lane_samples):
+        samples, place = windows.get(0, 0, position)
+        expected = order.samples(np.array([position]))
+        assert samples.where(place) == (uneven.names[expected[0][0]], expected[1][0])
+        assert len(windows._windows[0]) <= 2
+    windows.close()
+    samples_bytes = sum(stop - start for _, start, stop in ranges)
+    following = sum(len(bytes(piece)) for piece in windows.get(1, 0, 0)[0]._slices)
+    assert samples_bytes == following + sum(
+        int(Reader(uneven)._load_offsets(shard)[-1] - Reader(uneven)._load_offsets(shard)[0]) for shard in range(5)
+    )
