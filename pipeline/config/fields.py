@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 
-from pipeline.config.schema import Duration, Section
+from pipeline.config.section import Duration, Section
 
 UNIONS = (Union, types.UnionType)
 PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

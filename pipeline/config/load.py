@@ -35,11 +35,12 @@ def parse_config(raw: Mapping[str, Any], source: str) -> PipelineConfig:
 
     Strict as JSON is: text is not turned into numbers, nor true into 1.
     """
+    text = json.dumps(raw, default=str)
     try:
-        config = PipelineConfig.model_validate_json(json.dumps(raw), strict=True)
+        config = PipelineConfig.model_validate_json(text, strict=True)
         faults = list(reference_faults(config))
     except ValidationError as error:
-        faults = sentences(error, raw)
+        faults = sentences(error, json.loads(text))
     if faults:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
     return config

@@ -1,4 +1,4 @@
-"""YAML as this project reads and writes it: the core schema of YAML 1.2, and nothing that builds objects.
+"""YAML as this project reads and writes it: the core schema of YAML 1.2 with merge keys, nothing that builds objects.
 
 `1e-3` is a number, `yes` and `2026-01-01` are text, and a key that appears twice is an error.
 """
@@ -17,6 +17,7 @@ FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
 IMPLICIT_TAGS = (  # (tag, pattern, first characters); the first match wins, so integers come before floats
+    ("merge", re.compile(r"<<"), ["<"]),
     ("null", re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
     ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
     ("int", re.compile(r"[-+]?[0-9]+"), list("-+0123456789")),

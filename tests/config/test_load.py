@@ -105,6 +105,14 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, text: str, found: str) -> Non
     assert str(caught.value).startswith(f"{path}: {found}, expected a mapping with the keys name, seed, ")
 
 
+@pytest.mark.parametrize(("seed", "found"), [("!!binary aGk=", "'b'hi''"), (".nan", "nan"), ("{1: 2}", "a mapping")])
+def test_values_that_json_lacks(raw: dict[str, Any], tmp_path: Path, seed: str, found: str) -> None:
+    path = write(tmp_path, "c.yaml", f"{to_yaml(raw)}\nseed: {seed}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"{path}: seed: found {found}, expected a whole number from 0."
+
+
 def test_syntax_error_names_the_place(tmp_path: Path) -> None:
     path = write(tmp_path, "c.yaml", "name: a\nstages: {x: [}\n")
     with pytest.raises(ConfigError, match=r"c\.yaml:2:14: not valid YAML, "):

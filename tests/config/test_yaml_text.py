@@ -65,6 +65,12 @@ def test_duplicate_key_in_a_nested_mapping() -> None:
         parse_yaml("a:\n  lr: 1\n  lr: 2\n", "f.yaml")
 
 
+def test_merge_keys_share_a_section() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b\n  <<: *a\n  y: 3\nc: {<<: *b, z: 4}\n"
+    read = parse_yaml(text, "t")
+    assert read == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 3, "z": 4}}
+
+
 def test_syntax_error_names_file_line_and_column() -> None:
     with pytest.raises(ConfigError, match=r"^f\.yaml:2:4: not valid YAML, ") as caught:
         parse_yaml("a: 1\nb: ]\n", "f.yaml")
