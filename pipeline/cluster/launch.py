@@ -13,6 +13,9 @@ from pipeline.train.device import collective_backend
 
 WORKER_ENVIRONMENT = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
 
+# A rank that raises one of these would raise it again: to start it again only hides the fault.
+FAULTS_OF_OURS = (AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError)
+
 
 class WorkersLost(ClusterError):
     """Ranks died for a reason that is not the user's; the job may be started again."""
@@ -21,7 +24,8 @@ class WorkersLost(ClusterError):
 def launch(worker: Callable[[Any], None], job: Any, resources: ResourcesConfig, *, name: str, storage: Path) -> None:
     """Run `worker(job)` on every rank, in a process group, until all have returned.
 
-    A `PipelineError` that any rank raised comes out as it is; any other failure becomes `WorkersLost`.
+    A `PipelineError` that any rank raised comes out as it is, and so does a fault of our own code; a rank that died, or
+    failed because another did, becomes `WorkersLost`.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -48,10 +52,9 @@ def launch(worker: Callable[[Any], None], job: Any, resources: ResourcesConfig, 
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", {})
-        for failure in failures.values():
-            if known := pipeline_error(failure):
-                raise known from None
+        for failure in getattr(error, "worker_failures", {}).values():
+            if cause := root_cause(failure, PipelineError) or root_cause(failure, FAULTS_OF_OURS):
+                raise cause from None
         raise WorkersLost(f"{name}: {describe(error)}") from error
     except ray.exceptions.RayError as error:
         raise WorkersLost(f"{name}: {describe(error)}") from error
@@ -62,13 +65,13 @@ def worker_resources(resources: ResourcesConfig) -> dict[str, float]:
     return asked | ({"GPU": float(resources.gpus_per_worker)} if resources.gpus_per_worker else {})
 
 
-def pipeline_error(failure: BaseException | None) -> PipelineError | None:
-    """The user's error inside what Ray wrapped around it, if there is one."""
-    while failure is not None:
-        if isinstance(failure, PipelineError):
-            return failure
+def root_cause(
+    failure: BaseException | None, kind: type[BaseException] | tuple[type[BaseException], ...]
+) -> BaseException | None:
+    """The exception of that kind inside what Ray wrapped around it, if there is one."""
+    while failure is not None and not isinstance(failure, kind):
         failure = getattr(failure, "cause", None) or failure.__cause__
-    return None
+    return failure
 
 
 def describe(error: BaseException) -> str:

@@ -39,7 +39,7 @@ def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device
     model.load_state_dict(bundle.state)
     model.to(device=device, dtype=dtype)
     task = build_task(ClassificationConfig(), bundle.spec.num_classes)
-    with EvalLoader(
+    batches = EvalLoader(
         job.data.index,
         job.data.config,
         channels=bundle.spec.channels,
@@ -50,8 +50,8 @@ def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device
         batch_size=job.batch_size,
         loader_workers=job.loader_workers,
         pin_memory=device.type == "cuda",
-    ) as batches:
-        means, confusion = evaluate_collective(model, task, bundle.preprocess, dtype, batches)
+    )
+    means, confusion = evaluate_collective(model, task, bundle.preprocess, dtype, batches)
     seen, expected = int(confusion.sum()), job.data.index.num_samples
     if seen != expected:
         raise DataError(

@@ -7,6 +7,7 @@ import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,6 +61,13 @@ class TrainWorker:
         self.ema = ShardedEMA(self.engine.module, stage.ema) if stage.ema else None
         self.position = Position(0, stage.global_batch_size)
         self.val_metrics: dict[str, float] = {}
+        self.size_at = partial(  # travels to the loader's processes
+            size_at,
+            total_steps=job.total_steps,
+            base_size=job.spec.image_size,
+            resolution=stage.resolution,
+            seed=job.seed,
+        )
         if job.resume_from:
             self._resume_collective(job.resume_from)
         self.ledger = MetricsLedger(job.folder, self.position.step) if self.rank == 0 else None
@@ -93,6 +101,7 @@ class TrainWorker:
         )
         with self._train_loader() as loader:
             batches = iter(loader)
+            self.samples_per_epoch = loader.samples_per_epoch
             meter.restart()
             while self.position.step < job.total_steps:
                 step = self.position.step
@@ -109,12 +118,12 @@ class TrainWorker:
         job, step = self.job, self.position.step
         last = step == job.total_steps
         if step % job.stage.log_every == 0 or last:
-            height, width = self._size_at(step - 1)
+            height, width = self.size_at(step - 1)
             self._log(meter.report_collective(self.task) | {
                 "train/lr": lr,
                 "train/grad_norm": self.engine.grad_norm(),
                 "train/image_size": math.sqrt(height * width),
-                "train/epoch": self.position.slots / self._samples_per_epoch(),
+                "train/epoch": self.position.slots / self.samples_per_epoch,
             })
         evaluated = last or step % job.eval_steps == 0
         if evaluated:
@@ -131,20 +140,12 @@ class TrainWorker:
         schedule = self.job.stage.schedule
         return lr_ratio(step, self.job.total_steps, self.job.warmup_steps, schedule.name, schedule.final_lr_ratio)
 
-    def _samples_per_epoch(self) -> int:
-        lanes = self.job.stage.data.lanes
-        return lanes * (self.job.train.index.num_samples // lanes)
-
-    def _size_at(self, step: int) -> tuple[int, int]:
-        job = self.job
-        return size_at(step, job.total_steps, job.spec.image_size, job.stage.resolution, job.seed)
-
     def _micro_batches(self, step: int) -> int:
         """Backward passes of a step on every rank: enough for the largest share, more where images are larger."""
         stage = self.job.stage
         if stage.micro_batch_size is None:
             return 1
-        height, width = self._size_at(step)
+        height, width = self.size_at(step)
         base_height, base_width = self.job.spec.image_size
         growth = max(height * width / (base_height * base_width), 1.0)
         largest_share = math.ceil(stage.global_batch_size / self.world_size)
@@ -162,9 +163,9 @@ class TrainWorker:
             rank=self.rank,
             world_size=self.world_size,
             global_batch_size=job.stage.global_batch_size,
-            size_at=self._size_at,
+            size_at=self.size_at,
             start_slot=self.position.slots,
-            quarantine_path=job.folder / "quarantine" / f"rank-{self.rank:05d}.jsonl",
+            quarantine_path=job.folder / "quarantine.jsonl",
             pin_memory=self.device.type == "cuda",
         )
 
@@ -178,7 +179,8 @@ class TrainWorker:
         if self.job.val is None:
             return
         averaged = self.ema.swapped_in_collective() if self.ema else nullcontext()
-        with averaged, self._eval_loader(self.job.val) as loader:
+        loader = self._eval_loader(self.job.val)
+        with averaged:
             means, _ = evaluate_collective(self.engine.module, self.task, self.job.preprocess, self.dtype, loader)
         self.val_metrics = {f"val/{name}": value for name, value in means.items()}
         self._log(self.val_metrics)
