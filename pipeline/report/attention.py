@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,8 @@ def first_images(dataset: DatasetConfig, channels: int) -> Iterator[TestImage]:
     shard = next((shard for shard in load_index(dataset.shards).shards if shard.samples), None)
     if shard is None:
         return
-    offsets = load_offsets(shard).tolist()
-    for start, stop in zip(offsets[:LOOKED_THROUGH], offsets[1:], strict=False):
+    offsets = load_offsets(shard)[: LOOKED_THROUGH + 1].tolist()
+    for start, stop in pairwise(offsets):
         image = decode(read_range(shard.url, start, stop), dataset, channels)
         if image is not None:
             yield image

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from pipeline.report.collect import Branch, Run, Series
+from pipeline.report.text import share_text
 from pipeline.report.theme import GRID, INK, MUTED, as_percent, color, step_axis, themed
 
 MAX_POINTS = 400
@@ -57,7 +58,7 @@ def draw_panel(panel: Panel, branches: Sequence[Branch]) -> Figure | None:
         drawn = [plot_branch(axes, panel, branch, color(i)) for i, branch in enumerate(branches)]
         if not any(drawn):
             return None
-        axes.set_title(panel.title)
+        axes.set_title(panel.title, x=-0.159)  # the left edge of the figure
         step_axis(axes)
         axes.margins(x=0.02)
         if panel.share:
@@ -155,7 +156,7 @@ def draw_accuracies(run: Run) -> Figure | None:
             test = run.evaluation_of(branch)
             if test is not None and test.accuracy is not None:
                 axes.plot(test.accuracy, y, "D", ms=6, color=color(1), mec="none")
-            told = f"{start:.1%} → {end:.1%}" if start is not None else f"{end:.1%}"
+            told = f"{share_text(start)} → {share_text(end)}" if start is not None else share_text(end)
             axes.text(1.02, y, told, va="center", fontsize=9.5, color=INK, fontweight="bold")
         axes.set_yticks(range(len(rows)), [branch.id for branch, _ in rows])
         axes.tick_params(axis="y", labelcolor=INK, labelsize=10)
@@ -169,6 +170,6 @@ def draw_accuracies(run: Run) -> Figure | None:
                 Line2D([], [], color=color(0), lw=6, label="end (val)"),
                 Line2D([], [], color=color(1), marker="D", ls="", ms=6, label="test"),
             ],
-            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.1, labelcolor=MUTED, columnspacing=1.4,
+            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.1, labelcolor=MUTED,
         )  # fmt: skip
     return figure

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.config.schema import TrainStage
 from pipeline.report.collect import Branch, Run
-from pipeline.report.text import size_text
+from pipeline.report.text import share_text, size_text
 
 BOX_WIDTH, BOX_HEIGHT = 196, 112
 GAP_ALONG, GAP_ACROSS = 52, 22
@@ -139,8 +139,8 @@ def result_line(run: Run, branch: Branch) -> str:
     val = branch.series("val/accuracy").last
     test = run.evaluation_of(branch)
     if test is not None and test.accuracy is not None:
-        return f"{test.accuracy:.2%} test"
-    return f"{val:.2%} val" if val is not None else ""
+        return f"{share_text(test.accuracy)} test"
+    return f"{share_text(val)} val" if val is not None else ""
 
 
 def shorten(text: str, limit: int) -> str:

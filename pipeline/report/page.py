@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pipeline.report import pictures, tables
 from pipeline.report.collect import Run, read_run
 
-
 SECTIONS = {
     "stages": "Stages",
     "results": "Results",
@@ -42,8 +41,12 @@ def write_report(run_dir: Path) -> Path:
 def render(run: Run) -> str:
     """The page as text."""
     environment = Environment(
-        loader=PackageLoader("pipeline.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+        loader=PackageLoader("pipeline.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     gaps = pictures.Gaps()
     wide, tall = pictures.graphs(run)
     context = {

@@ -139,9 +139,9 @@ def position_pictures(found: list[tuple[Branch, PositionMaps]]) -> list[Picture]
 
 
 def galleries(run: Run, gaps: Gaps) -> list[Gallery]:
-    """Attention maps of each evaluated model on the first images of the data it was evaluated on."""
+    """Attention maps of each evaluated model, latest first, on the first images of the data it was evaluated on."""
     found = []
-    for evaluation in run.evaluations:
+    for evaluation in reversed(run.evaluations):
         branch = run.by_id.get(evaluation.model)
         if branch is None or not (branch.folder / "model" / "model.json").is_file():
             continue

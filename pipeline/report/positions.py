@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from pipeline.models.bundle import load_bundle
 from pipeline.report.collect import Branch, Run
+from pipeline.report.text import shape_text
 from pipeline.report.theme import MUTED, themed
 
 MAX_MAPS = 14  # per side; of a larger grid, evenly spaced patches are shown
@@ -92,7 +93,7 @@ def draw_positions(maps: PositionMaps, lowest: float) -> Figure:
         axes = figure.subplots()
         picture = axes.imshow(mosaic(maps.similarity), cmap="viridis", vmin=lowest, vmax=1.0, interpolation="none")
         axes.set_axis_off()
-        axes.set_title(f"{maps.title} · {maps.grid[0]}×{maps.grid[1]}")
+        axes.set_title(f"{maps.title} · {shape_text(maps.grid)}")
         bar = figure.colorbar(picture, ax=axes, orientation="horizontal", fraction=0.035, pad=0.03, aspect=40)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=0)
@@ -108,6 +109,6 @@ def describe_positions(branch: Branch, maps: PositionMaps) -> str:
     neighbours = np.concatenate([right, below])
     near = f"{neighbours.mean():.2f}" if len(neighbours) else "none"
     return (
-        f"Position similarity of {branch.id}, {maps.title}, grid {height}×{width}: neighbouring patches {near} on average, "
-        f"all pairs {maps.similarity.mean():.2f}."
+        f"Position similarity of {branch.id}, {maps.title}, grid {shape_text(maps.grid)}: "
+        f"neighbouring patches {near} on average, all pairs {maps.similarity.mean():.2f}."
     )

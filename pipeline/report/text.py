@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NOTHING = "–"
+NOTHING = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def duration_text(seconds: float) -> str:
@@ -33,9 +34,9 @@ def share_text(share: float | None) -> str:
 def size_text(size: int | tuple[int, int]) -> str:
     """28 for a square, 28×56 (height by width) for a rectangle."""
     height, width = (size, size) if isinstance(size, int) else size
-    return str(height) if height == width else f"{height}×{width}"
+    return str(height) if height == width else f"{height}{TIMES}{width}"
 
 
 def shape_text(shape: Sequence[int] | None) -> str:
     """A tensor's shape, or a dash for a tensor that is not there."""
-    return NOTHING if shape is None else "×".join(map(str, shape))
+    return NOTHING if shape is None else TIMES.join(map(str, shape))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ TOKENS = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "card"} | {c: f"c{i +
 # Transparent to opaque, so that empty cells show the page's own background in either scheme.
 SHADES = LinearSegmentedColormap.from_list("shades", [(*to_rgb(SERIES[0]), a) for a in (0.0, 0.45, 0.8, 1.0)])
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
@@ -60,6 +61,7 @@ RC = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
+    "text.parse_math": False,  # a class may be called "$1 bill"
     "svg.fonttype": "none",
     "svg.hashsalt": "minivit",
 }

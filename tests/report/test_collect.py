@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import CheckpointError
+from pipeline.report.collect import as_time, read_lines, read_run
+
+
+def test_fan_outs_are_branches_and_their_best_is_what_the_next_stage_starts_from(built_run: Path) -> None:
+    run = read_run(built_run)
+    assert [b.id for b in run.trained] == ["pretrain/nano", "pretrain/micro", "finetune-56", "finetune-patch2"]
+    assert [b.id for b in run.selected("pretrain")] == ["pretrain/micro"]
+    assert [b.id for b in run.parents(run.by_id["finetune-56"])] == ["pretrain/micro"]
+    assert run.by_id["finetune-56"].variant == "micro"  # the config leaves it to the source
+
+
+def test_what_a_stage_recorded_as_its_source_goes_before_what_accuracy_suggests(finished_run: Path) -> None:
+    status = finished_run / "stages" / "finetune-56" / "status.json"
+    status.write_text(json.dumps({**json.loads(status.read_text()), "init_from": "pretrain/nano"}))
+    run = read_run(finished_run)
+    assert [b.id for b in run.parents(run.by_id["finetune-56"])] == ["pretrain/nano"]
+
+
+def test_evaluations_belong_to_the_models_they_judge(built_run: Path) -> None:
+    run = read_run(built_run)
+    found = run.evaluation_of(run.by_id["pretrain/nano"])
+    assert found is not None
+    assert found.dataset == "test"
+    assert found.confusion is not None
+    assert found.confusion.sum() == 10_000
+
+
+def test_a_replayed_step_counts_once_and_a_torn_line_not_at_all(finished_run: Path) -> None:
+    metrics = finished_run / "stages" / "finetune-56" / "metrics.jsonl"
+    with metrics.open("a") as file:
+        file.write('{"step": 240, "time": 1, "train/loss": 9.5}\n{"step": 245, "train/loss": NaN}\n{"step": 250, "tra')
+    loss = read_run(finished_run).by_id["finetune-56"].series("train/loss")
+    assert loss.steps.tolist() == list(range(5, 241, 5))
+    assert loss.last == 9.5
+
+
+def test_lines_that_are_not_objects_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'3\n{"event": "a"}\n\xff\xfe\n\n{"event": "b"}\n')
+    assert read_lines(path) == [{"event": "a"}, {"event": "b"}]
+    assert read_lines(tmp_path / "absent.jsonl") == []
+
+
+def test_an_unfinished_run_is_read_as_far_as_it_goes(unfinished_run: Path) -> None:
+    run = read_run(unfinished_run)
+    states = {branch.id: branch.state for branch in run.branches}
+    assert states["pretrain/nano"] == "running"
+    assert states["pretrain/micro"] == "failed"
+    assert states["finetune-56"] == "pending"
+    assert [b.id for b in run.parents(run.by_id["finetune-56"])] == ["pretrain/nano", "pretrain/micro"]
+
+
+@pytest.mark.parametrize("content", [None, "stages: [", "name: x\n"])
+def test_a_folder_without_a_readable_pipeline_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "pipeline.yaml").write_text(content)
+    with pytest.raises(CheckpointError, match=r"pipeline\.yaml"):
+        read_run(tmp_path)
+
+
+def test_times_are_seconds_or_iso_strings() -> None:
+    assert as_time(0.0) == as_time("1970-01-01T00:00:00+00:00")
+    assert as_time(float("nan")) is None
+    assert as_time("yesterday") is None
+    assert as_time(True) is None

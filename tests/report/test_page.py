@@ -1,0 +1,90 @@
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import CheckpointError
+from pipeline.report.page import SECTIONS, write_report
+
+
+@pytest.fixture(scope="module")
+def page(built_run: Path) -> str:
+    return write_report(built_run).read_text(encoding="utf-8")
+
+
+def test_the_page_asks_no_server_for_anything(page: str) -> None:
+    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    assert links
+    assert {link.split(":")[0] if ":" in link else link[0] for link in links} == {"data", "#"}
+    assert "<script" not in page
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+
+
+def test_every_section_is_there_once_and_ids_are_unique(page: str) -> None:
+    ids = Counter(re.findall(r'\bid="([^"]+)"', page))
+    assert all(ids[section] == 1 for section in SECTIONS)
+    assert [name for name, count in ids.items() if count > 1] == []
+    assert set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
+
+
+def test_the_figures_of_the_run_are_on_it(page: str) -> None:
+    for text in ("quickstart", "8 min 50 s", "pretrain/micro", "71.0 %", "85.7 %", "693 k", "Ankle boot", "pos_embed"):
+        assert text in page
+    assert "workers were lost (rank 1 died with SIGKILL)" in page
+    assert "What is missing" not in page
+
+
+def test_every_picture_has_words(page: str) -> None:
+    assert all(alt.strip() for alt in re.findall(r'role="img" aria-label="([^"]*)"', page))
+    assert "finetune-56 val: 0.71 at step 0" in page
+    assert re.findall(r"<img(?![^>]*\balt=)", page) == []
+
+
+def test_colours_follow_the_reader_s_scheme(page: str) -> None:
+    drawings = "".join(re.findall(r"<svg aria-hidden.*?</svg>", page, flags=re.S))
+    assert "var(--c1)" in drawings
+    assert "#2f6fde" not in drawings
+
+
+def test_an_unfinished_run_says_what_is_missing(unfinished_run: Path) -> None:
+    page = write_report(unfinished_run).read_text(encoding="utf-8")
+    assert "pretrain/micro failed: cluster: 2 workers ask for 8 CPUs, there are 2." in page
+    assert "finetune-56 has not started." in page
+    assert "No model has been evaluated yet." in page
+    assert "No stage has left a model" in page
+
+
+def test_a_run_that_has_only_a_pipeline_has_a_page(unfinished_run: Path) -> None:
+    shutil.rmtree(unfinished_run / "stages")
+    assert "No stage has logged anything yet." in write_report(unfinished_run).read_text(encoding="utf-8")
+
+
+def test_a_damaged_bundle_costs_its_pictures_and_is_named(finished_run: Path) -> None:
+    (finished_run / "stages" / "pretrain" / "nano" / "model" / "model.safetensors").write_bytes(b"torn")
+    page = write_report(finished_run).read_text(encoding="utf-8")
+    assert "Position similarity of pretrain/nano could not be drawn" in page
+    assert "Attention of pretrain/nano could not be drawn" in page
+    assert "Attention of finetune-56 could not be drawn" not in page
+
+
+def test_names_from_outside_are_text_and_never_markup(finished_run: Path) -> None:
+    home = finished_run / "stages"
+    (home / "pretrain" / "nano" / "events.jsonl").write_text(
+        json.dumps({"time": 5.0, "event": "<b>", "message": "<script>alert(1)</script>"}) + "\n"
+    )
+    evaluation = json.loads((home / "test" / "evaluation.json").read_text())
+    evaluation["classes"][0] = "<img src=x>"
+    (home / "test" / "evaluation.json").write_text(json.dumps(evaluation))
+    page = write_report(finished_run).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+from pipeline.models.costs import count_parameters
+from pipeline.report.collect import read_run
+from pipeline.report.tables import all_events, environment, header_facts, missing, result_rows, run_state, surgeries
+from pipeline.report.text import NOTHING, count_text
+
+
+def test_a_row_for_each_branch_says_how_it_started_and_ended(built_run: Path) -> None:
+    run = read_run(built_run)
+    nano, micro, finer, _ = result_rows(run)
+    assert (nano.start, nano.end, nano.image_size, nano.patch) == ("10.0 %", "79.0 %", "28", "4")
+    assert (finer.start, finer.end, finer.image_size, finer.wall_time) == ("71.0 %", "85.7 %", "56", "2 min 10 s")
+    assert (nano.chosen, micro.chosen, finer.chosen) == (False, True, False)
+    spec = run.by_id["finetune-56"].spec
+    assert spec is not None
+    assert finer.parameters == count_text(count_parameters(spec))
+
+
+def test_what_is_not_known_yet_is_a_dash(unfinished_run: Path) -> None:
+    run = read_run(unfinished_run)
+    row = result_rows(run)[2]
+    assert {row.parameters, row.start, row.end, row.test, row.wall_time, row.speed} == {NOTHING}
+    assert row.image_size == "56"
+
+
+def test_a_run_is_as_well_as_its_worst_stage(built_run: Path, unfinished_run: Path) -> None:
+    assert run_state(read_run(built_run)) == "finished"
+    assert run_state(read_run(unfinished_run)) == "failed"
+    (unfinished_run / "stages" / "pretrain" / "micro" / "status.json").unlink()
+    assert run_state(read_run(unfinished_run)) == "running"
+    (unfinished_run / "stages" / "pretrain" / "nano" / "status.json").unlink()
+    assert run_state(read_run(unfinished_run)) == "pending"
+
+
+def test_what_is_missing_is_named_with_its_reason(built_run: Path, unfinished_run: Path) -> None:
+    assert missing(read_run(built_run)) == []
+    told = missing(read_run(unfinished_run))
+    assert told[0] == "pretrain/nano is still running at step 100."
+    assert told[1] == "pretrain/micro failed: cluster: 2 workers ask for 8 CPUs, there are 2."
+    assert told[2] == "finetune-56 has not started."
+
+
+def test_wall_time_of_branches_side_by_side_counts_once(built_run: Path) -> None:
+    facts = dict(header_facts(read_run(built_run)))
+    assert facts["Wall time"] == "8 min 50 s"
+    assert facts["Stages finished"] == "6 of 6"
+    assert len(facts["Config digest"]) == 12
+
+
+def test_surgery_lists_what_changed_and_counts_the_rest(built_run: Path) -> None:
+    finer, finest = surgeries(read_run(built_run))
+    assert finer.source == "pretrain/micro"
+    assert [(row.tensor, row.action) for row in finer.rows] == [("pos_embed", "resized")]
+    assert {row.tensor for row in finest.rows} == {"patch_embed.proj.weight"}
+    assert "copied" in finer.summary
+
+
+def test_events_come_in_the_order_of_time(finished_run: Path) -> None:
+    home = finished_run / "stages" / "pretrain" / "nano"
+    (home / "events.jsonl").write_text(json.dumps({"time": 5.0, "event": "passed_over", "message": "torn"}) + "\n")
+    assert [event.kind for event in all_events(read_run(finished_run))] == ["passed_over", "restart", "resume"]
+
+
+def test_versions_the_run_recorded_go_before_those_of_this_machine(finished_run: Path) -> None:
+    assert "torch" in dict(environment(read_run(finished_run)))
+    (finished_run / "run.json").write_text(json.dumps({"environment": {"torch": "9.9"}}))
+    assert environment(read_run(finished_run)) == [("torch", "9.9")]
