@@ -203,9 +203,10 @@ def parts_of(dataset: Parts, workers: int) -> Generator[Part | PipelineError, No
     )
     try:
         yield from loader
-    except RuntimeError as error:
-        if str(error).startswith("DataLoader worker"):  # ours arrive as "Caught ..."
-            reason = f"a loader worker died ({error})"
+    except (RuntimeError, OSError, EOFError) as error:
+        # What a worker raises arrives as "Caught ..."; a dead one is told by DataLoader or by its broken pipe.
+        if str(error).startswith("DataLoader worker") or isinstance(error, (ConnectionError, EOFError)):
+            reason = f"a loader worker died ({error or type(error).__name__})"
             raise DataError(f"{reason}; if memory ran out, lower data.loader_workers or data.window") from error
         raise
 

@@ -64,7 +64,7 @@ def auto_contrast(image: Pixels, _: float) -> Pixels:
 
 
 def equalize(image: Pixels, _: float) -> Pixels:
-    return per_channel(image, lambda plane, c: cv2.equalizeHist(plane))
+    return per_channel(image, lambda plane, c: flatten_histogram(plane))
 
 
 def shear_x(image: Pixels, amount: float) -> Pixels:
@@ -136,6 +136,15 @@ def blend(image: Pixels, other: Pixels, factor: float) -> Pixels:
 
 def stretch(plane: np.ndarray, low: float, high: float) -> np.ndarray:
     return plane if high <= low else look_up(plane, (LEVELS - low) * (255 / (high - low)))
+
+
+def flatten_histogram(plane: np.ndarray) -> np.ndarray:
+    """Pillow's and torchvision's rule, which OpenCV's differs from by up to a bin of the histogram."""
+    histogram = np.bincount(plane.ravel(), minlength=256)
+    step = (plane.size - histogram[histogram > 0][-1]) // 255
+    if step == 0:
+        return plane
+    return look_up(plane, (np.cumsum(histogram) - histogram + step // 2) // step)
 
 
 def per_channel(image: Pixels, operation: Callable[[np.ndarray, int], np.ndarray]) -> Pixels:

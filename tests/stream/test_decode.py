@@ -91,7 +91,7 @@ def test_an_absurd_size_is_refused_from_the_header() -> None:
     size = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + size
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    with pytest.raises(BadSample, match="50000 x 50000 pixels|more than"):
+    with pytest.raises(BadSample, match="50000 x 50000 pixels"):
         read_header(data)
 
 
@@ -111,8 +111,7 @@ def test_damage_ends_in_pixels_or_in_a_bad_sample(format: str, data: st.DataObje
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
         image = load(bytes(damaged))
-    except BadSample as bad:
-        assert str(bad)
-    else:
-        assert image.dtype == np.uint8
-        assert image.shape[2] == 3
+    except BadSample:
+        return
+    assert image.dtype == np.uint8
+    assert image.shape[2] == 3

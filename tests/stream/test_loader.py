@@ -91,12 +91,12 @@ def test_a_workers_error_arrives_as_itself(kit, tmp_path, workers: int) -> None:
 def test_a_missing_shard_is_one_sentence(kit, tmp_path) -> None:
     index = kit.write_shards(tmp_path, [16])
     (tmp_path / "train-000000.tar").unlink()
-    with kit.train_loader(index) as loader, pytest.raises(DataError, match="train-000000.tar"):
+    with kit.train_loader(index) as loader, pytest.raises(DataError, match=r"train-000000\.tar"):
         next(loader)
 
 
 def test_too_many_lanes_or_ranks_are_refused_before_anything_starts(uneven, kit) -> None:
-    with pytest.raises(DataError, match="set data.lanes to at most 73"):
+    with pytest.raises(DataError, match=r"set data\.lanes to at most 73"):
         kit.train_loader(uneven, data={"lanes": 74})
     with pytest.raises(DataError, match="cannot be split among 5 ranks"):
         kit.train_loader(uneven, world_size=5)

@@ -123,7 +123,7 @@ def test_the_order_is_pinned() -> None:
 
 
 def test_lanes_beyond_the_samples_are_refused() -> None:
-    with pytest.raises(DataError, match="64 lanes need .* has 12; set data.lanes to at most 12"):
+    with pytest.raises(DataError, match=r"64 lanes need .* has 12; set data\.lanes to at most 12"):
         Order(np.array([5, 7]), lanes=64, window=8, seed=0)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from pipeline.shards.index import load_offsets
 from pipeline.stream import read
 from pipeline.stream.order import Order
 from pipeline.stream.read import Reader, WindowReader
@@ -43,12 +44,10 @@ def test_windows_are_read_once_ahead_of_time_and_forgotten(uneven, ranges) -> No
     windows.start([(0, 0, 0)])
     for position in range(order.lane_samples):
         samples, place = windows.get(0, 0, position)
-        expected = order.samples(np.array([position]))
-        assert samples.where(place) == (uneven.names[expected[0][0]], expected[1][0])
+        shard, number = (int(array[0]) for array in order.samples(np.array([position])))
+        assert samples.where(place) == (uneven.names[shard], number)
         assert len(windows._windows[0]) <= 2
+    following, _ = windows.get(1, 0, 0)
     windows.close()
-    samples_bytes = sum(stop - start for _, start, stop in ranges)
-    following = sum(len(bytes(piece)) for piece in windows.get(1, 0, 0)[0]._slices)
-    assert samples_bytes == following + sum(
-        int(Reader(uneven)._load_offsets(shard)[-1] - Reader(uneven)._load_offsets(shard)[0]) for shard in range(5)
-    )
+    every = sum(int(offsets[-1] - offsets[0]) for offsets in map(load_offsets, uneven.shards))
+    assert sum(stop - start for _, start, stop in ranges) == every + sum(map(len, following._slices))
