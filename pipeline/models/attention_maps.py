@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.models.encoder import EncoderLayer
+
 if TYPE_CHECKING:
     from pipeline.models.minivit import MiniViT
 
@@ -22,6 +24,7 @@ def attention_maps(model: MiniViT, images: Tensor) -> Tensor:
     try:
         x, maps = model.embed(images), []
         for layer in model.transformer.layers:
+            assert isinstance(layer, EncoderLayer)
             maps.append(layer.attention_weights(x))
             x = layer(x)
     finally:

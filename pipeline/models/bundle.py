@@ -37,8 +37,8 @@ class Preprocess:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ModelError(
-                    f"preprocess.{name}: holds {len(values)} numbers for {self.channels} channel(s); give one per channel "
-                    f"(`datasets.NAME.{name}`)"
+                    f"preprocess.{name}: holds {len(values)} numbers for {self.channels} channel(s); "
+                    f"give one per channel (`datasets.NAME.{name}`)"
                 )
         if min(self.std) <= 0:
             raise ModelError(f"preprocess.std: holds {min(self.std)}; every value must be above 0")

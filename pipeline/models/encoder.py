@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         return (scores * q.shape[-1] ** -0.5).softmax(dim=-1)
 
     def _project(self, x: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q [B, H, num_queries or T, d], k and v [B, H, T, d]."""
+        """Q [B, H, num_queries or T, d], k and v [B, H, T, d]."""
         weight, bias = self.in_proj_weight.to(x.dtype), self.in_proj_bias.to(x.dtype)
         dim = x.shape[-1]
         if num_queries is None:
@@ -129,5 +129,5 @@ class Encoder(nn.Module):
         """
         for layer in self.layers[:-1]:
             x = layer(x)
-        x = self.layers[-1](x, num_outputs)
-        return x
+        outputs: Tensor = self.layers[-1](x, num_outputs)
+        return outputs

@@ -39,7 +39,7 @@ def init_mae(model: MiniViT) -> None:
 
 
 def init_timm(model: MiniViT) -> None:
-    """timm's default: truncated normal(0.02) for every matrix, zero biases; patch projection as torch's Conv2d."""
+    """Timm's default: truncated normal(0.02) for every matrix, zero biases; patch projection as torch's Conv2d."""
     for module in model.modules():
         if isinstance(module, SelfAttention):
             nn.init.trunc_normal_(module.in_proj_weight, std=0.02)
@@ -75,12 +75,12 @@ def _normal_tokens(model: MiniViT) -> None:
         token = getattr(model, name)
         if token is not None:
             nn.init.normal_(token, std=0.02)
-    if model.spec.positions == "learned":
+    if isinstance(model.pos_embed, nn.Parameter):
         nn.init.trunc_normal_(model.pos_embed, std=0.02)
 
 
 def _small_heads(model: MiniViT) -> None:
     """Heads start small, so the first loss is that of a guess, ln(classes)."""
-    heads = [model.mlp_head[1]] + ([] if model.dist_head is None else [model.dist_head])
-    for head in heads:
-        nn.init.trunc_normal_(head.weight, std=0.02)
+    for head in (model.mlp_head[1], model.dist_head):
+        if isinstance(head, nn.Linear):
+            nn.init.trunc_normal_(head.weight, std=0.02)

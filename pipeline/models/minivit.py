@@ -5,7 +5,7 @@ Legend: B batch, C channels, (H, W) image, (h, w) grid, N = h * w patches, P pre
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,17 @@ from pipeline.models.init import initialise
 from pipeline.models.layers import LayerNorm, Linear
 from pipeline.models.patch_embed import PatchEmbed
 from pipeline.models.pos_embed import resize_positions, sincos_positions
-from pipeline.models.spec import Activation, Norm, Pair, Pool, Positions, TokenSchema, ViTSpec
+from pipeline.models.spec import (
+    Activation,
+    Norm,
+    Pair,
+    Pool,
+    Positions,
+    TokenSchema,
+    ViTSpec,
+    as_pair,
+    whole_patches,
+)
 from pipeline.models.tokens import prefix_layout
 
 
@@ -27,6 +37,12 @@ class MiniViT(nn.Module):
     Images of any size that is a multiple of the patch are accepted: positions are interpolated on the fly, so one
     learned grid trains at every size. Raises `ModelError` for impossible settings or images.
     """
+
+    cls_token: nn.Parameter | None
+    dist_token: nn.Parameter | None
+    registers: nn.Parameter | None
+    mask_token: nn.Parameter | None
+    pos_embed: Tensor | None
 
     def __init__(
         self,
@@ -53,32 +69,35 @@ class MiniViT(nn.Module):
         init: str | None = None,
     ) -> None:
         super().__init__()
-        patch = (patch_size, patch_size) if isinstance(patch_size, int) else (patch_size[0], patch_size[1])
-        image = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
-        shape: dict[str, Any] = dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim)
-        parts: dict[str, Any] = dict(
-            pool=pool, tokens=tokens or TokenSchema(), qk_norm=qk_norm, layer_scale=layer_scale
-        )
-        rates = dict(eps=eps, dropout=dropout, drop_path=drop_path)
-        options = dict(norm=norm, activation=activation, positions=positions, variant=variant)
-        spec = ViTSpec(
+        patch = as_pair(patch_size)
+        self.spec = ViTSpec(
+            variant=variant,
             channels=in_channels,
-            grid=(1, 1),
+            grid=whole_patches(as_pair(img_size), patch),
             patch=patch,
             num_classes=num_classes,
-            **shape,
-            **parts,
-            **rates,
-            **options,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            norm=norm,
+            activation=activation,
+            eps=eps,
+            dropout=dropout,
+            drop_path=drop_path,
+            pool=pool,
+            tokens=tokens or TokenSchema(),
+            qk_norm=qk_norm,
+            layer_scale=layer_scale,
+            positions=positions,
         )
-        self.spec = ViTSpec(**{**vars(spec), "grid": spec.grid_for(image)})
         self._build()
         initialise(self, init)
 
     @classmethod
-    def from_spec(cls, spec: ViTSpec, *, init: str | None = None) -> MiniViT:
+    def from_spec(cls, spec: ViTSpec, *, init: str | None = None) -> Self:
         """The model a spec describes, newly initialised (`init`: torch, mae, timm; default by the kind of norm)."""
-        options = {k: v for k, v in vars(spec).items() if k not in ("grid", "patch", "channels")}
+        options: dict[str, Any] = {k: v for k, v in vars(spec).items() if k not in ("grid", "patch", "channels")}
         return cls(img_size=spec.image_size, patch_size=spec.patch, in_channels=spec.channels, init=init, **options)
 
     def _build(self) -> None:
@@ -90,7 +109,7 @@ class MiniViT(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.zeros(1, count, dim)) if count else None)
         self.register_parameter("mask_token", nn.Parameter(torch.zeros(1, 1, dim)) if spec.tokens.mask else None)
         if spec.positions == "learned":
-            self.pos_embed: Tensor | None = nn.Parameter(torch.zeros(1, spec.num_positions, dim))
+            self.pos_embed = nn.Parameter(torch.zeros(1, spec.num_positions, dim))
         elif spec.positions == "sincos":
             num_prefix = spec.num_positions - spec.num_patches
             self.register_buffer("pos_embed", sincos_positions(spec.grid, dim, num_prefix))
@@ -127,7 +146,8 @@ class MiniViT(nn.Module):
         """[B, C, H, W] -> the encoder's input [B, P+N, D]."""
         if images.ndim != 4 or images.shape[1] != self.spec.channels:
             raise ModelError(
-                f"images: found shape {list(images.shape)}; this model takes [batch, {self.spec.channels}, height, width]"
+                f"images: found shape {list(images.shape)}; "
+                f"this model takes [batch, {self.spec.channels}, height, width]"
             )
         grid = self.spec.grid_for((images.shape[2], images.shape[3]))
         x = self.patch_embed(images)
@@ -146,7 +166,8 @@ class MiniViT(nn.Module):
 
     def _positions(self, grid: Pair, dtype: torch.dtype) -> Tensor | None:
         """Positions for a grid. Not cached: they are learned, and engines change weights behind autograd's counters;
-        what can be cached, the interpolation matrices, is."""
+        what can be cached, the interpolation matrices, is.
+        """
         if self.pos_embed is None:
             return None
         if grid == self.spec.grid:
@@ -159,10 +180,8 @@ class MiniViT(nn.Module):
 
     def classify(self, tokens: Tensor) -> Tensor:
         """[B, P+N or fewer, D] -> [B, num_classes]; with a [DIST] token the two heads' logits are averaged (DeiT)."""
-        if self.spec.pool == "avg":
-            pooled = tokens[:, self.spec.tokens.num_prefix :].mean(dim=1)
-        else:
-            pooled = tokens[:, 0]
+        average = self.spec.pool == "avg"
+        pooled = tokens[:, self.spec.tokens.num_prefix :].mean(dim=1) if average else tokens[:, 0]
         logits: Tensor = self.mlp_head(pooled)
         if self.dist_head is None:
             return logits

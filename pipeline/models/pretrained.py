@@ -43,7 +43,7 @@ class PretrainedMiniViT(MiniViT):
     ) -> list[list[tuple[str, float]]]:
         """The `top_k` most probable (label, probability) of each image, a path or a PIL image.
 
-        Label is the class's name, or its number where the model has no names. Raises `DataError` for an unreadable image.
+        Label is the class's name, or its number where the model has no names. `DataError` for an unreadable image.
         """
         if not images:
             return []
@@ -60,19 +60,19 @@ class PretrainedMiniViT(MiniViT):
 
     def _read(self, image: str | os.PathLike[str] | Image) -> Tensor:
         """uint8 [C, H, W] at the model's size and channels."""
-        from PIL import Image as pillow  # slow to import, needed only here
+        import PIL.Image  # slow to import, needed only here
 
         height, width = self.preprocess.image_size
         mode = {1: "L", 3: "RGB"}.get(self.preprocess.channels)
         if mode is None:
             raise ModelError(f"predict: reads images of 1 or 3 channels; this model takes {self.preprocess.channels}")
         try:
-            opened = pillow.open(image) if isinstance(image, (str, os.PathLike)) else image
+            opened = PIL.Image.open(image) if isinstance(image, (str, os.PathLike)) else image
             converted = opened.convert(mode)
-        except (OSError, pillow.DecompressionBombError) as error:
+        except (OSError, PIL.Image.DecompressionBombError) as error:
             raise DataError(f"{image}: cannot be read as an image ({error}); give a PNG, JPEG or WebP file") from error
         if converted.size != (width, height):
-            converted = converted.resize((width, height), pillow.Resampling.BILINEAR)
+            converted = converted.resize((width, height), PIL.Image.Resampling.BILINEAR)
         array = np.asarray(converted, dtype=np.uint8).reshape(height, width, -1)
         return torch.from_numpy(array.transpose(2, 0, 1).copy())
 

@@ -79,15 +79,8 @@ class ViTSpec:
         return self.num_patches + (self.tokens.num_prefix if self.tokens.positions_cover_prefix else 0)
 
     def grid_for(self, image_size: Pair) -> Pair:
-        """Patches (down, across) of an image of `image_size` pixels; `ModelError` if it is not a multiple of the patch."""
-        for side, size, patch in zip(("height", "width"), image_size, self.patch, strict=True):
-            if size < patch or size % patch:
-                below = max(size // patch, 1) * patch
-                raise ModelError(
-                    f"image_size: the {side} {size} is not a multiple of the patch size {patch}; "
-                    f"take {below} or {below + patch}, or another patch_size"
-                )
-        return image_size[0] // self.patch[0], image_size[1] // self.patch[1]
+        """Patches (down, across) of an image of `image_size` pixels; `ModelError` if pixels are left over."""
+        return whole_patches(image_size, self.patch)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, as written to JSON."""
@@ -111,6 +104,25 @@ class ViTSpec:
             )
         except (KeyError, TypeError) as error:
             raise ModelError(f"spec: cannot be read ({error}); it must be what this package wrote itself") from error
+
+
+def whole_patches(image_size: Pair, patch: Pair) -> Pair:
+    """The grid that `patch` cuts an image into, all in (height, width); `ModelError` if pixels are left over."""
+    for side, size, length in zip(("height", "width"), image_size, patch, strict=True):
+        if length < 1:
+            raise ModelError(f"model.patch_size: the {side} is {length}; it must be at least 1")
+        if size < length or size % length:
+            below = max(size // length, 1) * length
+            raise ModelError(
+                f"image_size: the {side} {size} is not a multiple of the patch size {length}; "
+                f"take {below} or {below + length}, or another patch_size"
+            )
+    return image_size[0] // patch[0], image_size[1] // patch[1]
+
+
+def as_pair(size: int | Pair) -> Pair:
+    """One number for both sides, or (height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _check_sizes(spec: ViTSpec) -> None:

@@ -28,7 +28,7 @@ def expected_shapes(spec: ViTSpec) -> dict[str, tuple[int, ...]]:
 
 
 def check_state(state: Mapping[str, Tensor], spec: ViTSpec, source: str) -> None:
-    """`ModelError` naming the first tensor that is missing, unknown or of another shape; `source` says whose state it is."""
+    """`ModelError` naming the first tensor that is missing, unknown or misshapen; `source` says whose state it is."""
     expected = expected_shapes(spec)
     for key, description in FOREIGN_KEYS.items():
         if key in state:

@@ -12,7 +12,7 @@ from pipeline.models.patch_embed import change_channels, resize_kernel
 from pipeline.models.spec import ViTSpec
 from pipeline.models.state import check_state, expected_shapes
 from pipeline.models.surgery_probe import probe_outputs
-from pipeline.models.surgery_report import Change, SurgeryReport
+from pipeline.models.surgery_report import Action, Change, SurgeryReport
 from pipeline.models.surgery_tokens import adapt_tokens
 
 # What surgery cannot change: these are another architecture, not another shape of the same.
@@ -20,6 +20,7 @@ FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activatio
 PATCH_KERNEL = "patch_embed.proj.weight"
 # Heads that start anew start small, so the first loss is that of a guess.
 HEAD_STD = 0.02
+NO_CLASS_KEPT = "no class in common"
 
 
 def adapt(
@@ -43,8 +44,8 @@ def adapt(
     _check_classes(to_spec, to_classes, "to_classes")
 
     generator = torch.Generator().manual_seed(0)
-    new, notes = dict(state), {}
-    notes |= _adapt_patch_kernel(new, from_spec, to_spec)
+    new = dict(state)
+    notes = _adapt_patch_kernel(new, from_spec, to_spec)
     notes |= adapt_tokens(new, from_spec, to_spec, generator)
     notes |= _adapt_layer_scale(new, from_spec, to_spec)
     notes |= _adapt_heads(new, from_spec, to_spec, from_classes, to_classes, generator)
@@ -96,7 +97,8 @@ def _adapt_heads(
     generator: torch.Generator,
 ) -> dict[str, str]:
     if not new.tokens.dist:
-        state.pop("dist_head.weight", None), state.pop("dist_head.bias", None)
+        for part in ("weight", "bias"):
+            state.pop(f"dist_head.{part}", None)
     notes = {}
     if new.tokens.dist and not old.tokens.dist:
         # Averaged with the class head's logits, an equal head starts as an equal vote.
@@ -107,7 +109,7 @@ def _adapt_heads(
     if rows == list(range(old.num_classes)) and old.num_classes == new.num_classes:
         return notes
     matched = sum(row is not None for row in rows)
-    note = f"{matched} of {new.num_classes} classes kept by name" if matched else "no class in common"
+    note = f"{matched} of {new.num_classes} classes kept by name" if matched else NO_CLASS_KEPT
     for head in ["mlp_head.1"] + ["dist_head"] * new.tokens.dist:
         weight, bias = state[f"{head}.weight"], state[f"{head}.bias"]
         fresh = torch.empty(new.num_classes, weight.shape[1])
@@ -134,27 +136,24 @@ def _matching_rows(
 
 
 def _changes(old: Mapping[str, Tensor], new: Mapping[str, Tensor], notes: Mapping[str, str]) -> list[Change]:
-    changes = []
+    changes: list[Change] = []
     for name, tensor in new.items():
-        note, before, after = notes.get(name, ""), None, tuple(tensor.shape)
-        if name in old:
-            before = tuple(old[name].shape)
-            fresh = note.startswith("no class in common")
-            action = "initialised" if fresh else "resized" if note else "copied"
-        else:
+        note = notes.get(name, "")
+        before = tuple(old[name].shape) if name in old else None
+        action: Action = "resized" if note else "copied"
+        if before is None or note == NO_CLASS_KEPT:
             action = "initialised"
-        changes.append(Change(name, action, before, after, note))
-    for name in old.keys() - new.keys():
-        changes.append(Change(name, "dropped", tuple(old[name].shape), None, notes.get(name, "")))
-    return changes
+        changes.append(Change(name, action, before, tuple(tensor.shape), note))
+    gone = [name for name in old if name not in new]
+    return changes + [Change(name, "dropped", tuple(old[name].shape), None, notes.get(name, "")) for name in gone]
 
 
 def _check_same_architecture(old: ViTSpec, new: ViTSpec) -> None:
     for name in FIXED_FIELDS:
         if getattr(old, name) != getattr(new, name):
             raise ModelError(
-                f"model.{name}: is {getattr(new, name)}, but the weights to start from have {getattr(old, name)}; surgery "
-                f"changes sizes, patches, tokens, channels and heads only, so set {name} back or start from other weights"
+                f"model.{name}: is {getattr(new, name)}, but the weights to start from have {getattr(old, name)}; "
+                f"surgery does not change it, so set it to {getattr(old, name)} or start from other weights"
             )
 
 

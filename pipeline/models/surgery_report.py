@@ -65,10 +65,10 @@ class SurgeryReport:
 
     def __str__(self) -> str:
         """A table of what was not simply copied, under the summary."""
-        rows = [(c.name, c.action, _shape(c.before), _shape(c.after), c.note) for c in self.changed]
-        if not rows:
+        if not self.changed:
             return self.summary()
-        rows.insert(0, ("tensor", "action", "before", "after", "how"))
+        rows: list[tuple[str, ...]] = [("tensor", "action", "before", "after", "how")]
+        rows += [(c.name, c.action, _shape(c.before), _shape(c.after), c.note) for c in self.changed]
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([self.summary(), *lines])

@@ -153,7 +153,7 @@ def load_timm(source: str) -> tuple[dict[str, Tensor], ViTSpec]:
 
         name = source.removeprefix("timm:")
         try:
-            model = timm.create_model(name, pretrained=True)
+            model: Any = timm.create_model(name, pretrained=True)
         except (RuntimeError, OSError) as error:
             raise ModelError(f"init_from: {source!r} cannot be had ({error}); see timm.list_models('vit_*')") from error
         return from_timm(model.state_dict(), grid=model.patch_embed.grid_size, num_heads=model.blocks[0].attn.num_heads)
@@ -179,7 +179,7 @@ def _check_expressible(spec: ViTSpec) -> None:
 
 
 def _timm_positions(state: Mapping[str, Tensor], spec: ViTSpec) -> Tensor:
-    """timm always has positions, and its distilled models for the prefix too: zeros stand for those not there."""
+    """Zeros for the positions that timm always has, and for the prefix in its distilled models."""
     like = state["patch_embed.proj.weight"]
     table = state.get("pos_embed", like.new_zeros(1, 0, spec.embed_dim))
     covered = spec.tokens.positions_cover_prefix or spec.tokens.dist

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.models.spec import Activation, Norm, Pair, TokenSchema, ViTSpec
+from pipeline.models.spec import Activation, Norm, Pair, TokenSchema, ViTSpec, as_pair, whole_patches
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def build_spec(
     """The spec of a named variant at an image size (pixels, one number or (height, width)).
 
     `overrides` are fields of a row, `drop_path`, `qk_norm`, `layer_scale`, `positions`, `class_token`, `registers` and
-    `pool`. A changed `embed_dim` keeps the row's ratio of `mlp_dim` to it (the tutorial's 2048 is fixed, as torch's is).
+    `pool`. A changed `embed_dim` keeps the row's ratio of `mlp_dim` to it, but the tutorial's, which is torch's 2048.
     A model without class token pools by average. Raises `ModelError` on unknown names and impossible combinations.
     """
     row = find_variant(variant)
@@ -75,17 +75,16 @@ def build_spec(
     settings["pool"] = overrides.get("pool", "cls" if class_token else "avg")
     settings |= {name: overrides[name] for name in FREE_FIELDS if name in overrides}
 
-    size, patch = _pair(image_size), _pair(row.patch if patch_size is None else patch_size)
-    one_patch = ViTSpec(
+    patch = as_pair(row.patch if patch_size is None else patch_size)
+    return ViTSpec(
         variant=variant,
         channels=channels,
-        grid=(1, 1),
+        grid=whole_patches(as_pair(image_size), patch),
         patch=patch,
         num_classes=num_classes,
         tokens=TokenSchema(cls=class_token, registers=overrides.get("registers", 0)),
         **settings,
     )
-    return ViTSpec(**{**vars(one_patch), "grid": one_patch.grid_for(size)})
 
 
 def find_variant(name: str) -> Variant:
@@ -95,7 +94,3 @@ def find_variant(name: str) -> Variant:
     near = difflib.get_close_matches(name, VARIANTS, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ModelError(f"model.variant: {name!r} is not a variant; {hint}Known are {', '.join(VARIANTS)}")
-
-
-def _pair(size: int | Pair) -> Pair:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,4 +1,4 @@
-"""Small models with random values everywhere, zero-initialised parameters included, so that nothing hides behind a 0."""
+"""Small models with random values everywhere, those that start at zero included, so that nothing hides."""
 
 from __future__ import annotations
 
@@ -6,16 +6,27 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from pipeline.models import MiniViT, ViTSpec, build_spec
 
+# How long an example takes says nothing here: torch sets itself up in the first one.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
-def randomise(model: nn.Module, seed: int = 0, std: float = 0.1) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+@pytest.fixture
+def randomise() -> Callable[[nn.Module], None]:
+    """Fills every parameter with normal(0.1), the same on every call."""
+
+    def fill(model: nn.Module) -> None:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+    return fill
 
 
 @pytest.fixture
@@ -30,7 +41,7 @@ def small_spec() -> Callable[..., ViTSpec]:
 
 
 @pytest.fixture
-def small_model(small_spec: Callable[..., ViTSpec]) -> Callable[..., MiniViT]:
+def small_model(small_spec: Callable[..., ViTSpec], randomise: Callable[[nn.Module], None]) -> Callable[..., MiniViT]:
     """A randomised model of `small_spec`, in eval mode."""
 
     def make(spec: ViTSpec | None = None, **options: object) -> MiniViT:

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import ModelError
+from pipeline.models import Bundle, MiniViT, Preprocess, load_bundle, save_bundle
+from pipeline.models import bundle as bundle_file
+
+Make = Callable[..., MiniViT]
+CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+RGB = Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 3, (16, 16))
+
+
+@pytest.fixture
+def bundle(small_model: Make) -> Bundle:
+    model = small_model(registers=1)
+    return Bundle(model.state_dict(), model.spec, RGB, CLASSES, {"run": "x"})
+
+
+def save(bundle: Bundle, folder: Path) -> Path:
+    return save_bundle(folder, bundle.state, bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
+
+
+def test_round_trip(bundle: Bundle, tmp_path: Path) -> None:
+    loaded = load_bundle(save(bundle, tmp_path / "model"))
+    assert (loaded.spec, loaded.preprocess) == (bundle.spec, bundle.preprocess)
+    assert (loaded.classes, loaded.provenance) == (CLASSES, {"run": "x"})
+    assert all(torch.equal(loaded.state[name], tensor) for name, tensor in bundle.state.items())
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_saving_again_replaces(bundle: Bundle, tmp_path: Path) -> None:
+    save(bundle, tmp_path / "model")
+    save(dataclasses.replace(bundle, provenance={"run": "y"}), tmp_path / "model")
+    assert load_bundle(tmp_path / "model").provenance == {"run": "y"}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_failed_save_leaves_the_old_bundle(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(bundle, tmp_path / "model")
+
+    def full_disk(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle_file, "_sync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save(dataclasses.replace(bundle, provenance={"run": "y"}), tmp_path / "model")
+    assert load_bundle(tmp_path / "model").provenance == {"run": "x"}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_normalise_is_per_channel() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    normal = RGB.normalise(images, torch.float64)
+    for channel in range(3):
+        expected = (images[:, channel].double() / 255 - RGB.mean[channel]) / RGB.std[channel]
+        torch.testing.assert_close(normal[:, channel], expected, atol=1e-5, rtol=1e-5)
+    assert RGB.normalise(images, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_missing_or_torn_files_are_named(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no model\.json"):
+        load_bundle(tmp_path)
+    folder = save(bundle, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
+        load_bundle(folder)
+    (folder / "model.json").write_text("{")
+    with pytest.raises(ModelError, match=r"model\.json: is not a model description"):
+        load_bundle(folder)
+
+
+def test_weights_that_do_not_fit_name_the_tensor(bundle: Bundle, tmp_path: Path) -> None:
+    folder = save(bundle, tmp_path / "model")
+    path = folder / "model.json"
+    raw = json.loads(path.read_text())
+    raw["spec"]["tokens"]["registers"] = 2
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ModelError, match=r"'(registers|pos_embed)' has shape \[1, .*\]; its spec asks for \[1, "):
+        load_bundle(folder)
+
+
+def test_classes_must_match_the_head(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="names 1 classes, but the model's head has 5"):
+        save(dataclasses.replace(bundle, classes=["ant"]), tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"mean": (0.5,)}, "one per channel"), ({"std": (0.2, 0.0, 0.2)}, "above 0")],
+)
+def test_impossible_preprocessing_is_refused(options: dict[str, tuple[float, ...]], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        dataclasses.replace(RGB, **options)

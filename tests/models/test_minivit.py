@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ModelError
+from pipeline.models import MiniViT, TokenSchema, ViTSpec
+
+Make = Callable[..., MiniViT]
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4}
+
+
+class StockMiniViT(nn.Module):
+    """The tutorial's model put together from stock `torch.nn` parts."""
+
+    def __init__(
+        self, img_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, num_classes: int = 10
+    ) -> None:
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)})
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, (img_size // patch_size) ** 2 + 1, embed_dim))
+        layer = nn.TransformerEncoderLayer(d_model=embed_dim, nhead=num_heads, batch_first=True)
+        self.transformer = nn.TransformerEncoder(layer, num_layers=depth)
+        self.mlp_head = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        x = self.transformer(x + self.pos_embed[:, : x.size(1)])
+        logits: Tensor = self.mlp_head(x[:, 0])
+        return logits
+
+
+@pytest.fixture
+def pair(randomise: Callable[[nn.Module], None]) -> tuple[MiniViT, StockMiniViT]:
+    """Ours and stock, with the same random weights everywhere."""
+    ours, stock = MiniViT(**SMALL), StockMiniViT(**SMALL)
+    randomise(stock)
+    ours.load_state_dict(stock.state_dict())
+    return ours, stock
+
+
+def test_default_signature_is_the_tutorials() -> None:
+    with torch.device("meta"):
+        model = MiniViT(init="torch")
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert shapes["patch_embed.proj.weight"] == (768, 3, 16, 16)
+    assert shapes["pos_embed"] == (1, 197, 768)
+    assert shapes["transformer.layers.5.linear1.weight"] == (2048, 768)
+    assert shapes["mlp_head.1.weight"] == (10, 768)
+    assert model.transformer.layers[0].self_attn.num_heads == 8
+
+
+def test_tutorial_has_stocks_keys_and_initial_values() -> None:
+    torch.manual_seed(0)
+    ours = MiniViT(**SMALL).state_dict()
+    torch.manual_seed(0)
+    stock = StockMiniViT(**SMALL).state_dict()
+    assert ours.keys() == stock.keys()
+    assert all(torch.equal(ours[name], stock[name]) for name in stock)
+    assert not ours["cls_token"].any()
+    assert not ours["pos_embed"].any()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_tutorial_has_stocks_outputs_and_gradients(pair: tuple[MiniViT, StockMiniViT], training: bool) -> None:
+    ours, stock = pair
+    for model in pair:
+        model.train(training)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif hasattr(module, "in_proj_weight"):
+                module.dropout = 0.0
+    images = torch.randn(4, 3, 32, 32)
+    outputs = [model(images) for model in pair]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)
+    for output in outputs:
+        output.square().mean().backward()
+    gradients = dict(stock.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name].grad, atol=1e-5, rtol=1e-4)
+
+
+def test_tutorial_drops_out_in_training_only(pair: tuple[MiniViT, StockMiniViT]) -> None:
+    ours, _ = pair
+    images = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(ours.train()(images), ours(images))
+    assert torch.equal(ours.eval()(images), ours(images))
+
+
+def test_prenorm_gelu_equals_stock_encoder(small_model: Make) -> None:
+    """The other options of torch's encoder are still its mathematics."""
+    ours = small_model(eps=1e-5)
+    layer = nn.TransformerEncoderLayer(32, 2, ours.spec.mlp_dim, 0.0, "gelu", batch_first=True, norm_first=True)
+    stock = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    stock.load_state_dict(ours.transformer.state_dict())
+    x = torch.randn(2, 17, 32)
+    torch.testing.assert_close(ours.transformer(x), stock(x), atol=1e-5, rtol=1e-5)
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "average pool": {"pool": "avg"},
+    "no class token": {"class_token": False},
+    "registers": {"registers": 3},
+    "layer scale and qk norm": {"layer_scale": 0.5, "qk_norm": True},
+    "sine-cosine": {"positions": "sincos"},
+    "no positions": {"positions": "none"},
+    "post norm": {"norm": "post"},
+    "drop path and dropout": {"drop_path": 0.2, "dropout": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_logits_are_those_of_all_features(small_model: Make, options: dict[str, object]) -> None:
+    """The shortcut through the last layer changes nothing, at the model's size and at another."""
+    model = small_model(**options)
+    for size in ((16, 16), (24, 20)):
+        images = torch.randn(2, 3, *size)
+        features = model.forward_features(images)
+        assert features.shape == (2, model.spec.tokens.num_prefix + size[0] * size[1] // 16, 32)
+        torch.testing.assert_close(model(images), model.classify(features), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_every_parameter_learns(small_model: Make, options: dict[str, object]) -> None:
+    model = small_model(**options).train()
+    torch.manual_seed(0)
+    model(torch.randn(8, 3, 24, 20)).square().sum().backward()
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+def test_distillation_logits_are_averaged(small_model: Make, small_spec: Callable[..., ViTSpec]) -> None:
+    model = small_model(dataclasses.replace(small_spec(), tokens=TokenSchema(dist=True)))
+    images = torch.randn(2, 3, 16, 16)
+    normed = model.mlp_head[0](model.forward_features(images))
+    assert model.dist_head is not None
+    expected = (model.mlp_head[1](normed[:, 0]) + model.dist_head(normed[:, 1])) / 2
+    torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_masked_patches_are_not_seen(small_model: Make, small_spec: Callable[..., ViTSpec]) -> None:
+    model = small_model(dataclasses.replace(small_spec(), tokens=TokenSchema(mask=True)))
+    images, mask = torch.randn(2, 3, 16, 16), torch.zeros(2, 16, dtype=torch.bool)
+    mask[:, 0] = True
+    changed = images.clone()
+    changed[:, :, :4, :4] += 1
+    torch.testing.assert_close(model.forward_features(images, mask), model.forward_features(changed, mask))
+    assert not torch.allclose(model.forward_features(images), model.forward_features(images, mask))
+
+
+def test_per_batch_multi_scale_equals_a_model_of_that_size(small_model: Make) -> None:
+    """Interpolating on the fly is the same as surgery to that size."""
+    from pipeline.models import adapt
+
+    model = small_model()
+    larger = dataclasses.replace(model.spec, grid=(7, 5))
+    state, _ = adapt(model.state_dict(), model.spec, larger)
+    other = MiniViT.from_spec(larger).eval()
+    other.load_state_dict(state)
+    images = torch.randn(2, 3, 28, 20)
+    torch.testing.assert_close(model(images), other(images), atol=1e-5, rtol=1e-5)
+
+
+def test_interpolated_positions_follow_the_weights(small_model: Make) -> None:
+    """Engines write weights through `.data`, which no version counter sees; nothing stale may be left."""
+    model = small_model()
+    images = torch.randn(1, 3, 28, 20)
+    with torch.no_grad():
+        before = model(images)
+        assert model.pos_embed is not None
+        model.pos_embed.data.mul_(-3)
+        assert not torch.allclose(model(images), before, atol=1e-3)
+
+
+def test_bfloat16_weights_train_on_a_cpu(small_model: Make) -> None:
+    """As DeepSpeed's bf16 engine runs it, at the model's size and at another."""
+    reference = small_model(registers=2, layer_scale=0.5, qk_norm=True)
+    model = MiniViT.from_spec(reference.spec)
+    model.load_state_dict(reference.state_dict())
+    model = model.to(torch.bfloat16)
+    reference.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
+    for size in ((16, 16), (24, 20)):
+        images = torch.randn(2, 3, *size)
+        logits = model(images)
+        logits.float().square().sum().backward()
+        torch.testing.assert_close(logits.float(), reference(images), atol=0.05, rtol=0.05)
+        assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in model.parameters())
+
+
+def test_intermediates_are_maps_of_the_last_layers(small_model: Make) -> None:
+    model = small_model(registers=2)
+    images = torch.randn(2, 3, 16, 24)
+    maps = model.forward_intermediates(images, num_layers=2)
+    assert [tuple(m.shape) for m in maps] == [(2, 32, 4, 6)] * 2
+    features = model.forward_features(images)[:, 3:]
+    torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), features)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 1, 16, 16), r"\[batch, 3, height, width\]"), ((1, 3, 18, 16), "height 18"), ((1, 3, 16, 2), "width 2")],
+)
+def test_wrong_images_are_refused(small_model: Make, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        small_model()(torch.zeros(shape))
+
+
+def test_mask_without_a_token_is_refused(small_model: Make) -> None:
+    with pytest.raises(ModelError, match=r"\[MASK\]"):
+        small_model().forward_features(torch.zeros(1, 3, 16, 16), torch.ones(1, 16, dtype=torch.bool))
