@@ -61,6 +61,7 @@ class TrainParts(Parts):
     def parts(self, worker: int, workers: int, quarantine: Quarantine) -> Iterator[Part]:
         share = {"rank": self.rank, "world_size": self.world_size, "worker": worker, "workers": workers}
         order = self.order
+        lanes = share_of_lanes(order.lanes, **share)
         windows = WindowReader(Reader(self.index), order)
         samples = TrainSamples(
             order,
@@ -69,10 +70,10 @@ class TrainParts(Parts):
             self.augment,
             quarantine,
             channels=self.channels,
-            seed=order.seed,
+            num_lanes=len(lanes),
         )
         try:
-            windows.start(self.first_windows(share_of_lanes(order.lanes, **share)))
+            windows.start(self.first_windows(lanes))
             step, slot = self.start_slot // self.global_batch_size, self.start_slot
             while True:
                 size = self.size_at(step)

@@ -89,6 +89,7 @@ class TrainSamples:
 
     A sample's treatment depends on the seed, its slot and the size alone. Mixup and CutMix mix it with its neighbour
     in the window (places 0 and 1, 2 and 3, ...), which the same worker reads anyway; the odd last one stays pure.
+    `num_lanes` are those of this worker.
     """
 
     def __init__(
@@ -100,11 +101,12 @@ class TrainSamples:
         quarantine: Quarantine,
         *,
         channels: int,
-        seed: int,
+        num_lanes: int,
     ) -> None:
         self._order, self._windows, self._members = order, windows, members
         self._augment, self._quarantine = augment, quarantine
-        self._channels, self._seed = channels, seed
+        self._channels, self._seed = channels, order.seed
+        self._keep = 2 * num_lanes  # a pair per lane
         self._mixes = augment.mixup > 0 or augment.cutmix > 0
         self._recent: OrderedDict[tuple[int, Size], Loaded] = OrderedDict()
 
@@ -139,7 +141,7 @@ class TrainSamples:
         )
         if self._mixes:
             self._recent[slot, size] = one
-            if len(self._recent) > 2 * self._order.lanes:
+            if len(self._recent) > self._keep:
                 self._recent.popitem(last=False)
         return one
 
