@@ -88,7 +88,9 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if raw.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {raw.get('format')}, this version reads {FORMAT}; use the version that wrote it")
+        raise CheckpointError(
+            f"{path} has format {raw.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+        )
     try:
         return Manifest(**{**raw, "files": [FileRecord(**record) for record in raw["files"]]})
     except (TypeError, KeyError) as error:

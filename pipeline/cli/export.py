@@ -9,11 +9,14 @@ import click
 
 @click.command("export")
 @click.argument("model", type=click.Path(path_type=Path), metavar="RUN[/STAGE]")
-@click.option("--format", "name", default="safetensors", show_default=True, help="safetensors, timm, onnx or torch-export.")
+@click.option(
+    "--format", "name", default="safetensors", show_default=True, help="safetensors, timm, onnx or torch-export."
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 def command(model: Path, name: str, out: Path) -> None:
     """Write the model of RUN's last training stage, or of RUN/STAGE, to a folder."""
     from pipeline.export import export
-    from pipeline.models.bundle import find_bundle, load_bundle
+    from pipeline.models.bundle import load_bundle
+    from pipeline.models.pretrained import find_bundle
 
     click.echo(str(export(name, load_bundle(find_bundle(model)), out)))

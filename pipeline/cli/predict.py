@@ -18,7 +18,7 @@ def command(model: Path, images: tuple[Path, ...], top: int, as_json: bool) -> N
 
     from pipeline import load_model
 
-    predictions = load_model(model).predict(list(images), top=top)
+    predictions = load_model(model).predict(list(images), top_k=top)
     if as_json:
         rows = [{"image": str(image), "classes": dict(found)} for image, found in zip(images, predictions, strict=True)]
         click.echo(json.dumps(rows, indent=1))

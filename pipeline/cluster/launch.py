@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from pipeline.config.schema import ResourcesConfig
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.train.device import collective_backend
+
+logger = logging.getLogger(__name__)
 
 WORKER_ENVIRONMENT = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
 
@@ -21,21 +24,22 @@ class WorkersLost(ClusterError):
     """Ranks died for a reason that is not the user's; the job may be started again."""
 
 
-def launch(worker: Callable[[Any], None], job: Any, resources: ResourcesConfig, *, name: str, storage: Path) -> None:
-    """Run `worker(job)` on every rank, in a process group, until all have returned.
+def launch(worker: Callable[[Any], None], job: Any, resources: ResourcesConfig, *, name: str, folder: Path) -> None:
+    """Run `worker(job)` on every rank, in a process group, until all have returned; logs go to `folder/logs`.
 
     A `PipelineError` that any rank raised comes out as it is, and so does a fault of our own code; a rank that died, or
     failed because another did, becomes `WorkersLost`.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
 
     environment = {key: os.environ[key] for key in WORKER_ENVIRONMENT if key in os.environ}
     trainer = TorchTrainer(
         run_rank,
-        train_loop_config={"worker": worker, "job": job, "cpus": resources.cpus_per_worker},
+        train_loop_config={"worker": worker, "job": job, "cpus": resources.cpus_per_worker, "logs": folder / "logs"},
         torch_config=TorchConfig(backend=collective_backend(resources.gpus_per_worker)),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
@@ -44,7 +48,7 @@ def launch(worker: Callable[[Any], None], job: Any, resources: ResourcesConfig, 
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(storage),
+            storage_path=str(folder / "ray"),
             failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={"env_vars": environment},
         ),
@@ -81,12 +85,23 @@ def describe(error: BaseException) -> str:
 
 
 def run_rank(config: dict[str, Any]) -> None:
-    """Entry of one rank: as many threads as CPUs were granted, and an orderly end of the process group."""
+    """Entry of one rank: its log, as many threads as CPUs were granted, and an orderly end of the process group."""
     import torch
 
+    rank = torch.distributed.get_rank()
+    config["logs"].mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=config["logs"] / f"rank-{rank:05d}.log",
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     torch.set_num_threads(config["cpus"])
     try:
         config["worker"](config["job"])
+    except Exception:
+        logger.exception("rank %d failed", rank)
+        raise
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config.schema import ClusterConfig, ResourcesConfig
 from pipeline.errors import ClusterError
@@ -60,12 +61,12 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address is None:
-            context = ray.init(address="local", include_dashboard=False, **options)
+            ray.init(address="local", include_dashboard=False, **options)
         else:
-            context = ray.init(address=address, **options)
+            ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"cluster.address: no Ray cluster answers at {address or 'this machine'} ({error}); "
@@ -74,7 +75,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     try:
         offered = ray.cluster_resources()
         yield Cluster(
-            address or f"this machine ({context.address_info['node_ip_address']})",
+            address or "this machine",
             int(offered.get("CPU", 0)),
             int(offered.get("GPU", 0)),
         )

@@ -50,9 +50,12 @@ def ancestors(run: Run, branch: Branch) -> list[Branch]:
 
 
 def place(run: Run, vertical: bool) -> tuple[list[Box], float, float]:
-    """Boxes with their corners, and the width and height of the drawing; each layer is centred."""
+    """Boxes with their corners, and the width and height of the drawing; each layer is centred.
+
+    A vertical drawing is for narrow screens: a layer of more than two boxes takes several rows.
+    """
     along, across = (BOX_HEIGHT, BOX_WIDTH) if vertical else (BOX_WIDTH, BOX_HEIGHT)
-    rows = layers(run)
+    rows = [row for layer in layers(run) for row in batched(layer, 2 if vertical else len(layer))]
     breadth = max(len(row) for row in rows) * (across + GAP_ACROSS) - GAP_ACROSS
     boxes = []
     for level, row in enumerate(rows):
@@ -62,6 +65,10 @@ def place(run: Run, vertical: bool) -> tuple[list[Box], float, float]:
             boxes.append(Box(branch, c, a) if vertical else Box(branch, a, c))
     length = len(rows) * (along + GAP_ALONG) - GAP_ALONG
     return boxes, breadth if vertical else length, length if vertical else breadth
+
+
+def batched(row: list[Branch], size: int) -> list[list[Branch]]:
+    return [row[i : i + size] for i in range(0, len(row), size)]
 
 
 def draw_graph(run: Run, vertical: bool = False) -> str:

@@ -136,10 +136,15 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
     """
     parsed = parse_pattern(pattern)
     url = store.join(parsed.folder, INDEX_NAME)
-    listing = store.list_sizes(parsed.folder, [INDEX_NAME, *parsed.literals]) if check else {}
-    if check and INDEX_NAME not in listing:
-        raise _no_index(parsed, listing)
-    index = decode_index(store.read_bytes(url), parsed.folder)
+    try:
+        data = store.read_bytes(url)
+    except DataError:
+        listing = store.list_sizes(parsed.folder, [INDEX_NAME, *parsed.literals])
+        if INDEX_NAME in listing:
+            raise
+        raise _no_index(parsed, listing) from None
+    listing = store.list_sizes(parsed.folder, parsed.literals) if check else {}
+    index = decode_index(data, parsed.folder)
     names = parsed.select(index.names)
     present = [name for name in parsed.select(listing) if name.endswith(".tar")]
     known = set(names)

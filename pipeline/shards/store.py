@@ -104,11 +104,14 @@ def read_bytes(url: str) -> bytes:
 def write_bytes(url: str, data: bytes) -> None:
     """Put a whole file in place at once: readers see the old one or the new one. Raises DataError."""
     refuse_commands(url)
-    try:
-        if not is_local(url):
-            fs, path = filesystem(url)
+    if not is_local(url):
+        fs, path = filesystem(url)
+        try:
             fs.pipe_file(path, data)
-            return
+        except Exception as error:  # each store has errors of its own
+            raise unwritable(url, error) from None
+        return
+    try:
         target = local_path(url)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
@@ -119,7 +122,7 @@ def write_bytes(url: str, data: bytes) -> None:
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, NotImplementedError) as error:
+    except OSError as error:
         raise unwritable(url, error) from None
 
 
@@ -128,6 +131,7 @@ def list_sizes(folder: str, candidates: Iterable[str] = ()) -> dict[str, tuple[i
 
     HTTP knows no folders: there, those of `candidates` that exist. An absent folder is empty. Raises DataError.
     """
+    refuse_commands(folder)
     if is_local(folder):
         try:
             with os.scandir(local_path(folder) or ".") as entries:

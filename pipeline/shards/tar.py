@@ -103,9 +103,8 @@ def members(stream: TarStream, *, needs_marker: bool = True) -> Iterator[Member]
         size = size if size_override is None else size_override
         size = 0 if kind in WITHOUT_DATA else size
         end = _padded(stream.position + size)
-        name = long_name or name
-        if kind in REGULAR and not name.endswith("/"):  # the oldest tars mark folders by a slash alone
-            yield Member(name, start, at + BLOCK, size)
+        if kind in REGULAR:
+            yield Member(long_name or name, start, at + BLOCK, size)
         stream.advance(end)
         start, long_name, size_override = end, "", None
 

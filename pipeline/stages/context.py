@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.cluster.session import Cluster
-from pipeline.config.schema import DatasetConfig, PipelineConfig, ResourcesConfig, Stage
-from pipeline.errors import ConfigError, DataError
-from pipeline.models.bundle import Preprocess
+from pipeline.config.schema import DatasetConfig, PipelineConfig
+from pipeline.errors import DataError
 from pipeline.shards.index import load_index
 from pipeline.shards.make import ensure_made
 from pipeline.stages.folder import RunFolder
@@ -31,13 +30,6 @@ class RunContext:
 
     def say(self, stage_id: str, message: str) -> None:
         self.progress.say(f"{stage_id}: {message}")
-
-    def resources(self, stage: Stage) -> ResourcesConfig:
-        """What a stage asks of the cluster: its own section, else the pipeline's."""
-        cluster = self.config.cluster
-        return stage.resources or ResourcesConfig(
-            workers=cluster.workers, cpus_per_worker=cluster.cpus_per_worker, gpus_per_worker=cluster.gpus_per_worker
-        )
 
 
 def open_datasets(config: PipelineConfig) -> dict[str, Dataset]:
@@ -62,24 +54,13 @@ def class_names(name: str, dataset: Dataset) -> list[str]:
 
     Raises `DataError` if the shards hold a label beyond them.
     """
-    label_range = dataset.index.label_range
-    highest = label_range[1] if label_range else -1
+    lowest, highest = dataset.index.label_range or (0, -1)
     names = dataset.config.classes or dataset.index.classes or [str(label) for label in range(highest + 1)]
-    if highest >= len(names) or (label_range and label_range[0] < 0):
+    if highest >= len(names) or lowest < 0:
         raise DataError(
-            f"datasets.{name}: {dataset.config.shards} holds labels {label_range[0]} to {highest}, but there are "
+            f"datasets.{name}: {dataset.config.shards} holds labels {lowest} to {highest}, but there are "
             f"{len(names)} classes (0 to {len(names) - 1}); correct `classes` or the labels and index the shards again"
         )
     if not names:
         raise DataError(f"datasets.{name}: {dataset.config.shards} holds no labels; index it again with its label key")
     return list(names)
-
-
-def preprocess_of(name: str, dataset: DatasetConfig, channels: int, image_size: tuple[int, int]) -> Preprocess:
-    """How the model normalises this data; raises `ConfigError` if mean or std do not have one value a channel."""
-    for key, values in (("mean", dataset.mean), ("std", dataset.std)):
-        if len(values) != channels:
-            raise ConfigError(
-                f"datasets.{name}.{key}: found {len(values)} values, the model has {channels} channels; give one each"
-            )
-    return Preprocess(mean=dataset.mean, std=dataset.std, channels=channels, image_size=image_size)

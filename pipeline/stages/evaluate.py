@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.cluster.launch import launch
 from pipeline.config.schema import EvaluateStage
-from pipeline.stages.context import RunContext
+from pipeline.stages.context import RunContext, class_names
 from pipeline.stages.folder import Status
 from pipeline.stages.resolve import Branch, reference_ids
 from pipeline.stages.sources import Source, resolve_source
@@ -24,6 +24,7 @@ class EvaluateStageRun:
         self.context, self.id, self.stage = context, branch.id, branch.stage
         self.folder = context.folder.stage(branch.id)
         self.data = context.datasets[self.stage.data]
+        self.classes = class_names(self.stage.data, self.data)
         self.sources = [source for reference in self.stage.models for source in self._sources(reference)]
 
     def _sources(self, reference: str) -> list[Source]:
@@ -43,12 +44,19 @@ class EvaluateStageRun:
             folder=self.folder.path.absolute(),
             models={source.name: source.path.absolute() for source in self.sources},
             data=self.data,
+            classes=self.classes,
             batch_size=self.stage.batch_size,
             loader_workers=1,
             precision="fp32",
         )
         name = f"{self.context.config.name}-{self.id}-{status.attempts}"
-        launch(evaluate_worker, job, self.context.resources(self.stage), name=name, storage=self.folder.path / "ray")
+        launch(
+            evaluate_worker,
+            job,
+            self.context.config.resources(self.stage),
+            name=name,
+            folder=self.folder.path.absolute(),
+        )
         evaluation = json.loads((self.folder.path / NAME).read_text())
         accuracies = {model: result["accuracy"] for model, result in evaluation["models"].items()}
         for model, accuracy in accuracies.items():

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
 from pipeline.train.ledger import read_metrics
 
 LINE_EVERY_S = 15.0
@@ -23,17 +27,13 @@ class Watched:
     first_step: int = 0
     printed: float = 0.0
     step: int = -1
-    bar: int | None = None
+    bar: TaskID | None = None
 
 
 class Progress:
     """Follows the metrics files of running stages; `say` prints a line without tearing the bars."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._bars = Bars(
             TextColumn("{task.description}"),

@@ -19,7 +19,7 @@ from pipeline.stages.export import ExportStageRun
 from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, Status
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.report import ReportStageRun
-from pipeline.stages.resolve import Branch, dependencies, stage_branches
+from pipeline.stages.resolve import Branch, check_channels, dependencies, stage_branches
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
 from pipeline.tracking.runs import Tracker, default_uri
@@ -51,6 +51,7 @@ STAGE_RUNS: dict[type, Callable[[RunContext, Branch], StageRun]] = {
 
 def run_pipeline(config: PipelineConfig) -> None:
     """Run or resume a pipeline; returns when every stage has finished, raises `PipelineError` otherwise."""
+    check_channels(config)
     folder = RunFolder(Path(config.runs_dir) / config.name)
     with ExitStack() as stack:
         stack.enter_context(folder.locked())
@@ -70,7 +71,7 @@ def run_pipeline(config: PipelineConfig) -> None:
         try:
             for branch in stage_branches(config):
                 if not isinstance(branch.stage, (ExportStage, ReportStage)):
-                    cluster.require(context.resources(branch.stage), branch.stage_name)
+                    cluster.require(context.config.resources(branch.stage), branch.stage_name)
             Execution(context).run()
             outcome = mlflow_status.FINISHED
         except (KeyboardInterrupt, Interrupted):
@@ -88,8 +89,8 @@ def require_same_pipeline(config: PipelineConfig, folder: RunFolder) -> None:
         status = folder.stage(stage_id).status()
         if status and types.get(stage_id) != status.type:
             raise CheckpointError(
-                f"{folder.path} belongs to another config: it holds the {status.type} stage {stage_id!r}, which this one "
-                "does not have; give this run another name with name=..., or remove that stage's folder"
+                f"{folder.path} belongs to another config: it holds the {status.type} stage {stage_id!r}, which this "
+                "one does not have; give this run another name with name=..., or remove that stage's folder"
             )
 
 
@@ -137,7 +138,7 @@ class Execution:
     def _demand(self, branch: Branch) -> tuple[int, int]:
         if isinstance(branch.stage, (ExportStage, ReportStage)):
             return 0, 0
-        resources = self.context.resources(branch.stage)
+        resources = self.context.config.resources(branch.stage)
         return resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker
 
     def _collect(self) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checkpoints.manifest import hash_file
-from pipeline.config.schema import TrainStage
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError
+from pipeline.models.bundle import WEIGHTS
+from pipeline.models.pretrained import find_bundle
 from pipeline.stages.context import RunContext
-
-WEIGHTS = "model.safetensors"
+from pipeline.stages.resolve import reference_ids
 
 
 @dataclass(frozen=True)
@@ -25,33 +25,30 @@ class Source:
 def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source:
     """The finished model that `reference` stands for.
 
-    A stage that fans out stands for its branch with the best validation accuracy.
-    Raises `ConfigError` if there is none to compare, `ModelError` if a path holds no model.
+    A stage that fans out stands for its branch with the best validation accuracy; a path for the model of an export, a
+    stage's folder or a run's. Raises `ConfigError` if there is none to compare, `ModelError` if there is no model.
     """
-    stage = context.config.stages.get(reference)
-    if isinstance(stage, TrainStage) and len(stage.model.variants) > 1:
-        reference = best_branch(context, stage_id, reference, stage)
-    folder = context.folder.stage(reference).model
-    path = folder if folder.is_dir() else Path(reference)
-    if not (path / WEIGHTS).is_file():
-        raise ModelError(
-            f"stages.{stage_id}: {reference!r} holds no finished model ({path / WEIGHTS} is missing); "
-            "name a finished stage or the folder of an export"
-        )
-    return Source(reference, path, hash_file(path / WEIGHTS)[:32])
+    branch_ids = reference_ids(context.config, reference)
+    if len(branch_ids) > 1:
+        branch_ids = [best_branch(context, stage_id, branch_ids)]
+    if not branch_ids:
+        path = find_bundle(reference)
+        return Source(reference, path, hash_file(path / WEIGHTS)[:32])
+    path = context.folder.stage(branch_ids[0]).model
+    return Source(branch_ids[0], path, hash_file(path / WEIGHTS)[:32])
 
 
-def best_branch(context: RunContext, stage_id: str, name: str, stage: TrainStage) -> str:
-    """`STAGE/VARIANT` of the branch whose last validation accuracy is highest; the first of equals."""
+def best_branch(context: RunContext, stage_id: str, branch_ids: list[str]) -> str:
+    """The branch whose last validation accuracy is highest; the first of equals."""
     accuracies: dict[str, float] = {}
-    for variant in stage.model.variants:
-        branch_id = f"{name}/{variant}"
+    for branch_id in branch_ids:
         status = context.folder.stage(branch_id).status()
         accuracy = status.result.get("accuracy") if status else None
         if accuracy is None:
+            stage_name = branch_id.partition("/")[0]
             raise ConfigError(
-                f"stages.{stage_id}: {name!r} fans out, and {branch_id} has no validation accuracy to pick the best by; "
-                f"set stages.{name}.data.val, or name one branch"
+                f"stages.{stage_id}: {stage_name!r} fans out, and {branch_id} has no validation accuracy to pick the "
+                f"best by; set stages.{stage_name}.data.val, or name one branch"
             )
         accuracies[branch_id] = accuracy
     best = max(accuracies, key=accuracies.__getitem__)

@@ -16,7 +16,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
 from pipeline.models.spec import ViTSpec
 from pipeline.models.surgery import adapt
-from pipeline.stages.context import RunContext, class_names, preprocess_of
+from pipeline.stages.context import RunContext, class_names
 from pipeline.stages.folder import StageFolder, Status, write_json
 from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stages.sources import resolve_source
@@ -26,7 +26,7 @@ from pipeline.train.ledger import read_metrics
 from pipeline.train.worker import ATTEMPT, train_worker
 
 # Settings that change how fast or how safely a stage runs, but not what it computes.
-NOT_INPUTS = {
+NOT_INPUTS: dict[str, Any] = {
     "resources": True,
     "checkpoint": True,
     "eval": True,
@@ -52,15 +52,14 @@ class TrainStageRun:
         self.source = resolve_source(context, self.id, self.stage.init_from) if self.stage.init_from else None
         parent = load_bundle(self.source.path).spec if self.source else None
         self.spec: ViTSpec = stage_spec(branch, len(self.classes), parent)
-        self.preprocess: Preprocess = preprocess_of(
-            self.stage.data.train, self.train.config, self.spec.channels, self.spec.image_size
-        )
+        dataset = self.train.config
+        self.preprocess = Preprocess(dataset.mean, dataset.std, self.spec.channels, self.spec.image_size)
 
-        workers = context.resources(self.stage).workers
+        workers = context.config.resources(self.stage).workers
         if self.stage.global_batch_size < workers:
             raise ConfigError(
-                f"stages.{branch.stage_name}.global_batch_size: {self.stage.global_batch_size} samples cannot be shared by "
-                f"{workers} workers; take at least one each"
+                f"stages.{branch.stage_name}.global_batch_size: {self.stage.global_batch_size} samples cannot be "
+                f"shared by {workers} workers; take at least one each"
             )
 
     def inputs(self) -> dict[str, Any]:
@@ -101,9 +100,9 @@ class TrainStageRun:
         launch(
             train_worker,
             job,
-            self.context.resources(self.stage),
+            self.context.config.resources(self.stage),
             name=f"{self.context.config.name}-{self.id.replace('/', '-')}-{job.attempt}",
-            storage=self.folder.path / "ray",
+            folder=self.folder.path.absolute(),
         )
 
     def _after_loss(self, lost: WorkersLost, restarts: int) -> None:
@@ -112,8 +111,9 @@ class TrainStageRun:
         self.folder.event("restart", message, restart=restarts)
         if restarts > limit:
             raise CheckpointError(
-                f"stages.{self.id}: workers were lost {restarts} times, cluster.max_restarts allows {limit}; the last time: "
-                f"{lost}; logs are in {self.folder.path}; the same command goes on from the last checkpoint"
+                f"stages.{self.id}: workers were lost {restarts} times, cluster.max_restarts allows {limit}; the last "
+                f"time: {lost}; logs are in {self.folder.path / 'logs'}; the same command goes on from the last "
+                "checkpoint"
             ) from lost
         self.context.say(self.id, message)
 
@@ -144,8 +144,9 @@ class TrainStageRun:
                 self.context.say(self.id, "no checkpoint is valid: starts again from its first step")
             return
         manifest = selection.manifest
-        resources = self.context.resources(self.stage)
-        kept = f"resumes at step {manifest.step} ({manifest.slots:,} samples) from {selection.folder}; kept: weights, optimiser"
+        resources = self.context.config.resources(self.stage)
+        kept = f"resumes at step {manifest.step} ({manifest.slots:,} samples) from {selection.folder}; "
+        kept += "kept: weights, optimiser"
         kept += ", average" if self.stage.ema else ""
         kept += ", position in the data"
         if (manifest.world_size, manifest.zero_stage) != (resources.workers, self.stage.engine.zero_stage):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config.schema import ClassificationConfig
 
@@ -34,7 +35,7 @@ class Classification:
         self.label_smoothing = config.label_smoothing
         self.num_classes = num_classes
 
-    def loss(self, model: nn.Module, images: Tensor, batch: Labelled) -> tuple[Tensor, Tensor]:
+    def loss(self, model: Callable[[Tensor], Tensor], images: Tensor, batch: Labelled) -> tuple[Tensor, Tensor]:
         """Weighted loss per sample [B] (fp32) and logits [B, K] (fp32) of normalised images [B, C, H, W]."""
         logits = model(images).float()
         log_probs = F.log_softmax(logits, dim=-1)

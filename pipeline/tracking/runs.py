@@ -19,7 +19,7 @@ RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
 
 def default_uri(runs_dir: Path) -> str:
-    """The SQLite store that all runs in a folder share, as an absolute URI: MLflow's own default moves with the working directory."""
+    """The SQLite store that all runs in a folder share; absolute, as MLflow's own moves with the working directory."""
     return f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
 
 

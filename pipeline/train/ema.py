@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,14 +18,14 @@ FILE = "ema-rank-{rank:05d}.safetensors"
 class ShardedEMA:
     """fp32 averages, each held by one rank: 4 bytes a parameter in all, however many ranks there are.
 
-    Up to ZeRO-2 weights are replicated, and a rank averages every W-th tensor whole. Under ZeRO-3 a rank averages its own
-    slice of every tensor. `decay` is the weight of the past (Polyak & Juditsky 1992); it warms up as (1 + t) / (10 + t).
+    Up to ZeRO-2 weights are replicated, and a rank averages every W-th tensor whole. Under ZeRO-3 a rank averages its
+    own slice of every tensor. `decay` is the weight of the past (Polyak & Juditsky 1992), at most (1 + t) / (10 + t).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.parameters = dict(model.named_parameters())
+        self.parameters: dict[str, Any] = dict(model.named_parameters())  # ZeRO-3 adds `ds_*` attributes
         self.sliced = any(hasattr(parameter, "ds_tensor") for parameter in self.parameters.values())
         self.averages = {name: value.float().clone() for name, value in self._live().items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ class Engine:
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, config: EngineConfig, *, clip_grad_norm: float
     ) -> None:
+        # DeepSpeed compiles its shared-memory collectives with the ninja of this environment, activated or not.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         import deepspeed
 
         deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -83,8 +86,8 @@ class Engine:
     def load_collective(self, folder: Path, *, saved_world_size: int, saved_zero_stage: int) -> None:
         """Take weights and optimiser state from a committed checkpoint.
 
-        One that was written by another world size or ZeRO stage is converted through DeepSpeed's universal format first;
-        the result is kept beside it.
+        One that was written by another world size or ZeRO stage is converted through DeepSpeed's universal format
+        first; the result is kept beside it.
         """
         same = saved_world_size == torch.distributed.get_world_size() and saved_zero_stage == self.zero_stage
         source = folder if same else self._universal_collective(folder)

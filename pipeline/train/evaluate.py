@@ -27,8 +27,7 @@ def evaluate_worker(job: EvaluateJob) -> None:
     device = select_device()
     results = {model_id: evaluate_model_collective(job, path, device) for model_id, path in job.models.items()}
     if dist.get_rank() == 0:
-        first = load_bundle(next(iter(job.models.values())))
-        write_evaluation(job, results, first.classes)
+        write_evaluation(job, results)
 
 
 def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device) -> dict[str, Any]:
@@ -63,12 +62,17 @@ def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device
         **means,
         "samples": seen,
         "confusion": confusion.tolist(),
-        "per_class_accuracy": dict(zip(bundle.classes, per_class, strict=True)),
+        "per_class_accuracy": dict(zip(job.classes, per_class, strict=True)),
     }
 
 
-def write_evaluation(job: EvaluateJob, results: dict[str, dict[str, Any]], classes: list[str]) -> None:
-    evaluation = {"dataset": job.data.index.url, "samples": job.data.index.num_samples, "classes": classes, "models": results}
+def write_evaluation(job: EvaluateJob, results: dict[str, dict[str, Any]]) -> None:
+    evaluation = {
+        "dataset": job.data.index.url,
+        "samples": job.data.index.num_samples,
+        "classes": job.classes,
+        "models": results,
+    }
     temporary = job.folder / (NAME + ".tmp")
     temporary.write_text(json.dumps(evaluation))
     temporary.rename(job.folder / NAME)

@@ -58,6 +58,7 @@ class EvaluateJob:
     folder: Path
     models: dict[str, Path]  # id -> bundle
     data: Dataset
+    classes: list[str]
     batch_size: int
     loader_workers: int
     precision: str

@@ -66,8 +66,8 @@ class TrainingStep:
     def __call__(self, batch: Batch, step: int, micro_batches: int, meter: Meter) -> None:
         """Forward, backward and update. Collective: `micro_batches` is the same on every rank.
 
-        DeepSpeed averages gradients over ranks, so a rank's loss is the sum over its samples times W / G: the gradient is
-        that of the global batch however unequal the shares are.
+        DeepSpeed averages gradients over ranks, so a rank's loss is the sum over its samples times W / G: the gradient
+        is that of the global batch however unequal the shares are.
         """
         # Dropout is keyed by (seed, step, rank), so that a resumed run draws what an undisturbed one draws.
         torch.manual_seed(derive_seed(self.seed, step, dist.get_rank()))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +23,11 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
     """
     size = len(batch.labels)
     bounds = [size * part // parts for part in range(parts + 1)]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         if stop > start:
-            yield map_tensors(batch, lambda tensor, rows=slice(start, stop): tensor[rows])
+            yield map_tensors(batch, itemgetter(slice(start, stop)))
         else:
-            first = map_tensors(batch, lambda tensor: tensor[:1])
+            first = map_tensors(batch, itemgetter(slice(0, 1)))
             yield replace(first, weights=torch.zeros_like(first.weights))
 
 
@@ -34,4 +37,5 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    return replace(batch, **{name: change(getattr(batch, name)) for name in TENSORS})
+    changed: dict[str, Any] = {name: change(getattr(batch, name)) for name in TENSORS}
+    return replace(batch, **changed)

@@ -25,8 +25,8 @@ def layer_of(name: str, depth: int) -> int:
 def parameter_groups(model: nn.Module, config: OptimizerConfig, depth: int) -> list[dict[str, Any]]:
     """Groups of parameters that share weight decay and learning-rate scale.
 
-    Matrices and patch kernels decay; biases, norms, positions and tokens do not. With `layer_decay` d, a layer's rate is
-    scaled by d ** (depth + 1 - layer) (layer-wise decay as in BEiT, Bao et al. 2021).
+    Matrices and patch kernels decay; biases, norms, positions and tokens do not. With `layer_decay` d, a layer's rate
+    is scaled by d ** (depth + 1 - layer) (layer-wise decay as in BEiT, Bao et al. 2021).
     """
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():

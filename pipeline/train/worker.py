@@ -71,7 +71,6 @@ class TrainWorker:
         if job.resume_from:
             self._resume_collective(job.resume_from)
         self.ledger = MetricsLedger(job.folder, self.position.step) if self.rank == 0 else None
-        
 
     def _model(self) -> MiniViT:
         torch.manual_seed(derive_seed(self.job.seed, INITIAL_WEIGHTS & 0xFFFFFFFF))
@@ -82,9 +81,7 @@ class TrainWorker:
 
     def _resume_collective(self, folder: Path) -> None:
         manifest = read_manifest(folder)
-        self.engine.load_collective(
-            folder, saved_world_size=manifest.world_size, saved_zero_stage=manifest.zero_stage
-        )
+        self.engine.load_collective(folder, saved_world_size=manifest.world_size, saved_zero_stage=manifest.zero_stage)
         if self.ema:
             self.ema.load_collective(folder)
         self.position.step = manifest.step
@@ -119,12 +116,15 @@ class TrainWorker:
         last = step == job.total_steps
         if step % job.stage.log_every == 0 or last:
             height, width = self.size_at(step - 1)
-            self._log(meter.report_collective(self.task) | {
-                "train/lr": lr,
-                "train/grad_norm": self.engine.grad_norm(),
-                "train/image_size": math.sqrt(height * width),
-                "train/epoch": self.position.slots / self.samples_per_epoch,
-            })
+            self._log(
+                meter.report_collective(self.task)
+                | {
+                    "train/lr": lr,
+                    "train/grad_norm": self.engine.grad_norm(),
+                    "train/image_size": math.sqrt(height * width),
+                    "train/epoch": self.position.slots / self.samples_per_epoch,
+                }
+            )
         evaluated = last or step % job.eval_steps == 0
         if evaluated:
             self._evaluate_collective()

@@ -1,0 +1,1 @@
+"""Measurements against peers, one file per question."""

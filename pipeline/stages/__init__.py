@@ -1,0 +1,1 @@
+"""Stages: the graph a pipeline file describes, planned, resolved and run."""
