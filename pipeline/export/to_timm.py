@@ -15,7 +15,7 @@ from pipeline.models.timm_bridge import timm_config, to_timm
 def write(bundle: Bundle, folder: Path) -> Path:
     """`folder/model.safetensors` and `folder/config.json` (architecture, arguments, labels); returns the weights' path.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads both. Raises `ModelError` where timm has no such model.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads both. `ModelError` where timm has no such model.
     """
     architecture, arguments = timm_config(bundle.spec)
     tensors = {name: tensor.contiguous().clone() for name, tensor in to_timm(bundle.state, bundle.spec).items()}

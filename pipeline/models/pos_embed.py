@@ -38,7 +38,7 @@ def _matrix(old: int, new: int, like: Tensor) -> Tensor:
 def sincos_positions(grid: Pair, dim: int, num_prefix: int = 0) -> Tensor:
     """[1, P+N, D] fixed 2-D sine-cosine positions (MoCo v3, Chen et al. 2021; MAE, He et al. 2022); prefix rows are 0.
 
-    A quarter of the width each: sin and cos of the column, sin and cos of the row; periods go from 2 pi to 10000 * 2 pi.
+    A quarter of the width each: sin and cos of the column, sin and cos of the row; periods from 2 pi to 10000 * 2 pi.
     """
     quarter = dim // 4
     omega = torch.exp(-math.log(10000.0) * torch.arange(quarter, dtype=torch.float64) / quarter)

@@ -77,7 +77,7 @@ def timm_config(spec: ViTSpec) -> tuple[str, dict[str, Any]]:
         "embed_dim": spec.embed_dim,
         "depth": spec.depth,
         "num_heads": spec.num_heads,
-        "mlp_ratio": spec.mlp_dim / spec.embed_dim,
+        "mlp_ratio": _mlp_ratio(spec.embed_dim, spec.mlp_dim),
         "qk_norm": spec.qk_norm,
         "init_values": spec.layer_scale,
     }
@@ -163,6 +163,12 @@ def load_timm(source: str) -> tuple[dict[str, Tensor], ViTSpec]:
         return from_timm(load_file(source))
     except (OSError, SafetensorError) as error:
         raise ModelError(f"init_from: {source} cannot be read ({error}); give a safetensors file") from error
+
+
+def _mlp_ratio(embed_dim: int, mlp_dim: int) -> float:
+    """The ratio from which timm, which multiplies and truncates, gets the width back exactly."""
+    ratio = mlp_dim / embed_dim
+    return ratio if int(embed_dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
 
 def _check_expressible(spec: ViTSpec) -> None:

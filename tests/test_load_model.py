@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import load_model
+from pipeline.errors import DataError, ModelError
+from pipeline.models import MiniViT, Preprocess, build_spec, save_bundle
+
+CLASSES = ["ant", "bee", "cat"]
+
+
+def write_model(folder: Path, mark: str, classes: list[str] | None = CLASSES, channels: int = 1) -> None:
+    spec = build_spec("nano", image_size=28, num_classes=3, channels=channels, depth=1)
+    preprocess = Preprocess((0.3,) * channels, (0.35,) * channels, channels, (28, 28))
+    torch.manual_seed(0)
+    state = MiniViT.from_spec(spec).state_dict()
+    state["mlp_head.1.bias"][0] = len(mark)
+    save_bundle(folder, state, spec, preprocess, classes, {"mark": mark})
+
+
+def write_stage(stage: Path, ended: float, mark: str, state: str = "finished", **status: object) -> None:
+    write_model(stage / "model", mark)
+    (stage / "status.json").write_text(json.dumps({"state": state, "type": "finetune", "ended": ended, **status}))
+
+
+def mark_of(path: Path) -> int:
+    """The length of the mark a model was written with."""
+    return int(load_model(path).mlp_head[1].bias[0].item())
+
+
+def test_export_stage_and_run_folders(tmp_path: Path) -> None:
+    write_stage(tmp_path / "stages" / "one", 1.0, "a")
+    write_stage(tmp_path / "stages" / "two", 3.0, "aa")
+    write_stage(tmp_path / "stages" / "three", 4.0, "aaa", state="failed")
+    write_stage(tmp_path / "stages" / "check", 5.0, "aaaa", type="evaluate")
+    assert mark_of(tmp_path / "stages" / "one" / "model") == 1
+    assert mark_of(tmp_path / "stages" / "one") == 1
+    assert mark_of(tmp_path) == 2
+
+
+def test_fan_out_gives_the_selected_branch(tmp_path: Path) -> None:
+    stage = tmp_path / "stages" / "pretrain"
+    write_stage(stage / "nano", 1.0, "a")
+    write_stage(stage / "micro", 2.0, "aa")
+    (stage / "status.json").write_text(json.dumps({"state": "finished", "selected": "pretrain/nano"}))
+    assert mark_of(stage) == 1
+    assert mark_of(tmp_path) == 1
+    assert mark_of(stage / "micro") == 2
+
+
+def test_nothing_to_load_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        load_model(tmp_path / "absent")
+    with pytest.raises(ModelError, match="holds no finished model"):
+        load_model(tmp_path)
+    write_stage(tmp_path / "stages" / "one", 1.0, "a", state="running")
+    with pytest.raises(ModelError, match="no training stage of this run has finished"):
+        load_model(tmp_path)
+
+
+def test_loaded_model_is_ready(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "a")
+    model = load_model(tmp_path / "model")
+    assert isinstance(model, MiniViT)
+    assert not model.training
+    assert model.classes == CLASSES
+    assert model.preprocess.image_size == (28, 28)
+
+
+def test_predict_ranks_labels(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "a")
+    model = load_model(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    from_path, from_image = model.predict([tmp_path / "image.png", Image.fromarray(pixels)], top_k=2)
+    assert from_path == from_image
+    assert len(from_path) == 2
+    images = model.preprocess.normalise(torch.from_numpy(pixels)[None, None])
+    probabilities = model(images).softmax(-1)[0]
+    best = int(probabilities.argmax())
+    assert from_path[0] == (CLASSES[best], pytest.approx(probabilities[best].item()))
+    assert sum(p for _, p in model.predict([tmp_path / "image.png"])[0]) == pytest.approx(1.0)
+
+
+def test_predict_converts_size_and_channels(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "a", classes=None, channels=3)
+    grey = Image.fromarray(np.zeros((90, 40), dtype=np.uint8))
+    ((label, _), *_) = load_model(tmp_path / "model").predict([grey])[0]
+    assert label in {"0", "1", "2"}
+
+
+def test_predict_names_an_unreadable_image(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "a")
+    (tmp_path / "image.png").write_text("not an image")
+    with pytest.raises(DataError, match=r"image\.png: cannot be read as an image"):
+        load_model(tmp_path / "model").predict([tmp_path / "image.png"])
+
+
+def test_importing_the_package_is_light() -> None:
+    program = "import sys, pipeline; assert 'torch' not in sys.modules; assert callable(pipeline.load_model)"
+    subprocess.run([sys.executable, "-c", program], check=True)
