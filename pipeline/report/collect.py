@@ -97,7 +97,8 @@ class Branch:
 
     def series(self, key: str) -> Series:
         """The metric `key`; a step that was replayed after a restart counts once, with its last value."""
-        by_step = {int(row["step"]): float(row[key]) for row in self.rows if is_number(row.get(key)) and "step" in row}
+        rows = [row for row in self.rows if is_number(row.get("step")) and is_number(row.get(key))]
+        by_step = {int(row["step"]): float(row[key]) for row in rows}
         steps = sorted(by_step)
         return Series(np.array(steps, dtype=np.int64), np.array([by_step[step] for step in steps], dtype=np.float64))
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from pipeline.config.schema import TrainStage
 from pipeline.models.costs import count_parameters
-from pipeline.models.surgery_report import Change, Probe
 from pipeline.report.collect import Branch, Row, Run, as_time
 from pipeline.report.text import NOTHING, count_text, duration_text, shape_text, share_text, size_text
 
@@ -187,14 +186,19 @@ def surgeries(run: Run) -> list[Surgery]:
 
 def surgery(branch: Branch, report: Row) -> Surgery:
     """Every tensor that was not simply copied; the others are only counted."""
-    changes = [Change(**change) for change in report.get("changes", [])]
-    probe = Probe(**report["probe"]) if report.get("probe") else None
     told = [f"{count} {action}" for action, count in report.get("counts", {}).items() if count]
-    if probe is not None:
-        told.append(f"features on {probe.images} probe images keep a cosine of {probe.feature_cosine:.4f}")
+    cosine = report.get("probe", {}).get("feature_cosine")
+    if cosine is not None:
+        told.append(f"features of a probe batch keep a cosine of {cosine:.4f}")
     rows = [
-        SurgeryRow(change.name, change.action, shape_text(change.before), shape_text(change.after), change.note)
-        for change in changes
-        if change.action != "copied" or change.note
+        SurgeryRow(
+            tensor=change["name"],
+            action=change["action"],
+            before=shape_text(change.get("before")),
+            after=shape_text(change.get("after")),
+            how=change.get("note", ""),
+        )
+        for change in report.get("changes", [])
+        if change["action"] != "copied" or change.get("note")
     ]
     return Surgery(branch.id, branch.status.get("init_from"), ", ".join(told), rows)
