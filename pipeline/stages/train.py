@@ -21,9 +21,10 @@ from pipeline.stages.folder import StageFolder, Status, write_json
 from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stages.sources import resolve_source
 from pipeline.tracking.sink import MLflowSink
+from pipeline.train.commit import ATTEMPT
 from pipeline.train.job import Dataset, TrainJob
 from pipeline.train.ledger import read_metrics
-from pipeline.train.worker import ATTEMPT, train_worker
+from pipeline.train.worker import train_worker
 
 # Settings that change how fast or how safely a stage runs, but not what it computes.
 NOT_INPUTS: dict[str, Any] = {
@@ -44,7 +45,7 @@ class TrainStageRun:
 
     def __init__(self, context: RunContext, branch: Branch) -> None:
         assert isinstance(branch.stage, TrainStage)
-        self.context, self.id, self.stage = context, branch.id, branch.stage
+        self.context, self.id, self.stage = context, branch.id, with_absolute_paths(branch.stage)
         self.folder: StageFolder = context.folder.stage(branch.id)
         self.train: Dataset = context.datasets[self.stage.data.train]
         self.val: Dataset | None = context.datasets[self.stage.data.val] if self.stage.data.val else None
@@ -83,7 +84,7 @@ class TrainStageRun:
             selection = newest_valid(self.folder.checkpoints, status.digest)
             self._say_what_is_kept(selection)
             step = selection.manifest.step if selection.manifest else 0
-            job = self._job(status, init, selection)
+            job = self.job(status, init, selection)
             self.context.progress.watch(self.id, self.folder.path, job.total_steps, step)
             try:
                 self._launch(job)
@@ -157,7 +158,8 @@ class TrainStageRun:
         self.context.say(self.id, kept)
         self.folder.event("resume", kept, step=manifest.step)
 
-    def _job(self, status: Status, init: Path | None, selection: Selection) -> TrainJob:
+    def job(self, status: Status, init: Path | None, selection: Selection) -> TrainJob:
+        """What the ranks need to start, or to go on from a checkpoint."""
         stage, lanes = self.stage, self.stage.data.lanes
         samples_per_epoch = lanes * (self.train.index.num_samples // lanes)
 
@@ -173,6 +175,7 @@ class TrainStageRun:
             train=self.train,
             val=self.val,
             seed=stage_seed(self.context.config.seed, self.id),
+            samples_per_epoch=samples_per_epoch,
             total_steps=steps(stage.duration),
             warmup_steps=stage.schedule.warmup.steps(samples_per_epoch, stage.global_batch_size),
             checkpoint_steps=steps(stage.checkpoint.every),
@@ -220,6 +223,14 @@ class TrainStageRun:
             if dataset:
                 name = Path(dataset.config.shards).name
                 tracker.dataset(run_id, name, dataset.index.url, dataset.index.digest, context)
+
+
+def with_absolute_paths(stage: TrainStage) -> TrainStage:
+    """The stage as ranks need it: Ray may start them in another working directory."""
+    if stage.data.exclude is None:
+        return stage
+    data = stage.data.model_copy(update={"exclude": str(Path(stage.data.exclude).absolute())})
+    return stage.model_copy(update={"data": data})
 
 
 def stage_seed(seed: int, stage_id: str) -> int:

@@ -40,6 +40,7 @@ class TrainJob:
     train: Dataset
     val: Dataset | None
     seed: int
+    samples_per_epoch: int
     total_steps: int
     warmup_steps: int
     checkpoint_steps: int

@@ -29,6 +29,10 @@ class Meter:
     waited_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
+    @classmethod
+    def on(cls, device: torch.device, task: Classification) -> Meter:
+        return cls(torch.zeros(len(task.metric_names) + 1, dtype=torch.float64, device=device))
+
     def report_collective(self, task: Classification) -> dict[str, float]:
         """Metrics of the steps since the last report over all ranks; starts anew."""
         dist.all_reduce(self.sums)

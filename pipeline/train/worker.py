@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipeline.checkpoints.manifest import Manifest, payload_files, read_manifest, record_file, write_manifest
-from pipeline.checkpoints.store import prune, step_folder
-from pipeline.errors import CheckpointError
+from pipeline.checkpoints.manifest import read_manifest
 from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.minivit import MiniViT
+from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader, TrainLoader
 from pipeline.stream.resolution import size_at
 from pipeline.tasks import build_task
+from pipeline.train.commit import commit_collective, require_current_attempt
 from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
@@ -29,8 +29,7 @@ from pipeline.train.ledger import MetricsLedger
 from pipeline.train.loop import Meter, TrainingStep, derive_seed, evaluate_collective
 from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
 
-ATTEMPT = "attempt"
-INITIAL_WEIGHTS = -1  # stands for the step in the seed of the initial weights
+INITIAL_WEIGHTS = 2**63  # stands for the step in the seed of the initial weights
 
 
 @dataclass
@@ -70,10 +69,14 @@ class TrainWorker:
         )
         if job.resume_from:
             self._resume_collective(job.resume_from)
+        self.meter = Meter.on(self.engine.device, self.task)
+        self.step_once = TrainingStep(
+            self.engine, self.task, job.preprocess, self.dtype, stage.global_batch_size, self.ema, job.seed
+        )
         self.ledger = MetricsLedger(job.folder, self.position.step) if self.rank == 0 else None
 
     def _model(self) -> MiniViT:
-        torch.manual_seed(derive_seed(self.job.seed, INITIAL_WEIGHTS & 0xFFFFFFFF))
+        torch.manual_seed(derive_seed(self.job.seed, INITIAL_WEIGHTS))
         model = MiniViT.from_spec(self.job.spec)
         if self.job.init and not self.job.resume_from:
             model.load_state_dict(load_bundle(self.job.init).state)
@@ -89,52 +92,47 @@ class TrainWorker:
 
     def run_collective(self) -> None:
         """Train to the end, evaluating and committing on the way; leave the finished model in `model/`."""
-        job, stage = self.job, self.job.stage
-        meter = self._meter()
-        if self.position.step == 0 and job.init:
+        if self.position.step == 0 and self.job.init:
             self._evaluate_collective()
-        step_once = TrainingStep(
-            self.engine, self.task, job.preprocess, self.dtype, stage.global_batch_size, self.ema, job.seed
-        )
-        with self._train_loader() as loader:
-            batches = iter(loader)
-            self.samples_per_epoch = loader.samples_per_epoch
-            meter.restart()
-            while self.position.step < job.total_steps:
-                step = self.position.step
-                waiting_since = time.perf_counter()
-                batch = next(batches)
-                meter.waited_s += time.perf_counter() - waiting_since
-                lr = self.engine.set_lr(self._lr_ratio(step))
-                step_once(batch, step, self._micro_batches(step), meter)
-                self.position.step += 1
-                self._between_steps_collective(meter, lr)
+        with self.loader() as batches:
+            self.advance_collective(batches, self.job.total_steps)
         self._finish_collective()
 
-    def _between_steps_collective(self, meter: Meter, lr: float) -> None:
+    def advance_collective(self, batches: Iterator[Batch], until_step: int) -> None:
+        """Train up to `until_step` completed steps."""
+        self.meter.restart()
+        while self.position.step < until_step:
+            step = self.position.step
+            waiting_since = time.perf_counter()
+            batch = next(batches)
+            self.meter.waited_s += time.perf_counter() - waiting_since
+            lr = self.engine.set_lr(self._lr_ratio(step))
+            self.step_once(batch, step, self._micro_batches(step), self.meter)
+            self.position.step += 1
+            self._between_steps_collective(lr)
+
+    def _between_steps_collective(self, lr: float) -> None:
+        """Report, evaluate and commit, each when it is due."""
         job, step = self.job, self.position.step
         last = step == job.total_steps
-        if step % job.stage.log_every == 0 or last:
+        if last or step % job.stage.log_every == 0:
             height, width = self.size_at(step - 1)
             self._log(
-                meter.report_collective(self.task)
+                self.meter.report_collective(self.task)
                 | {
                     "train/lr": lr,
                     "train/grad_norm": self.engine.grad_norm(),
                     "train/image_size": math.sqrt(height * width),
-                    "train/epoch": self.position.slots / self.samples_per_epoch,
+                    "train/epoch": self.position.slots / job.samples_per_epoch,
                 }
             )
-        evaluated = last or step % job.eval_steps == 0
-        if evaluated:
+        evaluate_now, commit_now = (last or step % every == 0 for every in (job.eval_steps, job.checkpoint_steps))
+        if evaluate_now:
             self._evaluate_collective()
-        if last or step % job.checkpoint_steps == 0:
+        if commit_now:
             self._commit_collective()
-        if evaluated or step % job.checkpoint_steps == 0:
-            meter.restart()  # the speed is that of training alone
-
-    def _meter(self) -> Meter:
-        return Meter(torch.zeros(len(self.task.metric_names) + 1, dtype=torch.float64, device=self.engine.device))
+        if evaluate_now or commit_now:
+            self.meter.restart()  # the speed is that of training alone
 
     def _lr_ratio(self, step: int) -> float:
         schedule = self.job.stage.schedule
@@ -151,7 +149,8 @@ class TrainWorker:
         largest_share = math.ceil(stage.global_batch_size / self.world_size)
         return math.ceil(largest_share * growth / stage.micro_batch_size)
 
-    def _train_loader(self) -> TrainLoader:
+    def loader(self) -> TrainLoader:
+        """This rank's batches, from where the run stands."""
         job, train = self.job, self.job.train
         return TrainLoader(
             train.index,
@@ -200,40 +199,7 @@ class TrainWorker:
         )
 
     def _commit_collective(self) -> None:
-        """Write a checkpoint and commit it by its manifest, unless a newer attempt has taken over."""
-        job = self.job
-        root = job.folder / "checkpoints"
-        folder = step_folder(root, self.position.step)
-        if self.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed attempt left uncommitted
-        dist.barrier()
-        self.engine.save_collective(folder)
-        if self.ema:
-            self.ema.save_collective(folder)
-        dist.barrier()
-        mine = [record_file(folder, path) for path in payload_files(folder)[self.rank :: self.world_size]]
-        gathered: list[list] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(gathered, mine)
-        if self.rank == 0:
-            self._require_current_attempt()
-            manifest = Manifest(
-                step=self.position.step,
-                slots=self.position.slots,
-                world_size=self.world_size,
-                zero_stage=job.stage.engine.zero_stage,
-                digest=job.digest,
-                spec=job.spec.to_dict(),
-                files=sorted((record for part in gathered for record in part), key=lambda record: record.path),
-                metrics=self.val_metrics,
-            )
-            write_manifest(folder, manifest)
-            prune(root, job.stage.checkpoint.keep_last)
-        dist.barrier()
-
-    def _require_current_attempt(self) -> None:
-        current = (self.job.folder / ATTEMPT).read_text()
-        if current != self.job.attempt:
-            raise CheckpointError(f"{self.job.folder}: a newer attempt has taken over this stage; this one ends")
+        commit_collective(self.engine, self.ema, self.job, self.position.step, self.val_metrics)
 
     def _finish_collective(self) -> None:
         """Write the finished model, whole and in fp32: the moving average if there is one."""
@@ -242,7 +208,7 @@ class TrainWorker:
         if self.ema:
             state |= self.ema.full_state_collective()
         if self.rank == 0:
-            self._require_current_attempt()
+            require_current_attempt(self.job)
             provenance = {
                 "stage": str(job.folder.name),
                 "step": self.position.step,
