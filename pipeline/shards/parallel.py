@@ -8,7 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from pipeline.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,7 +29,8 @@ def map_shards(
 ) -> Iterator[R]:
     """`task` on every item, results in order, spread over processes (default: one per usable CPU).
 
-    `task` must be importable and its results picklable. Progress goes to standard error.
+    `task` must be importable and its results picklable. Progress goes to standard error. Raises DataError when the
+    system ends a process.
     """
     workers = min(workers or usable_cpus(), len(items))
     if workers <= 1:
@@ -36,7 +40,12 @@ def map_shards(
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         batches = (items[first : first + IN_FLIGHT] for first in range(0, len(items), IN_FLIGHT))
         results = (result for batch in batches for result in pool.map(task, batch))
-        yield from track(results, len(items), label, unit)
+        try:
+            yield from track(results, len(items), label, unit)
+        except BrokenProcessPool:
+            raise DataError(
+                f"{label}: the system ended a process, for want of memory perhaps; take fewer --workers"
+            ) from None
 
 
 def track(results: Iterator[R], total: int, label: str, unit: str) -> Iterator[R]:

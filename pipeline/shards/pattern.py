@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ MOST_NAMES = 10_000_000
 
 @dataclass(frozen=True)
 class Pattern:
-    """`folder` is a path or URL; `names` are literal names and globs within it, in order."""
+    """`folder` is an absolute path or URL; `names` are literal names and globs within it, in order."""
 
     text: str
     folder: str
@@ -47,14 +48,14 @@ def parse_pattern(text: str) -> Pattern:
     if not text:
         raise DataError("an empty shard pattern; name a folder, a tar, or a pattern such as train-{000000..000010}.tar")
     if store.is_local(text) and store.local_path(text).is_dir():
-        return Pattern(text, text.rstrip("/") or "/", ("*.tar",))
+        return Pattern(text, _absolute(text), ("*.tar",))
     folder, slash, name = text.rpartition("/")
     if not name.endswith((".tar", "*")) and not BRACES.search(name) and not WILDCARD.search(name):
-        return Pattern(text, text.rstrip("/"), ("*.tar",))
+        return Pattern(text, _absolute(text), ("*.tar",))
     if re.search(r"[*?{}]", folder):
         raise DataError(f"{text!r}: only the file name may vary, since one index describes one folder")
     folder = (folder or "/") if slash else "."
-    return Pattern(text, folder, tuple(_tars(expand_braces(name))))
+    return Pattern(text, _absolute(folder), tuple(_tars(expand_braces(name))))
 
 
 def expand_braces(text: str) -> list[str]:
@@ -78,6 +79,11 @@ def expand_braces(text: str) -> list[str]:
         raise DataError(f"{text!r}: {{{match[1]}}} is neither a range {{000..010}} nor a list {{a,b}}")
     tails = expand_braces(text[match.end() :])
     return [text[: match.start()] + choice + tail for choice in choices for tail in tails]
+
+
+def _absolute(folder: str) -> str:
+    """Workers of a job may run in other working directories than the process that read the pattern."""
+    return os.path.abspath(folder) if store.is_local(folder) else folder.rstrip("/")
 
 
 def _tars(names: list[str]) -> list[str]:

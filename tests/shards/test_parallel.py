@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from pipeline.errors import DataError
 from pipeline.shards import parallel
 from pipeline.shards.parallel import map_shards, track
 
@@ -22,6 +23,11 @@ def test_nothing_to_do() -> None:
 def test_an_error_reaches_the_caller(workers: int) -> None:
     with pytest.raises(TypeError):
         list(map_shards(abs, ["a", "b"], label="x", workers=workers))  # type: ignore[arg-type]
+
+
+def test_a_process_that_is_ended_is_one_sentence() -> None:
+    with pytest.raises(DataError, match="indexing: the system ended a process"):
+        list(map_shards(os._exit, [9, 9], label="indexing", workers=2))
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

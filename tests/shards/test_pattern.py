@@ -47,6 +47,12 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) ->
     assert parse_pattern(str(odd)).folder == str(odd)
 
 
+def test_local_folders_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("*.tar", "./a.tar", "", f"file://{tmp_path}/a.tar"):
+        assert parse_pattern(pattern or ".").folder == str(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [

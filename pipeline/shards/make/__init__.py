@@ -53,6 +53,8 @@ def make(name: str, out: str | Path, **options: Any) -> DatasetIndex:
     except OSError as error:
         raise store.unwritable(folder, error) from None
     with folder_lock(str(folder), "make"):
+        for unfinished in folder.glob(".*.tar.[0-9]*.tmp"):  # of a run that was killed: the lock says nobody writes it
+            unfinished.unlink()
         return function(folder, **options)
 
 

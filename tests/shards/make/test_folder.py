@@ -95,14 +95,20 @@ def test_a_cut_short_run_goes_on(src: Path, tmp_path: Path) -> None:
 import os, pathlib
 from pipeline.shards.make import folder, make
 write = folder.ShardTask.__call__
-folder.ShardTask.__call__ = lambda self, job: os._exit(9) if job[0] == 3 else write(self, job)
+def die_in_the_fourth(self, job):
+    if job[0] == 3:
+        folder.TarWriter.finish = lambda tar: os._exit(9)
+    return write(self, job)
+folder.ShardTask.__call__ = die_in_the_fourth
 make("folder", {str(out)!r}, src=pathlib.Path({str(src)!r}), samples_per_shard=4, workers=1)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert len(before) == 3
+    assert len(list(out.glob(".train-000003.tar.*.tmp"))) == 1
     index = make("folder", out, src=src, samples_per_shard=4, workers=1)
     assert index.digest == whole.digest
+    assert not list(out.glob(".*.tmp")), "an unfinished tar of the killed run is left behind"
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}.items()
 
 
