@@ -165,9 +165,12 @@ def reduce(pixels: np.ndarray) -> np.ndarray:
 
 
 def heat(weights: np.ndarray) -> np.ndarray:
-    """Attention [h, w] as a colour picture uint8 [h, w, 4]: its least is transparent, its largest bright."""
-    low, high = float(weights.min()), float(weights.max())
-    share = (weights - low) / max(high - low, 1e-12)
+    """Attention [h, w] as a colour picture uint8 [h, w, 4]: its least is transparent, its largest bright.
+
+    The top of the scale is a high quantile, so that a single patch which draws nearly all attention leaves the rest visible.
+    """
+    low, high = float(weights.min()), float(np.quantile(weights, 0.98))
+    share = np.clip((weights - low) / max(high - low, 1e-12), 0, 1)
     colored = colormaps["inferno"](0.4 + 0.5 * share)
     colored[..., 3] = 0.9 * share
     return (255 * colored).round().astype(np.uint8)

@@ -88,4 +88,7 @@ def test_heat_is_opaque_where_attention_is_largest_and_bears_even_attention() ->
     alpha = heat(np.array([[0.1, 0.2], [0.3, 0.5]], np.float32))[..., 3]
     assert alpha.argmax() == 3
     assert alpha[0, 0] == 0
+    spike = np.linspace(0.1, 0.2, 100, dtype=np.float32).reshape(10, 10)
+    spike[0, 0] = 50
+    assert np.median(heat(spike)[..., 3]) > 100
     assert not heat(np.full((2, 2), 0.25, np.float32))[..., 3].any()
