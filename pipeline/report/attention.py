@@ -167,7 +167,7 @@ def reduce(pixels: np.ndarray) -> np.ndarray:
 def heat(weights: np.ndarray) -> np.ndarray:
     """Attention [h, w] as a colour picture uint8 [h, w, 4]: its least is transparent, its largest bright.
 
-    The top of the scale is a high quantile, so that a single patch which draws nearly all attention leaves the rest visible.
+    The top of the scale is a high quantile, so that one patch which draws nearly all attention leaves the rest visible.
     """
     low, high = float(weights.min()), float(np.quantile(weights, 0.98))
     share = np.clip((weights - low) / max(high - low, 1e-12), 0, 1)
