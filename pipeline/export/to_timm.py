@@ -1,4 +1,4 @@
-"""timm's layout: `timm.create_model(architecture, checkpoint_path=..., **model_args)`, or as a local hub folder."""
+"""The layout of timm, for `timm.create_model(architecture, checkpoint_path=..., **model_args)` or as a hub folder."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def init_mae(model: MiniViT) -> None:
 
 
 def init_timm(model: MiniViT) -> None:
-    """Timm's default: truncated normal(0.02) for every matrix, zero biases; patch projection as torch's Conv2d."""
+    """The default of timm: truncated normal(0.02) for every matrix, zero biases; Conv2d's own patch projection."""
     for module in model.modules():
         if isinstance(module, SelfAttention):
             nn.init.trunc_normal_(module.in_proj_weight, std=0.02)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -68,22 +70,22 @@ def test_both_ways_with_equal_outputs(name: str, options: dict[str, Any], random
     ("variant", "name"),
     [("tiny", "vit_tiny_patch16_224"), ("base", "vit_base_patch16_224"), ("huge", "vit_huge_patch14_224")],
 )
-def test_standard_variants_have_timms_names_and_need_no_arguments(variant: str, name: str) -> None:
+def test_standard_variants_are_timms_models_by_name(variant: str, name: str) -> None:
     spec = build_spec(variant, image_size=224, num_classes=1000)
     architecture, _ = timm_config(spec)
     assert architecture == name
     with torch.device("meta"):
         state = MiniViT.from_spec(spec, init="torch").state_dict()
-        theirs = timm.create_model(name).state_dict()
+        theirs = timm.create_model(name, num_classes=1000).state_dict()
     converted = to_timm(state, spec)
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in theirs.items()}
 
 
-def test_odd_mlp_ratios_survive() -> None:
-    """Timm takes a ratio and truncates: the width must come out as it was."""
-    for embed_dim, mlp_dim in ((1408, 6144), (64, 100), (96, 131), (192, 511)):
-        spec = build_spec("nano", image_size=28, num_classes=2, embed_dim=embed_dim, mlp_dim=mlp_dim)
-        assert int(embed_dim * timm_config(spec)[1]["mlp_ratio"]) == mlp_dim
+@given(st.integers(1, 1000), st.integers(1, 8000))
+def test_odd_mlp_ratios_survive(half_width: int, mlp_dim: int) -> None:
+    """A ratio is multiplied and truncated by timm: the width must come out as it was."""
+    spec = build_spec("nano", image_size=28, num_classes=2, embed_dim=2 * half_width, mlp_dim=mlp_dim)
+    assert int(2 * half_width * timm_config(spec)[1]["mlp_ratio"]) == mlp_dim
 
 
 def test_local_safetensors_file_loads_and_a_pickle_does_not(tmp_path: Path) -> None:
