@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from pipeline.train.ledger import read_metrics
+from pipeline.train.ledger import NAME, read_metrics
 
 LINE_EVERY_S = 15.0
 
@@ -27,6 +27,7 @@ class Watched:
     first_step: int = 0
     printed: float = 0.0
     step: int = -1
+    bytes_read: int = 0
     bar: TaskID | None = None
 
 
@@ -71,6 +72,11 @@ class Progress:
     def poll(self) -> None:
         """Read the metrics files again and show what is new."""
         for stage_id, watched in list(self._watched.items()):
+            path = watched.folder / NAME
+            size = path.stat().st_size if path.is_file() else 0
+            if size == watched.bytes_read:
+                continue
+            watched.bytes_read = size
             rows = [row for row in read_metrics(watched.folder) if "train/loss" in row]
             if not rows or rows[-1]["step"] == watched.step:
                 continue

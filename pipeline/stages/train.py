@@ -84,7 +84,7 @@ class TrainStageRun:
             selection = newest_valid(self.folder.checkpoints, status.digest)
             self._say_what_is_kept(selection)
             step = selection.manifest.step if selection.manifest else 0
-            job = self.job(status, init, selection)
+            job = self._job(status, init, selection)
             self.context.progress.watch(self.id, self.folder.path, job.total_steps, step)
             try:
                 self._launch(job)
@@ -158,7 +158,11 @@ class TrainStageRun:
         self.context.say(self.id, kept)
         self.folder.event("resume", kept, step=manifest.step)
 
-    def job(self, status: Status, init: Path | None, selection: Selection) -> TrainJob:
+    def first_job(self, status: Status) -> TrainJob:
+        """The job of a stage that has no checkpoint and starts from its own initial weights."""
+        return self._job(status, init=None, selection=Selection(None, None, []))
+
+    def _job(self, status: Status, init: Path | None, selection: Selection) -> TrainJob:
         """What the ranks need to start, or to go on from a checkpoint."""
         stage, lanes = self.stage, self.stage.data.lanes
         samples_per_epoch = lanes * (self.train.index.num_samples // lanes)

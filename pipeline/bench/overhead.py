@@ -1,0 +1,118 @@
+"""What engine, stream and tracking cost: a stage's loop against a bare loop of the same model, in the same ranks."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.cluster.launch import launch
+from pipeline.cluster.session import connect
+from pipeline.config.schema import PipelineConfig
+from pipeline.models.minivit import MiniViT
+from pipeline.stages.context import RunContext, open_datasets
+from pipeline.stages.folder import RUNNING, RunFolder, Status
+from pipeline.stages.progress import Progress
+from pipeline.stages.resolve import stage_branches
+from pipeline.stages.train import TrainStageRun
+from pipeline.tracking.runs import Tracker, default_uri
+from pipeline.train.device import precision_dtype, select_device
+from pipeline.train.job import TrainJob
+from pipeline.train.optim import build_optimizer, parameter_groups
+from pipeline.train.worker import TrainWorker
+
+RESULT = "overhead.json"
+WARM_UP_STEPS = 10
+
+
+@dataclass(frozen=True)
+class OverheadJob:
+    """Rounds of `steps` steps of each loop in turn, so that a machine whose speed drifts slows both."""
+
+    train: TrainJob
+    rounds: int
+    steps: int
+
+
+class BareLoop:
+    """The same model, precision, optimiser and share of the batch, data-parallel, on one fixed batch."""
+
+    def __init__(self, job: TrainJob) -> None:
+        stage, spec = job.stage, job.spec
+        device, dtype = select_device(), precision_dtype(stage.engine.precision)
+        model = MiniViT.from_spec(spec).to(device=device, dtype=dtype)
+        self.optimizer = build_optimizer(parameter_groups(model, stage.optimizer, spec.depth), stage.optimizer)
+        self.model = DistributedDataParallel(model)
+        batch = stage.global_batch_size // dist.get_world_size()
+        self.images = torch.randn(batch, spec.channels, *spec.image_size, device=device, dtype=dtype)
+        self.labels = torch.randint(spec.num_classes, (batch,), device=device)
+
+    def advance_collective(self, steps: int) -> None:
+        for _ in range(steps):
+            loss = torch.nn.functional.cross_entropy(self.model(self.images).float(), self.labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def overhead_worker(job: OverheadJob) -> None:
+    """Time both loops in turn on this rank; rank 0 writes images/s of every round."""
+    worker, bare = TrainWorker(job.train), BareLoop(job.train)
+    images = job.steps * job.train.stage.global_batch_size
+    speeds: dict[str, list[float]] = {"ours": [], "bare_loop": []}
+    with worker.loader() as batches:
+        worker.advance_collective(batches, WARM_UP_STEPS)
+        bare.advance_collective(WARM_UP_STEPS)
+        for _ in range(job.rounds):
+            dist.barrier()
+            began = time.perf_counter()
+            worker.advance_collective(batches, worker.position.step + job.steps)
+            dist.barrier()
+            between = time.perf_counter()
+            bare.advance_collective(job.steps)
+            dist.barrier()
+            speeds["ours"].append(images / (between - began))
+            speeds["bare_loop"].append(images / (time.perf_counter() - between))
+    job.train.sink.close()
+    if dist.get_rank() == 0:
+        (job.train.folder / RESULT).write_text(json.dumps(speeds))
+
+
+def measure(config: PipelineConfig, stage_name: str, *, rounds: int, steps: int) -> dict[str, Any]:
+    """Images/s of the first branch of a training stage and of its bare loop, and the median ratio of the rounds."""
+    with tempfile.TemporaryDirectory() as scratch, Progress() as progress, connect(config.cluster) as cluster:
+        config = config.model_copy(update={"runs_dir": scratch})
+        tracker = Tracker(default_uri(Path(scratch)), "bench", Path(scratch) / "artifacts")
+        parent = tracker.start("bench", run_id=None)
+        folder = RunFolder(Path(scratch) / config.name)
+        context = RunContext(config, folder, cluster, tracker, parent, progress, open_datasets(config))
+        branch = next(branch for branch in stage_branches(config) if branch.stage_name == stage_name)
+        stage = TrainStageRun(context, branch)
+        run_id = tracker.start(branch.id, run_id=None, parent=parent)
+        status = Status(RUNNING, branch.stage.type, "bench", {}, mlflow_run_id=run_id)
+        endless = WARM_UP_STEPS + rounds * steps + 1
+        train = replace(
+            stage.first_job(status), total_steps=endless, eval_steps=endless, checkpoint_steps=endless, init=None
+        )
+        train.folder.mkdir(parents=True)
+        resources = config.resources(branch.stage)
+        launch(
+            overhead_worker, OverheadJob(train, rounds, steps), resources, name="bench-overhead", folder=train.folder
+        )
+        speeds = json.loads((train.folder / RESULT).read_text())
+    ratios = [ours / bare for ours, bare in zip(speeds["ours"], speeds["bare_loop"], strict=True)]
+    return {
+        **{name: {"images_per_s": statistics.median(values), "rounds": values} for name, values in speeds.items()},
+        "ratio": statistics.median(ratios),
+        "stage": branch.id,
+        "workers": resources.workers,
+    }
