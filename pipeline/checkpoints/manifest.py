@@ -87,6 +87,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{folder} has no {NAME}: it was never committed") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} cannot be read: it holds no JSON object")
     if raw.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {raw.get('format')}, this version reads {FORMAT}; use the version that wrote it"

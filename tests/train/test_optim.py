@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config.schema import OptimizerConfig
+from pipeline.models.minivit import MiniViT
+from pipeline.models.variants import build_spec
+from pipeline.train.optim import build_optimizer, layer_of, lr_ratio, parameter_groups
+
+SCHEDULES = st.sampled_from(["cosine", "linear", "constant"])
+
+
+@pytest.fixture(scope="module")
+def model() -> MiniViT:
+    spec = build_spec("nano", image_size=8, channels=1, num_classes=3, depth=2, registers=2, layer_scale=0.1)
+    return MiniViT.from_spec(spec)
+
+
+@given(
+    total=st.integers(1, 5000), warmup=st.integers(0, 500), schedule=SCHEDULES, final=st.floats(0, 1), data=st.data()
+)
+def test_ratio_is_a_share_of_the_peak(
+    total: int, warmup: int, schedule: str, final: float, data: st.DataObject
+) -> None:
+    step = data.draw(st.integers(0, total - 1))
+    ratio = lr_ratio(step, total, warmup, schedule, final)
+    assert 0 <= ratio <= 1
+    if step < warmup:
+        assert ratio == pytest.approx((step + 1) / (warmup + 1))
+    elif schedule == "constant":
+        assert ratio == 1
+    else:
+        assert ratio >= final * (1 - 1e-9)
+
+
+@given(total=st.integers(2, 3000), warmup=st.integers(0, 300), schedule=SCHEDULES, final=st.floats(0, 1))
+def test_rises_through_the_warm_up_and_never_after(total: int, warmup: int, schedule: str, final: float) -> None:
+    ratios = [lr_ratio(step, total, warmup, schedule, final) for step in range(total)]
+    rising, falling = ratios[: warmup + 1], ratios[warmup:]
+    assert all(after > before for before, after in itertools.pairwise(rising))
+    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(falling))
+
+
+def test_values_of_the_published_schedules() -> None:
+    assert lr_ratio(0, 100, 0, "cosine", 0.0) == 1
+    assert lr_ratio(50, 100, 0, "cosine", 0.0) == pytest.approx(0.5)
+    assert lr_ratio(25, 100, 0, "cosine", 0.2) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert lr_ratio(75, 100, 0, "linear", 0.0) == pytest.approx(0.25)
+    assert lr_ratio(100, 100, 10, "linear", 0.1) == pytest.approx(0.1)
+
+
+def test_every_parameter_is_in_one_group(model: MiniViT) -> None:
+    groups = parameter_groups(model, OptimizerConfig(layer_decay=0.5), depth=2)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_only_matrices_and_kernels_decay(model: MiniViT) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    by_decay: dict[float, set[str]] = {0.0: set(), 0.3: set()}
+    for group in parameter_groups(model, OptimizerConfig(weight_decay=0.3), depth=2):
+        by_decay[group["weight_decay"]] |= {names[id(parameter)] for parameter in group["params"]}
+    assert {"cls_token", "pos_embed", "patch_embed.proj.bias"} <= by_decay[0.0]
+    assert all("norm" not in name and not name.endswith("bias") for name in by_decay[0.3])
+    assert any("register" in name for name in by_decay[0.0])
+    assert {"patch_embed.proj.weight", "transformer.layers.0.linear1.weight"} <= by_decay[0.3]
+    assert all(model.get_parameter(name).ndim >= 2 for name in by_decay[0.3])
+
+
+def test_layer_decay_scales_by_depth(model: MiniViT) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scales = {
+        names[id(parameter)]: group["lr_scale"]
+        for group in parameter_groups(model, OptimizerConfig(layer_decay=0.5), depth=2)
+        for parameter in group["params"]
+    }
+    assert scales["pos_embed"] == scales["patch_embed.proj.weight"] == 0.5**3
+    assert scales["transformer.layers.0.linear1.weight"] == 0.5**2
+    assert scales["transformer.layers.1.linear1.bias"] == 0.5
+    heads = {scale for name, scale in scales.items() if name.startswith("mlp_head")}
+    assert heads == {1.0}
+
+
+def test_without_layer_decay_there_are_two_groups(model: MiniViT) -> None:
+    groups = parameter_groups(model, OptimizerConfig(), depth=2)
+    assert [group["lr_scale"] for group in groups] == [1.0, 1.0]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+
+
+def test_layer_of_counts_from_the_embeddings() -> None:
+    assert [layer_of(name, 12) for name in ("cls_token", "transformer.layers.11.norm1.weight", "mlp_head.1.bias")] == [
+        0,
+        12,
+        13,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [("adamw", torch.optim.AdamW, {"betas": (0.8, 0.9)}), ("sgd", torch.optim.SGD, {"momentum": 0.7})],
+)
+def test_settings_reach_the_optimiser(name: str, kind: type, expected: dict, model: MiniViT) -> None:
+    config = OptimizerConfig(name=name, lr=0.2, betas=(0.8, 0.9), momentum=0.7)
+    optimizer = build_optimizer(parameter_groups(model, config, depth=2), config)
+    assert isinstance(optimizer, kind)
+    assert all(group["lr"] == 0.2 and expected.items() <= group.items() for group in optimizer.param_groups)
