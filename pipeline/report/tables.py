@@ -143,16 +143,21 @@ def all_events(run: Run) -> list[Event]:
 
 def environment(run: Run) -> list[tuple[str, str]]:
     """Versions the run recorded, else those of this machine."""
-    recorded = run.record.get("environment") or run.record.get("versions")
+    recorded = run.record.get("environment")
     if isinstance(recorded, dict) and recorded:
         return [(str(name), str(value)) for name, value in recorded.items()]
-    found = [("python", platform.python_version())]
+    return list(installed_versions().items())
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions that results may depend on, as they are on this machine; the driver records them with a run."""
+    found = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
-            found.append((library, version(library)))
+            found[library] = version(library)
         except PackageNotFoundError:
             continue
-    return [*found, ("machine", f"{platform.system()} {platform.machine()}")]
+    return found | {"machine": f"{platform.system()} {platform.machine()}"}
 
 
 def missing(run: Run) -> list[str]:

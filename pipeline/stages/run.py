@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -13,6 +14,8 @@ from pipeline.cluster.session import connect
 from pipeline.config.load import config_digest, dump_config
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ReportStage, TrainStage
 from pipeline.errors import CheckpointError, Interrupted
+from pipeline.report.plots import save_plots
+from pipeline.report.tables import installed_versions
 from pipeline.stages.context import RunContext, open_datasets
 from pipeline.stages.evaluate import EvaluateStageRun
 from pipeline.stages.export import ExportStageRun
@@ -20,9 +23,11 @@ from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFo
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.report import ReportStageRun
 from pipeline.stages.resolve import Branch, check_channels, dependencies, stage_branches
+from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
 from pipeline.tracking.runs import Tracker, default_uri
+from pipeline.train.job import STOP
 
 POLL_S = 0.5
 
@@ -62,7 +67,15 @@ def run_pipeline(config: PipelineConfig) -> None:
         tracker = Tracker(uri, config.tracking.experiment, Path(config.runs_dir) / "mlflow-artifacts")
         record = folder.record()
         parent = tracker.start(config.name, run_id=record.get("mlflow_run_id"))
-        folder.write_record({"created": time.time(), **record, "mlflow_run_id": parent, "tracking_uri": uri})
+        folder.write_record(
+            {
+                "created": time.time(),
+                **record,
+                "mlflow_run_id": parent,
+                "tracking_uri": uri,
+                "environment": installed_versions(),
+            }
+        )
         (folder.path / "pipeline.yaml").write_text(dump_config(config))
         progress.say(f"{config.name}: in {folder.path}; see it with: mlflow ui --backend-store-uri {uri}")
         cluster = stack.enter_context(connect(config.cluster))
@@ -74,7 +87,7 @@ def run_pipeline(config: PipelineConfig) -> None:
                     cluster.require(context.config.resources(branch.stage), branch.stage_name)
             Execution(context).run()
             outcome = mlflow_status.FINISHED
-        except (KeyboardInterrupt, Interrupted):
+        except Interrupted:
             outcome = mlflow_status.KILLED
             raise
         finally:
@@ -103,24 +116,26 @@ class Execution:
         self.running: dict[Future[None], Branch] = {}
         self.finished: set[str] = set()
         self.failure: BaseException | None = None
+        self.stop = StopRequest(context.progress)
 
     def run(self) -> None:
-        with ThreadPoolExecutor(max_workers=max(len(self.waiting), 1), thread_name_prefix="stage") as pool:
-            try:
-                while self.running or (self.waiting and not self.failure):
-                    for branch in self._ready():
-                        del self.waiting[branch.id]
-                        self.running[pool.submit(self._run_branch, branch)] = branch
-                    self._collect()
-            except KeyboardInterrupt:
-                self._mark_interrupted()
-                raise Interrupted("interrupted; the same command goes on from the last committed checkpoint") from None
+        """Until every branch has finished, one has failed, or a signal asks to stop."""
+        with self.stop, ThreadPoolExecutor(max_workers=max(len(self.waiting), 1), thread_name_prefix="stage") as pool:
+            while self.running or (self.waiting and not self.failure and not self.stop.asked):
+                for branch in self._ready():
+                    del self.waiting[branch.id]
+                    self.running[pool.submit(self._run_branch, branch)] = branch
+                self._collect()
+                if self.stop.asked:
+                    self._pass_on_stop()
+        if self.stop.asked and (self.waiting or self.failure):
+            raise Interrupted(f"{self.context.config.name}: stopped by {self.stop.asked}; the same command goes on")
         if self.failure:
             raise self.failure
 
     def _ready(self) -> list[Branch]:
         """Branches that can start now: nothing failed, all they need has finished, and the cluster has room."""
-        if self.failure:
+        if self.failure or self.stop.asked:
             return []
         free_cpus, free_gpus = self.context.cluster.cpus, self.context.cluster.gpus
         for branch in self.running.values():
@@ -152,15 +167,10 @@ class Execution:
             else:
                 self.failure = self.failure or error
 
-    def _mark_interrupted(self) -> None:
+    def _pass_on_stop(self) -> None:
+        """Ask running stages to commit and leave; those that cannot stop half-way run to their end."""
         for branch in self.running.values():
-            folder = self.context.folder.stage(branch.id)
-            status = folder.status()
-            if status and status.state == RUNNING:
-                status.state, status.ended = INTERRUPTED, time.time()
-                folder.write_status(status)
-                if status.mlflow_run_id:
-                    self.context.tracker.end(status.mlflow_run_id, mlflow_status.KILLED)
+            (self.context.folder.stage(branch.id).path / STOP).touch()
 
     def _run_branch(self, branch: Branch) -> None:
         """Run one branch unless it has already finished with the same inputs."""
@@ -192,12 +202,13 @@ class Execution:
         try:
             stage_run.track_inputs(status.mlflow_run_id)
             status.result = stage_run.run(status)
-            for path, target in stage_run.artifacts():
-                if path.exists():
-                    context.tracker.artifact(status.mlflow_run_id, path, target)
-            context.tracker.metrics(status.mlflow_run_id, stage_run.metrics(status.result))
+            self._track_outputs(branch, stage_run, status)
             status.state, outcome = FINISHED, mlflow_status.FINISHED
             context.say(branch.id, f"finished in {clock(time.time() - began)}")
+        except Interrupted as error:
+            status.state, status.error, outcome = INTERRUPTED, str(error), mlflow_status.KILLED
+            folder.event("interrupted", str(error))
+            raise
         except BaseException as error:
             status.state, status.error = FAILED, str(error)
             folder.event("failed", str(error))
@@ -206,6 +217,18 @@ class Execution:
             status.ended = time.time()
             folder.write_status(status)
             context.tracker.end(status.mlflow_run_id, outcome)
+
+    def _track_outputs(self, branch: Branch, stage_run: StageRun, status: Status) -> None:
+        """Log what a finished stage leaves: its files, its figures, and pictures of them."""
+        tracker, run_id = self.context.tracker, status.mlflow_run_id
+        assert run_id is not None
+        for path, target in stage_run.artifacts():
+            if path.exists():
+                tracker.artifact(run_id, path, target)
+        with tempfile.TemporaryDirectory() as scratch:
+            if save_plots(self.context.folder.path, branch.id, Path(scratch)):
+                tracker.artifact(run_id, Path(scratch), "plots")
+        tracker.metrics(run_id, stage_run.metrics(status.result))
 
     def _set_aside(self, branch: Branch, status: Status, inputs: dict[str, Any]) -> None:
         """Keep what a stage with other inputs left, and say what has changed."""

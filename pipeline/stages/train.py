@@ -22,7 +22,7 @@ from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stages.sources import resolve_source
 from pipeline.tracking.sink import MLflowSink
 from pipeline.train.commit import ATTEMPT
-from pipeline.train.job import Dataset, TrainJob
+from pipeline.train.job import STOP, Dataset, TrainJob
 from pipeline.train.ledger import read_metrics
 from pipeline.train.worker import train_worker
 
@@ -98,6 +98,7 @@ class TrainStageRun:
 
     def _launch(self, job: TrainJob) -> None:
         (self.folder.path / ATTEMPT).write_text(job.attempt)
+        (self.folder.path / STOP).unlink(missing_ok=True)
         launch(
             train_worker,
             job,

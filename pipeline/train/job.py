@@ -11,6 +11,8 @@ from pipeline.models.bundle import Preprocess
 from pipeline.models.spec import ViTSpec
 from pipeline.shards.index import DatasetIndex
 
+STOP = "stop"  # a file in the stage's folder: commit and leave
+
 
 class MetricSink(Protocol):
     """Where rank 0 sends its metrics besides `metrics.jsonl`."""

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.checkpoints.manifest import read_manifest
+from pipeline.errors import Interrupted
 from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.stream.batch import Batch
@@ -24,7 +25,7 @@ from pipeline.train.commit import commit_collective, require_current_attempt
 from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
-from pipeline.train.job import Dataset, TrainJob
+from pipeline.train.job import STOP, Dataset, TrainJob
 from pipeline.train.ledger import MetricsLedger
 from pipeline.train.loop import Meter, TrainingStep, derive_seed, evaluate_collective
 from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
@@ -126,6 +127,9 @@ class TrainWorker:
                     "train/epoch": self.position.slots / job.samples_per_epoch,
                 }
             )
+            if not last and self._stop_requested_collective():
+                self._commit_collective()
+                raise Interrupted(f"{job.folder.name}: stopped on request after a commit at step {step}")
         evaluate_now, commit_now = (last or step % every == 0 for every in (job.eval_steps, job.checkpoint_steps))
         if evaluate_now:
             self._evaluate_collective()
@@ -133,6 +137,14 @@ class TrainWorker:
             self._commit_collective()
         if evaluate_now or commit_now:
             self.meter.restart()  # the speed is that of training alone
+
+    def _stop_requested_collective(self) -> bool:
+        """Whether the driver has asked to stop; rank 0 looks, so that all ranks agree."""
+        asked = torch.tensor(
+            self.rank == 0 and (self.job.folder / STOP).exists(), dtype=torch.int32, device=self.device
+        )
+        dist.broadcast(asked, src=0)
+        return bool(asked)
 
     def _lr_ratio(self, step: int) -> float:
         schedule = self.job.stage.schedule

@@ -1,0 +1,38 @@
+"""Signals that ask a run to stop: the first lets it commit, the second ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType, TracebackType
+
+from pipeline.errors import Interrupted
+from pipeline.stages.progress import Progress
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1 ahead of a time limit
+
+
+class StopRequest:
+    """While entered, catches the signals; `asked` is the name of the first that came."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.asked: str | None = None
+        self._progress = progress
+        self._former: dict[signal.Signals, signal._HANDLER] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._former = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.asked is None:
+            self.asked = name
+            self._progress.say(f"{name}: commits a checkpoint and leaves; once more to leave at once")
+            return
+        self._progress.say(f"{name} again: leaves at once; the same command goes on from the last committed checkpoint")
+        os._exit(Interrupted.exit_code)
