@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def launch(worker: Callable[[Any], None], job: Any, resources: ResourcesConfig, 
         raise WorkersLost(f"{name}: {describe(error)}") from error
     except ray.exceptions.RayError as error:
         raise WorkersLost(f"{name}: {describe(error)}") from error
+    finally:
+        shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own storage; checkpoints are ours
 
 
 def worker_resources(resources: ResourcesConfig) -> dict[str, float]:

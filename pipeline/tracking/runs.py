@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 
 from pipeline.errors import TrackingError
 
-QUIET = ("mlflow", "alembic", "sqlalchemy")
+QUIET = ("mlflow", "mlflow.store.db.utils", "alembic", "sqlalchemy")
 MAX_PARAMS_PER_CALL = 100
 MAX_PARAM_LENGTH = 6000
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
@@ -27,10 +27,10 @@ def client_for(uri: str) -> Any:
     """An MLflow client of a tracking URI that answers; else `TrackingError` within about ten seconds."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    for name in QUIET:
-        logging.getLogger(name).setLevel(logging.ERROR)
     from mlflow import MlflowClient
 
+    for name in QUIET:  # after the import, which sets levels of its own
+        logging.getLogger(name).setLevel(logging.WARNING)
     if urlparse(uri).scheme == "sqlite":
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
