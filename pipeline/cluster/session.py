@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 
 from pipeline.config.schema import ClusterConfig, ResourcesConfig
 from pipeline.errors import ClusterError
+
+CONNECT_TIMEOUT_S = 10.0
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -59,6 +62,9 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    else:
+        require_answer(address)
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes 45 s, and Ray's own default is 20
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -68,10 +74,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         else:
             ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"cluster.address: no Ray cluster answers at {address or 'this machine'} ({error}); "
-            "start one with `ray start --head`, or leave the address out to use this machine"
-        ) from None
+        raise no_answer(address or "this machine", error) from None
     try:
         offered = ray.cluster_resources()
         yield Cluster(
@@ -81,3 +84,22 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         )
     finally:
         ray.shutdown()
+
+
+def require_answer(address: str) -> None:
+    """Raise `ClusterError` unless something listens at a HOST:PORT; other forms of address are Ray's to check."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise no_answer(address, error) from None
+
+
+def no_answer(address: str, error: Exception) -> ClusterError:
+    reason = str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__
+    return ClusterError(
+        f"cluster.address: no Ray cluster answers at {address} ({reason}); "
+        "start one with `ray start --head`, or leave the address out to use this machine"
+    )
