@@ -100,8 +100,16 @@ class RunFolder:
         return [stage_id for stage_id in ids if ".superseded-" not in stage_id]
 
     def record(self) -> dict[str, Any]:
+        """What `run.json` says; nothing before the first run. `CheckpointError` if it cannot be read."""
         path = self.path / "run.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        try:
+            return dict(json.loads(path.read_text()).items())
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); remove it: the run goes on, as a new one in MLflow"
+            ) from None
 
     def write_record(self, record: dict[str, Any]) -> None:
         write_json(self.path / "run.json", record)

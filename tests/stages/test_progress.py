@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.stages.progress import Progress, clock
+from pipeline.train.ledger import MetricsLedger
+
+ROW = {
+    "train/loss": 1.25,
+    "train/accuracy": 0.5,
+    "train/image_size": 28.0,
+    "speed/images_per_s": 1234.0,
+    "speed/step_time_s": 2.0,
+}
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (754, "12:34"), (3723, "1:02:03")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_a_log_file_gets_a_line_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        ledger = MetricsLedger(tmp_path, 0)
+        progress.watch("pretrain", tmp_path, 100, 0)
+        progress.poll()  # nothing to say yet
+        ledger.append(10, 80, ROW)
+        progress.poll()
+        ledger.append(20, 160, ROW)
+        progress.poll()  # too soon for another line
+        progress.unwatch("pretrain")
+        ledger.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "pretrain: step 10/100  loss 1.250  accuracy 0.500  1,234 images/s  28 px  about 3:00 left"
+    ]
+
+
+def test_a_row_of_validation_alone_is_no_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        ledger = MetricsLedger(tmp_path, 0)
+        ledger.append(0, 0, {"val/loss": 1.0})
+        progress.watch("pretrain", tmp_path, 100, 0)
+        progress.poll()
+        ledger.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_said_is_taken_word_by_word(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        progress.say("larger: starts from [bold]pretrain[/bold] " + "x" * 200)
+    assert capsys.readouterr().err == "larger: starts from [bold]pretrain[/bold] " + "x" * 200 + "\n"
+
+
+def test_a_stage_that_is_not_watched_may_be_left(tmp_path: Path) -> None:
+    Progress().unwatch("never")
