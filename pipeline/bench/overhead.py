@@ -82,7 +82,7 @@ def overhead_worker(job: OverheadJob) -> None:
             dist.barrier()
             speeds["ours"].append(images / (between - began))
             speeds["bare_loop"].append(images / (time.perf_counter() - between))
-    job.train.sink.close()
+    worker.close()
     if dist.get_rank() == 0:
         (job.train.folder / RESULT).write_text(json.dumps(speeds))
 

@@ -230,12 +230,19 @@ class TrainWorker:
                 "metrics": self.val_metrics,
             }
             save_bundle(job.folder / "model", state, job.spec, job.preprocess, job.classes, provenance)
-            self.job.sink.close()
+        dist.barrier()
+
+    def close(self) -> None:
+        """Send and write what was logged, however training ended."""
         if self.ledger:
             self.ledger.close()
-        dist.barrier()
+            self.job.sink.close()
 
 
 def train_worker(job: TrainJob) -> None:
     """Run a training stage on this rank; called by the cluster on every rank with the same job."""
-    TrainWorker(job).run_collective()
+    worker = TrainWorker(job)
+    try:
+        worker.run_collective()
+    finally:
+        worker.close()
