@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,24 +27,42 @@ def default_uri(runs_dir: Path) -> str:
 
 def client_for(uri: str) -> Any:
     """An MLflow client of a tracking URI that answers; else `TrackingError` within about ten seconds."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     from mlflow import MlflowClient
 
     for name in QUIET:  # after the import, which sets levels of its own
         logging.getLogger(name).setLevel(logging.WARNING)
-    if urlparse(uri).scheme == "sqlite":
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # MLflow raises what its store raises: SQLAlchemy, requests, its own
-        reason = str(error).splitlines()[0][:200]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise TrackingError(
             f"tracking.uri: the MLflow store at {uri} does not answer ({reason}); start it, correct the URI, "
             "or leave it out to use the SQLite store in the runs folder"
         ) from None
     return client
+
+
+@contextmanager
+def sole_user(uri: str) -> Iterator[None]:
+    """Within this context no other process sets up the same SQLite store, for whose tables MLflow takes no lock.
+
+    The folder is made. Raises `TrackingError` if it cannot be written.
+    """
+    if urlparse(uri).scheme != "sqlite":
+        yield
+        return
+    store = Path(uri.removeprefix("sqlite:///"))
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        lock = store.with_name(f".{store.name}.lock").open("a")
+    except OSError as error:
+        raise TrackingError(f"tracking.uri: the MLflow store {store} cannot be written: {error.strerror}") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -66,13 +86,17 @@ class Tracker:
     artifacts: Path  # where a local store keeps artifacts
 
     def __post_init__(self) -> None:
-        self.client = client_for(self.uri)
-        found = self.client.get_experiment_by_name(self.experiment)
+        with sole_user(self.uri):
+            self.client = client_for(self.uri)
+            self.experiment_id = self._experiment()
+
+    def _experiment(self) -> str:
+        """Id of the experiment, which is made if there is none of that name."""
+        if found := self.client.get_experiment_by_name(self.experiment):
+            return found.experiment_id
         local = urlparse(self.uri).scheme == "sqlite"
         location = self.artifacts.resolve().as_uri() if local else None
-        self.experiment_id = (
-            found.experiment_id if found else self.client.create_experiment(self.experiment, artifact_location=location)
-        )
+        return self.client.create_experiment(self.experiment, artifact_location=location)
 
     def start(self, name: str, *, run_id: str | None, parent: str | None = None) -> str:
         """Begin a run, or go on with the one of that id if the store still has it; returns its id."""

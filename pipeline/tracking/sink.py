@@ -56,15 +56,22 @@ class MLflowSink:
 
     def _send_all(self, rows: queue.Queue) -> None:
         """Body of the sending thread: collect for `FLUSH_S`, send, and keep what the store did not take."""
-        client = client_for(self.uri)
+        from mlflow.exceptions import MlflowException
+
+        client: Any = None
         known_steps: dict[str, int] = {}
         pending: list[Any] = []
         ended = False
         while not ended:
-            ended = self._collect(rows, pending, client, known_steps)
-            self._unsent = self._send(client, pending)
+            ended = self._collect(rows, pending)
+            try:
+                client = client or client_for(self.uri)
+                self._send(client, pending, known_steps)
+            except (MlflowException, TrackingError) as error:
+                logger.warning("MLflow did not take %d metric values, will try again: %s", len(pending), error)
+            self._unsent = len(pending)
 
-    def _collect(self, rows: queue.Queue, pending: list[Any], client: Any, known_steps: dict[str, int]) -> bool:
+    def _collect(self, rows: queue.Queue, pending: list[Any]) -> bool:
         """Move rows of about `FLUSH_S` into `pending`; true when the last one has come."""
         from mlflow.entities import Metric
 
@@ -77,21 +84,14 @@ class MLflowSink:
             if row is END:
                 return True
             step, timestamp, metrics = row
-            for key, value in metrics.items():
-                if key not in known_steps:
-                    known_steps[key] = max((m.step for m in client.get_metric_history(self.run_id, key)), default=-1)
-                if step > known_steps[key]:
-                    pending.append(Metric(key, value, timestamp, step))
+            pending.extend(Metric(key, value, timestamp, step) for key, value in metrics.items())
         return False
 
-    def _send(self, client: Any, pending: list[Any]) -> int:
-        """Send and forget as many metrics as the store takes; returns how many are left."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            while pending:
-                client.log_batch(self.run_id, metrics=pending[:MAX_METRICS_PER_CALL])
-                del pending[:MAX_METRICS_PER_CALL]
-        except MlflowException as error:
-            logger.warning("MLflow did not take %d metric values, will try again: %s", len(pending), error)
-        return len(pending)
+    def _send(self, client: Any, pending: list[Any], known_steps: dict[str, int]) -> None:
+        """Send what is new to the run and forget it. Raises MLflow's error when the store does not take it."""
+        for key in {metric.key for metric in pending} - known_steps.keys():
+            known_steps[key] = max((old.step for old in client.get_metric_history(self.run_id, key)), default=-1)
+        pending[:] = [metric for metric in pending if metric.step > known_steps[metric.key]]
+        while pending:
+            client.log_batch(self.run_id, metrics=pending[:MAX_METRICS_PER_CALL])
+            del pending[:MAX_METRICS_PER_CALL]
