@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline.cluster.launch import FAULTS_OF_OURS, describe, root_cause, worker_resources
+from pipeline.config.schema import ResourcesConfig
+from pipeline.errors import DataError, PipelineError
+
+
+class Wrapped(Exception):
+    """As Ray wraps what a worker raised."""
+
+    def __init__(self, cause: BaseException | None) -> None:
+        super().__init__("worker failed")
+        self.cause = cause
+
+
+def chained(outer: Exception, inner: Exception) -> Exception:
+    outer.__cause__ = inner
+    return outer
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, Wrapped, lambda error: Wrapped(Wrapped(error))])
+def test_the_users_error_is_found_inside(wrap: type) -> None:
+    error = DataError("a torn shard")
+    assert root_cause(wrap(error), PipelineError) is error
+    assert root_cause(chained(RuntimeError("outer"), wrap(error)), PipelineError) is error
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError("rank lost"), Wrapped(None), Wrapped(OSError("socket"))])
+def test_a_lost_rank_is_no_fault_of_ours(failure: BaseException | None) -> None:
+    assert root_cause(failure, PipelineError) is None
+    assert root_cause(failure, FAULTS_OF_OURS) is None
+
+
+def test_a_fault_of_our_own_is_told_from_a_lost_rank() -> None:
+    error = KeyError("lr")
+    assert root_cause(Wrapped(error), FAULTS_OF_OURS) is error
+
+
+def test_the_last_line_tells() -> None:
+    assert describe(RuntimeError("Traceback\n  File\n\nConnection reset by peer \n")) == "Connection reset by peer"
+    assert describe(RuntimeError()) == "RuntimeError"
+
+
+def test_resources_name_gpus_only_where_there_are_some() -> None:
+    assert worker_resources(ResourcesConfig(cpus_per_worker=3)) == {"CPU": 3.0}
+    assert worker_resources(ResourcesConfig(gpus_per_worker=1)) == {"CPU": 1.0, "GPU": 1.0}
