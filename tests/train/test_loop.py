@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import ClassificationConfig
+from pipeline.models.bundle import Preprocess
+from pipeline.stream.batch import Batch
+from pipeline.tasks.classification import Classification
+from pipeline.train.loop import Meter, derive_seed, evaluate_collective
+
+CLASSES = 4
+PREPROCESS = Preprocess((0.0,), (1.0,), 1, (2, 2))
+
+
+class Brightness(nn.Module):
+    """Predicts the class that the first pixel names; counts how often it runs in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.trained = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.trained += self.training
+        named = (images[:, 0, 0, 0] * 255).round().long()
+        return nn.functional.one_hot(named, CLASSES).float() * 9 * self.scale
+
+
+def batches(seen: list[int], true: list[int], size: int) -> Iterator[Batch]:
+    """Batches of `size`, the last padded with weight 0."""
+    for start in range(0, len(seen), size):
+        pixels, labels = (torch.tensor(values[start : start + size]) for values in (seen, true))
+        padding = size - len(pixels)
+        pixels, labels = (nn.functional.pad(values, (0, padding)) for values in (pixels, labels))
+        yield Batch(
+            images=pixels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2),
+            labels=labels,
+            labels_mix=labels,
+            mix=torch.ones(size),
+            weights=(torch.arange(size) < size - padding).float(),
+            slots=torch.arange(size),
+            keys=[""] * size,
+            step=0,
+        )
+
+
+@pytest.fixture
+def task() -> Classification:
+    return Classification(ClassificationConfig(), CLASSES)
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_evaluation_counts_each_sample_once_whatever_the_batch(task: Classification, size: int) -> None:
+    seen, true = [0, 1, 2, 3, 0], [0, 1, 1, 3, 2]
+    means, confusion = evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, batches(seen, true, size))
+    assert means["accuracy"] == pytest.approx(0.6)
+    assert confusion.tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_the_mode_as_it_was(task: Classification, training: bool) -> None:
+    model = Brightness().train(training)
+    evaluate_collective(model, task, PREPROCESS, torch.float32, batches([0, 1], [0, 1], 2))
+    assert model.training == training
+    assert model.trained == 0
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_meter_reports_means_and_speed_and_starts_anew(task: Classification) -> None:
+    meter = Meter.on(torch.device("cpu"), task)
+    meter.started = time.perf_counter() - 2.0
+    meter.sums += torch.tensor([8.0, 3, 4, 4])
+    meter.samples, meter.steps, meter.waited_s = 40, 4, 0.5
+    report = meter.report_collective(task)
+    assert (report["train/loss"], report["train/accuracy"]) == (2.0, 0.75)
+    assert report["speed/images_per_s"] == pytest.approx(20, rel=0.05)
+    assert report["speed/step_time_s"] == pytest.approx(0.5, rel=0.05)
+    assert report["speed/data_wait_share"] == pytest.approx(0.25, rel=0.05)
+    assert (meter.samples, meter.steps, meter.waited_s) == (0, 0, 0.0)
+    assert not meter.sums.any()
+    assert time.perf_counter() - meter.started < 1
+
+
+def test_seeds_depend_on_every_part_of_the_key() -> None:
+    keys = [(seed, step, rank) for seed in range(3) for step in range(3) for rank in range(3)]
+    seeds = [derive_seed(*key) for key in keys]
+    assert len(set(seeds)) == len(keys)
+    assert seeds == [derive_seed(*key) for key in keys]
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    torch.manual_seed(max(seeds))  # torch takes the whole range
