@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cluster.session import Cluster
+from pipeline.config.load import dump_config, parse_config
+from pipeline.config.schema import PipelineConfig
+from pipeline.errors import ConfigError, ModelError
+from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
+from pipeline.models.minivit import MiniViT
+from pipeline.models.variants import build_spec
+from pipeline.stages.context import RunContext, open_datasets
+from pipeline.stages.evaluate import EvaluateStageRun
+from pipeline.stages.export import ExportStageRun
+from pipeline.stages.folder import FINISHED, RunFolder, Status
+from pipeline.stages.progress import Progress
+from pipeline.stages.report import ReportStageRun
+from pipeline.stages.resolve import stage_branches
+from pipeline.stages.sources import resolve_source
+from pipeline.stages.train import TrainStageRun, stage_seed
+from pipeline.tracking.runs import Tracker, default_uri
+
+SPEC = build_spec("nano", image_size=28, channels=1, num_classes=10, depth=1)
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    folder = tmp_path_factory.mktemp("tracking")
+    return Tracker(default_uri(folder), "minivit", folder / "artifacts")
+
+
+@pytest.fixture
+def context(config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: Tracker) -> RunContext:
+    """A run in which nothing has finished yet."""
+    monkeypatch.chdir(tmp_path)
+    cluster = Cluster("this machine", 2, 0)
+    return RunContext(config, RunFolder(Path("runs/quick")), cluster, tracker, "parent", Progress())
+
+
+def finish(context: RunContext, branch_id: str, accuracy: float | None, step: int = 1) -> Path:
+    """Leave a model and a status as a finished stage does; `step` makes weights differ."""
+    folder = context.folder.stage(branch_id)
+    state = {name: value + step for name, value in MiniViT.from_spec(SPEC).state_dict().items()}
+    names = [f"class {label}" for label in range(10)]
+    save_bundle(folder.model, state, SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), names, {})
+    folder.write_status(Status(FINISHED, "pretrain", "d", {}, ended=float(step), result={"accuracy": accuracy}))
+    return folder.model
+
+
+def test_a_fan_out_stands_for_its_best_branch(context: RunContext, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(context, "pretrain/nano", 0.5)
+    best = finish(context, "pretrain/micro", 0.625)
+    context.progress = Progress()  # made here, it speaks where this test listens
+    assert resolve_source(context, "larger", "pretrain").path == best
+    said = capsys.readouterr().err
+    assert said == (
+        "larger: takes pretrain/micro, the best by validation accuracy (pretrain/nano 0.5000, pretrain/micro 0.6250)\n"
+    )
+
+
+def test_the_first_of_equals_is_taken(context: RunContext) -> None:
+    finish(context, "pretrain/nano", 0.5)
+    finish(context, "pretrain/micro", 0.5)
+    assert resolve_source(context, "larger", "pretrain").name == "pretrain/nano"
+
+
+def test_without_validation_there_is_no_best(context: RunContext) -> None:
+    finish(context, "pretrain/nano", 0.5)
+    finish(context, "pretrain/micro", None)
+    with pytest.raises(
+        ConfigError, match=r"^stages\.larger: 'pretrain' fans out, and pretrain/micro has no validation"
+    ):
+        resolve_source(context, "larger", "pretrain")
+
+
+def test_a_branch_and_a_path_stand_for_themselves(context: RunContext, tmp_path: Path) -> None:
+    model = finish(context, "pretrain/nano", None)
+    branch = resolve_source(context, "larger", "pretrain/nano")
+    assert (branch.name, branch.path) == ("pretrain/nano", model)
+    copy = shutil.copytree(model, tmp_path / "elsewhere")
+    elsewhere = resolve_source(context, "larger", str(copy))
+    assert (elsewhere.path, elsewhere.digest) == (copy, branch.digest)
+
+
+def test_the_digest_follows_the_weights(context: RunContext) -> None:
+    finish(context, "larger", None, step=1)
+    before = resolve_source(context, "finer", "larger").digest
+    finish(context, "larger", None, step=2)
+    assert resolve_source(context, "finer", "larger").digest != before
+
+
+def test_a_path_without_a_model_is_refused(context: RunContext, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        resolve_source(context, "larger", str(tmp_path / "nowhere"))
+
+
+def branch_of(context: RunContext, branch_id: str) -> Any:
+    return next(branch for branch in stage_branches(context.config) if branch.id == branch_id)
+
+
+def test_an_export_stage_writes_its_formats(context: RunContext) -> None:
+    finish(context, "finer", 0.5)
+    stage = ExportStageRun(context, branch_of(context, "export"))
+    status = Status("running", "export", "d", {})
+    result = stage.run(status)
+    assert status.init_from == "finer"
+    assert load_bundle(result["formats"]["safetensors"]).spec == SPEC
+    assert [path.is_dir() for path, _ in stage.artifacts()] == [True]
+    assert stage.inputs() == {"model": stage.source.digest, "formats": ["safetensors"]}
+    run_id = context.tracker.start("export", run_id=None)
+    stage.track_inputs(run_id)
+    assert context.tracker.client.get_run(run_id).data.params["model"] == "finer"
+
+
+def test_a_report_stage_writes_the_page_and_depends_on_all_others(context: RunContext) -> None:
+    finish(context, "finer", 0.5)
+    (context.folder.path / "pipeline.yaml").write_text(dump_config(context.config))
+    stage = ReportStageRun(context, branch_of(context, "report"))
+    assert stage.inputs() == {"finer": ["d", 1.0]}
+    assert Path(stage.run(Status("running", "report", "d", {}))["page"]).is_file()
+    finish(context, "finer", 0.5, step=2)
+    assert stage.inputs() == {"finer": ["d", 2.0]}
+
+
+@pytest.fixture
+def trained(context: RunContext, make_shards: Any, raw: dict[str, Any]) -> RunContext:
+    """The same with data, and all training stages finished."""
+    make_shards("train", 96, 48, [f"class {label}" for label in range(10)])
+    make_shards("test", 20, 20, [f"class {label}" for label in range(10)])
+    for settings in raw["datasets"].values():
+        del settings["make"]
+    context.config = parse_config(raw, "c")
+    context.datasets = open_datasets(context.config)
+    for branch_id in ("pretrain/nano", "pretrain/micro", "larger", "finer"):
+        finish(context, branch_id, 0.5)
+    return context
+
+
+def test_an_evaluation_names_every_model_and_its_data(trained: RunContext) -> None:
+    stage = EvaluateStageRun(trained, branch_of(trained, "evaluate"))
+    assert [source.name for source in stage.sources] == ["pretrain/nano", "finer"]
+    assert stage.inputs()["data"] == trained.datasets["test"].index.digest
+    assert set(stage.inputs()["models"]) == {"pretrain/nano", "finer"}
+    assert stage.metrics({"accuracies": {"finer": 0.5}}) == {"test/accuracy/finer": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "matters"),
+    [
+        ("optimizer.lr", 0.5, True),
+        ("global_batch_size", 32, True),
+        ("data.window", 8, True),
+        ("duration", "7 steps", True),
+        ("engine.precision", "fp32", True),
+        ("engine.zero_stage", 3, False),
+        ("data.loader_workers", 0, False),
+        ("micro_batch_size", 4, False),
+        ("checkpoint.keep_last", 5, False),
+        ("log_every", 3, False),
+        ("resources", {"workers": 1}, False),
+    ],
+)
+def test_only_settings_that_change_the_result_are_inputs(
+    trained: RunContext, raw: dict[str, Any], path: str, value: Any, matters: bool
+) -> None:
+    before = TrainStageRun(trained, branch_of(trained, "larger")).inputs()
+    section = raw["stages"]["larger"]
+    *parents, key = path.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[key] = value
+    trained.config = parse_config(raw, "c")
+    after = TrainStageRun(trained, branch_of(trained, "larger")).inputs()
+    assert (before != after) == matters
+
+
+def test_stages_draw_independently_and_repeatably() -> None:
+    seeds = {stage_seed(seed, stage) for seed in range(5) for stage in ("pretrain/nano", "pretrain/micro", "larger")}
+    assert len(seeds) == 15
+    assert stage_seed(3, "larger") == stage_seed(3, "larger")
