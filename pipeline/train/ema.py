@@ -25,7 +25,8 @@ class ShardedEMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.parameters: dict[str, Any] = dict(model.named_parameters())  # ZeRO-3 adds `ds_*` attributes
+        by_size = sorted(model.named_parameters(), key=lambda item: item[1].numel())  # so that shares are nearly equal
+        self.parameters: dict[str, Any] = dict(by_size)  # ZeRO-3 adds `ds_*` attributes
         self.sliced = any(hasattr(parameter, "ds_tensor") for parameter in self.parameters.values())
         self.averages = {name: value.float().clone() for name, value in self._live().items()}
 

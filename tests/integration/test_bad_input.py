@@ -1,0 +1,206 @@
+"""What a user can get wrong ends in one sentence and an exit status, never in a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TRACKING_LIMIT_S = 30  # of which about 5 are imports
+
+
+@pytest.fixture
+def raw(kit: Any, shards: Path) -> dict[str, Any]:
+    return kit.config(shards, "bad", {"pretrain": kit.pretrain()})
+
+
+@pytest.fixture
+def own_shards(tmp_path: Path, shards: Path, raw: dict[str, Any]) -> Path:
+    """A copy of the shards that a test may spoil, named by `raw`."""
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    for name in raw["datasets"]:
+        raw["datasets"][name]["shards"] = f"{folder}/{name}-*.tar"
+    return folder
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_missing_config(workplace: Any) -> None:
+    done = workplace.minivit("run", "nowhere.yaml")
+    assert done.code == 2
+    assert "nowhere.yaml" in done.error
+
+
+def test_yaml_syntax_error(workplace: Any) -> None:
+    (workplace.folder / "torn.yaml").write_text("name: x\nstages: {pretrain: [\n")
+    done = workplace.minivit("run", "torn.yaml")
+    assert done.code == 2
+    assert "torn.yaml:3:1: not valid YAML" in done.error
+
+
+def test_misspelt_key(workplace: Any, raw: dict[str, Any]) -> None:
+    raw["stages"]["pretrain"]["optimzer"] = raw["stages"]["pretrain"].pop("optimizer")
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 2
+    assert "stages.pretrain.optimzer" in done.error
+    assert "'optimizer'" in done.error
+
+
+def test_misspelt_override(workplace: Any, raw: dict[str, Any]) -> None:
+    done = workplace.minivit("run", workplace.write(raw), "cluster.wrokers=3")
+    assert done.code == 2
+    assert "cluster.wrokers" in done.error
+    assert "workers" in done.error
+
+
+def test_pattern_that_matches_nothing(workplace: Any, raw: dict[str, Any], shards: Path) -> None:
+    raw["datasets"]["train"]["shards"] = f"{shards}/trian-*.tar"
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 3
+    assert "trian-*.tar" in done.error
+
+
+def test_shards_without_an_index(workplace: Any, raw: dict[str, Any], own_shards: Path) -> None:
+    (own_shards / "index.json").unlink()
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 3
+    assert "minivit shards index" in done.error
+
+
+def test_index_that_does_not_match_its_tar(workplace: Any, raw: dict[str, Any], own_shards: Path) -> None:
+    with (own_shards / "train-000001.tar").open("ab") as file:
+        file.write(bytes(512))
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 3
+    assert "train-000001.tar" in done.error
+    assert "index" in done.error
+
+
+def test_label_outside_the_classes(workplace: Any, raw: dict[str, Any]) -> None:
+    raw["datasets"]["train"]["classes"] = ["a", "b", "c"]
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 3
+    assert "datasets.train" in done.error
+    assert "labels 0 to 3, but there are 3 classes" in done.error
+
+
+def test_run_folder_of_another_config(workplace: Any, raw: dict[str, Any]) -> None:
+    status = {"state": "finished", "type": "finetune", "digest": "d", "inputs": {}}
+    folder = workplace.stage("bad", "other")
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text(json.dumps(status))
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 5
+    assert "runs/bad belongs to another config: it holds the finetune stage 'other'" in done.error
+
+
+def test_torn_status(workplace: Any, raw: dict[str, Any]) -> None:
+    folder = workplace.stage("bad", "pretrain")
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text('{"state": ')
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 5
+    assert "status.json cannot be read" in done.error
+
+
+def test_torn_record(workplace: Any, raw: dict[str, Any]) -> None:
+    (workplace.folder / "runs" / "bad").mkdir(parents=True)
+    (workplace.folder / "runs" / "bad" / "run.json").write_text('{"mlflow')
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 5
+    assert "run.json cannot be read" in done.error
+
+
+def test_mlflow_that_does_not_answer(workplace: Any, raw: dict[str, Any]) -> None:
+    raw["tracking"] = {"uri": f"http://127.0.0.1:{closed_port()}"}
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 7
+    assert "tracking.uri: the MLflow store at http://127.0.0.1:" in done.error
+    assert done.seconds < TRACKING_LIMIT_S
+
+
+def test_mlflow_of_an_unknown_kind(workplace: Any, raw: dict[str, Any]) -> None:
+    raw["tracking"] = {"uri": "gopher://store"}
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 7
+    assert "gopher://store" in done.error
+
+
+def test_ray_that_does_not_answer(workplace: Any, raw: dict[str, Any]) -> None:
+    raw["cluster"]["address"] = f"127.0.0.1:{closed_port()}"
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 6
+    assert "cluster.address: no Ray cluster answers at 127.0.0.1:" in done.error
+
+
+@pytest.mark.integration
+def test_too_few_cpus(tmp_path: Path, joined: Any, raw: dict[str, Any]) -> None:
+    done = joined.minivit("run", joined.write(raw), "cluster.cpus_per_worker=3")
+    assert done.code == 6
+    assert "2 workers with 3 CPUs each need 6 CPUs" in done.error
+    assert "has 2;" in done.error
+    parent = json.loads((joined.folder / "runs/bad/run.json").read_text())["mlflow_run_id"]
+    assert joined.client().get_run(parent).info.status == "FAILED"
+
+
+def test_fewer_samples_than_workers(workplace: Any, raw: dict[str, Any]) -> None:
+    raw["stages"]["pretrain"]["global_batch_size"] = 1
+    done = workplace.minivit("run", workplace.write(raw))
+    assert done.code == 2
+    assert "stages.pretrain.global_batch_size: 1 is too few for cluster.workers = 2" in done.error
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of a given size at `runs/`."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small file system")
+    folder = tmp_path / "runs"
+    mounted = False
+
+    def mount(size: str) -> Path:
+        nonlocal mounted
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        mounted = True
+        return folder
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.root
+def test_disk_that_is_full_at_the_start(workplace: Any, raw: dict[str, Any], small_disk: Callable[[str], Path]) -> None:
+    small_disk("8k")
+    done = workplace.minivit("run", workplace.write(raw))
+    assert "No space left on device" in done.error or "full" in done.error
+
+
+@pytest.mark.integration
+@pytest.mark.root
+def test_disk_that_fills_up_at_a_checkpoint(
+    workplace: Any, raw: dict[str, Any], cluster: dict[str, str], small_disk: Callable[[str], Path]
+) -> None:
+    """Room for MLflow's store and one checkpoint of about 0.9 MB, but not for two."""
+    small_disk("5m")
+    workplace.environment.update(cluster)
+    done = workplace.minivit("run", workplace.write(raw), timeout_s=280)
+    assert done.code == 5
+    assert "a checkpoint could not be written" in done.error
+    assert "full" in done.error
+    assert done.seconds < 120  # not started again and again

@@ -1,0 +1,182 @@
+"""A pipeline with every type of stage through `minivit run`: results, tracking, skipping, and running again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+TRAINED = ("pretrain/nano", "pretrain/micro", "larger", "finer")
+ALL = (*TRAINED, "evaluate", "export", "report")
+
+
+@pytest.fixture(scope="module")
+def raw(kit: Any, shards: Path) -> dict[str, Any]:
+    first = kit.pretrain(duration="80 steps", checkpoint={"every": "40 steps"}, eval={"every": "40 steps"})
+    first["model"]["variant"] = ["nano", "micro"]
+    larger = kit.pretrain(type="finetune", init_from="pretrain")
+    larger["model"] = {"image_size": 2 * kit.side, "patch_size": 4, "channels": 1}
+    finer = kit.pretrain(type="finetune", init_from="larger", resolution={"mode": "random", "sizes": [12, 16, 20]})
+    finer["model"] = {"image_size": kit.side, "patch_size": 2, "channels": 1}
+    stages = {
+        "pretrain": first,
+        "larger": larger,
+        "finer": finer,
+        "evaluate": {"type": "evaluate", "models": ["pretrain", "larger", "finer"], "data": "test", "batch_size": 8},
+        "export": {"type": "export", "model": "finer", "formats": ["safetensors"]},
+        "report": {"type": "report"},
+    }
+    return kit.config(shards, "all", stages)
+
+
+@pytest.fixture(scope="module")
+def first_run(joined: Any, raw: dict[str, Any]) -> Any:
+    done = joined.minivit("run", joined.write(raw), timeout_s=560)
+    assert done.code == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def children(joined: Any, first_run: Any) -> dict[str, Any]:
+    """MLflow's runs below the pipeline's own, by stage."""
+    parent = json.loads((joined.folder / "runs" / "all" / "run.json").read_text())["mlflow_run_id"]
+    client = joined.client()
+    experiment = client.get_experiment_by_name("minivit").experiment_id
+    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+    assert client.get_run(parent).info.status == "FINISHED"
+    return {run.info.run_name.removeprefix("all/"): run for run in found}
+
+
+def test_every_stage_finished(joined: Any, first_run: Any) -> None:
+    for stage_id in ALL:
+        status = joined.status("all", stage_id)
+        assert (status["state"], status["attempts"], status["error"]) == ("finished", 1, None)
+    assert joined.status("all", "larger")["init_from"] in TRAINED[:2]
+    assert joined.status("all", "finer")["init_from"] == "larger"
+
+
+def test_training_learns_and_hands_on_what_it_learnt(joined: Any, first_run: Any) -> None:
+    best = joined.status("all", joined.status("all", "larger")["init_from"])["result"]["accuracy"]
+    assert best > 0.6  # of four classes
+    assert joined.status("all", "larger")["result"]["start_accuracy"] > 0.5
+    assert joined.status("all", "finer")["result"]["start_accuracy"] > 0.5
+
+
+def test_sizes_and_shapes_are_those_of_the_config(joined: Any, first_run: Any) -> None:
+    spec = json.loads((joined.stage("all", "finer") / "model" / "model.json").read_text())["spec"]
+    assert (spec["grid"], spec["patch"]) == ([8, 8], [2, 2])
+    sizes = {row["train/image_size"] for row in joined.rows("all", "finer") if "train/image_size" in row}
+    assert sizes <= {12.0, 16.0, 20.0}
+    surgery = json.loads((joined.stage("all", "larger") / "surgery.json").read_text())
+    assert surgery
+
+
+def test_evaluation_counts_each_image_once(joined: Any, first_run: Any) -> None:
+    evaluation = json.loads((joined.stage("all", "evaluate") / "evaluation.json").read_text())
+    assert set(evaluation["models"]) == set(TRAINED)
+    for result in evaluation["models"].values():
+        confusion = result["confusion"]
+        assert result["samples"] == evaluation["samples"] == 37
+        assert [sum(row) for row in confusion] == [10, 9, 9, 9]  # true classes of the test shards
+        right = sum(confusion[label][label] for label in range(4))
+        assert result["accuracy"] == pytest.approx(right / 37)
+
+
+def test_all_metrics_are_in_mlflow(joined: Any, children: dict[str, Any]) -> None:
+    assert set(children) == set(ALL)
+    client = joined.client()
+    for stage_id in TRAINED:
+        run = children[stage_id]
+        assert run.info.status == "FINISHED"
+        for name in run.data.metrics:
+            history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+            rows = joined.rows("all", stage_id)
+            assert sorted(history) == [(row["step"], pytest.approx(row[name])) for row in rows if name in row]
+        assert {"train/loss", "train/accuracy", "train/lr", "train/image_size", "val/accuracy"} <= set(run.data.metrics)
+        assert {"speed/images_per_s", "speed/step_time_s", "speed/data_wait_share"} <= set(run.data.metrics)
+        assert run.data.params["optimizer.lr"] == "0.003"
+        assert len(run.inputs.dataset_inputs) == 2
+    assert children["evaluate"].data.metrics["test/accuracy/finer"] == pytest.approx(
+        joined.status("all", "evaluate")["result"]["accuracies"]["finer"]
+    )
+
+
+def test_artifacts_are_in_mlflow(joined: Any, children: dict[str, Any]) -> None:
+    client = joined.client()
+
+    def artifacts(stage_id: str, folder: str | None = None) -> set[str]:
+        return {item.path for item in client.list_artifacts(children[stage_id].info.run_id, folder)}
+
+    assert {"surgery.json", "surgery.txt", "metrics.jsonl", "model"} <= artifacts("larger")
+    assert "model/model.safetensors" in artifacts("finer", "model")
+    assert "evaluation.json" in artifacts("evaluate")
+    assert "export/safetensors" in artifacts("export", "export")
+    assert "report.html" in artifacts("report")
+    parent = children["report"].data.tags["mlflow.parentRunId"]
+    assert "pipeline.yaml" in {item.path for item in client.list_artifacts(parent)}
+
+
+def test_the_model_is_usable_downstream(joined: Any, first_run: Any, kit: Any, tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    image.write_bytes(kit.picture(2, 5000))
+    for model in ("runs/all", "runs/all/stages/finer", "runs/all/stages/export/export/safetensors"):
+        done = joined.minivit("predict", model, str(image), "--top", "2", "--json")
+        assert done.code == 0, done.stderr
+        [row] = json.loads(done.stdout)
+        assert set(row["classes"]) < set(kit.classes)
+        assert len(row["classes"]) == 2
+
+
+def test_checkpoints_are_listed_and_verified(joined: Any, first_run: Any) -> None:
+    listed = joined.minivit("checkpoints", "list", "runs/all").stdout
+    assert listed.count("2 workers  ZeRO-2") == 2 * len(TRAINED)  # keep_last of each
+    assert joined.minivit("checkpoints", "verify", "runs/all").code == 0
+    folder = joined.stage("all", "finer") / "checkpoints" / "step-00000012"
+    victim = next(folder.glob("*optim_states.pt"))
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-1])
+    done = joined.minivit("checkpoints", "verify", "runs/all")
+    victim.write_bytes(whole)
+    assert done.code == 5
+    assert "1 checkpoints are not valid" in done.error
+    assert f"has {len(whole) - 1} bytes, the manifest says {len(whole)}" in done.stdout
+
+
+def test_a_second_run_skips_everything(joined: Any, first_run: Any) -> None:
+    before = {stage_id: (joined.stage("all", stage_id) / "status.json").read_bytes() for stage_id in ALL}
+    done = joined.minivit("run", "pipeline.yaml")
+    assert done.code == 0, done.stderr
+    assert done.stderr.count("finished before with the same inputs: skipped") == len(ALL)
+    assert before == {stage_id: (joined.stage("all", stage_id) / "status.json").read_bytes() for stage_id in ALL}
+    assert done.seconds < 30  # no worker was started
+
+
+def test_another_process_is_refused_meanwhile(joined: Any, first_run: Any) -> None:
+    holder = subprocess.Popen(["flock", joined.folder / "runs" / "all" / ".lock", "cat"], stdin=subprocess.PIPE)
+    try:
+        (joined.folder / "runs" / "all" / ".lock").write_text("4242")
+        done = joined.minivit("run", "pipeline.yaml")
+        assert "runs/all is in use by process 4242" in done.error
+        assert done.code == 5
+    finally:
+        holder.communicate()
+
+
+def test_a_changed_setting_runs_again_and_says_why(joined: Any, first_run: Any) -> None:
+    former = joined.status("all", "finer")
+    done = joined.minivit("run", "pipeline.yaml", "stages.finer.optimizer.lr=0.001")
+    assert done.code == 0, done.stderr
+    lines = done.stderr.splitlines()
+    [why] = [line for line in lines if line.startswith("finer: runs again")]
+    assert "settings.optimizer.lr (0.003 to 0.001) changed" in why
+    assert "runs/all/stages/finer.superseded-1" in why
+    kept = json.loads((joined.folder / "runs/all/stages/finer.superseded-1/status.json").read_text())
+    assert kept == former
+    assert joined.status("all", "finer")["mlflow_run_id"] != former["mlflow_run_id"]
+    assert sum("skipped" in line for line in lines) == 3  # both branches and `larger`
+    assert any(line.startswith("evaluate: runs again, because models.finer") for line in lines)
