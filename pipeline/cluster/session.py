@@ -15,6 +15,7 @@ from pipeline.config.schema import ClusterConfig, ResourcesConfig
 from pipeline.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 10.0
+LOOPBACK = ("127.", "localhost")
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -57,9 +58,10 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     """
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     address = config.address or os.environ.get("RAY_ADDRESS")
-    if address is None:
+    if address is None or address.startswith(LOOPBACK):
         # Despite its name this holds on Linux too: a cluster of this machine alone binds to loopback.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if address is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     else:

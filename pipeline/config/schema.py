@@ -193,6 +193,14 @@ class EngineConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     precision: Literal["bf16", "fp32"] = "bf16"
 
+    @model_validator(mode="after")
+    def keeps_master_weights(self) -> Self:
+        if self.zero_stage == 0 and self.precision == "bf16":
+            raise ValueError(
+                "zero_stage: DeepSpeed keeps no fp32 master weights in bf16 at stage 0; take 1, or precision: fp32"
+            )
+        return self
+
 
 class CheckpointConfig(Section):
     every: Duration = Duration(value=1, unit="epochs")

@@ -74,10 +74,10 @@ class Engine:
         """Clip, update the weights and forget the gradients. Collective."""
         self._engine.step()
 
-    def grad_norm(self) -> float:
-        """Global gradient norm of the last step, before clipping."""
+    def grad_norm(self) -> float | None:
+        """Global gradient norm of the last step, before clipping; ZeRO-0 does not keep it."""
         norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return None if norm is None else float(norm)
 
     def save_collective(self, folder: Path) -> None:
         """Write this engine's shards into `folder`, which is named by its step."""
@@ -89,7 +89,9 @@ class Engine:
         One that was written by another world size or ZeRO stage is converted through DeepSpeed's universal format
         first; the result is kept beside it.
         """
-        same = saved_world_size == torch.distributed.get_world_size() and saved_zero_stage == self.zero_stage
+        replicated = self.zero_stage == 0  # nothing is split, so nothing depends on the number of ranks
+        same_split = replicated or saved_world_size == torch.distributed.get_world_size()
+        same = same_split and saved_zero_stage == self.zero_stage
         source = folder if same else self._universal_collective(folder)
         self._engine.load_checkpoint_universal = not same
         self._engine._config.load_universal_checkpoint = not same

@@ -19,9 +19,12 @@ TENSORS = ("images", "labels", "labels_mix", "mix", "weights", "slots")
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
     """Cut a rank's share into micro-batches that differ by one sample at most; none is empty.
 
-    A rank with fewer samples than parts repeats its first one at weight 0: every rank runs as many backward passes.
+    A rank with fewer samples than parts repeats its first one (a blank, if it has none) at weight 0: every rank runs as
+    many backward passes.
     """
     size = len(batch.labels)
+    if size == 0:
+        batch = map_tensors(batch, lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]))
     bounds = [size * part // parts for part in range(parts + 1)]
     for start, stop in pairwise(bounds):
         if stop > start:

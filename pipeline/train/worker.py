@@ -118,15 +118,13 @@ class TrainWorker:
         last = step == job.total_steps
         if last or step % job.stage.log_every == 0:
             height, width = self.size_at(step - 1)
-            self._log(
-                self.meter.report_collective(self.task)
-                | {
-                    "train/lr": lr,
-                    "train/grad_norm": self.engine.grad_norm(),
-                    "train/image_size": math.sqrt(height * width),
-                    "train/epoch": self.position.slots / job.samples_per_epoch,
-                }
-            )
+            report = self.meter.report_collective(self.task) | {
+                "train/lr": lr,
+                "train/image_size": math.sqrt(height * width),
+                "train/epoch": self.position.slots / job.samples_per_epoch,
+            }
+            grad_norm = self.engine.grad_norm()
+            self._log(report if grad_norm is None else report | {"train/grad_norm": grad_norm})
             if not last and self._stop_requested_collective():
                 self._commit_collective()
                 raise Interrupted(f"{job.folder.name}: stopped on request after a commit at step {step}")
