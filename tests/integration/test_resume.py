@@ -125,7 +125,7 @@ def test_another_number_of_workers(joined: Any, kit: Any, shards: Path, stages: 
     _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 75, stderr
     assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1].startswith("error: interrupted; the same command goes on")
+    assert stderr.splitlines()[-1] == "error: fewer: stopped by SIGINT; the same command goes on"
     assert joined.status("fewer", "pretrain")["state"] == "interrupted"
     done = joined.minivit("run", path, "cluster.workers=1", timeout_s=TIMEOUT_S)
     assert done.code == 0, done.stderr
