@@ -64,3 +64,16 @@ def test_wheel_holds_every_file_of_the_package() -> None:
     suffixes = {Path(name).suffix for name in tracked.stdout.split()} - {".py"}
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert suffixes <= {Path(pattern).suffix for pattern in setuptools["package-data"]["pipeline"]}
+
+
+def test_image_copies_files_that_the_build_may_read_and_runs_without_root() -> None:
+    steps = [line.split() for line in (ROOT / "docker" / "Dockerfile").read_text().splitlines() if line]
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    let_through = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    sources = [name for step, *names in steps if step == "COPY" for name in names[:-1] if name != "."]
+    assert sources
+    for name in sources:
+        assert (ROOT / name).is_file()
+        assert any(name == kept or (kept.endswith("/") and name.startswith(kept)) for kept in let_through)
+    users = [names[0] for step, *names in steps if step == "USER"]
+    assert int(users[-1]) > 0, "Kubernetes' runAsNonRoot takes a number only"
