@@ -82,9 +82,9 @@ def root_cause(
 
 
 def describe(error: BaseException) -> str:
-    """The last telling line of a failure's message."""
+    """The first sentence of the last telling line of a failure's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].partition(". ")[0] if lines else type(error).__name__
 
 
 def run_rank(config: dict[str, Any]) -> None:

@@ -33,13 +33,13 @@ class MLflowSink:
     _thread: threading.Thread | None = field(default=None, init=False, repr=False)
     _unsent: int = field(default=0, init=False, repr=False)
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Hand over metrics; returns at once."""
+    def log(self, step: int, metrics: dict[str, float], time_s: float | None = None) -> None:
+        """Hand over metrics, of now or of a time in Unix seconds; returns at once."""
         if self._queue is None:
             self._queue = queue.Queue()
             self._thread = threading.Thread(target=self._send_all, args=(self._queue,), name="mlflow", daemon=True)
             self._thread.start()
-        self._queue.put((step, int(time.time() * 1000), metrics))
+        self._queue.put((step, int((time_s or time.time()) * 1000), metrics))
 
     def close(self) -> None:
         """Send what is left and wait for it; `TrackingError` if the store no longer takes it."""

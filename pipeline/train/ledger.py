@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 NAME = "metrics.jsonl"
+ROW_FIELDS = ("step", "time", "samples")  # of every row, besides its metrics
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -25,13 +26,16 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 class MetricsLedger:
-    """Appends rows to a stage's metrics file; rows beyond the step it resumes from are dropped first."""
+    """Appends rows to a stage's metrics file.
+
+    Rows beyond the step it resumes from are dropped first; `kept` has the others.
+    """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
-        kept = [row for row in read_metrics(folder) if row["step"] <= resume_step]
+        self.kept = [row for row in read_metrics(folder) if row["step"] <= resume_step]
         path = folder / NAME
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.kept))
         os.replace(temporary, path)
         self._file = path.open("a", buffering=1)
 

@@ -26,7 +26,7 @@ from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.job import STOP, Dataset, TrainJob
-from pipeline.train.ledger import MetricsLedger
+from pipeline.train.ledger import ROW_FIELDS, MetricsLedger
 from pipeline.train.loop import Meter, TrainingStep, derive_seed, evaluate_collective
 from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
 
@@ -75,6 +75,7 @@ class TrainWorker:
             self.engine, self.task, job.preprocess, self.dtype, stage.global_batch_size, self.ema, job.seed
         )
         self.ledger = MetricsLedger(job.folder, self.position.step) if self.rank == 0 else None
+        self._send_kept_rows()
 
     def _model(self) -> MiniViT:
         torch.manual_seed(derive_seed(self.job.seed, INITIAL_WEIGHTS))
@@ -90,6 +91,12 @@ class TrainWorker:
             self.ema.load_collective(folder)
         self.position.step = manifest.step
         self.val_metrics = manifest.metrics
+
+    def _send_kept_rows(self) -> None:
+        """Hand over what was logged before; the sink has all but what a kill took from it, and sends only that."""
+        for row in self.ledger.kept if self.ledger else []:
+            metrics = {key: value for key, value in row.items() if key not in ROW_FIELDS}
+            self.job.sink.log(int(row["step"]), metrics, row["time"])
 
     def run_collective(self) -> None:
         """Train to the end, evaluating and committing on the way; leave the finished model in `model/`."""
