@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import import_module
 
@@ -72,7 +73,8 @@ def main() -> None:
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"error: {where}{error.strerror or error}", err=True)
+        mend = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        click.echo(f"error: {where}{error.strerror or error}{mend}", err=True)
         sys.exit(1)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,34 +65,31 @@ def run_pipeline(config: PipelineConfig) -> None:
         datasets = open_datasets(config)
         uri = config.tracking.uri or default_uri(Path(config.runs_dir))
         tracker = Tracker(uri, config.tracking.experiment, Path(config.runs_dir) / "mlflow-artifacts")
-        record = folder.record()
-        parent = tracker.start(config.name, run_id=record.get("mlflow_run_id"))
-        folder.write_record(
-            {
-                "created": time.time(),
-                **record,
-                "mlflow_run_id": parent,
-                "tracking_uri": uri,
-                "environment": installed_versions(),
-            }
-        )
         (folder.path / "pipeline.yaml").write_text(dump_config(config))
+        parent = stack.enter_context(parent_run(tracker, folder, config.name))
         progress.say(f"{config.name}: in {folder.path}; see it with: mlflow ui --backend-store-uri {uri}")
         cluster = stack.enter_context(connect(config.cluster))
-        context = RunContext(config, folder, cluster, tracker, parent, progress, datasets)
-        outcome = mlflow_status.FAILED
-        try:
-            for branch in stage_branches(config):
-                if not isinstance(branch.stage, (ExportStage, ReportStage)):
-                    cluster.require(context.config.resources(branch.stage), branch.stage_name)
-            Execution(context).run()
-            outcome = mlflow_status.FINISHED
-        except Interrupted:
-            outcome = mlflow_status.KILLED
-            raise
-        finally:
-            tracker.artifact(parent, folder.path / "pipeline.yaml")
-            tracker.end(parent, outcome)
+        for branch in stage_branches(config):
+            if not isinstance(branch.stage, (ExportStage, ReportStage)):
+                cluster.require(config.resources(branch.stage), branch.stage_name)
+        Execution(RunContext(config, folder, cluster, tracker, parent, progress, datasets)).run()
+
+
+@contextmanager
+def parent_run(tracker: Tracker, folder: RunFolder, name: str) -> Iterator[str]:
+    """The MLflow run of the whole pipeline, begun or gone on with; it says how the pipeline ended. Yields its id."""
+    record = folder.record()
+    run_id = tracker.start(name, run_id=record.get("mlflow_run_id"))
+    known = {"mlflow_run_id": run_id, "tracking_uri": tracker.uri, "environment": installed_versions()}
+    folder.write_record({"created": time.time(), **record, **known})
+    tracker.artifact(run_id, folder.path / "pipeline.yaml")
+    try:
+        yield run_id
+    except BaseException as error:
+        with suppress(Exception):  # the store may be what failed
+            tracker.end(run_id, mlflow_status.KILLED if isinstance(error, Interrupted) else mlflow_status.FAILED)
+        raise
+    tracker.end(run_id, mlflow_status.FINISHED)
 
 
 def require_same_pipeline(config: PipelineConfig, folder: RunFolder) -> None:
@@ -197,26 +194,32 @@ class Execution:
         """Run a stage and record how it ended, on disk and in MLflow."""
         context, folder = self.context, self.context.folder.stage(branch.id)
         assert status.mlflow_run_id is not None
-        outcome = mlflow_status.FAILED
         began = time.time()
         try:
             stage_run.track_inputs(status.mlflow_run_id)
             status.result = stage_run.run(status)
             self._track_outputs(branch, stage_run, status)
-            status.state, outcome = FINISHED, mlflow_status.FINISHED
-            context.say(branch.id, f"finished in {clock(time.time() - began)}")
-        except Interrupted as error:
-            status.state, status.error, outcome = INTERRUPTED, str(error), mlflow_status.KILLED
-            folder.event("interrupted", str(error))
-            raise
         except BaseException as error:
-            status.state, status.error = FAILED, str(error)
-            folder.event("failed", str(error))
+            self._record_failure(branch, status, error)
             raise
-        finally:
-            status.ended = time.time()
+        status.state, status.ended = FINISHED, time.time()
+        folder.write_status(status)
+        context.tracker.end(status.mlflow_run_id, mlflow_status.FINISHED)
+        context.say(branch.id, f"finished in {clock(time.time() - began)}")
+
+    def _record_failure(self, branch: Branch, status: Status, error: BaseException) -> None:
+        """Say on disk and in MLflow how a stage ended, each as far as it can be written: it may be what failed."""
+        folder = self.context.folder.stage(branch.id)
+        interrupted = isinstance(error, Interrupted)
+        status.state, status.ended, status.error = INTERRUPTED if interrupted else FAILED, time.time(), str(error)
+        with suppress(OSError):
+            folder.event(status.state, str(error))
+        with suppress(OSError):
             folder.write_status(status)
-            context.tracker.end(status.mlflow_run_id, outcome)
+        with suppress(Exception):
+            assert status.mlflow_run_id is not None
+            outcome = mlflow_status.KILLED if interrupted else mlflow_status.FAILED
+            self.context.tracker.end(status.mlflow_run_id, outcome)
 
     def _track_outputs(self, branch: Branch, stage_run: StageRun, status: Status) -> None:
         """Log what a finished stage leaves: its files, its figures, and pictures of them."""

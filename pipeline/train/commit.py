@@ -30,35 +30,34 @@ def commit_collective(
 ) -> None:
     """Write a checkpoint of the state after `step` steps and commit it, unless a newer attempt has taken over.
 
-    Raises `CheckpointError` where the files cannot be written; checkpoints committed before stay as they are.
+    If it fails at any point, the checkpoints committed before stay as they are.
     """
     root = job.folder / "checkpoints"
     folder = step_folder(root, step)
-    with unwritable_as_error(root):
-        if dist.get_rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed attempt left uncommitted
-            folder.mkdir(parents=True)
-        dist.barrier()
-        engine.save_collective(folder)
-        if ema:
-            ema.save_collective(folder)
-        dist.barrier()
-        files = record_files_collective(folder)
-        if dist.get_rank() == 0:
-            require_current_attempt(job)
-            manifest = Manifest(
-                step=step,
-                slots=step * job.stage.global_batch_size,
-                world_size=dist.get_world_size(),
-                zero_stage=engine.zero_stage,
-                digest=job.digest,
-                spec=job.spec.to_dict(),
-                files=files,
-                metrics=metrics,
-            )
-            write_manifest(folder, manifest)
-            prune(root, job.stage.checkpoint.keep_last)
-        dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed attempt left uncommitted
+        folder.mkdir(parents=True)
+    dist.barrier()
+    engine.save_collective(folder)
+    if ema:
+        ema.save_collective(folder)
+    dist.barrier()
+    files = record_files_collective(folder)
+    if dist.get_rank() == 0:
+        require_current_attempt(job)
+        manifest = Manifest(
+            step=step,
+            slots=step * job.stage.global_batch_size,
+            world_size=dist.get_world_size(),
+            zero_stage=engine.zero_stage,
+            digest=job.digest,
+            spec=job.spec.to_dict(),
+            files=files,
+            metrics=metrics,
+        )
+        write_manifest(folder, manifest)
+        prune(root, job.stage.checkpoint.keep_last)
+    dist.barrier()
     logger.info("committed %s: %d files, %d bytes", folder, len(files), sum(record.bytes for record in files))
 
 
@@ -86,7 +85,7 @@ def unwritable_as_error(root: Path) -> Iterator[None]:
         if full or getattr(error, "errno", None) in UNWRITABLE:
             reason = "the disk is full" if full else str(error)
             raise CheckpointError(
-                f"{root}: a checkpoint could not be written ({reason}); make room or correct the permissions and run "
-                "the same command again: it goes on from the last committed one"
+                f"{root} cannot be written ({reason}); make room or correct the permissions and run the same command "
+                "again: it goes on from the last committed checkpoint"
             ) from error
         raise

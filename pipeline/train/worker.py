@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 
 from pipeline.checkpoints.manifest import read_manifest
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, TrackingError
 from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader, TrainLoader
 from pipeline.stream.resolution import size_at
 from pipeline.tasks import build_task
-from pipeline.train.commit import commit_collective, require_current_attempt
+from pipeline.train.commit import commit_collective, require_current_attempt, unwritable_as_error
 from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
@@ -246,8 +246,12 @@ class TrainWorker:
 
 def train_worker(job: TrainJob) -> None:
     """Run a training stage on this rank; called by the cluster on every rank with the same job."""
-    worker = TrainWorker(job)
-    try:
-        worker.run_collective()
-    finally:
+    with unwritable_as_error(job.folder):
+        worker = TrainWorker(job)
+        try:
+            worker.run_collective()
+        except BaseException:
+            with suppress(TrackingError):  # would hide what went wrong
+                worker.close()
+            raise
         worker.close()

@@ -32,7 +32,7 @@ def test_a_rank_of_a_former_attempt_must_not_commit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_a_disk_that_refuses_is_one_sentence(tmp_path: Path, number: int) -> None:
-    expected = "a checkpoint could not be written .*it goes on from the last committed"
+    expected = "cannot be written .*it goes on from the last committed"
     with pytest.raises(CheckpointError, match=expected), unwritable_as_error(tmp_path / "checkpoints"):
         raise OSError(number, "refused")
 
