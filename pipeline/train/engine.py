@@ -16,6 +16,7 @@ from pipeline.config.schema import EngineConfig
 from pipeline.errors import CheckpointError
 
 UNIVERSAL_SUFFIX = "-universal"
+CONVERTIBLE_STAGES = {1, 2}
 
 
 class Engine:
@@ -86,12 +87,19 @@ class Engine:
     def load_collective(self, folder: Path, *, saved_world_size: int, saved_zero_stage: int) -> None:
         """Take weights and optimiser state from a committed checkpoint.
 
-        One that was written by another world size or ZeRO stage is converted through DeepSpeed's universal format
-        first; the result is kept beside it.
+        One that was written by another world size, or by the other of ZeRO-1 and 2, is converted through DeepSpeed's
+        universal format first; the result is kept beside it. Raises `CheckpointError` where that would not be exact:
+        under ZeRO-3 DeepSpeed 0.19 gives back other moments for some parameter groups.
         """
         replicated = self.zero_stage == 0  # nothing is split, so nothing depends on the number of ranks
         same_split = replicated or saved_world_size == torch.distributed.get_world_size()
         same = same_split and saved_zero_stage == self.zero_stage
+        if not same and not {saved_zero_stage, self.zero_stage} <= CONVERTIBLE_STAGES:
+            raise CheckpointError(
+                f"{folder} was written by {saved_world_size} workers under ZeRO-{saved_zero_stage} and goes on only so; "
+                f"set cluster.workers: {saved_world_size} and engine.zero_stage: {saved_zero_stage} "
+                "(only ZeRO-1 and 2 convert)"
+            )
         source = folder if same else self._universal_collective(folder)
         self._engine.load_checkpoint_universal = not same
         self._engine._config.load_universal_checkpoint = not same

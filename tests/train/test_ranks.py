@@ -19,7 +19,7 @@ PRECISIONS = ("fp32", "bf16")
 EVERY = [(stage, precision) for stage in STAGES for precision in PRECISIONS if (stage, precision) != (0, "bf16")]
 SAVED = [(0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]
 # (saved ZeRO stage, precision, ranks now, ZeRO stage now), all saved by two ranks. Without ZeRO there is no conversion.
-CONVERSIONS = [(1, "fp32", 1, 1), (2, "bf16", 1, 2), (3, "fp32", 1, 2), (2, "bf16", 2, 3)]
+CONVERSIONS = [(1, "fp32", 1, 1), (1, "fp32", 2, 2), (2, "bf16", 1, 2)]
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for all cases of two ranks
 
