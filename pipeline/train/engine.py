@@ -96,8 +96,8 @@ class Engine:
         same = same_split and saved_zero_stage == self.zero_stage
         if not same and not {saved_zero_stage, self.zero_stage} <= CONVERTIBLE_STAGES:
             raise CheckpointError(
-                f"{folder} was written by {saved_world_size} workers under ZeRO-{saved_zero_stage} and goes on only so; "
-                f"set cluster.workers: {saved_world_size} and engine.zero_stage: {saved_zero_stage} "
+                f"{folder} was written by {saved_world_size} workers under ZeRO-{saved_zero_stage} and goes on only "
+                f"so; set cluster.workers: {saved_world_size} and engine.zero_stage: {saved_zero_stage} "
                 "(only ZeRO-1 and 2 convert)"
             )
         source = folder if same else self._universal_collective(folder)
