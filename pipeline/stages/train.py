@@ -82,7 +82,7 @@ class TrainStageRun:
         restarts = 0
         while True:
             selection = newest_valid(self.folder.checkpoints, status.digest)
-            self._say_what_is_kept(selection)
+            self._say_what_is_kept(selection, again=restarts > 0 or status.attempts > 1)
             step = selection.manifest.step if selection.manifest else 0
             job = self._job(status, init, selection)
             self.context.progress.watch(self.id, self.folder.path, job.total_steps, step)
@@ -137,13 +137,15 @@ class TrainStageRun:
         self.context.say(self.id, f"starts from {self.source.name}: {report.summary()}")
         return init
 
-    def _say_what_is_kept(self, selection: Selection) -> None:
+    def _say_what_is_kept(self, selection: Selection, again: bool) -> None:
         for reason in selection.passed_over:
             self.context.say(self.id, f"passed over: {reason}")
             self.folder.event("passed_over", reason)
         if selection.manifest is None:
-            if selection.passed_over:
-                self.context.say(self.id, "no checkpoint is valid: starts again from its first step")
+            if again:
+                message = "no checkpoint is committed: starts again from its first step"
+                self.context.say(self.id, message)
+                self.folder.event("start_again", message)
             return
         manifest = selection.manifest
         resources = self.context.config.resources(self.stage)

@@ -28,11 +28,11 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 class MetricsLedger:
     """Appends rows to a stage's metrics file.
 
-    Rows beyond the step it resumes from are dropped first; `kept` has the others.
+    Rows beyond the step it resumes from are dropped first, all of them if it starts anew; `kept` has the others.
     """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
-        self.kept = [row for row in read_metrics(folder) if row["step"] <= resume_step]
+        self.kept = [row for row in read_metrics(folder) if row["step"] <= resume_step] if resume_step else []
         path = folder / NAME
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in self.kept))

@@ -53,7 +53,13 @@ def test_a_row_is_on_disk_once_it_is_appended(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_the_row_before_the_first_step_is_kept(tmp_path: Path) -> None:
+def test_a_stage_that_starts_anew_keeps_no_row(tmp_path: Path) -> None:
     write(tmp_path, 0, range(3))
-    write(tmp_path, 0, range(1, 2))
+    write(tmp_path, 0, range(2))
     assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1]
+
+
+def test_a_stage_that_goes_on_keeps_the_row_before_its_first_step(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(3))
+    write(tmp_path, 2, range(3, 4))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
