@@ -13,6 +13,9 @@ Activation = Literal["relu", "gelu"]
 Pool = Literal["cls", "avg"]
 Positions = Literal["learned", "sincos", "none"]
 
+# What surgery cannot change: these are another architecture, not another shape of the same.
+FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "qk_norm")
+
 
 @dataclass(frozen=True)
 class TokenSchema:

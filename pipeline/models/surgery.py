@@ -9,14 +9,12 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.patch_embed import change_channels, resize_kernel
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import FIXED_FIELDS, ViTSpec
 from pipeline.models.state import check_state, expected_shapes
 from pipeline.models.surgery_probe import probe_outputs
 from pipeline.models.surgery_report import Action, Change, SurgeryReport
 from pipeline.models.surgery_tokens import adapt_tokens
 
-# What surgery cannot change: these are another architecture, not another shape of the same.
-FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "qk_norm")
 PATCH_KERNEL = "patch_embed.proj.weight"
 # Heads that start anew start small, so the first loss is that of a guess.
 HEAD_STD = 0.02

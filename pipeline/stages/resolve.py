@@ -13,11 +13,8 @@ from typing import NamedTuple
 from pipeline.config.references import source_stage, stage_sources
 from pipeline.config.schema import PipelineConfig, ReportStage, Size, Stage, TrainStage
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.spec import Pair, ViTSpec
+from pipeline.models.spec import FIXED_FIELDS, Pair, ViTSpec
 from pipeline.models.variants import build_spec
-
-# What surgery cannot change; `models.surgery` refuses the same, but only once it has the weights (and torch).
-FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "qk_norm")
 
 POSITION_CHANGE = {"learned": "positions", "sincos": "sine-cosine positions", "none": "grid"}
 
