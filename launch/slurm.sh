@@ -13,8 +13,13 @@ run_on_slurm() {
     on_others=("${each[@]}" --nodes="$others" --ntasks="$others" --exclude="${nodes[0]}")
     read -r ip _ < <("${on_first[@]}" hostname -I)
     # Jobs that share a node differ in the port, and only this job's processes know the token.
-    export RAY_ADDRESS=$ip:$((20000 + SLURM_JOB_ID % 10000)) RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
+    export RAY_ADDRESS=$ip:$((20000 + SLURM_JOB_ID % 10000)) RAY_AUTH_MODE=token RAY_AUTH_TOKEN
     RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
+
+    set -a
+    # shellcheck source=launch/ray.env
+    source "$MINIVIT_ROOT/launch/ray.env"
+    set +a
 
     "${on_first[@]}" "${RAY_NODE[@]}" --head --node-ip-address="$ip" --port="${RAY_ADDRESS##*:}" &
     ray_head=$!

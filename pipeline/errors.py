@@ -48,6 +48,12 @@ class TrackingError(PipelineError):
     exit_code = 7
 
 
+class TrainingError(PipelineError):
+    """Training itself went wrong: its loss or gradients are no numbers any more."""
+
+    exit_code = 8
+
+
 class Interrupted(PipelineError):
     """A signal ended the run after its work was committed; the same command goes on."""
 

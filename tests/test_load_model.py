@@ -46,14 +46,32 @@ def test_export_stage_and_run_folders(tmp_path: Path) -> None:
     assert mark_of(tmp_path) == 2
 
 
-def test_fan_out_gives_the_selected_branch(tmp_path: Path) -> None:
+def test_fan_out_gives_the_best_branch(tmp_path: Path) -> None:
+    """Not the one that ended last, nor what a branch left behind when it ran again."""
     stage = tmp_path / "stages" / "pretrain"
-    write_stage(stage / "nano", 1.0, "a")
-    write_stage(stage / "micro", 2.0, "aa")
-    (stage / "status.json").write_text(json.dumps({"state": "finished", "selected": "pretrain/nano"}))
+    write_stage(tmp_path / "stages" / "before", 0.5, "aaaaa")
+    write_stage(stage / "nano", 1.0, "a", started=0.6, result={"accuracy": 0.7})
+    write_stage(stage / "micro", 2.0, "aa", started=0.7, result={"accuracy": 0.6})
+    write_stage(stage / "micro.superseded-1", 3.0, "aaa", result={"accuracy": 0.9})
+    write_stage(stage / "tiny", 4.0, "aaaa", state="failed", result={"accuracy": 0.9})
     assert mark_of(stage) == 1
     assert mark_of(tmp_path) == 1
     assert mark_of(stage / "micro") == 2
+
+
+def test_of_equal_branches_the_one_that_began_first(tmp_path: Path) -> None:
+    write_stage(tmp_path / "stages" / "pretrain" / "a", 3.0, "a", started=1.5, result={"accuracy": 0.5})
+    write_stage(tmp_path / "stages" / "pretrain" / "b", 2.0, "aa", started=1.0, result={"accuracy": 0.5})
+    assert mark_of(tmp_path) == 2
+
+
+def test_branches_without_validation_cannot_be_compared(tmp_path: Path) -> None:
+    stage = tmp_path / "stages" / "pretrain"
+    write_stage(stage / "nano", 1.0, "a")
+    assert mark_of(stage) == 1
+    write_stage(stage / "micro", 2.0, "aa", result={"accuracy": 0.6})
+    with pytest.raises(ModelError, match="branch nano has no validation accuracy"):
+        load_model(stage)
 
 
 def test_nothing_to_load_is_said(tmp_path: Path) -> None:

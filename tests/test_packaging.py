@@ -61,7 +61,11 @@ def test_package_is_typed_and_licensed() -> None:
 def test_wheel_holds_every_file_of_the_package() -> None:
     """A template that the package reads at run time must not be missing from an installation that is not editable."""
     tracked = subprocess.run(["git", "ls-files", "pipeline"], cwd=ROOT, capture_output=True, text=True, check=True)
-    suffixes = {Path(name).suffix for name in tracked.stdout.split()} - {".py", ".md"}
+    suffixes = {Path(name).suffix for name in tracked.stdout.split()} - {
+        ".py",
+        ".md",
+        ".png",
+    }  # pictures belong to the notes
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert suffixes <= {Path(pattern).suffix for pattern in setuptools["package-data"]["pipeline"]}
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.checkpoints.selection import Selection
 from pipeline.cluster.launch import launch
 from pipeline.cluster.session import connect
 from pipeline.config.schema import PipelineConfig
@@ -22,11 +23,13 @@ from pipeline.stages.context import RunContext, open_datasets
 from pipeline.stages.folder import RUNNING, RunFolder, Status
 from pipeline.stages.progress import Progress
 from pipeline.stages.resolve import stage_branches
+from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking.runs import Tracker, default_uri
 from pipeline.train.device import precision_dtype, select_device
-from pipeline.train.job import TrainJob
+from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.optim import build_optimizer, parameter_groups
+from pipeline.train.saver import ATTEMPT
 from pipeline.train.worker import TrainWorker
 
 RESULT = "overhead.json"
@@ -49,7 +52,8 @@ class BareLoop:
         stage, spec = job.stage, job.spec
         device, dtype = select_device(), precision_dtype(stage.engine.precision)
         model = MiniViT.from_spec(spec).to(device=device, dtype=dtype)
-        self.optimizer = build_optimizer(parameter_groups(model, stage.optimizer, spec.depth), stage.optimizer)
+        groups = parameter_groups(model, stage.optimizer, spec.depth)
+        self.optimizer = build_optimizer(groups, stage.optimizer, stage.global_batch_size, partitioned=False)
         self.model = DistributedDataParallel(model)
         batch = stage.global_batch_size // dist.get_world_size()
         self.images = torch.randn(batch, spec.channels, *spec.image_size, device=device, dtype=dtype)
@@ -64,9 +68,9 @@ class BareLoop:
             self.optimizer.zero_grad()
 
 
-def overhead_worker(job: OverheadJob) -> None:
+def overhead_worker(job: OverheadJob, ranks: RankContext) -> None:
     """Time both loops in turn on this rank; rank 0 writes images/s of every round."""
-    worker, bare = TrainWorker(job.train), BareLoop(job.train)
+    worker, bare = TrainWorker(job.train, ranks), BareLoop(job.train)
     images = job.steps * job.train.stage.global_batch_size
     speeds: dict[str, list[float]] = {"ours": [], "bare_loop": []}
     with worker.loader() as batches:
@@ -75,7 +79,7 @@ def overhead_worker(job: OverheadJob) -> None:
         for _ in range(job.rounds):
             dist.barrier()
             began = time.perf_counter()
-            worker.advance_collective(batches, worker.position.step + job.steps)
+            worker.advance_collective(batches, worker.step + job.steps)
             dist.barrier()
             between = time.perf_counter()
             bare.advance_collective(job.steps)
@@ -94,25 +98,31 @@ def measure(config: PipelineConfig, stage_name: str, *, rounds: int, steps: int)
         tracker = Tracker(default_uri(Path(scratch)), "bench", Path(scratch) / "artifacts")
         parent = tracker.start("bench", run_id=None)
         folder = RunFolder(Path(scratch) / config.name)
-        context = RunContext(config, folder, cluster, tracker, parent, progress, open_datasets(config))
+        stop = StopRequest(progress)
+        context = RunContext(config, folder, cluster, tracker, parent, progress, stop, open_datasets(config))
         branch = next(branch for branch in stage_branches(config) if branch.stage_name == stage_name)
         stage = TrainStageRun(context, branch)
         run_id = tracker.start(branch.id, run_id=None, parent=parent)
         status = Status(RUNNING, branch.stage.type, "bench", {}, mlflow_run_id=run_id)
         endless = WARM_UP_STEPS + rounds * steps + 1
         train = replace(
-            stage.first_job(status), total_steps=endless, eval_steps=endless, checkpoint_steps=endless, init=None
+            stage.job(status, None, Selection()),
+            total_steps=endless,
+            eval_steps=endless,
+            checkpoint_steps=endless,
+            init=None,
         )
         train.folder.mkdir(parents=True)
         resources = config.resources(branch.stage)
-        launch(
-            overhead_worker, OverheadJob(train, rounds, steps), resources, name="bench-overhead", folder=train.folder
-        )
+        workers = cluster.reserve(branch.id, resources)
+        (train.folder / ATTEMPT).write_text(train.attempt)
+        measured = OverheadJob(train, rounds, steps)
+        launch(overhead_worker, measured, resources, workers=workers, name="bench-overhead", folder=train.folder)
         speeds = json.loads((train.folder / RESULT).read_text())
     ratios = [ours / bare for ours, bare in zip(speeds["ours"], speeds["bare_loop"], strict=True)]
     return {
         **{name: {"images_per_s": statistics.median(values), "rounds": values} for name, values in speeds.items()},
         "ratio": statistics.median(ratios),
         "stage": branch.id,
-        "workers": resources.workers,
+        "workers": workers,
     }

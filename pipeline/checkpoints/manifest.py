@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from pipeline.checkpoints.storage import Storage
 from pipeline.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
+HASH_THREADS = 8  # files of one checkpoint verified side by side; hashing holds no interpreter lock
+
+
+class NewerFormat(CheckpointError):
+    """A checkpoint that a later version of this package wrote: to pass over it would lose its steps."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of a checkpoint, relative to its folder."""
+    """One file of a checkpoint, by its name in the folder."""
 
-    path: str
+    name: str
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the metrics of the steps since the last report add up to so far; `sums` [rank][metric]."""
+
+    steps: int
+    skipped: int
+    sums: list[list[float]]
 
 
 @dataclass(frozen=True)
@@ -34,80 +50,90 @@ class Manifest:
     zero_stage: int
     digest: str  # of the stage's inputs
     spec: dict[str, Any]
+    shapes: dict[str, list[int]]  # of every parameter and buffer
     files: list[FileRecord]
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # of the last validation
+    window: Window
+    run_ids: dict[str, str] = field(default_factory=dict)  # the MLflow runs that it belongs to
     format: int = FORMAT
+
+    @property
+    def bytes(self) -> int:
+        return sum(record.bytes for record in self.files)
 
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _hash(file)
 
 
-def record_file(folder: Path, path: Path) -> FileRecord:
-    return FileRecord(str(path.relative_to(folder)), path.stat().st_size, hash_file(path))
+def _hash(file: BinaryIO) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def payload_files(folder: Path) -> list[Path]:
-    """The files a manifest must vouch for, in a fixed order."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(NAME))
+def write_manifest(storage: Storage, folder: str, manifest: Manifest) -> None:
+    """Commit a folder whose files are durable. Whatever stops this, there is a whole manifest or none."""
+    storage.put(f"{folder}/{NAME}", (json.dumps(asdict(manifest), indent=1) + "\n").encode())
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commit: make the files durable, then the manifest, by an atomic rename within the same folder."""
-    for record in manifest.files:
-        _sync(folder / record.path)
-    temporary = folder / (NAME + ".tmp")
-    temporary.write_text(json.dumps(asdict(manifest), indent=1))
-    _sync(temporary)
-    temporary.rename(folder / NAME)
-    _sync(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(storage: Storage, folder: str) -> Manifest:
     """The manifest of a checkpoint folder, without checking its files.
 
-    Raises `CheckpointError` if there is none (the checkpoint was never committed), if it cannot be read, or if a newer
-    version of the format wrote it.
+    Raises `CheckpointError` if there is none (the checkpoint was never committed) or it cannot be read, `NewerFormat`
+    if a later version wrote it.
     """
-    path = folder / NAME
+    where = storage.url(f"{folder}/{NAME}")
     try:
-        raw = json.loads(path.read_text())
+        with storage.open(f"{folder}/{NAME}") as file:
+            raw = json.loads(file.read())
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {NAME}: it was never committed") from None
+        raise CheckpointError(f"{storage.url(folder)} has no {NAME}: it was never committed") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+        raise CheckpointError(f"{where} cannot be read: {error}") from None
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} cannot be read: it holds no JSON object")
-    if raw.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {raw.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+        raise CheckpointError(f"{where} cannot be read: it holds no JSON object")
+    found = raw.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise NewerFormat(
+            f"{where} has format {found}, and this version reads {FORMAT}: a later version wrote it; go on with that "
+            f"version, or move {storage.url(folder)} away to go on without it"
         )
+    if found != FORMAT:
+        raise CheckpointError(f"{where} has format {found}, this version reads {FORMAT}; use the version that wrote it")
+    return _parse(raw, where)
+
+
+def _parse(raw: Mapping[str, Any], where: str) -> Manifest:
     try:
-        return Manifest(**{**raw, "files": [FileRecord(**record) for record in raw["files"]]})
+        files = [FileRecord(**record) for record in raw["files"]]
+        return Manifest(**{**raw, "files": files, "window": Window(**raw["window"])})
     except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} lacks or has unknown fields: {error}") from None
+        raise CheckpointError(f"{where} lacks or has unknown fields: {error}") from None
 
 
-def verify(folder: Path) -> Manifest:
+def verify(storage: Storage, folder: str) -> Manifest:
     """The manifest of a checkpoint whose every file is there, whole and unchanged; else `CheckpointError`."""
-    manifest = read_manifest(folder)
+    manifest = read_manifest(storage, folder)
+    sizes = storage.files(folder)
     for record in manifest.files:
-        path = folder / record.path
-        size = path.stat().st_size if path.is_file() else None
-        if size != record.bytes:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise CheckpointError(f"{path} {found}, the manifest says {record.bytes}")
-        if hash_file(path) != record.sha256:
-            raise CheckpointError(f"{path} does not have the SHA-256 its manifest says: its content was changed")
+        path = f"{folder}/{record.name}"
+        if sizes.get(path) != record.bytes:
+            found = f"has {sizes[path]} bytes" if path in sizes else "is missing"
+            raise CheckpointError(f"{storage.url(path)} {found}, the manifest says {record.bytes}")
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        for _ in pool.map(lambda record: _verify_hash(storage, f"{folder}/{record.name}", record), manifest.files):
+            pass
     return manifest
+
+
+def _verify_hash(storage: Storage, path: str, record: FileRecord) -> None:
+    try:
+        with storage.open(path) as file:
+            found = _hash(file)
+    except OSError as error:
+        raise CheckpointError(f"{storage.url(path)} cannot be read: {error}") from None
+    if found != record.sha256:
+        raise CheckpointError(
+            f"{storage.url(path)} does not have the SHA-256 its manifest says: its content was changed"
+        )

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import click
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+PHOTOS_FOLDER = click.option(
+    "--folder", default="data/bench", show_default=True, help="Where the photographs are kept."
+)
 
 
 @click.group("bench")
@@ -16,18 +24,260 @@ def group() -> None:
 @click.option("--stage", default="pretrain", show_default=True, help="Training stage whose loop is measured.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Pairs of measurements.")
 @click.option("--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Steps of each loop a round.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@AS_JSON
 def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, steps: int, as_json: bool) -> None:
     """Images/s of a stage's own loop (engine, stream, tracking) against a bare loop of the same model."""
-    import json
-
     from pipeline.bench.overhead import measure
     from pipeline.config.load import load_config
 
     result = measure(load_config(config, overrides), stage, rounds=rounds, steps=steps)
     if as_json:
-        click.echo(json.dumps(result, indent=1))
+        show(result, as_json)
         return
     for name in ("ours", "bare_loop"):
         click.echo(f"{name:10} {result[name]['images_per_s']:10,.0f} images/s")
     click.echo(f"{'ratio':10} {result['ratio']:10.2f}   ({result['stage']} on {result['workers']} workers)")
+
+
+@group.command("step")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    default=["tiny", "small"],
+    show_default=True,
+    help="Model; may be given several times.",
+)
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(["fp32", "bf16", "bf16_compiled"]),
+    default=["fp32", "bf16", "bf16_compiled"],
+    show_default=True,
+    help="Precision and execution; may be given several times.",
+)
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images a step.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of each contender.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Steps of each, in turn.")
+@AS_JSON
+def step(
+    variants: tuple[str, ...], modes: tuple[str, ...], batch_size: int, threads: int, rounds: int, as_json: bool
+) -> None:
+    """Images/s and memory of a training step at 224 px against stock nn.TransformerEncoder and timm.
+
+    Where bf16 is emulated so slowly that a step of the others takes minutes, they run batches of one image, and their
+    memory is extrapolated from batches of one and four.
+    """
+    from pipeline.bench.step import measure
+
+    show(measure(list(variants), list(modes), batch_size=batch_size, threads=threads, rounds=rounds), as_json)
+
+
+@group.command("multiscale")
+@click.option("--variant", default="tiny", show_default=True, help="Model.")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images a step.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of each training.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Steps at each size.")
+@AS_JSON
+def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json: bool) -> None:
+    """What a random size per step, of 160 to 288 px, costs over the token-weighted mean of the five fixed sizes."""
+    from pipeline.bench.multiscale import measure
+
+    sizes = [160, 192, 224, 256, 288]
+    show(measure(variant, sizes, batch_size=batch_size, threads=threads, rounds=rounds), as_json)
+
+
+@group.command("surgery")
+@click.option("--variant", default="large", show_default=True, help="Model whose state is adapted; large has 304 M.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats.")
+@AS_JSON
+def surgery(variant: str, rounds: int, as_json: bool) -> None:
+    """Seconds in which a state is adapted to another grid, patch and head, the probe of its outputs included."""
+    from pipeline.bench.surgery import measure
+
+    show(measure(variant, rounds), as_json)
+
+
+@group.command("checkpoint")
+@click.option("--variant", default="large", show_default=True, help="Model whose state is saved; large has 304 M.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Ranks that train and save.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats of each measurement.")
+@AS_JSON
+def checkpoint(variant: str, workers: int, rounds: int, as_json: bool) -> None:
+    """What saving costs the training loop; bandwidth against torch's own; bytes per parameter; resharding."""
+    from pipeline.bench.checkpoint import measure
+
+    show(measure(variant, rounds, workers), as_json)
+
+
+@group.command("recovery")
+@click.option("--kills", default=10, show_default=True, type=click.IntRange(1), help="Ranks killed, one after another.")
+@AS_JSON
+def recovery(kills: int, as_json: bool) -> None:
+    """Seconds from the kill of a rank to the first step after it, on this machine."""
+    from pipeline.bench.recovery import measure
+
+    show(measure(kills), as_json)
+
+
+@group.command("chaos")
+@click.option("--kills", default=30, show_default=True, type=click.IntRange(1), help="Kills within one run.")
+@click.option("--seed", default=0, show_default=True, help="Of what is killed, and when.")
+@AS_JSON
+def chaos(kills: int, seed: int, as_json: bool) -> None:
+    """Kill ranks, drivers, raylets and process trees at random; exit status 5 unless the run ends as it should."""
+    from pipeline.bench.chaos import measure
+    from pipeline.errors import CheckpointError
+
+    result = measure(kills, seed)
+    show(result, as_json)
+    if not (result["same_weights"] and result["same_metrics"] and result["same_evaluation"]):
+        raise CheckpointError("the disturbed run did not leave what the undisturbed one left; see above")
+    if result["kills"] < kills:
+        raise CheckpointError(f"the run ended after {result['kills']} of {kills} kills; see above")
+
+
+@group.command("loader")
+@click.option("--shards", help="Pattern of JPEG shards with an index; default: photographs made for the purpose.")
+@click.option(
+    "--photos",
+    type=click.Choice(["500x375", "2000x1500"]),
+    default="500x375",
+    show_default=True,
+    help="Which photographs, where no shards are given.",
+)
+@click.option("--image-size", type=click.IntRange(1), help="Side of the crops; default: 224, and 96 for 2000x1500.")
+@click.option("--workers", type=click.IntRange(1), help="Processes or threads of each loader; default: one per CPU.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Runs of each loader, in turn.")
+@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Length of a run.")
+@click.option("--folder", default="data/bench", show_default=True, help="Where the photographs are kept.")
+@AS_JSON
+def loader(
+    shards: str | None,
+    photos: str,
+    image_size: int | None,
+    workers: int | None,
+    rounds: int,
+    seconds: float,
+    folder: str,
+    as_json: bool,
+) -> None:
+    """Images/s of our loader against WebDataset with Pillow, with torchvision's decoder, and DALI on the CPU.
+
+    All read the same shards on the same cores and make batches of 64 random resized crops, flipped half the time. DALI
+    takes part where nvidia-dali is installed.
+    """
+    from pathlib import Path
+
+    from pipeline.bench.loader import measure
+    from pipeline.bench.photos import ensure_photos
+    from pipeline.shards.index import load_index
+    from pipeline.shards.parallel import usable_cpus
+
+    index = load_index(shards) if shards else ensure_photos(Path(folder), photos)
+    image_size = image_size or (96 if photos == "2000x1500" and not shards else 224)
+    result = measure(index, image_size, workers=workers or usable_cpus(), rounds=rounds, seconds=seconds)
+    if as_json:
+        show(result, as_json)
+        return
+    settings = result.pop("settings")
+    click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()))
+    for name, found in result.items():
+        faster = found["ours_is_faster_by"]
+        click.echo(
+            f"{name:24} {found['images_per_s']:9,.0f} images/s {found['images_per_cpu_s']:9,.0f} per CPU-second   "
+            f"ours is {faster['images_per_s']:.2f} ({faster['images_per_cpu_s']:.2f} per CPU-second) x as fast"
+        )
+
+
+@group.command("memory")
+@PHOTOS_FOLDER
+@click.option("--batches", default=60, show_default=True, type=click.IntRange(1), help="Made of each data set.")
+@AS_JSON
+def memory(folder: str, batches: int, as_json: bool) -> None:
+    """Peak memory of a loader worker on the photographs, and on ten times as many shards of them."""
+    from pathlib import Path
+
+    from pipeline.bench.memory import measure
+    from pipeline.bench.photos import ensure_photos
+
+    show(measure(ensure_photos(Path(folder), "500x375"), 224, batches), as_json)
+
+
+@group.command("resume")
+@PHOTOS_FOLDER
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Starts at each place, in turn.")
+@AS_JSON
+def resume(folder: str, rounds: int, as_json: bool) -> None:
+    """Seconds to the first batch after resuming at 1 % and at 99 % of an epoch."""
+    from pathlib import Path
+
+    from pipeline.bench.photos import ensure_photos
+    from pipeline.bench.resume import measure
+
+    show(measure(ensure_photos(Path(folder), "500x375"), 224, rounds), as_json)
+
+
+@group.command("scale")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Fresh processes.")
+@AS_JSON
+def scale(rounds: int, as_json: bool) -> None:
+    """Seconds and memory in which one of 4,096 ranks finds its first sample among 200,000 shards of 10,000."""
+    from pipeline.bench.scale import measure
+
+    show(measure(rounds), as_json)
+
+
+@group.command("fuzz")
+@click.option("--inputs", default=20_000, show_default=True, type=click.IntRange(1), help="Damaged samples to read.")
+@click.option("--seed", default=0, show_default=True, help="Key of the damage.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
+@AS_JSON
+def fuzz(inputs: int, seed: int, workers: int | None, as_json: bool) -> None:
+    """Read damaged tars and images; exit status 1 if anything but a sound refusal or an image comes out."""
+    from pipeline.bench.fuzz import measure
+    from pipeline.errors import PipelineError
+
+    result = measure(inputs, seed, workers)
+    show(result, as_json)
+    if result["unexpected"]:
+        raise PipelineError(
+            f"{len(result['unexpected'])} inputs were not handled; the first: {result['unexpected'][0]}"
+        )
+
+
+@group.command("shuffle")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Write a picture of both distributions to this file.")
+@AS_JSON
+def shuffle(plot: str | None, as_json: bool) -> None:
+    """How well batches mix where every shard holds one class, against a uniform shuffle."""
+    from pathlib import Path
+
+    from pipeline.bench.shuffle import measure
+
+    result = measure(Path(plot) if plot else None)
+    show(result, as_json)
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Print figures, a line each, or all of them as JSON."""
+    import json
+
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    for name, value in flat(result):
+        values = value if isinstance(value, list) else [value]
+        if not any(isinstance(one, dict) for one in values):
+            shown = ", ".join(f"{one:,.3g}" if isinstance(one, float) else str(one) for one in values)
+            click.echo(f"{name.replace('_', ' '):24} {shown}")
+
+
+def flat(result: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The figures of a nested result, each under all its names."""
+    for name, value in result.items():
+        if isinstance(value, dict):
+            yield from ((f"{name} {key}", found) for key, found in flat(value))
+        else:
+            yield name, value

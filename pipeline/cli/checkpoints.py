@@ -1,59 +1,133 @@
-"""`minivit checkpoints`: what a run could resume from."""
+"""`minivit checkpoints`: what a run has committed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+if TYPE_CHECKING:
+    from pipeline.checkpoints.storage import Storage
+
+RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RUN[/stages/STAGE]")
+STEP = click.option("--step", type=click.IntRange(min=0), help="Only the checkpoint of this step; default: the newest.")
 
 
 @click.group("checkpoints")
 def group() -> None:
-    """List and verify the checkpoints of a run."""
+    """List, verify, inspect and reshard the checkpoints of a run, or of one stage's folder."""
 
 
 @group.command("list")
 @RUN
 def list_command(run: Path) -> None:
-    """Every checkpoint under RUN: step, samples, workers, ZeRO stage, bytes; uncommitted ones are marked."""
+    """Every checkpoint of RUN: step, samples, workers, ZeRO stage, bytes; uncommitted ones are marked."""
     from pipeline.checkpoints.manifest import read_manifest
     from pipeline.errors import CheckpointError
 
-    for folder in folders_of(run):
+    for storage, folder in checkpoints_of(run):
         try:
-            manifest = read_manifest(folder)
+            manifest = read_manifest(storage, folder)
         except CheckpointError as error:
-            click.echo(f"{folder}  not a checkpoint: {error}")
+            click.echo(f"{storage.url(folder)}  not a checkpoint: {error}")
             continue
-        size = sum(record.bytes for record in manifest.files)
         click.echo(
-            f"{folder}  step {manifest.step}  {manifest.slots:,} samples  {manifest.world_size} workers  "
-            f"ZeRO-{manifest.zero_stage}  {size / 1e6:,.1f} MB"
+            f"{storage.url(folder)}  step {manifest.step}  {manifest.slots:,} samples  {manifest.world_size} workers  "
+            f"ZeRO-{manifest.zero_stage}  {manifest.bytes / 1e6:,.1f} MB"
         )
 
 
 @group.command("verify")
 @RUN
 def verify_command(run: Path) -> None:
-    """Check every file of every checkpoint under RUN against its manifest; exit status 5 if one does not hold."""
+    """Check every file of every checkpoint of RUN against its manifest; exit status 5 if one does not hold."""
     from pipeline.checkpoints.manifest import verify
     from pipeline.errors import CheckpointError
 
     faults = 0
-    for folder in folders_of(run):
+    for storage, folder in checkpoints_of(run):
         try:
-            verify(folder)
-            click.echo(f"{folder}  valid")
+            verify(storage, folder)
+            click.echo(f"{storage.url(folder)}  valid")
         except CheckpointError as error:
             faults += 1
-            click.echo(f"{folder}  not valid: {error}")
+            click.echo(f"{storage.url(folder)}  not valid: {error}")
     if faults:
         raise CheckpointError(f"{run}: {faults} checkpoints are not valid; a resumed run passes over them")
 
 
-def folders_of(run: Path) -> list[Path]:
-    from pipeline.checkpoints.store import step_folders
+@group.command("inspect")
+@RUN
+@STEP
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect_command(run: Path, step: int | None, as_json: bool) -> None:
+    """What a checkpoint of each stage of RUN holds: its manifest, its files, and the bytes of each kind of state."""
+    import json
+    from dataclasses import asdict
 
-    return [folder for root in sorted(run.rglob("checkpoints")) for folder in step_folders(root)]
+    from pipeline.checkpoints.manifest import read_manifest
+    from pipeline.checkpoints.state_reader import StateReader
+
+    for storage, folder in chosen(run, step):
+        manifest = read_manifest(storage, folder)
+        if as_json:
+            click.echo(json.dumps(asdict(manifest), indent=1))
+            continue
+        parameters = StateReader(storage, folder, manifest).bytes_by_key()
+        click.echo(f"{storage.url(folder)}")
+        for name in ("step", "slots", "world_size", "zero_stage", "digest", "metrics", "run_ids"):
+            click.echo(f"  {name:12} {getattr(manifest, name)}")
+        click.echo(f"  {'model':12} {manifest.spec['variant']}, {len(manifest.shapes)} tensors")
+        for key, size in parameters.items():
+            click.echo(f"  {key:12} {size / 1e6:,.1f} MB")
+        for record in manifest.files:
+            click.echo(f"  {record.name}  {record.bytes:,} bytes  sha256 {record.sha256}")
+
+
+@group.command("reshard")
+@RUN
+@STEP
+@click.option("--files", required=True, type=click.IntRange(min=1), help="Number of files to write each one as.")
+def reshard_command(run: Path, step: int | None, files: int) -> None:
+    """Write a checkpoint of each stage of RUN anew in another number of files, for an archive or a slow store.
+
+    To resume on other workers or another ZeRO stage no run needs this: ranks read what is theirs from any files.
+    """
+    from pipeline.checkpoints.reshard import reshard
+    from pipeline.stages.folder import RunFolder
+
+    with RunFolder(run).locked():
+        for storage, folder in chosen(run, step):
+            manifest = reshard(storage, folder, files)
+            click.echo(f"{storage.url(folder)}  {len(manifest.files)} files  {manifest.bytes / 1e6:,.1f} MB")
+
+
+def checkpoints_of(run: Path) -> Iterator[tuple[Storage, str]]:
+    """Every checkpoint folder of every stage, committed or not, oldest first."""
+    from pipeline.checkpoints.selection import step_folders
+    from pipeline.checkpoints.storage import open_storage
+    from pipeline.stages.folder import checkpoint_places
+
+    for place in checkpoint_places(run).values():
+        storage = open_storage(place)
+        for folder in step_folders(storage):
+            yield storage, folder
+
+
+def chosen(run: Path, step: int | None) -> list[tuple[Storage, str]]:
+    """The checkpoint of that step of each stage that has it, or the newest committed one of each."""
+    from pipeline.checkpoints.manifest import NAME
+    from pipeline.checkpoints.selection import step_folder
+    from pipeline.errors import CheckpointError
+
+    found: dict[str, tuple[Storage, str]] = {}
+    for storage, folder in checkpoints_of(run):
+        wanted = folder == step_folder(step) if step is not None else f"{folder}/{NAME}" in storage.files(folder)
+        if wanted:
+            found[storage.root] = storage, folder
+    if not found:
+        which = "committed checkpoint" if step is None else f"checkpoint of step {step}"
+        raise CheckpointError(f"{run}: holds no {which}; see `minivit checkpoints list {run}`")
+    return list(found.values())

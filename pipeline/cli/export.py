@@ -10,7 +10,7 @@ import click
 @click.command("export")
 @click.argument("model", type=click.Path(path_type=Path), metavar="RUN[/STAGE]")
 @click.option(
-    "--format", "name", default="safetensors", show_default=True, help="safetensors, timm, onnx or torch-export."
+    "--format", "name", default="safetensors", show_default=True, help="safetensors, timm, clip, onnx or torch-export."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 def command(model: Path, name: str, out: Path) -> None:

@@ -15,7 +15,7 @@ COMMANDS = {
     "run": ("pipeline.cli.run", "command", "Run or resume a pipeline."),
     "plan": ("pipeline.cli.plan", "command", "Show what a pipeline would do, without training."),
     "shards": ("pipeline.cli.shards", "group", "Make, index and verify WebDataset shards."),
-    "checkpoints": ("pipeline.cli.checkpoints", "group", "List and verify the checkpoints of a run."),
+    "checkpoints": ("pipeline.cli.checkpoints", "group", "List, verify, inspect and reshard the checkpoints of a run."),
     "export": ("pipeline.cli.export", "command", "Write a finished model in a format downstream code reads."),
     "predict": ("pipeline.cli.predict", "command", "Classify images with a finished model."),
     "report": ("pipeline.cli.report", "command", "Write the HTML page of a run."),

@@ -1,4 +1,4 @@
-"""`minivit shards`: make, index and verify WebDataset shards."""
+"""`minivit shards`: WebDataset shards, from making them to the order in which they are read."""
 
 from __future__ import annotations
 
@@ -52,8 +52,15 @@ def make_group() -> None:
 @click.argument("pattern")
 @click.option("--classes", help="Label names in order: a,b,c or a file with one a line.")
 @click.option("--label-key", help="Extension of the label members; default: cls.")
+@click.option(
+    "--headers-only",
+    is_flag=True,
+    help="Read headers and labels alone, by ranges: quick for remote shards, but changed pixels go unnoticed.",
+)
 @WORKERS
-def index_command(pattern: str, classes: str | None, label_key: str | None, workers: int | None) -> None:
+def index_command(
+    pattern: str, classes: str | None, label_key: str | None, headers_only: bool, workers: int | None
+) -> None:
     """Index the shards that PATTERN means: a folder, a tar, a glob, or braces such as train-{000000..000010}.tar.
 
     The tars may come from any tool that names members as WebDataset does, and lie anywhere that fsspec reaches.
@@ -61,24 +68,172 @@ def index_command(pattern: str, classes: str | None, label_key: str | None, work
     """
     from pipeline.shards.build import build_index
 
-    _summarise(build_index(pattern, classes=_class_names(classes), label_key=label_key, workers=workers))
+    names = _class_names(classes)
+    _summarise(build_index(pattern, classes=names, label_key=label_key, headers_only=headers_only, workers=workers))
 
 
 @group.command("verify")
 @click.argument("pattern")
+@click.option("--decode/--no-decode", default=True, show_default=True, help="Decode every image, and look for doubles.")
 @WORKERS
-def verify_command(pattern: str, workers: int | None) -> None:
+def verify_command(pattern: str, decode: bool, workers: int | None) -> None:
     """Read every byte of the shards that PATTERN means; one line for each fault, and exit status 3 if there is one."""
     from pipeline.errors import DataError
     from pipeline.shards.verify import verify
 
     faults = 0
-    for fault in verify(pattern, workers=workers):
+    for fault in verify(pattern, decode_images=decode, workers=workers):
         faults += 1
         click.echo(str(fault))
     if faults:
         raise DataError(f"{pattern}: {faults} fault{'s' if faults > 1 else ''} found; make or copy those shards again")
     click.echo(f"{pattern}: valid")
+
+
+@group.command("order")
+@click.argument("config", type=click.Path())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--stage", required=True, help="A training stage of CONFIG, or STAGE/VARIANT.")
+@click.option("--world-size", default=1, show_default=True, type=click.IntRange(1), help="Ranks.")
+@click.option("--loader-workers", type=click.IntRange(0), help="Loader processes of each rank; default: the stage's.")
+@click.option("--from-slot", default=0, show_default=True, type=click.IntRange(0), help="First slot to show.")
+@click.option("--slots", default=32, show_default=True, type=click.IntRange(1), help="How many slots to show.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of {slot, rank, shard, key}.")
+def order_command(
+    config: str,
+    overrides: tuple[str, ...],
+    stage: str,
+    world_size: int,
+    loader_workers: int | None,
+    from_slot: int,
+    slots: int,
+    as_json: bool,
+) -> None:
+    """Which sample stands in each slot of a stage's stream: runs the loader of every rank and prints what it gave.
+
+    Slots are those of the whole run, counted over epochs: step n of a run holds slots n*G to (n+1)*G - 1 of a global
+    batch of G. Whatever the world size and the number of loader workers, a slot holds the same sample.
+    """
+    import json
+
+    from pipeline.config.load import load_config
+    from pipeline.stages.order import stage_order
+
+    rows = stage_order(
+        load_config(config, overrides),
+        stage,
+        world_size=world_size,
+        loader_workers=loader_workers,
+        first_slot=from_slot,
+        num_slots=slots,
+    )
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for row in rows:
+        dataset = f"  {row['dataset']}" if "dataset" in row else ""
+        click.echo(f"{row['slot']:>12}  rank {row['rank']:<5} {row['shard']}  {row['key']}{dataset}")
+
+
+@group.command("stats")
+@click.argument("pattern")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write histograms to this PNG file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@WORKERS
+def stats_command(pattern: str, plot: Path | None, as_json: bool, workers: int | None) -> None:
+    """Counts, bytes, formats, image sizes and classes of the shards that PATTERN means."""
+    import json
+
+    from pipeline.shards.index import load_index
+    from pipeline.shards.stats import dataset_stats, draw
+
+    stats, sizes = dataset_stats(load_index(pattern), workers)
+    if plot is not None:
+        draw(stats, sizes, plot)
+    if as_json:
+        click.echo(json.dumps(stats, indent=1, ensure_ascii=False))
+        return
+    per_class = stats.pop("per_class")
+    for name, value in stats.items():
+        if isinstance(value, dict):
+            value = "   ".join(f"{key} {count:,}" for key, count in value.items())
+        click.echo(f"{name.replace('_', ' '):20} {value if isinstance(value, str) else f'{value:,}'}")
+    most = sorted(per_class.items(), key=lambda item: -item[1])
+    click.echo("largest classes      " + ", ".join(f"{name} {count:,}" for name, count in most[:10]))
+
+
+@group.command("preview")
+@click.argument("pattern")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="preview.png", show_default=True)
+@click.option("--count", default=48, show_default=True, type=click.IntRange(1, 10_000), help="Samples to show.")
+@click.option("--columns", default=8, show_default=True, type=click.IntRange(1, 100), help="Samples in a row.")
+@click.option("--side", default=128, show_default=True, type=click.IntRange(16, 1024), help="Pixels of each.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Key of the choice.")
+def preview_command(pattern: str, out: Path, count: int, columns: int, side: int, seed: int) -> None:
+    """Write a contact sheet, a PNG with some samples of the shards that PATTERN means."""
+    from pipeline.shards.index import load_index
+    from pipeline.shards.preview import contact_sheet
+
+    contact_sheet(load_index(pattern), out, count=count, columns=columns, side=side, seed=seed)
+    click.echo(f"{out}: written")
+
+
+OUT = click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
+SAMPLES_PER_SHARD = click.option(
+    "--samples-per-shard", default=10_000, show_default=True, type=click.IntRange(1), help="At most, in each shard."
+)
+
+
+@group.command("reshard")
+@click.argument("pattern")
+@OUT
+@SAMPLES_PER_SHARD
+@click.option("--prefix", default="train", show_default=True, help="Shards are named PREFIX-000000.tar and so on.")
+@click.option("--shuffle", type=click.IntRange(0), metavar="SEED", help="Shuffle all samples by this seed.")
+@WORKERS
+def reshard_command(
+    pattern: str, out: Path, samples_per_shard: int, prefix: str, shuffle: int | None, workers: int | None
+) -> None:
+    """Copy the samples of PATTERN into shards of equal size, bytes unchanged; called again, it goes on."""
+    from pipeline.shards.index import load_index
+    from pipeline.shards.rewrite import split
+
+    index = load_index(pattern)
+    parts = {prefix: 1.0}
+    _summarise(
+        split(index, out, parts=parts, samples_per_shard=samples_per_shard, shuffle_seed=shuffle, workers=workers)
+    )
+
+
+@group.command("split")
+@click.argument("pattern")
+@click.argument("parts", nargs=-1, required=True, metavar="PREFIX=SHARE...")
+@OUT
+@SAMPLES_PER_SHARD
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Key of the choice.")
+@WORKERS
+def split_command(
+    pattern: str, parts: tuple[str, ...], out: Path, samples_per_shard: int, seed: int, workers: int | None
+) -> None:
+    """Share the samples of PATTERN out at random, such as `train=0.95 val=0.05`; called again, it goes on."""
+    from pipeline.shards.index import load_index
+    from pipeline.shards.rewrite import split
+
+    index = load_index(pattern)
+    shares = dict(_share(part) for part in parts)
+    _summarise(split(index, out, parts=shares, samples_per_shard=samples_per_shard, shuffle_seed=seed, workers=workers))
+
+
+def _share(text: str) -> tuple[str, float]:
+    from pipeline.errors import DataError
+
+    name, _, share = text.partition("=")
+    try:
+        if not name or "/" in name:
+            raise ValueError
+        return name, float(share)
+    except ValueError:
+        raise DataError(f"{text!r}: found no PREFIX=SHARE; write for example train=0.95 val=0.05") from None
 
 
 def _options(function: Callable[..., Any]) -> list[click.Parameter]:

@@ -1,8 +1,7 @@
-"""One Ray Train job: the same function on every rank, started again when a rank is lost."""
+"""One Ray Train job: the same function on every rank, in a process group."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -11,9 +10,7 @@ from typing import Any
 
 from pipeline.config.schema import ResourcesConfig
 from pipeline.errors import ClusterError, PipelineError
-from pipeline.train.device import collective_backend
-
-logger = logging.getLogger(__name__)
+from pipeline.train.job import RankContext
 
 WORKER_ENVIRONMENT = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
 
@@ -25,29 +22,41 @@ class WorkersLost(ClusterError):
     """Ranks died for a reason that is not the user's; the job may be started again."""
 
 
-def launch(worker: Callable[[Any], None], job: Any, resources: ResourcesConfig, *, name: str, folder: Path) -> None:
-    """Run `worker(job)` on every rank, in a process group, until all have returned; logs go to `folder/logs`.
+def launch(
+    worker: Callable[[Any, RankContext], None],
+    job: Any,
+    resources: ResourcesConfig,
+    *,
+    workers: int,
+    name: str,
+    folder: Path,
+) -> None:
+    """Run `worker(job, context)` on `workers` ranks, in a process group, until all have returned.
 
-    A `PipelineError` that any rank raised comes out as it is, and so does a fault of our own code; a rank that died, or
-    failed because another did, becomes `WorkersLost`.
+    Each rank's log is in `folder/logs`. A `PipelineError` that any rank raised comes out as it is, and so does a fault
+    of our own code; a rank that died, or failed because another did, becomes `WorkersLost`.
     """
     import ray
-    from ray.train.torch import TorchConfig
+    from ray import cloudpickle
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
-    from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+    from pipeline.cluster.rank import Ranks, run_rank
+    from pipeline.cluster.trainer import Trainer
 
     environment = {key: os.environ[key] for key in WORKER_ENVIRONMENT if key in os.environ}
-    trainer = TorchTrainer(
+    # As bytes, since Ray's controller also unpacks this: it should not have to import torch for that.
+    payload = cloudpickle.dumps((worker, job))
+    trainer = Trainer(
         run_rank,
-        train_loop_config={"worker": worker, "job": job, "cpus": resources.cpus_per_worker, "logs": folder / "logs"},
-        torch_config=TorchConfig(backend=collective_backend(resources.gpus_per_worker)),
+        train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker, "logs": str(folder / "logs")},
+        backend_config=Ranks(),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=workers,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=worker_resources(resources),
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[arg-type]  # annotated with the one of version 1
             name=name,
             storage_path=str(folder / "ray"),
             failure_config=FailureConfig(max_failures=0),
@@ -85,26 +94,3 @@ def describe(error: BaseException) -> str:
     """The first sentence of the last telling line of a failure's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].partition(". ")[0] if lines else type(error).__name__
-
-
-def run_rank(config: dict[str, Any]) -> None:
-    """Entry of one rank: its log, as many threads as CPUs were granted, and an orderly end of the process group."""
-    import torch
-
-    rank = torch.distributed.get_rank()
-    config["logs"].mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=config["logs"] / f"rank-{rank:05d}.log",
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
-    logging.getLogger("pipeline").setLevel(logging.INFO)
-    torch.set_num_threads(config["cpus"])
-    try:
-        config["worker"](config["job"])
-    except Exception:
-        logger.exception("rank %d failed", rank)
-        raise
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()

@@ -6,7 +6,9 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from pipeline.config.schema import ClusterConfig, ResourcesConfig
 from pipeline.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S = 2.0
 LOOPBACK = ("127.", "localhost")
 
 ENVIRONMENT = {
@@ -22,31 +25,85 @@ ENVIRONMENT = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # Room is looked for before a job starts, so whatever takes longer to place is not there any more.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """What a connected cluster offers in all."""
+class Node:
+    """A node that is alive and answers."""
 
-    address: str
+    id: str
     cpus: int
     gpus: int
 
+    def holds(self, resources: ResourcesConfig) -> int:
+        """Workers of a stage that fit on it."""
+        by_gpus = [self.gpus // resources.gpus_per_worker] if resources.gpus_per_worker else []
+        return min([self.cpus // resources.cpus_per_worker, *by_gpus])
+
+
+class Cluster:
+    """A connected cluster, and which stage of this pipeline holds how many workers of it. Safe among threads."""
+
+    def __init__(self, address: str, list_nodes: Callable[[], list[Node]]) -> None:
+        self.address, self._list_nodes = address, list_nodes
+        self._held: dict[str, tuple[int, ResourcesConfig]] = {}
+        self._lock = threading.Lock()
+
     def require(self, resources: ResourcesConfig, stage: str) -> None:
-        """Raise `ClusterError` unless this cluster can hold all workers of a stage at once."""
-        for kind, each, offered in (
-            ("CPU", resources.cpus_per_worker, self.cpus),
-            ("GPU", resources.gpus_per_worker, self.gpus),
-        ):
-            needed = each * resources.workers
-            if needed > offered:
-                raise ClusterError(
-                    f"stages.{stage}: {resources.workers} workers with {each} {kind}s each need {needed} {kind}s, "
-                    f"the cluster at {self.address} has {offered}; lower cluster.workers or add nodes"
-                )
+        """Raise `ClusterError` unless this cluster can hold the least workers of a stage at once."""
+        nodes = self._list_nodes()
+        fits, needed = sum(node.holds(resources) for node in nodes), resources.min_workers
+        if fits >= needed:
+            return
+        each = f"{resources.cpus_per_worker} CPUs"
+        each += f" and {resources.gpus_per_worker} GPUs" if resources.gpus_per_worker else ""
+        offered = ", ".join(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in nodes) or "no nodes"
+        raise ClusterError(
+            f"stages.{stage}: {needed} workers with {each} each do not fit on the cluster at {self.address}, which "
+            f"holds {fits} of them ({offered}); lower cluster.workers or add nodes"
+        )
+
+    def reserve(self, holder: str, resources: ResourcesConfig, leaving: Collection[str] = ()) -> int:
+        """Hold as many workers as fit, at most the stage's most, on nodes that are not `leaving`; returns their number.
+
+        0, and nothing is held, if that would be fewer than its least. A holder's earlier reservation is given back.
+        """
+        with self._lock:
+            self._held.pop(holder, None)
+            workers = self._room(resources, leaving)
+            if workers:
+                self._held[holder] = workers, resources
+            return workers
+
+    def release(self, holder: str) -> None:
+        with self._lock:
+            self._held.pop(holder, None)
+
+    def room(self, holder: str, leaving: Collection[str] = ()) -> int:
+        """Workers that a holder could have if it asked anew."""
+        with self._lock:
+            mine = self._held.pop(holder)
+            try:
+                return self._room(mine[1], leaving)
+            finally:
+                self._held[holder] = mine
+
+    def held(self, holder: str) -> int:
+        """Workers that a holder has."""
+        return self._held[holder][0]
+
+    def _room(self, resources: ResourcesConfig, leaving: Collection[str]) -> int:
+        nodes = [node for node in self._list_nodes() if node.id not in leaving]
+        used_cpus = sum(workers * held.cpus_per_worker for workers, held in self._held.values())
+        used_gpus = sum(workers * held.gpus_per_worker for workers, held in self._held.values())
+        free = Node("", sum(node.cpus for node in nodes) - used_cpus, sum(node.gpus for node in nodes) - used_gpus)
+        fits = min(sum(node.holds(resources) for node in nodes), free.holds(resources), resources.max_workers)
+        return fits if fits >= resources.min_workers else 0
 
 
 @contextmanager
@@ -62,6 +119,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         # Despite its name this holds on Linux too: a cluster of this machine alone binds to loopback.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if address is None:
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody tells a cluster of its own that a node leaves
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     else:
@@ -78,14 +136,32 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise no_answer(address or "this machine", error) from None
     try:
-        offered = ray.cluster_resources()
-        yield Cluster(
-            address or "this machine",
-            int(offered.get("CPU", 0)),
-            int(offered.get("GPU", 0)),
-        )
+        yield Cluster(address or "this machine", answering_nodes)
     finally:
         ray.shutdown()
+
+
+def answering_nodes() -> list[Node]:
+    """The nodes that Ray takes for alive and that answer: a lost one does not wait for Ray to notice."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor(max(len(alive), 1)) as pool:
+        answers = pool.map(lambda node: answers_at(node["NodeManagerAddress"], node["NodeManagerPort"]), alive)
+        nodes = [node for node, answered in zip(alive, answers, strict=True) if answered]
+    return [
+        Node(node["NodeID"], int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
+        for node in nodes
+    ]
+
+
+def answers_at(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def require_answer(address: str) -> None:

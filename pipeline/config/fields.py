@@ -44,13 +44,15 @@ class Setting:
                 return cls(annotation, bounds, discriminator)
 
     def section(self, raw: Any) -> type[Section] | None:
-        """The section class here (the discriminator in `raw` chooses among several); None for a plain value."""
-        if isinstance(self.annotation, type) and issubclass(self.annotation, Section):
+        """The section class here (what `raw` holds chooses among several); None for a plain value."""
+        if is_section(self.annotation):
             return self.annotation
         if self.discriminator and isinstance(raw, Mapping):
             for option in get_args(self.annotation):
                 if raw.get(self.discriminator) in get_args(option.model_fields[self.discriminator].annotation):
                     return option
+        if self.is_union and isinstance(raw, Mapping):
+            return next((option for option in get_args(self.annotation) if is_section(option)), None)
         return None
 
     def child(self, key: Any, raw: Any) -> Setting | None:
@@ -105,10 +107,14 @@ class Setting:
             count = f" of {len(args)}" if origin is tuple and Ellipsis not in args else _bounds(self.bounds)
             return f"a list{count}, each {Setting.of(args[0]).describe()}"
         if origin is dict:
-            return "a mapping of names to sections"
+            return "a mapping of names to " + ("names" if args[1] is str else "sections")
         if (section := self.section(None)) is not None:
             return "a section with the keys " + ", ".join(section.model_fields)
         return PLAIN[annotation] + _bounds(self.bounds)
+
+
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _bounds(bounds: Iterable[Any]) -> str:

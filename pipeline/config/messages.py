@@ -19,18 +19,21 @@ def sentences(error: ValidationError, raw: Any) -> list[str]:
     """One sentence per fault: dotted path, what was found, what is allowed, the nearest valid name.
 
     `raw` is the data that was validated. Faults come in the order of the file's keys, each path once: pydantic reports
-    every arm of a union.
+    every arm of a union, also those that the user cannot have meant.
     """
     found: dict[str, str] = {}
     for fault in error.errors(include_url=False):
-        path, setting = locate(fault["loc"], raw)
+        path, setting, meant = locate(fault["loc"], raw)
+        if not meant:
+            continue
         place, text = _sentence(fault, path, setting, raw)
         found.setdefault(place, text)
     return [f"{place}: {text}" if place else text for place, text in found.items()]
 
 
-def locate(loc: Sequence[Any], raw: Any) -> tuple[list[Any], Setting | None]:
-    """The path in the user's data of an error location, and the setting there (None: the schema has none).
+def locate(loc: Sequence[Any], raw: Any) -> tuple[list[Any], Setting | None, bool]:
+    """The path in the user's data of an error location, the setting there (None: the schema has none), and whether the
+    user can have meant what it complains of.
 
     pydantic's locations also hold the chosen type of a stage and the arm of a union, which no user wrote.
     """
@@ -39,7 +42,11 @@ def locate(loc: Sequence[Any], raw: Any) -> tuple[list[Any], Setting | None]:
     keys = list(loc)
     while keys and setting is not None:
         if setting.is_union:
-            break
+            section = setting.section(lookup(raw, path))
+            if section is None or section.__name__ not in str(keys.pop(0)):
+                return path, setting, section is None
+            setting = Setting.of(section)
+            continue
         if setting.discriminator:
             keys.pop(0)
             if not keys:
@@ -48,14 +55,14 @@ def locate(loc: Sequence[Any], raw: Any) -> tuple[list[Any], Setting | None]:
         key = keys.pop(0)
         setting = setting.child(key, value)
         path.append(key)
-    return path, setting
+    return path, setting, True
 
 
 def _sentence(fault: Any, path: list[Any], setting: Setting | None, raw: Any) -> tuple[str, str]:
     value = lookup(raw, path)
     match fault["type"]:
         case "extra_forbidden":
-            parent_path, parent = locate(fault["loc"][:-1], raw)
+            parent_path, parent, _ = locate(fault["loc"][:-1], raw)
             return dotted(path), unknown_key(str(path[-1]), parent, lookup(raw, parent_path))
         case "missing":
             assert setting is not None

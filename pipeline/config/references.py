@@ -9,9 +9,12 @@ from pathlib import Path
 from pipeline.config.fields import allowed
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
 
+TIMM = "timm:"  # opens a reference to a model of timm's
+WEIGHTS_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # all but the first are refused when read
+
 
 def stage_sources(name: str, stage: Stage) -> list[tuple[str, str]]:
-    """The models that a stage reads, as (dotted path, reference): stages, STAGE/VARIANT or paths to exports."""
+    """The models that a stage reads, as (dotted path, reference): stages, STAGE/VARIANT, paths or timm's names."""
     match stage:
         case TrainStage(init_from=str(source)):
             return [(f"stages.{name}.init_from", source)]
@@ -23,7 +26,7 @@ def stage_sources(name: str, stage: Stage) -> list[tuple[str, str]]:
 
 
 def source_stage(config: PipelineConfig, reference: str) -> str | None:
-    """The stage that a reference names (with or without its variant); None if it is a path."""
+    """The stage that a reference names (with or without its variant); None if it is a path or timm's."""
     name = reference.split("/")[0]
     return name if name in config.stages else None
 
@@ -31,6 +34,11 @@ def source_stage(config: PipelineConfig, reference: str) -> str | None:
 def is_path(reference: str) -> bool:
     """Whether a reference is a path to an export: it starts with '.' or '/', or lies in a folder that exists."""
     return reference.startswith((".", "/")) or ("/" in reference and Path(reference).parent.is_dir())
+
+
+def is_foreign(config: PipelineConfig, reference: str) -> bool:
+    """Whether a reference is to weights from elsewhere: `timm:NAME`, or a file rather than an export's folder."""
+    return source_stage(config, reference) is None and (reference.startswith(TIMM) or reference.endswith(WEIGHTS_FILES))
 
 
 def reference_faults(config: PipelineConfig) -> Iterator[str]:
@@ -52,7 +60,9 @@ def _dataset_faults(config: PipelineConfig) -> Iterator[str]:
     for name, stage in config.stages.items():
         used = {}
         if isinstance(stage, TrainStage):
-            used = {f"stages.{name}.data.train": stage.data.train, f"stages.{name}.data.val": stage.data.val}
+            data = f"stages.{name}.data"
+            used = {f"{data}.train": stage.data.train, f"{data}.val": stage.data.val}
+            used |= {f"{data}.mixture.{dataset}": dataset for dataset in stage.data.mixture}
         elif isinstance(stage, EvaluateStage):
             used = {f"stages.{name}.data": stage.data}
         for path, dataset in used.items():
@@ -89,10 +99,10 @@ def _reference_problem(config: PipelineConfig, reference: str) -> str | None:
         return None
     if stage is not None:
         return f"whose type {stage.type} trains no model; {allowed('', trained)}"
-    if not is_path(reference):
+    if not is_path(reference) and not is_foreign(config, reference):
         return (
             "which is neither a stage nor a path to an export (one starts with './' or '/', or lies in a folder that "
-            f"exists); {allowed(reference, trained)}"
+            f"exists) nor weights from elsewhere (timm:NAME, or a safetensors file); {allowed(reference, trained)}"
         )
     return None
 
@@ -112,7 +122,7 @@ def _cycle_faults(config: PipelineConfig) -> Iterator[str]:
 
 
 def _worker_faults(config: PipelineConfig, name: str, stage: TrainStage) -> Iterator[str]:
-    workers = config.resources(stage).workers
+    workers = config.resources(stage).max_workers
     where = f"stages.{name}.resources.workers" if stage.resources else "cluster.workers"
     limits = {"data.lanes": stage.data.lanes, "global_batch_size": stage.global_batch_size}
     for field, limit in limits.items():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FORMATS = {
     "safetensors": "to_safetensors",
     "timm": "to_timm",
+    "clip": "to_clip",
     "onnx": "to_onnx",
     "torch-export": "to_torch_export",
 }

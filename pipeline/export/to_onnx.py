@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.export.files import write_description, write_whole
+from pipeline.export.files import write_description
 from pipeline.export.to_torch_export import example_images, fixed_size_model
+from pipeline.files import write_whole
 from pipeline.models.bundle import Bundle
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors.torch import save_file
 
-from pipeline.export.files import write_whole
+from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.timm_bridge import timm_config, to_timm
 
@@ -33,5 +32,5 @@ def write(bundle: Bundle, folder: Path) -> Path:
             "label_names": bundle.classes,
         },
     }
-    write_whole(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+    write_json(folder / "config.json", config)
     return write_whole(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))

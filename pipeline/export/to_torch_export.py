@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.export.files import write_description, write_whole
+from pipeline.export.files import write_description
+from pipeline.files import write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.surgery import adapt

@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.files import sync
 from pipeline.models.spec import Pair, ViTSpec
 from pipeline.models.state import check_state
 
@@ -90,7 +91,7 @@ def save_bundle(
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
         (draft / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
         for name in (WEIGHTS, DESCRIPTION):
-            _sync(draft / name)
+            sync(draft / name)
         _replace_folder(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -99,6 +100,18 @@ def save_bundle(
 
 def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """Read a bundle; `ModelError` says which file is missing, unreadable or does not fit."""
+    folder = Path(folder)
+    described = load_description(folder)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / WEIGHTS}: cannot be read ({error}); export the model again") from error
+    check_state(state, described.spec, str(folder / WEIGHTS))
+    return replace(described, state=state)
+
+
+def load_description(folder: str | os.PathLike[str]) -> Bundle:
+    """A bundle without its weights: `state` is empty. `ModelError` as of `load_bundle`."""
     folder = Path(folder)
     path = folder / DESCRIPTION
     if not path.is_file():
@@ -119,12 +132,7 @@ def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
     if version != FORMAT_VERSION:
         raise ModelError(f"{path}: has format version {version}; this version of the package reads {FORMAT_VERSION}")
     _check_description(spec, preprocess, classes, str(path))
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder / WEIGHTS}: cannot be read ({error}); export the model again") from error
-    check_state(state, spec, str(folder / WEIGHTS))
-    return Bundle(state, spec, preprocess, classes, provenance)
+    return Bundle({}, spec, preprocess, classes, provenance)
 
 
 def _check_description(spec: ViTSpec, preprocess: Preprocess, classes: Sequence[str] | None, source: str) -> None:
@@ -145,12 +153,4 @@ def _replace_folder(draft: Path, folder: Path) -> None:
         os.replace(folder, aside)
         os.replace(draft, folder)
         shutil.rmtree(aside)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder.parent)

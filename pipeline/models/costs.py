@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.models.spec import Pair, ViTSpec
+from pipeline.models.spec import Pair, ViTSpec, whole_patches
 
 
 def count_parameters(spec: ViTSpec) -> int:
@@ -17,7 +17,7 @@ def count_parameters(spec: ViTSpec) -> int:
         + own_tokens
         + positions
         + spec.depth * _layer_parameters(spec)
-        + 2 * dim
+        + 2 * dim * (1 + int(spec.embed_norm))
         + head * (1 + int(tokens.dist))
     )
 
@@ -32,19 +32,20 @@ def _layer_parameters(spec: ViTSpec) -> int:
     return attention + feed_forward + norms + qk_norm + layer_scale
 
 
-def forward_flops(spec: ViTSpec, image_size: Pair | None = None) -> int:
+def forward_flops(spec: ViTSpec, image_size: Pair | None = None, patch: Pair | None = None) -> int:
     """Floating-point operations of the matrix products of one image's forward pass, as MiniViT executes it.
 
     A multiply and an add are two operations. A head that reads only CLS needs only its row of the last layer, which is
-    what is counted. Norms, softmax and activations are left out, as is usual; so is the resizing of positions, which is
-    done once per batch. `image_size` is (height, width) in pixels.
+    what is counted. Norms, softmax and activations are left out, as is usual; so is the resizing of positions and patch
+    kernels, which is done once per batch. `image_size` and `patch` are (height, width) in pixels; default: the spec's.
     """
-    grid = spec.grid if image_size is None else spec.grid_for(image_size)
+    patch = patch or spec.patch
+    grid = whole_patches(image_size or spec.image_size, patch)
     dim, patches = spec.embed_dim, grid[0] * grid[1]
     length = patches + spec.tokens.num_prefix
     read = length if spec.pool == "avg" else 1 + int(spec.tokens.dist)
 
-    patch_embed = 2 * patches * spec.channels * spec.patch[0] * spec.patch[1] * dim
+    patch_embed = 2 * patches * spec.channels * patch[0] * patch[1] * dim
     layers = (spec.depth - 1) * _layer_flops(spec, length, length) + _layer_flops(spec, length, read)
     head = 2 * dim * spec.num_classes * (1 + int(spec.tokens.dist))
     return patch_embed + layers + head

@@ -7,13 +7,21 @@ relies on to gather it.
 from __future__ import annotations
 
 import copy
+from collections import deque
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.utils.checkpoint import checkpoint
 
-from pipeline.models.layers import DropPath, LayerNorm, LayerScale, Linear
+from pipeline.models.drop_path import DropPath
+from pipeline.models.layers import ActivatedLinear, LayerScale, Linear
+from pipeline.models.products import attention, linear
 from pipeline.models.spec import ViTSpec
+
+Recompute = Literal["none", "selective", "full"]
 
 
 class SelfAttention(nn.Module):
@@ -29,18 +37,14 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
         head_dim = dim // num_heads
-        self.q_norm = LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
-        self.k_norm = LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
+        self.q_norm = nn.LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
         """[B, T, D] -> [B, num_queries or T, D]; only the first `num_queries` tokens ask, all of them answer."""
         q, k, v = self._project(x, num_queries)
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
-            # torch's CPU kernel takes five times as long backward in bf16 as in fp32.
-            q, k, v = q.float(), k.float(), v.float()
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        attended: Tensor = self.out_proj(out.transpose(1, 2).flatten(2).to(x.dtype))
+        out = attention(q, k, v, dropout=self.dropout if self.training else 0.0)
+        attended: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return attended
 
     def weights(self, x: Tensor) -> Tensor:
@@ -51,13 +55,12 @@ class SelfAttention(nn.Module):
 
     def _project(self, x: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Q [B, H, num_queries or T, d], k and v [B, H, T, d]."""
-        weight, bias = self.in_proj_weight.to(x.dtype), self.in_proj_bias.to(x.dtype)
-        dim = x.shape[-1]
+        weight, bias, dim = self.in_proj_weight, self.in_proj_bias, x.shape[-1]
         if num_queries is None:
-            q, k, v = (self._heads(part) for part in F.linear(x, weight, bias).chunk(3, dim=-1))
+            q, k, v = (self._heads(part) for part in linear(x, weight, bias).chunk(3, dim=-1))
         else:
-            q = self._heads(F.linear(x[:, :num_queries], weight[:dim], bias[:dim]))
-            k, v = (self._heads(part) for part in F.linear(x, weight[dim:], bias[dim:]).chunk(2, dim=-1))
+            q = self._heads(linear(x[:, :num_queries], weight[:dim], bias[:dim]))
+            k, v = (self._heads(part) for part in linear(x, weight[dim:], bias[dim:]).chunk(2, dim=-1))
         return self.q_norm(q), self.k_norm(k), v
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -67,32 +70,34 @@ class SelfAttention(nn.Module):
 class EncoderLayer(nn.Module):
     """`nn.TransformerEncoderLayer`, pre- or post-norm, with optional layer scale, drop path and qk-norm."""
 
-    def __init__(self, spec: ViTSpec, drop_path: float) -> None:
+    def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
         dim = spec.embed_dim
         self.norm_first = spec.norm == "pre"
         self.self_attn = SelfAttention(dim, spec.num_heads, spec.dropout, spec.qk_norm, spec.eps)
         self.linear1 = Linear(dim, spec.mlp_dim)
-        self.linear2 = Linear(spec.mlp_dim, dim)
-        self.norm1 = LayerNorm(dim, eps=spec.eps)
-        self.norm2 = LayerNorm(dim, eps=spec.eps)
-        self.activation = nn.GELU() if spec.activation == "gelu" else nn.ReLU()
-        self.dropout, self.dropout1, self.dropout2 = (
-            nn.Dropout(spec.dropout) if spec.dropout else nn.Identity() for _ in range(3)
-        )
+        self.linear2 = ActivatedLinear(spec.mlp_dim, dim, spec.activation, spec.dropout)
+        self.norm1 = nn.LayerNorm(dim, eps=spec.eps)
+        self.norm2 = nn.LayerNorm(dim, eps=spec.eps)
+        self.dropout1, self.dropout2 = (nn.Dropout(spec.dropout) if spec.dropout else nn.Identity() for _ in range(2))
         self.ls1, self.ls2 = (
             nn.Identity() if spec.layer_scale is None else LayerScale(dim, spec.layer_scale) for _ in range(2)
         )
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.recompute: Recompute = "none"
 
-    def forward(self, x: Tensor, num_outputs: int | None = None) -> Tensor:
-        """[B, T, D] -> [B, num_outputs or T, D]; with `num_outputs` only the first tokens are computed."""
+    def forward(self, x: Tensor, num_outputs: int | None = None, branches: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, num_outputs or T, D].
+
+        With `num_outputs` only the first tokens are computed. `branches` [2, B, 1, 1] are factors of the two residual
+        branches.
+        """
         residual = x if num_outputs is None else x[:, :num_outputs]
+        attended, fed = (None, None) if branches is None else branches
         if self.norm_first:
-            x = residual + self._attend(self.norm1(x), num_outputs)
-            return x + self._feed_forward(self.norm2(x))
-        x = self.norm1(residual + self._attend(x, num_outputs))
-        y: Tensor = self.norm2(x + self._feed_forward(x))
+            x = residual + _times(self._attend(self.norm1(x), num_outputs), attended)
+            return x + _times(self._feed_forward(x), fed)
+        x = self.norm1(residual + _times(self._attend(x, num_outputs), attended))
+        y: Tensor = self.norm2(x + _times(self._feed_forward(x), fed))
         return y
 
     def attention_weights(self, x: Tensor) -> Tensor:
@@ -100,13 +105,40 @@ class EncoderLayer(nn.Module):
         return self.self_attn.weights(self.norm1(x) if self.norm_first else x)
 
     def _attend(self, x: Tensor, num_queries: int | None) -> Tensor:
-        branch: Tensor = self.drop_path(self.ls1(self.dropout1(self.self_attn(x, num_queries))))
+        branch: Tensor = self.ls1(self.dropout1(self.self_attn(x, num_queries)))
         return branch
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(self.activation(self.linear1(x)))
-        branch: Tensor = self.drop_path(self.ls2(self.dropout2(self.linear2(hidden))))
+        if self.recompute == "selective" and torch.is_grad_enabled():
+            branch: Tensor = checkpoint(self._feed_forward_branch, x, use_reentrant=False)
+            return branch
+        return self._feed_forward_branch(x)
+
+    def _feed_forward_branch(self, x: Tensor) -> Tensor:
+        if self.norm_first:
+            x = self.norm2(x)
+        branch: Tensor = self.ls2(self.dropout2(self.linear2(self.linear1(x))))
         return branch
+
+
+def _times(branch: Tensor, factors: Tensor | None) -> Tensor:
+    return branch if factors is None else branch * factors
+
+
+class _Placed(torch.autograd.Function):
+    """A tensor at its place in a block that is to hold several.
+
+    What stays until the backward pass, here the layers' inputs, lies apart from what comes and goes in between;
+    otherwise it leaves the heap in pieces, and a checkpointed step took twice its memory.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, block: Tensor, index: int) -> Tensor:
+        return block.data[index].copy_(x)  # `data`: the places of a block are no views of each other to autograd
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
 
 
 class Encoder(nn.Module):
@@ -114,12 +146,12 @@ class Encoder(nn.Module):
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
-        # nn.TransformerEncoder copies one layer, so its layers start out equal; drop path grows linearly with depth.
-        first = EncoderLayer(spec, 0.0)
+        # nn.TransformerEncoder copies one layer, so its layers start out equal.
+        first = EncoderLayer(spec)
         self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(spec.depth))
-        for index, layer in enumerate(self.layers):
-            rate = spec.drop_path * index / max(spec.depth - 1, 1)
-            layer.drop_path = DropPath(rate) if rate else nn.Identity()
+        # The rate grows linearly with depth.
+        self.drop_path = DropPath([spec.drop_path * index / max(spec.depth - 1, 1) for index in range(spec.depth)])
+        self.recompute: Recompute = "none"
 
     def forward(self, x: Tensor, num_outputs: int | None = None) -> Tensor:
         """[B, T, D] -> [B, num_outputs or T, D].
@@ -127,7 +159,32 @@ class Encoder(nn.Module):
         A head that reads only the first tokens needs only their outputs: the last layer then spends its queries, output
         projection and feed-forward on these alone. The result is the same; a sixth of the work at depth 6 is saved.
         """
-        for layer in self.layers[:-1]:
-            x = layer(x)
-        outputs: Tensor = self.layers[-1](x, num_outputs)
-        return outputs
+        return deque(self.layer_outputs(x, num_outputs), maxlen=1).pop()
+
+    def layer_outputs(self, x: Tensor, num_outputs: int | None = None) -> Iterator[Tensor]:
+        """[B, T, D] -> the output [B, T, D] of each layer, the last one's cut to `num_outputs` tokens."""
+        branches = self.drop_path(x)
+        checkpointing = self.recompute == "full" and torch.is_grad_enabled()
+        inputs = x.new_empty(len(self.layers), *x.shape) if checkpointing else None
+        for index, layer in enumerate(self.layers):
+            if inputs is not None:
+                x = _Placed.apply(x, inputs, index)
+            arguments = (
+                x,
+                num_outputs if index == len(self.layers) - 1 else None,
+                None if branches is None else branches[index],
+            )
+            x = layer(*arguments) if inputs is None else checkpoint(layer, *arguments, use_reentrant=False)
+            yield x
+
+    def recompute_activations(self, choice: Recompute) -> None:
+        """What the backward pass computes again instead of keeping it from the forward pass.
+
+        `selective`: each feed-forward from its input, two fifths of what a layer keeps for a ninth of a step's work.
+        `full`: each layer from its input (Chen et al. 2016), all of it for a third.
+        """
+        self.recompute = choice
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            layer.recompute = choice
+            layer.linear2.recomputed = choice != "none"

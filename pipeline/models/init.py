@@ -39,7 +39,10 @@ def init_mae(model: MiniViT) -> None:
 
 
 def init_timm(model: MiniViT) -> None:
-    """The default of timm: truncated normal(0.02) for every matrix, zero biases; Conv2d's own patch projection."""
+    """The default of timm: truncated normal(0.02) for every matrix and the positions, zero biases.
+
+    CLS and registers are all but zero, normal(1e-6); the patch projection is Conv2d's own.
+    """
     for module in model.modules():
         if isinstance(module, SelfAttention):
             nn.init.trunc_normal_(module.in_proj_weight, std=0.02)
@@ -47,6 +50,9 @@ def init_timm(model: MiniViT) -> None:
             nn.init.trunc_normal_(module.weight, std=0.02)
     _zero_biases(model)
     _normal_tokens(model)
+    for token in (model.cls_token, model.registers):
+        if token is not None:
+            nn.init.normal_(token, std=1e-6)
     _small_heads(model)
 
 

@@ -1,41 +1,48 @@
-"""Small layers that follow the dtype of what flows through them.
-
-DeepSpeed's bf16 engine keeps weights in bfloat16. On a CPU without bfloat16 matrix units the step computes in fp32
-(`compute_dtype`), so each layer casts its few weights to the dtype of its many activations; equal dtypes cost nothing.
-"""
+"""Small layers of the encoder. Their products are those of `products`, whatever the processor."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.products import linear
 
-def compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of the activations for weights of this dtype and device.
 
-    Half precision on a CPU without AMX is emulated: bf16 matmuls ran at half the speed of fp32 there, so fp32 is both
-    faster and more exact. Elsewhere it is the weights' own dtype.
-    """
-    half = weight.dtype in (torch.bfloat16, torch.float16)
-    if half and weight.device.type == "cpu" and not torch.cpu._is_amx_tile_supported():
-        return torch.float32
-    return weight.dtype
+def quick_gelu(x: Tensor) -> Tensor:
+    """X * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` whose weights follow the input's dtype."""
+    """`nn.Linear` by `products.linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return linear(x, self.weight, self.bias)
 
 
-class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` whose weights follow the input's dtype."""
+class ActivatedLinear(nn.Linear):
+    """Activation, dropout and product: the second half of a feed-forward, in one step where that pays.
+
+    `recomputed` says that activations are checkpointed, so that nothing is gained by keeping less of them here.
+    """
+
+    def __init__(self, in_features: int, out_features: int, activation: str, dropout: float) -> None:
+        super().__init__(in_features, out_features)
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.recomputed = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        dropping = self.training and isinstance(self.dropout, nn.Dropout)
+        if self.activation == "gelu" and not dropping and not self.recomputed:
+            return linear(x, self.weight, self.bias, gelu=True)
+        return linear(self.dropout(ACTIVATIONS[self.activation](x)), self.weight, self.bias)
 
 
 class LayerScale(nn.Module):
@@ -47,18 +54,4 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma.to(x.dtype)
-
-
-class DropPath(nn.Module):
-    """Leaves out a residual branch per sample (stochastic depth, Huang et al. 2016), scaled to keep the expectation."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        keep = torch.rand(x.shape[0], 1, 1, dtype=torch.float32, device=x.device) >= self.rate
-        return x * (keep.to(x.dtype) / (1 - self.rate))
+        return x * self.gamma

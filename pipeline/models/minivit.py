@@ -5,6 +5,8 @@ Legend: B batch, C channels, (H, W) image, (h, w) grid, N = h * w patches, P pre
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -14,11 +16,12 @@ from pipeline.errors import ModelError
 from pipeline.models.attention_maps import attention_maps
 from pipeline.models.encoder import Encoder
 from pipeline.models.init import initialise
-from pipeline.models.layers import LayerNorm, Linear
+from pipeline.models.layers import Linear
 from pipeline.models.patch_embed import PatchEmbed
-from pipeline.models.pos_embed import resize_positions, sincos_positions
+from pipeline.models.pos_embed import fit_positions, sincos_positions
 from pipeline.models.spec import (
     Activation,
+    FewerPatches,
     Norm,
     Pair,
     Pool,
@@ -35,7 +38,9 @@ class MiniViT(nn.Module):
     """A ViT classifier; the positional signature and its defaults are the tutorial's, as are the state-dict keys.
 
     Images of any size that is a multiple of the patch are accepted: positions are interpolated on the fly, so one
-    learned grid trains at every size. Raises `ModelError` for impossible settings or images.
+    learned grid trains at every size (where there are fewer patches the tutorial slices: `fewer_patches`). So is the
+    patch kernel while `patch`, (height, width) in pixels, is not the spec's; `per_step` sets it. Raises `ModelError`
+    for impossible settings or images.
     """
 
     cls_token: nn.Parameter | None
@@ -65,6 +70,8 @@ class MiniViT(nn.Module):
         qk_norm: bool = False,
         layer_scale: float | None = None,
         positions: Positions = "learned",
+        embed_norm: bool = False,
+        fewer_patches: FewerPatches = "slice",
         variant: str = "tutorial",
         init: str | None = None,
     ) -> None:
@@ -90,7 +97,10 @@ class MiniViT(nn.Module):
             qk_norm=qk_norm,
             layer_scale=layer_scale,
             positions=positions,
+            embed_norm=embed_norm,
+            fewer_patches=fewer_patches,
         )
+        self.patch = patch
         self._build()
         initialise(self, init)
 
@@ -115,8 +125,9 @@ class MiniViT(nn.Module):
             self.register_buffer("pos_embed", sincos_positions(spec.grid, dim, num_prefix))
         else:
             self.pos_embed = None
+        self.embed_norm = nn.LayerNorm(dim, eps=spec.eps) if spec.embed_norm else None
         self.transformer = Encoder(spec)
-        self.mlp_head = nn.Sequential(LayerNorm(dim, eps=spec.eps), Linear(dim, spec.num_classes))
+        self.mlp_head = nn.Sequential(nn.LayerNorm(dim, eps=spec.eps), Linear(dim, spec.num_classes))
         self.dist_head = Linear(dim, spec.num_classes) if spec.tokens.dist else None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -129,14 +140,27 @@ class MiniViT(nn.Module):
         features: Tensor = self.transformer(self.embed(images, mask))
         return features
 
-    def forward_intermediates(self, images: Tensor, num_layers: int = 1) -> list[Tensor]:
-        """Feature maps [B, D, h, w] of the last `num_layers` layers, for dense heads (ViTDet, Segmenter, DPT)."""
-        grid = self.spec.grid_for((images.shape[-2], images.shape[-1]))
-        x, maps = self.embed(images), []
-        for layer in self.transformer.layers:
-            x = layer(x)
-            maps.append(x[:, self.spec.tokens.num_prefix :].transpose(1, 2).unflatten(2, grid))
-        return maps[-num_layers:]
+    def forward_intermediates(
+        self, images: Tensor, n_layers: int | Sequence[int] = 1, *, norm: bool = False
+    ) -> list[Tensor]:
+        """Feature maps [B, D, h, w] for dense heads, at any size.
+
+        Of the last `n_layers` layers (ViTDet, Segmenter), or of those with these numbers from 0 (DPT); through the
+        head's norm if asked. Raises `ModelError` where there are fewer layers.
+        """
+        depth, grid = self.spec.depth, self._grid(images)
+        wanted = range(depth - n_layers, depth) if isinstance(n_layers, int) else n_layers
+        if not wanted or min(wanted) < 0 or max(wanted) >= depth:
+            raise ModelError(
+                f"n_layers: {n_layers}, but there are {depth} layers; take 1 to {depth}, or numbers from 0"
+            )
+        maps = {}
+        outputs = itertools.islice(self.transformer.layer_outputs(self.embed(images)), max(wanted) + 1)
+        for number, x in enumerate(outputs):
+            if number in wanted:
+                tokens = self.mlp_head[0](x) if norm else x
+                maps[number] = tokens[:, self.spec.tokens.num_prefix :].transpose(1, 2).unflatten(2, grid)
+        return [maps[number] for number in wanted]
 
     def attention_maps(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, depth, heads, P+N, P+N]; see `attention_maps.attention_maps`."""
@@ -149,8 +173,8 @@ class MiniViT(nn.Module):
                 f"images: found shape {list(images.shape)}; "
                 f"this model takes [batch, {self.spec.channels}, height, width]"
             )
-        grid = self.spec.grid_for((images.shape[2], images.shape[3]))
-        x = self.patch_embed(images)
+        grid = self._grid(images)
+        x = self.patch_embed(images, self.patch)
         if mask is not None:
             if self.mask_token is None:
                 raise ModelError("mask: this model has no [MASK] token; build it with tokens.mask")
@@ -159,10 +183,16 @@ class MiniViT(nn.Module):
         prefix = [getattr(self, name) for name, _ in prefix_layout(self.spec.tokens)]
         prefix = [token.to(x.dtype).expand(x.shape[0], -1, -1) for token in prefix]
         if positions is None:
-            return torch.cat([*prefix, x], dim=1)
-        if self.spec.tokens.positions_cover_prefix:
-            return torch.cat([*prefix, x], dim=1) + positions
-        return torch.cat([*prefix, x + positions], dim=1)
+            x = torch.cat([*prefix, x], dim=1)
+        elif self.spec.tokens.positions_cover_prefix:
+            x = torch.cat([*prefix, x], dim=1) + positions
+        else:
+            x = torch.cat([*prefix, x + positions], dim=1)
+        return x if self.embed_norm is None else self.embed_norm(x)
+
+    def _grid(self, images: Tensor) -> Pair:
+        """Patches (down, across) of these images [B, C, H, W]."""
+        return whole_patches((images.shape[-2], images.shape[-1]), self.patch)
 
     def _positions(self, grid: Pair, dtype: torch.dtype) -> Tensor | None:
         """Positions for a grid. Not cached: they are learned, and engines change weights behind autograd's counters;
@@ -172,7 +202,7 @@ class MiniViT(nn.Module):
             return None
         if grid == self.spec.grid:
             return self.pos_embed.to(dtype)
-        return resize_positions(self.pos_embed.float(), self.spec.grid, grid).to(dtype)
+        return fit_positions(self.pos_embed.float(), self.spec.grid, grid, self.spec.fewer_patches).to(dtype)
 
     def _num_outputs(self) -> int | None:
         """How many leading tokens the head reads; `None` for all."""

@@ -6,11 +6,10 @@ Legend: B batch, C channels, (H, W) image, (p, q) patch, (h, w) grid, N = h * w,
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.layers import compute_dtype
-from pipeline.models.resize import kernel_matrix
+from pipeline.models.products import linear
+from pipeline.models.resize import kernel_tensor
 from pipeline.models.spec import Pair
 
 
@@ -24,15 +23,20 @@ class PatchProjection(nn.Conv2d):
     def __init__(self, channels: int, embed_dim: int, patch: Pair) -> None:
         super().__init__(channels, embed_dim, kernel_size=patch, stride=patch)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, N, D] in `compute_dtype` of the weights."""
-        p, q = self.kernel_size
+    def forward(self, images: Tensor, patch: Pair | None = None) -> Tensor:
+        """[B, C, H, W] -> [B, N, D] in the dtype of the weights, by patches of `patch` pixels (default: the kernel's).
+
+        For another patch the kernel is resized on the fly, in fp32, so that one kernel trains at every size (FlexiViT).
+        """
+        p, q = patch or self.kernel_size
+        weight = self.weight
+        if (p, q) != tuple(self.kernel_size):
+            weight = resize_kernel(weight, (p, q), torch.float32)
         batch, channels, height, width = images.shape
-        dtype = compute_dtype(self.weight)
-        patches = images.to(dtype).reshape(batch, channels, height // p, p, width // q, q)
+        patches = images.to(weight.dtype).reshape(batch, channels, height // p, p, width // q, q)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * p * q)
         assert self.bias is not None
-        return F.linear(patches, self.weight.flatten(1).to(dtype), self.bias.to(dtype))
+        return linear(patches, weight.flatten(1), self.bias)
 
 
 class PatchEmbed(nn.Module):
@@ -42,22 +46,24 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = PatchProjection(channels, embed_dim, patch)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, patch: Pair | None = None) -> Tensor:
         """[B, C, H, W] -> [B, N, D]"""
-        tokens: Tensor = self.proj(images)
+        tokens: Tensor = self.proj(images, patch)
         return tokens
 
 
-def resize_kernel(weight: Tensor, new_patch: Pair) -> Tensor:
-    """[D, C, p, q] -> [D, C, p', q']: pseudo-inverse resize of a patch kernel in fp64 (FlexiViT, Beyer et al. 2023)."""
+def resize_kernel(weight: Tensor, new_patch: Pair, dtype: torch.dtype = torch.float64) -> Tensor:
+    """[D, C, p, q] -> [D, C, p', q']: pseudo-inverse resize of a patch kernel (FlexiViT, Beyer et al. 2023).
+
+    Computed in `dtype`, differentiable.
+    """
     old_patch = (weight.shape[2], weight.shape[3])
     if old_patch == tuple(new_patch):
         return weight
     down, across = (
-        torch.as_tensor(kernel_matrix(old, new).copy(), device=weight.device)
-        for old, new in zip(old_patch, new_patch, strict=True)
+        kernel_tensor(old, new, dtype, weight.device) for old, new in zip(old_patch, new_patch, strict=True)
     )
-    return torch.einsum("ap,bq,dcpq->dcab", down, across, weight.double()).to(weight.dtype)
+    return torch.einsum("ap,bq,dcpq->dcab", down, across, weight.to(dtype)).to(weight.dtype)
 
 
 def change_channels(weight: Tensor, channels: int) -> Tensor:

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.models.resize import resize_matrix
-from pipeline.models.spec import Pair
+from pipeline.models.resize import resize_tensor
+from pipeline.models.spec import FewerPatches, Pair
 
 
 def resize_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair) -> Tensor:
@@ -23,16 +23,24 @@ def resize_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair) -> Tenso
         return pos_embed
     num_prefix = pos_embed.shape[1] - old_grid[0] * old_grid[1]
     prefix, grid = pos_embed[:, :num_prefix], pos_embed[0, num_prefix:]
-    down = _matrix(old_grid[0], new_grid[0], pos_embed)
-    across = _matrix(old_grid[1], new_grid[1], pos_embed)
-    grid = grid.to(down.dtype).unflatten(0, old_grid)  # [h, w, D]
+    dtype = torch.promote_types(pos_embed.dtype, torch.float32)
+    down, across = (
+        resize_tensor(old, new, dtype, pos_embed.device) for old, new in zip(old_grid, new_grid, strict=True)
+    )
+    grid = grid.to(dtype).unflatten(0, old_grid)  # [h, w, D]
     grid = torch.einsum("ah,bw,hwd->abd", down, across, grid)
     return torch.cat([prefix, grid.flatten(0, 1)[None].to(pos_embed.dtype)], dim=1)
 
 
-def _matrix(old: int, new: int, like: Tensor) -> Tensor:
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.as_tensor(resize_matrix(old, new).copy(), dtype=dtype, device=like.device)
+def fit_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair, fewer_patches: FewerPatches) -> Tensor:
+    """[1, P+N, D] -> [1, P+N', D], for an image or a model of another grid.
+
+    Resized; or, with fewer patches and `slice`, cut off after P+N' rows as the tutorial does, whatever their places.
+    """
+    missing = old_grid[0] * old_grid[1] - new_grid[0] * new_grid[1]
+    if fewer_patches == "slice" and missing > 0:
+        return pos_embed[:, : pos_embed.shape[1] - missing]
+    return resize_positions(pos_embed, old_grid, new_grid)
 
 
 def sincos_positions(grid: Pair, dim: int, num_prefix: int = 0) -> Tensor:

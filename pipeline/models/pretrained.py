@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TRAIN_STAGES = ("pretrain", "finetune")
+SUPERSEDED = ".superseded-"  # in the name of a folder that a stage left behind when it ran again
 
 
 class PretrainedMiniViT(MiniViT):
@@ -60,21 +61,25 @@ class PretrainedMiniViT(MiniViT):
 
     def _read(self, image: str | os.PathLike[str] | Image) -> Tensor:
         """uint8 [C, H, W] at the model's size and channels."""
-        import PIL.Image  # slow to import, needed only here
+        from pipeline.images.decode import BadImage  # slow to import, needed only here
+        from pipeline.images.load import load_plain, resize
 
-        height, width = self.preprocess.image_size
-        mode = {1: "L", 3: "RGB"}.get(self.preprocess.channels)
+        size, channels = self.preprocess.image_size, self.preprocess.channels
+        mode = {1: "L", 3: "RGB"}.get(channels)
         if mode is None:
-            raise ModelError(f"predict: reads images of 1 or 3 channels; this model takes {self.preprocess.channels}")
-        try:
-            opened = PIL.Image.open(image) if isinstance(image, (str, os.PathLike)) else image
-            converted = opened.convert(mode)
-        except (OSError, PIL.Image.DecompressionBombError) as error:
-            raise DataError(f"{image}: cannot be read as an image ({error}); give a PNG, JPEG or WebP file") from error
-        if converted.size != (width, height):
-            converted = converted.resize((width, height), PIL.Image.Resampling.BILINEAR)
-        array = np.asarray(converted, dtype=np.uint8).reshape(height, width, -1)
-        return torch.from_numpy(array.transpose(2, 0, 1).copy())
+            raise ModelError(f"predict: reads images of 1 or 3 channels; this model takes {channels}")
+        if isinstance(image, (str, os.PathLike)):
+            try:
+                pixels = load_plain(Path(image).read_bytes(), size, channels)
+            except (OSError, BadImage) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise DataError(
+                    f"{os.fspath(image)}: cannot be read as an image ({reason}); give a PNG, JPEG or WebP file"
+                ) from None
+        else:
+            whole = np.array(image.convert(mode), dtype=np.uint8)
+            pixels = resize(whole.reshape(image.height, image.width, channels), size)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def load_pretrained(path: str | os.PathLike[str]) -> PretrainedMiniViT:
@@ -83,40 +88,60 @@ def load_pretrained(path: str | os.PathLike[str]) -> PretrainedMiniViT:
 
 
 def find_bundle(path: str | os.PathLike[str]) -> Path:
-    """The bundle's folder in an export, a stage folder (its selected branch if it fans out) or a run folder.
+    """The bundle's folder in an export, a stage's folder or a run's.
 
-    Raises `ModelError` where none is found.
+    Of a stage that fans out it is the branch with the best validation accuracy, of a run the training stage that ended
+    last. Raises `ModelError` where none is found, or branches cannot be compared.
     """
     folder = Path(path)
     if not folder.exists():
         raise ModelError(f"{folder}: does not exist; give an export, a stage's folder or a run's folder")
     if (folder / "stages").is_dir():
-        return _last_finished(folder) / "model"
+        return _last_stage(folder) / "model"
     for candidate in (folder, folder / "model"):
         if (candidate / DESCRIPTION).is_file():
             return candidate
-    selected = _status(folder).get("selected")
-    if selected and (folder / Path(selected).name / "model" / DESCRIPTION).is_file():
-        return folder / Path(selected).name / "model"
+    if branches := _finished(folder.glob("*/status.json")):
+        return _best_branch(folder, branches) / "model"
     raise ModelError(
         f"{folder}: holds no finished model ({DESCRIPTION}); give an export, or a run whose training finished"
     )
 
 
-def _last_finished(run: Path) -> Path:
-    """The training stage, or branch of one, that finished last; of branches of one stage the selected one."""
-    finished: dict[Path, dict[str, Any]] = {}
-    for file in (*run.glob("stages/*/status.json"), *run.glob("stages/*/*/status.json")):
-        status = _status(file.parent)
-        done = status.get("state") == "finished" and status.get("type") in TRAIN_STAGES
-        if done and (file.parent / "model" / DESCRIPTION).is_file():
-            finished[file.parent] = status
+def _last_stage(run: Path) -> Path:
+    """The training stage that ended last, or its best branch if it fans out."""
+    finished = _finished((*run.glob("stages/*/status.json"), *run.glob("stages/*/*/status.json")))
     if not finished:
         raise ModelError(f"{run}: no training stage of this run has finished yet; run it to its end, or name a stage")
-    last = max(finished, key=lambda stage: str(finished[stage].get("ended")))
-    selected = _status(last.parent).get("selected") if last.parent.name != "stages" else None
-    branch = last.with_name(Path(selected).name) if selected else last
-    return branch if branch in finished else last
+    last = max(finished, key=lambda folder: float(finished[folder].get("ended") or 0))
+    if last.parent == run / "stages":
+        return last
+    return _best_branch(last.parent, {folder: s for folder, s in finished.items() if folder.parent == last.parent})
+
+
+def _finished(files: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """Folder -> status of the training stages and branches that have left a model, in the order of their start."""
+    statuses = {file.parent: _status(file.parent) for file in files if SUPERSEDED not in str(file)}
+    finished = {
+        folder: status
+        for folder, status in statuses.items()
+        if status.get("state") == "finished"
+        and status.get("type") in TRAIN_STAGES
+        and (folder / "model" / DESCRIPTION).is_file()
+    }
+    return dict(sorted(finished.items(), key=lambda item: float(item[1].get("started") or 0)))
+
+
+def _best_branch(stage: Path, branches: dict[Path, dict[str, Any]]) -> Path:
+    """The branch whose last validation accuracy is highest, the first of equals, as in `stages.sources`."""
+    accuracies = {folder: status.get("result", {}).get("accuracy") for folder, status in branches.items()}
+    unknown = [folder.name for folder, accuracy in accuracies.items() if accuracy is None]
+    if len(branches) > 1 and unknown:
+        raise ModelError(
+            f"{stage}: fans out, and its branch {unknown[0]} has no validation accuracy to pick the best by; "
+            f"give one branch's folder, such as {stage / unknown[0]}"
+        )
+    return max(accuracies, key=lambda folder: accuracies[folder] or 0.0)
 
 
 def _status(folder: Path) -> dict[str, Any]:

@@ -7,9 +7,13 @@ The weights equal `torch.nn.functional.interpolate(mode="bicubic", antialias=Tru
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+import torch
+
+from pipeline.models.execution import is_traced
 
 # Keys' cubic with a = -0.5, which torch and Pillow use when they antialias (without antialiasing torch takes -0.75).
 CUBIC_A = -0.5
@@ -34,6 +38,33 @@ def kernel_matrix(old: int, new: int) -> np.ndarray:
     by B is as near as possible to its response to the patch itself, and equal to it when the patch grows.
     """
     return _frozen(np.linalg.pinv(resize_matrix(old, new).T))
+
+
+def resize_tensor(old: int, new: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """`resize_matrix` as a tensor; kept, so that a step at another size copies nothing to the device. Do not write."""
+    return _tensor(resize_matrix, old, new, dtype, device)
+
+
+def kernel_tensor(old: int, new: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """`kernel_matrix` as a tensor, kept likewise."""
+    return _tensor(kernel_matrix, old, new, dtype, device)
+
+
+def _tensor(
+    matrix: Callable[[int, int], np.ndarray], old: int, new: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    make = _new_tensor if is_traced() else _kept_tensor  # what a tracer makes is not a tensor to keep
+    return make(matrix, old, new, dtype, device)
+
+
+def _new_tensor(
+    matrix: Callable[[int, int], np.ndarray], old: int, new: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    with torch.inference_mode(False):  # else training could not use what a prediction made
+        return torch.tensor(matrix(old, new), dtype=dtype, device=device)
+
+
+_kept_tensor = lru_cache(maxsize=1024)(_new_tensor)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

@@ -9,12 +9,13 @@ from pipeline.errors import ModelError
 
 Pair = tuple[int, int]
 Norm = Literal["pre", "post"]
-Activation = Literal["relu", "gelu"]
+Activation = Literal["relu", "gelu", "quick_gelu"]
 Pool = Literal["cls", "avg"]
 Positions = Literal["learned", "sincos", "none"]
+FewerPatches = Literal["resize", "slice"]
 
 # What surgery cannot change: these are another architecture, not another shape of the same.
-FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "qk_norm")
+FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "qk_norm", "embed_norm")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class TokenSchema:
 class ViTSpec:
     """A whole model but its weights; sizes are (height, width), `grid` counts patches and `patch` pixels.
 
-    Raises `ModelError` when the fields do not fit together.
+    `embed_norm` is a norm between the embeddings and the encoder, as in CLIP. `fewer_patches` says what positions do on
+    an image with fewer patches than `grid`: they are resized, or sliced as the tutorial does. Raises `ModelError` when
+    the fields do not fit together.
     """
 
     variant: str
@@ -59,6 +62,8 @@ class ViTSpec:
     qk_norm: bool = False
     layer_scale: float | None = None
     positions: Positions = "learned"
+    embed_norm: bool = False
+    fewer_patches: FewerPatches = "resize"
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -114,8 +119,13 @@ def whole_patches(image_size: Pair, patch: Pair) -> Pair:
     for side, size, length in zip(("height", "width"), image_size, patch, strict=True):
         if length < 1:
             raise ModelError(f"model.patch_size: the {side} is {length}; it must be at least 1")
-        if size < length or size % length:
-            below = max(size // length, 1) * length
+        if size < length:
+            raise ModelError(
+                f"image_size: the {side} {size} is smaller than one patch of {length}; "
+                f"take {length} or more, or a smaller patch_size"
+            )
+        if size % length:
+            below = size // length * length
             raise ModelError(
                 f"image_size: the {side} {size} is not a multiple of the patch size {length}; "
                 f"take {below} or {below + length}, or another patch_size"
@@ -146,7 +156,14 @@ def _check_sizes(spec: ViTSpec) -> None:
 
 
 def _check_choices(spec: ViTSpec) -> None:
-    for name, choices in (("norm", Norm), ("activation", Activation), ("pool", Pool), ("positions", Positions)):
+    known = {
+        "norm": Norm,
+        "activation": Activation,
+        "pool": Pool,
+        "positions": Positions,
+        "fewer_patches": FewerPatches,
+    }
+    for name, choices in known.items():
         if getattr(spec, name) not in get_args(choices):
             raise ModelError(f"model.{name}: is {getattr(spec, name)!r}; take one of {', '.join(get_args(choices))}")
 

@@ -9,15 +9,8 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.minivit import MiniViT
+from pipeline.models.recognise import seems_to_be
 from pipeline.models.spec import ViTSpec
-
-# A key that betrays the architecture, and what to call it.
-FOREIGN_KEYS = {
-    "blocks.0.attn.qkv.weight": "a timm Vision Transformer; start from it with `init_from: timm:...`",
-    "vit.embeddings.cls_token": "a Hugging Face ViT; convert it to timm's layout first",
-    "vision_model.embeddings.class_embedding": "a CLIP vision tower; convert it to timm's layout first",
-    "layer1.0.conv1.weight": "a ResNet",
-}
 
 
 def expected_shapes(spec: ViTSpec) -> dict[str, tuple[int, ...]]:
@@ -30,9 +23,9 @@ def expected_shapes(spec: ViTSpec) -> dict[str, tuple[int, ...]]:
 def check_state(state: Mapping[str, Tensor], spec: ViTSpec, source: str) -> None:
     """`ModelError` naming the first tensor that is missing, unknown or misshapen; `source` says whose state it is."""
     expected = expected_shapes(spec)
-    for key, description in FOREIGN_KEYS.items():
-        if key in state:
-            raise ModelError(f"{source}: is not a MiniViT; its key {key!r} says it is {description}")
+    ours = any(name.startswith("transformer.layers.") for name in state)
+    if not ours and (foreign := seems_to_be(state)):
+        raise ModelError(f"{source}: is not a MiniViT; its tensor {foreign[0]!r} says it is {foreign[1]}")
     missing = [name for name in expected if name not in state]
     if missing:
         raise ModelError(f"{source}: lacks the tensor {missing[0]!r} ({len(missing)} missing) that its spec asks for")

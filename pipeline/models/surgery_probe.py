@@ -12,8 +12,9 @@ from pipeline.models.spec import ViTSpec
 from pipeline.models.surgery_report import Probe
 
 PROBE_IMAGES = 4
-# A probe of a large model must stay a matter of a second on a CPU: beyond this many operations, one image has to do.
-PROBE_FLOPS = 2e11
+# A probe of a large model must stay a matter of a second on a CPU: beyond this many operations one image has to do, and
+# beyond that the first layers.
+PROBE_FLOPS = 1e11
 
 
 def probe_outputs(
@@ -22,15 +23,21 @@ def probe_outputs(
     """Compare two models in fp32 eval mode; the images are fixed, so equal surgeries give equal reports."""
     work = forward_flops(old) + forward_flops(new)
     count = PROBE_IMAGES if PROBE_IMAGES * work <= PROBE_FLOPS else 1
+    layers = max(min(int(new.depth * PROBE_FLOPS / work), new.depth), 1)
     pictures = smooth_images(count)
-    before, before_logits = _features(old_state, old, pictures)
-    after, after_logits = _features(new_state, new, pictures)
+    before, before_logits = _features(old_state, old, pictures, layers)
+    after, after_logits = _features(new_state, new, pictures, layers)
     change = (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)
     return Probe(
         images=count,
+        layers=layers,
         feature_cosine=F.cosine_similarity(before, after).mean().item(),
         feature_change=change.mean().item(),
-        logit_change=(after_logits - before_logits).abs().max().item() if same_classes else None,
+        logit_change=(
+            (after_logits - before_logits).abs().max().item()
+            if same_classes and before_logits is not None and after_logits is not None
+            else None
+        ),
     )
 
 
@@ -44,12 +51,15 @@ def smooth_images(count: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _features(state: dict[str, Tensor], spec: ViTSpec, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean patch features [B, D] and logits [B, num_classes]."""
+def _features(state: dict[str, Tensor], spec: ViTSpec, pictures: Tensor, layers: int) -> tuple[Tensor, Tensor | None]:
+    """Mean patch features [B, D] after so many layers, and logits [B, num_classes] after all of them."""
     with torch.device("meta"):
         model = MiniViT.from_spec(spec, init="torch")
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     images = F.interpolate(pictures, spec.image_size, mode="bicubic", antialias=True, align_corners=False)
     images = images[:, torch.arange(spec.channels) % 3] if spec.channels > 1 else images.mean(dim=1, keepdim=True)
-    tokens = model.eval().forward_features(images)
+    model.eval()
+    if layers < spec.depth:
+        return model.forward_intermediates(images, [layers - 1])[0].mean(dim=(2, 3)), None
+    tokens = model.forward_features(images)
     return tokens[:, spec.tokens.num_prefix :].mean(dim=1), model.classify(tokens)

@@ -25,11 +25,13 @@ class Change:
 class Probe:
     """How far a batch of smooth random images moved, the images resized to each model's own size.
 
-    `feature_cosine` and `feature_change` (relative L2) compare the mean patch feature, per image and averaged;
-    `logit_change` (largest absolute) is None unless the heads have the same classes.
+    `feature_cosine` and `feature_change` (relative L2) compare the mean patch feature after the first `layers` layers,
+    per image and averaged; `logit_change` (largest absolute) is None unless these are all and the heads have the same
+    classes.
     """
 
     images: int
+    layers: int
     feature_cosine: float
     feature_change: float
     logit_change: float | None
@@ -61,7 +63,11 @@ class SurgeryReport:
     def summary(self) -> str:
         """One line for a log."""
         counts = ", ".join(f"{self.count(action)} {action}" for action in ACTIONS if self.count(action))
-        return f"{counts}; features on {self.probe.images} probe image(s): cosine {self.probe.feature_cosine:.4f}"
+        probe = self.probe
+        return (
+            f"{counts}; features of {probe.images} probe image(s) after {probe.layers} layers: "
+            f"cosine {probe.feature_cosine:.4f}"
+        )
 
     def __str__(self) -> str:
         """A table of what was not simply copied, under the summary."""

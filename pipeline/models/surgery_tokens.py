@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.models.pos_embed import resize_positions, sincos_positions
+from pipeline.models.pos_embed import fit_positions, sincos_positions
 from pipeline.models.spec import ViTSpec
 from pipeline.models.tokens import prefix_layout, prefix_slices
 
@@ -101,21 +101,19 @@ def _adapt_positions(
     if new.positions == "none":
         state.pop("pos_embed", None)
         return {}
-    if new.positions == "sincos":
-        num_prefix = new.num_positions - new.num_patches
-        table = sincos_positions(new.grid, new.embed_dim, num_prefix).to(like)
-        unchanged = old.positions == "sincos" and state["pos_embed"].shape == table.shape and old.grid == new.grid
-        state["pos_embed"] = table
-        return {} if unchanged else {"pos_embed": "computed: sine-cosine"}
+    if new.positions == "sincos" and old.positions != "sincos":
+        state["pos_embed"] = sincos_positions(new.grid, new.embed_dim, new.num_positions - new.num_patches).to(like)
+        return {"pos_embed": "computed: sine-cosine"}
 
     notes = []
     if kept_grid is None:
         grid = like.new_zeros(1, new.num_patches, new.embed_dim)
         notes.append("zeros, which change nothing")
     else:
-        grid = resize_positions(kept_grid.float(), old.grid, new.grid).to(kept_grid.dtype)
+        grid = fit_positions(kept_grid.float(), old.grid, new.grid, new.fewer_patches).to(kept_grid.dtype)
         if old.grid != new.grid:
-            notes.append(f"bicubic, grid {old.grid[0]}x{old.grid[1]} -> {new.grid[0]}x{new.grid[1]}")
+            how = "sliced" if new.fewer_patches == "slice" and new.num_patches < old.num_patches else "bicubic"
+            notes.append(f"{how}, grid {old.grid[0]}x{old.grid[1]} -> {new.grid[0]}x{new.grid[1]}")
     prefix = (
         [_rows(name, count, old_rows, like) for name, count in prefix_layout(new.tokens)]
         if _has_prefix_rows(new)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.spec import Pair, TokenSchema, ViTSpec
+from pipeline.models.recognise import seems_to_be
+from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
-TIMM_EPS = 1e-6
+# Of timm's plain models, and of those with a norm before the encoder, which are CLIP's.
+TIMM_EPS, CLIP_EPS = 1e-6, 1e-5
 # timm's size words by (width, depth), and their heads; any other shape is a vit_tiny with arguments.
 TIMM_SIZES = {
     (192, 12): ("tiny", 3),
@@ -26,6 +25,8 @@ TIMM_SIZES = {
     (1024, 24): ("large", 16),
     (1280, 32): ("huge", 16),
 }
+# The patches of timm's names at 224 px, the usual one first.
+TIMM_PATCHES = {"tiny": (16,), "small": (16, 32, 8), "base": (16, 32, 8), "large": (16, 32, 14), "huge": (14,)}
 # (ours, timm's) endings of keys within a layer; prefixes are `transformer.layers.N.` and `blocks.N.`.
 LAYER_KEYS = (
     ("self_attn.in_proj_weight", "attn.qkv.weight"),
@@ -54,6 +55,8 @@ TOP_KEYS = {
     "pos_embed": "pos_embed",
     "patch_embed.proj.weight": "patch_embed.proj.weight",
     "patch_embed.proj.bias": "patch_embed.proj.bias",
+    "embed_norm.weight": "norm_pre.weight",
+    "embed_norm.bias": "norm_pre.bias",
     "mlp_head.1.weight": "head.weight",
     "mlp_head.1.bias": "head.bias",
     "dist_head.weight": "head_dist.weight",
@@ -68,7 +71,6 @@ def timm_config(spec: ViTSpec) -> tuple[str, dict[str, Any]]:
     """
     _check_expressible(spec)
     size, _ = TIMM_SIZES.get((spec.embed_dim, spec.depth), ("tiny", 3))
-    patch = 14 if size == "huge" else 16
     arguments: dict[str, Any] = {
         "img_size": list(spec.image_size),
         "patch_size": list(spec.patch),
@@ -90,6 +92,11 @@ def timm_config(spec: ViTSpec) -> tuple[str, dict[str, Any]]:
         "no_embed_class": not spec.tokens.positions_cover_prefix,
         "global_pool": "token" if spec.pool == "cls" else "avg",
     }
+    if spec.embed_norm:
+        quick = "_quickgelu" if spec.activation == "quick_gelu" else ""
+        return f"vit_base_patch16_clip{quick}_224", arguments
+    patches = TIMM_PATCHES[size]
+    patch = spec.patch[0] if spec.patch[0] == spec.patch[1] and spec.patch[0] in patches else patches[0]
     return f"vit_{size}_patch{patch}_224", arguments
 
 
@@ -106,24 +113,34 @@ def to_timm(state: Mapping[str, Tensor], spec: ViTSpec) -> dict[str, Tensor]:
     norm = "norm" if spec.pool == "cls" else "fc_norm"
     new |= {f"{norm}.{part}": state[f"mlp_head.0.{part}"] for part in ("weight", "bias")}
     new["pos_embed"] = _timm_positions(state, spec)
+    if spec.embed_norm:  # timm's patches then have no bias; at each place it is added to the position
+        bias = new.pop("patch_embed.proj.bias")
+        new["pos_embed"] = new["pos_embed"].clone()
+        new["pos_embed"][:, -spec.num_patches :] += bias
     return new
 
 
 def from_timm(
-    state: Mapping[str, Tensor], *, grid: Pair | None = None, num_heads: int | None = None
+    state: Mapping[str, Tensor],
+    *,
+    grid: Pair | None = None,
+    num_heads: int | None = None,
+    eps: float | None = None,
+    activation: Activation = "gelu",
 ) -> tuple[dict[str, Tensor], ViTSpec]:
     """A timm state dict as ours, with the spec read off its shapes.
 
-    `grid` (default: square) and `num_heads` (default: by timm's sizes, else one per 64 channels) cannot be read off.
-    A checkpoint without a head gets one of a single class, all zeros, for surgery to replace. Raises `ModelError` for
-    tensors a MiniViT has no place for.
+    What cannot be read off: `grid` (default: square), `num_heads` (default: by timm's sizes, else one per 64 channels),
+    `eps` (default: timm's for such a model) and `activation`. A checkpoint without a head gets one of a single class,
+    all zeros, for surgery to replace. Raises `ModelError` for tensors a MiniViT has no place for.
     """
-    if "blocks.0.attn.qkv.weight" not in state:
-        some = ", ".join(sorted(state)[:3])
-        raise ModelError(
-            f"the timm checkpoint: has no blocks.0.attn.qkv.weight, so it is not timm's ViT; it holds {some}"
-        )
-    spec = _read_spec(state, grid, num_heads)
+    if "blocks.0.attn.qkv.weight" not in state or "blocks.0.mlp.fc1.weight" not in state:
+        sign = seems_to_be(state)
+        some = f"{sign[0]!r} says it is {sign[1]}" if sign else f"it holds {', '.join(sorted(state)[:3])}"
+        raise ModelError(f"the timm checkpoint: is not timm's plain ViT; {some}")
+    if "patch_embed.proj.weight" not in state or state["patch_embed.proj.weight"].ndim != 4:
+        raise ModelError("the timm checkpoint: has no patch_embed.proj.weight of four dimensions; it is a hybrid ViT")
+    spec = _read_spec(state, grid, num_heads, eps, activation)
     new = {ours: state[theirs] for ours, theirs in TOP_KEYS.items() if theirs in state}
     for layer in range(spec.depth):
         for ours, theirs in LAYER_KEYS:
@@ -132,6 +149,7 @@ def from_timm(
                 new[f"transformer.layers.{layer}.{ours}"] = state[key]
         bias = f"transformer.layers.{layer}.self_attn.in_proj_bias"
         new.setdefault(bias, torch.zeros(3 * spec.embed_dim))
+    new.setdefault("patch_embed.proj.bias", torch.zeros(spec.embed_dim))
     norm = "norm" if "norm.weight" in state else "fc_norm"
     for part in ("weight", "bias"):
         if f"{norm}.{part}" not in state:
@@ -146,25 +164,6 @@ def from_timm(
     return new, spec
 
 
-def load_timm(source: str) -> tuple[dict[str, Tensor], ViTSpec]:
-    """Weights from `timm:NAME` (timm's own download) or a local safetensors file in timm's layout; never a pickle."""
-    if source.startswith("timm:"):
-        import timm  # slow to import, needed only here
-
-        name = source.removeprefix("timm:")
-        try:
-            model: Any = timm.create_model(name, pretrained=True)
-        except (RuntimeError, OSError) as error:
-            raise ModelError(f"init_from: {source!r} cannot be had ({error}); see timm.list_models('vit_*')") from error
-        return from_timm(model.state_dict(), grid=model.patch_embed.grid_size, num_heads=model.blocks[0].attn.num_heads)
-    if Path(source).suffix != ".safetensors":
-        raise ModelError(f"init_from: {source} is not a safetensors file; pickles run code, so convert it first")
-    try:
-        return from_timm(load_file(source))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"init_from: {source} cannot be read ({error}); give a safetensors file") from error
-
-
 def _mlp_ratio(embed_dim: int, mlp_dim: int) -> float:
     """The ratio from which timm, which multiplies and truncates, gets the width back exactly."""
     ratio = mlp_dim / embed_dim
@@ -172,12 +171,20 @@ def _mlp_ratio(embed_dim: int, mlp_dim: int) -> float:
 
 
 def _check_expressible(spec: ViTSpec) -> None:
-    wanted = {"norm": "pre", "activation": "gelu", "eps": TIMM_EPS}
-    for name, value in wanted.items():
-        if getattr(spec, name) != value:
+    kind = "CLIP's ViT" if spec.embed_norm else "ViT"
+    allowed: dict[str, tuple[Any, ...]] = {
+        "norm": ("pre",),
+        "activation": ("gelu", "quick_gelu") if spec.embed_norm else ("gelu",),
+        "eps": (CLIP_EPS if spec.embed_norm else TIMM_EPS,),
+    }
+    for name, values in allowed.items():
+        if getattr(spec, name) not in values:
             raise ModelError(
-                f"model.{name}: is {getattr(spec, name)}; timm's ViT has {value}, so export to another format"
+                f"model.{name}: is {getattr(spec, name)}; timm's {kind} has {' or '.join(map(str, values))}, "
+                "so export to another format"
             )
+    if spec.tokens.dist and spec.embed_norm:
+        raise ModelError("model.embed_norm: timm's distilled ViT has none; drop the distillation token to export")
     if spec.tokens.dist and spec.tokens.registers:
         raise ModelError(
             "model.registers: timm's distilled ViT has none; drop them or the distillation token to export"
@@ -193,7 +200,9 @@ def _timm_positions(state: Mapping[str, Tensor], spec: ViTSpec) -> Tensor:
     return torch.cat([like.new_zeros(1, rows - table.shape[1], spec.embed_dim), table], dim=1)
 
 
-def _read_spec(state: Mapping[str, Tensor], grid: Pair | None, num_heads: int | None) -> ViTSpec:
+def _read_spec(
+    state: Mapping[str, Tensor], grid: Pair | None, num_heads: int | None, eps: float | None, activation: Activation
+) -> ViTSpec:
     dim, channels, *patch = state["patch_embed.proj.weight"].shape
     depth = 1 + max(int(match[1]) for key in state if (match := re.match(r"blocks\.(\d+)\.", key)))
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
@@ -218,11 +227,13 @@ def _read_spec(state: Mapping[str, Tensor], grid: Pair | None, num_heads: int | 
         depth=depth,
         num_heads=num_heads,
         mlp_dim=state["blocks.0.mlp.fc1.weight"].shape[0],
-        eps=TIMM_EPS,
+        activation=activation,
+        eps=eps or (CLIP_EPS if "norm_pre.weight" in state else TIMM_EPS),
         pool="avg" if "fc_norm.weight" in state or not tokens.cls else "cls",
         tokens=tokens,
         qk_norm="blocks.0.attn.q_norm.weight" in state,
-        layer_scale=None if gamma is None else gamma.mean().item(),
+        layer_scale=None if gamma is None else 1.0 if gamma.is_meta else gamma.mean().item(),
+        embed_norm="norm_pre.weight" in state,
     )
 
 
@@ -232,7 +243,8 @@ def _square_grid(rows: int, num_prefix: int) -> Pair:
         if side and side * side == patches:
             return side, side
     raise ModelError(
-        f"the timm checkpoint: its {rows} positions with {num_prefix} prefix tokens are no square grid; name the grid"
+        f"the timm checkpoint: its {rows} positions with {num_prefix} prefix tokens are no square grid; "
+        "start from `timm:local-dir:FOLDER`, whose config.json names the image size"
     )
 
 
@@ -241,7 +253,9 @@ def _check_all_used(state: Mapping[str, Tensor], spec: ViTSpec, norm: str) -> No
     used = blocks | set(TOP_KEYS.values()) | {f"{norm}.weight", f"{norm}.bias"}
     left = sorted(state.keys() - used)
     if left:
+        sign = seems_to_be(left)
         raise ModelError(
             f"the timm checkpoint: a MiniViT has no place for its tensor {left[0]!r} ({len(left)} such), "
-            "so its outputs could not be kept; start from another checkpoint"
+            + (f"as it seems to be {sign[1]}; " if sign else "so its outputs could not be kept; ")
+            + "start from another checkpoint"
         )

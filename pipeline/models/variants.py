@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.models.spec import Activation, Norm, Pair, TokenSchema, ViTSpec, as_pair, whole_patches
+from pipeline.models.spec import (
+    Activation,
+    FewerPatches,
+    Norm,
+    Pair,
+    TokenSchema,
+    ViTSpec,
+    as_pair,
+    whole_patches,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class Variant:
     activation: Activation = "gelu"
     eps: float = 1e-6
     dropout: float = 0.0
+    fewer_patches: FewerPatches = "resize"
 
 
 VARIANTS: dict[str, Variant] = {
@@ -36,13 +46,20 @@ VARIANTS: dict[str, Variant] = {
     "huge": Variant(1280, 32, 16, 5120, 14, "ViT-H (Dosovitskiy et al. 2021)"),
     "giant": Variant(1408, 40, 16, 6144, 14, "ViT-g (Zhai et al. 2022)"),
     "tutorial": Variant(
-        768, 6, 8, 2048, 16, "the MiniViT tutorial, on torch's own encoder defaults", "post", "relu", 1e-5, 0.1
+        768, 6, 8, 2048, 16, "the MiniViT tutorial, on torch's own encoder defaults", "post", "relu", 1e-5, 0.1, "slice"
     ),
 }
 
-ROW_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "eps", "dropout")
-FREE_FIELDS = ("drop_path", "qk_norm", "layer_scale", "positions")
-TOKEN_FIELDS = ("class_token", "registers", "pool")
+ROW_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "eps", "dropout", "fewer_patches")
+FREE_FIELDS = ("drop_path", "qk_norm", "layer_scale", "positions", "embed_norm")
+# Ours -> the token schema's.
+TOKEN_FIELDS = {
+    "class_token": "cls",
+    "dist_token": "dist",
+    "mask_token": "mask",
+    "registers": "registers",
+    "prefix_positions": "positions_cover_prefix",
+}
 
 
 def build_spec(
@@ -56,12 +73,13 @@ def build_spec(
 ) -> ViTSpec:
     """The spec of a named variant at an image size (pixels, one number or (height, width)).
 
-    `overrides` are fields of a row, `drop_path`, `qk_norm`, `layer_scale`, `positions`, `class_token`, `registers` and
-    `pool`. A changed `embed_dim` keeps the row's ratio of `mlp_dim` to it, but the tutorial's, which is torch's 2048.
-    A model without class token pools by average. Raises `ModelError` on unknown names and impossible combinations.
+    `overrides` are fields of a row, of the token schema (`class_token`, `dist_token`, `mask_token`, `registers`,
+    `prefix_positions`), and `pool`, `drop_path`, `qk_norm`, `layer_scale`, `positions` and `embed_norm`. A changed
+    `embed_dim` keeps the row's ratio of `mlp_dim` to it, but the tutorial's, which is torch's 2048. A model without
+    class token pools by average. Raises `ModelError` on unknown names and impossible combinations.
     """
     row = find_variant(variant)
-    known = (*ROW_FIELDS, *FREE_FIELDS, *TOKEN_FIELDS)
+    known = (*ROW_FIELDS, *FREE_FIELDS, *TOKEN_FIELDS, "pool")
     for key in overrides:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -71,8 +89,8 @@ def build_spec(
     settings = {name: overrides.get(name, getattr(row, name)) for name in ROW_FIELDS}
     if "mlp_dim" not in overrides and variant != "tutorial":
         settings["mlp_dim"] = settings["embed_dim"] * row.mlp_dim // row.embed_dim
-    class_token = overrides.get("class_token", True)
-    settings["pool"] = overrides.get("pool", "cls" if class_token else "avg")
+    tokens = TokenSchema(**{theirs: overrides[ours] for ours, theirs in TOKEN_FIELDS.items() if ours in overrides})
+    settings["pool"] = overrides.get("pool", "cls" if tokens.cls else "avg")
     settings |= {name: overrides[name] for name in FREE_FIELDS if name in overrides}
 
     patch = as_pair(row.patch if patch_size is None else patch_size)
@@ -82,7 +100,7 @@ def build_spec(
         grid=whole_patches(as_pair(image_size), patch),
         patch=patch,
         num_classes=num_classes,
-        tokens=TokenSchema(cls=class_token, registers=overrides.get("registers", 0)),
+        tokens=tokens,
         **settings,
     )
 

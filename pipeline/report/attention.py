@@ -102,7 +102,8 @@ def decode(sample: bytes, dataset: DatasetConfig, channels: int) -> TestImage | 
             pixels = np.asarray(opened.convert("L" if channels == 1 else "RGB"))
     except (TornTar, StopIteration, UnidentifiedImageError, Image.DecompressionBombError, OSError):
         return None
-    return TestImage(key, pixels.reshape(*pixels.shape[:2], channels), parse_label(members.get(dataset.label_key, b"")))
+    label = parse_label(bytes(members.get(dataset.label_key, b"")))
+    return TestImage(key, pixels.reshape(*pixels.shape[:2], channels), label)
 
 
 def choose(images: Iterator[TestImage], limit: int = NUM_IMAGES) -> list[TestImage]:

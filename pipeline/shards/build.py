@@ -22,33 +22,43 @@ Listing = dict[str, tuple[int, int]]  # name: (bytes, mtime in ns)
 
 
 def build_index(
-    pattern: str, *, classes: list[str] | None = None, label_key: str | None = None, workers: int | None = None
+    pattern: str,
+    *,
+    classes: list[str] | None = None,
+    label_key: str | None = None,
+    headers_only: bool = False,
+    workers: int | None = None,
 ) -> DatasetIndex:
     """Index the shards that a pattern means and return the index of exactly these.
 
     Shards of the folder that were indexed before and are still there stay in `index.json`. A shard is not read again
     if its index and sidecar fit it (size, hash named in both; local ones also must not have been written since).
-    `classes` and `label_key` default to those of the earlier index, else to none and "cls".
+    `classes` and `label_key` default to those of the earlier index, else to none and "cls". With `headers_only`,
+    headers and labels alone are read: of a remote shard only ranges, but a changed image of equal size goes unnoticed.
     Raises DataError if nothing matches, a tar is torn, labels lie outside the classes, or the folder takes no files.
     """
     parsed = parse_pattern(pattern)
     with folder_lock(parsed.folder, "index"):
         listing = store.list_sizes(parsed.folder, [INDEX_NAME, *parsed.literals])
         names = [name for name in parsed.select(listing) if name.endswith(".tar")]
-        absent = [name for name in parsed.literals if name not in listing]
+        chosen, absent = names, [name for name in parsed.literals if name not in listing]
         if not names or absent:
             missing = f"names {absent[0]}, which {parsed.folder} does not hold" if absent else "matches no shards"
             raise DataError(f"{pattern!r} {missing}; correct the pattern")
         earlier = _earlier_index(parsed.folder, listing)
         label_key = label_key or earlier.label_key
         known = {record.name: record for record in earlier.records() if record.name in listing}
-        usable = {} if label_key != earlier.label_key else known
+        alike = (label_key, headers_only) == (earlier.label_key, earlier.headers_only)
+        usable = known if alike else {}
+        if not alike:
+            names = sorted({*names, *known})  # one index, one kind of hash and label
         stale = [name for name in names if not _fits(usable.get(name), parsed.folder, listing)]
-        fresh = _scan_all(parsed.folder, stale, label_key, workers)
+        fresh = _scan_all(ScanTask(parsed.folder, label_key, headers_only), stale, workers)
         rows = {**known, **{record.name: record for record in fresh}}
-        index = make_index(parsed.folder, [rows[name] for name in sorted(rows)], classes or earlier.classes, label_key)
+        ordered = [rows[name] for name in sorted(rows)]
+        index = make_index(parsed.folder, ordered, classes or earlier.classes, label_key, headers_only=headers_only)
         write_index(index)
-    return index.select(names)
+    return index.select(chosen)
 
 
 def write_index(index: DatasetIndex) -> None:
@@ -87,19 +97,20 @@ class ScanTask:
 
     folder: str
     label_key: str
+    headers_only: bool
 
     def __call__(self, name: str) -> ShardRecord | str:
         url = store.join(self.folder, name)
         try:
-            scan = scan_shard(url, self.label_key)
+            scan = scan_shard(url, self.label_key, headers_only=self.headers_only)
         except TornTar as tear:
             return f"{url}: {tear}"
         write_sidecar(url, scan.sidecar)
         return scan.record(name)
 
 
-def _scan_all(folder: str, names: Sequence[str], label_key: str, workers: int | None) -> list[ShardRecord]:
-    results = list(map_shards(ScanTask(folder, label_key), names, label="indexing", workers=workers))
+def _scan_all(task: ScanTask, names: Sequence[str], workers: int | None) -> list[ShardRecord]:
+    results = list(map_shards(task, names, label="indexing", workers=workers))
     torn = [result for result in results if isinstance(result, str)]
     if torn:
         others = f", and {len(torn) - 1} more shards are damaged" if len(torn) > 1 else ""

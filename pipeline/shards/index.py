@@ -17,13 +17,15 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.shards import store
+from pipeline.shards.cache import RangeCache
 from pipeline.shards.pattern import Pattern, parse_pattern
 from pipeline.shards.scan import ShardRecord
-from pipeline.shards.sidecar import SUFFIX, mend, read_sidecar, sidecar_bytes
+from pipeline.shards.sidecar import SUFFIX, mend, parse_sidecar, read_sidecar, sidecar_bytes
 
 INDEX_NAME = "index.json"
-FORMAT, VERSION = "minivit-shards", 1
+FORMAT, VERSION = "minivit-shards", 2
 COLUMNS = "name", "samples", "bytes", "sha256", "label_min", "label_max"
+HASH_DIGITS = 64  # of a SHA-256
 DIGEST_CHARACTERS = 32  # MLflow takes up to 36
 
 
@@ -51,9 +53,12 @@ class DatasetIndex:
     names: list[str]
     counts: np.ndarray  # int64 [num_shards], samples in each
     sizes: np.ndarray  # int64 [num_shards], bytes of each
-    sha256: list[str]
+    sha256: (
+        str  # the HASH_DIGITS of each, one behind the other: a list of them would be slow to load and twice as large
+    )
     label_min: list[int | None]
     label_max: list[int | None]
+    headers_only: bool = False  # the hashes are those of headers and labels, not of whole tars
 
     @property
     def shards(self) -> Sequence[ShardInfo]:
@@ -74,19 +79,28 @@ class DatasetIndex:
     def digest(self) -> str:
         """Names the content: hexadecimal, from the names, hashes and sample counts of the shards in order."""
         counts = map(str, self.counts.tolist())
-        rows = map(" ".join, zip(self.names, self.sha256, counts, strict=True))
+        rows = map(" ".join, zip(self.names, self._hashes(), counts, strict=True))
         return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()[:DIGEST_CHARACTERS]
 
     def records(self) -> list[ShardRecord]:
-        columns = self.names, self.counts.tolist(), self.sizes.tolist(), self.sha256, self.label_min, self.label_max
+        counts, sizes = self.counts.tolist(), self.sizes.tolist()
+        columns = self.names, counts, sizes, self._hashes(), self.label_min, self.label_max
         return [ShardRecord(*row) for row in zip(*columns, strict=True)]
+
+    def hash_of(self, i: int) -> str:
+        """SHA-256 of a shard, hexadecimal."""
+        return self.sha256[i * HASH_DIGITS : (i + 1) * HASH_DIGITS]
+
+    def _hashes(self) -> list[str]:
+        return [self.hash_of(i) for i in range(len(self.names))]
 
     def select(self, names: Sequence[str]) -> DatasetIndex:
         """The index of these shards alone, in this order."""
         if names == self.names:
             return self
         rows = dict(zip(self.names, self.records(), strict=True))
-        return make_index(self.url, [rows[name] for name in names], self.classes, self.label_key)
+        chosen = [rows[name] for name in names]
+        return make_index(self.url, chosen, self.classes, self.label_key, headers_only=self.headers_only)
 
 
 class _Shards(Sequence[ShardInfo]):
@@ -107,11 +121,16 @@ class _Shards(Sequence[ShardInfo]):
             return [self[j] for j in range(*i.indices(len(self)))]
         index = self.of
         url = store.join(index.url, index.names[i])
-        return ShardInfo(url, int(index.counts[i]), int(index.sizes[i]), index.sha256[i])
+        return ShardInfo(url, int(index.counts[i]), int(index.sizes[i]), index.hash_of(i))
 
 
 def make_index(
-    url: str, records: Sequence[ShardRecord], classes: list[str] | None, label_key: str = "cls"
+    url: str,
+    records: Sequence[ShardRecord],
+    classes: list[str] | None,
+    label_key: str = "cls",
+    *,
+    headers_only: bool = False,
 ) -> DatasetIndex:
     """An index from its rows."""
     return DatasetIndex(
@@ -121,9 +140,10 @@ def make_index(
         names=[record.name for record in records],
         counts=np.array([record.samples for record in records], np.int64),
         sizes=np.array([record.bytes for record in records], np.int64),
-        sha256=[record.sha256 for record in records],
+        sha256="".join(record.sha256 for record in records),
         label_min=[record.label_min for record in records],
         label_max=[record.label_max for record in records],
+        headers_only=headers_only,
     )
 
 
@@ -162,12 +182,17 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
     return index
 
 
-def load_offsets(shard: ShardInfo) -> np.ndarray:
+def load_offsets(shard: ShardInfo, cache: RangeCache | None = None) -> np.ndarray:
     """uint64 [samples + 1]: sample i is the tar's bytes offsets[i] to offsets[i + 1], whole members with headers.
 
     Raises DataError if the sidecar is missing, damaged, or speaks of another tar.
     """
-    sidecar = read_sidecar(shard.url)
+    if cache is None:
+        sidecar = read_sidecar(shard.url)
+    else:
+        size = sidecar_bytes(shard.samples)
+        data = cache.read(shard.url + SUFFIX, shard.sha256, size, 0, size)
+        sidecar = parse_sidecar(data, shard.url)
     if (sidecar.tar_bytes, sidecar.samples, sidecar.sha256) != (shard.bytes, shard.samples, shard.sha256):
         raise DataError(f"{shard.url + SUFFIX}: belongs to another tar than the index describes; {mend(shard.url)}")
     return sidecar.offsets
@@ -199,6 +224,7 @@ def encode_index(index: DatasetIndex) -> bytes:
         "version": VERSION,
         "classes": index.classes,
         "label_key": index.label_key,
+        "hash_of": "headers" if index.headers_only else "content",
         "num_shards": len(index.names),
         "num_samples": index.num_samples,
         "num_bytes": int(index.sizes.sum()),
@@ -216,12 +242,15 @@ def decode_index(data: bytes, folder: str) -> DatasetIndex:
             raise ValueError(f"format {document['format']!r} version {document['version']!r}")
         shards = document["shards"]
         names, counts, sizes, hashes, low, high = (shards[column] for column in COLUMNS)
-        if len({len(shards[column]) for column in COLUMNS}) != 1 or len(names) != document["num_shards"]:
+        lengths = {len(names), len(counts), len(sizes), len(low), len(high), document["num_shards"]}
+        if len(lengths) != 1 or len(hashes) != HASH_DIGITS * len(names):
             raise ValueError("columns of different lengths")
-        if any("/" in name or not name.endswith(".tar") for name in names):
+        joined = "\0".join(names) + "\0" if names else ""
+        if "/" in joined or not joined.count(".tar\0") == joined.count("\0") == len(names):
             raise ValueError("a shard's name that is not a tar of this folder")
-        classes, label_key = document["classes"], document["label_key"]
-        return DatasetIndex(folder, classes, label_key, names, _column(counts), _column(sizes), hashes, low, high)
+        classes, label_key, headers_only = document["classes"], document["label_key"], document["hash_of"] == "headers"
+        columns = names, _column(counts), _column(sizes), hashes, low, high
+        return DatasetIndex(folder, classes, label_key, *columns, headers_only=headers_only)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"{url}: not an index of format {VERSION} ({error!r}); {mend(folder)}") from None
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipeline.errors import DataError
 from pipeline.shards import store
@@ -15,6 +16,7 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 WILDCARD = re.compile(r"[*?\[]")
 MOST_NAMES = 10_000_000
+ALL = ("*.tar",)  # of a folder
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,20 @@ class Pattern:
     folder: str
     names: tuple[str, ...]
 
-    @property
+    @cached_property
     def literals(self) -> list[str]:
+        if not WILDCARD.search(self.text):  # there may be hundreds of thousands of names
+            return list(self.names) if self.names != ALL else []
         return [name for name in self.names if not WILDCARD.search(name)]
 
     def select(self, present: Iterable[str]) -> list[str]:
         """The names among `present` that the pattern means, each once: literals in order, a glob's matches sorted."""
-        known = sorted(name for name in present if not name.startswith("."))
+        known = sorted(name for name in present if name[:1] != ".")
+        if self.names == ALL:
+            return [name for name in known if name.endswith(".tar")]
         members, chosen = set(known), dict[str, None]()
+        if len(self.literals) == len(self.names):
+            return [name for name in dict.fromkeys(self.names) if name in members]
         for name in self.names:
             if WILDCARD.search(name):
                 chosen.update(dict.fromkeys(fnmatch.filter(known, name)))
@@ -48,10 +56,10 @@ def parse_pattern(text: str) -> Pattern:
     if not text:
         raise DataError("an empty shard pattern; name a folder, a tar, or a pattern such as train-{000000..000010}.tar")
     if store.is_local(text) and store.local_path(text).is_dir():
-        return Pattern(text, _absolute(text), ("*.tar",))
+        return Pattern(text, _absolute(text), ALL)
     folder, slash, name = text.rpartition("/")
     if not name.endswith((".tar", "*")) and not BRACES.search(name) and not WILDCARD.search(name):
-        return Pattern(text, _absolute(text), ("*.tar",))
+        return Pattern(text, _absolute(text), ALL)
     if re.search(r"[*?{}]", folder):
         raise DataError(f"{text!r}: only the file name may vary, since one index describes one folder")
     folder = (folder or "/") if slash else "."
@@ -77,8 +85,8 @@ def expand_braces(text: str) -> list[str]:
         choices = match[1].split(",")
     else:
         raise DataError(f"{text!r}: {{{match[1]}}} is neither a range {{000..010}} nor a list {{a,b}}")
-    tails = expand_braces(text[match.end() :])
-    return [text[: match.start()] + choice + tail for choice in choices for tail in tails]
+    head, tails = text[: match.start()], expand_braces(text[match.end() :])
+    return [head + choice + tail for choice in choices for tail in tails]
 
 
 def _absolute(folder: str) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from pipeline.shards import store
+from pipeline.shards.remote import RemoteFile
 from pipeline.shards.sidecar import Sidecar
-from pipeline.shards.tar import Member, TarStream, members, parse_label, split_name
+from pipeline.shards.tar import Member, TarStream, TornTar, members, parse_label, split_name
 
+HEADER_PIECE = 32 << 10  # bytes of one request where only headers and labels are wanted
 LONGEST_LABEL = 64  # bytes; whatever is longer is no class number
 
 
@@ -52,11 +56,14 @@ class ShardScan:
         return ShardRecord.from_labels(name, self.sidecar, labels)
 
 
-def scan_shard(url: str, label_key: str = "cls") -> ShardScan:
-    """Read a tar once, forwards. Raises TornTar (no file named) for a damaged one, DataError for an unreadable one."""
+def scan_shard(url: str, label_key: str = "cls", *, headers_only: bool = False) -> ShardScan:
+    """Read a tar once, forwards. Raises TornTar (no file named) for a damaged one, DataError for an unreadable one.
+
+    With `headers_only`, headers and labels alone are read, by ranges where the tar is remote; the hash is theirs.
+    """
     digest = hashlib.sha256()
-    with store.open_url(url) as file:
-        stream = TarStream(file, digest.update)
+    with open_skipping(url) if headers_only else store.open_url(url) as file:
+        stream = SkippingStream(file, digest.update, url) if headers_only else TarStream(file, digest.update)
         samples: list[SampleScan] = []
         end = 0
         for member in members(stream):
@@ -70,6 +77,31 @@ def scan_shard(url: str, label_key: str = "cls") -> ShardScan:
     starts = [sample.start for sample in samples]
     offsets = np.array([*starts, end if samples else 0], np.uint64)
     return ShardScan(Sidecar(stream.position, digest.hexdigest(), offsets), samples)
+
+
+class SkippingStream(TarStream):
+    """Passes over what nobody asks to read."""
+
+    def __init__(self, file: BinaryIO, observe: Callable[[bytes], object], url: str) -> None:
+        super().__init__(file, observe)
+        self.url = url
+
+    def advance(self, position: int) -> None:
+        if position > self.position:
+            self.file.seek(position - self.position, os.SEEK_CUR)
+            self.position = position
+
+    def drain(self) -> None:
+        """To the end of the file. TornTar if it ends before the last member."""
+        size = store.file_size(self.url)
+        if size < self.position:
+            raise TornTar(f"ends at byte {size}, in the middle of a member")
+        self.position = size
+
+
+def open_skipping(url: str) -> BinaryIO:
+    """A file to read here and there: remote ones in small pieces."""
+    return store.open_url(url) if store.is_local(url) else cast(BinaryIO, RemoteFile(url, HEADER_PIECE))
 
 
 def _place(samples: list[SampleScan], member: Member) -> SampleScan | None:

@@ -48,8 +48,12 @@ def write_sidecar(shard_url: str, sidecar: Sidecar) -> None:
 
 def read_sidecar(shard_url: str) -> Sidecar:
     """The sidecar of a tar, its own consistency checked. Raises DataError."""
+    return parse_sidecar(store.read_bytes(shard_url + SUFFIX), shard_url)
+
+
+def parse_sidecar(data: bytes, shard_url: str) -> Sidecar:
+    """As `read_sidecar`, from the file's bytes."""
     url = shard_url + SUFFIX
-    data = store.read_bytes(url)
     if len(data) < HEADER.size or not data.startswith(MAGIC):
         raise DataError(f"{url}: not a shard's sidecar; {mend(shard_url)}")
     _, version, header_bytes, tar_bytes, samples, digest = HEADER.unpack_from(data)

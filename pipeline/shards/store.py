@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import random
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +11,9 @@ from typing import Any, BinaryIO, cast
 
 from pipeline.errors import DataError
 
-PIECE = 4 << 20  # one request of a remote read; halved while the connection keeps breaking
-SMALLEST_PIECE = 16 << 10
-ATTEMPTS = 6  # in a row without a single byte gained
-BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 5.0
-STALL_TIMEOUT_S = 30.0
+STALL_TIMEOUT_S = 30.0  # of a connection that gives nothing, and of one request for a piece
 HTTP_THREADS = 16
 WITHOUT_LISTING = "http", "https"
-FATAL = FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, ImportError, TypeError, DataError
 
 
 def is_local(url: str) -> bool:
@@ -58,6 +50,9 @@ def filesystem(url: str) -> tuple[Any, str]:
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_TIMEOUT_S, sock_read=STALL_TIMEOUT_S)
         options["client_kwargs"] = {"timeout": timeout}
+    if protocol(url) == "s3":
+        # Some stores answer a range with the checksum of the whole object; what we read has hashes of its own.
+        options["config_kwargs"] = {"response_checksum_validation": "when_required"}
     try:
         return cast("tuple[Any, str]", url_to_fs(url, **options))
     except (ValueError, ImportError) as error:
@@ -71,7 +66,9 @@ def open_url(url: str) -> BinaryIO:
         try:
             return open(local_path(url), "rb")
         except OSError as error:
-            raise _unreadable(url, error) from None
+            raise unreadable(url, error) from None
+    from pipeline.shards.remote import RemoteFile
+
     return cast(BinaryIO, RemoteFile(url))
 
 
@@ -83,7 +80,9 @@ def read_range(url: str, start: int, stop: int) -> bytes:
     """
     refuse_commands(url)
     if not is_local(url):
-        return _read_remote(url, start, stop)
+        from pipeline.shards.remote import read_remote
+
+        return read_remote(url, start, stop)
     try:
         with open(local_path(url), "rb", buffering=0) as file:
             file.seek(start)
@@ -92,7 +91,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
                 data += more
             return data
     except OSError as error:
-        raise _unreadable(url, error) from None
+        raise unreadable(url, error) from None
 
 
 def read_bytes(url: str) -> bytes:
@@ -139,7 +138,7 @@ def list_sizes(folder: str, candidates: Iterable[str] = ()) -> dict[str, tuple[i
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
-            raise _unreadable(folder, error) from None
+            raise unreadable(folder, error) from None
         return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found}
     fs, path = filesystem(folder)
     try:
@@ -153,8 +152,25 @@ def list_sizes(folder: str, candidates: Iterable[str] = ()) -> dict[str, tuple[i
     except FileNotFoundError:
         return {}
     except Exception as error:  # each store has errors of its own
-        raise _unreadable(folder, error) from None
+        raise unreadable(folder, error) from None
     return {entry["name"].rsplit("/", 1)[-1]: (entry["size"], 0) for entry in listed if entry["type"] == "file"}
+
+
+def file_size(url: str) -> int:
+    """Bytes of a file. Raises DataError."""
+    if is_local(url):
+        try:
+            return local_path(url).stat().st_size
+        except OSError as error:
+            raise unreadable(url, error) from None
+    fs, path = filesystem(url)
+    try:
+        size = fs.size(path)
+    except Exception as error:  # each store has errors of its own
+        raise unreadable(url, error) from None
+    if size is None:
+        raise DataError(f"{url}: the server does not say how large it is; index it without --headers-only")
+    return int(size)
 
 
 def unwritable(url: str | Path, error: BaseException) -> DataError:
@@ -164,59 +180,6 @@ def unwritable(url: str | Path, error: BaseException) -> DataError:
     return DataError(f"{url}: cannot be written ({_reason(error)}); {mend}")
 
 
-class RemoteFile:
-    """A remote file read forwards, one piece ahead at most."""
-
-    def __init__(self, url: str):
-        self.url, self.position, self.buffer = url, 0, b""
-
-    def read(self, size: int = -1) -> bytes:
-        parts = []
-        while size != 0:
-            if not self.buffer:
-                self.buffer = _read_remote(self.url, self.position, self.position + PIECE)
-                self.position += len(self.buffer)
-                if not self.buffer:
-                    break
-            part = self.buffer if size < 0 else self.buffer[:size]
-            self.buffer = self.buffer[len(part) :]
-            size -= len(part) if size > 0 else 0
-            parts.append(part)
-        return b"".join(parts)
-
-    def __enter__(self) -> RemoteFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.buffer = b""
-
-
-def _read_remote(url: str, start: int, stop: int) -> bytes:
-    fs, path = filesystem(url)
-    data, piece, failures = bytearray(), PIECE, 0
-    while start + len(data) < stop:
-        position = start + len(data)
-        wanted = min(piece, stop - position)
-        try:
-            got = fs.cat_file(path, start=position, end=position + wanted)
-        except Exception as error:  # each store has errors of its own; nearly all of them pass
-            if _past_the_end(error, fs, path, position):
-                break
-            failures += 1
-            if isinstance(error, FATAL) or _refused(error) or failures >= ATTEMPTS:
-                raise _unreadable(url, error) from None
-            time.sleep(min(LONGEST_BACKOFF_S, BACKOFF_S * 2**failures) * random.uniform(0.5, 1))
-            piece = max(SMALLEST_PIECE, piece // 2)
-            continue
-        if len(got) > wanted:
-            raise DataError(f"{url}: the server ignores byte ranges; copy the shards to this machine or to a store")
-        if not got:
-            break
-        failures = 0
-        data += got
-    return bytes(data)
-
-
 def _size(fs: Any, path: str) -> int | None:
     try:
         return cast("int | None", fs.size(path))
@@ -224,27 +187,22 @@ def _size(fs: Any, path: str) -> int | None:
         return None
 
 
-def _refused(error: Exception) -> bool:
-    status = getattr(error, "status", None)
-    return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-
-
-def _past_the_end(error: Exception, fs: Any, path: str, position: int) -> bool:
-    """Stores answer a range that begins at the end of the file with an error rather than with no bytes."""
-    if getattr(error, "status", None) != 416 and "range" not in str(error).lower():
-        return False
-    with contextlib.suppress(Exception):
-        return bool(position >= fs.size(path))
-    return False
-
-
 def _reason(error: BaseException) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
-def _unreadable(url: str, error: Exception) -> DataError:
+def unreadable(url: str, error: Exception) -> DataError:
     if isinstance(error, DataError):
         return error
     if isinstance(error, FileNotFoundError):
         return DataError(f"{url}: no such file; check the path and, for a remote store, its name and credentials")
+    if isinstance(error, PermissionError) or lacks_credentials(error):
+        return DataError(
+            f"{url}: may not be read ({_reason(error)}); check its permissions and, for a remote store, the credentials"
+        )
     return DataError(f"{url}: cannot be read ({_reason(error)})")
+
+
+def lacks_credentials(error: BaseException) -> bool:
+    """Whether a store was not told who asks; the libraries share no class for it."""
+    return "Credentials" in type(error).__name__

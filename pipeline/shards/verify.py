@@ -1,4 +1,4 @@
-"""Checking shards against their index, every byte of them."""
+"""Checking shards against their index, every byte of them, and decoding every image."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.images.decode import BadImage, decode, read_header
 from pipeline.shards import store
+from pipeline.shards.doubles import Doubles, Fingerprints, fingerprint
 from pipeline.shards.index import ShardInfo, load_index
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern
+from pipeline.shards.samples import IMAGE_KEYS, image_of, shard_samples
 from pipeline.shards.scan import SampleScan, ShardScan, duplicate_keys, scan_shard
 from pipeline.shards.sidecar import mend, read_sidecar
-from pipeline.shards.tar import TornTar
-
-IMAGE_KEYS = "png", "jpg", "jpeg", "webp"
+from pipeline.shards.tar import TornTar, parse_label
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class Fault:
         return f"{self.shard}{f' {self.key}' if self.key is not None else ''}: {self.message}"
 
 
-def verify(pattern: str, *, workers: int | None = None) -> Iterator[Fault]:
-    """Every fault of the shards that a pattern means: hash, tar structure, sidecar, labels, members, double keys.
+def verify(pattern: str, *, decode_images: bool = True, workers: int | None = None) -> Iterator[Fault]:
+    """Every fault of the shards that a pattern means: hash, tar structure, sidecar, labels, members, images, doubles.
 
+    Doubles are keys that another sample has, and images that another sample has with another label; equal images of one
+    label are not told. Without `decode_images`, images are not looked at.
     Raises DataError if there is no index to compare with.
     """
     index = load_index(pattern, check=False)
@@ -41,19 +44,38 @@ def verify(pattern: str, *, workers: int | None = None) -> Iterator[Fault]:
     for name in parse_pattern(pattern).select(store.list_sizes(index.url, index.names)):
         if name.endswith(".tar") and name not in known:
             yield Fault(store.join(index.url, name), None, f"not in the index; {mend(pattern)}")
-    task = VerifyTask(index.label_key, len(index.classes) if index.classes is not None else None)
-    for faults in map_shards(task, index.shards, label="verifying", workers=workers):
+    num_classes = len(index.classes) if index.classes is not None else None
+    task = VerifyTask(index.label_key, num_classes, index.headers_only, decode_images)
+    doubles = Doubles(index)
+    for number, (faults, found) in enumerate(map_shards(task, index.shards, label="verifying", workers=workers)):
         yield from faults
+        doubles.add(number, found)
+    yield from (Fault(*double) for double in doubles.found())
 
 
 @dataclass(frozen=True)
 class VerifyTask:
     label_key: str
     num_classes: int | None
+    headers_only: bool
+    decode_images: bool
 
-    def __call__(self, shard: ShardInfo) -> list[Fault]:
+    def __call__(self, shard: ShardInfo) -> tuple[list[Fault], Fingerprints]:
+        faults = self._of_shard(shard)
+        found = Fingerprints.of([])
         try:
-            scan = scan_shard(shard.url, self.label_key)
+            if self.decode_images:
+                of_images, found = images_of(shard, self.label_key)
+                faults += of_images
+        except DataError as error:
+            message = str(error).removeprefix(f"{shard.url}: ")
+            if message not in {fault.message for fault in faults}:
+                faults.append(Fault(shard.url, None, message))
+        return faults, found
+
+    def _of_shard(self, shard: ShardInfo) -> list[Fault]:
+        try:
+            scan = scan_shard(shard.url, self.label_key, headers_only=self.headers_only)
         except (TornTar, DataError) as error:
             return [Fault(shard.url, None, str(error).removeprefix(f"{shard.url}: "))]
         faults = [Fault(shard.url, None, message) for message in _against_index(shard, scan)]
@@ -90,3 +112,23 @@ def _against_index(shard: ShardInfo, scan: ShardScan) -> Iterator[str]:
         yield "its sidecar belongs to another tar than the index describes"
     elif not np.array_equal(sidecar.offsets, found.offsets):
         yield "its sidecar's offsets are not where the samples begin"
+
+
+def images_of(shard: ShardInfo, label_key: str) -> tuple[list[Fault], Fingerprints]:
+    """Images of a shard that cannot be decoded, and what its samples are known by."""
+    faults, rows = [], []
+    for _, key, members, tear in shard_samples(shard):
+        if members is None:
+            faults.append(Fault(shard.url, key, tear))
+            members = {}
+        image = image_of(members)
+        label = parse_label(bytes(members.get(label_key, b"")))
+        if image is not None:
+            try:
+                header = read_header(image)
+                decode(image, header, 1 if header.mode == "L" else 3)
+            except BadImage as bad:
+                faults.append(Fault(shard.url, key, str(bad)))
+        hashes = fingerprint(key.encode("utf-8", "surrogateescape")), fingerprint(image or b"")
+        rows.append((*hashes, -1 if label is None else label))
+    return faults, Fingerprints.of(rows)

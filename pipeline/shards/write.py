@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.shards import store
 from pipeline.shards.scan import ShardRecord
 from pipeline.shards.sidecar import SUFFIX, Sidecar, write_sidecar
-from pipeline.shards.tar import BLOCK, parse_label
+from pipeline.shards.tar import BLOCK, parse_label, read_sample
 
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
@@ -45,13 +45,18 @@ class TarWriter:
         assert "." not in key.rsplit("/", 1)[-1], f"the part of {key!r} behind the dot would become an extension"
         self.starts.append(self.position)
         for extension, data in members.items():
-            info = tarfile.TarInfo(f"{key}.{extension}")
-            info.size = len(data)
-            header = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-            self._put(header + data + bytes(-len(data) % BLOCK))
+            self._put(tar_member(f"{key}.{extension}", data))
         label = parse_label(members.get(self.label_key, b""))
         if label is not None:
             self.labels.append(label)
+
+    def copy(self, data: bytes) -> None:
+        """Add a sample as it lies in another tar: whole members, headers included. Raises TornTar."""
+        label = parse_label(bytes(read_sample(data)[1].get(self.label_key, b"")))
+        if label is not None:
+            self.labels.append(label)
+        self.starts.append(self.position)
+        self._put(data)
 
     def finish(self) -> ShardRecord:
         end = self.position
@@ -124,6 +129,13 @@ class ShardWriter:
             self._finish()
         elif self.current is not None:
             self.current.abandon()
+
+
+def tar_member(name: str, data: bytes) -> bytes:
+    """A file as it stands in a tar: header, data, padding."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape") + data + bytes(-len(data) % BLOCK)
 
 
 def shard_name(prefix: str, number: int) -> str:

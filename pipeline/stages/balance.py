@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.config.schema import TrainStage
 from pipeline.errors import ConfigError
+from pipeline.stream.order import step_shares
 
 Range = tuple[int, int]
 
@@ -46,16 +47,6 @@ def balance(
         if mean_sample_bytes is not None:
             window_bytes = math.ceil(per_rank.max() * min(stage.data.window, lane_samples) * mean_sample_bytes)
     return Balance(_range(per_rank), step_shares(lanes, global_batch_size, world_size), epoch_samples, window_bytes)
-
-
-def step_shares(lanes: int, global_batch_size: int, world_size: int) -> Range:
-    """Least and most samples of any rank in any step: slot s is lane s mod C, lane l belongs to rank l mod W."""
-    least, most = global_batch_size, 0
-    for step in range(lanes // math.gcd(lanes, global_batch_size)):  # after that the lanes' turns repeat
-        slots = np.arange(step * global_batch_size, (step + 1) * global_batch_size)
-        shares = np.bincount(slots % lanes % world_size, minlength=world_size)
-        least, most = min(least, int(shares.min())), max(most, int(shares.max()))
-    return least, most
 
 
 def _range(values: np.ndarray) -> Range:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.cluster.session import Cluster
 from pipeline.config.schema import DatasetConfig, PipelineConfig
@@ -12,6 +13,7 @@ from pipeline.shards.index import load_index
 from pipeline.shards.make import ensure_made
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.progress import Progress
+from pipeline.stages.stop import StopRequest
 from pipeline.tracking.runs import Tracker
 from pipeline.train.job import Dataset
 
@@ -26,6 +28,7 @@ class RunContext:
     tracker: Tracker
     parent_run_id: str
     progress: Progress
+    stop: StopRequest
     datasets: dict[str, Dataset] = field(default_factory=dict)
 
     def say(self, stage_id: str, message: str) -> None:
@@ -43,10 +46,14 @@ def open_datasets(config: PipelineConfig) -> dict[str, Dataset]:
 
 
 def absolute(dataset: DatasetConfig) -> DatasetConfig:
-    """Local shards by absolute path: Ray changes a worker's working directory."""
-    if "://" in dataset.shards:
-        return dataset
-    return dataset.model_copy(update={"shards": str(Path(dataset.shards).absolute())})
+    """Local paths made absolute: Ray changes a worker's working directory."""
+    changes: dict[str, Any] = {}
+    if "://" not in dataset.shards:
+        changes["shards"] = str(Path(dataset.shards).absolute())
+    if dataset.cache is not None:
+        folder = str(Path(dataset.cache.folder).absolute())
+        changes["cache"] = dataset.cache.model_copy(update={"folder": folder})
+    return dataset.model_copy(update=changes)
 
 
 def class_names(name: str, dataset: Dataset) -> list[str]:

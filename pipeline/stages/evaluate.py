@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.launch import launch
 from pipeline.config.schema import EvaluateStage
+from pipeline.errors import ConfigError
+from pipeline.models.bundle import load_description
 from pipeline.stages.context import RunContext, class_names
+from pipeline.stages.data import plain_source
 from pipeline.stages.folder import Status
+from pipeline.stages.jobs import StageJob
 from pipeline.stages.resolve import Branch, reference_ids
 from pipeline.stages.sources import Source, resolve_source
 from pipeline.train.evaluate import NAME, evaluate_worker
@@ -30,7 +33,26 @@ class EvaluateStageRun:
     def _sources(self, reference: str) -> list[Source]:
         """All branches of a stage, or the one model that is named."""
         names = reference_ids(self.context.config, reference) or [reference]
-        return [resolve_source(self.context, self.id, name) for name in names]
+        sources = [resolve_source(self.context, self.id, name) for name in names]
+        for source in sources:
+            self._check_classes(source)
+        return sources
+
+    def _check_classes(self, source: Source) -> None:
+        """The labels of the data are the numbers of the model's classes: there must be as many, in the same order."""
+        model = load_description(source.path)
+        place, data = f"stages.{self.id}.data", self.stage.data
+        if model.spec.num_classes != len(self.classes):
+            raise ConfigError(
+                f"{place}: {data} has {len(self.classes)} classes, but the head of {source.name} has "
+                f"{model.spec.num_classes}; take data with the classes that it was trained on, or fine-tune it on these"
+            )
+        for number, (ours, theirs) in enumerate(zip(model.classes or [], self.classes, strict=False)):
+            if ours != theirs and (ours in self.classes or theirs in (model.classes or [])):
+                raise ConfigError(
+                    f"{place}: class {number} of {data} is {theirs!r}, but that of {source.name} is {ours!r}; "
+                    f"name the `classes` of datasets.{data} in the model's order, and label its samples so"
+                )
 
     def inputs(self) -> dict[str, Any]:
         return {
@@ -38,25 +60,28 @@ class EvaluateStageRun:
             "data": self.data.index.digest,
         }
 
-    def run(self, status: Status) -> dict[str, Any]:
-        """Evaluate all models on the cluster; returns each one's accuracy."""
-        job = EvaluateJob(
+    def _job(self) -> EvaluateJob:
+        return EvaluateJob(
             folder=self.folder.path.absolute(),
             models={source.name: source.path.absolute() for source in self.sources},
-            data=self.data,
+            data=plain_source(self.stage.data, self.data),
             classes=self.classes,
             batch_size=self.stage.batch_size,
             loader_workers=1,
             precision="fp32",
+            stall_timeout_s=self.context.config.cluster.stall_timeout_s,
         )
-        name = f"{self.context.config.name}-{self.id}-{status.attempts}"
-        launch(
-            evaluate_worker,
-            job,
-            self.context.config.resources(self.stage),
-            name=name,
-            folder=self.folder.path.absolute(),
-        )
+
+    def run(self, status: Status) -> dict[str, Any]:
+        """Evaluate all models on the cluster; returns each one's accuracy."""
+        StageJob(
+            context=self.context,
+            id=self.id,
+            folder=self.folder,
+            resources=self.context.config.resources(self.stage),
+            worker=evaluate_worker,
+            make=lambda workers: self._job(),
+        ).run()
         evaluation = json.loads((self.folder.path / NAME).read_text())
         accuracies = {model: result["accuracy"] for model, result in evaluation["models"].items()}
         for model, accuracy in accuracies.items():

@@ -13,16 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
+from pipeline.files import write_json
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file in one step, so that a reader sees the old or the new one and never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)
 
 
 @dataclass
@@ -38,6 +31,7 @@ class Status:
     attempts: int = 0
     mlflow_run_id: str | None = None
     init_from: str | None = None  # id of the stage it started from, or a path
+    checkpoints: str | None = None  # where a training stage's lie: a path or a URL
     error: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
 
@@ -81,6 +75,20 @@ class StageFolder:
             number += 1
         self.path.rename(aside)
         return aside
+
+
+def checkpoint_places(path: Path) -> dict[str, str]:
+    """Where the checkpoints of a run, or of one stage's folder, lie: stage id -> path or URL.
+
+    Raises `CheckpointError` where there is neither.
+    """
+    ids = RunFolder(path).stage_ids()
+    folders = {stage_id: RunFolder(path).stage(stage_id) for stage_id in ids} or {path.name: StageFolder(path)}
+    statuses = {stage_id: folder.status() for stage_id, folder in folders.items()}
+    places = {stage_id: status.checkpoints for stage_id, status in statuses.items() if status and status.checkpoints}
+    if not places:
+        raise CheckpointError(f"{path} holds no training stage that has begun; give a run's folder or a stage's")
+    return places
 
 
 @dataclass(frozen=True)

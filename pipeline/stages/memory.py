@@ -1,20 +1,20 @@
 """Memory of a training rank, in closed form.
 
-Weights, gradients and optimiser state: ZeRO (Rajbhandari et al. 2020, section 3): stage 1 shares the optimiser state
-among the N ranks, stage 2 the gradients too, stage 3 the weights too. bf16 training keeps fp32 master weights.
-Activations: Korthikanti et al. 2022, section 4.1, without dropout masks and without the attention matrix, which fused
-attention does not keep.
+Weights, gradients and optimiser state: ZeRO (Rajbhandari et al. 2020, section 3): stage 1 shares the optimiser state,
+and the moving average beside it, among the N ranks, stage 2 the gradients too, stage 3 the weights too. bf16 training
+keeps fp32 master weights. Activations: Korthikanti et al. 2022, section 4.1, without dropout masks and without the
+attention matrix, which fused attention does not keep.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.schema import EngineConfig, TrainStage
 from pipeline.models.spec import Pair, ViTSpec
 
 FP32 = 4
-MOMENTS = {"adamw": 2, "sgd": 1}  # fp32 tensors kept per weight
+MOMENTS = {"adamw": 2, "lamb": 2, "sgd": 1}  # fp32 tensors kept per weight
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,28 @@ def rank_memory(parameters: int, stage: TrainStage, world_size: int, activations
             weights=shared(parameters * width, zero >= 3),
             gradients=shared(parameters * width, zero >= 2),
             optimizer=shared(optimizer, zero >= 1),
-            ema=shared(ema, True),
+            ema=shared(ema, zero >= 1),
             activations=activations,
         )
         for zero in range(4)
     ]
 
 
-def activation_bytes(spec: ViTSpec, images: int, size: Pair, precision: str) -> int:
-    """Bytes kept for the backward pass of `images` images of `size` (height, width) pixels.
+def activation_bytes(spec: ViTSpec, images: int, grid: Pair, engine: EngineConfig) -> int:
+    """Bytes kept for the backward pass of `images` images of `grid` patches.
 
     Per token and layer 8 D + 2 M values (the inputs of both norms, of qkv, of the projection and of the two linear
-    layers, of the activation, and q, k and v) and one fp32 log-sum-exp per head.
+    layers, of the activation, and q, k and v) and one fp32 log-sum-exp per head. With activation checkpointing a layer
+    keeps all but its feed-forward's D + 2 M values, or its input alone; one at a time has the rest while it is computed
+    again.
     """
-    grid = spec.grid_for(size)
-    tokens = grid[0] * grid[1] + spec.tokens.num_prefix
-    width = 2 if precision == "bf16" else FP32
-    per_token = width * (8 * spec.embed_dim + 2 * spec.mlp_dim) + FP32 * spec.num_heads
-    return images * tokens * spec.depth * per_token
+    tokens = images * (grid[0] * grid[1] + spec.tokens.num_prefix)
+    width, dim = 2 if engine.precision == "bf16" else FP32, spec.embed_dim
+    feed_forward, everything = width * (dim + 2 * spec.mlp_dim), width * (8 * dim + 2 * spec.mlp_dim)
+    attention = FP32 * spec.num_heads
+    kept, again = {
+        "none": (everything + attention, 0),
+        "selective": (everything - feed_forward + attention, feed_forward),
+        "full": (width * dim, everything + attention),
+    }[engine.activation_checkpointing]
+    return tokens * (spec.depth * kept + again)

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config.schema import DatasetConfig, EvaluateStage, PipelineConfig, TrainStage
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.costs import count_parameters, forward_flops
-from pipeline.models.spec import Pair, ViTSpec
+from pipeline.models.spec import Pair, ViTSpec, whole_patches
 from pipeline.shards.index import DatasetIndex, load_index
 from pipeline.shards.make import maker
 from pipeline.stages.balance import Balance, balance
@@ -28,6 +28,7 @@ from pipeline.stages.resolve import (
     stage_spec,
     surgeries,
 )
+from pipeline.train.schedule import micro_batches_at, step_shapes
 
 MUCH_IDLE = 0.1  # share of a step that ranks may wait for the fullest one before the plan warns
 READY, TO_BE_MADE, MISSING = "ready", "will be made", "missing"
@@ -55,7 +56,8 @@ class ModelPlan:
 
     spec: dict[str, Any]
     parameters: int
-    gflops: dict[str, float]  # forward pass of one image, by image size "HxW", multiply-adds counted as two
+    # Forward pass of one image, multiply-adds counted as two, by image size "HxW" or "HxW/PxQ" at another patch.
+    gflops: dict[str, float]
     memory: list[RankMemory]  # for ZeRO 0, 1, 2, 3
     starts_from: str | None
     surgeries: list[str]
@@ -183,12 +185,13 @@ class _Planner:
         return StagePlan(branch.id, stage.type, needed, status, evaluates=index.num_samples if index else None)
 
     def _training(self, branch: Branch, stage: TrainStage) -> TrainingPlan:
-        index = self.indexes.get(stage.data.train)
-        samples_per_epoch = self._samples_per_epoch(branch, stage, index) if index else None
+        indexes = [self.indexes[name] for name in stage.data.parts if name in self.indexes]
+        ready = len(indexes) == len(stage.data.parts)
+        samples_per_epoch = self._samples_per_epoch(branch, stage) if ready else None
         steps = self._steps(branch, stage, samples_per_epoch)
         samples = None if steps is None else steps * stage.global_batch_size
-        ranks = self.world_size or self.config.resources(stage).workers
-        mean_bytes = int(index.sizes.sum()) / index.num_samples if index else None
+        ranks = self.world_size or self.config.resources(stage).max_workers
+        mean_bytes = _mean_bytes(indexes, stage.data.weights) if ready else None
         shares = balance(stage, ranks, samples_per_epoch, mean_bytes, where=f"stages.{branch.stage_name}")
         if shares.idle_share > MUCH_IDLE:
             self.notes.append(
@@ -197,13 +200,15 @@ class _Planner:
                 f"{shares.step_samples[1]} samples); make both multiples of {ranks}."
             )
         return TrainingPlan(
-            dataset=stage.data.train,
+            dataset=" + ".join(stage.data.parts),
             duration=str(stage.duration),
             samples=samples,
             steps=steps,
             epochs=samples / samples_per_epoch if samples is not None and samples_per_epoch else None,
             samples_per_epoch=samples_per_epoch,
-            left_out_per_epoch=index.num_samples - samples_per_epoch if index and samples_per_epoch else None,
+            left_out_per_epoch=sum(index.num_samples for index in indexes) - samples_per_epoch
+            if samples_per_epoch
+            else None,
             lanes=stage.data.lanes,
             global_batch_size=stage.global_batch_size,
             micro_batch_size=min(stage.micro_batch_size or shares.step_samples[1], shares.step_samples[1]),
@@ -215,15 +220,22 @@ class _Planner:
             models=self._models(branch, stage, ranks, shares),
         )
 
-    def _samples_per_epoch(self, branch: Branch, stage: TrainStage, index: DatasetIndex) -> int:
-        if index.num_samples < stage.data.lanes:
-            raise ConfigError(
-                f"stages.{branch.stage_name}.data.lanes: found {stage.data.lanes}, but {stage.data.train} has only "
-                f"{index.num_samples} samples; take at most that many lanes"
-            )
-        if stage.data.exclude:
-            self.notes.append(f"{branch.id}: counts include the samples that {stage.data.exclude} leaves out.")
-        return index.num_samples - index.num_samples % stage.data.lanes
+    def _samples_per_epoch(self, branch: Branch, stage: TrainStage) -> int:
+        from pipeline.stream.source import Source, build_mixture  # imports OpenCV; a plan without data can do without
+
+        sources = []
+        for name, part in stage.data.parts.items():
+            index = self.indexes[name]
+            if index.num_samples < stage.data.lanes:
+                raise ConfigError(
+                    f"stages.{branch.stage_name}.data.lanes: found {stage.data.lanes}, but {name} has only "
+                    f"{index.num_samples} samples; take at most that many lanes"
+                )
+            sources.append(Source(name, index, self.config.datasets[name], part.augment or stage.data.augment))
+        try:
+            return build_mixture(sources, stage.data, seed=0).epoch_slots
+        except DataError as error:
+            raise ConfigError(f"stages.{branch.stage_name}.{error}") from None
 
     def _steps(self, branch: Branch, stage: TrainStage, samples_per_epoch: int | None) -> int | None:
         if samples_per_epoch is None and stage.duration.unit == "epochs":
@@ -240,10 +252,10 @@ class _Planner:
         return steps
 
     def _models(self, branch: Branch, stage: TrainStage, ranks: int, shares: Balance) -> list[ModelPlan]:
-        dataset = self.config.datasets[stage.data.train]
-        classes = _num_classes(dataset, self.indexes.get(stage.data.train))
+        classes = self._classes(stage)
         if classes is None:
-            self.notes.append(f"The classes of {stage.data.train} are not known yet: heads are counted for one class.")
+            names = " + ".join(stage.data.parts)
+            self.notes.append(f"The classes of {names} are not known yet: heads are counted for one class.")
         found: dict[str, ViTSpec] = {}
         models = []
         for origin, source in self._sources(branch, stage).items():
@@ -254,13 +266,23 @@ class _Planner:
         self.specs[branch.id] = found
         return models
 
+    def _classes(self, stage: TrainStage) -> int | None:
+        """How many the data sets of a stage have together; equal names are one class."""
+        names: set[str] = set()
+        for name, part in stage.data.parts.items():
+            known = class_names_of(self.config.datasets[name], self.indexes.get(name))
+            if known is None:
+                return None
+            names.update(part.label_map.get(label, label) for label in known)
+        return len(names)
+
     def _sources(self, branch: Branch, stage: TrainStage) -> dict[str, ViTSpec | None]:
         """The models that a branch may start from, by the id or path that has them."""
         if stage.init_from is None:
             return {"": None}
         candidates = reference_ids(self.config, stage.init_from)
         if not candidates:
-            return {stage.init_from: source_spec(branch)}
+            return {stage.init_from: source_spec(self.config, branch)}
         sources: dict[str, ViTSpec | None] = {}
         for candidate in candidates:
             for origin, spec in self.specs[candidate].items():
@@ -274,27 +296,41 @@ def _model(
     spec: ViTSpec, stage: TrainStage, ranks: int, shares: Balance, origin: str | None, changes: list[str]
 ) -> ModelPlan:
     parameters = count_parameters(spec)
-    base_area = math.prod(spec.image_size)
     share = shares.step_samples[1]
     activations = 0
-    for size in stage_image_sizes(stage):
-        # Larger images are taken in more micro-batches, as the worker does, if a micro-batch size is set.
-        growth = max(math.prod(size) / base_area, 1.0)
-        micro_batches = math.ceil(share * growth / stage.micro_batch_size) if stage.micro_batch_size else 1
-        images = math.ceil(share / micro_batches)
-        activations = max(activations, activation_bytes(spec, images, size, stage.engine.precision))
+    shapes = step_shapes(stage, spec)
+    for size, patch in shapes:
+        images = math.ceil(share / micro_batches_at(size, patch, spec, share, stage.micro_batch_size))
+        activations = max(activations, activation_bytes(spec, images, whole_patches(size, patch), stage.engine))
     return ModelPlan(
         spec=spec.to_dict(),
         parameters=parameters,
-        gflops={"x".join(map(str, size)): forward_flops(spec, size) / 1e9 for size in stage_image_sizes(stage)},
+        gflops={_shape(size, patch, spec): forward_flops(spec, size, patch) / 1e9 for size, patch in shapes},
         memory=rank_memory(parameters, stage, ranks, activations),
         starts_from=origin,
         surgeries=changes,
     )
 
 
+def _shape(size: Pair, patch: Pair, spec: ViTSpec) -> str:
+    size_text, patch_text = ("x".join(map(str, pair)) for pair in (size, patch))
+    return size_text if patch == spec.patch else f"{size_text}/{patch_text}"
+
+
 def _num_classes(dataset: DatasetConfig, index: DatasetIndex | None) -> int | None:
+    classes = class_names_of(dataset, index)
+    return None if classes is None else len(classes)
+
+
+def class_names_of(dataset: DatasetConfig, index: DatasetIndex | None) -> list[str] | None:
+    """As far as they are known; plain numbers where only the labels are."""
     classes = dataset.classes or (index.classes if index else None)
-    if classes:
-        return len(classes)
-    return index.label_range[1] + 1 if index and index.label_range else None
+    if classes or not (index and index.label_range):
+        return classes
+    return [str(label) for label in range(index.label_range[1] + 1)]
+
+
+def _mean_bytes(indexes: list[DatasetIndex], weights: list[int]) -> float:
+    """Of a sample of a mixture."""
+    means = [int(index.sizes.sum()) / index.num_samples for index in indexes]
+    return sum(mean * weight for mean, weight in zip(means, weights, strict=True)) / sum(weights)

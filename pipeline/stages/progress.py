@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from pipeline.train.ledger import NAME, read_metrics
+from pipeline.train.ledger import LedgerTail
 
 LINE_EVERY_S = 15.0
 
@@ -21,14 +21,11 @@ LINE_EVERY_S = 15.0
 class Watched:
     """A stage whose metrics file is followed."""
 
-    folder: Path
+    ledger: LedgerTail
     total_steps: int
-    begun: float = field(default_factory=time.monotonic)
-    first_step: int = 0
-    printed: float = 0.0
-    step: int = -1
-    bytes_read: int = 0
+    first_step: int
     bar: TaskID | None = None
+    printed: float = float("-inf")
 
 
 class Progress:
@@ -58,11 +55,12 @@ class Progress:
         self.console.print(message, markup=False)
 
     def watch(self, stage_id: str, folder: Path, total_steps: int, first_step: int) -> None:
-        """Follow a training stage from now on."""
+        """Follow a training stage from now on; again, where it starts once more."""
+        self.unwatch(stage_id)
         bar = None
         if self.console.is_terminal:
             bar = self._bars.add_task(stage_id, total=total_steps, completed=first_step, numbers="starting workers")
-        self._watched[stage_id] = Watched(folder, total_steps, first_step=first_step, bar=bar)
+        self._watched[stage_id] = Watched(LedgerTail(folder), total_steps, first_step, bar=bar)
 
     def unwatch(self, stage_id: str) -> None:
         watched = self._watched.pop(stage_id, None)
@@ -72,26 +70,25 @@ class Progress:
     def poll(self) -> None:
         """Read the metrics files again and show what is new."""
         for stage_id, watched in list(self._watched.items()):
-            path = watched.folder / NAME
-            size = path.stat().st_size if path.is_file() else 0
-            if size == watched.bytes_read:
-                continue
-            watched.bytes_read = size
-            rows = [row for row in read_metrics(watched.folder) if "train/loss" in row]
-            if not rows or rows[-1]["step"] == watched.step:
+            rows = [
+                row for row in watched.ledger.new_rows() if "train/loss" in row and row["step"] > watched.first_step
+            ]
+            if not rows:
                 continue
             row = rows[-1]
-            watched.step = int(row["step"])
+            step = int(row["step"])
             numbers = (
                 f"loss {row['train/loss']:.3f}  accuracy {row['train/accuracy']:.3f}  "
                 f"{row['speed/images_per_s']:,.0f} images/s  {row['train/image_size']:.0f} px"
             )
+            if row["train/skipped_steps"]:
+                numbers += f"  {row['train/skipped_steps']:.0f} steps skipped, not finite"
             if watched.bar is not None:
-                self._bars.update(watched.bar, completed=watched.step, numbers=numbers)
+                self._bars.update(watched.bar, completed=step, numbers=numbers)
             elif time.monotonic() - watched.printed >= LINE_EVERY_S:
                 watched.printed = time.monotonic()
-                left = (watched.total_steps - watched.step) * row["speed/step_time_s"]
-                self.say(f"{stage_id}: step {watched.step}/{watched.total_steps}  {numbers}  about {clock(left)} left")
+                left = (watched.total_steps - step) * row["speed/step_time_s"]
+                self.say(f"{stage_id}: step {step}/{watched.total_steps}  {numbers}  about {clock(left)} left")
 
 
 def clock(seconds: float) -> str:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipeline.config.references import source_stage, stage_sources
+from pipeline.config.references import is_foreign, source_stage, stage_sources
 from pipeline.config.schema import PipelineConfig, ReportStage, Size, Stage, TrainStage
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.spec import FIXED_FIELDS, Pair, ViTSpec
-from pipeline.models.variants import build_spec
-
-POSITION_CHANGE = {"learned": "positions", "sincos": "sine-cosine positions", "none": "grid"}
+from pipeline.models.spec import FIXED_FIELDS, Pair, ViTSpec, whole_patches
+from pipeline.models.variants import TOKEN_FIELDS, build_spec
+from pipeline.train.schedule import step_shapes
 
 
 class Branch(NamedTuple):
@@ -58,7 +57,7 @@ def dependencies(config: PipelineConfig, branch_id: str) -> list[str]:
 def reference_ids(config: PipelineConfig, reference: str) -> list[str]:
     """The branches that a reference to a model can mean; a fanned-out stage stands for its best, so all of them.
 
-    Empty for a path to an export.
+    Empty for a path to an export and for foreign weights.
     """
     stage_name = source_stage(config, reference)
     if stage_name is None:
@@ -107,9 +106,7 @@ def _like(source: ViTSpec, stage: TrainStage, num_classes: int) -> ViTSpec:
     settings = stage.model.overrides()
     patch = as_pair(settings.pop("patch_size", source.patch))
     tokens = dataclasses.replace(
-        source.tokens,
-        cls=settings.pop("class_token", source.tokens.cls),
-        registers=settings.pop("registers", source.tokens.registers),
+        source.tokens, **{theirs: settings.pop(ours) for ours, theirs in TOKEN_FIELDS.items() if ours in settings}
     )
     settings |= {"patch": patch, "tokens": tokens, "channels": stage.model.channels, "num_classes": num_classes}
     one_patch = dataclasses.replace(source, grid=(1, 1), **settings)
@@ -145,13 +142,12 @@ def stage_image_sizes(stage: TrainStage) -> list[Pair]:
 
 
 def check_sizes(branch: Branch, spec: ViTSpec) -> None:
-    """Raise ConfigError if an image size of the stage is not a whole number of patches."""
+    """Raise ConfigError if an image size of the stage is not a whole number of patches, of each size it may have."""
     assert isinstance(branch.stage, TrainStage)
-    for size in stage_image_sizes(branch.stage):
-        own = size == as_pair(branch.stage.model.image_size)
-        setting = "model.image_size" if own else "resolution.sizes"
+    for size, patch in step_shapes(branch.stage, spec):
+        setting = "resolution.sizes" if patch == spec.patch else "resolution.patch_sizes"
         try:
-            spec.grid_for(size)
+            whole_patches(size, patch)
         except ModelError as error:
             reason = str(error).removeprefix("image_size: ")
             raise ConfigError(f"stages.{branch.stage_name}.{setting}: {reason}") from None
@@ -161,23 +157,39 @@ def check_channels(config: PipelineConfig) -> None:
     """Raise ConfigError if a stage's data set normalises another number of channels than its model has."""
     for name, stage in config.stages.items():
         if isinstance(stage, TrainStage):
-            mean = config.datasets[stage.data.train].mean
+            first, *others = stage.data.parts
+            mean, std = config.datasets[first].mean, config.datasets[first].std
             if len(mean) != stage.model.channels:
                 raise ConfigError(
-                    f"datasets.{stage.data.train}.mean: found {len(mean)} values, but stages.{name}.model.channels is "
+                    f"datasets.{first}.mean: found {len(mean)} values, but stages.{name}.model.channels is "
                     f"{stage.model.channels}; give mean and std one value per channel"
                 )
+            for other in others:
+                if (config.datasets[other].mean, config.datasets[other].std) != (mean, std):
+                    raise ConfigError(
+                        f"datasets.{other}.mean: mean and std differ from those of {first}, but stages.{name} mixes "
+                        "the two and its model normalises all images alike; give both the same"
+                    )
 
 
-def source_spec(branch: Branch) -> ViTSpec:
-    """The spec of the export that `init_from` names by its path; ConfigError if there is none."""
-    from pipeline.models.bundle import load_bundle  # imports torch; most plans can do without
+def unreadable(stage: TrainStage) -> dict[str, Any]:
+    """Settings of a stage that stand in for what a file of foreign weights does not say."""
+    given = {name: getattr(stage.model, name) for name in ("num_heads", "eps", "activation")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def source_spec(config: PipelineConfig, branch: Branch) -> ViTSpec:
+    """The spec of the export or foreign weights that `init_from` names; ConfigError if there are none."""
+    from pipeline.models.bundle import load_description  # imports torch; most plans can do without
+    from pipeline.models.foreign import foreign_spec
     from pipeline.models.pretrained import find_bundle
 
     assert isinstance(branch.stage, TrainStage)
     assert branch.stage.init_from is not None
     try:
-        return load_bundle(find_bundle(branch.stage.init_from)).spec
+        if is_foreign(config, branch.stage.init_from):
+            return foreign_spec(branch.stage.init_from, **unreadable(branch.stage))
+        return load_description(find_bundle(branch.stage.init_from)).spec
     except ModelError as error:
         raise ConfigError(f"stages.{branch.stage_name}.init_from: {error}") from None
 
@@ -186,15 +198,22 @@ def surgeries(source: ViTSpec, target: ViTSpec) -> list[str]:
     """What changes on the way from one model's weights to another's, in words; empty if nothing does."""
     changes = {
         "kind of positions": (source.positions, target.positions),
-        POSITION_CHANGE[target.positions]: (_cross(source.grid), _cross(target.grid)),
+        _position_change(source, target): (_cross(source.grid), _cross(target.grid)),
         "patch kernel": (_cross(source.patch), _cross(target.patch)),
         "channels": (source.channels, target.channels),
         "head classes": (source.num_classes, target.num_classes),
         "layer scale": (source.layer_scale, target.layer_scale),
         "pooling": (source.pool, target.pool),
-        "prefix tokens": (_tokens(source), _tokens(target)),
+        "tokens": (_tokens(source), _tokens(target)),
     }
     return [f"{what} {before} -> {after}" for what, (before, after) in changes.items() if before != after]
+
+
+def _position_change(source: ViTSpec, target: ViTSpec) -> str:
+    if target.positions == "none":
+        return "grid"
+    slices = target.fewer_patches == "slice" and target.num_patches < source.num_patches
+    return {"learned": "", "sincos": "sine-cosine "}[target.positions] + "positions" + (", sliced" if slices else "")
 
 
 def _cross(pair: Iterable[int]) -> str:
@@ -205,4 +224,5 @@ def _tokens(spec: ViTSpec) -> str:
     names = [name for name in ("cls", "dist", "mask") if getattr(spec.tokens, name)]
     if spec.tokens.registers:
         names.append(f"{spec.tokens.registers} registers")
-    return "+".join(names) or "none"
+    covered = spec.tokens.positions_cover_prefix or spec.positions == "none" or not spec.tokens.num_prefix
+    return ("+".join(names) or "none") + ("" if covered else " without positions")

@@ -21,13 +21,14 @@ from pipeline.stages.evaluate import EvaluateStageRun
 from pipeline.stages.export import ExportStageRun
 from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, Status
 from pipeline.stages.progress import Progress, clock
+from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
 from pipeline.stages.resolve import Branch, check_channels, dependencies, stage_branches
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
 from pipeline.tracking.runs import Tracker, default_uri
-from pipeline.train.job import STOP
+from pipeline.train.job import INTERRUPT, STOP
 
 POLL_S = 0.5
 
@@ -55,7 +56,10 @@ STAGE_RUNS: dict[type, Callable[[RunContext, Branch], StageRun]] = {
 
 
 def run_pipeline(config: PipelineConfig) -> None:
-    """Run or resume a pipeline; returns when every stage has finished, raises `PipelineError` otherwise."""
+    """Run or resume a pipeline; returns when every stage has finished, raises `PipelineError` otherwise.
+
+    With `train.replay_slots`, runs that one batch again instead, and leaves all of the run as it is.
+    """
     check_channels(config)
     folder = RunFolder(Path(config.runs_dir) / config.name)
     with ExitStack() as stack:
@@ -65,6 +69,12 @@ def run_pipeline(config: PipelineConfig) -> None:
         datasets = open_datasets(config)
         uri = config.tracking.uri or default_uri(Path(config.runs_dir))
         tracker = Tracker(uri, config.tracking.experiment, Path(config.runs_dir) / "mlflow-artifacts")
+        close_what_was_killed(folder, tracker)
+        if config.train.replay_slots:
+            cluster = stack.enter_context(connect(config.cluster))
+            context = RunContext(config, folder, cluster, tracker, "", progress, StopRequest(progress), datasets)
+            replay(context, config.train.replay_slots)
+            return
         (folder.path / "pipeline.yaml").write_text(dump_config(config))
         parent = stack.enter_context(parent_run(tracker, folder, config.name))
         progress.say(f"{config.name}: in {folder.path}; see it with: mlflow ui --backend-store-uri {uri}")
@@ -72,7 +82,19 @@ def run_pipeline(config: PipelineConfig) -> None:
         for branch in stage_branches(config):
             if not isinstance(branch.stage, (ExportStage, ReportStage)):
                 cluster.require(config.resources(branch.stage), branch.stage_name)
-        Execution(RunContext(config, folder, cluster, tracker, parent, progress, datasets)).run()
+        context = RunContext(config, folder, cluster, tracker, parent, progress, StopRequest(progress), datasets)
+        Execution(context).run()
+
+
+def close_what_was_killed(folder: RunFolder, tracker: Tracker) -> None:
+    """Stages that still say they are running were killed with their driver: say so, on disk and in MLflow."""
+    for stage_id in folder.stage_ids():
+        status = folder.stage(stage_id).status()
+        if status and status.state == RUNNING:
+            status.state, status.error = INTERRUPTED, "its driver was killed"
+            folder.stage(stage_id).write_status(status)
+            if status.mlflow_run_id:
+                tracker.end(status.mlflow_run_id, mlflow_status.KILLED)
 
 
 @contextmanager
@@ -113,7 +135,7 @@ class Execution:
         self.running: dict[Future[None], Branch] = {}
         self.finished: set[str] = set()
         self.failure: BaseException | None = None
-        self.stop = StopRequest(context.progress)
+        self.stop = context.stop
 
     def run(self) -> None:
         """Until every branch has finished, one has failed, or a signal asks to stop."""
@@ -131,33 +153,32 @@ class Execution:
             raise self.failure
 
     def _ready(self) -> list[Branch]:
-        """Branches that can start now: nothing failed, all they need has finished, and the cluster has room."""
+        """Branches that can start now: nothing failed, all they need has finished, and the cluster has room.
+
+        Where nothing runs that could give room back, a branch starts all the same, and waits for nodes itself.
+        """
         if self.failure or self.stop.asked:
             return []
-        free_cpus, free_gpus = self.context.cluster.cpus, self.context.cluster.gpus
-        for branch in self.running.values():
-            cpus, gpus = self._demand(branch)
-            free_cpus, free_gpus = free_cpus - cpus, free_gpus - gpus
-        ready = []
+        ready: list[Branch] = []
         for branch in self.waiting.values():
-            cpus, gpus = self._demand(branch)
-            needs = dependencies(self.context.config, branch.id)
-            if self.finished.issuperset(needs) and cpus <= free_cpus and gpus <= free_gpus:
-                free_cpus, free_gpus = free_cpus - cpus, free_gpus - gpus
-                ready.append(branch)
+            if self.finished.issuperset(dependencies(self.context.config, branch.id)):
+                alone = not self.running and not ready
+                if self._has_room(branch) or alone:
+                    ready.append(branch)
         return ready
 
-    def _demand(self, branch: Branch) -> tuple[int, int]:
+    def _has_room(self, branch: Branch) -> bool:
+        """Whether the branch has got its workers, if it needs any."""
         if isinstance(branch.stage, (ExportStage, ReportStage)):
-            return 0, 0
-        resources = self.context.config.resources(branch.stage)
-        return resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker
+            return True
+        return self.context.cluster.reserve(branch.id, self.context.config.resources(branch.stage)) > 0
 
     def _collect(self) -> None:
         done, _ = wait(self.running, timeout=POLL_S, return_when=FIRST_COMPLETED)
         self.context.progress.poll()
         for future in done:
             branch = self.running.pop(future)
+            self.context.cluster.release(branch.id)
             error = future.exception()
             if error is None:
                 self.finished.add(branch.id)
@@ -167,7 +188,9 @@ class Execution:
     def _pass_on_stop(self) -> None:
         """Ask running stages to commit and leave; those that cannot stop half-way run to their end."""
         for branch in self.running.values():
-            (self.context.folder.stage(branch.id).path / STOP).touch()
+            folder = self.context.folder.stage(branch.id).path
+            if folder.is_dir():
+                (folder / STOP).write_text(INTERRUPT)
 
     def _run_branch(self, branch: Branch) -> None:
         """Run one branch unless it has already finished with the same inputs."""
@@ -237,6 +260,8 @@ class Execution:
         """Keep what a stage with other inputs left, and say what has changed."""
         folder = self.context.folder.stage(branch.id)
         changed = ", ".join(differences(status.inputs, inputs)) or "its inputs"
+        if status.mlflow_run_id and status.state != FINISHED:
+            self.context.tracker.end(status.mlflow_run_id, mlflow_status.KILLED)
         aside = folder.set_aside()
         self.context.say(branch.id, f"runs again, because {changed} changed; the former results are in {aside}")
 

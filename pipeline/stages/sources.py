@@ -1,16 +1,27 @@
-"""What a stage names as its starting point: another stage, one of its branches, or a bundle on disk."""
+"""What a stage names as its starting point: another stage, one of its branches, a bundle on disk, foreign weights."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 from pipeline.checkpoints.manifest import hash_file
+from pipeline.config.references import is_foreign
+from pipeline.config.schema import TrainStage
 from pipeline.errors import ConfigError
-from pipeline.models.bundle import WEIGHTS
+from pipeline.models.bundle import DESCRIPTION, WEIGHTS, save_bundle
+from pipeline.models.foreign import load_foreign
 from pipeline.models.pretrained import find_bundle
 from pipeline.stages.context import RunContext
-from pipeline.stages.resolve import reference_ids
+from pipeline.stages.resolve import reference_ids, unreadable
+
+IMPORTED = "imported"
+_importing = Lock()  # branches that start side by side from the same weights import them once
 
 
 @dataclass(frozen=True)
@@ -26,16 +37,35 @@ def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source
     """The finished model that `reference` stands for.
 
     A stage that fans out stands for its branch with the best validation accuracy; a path for the model of an export, a
-    stage's folder or a run's. Raises `ConfigError` if there is none to compare, `ModelError` if there is no model.
+    stage's folder or a run's; foreign weights are brought into the run's folder, once, as a bundle. Raises
+    `ConfigError` if there is none to compare, `ModelError` if there is no model.
     """
     branch_ids = reference_ids(context.config, reference)
     if len(branch_ids) > 1:
         branch_ids = [best_branch(context, stage_id, branch_ids)]
     if not branch_ids:
-        path = find_bundle(reference)
+        foreign = is_foreign(context.config, reference)
+        path = imported(context, stage_id, reference) if foreign else find_bundle(reference)
         return Source(reference, path, hash_file(path / WEIGHTS)[:32])
     path = context.folder.stage(branch_ids[0]).model
     return Source(branch_ids[0], path, hash_file(path / WEIGHTS)[:32])
+
+
+def imported(context: RunContext, stage_id: str, reference: str) -> Path:
+    """The bundle that foreign weights became in this run; another file under the same name becomes another one."""
+    stage = context.config.stages[stage_id.partition("/")[0]]
+    settings: dict[str, Any] = unreadable(stage) if isinstance(stage, TrainStage) else {}
+    file = Path(reference)
+    key = [reference, settings, hash_file(file) if file.is_file() else None]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", reference).strip("-.")[-80:]
+    folder = context.folder.path / IMPORTED / f"{name}-{digest}"
+    with _importing:
+        if not (folder / DESCRIPTION).is_file():
+            bundle = load_foreign(reference, **settings)
+            save_bundle(folder, bundle.state, bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
+            context.say(stage_id, f"{reference} is imported to {folder}")
+    return folder
 
 
 def best_branch(context: RunContext, stage_id: str, branch_ids: list[str]) -> str:

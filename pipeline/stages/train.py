@@ -9,21 +9,26 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoints.store import Selection, newest_valid
-from pipeline.cluster.launch import WorkersLost, launch
+from pipeline.checkpoints.selection import STEP, Selection, newest_valid
+from pipeline.checkpoints.storage import open_storage
 from pipeline.config.schema import TrainStage
-from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
+from pipeline.errors import ConfigError
+from pipeline.files import write_json
+from pipeline.models.bundle import Preprocess, load_bundle, load_description, save_bundle
 from pipeline.models.spec import ViTSpec
 from pipeline.models.surgery import adapt
-from pipeline.stages.context import RunContext, class_names
-from pipeline.stages.folder import StageFolder, Status, write_json
+from pipeline.shards.store import is_local, local_path
+from pipeline.stages.context import RunContext
+from pipeline.stages.data import stage_data
+from pipeline.stages.folder import StageFolder, Status
+from pipeline.stages.jobs import StageJob
 from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stages.sources import resolve_source
-from pipeline.tracking.sink import MLflowSink
-from pipeline.train.commit import ATTEMPT
-from pipeline.train.job import STOP, Dataset, TrainJob
-from pipeline.train.ledger import read_metrics
+from pipeline.stream.source import build_mixture
+from pipeline.tracking.forward import MetricsForwarder
+from pipeline.train.job import TrainJob
+from pipeline.train.ledger import LedgerTail, read_metrics
+from pipeline.train.saver import ATTEMPT
 from pipeline.train.worker import train_worker
 
 # Settings that change how fast or how safely a stage runs, but not what it computes.
@@ -32,9 +37,10 @@ NOT_INPUTS: dict[str, Any] = {
     "checkpoint": True,
     "eval": True,
     "log_every": True,
+    "max_skipped_steps": True,
     "micro_batch_size": True,
     "init_from": True,
-    "engine": {"zero_stage"},
+    "engine": {"zero_stage", "compile", "activation_checkpointing"},
     "data": {"loader_workers"},
     "model": {"variant"},
 }
@@ -47,16 +53,15 @@ class TrainStageRun:
         assert isinstance(branch.stage, TrainStage)
         self.context, self.id, self.stage = context, branch.id, with_absolute_paths(branch.stage)
         self.folder: StageFolder = context.folder.stage(branch.id)
-        self.train: Dataset = context.datasets[self.stage.data.train]
-        self.val: Dataset | None = context.datasets[self.stage.data.val] if self.stage.data.val else None
-        self.classes = class_names(self.stage.data.train, self.train)
+        where = f"stages.{branch.stage_name}"
+        self.train, self.val, self.classes = stage_data(context.datasets, self.stage.data, where)
         self.source = resolve_source(context, self.id, self.stage.init_from) if self.stage.init_from else None
-        parent = load_bundle(self.source.path).spec if self.source else None
+        parent = load_description(self.source.path).spec if self.source else None
         self.spec: ViTSpec = stage_spec(branch, len(self.classes), parent)
-        dataset = self.train.config
+        dataset = self.train[0].config
         self.preprocess = Preprocess(dataset.mean, dataset.std, self.spec.channels, self.spec.image_size)
 
-        workers = context.config.resources(self.stage).workers
+        workers = context.config.resources(self.stage).max_workers
         if self.stage.global_batch_size < workers:
             raise ConfigError(
                 f"stages.{branch.stage_name}.global_batch_size: {self.stage.global_batch_size} samples cannot be "
@@ -71,53 +76,51 @@ class TrainStageRun:
             "preprocess": {"mean": list(self.preprocess.mean), "std": list(self.preprocess.std)},
             "classes": self.classes,
             "seed": self.context.config.seed,
-            "train": self.train.index.digest,
+            "train": [[source.name, source.index.digest, source.labels] for source in self.train],
             "val": self.val.index.digest if self.val else None,
             "init_from": self.source.digest if self.source else None,
         }
 
     def run(self, status: Status) -> dict[str, Any]:
-        """Train to the end, over as many restarts as are allowed; returns the stage's result."""
+        """Train to the end, on whatever workers there are; returns the stage's result."""
         init = self._prepare_start(status)
-        restarts = 0
-        while True:
-            selection = newest_valid(self.folder.checkpoints, status.digest)
-            self._say_what_is_kept(selection, again=restarts > 0 or status.attempts > 1)
-            step = selection.manifest.step if selection.manifest else 0
-            job = self._job(status, init, selection)
-            self.context.progress.watch(self.id, self.folder.path, job.total_steps, step)
-            try:
-                self._launch(job)
-                break
-            except WorkersLost as lost:
-                restarts += 1
-                self._after_loss(lost, restarts)
-            finally:
-                self.context.progress.unwatch(self.id)
-        return self._result(job)
-
-    def _launch(self, job: TrainJob) -> None:
-        (self.folder.path / ATTEMPT).write_text(job.attempt)
-        (self.folder.path / STOP).unlink(missing_ok=True)
-        launch(
-            train_worker,
-            job,
-            self.context.config.resources(self.stage),
-            name=f"{self.context.config.name}-{self.id.replace('/', '-')}-{job.attempt}",
-            folder=self.folder.path.absolute(),
+        status.checkpoints = self.checkpoints
+        self.folder.write_status(status)
+        stage_job: StageJob[TrainJob] = StageJob(
+            context=self.context,
+            id=self.id,
+            folder=self.folder,
+            resources=self.context.config.resources(self.stage),
+            worker=train_worker,
+            make=lambda workers: self._next_job(status, init, workers, again=stage_job.starts > 0),
+            reached=first_step,
+            resizable=True,
         )
+        assert status.mlflow_run_id is not None
+        rows = LedgerTail(self.folder.path).new_rows
+        try:
+            with MetricsForwarder(self.context.tracker, status.mlflow_run_id, rows):
+                return self._result(stage_job.run())
+        finally:
+            self.context.progress.unwatch(self.id)
 
-    def _after_loss(self, lost: WorkersLost, restarts: int) -> None:
-        limit = self.context.config.cluster.max_restarts
-        message = f"workers were lost ({lost}); restart {restarts} of at most {limit}"
-        self.folder.event("restart", message, restart=restarts)
-        if restarts > limit:
-            raise CheckpointError(
-                f"stages.{self.id}: workers were lost {restarts} times, cluster.max_restarts allows {limit}; the last "
-                f"time: {lost}; logs are in {self.folder.path / 'logs'}; the same command goes on from the last "
-                "checkpoint"
-            ) from lost
-        self.context.say(self.id, message)
+    def _next_job(self, status: Status, init: Path | None, workers: int, *, again: bool) -> TrainJob:
+        """What so many ranks need to start, or to go on from the newest valid checkpoint."""
+        selection = newest_valid(open_storage(self.checkpoints), status.digest)
+        self._say_what_is_kept(status, selection, workers, again or status.attempts > 1)
+        job = self.job(status, init, selection)
+        (self.folder.path / ATTEMPT).write_text(job.attempt)
+        self.context.progress.watch(self.id, self.folder.path, job.total_steps, first_step(job))
+        return job
+
+    @property
+    def checkpoints(self) -> str:
+        """Where this stage's checkpoints lie: a path or a URL."""
+        storage = self.stage.checkpoint.storage
+        if storage is None:
+            return str(self.folder.checkpoints.absolute())
+        place = f"{storage.rstrip('/')}/{self.context.config.name}/{self.id}"
+        return str(local_path(place).absolute()) if is_local(place) else place
 
     def _prepare_start(self, status: Status) -> Path | None:
         """The bundle to start from, brought to this stage's shape; the surgery is reported and kept."""
@@ -137,38 +140,43 @@ class TrainStageRun:
         self.context.say(self.id, f"starts from {self.source.name}: {report.summary()}")
         return init
 
-    def _say_what_is_kept(self, selection: Selection, again: bool) -> None:
+    def _say_what_is_kept(self, status: Status, selection: Selection, workers: int, again: bool) -> None:
         for reason in selection.passed_over:
-            self.context.say(self.id, f"passed over: {reason}")
-            self.folder.event("passed_over", reason)
-        if selection.manifest is None:
-            if again:
-                message = "no checkpoint is committed: starts again from its first step"
-                self.context.say(self.id, message)
-                self.folder.event("start_again", message)
-            return
+            self._tell("passed_over", f"passed over: {reason}")
+        reached = max((int(row["step"]) for row in read_metrics(self.folder.path)), default=0)
         manifest = selection.manifest
-        resources = self.context.config.resources(self.stage)
+        if manifest is None:
+            if again:
+                self._tell(
+                    "start_again", "no checkpoint is committed: starts again from its first step", steps_lost=reached
+                )
+            return
         kept = f"resumes at step {manifest.step} ({manifest.slots:,} samples) from {selection.folder}; "
         kept += "kept: weights, optimiser"
         kept += ", average" if self.stage.ema else ""
         kept += ", position in the data"
-        if (manifest.world_size, manifest.zero_stage) != (resources.workers, self.stage.engine.zero_stage):
+        now = (workers, self.stage.engine.zero_stage)
+        if (manifest.world_size, manifest.zero_stage) != now:
             kept += (
-                f"; re-split: {manifest.world_size} workers with ZeRO-{manifest.zero_stage} to "
-                f"{resources.workers} with ZeRO-{self.stage.engine.zero_stage}"
+                f"; re-split: {manifest.world_size} workers with ZeRO-{manifest.zero_stage} to {now[0]} with "
+                f"ZeRO-{now[1]}"
             )
-        self.context.say(self.id, kept)
-        self.folder.event("resume", kept, step=manifest.step)
+        steps_lost = max(reached - manifest.step, 0)
+        kept += f"; {steps_lost} steps are done again" if steps_lost else ""
+        details = {"step": manifest.step, "steps_lost": steps_lost, "workers": workers}
+        self._tell("resume", kept, **details, workers_before=manifest.world_size)
+        if status.mlflow_run_id:
+            figures = {f"restart/{name}": float(value) for name, value in details.items() if name != "step"}
+            self.context.tracker.metrics(status.mlflow_run_id, figures, step=manifest.step)
 
-    def first_job(self, status: Status) -> TrainJob:
-        """The job of a stage that has no checkpoint and starts from its own initial weights."""
-        return self._job(status, init=None, selection=Selection(None, None, []))
+    def _tell(self, event: str, message: str, **details: int) -> None:
+        self.folder.event(event, message, **details)
+        self.context.say(self.id, message)
 
-    def _job(self, status: Status, init: Path | None, selection: Selection) -> TrainJob:
+    def job(self, status: Status, init: Path | None, selection: Selection) -> TrainJob:
         """What the ranks need to start, or to go on from a checkpoint."""
-        stage, lanes = self.stage, self.stage.data.lanes
-        samples_per_epoch = lanes * (self.train.index.num_samples // lanes)
+        stage, seed = self.stage, stage_seed(self.context.config.seed, self.id)
+        samples_per_epoch = build_mixture(self.train, stage.data, seed).epoch_slots
 
         def steps(duration: Any) -> int:
             return max(duration.steps(samples_per_epoch, stage.global_batch_size), 1)
@@ -181,17 +189,21 @@ class TrainStageRun:
             classes=self.classes,
             train=self.train,
             val=self.val,
-            seed=stage_seed(self.context.config.seed, self.id),
+            seed=seed,
             samples_per_epoch=samples_per_epoch,
             total_steps=steps(stage.duration),
             warmup_steps=stage.schedule.warmup.steps(samples_per_epoch, stage.global_batch_size),
+            decay_steps=steps(stage.schedule.decay) if stage.schedule.decay else 0,
             checkpoint_steps=steps(stage.checkpoint.every),
+            keep_steps=steps(stage.checkpoint.keep_every) if stage.checkpoint.keep_every else None,
             eval_steps=steps(stage.eval.every),
             digest=status.digest,
+            run_ids={"pipeline": self.context.parent_run_id, "stage": status.mlflow_run_id or ""},
             attempt=secrets.token_hex(4),
+            checkpoints=self.checkpoints,
             init=init.absolute() if init else None,
-            resume_from=selection.folder.absolute() if selection.folder else None,
-            sink=MLflowSink(self.context.tracker.uri, status.mlflow_run_id or ""),
+            resume_from=selection.folder,
+            stall_timeout_s=self.context.config.cluster.stall_timeout_s,
         )
 
     def _result(self, job: TrainJob) -> dict[str, Any]:
@@ -215,7 +227,8 @@ class TrainStageRun:
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
         """What the run keeps in MLflow: (file or folder, folder there)."""
-        files = [(self.folder.path / name, None) for name in ("surgery.json", "surgery.txt", "metrics.jsonl")]
+        names = ("surgery.json", "surgery.txt", "metrics.jsonl", "events.jsonl")
+        files = [(self.folder.path / name, None) for name in names]
         return [*files, (self.folder.model, "model")]
 
     def metrics(self, result: dict[str, Any]) -> dict[str, float]:
@@ -226,10 +239,16 @@ class TrainStageRun:
         tracker = self.context.tracker
         tracker.params(run_id, self.stage.model_dump(mode="json", exclude={"model": {"variant"}}))
         tracker.params(run_id, {"variant": self.spec.variant, "classes": len(self.classes)})
-        for context, dataset in (("train", self.train), ("val", self.val)):
-            if dataset:
-                name = Path(dataset.config.shards).name
-                tracker.dataset(run_id, name, dataset.index.url, dataset.index.digest, context)
+        for context, sources in (("train", self.train), ("val", [self.val] if self.val else [])):
+            for source in sources:
+                name = Path(source.config.shards).name
+                tracker.dataset(run_id, name, source.index.url, source.index.digest, context)
+
+
+def first_step(job: TrainJob) -> int:
+    """The step a job goes on from."""
+    match = STEP.fullmatch(job.resume_from) if job.resume_from else None
+    return int(match[1]) if match else 0
 
 
 def with_absolute_paths(stage: TrainStage) -> TrainStage:

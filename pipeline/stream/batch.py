@@ -1,8 +1,8 @@
-"""A rank's share of a global batch, and how it is put together from its loader workers' parts."""
+"""A rank's share of a global batch, and how its loader workers fill it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.stream.augment import Size
 from pipeline.stream.sample import Sample
 
 
@@ -33,29 +32,26 @@ class Batch:
 
 
 class Part(NamedTuple):
-    """What one loader worker adds to a batch. Only the images travel as a tensor, in shared memory."""
+    """What one loader worker says of the rows that it filled; their images are in the batch already."""
 
-    images: Tensor  # uint8 [n, C, H, W]
+    rows: np.ndarray  # int64 [n], of the batch
+    slots: np.ndarray  # int64 [n]
     labels: np.ndarray  # int64 [n, 2]: label, label_mix
     factors: np.ndarray  # float32 [n, 2]: mix, weight
-    slots: np.ndarray  # int64 [n], ascending
     keys: list[str]
-    step: int
 
 
-def make_part(slots: Sequence[int], sample_at: Callable[[int], Sample], channels: int, size: Size, step: int) -> Part:
-    """Make the sample of each slot and lay them side by side."""
-    images = np.empty((len(slots), channels, *size), dtype=np.uint8)
-    labels = np.empty((len(slots), 2), dtype=np.int64)
-    factors = np.empty((len(slots), 2), dtype=np.float32)
-    keys = []
-    for row, slot in enumerate(slots):
-        sample = sample_at(slot)
+def fill(images: np.ndarray, rows: np.ndarray, slots: np.ndarray, samples: Iterable[Sample]) -> Part:
+    """Put samples into rows of a batch's images, uint8 [B, C, H, W]."""
+    keys, labels, factors = [], [], []
+    for row, sample in zip(rows.tolist(), samples, strict=True):
         put_image(images[row], sample.image)
-        labels[row] = sample.label, sample.label_mix
-        factors[row] = sample.mix, sample.weight
         keys.append(sample.key)
-    return Part(torch.from_numpy(images), labels, factors, np.asarray(slots, dtype=np.int64), keys, step)
+        labels.append((sample.label, sample.label_mix))
+        factors.append((sample.mix, sample.weight))
+    return Part(
+        rows, slots, np.array(labels, np.int64).reshape(-1, 2), np.array(factors, np.float32).reshape(-1, 2), keys
+    )
 
 
 def put_image(planes: np.ndarray, image: np.ndarray | None) -> None:
@@ -68,31 +64,15 @@ def put_image(planes: np.ndarray, image: np.ndarray | None) -> None:
         cv2.split(image, list(planes))  # five times as fast as NumPy's transposing copy
 
 
-def merge(parts: Iterable[Part], *, pin_memory: bool = False) -> Batch:
-    """The batch of the parts of one step, in slot order; images in page-locked memory if asked."""
-    parts = list(parts)
-    slots = np.concatenate([part.slots for part in parts])
-    order = np.argsort(slots) if len(parts) > 1 else np.arange(len(slots))
-    if len(parts) == 1 and not pin_memory:
-        images = parts[0].images
-    else:
-        rows = np.empty_like(order)
-        rows[order] = np.arange(len(order))
-        images = torch.empty((len(slots), *parts[0].images.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
-        target, start = images.numpy(), 0
-        for part in parts:
-            target[rows[start : start + len(part.slots)]] = part.images.numpy()
-            start += len(part.slots)
-    labels = torch.from_numpy(np.concatenate([part.labels for part in parts])[order])
-    factors = torch.from_numpy(np.concatenate([part.factors for part in parts])[order])
-    keys = [key for part in parts for key in part.keys]
-    return Batch(
-        images=images,
-        labels=labels[:, 0].contiguous(),
-        labels_mix=labels[:, 1].contiguous(),
-        mix=factors[:, 0].contiguous(),
-        weights=factors[:, 1].contiguous(),
-        slots=torch.from_numpy(slots[order]),
-        keys=[keys[row] for row in order.tolist()],
-        step=parts[0].step,
-    )
+def assemble(images: Tensor, parts: Sequence[Part], step: int) -> Batch:
+    """The batch whose images, uint8 [B, C, H, W], these parts together have filled."""
+    size = len(images)
+    slots, labels = np.empty(size, np.int64), np.empty((2, size), np.int64)
+    factors, keys = np.empty((2, size), np.float32), [""] * size
+    for part in parts:
+        slots[part.rows], labels[:, part.rows], factors[:, part.rows] = part.slots, part.labels.T, part.factors.T
+        for row, key in zip(part.rows.tolist(), part.keys, strict=True):
+            keys[row] = key
+    label, label_mix = torch.from_numpy(labels)
+    factor, weight = torch.from_numpy(factors)
+    return Batch(images, label, label_mix, factor, weight, torch.from_numpy(slots), keys, step)

@@ -1,38 +1,26 @@
-"""The loaders that the trainer sees: batches of a rank, made by worker processes or by a thread.
-
-Workers are processes, not threads, as tar, header and label handling hold the interpreter lock. They are forked from a
-fork server: a rank may hold CUDA, Ray's and gloo's threads, none of which survive a fork of the rank itself, and a
-server that has imported this module once starts each worker in milliseconds where `spawn` imports torch anew.
-"""
+"""The loaders that the trainer sees: batches of a rank, made by worker processes or by a thread."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing.forkserver
 import pickle
-import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import cv2
 import torch
-from torch.utils.data import DataLoader
 
-from pipeline.config.schema import DataConfig, DatasetConfig
-from pipeline.errors import DataError, PipelineError
-from pipeline.shards.index import DatasetIndex
-from pipeline.stream.augment import Size
-from pipeline.stream.batch import Batch, Part, merge
-from pipeline.stream.order import Order, check_split
+from pipeline.config.schema import DataConfig
+from pipeline.images.load import Size
+from pipeline.stream.batch import Batch
+from pipeline.stream.order import check_split
 from pipeline.stream.parts import EvalParts, Parts, TrainParts
 from pipeline.stream.prefetch import Prefetcher
-from pipeline.stream.quarantine import load_excluded
+from pipeline.stream.source import Source, build_mixture
+from pipeline.stream.workers import WorkerPool, batches_in_this_thread
 
 log = logging.getLogger(__name__)
 
-BATCHES_AHEAD = 2  # in each worker, and again merged in the rank
-START_METHOD = "forkserver"
+BATCHES_READY = 2  # in the rank, besides those that the workers are ahead
 
 
 class TrainLoader:
@@ -42,6 +30,8 @@ class TrainLoader:
     on the seed and the slots alone. `samples_per_epoch` are those of all ranks.
 
     Args:
+        sources: one data set, or those of a mixture.
+        data: lanes, window, workers and what to leave out; the rest of it is in `sources`.
         size_at: (height, width) of a step; picklable if there are loader workers, such as a `functools.partial` of
             `resolution.size_at`.
         start_slot: slots consumed so far, which is all there is to resume.
@@ -56,8 +46,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        index: DatasetIndex,
-        dataset: DatasetConfig,
+        sources: Sequence[Source],
         data: DataConfig,
         *,
         channels: int,
@@ -72,30 +61,29 @@ class TrainLoader:
         pin_memory: bool = False,
     ) -> None:
         check_split(data.lanes, world_size)
-        excluded = load_excluded(data.exclude, index) if data.exclude else {}
-        self.order = Order(index.counts, lanes=data.lanes, window=data.window, seed=seed, excluded=excluded)
-        self.samples_per_epoch = self.order.epoch_slots
-        if rank == 0:
-            log.info(
-                "%d samples in %d lanes; an epoch leaves out %d, others each time; %d excluded by data.exclude",
-                *(self.order.num_samples, data.lanes, self.order.left_out, index.num_samples - self.order.num_samples),
-            )
+        mixture = build_mixture(sources, data, seed)
+        self.samples_per_epoch = mixture.epoch_slots
+        for source, order in zip(sources, mixture.orders, strict=True):
+            if rank == 0:
+                excluded = source.index.num_samples - order.num_samples
+                log.info(
+                    "%s: %d samples in %d lanes; an epoch leaves out %d, others each time; %d excluded by data.exclude",
+                    *(source.name, order.num_samples, data.lanes, order.left_out, excluded),
+                )
         parts = TrainParts(
-            index=index,
-            dataset=dataset,
+            sources=sources,
+            mixture=mixture,
             channels=channels,
             num_classes=num_classes,
             rank=rank,
             world_size=world_size,
             quarantine_path=quarantine_path,
-            order=self.order,
-            augment=data.augment,
             global_batch_size=global_batch_size,
             size_at=size_at,
             start_slot=start_slot,
         )
         workers = min(data.loader_workers, data.lanes // world_size)  # one without a lane would idle
-        self._batches = prefetch(batches_of(parts, workers, max(workers, 1), pin_memory), pin_memory)
+        self._batches = prefetch(parts, workers, pin_memory)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -126,8 +114,7 @@ class EvalLoader:
 
     def __init__(
         self,
-        index: DatasetIndex,
-        dataset: DatasetConfig,
+        source: Source,
         *,
         channels: int,
         num_classes: int,
@@ -140,8 +127,7 @@ class EvalLoader:
         quarantine_path: Path | None = None,
     ) -> None:
         self._parts = EvalParts(
-            index=index,
-            dataset=dataset,
+            source=source,
             channels=channels,
             num_classes=num_classes,
             rank=rank,
@@ -150,75 +136,41 @@ class EvalLoader:
             batch_size=batch_size,
             size=size,
         )
-        self._workers, self._pin_memory = min(loader_workers, self._parts.num_batches), pin_memory
+        self._workers, self._pin_memory = min(loader_workers, len(self)), pin_memory
 
     def __len__(self) -> int:
         return self._parts.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        seen = 0
-        with prefetch(batches_of(self._parts, self._workers, 1, self._pin_memory), self._pin_memory) as batches:
+        seen, (start, stop) = 0, self._parts.bounds
+        with prefetch(self._parts, self._workers, self._pin_memory) as batches:
             for batch in batches:
                 seen += int((batch.slots >= 0).sum())
                 yield batch
-        assert seen == self._parts.stop - self._parts.start, f"{seen} samples seen of {self._parts}"
+        assert seen == stop - start, f"{seen} samples seen of {start} to {stop}"
 
 
-def prefetch(batches: Generator[Batch, None, None], pin_memory: bool) -> Prefetcher[Batch]:
+def prefetch(parts: Parts, workers: int, pin_memory: bool) -> Prefetcher[Batch]:
     """Keep batches ready in a thread, which must stand on the rank's device to lock pages for it."""
     if not pin_memory:
-        return Prefetcher(batches, BATCHES_AHEAD)
+        return Prefetcher(batches_of(parts, workers, pin_memory), BATCHES_READY)
     device = torch.cuda.current_device()
-    return Prefetcher(batches, BATCHES_AHEAD, prepare=lambda: torch.cuda.set_device(device))
-
-
-def batches_of(dataset: Parts, workers: int, parts_per_batch: int, pin_memory: bool) -> Generator[Batch, None, None]:
-    """Merge every `parts_per_batch` parts that the workers yield, in turn, into a batch."""
-    parts: list[Part] = []
-    for part in parts_of(dataset, workers):
-        if isinstance(part, PipelineError):
-            raise part
-        parts.append(part)
-        if len(parts) == parts_per_batch:
-            yield merge(parts, pin_memory=pin_memory)
-            parts.clear()
-
-
-def parts_of(dataset: Parts, workers: int) -> Generator[Part | PipelineError, None, None]:
-    """The parts of all workers in turn; without workers, made in this thread."""
-    if workers == 0:
-        yield from dataset
-        return
-    assert is_picklable(dataset), "size_at must be picklable where there are loader workers: a functools.partial, say"
-    multiprocessing.forkserver.set_forkserver_preload([__name__])
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=as_it_is,
-        prefetch_factor=BATCHES_AHEAD,
-        multiprocessing_context=START_METHOD,
-        worker_init_fn=set_up_worker,
-        generator=torch.Generator(),  # else DataLoader draws from the generator of the rank's model
+    return Prefetcher(
+        batches_of(parts, workers, pin_memory), BATCHES_READY, prepare=lambda: torch.cuda.set_device(device)
     )
+
+
+def batches_of(parts: Parts, workers: int, pin_memory: bool) -> Generator[Batch, None, None]:
+    """The batches of a rank; without workers, made in this thread."""
+    if workers == 0:
+        yield from batches_in_this_thread(parts, pin_memory)
+        return
+    assert is_picklable(parts), "size_at must be picklable where there are loader workers: a functools.partial, say"
+    pool = WorkerPool(parts, workers)
     try:
-        yield from loader
-    except (RuntimeError, OSError, EOFError) as error:
-        # What a worker raises arrives as "Caught ..."; a dead one is told by DataLoader or by its broken pipe.
-        if str(error).startswith("DataLoader worker") or isinstance(error, (ConnectionError, EOFError)):
-            reason = f"a loader worker died ({error or type(error).__name__})"
-            raise DataError(f"{reason}; if memory ran out, lower data.loader_workers or data.window") from error
-        raise
-
-
-def set_up_worker(_: int) -> None:
-    """One thread per worker, and Ctrl-C is for the rank to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-
-
-def as_it_is(part: Any) -> Any:
-    return part
+        yield from pool.batches(pin_memory)
+    finally:
+        pool.close()
 
 
 def is_picklable(value: object) -> bool:

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 
 from pipeline.config.schema import AugmentConfig
-
-Pixels = np.ndarray  # uint8 [height, width, channels]
+from pipeline.images.decode import Pixels
 
 
 def mix(image: Pixels, other: Pixels, config: AugmentConfig, rng: np.random.Generator) -> tuple[Pixels, float]:

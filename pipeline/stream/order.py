@@ -10,31 +10,27 @@ Legend: C lanes, L samples per lane and epoch, N samples, W ranks, K loader work
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.stream.draws import RING, SHARDS, WINDOW, generator
 
 Ints = np.ndarray  # int64, any shape
 IntsLike = np.ndarray | int
 
-# First word of every key, so that draws for different purposes never share a stream.
-SHARDS, RING, WINDOW, AUGMENT, MIX, RESOLUTION = range(6)
-
-
-def generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
-    """A generator keyed by seed, purpose and place."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, purpose, *place))))
-
 
 class Place(NamedTuple):
-    """Where slots lie: epoch, lane, and position in the lane's epoch; int64 arrays of one shape."""
+    """Where samples stand: the window, and the offset in it; int64 arrays of one shape."""
 
     epoch: Ints
     lane: Ints
-    position: Ints
+    window: Ints
+    offset: Ints  # in the window
+    length: Ints  # of the window
 
 
 class Epoch(NamedTuple):
@@ -82,39 +78,42 @@ class Order:
         """Samples that an epoch leaves out, N mod C; others each epoch."""
         return self.num_samples - self.epoch_slots
 
-    def place(self, slots: IntsLike) -> Place:
-        """Epoch, lane and in-lane position of slots."""
-        epoch, within = np.divmod(np.asarray(slots, dtype=np.int64), self.epoch_slots)
-        position, lane = np.divmod(within, self.lanes)
-        return Place(epoch, lane, position)
+    def place(self, lane: IntsLike, turn: IntsLike) -> Place:
+        """Where the sample stands that a lane gives at its n-th turn, counted over all epochs from 0."""
+        epoch, position = np.divmod(np.asarray(turn, dtype=np.int64), self.lane_samples)
+        shift = self._shift(lane)
+        window = (position + shift) // self.window
+        start = np.maximum(window * self.window - shift, 0)
+        stop = np.minimum((window + 1) * self.window - shift, self.lane_samples)
+        return Place(epoch, np.asarray(lane, dtype=np.int64), window, position - start, stop - start)
 
-    def window_of(self, lane: IntsLike, position: IntsLike) -> Ints:
-        """Number of the window that holds an in-lane position of a lane."""
-        return (np.asarray(position) + self._shift(lane)) // self.window
+    def window_after(self, epoch: int, lane: int, window: int) -> tuple[int, int]:
+        """Epoch and number of the window that a lane stands in next."""
+        last = (self.lane_samples - 1 + int(self._shift(lane))) // self.window
+        return (epoch + 1, 0) if window == last else (epoch, window + 1)
 
-    def window_bounds(self, lane: int, window: int) -> tuple[int, int]:
-        """In-lane positions [start, stop) of a window of a lane."""
-        start = window * self.window - int(self._shift(lane))
-        return max(start, 0), min(start + self.window, self.lane_samples)
+    def window_start(self, lane: int, window: int) -> int:
+        """In-lane position of a window's first sample."""
+        return max(window * self.window - int(self._shift(lane)), 0)
 
     def window_samples(self, epoch: int, lane: int, window: int) -> tuple[Ints, Ints]:
         """Shard and sample indices, int64 [window length] each, of a window in the order its slots take them."""
-        start, stop = self.window_bounds(lane, window)
+        start = self.window_start(lane, window)
+        stop = min((window + 1) * self.window - int(self._shift(lane)), self.lane_samples)
         permutation = generator(self.seed, WINDOW, epoch, lane, window).permutation(stop - start)
         return self._ring(epoch, lane * self.lane_samples + start + permutation)
 
     def samples(self, slots: Ints) -> tuple[Ints, Ints]:
-        """Shard and sample indices, int64 [num_slots] each, of any slots in any order."""
-        place = self.place(slots)
-        windows = self.window_of(place.lane, place.position)
-        shard, sample = np.empty_like(place.lane), np.empty_like(place.lane)
-        keys = np.stack([place.epoch, place.lane, windows], axis=-1)
+        """Shard and sample indices, int64 [num_slots] each, of any slots of this data set alone, in any order."""
+        turn, lane = np.divmod(np.asarray(slots, dtype=np.int64), self.lanes)
+        place = self.place(lane, turn)
+        shard, sample = np.empty_like(lane), np.empty_like(lane)
+        keys = np.stack([place.epoch, place.lane, place.window], axis=-1)
         unique, group = np.unique(keys, axis=0, return_inverse=True)
-        for number, (epoch, lane, window) in enumerate(unique.tolist()):
+        for number, key in enumerate(unique.tolist()):
             members = np.flatnonzero(group == number)
-            within = place.position[members] - self.window_bounds(lane, window)[0]
-            shards, samples = self.window_samples(epoch, lane, window)
-            shard[members], sample[members] = shards[within], samples[within]
+            shards, samples = self.window_samples(*key)
+            shard[members], sample[members] = shards[place.offset[members]], samples[place.offset[members]]
         return shard, sample
 
     def _shift(self, lane: IntsLike) -> Ints:
@@ -130,7 +129,7 @@ class Order:
             shards = generator(self.seed, SHARDS, epoch).permutation(len(self._counts))
             offset = int(generator(self.seed, RING, epoch).integers(self.num_samples))
             if len(self._epochs) > 1:  # two are in use where an epoch meets the next
-                del self._epochs[min(self._epochs)]
+                self._epochs.pop(min(self._epochs), None)  # reading threads may meet here
             self._epochs[epoch] = Epoch(shards, np.cumsum(self._counts[shards]), offset)
         return self._epochs[epoch]
 
@@ -191,3 +190,13 @@ def share_of_step(
     """Slots, ascending, that a loader worker of a rank fills in the step that starts at `first_slot`."""
     slots = np.arange(first_slot, first_slot + global_batch_size)
     return slots[is_share(slots % lanes, rank=rank, world_size=world_size, worker=worker, workers=workers)]
+
+
+def step_shares(lanes: int, global_batch_size: int, world_size: int) -> tuple[int, int]:
+    """Least and most samples of any rank in any step: slot s is lane s mod C, lane l belongs to rank l mod W."""
+    least, most = global_batch_size, 0
+    for step in range(lanes // math.gcd(lanes, global_batch_size)):  # after that the lanes' turns repeat
+        slots = np.arange(step * global_batch_size, (step + 1) * global_batch_size)
+        shares = np.bincount(slots % lanes % world_size, minlength=world_size)
+        least, most = min(least, int(shares.min())), max(most, int(shares.max()))
+    return least, most

@@ -1,120 +1,182 @@
-"""What runs in a loader worker: an endless row of training parts, or the batches of an evaluation.
-
-A PipelineError is handed over as the last item instead of raised: DataLoader would wrap it in a traceback.
-"""
+"""What a loader worker does: which rows of which batches it fills, and how."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.config.schema import AugmentConfig, DatasetConfig
-from pipeline.errors import PipelineError
-from pipeline.shards.index import DatasetIndex
-from pipeline.stream.augment import Size
-from pipeline.stream.batch import Part, make_part
-from pipeline.stream.order import Order, share_of_lanes, share_of_step
+from pipeline.images.load import Size
+from pipeline.stream.batch import Part, fill
+from pipeline.stream.mixture import Mixture
+from pipeline.stream.order import is_share, share_of_lanes, share_of_step
 from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.read import Reader, WindowReader
-from pipeline.stream.sample import PADDING_SLOT, Members, PlainSamples, TrainSamples
+from pipeline.stream.sample import PADDING_SLOT, PlainSamples, Sample, TrainSamples
+from pipeline.stream.source import Source
+
+Shape = tuple[int, int, int, int]  # [B, C, H, W]
+BLANK = Sample("", None, weight=0.0)
+
+
+class Filler(ABC):
+    """Fills one worker's rows of batches, in the order of their steps."""
+
+    @abstractmethod
+    def fill(self, step: int, images: np.ndarray) -> Part:
+        """Put this worker's samples into the batch's images, uint8 [B, C, H, W]. Raises DataError."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what runs beside it."""
 
 
 @dataclass(kw_only=True, eq=False)
-class Parts(IterableDataset[Part | PipelineError]):
-    """The parts of one loader worker; subclasses say which. It is pickled to the workers."""
+class Parts(ABC):
+    """The batches of one rank, as its loader workers share them; subclasses say how. It is pickled to the workers."""
 
-    index: DatasetIndex
-    dataset: DatasetConfig
     channels: int
     num_classes: int
     rank: int
     world_size: int
     quarantine_path: Path | None
+    first: int = 0  # step
+    stop: int | None = None  # step, exclusive; None: endless
 
-    def __iter__(self) -> Iterator[Part | PipelineError]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info is not None else (0, 1)
-        try:
-            yield from self.parts(worker, workers, Quarantine(self.quarantine_path, f"rank{self.rank}-worker{worker}"))
-        except PipelineError as error:
-            yield error
+    @abstractmethod
+    def shape(self, step: int) -> Shape:
+        """Of the rank's images at a step."""
 
-    def parts(self, worker: int, workers: int, quarantine: Quarantine) -> Iterator[Part]:
-        raise NotImplementedError
+    @abstractmethod
+    def workers_of(self, step: int, workers: int) -> Sequence[int]:
+        """The loader workers that fill a step's batch."""
+
+    @abstractmethod
+    def filler(self, worker: int, workers: int) -> Filler:
+        """The work of one loader worker."""
+
+    def quarantine(self, worker: int) -> Quarantine:
+        return Quarantine(self.quarantine_path, f"rank{self.rank}-worker{worker}")
 
 
 @dataclass(kw_only=True, eq=False)
 class TrainParts(Parts):
-    """Per step, the part of this worker's lanes."""
+    """Every step is shared by all workers: each fills the slots of its lanes."""
 
-    order: Order
-    augment: AugmentConfig
+    sources: Sequence[Source]
+    mixture: Mixture
     global_batch_size: int
     size_at: Callable[[int], Size]
     start_slot: int
 
-    def parts(self, worker: int, workers: int, quarantine: Quarantine) -> Iterator[Part]:
-        share = {"rank": self.rank, "world_size": self.world_size, "worker": worker, "workers": workers}
-        order = self.order
-        lanes = share_of_lanes(order.lanes, **share)
-        windows = WindowReader(Reader(self.index), order)
-        samples = TrainSamples(
-            order,
-            windows,
-            Members(self.dataset, self.num_classes),
-            self.augment,
-            quarantine,
-            channels=self.channels,
+    def __post_init__(self) -> None:
+        self.first = self.start_slot // self.global_batch_size
+
+    def slots(self, step: int) -> np.ndarray:
+        """Of the rank at a step, ascending."""
+        first = self.start_slot + (step - self.first) * self.global_batch_size
+        return share_of_step(
+            first, self.global_batch_size, self.mixture.lanes, rank=self.rank, world_size=self.world_size
+        )
+
+    def shape(self, step: int) -> Shape:
+        return len(self.slots(step)), self.channels, *self.size_at(step)
+
+    def workers_of(self, step: int, workers: int) -> Sequence[int]:
+        return range(workers)
+
+    def filler(self, worker: int, workers: int) -> Filler:
+        return TrainFiller(self, worker, workers)
+
+
+class TrainFiller(Filler):
+    """One worker's lanes of the training stream."""
+
+    def __init__(self, parts: TrainParts, worker: int, workers: int) -> None:
+        self._parts, self._mixture = parts, parts.mixture
+        self._share = {"rank": parts.rank, "world_size": parts.world_size, "worker": worker, "workers": workers}
+        lanes = share_of_lanes(parts.mixture.lanes, **self._share)
+        self._windows = WindowReader(
+            [Reader(source.index, source.config.cache) for source in parts.sources], parts.mixture.orders
+        )
+        self._samples = TrainSamples(
+            parts.sources,
+            parts.mixture,
+            self._windows,
+            parts.quarantine(worker),
+            channels=parts.channels,
+            num_classes=parts.num_classes,
             num_lanes=len(lanes),
         )
-        try:
-            windows.start(self.first_windows(lanes))
-            step, slot = self.start_slot // self.global_batch_size, self.start_slot
-            while True:
-                size = self.size_at(step)
-                slots = share_of_step(slot, self.global_batch_size, order.lanes, **share).tolist()
-                yield make_part(slots, partial(samples.make, size=size), self.channels, size, step)
-                step, slot = step + 1, slot + self.global_batch_size
-        finally:
-            windows.close()
+        for source, place in parts.mixture.next_turns(parts.start_slot, lanes):
+            epochs, windows = place.epoch.tolist(), place.window.tolist()
+            self._windows.start(zip([source] * len(lanes), epochs, lanes.tolist(), windows, strict=True))
 
-    def first_windows(self, lanes: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """Epoch, lane and number of the window in which each lane's first sample lies."""
-        order = self.order
-        place = order.place(self.start_slot + (lanes - self.start_slot) % order.lanes)
-        numbers = order.window_of(place.lane, place.position)
-        return zip(place.epoch.tolist(), place.lane.tolist(), numbers.tolist(), strict=True)
+    def fill(self, step: int, images: np.ndarray) -> Part:
+        slots = self._parts.slots(step)
+        rows = np.flatnonzero(is_share(slots % self._mixture.lanes, **self._share))
+        slots, size = slots[rows], self._parts.size_at(step)
+        spots = self._mixture.spots(slots)
+        samples = (self._samples.make(slot, spot, size) for slot, spot in zip(slots.tolist(), spots, strict=True))
+        return fill(images, rows, slots, samples)
+
+    def close(self) -> None:
+        self._windows.close()
 
 
 @dataclass(kw_only=True, eq=False)
 class EvalParts(Parts):
     """Whole batches, in turn with the other workers: a rank's stretch of the samples, in the order of the shards."""
 
+    source: Source
     batch_size: int
     size: Size
 
     def __post_init__(self) -> None:
-        every = self.index.num_samples
+        every = self.source.index.num_samples
         most = -(-every // self.world_size)
         self.batch_size = max(min(self.batch_size, most), 1)
-        self.num_batches = -(-most // self.batch_size)
-        self.start, self.stop = every * self.rank // self.world_size, every * (self.rank + 1) // self.world_size
+        self.num_batches = self.stop = -(-most // self.batch_size)
+        self.bounds = every * self.rank // self.world_size, every * (self.rank + 1) // self.world_size
 
-    def parts(self, worker: int, workers: int, quarantine: Quarantine) -> Iterator[Part]:
-        reader = Reader(self.index)
-        plain = PlainSamples(
-            Members(self.dataset, self.num_classes), quarantine, channels=self.channels, size=self.size
+    def shape(self, step: int) -> Shape:
+        return self.batch_size, self.channels, *self.size
+
+    def workers_of(self, step: int, workers: int) -> Sequence[int]:
+        return [step % workers]
+
+    def filler(self, worker: int, workers: int) -> Filler:
+        return EvalFiller(self, worker)
+
+
+class EvalFiller(Filler):
+    """Any batches of a rank's stretch."""
+
+    def __init__(self, parts: EvalParts, worker: int) -> None:
+        self._parts, self._index = parts, parts.source.index
+        self._reader, self._ends = Reader(self._index, parts.source.config.cache), np.cumsum(self._index.counts)
+        self._samples = PlainSamples(
+            parts.source,
+            parts.quarantine(worker),
+            channels=parts.channels,
+            num_classes=parts.num_classes,
+            size=parts.size,
         )
-        ends = np.cumsum(self.index.counts)
-        for batch in range(worker, self.num_batches, workers):
-            start = min(self.start + batch * self.batch_size, self.stop)
-            positions = np.arange(start, min(start + self.batch_size, self.stop))
-            shards = np.searchsorted(ends, positions, side="right")
-            raw = reader.read(shards, positions - (ends - self.index.counts)[shards])
-            slots = positions.tolist() + [PADDING_SLOT] * (self.batch_size - len(positions))
-            yield make_part(slots, partial(plain.make, raw, start), self.channels, self.size, batch)
+
+    def fill(self, step: int, images: np.ndarray) -> Part:
+        size, (first, stop) = self._parts.batch_size, self._parts.bounds
+        start = min(first + step * size, stop)
+        positions = np.arange(start, min(start + size, stop))
+        shards = np.searchsorted(self._ends, positions, side="right")
+        raw = self._reader.read(shards, positions - (self._ends - self._index.counts)[shards])
+        padding = size - len(positions)
+        slots = np.concatenate([positions, np.full(padding, PADDING_SLOT)])
+        made = (self._samples.make(raw, number) for number in range(len(positions)))
+        return fill(images, np.arange(size), slots, chain(made, repeat(BLANK, padding)))
+
+    def close(self) -> None:
+        """Nothing runs beside it."""

@@ -1,4 +1,7 @@
-"""Bad samples: noted in a manifest (JSON lines: shard, index, key, reason), limited, and left out by later runs."""
+"""Bad samples: noted in a manifest, limited, and left out by later runs.
+
+A manifest is JSON lines: dataset, shard, index, key, reason.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.shards.index import DatasetIndex, load_offsets
-from pipeline.stream.decode import BadSample
-from pipeline.stream.read import Reader
+from pipeline.stream.read import BadSample, Reader
 
 MAX_IN_A_ROW = 64
 MAX_SHARE = 0.1
@@ -36,15 +38,16 @@ class Quarantine:
         self._seen += 1
         self._in_a_row = 0
 
-    def bad(self, shard: str, index: int, key: str, reason: str) -> None:
+    def bad(self, shard: str, index: int, key: str, reason: str, dataset: str) -> None:
         """Note a bad sample, once per manifest. Raises DataError where there are too many."""
         self._seen, self._bad, self._in_a_row = self._seen + 1, self._bad + 1, self._in_a_row + 1
-        if (shard, index) not in self._noted:
-            self._noted.add((shard, index))
+        line = {"dataset": dataset, "shard": shard, "index": index, "key": key, "reason": reason}
+        if _place(line) not in self._noted:
+            self._noted.add(_place(line))
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"shard": shard, "index": index, "key": key, "reason": reason}) + "\n")
+                    file.write(json.dumps(line) + "\n")
         last = f"the last is {shard}/{key}: {reason}; check the shards with `minivit shards verify`"
         if self._in_a_row >= MAX_IN_A_ROW:
             raise DataError(
@@ -54,11 +57,12 @@ class Quarantine:
             raise DataError(f"{self._bad} of {self._seen} samples are bad (at most {MAX_SHARE:.0%} may be); {last}")
 
 
-def load_excluded(manifest: str, index: DatasetIndex) -> dict[int, np.ndarray]:
+def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None) -> dict[int, np.ndarray]:
     """Sample indices to leave out, by shard index, from a run's quarantine manifest.
 
     `manifest` is the path the run was given: the files its workers wrote beside it are read too. A line without an
-    `index` is found by its `key`, which reads that shard. Shards that are not in the data set are passed over.
+    `index` is found by its `key`, which reads that shard. Shards that are not in the data set are passed over, and so
+    are lines that name another data set than `dataset`, where data sets may have shards of the same names.
 
     Raises:
         DataError: no such manifest, a line that is not one, or a key that its shard does not hold.
@@ -74,6 +78,8 @@ def load_excluded(manifest: str, index: DatasetIndex) -> dict[int, np.ndarray]:
     by_key: dict[int, set[str]] = {}
     for file in files:
         for line in _read_lines(file):
+            if dataset is not None and line.get("dataset", dataset) != dataset:
+                continue
             shard = numbers.get(line["shard"])
             if shard is not None and "index" in line:
                 excluded.setdefault(shard, set()).add(line["index"])
@@ -105,8 +111,8 @@ def _find_keys(index: DatasetIndex, shard: int, keys: set[str], manifest: str) -
     return set(found.values())
 
 
-def _place(line: dict) -> tuple[str, int | None]:
-    return line["shard"], line.get("index")
+def _place(line: dict) -> tuple[str | None, str, int | None]:
+    return line.get("dataset"), line["shard"], line.get("index")
 
 
 def _read_lines(path: Path) -> list[dict]:

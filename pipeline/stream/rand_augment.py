@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from pipeline.config.schema import RandAugmentConfig
+from pipeline.images.decode import Pixels
 
-Pixels = np.ndarray  # uint8 [height, width, channels]
 Operation = Callable[[Pixels, float], Pixels]
 
 MAX_MAGNITUDE = 30

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 
-from pipeline.shards.index import DatasetIndex, load_offsets
-from pipeline.shards.store import read_range
+from pipeline.config.schema import CacheConfig
+from pipeline.shards.cache import RangeCache
+from pipeline.shards.index import DatasetIndex, ShardInfo, load_offsets
+from pipeline.shards.store import is_local, read_range
 from pipeline.shards.tar import TornTar, read_sample
-from pipeline.stream.decode import BadSample
 from pipeline.stream.order import Order
 
 Ints = np.ndarray  # int64
 READ_THREADS = 4  # ranged reads under way at once in one loader worker
 READ_AHEAD = 8  # the next window is asked for when 1/8 of the current one is left
-OFFSETS_KEPT = 256  # sidecars in memory; at 10,000 samples a shard, 80 KB each
+AHEAD_BYTES = 512 << 20  # of windows read before their turn, in one loader worker
+OFFSETS_KEPT = 32  # sidecars in memory; at 10,000 samples a shard, 80 KB each
 
-WindowId = tuple[int, int, int]  # epoch, lane, number of the window
+WindowId = tuple[int, int, int, int]  # number of the data set, epoch, lane, number of the window
+
+
+class BadSample(Exception):
+    """A sample that cannot be used; its message is the reason, and `key` says which one, once that is known."""
+
+    key = ""
 
 
 class Samples:
@@ -35,10 +43,10 @@ class Samples:
         """Shard name and index in the shard."""
         return self._names[number], int(self._samples[number])
 
-    def members(self, number: int) -> tuple[str, dict[str, bytes]]:
+    def members(self, number: int) -> tuple[str, dict[str, memoryview]]:
         """Key and {extension: bytes} of a sample; raises BadSample where the tar is torn."""
         try:
-            return read_sample(bytes(self._slices[number]))
+            return read_sample(self._slices[number])
         except TornTar as error:
             raise BadSample(f"the tar {error}") from None
 
@@ -46,8 +54,10 @@ class Samples:
 class Reader:
     """Reads samples of a data set by shard and index. Safe to share between threads."""
 
-    def __init__(self, index: DatasetIndex) -> None:
+    def __init__(self, index: DatasetIndex, cache: CacheConfig | None = None) -> None:
         self.index = index
+        remote = cache is not None and not is_local(index.url)
+        self._cache = RangeCache(cache.folder, int(cache.max_gigabytes * 1e9)) if cache and remote else None
         self._offsets = lru_cache(maxsize=OFFSETS_KEPT)(self._load_offsets)
 
     def read(self, shards: Ints, samples: Ints) -> Samples:
@@ -63,55 +73,78 @@ class Reader:
                 self._read_stretch(int(shards[stretch[0]]), samples[stretch], stretch, slices)
         return Samples([self.index.names[shard] for shard in shards.tolist()], samples, slices)
 
+    def mean_bytes(self) -> float:
+        """Of a sample, headers included."""
+        return int(self.index.sizes.sum()) / max(self.index.num_samples, 1)
+
     def _read_stretch(self, shard: int, samples: Ints, into: Ints, slices: list[memoryview]) -> None:
         ends = self._offsets(shard)[samples[0] : samples[-1] + 2].astype(np.int64)
-        data = memoryview(read_range(self.index.shards[shard].url, int(ends[0]), int(ends[-1])))
+        data = memoryview(self._read_range(self.index.shards[shard], int(ends[0]), int(ends[-1])))
         bounds = (ends - ends[0]).tolist()
         for number, start, stop in zip(into.tolist(), bounds, bounds[1:], strict=False):
             slices[number] = data[start:stop]
 
     def _load_offsets(self, shard: int) -> np.ndarray:
-        return load_offsets(self.index.shards[shard])
+        return load_offsets(self.index.shards[shard], self._cache)
+
+    def _read_range(self, shard: ShardInfo, start: int, stop: int) -> bytes:
+        if self._cache is None:
+            return read_range(shard.url, start, stop)
+        return self._cache.read(shard.url, shard.sha256, shard.bytes, start, stop)
 
 
 class WindowReader:
-    """The windows that some lanes stand in; at most two per lane are held.
+    """The windows that some lanes stand in, and those they enter next; at most two per lane and data set are held.
 
-    Lanes are read in turn by threads of its own, so one slow answer delays none of the others.
+    They are read by threads of its own, so that one slow answer delays none of the others. Windows ahead of their turn
+    hold at most `ahead_bytes` together, by the mean size of a sample; beyond it they wait until they are needed.
     """
 
-    def __init__(self, reader: Reader, order: Order) -> None:
-        self._reader, self._order = reader, order
+    def __init__(self, readers: Sequence[Reader], orders: Sequence[Order], ahead_bytes: int = AHEAD_BYTES) -> None:
+        self._readers, self._orders, self._free_bytes = readers, orders, ahead_bytes
+        self._window_bytes = [
+            int(reader.mean_bytes() * min(order.window, order.lane_samples))
+            for reader, order in zip(readers, orders, strict=True)
+        ]
         self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="window")
-        self._windows: dict[int, dict[WindowId, Future[Samples]]] = {}  # by lane
+        self._current: dict[tuple[int, int], tuple[WindowId, Samples]] = {}  # by data set and lane
+        self._coming: dict[WindowId, Future[Samples]] = {}
 
     def start(self, windows: Iterable[WindowId]) -> None:
         """Begin to read windows that will be asked for."""
         for window in windows:
-            self._request(window)
+            self._read_ahead(window)
 
-    def get(self, epoch: int, lane: int, position: int) -> tuple[Samples, int]:
-        """The window that holds a lane's in-lane position, and the sample's place in it. Raises DataError."""
-        number = int(self._order.window_of(lane, position))
-        start, stop = self._order.window_bounds(lane, number)
-        current = (epoch, lane, number)
-        samples = self._request(current).result()
-        if stop - position <= max(self._order.window // READ_AHEAD, 1):
-            self._request((epoch + 1, lane, 0) if stop == self._order.lane_samples else (epoch, lane, number + 1))
-        held = self._windows[lane]
-        for past in [window for window in held if window < current]:
-            del held[past]
-        return samples, position - start
+    def get(self, window: WindowId, index: int, length: int) -> Samples:
+        """A window of `length` samples, of which `index` is wanted now. Raises DataError."""
+        held = self._current.get((window[0], window[2]))
+        samples = held[1] if held is not None and held[0] == window else self._enter(window)
+        if length - index <= max(length // READ_AHEAD, 1):
+            source, epoch, lane, number = window
+            self._read_ahead((source, *self._after(source, epoch, lane, number)))
+        return samples
 
     def close(self) -> None:
         """Forget reads that have not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _request(self, window: WindowId) -> Future[Samples]:
-        lane = self._windows.setdefault(window[1], {})
-        if window not in lane:
-            lane[window] = self._pool.submit(self._read, window)
-        return lane[window]
+    def _enter(self, window: WindowId) -> Samples:
+        coming = self._coming.pop(window, None)
+        if coming is not None:
+            self._free_bytes += self._window_bytes[window[0]]
+        samples = coming.result() if coming is not None else self._pool.submit(self._read, window).result()
+        self._current[window[0], window[2]] = window, samples
+        return samples
+
+    def _after(self, source: int, epoch: int, lane: int, number: int) -> tuple[int, int, int]:
+        epoch, number = self._orders[source].window_after(epoch, lane, number)
+        return epoch, lane, number
+
+    def _read_ahead(self, window: WindowId) -> None:
+        size = self._window_bytes[window[0]]
+        if window not in self._coming and size <= self._free_bytes:
+            self._free_bytes -= size
+            self._coming[window] = self._pool.submit(self._read, window)
 
     def _read(self, window: WindowId) -> Samples:
-        return self._reader.read(*self._order.window_samples(*window))
+        return self._readers[window[0]].read(*self._orders[window[0]].window_samples(*window[1:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config.schema import ResolutionConfig
-from pipeline.stream.order import RESOLUTION, generator
+from pipeline.stream.draws import RESOLUTION, generator
 
 
 def size_at(

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import numpy as np
-
-from pipeline.config.schema import AugmentConfig, DatasetConfig
 from pipeline.errors import DataError
+from pipeline.images.decode import BadImage, Data, Pixels
+from pipeline.images.load import Size, load_plain
 from pipeline.shards.tar import parse_label
-from pipeline.stream.augment import Size, load_augmented, load_plain
-from pipeline.stream.decode import BadSample
+from pipeline.stream.augment import load_augmented
+from pipeline.stream.draws import AUGMENT, MIX, SlotDraws
 from pipeline.stream.mix import mix
-from pipeline.stream.order import AUGMENT, MIX, Order, generator
+from pipeline.stream.mixture import Mixture, Spot
 from pipeline.stream.quarantine import Quarantine
-from pipeline.stream.read import Samples, WindowReader
+from pipeline.stream.read import BadSample, Samples, WindowReader
+from pipeline.stream.source import Source
 
 NEIGHBOURS = 16  # how many are tried for a stand-in
-
-Loaded = tuple[np.ndarray, int, str]  # image uint8 [height, width, channels], label, shard/key
-
-
 PADDING_SLOT = -1
 
 
-@dataclass(frozen=True)
-class Sample:
+class Loaded(NamedTuple):
+    """An image uint8 [height, width, channels], its label, and shard/key."""
+
+    image: Pixels
+    label: int
+    key: str
+
+
+class Sample(NamedTuple):
     """What one slot holds. The target is mix * onehot(label) + (1 - mix) * onehot(label_mix)."""
 
     key: str  # shard/key
-    image: np.ndarray | None  # uint8 [height, width, channels]; None for a black one
+    image: Pixels | None  # uint8 [height, width, channels]; None for a black one
     label: int = 0
     label_mix: int = 0
     mix: float = 1.0
@@ -41,12 +44,12 @@ class Sample:
 class Members:
     """Loads the image and the label among a sample's members."""
 
-    def __init__(self, dataset: DatasetConfig, num_classes: int) -> None:
-        self._image_keys = [extension.strip().lower() for extension in dataset.image_key.split(";")]
-        self._label_key = dataset.label_key.lower()
-        self._num_classes = num_classes
+    def __init__(self, source: Source, num_classes: int) -> None:
+        self._image_keys = [extension.strip().lower() for extension in source.config.image_key.split(";")]
+        self._label_key = source.config.label_key.lower()
+        self._classes = source.labels if source.labels is not None else range(num_classes)
 
-    def load(self, samples: Samples, number: int, load_image: Callable[[bytes], np.ndarray]) -> Loaded:
+    def load(self, samples: Samples, number: int, load_image: Callable[[Data], Pixels]) -> Loaded:
         """Image, label and `shard/key` of a sample.
 
         Raises:
@@ -59,28 +62,30 @@ class Members:
             key, members = samples.members(number)
             image = load_image(self._image(members))
             label = self._label(members)
-        except BadSample as bad:
+        except (BadImage, BadSample) as error:
+            bad = BadSample(str(error))
             bad.key = key
-            raise
-        if label >= self._num_classes:
+            raise bad from None
+        if label >= len(self._classes):
             raise DataError(
-                f"{shard}/{key} has label {label}, and labels must be 0 to {self._num_classes - 1} for "
-                f"{self._num_classes} classes; correct the label or the dataset's `classes`"
+                f"{shard}/{key} has label {label}, and labels must be 0 to {len(self._classes) - 1} for "
+                f"{len(self._classes)} classes; correct the label or the dataset's `classes`"
             )
-        return image, label, f"{shard}/{key}"
+        return Loaded(image, self._classes[label], f"{shard}/{key}")
 
-    def _image(self, members: dict[str, bytes]) -> bytes:
+    def _image(self, members: dict[str, memoryview]) -> memoryview:
         for extension in self._image_keys:
             if extension in members:
                 return members[extension]
         raise BadSample(f"no image member (looked for {', '.join(self._image_keys)}; found {', '.join(members)})")
 
-    def _label(self, members: dict[str, bytes]) -> int:
+    def _label(self, members: dict[str, memoryview]) -> int:
         if self._label_key not in members:
             raise BadSample(f"no label member (looked for {self._label_key}; found {', '.join(members)})")
-        label = parse_label(members[self._label_key])
+        text = bytes(members[self._label_key])
+        label = parse_label(text)
         if label is None:
-            raise BadSample(f"the label is {members[self._label_key][:40].decode('utf-8', 'replace')!r}, not a number")
+            raise BadSample(f"the label is {text[:40].decode('utf-8', 'replace')!r}, not a number")
         return label
 
 
@@ -94,63 +99,64 @@ class TrainSamples:
 
     def __init__(
         self,
-        order: Order,
+        sources: Sequence[Source],
+        mixture: Mixture,
         windows: WindowReader,
-        members: Members,
-        augment: AugmentConfig,
         quarantine: Quarantine,
         *,
         channels: int,
+        num_classes: int,
         num_lanes: int,
     ) -> None:
-        self._order, self._windows, self._members = order, windows, members
-        self._augment, self._quarantine = augment, quarantine
-        self._channels, self._seed = channels, order.seed
-        self._keep = 2 * num_lanes  # a pair per lane
-        self._mixes = augment.mixup > 0 or augment.cutmix > 0
+        self._sources, self._mixture, self._windows, self._quarantine = sources, mixture, windows, quarantine
+        self._members = [Members(source, num_classes) for source in sources]
+        self._channels = channels
+        self._augment_draws, self._mix_draws = SlotDraws(mixture.seed, AUGMENT), SlotDraws(mixture.seed, MIX)
+        self._mixes = [source.augment.mixup > 0 or source.augment.cutmix > 0 for source in sources]
+        self._keep = 2 * num_lanes * len(sources)  # a pair per lane
         self._recent: OrderedDict[tuple[int, Size], Loaded] = OrderedDict()
 
-    def make(self, slot: int, size: Size) -> Sample:
+    def make(self, slot: int, spot: Spot, size: Size) -> Sample:
         """The sample of a slot at a size; a stand-in of weight 0 where it is bad. Raises DataError."""
-        epoch, lane, position = (int(number) for number in self._order.place(slot))
-        window, place = self._windows.get(epoch, lane, position)
+        source, index = spot.source, spot.offset
+        window = self._windows.get((source, spot.epoch, spot.lane, spot.window), index, spot.length)
         try:
-            image, label, key = self._one(window, place, slot, size)
+            image, label, key = self._one(window, spot, index, slot, size)
         except BadSample as bad:
-            shard, number = window.where(place)
-            self._quarantine.bad(shard, number, bad.key, str(bad))
-            return self._stand_in(window, place, slot, size, f"{shard}/{bad.key}")
+            shard, number = window.where(index)
+            self._quarantine.bad(shard, number, bad.key, str(bad), self._sources[source].name)
+            return self._stand_in(window, spot, size, f"{shard}/{bad.key}")
         self._quarantine.good()
-        partner = place ^ 1
-        if not self._mixes or partner >= len(window):
+        partner = index ^ 1
+        if not self._mixes[source] or partner >= spot.length:
             return Sample(key, image, label, label)
         try:
-            other, label_mix, _ = self._one(window, partner, slot + (partner - place) * self._order.lanes, size)
+            other, label_mix, _ = self._one(window, spot, partner, self._mixture.slot_of(spot, partner), size)
         except BadSample:  # reported in its own slot
             return Sample(key, image, label, label)
-        mixed, share = mix(image, other, self._augment, generator(self._seed, MIX, slot))
+        mixed, share = mix(image, other, self._sources[source].augment, self._mix_draws.at(slot))
         return Sample(key, mixed, label, label_mix, share)
 
-    def _one(self, window: Samples, place: int, slot: int, size: Size) -> Loaded:
-        """The sample at a place, augmented as `slot`; the last ones are kept where a partner is going to want them."""
-        if (slot, size) in self._recent:
+    def _one(self, window: Samples, spot: Spot, index: int, slot: int, size: Size) -> Loaded:
+        """A sample of a window, augmented as `slot`; the last ones are kept where a partner is going to want them."""
+        source = spot.source
+        if self._mixes[source] and (slot, size) in self._recent:
             return self._recent[slot, size]
-        rng = generator(self._seed, AUGMENT, slot)
-        one = self._members.load(
-            window, place, lambda data: load_augmented(data, size, self._channels, self._augment, rng)
-        )
-        if self._mixes:
+        augment, channels = self._sources[source].augment, self._channels
+        rng = self._augment_draws.at(slot)
+        one = self._members[source].load(window, index, lambda data: load_augmented(data, size, channels, augment, rng))
+        if self._mixes[source]:
             self._recent[slot, size] = one
             if len(self._recent) > self._keep:
                 self._recent.popitem(last=False)
         return one
 
-    def _stand_in(self, window: Samples, place: int, slot: int, size: Size, key: str) -> Sample:
+    def _stand_in(self, window: Samples, spot: Spot, size: Size, key: str) -> Sample:
         """A copy of the next good sample of the window, so that shapes and pixel statistics stay as they were."""
-        for step in range(1, min(len(window), NEIGHBOURS + 1)):
-            neighbour = (place + step) % len(window)
+        for step in range(1, min(spot.length, NEIGHBOURS + 1)):
+            neighbour = (spot.offset + step) % spot.length
             try:
-                image, label, _ = self._one(window, neighbour, slot + (neighbour - place) * self._order.lanes, size)
+                image, label, _ = self._one(window, spot, neighbour, self._mixture.slot_of(spot, neighbour), size)
             except BadSample:
                 continue
             return Sample(key, image, label, label, weight=0.0)
@@ -160,25 +166,19 @@ class TrainSamples:
 class PlainSamples:
     """Makes samples for evaluation: the whole image at one size, nothing drawn."""
 
-    def __init__(self, members: Members, quarantine: Quarantine, *, channels: int, size: Size) -> None:
-        self._members, self._quarantine = members, quarantine
+    def __init__(self, source: Source, quarantine: Quarantine, *, channels: int, num_classes: int, size: Size) -> None:
+        self._name, self._members, self._quarantine = source.name, Members(source, num_classes), quarantine
         self._channels, self._size = channels, size
 
-    def make(self, samples: Samples, first: int, slot: int) -> Sample:
-        """The sample of a slot from `samples`, which begin with slot `first`; raises DataError.
-
-        Black and of weight 0 where it is bad, and where the slot is padding.
-        """
-        if slot == PADDING_SLOT:
-            return Sample("", None, weight=0.0)
-        number = slot - first
+    def make(self, samples: Samples, number: int) -> Sample:
+        """One of the samples; black and of weight 0 where it is bad. Raises DataError."""
         try:
             image, label, key = self._members.load(
                 samples, number, lambda data: load_plain(data, self._size, self._channels)
             )
         except BadSample as bad:
             shard, index = samples.where(number)
-            self._quarantine.bad(shard, index, bad.key, str(bad))
+            self._quarantine.bad(shard, index, bad.key, str(bad), self._name)
             return Sample(f"{shard}/{bad.key}", None, weight=0.0)
         self._quarantine.good()
         return Sample(key, image, label, label)

@@ -127,6 +127,14 @@ class Tracker:
         for name, value in metrics.items():
             self.client.log_metric(run_id, name, value, step=step)
 
+    def last_step(self, run_id: str, name: str) -> int:
+        """The highest step that a run has a metric for; -1 if it has none."""
+        return max((metric.step for metric in self.client.get_metric_history(run_id, name)), default=-1)
+
+    def batch(self, run_id: str, metrics: list[Any]) -> None:
+        """Log up to 1000 of MLflow's own metric entities in one call."""
+        self.client.log_batch(run_id, metrics=metrics)
+
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         for name, value in tags.items():
             self.client.set_tag(run_id, name, value)

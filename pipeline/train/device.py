@@ -19,9 +19,9 @@ def select_device() -> torch.device:
     return torch.device("cpu")
 
 
-def collective_backend(gpus_per_worker: int) -> str:
-    """The torch.distributed back end of workers with that many GPUs each."""
-    return "nccl" if gpus_per_worker else "gloo"
+def collective_backend() -> str:
+    """The torch.distributed back end of this process's device."""
+    return "nccl" if select_device().type == "cuda" else "gloo"
 
 
 def precision_dtype(precision: str) -> torch.dtype:

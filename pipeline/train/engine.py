@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,36 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.schema import EngineConfig
-from pipeline.errors import CheckpointError
+from pipeline.train.flats import Flat, grouped_flats, replicated_flats, sliced_flats
 
-UNIVERSAL_SUFFIX = "-universal"
-CONVERTIBLE_STAGES = {1, 2}
+LARGEST_BUCKET = 500_000_000  # gradients that are reduced at once: DeepSpeed's default
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed without four seconds of imports, at every start, for what is not used here.
+
+    Its autotuner would import MLflow, and its Muon optimiser compiles kernels when it is imported, which ZeRO does.
+    """
+    hidden = {} if "mlflow" in sys.modules else {"mlflow": None}
+    sys.modules.update(hidden)  # type: ignore[arg-type]
+    compile_now = torch.compile
+    torch.compile = lambda model=None, **_: model or (lambda function: function)  # type: ignore[assignment]
+    try:
+        import deepspeed
+        import deepspeed.runtime.zero.muon.muon_optimizer
+    finally:
+        torch.compile = compile_now
+        for name in hidden:
+            del sys.modules[name]
+    return deepspeed
 
 
 class Engine:
     """A model and its optimiser, partitioned over all ranks by ZeRO (Rajbhandari et al. 2020).
 
-    Methods named `*_collective` must be called by every rank with the same arguments.
+    Methods named `*_collective`, and `step`, must be called by every rank with the same arguments. `flats` are the
+    fp32 master weights and the optimiser's state that this rank owns; the weights that it computes with follow them.
+    `before_change` is called whenever these are about to change: who still reads them can finish first.
     """
 
     def __init__(
@@ -30,22 +51,41 @@ class Engine:
     ) -> None:
         # DeepSpeed compiles its shared-memory collectives with the ninja of this environment, activated or not.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        import deepspeed
-
+        deepspeed = import_deepspeed()
         deepspeed.utils.logger.setLevel(logging.WARNING)
         self.zero_stage = config.zero_stage
         self._lr_scales = [(group["lr"], group.get("lr_scale", 1.0)) for group in optimizer.param_groups]
-        self._settings: dict[str, Any] = {
+        settings: dict[str, Any] = {
             # The caller splits a step into as many micro-batches as it needs and says where it ends by step().
             "managed_gradient_accumulation": False,
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": clip_grad_norm,
             "bf16": {"enabled": config.precision == "bf16"},
-            "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False},
+            "zero_optimization": {
+                "stage": config.zero_stage,
+                "overlap_comm": False,
+                # A buffer of this size is taken at each step; the default is a gigabyte, whatever the model.
+                "reduce_bucket_size": min(sum(p.numel() for p in model.parameters()), LARGEST_BUCKET),
+            },
             "zero_allow_untested_optimizer": True,
             "steps_per_print": sys.maxsize,
         }
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self._settings)
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        self._zero = self._engine.optimizer
+        if self.zero_stage in (1, 2):
+            # The norm, over all ranks, tells whether a gradient is not finite; DeepSpeed would also look at each one.
+            self._zero.check_overflow = lambda **_: None
+        self.flats = self._find_flats()
+        self.before_change: Callable[[], None] = lambda: None
+        if self.zero_stage == 0:
+            self._engine.enable_backward_allreduce = False  # `step` does it, to look at the gradients first
+
+    def _find_flats(self) -> list[Flat]:
+        if self.zero_stage == 0:
+            return replicated_flats(self.module, self._zero)
+        if self.zero_stage == 3:
+            return sliced_flats(self.module, self._zero, torch.distributed.get_rank())
+        return grouped_flats(self.module, self._zero)
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +103,7 @@ class Engine:
     def set_lr(self, ratio: float) -> float:
         """Set every group's learning rate to `ratio` of its peak; returns the highest."""
         rates = [peak * scale * ratio for peak, scale in self._lr_scales]
-        for group, rate in zip(self._engine.optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(self._zero.param_groups, rates, strict=True):
             group["lr"] = rate
         return max(rates)
 
@@ -71,66 +111,57 @@ class Engine:
         """Add the gradient of a scalar loss; DeepSpeed averages it over ranks."""
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> None:
-        """Clip, update the weights and forget the gradients. Collective."""
-        self._engine.step()
+    def step(self) -> bool:
+        """Clip, update the weights and forget the gradients. Collective.
 
-    def grad_norm(self) -> float | None:
-        """Global gradient norm of the last step, before clipping; ZeRO-0 does not keep it."""
-        norm = self._engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
-
-    def save_collective(self, folder: Path) -> None:
-        """Write this engine's shards into `folder`, which is named by its step."""
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-
-    def load_collective(self, folder: Path, *, saved_world_size: int, saved_zero_stage: int) -> None:
-        """Take weights and optimiser state from a committed checkpoint.
-
-        One that was written by another world size, or by the other of ZeRO-1 and 2, is converted through DeepSpeed's
-        universal format first; the result is kept beside it. Raises `CheckpointError` where that would not be exact:
-        under ZeRO-3 DeepSpeed 0.19 gives back other moments for some parameter groups.
+        False, on every rank, if the gradient was not finite: then nothing has changed.
         """
-        replicated = self.zero_stage == 0  # nothing is split, so nothing depends on the number of ranks
-        same_split = replicated or saved_world_size == torch.distributed.get_world_size()
-        same = same_split and saved_zero_stage == self.zero_stage
-        if not same and not {saved_zero_stage, self.zero_stage} <= CONVERTIBLE_STAGES:
-            raise CheckpointError(
-                f"{folder} was written by {saved_world_size} workers under ZeRO-{saved_zero_stage} and goes on only "
-                f"so; set cluster.workers: {saved_world_size} and engine.zero_stage: {saved_zero_stage} "
-                "(only ZeRO-1 and 2 convert)"
-            )
-        source = folder if same else self._universal_collective(folder)
-        self._engine.load_checkpoint_universal = not same
-        self._engine._config.load_universal_checkpoint = not same
-        loaded, _ = self._engine.load_checkpoint(str(source.parent), tag=source.name)
-        if loaded is None:
-            raise CheckpointError(f"DeepSpeed found nothing to load in {source}; see `minivit checkpoints verify`")
+        self.before_change()
+        if self.zero_stage == 0:
+            return self._replicated_step()
+        self._engine.step()
+        applied: bool = self._engine.was_step_applied()
+        return applied
 
-    def _universal_collective(self, folder: Path) -> Path:
-        target = folder.with_name(folder.name + UNIVERSAL_SUFFIX)
-        failure = [""]
-        if torch.distributed.get_rank() == 0 and not target.exists():
-            partial = target.with_name(target.name + ".partial")
-            command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-            command += ["--input_folder", str(folder), "--output_folder", str(partial)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                partial.rename(target)
-            else:
-                failure[0] = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
-        torch.distributed.broadcast_object_list(failure)
-        if failure[0]:
-            raise CheckpointError(f"{folder} could not be converted for this number of workers: {failure[0]}")
-        return target
+    def _replicated_step(self) -> bool:
+        """Without ZeRO DeepSpeed neither looks for infinities nor keeps the norm."""
+        self._engine.buffered_allreduce_fallback()
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        self._engine._global_grad_norm = norm = torch.nn.utils.get_total_norm(gradients)
+        if finite := bool(norm.isfinite()):
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        return finite
 
-    def full_state_collective(self) -> dict[str, Tensor]:
-        """The whole model in fp32 on the CPU, from the master weights. Same on every rank."""
-        from deepspeed.utils import safe_get_full_fp32_param
+    def grad_norm(self) -> float:
+        """Global gradient norm of the last step, before clipping."""
+        return float(self._engine.get_global_grad_norm())
 
-        def whole(parameter: nn.Parameter) -> Tensor:
-            master = safe_get_full_fp32_param(parameter)
-            return (parameter.detach() if master is None else master).float().cpu().clone()
+    def refresh_collective(self) -> None:
+        """Bring the weights that the model computes with in line with the flats, after these were written to."""
+        if self.zero_stage in (1, 2):
+            self._zero.update_lp_params()
+        elif self.zero_stage == 3:
+            self._zero._partition_all_parameters()
+            for sub_group in range(len(self._zero.fp16_groups)):
+                self._zero._reassign_or_swap_out_partitioned_parameters(sub_group)
+            if persistent := self._zero.persistent_parameters:  # small ones stay gathered between steps
+                persistent[0].all_gather(persistent)
 
-        state = {name: whole(parameter) for name, parameter in self.module.named_parameters()}
-        return state | {name: buffer.detach().cpu().clone() for name, buffer in self.module.named_buffers()}
+    @contextmanager
+    def computing_with_collective(self, weights: Sequence[Tensor]) -> Iterator[None]:
+        """Within this context the model computes with other weights, one tensor for each flat."""
+        self.before_change()
+        kept = [flat.weights.clone() for flat in self.flats]
+        self._write_collective(weights)
+        try:
+            yield
+        finally:
+            self._write_collective(kept)
+
+    @torch.no_grad()
+    def _write_collective(self, weights: Sequence[Tensor]) -> None:
+        for flat, values in zip(self.flats, weights, strict=True):
+            flat.weights.copy_(values)
+        self.refresh_collective()

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from pipeline.checkpoints.storage import told_if_unwritable
 from pipeline.config.schema import ClassificationConfig
 from pipeline.errors import DataError
+from pipeline.files import write_json
 from pipeline.models.bundle import load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.stream.loader import EvalLoader
 from pipeline.tasks import build_task
 from pipeline.train.device import precision_dtype, select_device
-from pipeline.train.job import EvaluateJob
+from pipeline.train.job import EvaluateJob, RankContext
 from pipeline.train.loop import evaluate_collective
+from pipeline.train.stall import StallWatch
 
 NAME = "evaluation.json"
 
 
-def evaluate_worker(job: EvaluateJob) -> None:
+def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
     """Evaluate each model of the job in turn; rank 0 writes `evaluation.json`."""
-    device = select_device()
-    results = {model_id: evaluate_model_collective(job, path, device) for model_id, path in job.models.items()}
+    device, watch = select_device(), StallWatch(job.stall_timeout_s, context.log)
+    results = {name: evaluate_model_collective(job, path, device, watch) for name, path in job.models.items()}
+    watch.close()
     if dist.get_rank() == 0:
-        write_evaluation(job, results)
+        with told_if_unwritable(job.folder):
+            write_evaluation(job, results)
 
 
-def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device) -> dict[str, Any]:
+def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device, watch: StallWatch) -> dict[str, Any]:
     """Loss, accuracies and confusion counts of one bundle."""
+    watch.beat()
     bundle = load_bundle(path)
     dtype = precision_dtype(job.precision)
     model = MiniViT.from_spec(bundle.spec)
@@ -39,8 +44,7 @@ def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device
     model.to(device=device, dtype=dtype)
     task = build_task(ClassificationConfig(), bundle.spec.num_classes)
     batches = EvalLoader(
-        job.data.index,
-        job.data.config,
+        job.data,
         channels=bundle.spec.channels,
         num_classes=bundle.spec.num_classes,
         size=bundle.spec.image_size,
@@ -50,7 +54,7 @@ def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device
         loader_workers=job.loader_workers,
         pin_memory=device.type == "cuda",
     )
-    means, confusion = evaluate_collective(model, task, bundle.preprocess, dtype, batches)
+    means, confusion = evaluate_collective(model, task, bundle.preprocess, dtype, batches, watch.beat)
     seen, expected = int(confusion.sum()), job.data.index.num_samples
     if seen != expected:
         raise DataError(
@@ -73,6 +77,4 @@ def write_evaluation(job: EvaluateJob, results: dict[str, dict[str, Any]]) -> No
         "classes": job.classes,
         "models": results,
     }
-    temporary = job.folder / (NAME + ".tmp")
-    temporary.write_text(json.dumps(evaluation))
-    temporary.rename(job.folder / NAME)
+    write_json(job.folder / NAME, evaluation)

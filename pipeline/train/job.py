@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pipeline.config.schema import DatasetConfig, TrainStage
+from pipeline.errors import Interrupted
 from pipeline.models.bundle import Preprocess
 from pipeline.models.spec import ViTSpec
 from pipeline.shards.index import DatasetIndex
+from pipeline.stream.source import Source
 
-STOP = "stop"  # a file in the stage's folder: commit and leave
+STOP = "stop"  # a file in the stage's folder: commit and leave; it holds one of the reasons below
+INTERRUPT, RESIZE = "interrupt", "resize"
 
 
-class MetricSink(Protocol):
-    """Where rank 0 sends its metrics besides `metrics.jsonl`."""
+class WorkersChange(Interrupted):
+    """A job has committed and left because its nodes change; `leaving` are the ids of those about to be taken away."""
 
-    def log(self, step: int, metrics: dict[str, float], time_s: float | None = None) -> None: ...
+    leaving: tuple[str, ...] = ()
 
-    def close(self) -> None: ...
+
+@dataclass(frozen=True)
+class RankContext:
+    """What the cluster gives each rank besides its job."""
+
+    log: Path  # of this rank
+    leaving_nodes: Callable[[], tuple[str, ...]]  # ids of this job's nodes about to be taken away; every rank must ask
 
 
 @dataclass(frozen=True)
@@ -39,19 +48,23 @@ class TrainJob:
     spec: ViTSpec
     preprocess: Preprocess
     classes: list[str]
-    train: Dataset
-    val: Dataset | None
+    train: list[Source]
+    val: Source | None
     seed: int
     samples_per_epoch: int
     total_steps: int
     warmup_steps: int
+    decay_steps: int
     checkpoint_steps: int
+    keep_steps: int | None  # one checkpoint of every so many steps stays
     eval_steps: int
     digest: str
+    run_ids: dict[str, str]  # the MLflow runs this belongs to
     attempt: str  # token of this attempt; a rank of an earlier one must not commit any more
+    checkpoints: str  # path or URL of the stage's checkpoints
     init: Path | None  # bundle to start from
-    resume_from: Path | None  # committed checkpoint to go on from
-    sink: MetricSink
+    resume_from: str | None  # name of the committed checkpoint to go on from
+    stall_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,9 @@ class EvaluateJob:
 
     folder: Path
     models: dict[str, Path]  # id -> bundle
-    data: Dataset
+    data: Source
     classes: list[str]
     batch_size: int
     loader_workers: int
     precision: str
+    stall_timeout_s: float

@@ -7,8 +7,9 @@ import os
 import time
 from pathlib import Path
 
+from pipeline.files import write_whole
+
 NAME = "metrics.jsonl"
-ROW_FIELDS = ("step", "time", "samples")  # of every row, besides its metrics
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -25,22 +26,47 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return rows
 
 
+class LedgerTail:
+    """Follows a stage's metrics file as it grows, and from its beginning again when it is replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NAME
+        self._file = self._position = 0
+
+    def new_rows(self) -> list[dict[str, float]]:
+        """The whole rows since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                if self._file != (number := os.fstat(file.fileno()).st_ino):
+                    self._file, self._position = number, 0
+                file.seek(self._position)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._position += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 class MetricsLedger:
     """Appends rows to a stage's metrics file.
 
-    Rows beyond the step it resumes from are dropped first, all of them if it starts anew; `kept` has the others.
+    Rows beyond the step it resumes from are dropped first, all of them if it starts anew.
     """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
-        self.kept = [row for row in read_metrics(folder) if row["step"] <= resume_step] if resume_step else []
+        kept = [row for row in read_metrics(folder) if row["step"] <= resume_step] if resume_step else []
         path = folder / NAME
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.kept))
-        os.replace(temporary, path)
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_whole(path, lambda draft: draft.write_text(text))
         self._file = path.open("a", buffering=1)
 
     def append(self, step: int, slots: int, metrics: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, "time": time.time(), "samples": slots, **metrics}) + "\n")
+
+    def sync(self) -> None:
+        """Wait until the disk holds all rows, so that no checkpoint outlives the rows before it."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

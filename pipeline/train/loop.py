@@ -3,56 +3,87 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.checkpoints.manifest import Window
 from pipeline.models.bundle import Preprocess
+from pipeline.models.drop_path import sample_keys
+from pipeline.models.per_step import per_step
+from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
 from pipeline.tasks.classification import Classification
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.micro_batch import split, to_device
+from pipeline.train.seeds import DROP_PATH, derive_seed
 
 
 @dataclass
 class Meter:
-    """Sums since the last report: of metrics over samples, and of seconds."""
+    """Sums since the last report: of metrics over this rank's samples, of steps, and of seconds."""
 
-    sums: Tensor
-    samples: int = 0
+    sums: Tensor  # float64
     steps: int = 0
+    skipped: int = 0  # of the steps, those whose gradient was not finite; their samples are not in the sums
     waited_s: float = 0.0
+    away_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def on(cls, device: torch.device, task: Classification) -> Meter:
         return cls(torch.zeros(len(task.metric_names) + 1, dtype=torch.float64, device=device))
 
-    def report_collective(self, task: Classification) -> dict[str, float]:
+    def report_collective(self, task: Classification, global_batch_size: int) -> dict[str, float]:
         """Metrics of the steps since the last report over all ranks; starts anew."""
         dist.all_reduce(self.sums)
-        elapsed = time.perf_counter() - self.started
+        elapsed = time.perf_counter() - self.started - self.away_s
         means = task.means(self.sums)
         report = {
             "train/loss": means["loss"],
             "train/accuracy": means["accuracy"],
-            "speed/images_per_s": self.samples / elapsed,
+            "train/skipped_steps": float(self.skipped),
+            "speed/images_per_s": self.steps * global_batch_size / elapsed,
             "speed/step_time_s": elapsed / max(self.steps, 1),
             "speed/data_wait_share": self.waited_s / elapsed,
         }
         self.restart()
         return report
 
+    def begin(self) -> None:
+        """Training goes on from now."""
+        self.waited_s = self.away_s = 0.0
+        self.started = time.perf_counter()
+
     def restart(self) -> None:
         self.sums.zero_()
-        self.samples = self.steps = 0
-        self.waited_s = 0.0
-        self.started = time.perf_counter()
+        self.steps = self.skipped = 0
+        self.begin()
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Time spent in this context is no training time."""
+        began = time.perf_counter()
+        yield
+        self.away_s += time.perf_counter() - began
+
+    def window(self) -> Window:
+        """What a checkpoint keeps, so that the next report of a resumed run is the one of an undisturbed run."""
+        return Window(self.steps, self.skipped, [self.sums.tolist()])
+
+    def resume(self, window: Window) -> None:
+        """Go on from a checkpoint's window, as the same rank of as many, or, of another number, rank 0 for all."""
+        rank, sums = dist.get_rank(), torch.tensor(window.sums, dtype=torch.float64)
+        if len(sums) == dist.get_world_size():
+            self.sums.copy_(sums[rank])
+        elif rank == 0:
+            self.sums.copy_(sums.sum(dim=0))
+        self.steps, self.skipped = window.steps, window.skipped
 
 
 @dataclass
@@ -67,40 +98,51 @@ class TrainingStep:
     ema: ShardedEMA | None
     seed: int
 
-    def __call__(self, batch: Batch, step: int, micro_batches: int, meter: Meter) -> None:
+    def __post_init__(self) -> None:
+        self.drop_path_seed = derive_seed(self.seed, DROP_PATH)
+
+    def __call__(self, batch: Batch, step: int, micro_batches: int, meter: Meter, patch: Pair | None = None) -> bool:
         """Forward, backward and update. Collective: `micro_batches` is the same on every rank.
 
         DeepSpeed averages gradients over ranks, so a rank's loss is the sum over its samples times W / G: the gradient
-        is that of the global batch however unequal the shares are.
+        is that of the global batch however unequal the shares are. Where it is not finite, on any rank, all of them
+        leave everything as it was and return False. `patch` is the step's, (height, width) in pixels; default: the
+        model's own.
         """
         # Dropout is keyed by (seed, step, rank), so that a resumed run draws what an undisturbed one draws.
         torch.manual_seed(derive_seed(self.seed, step, dist.get_rank()))
         scale = dist.get_world_size() / self.global_batch_size
+        sums = torch.zeros_like(meter.sums)
         for micro in split(batch, micro_batches):
             micro = to_device(micro, self.engine.device)
             images = self.preprocess.normalise(micro.images, self.dtype)
-            losses, logits = self.task.loss(self.engine, images, micro)
+            with per_step(self.engine.module, keys=sample_keys(self.drop_path_seed, micro.slots), patch=patch):
+                losses, logits = self.task.loss(self.engine, images, micro)
             self.engine.backward(losses.sum() * scale)
-            meter.sums += self.task.sums(losses, logits, micro)
-        self.engine.step()
+            sums += self.task.sums(losses, logits, micro)
+        meter.steps += 1
+        if not self.engine.step():
+            meter.skipped += 1
+            return False
         if self.ema:
             self.ema.update(step + 1)
-        meter.steps += 1
-        meter.samples += self.global_batch_size
-
-
-def derive_seed(*key: int) -> int:
-    """A 64-bit seed that depends on every number of the key."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        meter.sums += sums
+        return True
 
 
 @torch.no_grad()
 def evaluate_collective(
-    model: nn.Module, task: Classification, preprocess: Preprocess, dtype: torch.dtype, batches: Iterable[Batch]
+    model: nn.Module,
+    task: Classification,
+    preprocess: Preprocess,
+    dtype: torch.dtype,
+    batches: Iterable[Batch],
+    beat: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], Tensor]:
     """Mean metrics and confusion counts [K, K] over all ranks' batches; every rank has equally many.
 
-    Under ZeRO-3 the model's own hooks gather its parameters, so `model` may be the engine's module as it is.
+    Under ZeRO-3 the model's own hooks gather its parameters, so `model` may be the engine's module as it is. `beat` is
+    called for every batch: a sign of life.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -112,6 +154,7 @@ def evaluate_collective(
         losses, logits = task.loss(model, preprocess.normalise(batch.images, dtype), batch)
         sums += task.sums(losses, logits, batch)
         confusion += task.confusion(logits, batch)
+        beat()
     dist.all_reduce(sums)
     dist.all_reduce(confusion)
     model.train(training)

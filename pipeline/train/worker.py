@@ -5,62 +5,70 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from pipeline.checkpoints.manifest import read_manifest
-from pipeline.errors import Interrupted, TrackingError
+from pipeline.checkpoints.selection import step_folder
+from pipeline.checkpoints.state_reader import StateReader
+from pipeline.checkpoints.storage import open_storage, told_if_unwritable
+from pipeline.errors import TrainingError
 from pipeline.models.bundle import load_bundle, save_bundle
+from pipeline.models.compiled import compile_layers
 from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader, TrainLoader
+from pipeline.stream.order import step_shares
 from pipeline.stream.resolution import size_at
+from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks import build_task
-from pipeline.train.commit import commit_collective, require_current_attempt, unwritable_as_error
+from pipeline.train.control import Control
 from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
-from pipeline.train.job import STOP, Dataset, TrainJob
-from pipeline.train.ledger import ROW_FIELDS, MetricsLedger
-from pipeline.train.loop import Meter, TrainingStep, derive_seed, evaluate_collective
+from pipeline.train.job import RankContext, TrainJob
+from pipeline.train.ledger import MetricsLedger
+from pipeline.train.loop import Meter, TrainingStep, evaluate_collective
 from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
-
-INITIAL_WEIGHTS = 2**63  # stands for the step in the seed of the initial weights
-
-
-@dataclass
-class Position:
-    """Where the run is: completed steps and, by the global batch size, slots consumed."""
-
-    step: int
-    global_batch_size: int
-
-    @property
-    def slots(self) -> int:
-        return self.step * self.global_batch_size
+from pipeline.train.saver import Saver, require_current_attempt
+from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes
+from pipeline.train.seeds import INITIAL_WEIGHTS, derive_seed
+from pipeline.train.stall import StallWatch
+from pipeline.train.state import TrainState
 
 
 class TrainWorker:
-    """Set-up, steps and what happens between them, for one rank."""
+    """Set-up, steps and what happens between them, for one rank. `step` counts the completed ones."""
 
-    def __init__(self, job: TrainJob) -> None:
+    def __init__(self, job: TrainJob, context: RankContext) -> None:
         self.job, stage = job, job.stage
+        self.watch = StallWatch(job.stall_timeout_s, context.log)
+        self.watch.beat()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = select_device()
         self.dtype = precision_dtype(stage.engine.precision)
         self.task = build_task(stage.task, job.spec.num_classes)
         model = self._model()
         groups = parameter_groups(model, stage.optimizer, job.spec.depth)
-        optimizer = build_optimizer(groups, stage.optimizer)
+        optimizer = build_optimizer(
+            groups, stage.optimizer, stage.global_batch_size, partitioned=stage.engine.zero_stage > 0
+        )
         self.engine = Engine(model, optimizer, stage.engine, clip_grad_norm=stage.optimizer.clip_grad_norm)
-        self.ema = ShardedEMA(self.engine.module, stage.ema) if stage.ema else None
-        self.position = Position(0, stage.global_batch_size)
+        self.ema = ShardedEMA(self.engine.flats, stage.ema) if stage.ema else None
+        self.state = TrainState(self.engine, self.ema)
+        self.meter = Meter.on(self.engine.device, self.task)
+        self.step, self.skipped_in_a_row = 0, 0
         self.val_metrics: dict[str, float] = {}
+        self.mixture = build_mixture(job.train, stage.data, job.seed) if len(job.train) > 1 else None
+        if job.resume_from:
+            self._resume_collective(job.resume_from)
+        self.saver = Saver(self.state, job, self.watch.beat)
+        self.engine.before_change = self.saver.wait_copied
+        self.control = Control(job, context, self.engine.device)
         self.size_at = partial(  # travels to the loader's processes
             size_at,
             total_steps=job.total_steps,
@@ -68,110 +76,126 @@ class TrainWorker:
             resolution=stage.resolution,
             seed=job.seed,
         )
-        if job.resume_from:
-            self._resume_collective(job.resume_from)
-        self.meter = Meter.on(self.engine.device, self.task)
         self.step_once = TrainingStep(
             self.engine, self.task, job.preprocess, self.dtype, stage.global_batch_size, self.ema, job.seed
         )
-        self.ledger = MetricsLedger(job.folder, self.position.step) if self.rank == 0 else None
-        self._send_kept_rows()
+        self.ledger = MetricsLedger(job.folder, self.step) if self.rank == 0 else None
 
     def _model(self) -> MiniViT:
         torch.manual_seed(derive_seed(self.job.seed, INITIAL_WEIGHTS))
-        model = MiniViT.from_spec(self.job.spec)
+        stage, spec = self.job.stage, self.job.spec
+        model = MiniViT.from_spec(spec, init=stage.model.init)
         if self.job.init and not self.job.resume_from:
             model.load_state_dict(load_bundle(self.job.init).state)
+        model.transformer.recompute_activations(stage.engine.activation_checkpointing)
+        if stage.engine.compile:
+            compile_layers(model.to(self.device), len(step_shapes(stage, spec)))
         return model
 
-    def _resume_collective(self, folder: Path) -> None:
-        manifest = read_manifest(folder)
-        self.engine.load_collective(folder, saved_world_size=manifest.world_size, saved_zero_stage=manifest.zero_stage)
-        if self.ema:
-            self.ema.load_collective(folder)
-        self.position.step = manifest.step
-        self.val_metrics = manifest.metrics
-
-    def _send_kept_rows(self) -> None:
-        """Hand over what was logged before; the sink has all but what a kill took from it, and sends only that."""
-        for row in self.ledger.kept if self.ledger else []:
-            metrics = {key: value for key, value in row.items() if key not in ROW_FIELDS}
-            self.job.sink.log(int(row["step"]), metrics, row["time"])
+    def _resume_collective(self, folder: str) -> None:
+        storage = open_storage(self.job.checkpoints)
+        with storage.reading(folder):
+            manifest = read_manifest(storage, folder)
+            self.state.load_collective(StateReader(storage, folder, manifest))
+        self.step, self.val_metrics = manifest.step, manifest.metrics
+        self.meter.resume(manifest.window)
 
     def run_collective(self) -> None:
         """Train to the end, evaluating and committing on the way; leave the finished model in `model/`."""
-        if self.position.step == 0 and self.job.init:
+        if self.step == 0 and self.job.init:
             self._evaluate_collective()
         with self.loader() as batches:
             self.advance_collective(batches, self.job.total_steps)
+        self.saver.finish()
         self._finish_collective()
 
     def advance_collective(self, batches: Iterator[Batch], until_step: int) -> None:
         """Train up to `until_step` completed steps."""
-        self.meter.restart()
-        while self.position.step < until_step:
-            step = self.position.step
+        self.meter.begin()
+        while self.step < until_step:
+            self.watch.beat()
+            self.saver.check()
             waiting_since = time.perf_counter()
             batch = next(batches)
             self.meter.waited_s += time.perf_counter() - waiting_since
+            step = self.step
             lr = self.engine.set_lr(self._lr_ratio(step))
-            self.step_once(batch, step, self._micro_batches(step), self.meter)
-            self.position.step += 1
+            applied = self.step_once(batch, step, self._micro_batches(step), self.meter, self._patch_at(step))
+            self.step += 1
+            self._count_skipped_collective(applied)
             self._between_steps_collective(lr)
 
     def _between_steps_collective(self, lr: float) -> None:
-        """Report, evaluate and commit, each when it is due."""
-        job, step = self.job, self.position.step
+        """Report, evaluate, commit and leave, each when it is due."""
+        job, step = self.job, self.step
         last = step == job.total_steps
         if last or step % job.stage.log_every == 0:
-            height, width = self.size_at(step - 1)
-            report = self.meter.report_collective(self.task) | {
-                "train/lr": lr,
-                "train/image_size": math.sqrt(height * width),
-                "train/epoch": self.position.slots / job.samples_per_epoch,
-            }
-            grad_norm = self.engine.grad_norm()
-            self._log(report if grad_norm is None else report | {"train/grad_norm": grad_norm})
-            if not last and self._stop_requested_collective():
-                self._commit_collective()
-                raise Interrupted(f"{job.folder.name}: stopped on request after a commit at step {step}")
-        evaluate_now, commit_now = (last or step % every == 0 for every in (job.eval_steps, job.checkpoint_steps))
-        if evaluate_now:
+            self._report_collective(lr)
+        if last or step % job.eval_steps == 0:
             self._evaluate_collective()
-        if commit_now:
+        answer = self.control.look_collective(step) if self.control.is_due(step) and not last else None
+        leave = answer.leave if answer else None
+        if last or step % job.checkpoint_steps == 0 or leave or (answer and answer.save):
             self._commit_collective()
-        if evaluate_now or commit_now:
-            self.meter.restart()  # the speed is that of training alone
+        if leave:
+            self.saver.finish()
+            raise leave
 
-    def _stop_requested_collective(self) -> bool:
-        """Whether the driver has asked to stop; rank 0 looks, so that all ranks agree."""
-        asked = torch.tensor(
-            self.rank == 0 and (self.job.folder / STOP).exists(), dtype=torch.int32, device=self.device
-        )
-        dist.broadcast(asked, src=0)
-        return bool(asked)
+    def _report_collective(self, lr: float) -> None:
+        height, width = self.size_at(self.step - 1)
+        report = self.meter.report_collective(self.task, self.job.stage.global_batch_size)
+        if math.isfinite(norm := self.engine.grad_norm()):
+            report["train/grad_norm"] = norm
+        report |= {
+            "train/lr": lr,
+            "train/image_size": math.sqrt(height * width),
+            "train/patch_size": math.sqrt(math.prod(self._patch_at(self.step - 1))),
+            "train/epoch": self._slots / self.job.samples_per_epoch,
+            "speed/save_stall_s": self.saver.take_stall_s(),
+            "speed/world_size": float(self.world_size),
+            **self._samples_by_dataset(),
+        }
+        self._log(report)
+
+    @property
+    def _slots(self) -> int:
+        """Samples consumed, which is the position in the data."""
+        return self.step * self.job.stage.global_batch_size
 
     def _lr_ratio(self, step: int) -> float:
-        schedule = self.job.stage.schedule
-        return lr_ratio(step, self.job.total_steps, self.job.warmup_steps, schedule.name, schedule.final_lr_ratio)
+        job, schedule = self.job, self.job.stage.schedule
+        return lr_ratio(
+            step, job.total_steps, job.warmup_steps, schedule.name, schedule.final_lr_ratio, job.decay_steps
+        )
+
+    def _patch_at(self, step: int) -> Pair:
+        return patch_at(step, self.job.spec.patch, self.job.stage.resolution, self.job.seed)
 
     def _micro_batches(self, step: int) -> int:
-        """Backward passes of a step on every rank: enough for the largest share, more where images are larger."""
-        stage = self.job.stage
-        if stage.micro_batch_size is None:
-            return 1
-        height, width = self.size_at(step)
-        base_height, base_width = self.job.spec.image_size
-        growth = max(height * width / (base_height * base_width), 1.0)
-        largest_share = math.ceil(stage.global_batch_size / self.world_size)
-        return math.ceil(largest_share * growth / stage.micro_batch_size)
+        """Backward passes of a step, on every rank: enough for the largest share."""
+        stage, size, patch = self.job.stage, self.size_at(step), self._patch_at(step)
+        _, largest_share = step_shares(stage.data.lanes, stage.global_batch_size, self.world_size)
+        return micro_batches_at(size, patch, self.job.spec, largest_share, stage.micro_batch_size)
+
+    def _count_skipped_collective(self, applied: bool) -> None:
+        """Stop, with all of the state committed, where step after step is skipped."""
+        self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row <= self.job.stage.max_skipped_steps:
+            return
+        self._commit_collective()
+        self.saver.finish()
+        slots = f"{self._slots - self.job.stage.global_batch_size}:{self._slots}"
+        raise TrainingError(
+            f"{self.job.folder.name}: the gradients of {self.skipped_in_a_row} steps in a row were not finite, and "
+            f"max_skipped_steps allows {self.job.stage.max_skipped_steps}; the last batch holds the slots {slots}: "
+            f"look at it with `minivit run CONFIG train.replay_slots={slots}`"
+        )
 
     def loader(self) -> TrainLoader:
         """This rank's batches, from where the run stands."""
-        job, train = self.job, self.job.train
+        job = self.job
         return TrainLoader(
-            train.index,
-            train.config,
+            job.train,
             job.stage.data,
             channels=job.spec.channels,
             num_classes=job.spec.num_classes,
@@ -180,31 +204,38 @@ class TrainWorker:
             world_size=self.world_size,
             global_batch_size=job.stage.global_batch_size,
             size_at=self.size_at,
-            start_slot=self.position.slots,
+            start_slot=self._slots,
             quarantine_path=job.folder / "quarantine.jsonl",
             pin_memory=self.device.type == "cuda",
         )
 
+    def _samples_by_dataset(self) -> dict[str, float]:
+        """How many samples of each data set of a mixture the run has consumed."""
+        if self.mixture is None:
+            return {}
+        counts = self.mixture.counts(self._slots)
+        return {f"data/samples/{source.name}": n for source, n in zip(self.job.train, counts, strict=True)}
+
     def _log(self, metrics: dict[str, float]) -> None:
         if self.ledger:
-            self.ledger.append(self.position.step, self.position.slots, metrics)
-            self.job.sink.log(self.position.step, metrics)
+            self.ledger.append(self.step, self._slots, metrics)
 
     def _evaluate_collective(self) -> None:
         """Metrics of the current weights (their average, if there is one) on the validation set."""
         if self.job.val is None:
             return
-        averaged = self.ema.swapped_in_collective() if self.ema else nullcontext()
+        averaged = self.engine.computing_with_collective(self.ema.averages) if self.ema else nullcontext()
         loader = self._eval_loader(self.job.val)
-        with averaged:
-            means, _ = evaluate_collective(self.engine.module, self.task, self.job.preprocess, self.dtype, loader)
+        with self.meter.away(), averaged:
+            means, _ = evaluate_collective(
+                self.engine.module, self.task, self.job.preprocess, self.dtype, loader, self.watch.beat
+            )
         self.val_metrics = {f"val/{name}": value for name, value in means.items()}
         self._log(self.val_metrics)
 
-    def _eval_loader(self, data: Dataset) -> EvalLoader:
+    def _eval_loader(self, data: Source) -> EvalLoader:
         return EvalLoader(
-            data.index,
-            data.config,
+            data,
             channels=self.job.spec.channels,
             num_classes=self.job.spec.num_classes,
             size=self.job.spec.image_size,
@@ -216,20 +247,23 @@ class TrainWorker:
         )
 
     def _commit_collective(self) -> None:
-        commit_collective(self.engine, self.ema, self.job, self.position.step, self.val_metrics)
+        """Begin to commit the state as it is."""
+        if self.ledger:
+            self.ledger.sync()
+        self.saver.begin_collective(self.step, self.val_metrics, self.meter.window())
+        self.control.saved()
 
     def _finish_collective(self) -> None:
-        """Write the finished model, whole and in fp32: the moving average if there is one."""
+        """Write the finished model out of its last checkpoint."""
         job = self.job
-        state = self.engine.full_state_collective()
-        if self.ema:
-            state |= self.ema.full_state_collective()
         if self.rank == 0:
-            require_current_attempt(self.job)
+            require_current_attempt(job)
+            storage, folder = open_storage(job.checkpoints), step_folder(self.step)
+            state = StateReader(storage, folder, read_manifest(storage, folder)).model_state()
             provenance = {
                 "stage": str(job.folder.name),
-                "step": self.position.step,
-                "samples": self.position.slots,
+                "step": self.step,
+                "samples": self._slots,
                 "ema": job.stage.ema,
                 "digest": job.digest,
                 "metrics": self.val_metrics,
@@ -238,20 +272,17 @@ class TrainWorker:
         dist.barrier()
 
     def close(self) -> None:
-        """Send and write what was logged, however training ended."""
+        """Let go of its files."""
+        self.watch.close()
         if self.ledger:
             self.ledger.close()
-            self.job.sink.close()
 
 
-def train_worker(job: TrainJob) -> None:
+def train_worker(job: TrainJob, context: RankContext) -> None:
     """Run a training stage on this rank; called by the cluster on every rank with the same job."""
-    with unwritable_as_error(job.folder):
-        worker = TrainWorker(job)
+    with told_if_unwritable(job.folder):
+        worker = TrainWorker(job, context)
         try:
             worker.run_collective()
-        except BaseException:
-            with suppress(TrackingError):  # would hide what went wrong
-                worker.close()
-            raise
-        worker.close()
+        finally:
+            worker.close()

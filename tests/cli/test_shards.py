@@ -6,6 +6,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -13,7 +15,7 @@ from pipeline.cli.shards import group
 from pipeline.errors import DataError
 from pipeline.shards.index import load_index
 
-PNG = b"\x89PNG\r\n\x1a\n and so on"
+PNG = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
 
 
 def minivit(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +89,7 @@ def test_every_option_of_a_maker_is_an_option_of_its_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["make", "nothing", "--out", "x"], "there are: fashion-mnist, folder"),
+        (["make", "nothing", "--out", "x"], "there are: fashion-mnist, folder, fractals"),
         (["index", "pipe:cat x"], "refused"),
         (["index", "none/*.tar"], "matches no shards"),
         (["verify", "none"], "matches no shards"),

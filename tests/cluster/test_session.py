@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.cluster.session import Cluster, connect, no_answer, require_answer
-from pipeline.config.schema import ClusterConfig, ResourcesConfig
+from pipeline.cluster.session import Cluster, Node, answers_at, connect, no_answer, require_answer
+from pipeline.config.schema import ClusterConfig, ElasticWorkers, ResourcesConfig
 from pipeline.errors import ClusterError
 
 
@@ -27,23 +27,67 @@ def closed_port() -> int:
         return listener.getsockname()[1]
 
 
+def cluster(*nodes: tuple[int, int]) -> Cluster:
+    """A cluster of nodes with so many CPUs and GPUs."""
+    return Cluster("this machine", lambda: [Node(f"n{i}", cpus, gpus) for i, (cpus, gpus) in enumerate(nodes)])
+
+
 @pytest.mark.parametrize(
     ("workers", "cpus", "gpus", "fits"),
-    [(2, 2, 0, True), (4, 1, 0, True), (2, 3, 0, False), (5, 1, 0, False), (1, 1, 1, True), (2, 1, 1, False)],
+    [
+        (2, 2, 0, True),
+        (4, 1, 0, True),
+        (2, 3, 0, False),
+        (5, 1, 0, False),
+        (1, 1, 1, True),
+        (2, 1, 1, False),
+        (ElasticWorkers(min=2, max=9), 2, 0, True),
+    ],
 )
-def test_a_stage_must_fit_as_a_whole(workers: int, cpus: int, gpus: int, fits: bool) -> None:
-    cluster = Cluster("this machine", cpus=4, gpus=1)
+def test_a_stage_must_fit_as_a_whole(workers: int | ElasticWorkers, cpus: int, gpus: int, fits: bool) -> None:
     resources = ResourcesConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
     if fits:
-        cluster.require(resources, "pretrain")
-    else:
-        kind, each = ("CPU", cpus) if cpus * workers > 4 else ("GPU", gpus)
-        expected = (
-            rf"^stages\.pretrain: {workers} workers with {each} {kind}s each need {workers * each} {kind}s, the "
-            rf"cluster at this machine has {4 if kind == 'CPU' else 1}; lower cluster\.workers or add nodes$"
-        )
-        with pytest.raises(ClusterError, match=expected):
-            cluster.require(resources, "pretrain")
+        cluster((2, 1), (2, 0)).require(resources, "pretrain")
+        return
+    expected = (
+        rf"^stages\.pretrain: {workers} workers with {cpus} CPUs.* do not fit on the cluster at this machine, which "
+        rf"holds \d of them \(2 CPUs and 1 GPUs, 2 CPUs and 0 GPUs\); lower cluster\.workers or add nodes$"
+    )
+    with pytest.raises(ClusterError, match=expected):
+        cluster((2, 1), (2, 0)).require(resources, "pretrain")
+
+
+def test_stages_share_the_cluster() -> None:
+    nodes = cluster((4, 0), (4, 0))
+    four, elastic = ResourcesConfig(workers=4), ResourcesConfig(workers=ElasticWorkers(min=2, max=6))
+    assert (nodes.reserve("a", four), nodes.held("a")) == (4, 4)
+    assert nodes.reserve("b", elastic) == 4
+    assert nodes.reserve("c", ResourcesConfig()) == 0
+    assert (nodes.room("a"), nodes.room("b")) == (4, 4)
+    nodes.release("a")
+    assert (nodes.room("b"), nodes.held("b")) == (6, 4)
+    assert nodes.reserve("b", elastic) == 6
+    assert nodes.reserve("c", four) == 0
+    nodes.release("c")  # never held anything
+
+
+def test_nodes_that_leave_are_not_counted() -> None:
+    nodes = cluster((2, 0), (3, 0))
+    elastic = ResourcesConfig(workers=ElasticWorkers(min=2, max=8))
+    assert nodes.reserve("a", elastic) == 5
+    assert nodes.room("a", leaving=["n1"]) == 2
+    assert nodes.reserve("a", elastic, leaving=["n0"]) == 3
+    assert nodes.reserve("a", elastic, leaving=["n0", "n1"]) == 0
+
+
+def test_a_worker_does_not_span_nodes() -> None:
+    assert cluster((3, 0), (3, 0)).reserve("a", ResourcesConfig(workers=2, cpus_per_worker=2)) == 2
+    assert cluster((3, 0), (3, 0)).reserve("a", ResourcesConfig(workers=3, cpus_per_worker=2)) == 0
+
+
+def test_what_does_not_answer_is_no_node(port: int, closed_port: int) -> None:
+    assert answers_at("127.0.0.1", port)
+    assert not answers_at("127.0.0.1", closed_port)
 
 
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])

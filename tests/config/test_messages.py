@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 
 REMOVE = object()
 DURATION = "a duration such as '10 epochs', '5000 steps' or '1.2M samples'"
+WORKERS = "a whole number above 0 or a section with the keys min, max"
 TYPES = "pretrain, finetune, evaluate, export, report"
 
 
@@ -68,8 +69,21 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
             REMOVE,
             "stages.pretrain.global_batch_size: missing; set it to a whole number above 0.",
         ),
-        ("cluster.workers", True, "cluster.workers: found true, expected a whole number above 0."),
-        ("cluster.workers", 1.5, "cluster.workers: found 1.5, expected a whole number above 0."),
+        ("cluster.workers", True, f"cluster.workers: found true, expected {WORKERS}."),
+        ("cluster.workers", 1.5, f"cluster.workers: found 1.5, expected {WORKERS}."),
+        ("cluster.workers", {"min": 3, "max": 2}, "cluster.workers.min: 3 is above max = 2; set it to at most that."),
+        (
+            "cluster.workers",
+            {"max": 2, "mix": 3},
+            "cluster.workers.mix: unknown key, did you mean 'min'? Allowed: min, max.",
+        ),
+        ("cluster.workers", {"min": 3}, "cluster.workers.max: missing; set it to a whole number above 0."),
+        (
+            "train",
+            {"replay_slots": "12"},
+            "train.replay_slots: found '12', expected the slots A:B of a batch, as the error that stopped the run "
+            "names them.",
+        ),
         ("seed", -1, "seed: found -1, expected a whole number from 0."),
         ("seed", None, "seed: found nothing, expected a whole number from 0."),
         (

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import parse_config
+from pipeline.config.references import is_foreign
 from pipeline.errors import ConfigError
 
 NOT_A_STAGE = "which is neither a stage nor a path to an export"
@@ -64,6 +65,15 @@ def test_paths_to_exports(raw: dict[str, Any], tmp_path: Path, monkeypatch: pyte
     assert sentence.startswith(f"stages.evaluate.models[2]: found 'exports/small', {NOT_A_STAGE}")
     (tmp_path / "exports").mkdir()
     parse_config(raw, "c")
+
+
+@pytest.mark.parametrize("reference", ["timm:vit_tiny_patch16_224", "weights.safetensors", "far/weights.pth"])
+def test_weights_from_elsewhere(raw: dict[str, Any], reference: str) -> None:
+    raw["stages"]["finetune"]["init_from"] = reference
+    config = parse_config(raw, "c")
+    assert is_foreign(config, reference)
+    assert not is_foreign(config, "pretrain")
+    assert not is_foreign(config, "./export")
 
 
 def test_a_cycle_is_told(raw: dict[str, Any]) -> None:

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config.schema import Duration, PipelineConfig
+from pipeline.config.schema import Duration, EngineConfig, ModelConfig, PipelineConfig, ScheduleConfig
 
 UNITS = st.sampled_from(["epochs", "steps", "samples"])
 DURATIONS = st.builds(Duration, value=st.floats(0, 1e12), unit=UNITS)
@@ -81,3 +81,29 @@ def test_a_stage_without_resources_takes_those_of_the_cluster(raw: dict[str, Any
     config = PipelineConfig.model_validate(raw)
     assert config.resources(config.stages["pretrain"]).workers == 4
     assert config.resources(config.stages["finetune"]).workers == 2
+
+
+def test_only_wsd_decays_at_its_end() -> None:
+    assert str(ScheduleConfig(name="wsd", decay="2 epochs").decay) == "2 epochs"
+    for settings in ({"name": "wsd"}, {"name": "cosine", "decay": "2 epochs"}):
+        with pytest.raises(ValidationError, match="decay: the length of the last part"):
+            ScheduleConfig(**settings)
+
+
+def test_compiled_layers_need_whole_weights() -> None:
+    assert EngineConfig(compile=True, zero_stage=2).compile
+    with pytest.raises(ValidationError, match="compile: ZeRO-3 gathers weights in hooks"):
+        EngineConfig(compile=True, zero_stage=3)
+
+
+def test_choices_of_a_model_are_the_ones_there_are() -> None:
+    from pipeline.models.init import INITIALISERS
+    from pipeline.models.layers import ACTIVATIONS
+    from pipeline.models.spec import FewerPatches, Norm, Pool, Positions
+
+    known = {"init": set(INITIALISERS), "activation": set(ACTIVATIONS)}
+    literals = {"norm": Norm, "pool": Pool, "positions": Positions, "fewer_patches": FewerPatches}
+    known |= {name: set(get_args(literal)) for name, literal in literals.items()}
+    for name, values in known.items():
+        optional = get_args(ModelConfig.model_fields[name].annotation)
+        assert set(get_args(optional[0])) == values, name

@@ -23,5 +23,7 @@ def test_every_writer_is_registered() -> None:
 
 
 def test_wrong_name_lists_the_right_ones(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"did you mean 'onnx'\? Known are safetensors, timm, onnx, torch-export"):
+    with pytest.raises(
+        ModelError, match=r"did you mean 'onnx'\? Known are safetensors, timm, clip, onnx, torch-export"
+    ):
         export("onxn", make_bundle(), tmp_path)

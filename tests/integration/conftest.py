@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import io
 import json
 import os
 import secrets
@@ -15,22 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import psutil
 import pytest
 import yaml
-from PIL import Image
 
-from pipeline.shards.build import write_index
-from pipeline.shards.index import make_index
-from pipeline.shards.write import ShardWriter
+from pipeline.bench.synthetic import CLASSES, SIDE, picture, write_shards
 
 MINIVIT = Path(sys.executable).with_name("minivit")
-CLASSES = ["black", "dark", "light", "white"]
-SIDE = 16
 WAIT_S = 280  # of a process; tens of seconds on a machine that does nothing else
 START_CLUSTER = """
 import sys, ray
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 ray.shutdown()
@@ -117,18 +112,9 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], tim
     raise AssertionError(f"nothing came within {timeout_s} s: {process.communicate()}")
 
 
-def picture(label: int, number: int) -> bytes:
-    """Noise as bright as its label says: learnt in a few dozen steps, and the same at every size."""
-    noise = np.random.default_rng([label, number]).integers(0, 30, (SIDE, SIDE), dtype=np.uint8)
-    pixels = noise + np.uint8(20 + 65 * label)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[dict[str, str]]:
-    """A Ray cluster of two CPUs on loopback for all tests of this folder: environment that joins it."""
+    """A Ray cluster of three CPUs on loopback for all tests of this folder: environment that joins it."""
     # Without the last one Ray takes 127.0.0.1 for the address of the network card, where nothing listens.
     joining = {
         "RAY_AUTH_MODE": "token",
@@ -155,15 +141,8 @@ def cluster() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two training shards, a validation shard and two test shards of small grey images in four classes."""
-    folder = tmp_path_factory.mktemp("shards")
-    records = []
-    for prefix, samples, samples_per_shard in (("train", 96, 48), ("val", 21, 21), ("test", 37, 20)):
-        with ShardWriter(folder, prefix, samples_per_shard) as writer:
-            for number in range(samples):
-                members = {"png": picture(number % 4, number), "cls": str(number % 4).encode()}
-                writer.write(f"{prefix}-{number}", members)
-        records.extend(writer.records)
-    write_index(make_index(str(folder), records, CLASSES))
+    folder = tmp_path_factory.mktemp("made") / "shards"
+    write_shards(folder)
     return folder
 
 
@@ -199,15 +178,36 @@ def config(shards: Path, name: str, stages: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(raw)  # without aliases: a test may change one stage alone
 
 
+def rank_processes(folder: Path) -> list[psutil.Process]:
+    """The processes that write a rank's log below a stage's folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(Path(file.path).is_relative_to(folder / "logs") for file in process.open_files()):
+                found.append(process)
+    return sorted(found, key=lambda process: process.pid)
+
+
+def wait_until_gone(folder: Path) -> None:
+    """Ranks outlive a killed driver by a moment; what they write must not be mixed with what a test does."""
+    due = time.monotonic() + WAIT_S
+    while rank_processes(folder):
+        assert time.monotonic() < due
+        time.sleep(0.1)
+
+
 class Kit:
     """What the tests of this folder share."""
 
     classes = CLASSES
     side = SIDE
+    Workplace = Workplace
     picture = staticmethod(picture)
     pretrain = staticmethod(pretrain)
     config = staticmethod(config)
     wait_until = staticmethod(wait_until)
+    rank_processes = staticmethod(rank_processes)
+    wait_until_gone = staticmethod(wait_until_gone)
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import settings
 from torch import nn
 
 from pipeline.models import MiniViT, ViTSpec, build_spec
-
-# How long an example takes says nothing here: torch sets itself up in the first one.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 
 @pytest.fixture

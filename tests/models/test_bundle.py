@@ -49,7 +49,7 @@ def test_failed_save_leaves_the_old_bundle(bundle: Bundle, tmp_path: Path, monke
     def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle_file, "_sync", full_disk)
+    monkeypatch.setattr(bundle_file, "sync", full_disk)
     with pytest.raises(OSError, match="No space"):
         save(dataclasses.replace(bundle, provenance={"run": "y"}), tmp_path / "model")
     assert load_bundle(tmp_path / "model").provenance == {"run": "x"}

@@ -22,6 +22,7 @@ SPECS: dict[str, ViTSpec] = {
     ),
     "distillation and mask": dataclasses.replace(base, tokens=TokenSchema(dist=True, mask=True)),
     "uncovered prefix": dataclasses.replace(base, tokens=TokenSchema(registers=2, positions_cover_prefix=False)),
+    "CLIP's": build_spec("nano", image_size=28, num_classes=3, embed_norm=True, activation="quick_gelu"),
     "sine-cosine": dataclasses.replace(base, positions="sincos"),
     "no positions": dataclasses.replace(base, positions="none"),
 }

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.models import MiniViT, ViTSpec
-from pipeline.models.encoder import Encoder, SelfAttention
+from pipeline.models.encoder import Encoder, EncoderLayer, Recompute, SelfAttention
 
 Randomise = Callable[[nn.Module], None]
 
@@ -33,8 +33,68 @@ def test_attention_weights_sum_to_one(randomise: Randomise) -> None:
 
 def test_drop_path_grows_with_depth(small_spec: Callable[..., ViTSpec]) -> None:
     encoder = Encoder(small_spec(depth=5, drop_path=0.4))
-    rates = [getattr(layer.drop_path, "rate", 0.0) for layer in encoder.layers]
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    assert encoder.drop_path.rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_dropped_branches_add_nothing(small_spec: Callable[..., ViTSpec], randomise: Randomise, norm: str) -> None:
+    layer = EncoderLayer(small_spec(norm=norm))
+    randomise(layer)
+    x = torch.randn(3, 9, 32)
+    factors = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 2.0]])[..., None, None]
+    y = layer(x, None, factors)
+    torch.testing.assert_close(y[0], layer(x)[0], atol=1e-5, rtol=1e-5)
+    alone = (lambda t: t) if norm == "pre" else (lambda t: layer.norm2(layer.norm1(t)))
+    torch.testing.assert_close(y[1], alone(x[1]), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(y[2], alone(x[2]), atol=1e-2)
+
+
+@pytest.mark.parametrize("choice", ["selective", "full"])
+@pytest.mark.parametrize("options", [{}, {"norm": "post"}, {"drop_path": 0.5, "dropout": 0.2}])
+def test_recomputed_activations_change_nothing(
+    small_spec: Callable[..., ViTSpec], randomise: Randomise, choice: Recompute, options: dict[str, object]
+) -> None:
+    encoder = Encoder(small_spec(depth=3, **options)).train()
+    randomise(encoder)
+    x = torch.randn(2, 9, 32)
+
+    def step() -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(0)
+        out = encoder(x, 1)
+        return out, *torch.autograd.grad(out.square().sum(), list(encoder.parameters()))
+
+    before = step()
+    encoder.recompute_activations(choice)
+    torch.testing.assert_close(step(), before, atol=1e-5, rtol=1e-5)
+
+
+def test_recomputing_keeps_less(small_spec: Callable[..., ViTSpec]) -> None:
+    """Bytes that wait for the backward pass, besides the weights: measured, and in the order of the choices."""
+    encoder = Encoder(small_spec(depth=8)).train()
+    weights = {parameter.data_ptr() for parameter in encoder.parameters()}
+
+    def kept_bytes() -> int:
+        kept: dict[int, int] = {}
+        alive: list[torch.Tensor] = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if tensor.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            encoder(torch.randn(4, 64, 32, requires_grad=True))
+        return sum(kept.values())
+
+    none = kept_bytes()
+    encoder.recompute_activations("selective")
+    selective = kept_bytes()
+    encoder.recompute_activations("full")
+    full = kept_bytes()
+    assert selective < 0.7 * none
+    assert full < 0.2 * none
 
 
 def test_trimmed_last_layer_has_the_whole_gradient(small_spec: Callable[..., ViTSpec], randomise: Randomise) -> None:

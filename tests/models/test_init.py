@@ -3,10 +3,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.models import MiniViT, ViTSpec
+from pipeline.models import MiniViT, ViTSpec, build_spec
+from pipeline.models.timm_bridge import to_timm
 
 Make = Callable[..., ViTSpec]
 
@@ -32,6 +34,16 @@ def test_mae_scales_with_width_and_timm_does_not(small_spec: Make) -> None:
     mae, timm = (MiniViT.from_spec(spec, init=init).transformer.layers[0].linear1.weight for init in ("mae", "timm"))
     assert mae.std().item() == pytest.approx((2 / (32 + spec.mlp_dim)) ** 0.5, rel=0.1)
     assert timm.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_timms_is_timms() -> None:
+    """Every tensor spreads as timm's does, the distribution of Conv2d's own projection included."""
+    spec = build_spec("tiny", image_size=224, num_classes=100, depth=1, registers=4)
+    ours = to_timm(MiniViT.from_spec(spec, init="timm").state_dict(), spec)
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=100, depth=1, reg_tokens=4).state_dict()
+    for name, tensor in theirs.items():
+        if name != "patch_embed.proj.bias":  # ours is zero, as the other biases
+            assert ours[name].std().item() == pytest.approx(tensor.std().item(), rel=0.25), name
 
 
 def test_unknown_initialiser_lists_the_known(small_spec: Make) -> None:

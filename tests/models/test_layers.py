@@ -2,36 +2,32 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pipeline.models.layers import DropPath, LayerNorm, LayerScale, Linear, compute_dtype
-
-
-@pytest.mark.parametrize("layer", [Linear(8, 8), LayerNorm(8), LayerScale(8, 0.5)], ids=lambda x: type(x).__name__)
-def test_bf16_weights_follow_fp32_activations(layer: torch.nn.Module) -> None:
-    x = torch.randn(2, 3, 8)
-    layer = layer.to(torch.bfloat16)
-    y = layer(x)
-    assert y.dtype == torch.float32
-    torch.testing.assert_close(y, layer.float()(x))
+from pipeline.models.layers import ACTIVATIONS, ActivatedLinear, LayerScale, Linear
 
 
-def test_full_precision_is_kept() -> None:
-    assert compute_dtype(torch.zeros(1)) == torch.float32
-    assert compute_dtype(torch.zeros(1, dtype=torch.float64)) == torch.float64
+@pytest.mark.parametrize("layer", [Linear(8, 8), ActivatedLinear(8, 8, "gelu", 0.0), LayerScale(8, 0.5)], ids=str)
+def test_outputs_have_the_dtype_of_the_weights(layer: torch.nn.Module) -> None:
+    x = torch.randn(2, 3, 8).bfloat16()
+    expected = layer.float()(x.float())
+    y = layer.bfloat16()(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), expected, atol=0.02, rtol=0.02)
 
 
-def test_bf16_on_this_cpu_is_native_only_with_amx() -> None:
-    native = torch.cpu._is_amx_tile_supported()
-    expected = torch.bfloat16 if native else torch.float32
-    assert compute_dtype(torch.zeros(1, dtype=torch.bfloat16)) == expected
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_activation_comes_before_the_product(activation: str, recomputed: bool) -> None:
+    layer = ActivatedLinear(8, 4, activation, 0.0)
+    layer.recomputed = recomputed
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(layer(x), F.linear(ACTIVATIONS[activation](x), layer.weight, layer.bias))
 
 
-def test_drop_path_keeps_or_drops_whole_samples() -> None:
-    torch.manual_seed(0)
-    layer, x = DropPath(0.25), torch.ones(4000, 2, 3)
-    dropped = layer.train()(x)
-    kept = dropped.amax(dim=(1, 2))
-    assert torch.equal(dropped, kept[:, None, None].expand_as(dropped))
-    assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])
-    assert dropped.mean().item() == pytest.approx(1.0, abs=0.05)
-    assert torch.equal(layer.eval()(x), x)
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_dropout_is_between_activation_and_product_in_training(activation: str) -> None:
+    layer = ActivatedLinear(8, 4, activation, 1.0 - 1e-9)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(layer.train()(x), layer.bias.expand(3, 4))
+    torch.testing.assert_close(layer.eval()(x), F.linear(ACTIVATIONS[activation](x), layer.weight, layer.bias))

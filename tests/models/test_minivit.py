@@ -198,7 +198,7 @@ def test_bfloat16_weights_train_on_a_cpu(small_model: Make) -> None:
 def test_intermediates_are_maps_of_the_last_layers(small_model: Make) -> None:
     model = small_model(registers=2)
     images = torch.randn(2, 3, 16, 24)
-    maps = model.forward_intermediates(images, num_layers=2)
+    maps = model.forward_intermediates(images, n_layers=2)
     assert [tuple(m.shape) for m in maps] == [(2, 32, 4, 6)] * 2
     features = model.forward_features(images)[:, 3:]
     torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), features)

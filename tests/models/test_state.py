@@ -31,7 +31,7 @@ def test_missing_unknown_and_misshapen_tensors_are_named(small_model: Make) -> N
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("layer1.0.conv1.weight", "a ResNet"), ("blocks.0.attn.qkv.weight", "a timm Vision Transformer")],
+    [("layer1.0.conv1.weight", "a ResNet"), ("blocks.0.attn.qkv.weight", "a Vision Transformer in timm's layout")],
 )
 def test_foreign_checkpoints_are_recognised(small_model: Make, key: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):

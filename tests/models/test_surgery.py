@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ModelError
 from pipeline.models import MiniViT, TokenSchema, ViTSpec, adapt
+from pipeline.models.costs import forward_flops
+from pipeline.models.surgery_probe import probe_outputs
 
 Make = Callable[..., MiniViT]
 MakeSpec = Callable[..., ViTSpec]
@@ -34,6 +36,20 @@ def test_same_spec_is_identity(small_model: Make) -> None:
     assert not report.changed
     assert report.probe.feature_cosine == pytest.approx(1.0)
     assert report.probe.logit_change == 0.0
+
+
+def test_a_large_model_is_probed_by_its_first_layers(small_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change behind the layers that are looked at is not seen, one within them is."""
+    model = small_model(depth=4)
+    budget = 2 * forward_flops(model.spec) * 0.6
+    monkeypatch.setattr("pipeline.models.surgery_probe.PROBE_FLOPS", budget)
+    deep, shallow = ({name: tensor.clone() for name, tensor in model.state_dict().items()} for _ in range(2))
+    deep["transformer.layers.3.linear1.weight"].zero_()
+    shallow["transformer.layers.0.linear1.weight"].zero_()
+    spec = model.spec
+    unseen, seen = (probe_outputs(model.state_dict(), spec, other, spec, True) for other in (deep, shallow))
+    assert (unseen.layers, unseen.images, unseen.logit_change) == (2, 1, None)
+    assert unseen.feature_change == 0 < seen.feature_change
 
 
 def test_input_is_left_alone(small_model: Make, small_spec: MakeSpec) -> None:

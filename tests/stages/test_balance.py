@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.config.load import parse_config
 from pipeline.errors import ConfigError
-from pipeline.stages.balance import balance, step_shares
+from pipeline.stages.balance import balance
+from pipeline.stream.order import step_shares
 
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 12), st.booleans())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import CheckpointError
-from pipeline.stages.folder import FINISHED, RUNNING, RunFolder, StageFolder, Status, write_json
+from pipeline.stages.folder import FINISHED, RUNNING, RunFolder, StageFolder, Status
 
 HOLD = """
 import sys
@@ -42,14 +42,6 @@ def test_a_status_that_cannot_be_read_is_an_error(run: RunFolder, content: str) 
     (folder.path / "status.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"status\.json cannot be read .*; remove it to run the stage again$"):
         folder.status()
-
-
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "value.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
 
 
 def test_record_is_kept(run: RunFolder) -> None:

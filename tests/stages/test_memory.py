@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.schema import EngineConfig, TrainStage
 from pipeline.models.variants import build_spec
 from pipeline.stages.memory import activation_bytes, rank_memory
 
@@ -49,12 +49,26 @@ def test_a_higher_stage_never_takes_more_and_the_ranks_hold_everything(parameter
     assert totals == sorted(totals, reverse=True)
     assert (by_stage[3].total - 5) * ranks >= parameters * 20
     assert [memory.activations for memory in by_stage] == [5] * 4
+    assert by_stage[0].ema == parameters * 4
+    assert [memory.ema for memory in by_stage[1:]] == [-(-parameters * 4 // ranks)] * 3
 
 
 def test_activations_by_hand() -> None:
     """16 bits: 8 D + 2 M values per token and layer, and a float per head."""
     spec = build_spec("nano", image_size=28, channels=1, num_classes=10)
+    half, full = EngineConfig(precision="bf16"), EngineConfig(precision="fp32")
     per_token = 2 * (8 * 64 + 2 * 256) + 4 * 2
-    assert activation_bytes(spec, 3, (28, 28), "bf16") == 3 * (49 + 1) * 4 * per_token
-    assert activation_bytes(spec, 3, (56, 28), "bf16") == 3 * (98 + 1) * 4 * per_token
-    assert activation_bytes(spec, 1, (28, 28), "fp32") == 50 * 4 * (4 * (8 * 64 + 2 * 256) + 4 * 2)
+    assert activation_bytes(spec, 3, (7, 7), half) == 3 * (49 + 1) * 4 * per_token
+    assert activation_bytes(spec, 3, (14, 7), half) == 3 * (98 + 1) * 4 * per_token
+    assert activation_bytes(spec, 1, (7, 7), full) == 50 * 4 * (4 * (8 * 64 + 2 * 256) + 4 * 2)
+
+
+def test_checkpointed_activations_by_hand() -> None:
+    """Four layers keep seven values per channel and token, or one; one layer has all while it is computed again."""
+    spec = build_spec("nano", image_size=28, channels=1, num_classes=10)
+    selective, full = (
+        EngineConfig(precision="fp32", activation_checkpointing=choice) for choice in ("selective", "full")
+    )
+    attention, feed_forward = 4 * 7 * 64 + 4 * 2, 4 * (64 + 2 * 256)
+    assert activation_bytes(spec, 1, (7, 7), selective) == 50 * (4 * attention + feed_forward)
+    assert activation_bytes(spec, 1, (7, 7), full) == 50 * (4 * 4 * 64 + attention + feed_forward)

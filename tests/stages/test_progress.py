@@ -11,6 +11,7 @@ ROW = {
     "train/loss": 1.25,
     "train/accuracy": 0.5,
     "train/image_size": 28.0,
+    "train/skipped_steps": 0.0,
     "speed/images_per_s": 1234.0,
     "speed/step_time_s": 2.0,
 }

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError
 from pipeline.models import surgery
 from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.clip_bridge import to_clip
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import ViTSpec
 from pipeline.models.variants import build_spec
@@ -151,15 +154,41 @@ def test_normalisation_must_match_the_channels(raw: dict[str, Any]) -> None:
 
 def test_a_path_without_a_model(raw: dict[str, Any], tmp_path: Path) -> None:
     raw["stages"]["larger"]["init_from"] = str(tmp_path / "nothing")
+    config = parse_config(raw, "c")
     with pytest.raises(ConfigError, match=r"^stages\.larger\.init_from: .*nothing: does not exist"):
-        source_spec(branch(parse_config(raw, "c"), "larger"))
+        source_spec(config, branch(config, "larger"))
 
 
 def test_a_path_gives_the_spec_of_its_model(raw: dict[str, Any], tmp_path: Path) -> None:
     preprocess = Preprocess(mean=(0.5,), std=(0.5,), channels=1, image_size=(28, 28))
     save_bundle(tmp_path / "export", MiniViT.from_spec(NANO).state_dict(), NANO, preprocess, None, {})
     raw["stages"]["larger"]["init_from"] = str(tmp_path / "export")
-    assert source_spec(branch(parse_config(raw, "c"), "larger")) == NANO
+    config = parse_config(raw, "c")
+    assert source_spec(config, branch(config, "larger")) == NANO
+
+
+def test_foreign_weights_give_a_spec_without_being_downloaded(raw: dict[str, Any]) -> None:
+    raw["stages"]["larger"]["init_from"] = "timm:vit_tiny_patch16_224"
+    config = parse_config(raw, "c")
+    assert dependencies(config, "larger") == []
+    source = source_spec(config, branch(config, "larger"))
+    assert (source.embed_dim, source.depth, source.grid, source.num_classes) == (192, 12, (14, 14), 1000)
+    raw["stages"]["larger"]["init_from"] = "timm:resnet18"
+    config = parse_config(raw, "c")
+    with pytest.raises(ConfigError, match=r"^stages\.larger\.init_from: timm:resnet18: is a ResNet, not a plain "):
+        source_spec(config, branch(config, "larger"))
+
+
+def test_settings_say_what_a_bare_file_does_not(raw: dict[str, Any], tmp_path: Path) -> None:
+    clip = dataclasses.replace(NANO, embed_norm=True, eps=1e-5, activation="gelu", channels=3)
+    save_file(to_clip(MiniViT.from_spec(clip).state_dict(), clip), tmp_path / "clip.safetensors")
+    raw["stages"]["larger"]["init_from"] = str(tmp_path / "clip.safetensors")
+    raw["stages"]["larger"]["model"] |= {"num_heads": 2, "activation": "gelu"}
+    config = parse_config(raw, "c")
+    source = source_spec(config, branch(config, "larger"))
+    assert (source.num_heads, source.activation) == (2, "gelu")
+    spec = stage_spec(branch(config, "larger"), 10, source)
+    assert (spec.grid, spec.channels, spec.embed_norm, spec.activation) == ((14, 14), 1, True, "gelu")
 
 
 def test_the_plan_refuses_what_surgery_refuses() -> None:
@@ -175,7 +204,7 @@ def test_surgeries_name_what_changes() -> None:
         "channels 1 -> 3",
         "head classes 10 -> 5",
         "pooling cls -> avg",
-        "prefix tokens cls -> cls+4 registers",
+        "tokens cls -> cls+4 registers",
     ]
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline.cluster.session import Cluster
 from pipeline.config.load import dump_config, parse_config
@@ -12,6 +15,7 @@ from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
 from pipeline.models.minivit import MiniViT
+from pipeline.models.timm_bridge import to_timm
 from pipeline.models.variants import build_spec
 from pipeline.stages.context import RunContext, open_datasets
 from pipeline.stages.evaluate import EvaluateStageRun
@@ -21,6 +25,7 @@ from pipeline.stages.progress import Progress
 from pipeline.stages.report import ReportStageRun
 from pipeline.stages.resolve import stage_branches
 from pipeline.stages.sources import resolve_source
+from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun, stage_seed
 from pipeline.tracking.runs import Tracker, default_uri
 
@@ -37,8 +42,10 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
 def context(config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: Tracker) -> RunContext:
     """A run in which nothing has finished yet."""
     monkeypatch.chdir(tmp_path)
-    cluster = Cluster("this machine", 2, 0)
-    return RunContext(config, RunFolder(Path("runs/quick")), cluster, tracker, "parent", Progress())
+    cluster, progress = Cluster("this machine", list), Progress()
+    return RunContext(
+        config, RunFolder(Path("runs/quick")), cluster, tracker, "parent", progress, StopRequest(progress)
+    )
 
 
 def finish(context: RunContext, branch_id: str, accuracy: float | None, step: int = 1) -> Path:
@@ -98,6 +105,22 @@ def test_a_path_without_a_model_is_refused(context: RunContext, tmp_path: Path) 
         resolve_source(context, "larger", str(tmp_path / "nowhere"))
 
 
+def test_foreign_weights_are_imported_once_and_anew_when_the_file_changes(context: RunContext, tmp_path: Path) -> None:
+    file = tmp_path / "theirs.safetensors"
+    state = MiniViT.from_spec(SPEC).state_dict()
+    save_file(to_timm(state, SPEC), file)
+    first = resolve_source(context, "larger", str(file))
+    assert first.path.parent == context.folder.path / "imported"
+    assert torch.equal(load_bundle(first.path).state["mlp_head.1.weight"], state["mlp_head.1.weight"])
+    written = (first.path / "model.safetensors").stat().st_mtime_ns
+    assert resolve_source(context, "finer", str(file)) == first
+    assert (first.path / "model.safetensors").stat().st_mtime_ns == written
+    save_file(to_timm({name: value + 1 for name, value in state.items()}, SPEC), file)
+    second = resolve_source(context, "larger", str(file))
+    assert second.path != first.path
+    assert second.digest != first.digest
+
+
 def branch_of(context: RunContext, branch_id: str) -> Any:
     return next(branch for branch in stage_branches(context.config) if branch.id == branch_id)
 
@@ -146,6 +169,33 @@ def test_an_evaluation_names_every_model_and_its_data(trained: RunContext) -> No
     assert stage.inputs()["data"] == trained.datasets["test"].index.digest
     assert set(stage.inputs()["models"]) == {"pretrain/nano", "finer"}
     assert stage.metrics({"accuracies": {"finer": 0.5}}) == {"test/accuracy/finer": 0.5}
+
+
+def test_more_classes_than_the_head_has(trained: RunContext) -> None:
+    spec = dataclasses.replace(SPEC, num_classes=7)
+    preprocess = Preprocess((0.5,), (0.5,), 1, (28, 28))
+    folder = trained.folder.stage("finer").model
+    save_bundle(folder, MiniViT.from_spec(spec).state_dict(), spec, preprocess, None, {})
+    with pytest.raises(ConfigError) as caught:
+        EvaluateStageRun(trained, branch_of(trained, "evaluate"))
+    assert str(caught.value) == (
+        "stages.evaluate.data: test has 10 classes, but the head of finer has 7; take data with the classes that it "
+        "was trained on, or fine-tune it on these"
+    )
+
+
+def test_classes_in_another_order_than_the_heads(trained: RunContext) -> None:
+    names = [f"class {label}" for label in (1, 0, *range(2, 10))]
+    save_bundle(
+        trained.folder.stage("finer").model,
+        MiniViT.from_spec(SPEC).state_dict(),
+        SPEC,
+        Preprocess((0.5,), (0.5,), 1, (28, 28)),
+        names,
+        {},
+    )
+    with pytest.raises(ConfigError, match=r"^stages\.evaluate\.data: class 0 of test is 'class 0', but that of finer"):
+        EvaluateStageRun(trained, branch_of(trained, "evaluate"))
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.config.schema import AugmentConfig, DataConfig, DatasetConfig, ResolutionConfig
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.write import TarWriter
-from pipeline.stream.batch import Batch, merge
+from pipeline.stream.batch import Batch, assemble
 from pipeline.stream.loader import TrainLoader
-from pipeline.stream.order import Order
 from pipeline.stream.parts import TrainParts
-from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.resolution import size_at
+from pipeline.stream.source import Source, build_mixture
 
 NUM_CLASSES = 10
 PLAIN = AugmentConfig(crop="none", flip=False)
@@ -52,8 +52,15 @@ def fixed_size(side: int = 8) -> Callable[[int], tuple[int, int]]:
     return partial(size_at, total_steps=100, base_size=(side, side), resolution=ResolutionConfig(), seed=0)
 
 
+def source(index: DatasetIndex, augment: AugmentConfig = PLAIN, **settings: object) -> Source:
+    """A data set of its own in a stream."""
+    return Source(
+        **{"name": "t", "index": index, "config": DatasetConfig(shards="unused"), "augment": augment, **settings}
+    )
+
+
 def in_process(
-    index: DatasetIndex,
+    data: DatasetIndex | list[Source],
     *,
     world_size: int,
     workers: int,
@@ -67,33 +74,34 @@ def in_process(
     quarantine_path: Path | None = None,
 ) -> list[list[Batch]]:
     """The batches of every rank, [steps][ranks], with all loader workers' code run one after the other."""
-    order = Order(index.counts, lanes=lanes, window=window, seed=seed)
+    sources = data if isinstance(data, list) else [source(data, augment)]
+    mixture = build_mixture(sources, DataConfig(train="t", lanes=lanes, window=window), seed)
     ranks = []
     for rank in range(world_size):
         parts = TrainParts(
-            index=index,
-            dataset=DatasetConfig(shards="unused"),
+            sources=sources,
+            mixture=mixture,
             channels=1,
             num_classes=NUM_CLASSES,
             rank=rank,
             world_size=world_size,
             quarantine_path=quarantine_path,
-            order=order,
-            augment=augment,
             global_batch_size=global_batch_size,
             size_at=fixed_size(),
             start_slot=start_slot,
         )
-        streams = [
-            parts.parts(k, workers, Quarantine(quarantine_path, f"rank{rank}-worker{k}")) for k in range(workers)
-        ]
-        ranks.append([merge(next(stream) for stream in streams) for _ in range(steps)])
-        for stream in streams:
-            stream.close()
+        fillers = [parts.filler(worker, workers) for worker in range(workers)]
+        batches = []
+        for step in range(parts.first, parts.first + steps):
+            images = torch.empty(parts.shape(step), dtype=torch.uint8)
+            batches.append(assemble(images, [filler.fill(step, images.numpy()) for filler in fillers], step))
+        ranks.append(batches)
+        for filler in fillers:
+            filler.close()
     return [list(step) for step in zip(*ranks, strict=True)]
 
 
-def train_loader(index: DatasetIndex, *, data: dict | None = None, **settings: object) -> TrainLoader:
+def train_loader(sources: DatasetIndex | list[Source], *, data: dict | None = None, **settings: object) -> TrainLoader:
     """The real loader; keyword arguments replace the defaults."""
     defaults = {
         "channels": 1,
@@ -107,7 +115,9 @@ def train_loader(index: DatasetIndex, *, data: dict | None = None, **settings: o
     config = DataConfig(
         **{"train": "t", "augment": PLAIN, "lanes": 4, "window": 4, "loader_workers": 0, **(data or {})}
     )
-    return TrainLoader(index, DatasetConfig(shards="unused"), config, **{**defaults, **settings})
+    if isinstance(sources, DatasetIndex):
+        sources = [source(sources, config.augment)]
+    return TrainLoader(sources, config, **{**defaults, **settings})
 
 
 class Kit:
@@ -116,6 +126,7 @@ class Kit:
     encode = staticmethod(encode)
     write_shards = staticmethod(write_shards)
     fixed_size = staticmethod(fixed_size)
+    source = staticmethod(source)
     in_process = staticmethod(in_process)
     train_loader = staticmethod(train_loader)
     num_classes = NUM_CLASSES

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.schema import AugmentConfig, RandAugmentConfig
-from pipeline.stream.augment import color_jitter, erase, load_augmented, load_plain, random_box, resize, shift
-from pipeline.stream.order import AUGMENT, generator
+from pipeline.stream.augment import color_jitter, erase, load_augmented, random_box, shift
+from pipeline.stream.draws import AUGMENT, generator
 
-ALL = AugmentConfig(color_jitter=0.4, rand_augment=RandAugmentConfig(), erase=0.5)
+ALL = AugmentConfig(color_jitter=0.4, three_augment=True, rand_augment=RandAugmentConfig(), erase=0.5)
 
 
 def photo(height: int = 60, width: int = 90) -> np.ndarray:
@@ -17,7 +17,7 @@ def photo(height: int = 60, width: int = 90) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("crop", ["none", "padded", "random_resized"])
+@pytest.mark.parametrize("crop", ["none", "padded", "simple", "random_resized"])
 def test_shape_and_key_decide_the_result(kit, crop: str, channels: int) -> None:
     data = kit.encode(photo())
     config = ALL.model_copy(update={"crop": crop})
@@ -25,10 +25,6 @@ def test_shape_and_key_decide_the_result(kit, crop: str, channels: int) -> None:
     assert all(image.shape == (24, 32, channels) and image.dtype == np.uint8 for image in draws)
     np.testing.assert_array_equal(draws[0], draws[1])
     assert (draws[0] != draws[2]).any()
-
-
-def test_plain_at_its_own_size_changes_nothing(kit) -> None:
-    np.testing.assert_array_equal(load_plain(kit.encode(photo()), (60, 90), 3), photo())
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 1000))
@@ -59,11 +55,6 @@ def test_shift_moves_by_at_most_the_padding(seed: int) -> None:
     assert (out[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 200).all()
 
 
-def test_shrinking_averages_and_does_not_alias() -> None:
-    checkers = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)[:, :, None]
-    assert np.ptp(resize(checkers, (16, 16)).astype(int) - 128) <= 1
-
-
 def test_flips_come_half_the_time(kit) -> None:
     data = kit.encode(photo())
     config = AugmentConfig(crop="none")
@@ -87,3 +78,22 @@ def test_erase_changes_one_rectangle() -> None:
 def test_jitter_keeps_the_shape(seed: int, channels: int) -> None:
     image = photo()[:, :, :channels]
     assert color_jitter(np.ascontiguousarray(image), 0.9, np.random.default_rng(seed)).shape == image.shape
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
+def test_a_simple_crop_fills_any_size_from_any_image(kit, height: int, width: int, h: int, w: int, seed: int) -> None:
+    data = kit.encode(np.full((height, width, 3), 90, np.uint8))
+    config = AugmentConfig(crop="simple", flip=False)
+    image = load_augmented(data, (h, w), 3, config, np.random.default_rng(seed))
+    assert image.shape == (h, w, 3)
+    assert (image == 90).all(), "reflected, not padded with black"
+
+
+def test_a_simple_crop_keeps_the_scale_and_moves_along_the_longer_side(kit) -> None:
+    ramp = np.tile(np.arange(180, dtype=np.uint8)[None, :, None], (60, 1, 3))
+    config = AugmentConfig(crop="simple", flip=False)
+    crops = [load_augmented(kit.encode(ramp), (60, 60), 3, config, np.random.default_rng(seed)) for seed in range(200)]
+    assert all(0 <= int(step) <= 1 for crop in crops for step in np.abs(np.diff(crop[30, :, 0].astype(int))))
+    starts = sorted(int(crop[30, 0, 0]) for crop in crops)
+    assert starts[0] <= 6
+    assert 100 < starts[-1] <= 124

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.stream.batch import make_part, merge, put_image
+from pipeline.stream.batch import assemble, fill, put_image
 from pipeline.stream.sample import Sample
 
 
@@ -12,8 +12,10 @@ def sample(slot: int) -> Sample:
 
 
 def test_parts_are_merged_in_slot_order() -> None:
-    parts = [make_part(slots, sample, 1, (2, 3), step=7) for slots in ([0, 3, 4], [], [1, 2, 5])]
-    batch = merge(parts)
+    images = torch.empty(6, 1, 2, 3, dtype=torch.uint8)
+    shares = (np.array(rows, np.int64) for rows in ([0, 3, 4], [], [1, 2, 5]))
+    parts = [fill(images.numpy(), rows, rows, map(sample, rows.tolist())) for rows in shares]
+    batch = assemble(images, parts, step=7)
     assert batch.step == 7
     assert batch.keys == [f"a/{slot}" for slot in range(6)]
     assert batch.slots.tolist() == batch.labels.tolist() == batch.images[:, 0, 1, 2].tolist() == list(range(6))

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from pipeline.config.schema import AugmentConfig, DatasetConfig
 from pipeline.errors import DataError
 from pipeline.stream.loader import EvalLoader
+from pipeline.stream.source import Source
 
 AUGMENT = AugmentConfig(mixup=0.5, erase=0.5)
 
 
 def evaluate(index, rank=0, world_size=1, batch_size=8, workers=0, **settings) -> list:
     loader = EvalLoader(
-        index,
-        DatasetConfig(shards="unused"),
+        Source("val", index, DatasetConfig(shards="unused"), AugmentConfig()),
         channels=1,
         num_classes=10,
         size=(8, 8),
@@ -122,15 +122,17 @@ def test_a_script_that_forgets_to_close_ends_all_the_same(uneven, tmp_path) -> N
 
 FORGETFUL = """
 from functools import partial
-from pipeline.config.schema import DataConfig, DatasetConfig, ResolutionConfig
+from pipeline.config.schema import AugmentConfig, DataConfig, DatasetConfig, ResolutionConfig
 from pipeline.shards.index import load_index
 from pipeline.stream.loader import TrainLoader
 from pipeline.stream.resolution import size_at
+from pipeline.stream.source import Source
 
 if __name__ == "__main__":
     size = partial(size_at, total_steps=9, base_size=(8, 8), resolution=ResolutionConfig(), seed=0)
     loader = TrainLoader(
-        load_index({folder!r}), DatasetConfig(shards="unused"), DataConfig(train="t", lanes=4, loader_workers=1),
+        [Source("t", load_index({folder!r}), DatasetConfig(shards="unused"), AugmentConfig())],
+        DataConfig(train="t", lanes=4, loader_workers=1),
         channels=1, num_classes=10, seed=0, rank=0, world_size=1, global_batch_size=8, size_at=size,
     )
     print(len(next(loader).keys))

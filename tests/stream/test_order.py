@@ -52,13 +52,16 @@ def test_slots_may_be_asked_for_in_any_order(order: Order, data: st.DataObject) 
 @given(orders())
 def test_windows_tile_every_lane(order: Order) -> None:
     for lane in range(order.lanes):
-        position = 0
-        for window in range(int(order.window_of(lane, order.lane_samples - 1)) + 1):
-            start, stop = order.window_bounds(lane, window)
-            assert start == position < stop <= start + order.window
-            assert (order.window_of(lane, np.arange(start, stop)) == window).all()
-            position = stop
-        assert position == order.lane_samples
+        place = order.place(lane, np.arange(2 * order.lane_samples))
+        expected, turn = (0, 0), 0
+        while turn < 2 * order.lane_samples:
+            epoch, window, length = (int(column[turn]) for column in (place.epoch, place.window, place.length))
+            assert (epoch, window) == expected
+            assert place.offset[turn : turn + length].tolist() == list(range(length))
+            assert 0 < length <= order.window
+            assert order.window_start(lane, window) == turn % order.lane_samples
+            assert len(order.window_samples(epoch, lane, window)[0]) == length
+            expected, turn = order.window_after(epoch, lane, window), turn + length
 
 
 @given(

@@ -122,26 +122,26 @@ def test_a_wrong_manifest_is_one_sentence(spoilt, tmp_path, text: str | None, me
 
 def test_a_restart_notes_nothing_twice(tmp_path) -> None:
     for _ in range(2):
-        Quarantine(tmp_path / "bad.jsonl", "rank0-worker0").bad("a.tar", 1, "k", "torn")
+        Quarantine(tmp_path / "bad.jsonl", "rank0-worker0").bad("a.tar", 1, "k", "torn", "t")
     assert len(manifest_lines(tmp_path)) == 1
 
 
 def test_too_many_in_a_row_are_an_error() -> None:
     quarantine = Quarantine(None, "")
     for number in range(MAX_IN_A_ROW - 1):
-        quarantine.bad("a.tar", number, f"k{number}", "torn")
+        quarantine.bad("a.tar", number, f"k{number}", "torn", "t")
     with pytest.raises(DataError, match=rf"{MAX_IN_A_ROW} bad samples in a row .* a\.tar/k63: torn"):
-        quarantine.bad("a.tar", 63, "k63", "torn")
+        quarantine.bad("a.tar", 63, "k63", "torn", "t")
 
 
 def test_too_large_a_share_is_an_error() -> None:
     quarantine = Quarantine(None, "")
     for number in range(SHARE_GRACE):
         quarantine.good()
-        quarantine.bad("a.tar", number, "k", "torn")
+        quarantine.bad("a.tar", number, "k", "torn", "t")
     quarantine.good()
     with pytest.raises(DataError, match="65 of 130 samples are bad"):
-        quarantine.bad("a.tar", 1000, "k", "torn")
+        quarantine.bad("a.tar", 1000, "k", "torn", "t")
 
 
 def test_a_set_of_bad_samples_alone_ends_in_an_error_and_not_in_a_hang(kit, tmp_path) -> None:

@@ -40,14 +40,16 @@ def test_nothing_asked_nothing_read(uneven, ranges) -> None:
 
 def test_windows_are_read_once_ahead_of_time_and_forgotten(uneven, ranges) -> None:
     order = Order(uneven.counts, lanes=1, window=16, seed=0)
-    windows = WindowReader(Reader(uneven), order)
-    windows.start([(0, 0, 0)])
-    for position in range(order.lane_samples):
-        samples, place = windows.get(0, 0, position)
-        shard, number = (int(array[0]) for array in order.samples(np.array([position])))
-        assert samples.where(place) == (uneven.names[shard], number)
-        assert len(windows._windows[0]) <= 2
-    following, _ = windows.get(1, 0, 0)
+    windows = WindowReader([Reader(uneven)], [order])
+    windows.start([(0, 0, 0, 0)])
+    for turn in range(order.lane_samples):
+        epoch, lane, window, offset, length = (int(number) for number in order.place(0, turn))
+        samples = windows.get((0, epoch, lane, window), offset, length)
+        assert len(samples) == length
+        shard, number = (int(array[0]) for array in order.samples(np.array([turn])))
+        assert samples.where(offset) == (uneven.names[shard], number)
+        assert len(windows._coming) <= 1
+    following = windows.get((0, 1, 0, 0), 0, 16)
     windows.close()
     every = sum(int(offsets[-1] - offsets[0]) for offsets in map(load_offsets, uneven.shards))
     assert sum(stop - start for _, start, stop in ranges) == every + sum(map(len, following._slices))

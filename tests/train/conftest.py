@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
-RANKS_TIMEOUT_S = 540
+RANKS_TIMEOUT_S = 280
 
 
 @pytest.fixture(scope="session")

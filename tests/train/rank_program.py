@@ -9,13 +9,18 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.config.schema import ClassificationConfig, EngineConfig, OptimizerConfig
+from pipeline.checkpoints.manifest import read_manifest
+from pipeline.checkpoints.selection import step_folder
+from pipeline.checkpoints.state_reader import StateReader
+from pipeline.checkpoints.storage import open_storage
+from pipeline.config.schema import CheckpointConfig, ClassificationConfig, EngineConfig, OptimizerConfig
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
@@ -26,10 +31,20 @@ from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.loop import Meter, TrainingStep
 from pipeline.train.optim import build_optimizer, parameter_groups
+from pipeline.train.saver import ATTEMPT, Saver
+from pipeline.train.state import TrainState
 
 CLASSES, SIDE, GLOBAL_BATCH_SIZE, EMA_DECAY, CLIP = 3, 8, 8, 0.7, 1.0
 SPEC = build_spec(
-    "nano", image_size=SIDE, channels=1, num_classes=CLASSES, depth=2, embed_dim=32, num_heads=2, registers=1
+    "nano",
+    image_size=SIDE,
+    channels=1,
+    num_classes=CLASSES,
+    depth=2,
+    embed_dim=32,
+    num_heads=2,
+    registers=1,
+    drop_path=0.3,
 )
 PREPROCESS = Preprocess((0.5,), (0.5,), 1, (SIDE, SIDE))
 
@@ -46,7 +61,7 @@ def global_batch(step: int) -> Batch:
         labels_mix=torch.randint(CLASSES, (size,), generator=generator),
         mix=torch.rand(size, generator=generator),
         weights=weights,
-        slots=torch.arange(size),
+        slots=step * size + torch.arange(size),
         keys=[str(row) for row in range(size)],
         step=step,
     )
@@ -64,17 +79,39 @@ def optimizer_config(name: str) -> OptimizerConfig:
     return OptimizerConfig(name=name, lr=0.1 if name == "sgd" else 1e-3, weight_decay=0.05, layer_decay=0.8)
 
 
+class Tied(nn.Module):
+    """A model with a weight that two modules share, a frozen parameter and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(SIDE**2, SIDE**2), nn.Linear(SIDE**2, SIDE**2)
+        self.second.weight = self.first.weight
+        self.frozen = nn.Linear(SIDE**2, SIDE**2).requires_grad_(False)
+        self.head = nn.Linear(SIDE**2, CLASSES)
+        self.register_buffer("shift", torch.rand(SIDE**2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.to(self.shift.dtype).flatten(1) + self.shift
+        return self.head(self.frozen(self.second(self.first(x).relu()).relu()))
+
+
+MODELS = {"vit": lambda: MiniViT.from_spec(SPEC), "tied": Tied}
+MODELS["lamb"] = MODELS["vit"]  # trained by LAMB, the others by AdamW
+
+
 class Trainer:
     """The parts of a training stage, put together as `train.worker` does."""
 
-    def __init__(self, zero_stage: int, precision: str, optimizer: str) -> None:
+    def __init__(self, zero_stage: int, precision: str, optimizer: str, model_name: str = "vit") -> None:
         torch.manual_seed(0)
-        model = MiniViT.from_spec(SPEC)
+        model = MODELS[model_name]()
         config = optimizer_config(optimizer)
-        optimiser = build_optimizer(parameter_groups(model, config, SPEC.depth), config)
-        settings = EngineConfig(zero_stage=zero_stage, precision=precision)
+        groups = parameter_groups(model, config, SPEC.depth)
+        optimiser = build_optimizer(groups, config, GLOBAL_BATCH_SIZE, partitioned=zero_stage > 0)
+        settings = EngineConfig.model_construct(zero_stage=zero_stage, precision=precision)
         self.engine = Engine(model, optimiser, settings, clip_grad_norm=CLIP)
-        self.ema = ShardedEMA(self.engine.module, EMA_DECAY)
+        self.ema = ShardedEMA(self.engine.flats, EMA_DECAY)
+        self.state = TrainState(self.engine, self.ema)
         self.task = build_task(ClassificationConfig(label_smoothing=0.1), CLASSES)
         self.meter = Meter.on(self.engine.device, self.task)
         dtype = precision_dtype(precision)
@@ -85,67 +122,117 @@ class Trainer:
         losses = []
         for step in range(first, last):
             self.engine.set_lr(1.0)
-            self.step_once(share(global_batch(step), shares), step, micro_batches, self.meter)
-            losses.append(self.meter.report_collective(self.task)["train/loss"])
+            assert self.step_once(share(global_batch(step), shares), step, micro_batches, self.meter)
+            losses.append(self.meter.report_collective(self.task, GLOBAL_BATCH_SIZE)["train/loss"])
         return losses
 
-    def state(self) -> dict[str, Tensor]:
-        return self.engine.full_state_collective()
+    def saver(self, root: str) -> Saver:
+        """Commits below `root`, where it is made."""
+        checkpoint = CheckpointConfig(keep_last=9)
+        stage = SimpleNamespace(checkpoint=checkpoint, global_batch_size=GLOBAL_BATCH_SIZE)
+        job = SimpleNamespace(
+            folder=Path(root),
+            checkpoints=root,
+            attempt="a",
+            digest="d",
+            spec=SPEC,
+            stage=stage,
+            keep_steps=None,
+            run_ids={},
+        )
+        Path(root).mkdir(parents=True, exist_ok=True)
+        (job.folder / ATTEMPT).write_text(job.attempt)
+        saver = Saver(self.state, job, lambda: None)
+        self.engine.before_change = saver.wait_copied
+        return saver
 
     def weights(self) -> dict[str, Tensor]:
         """What this rank computes with: whole, or under ZeRO-3 its slice."""
         parameters = self.engine.module.named_parameters()
         return {name: getattr(value, "ds_tensor", value).detach().clone() for name, value in parameters}
 
+    def logits(self) -> Tensor:
+        """What the model answers to the first global batch, the same on every rank."""
+        self.engine.module.eval()
+        with torch.no_grad():
+            logits = self.engine.module(PREPROCESS.normalise(global_batch(0).images)).float()
+        self.engine.module.train()
+        return logits
 
-def steps(zero_stage: int, precision: str, shares: list[int], micro_batches: int) -> dict[str, Any]:
-    """Three steps of SGD, whose updates are proportional to gradients; then the average swapped in and out."""
-    trainer = Trainer(zero_stage, precision, "sgd")
+
+def steps(
+    zero_stage: int, precision: str, shares: list[int], micro_batches: int, root: str, optimizer: str = "sgd"
+) -> dict[str, Any]:
+    """Three steps, by default of SGD, whose updates are proportional to gradients; then the average in and out."""
+    trainer = Trainer(zero_stage, precision, optimizer)
     losses = trainer.train(0, 3, shares, micro_batches)
-    before = trainer.weights()
-    with trainer.ema.swapped_in_collective():
-        inside = trainer.weights()
+    saver = trainer.saver(root)
+    saver.begin_collective(3, {}, trainer.meter.window())
+    saver.finish()
+    before, answer = trainer.weights(), trainer.logits()
+    with trainer.engine.computing_with_collective(trainer.ema.averages):
+        inside, averaged_answer = trainer.weights(), trainer.logits()
     return {
         "losses": losses,
         "grad_norm": trainer.engine.grad_norm(),
-        "state": trainer.state(),
-        "averages": trainer.ema.full_state_collective(),
         "before": before,
         "inside": inside,
         "after": trainer.weights(),
-        "average_bytes": sum(value.nbytes for value in trainer.ema.averages.values()),
+        "answers": (answer, averaged_answer, trainer.logits()),
+        "average_bytes": sum(value.nbytes for value in trainer.ema.averages),
     }
 
 
-def save_and_go_on(zero_stage: int, precision: str, folder: str, shares: list[int]) -> dict[str, Any]:
-    """Two steps of AdamW, a checkpoint, two more steps; and the same two again from the checkpoint."""
-    target = Path(folder) / "step-00000002"
-    trainer = Trainer(zero_stage, precision, "adamw")
+def save_and_go_on(zero_stage: int, precision: str, model: str, root: str, shares: list[int]) -> dict[str, Any]:
+    """Two steps, a checkpoint, two more steps while it is being written, and another."""
+    trainer = Trainer(zero_stage, precision, "lamb" if model == "lamb" else "adamw", model)
+    saver = trainer.saver(root)
     trainer.train(0, 2, shares, 1)
-    if dist.get_rank() == 0:
-        target.mkdir(parents=True)
-    dist.barrier()
-    trainer.engine.save_collective(target)
-    trainer.ema.save_collective(target)
-    dist.barrier()
-    saved = {"saved": trainer.state(), "saved_averages": trainer.ema.full_state_collective()}
+    saver.begin_collective(2, {"val/loss": 1.0}, trainer.meter.window())
     losses = trainer.train(2, 4, shares, 1)
-    undisturbed = {"losses": losses, "state": trainer.state(), "averages": trainer.ema.full_state_collective()}
-    resumed = resume(zero_stage, precision, folder, shares, dist.get_world_size(), zero_stage)
-    return {**saved, "undisturbed": undisturbed, "resumed": resumed}
+    saver.begin_collective(4, {}, trainer.meter.window())
+    saver.finish()
+    return {"losses": losses}
 
 
-def resume(
-    zero_stage: int, precision: str, folder: str, shares: list[int], saved_world_size: int, saved_zero_stage: int
-) -> dict[str, Any]:
+def resume(zero_stage: int, precision: str, model: str, source: str, root: str, shares: list[int]) -> dict[str, Any]:
     """Two more steps from a checkpoint of perhaps another world size or ZeRO stage, by a new engine."""
-    source = Path(folder) / "step-00000002"
-    trainer = Trainer(zero_stage, precision, "adamw")
-    trainer.engine.load_collective(source, saved_world_size=saved_world_size, saved_zero_stage=saved_zero_stage)
-    trainer.ema.load_collective(source)
-    loaded = {"loaded": trainer.state(), "loaded_averages": trainer.ema.full_state_collective()}
+    trainer = Trainer(zero_stage, precision, "lamb" if model == "lamb" else "adamw", model)
+    storage, folder = open_storage(source), step_folder(2)
+    trainer.state.load_collective(StateReader(storage, folder, read_manifest(storage, folder)))
+    saver = trainer.saver(root)
+    saver.begin_collective(2, {}, trainer.meter.window())
     losses = trainer.train(2, 4, shares, 1)
-    return {**loaded, "losses": losses, "state": trainer.state(), "averages": trainer.ema.full_state_collective()}
+    saver.begin_collective(4, {}, trainer.meter.window())
+    saver.finish()
+    return {"losses": losses}
+
+
+def not_finite(zero_stage: int, precision: str, shares: list[int]) -> dict[str, Any]:
+    """A step with an infinite pixel on the last rank between two good ones."""
+    trainer = Trainer(zero_stage, precision, "adamw")
+    trainer.train(0, 1, shares, 1)
+    before, average = trainer.weights(), [value.clone() for value in trainer.ema.averages]
+    task_loss = trainer.task.loss
+
+    def spoilt(model: Any, images: Tensor, micro: Batch) -> tuple[Tensor, Tensor]:
+        losses, logits = task_loss(model, images, micro)
+        return losses * (float("inf") if dist.get_rank() == dist.get_world_size() - 1 else 1.0), logits
+
+    trainer.task.loss = spoilt
+    applied = trainer.step_once(share(global_batch(1), shares), 1, 1, trainer.meter)
+    trainer.task.loss = task_loss
+    skipped = trainer.meter.skipped
+    same_average = all(torch.equal(a, b) for a, b in zip(average, trainer.ema.averages, strict=True))
+    after = trainer.weights()
+    return {
+        "applied": applied,
+        "skipped": skipped,
+        "before": before,
+        "after": after,
+        "same_average": same_average,
+        "losses": trainer.train(2, 4, shares, 1),
+    }
 
 
 def main() -> None:
@@ -153,7 +240,7 @@ def main() -> None:
     os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    known = {"steps": steps, "save_and_go_on": save_and_go_on, "resume": resume}
+    known = {function.__name__: function for function in (steps, save_and_go_on, resume, not_finite)}
     results = {name: known[function](*arguments) for name, (function, arguments) in cases.items()}
     torch.save(results, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()

@@ -15,6 +15,16 @@ def test_without_a_gpu_deepspeed_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
     assert os.environ["DS_ACCELERATOR"] == "cpu"
 
 
-def test_choices_follow_the_resources() -> None:
-    assert (collective_backend(0), collective_backend(1)) == ("gloo", "nccl")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_collectives_on_a_cpu_go_through_gloo() -> None:
+    assert collective_backend() == "gloo"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_taken_where_there_is_one() -> None:
+    assert (select_device().type, collective_backend()) == ("cuda", "nccl")
+
+
+def test_precisions_are_dtypes() -> None:
     assert (precision_dtype("bf16"), precision_dtype("fp32")) == (torch.bfloat16, torch.float32)

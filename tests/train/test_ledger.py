@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.train.ledger import NAME, MetricsLedger, read_metrics
+from pipeline.train.ledger import NAME, LedgerTail, MetricsLedger, read_metrics
 
 
 def write(folder: Path, resume_step: int, steps: range) -> None:
@@ -63,3 +63,26 @@ def test_a_stage_that_goes_on_keeps_the_row_before_its_first_step(tmp_path: Path
     write(tmp_path, 0, range(3))
     write(tmp_path, 2, range(3, 4))
     assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_tail_gives_each_whole_row_once(tmp_path: Path) -> None:
+    tail = LedgerTail(tmp_path)
+    assert tail.new_rows() == []
+    write(tmp_path, 0, range(3))
+    assert [row["step"] for row in tail.new_rows()] == [0, 1, 2]
+    assert tail.new_rows() == []
+    with (tmp_path / NAME).open("a") as file:
+        file.write('{"step": 3, "ti')
+        file.flush()
+        assert tail.new_rows() == []
+        file.write('me": 1.0}\n')
+    assert [row["step"] for row in tail.new_rows()] == [3]
+
+
+def test_a_tail_follows_a_file_that_is_replaced(tmp_path: Path) -> None:
+    """As it is when a stage resumes: rows beyond the checkpoint are gone, and others follow."""
+    tail = LedgerTail(tmp_path)
+    write(tmp_path, 0, range(1, 6))
+    tail.new_rows()
+    write(tmp_path, 3, range(4, 8))
+    assert [row["step"] for row in tail.new_rows()] == [1, 2, 3, 4, 5, 6, 7]

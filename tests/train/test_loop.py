@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.checkpoints.manifest import Window
 from pipeline.config.schema import ClassificationConfig
 from pipeline.models.bundle import Preprocess
 from pipeline.stream.batch import Batch
 from pipeline.tasks.classification import Classification
-from pipeline.train.loop import Meter, derive_seed, evaluate_collective
+from pipeline.train.loop import Meter, evaluate_collective
 
 CLASSES = 4
 PREPROCESS = Preprocess((0.0,), (1.0,), 1, (2, 2))
@@ -75,23 +76,33 @@ def test_evaluation_leaves_the_mode_as_it_was(task: Classification, training: bo
 @pytest.mark.usefixtures("one_rank")
 def test_meter_reports_means_and_speed_and_starts_anew(task: Classification) -> None:
     meter = Meter.on(torch.device("cpu"), task)
-    meter.started = time.perf_counter() - 2.0
+    meter.started, meter.away_s = time.perf_counter() - 5.0, 3.0
     meter.sums += torch.tensor([8.0, 3, 4, 4])
-    meter.samples, meter.steps, meter.waited_s = 40, 4, 0.5
-    report = meter.report_collective(task)
-    assert (report["train/loss"], report["train/accuracy"]) == (2.0, 0.75)
+    meter.steps, meter.skipped, meter.waited_s = 4, 1, 0.5
+    report = meter.report_collective(task, 10)
+    assert (report["train/loss"], report["train/accuracy"], report["train/skipped_steps"]) == (2.0, 0.75, 1.0)
     assert report["speed/images_per_s"] == pytest.approx(20, rel=0.05)
     assert report["speed/step_time_s"] == pytest.approx(0.5, rel=0.05)
     assert report["speed/data_wait_share"] == pytest.approx(0.25, rel=0.05)
-    assert (meter.samples, meter.steps, meter.waited_s) == (0, 0, 0.0)
+    assert (meter.steps, meter.skipped, meter.waited_s, meter.away_s) == (0, 0, 0.0, 0.0)
     assert not meter.sums.any()
     assert time.perf_counter() - meter.started < 1
 
 
-def test_seeds_depend_on_every_part_of_the_key() -> None:
-    keys = [(seed, step, rank) for seed in range(3) for step in range(3) for rank in range(3)]
-    seeds = [derive_seed(*key) for key in keys]
-    assert len(set(seeds)) == len(keys)
-    assert seeds == [derive_seed(*key) for key in keys]
-    assert all(0 <= seed < 2**64 for seed in seeds)
-    torch.manual_seed(max(seeds))  # torch takes the whole range
+@pytest.mark.usefixtures("one_rank")
+def test_time_away_is_no_training_time(task: Classification) -> None:
+    meter = Meter.on(torch.device("cpu"), task)
+    with meter.away():
+        time.sleep(0.05)
+    assert 0.05 <= meter.away_s < 5
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("sums", [[[1.5, 2.0, 3.0, 4.0]], [[1.0, 1.0, 1.0, 4.0], [0.5, 1.0, 2.0, 0.0]]])
+def test_a_resumed_window_reports_what_an_undisturbed_one_would(task: Classification, sums: list[list[float]]) -> None:
+    """Written by one rank, or by two and taken up by one."""
+    meter = Meter.on(torch.device("cpu"), task)
+    meter.resume(Window(3, 1, sums))
+    assert meter.window() == Window(3, 1, [[1.5, 2.0, 3.0, 4.0]])
+    meter.sums += torch.tensor([0.5, 0.0, 0.0, 4.0])
+    assert meter.report_collective(task, 1)["train/loss"] == 0.25

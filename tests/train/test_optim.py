@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pipeline.config.schema import OptimizerConfig
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
-from pipeline.train.optim import build_optimizer, layer_of, lr_ratio, parameter_groups
+from pipeline.train.lamb import Lamb
+from pipeline.train.optim import build_optimizer, layer_of, lr_ratio, parameter_groups, peak_lr
 
-SCHEDULES = st.sampled_from(["cosine", "linear", "constant"])
+SCHEDULES = st.sampled_from(["cosine", "linear", "constant", "wsd"])
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +24,18 @@ def model() -> MiniViT:
 
 
 @given(
-    total=st.integers(1, 5000), warmup=st.integers(0, 500), schedule=SCHEDULES, final=st.floats(0, 1), data=st.data()
+    total=st.integers(1, 5000),
+    warmup=st.integers(0, 500),
+    schedule=SCHEDULES,
+    final=st.floats(0, 1),
+    decay=st.integers(0, 6000),
+    data=st.data(),
 )
 def test_ratio_is_a_share_of_the_peak(
-    total: int, warmup: int, schedule: str, final: float, data: st.DataObject
+    total: int, warmup: int, schedule: str, final: float, decay: int, data: st.DataObject
 ) -> None:
     step = data.draw(st.integers(0, total - 1))
-    ratio = lr_ratio(step, total, warmup, schedule, final)
+    ratio = lr_ratio(step, total, warmup, schedule, final, decay)
     assert 0 <= ratio <= 1
     if step < warmup:
         assert ratio == pytest.approx((step + 1) / (warmup + 1))
@@ -39,9 +45,11 @@ def test_ratio_is_a_share_of_the_peak(
         assert ratio >= final * (1 - 1e-9)
 
 
-@given(total=st.integers(2, 3000), warmup=st.integers(0, 300), schedule=SCHEDULES, final=st.floats(0, 1))
-def test_rises_through_the_warm_up_and_never_after(total: int, warmup: int, schedule: str, final: float) -> None:
-    ratios = [lr_ratio(step, total, warmup, schedule, final) for step in range(total)]
+@given(st.integers(2, 3000), st.integers(0, 300), SCHEDULES, st.floats(0, 1), st.integers(0, 4000))
+def test_rises_through_the_warm_up_and_never_after(
+    total: int, warmup: int, schedule: str, final: float, decay: int
+) -> None:
+    ratios = [lr_ratio(step, total, warmup, schedule, final, decay) for step in range(total)]
     rising, falling = ratios[: warmup + 1], ratios[warmup:]
     assert all(after > before for before, after in itertools.pairwise(rising))
     assert all(after <= before + 1e-12 for before, after in itertools.pairwise(falling))
@@ -53,6 +61,20 @@ def test_values_of_the_published_schedules() -> None:
     assert lr_ratio(25, 100, 0, "cosine", 0.2) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 4)))
     assert lr_ratio(75, 100, 0, "linear", 0.0) == pytest.approx(0.25)
     assert lr_ratio(100, 100, 10, "linear", 0.1) == pytest.approx(0.1)
+
+
+def test_wsd_is_flat_until_its_decay() -> None:
+    ratios = [lr_ratio(step, 100, 10, "wsd", 0.1, 20) for step in range(101)]
+    assert set(ratios[10:81]) == {1.0}
+    assert ratios[90] == pytest.approx(0.55)
+    assert ratios[100] == pytest.approx(0.1)
+
+
+def test_the_rate_is_scaled_to_the_batch_only_if_asked() -> None:
+    assert peak_lr(OptimizerConfig(lr=0.1), 4096) == 0.1
+    assert peak_lr(OptimizerConfig(lr=1.5e-4, lr_batch_size=256), 4096) == pytest.approx(2.4e-3)  # MAE's recipe
+    assert peak_lr(OptimizerConfig(name="lamb", lr=0.1, lr_batch_size=512), 2048) == pytest.approx(0.2)
+    assert peak_lr(OptimizerConfig(name="sgd", lr=0.1, lr_batch_size=256), 64) == pytest.approx(0.025)
 
 
 def test_every_parameter_is_in_one_group(model: MiniViT) -> None:
@@ -101,12 +123,25 @@ def test_layer_of_counts_from_the_embeddings() -> None:
     ]
 
 
+def test_lamb_has_a_group_per_parameter(model: MiniViT) -> None:
+    config = OptimizerConfig(name="lamb", layer_decay=0.5, weight_decay=0.3)
+    groups = parameter_groups(model, config, depth=2)
+    assert len(groups) == len(list(model.parameters()))
+    others = parameter_groups(model, OptimizerConfig(layer_decay=0.5, weight_decay=0.3), depth=2)
+    settings = {id(p): (g["weight_decay"], g["lr_scale"]) for g in others for p in g["params"]}
+    assert all(settings[id(group["params"][0])] == (group["weight_decay"], group["lr_scale"]) for group in groups)
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "expected"),
-    [("adamw", torch.optim.AdamW, {"betas": (0.8, 0.9)}), ("sgd", torch.optim.SGD, {"momentum": 0.7})],
+    [
+        ("adamw", torch.optim.AdamW, {"betas": (0.8, 0.9)}),
+        ("lamb", Lamb, {"betas": (0.8, 0.9)}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.7}),
+    ],
 )
 def test_settings_reach_the_optimiser(name: str, kind: type, expected: dict, model: MiniViT) -> None:
     config = OptimizerConfig(name=name, lr=0.2, betas=(0.8, 0.9), momentum=0.7)
-    optimizer = build_optimizer(parameter_groups(model, config, depth=2), config)
+    optimizer = build_optimizer(parameter_groups(model, config, depth=2), config, 64, partitioned=False)
     assert isinstance(optimizer, kind)
     assert all(group["lr"] == 0.2 and expected.items() <= group.items() for group in optimizer.param_groups)

@@ -1,25 +1,40 @@
-"""Two ranks with unequal shares against a plain PyTorch loop over the global batch; checkpoints across world sizes."""
+"""Ranks with unequal shares against a plain PyTorch loop over the global batch; checkpoints across world sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm.optim
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pipeline.checkpoints.manifest import verify
+from pipeline.checkpoints.selection import step_folder
+from pipeline.checkpoints.state_reader import StateReader
+from pipeline.checkpoints.storage import LocalStorage
+from pipeline.models.drop_path import sample_keys
+from pipeline.models.per_step import per_step
+from pipeline.train.seeds import DROP_PATH, derive_seed
 
 Results = list[dict[str, Any]]
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
 EVERY = [(stage, precision) for stage in STAGES for precision in PRECISIONS if (stage, precision) != (0, "bf16")]
-SAVED = [(0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]
-# (saved ZeRO stage, precision, ranks now, ZeRO stage now), all saved by two ranks. Without ZeRO there is no conversion.
-CONVERSIONS = [(1, "fp32", 1, 1), (1, "fp32", 2, 2), (2, "bf16", 1, 2)]
+TIED = [(stage, "fp32") for stage in STAGES]
+SHARES = {1: [8], 2: [5, 3], 3: [3, 0, 5]}
+# (saved ZeRO stage, precision, ranks now, ZeRO stage now), all saved by two ranks.
+CONVERSIONS = [
+    *((saved, "fp32", ranks, now) for saved, ranks, now in product(STAGES, (1, 3), STAGES)),
+    *((saved, "fp32", 2, now) for saved, now in product(STAGES, STAGES) if saved != now),
+    *((saved, "bf16", 3, now) for saved, now in ((1, 3), (3, 2), (2, 2))),
+]
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for all cases of two ranks
 
@@ -29,57 +44,81 @@ def case(*parts: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every case leaves its checkpoints, in a folder of its own name."""
     return tmp_path_factory.mktemp("checkpoints")
 
 
 @pytest.fixture(scope="module")
-def two(run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Results:
-    """All cases of two ranks."""
-    cases: dict[str, Any] = {case("steps", *key): ["steps", [*key, [5, 3], 2]] for key in EVERY}
-    cases["more parts than samples"] = ["steps", [2, "fp32", [7, 1], 3]]
-    cases["a rank without samples"] = ["steps", [2, "fp32", [8, 0], 2]]
-    for key in SAVED:
-        cases[case("save", *key)] = ["save_and_go_on", [*key, str(checkpoints / case(*key)), [4, 4]]]
+def two(run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFactory, root: Path) -> Results:
+    """All cases of two ranks that start anew, and those that go on on two ranks."""
+    cases: dict[str, Any] = {}
+    for key in EVERY:
+        cases[case("steps", *key)] = ["steps", [*key, [5, 3], 2, str(root / case("steps", *key))]]
+        cases[case("not finite", *key)] = ["not_finite", [*key, [5, 3]]]
+    for stage in STAGES:
+        name = case("lamb", stage)
+        cases[name] = ["steps", [stage, "fp32", [5, 3], 2, str(root / name), "lamb"]]
+    for name, shares, micro_batches in (("more parts than samples", [7, 1], 3), ("a rank without samples", [8, 0], 2)):
+        cases[name] = ["steps", [2, "fp32", shares, micro_batches, str(root / name)]]
+    for model, keys in (("vit", EVERY), ("tied", TIED), ("lamb", TIED)):
+        for stage, precision in keys:
+            saved = case("save", model, stage, precision)
+            cases[saved] = ["save_and_go_on", [stage, precision, model, str(root / saved), [5, 3]]]
+            again = case("resume", model, stage, precision)
+            cases[again] = ["resume", [stage, precision, model, str(root / saved), str(root / again), [5, 3]]]
     return run_ranks(2, tmp_path_factory.mktemp("two") / "ranks", cases)
 
 
 @pytest.fixture(scope="module")
 def converted(
-    run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFactory, checkpoints: Path, two: Results
+    run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFactory, root: Path, two: Results
 ) -> dict[str, Any]:
     """Rank 0's results of every conversion."""
     found: dict[str, Any] = {}
-    for world_size, shares in ((1, [8]), (2, [5, 3])):
-        cases = {
-            case(saved, precision, world_size, stage): [
-                "resume",
-                [stage, precision, str(checkpoints / case(saved, precision)), shares, 2, saved],
-            ]
-            for saved, precision, ranks, stage in CONVERSIONS
-            if ranks == world_size
-        }
+    for world_size, shares in SHARES.items():
+        cases = {}
+        for saved, precision, ranks, now in CONVERSIONS:
+            if ranks == world_size:
+                name, source = case(saved, precision, ranks, now), case("save", "vit", saved, precision)
+                cases[name] = ["resume", [now, precision, "vit", str(root / source), str(root / name), shares]]
+                if precision == "fp32" and ranks == 3:
+                    for model in ("tied", "lamb"):
+                        again, source = case(model, name), case("save", model, saved, precision)
+                        cases[again] = [
+                            "resume",
+                            [now, precision, model, str(root / source), str(root / again), shares],
+                        ]
         found |= run_ranks(world_size, tmp_path_factory.mktemp("converted") / "ranks", cases)[0]
     return found
 
 
 @pytest.fixture(scope="module")
 def reference(program: SimpleNamespace) -> dict[str, Any]:
-    """Three steps of SGD in fp32 over the global batch, and the average, in plain PyTorch."""
+    return plain_steps(program, "sgd")
+
+
+def plain_steps(program: SimpleNamespace, optimizer_name: str) -> dict[str, Any]:
+    """Three steps in fp32 over the global batch, and the average, in plain PyTorch; drop path by the samples' slots."""
     torch.manual_seed(0)
     model = program.MiniViT.from_spec(program.SPEC)
-    config = program.optimizer_config("sgd")
+    config = program.optimizer_config(optimizer_name)
     groups = program.parameter_groups(model, config, program.SPEC.depth)
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
-    optimizer = torch.optim.SGD(groups, momentum=config.momentum, nesterov=True)
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.SGD(groups, momentum=config.momentum, nesterov=True)
+        if optimizer_name == "sgd"
+        else timm.optim.Lamb(groups, eps=1e-6, max_grad_norm=None)
+    )
     averages = {name: value.detach().clone() for name, value in model.named_parameters()}
     losses, norm = [], torch.zeros(())
     for step in range(3):
         batch = program.global_batch(step)
         own, partner = (F.one_hot(labels, program.CLASSES) for labels in (batch.labels, batch.labels_mix))
         target = batch.mix[:, None] * own + (1 - batch.mix[:, None]) * partner
-        logits = model((batch.images.float() / 255 - 0.5) / 0.5)
+        with per_step(model, keys=sample_keys(derive_seed(0, DROP_PATH), batch.slots)):
+            logits = model((batch.images.float() / 255 - 0.5) / 0.5)
         loss = F.cross_entropy(logits, target, label_smoothing=0.1, reduction="none") * batch.weights
         optimizer.zero_grad()
         (loss.sum() / program.GLOBAL_BATCH_SIZE).backward()
@@ -90,6 +129,13 @@ def reference(program: SimpleNamespace) -> dict[str, Any]:
             averages[name] = decay * averages[name] + (1 - decay) * value.detach()
         losses.append((loss.sum() / batch.weights.sum()).item())
     return {"state": deepcopy(model.state_dict()), "averages": averages, "losses": losses, "grad_norm": float(norm)}
+
+
+def saved_state(root: Path, name: str, step: int) -> dict[str, dict[str, Tensor]]:
+    """Every kind of state in a checkpoint, whole, and the optimiser's scalars."""
+    storage, folder = LocalStorage(root / name), step_folder(step)
+    reader = StateReader(storage, folder, verify(storage, folder))
+    return {key: reader.whole(key) for key in reader.keys} | {"scalars": reader.scalars}
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float) -> None:
@@ -103,6 +149,12 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert [name for name, value in expected.items() if not torch.equal(found[name], value)] == []
 
 
+def assert_same_states(found: dict[str, dict[str, Tensor]], expected: dict[str, dict[str, Tensor]]) -> None:
+    assert found.keys() == expected.keys()
+    for key, state in expected.items():
+        assert_same(found[key], state)
+
+
 @pytest.mark.parametrize(
     ("stage", "name"),
     [
@@ -112,78 +164,118 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     ],
 )
 def test_unequal_shares_give_the_gradient_of_the_global_batch(
-    two: Results, reference: dict[str, Any], stage: int, name: str
+    two: Results, root: Path, reference: dict[str, Any], stage: int, name: str
 ) -> None:
+    state = saved_state(root, name, 3)
+    assert_close(state["weights"], reference["state"], atol=1e-5)
+    assert_close(state["ema"], reference["averages"], atol=1e-5)
     for rank in two:
-        result = rank[name]
-        assert_close(result["state"], reference["state"], atol=1e-5)
-        assert_close(result["averages"], reference["averages"], atol=1e-5)
-        assert result["losses"] == pytest.approx(reference["losses"], abs=1e-5)
-        if stage > 0:  # DeepSpeed keeps no norm without ZeRO
-            assert result["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4)
+        assert rank[name]["losses"] == pytest.approx(reference["losses"], abs=1e-5)
+        assert rank[name]["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_lamb_measures_whole_tensors_wherever_their_parts_are(
+    two: Results, root: Path, program: SimpleNamespace, stage: int
+) -> None:
+    state = saved_state(root, case("lamb", stage), 3)
+    assert_close(state["weights"], plain_steps(program, "lamb")["state"], atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_bf16_moves_the_weights_the_same_way(
-    two: Results, reference: dict[str, Any], program: SimpleNamespace, stage: int
+    two: Results, root: Path, reference: dict[str, Any], program: SimpleNamespace, stage: int
 ) -> None:
-    result = two[0][case("steps", stage, "bf16")]
+    name = case("steps", stage, "bf16")
+    state = saved_state(root, name, 3)["weights"]
     torch.manual_seed(0)
     start = program.MiniViT.from_spec(program.SPEC).state_dict()
     ours, theirs = (
-        torch.cat([(state[name] - start[name]).flatten() for name in start])
-        for state in (result["state"], reference["state"])
+        torch.cat([(moved[name] - start[name]).flatten() for name in start]) for moved in (state, reference["state"])
     )
     assert float((ours - theirs).norm() / theirs.norm()) < 0.1
-    assert result["losses"] == pytest.approx(reference["losses"], abs=0.05)
+    assert two[0][name]["losses"] == pytest.approx(reference["losses"], abs=0.05)
+    assert all(value.dtype == torch.float32 for value in state.values())
 
 
 @pytest.mark.parametrize(("stage", "precision"), EVERY)
-def test_ranks_agree_on_the_whole_state(two: Results, stage: int, precision: str) -> None:
-    first, second = (rank[case("steps", stage, precision)] for rank in two)
-    assert_same(first["state"], second["state"])
-    assert_same(first["averages"], second["averages"])
-    assert all(value.dtype == torch.float32 for value in first["state"].values())
-
-
-@pytest.mark.parametrize(("stage", "precision"), EVERY)
-def test_the_average_is_swapped_in_and_exactly_out(two: Results, stage: int, precision: str) -> None:
+def test_the_average_is_swapped_in_and_exactly_out(two: Results, root: Path, stage: int, precision: str) -> None:
+    name = case("steps", stage, precision)
     for rank in two:
-        result = rank[case("steps", stage, precision)]
+        result = rank[name]
         assert_same(result["after"], result["before"])
-        assert any(not torch.equal(result["inside"][name], value) for name, value in result["before"].items())
+        assert any(not torch.equal(result["inside"][key], value) for key, value in result["before"].items())
+        before, inside, after = result["answers"]
+        assert torch.equal(before, after)
+        assert not torch.equal(before, inside)  # small parameters, which ZeRO-3 keeps gathered, are swapped too
         if stage < 3:
+            averages = saved_state(root, name, 3)["ema"]
             dtype = result["before"]["pos_embed"].dtype
-            assert_same(result["inside"], {name: value.to(dtype) for name, value in result["averages"].items()})
+            assert_same(result["inside"], {key: value.to(dtype) for key, value in averages.items()})
+
+
+@pytest.mark.parametrize(("stage", "precision"), [key for key in EVERY if key[0] > 0])
+def test_the_average_is_shared_out(two: Results, root: Path, stage: int, precision: str) -> None:
+    """Four bytes a parameter over all ranks, with what pads groups or tensors to equal shares."""
+    name = case("steps", stage, precision)
+    averages = saved_state(root, name, 3)["ema"]
+    whole = sum(4 * value.numel() for value in averages.values())
+    held = [rank[name]["average_bytes"] for rank in two]
+    assert whole <= sum(held) <= whole + 16 * len(averages)
+    assert max(held) < 0.6 * whole
 
 
 @pytest.mark.parametrize(("stage", "precision"), EVERY)
-def test_the_average_is_shared_out(two: Results, stage: int, precision: str) -> None:
-    """Four bytes a parameter over all ranks; under ZeRO-3 a tensor is padded to a whole slice for each rank."""
-    results = [rank[case("steps", stage, precision)] for rank in two]
-    whole = sum(4 * value.numel() for value in results[0]["averages"].values())
-    held = sum(result["average_bytes"] for result in results)
-    assert whole <= held <= whole + 4 * len(results[0]["averages"])
-    assert max(result["average_bytes"] for result in results) < 0.75 * whole
-
-
-@pytest.mark.parametrize(("stage", "precision"), SAVED)
-def test_resume_on_the_same_ranks_is_bit_identical(two: Results, stage: int, precision: str) -> None:
+def test_a_step_that_is_not_finite_changes_nothing_on_any_rank(two: Results, stage: int, precision: str) -> None:
     for rank in two:
-        result = rank[case("save", stage, precision)]
-        assert_same(result["resumed"]["loaded"], result["saved"])
-        assert_same(result["resumed"]["loaded_averages"], result["saved_averages"])
-        assert result["resumed"]["losses"] == result["undisturbed"]["losses"]
-        assert_same(result["resumed"]["state"], result["undisturbed"]["state"])
-        assert_same(result["resumed"]["averages"], result["undisturbed"]["averages"])
+        result = rank[case("not finite", stage, precision)]
+        assert (result["applied"], result["skipped"]) == (False, 1)
+        assert_same(result["after"], result["before"])
+        assert result["same_average"]
+        assert all(loss == loss and loss < 10 for loss in result["losses"])
+
+
+@pytest.mark.parametrize(
+    ("model", "stage", "precision"),
+    [("vit", *key) for key in EVERY] + [(model, *key) for model in ("tied", "lamb") for key in TIED],
+)
+def test_resume_on_the_same_ranks_is_bit_identical(
+    two: Results, root: Path, model: str, stage: int, precision: str
+) -> None:
+    saved, again = case("save", model, stage, precision), case("resume", model, stage, precision)
+    for rank in two:
+        assert rank[again]["losses"] == rank[saved]["losses"]
+    for step in (2, 4):
+        assert_same_states(saved_state(root, again, step), saved_state(root, saved, step))
 
 
 @pytest.mark.parametrize(("saved", "precision", "ranks", "stage"), CONVERSIONS)
 def test_resume_on_other_ranks_or_another_stage(
-    two: Results, converted: dict[str, Any], saved: int, precision: str, ranks: int, stage: int
+    two: Results, converted: dict[str, Any], root: Path, saved: int, precision: str, ranks: int, stage: int
 ) -> None:
-    result, former = converted[case(saved, precision, ranks, stage)], two[0][case("save", saved, precision)]
-    assert_same(result["loaded"], former["saved"])
-    assert_same(result["loaded_averages"], former["saved_averages"])
+    name, source = case(saved, precision, ranks, stage), case("save", "vit", saved, precision)
+    assert_same_states(saved_state(root, name, 2), saved_state(root, source, 2))
     tolerance = 1e-5 if precision == "fp32" else 0.05
-    assert result["losses"] == pytest.approx(former["undisturbed"]["losses"], abs=tolerance)
+    assert converted[name]["losses"] == pytest.approx(two[0][source]["losses"], rel=tolerance)
+
+
+@pytest.mark.parametrize(("saved", "stage"), list(product(STAGES, STAGES)))
+def test_lamb_goes_on_on_other_ranks(
+    two: Results, converted: dict[str, Any], root: Path, saved: int, stage: int
+) -> None:
+    name, source = case("lamb", saved, "fp32", 3, stage), case("save", "lamb", saved, "fp32")
+    assert_same_states(saved_state(root, name, 2), saved_state(root, source, 2))
+    assert converted[name]["losses"] == pytest.approx(two[0][source]["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("saved", "stage"), list(product(STAGES, STAGES)))
+def test_shared_and_frozen_parameters_and_buffers_survive_every_conversion(
+    two: Results, converted: dict[str, Any], root: Path, saved: int, stage: int
+) -> None:
+    name, source = case("tied", saved, "fp32", 3, stage), case("save", "tied", saved, "fp32")
+    state, former = saved_state(root, name, 2), saved_state(root, source, 2)
+    assert_same_states(state, former)
+    assert {"frozen.weight", "shift", "first.weight"} <= state["weights"].keys()
+    assert "second.weight" not in state["weights"]
+    assert "frozen.weight" not in state["exp_avg"]
+    assert converted[name]["losses"] == pytest.approx(two[0][source]["losses"], rel=1e-5)

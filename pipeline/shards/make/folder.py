@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import sys
@@ -14,10 +13,13 @@ from typing import Annotated
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.images.decode import BadImage, read_header
+from pipeline.images.load import load_plain
 from pipeline.shards import store
 from pipeline.shards.build import build_index
 from pipeline.shards.index import INDEX_NAME, DatasetIndex, decode_index
 from pipeline.shards.parallel import map_shards
+from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
 
 EXTENSIONS = ".png", ".jpg", ".jpeg", ".webp"
@@ -28,12 +30,14 @@ LONGEST_STEM = 60  # keeps member names within the 100 bytes that a plain tar he
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides the content of the shards; kept beside them, so that a second run knows its own work."""
+    """What decides the content of the shards."""
 
     seed: int
     samples_per_shard: int
     num_files: int
     listing_sha256: str  # of every file's path below `src` and size
+    max_side: int | None
+    quality: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class ShardTask:
     src: str
     out: str
     prefix: str
+    max_side: int | None
+    quality: int
 
     def __call__(self, job: tuple[int, list[tuple[int, str, int]]]) -> list[tuple[str, str]]:
         number, files = job
@@ -58,6 +64,12 @@ class ShardTask:
                     rejected.append((name, "is empty" if not data else "is no PNG, JPEG or WebP inside"))
                     continue
                 extension = Path(name).suffix.lower()[1:]
+                if self.max_side is not None:
+                    try:
+                        extension, data = smaller(data, extension, self.max_side, self.quality)
+                    except BadImage as bad:
+                        rejected.append((name, str(bad)))
+                        continue
                 tar.write(_key(position, name), {extension: data, "cls": str(label).encode()})
             tar.finish()
         return rejected
@@ -69,6 +81,8 @@ def make(
     src: Annotated[Path, "folder that holds one folder of images per class"],
     samples_per_shard: Annotated[int, "images in each shard"] = 10_000,
     prefix: Annotated[str, "shards are named PREFIX-000000.tar and so on"] = "train",
+    max_side: Annotated[int | None, "images whose longer side is larger become JPEGs of that side"] = None,
+    quality: Annotated[int, "of the JPEGs that --max-side makes, 1 to 100"] = 90,
     seed: Annotated[int, "seed of the order in which images are spread over shards"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
@@ -78,6 +92,8 @@ def make(
     `PREFIX-rejected.txt` and counted on standard error. Raises DataError if `src` is not such a directory, or `out`
     holds shards of the same prefix made of other files or with other settings.
     """
+    if not 1 <= quality <= 100 or (max_side is not None and max_side < 1):
+        raise DataError(f"max side {max_side}, quality {quality}: take a side above 0 and a quality of 1 to 100")
     if samples_per_shard < 1 or not re.fullmatch(r"[A-Za-z0-9_-]+", prefix):
         raise DataError(
             f"samples per shard {samples_per_shard} and prefix {prefix!r}: take a positive number, and a prefix of "
@@ -86,7 +102,7 @@ def make(
     classes = _classes(src)
     files, listing, passed_over = _list_files(src, classes)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(files)).tolist()
-    _agree_on_plan(out, prefix, Plan(seed, samples_per_shard, len(files), listing))
+    agree_on_plan(out, prefix, asdict(Plan(seed, samples_per_shard, len(files), listing, max_side, quality)))
     _agree_on_classes(out, classes)
     jobs = []
     for number, first in enumerate(range(0, len(files), samples_per_shard)):
@@ -95,7 +111,7 @@ def make(
     finished = _finished(out)
     missing = [job for job in jobs if shard_name(prefix, job[0]) not in finished]
     report = Rejections(out / f"{prefix}-rejected.txt")
-    task = ShardTask(str(src), str(out), prefix)
+    task = ShardTask(str(src), str(out), prefix, max_side, quality)
     for rejected in map_shards(task, missing, label=f"writing {prefix}", workers=workers):
         report.add(rejected)
     index = build_index(f"{out}/{prefix}-{{000000..{len(jobs) - 1:06d}}}.tar", classes=classes, workers=workers)
@@ -105,6 +121,23 @@ def make(
         left_out = len(files) - index.num_samples
         print(f"{src}: {left_out:,} unreadable files left out; {report.path} names them", file=sys.stderr)
     return index
+
+
+def smaller(data: bytes, extension: str, max_side: int, quality: int) -> tuple[str, bytes]:
+    """Extension and bytes of an image whose longer side is at most `max_side`; as it is, if it was so before.
+
+    Raises BadImage where it would have to shrink and cannot be decoded.
+    """
+    import cv2
+
+    header = read_header(data)
+    longer = max(header.height, header.width)
+    if longer <= max_side:
+        return extension, data
+    size = tuple(max(round(side * max_side / longer), 1) for side in (header.height, header.width))
+    pixels = load_plain(data, (size[0], size[1]), 1 if header.mode == "L" else 3)
+    image = pixels if pixels.shape[2] == 1 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    return "jpg", cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 class Rejections:
@@ -154,22 +187,6 @@ def _list_files(src: Path, classes: list[str]) -> tuple[list[tuple[str, int]], s
     if not files:
         raise DataError(f"{src}: holds no images; put {', '.join(EXTENSIONS)} files into its class folders")
     return files, digest.hexdigest(), passed_over
-
-
-def _agree_on_plan(out: Path, prefix: str, plan: Plan) -> None:
-    path = out / f".{prefix}.plan.json"
-    if path.is_file():
-        earlier = json.loads(path.read_bytes())
-        changed = [name for name, value in asdict(plan).items() if earlier.get(name) != value]
-        if changed:
-            raise DataError(
-                f"{out}: its {prefix!r} shards were made with another {' and '.join(changed)}; "
-                "choose another --out or --prefix, or delete those shards and this plan: " + str(path)
-            )
-    elif list(out.glob(f"{prefix}-*.tar")):
-        raise DataError(f"{out}: holds {prefix!r} shards of another origin; choose another --out or --prefix")
-    else:
-        store.write_bytes(str(path), json.dumps(asdict(plan)).encode())
 
 
 def _earlier_index(out: Path) -> DatasetIndex | None:

@@ -14,6 +14,7 @@ from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index, load_offsets
 from pipeline.shards.make import make
+from pipeline.shards.samples import shard_samples
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
 from pipeline.shards.verify import verify
@@ -166,3 +167,27 @@ def test_directories_that_are_no_image_folder(tmp_path: Path) -> None:
 def test_options_are_checked(src: Path, tmp_path: Path, options: dict[str, object]) -> None:
     with pytest.raises(DataError, match="take a positive number"):
         make("folder", tmp_path / "out", src=src, **options)
+
+
+def test_large_images_become_smaller_jpegs_and_others_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "src" / "cat"
+    folder.mkdir(parents=True)
+    photo = np.random.default_rng(0).integers(256, size=(300, 500, 3), dtype=np.uint8)
+    files = {"large.png": photo, "small.png": photo[:40, :50], "tall.jpg": photo.transpose(1, 0, 2)}
+    for name, pixels in files.items():
+        cv2.imwrite(str(folder / name), pixels)
+    (folder / "broken.jpg").write_bytes((folder / "tall.jpg").read_bytes()[:200])
+    index = make("folder", tmp_path / "out", src=tmp_path / "src", max_side=100, quality=80, workers=1)
+    found = {}
+    for _, key, members, _ in shard_samples(index.shards[0]):
+        extension = next(name for name in members if name != "cls")
+        found[key.split("-")[1]] = extension, bytes(members[extension])
+    shapes = {key: cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape[:2] for key, (_, data) in found.items()}
+    assert shapes == {"large": (60, 100), "small": (40, 50), "tall": (100, 60)}
+    assert found["large"][0] == "jpg"
+    assert found["small"] == ("png", (folder / "small.png").read_bytes())
+    assert "broken.jpg" in (tmp_path / "out" / "train-rejected.txt").read_text()
+    with pytest.raises(DataError, match="made with another max_side"):
+        make("folder", tmp_path / "out", src=tmp_path / "src", max_side=200, quality=80, workers=1)
+    with pytest.raises(DataError, match="quality of 1 to 100"):
+        make("folder", tmp_path / "out", src=tmp_path / "src", max_side=100, quality=0)

@@ -1,0 +1,183 @@
+"""Kills at random, one run disturbed by many of them, against an undisturbed run of the same pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.bench.synthetic import NAME, write_config, write_shards
+from pipeline.errors import ClusterError
+from pipeline.stages.folder import FINISHED, RUNNING, RunFolder
+from pipeline.train.ledger import LedgerTail, read_metrics
+
+TRAINING_PER_KILL_S = 15.0  # that many seconds of steps: with a killed raylet they go on until it is missed
+PROBE_STEPS, CHECKPOINT_EVERY = 200, 6
+PHASES = ("start", "steps", "save", "export", "evaluation")
+LONGEST_DELAYS_S = {"start": 25.0, "steps": 4.0, "evaluation": 15.0}  # of a kill after its phase has begun
+VICTIMS = ("rank", "driver", "raylet", "tree")
+PATIENCE_S = 600.0  # for a phase to come; then the kill strikes wherever the run is
+MOST_STARTS_PER_KILL = 3
+TIMES = ("time", "speed/")
+
+
+@dataclass
+class Chaos:
+    """A folder with a pipeline in it, its driver, and the kills so far."""
+
+    folder: Path
+    random: random.Random
+    kills: list[dict[str, str]] = field(default_factory=list)
+    starts: int = 0
+    last_step_at: float = 0.0  # Unix time
+
+    def __post_init__(self) -> None:
+        self._tail = LedgerTail(self.run.stage("pretrain").path)
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder / "runs" / NAME)
+
+    def start(self) -> psutil.Popen:
+        self.starts += 1
+        log = (self.folder / "driver.log").open("a")
+        command = [sys.executable, "-m", "pipeline.cli.main", "run", "pipeline.yaml"]
+        return psutil.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    def phase(self) -> str:
+        """Where the run is, as far as its folder tells."""
+        for stage, name in (("export", "export"), ("evaluate", "evaluation")):  # both at once; the first is short
+            if self._state(stage) == RUNNING:
+                return name
+        folder = self.run.stage("pretrain")
+        if any(not (step / "manifest.json").exists() for step in folder.checkpoints.glob("step-*")):
+            return "save"
+        if rows := self._tail.new_rows():
+            self.last_step_at = rows[-1]["time"]
+        return "steps" if self.last_step_at > time.time() - 2 else "start"
+
+    def _state(self, stage: str) -> str | None:
+        status = self.run.stage(stage).status()
+        return status.state if status else None
+
+    def strike(self, driver: psutil.Popen, phase: str, victim: str) -> bool:
+        """Wait for the phase, then kill; false if there was nothing to kill."""
+        due = time.monotonic() + PATIENCE_S
+        while time.monotonic() < due and driver.poll() is None and self.phase() != phase and not self.is_finished():
+            time.sleep(0.005)
+        time.sleep(self.random.uniform(0, LONGEST_DELAYS_S.get(phase, 0)))
+        processes = self.victims(driver, victim)
+        where = self.phase()
+        if not processes or driver.poll() is not None:
+            return False
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.kills.append({"victim": victim, "phase": where})
+        return True
+
+    def victims(self, driver: psutil.Popen, victim: str) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.Error):
+            children = driver.children(recursive=True)
+            if victim == "driver":
+                return [driver]
+            if victim == "tree":
+                return [driver, *children]
+            named = {"raylet": "raylet/raylet", "rank": "ray::RayTrainWorker"}[victim]
+            found = [child for child in children if named in " ".join(child.cmdline()[:1])]
+            return [self.random.choice(found)] if found else []
+        return []
+
+    def disturb(self, kills: int) -> None:
+        """Run the pipeline to its end through that many kills, starting it again whenever it ended."""
+        phases = self.random.choices(PHASES, k=kills)
+        phases.sort(key=lambda phase: max(PHASES.index(phase), PHASES.index("save")))  # in training: as they were drawn
+        driver = self.start()
+        while phases and not self.is_finished() and self.starts <= MOST_STARTS_PER_KILL * kills:
+            if self.strike(driver, phases[0], self.random.choice(VICTIMS)):
+                phases.pop(0)
+                if self.kills[-1]["victim"] != "rank":
+                    driver.wait()
+            if driver.poll() is not None and not self.is_finished():
+                driver = self.start()
+        self.to_the_end(driver)
+
+    def to_the_end(self, driver: psutil.Popen) -> None:
+        for _ in range(MOST_STARTS_PER_KILL):
+            if driver.wait() == 0:
+                return
+            driver = self.start()
+        raise ClusterError(f"the run does not come to its end: {(self.folder / 'driver.log').read_text()[-2000:]}")
+
+    def is_finished(self) -> bool:
+        return self._state("export") == self._state("evaluate") == FINISHED
+
+    def outcome(self) -> dict[str, Any]:
+        """What the run has left: the hash of the exported weights, its metrics, its evaluation."""
+        export = self.run.path / "stages/export/export/safetensors/model.safetensors"
+        rows = read_metrics(self.run.stage("pretrain").path)
+        kept = [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
+        evaluation = json.loads((self.run.path / "stages/evaluate/evaluation.json").read_text())
+        return {
+            "weights": hashlib.sha256(export.read_bytes()).hexdigest(),
+            "rows": kept,
+            "models": evaluation["models"],
+        }
+
+
+def miniature(folder: Path, shards: Path, steps: int, seed: int) -> Chaos:
+    folder.mkdir()
+    write_config(folder, shards, steps, CHECKPOINT_EVERY)
+    return Chaos(folder, random.Random(seed))
+
+
+def steps_per_s(folder: Path, shards: Path) -> float:
+    """Of the miniature when nothing disturbs it, its start left out."""
+    probe = miniature(folder, shards, PROBE_STEPS, seed=0)
+    probe.to_the_end(probe.start())
+    rows = read_metrics(probe.run.stage("pretrain").path)
+    times = [row["time"] for row in rows if row["step"] in (PROBE_STEPS // 2, PROBE_STEPS)]
+    return (PROBE_STEPS - PROBE_STEPS // 2) / (times[1] - times[0])
+
+
+def measure(kills: int, seed: int) -> dict[str, Any]:
+    """Disturb a run, and say whether it left what an undisturbed one leaves."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, shards = Path(scratch), Path(scratch) / "shards"
+        write_shards(shards)
+        steps = round(kills * TRAINING_PER_KILL_S * steps_per_s(folder / "probe", shards))
+        steady, chaos = (miniature(folder / name, shards, steps, seed) for name in ("undisturbed", "disturbed"))
+        began = time.monotonic()
+        steady.to_the_end(steady.start())
+        undisturbed_s = time.monotonic() - began
+        began = time.monotonic()
+        chaos.disturb(kills)
+        disturbed_s = time.monotonic() - began
+        expected, found = steady.outcome(), chaos.outcome()
+        events = chaos.run.stage("pretrain").path / "events.jsonl"
+        told = events.read_text().splitlines() if events.is_file() else []  # a kill before the first step tells nothing
+        lost = [json.loads(line).get("steps_lost", 0) for line in told]
+        return {
+            "steps": steps,
+            "kills": len(chaos.kills),
+            "by_victim": dict(Counter(kill["victim"] for kill in chaos.kills)),
+            "by_phase": dict(Counter(kill["phase"] for kill in chaos.kills)),
+            "same_weights": found["weights"] == expected["weights"],
+            "same_metrics": found["rows"] == expected["rows"],
+            "same_evaluation": found["models"] == expected["models"],
+            "steps_done_again": sum(lost),
+            "starts": chaos.starts,
+            "undisturbed_s": undisturbed_s,
+            "disturbed_s": disturbed_s,
+        }

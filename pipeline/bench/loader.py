@@ -1,0 +1,169 @@
+"""Images per second of our loader and of others: same shards, same cores, same crop, flip and batch."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.bench import loader_peers as peers
+from pipeline.bench.processes import cpu_seconds
+from pipeline.config.schema import AugmentConfig, DataConfig, DatasetConfig, ResolutionConfig
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.parallel import track
+from pipeline.stream.batch import Part
+from pipeline.stream.loader import TrainLoader
+from pipeline.stream.parts import TrainParts
+from pipeline.stream.resolution import size_at
+from pipeline.stream.source import Source, build_mixture
+
+BATCH_SIZE = 64
+WARM_UP_BATCHES = 6
+LANES, WINDOW = 16, 64
+CROP = AugmentConfig(crop="random_resized", flip=True)
+
+FIGURES = "images_per_s", "images_per_cpu_s"
+
+Loader = Callable[[ExitStack], Iterator[int]]  # yields the number of images of each batch
+
+
+def measure(index: DatasetIndex, image_size: int, *, workers: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """Median images/s of every loader that is installed; rounds in turn, each loader started anew in each.
+
+    Images per CPU-second are there for machines that do other things at the same time.
+    """
+    loaders: dict[str, Loader] = {
+        "ours": partial(ours, index, image_size, workers),
+        "ours_in_threads": partial(ours_in_threads, index, image_size, workers),
+    }
+    urls = [shard.url for shard in index.shards]
+    for name, package, peer in (
+        ("webdataset_pil", "webdataset", peers.webdataset_pil),
+        ("webdataset_torchvision", "webdataset", peers.webdataset_torchvision),
+        ("dali_cpu", "nvidia.dali", peers.dali),
+    ):
+        if installed(package):
+            loaders[name] = partial(peer, urls, image_size, workers, BATCH_SIZE)
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
+    plan = [(name, load) for _ in range(rounds) for name, load in loaders.items()]
+    for name, figures in track(((name, run(load, seconds)) for name, load in plan), len(plan), "loaders", "runs"):
+        runs[name].append(figures)
+    result: dict[str, Any] = {}
+    for name, mine in runs.items():
+        result[name] = {key: statistics.median(figures[key] for figures in mine) for key in FIGURES}
+        result[name]["ours_is_faster_by"] = {
+            key: statistics.median(a[key] / b[key] for a, b in zip(runs["ours"], mine, strict=True)) for key in FIGURES
+        }
+        result[name]["rounds"] = [figures["images_per_s"] for figures in mine]
+    return result | {"settings": settings(index, image_size, workers)}
+
+
+def settings(index: DatasetIndex, image_size: int, workers: int) -> dict[str, Any]:
+    return {
+        "image_size": image_size,
+        "workers": workers,
+        "batch_size": BATCH_SIZE,
+        "cpus": len(os.sched_getaffinity(0)),
+        "samples": index.num_samples,
+        "mean_kilobytes": round(int(index.sizes.sum()) / index.num_samples / 1000, 1),
+    }
+
+
+def run(load: Loader, seconds: float) -> dict[str, float]:
+    """Images per second and per CPU-second of all its processes, of a loader that is running.
+
+    What queues hold when the clock starts is small beside what it makes meanwhile.
+    """
+    with ExitStack() as stack:
+        batches = load(stack)
+        for _ in range(WARM_UP_BATCHES):
+            next(batches)
+        began, cpu, images = time.perf_counter(), cpu_seconds(), 0
+        while time.perf_counter() - began < seconds:
+            images += next(batches)
+        elapsed = time.perf_counter() - began
+        return {"images_per_s": images / elapsed, "images_per_cpu_s": images / (cpu_seconds() - cpu)}
+
+
+def installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def ours(index: DatasetIndex, image_size: int, workers: int, stack: ExitStack) -> Iterator[int]:
+    data = DataConfig(train="bench", lanes=LANES, window=WINDOW, loader_workers=workers, augment=CROP)
+    loader = stack.enter_context(train_loader(index, image_size, data))
+    return (len(batch.keys) for batch in loader)
+
+
+def train_loader(index: DatasetIndex, image_size: int, data: DataConfig, start_slot: int = 0) -> TrainLoader:
+    """Ours, of one rank."""
+    return TrainLoader(
+        [source(index)],
+        data,
+        channels=3,
+        num_classes=num_classes(index),
+        seed=0,
+        rank=0,
+        world_size=1,
+        global_batch_size=BATCH_SIZE,
+        size_at=size(image_size),
+        start_slot=start_slot,
+    )
+
+
+def num_classes(index: DatasetIndex) -> int:
+    return len(index.classes or []) or (index.label_range or (0, 0))[1] + 1
+
+
+def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: ExitStack) -> Iterator[int]:
+    """The same work in threads instead of processes: why the loader does not use them."""
+    data = DataConfig(train="bench", lanes=LANES, window=WINDOW)
+    parts = TrainParts(
+        sources=[source(index)],
+        mixture=build_mixture([source(index)], data, seed=0),
+        channels=3,
+        num_classes=num_classes(index),
+        rank=0,
+        world_size=1,
+        quarantine_path=None,
+        global_batch_size=BATCH_SIZE,
+        size_at=size(image_size),
+        start_slot=0,
+    )
+    fillers = [stack.enter_context(closing(parts.filler(worker, workers))) for worker in range(workers)]
+    pool = stack.enter_context(ThreadPoolExecutor(workers))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    stack.callback(torch.set_num_threads, threads)
+
+    def batches() -> Iterator[int]:
+        step = 0
+        under_way: list[list[Future[Part]]] = []
+        while True:
+            while len(under_way) < 3:
+                images = np.empty(parts.shape(step), np.uint8)
+                under_way.append([pool.submit(filler.fill, step, images) for filler in fillers])
+                step += 1
+            yield sum(len(part.result().rows) for part in under_way.pop(0))
+
+    return batches()
+
+
+def source(index: DatasetIndex) -> Source:
+    return Source("bench", index, DatasetConfig(shards="bench"), CROP)
+
+
+def size(image_size: int) -> Any:
+    return partial(size_at, total_steps=1, base_size=(image_size, image_size), resolution=ResolutionConfig(), seed=0)

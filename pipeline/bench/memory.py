@@ -1,0 +1,55 @@
+"""Peak memory of a loader worker, on a data set and on one of ten times as many shards."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.bench.loader import CROP, train_loader
+from pipeline.bench.processes import peak_bytes, tree
+from pipeline.config.schema import DataConfig
+from pipeline.shards.build import write_index
+from pipeline.shards.index import DatasetIndex, make_index
+from pipeline.shards.scan import ShardRecord
+from pipeline.shards.sidecar import SUFFIX
+
+FACTOR = 10
+DATA = DataConfig(train="bench", lanes=32, window=32, loader_workers=1, augment=CROP)
+
+
+def measure(index: DatasetIndex, image_size: int, batches: int) -> dict[str, Any]:
+    """Peak bytes of the worker after so many batches of each; the larger set is the same tars under more names."""
+    with tempfile.TemporaryDirectory(dir=index.url) as folder:
+        larger = repeated(index, Path(folder), FACTOR)
+        small, large = (peak_of_worker(data, image_size, batches) for data in (index, larger))
+    return {
+        "shards": [len(index.names), len(larger.names)],
+        "peak_megabytes": [small / 1e6, large / 1e6],
+        "ratio": large / small,
+    }
+
+
+def repeated(index: DatasetIndex, folder: Path, times: int) -> DatasetIndex:
+    """A data set of `times` as many shards, each a link to one that is there."""
+    records = []
+    for record in index.records():
+        for number in range(times):
+            name = f"{record.name.removesuffix('.tar')}-{number:03d}.tar"
+            for suffix in ("", SUFFIX):
+                os.link(Path(index.url, record.name + suffix), folder / (name + suffix))
+            columns = record.samples, record.bytes, record.sha256, record.label_min, record.label_max
+            records.append(ShardRecord(name, *columns))
+    larger = make_index(str(folder), sorted(records, key=lambda record: record.name), index.classes, index.label_key)
+    write_index(larger)
+    return larger
+
+
+def peak_of_worker(index: DatasetIndex, image_size: int, batches: int) -> int:
+    """The most memory that the loader's only worker held while it made so many batches."""
+    before = set(tree())
+    with train_loader(index, image_size, DATA) as loader:
+        for _ in range(batches):
+            next(loader)
+        return max(peak_bytes(pid) for pid in set(tree()) - before)

@@ -1,0 +1,90 @@
+"""Photographs to measure loaders with, cut from those that scikit-image and scikit-learn ship.
+
+Speed of decoding depends on how much detail a file holds: noise and flat colour mislead. So each picture is a cut of a
+real photograph, scaled, and mirrored into its neighbours where a large picture needs more pixels than there are.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.shards.build import build_index, folder_lock
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.parallel import map_shards
+from pipeline.shards.write import TarWriter, shard_name
+
+SETS = {"500x375": (375, 500, 2048), "2000x1500": (1500, 2000, 384)}  # height, width, how many
+QUALITY = 90
+SHARDS = 8
+LARGEST_CUT = (750, 1000)  # larger pictures are mirrored, not enlarged: detail per pixel stays about that of a camera
+PHOTOS = {
+    "skimage": [
+        f"data/{name}"
+        for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "retina.jpg")
+    ],
+    "sklearn": ["datasets/images/china.jpg", "datasets/images/flower.jpg"],
+}
+NUM_CLASSES = 10
+
+
+def photographs() -> list[np.ndarray]:
+    """Those of the two packages, uint8 [H, W, 3] as OpenCV reads them. Raises DataError where one is not installed."""
+    images = []
+    for package, names in PHOTOS.items():
+        spec = find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise DataError(f"the photographs come with {package}; pip install 'minivit-pipeline[bench]', or --shards")
+        folder = Path(next(iter(spec.submodule_search_locations)))
+        images += [image for name in names if (image := cv2.imread(str(folder / name))) is not None]
+    return images
+
+
+def ensure_photos(folder: Path, name: str, workers: int | None = None) -> DatasetIndex:
+    """One of SETS as shards `folder/NAME-*.tar`, written if they are not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pattern = f"{folder}/{name}-{{000000..{SHARDS - 1:06d}}}.tar"
+    with folder_lock(str(folder), "make"):
+        missing = [number for number in range(SHARDS) if not (folder / shard_name(name, number)).is_file()]
+        for _ in map_shards(partial(write_shard, folder, name), missing, label=f"photographs {name}", workers=workers):
+            pass
+    return build_index(pattern, classes=[str(label) for label in range(NUM_CLASSES)], workers=workers)
+
+
+def write_shard(folder: Path, name: str, number: int) -> None:
+    """A shard of pictures that depend on the name and the number alone."""
+    height, width, samples = SETS[name]
+    sources = photographs()
+    rng = np.random.default_rng([height, number])
+    with TarWriter(folder / shard_name(name, number)) as tar:
+        for i in range(samples // SHARDS):
+            picture = mirrored(cut(sources, height, width, rng), height, width)
+            jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+            label = str(int(rng.integers(NUM_CLASSES))).encode()
+            tar.write(f"{number:03d}{i:05d}", {"jpg": jpeg, "cls": label})
+        tar.finish()
+
+
+def cut(sources: list[np.ndarray], height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A random part of a random photograph, at most LARGEST_CUT large."""
+    height, width = min(height, LARGEST_CUT[0]), min(width, LARGEST_CUT[1])
+    source = sources[rng.integers(len(sources))]
+    scale = min(source.shape[0] / height, source.shape[1] / width) * rng.uniform(0.7, 1)
+    h, w = int(height * scale), int(width * scale)
+    top, left = rng.integers(source.shape[0] - h + 1), rng.integers(source.shape[1] - w + 1)
+    part = source[top : top + h, left : left + w]
+    if rng.random() < 0.5:
+        part = np.ascontiguousarray(part[:, ::-1])
+    return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC)
+
+
+def mirrored(part: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The part and its mirror images side by side, until they fill the size."""
+    down, across = -(-height // part.shape[0]), -(-width // part.shape[1])
+    row = np.concatenate([part[:, :: -1 if i % 2 else 1] for i in range(across)], axis=1)
+    return np.concatenate([row[:: -1 if i % 2 else 1] for i in range(down)], axis=0)[:height, :width]

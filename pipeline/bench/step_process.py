@@ -1,0 +1,167 @@
+"""One model that trains in a process of its own, so that its speed and memory are its own, and waits to be asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.bench.processes import peak_bytes, reset_peak
+from pipeline.bench.step_peers import StockViT, timm_vit
+from pipeline.models.compiled import compile_layers
+from pipeline.models.encoder import Recompute
+from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import ViTSpec
+from pipeline.models.variants import build_spec
+from pipeline.train.device import precision_dtype, select_device
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class StepJob:
+    """Which model ("ours", "stock" or "timm") is trained, and how."""
+
+    contender: str
+    spec: ViTSpec
+    precision: str
+    compiled: bool
+    recompute: Recompute
+    threads: int
+
+
+class Contender:
+    """A process that holds a model and its optimiser."""
+
+    def __init__(self, job: StepJob) -> None:
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(job,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def step_s(self, batch_size: int, image_size: int | None = None) -> float:
+        """Seconds of one training step on square images of a size; default: the model's own."""
+        return self._pool.submit(_step_s, batch_size, image_size).result()
+
+    def peak_bytes(self, batch_size: int) -> int:
+        """The most memory held in two steps, above what the process held before there was a model.
+
+        Of a CPU process all resident memory; of a GPU what torch has allocated. Peaks of former steps count.
+        """
+        return self._pool.submit(_peak_bytes, batch_size).result()
+
+
+def on_its_own(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a function returns in a new process."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+class Training:
+    """Forward, backward and fused AdamW: of the weights in fp32, else as ZeRO does it, by `MasterCopy`."""
+
+    def __init__(self, job: StepJob) -> None:
+        torch.manual_seed(0)
+        self.spec, self.device, self.dtype = job.spec, select_device(), precision_dtype(job.precision)
+        self.model = build_model(job).to(device=self.device, dtype=self.dtype)
+        weights = list(self.model.parameters())
+        self.master = None if self.dtype == torch.float32 else MasterCopy(weights)
+        optimised = weights if self.master is None else [self.master.weights]
+        self.optimizer = torch.optim.AdamW(optimised, lr=1e-4, fused=True)
+
+    def step_s(self, batch_size: int, image_size: int | None) -> float:
+        """Seconds of a step on random images."""
+        height, width = self.spec.image_size if image_size is None else (image_size, image_size)
+        images = torch.randn(batch_size, self.spec.channels, height, width, device=self.device).to(self.dtype)
+        labels = torch.randint(self.spec.num_classes, (batch_size,), device=self.device)
+        self._wait()
+        began = time.perf_counter()
+        self._step(images, labels)
+        self._wait()
+        return time.perf_counter() - began
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        F.cross_entropy(self.model(images).float(), labels).backward()
+        if self.master:
+            self.master.take_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.master:
+            self.master.give_weights()
+
+    def _wait(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+
+class MasterCopy:
+    """The fp32 weights of a half-precision model in one flat tensor; gradients wait for the step in one bucket."""
+
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        self.weights = nn.Parameter(torch.cat([weight.detach().float().flatten() for weight in weights]))
+        self._weights = [weight.data for weight in weights]
+        self._sizes = [weight.numel() for weight in weights]
+        self._bucket = torch.empty_like(self.weights, dtype=weights[0].dtype)
+        for weight, place in zip(weights, self._bucket.split(self._sizes), strict=True):
+            weight.register_post_accumulate_grad_hook(partial(self._collect, place))
+
+    @staticmethod
+    def _collect(place: Tensor, weight: Tensor) -> None:
+        assert weight.grad is not None
+        place.copy_(weight.grad.flatten())
+        weight.grad = None
+
+    def take_gradients(self) -> None:
+        self.weights.grad = self._bucket.float()
+
+    def give_weights(self) -> None:
+        new = self.weights.detach().split(self._sizes)
+        torch._foreach_copy_(self._weights, [part.view_as(old) for part, old in zip(new, self._weights, strict=True)])
+
+
+def build_model(job: StepJob) -> nn.Module:
+    """The contender's model; ours compiles layer by layer, as the engine does, the others as a whole."""
+    if job.contender == "ours":
+        model = MiniViT.from_spec(job.spec)
+        model.transformer.recompute_activations(job.recompute)
+        if job.compiled:
+            compile_layers(model, 1)
+        return model
+    peer = StockViT(job.spec) if job.contender == "stock" else timm_vit(job.spec)
+    if job.compiled:
+        peer.compile()
+    return peer
+
+
+_HERE: dict[str, Any] = {}
+
+
+def _begin(job: StepJob) -> None:
+    torch.set_num_threads(job.threads)
+    # What the libraries load at first use is no model's memory: the optimiser alone brings in torch's compiler.
+    Training(replace(job, spec=build_spec("nano", image_size=28, num_classes=10, channels=1))).step_s(1, None)
+    reset_peak()
+    _HERE["base"], _HERE["training"] = peak_bytes(), Training(job)
+
+
+def _step_s(batch_size: int, image_size: int | None = None) -> float:
+    training: Training = _HERE["training"]
+    return training.step_s(batch_size, image_size)
+
+
+def _peak_bytes(batch_size: int) -> int:
+    for _ in range(2):  # the optimiser's state is there from the second step on
+        _step_s(batch_size)
+    device: torch.device = _HERE["training"].device
+    return peak_bytes() - _HERE["base"] if device.type == "cpu" else torch.cuda.max_memory_allocated(device)

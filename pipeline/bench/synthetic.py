@@ -1,0 +1,64 @@
+"""A miniature pipeline to disturb: shards of noise as bright as its label, a thin model, a stage of each kind."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.config.yaml_text import to_yaml
+from pipeline.shards.build import write_index
+from pipeline.shards.index import make_index
+from pipeline.shards.write import ShardWriter
+
+CLASSES = ["black", "dark", "light", "white"]
+SIDE = 16
+NAME = "miniature"
+
+
+def write_shards(folder: Path) -> None:
+    """Three small data sets of grey images: train, val and test."""
+    folder.mkdir(parents=True)
+    records = []
+    for prefix, samples, samples_per_shard in (("train", 96, 48), ("val", 21, 21), ("test", 37, 20)):
+        with ShardWriter(folder, prefix, samples_per_shard) as writer:
+            for number in range(samples):
+                label = number % len(CLASSES)
+                writer.write(f"{prefix}-{number}", {"png": picture(label, number), "cls": str(label).encode()})
+        records.extend(writer.records)
+    write_index(make_index(str(folder), records, CLASSES))
+
+
+def picture(label: int, number: int) -> bytes:
+    noise = np.random.default_rng([label, number]).integers(0, 30, (SIDE, SIDE), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise + np.uint8(20 + 65 * label)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_config(folder: Path, shards: Path, steps: int, checkpoint_every: int) -> Path:
+    """A pipeline that pretrains on two workers, evaluates and exports; every step is logged."""
+    named = ("train", "val", "test")
+    datasets = {name: {"shards": f"{shards}/{name}-*.tar", "mean": [0.4], "std": [0.3]} for name in named}
+    pretrain: dict[str, Any] = {
+        "type": "pretrain",
+        "model": {"variant": "nano", "depth": 2, "image_size": SIDE, "patch_size": 4, "channels": 1},
+        "data": {"train": "train", "val": "val", "lanes": 8, "window": 8},
+        "duration": f"{steps} steps",
+        "global_batch_size": 64,
+        "ema": 0.9,
+        "log_every": 1,
+        "checkpoint": {"every": f"{checkpoint_every} steps"},
+        "eval": {"every": f"{max(steps // 4, 1)} steps"},
+    }
+    stages = {
+        "pretrain": pretrain,
+        "evaluate": {"type": "evaluate", "models": ["pretrain"], "data": "test"},
+        "export": {"type": "export", "model": "pretrain"},
+    }
+    path = folder / "pipeline.yaml"
+    path.write_text(to_yaml({"name": NAME, "cluster": {"workers": 2}, "datasets": datasets, "stages": stages}))
+    return path

@@ -1,0 +1,51 @@
+"""The checkpoints of one stage: their folders, and the newest valid one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from pipeline.checkpoints.manifest import Manifest, NewerFormat, verify
+from pipeline.checkpoints.storage import Storage
+from pipeline.errors import CheckpointError
+
+STEP = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The checkpoint to resume from, and the newer ones that were passed over, each with the reason."""
+
+    folder: str | None = None
+    manifest: Manifest | None = None
+    passed_over: list[str] = field(default_factory=list)
+
+
+def step_folder(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_folders(storage: Storage) -> list[str]:
+    """All checkpoint folders, committed or not, oldest first. Steps decide, not clocks: those may jump."""
+    steps = [(int(match[1]), name) for name in storage.folders() if (match := STEP.fullmatch(name))]
+    return [name for _, name in sorted(steps)]
+
+
+def newest_valid(storage: Storage, digest: str) -> Selection:
+    """The newest checkpoint that verifies and belongs to a stage with these inputs.
+
+    Raises `NewerFormat` where a later version of this package wrote one.
+    """
+    passed_over = []
+    for folder in reversed(step_folders(storage)):
+        try:
+            manifest = verify(storage, folder)
+        except NewerFormat:
+            raise
+        except CheckpointError as error:
+            passed_over.append(str(error))
+            continue
+        if manifest.digest == digest:
+            return Selection(folder, manifest, passed_over)
+        passed_over.append(f"{storage.url(folder)} was written for other settings")
+    return Selection(passed_over=passed_over)

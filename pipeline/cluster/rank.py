@@ -1,0 +1,104 @@
+"""What happens on a rank before and after its work: the process group, its log, as many threads as CPUs.
+
+Ray's own torch back end would do the first; but then Ray's controller imports torch too, at every start of a job.
+Imported there, this module must stay light.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ray.train.backend import Backend, BackendConfig
+
+logger = logging.getLogger(__name__)
+
+GROUP_TIMEOUT = timedelta(days=1)  # a rank's watch notices a stall long before, and leaves its stacks
+
+
+class RanksBackend(Backend):
+    """Ranks set themselves up; NCCL wants every rank to see all GPUs of its node."""
+
+    share_cuda_visible_devices = True
+
+
+@dataclass
+class Ranks(BackendConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return RanksBackend
+
+
+def run_rank(config: dict[str, Any]) -> None:
+    """Entry of one rank."""
+    from ray import cloudpickle, train
+
+    context = train.get_context()
+    rank = context.get_world_rank()
+    log = Path(config["logs"]) / f"rank-{rank:05d}.log"
+    write_log_to(log)
+    from pipeline.errors import Interrupted
+    from pipeline.train.job import RankContext
+
+    try:
+        join_group(rank, context.get_world_size(), context.get_local_rank(), config["cpus"])
+        worker, job = cloudpickle.loads(config["payload"])
+        worker(job, RankContext(log, leaving_nodes))
+    except Interrupted as left:
+        logger.info("rank %d leaves: %s", rank, left)
+        raise
+    except Exception:
+        logger.exception("rank %d failed", rank)
+        raise
+    leave_group()
+
+
+def write_log_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=path, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+
+
+def join_group(rank: int, world_size: int, local_rank: int, cpus: int) -> None:
+    """Make the default process group over all ranks: NCCL where this rank has a GPU, else gloo."""
+    import torch
+    from ray.train.collective import broadcast_from_rank_zero
+    from ray.util import get_node_ip_address
+
+    from pipeline.train.device import collective_backend
+
+    torch.set_num_threads(cpus)
+    if torch.cuda.is_available():
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
+    # DeepSpeed asks the environment.
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(local_rank)}
+    store = None
+    if rank == 0:
+        host = get_node_ip_address()
+        store = torch.distributed.TCPStore(host, 0, world_size, is_master=True, wait_for_workers=False)
+    host, port = broadcast_from_rank_zero((host, store.port) if store else None)
+    store = store or torch.distributed.TCPStore(host, port, world_size, is_master=False, timeout=GROUP_TIMEOUT)
+    torch.distributed.init_process_group(
+        collective_backend(), store=store, rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT
+    )
+
+
+def leave_group() -> None:
+    """The orderly end: a rank that left the group to the interpreter's exit was once seen to crash there."""
+    import torch
+
+    torch.distributed.destroy_process_group()
+
+
+def leaving_nodes() -> tuple[str, ...]:
+    """Ids of the nodes of this job that Ray was told are about to be taken away. Every rank must ask."""
+    from ray.train import get_preemption_info
+
+    info = get_preemption_info()
+    return tuple(info.preempted_node_ids) if info else ()

@@ -1,0 +1,37 @@
+"""The vision tower of CLIP, in the layout of OpenAI and open_clip; the head is its projection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from pipeline.files import write_json, write_whole
+from pipeline.models.bundle import Bundle
+from pipeline.models.clip_bridge import to_clip
+
+
+def write(bundle: Bundle, folder: Path) -> Path:
+    """`folder/model.safetensors` and `folder/config.json`, in the words of open_clip; returns the weights' path.
+
+    `ModelError` where CLIP's tower cannot be this model.
+    """
+    spec = bundle.spec
+    tensors = {name: tensor.contiguous().clone() for name, tensor in to_clip(bundle.state, spec).items()}
+    config = {
+        "model_cfg": {
+            "embed_dim": spec.num_classes,
+            "quick_gelu": spec.activation == "quick_gelu",
+            "vision_cfg": {
+                "image_size": list(spec.image_size),
+                "patch_size": spec.patch[0] if spec.patch[0] == spec.patch[1] else list(spec.patch),
+                "layers": spec.depth,
+                "width": spec.embed_dim,
+                "head_width": spec.embed_dim // spec.num_heads,
+                "mlp_ratio": spec.mlp_dim / spec.embed_dim,
+            },
+        },
+        "preprocess_cfg": {"mean": list(bundle.preprocess.mean), "std": list(bundle.preprocess.std)},
+    }
+    write_json(folder / "config.json", config)
+    return write_whole(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))

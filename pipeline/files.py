@@ -1,0 +1,42 @@
+"""Files that are there whole or not at all, and that outlive a power cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk holds a file's bytes, or a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a file of the same suffix beside `path`, then put it there in one durable step.
+
+    A reader sees the old file or the new one and never half; so does whoever comes after a kill or a power cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        write(draft)
+        sync(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync(path.parent)
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole."""
+    text = json.dumps(value, indent=1) + "\n"
+    write_whole(path, lambda draft: draft.write_text(text))

@@ -1,0 +1,265 @@
+"""Weights to and from CLIP's vision tower (Radford et al. 2021); outputs are equal.
+
+Two layouts: `openai`, which open_clip shares (`visual.transformer.resblocks...`), and `hugging_face`
+(`vision_model.encoder.layers...`). The image embedding is the model's head: as many classes as the embedding is wide.
+
+Legend: D width, E embedding, N patches.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.models.recognise import seems_to_be
+from pipeline.models.spec import Activation, ViTSpec
+from pipeline.models.state import check_state
+
+CLIP_EPS = 1e-5
+# Of open_clip's widest towers; all others have heads of 64 channels.
+HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
+ATTENTION = "self_attn"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a layout keeps what; {} stands for the number of a layer.
+
+    `top` and `layer` map our keys to its keys. `projection` is [D, E] or, `transposed`, [E, D]. Where `split`, query,
+    key and value are three matrices under these names, else one, as ours.
+    """
+
+    prefix: str
+    first_layer: str
+    top: Mapping[str, str]
+    layer_prefix: str
+    layer: Mapping[str, str]
+    projection: str
+    transposed: bool
+    split: tuple[str, str, str] | None
+
+
+OPENAI = Layout(
+    prefix="visual.",
+    first_layer="transformer.resblocks.0.attn.in_proj_weight",
+    top={
+        "cls_token": "class_embedding",
+        "pos_embed": "positional_embedding",
+        "patch_embed.proj.weight": "conv1.weight",
+        "embed_norm": "ln_pre",
+        "mlp_head.0": "ln_post",
+    },
+    layer_prefix="transformer.resblocks.{}.",
+    layer={"norm1": "ln_1", "norm2": "ln_2", "linear1": "mlp.c_fc", "linear2": "mlp.c_proj", ATTENTION: "attn"},
+    projection="proj",
+    transposed=False,
+    split=None,
+)
+HUGGING_FACE = Layout(
+    prefix="",
+    first_layer="vision_model.encoder.layers.0.self_attn.q_proj.weight",
+    top={
+        "cls_token": "vision_model.embeddings.class_embedding",
+        "pos_embed": "vision_model.embeddings.position_embedding.weight",
+        "patch_embed.proj.weight": "vision_model.embeddings.patch_embedding.weight",
+        "embed_norm": "vision_model.pre_layrnorm",
+        "mlp_head.0": "vision_model.post_layernorm",
+    },
+    layer_prefix="vision_model.encoder.layers.{}.",
+    layer={
+        "norm1": "layer_norm1",
+        "norm2": "layer_norm2",
+        "linear1": "mlp.fc1",
+        "linear2": "mlp.fc2",
+        ATTENTION: "self_attn",
+    },
+    projection="visual_projection.weight",
+    transposed=True,
+    split=("q_proj", "k_proj", "v_proj"),
+)
+LAYOUTS = {"openai": OPENAI, "hugging_face": HUGGING_FACE}
+# What Hugging Face's layout holds besides the vision tower, and what it could compute.
+NOT_VISION = re.compile(r"(text_model|text_projection|logit_scale|logit_bias)\b.*|.*\.position_ids")
+
+
+def find_layout(state: Mapping[str, Tensor]) -> tuple[Layout, str] | None:
+    """The layout of a state dict and the prefix of its vision tower; None if it is not CLIP's."""
+    for layout in LAYOUTS.values():
+        for prefix in dict.fromkeys((layout.prefix, "")):
+            if prefix + layout.first_layer in state and prefix + layout.top["cls_token"] in state:
+                return layout, prefix
+    return None
+
+
+def from_clip(
+    state: Mapping[str, Tensor],
+    *,
+    num_heads: int | None = None,
+    eps: float | None = None,
+    activation: Activation = "quick_gelu",
+) -> tuple[dict[str, Tensor], ViTSpec]:
+    """A CLIP's vision tower as ours, with the spec read off its shapes; the text tower is left out.
+
+    What cannot be read off: `num_heads` (default: those of the published sizes), `eps` (default: 1e-5) and
+    `activation` (QuickGELU for OpenAI's weights, `gelu` for most of open_clip's). The projection becomes the head; a
+    tower without one gets a head of a single class, all zeros. Raises `ModelError` for what is not CLIP's ViT.
+    """
+    if "embeddings.class_embedding" in state:  # transformers' vision model alone, since its version 5
+        state = {f"vision_model.{key}": tensor for key, tensor in state.items()}
+    found = find_layout(state)
+    if found is None:
+        sign = seems_to_be(state)
+        some = f"{sign[0]!r} says it is {sign[1]}" if sign else f"it holds {', '.join(sorted(state)[:3])}"
+        raise ModelError(f"the CLIP checkpoint: has no vision tower in a known layout; {some}")
+    layout, prefix = found
+    tower = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    spec = _read_spec(tower, layout, num_heads, eps or CLIP_EPS, activation)
+    keys = _paired_keys(layout, spec.depth)
+    known = {*keys.values(), *_own_keys(layout, spec.depth)}
+    unknown = sorted(key for key in tower if key not in known and not NOT_VISION.match(key))
+    if unknown:
+        raise ModelError(
+            f"the CLIP checkpoint: a MiniViT has no place for its tensor {unknown[0]!r} ({len(unknown)} such); "
+            "start from another checkpoint"
+        )
+    new = {ours: tower[theirs] for ours, theirs in keys.items() if theirs in tower}
+    new["cls_token"] = new["cls_token"].reshape(1, 1, -1)
+    new["pos_embed"] = new["pos_embed"][None]
+    new["patch_embed.proj.bias"] = new["mlp_head.0.bias"].new_zeros(spec.embed_dim)
+    projection = tower.get(layout.projection)
+    if projection is None:
+        projection = new["mlp_head.0.bias"].new_zeros(spec.embed_dim, 1)
+    elif layout.transposed:
+        projection = projection.t()
+    new["mlp_head.1.weight"] = projection.t().contiguous()
+    new["mlp_head.1.bias"] = projection.new_zeros(spec.num_classes)
+    if layout.split:
+        for layer in range(spec.depth):
+            for part in ("weight", "bias"):
+                own = f"{layout.layer_prefix.format(layer)}{layout.layer[ATTENTION]}"
+                parts = [tower[f"{own}.{name}.{part}"] for name in layout.split]
+                new[f"transformer.layers.{layer}.{ATTENTION}.in_proj_{part}"] = torch.cat(parts)
+    check_state(new, spec, "the CLIP checkpoint")
+    return new, spec
+
+
+def to_clip(state: Mapping[str, Tensor], spec: ViTSpec, layout: str = "openai") -> dict[str, Tensor]:
+    """A MiniViT state dict in a layout of CLIP's, `openai` (under `visual.`) or `hugging_face`.
+
+    CLIP's patches and projection have no bias. That of the patches is added to their positions, that of the head goes
+    through the projection's pseudo-inverse into the norm before it; both are exact. Raises `ModelError` for what CLIP's
+    tower cannot express.
+    """
+    _check_expressible(spec)
+    check_state(state, spec, "the state to convert")
+    chosen = LAYOUTS[layout]
+    new = {theirs: state[ours] for ours, theirs in _paired_keys(chosen, spec.depth).items() if ours in state}
+    new[chosen.top["cls_token"]] = state["cls_token"].flatten()
+    new[chosen.top["pos_embed"]] = _positions(state, spec)
+    weight, bias = state["mlp_head.1.weight"], state["mlp_head.1.bias"]
+    new[chosen.projection] = weight if chosen.transposed else weight.t().contiguous()
+    if bias.any():
+        key = f"{chosen.top['mlp_head.0']}.bias"
+        new[key] = new[key] + _through_projection(weight, bias)
+    if chosen.split:
+        for layer in range(spec.depth):
+            for part in ("weight", "bias"):
+                whole = state[f"transformer.layers.{layer}.{ATTENTION}.in_proj_{part}"]
+                own = f"{chosen.layer_prefix.format(layer)}{chosen.layer[ATTENTION]}"
+                for name, third in zip(chosen.split, whole.chunk(3), strict=True):
+                    new[f"{own}.{name}.{part}"] = third.contiguous()
+    return {chosen.prefix + key: tensor for key, tensor in new.items()}
+
+
+def _paired_keys(layout: Layout, depth: int) -> dict[str, str]:
+    """Our keys -> the layout's, of tensors that are taken as they are, up to a dimension of one."""
+    keys: dict[str, str] = {}
+    for ours, theirs in layout.top.items():
+        module = ours in ("embed_norm", "mlp_head.0")
+        keys |= {f"{ours}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")} if module else {ours: theirs}
+    for layer in range(depth):
+        for ours, theirs in layout.layer.items():
+            names = [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
+            if ours == ATTENTION:
+                names = [(f"{ours}.out_proj.{part}", f"{theirs}.out_proj.{part}") for part in ("weight", "bias")]
+                if not layout.split:
+                    names += [(f"{ours}.in_proj_{part}", f"{theirs}.in_proj_{part}") for part in ("weight", "bias")]
+            for own, other in names:
+                keys[f"transformer.layers.{layer}.{own}"] = layout.layer_prefix.format(layer) + other
+    return keys
+
+
+def _own_keys(layout: Layout, depth: int) -> set[str]:
+    """Keys that are not paired one to one."""
+    own = {layout.projection}
+    for layer in range(depth):
+        for name in layout.split or ():
+            prefix = f"{layout.layer_prefix.format(layer)}{layout.layer[ATTENTION]}.{name}"
+            own |= {f"{prefix}.weight", f"{prefix}.bias"}
+    return own
+
+
+def _read_spec(
+    tower: Mapping[str, Tensor], layout: Layout, num_heads: int | None, eps: float, activation: Activation
+) -> ViTSpec:
+    dim, channels, height, width = tower[layout.top["patch_embed.proj.weight"]].shape
+    layers = re.compile(re.escape(layout.layer_prefix).replace(r"\{\}", r"(\d+)"))
+    depth = 1 + max(int(match[1]) for key in tower if (match := layers.match(key)))
+    rows = tower[layout.top["pos_embed"]].shape[0]
+    side = math.isqrt(rows - 1)
+    if side * side != rows - 1:
+        raise ModelError(f"the CLIP checkpoint: its {rows} positions are not those of CLS and a square grid")
+    projection = tower.get(layout.projection)
+    return ViTSpec(
+        variant="clip",
+        channels=channels,
+        grid=(side, side),
+        patch=(height, width),
+        num_classes=1 if projection is None else projection.shape[0 if layout.transposed else 1],
+        embed_dim=dim,
+        depth=depth,
+        num_heads=num_heads or max(dim // HEAD_WIDTHS.get(dim, 64), 1),
+        mlp_dim=tower[layout.layer_prefix.format(0) + layout.layer["linear1"] + ".weight"].shape[0],
+        activation=activation,
+        eps=eps,
+        embed_norm=True,
+    )
+
+
+def _check_expressible(spec: ViTSpec) -> None:
+    wanted = {"norm": "pre", "embed_norm": True, "pool": "cls", "qk_norm": False, "layer_scale": None, "eps": CLIP_EPS}
+    for name, value in wanted.items():
+        if getattr(spec, name) != value:
+            raise ModelError(f"model.{name}: is {getattr(spec, name)}; CLIP's vision tower has {value}")
+    if spec.activation == "relu":
+        raise ModelError("model.activation: is relu; CLIP's vision tower has quick_gelu or gelu")
+    if spec.tokens.registers or spec.tokens.dist:
+        raise ModelError("model.registers: CLIP's vision tower has no token beside CLS; drop them to export")
+
+
+def _positions(state: Mapping[str, Tensor], spec: ViTSpec) -> Tensor:
+    """[N+1, D], with the bias of the patches in the patches' rows."""
+    bias = state["patch_embed.proj.bias"]
+    table = bias.new_zeros(1 + spec.num_patches, spec.embed_dim)
+    if "pos_embed" in state:
+        table[1 + spec.num_patches - spec.num_positions :] = state["pos_embed"][0].to(table)
+    table[1:] += bias
+    return table
+
+
+def _through_projection(weight: Tensor, bias: Tensor) -> Tensor:
+    """The shift [D] before a projection [E, D] that does what a bias [E] after it does."""
+    exact = weight.double()
+    shift = torch.linalg.pinv(exact) @ bias.double()
+    if not torch.allclose(exact @ shift, bias.double(), atol=1e-6):
+        raise ModelError(
+            f"model.num_classes: the bias of a head of {len(weight)} classes on {weight.shape[1]} channels cannot be "
+            "expressed by CLIP's projection, which has none"
+        )
+    return shift.to(bias.dtype)

@@ -1,0 +1,69 @@
+"""Stochastic depth: which residual branches of which samples a training step leaves out.
+
+Legend: B samples, L layers of two branches each (attention, feed-forward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# SplitMix64 (Steele, Lea and Flood 2014), in the wrap-around arithmetic of int64.
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+SHIFTS = (30, 27, 31)
+MANTISSA_BITS = 24  # of fp32, which hold a uniform draw exactly
+
+
+class DropPath(nn.Module):
+    """Leaves out residual branches per sample (Huang et al. 2016), the others scaled to keep the expectation.
+
+    `rates` are the layers' probabilities. While `keys` (int64 [B], one per sample of the next batch) are set, the draws
+    depend on them alone, so that a sample is treated alike whatever else is in its batch and on whichever rank;
+    otherwise they come from torch's generator.
+    """
+
+    keys: Tensor | None
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        super().__init__()
+        self.rates = tuple(rates)
+        self.keys = None
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        """For a batch [B, ...]: factors [L, 2, B, 1, 1] of the branches, 0 or 1 / (1 - rate); None if all are kept."""
+        if not self.training or not any(self.rates):
+            return None
+        draws = 2 * len(self.rates)
+        if self.keys is None:
+            uniform = torch.rand(draws, len(x), device=x.device)
+        else:
+            assert len(self.keys) == len(x), f"{len(self.keys)} keys for a batch of {len(x)}"
+            uniform = keyed_uniform(self.keys.to(x.device), draws)
+        rates = torch.tensor(self.rates, device=x.device).view(-1, 1, 1, 1, 1)
+        kept = uniform.view(len(self.rates), 2, len(x), 1, 1) >= rates
+        return (kept / (1 - rates)).to(x.dtype)
+
+
+def sample_keys(seed: int, slots: Tensor) -> Tensor:
+    """int64 [B] keys of the samples in these slots (int64 [B]) of the stream, under a 64-bit seed."""
+    return _mix(_mix(slots + GOLDEN) ^ (seed - (1 << 64) if seed >> 63 else seed))
+
+
+def keyed_uniform(keys: Tensor, count: int) -> Tensor:
+    """fp32 [count, B] in [0, 1): the first `count` numbers of the stream of each key."""
+    steps = torch.arange(1, count + 1, device=keys.device)[:, None] * GOLDEN
+    return _shift_right(_mix(keys + steps), 64 - MANTISSA_BITS).float() / (1 << MANTISSA_BITS)
+
+
+def _mix(x: Tensor) -> Tensor:
+    for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=False):
+        x = (x ^ _shift_right(x, shift)) * multiplier
+    return x ^ _shift_right(x, SHIFTS[-1])
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """As of unsigned numbers: zeros come in from the left."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

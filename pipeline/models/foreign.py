@@ -1,0 +1,143 @@
+"""Weights from elsewhere, as a bundle: `timm:NAME`, or a local safetensors file in the layout of timm or CLIP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.config.references import TIMM
+from pipeline.errors import ModelError
+from pipeline.models.bundle import Bundle, Preprocess
+from pipeline.models.clip_bridge import find_layout, from_clip
+from pipeline.models.spec import Activation, ViTSpec
+from pipeline.models.timm_bridge import from_timm
+
+# The usual normalisation, where a checkpoint does not say what its images had.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def load_foreign(reference: str, **unreadable: Any) -> Bundle:
+    """The model that `timm:NAME` or the path of a safetensors file stands for, head and class names included.
+
+    timm finds and caches its own weights; NAME may begin with `hf-hub:` or `local-dir:`, as timm allows. `unreadable`
+    are `num_heads`, `eps` and `activation` of a file that does not say them. Pickles are refused, since they run code.
+    Raises `ModelError` where there are no such weights, or they are no plain Vision Transformer's.
+    """
+    if reference.startswith(TIMM):
+        return _from_timm_model(reference, _create_timm(reference, pretrained=True))
+    path = Path(reference)
+    if _describes_itself(path):
+        reference = f"{TIMM}local-dir:{path.parent}"
+        return _from_timm_model(reference, _create_timm(reference, pretrained=True))
+    state, spec = _from_file(path, unreadable)
+    return Bundle(state, spec, _preprocess(spec, {}), None, {"source": reference})
+
+
+def foreign_spec(reference: str, **unreadable: Any) -> ViTSpec:
+    """The spec of `load_foreign(reference)`; of timm's models without their weights."""
+    path = Path(reference)
+    if not reference.startswith(TIMM) and not _describes_itself(path):
+        return _from_file(path, unreadable)[1]
+    with torch.device("meta"):
+        model = _create_timm(reference if reference.startswith(TIMM) else f"{TIMM}local-dir:{path.parent}")
+    return _convert(reference, model)[1]
+
+
+def _from_file(path: Path, unreadable: Mapping[str, Any]) -> tuple[dict[str, Tensor], ViTSpec]:
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"{path}: is not a safetensors file, and pickles run code; convert it with safetensors.torch.save_file"
+        )
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); give a whole safetensors file") from error
+    try:
+        return from_clip(state, **unreadable) if find_layout(state) else from_timm(state, **unreadable)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def _describes_itself(path: Path) -> bool:
+    """Whether a `config.json` in timm's form lies beside the weights, as in its hub folders and our exports."""
+    config = path.parent / "config.json"
+    if path.name != "model.safetensors" or not (path.is_file() and config.is_file()):
+        return False
+    try:
+        return "architecture" in json.loads(config.read_text())
+    except ValueError:
+        return False
+
+
+def _create_timm(reference: str, *, pretrained: bool = False) -> Any:
+    import timm  # slow to import, needed only here
+
+    name = reference.removeprefix(TIMM)
+    try:
+        return timm.create_model(name, pretrained=pretrained)
+    except Exception as error:  # of timm, of the hub's client or of its transport
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{reference}: cannot be had ({reason.rstrip('.')}); take a name of timm.list_models('vit_*', "
+            "pretrained=True), on a machine that reaches huggingface.co or has the weights in its cache (HF_HOME)"
+        ) from error
+
+
+def _convert(reference: str, model: Any) -> tuple[dict[str, Tensor], ViTSpec]:
+    try:
+        grid, heads = model.patch_embed.grid_size, model.blocks[0].attn.num_heads
+        norm = model.norm if hasattr(model.norm, "eps") else model.fc_norm
+        activation = _activation(model.blocks[0].mlp.act)
+    except (AttributeError, TypeError, IndexError):
+        raise ModelError(f"{reference}: is a {type(model).__name__}, not a plain Vision Transformer of timm") from None
+    try:
+        return from_timm(
+            model.state_dict(), grid=(grid[0], grid[1]), num_heads=heads, eps=norm.eps, activation=activation
+        )
+    except ModelError as error:
+        raise ModelError(f"{reference}: {error}") from None
+
+
+def _activation(module: torch.nn.Module) -> Activation:
+    names: dict[str, Activation] = {"GELU": "gelu", "QuickGELU": "quick_gelu", "ReLU": "relu"}
+    try:
+        return names[type(module).__name__]
+    except KeyError:
+        raise ModelError(f"the timm checkpoint: its activation {type(module).__name__} is none a MiniViT has") from None
+
+
+def _from_timm_model(reference: str, model: Any) -> Bundle:
+    state, spec = _convert(reference, model)
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    return Bundle(
+        {name: tensor.detach().clone() for name, tensor in state.items()},
+        spec,
+        _preprocess(spec, config),
+        _classes(model, spec, config),
+        {"source": reference},
+    )
+
+
+def _preprocess(spec: ViTSpec, config: Mapping[str, Any]) -> Preprocess:
+    mean, std = (tuple(config.get(key) or usual) for key, usual in (("mean", MEAN), ("std", STD)))
+    if len(mean) != spec.channels:
+        mean, std = (sum(mean) / len(mean),) * spec.channels, (sum(std) / len(std),) * spec.channels
+    return Preprocess(mean, std, spec.channels, spec.image_size)
+
+
+def _classes(model: Any, spec: ViTSpec, config: Mapping[str, Any]) -> list[str] | None:
+    """Names of the head's classes: those of the export, or ImageNet's synsets (n01440764) where timm says so."""
+    names = config.get("label_names")
+    if not names:
+        from timm.data import ImageNetInfo, infer_imagenet_subset
+
+        subset = infer_imagenet_subset(model)
+        names = ImageNetInfo(subset).label_names() if subset else None
+    return list(names) if names and len(names) == spec.num_classes else None

@@ -1,0 +1,31 @@
+"""What decides the content of a folder's shards, kept beside them, so that a second run knows its own work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.shards import store
+
+
+def agree_on_plan(out: Path, prefix: str, plan: Mapping[str, Any]) -> None:
+    """Note what `PREFIX-*.tar` are made of, or compare it with what was noted before.
+
+    Raises DataError if the shards that are there were made of something else.
+    """
+    path = out / f".{prefix}.plan.json"
+    if path.is_file():
+        earlier = json.loads(path.read_bytes())
+        changed = [name for name, value in plan.items() if earlier.get(name) != value]
+        if changed:
+            raise DataError(
+                f"{out}: its {prefix!r} shards were made with another {' and '.join(changed)}; "
+                "choose another --out or --prefix, or delete those shards and this plan: " + str(path)
+            )
+    elif list(out.glob(f"{prefix}-*.tar")):
+        raise DataError(f"{out}: holds {prefix!r} shards of another origin; choose another --out or --prefix")
+    else:
+        store.write_bytes(str(path), json.dumps(dict(plan)).encode())

@@ -1,0 +1,90 @@
+"""The samples of a data set in other shards: evened out, shuffled, or split in parts. Every sample's bytes stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.shards import store
+from pipeline.shards.build import build_index, folder_lock
+from pipeline.shards.index import DatasetIndex, load_offsets
+from pipeline.shards.parallel import map_shards
+from pipeline.shards.plan import agree_on_plan
+from pipeline.shards.tar import TornTar
+from pipeline.shards.write import TarWriter, shard_name
+
+Rows = np.ndarray  # int64: position of a sample in the data set, its shards laid end to end
+
+
+@dataclass(frozen=True)
+class RewriteTask:
+    """Write one shard from samples of the source."""
+
+    index: DatasetIndex
+    out: str
+
+    def __call__(self, job: tuple[str, Rows]) -> None:
+        name, rows = job
+        ends = np.cumsum(self.index.counts)
+        offsets: dict[int, np.ndarray] = {}
+        with TarWriter(Path(self.out) / name, self.index.label_key) as tar:
+            for row in rows.tolist():
+                number = int(np.searchsorted(ends, row, side="right"))
+                shard = self.index.shards[number]
+                if number not in offsets:
+                    offsets = {number: load_offsets(shard)}  # rows mostly come in the order of the source
+                sample = row - int(ends[number] - self.index.counts[number])
+                start, stop = (int(byte) for byte in offsets[number][sample : sample + 2])
+                try:
+                    tar.copy(store.read_range(shard.url, start, stop))
+                except TornTar as tear:
+                    raise DataError(
+                        f"{shard.url}: sample {sample} {tear}; `minivit shards verify` names all that are damaged"
+                    ) from None
+            tar.finish()
+
+
+def split(
+    index: DatasetIndex,
+    out: Path,
+    *,
+    parts: Mapping[str, float],
+    samples_per_shard: int,
+    shuffle_seed: int | None,
+    workers: int | None = None,
+) -> DatasetIndex:
+    """Each sample in one part, which is a prefix with its share of the samples; the shares add up to 1.
+
+    The shards of a part differ by one sample at most. Without a seed the parts are stretches of the source.
+    Shards that are there stay: the same call goes on where it stopped. Returns the index of all parts.
+    Raises DataError for shares that are none, for a torn sample, or if `out` holds shards of a part's prefix made of
+    something else.
+    """
+    if samples_per_shard < 1 or any(share <= 0 for share in parts.values()) or abs(sum(parts.values()) - 1) > 1e-6:
+        given = ", ".join(f"{name}={share:g}" for name, share in parts.items())
+        raise DataError(f"parts {given}, {samples_per_shard} samples per shard: shares above 0 that add up to 1")
+    if store.is_local(index.url) and Path(index.url).resolve() == out.resolve():
+        raise DataError(f"{out}: is the folder of the source; choose another --out")
+    rows = np.arange(index.num_samples)
+    if shuffle_seed is not None:
+        rows = np.random.Generator(np.random.PCG64(shuffle_seed)).permutation(rows)
+    out.mkdir(parents=True, exist_ok=True)
+    with folder_lock(str(out), "make"):
+        jobs: list[tuple[str, Rows]] = []
+        bounds = np.round(np.cumsum([0.0, *parts.values()]) * len(rows)).astype(int)
+        for (prefix, share), first, stop in zip(parts.items(), bounds, bounds[1:], strict=False):
+            plan = {"source": index.digest, "share": share, "samples_per_shard": samples_per_shard}
+            agree_on_plan(out, prefix, plan | {"seed": shuffle_seed})
+            # As many shards as needed, so even that they differ by one sample at most.
+            chosen = np.array_split(rows[first:stop], max(-(-(stop - first) // samples_per_shard), 1))
+            jobs += [(shard_name(prefix, number), part) for number, part in enumerate(chosen)]
+        missing = [job for job in jobs if not (out / job[0]).is_file()]
+        for _ in map_shards(RewriteTask(index, str(out)), missing, label="writing", workers=workers):
+            pass
+    names = ",".join(name for name, _ in jobs)
+    pattern = f"{out}/{{{names}}}" if len(jobs) > 1 else f"{out}/{names}"
+    return build_index(pattern, classes=index.classes, label_key=index.label_key, workers=workers)

@@ -1,0 +1,42 @@
+"""The samples of one shard in turn, as the tools that look at all of them read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.shards import store
+from pipeline.shards.index import ShardInfo, load_offsets
+from pipeline.shards.tar import TornTar, read_sample
+
+IMAGE_KEYS = "png", "jpg", "jpeg", "webp"
+AT_ONCE = 32 << 20  # bytes of neighbouring samples that are read together
+
+Members = dict[str, memoryview]
+
+
+def shard_samples(shard: ShardInfo) -> Iterator[tuple[int, str, Members | None, str]]:
+    """(number, key, members, fault) of each sample; members is None and fault says why where the tar is torn.
+
+    Raises DataError where the shard or its sidecar cannot be read.
+    """
+    offsets = load_offsets(shard).astype(int).tolist()
+    first = 0
+    while first < shard.samples:
+        last = first + 1
+        while last < shard.samples and offsets[last + 1] - offsets[first] <= AT_ONCE:
+            last += 1
+        data = memoryview(store.read_range(shard.url, offsets[first], offsets[last]))
+        for number in range(first, last):
+            start, stop = offsets[number] - offsets[first], offsets[number + 1] - offsets[first]
+            try:
+                key, members = read_sample(data[start:stop])
+            except TornTar as tear:
+                yield number, f"#{number}", None, f"the tar {tear}"
+            else:
+                yield number, key, members, ""
+        first = last
+
+
+def image_of(members: Members, image_keys: tuple[str, ...] = IMAGE_KEYS) -> memoryview | None:
+    """The first member whose extension is an image's."""
+    return next((members[key] for key in image_keys if key in members), None)

@@ -1,0 +1,114 @@
+"""What a data set holds: counts, bytes, formats, image sizes and classes; and a picture of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.images.decode import BadImage, read_header
+from pipeline.shards.index import DatasetIndex, ShardInfo
+from pipeline.shards.parallel import map_shards
+from pipeline.shards.samples import image_of, shard_samples
+from pipeline.shards.tar import parse_label
+
+PERCENTILES = 0, 5, 50, 95, 100
+MOST_BARS = 40  # classes drawn one by one
+
+
+@dataclass
+class ShardStats:
+    """Of one shard; `sizes` are rows of image height, width and file bytes."""
+
+    formats: Counter[str] = field(default_factory=Counter)
+    labels: Counter[int] = field(default_factory=Counter)
+    sizes: list[tuple[int, int, int]] = field(default_factory=list)
+    unreadable: int = 0
+
+
+@dataclass(frozen=True)
+class StatsTask:
+    label_key: str
+
+    def __call__(self, shard: ShardInfo) -> ShardStats:
+        stats = ShardStats()
+        for _, _, members, _ in shard_samples(shard):
+            image = image_of(members) if members else None
+            label = parse_label(bytes(members.get(self.label_key, b""))) if members else None
+            if label is not None:
+                stats.labels[label] += 1
+            try:
+                header = read_header(image if image is not None else b"")
+            except BadImage:
+                stats.unreadable += 1
+                continue
+            stats.formats[f"{header.format} {header.mode}"] += 1
+            stats.sizes.append((header.height, header.width, len(image or b"")))
+        return stats
+
+
+def dataset_stats(index: DatasetIndex, workers: int | None = None) -> tuple[dict[str, Any], np.ndarray]:
+    """Figures for people and JSON, and [num_images, 3] of height, width and bytes. Only image headers are decoded.
+
+    Raises DataError where a shard cannot be read.
+    """
+    total = ShardStats()
+    for stats in map_shards(StatsTask(index.label_key), index.shards, label="reading", workers=workers):
+        total.formats += stats.formats
+        total.labels += stats.labels
+        total.sizes += stats.sizes
+        total.unreadable += stats.unreadable
+    sizes = np.array(total.sizes, np.int64).reshape(-1, 3)
+    names = index.classes or []
+    per_class = {names[label] if label < len(names) else str(label): n for label, n in sorted(total.labels.items())}
+    return {
+        "shards": len(index.names),
+        "samples": index.num_samples,
+        "bytes": int(index.sizes.sum()),
+        "samples_per_shard": spread(index.counts),
+        "images": len(sizes),
+        "unreadable_images": total.unreadable,
+        "formats": dict(total.formats.most_common()),
+        "height": spread(sizes[:, 0]),
+        "width": spread(sizes[:, 1]),
+        "image_bytes": spread(sizes[:, 2]),
+        "without_label": index.num_samples - sum(total.labels.values()),
+        "classes": len(per_class),
+        "samples_per_class": spread(np.array(list(per_class.values()), np.int64)),
+        "per_class": per_class,
+    }, sizes
+
+
+def spread(values: np.ndarray) -> dict[str, int]:
+    """Least, most and three percentiles; empty of nothing."""
+    if not len(values):
+        return {}
+    return {f"p{p}": int(value) for p, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
+
+
+def draw(stats: dict[str, Any], sizes: np.ndarray, path: Path) -> None:
+    """Three histograms: image sizes, file sizes, samples per class."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for column, name in ((0, "height"), (1, "width")):
+        left.hist(sizes[:, column], bins=40, histtype="step", label=name)
+    left.set(xlabel="pixels", ylabel="images", title=f"{stats['images']:,} images")
+    left.legend(frameon=False)
+    middle.hist(sizes[:, 2] / 1e3, bins=40)
+    middle.set(xlabel="kilobytes of an image", title=f"{stats['bytes'] / 1e6:,.1f} MB in {stats['shards']:,} shards")
+    counts = sorted(stats["per_class"].items(), key=lambda item: -item[1])
+    if len(counts) <= MOST_BARS:
+        right.bar(range(len(counts)), [count for _, count in counts])
+        right.set_xticks(range(len(counts)), [name[:18] for name, _ in counts], rotation=90, fontsize=7)
+    else:
+        right.fill_between(range(len(counts)), [count for _, count in counts], step="mid")
+        right.set_xlabel("class, the most frequent first")
+    right.set(ylabel="samples", title=f"{stats['classes']:,} classes", ylim=(0, None))
+    for axes in (left, middle, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,136 @@
+"""Running a stage's job to its end, whatever happens to its workers: lost ones, nodes that leave, nodes that join."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from pipeline.cluster.launch import WorkersLost, launch
+from pipeline.config.schema import ResourcesConfig
+from pipeline.errors import ClusterError, Interrupted
+from pipeline.stages.context import RunContext
+from pipeline.stages.folder import StageFolder
+from pipeline.train.job import RESIZE, STOP, RankContext, WorkersChange
+
+LOOK_FOR_ROOM_S = 2.0
+GROW_AFTER_S = 10.0  # that there must be room for more workers: a node that comes and goes is not worth a restart
+
+Job = TypeVar("Job")
+
+
+@dataclass
+class StageJob(Generic[Job]):
+    """One stage's job on the cluster, started again as often as its workers change.
+
+    Args:
+        make: the job for so many workers, from where the stage stands now.
+        reached: a number that grows with what is committed: restarts count in a row only as long as it stays.
+        resizable: whether the job commits and leaves when it is asked to, so that it may grow.
+    """
+
+    context: RunContext
+    id: str
+    folder: StageFolder
+    resources: ResourcesConfig
+    worker: Callable[[Job, RankContext], None]
+    make: Callable[[int], Job]
+    reached: Callable[[Job], int] = lambda job: 0
+    resizable: bool = False
+    leaving: tuple[str, ...] = ()  # ids of nodes that were about to be taken away
+    lost_at: int = -1
+    losses: int = 0
+    starts: int = field(default=0, init=False)
+
+    def run(self) -> Job:
+        """Until the job has run to its end; returns it as it was started last.
+
+        Raises what a rank raised, `Interrupted` if the run is to stop, and `ClusterError` when workers are lost again
+        and again without a new checkpoint, or nodes are lost and none come back.
+        """
+        while True:
+            workers = self._workers()
+            job = self.make(workers)
+            try:
+                self._start(job, workers)
+                return job
+            except WorkersChange as change:
+                self.leaving = tuple({*self.leaving, *change.leaving})
+                self._say("resize", f"committed and left, because {change}", workers_before=workers)
+            except WorkersLost as lost:
+                self._count_loss(lost, self.reached(job), workers)
+
+    def _workers(self) -> int:
+        """As many as there is room for; waits for the least that the stage may have."""
+        cluster = self.context.cluster
+        due = time.monotonic() + self.context.config.cluster.wait_s
+        told = False
+        while not (workers := cluster.reserve(self.id, self.resources, self.leaving)):
+            if self.context.stop.asked:
+                raise Interrupted(f"{self.id}: stopped while it waited for nodes")
+            if time.monotonic() > due:
+                raise ClusterError(
+                    f"stages.{self.id}: there was no room for {self.resources.min_workers} workers in "
+                    f"{self.context.config.cluster.wait_s:.0f} s (cluster.wait_s); bring nodes back or lower "
+                    "cluster.workers, and run the same command again: it goes on from the last committed checkpoint"
+                )
+            if not told:
+                told = True
+                self._say("wait", f"waits for room for {self.resources.min_workers} workers")
+            time.sleep(LOOK_FOR_ROOM_S)
+        return workers
+
+    def _start(self, job: Job, workers: int) -> None:
+        if self.context.stop.asked:
+            raise Interrupted(f"{self.id}: stopped before it started")
+        (self.folder.path / STOP).unlink(missing_ok=True)
+        self.starts += 1
+        name = f"{self.context.config.name}-{self.id.replace('/', '-')}-{time.time_ns():x}"
+        with self._growing(workers):
+            launch(self.worker, job, self.resources, workers=workers, name=name, folder=self.folder.path.absolute())
+
+    def _count_loss(self, lost: WorkersLost, reached: int, workers: int) -> None:
+        self.losses = self.losses + 1 if reached == self.lost_at else 1
+        self.lost_at = reached
+        limit = self.context.config.cluster.max_restarts
+        message = f"workers were lost ({lost}); restart {self.losses} of at most {limit} without a new checkpoint"
+        if self.losses > limit:
+            raise ClusterError(
+                f"stages.{self.id}: workers were lost {self.losses} times without a new checkpoint between, and "
+                f"cluster.max_restarts allows {limit}; the last time: {lost}; logs are in {self.folder.path / 'logs'}; "
+                "the same command goes on from the last checkpoint"
+            ) from lost
+        self._say("restart", message, workers_before=workers)
+
+    def _say(self, event: str, message: str, **details: int) -> None:
+        self.folder.event(event, message, **details)
+        self.context.say(self.id, message)
+
+    @contextmanager
+    def _growing(self, workers: int) -> Iterator[None]:
+        """While the job runs on fewer workers than the stage may have, look for room for more, and ask it to leave."""
+        if not self.resizable or workers == self.resources.max_workers:
+            yield
+            return
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch_room, args=(workers, ended), name="room", daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watch.join()
+
+    def _watch_room(self, workers: int, ended: threading.Event) -> None:
+        since: float | None = None
+        while not ended.wait(LOOK_FOR_ROOM_S):
+            if self.context.cluster.room(self.id, self.leaving) <= workers:
+                since = None
+                continue
+            since = since or time.monotonic()
+            wish = self.folder.path / STOP
+            if time.monotonic() - since >= GROW_AFTER_S and not wish.exists():
+                wish.write_text(RESIZE)

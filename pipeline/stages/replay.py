@@ -1,0 +1,89 @@
+"""`minivit run CONFIG train.replay_slots=A:B`: the batch that stopped a run, again, under a magnifying glass."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.checkpoints.selection import Selection, newest_valid
+from pipeline.checkpoints.storage import open_storage
+from pipeline.cluster.launch import launch
+from pipeline.config.schema import TrainStage
+from pipeline.errors import ConfigError
+from pipeline.stages.context import RunContext
+from pipeline.stages.folder import FINISHED, Status
+from pipeline.stages.resolve import Branch, stage_branches
+from pipeline.stages.train import TrainStageRun
+from pipeline.train.replay import NAME, ReplayJob, replay_worker
+
+
+def replay(context: RunContext, slots: str) -> None:
+    """Run the batch of a stage that did not finish on one worker, and say what was found.
+
+    Raises `ConfigError` if no stage has begun, or the slots are no batch of it.
+    """
+    branch, status = stopped_branch(context)
+    stage = TrainStageRun(context, branch)
+    first, stop = parse_slots(slots, stage.stage)
+    resources = context.config.resources(stage.stage).model_copy(update={"workers": 1})
+    context.cluster.require(resources, branch.stage_name)
+    selection = newest_valid(open_storage(stage.checkpoints), status.digest)
+    job = ReplayJob(stage.job(status, init=None, selection=selection), first, stop)
+    context.say(branch.id, f"runs the slots {slots} again on one worker, with the weights of {where(selection)}")
+    folder = stage.folder.path.absolute()
+    launch(replay_worker, job, resources, workers=1, name=f"replay-{first}", folder=folder)
+    found = json.loads((stage.folder.path / NAME).read_text())
+    for line in report(found):
+        context.say(branch.id, line)
+    context.say(branch.id, f"all of it is in {stage.folder.path / NAME}")
+
+
+def stopped_branch(context: RunContext) -> tuple[Branch, Status]:
+    """The first training branch that has begun and not finished; else the last one that has begun."""
+    begun = []
+    for branch in stage_branches(context.config):
+        status = context.folder.stage(branch.id).status()
+        if isinstance(branch.stage, TrainStage) and status:
+            if status.state != FINISHED:
+                return branch, status
+            begun.append((branch, status))
+    if not begun:
+        raise ConfigError(
+            f"train.replay_slots: no training stage has begun in {context.folder.path}, so there is nothing to replay; "
+            "run the pipeline without it first"
+        )
+    return begun[-1]
+
+
+def parse_slots(slots: str, stage: TrainStage) -> tuple[int, int]:
+    first, stop = (int(part) for part in slots.split(":"))
+    size = stage.global_batch_size
+    if stop - first != size or first % size:
+        raise ConfigError(
+            f"train.replay_slots: found '{slots}', which is no batch of {size} slots, such as {first // size * size}:"
+            f"{first // size * size + size}"
+        )
+    return first, stop
+
+
+def where(selection: Selection) -> str:
+    return selection.folder or "the start, as no checkpoint is committed"
+
+
+def report(found: dict[str, Any]) -> list[str]:
+    """What a person wants to know first."""
+    samples = found["samples"]
+    lines = [f"mean loss {found['loss']:.4g}, gradient norm {found['gradient_norm']:.4g}"]
+    if found["losses_not_finite"]:
+        lines.append(f"{found['losses_not_finite']} losses are not finite")
+    if found["first_module_not_finite"]:
+        lines.append(f"the first output that is not finite is that of {found['first_module_not_finite']}")
+    if found["gradients_not_finite"]:
+        names = found["gradients_not_finite"]
+        lines.append(f"gradients that are not finite: {len(names)}, the first is {names[0]}")
+    if found["anomaly"]:
+        lines.append(f"in the backward pass: {found['anomaly'].splitlines()[0]}")
+    if len(lines) == 1:
+        lines.append("all of it is finite: with other weights, precision or ranks it may not have been")
+    lines += [f"slot {s['slot']}  {s['key']}  label {s['label']}  loss {s['loss']:.4g}" for s in samples[:5]]
+    return lines

@@ -1,0 +1,35 @@
+"""Every random draw of the stream: keyed by the seed, what it is for, and a place; never by who draws it or when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+# First word of every key, so that draws for different purposes never share a stream.
+SHARDS, RING, WINDOW, AUGMENT, MIX, RESOLUTION, MIXTURE = range(7)
+
+
+def generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
+    """A generator keyed by seed, purpose and place."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, purpose, *place))))
+
+
+class SlotDraws:
+    """Generators keyed by (seed, purpose, slot), a microsecond each.
+
+    Philox (Salmon et al. 2011) is counter-based: seed and purpose are its key and the slot stands in the upper half of
+    its counter, so one generator is set to the beginning of any slot's own 2^128 blocks instead of being made anew.
+    """
+
+    def __init__(self, seed: int, purpose: int) -> None:
+        self._bits = np.random.Philox(key=np.array([seed, purpose], dtype=np.uint64))
+        self._generator = np.random.Generator(self._bits)
+        self._start: Any = self._bits.state  # as no number was drawn yet
+        self._counter = self._start["state"]["counter"]
+
+    def at(self, slot: int) -> np.random.Generator:
+        """The generator at the beginning of a slot's draws; the next call moves it elsewhere."""
+        self._counter[2] = slot
+        self._bits.state = self._start
+        return self._generator

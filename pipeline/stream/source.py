@@ -1,0 +1,48 @@
+"""The data sets of a training stream, and the one order that driver, ranks and loader workers derive from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config.schema import AugmentConfig, DataConfig, DatasetConfig
+from pipeline.shards.index import DatasetIndex
+from pipeline.stream.mixture import Mixture
+from pipeline.stream.order import Order
+from pipeline.stream.quarantine import load_excluded
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One data set of a stream: its shards, its share, and how its samples are treated. Picklable."""
+
+    name: str  # in the config
+    index: DatasetIndex
+    config: DatasetConfig
+    augment: AugmentConfig
+    weight: int = 1  # slots in a block of the mixture
+    labels: tuple[int, ...] | None = None  # the stage's class of each of its own; None where they are the same
+
+
+def build_mixture(sources: Sequence[Source], data: DataConfig, seed: int) -> Mixture:
+    """The order of a stream's samples under one seed, without those that `data.exclude` names.
+
+    Raises DataError if a data set cannot be split into the lanes, or `data.exclude` is no manifest.
+    """
+    orders = []
+    for number, source in enumerate(sources):
+        excluded = {}
+        if data.exclude:
+            excluded = load_excluded(data.exclude, source.index, source.name if len(sources) > 1 else None)
+        own_seed = source_seed(seed, number)
+        orders.append(
+            Order(source.index.counts, lanes=data.lanes, window=data.window, seed=own_seed, excluded=excluded)
+        )
+    return Mixture(orders, [source.weight for source in sources], seed)
+
+
+def source_seed(seed: int, number: int) -> int:
+    """Data sets of a mixture are shuffled independently of each other; the first as it would be alone."""
+    return seed if number == 0 else int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])

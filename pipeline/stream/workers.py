@@ -1,0 +1,212 @@
+"""Loader workers: processes that write samples straight into the batch that the rank is going to use.
+
+A batch's images lie in memory that all workers of a rank share (anonymous files, so no /dev/shm fills up and nothing
+is left behind by a kill). The rank says which step goes into which buffer; each worker decodes into its own rows; what
+comes back through the pipe are labels and keys. The rank's tensor is the buffer itself, and the buffer is free again
+when the tensor is.
+
+Workers are processes, not threads, as tar, header and label handling hold the interpreter lock. They are forked from a
+fork server: a rank may hold CUDA, Ray's and gloo's threads, none of which survive a fork of the rank itself, and a
+server that has imported this module once starts each worker in milliseconds where `spawn` imports torch anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterator
+from itertools import count
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import recv_handle, send_handle
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from pipeline.errors import DataError, PipelineError
+from pipeline.stream.batch import Batch, Part, assemble
+from pipeline.stream.parts import Parts, Shape
+
+BATCHES_AHEAD = 2  # steps that each worker may be ahead of the rank
+NICENESS = 5  # where CPUs are short, the rank's own threads go first
+ROUND_BYTES = 1 << 20  # buffers grow by whole MiB, so that sizes that vary a little share them
+EXIT_S = 5.0
+
+
+class Buffer:
+    """Memory that several processes see; `number` names it among those of a rank."""
+
+    def __init__(self, number: int, size: int, handle: int | None = None) -> None:
+        self.number, self.size = number, size
+        self.handle = os.memfd_create("batch") if handle is None else handle
+        if handle is None:
+            os.ftruncate(self.handle, size)
+        self._memory = mmap.mmap(self.handle, size)
+
+    def array(self, shape: Shape) -> np.ndarray:
+        """Its beginning as uint8 of a shape."""
+        return np.frombuffer(self._memory, np.uint8, count=math.prod(shape)).reshape(shape)
+
+    def close_handle(self) -> None:
+        """The memory lives on for as long as an array of it does."""
+        os.close(self.handle)
+
+
+class WorkerPool:
+    """The workers of one rank, started at once; `batches` is what they make. End it with `close`."""
+
+    def __init__(self, parts: Parts, workers: int) -> None:
+        self._parts, self._workers = parts, workers
+        multiprocessing.forkserver.set_forkserver_preload([__name__])
+        context = multiprocessing.get_context("forkserver")
+        self._pipes: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        self._free: deque[Buffer] = deque()
+        self._numbers = count()
+        for worker in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(parts, worker, workers, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def batches(self, pin_memory: bool) -> Generator[Batch, None, None]:
+        """The batches of all steps in order; in page-locked memory of its own if asked, else in shared memory."""
+        parts = self._parts
+        ahead = BATCHES_AHEAD * self._workers // max(len(parts.workers_of(parts.first, self._workers)), 1)
+        asked: deque[tuple[int, Buffer]] = deque()
+        unasked = steps_of(parts)
+        while True:
+            while len(asked) <= ahead and (step := next(unasked, None)) is not None:
+                asked.append((step, self._ask(step)))
+            if not asked:
+                return
+            step, buffer = asked.popleft()
+            filled = [self._receive(worker) for worker in parts.workers_of(step, self._workers)]
+            images = torch.from_numpy(self._lend(buffer, parts.shape(step)))
+            if pin_memory:
+                images = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True).copy_(images)
+            yield assemble(images, filled, step)
+
+    def close(self) -> None:
+        """End the workers, after at most the batch under way."""
+        for pipe in self._pipes:
+            pipe.close()  # which a worker takes for the end
+        for process in self._processes:
+            process.join(EXIT_S)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for buffer in self._free:
+            buffer.close_handle()
+        self._free.clear()
+
+    def _ask(self, step: int) -> Buffer:
+        """Have a step made; in a buffer that is free, or else in a new one."""
+        size = -(-max(math.prod(self._parts.shape(step)), 1) // ROUND_BYTES) * ROUND_BYTES
+        buffer = self._free.popleft() if self._free else None
+        if buffer is not None and buffer.size < size:
+            buffer.close_handle()
+            self._tell(("forget", buffer.number))
+            buffer = None
+        if buffer is None:
+            buffer = Buffer(next(self._numbers), size)
+            self._tell(("buffer", buffer.number, size), buffer.handle)
+        for worker in self._parts.workers_of(step, self._workers):
+            self._send(worker, ("step", step, buffer.number))
+        return buffer
+
+    def _lend(self, buffer: Buffer, shape: Shape) -> np.ndarray:
+        """The buffer's images; when nothing refers to them any more, it is free."""
+        images = buffer.array(shape)
+        weakref.finalize(images, self._free.append, buffer).atexit = False
+        return images
+
+    def _tell(self, message: tuple[Any, ...], handle: int | None = None) -> None:
+        for worker, (pipe, process) in enumerate(zip(self._pipes, self._processes, strict=True)):
+            self._send(worker, message)
+            if handle is not None:
+                send_handle(pipe, handle, process.pid)
+
+    def _send(self, worker: int, message: tuple[Any, ...]) -> None:
+        with contextlib.suppress(ConnectionError):  # of a worker that has ended: what it left is read in its turn
+            self._pipes[worker].send(message)
+
+    def _receive(self, worker: int) -> Part:
+        try:
+            part = self._pipes[worker].recv()
+        except (EOFError, ConnectionError) as error:
+            self._processes[worker].join(EXIT_S)
+            code = self._processes[worker].exitcode
+            raise DataError(
+                f"a loader worker died (exit status {code}); if memory ran out, lower data.loader_workers or "
+                "data.window"
+            ) from error
+        if isinstance(part, PipelineError):
+            raise part
+        if isinstance(part, str):
+            raise RuntimeError(f"in a loader worker:\n{part}")
+        return part
+
+
+def batches_in_this_thread(parts: Parts, pin_memory: bool) -> Generator[Batch, None, None]:
+    """As `WorkerPool.batches`, without any worker."""
+    filler = parts.filler(0, 1)
+    try:
+        for step in steps_of(parts):
+            images = torch.empty(parts.shape(step), dtype=torch.uint8, pin_memory=pin_memory)
+            yield assemble(images, [filler.fill(step, images.numpy())], step)
+    finally:
+        filler.close()
+
+
+def steps_of(parts: Parts) -> Iterator[int]:
+    return iter(count(parts.first) if parts.stop is None else range(parts.first, parts.stop))
+
+
+def work(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
+    """What a worker's process runs, until the rank closes the pipe or is gone."""
+    set_up_process()
+    with contextlib.suppress(EOFError, ConnectionError):
+        try:
+            serve(parts, worker, workers, pipe)
+        except (EOFError, ConnectionError):
+            raise
+        except PipelineError as error:
+            pipe.send(error)
+        except Exception:
+            pipe.send(traceback.format_exc())
+    os._exit(0)  # reading threads may hang in a store that does not answer; nothing here needs them to end
+
+
+def set_up_process() -> None:
+    """One thread per worker, behind the rank's own, and Ctrl-C is for the rank to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def serve(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
+    filler = parts.filler(worker, workers)
+    buffers: dict[int, Buffer] = {}
+    while True:
+        match pipe.recv():
+            case ("buffer", number, size):
+                buffers[number] = Buffer(number, size, recv_handle(pipe))
+                buffers[number].close_handle()
+            case ("forget", number):
+                del buffers[number]
+            case ("step", step, number):
+                pipe.send(filler.fill(step, buffers[number].array(parts.shape(step))))

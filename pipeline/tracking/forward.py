@@ -1,0 +1,84 @@
+"""From a stage's metrics file to its MLflow run: the driver sends what rank 0 has written, each value once.
+
+Ranks know nothing of MLflow: a store that is slow or away delays no step, and no rank pays for importing its client.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from pipeline.errors import TrackingError
+from pipeline.tracking.runs import Tracker
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 2.0
+MAX_METRICS_PER_CALL = 1000
+ROW_FIELDS = ("step", "time", "samples")  # of every row, besides its metrics
+
+Row = Mapping[str, float]
+
+
+class MetricsForwarder:
+    """While entered, sends new rows to an MLflow run every few seconds, from a thread.
+
+    A value whose step the run already has is not sent again: steps that were replayed after a restart, or that an
+    earlier driver had sent, leave no second row. Leaving raises `TrackingError` if the store has not taken all of them,
+    unless something else has gone wrong.
+
+    Args:
+        new_rows: the rows since the last call, in any order of steps.
+    """
+
+    def __init__(self, tracker: Tracker, run_id: str, new_rows: Callable[[], Iterable[Row]]) -> None:
+        self._tracker, self._run_id, self._new_rows = tracker, run_id, new_rows
+        self._known_steps: dict[str, int] = {}
+        self._pending: list[Any] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+
+    def __enter__(self) -> MetricsForwarder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._pending and error is None:
+            raise TrackingError(
+                f"tracking.uri: the MLflow store at {self._tracker.uri} stopped answering; {len(self._pending)} metric "
+                "values are in metrics.jsonl only; start it and run the same command again"
+            )
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._ended.wait(FLUSH_S)
+            try:
+                self._collect()
+                self._send()
+            except Exception as error:  # MLflow raises what its store raises; whatever it is, the next try may do
+                logger.warning("MLflow did not take %d metric values, will try again: %s", len(self._pending), error)
+
+    def _collect(self) -> None:
+        from mlflow.entities import Metric
+
+        for row in self._new_rows():
+            step, timestamp = int(row["step"]), int(row["time"] * 1000)
+            values = ((key, value) for key, value in row.items() if key not in ROW_FIELDS)
+            self._pending.extend(Metric(key, value, timestamp, step) for key, value in values)
+
+    def _send(self) -> None:
+        """Send what is new to the run and forget it. Raises MLflow's error when the store does not take it."""
+        for key in {metric.key for metric in self._pending} - self._known_steps.keys():
+            self._known_steps[key] = self._tracker.last_step(self._run_id, key)
+        self._pending = [metric for metric in self._pending if metric.step > self._known_steps[metric.key]]
+        while self._pending:
+            batch = self._pending[:MAX_METRICS_PER_CALL]
+            self._tracker.batch(self._run_id, batch)
+            self._known_steps |= {metric.key: max(metric.step, self._known_steps[metric.key]) for metric in batch}
+            del self._pending[:MAX_METRICS_PER_CALL]

@@ -1,0 +1,90 @@
+"""What a rank owns under ZeRO: flat fp32 tensors, and which stretch of which parameter stands where in them.
+
+The three layouts of DeepSpeed 0.19, brought to one: stage 0 keeps every parameter whole on every rank; stages 1 and 2
+cut the concatenation of a parameter group into equal parts; stage 3 cuts each parameter and concatenates its slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.checkpoints.shard_file import Span
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A flat tensor of fp32 master weights, the optimiser's state for it, and its layout. Padding is in no span."""
+
+    weights: Tensor  # fp32 [n]
+    states: Any  # torch's optimizer.state, keyed by the tensor it updates
+    key: Tensor
+    spans: list[Span]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The optimiser's state of this flat; empty before the first step."""
+        found: dict[str, Any] = self.states[self.key]
+        return found
+
+
+def replicated_flats(module: nn.Module, optimizer: Any) -> list[Flat]:
+    """Stage 0: each parameter is a flat, the same on every rank."""
+    names = names_of(module)
+    return [
+        Flat(parameter.data.view(-1), optimizer.state, parameter, [Span(names[id(parameter)], 0, 0, parameter.numel())])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+
+
+def grouped_flats(module: nn.Module, zero: Any) -> list[Flat]:
+    """Stages 1 and 2: a part of each parameter group."""
+    names = names_of(module)
+    return [
+        Flat(flat.data, zero.optimizer.state, flat, _mapped_spans(parameters, names))
+        for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True)
+    ]
+
+
+def _mapped_spans(parameters: list[Any], names: Mapping[int, str]) -> list[Span]:
+    spans = []
+    for parameter in parameters:
+        if (mapping := parameter._hp_mapping) is not None:  # else it lies in the parts of other ranks
+            own, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
+            spans.append(Span(names[id(parameter)], own.start, flat.start, flat.numel))
+    return spans
+
+
+def sliced_flats(module: nn.Module, zero: Any, rank: int) -> list[Flat]:
+    """Stage 3: a slice of each parameter of each sub-group."""
+    names = names_of(module)
+    flats = []
+    for parameters, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+        spans, offset = [], 0
+        for parameter in parameters:
+            spans += slice_span(names[id(parameter)], parameter, rank, offset)
+            offset += parameter.partition_numel()
+        flats.append(Flat(flat.data, zero.optimizer.state, flat, spans))
+    return flats
+
+
+def slice_span(name: str, parameter: Any, rank: int, offset: int) -> list[Span]:
+    """A rank's slice of a parameter under stage 3; none where the slice is all padding."""
+    size = parameter.partition_numel()
+    numel = min(size, parameter.ds_numel - rank * size)
+    return [Span(name, rank * size, offset, numel)] if numel > 0 else []
+
+
+def names_of(module: nn.Module) -> dict[int, str]:
+    """Name by identity; a parameter that several modules share has the first of its names."""
+    return {id(parameter): name for name, parameter in module.named_parameters()}
+
+
+def shapes_of(module: nn.Module) -> dict[str, list[int]]:
+    """Shape of every parameter and buffer, whole."""
+    shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}
+    return shapes | {name: list(buffer.shape) for name, buffer in module.named_buffers()}

@@ -1,0 +1,224 @@
+"""Saving behind the training loop: the loop waits for a copy of the state at most, and for that only when it is about
+to change the state. Copying, hashing, writing and committing happen in a thread, one checkpoint at a time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.checkpoints.manifest import FileRecord, Manifest, Window, write_manifest
+from pipeline.checkpoints.retention import Retention, prune, sweep
+from pipeline.checkpoints.selection import step_folder
+from pipeline.checkpoints.shard_file import SUFFIX, Span, write_shard
+from pipeline.checkpoints.storage import open_storage, unwritable
+from pipeline.errors import CheckpointError
+from pipeline.train.job import TrainJob
+from pipeline.train.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+ATTEMPT = "attempt"
+LONGEST_SAVE = datetime.timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stands when it is saved."""
+
+    step: int
+    metrics: dict[str, float]
+    window: Window
+
+
+class Saver:
+    """Commits the states of one run. Created, and asked to begin and to finish, by every rank alike.
+
+    A failed save surfaces as `CheckpointError` on every rank, at the next `check`, `begin_collective` or `finish`; the
+    checkpoints committed before stay as they are. `beat` is called as a sign of life while the loop waits for one.
+    """
+
+    def __init__(self, state: TrainState, job: TrainJob, beat: Callable[[], None]) -> None:
+        self._state, self._job, self._beat = state, job, beat
+        self._storage = open_storage(job.checkpoints)
+        self._retention = Retention(job.stage.checkpoint.keep_last, job.keep_steps, job.stage.checkpoint.keep_best)
+        # A group of its own: the loop goes on with collectives while the thread gathers what the ranks have written.
+        self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_SAVE)
+        self._staging: dict[str, Tensor] = {}
+        self._copied = threading.Event()
+        self._copied.set()
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._progress = 0  # bytes written
+        self._with_others = False  # every rank's bytes are its own to watch over
+        self._stall_s = 0.0
+
+    def begin_collective(self, step: int, metrics: Mapping[str, float], window: Window) -> None:
+        """Begin to commit the state as it is now, after `step` steps. Waits if the checkpoint before is not done.
+
+        `metrics` are those of the last validation, `window` this rank's of the steps since the last report.
+        """
+        self.finish()
+        layout, tensors = self._state.parts()
+        ready = torch.cuda.current_stream().record_event() if self._state.engine.device.type == "cuda" else None
+        self._copied.clear()
+        self._thread = threading.Thread(
+            target=self._save,
+            args=(Moment(step, dict(metrics), window), layout, tensors, ready),
+            name="checkpoint",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def wait_copied(self) -> None:
+        """Return once the state may change."""
+        if not self._copied.is_set():
+            began = time.perf_counter()
+            self._copied.wait()
+            self._stall_s += time.perf_counter() - began
+
+    def take_stall_s(self) -> float:
+        """Seconds that the training loop has waited for saves since this was last asked."""
+        stall_s, self._stall_s = self._stall_s, 0.0
+        return stall_s
+
+    def check(self) -> None:
+        """Raise what made a save fail."""
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this rank has no save under way."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint under way, if there is one, is committed."""
+        if self._thread is not None:
+            began, seen = time.perf_counter(), -1
+            while self._thread.is_alive():
+                self._thread.join(timeout=1.0)
+                if self._progress != seen or self._with_others:
+                    seen = self._progress
+                    self._beat()
+            self._thread = None
+            self._stall_s += time.perf_counter() - began
+        self.check()
+
+    def _save(
+        self,
+        moment: Moment,
+        layout: list[list[Span]],
+        tensors: dict[str, Tensor],
+        ready: torch.cuda.Event | None,
+    ) -> None:
+        began = time.perf_counter()
+        try:
+            try:
+                tensors = self._copy(tensors, ready)
+            finally:
+                self._copied.set()
+            self._commit_collective(moment, layout, tensors)
+            logger.info("committed step %d in %.1f s", moment.step, time.perf_counter() - began)
+        except Exception as error:  # every one must reach the loop
+            self._failure = error
+
+    def _copy(self, tensors: Mapping[str, Tensor], ready: torch.cuda.Event | None) -> dict[str, Tensor]:
+        """The tensors in host memory that is kept from save to save."""
+        if self._staging.keys() != tensors.keys():
+            pin = ready is not None
+            empty = {name: torch.empty(t.shape, dtype=t.dtype, pin_memory=pin) for name, t in tensors.items()}
+            self._staging = empty
+        if ready is None:
+            for name, tensor in tensors.items():
+                self._staging[name].copy_(tensor)
+            return self._staging
+        with torch.cuda.stream(torch.cuda.Stream()) as stream:
+            stream.wait_event(ready)
+            for name, tensor in tensors.items():
+                self._staging[name].copy_(tensor, non_blocking=True)
+            stream.synchronize()
+        return self._staging
+
+    def _commit_collective(
+        self, moment: Moment, layout: Sequence[Sequence[Span]], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Write this rank's file; once all ranks have theirs, rank 0 commits. All ranks learn what failed on any."""
+        folder, rank, world_size = step_folder(moment.step), dist.get_rank(), dist.get_world_size()
+        name = f"rank-{rank:05d}-of-{world_size:05d}.{self._job.attempt}{SUFFIX}"  # no other attempt's
+        mine = self._told(lambda: self._write(f"{folder}/{name}", layout, tensors))
+        self._with_others = True
+        gathered = [(mine, moment.window.sums)] * world_size
+        dist.all_gather_object(gathered, gathered[0], group=self._group)
+        failures = [result for result, _ in gathered if isinstance(result, CheckpointError)]
+        if rank == 0 and not failures:
+            files = [result for result, _ in gathered if isinstance(result, FileRecord)]
+            sums = [row for _, rows in gathered for row in rows]
+            failed = self._told(lambda: self._commit(folder, moment, files, sums))
+            failures = [failed] if failed else []
+        outcome: list[CheckpointError | None] = [failures[0] if failures else None]
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        self._with_others = False
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    def _told(self, write: Callable[[], Result]) -> Result | CheckpointError:
+        """What `write` gives, or the sentence for what kept it from it."""
+        try:
+            return write()
+        except CheckpointError as error:
+            return error
+        except Exception as error:  # each store has errors of its own
+            logger.exception("a checkpoint could not be written")
+            reason = str(error) or type(error).__name__
+            return unwritable(self._storage, error) or CheckpointError(
+                f"{self._storage.root} could not take a checkpoint ({reason}); the same command goes on from the last "
+                "committed one"
+            )
+
+    def _write(self, path: str, layout: Sequence[Sequence[Span]], tensors: Mapping[str, Tensor]) -> FileRecord:
+        needed, free = sum(tensor.nbytes for tensor in tensors.values()), self._storage.free_bytes()
+        if free is not None and free < needed:
+            raise OSError(errno.ENOSPC, f"{free:,} bytes are free, {needed:,} are needed")
+        return write_shard(self._storage, path, layout, tensors, self._advance)
+
+    def _advance(self, size: int) -> None:
+        self._progress += size
+
+    def _commit(self, folder: str, moment: Moment, files: list[FileRecord], sums: list[list[float]]) -> None:
+        """Rank 0's part, once every file is durable."""
+        job = self._job
+        require_current_attempt(job)
+        manifest = Manifest(
+            step=moment.step,
+            slots=moment.step * job.stage.global_batch_size,
+            world_size=dist.get_world_size(),
+            zero_stage=self._state.engine.zero_stage,
+            digest=job.digest,
+            spec=job.spec.to_dict(),
+            shapes=self._state.shapes,
+            files=files,
+            metrics=moment.metrics,
+            window=replace(moment.window, sums=sums),
+            run_ids=job.run_ids,
+        )
+        write_manifest(self._storage, folder, manifest)
+        sweep(self._storage, folder, manifest)
+        prune(self._storage, self._retention)
+
+
+def require_current_attempt(job: TrainJob) -> None:
+    """Raise `CheckpointError` if another driver has started this stage again since."""
+    if (job.folder / ATTEMPT).read_text() != job.attempt:
+        raise CheckpointError(f"{job.folder}: a newer attempt has taken over this stage; this one ends")

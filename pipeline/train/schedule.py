@@ -1,0 +1,48 @@
+"""What a step works on, as pure functions of the step, so that all ranks and all restarts agree."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from pipeline.config.schema import ResolutionConfig, TrainStage
+from pipeline.models.spec import Pair, ViTSpec, whole_patches
+from pipeline.train.seeds import PATCH, derive_seed
+
+
+def step_shapes(stage: TrainStage, spec: ViTSpec) -> list[tuple[Pair, Pair]]:
+    """(Image size, patch), each (height, width) in pixels, that the steps of a stage may have.
+
+    The model's own, which evaluation uses, come first. Sizes given as one number are heights; widths keep the model's
+    proportion.
+    """
+    sizes = [_in_proportion(size, spec.image_size) for size in stage.resolution.sizes] or [spec.image_size]
+    patches = [_in_proportion(size, spec.patch) for size in stage.resolution.patch_sizes] or [spec.patch]
+    return list(dict.fromkeys([(spec.image_size, spec.patch), *itertools.product(sizes, patches)]))
+
+
+def patch_at(step: int, base_patch: Pair, resolution: ResolutionConfig, seed: int) -> Pair:
+    """Patch of a step, (height, width) in pixels: one of `patch_sizes`, drawn from (seed, step), or the model's own.
+
+    A patch size is the height; the width keeps the proportion of `base_patch`.
+    """
+    if not resolution.patch_sizes:
+        return base_patch
+    return _in_proportion(
+        resolution.patch_sizes[derive_seed(seed, PATCH, step) % len(resolution.patch_sizes)], base_patch
+    )
+
+
+def _in_proportion(height: int, base: Pair) -> Pair:
+    return height, height * base[1] // base[0]
+
+
+def micro_batches_at(size: Pair, patch: Pair, spec: ViTSpec, rank_samples: int, micro_batch_size: int | None) -> int:
+    """Backward passes of a step on images of `size` px: enough for the fullest rank, more where there are more tokens.
+
+    `micro_batch_size` is meant for the model's own grid; None is all of a rank's `rank_samples` at once.
+    """
+    if micro_batch_size is None:
+        return 1
+    growth = max(math.prod(whole_patches(size, patch)) / spec.num_patches, 1.0)
+    return math.ceil(rank_samples * growth / micro_batch_size)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.errors import ModelError
+from pipeline.export import export
+from pipeline.models import Bundle, MiniViT, Preprocess
+from pipeline.models.clip_bridge import to_clip
+from pipeline.models.foreign import foreign_spec, load_foreign
+
+Make = Callable[..., MiniViT]
+
+
+def build(bundle: Bundle) -> MiniViT:
+    model = MiniViT.from_spec(bundle.spec, init="torch").eval()
+    model.load_state_dict(bundle.state)
+    return model
+
+
+@pytest.fixture
+def cached_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], nn.Module]:
+    """Puts random weights of a timm model where the hub's client keeps what it downloaded, and cuts the network off."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def cache(name: str) -> nn.Module:
+        model = timm.create_model(name).eval()
+        repository = tmp_path / "hub" / f"models--{model.pretrained_cfg['hf_hub_id'].replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+        snapshot = repository / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        save_file(model.state_dict(), snapshot / "model.safetensors")
+        return model
+
+    return cache
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_timms_own_loading_by_name(cached_weights: Callable[[str], Any], name: str) -> None:
+    theirs = cached_weights(name)
+    bundle = load_foreign(f"timm:{name}")
+    images = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(build(bundle)(images), theirs(images), atol=1e-5, rtol=1e-5)
+    assert bundle.preprocess.mean == theirs.pretrained_cfg["mean"]
+    assert bundle.classes is not None
+    assert bundle.classes[:2] == ["n01440764", "n01443537"]
+    assert foreign_spec(f"timm:{name}") == bundle.spec
+
+
+def test_a_cut_off_machine_and_a_wrong_name_are_one_sentence(cached_weights: Callable[[str], Any]) -> None:
+    for name in ("vit_tiny_patch16_224", "vit_teeny_patch16_224"):
+        with pytest.raises(ModelError) as caught:
+            load_foreign(f"timm:{name}")
+        assert str(caught.value).startswith(f"timm:{name}: cannot be had (")
+        assert "take a name of timm.list_models" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_plain_vit_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"^timm:resnet18: is a ResNet, not a plain Vision Transformer of timm$"):
+        foreign_spec("timm:resnet18")
+    with pytest.raises(ModelError, match=r"^timm:vit_relpos_base_patch16_224: the timm checkpoint: "):
+        foreign_spec("timm:vit_relpos_base_patch16_224")
+
+
+@pytest.mark.parametrize("options", [{}, {"registers": 2, "embed_norm": True, "eps": 1e-5, "activation": "quick_gelu"}])
+def test_our_own_export_comes_back_whole(small_model: Make, tmp_path: Path, options: dict[str, Any]) -> None:
+    """With its config.json beside it, a file says all: heads, a grid that is not square, classes."""
+    ours = small_model(image_size=(16, 24), **options)
+    preprocess = Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 3, (16, 24))
+    bundle = Bundle(ours.state_dict(), ours.spec, preprocess, list("abcde"), {})
+    path = export("timm", bundle, tmp_path / "out")
+    images = torch.randn(2, 3, 16, 24)
+    for reference in (str(path), f"timm:local-dir:{path.parent}"):
+        back = load_foreign(reference)
+        torch.testing.assert_close(build(back)(images), ours(images), atol=1e-5, rtol=1e-5)
+        assert (back.classes, back.preprocess) == (list("abcde"), preprocess)
+        assert foreign_spec(reference) == back.spec
+
+
+def test_a_bare_file_of_timm(tmp_path: Path) -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=12, num_classes=3).eval()
+    save_file(theirs.state_dict(), tmp_path / "weights.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "another's"}))
+    bundle = load_foreign(str(tmp_path / "weights.safetensors"))
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(build(bundle)(images), theirs(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_bare_file_of_clip_with_what_it_does_not_say(small_model: Make, tmp_path: Path) -> None:
+    ours = small_model(embed_norm=True, eps=1e-5)
+    save_file(to_clip(ours.state_dict(), ours.spec), tmp_path / "clip.safetensors")
+    bundle = load_foreign(str(tmp_path / "clip.safetensors"), num_heads=2, activation="gelu")
+    images = torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(build(bundle)(images), ours(images), atol=1e-5, rtol=1e-5)
+
+
+class Evil:
+    """Unpickling it would leave a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
+    for name in ("model.pth", "pytorch_model.bin"):
+        torch.save({"blocks.0.attn.qkv.weight": Evil(tmp_path / "ran")}, tmp_path / name)
+        with pytest.raises(ModelError, match=f"{name}: is not a safetensors file, and pickles run code; convert it"):
+            load_foreign(str(tmp_path / name))
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.pth").read_bytes())
+    with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
+        load_foreign(str(tmp_path / "model.safetensors"))
+    with pytest.raises(ModelError, match=r"absent\.safetensors: cannot be read"):
+        load_foreign(str(tmp_path / "absent.safetensors"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("resnet18", "ResNet"), ("swin_tiny_patch4_window7_224", "Swin"), ("convnext_atto", "ConvNeXt")],
+)
+def test_a_file_of_another_architecture_says_which(tmp_path: Path, name: str, expected: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in timm.create_model(name).state_dict().items()}, path)
+    with pytest.raises(ModelError, match=f"weights.safetensors: .*says it is an? {expected}"):
+        load_foreign(str(path))
+
+
+def test_a_minivits_file_is_to_be_named_by_its_folder(small_model: Make, tmp_path: Path) -> None:
+    save_file(small_model().state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="says it is a MiniViT"):
+        load_foreign(str(tmp_path / "model.safetensors"))

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.models import execution, products
+from pipeline.models.products import attention, linear
+
+ROWS, INPUTS, OUTPUTS = 37, 24, 40
+SHAPES = (ROWS, INPUTS), (OUTPUTS, INPUTS), (OUTPUTS,)
+
+
+@pytest.fixture(params=[1 << 19, 200], ids=["one piece", "many pieces"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "PIECE_VALUES", request.param)
+
+
+@pytest.fixture(params=[False, True], ids=["no units", "matrix units"])
+def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with and without matrix units; torch computes the right thing on both, only at other speeds."""
+    monkeypatch.setattr(execution, "MATRIX_UNITS", {torch.bfloat16: request.param})
+
+
+def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    """The output, and the gradients of a fixed weighting of it."""
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    out = function(*leaves)
+    weighting = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (out * weighting.to(out.dtype)).sum().backward()
+    return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def operands(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_linear_in_fp32(gelu: bool) -> None:
+    inputs = operands((2, ROWS, INPUTS), (OUTPUTS, INPUTS), (OUTPUTS,))
+    ours = with_gradients(lambda x, w, b: linear(x, w, b, gelu=gelu), *inputs)
+    stock = with_gradients(lambda x, w, b: F.linear(F.gelu(x) if gelu else x, w, b), *inputs)
+    torch.testing.assert_close(ours, stock, atol=1e-4, rtol=1e-5)
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    x, weight, bias = (tensor.double() for tensor in (x, weight, bias))
+    return F.linear(F.gelu(x) if gelu else x, weight, bias)
+
+
+@pytest.mark.usefixtures("pieces", "units")
+@pytest.mark.parametrize("gelu", [False, True])
+def test_linear_in_bf16_is_as_exact_as_bf16(gelu: bool) -> None:
+    """Inputs, outputs and gradients are bf16; only their last bits are lost, however many pieces are summed."""
+    inputs = operands((8, ROWS, INPUTS), (OUTPUTS, INPUTS), (OUTPUTS,), dtype=torch.bfloat16)
+    ours = with_gradients(lambda x, w, b: linear(x, w, b, gelu=gelu), *inputs)
+    truth = with_gradients(lambda x, w, b: exact(x, w, b, gelu), *inputs)
+    assert {tensor.dtype for tensor in ours} == {torch.bfloat16}
+    for found, expected in zip(ours, truth, strict=True):
+        error = (found.double() - expected.double()).norm() / expected.double().norm()
+        assert error < 2**-7
+
+
+def test_only_the_input_of_an_activated_product_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "MATRIX_UNITS", {torch.bfloat16: False})
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    x, weight, bias = (tensor.requires_grad_() for tensor in operands(*SHAPES, dtype=torch.bfloat16))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        linear(x, weight, bias, gelu=True)
+    assert sorted(kept) == sorted([x.numel(), weight.numel()])
+
+
+def test_no_gradient_is_computed_for_images() -> None:
+    x, weight, bias = operands((ROWS, INPUTS), (OUTPUTS, INPUTS), (OUTPUTS,), dtype=torch.bfloat16)
+    linear(x, weight.requires_grad_(), bias.requires_grad_()).sum().backward()
+    assert x.grad is None
+    assert weight.grad is not None
+
+
+def test_autocast_is_left_to_torch() -> None:
+    x, weight, bias = operands((ROWS, INPUTS), (OUTPUTS, INPUTS), (OUTPUTS,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(x, weight, bias).dtype == torch.bfloat16
+        assert linear(x.bfloat16(), weight, bias, gelu=True).shape == (ROWS, OUTPUTS)
+
+
+@pytest.mark.usefixtures("units")
+@pytest.mark.parametrize("samples", [1, 5])
+@pytest.mark.parametrize("queries", [1, 9])
+def test_attention_in_bf16_is_as_exact_as_bf16(samples: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "PIECE_VALUES", 300)
+    monkeypatch.setattr(products.torch, "get_num_threads", lambda: 1)  # so that a group is one or two samples
+    # As the encoder has them: heads are strided views of one tensor.
+    packed = operands((samples, 9, 3 * 32), dtype=torch.bfloat16)[0]
+    q, k, v = (part.unflatten(-1, (2, 16)).transpose(1, 2) for part in packed.chunk(3, dim=-1))
+    inputs = (q[:, :, :queries], k, v)
+    ours = with_gradients(attention, *inputs)
+    truth = with_gradients(lambda *x: F.scaled_dot_product_attention(*(tensor.double() for tensor in x)), *inputs)
+    assert {tensor.dtype for tensor in ours} == {torch.bfloat16}
+    for found, expected in zip(ours, truth, strict=True):
+        error = (found.double() - expected.double()).norm() / expected.double().norm()
+        assert error < 2**-6
+
+
+@pytest.mark.usefixtures("units")
+def test_attention_drops_out_where_asked() -> None:
+    q, k, v = operands(*[(2, 2, 9, 16)] * 3, dtype=torch.bfloat16)
+    first, second = (attention(q, k, v, dropout=0.5) for _ in range(2))
+    assert first.dtype == torch.bfloat16
+    assert not torch.equal(first, second)
+
+
+def test_prediction_before_training_does_no_harm() -> None:
+    inputs = operands((ROWS, INPUTS), (OUTPUTS, INPUTS), (OUTPUTS,), dtype=torch.bfloat16)
+    with torch.inference_mode():
+        expected = linear(*inputs, gelu=True)
+    torch.testing.assert_close(with_gradients(lambda *x: linear(*x, gelu=True), *inputs)[0], expected)

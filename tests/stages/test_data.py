@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config.schema import DataConfig, DatasetConfig
+from pipeline.errors import ConfigError
+from pipeline.shards.index import DatasetIndex, make_index
+from pipeline.shards.scan import ShardRecord
+from pipeline.stages.data import stage_data
+from pipeline.train.job import Dataset
+
+
+def dataset(*classes: str) -> Dataset:
+    record = ShardRecord("a.tar", 10, 1000, "0" * 64, 0, len(classes) - 1)
+    index: DatasetIndex = make_index("data", [record], None)
+    return Dataset(DatasetConfig(shards="data", classes=list(classes)), index)
+
+
+DATASETS = {
+    "photos": dataset("cat", "dog"),
+    "sketches": dataset("dog", "house", "kitten"),
+    "val": dataset("dog", "cat"),
+    "odd": dataset("cat", "horse"),
+}
+
+
+def sources(**data: Any):
+    return stage_data(DATASETS, DataConfig(**data), "stages.s")
+
+
+def test_one_data_set_keeps_its_labels() -> None:
+    (train,), val, classes = sources(train="photos")
+    assert (train.name, train.weight, train.labels, val, classes) == ("photos", 1, None, None, ["cat", "dog"])
+
+
+def test_classes_of_one_name_are_one_class() -> None:
+    mixture = {"photos": {"weight": 1.5}, "sketches": {"label_map": {"kitten": "cat"}, "augment": {"flip": False}}}
+    (photos, sketches), val, classes = sources(mixture=mixture, val="val")
+    assert classes == ["cat", "dog", "house"]
+    assert (photos.labels, sketches.labels, val.labels) == ((0, 1), (1, 2, 0), (1, 0))
+    assert (photos.weight, sketches.weight) == (3, 2)
+    assert (photos.augment.flip, sketches.augment.flip) == (True, False)
+
+
+def test_the_validation_set_goes_through_the_same_renaming() -> None:
+    _, val, classes = sources(mixture={"photos": {"label_map": {"cat": "animal", "dog": "animal"}}}, val="val")
+    assert (classes, val.labels) == (["animal"], (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"train": "photos", "val": "odd"}, r"^stages\.s\.data\.val: its class 'horse' is none of the 2 classes"),
+        (
+            {"mixture": {"photos": {"label_map": {"cta": "x"}}}},
+            r"mixture\.photos\.label_map: 'cta' is no class of photos; did you mean 'cat'",
+        ),
+    ],
+)
+def test_unknown_classes_are_refused(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sources(**data)
+
+
+@pytest.mark.parametrize(
+    ("weights", "whole"),
+    [([1, 1], [1, 1]), ([0.7, 0.3], [7, 3]), ([2, 4, 6], [1, 2, 3]), ([0.5], [1]), ([1e-1, 0.2], [1, 2])],
+)
+def test_weights_become_the_smallest_whole_numbers(weights: list[float], whole: list[int]) -> None:
+    data = DataConfig(mixture={str(number): {"weight": weight} for number, weight in enumerate(weights)})
+    assert data.weights == whole
+    np.testing.assert_allclose(np.array(whole) / sum(whole), np.array(weights) / sum(weights))
+
+
+def test_a_stream_has_one_data_set_or_a_mixture_of_coarse_weights() -> None:
+    with pytest.raises(ValueError, match="set one of the two"):
+        DataConfig()
+    with pytest.raises(ValueError, match="set one of the two"):
+        DataConfig(train="a", mixture={"b": {}})
+    with pytest.raises(ValueError, match="come out even after 1001 samples"):
+        DataConfig(mixture={"a": {"weight": 1000}, "b": {"weight": 1}})

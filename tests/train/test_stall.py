@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.train.stall import StallWatch
+
+PROGRAM = """
+import sys, threading, time
+from pathlib import Path
+from pipeline.train.stall import StallWatch
+
+def waits_for_a_peer(seconds):
+    time.sleep(seconds)
+
+def thread_of_another_kind():
+    time.sleep(60)
+
+threading.Thread(target=thread_of_another_kind, daemon=True).start()
+watch = StallWatch(1.0, Path(sys.argv[1]))
+for _ in range(int(sys.argv[2])):
+    watch.beat()
+    time.sleep(0.05)
+if sys.argv[3] == "stall":
+    waits_for_a_peer(60)
+watch.close()
+time.sleep(1.5)
+"""
+
+
+def run(log: Path, beats: int, end: str) -> tuple[int, float]:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(log), str(beats), end], timeout=50, check=False)
+    return done.returncode, time.monotonic() - began
+
+
+def test_a_stalled_rank_leaves_all_its_stacks_and_ends(tmp_path: Path) -> None:
+    log = tmp_path / "rank.log"
+    log.write_text("what was logged before\n")
+    code, seconds = run(log, 40, "stall")  # two seconds of life first: twice the time-out
+    assert code == 1
+    assert seconds < 30
+    text = log.read_text()
+    assert text.startswith("what was logged before\n")
+    assert "in waits_for_a_peer" in text
+    assert "in thread_of_another_kind" in text
+
+
+def test_a_rank_that_ends_in_order_is_left_alone(tmp_path: Path) -> None:
+    log = tmp_path / "rank.log"
+    assert run(log, 2, "end")[0] == 0
+    assert log.read_text() == ""
+
+
+def test_beats_are_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    armed: list[float] = []
+    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda timeout, **_: armed.append(timeout))
+    watch = StallWatch(100.0, tmp_path / "rank.log")
+    for _ in range(1000):
+        watch.beat()
+    assert armed == [100.0]
+    watch.close()
