@@ -24,8 +24,9 @@ from pipeline.train.ledger import LedgerTail, read_metrics
 
 TRAINING_PER_KILL_S = 15.0  # that many seconds of steps: with a killed raylet they go on until it is missed
 PROBE_STEPS, CHECKPOINT_EVERY = 200, 6
-PHASES = ("start", "steps", "save", "export", "evaluation")
-LONGEST_DELAYS_S = {"start": 25.0, "steps": 4.0, "evaluation": 15.0}  # of a kill after its phase has begun
+ENDING = {"export": "export", "evaluate": "evaluation"}  # stages, and what they are called as phases
+PHASES = ("start", "steps", "save", *ENDING.values())
+LONGEST_DELAYS_S = {"start": 25.0, "steps": 4.0, "evaluation": 4.0}  # of a kill after its phase has begun
 VICTIMS = ("rank", "driver", "raylet", "tree")
 PATIENCE_S = 600.0  # for a phase to come; then the kill strikes wherever the run is
 MOST_STARTS_PER_KILL = 3
@@ -40,7 +41,8 @@ class Chaos:
     random: random.Random
     kills: list[dict[str, str]] = field(default_factory=list)
     starts: int = 0
-    last_step_at: float = 0.0  # Unix time
+    started_at: float = 0.0  # Unix time, as is the next
+    last_step_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._tail = LedgerTail(self.run.stage("pretrain").path)
@@ -50,41 +52,46 @@ class Chaos:
         return RunFolder(self.folder / "runs" / NAME)
 
     def start(self) -> psutil.Popen:
-        self.starts += 1
+        self.starts, self.started_at = self.starts + 1, time.time()
         log = (self.folder / "driver.log").open("a")
         command = [sys.executable, "-m", "pipeline.cli.main", "run", "pipeline.yaml"]
         return psutil.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
-    def phase(self) -> str:
-        """Where the run is, as far as its folder tells."""
-        for stage, name in (("export", "export"), ("evaluate", "evaluation")):  # both at once; the first is short
-            if self._state(stage) == RUNNING:
-                return name
+    def phases(self) -> list[str]:
+        """Where the run is, as far as its folder tells; it exports and evaluates at once."""
+        ending = [name for stage, name in ENDING.items() if self._is_running(stage)]
+        if ending:
+            return ending
         folder = self.run.stage("pretrain")
         if any(not (step / "manifest.json").exists() for step in folder.checkpoints.glob("step-*")):
-            return "save"
+            return ["save"]
         if rows := self._tail.new_rows():
             self.last_step_at = rows[-1]["time"]
-        return "steps" if self.last_step_at > time.time() - 2 else "start"
+        return ["steps"] if self.last_step_at > time.time() - 2 else ["start"]
 
-    def _state(self, stage: str) -> str | None:
-        status = self.run.stage(stage).status()
-        return status.state if status else None
+    def _is_running(self, stage: str) -> bool:
+        folder = self.run.stage(stage)
+        status = folder.status()
+        if status is None or status.state != RUNNING:
+            return False
+        return (folder.path / "status.json").stat().st_mtime > self.started_at  # else it is of a driver that was killed
 
     def strike(self, driver: psutil.Popen, phase: str, victim: str) -> bool:
         """Wait for the phase, then kill; false if there was nothing to kill."""
         due = time.monotonic() + PATIENCE_S
-        while time.monotonic() < due and driver.poll() is None and self.phase() != phase and not self.is_finished():
+        while phase not in self.phases() and time.monotonic() < due:
+            if driver.poll() is not None or self.is_finished():
+                break
             time.sleep(0.005)
         time.sleep(self.random.uniform(0, LONGEST_DELAYS_S.get(phase, 0)))
         processes = self.victims(driver, victim)
-        where = self.phase()
+        where = self.phases()
         if not processes or driver.poll() is not None:
             return False
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        self.kills.append({"victim": victim, "phase": where})
+        self.kills.append({"victim": victim, "phase": phase if phase in where else where[0]})
         return True
 
     def victims(self, driver: psutil.Popen, victim: str) -> list[psutil.Process]:
@@ -121,7 +128,8 @@ class Chaos:
         raise ClusterError(f"the run does not come to its end: {(self.folder / 'driver.log').read_text()[-2000:]}")
 
     def is_finished(self) -> bool:
-        return self._state("export") == self._state("evaluate") == FINISHED
+        found = [self.run.stage(stage).status() for stage in ENDING]
+        return all(status is not None and status.state == FINISHED for status in found)
 
     def outcome(self) -> dict[str, Any]:
         """What the run has left: the hash of the exported weights, its metrics, its evaluation."""
@@ -146,9 +154,8 @@ def steps_per_s(folder: Path, shards: Path) -> float:
     """Of the miniature when nothing disturbs it, its start left out."""
     probe = miniature(folder, shards, PROBE_STEPS, seed=0)
     probe.to_the_end(probe.start())
-    rows = read_metrics(probe.run.stage("pretrain").path)
-    times = [row["time"] for row in rows if row["step"] in (PROBE_STEPS // 2, PROBE_STEPS)]
-    return (PROBE_STEPS - PROBE_STEPS // 2) / (times[1] - times[0])
+    ended_at = {row["step"]: row["time"] for row in read_metrics(probe.run.stage("pretrain").path)}
+    return (PROBE_STEPS - PROBE_STEPS // 2) / (ended_at[PROBE_STEPS] - ended_at[PROBE_STEPS // 2])
 
 
 def measure(kills: int, seed: int) -> dict[str, Any]:

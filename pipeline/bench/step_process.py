@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing import get_context
 from typing import Any, Self, TypeVar
 
@@ -69,13 +68,19 @@ def on_its_own(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 class Training:
-    """Forward, backward and fused AdamW: of the weights in fp32, else as ZeRO does it, by `MasterCopy`."""
+    """Forward, backward and fused AdamW: of the weights in fp32, else as ZeRO does it, by `MasterCopy`.
+
+    Gradients have one block for good, as in the engine: freed one by one, they would leave the heap in pieces.
+    """
 
     def __init__(self, job: StepJob) -> None:
         torch.manual_seed(0)
         self.spec, self.device, self.dtype = job.spec, select_device(), precision_dtype(job.precision)
         self.model = build_model(job).to(device=self.device, dtype=self.dtype)
         weights = list(self.model.parameters())
+        self.gradients = torch.zeros(sum(weight.numel() for weight in weights), dtype=self.dtype, device=self.device)
+        for weight, gradient in zip(weights, self.gradients.split([one.numel() for one in weights]), strict=True):
+            weight.grad = gradient.view_as(weight)
         self.master = None if self.dtype == torch.float32 else MasterCopy(weights)
         optimised = weights if self.master is None else [self.master.weights]
         self.optimizer = torch.optim.AdamW(optimised, lr=1e-4, fused=True)
@@ -94,11 +99,12 @@ class Training:
     def _step(self, images: Tensor, labels: Tensor) -> None:
         F.cross_entropy(self.model(images).float(), labels).backward()
         if self.master:
-            self.master.take_gradients()
+            self.master.weights.grad = self.gradients.float()
         self.optimizer.step()
-        self.optimizer.zero_grad()
         if self.master:
+            self.master.weights.grad = None
             self.master.give_weights()
+        self.gradients.zero_()
 
     def _wait(self) -> None:
         if self.device.type != "cpu":
@@ -106,24 +112,12 @@ class Training:
 
 
 class MasterCopy:
-    """The fp32 weights of a half-precision model in one flat tensor; gradients wait for the step in one bucket."""
+    """The fp32 weights of a half-precision model in one flat tensor."""
 
     def __init__(self, weights: list[nn.Parameter]) -> None:
         self.weights = nn.Parameter(torch.cat([weight.detach().float().flatten() for weight in weights]))
         self._weights = [weight.data for weight in weights]
         self._sizes = [weight.numel() for weight in weights]
-        self._bucket = torch.empty_like(self.weights, dtype=weights[0].dtype)
-        for weight, place in zip(weights, self._bucket.split(self._sizes), strict=True):
-            weight.register_post_accumulate_grad_hook(partial(self._collect, place))
-
-    @staticmethod
-    def _collect(place: Tensor, weight: Tensor) -> None:
-        assert weight.grad is not None
-        place.copy_(weight.grad.flatten())
-        weight.grad = None
-
-    def take_gradients(self) -> None:
-        self.weights.grad = self._bucket.float()
 
     def give_weights(self) -> None:
         new = self.weights.detach().split(self._sizes)

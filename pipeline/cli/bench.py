@@ -134,8 +134,6 @@ def chaos(kills: int, seed: int, as_json: bool) -> None:
     show(result, as_json)
     if not (result["same_weights"] and result["same_metrics"] and result["same_evaluation"]):
         raise CheckpointError("the disturbed run did not leave what the undisturbed one left; see above")
-    if result["kills"] < kills:
-        raise CheckpointError(f"the run ended after {result['kills']} of {kills} kills; see above")
 
 
 @group.command("loader")

@@ -69,5 +69,5 @@ def test_checkpointing_saves_memory() -> None:
     spec = build_spec("nano", image_size=28, num_classes=10, depth=24)
     result = step.measure_checkpointing(spec, "fp32", batch_size=64, threads=1)
     peaks = result["peak_megabytes"]
-    assert max(peaks["full"], peaks["selective"]) < peaks["none"]  # the heap keeps some of what is freed
-    assert result["share"] == peaks["full"] / peaks["none"] < 0.9
+    assert peaks["full"] < peaks["selective"] < peaks["none"]
+    assert result["share"] == peaks["full"] / peaks["none"] < 0.5
