@@ -3,10 +3,12 @@
 Everywhere activations have the dtype of the weights. What differs is how products and attention are computed:
 
 - By torch's own operators, as a rule.
-- In half precision on a CPU without matrix units for it, where torch emulates them at a hundredth to half of the speed
-  of fp32: in fp32, from and to half precision in memory, which is what matrix units do too. Outside of
-  `torch.compile` and exported graphs, which fuse for themselves, that happens in rows that stay in the cache, with what
-  is cheap computed again in the backward pass (`products`).
+- In half precision on a CPU that has no arithmetic for it, where torch emulates it at a hundredth of the speed of fp32:
+  in fp32, from and to half precision in memory, which is what matrix units do too. Outside of `torch.compile` and
+  exported graphs, which fuse for themselves, that happens in rows that stay in the cache, with what is cheap computed
+  again in the backward pass (`products`).
+- In half precision on a CPU that has vector but no matrix units for it (AVX512-BF16): products by torch's operators,
+  twice as fast there as in fp32; attention as a few such products, as torch's fused one takes twice their time.
 """
 
 from __future__ import annotations
@@ -14,18 +16,28 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-# Half-precision dtypes, and whether this CPU has matrix units (AMX) for them. AVX512-BF16 is not enough: with it alone
-# torch's bf16 products ran at half the speed of its fp32 ones.
-MATRIX_UNITS = {
-    torch.bfloat16: torch.cpu._is_amx_tile_supported(),
-    torch.float16: torch.cpu._is_amx_fp16_supported(),
-}
+Arithmetic = Literal["none", "vector", "matrix"]
+
+
+def cpu_arithmetic(dtype: torch.dtype) -> Arithmetic:
+    """The best that this CPU has for a half-precision dtype."""
+    if dtype == torch.bfloat16:
+        if torch.cpu._is_amx_tile_supported():
+            return "matrix"
+        return "vector" if torch.cpu._is_avx512_bf16_supported() else "none"
+    return "matrix" if torch.cpu._is_amx_fp16_supported() else "none"
+
+
+ARITHMETIC = {dtype: cpu_arithmetic(dtype) for dtype in (torch.bfloat16, torch.float16)}
 # fp32 values in the widest operand of a piece of a product: 2 MB, so that it and its partners stay in a core's cache.
 PIECE_VALUES = 1 << 19
+# Attention scores of one sample, all heads, up to which they are held at once: 16 MB in fp32, 1,024 tokens of 4 heads.
+SCORES_VALUES = 1 << 22
 
 
 def is_traced() -> bool:
@@ -35,11 +47,18 @@ def is_traced() -> bool:
 
 def computes_in_fp32(x: Tensor) -> bool:
     """Whether products of this half-precision tensor are computed in fp32, as the device would only emulate them."""
-    return x.device.type == "cpu" and not MATRIX_UNITS.get(x.dtype, True) and not _in_autocast()
+    return x.device.type == "cpu" and ARITHMETIC.get(x.dtype) == "none" and not _in_autocast()
+
+
+def attends_by_products(q: Tensor, k: Tensor) -> bool:
+    """Whether attention of q [B, H, Q, d] and k [B, H, T, d] is computed as products in half precision."""
+    has_vectors = q.device.type == "cpu" and ARITHMETIC.get(q.dtype) == "vector"
+    left_alone = torch.compiler.is_exporting() or _in_autocast()
+    return has_vectors and not left_alone and q.shape[1] * q.shape[2] * k.shape[2] <= SCORES_VALUES
 
 
 def in_pieces(x: Tensor) -> bool:
-    """Whether a product that `computes_in_fp32` is computed piece by piece, by `products`."""
+    """Whether what torch's operators are slow at is computed piece by piece, by `products`."""
     return x.device.type == "cpu" and not is_traced() and not _in_autocast()
 
 

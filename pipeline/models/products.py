@@ -12,26 +12,32 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from pipeline.models.execution import computes_in_fp32, in_pieces, piece_rows, scratch
+from pipeline.models.execution import attends_by_products, computes_in_fp32, in_pieces, piece_rows, scratch
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
     """[..., I] -> [..., O]: x @ weight.T + bias, of the exact GELU of x if asked; `weight` is [O, I]."""
-    if not computes_in_fp32(x):
-        return F.linear(F.gelu(x) if gelu else x, weight, bias)
-    if in_pieces(x):
-        product: Tensor = _LinearInFp32.apply(x, weight, bias, gelu)
-        return product
-    return F.linear(F.gelu(x.float()) if gelu else x.float(), weight.float(), bias.float()).to(x.dtype)
+    if gelu and x.dtype == torch.bfloat16 and in_pieces(x) and not computes_in_fp32(x):
+        product: Tensor = _LinearOfGelu.apply(x, weight, bias)
+    elif not computes_in_fp32(x):
+        product = F.linear(F.gelu(x) if gelu else x, weight, bias)
+    elif in_pieces(x):
+        product = _LinearInFp32.apply(x, weight, bias, gelu)
+    else:
+        product = F.linear(F.gelu(x.float()) if gelu else x.float(), weight.float(), bias.float()).to(x.dtype)
+    return product
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention: q [B, H, Q, d], k and v [B, H, T, d] -> [B, H, Q, d]."""
-    if not computes_in_fp32(q):
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    if dropout or not in_pieces(q):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=dropout).to(q.dtype)
-    attended: Tensor = _AttentionInFp32.apply(q, k, v)
+    if not dropout and attends_by_products(q, k):
+        attended: Tensor = _AttentionByProducts.apply(q, k, v)
+    elif not computes_in_fp32(q):
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    elif dropout or not in_pieces(q):
+        attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=dropout).to(q.dtype)
+    else:
+        attended = _AttentionInFp32.apply(q, k, v)
     return attended
 
 
@@ -70,6 +76,25 @@ class _LinearInFp32(torch.autograd.Function):
                 grad_x[part] = grad_in
         shaped = None if grad_x is None else grad_x.view_as(x)
         return shaped, grad_weight.to(weight.dtype), grads.sum(dim=0), None
+
+
+class _LinearOfGelu(torch.autograd.Function):
+    """A linear layer of GELU(x) that keeps x alone."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(_gelu(x), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        x, weight = ctx.saved_tensors
+        grads = grad.reshape(-1, len(weight))
+        grad_weight = grads.t() @ _gelu(x).view(-1, x.shape[-1])
+        grad_x = (grads @ weight).view_as(x)
+        torch.ops.aten.gelu_backward.grad_input(grad_x, x, grad_input=grad_x)
+        return grad_x, grad_weight, grads.sum(dim=0)
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -116,6 +141,86 @@ class _AttentionInFp32(torch.autograd.Function):
 
 def _as_fp32(part: slice, **tensors: Tensor) -> list[Tensor]:
     return [_cast(tensor[part], purpose) for purpose, tensor in tensors.items()]
+
+
+class _AttentionByProducts(torch.autograd.Function):
+    """Attention as batched half-precision products, scores and softmax in fp32; a few samples at a time.
+
+    Neither scores nor weights are kept: the backward pass computes them again. Compilers see two operators of ours,
+    which they leave as they are.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        out: Tensor = torch.ops.minivit.attend(q, k, v)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        grads: tuple[Tensor, ...] = torch.ops.minivit.attend_backward(grad, *ctx.saved_tensors)
+        return grads
+
+
+OPERATORS = torch.library.Library("minivit", "DEF")
+OPERATORS.define("attend(Tensor q, Tensor k, Tensor v) -> Tensor")
+OPERATORS.define("attend_backward(Tensor grad, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)")
+
+
+@torch.library.register_fake("minivit::attend", lib=OPERATORS)
+def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Room for what attention gives: [B, H, Q, d], whose tokens lie as the next product wants them."""
+    return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+@torch.library.register_fake("minivit::attend_backward", lib=OPERATORS)
+def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    return tuple(_attended(x, k, v) for x in (q, k, v))
+
+
+@torch.library.impl(OPERATORS, "attend", "CPU")
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = _attended(q, k, v)
+    for part in _score_parts(q, k):
+        out[part] = torch.bmm(_weights(q[part], k[part]), _heads(v[part], "v")).view_as(out[part])
+    return out
+
+
+@torch.library.impl(OPERATORS, "attend_backward", "CPU")
+def _attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    grad_q, grad_k, grad_v = _gradients(grad, q, k, v)
+    for part in _score_parts(q, k):
+        weights, grad_out = _weights(q[part], k[part]), _heads(grad[part], "grad")
+        grad_v[part] = torch.bmm(weights.transpose(1, 2), grad_out).view_as(v[part])
+        grads = torch.bmm(grad_out, _heads(v[part], "v").transpose(1, 2), out=scratch("grads", weights.shape, q.dtype))
+        torch.ops.aten._softmax_backward_data.out(grads, weights, -1, q.dtype, grad_input=grads)
+        grads.mul_(q.shape[-1] ** -0.5)
+        grad_q[part] = torch.bmm(grads, _heads(k[part], "k")).view_as(q[part])
+        grad_k[part] = torch.bmm(grads.transpose(1, 2), _heads(q[part], "q")).view_as(k[part])
+    return grad_q, grad_k, grad_v
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    """[b, H, Q, d], [b, H, T, d] -> [b * H, Q, T] for a moment: softmax of the scaled scores, rounded at last."""
+    asking = _heads(q, "asking", torch.float32).mul_(q.shape[-1] ** -0.5)
+    answering = _heads(k, "answering", torch.float32)
+    shape = (len(asking), asking.shape[1], answering.shape[1])
+    scores = torch.bmm(asking, answering.transpose(1, 2), out=scratch("scores", shape, torch.float32))
+    torch.ops.aten._softmax.out(scores, -1, False, out=scores)
+    return scratch("weights", shape, q.dtype).copy_(scores)
+
+
+def _heads(x: Tensor, purpose: str, dtype: torch.dtype | None = None) -> Tensor:
+    """[b, H, T, d] -> [b * H, T, d] in one piece, for a moment."""
+    return scratch(purpose, x.shape, dtype or x.dtype).copy_(x).flatten(0, 1)
+
+
+def _score_parts(q: Tensor, k: Tensor) -> list[slice]:
+    """Samples in groups whose scores stay in the cache."""
+    samples, heads, queries, _ = q.shape
+    step = piece_rows(samples, heads * queries * k.shape[2])
+    return [slice(start, start + step) for start in range(0, samples, step)]
 
 
 def _sample_parts(q: Tensor, k: Tensor) -> list[slice]:

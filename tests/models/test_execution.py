@@ -8,19 +8,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.models import execution
-from pipeline.models.execution import PIECE_VALUES, computes_in_fp32, in_pieces, piece_rows, scratch
+from pipeline.models.execution import (
+    PIECE_VALUES,
+    attends_by_products,
+    computes_in_fp32,
+    in_pieces,
+    piece_rows,
+    scratch,
+)
 
 
-@pytest.mark.parametrize("units", [False, True])
+@pytest.mark.parametrize("arithmetic", ["none", "vector", "matrix"])
 def test_half_precision_is_computed_in_fp32_where_it_would_be_emulated(
-    monkeypatch: pytest.MonkeyPatch, units: bool
+    monkeypatch: pytest.MonkeyPatch, arithmetic: str
 ) -> None:
-    monkeypatch.setattr(execution, "MATRIX_UNITS", {torch.bfloat16: units, torch.float16: units})
-    assert computes_in_fp32(torch.zeros(1, dtype=torch.bfloat16)) == (not units)
-    assert computes_in_fp32(torch.zeros(1, dtype=torch.float16)) == (not units)
+    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: arithmetic, torch.float16: arithmetic})
+    assert computes_in_fp32(torch.zeros(1, dtype=torch.bfloat16)) == (arithmetic == "none")
+    assert computes_in_fp32(torch.zeros(1, dtype=torch.float16)) == (arithmetic == "none")
     assert not computes_in_fp32(torch.zeros(1))
     assert not computes_in_fp32(torch.zeros(1, dtype=torch.float64))
     assert not computes_in_fp32(torch.zeros(1, dtype=torch.bfloat16, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("tiles", "vectors", "expected"), [(True, True, "matrix"), (False, True, "vector"), (False, False, "none")]
+)
+def test_arithmetic_is_the_best_there_is(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, vectors: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
+    assert execution.cpu_arithmetic(torch.bfloat16) == expected
+
+
+def test_attention_is_products_where_bf16_has_vectors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "vector"})
+    q = torch.zeros(2, 3, 5, 8, dtype=torch.bfloat16)
+    assert attends_by_products(q, q)
+    assert not attends_by_products(q.float(), q.float())
+    assert not attends_by_products(q.to("meta"), q.to("meta"))
+    with torch.autocast("cpu"):
+        assert not attends_by_products(q, q)
 
 
 def test_pieces_are_for_cpus_and_not_for_autocast() -> None:

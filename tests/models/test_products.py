@@ -19,10 +19,11 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(execution, "PIECE_VALUES", request.param)
 
 
-@pytest.fixture(params=[False, True], ids=["no units", "matrix units"])
-def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU with and without matrix units; torch computes the right thing on both, only at other speeds."""
-    monkeypatch.setattr(execution, "MATRIX_UNITS", {torch.bfloat16: request.param})
+@pytest.fixture(params=["none", "vector", "matrix"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a CPU has for bf16; torch computes the right thing on each, only at other speeds."""
+    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: request.param})
+    return str(request.param)
 
 
 def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -52,7 +53,7 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
     return F.linear(F.gelu(x) if gelu else x, weight, bias)
 
 
-@pytest.mark.usefixtures("pieces", "units")
+@pytest.mark.usefixtures("pieces", "arithmetic")
 @pytest.mark.parametrize("gelu", [False, True])
 def test_linear_in_bf16_is_as_exact_as_bf16(gelu: bool) -> None:
     """Inputs, outputs and gradients are bf16; only their last bits are lost, however many pieces are summed."""
@@ -65,8 +66,8 @@ def test_linear_in_bf16_is_as_exact_as_bf16(gelu: bool) -> None:
         assert error < 2**-7
 
 
-def test_only_the_input_of_an_activated_product_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "MATRIX_UNITS", {torch.bfloat16: False})
+@pytest.mark.usefixtures("arithmetic")
+def test_only_the_input_of_an_activated_product_is_kept() -> None:
     kept: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ def test_autocast_is_left_to_torch() -> None:
         assert linear(x.bfloat16(), weight, bias, gelu=True).shape == (ROWS, OUTPUTS)
 
 
-@pytest.mark.usefixtures("units")
+@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize("samples", [1, 5])
 @pytest.mark.parametrize("queries", [1, 9])
 def test_attention_in_bf16_is_as_exact_as_bf16(samples: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +112,34 @@ def test_attention_in_bf16_is_as_exact_as_bf16(samples: int, queries: int, monke
         assert error < 2**-6
 
 
-@pytest.mark.usefixtures("units")
+def test_large_scores_are_not_rounded_before_the_softmax(arithmetic: str) -> None:
+    """In bf16 scores of 60 are off by up to 1/8, and so would be their weights, relative to each other."""
+    q, k = torch.zeros(2, 1, 1, 4, 16)
+    q[..., 0], k[..., 0] = 15.0, torch.tensor([16.0, 16.125, 15.875, 0.0])  # exact in bf16, their products are not
+    v = torch.eye(4, 16)[None, None]
+    found = attention(*(tensor.bfloat16() for tensor in (q, k, v)))
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    torch.testing.assert_close(found.double(), expected, atol=2**-8, rtol=2**-8)
+
+
+def test_long_sequences_attend_without_holding_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "vector"})
+    q = torch.zeros(1, 2, 9, 16, dtype=torch.bfloat16)
+    assert execution.attends_by_products(q, q)
+    monkeypatch.setattr(execution, "SCORES_VALUES", 2 * 9 * 9 - 1)
+    assert not execution.attends_by_products(q, q)
+
+
+def test_a_compiler_sees_attention_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "vector"})
+    torch._dynamo.reset()
+    q, k, v = operands(*[(2, 2, 9, 16)] * 3, dtype=torch.bfloat16)
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(with_gradients(compiled, q, k, v), with_gradients(attention, q, k, v))
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("arithmetic")
 def test_attention_drops_out_where_asked() -> None:
     q, k, v = operands(*[(2, 2, 9, 16)] * 3, dtype=torch.bfloat16)
     first, second = (attention(q, k, v, dropout=0.5) for _ in range(2))
