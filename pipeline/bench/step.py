@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 
 from pipeline.bench.step_process import Contender, StepJob, on_its_own
-from pipeline.models.costs import forward_flops
+from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.encoder import Recompute
 from pipeline.models.spec import ViTSpec
 from pipeline.models.variants import build_spec
@@ -19,6 +19,7 @@ CONTENDERS = ("ours", "stock", "timm")
 PEERS = CONTENDERS[1:]
 BACKWARD = 2  # times the products of the forward pass
 DEEP = 24
+STATE_BYTES = {"fp32": 16, "bf16": 20}  # of a parameter; in bf16 its gradient is there in fp32 too while it is applied
 EMULATED_BELOW = 0.1  # of the fp32 rate: such a dtype has no arithmetic of its own here
 EMULATED_BATCHES = (1, 4)  # what peers run then: the first for speed, both for memory, which grows linearly
 
@@ -131,12 +132,23 @@ def step_flops(spec: ViTSpec, name: str) -> int:
 
 
 def measure_checkpointing(spec: ViTSpec, precision: str, batch_size: int, threads: int) -> dict[str, Any]:
-    """Peak megabytes of our step by what is computed again, and the least as a share of keeping everything."""
+    """Peak megabytes of our step by what is computed again, and the least as a share of keeping everything.
+
+    `states_megabytes` are weights, gradients, master copy and moments, which no checkpointing touches;
+    `share_of_activations` is of the rest.
+    """
     peaks = {}
     for recompute in get_args(Recompute):
         with Contender(StepJob("ours", spec, precision, False, recompute, threads)) as contender:
             peaks[recompute] = contender.peak_bytes(batch_size) / 1e6
-    return {"depth": spec.depth, "peak_megabytes": peaks, "share": peaks["full"] / peaks["none"]}
+    states = count_parameters(spec) * STATE_BYTES[precision] / 1e6
+    return {
+        "depth": spec.depth,
+        "peak_megabytes": peaks,
+        "share": peaks["full"] / peaks["none"],
+        "states_megabytes": states,
+        "share_of_activations": (peaks["full"] - states) / (peaks["none"] - states),
+    }
 
 
 def matmul_flops_per_s(precision: str, threads: int) -> float:

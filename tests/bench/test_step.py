@@ -71,3 +71,6 @@ def test_checkpointing_saves_memory() -> None:
     peaks = result["peak_megabytes"]
     assert peaks["full"] < peaks["selective"] < peaks["none"]
     assert result["share"] == peaks["full"] / peaks["none"] < 0.5
+    states = result["states_megabytes"]
+    assert states == pytest.approx(16e-6 * sum(weight.numel() for weight in MiniViT.from_spec(spec).parameters()))
+    assert result["share_of_activations"] == (peaks["full"] - states) / (peaks["none"] - states) < result["share"]
