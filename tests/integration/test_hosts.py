@@ -266,7 +266,7 @@ def two_hosts(run: Run, hosts: Hosts) -> None:
 
 def test_a_host_that_is_cut_off_and_comes_back(run: Run, hosts: Hosts) -> None:
     hosts.unplug()
-    run.train_on(1, within_s=RECOVERY_S)
+    print(f"on with the other host after {run.train_on(1, within_s=RECOVERY_S):.1f} s")
     restart, resume = run.events()[-2:]
     assert (restart["event"], restart["workers_before"]) == ("restart", 2)
     assert (resume["event"], resume["workers_before"], resume["workers"]) == ("resume", 2, 1)
@@ -292,7 +292,7 @@ def test_a_frozen_rank_leaves_the_stacks_of_the_others_and_is_replaced(run: Run)
 
 def test_a_killed_raylet(run: Run, hosts: Hosts) -> None:
     hosts.kill_second_raylet()
-    run.train_on(1, within_s=RECOVERY_S)
+    print(f"on with the other host after {run.train_on(1, within_s=RECOVERY_S):.1f} s")
     assert run.events()[-2]["event"] == "restart"
 
 
