@@ -120,14 +120,13 @@ class Hosts:
 
     def alive(self) -> int:
         """Nodes that Ray takes for alive."""
-        count = "import ray; ray.init(log_to_driver=False); print(sum(node['Alive'] for node in ray.nodes()))"
-        return int(self.in_first([sys.executable, "-c", count]) or 0)
+        return int(self.ask_ray("sum(node['Alive'] for node in ray.nodes())") or 0)
 
     def drain_second(self) -> None:
         """Tell Ray that the second host is about to be taken away."""
         self.second_is_sound = False
-        find = "import ray; ray.init(log_to_driver=False); print(*(n['NodeID'] for n in ray.nodes() if n['Alive'] and "
-        find += f"n['NodeManagerAddress'] == '{self.second.address}'))"
+        mine = f"n['Alive'] and n['NodeManagerAddress'] == '{self.second.address}'"
+        node = self.ask_ray(f"*(n['NodeID'] for n in ray.nodes() if {mine})")
         reason = [
             "--reason",
             "DRAIN_NODE_REASON_PREEMPTION",
@@ -135,7 +134,13 @@ class Hosts:
             "spot",
             "--deadline-remaining-seconds",
         ]
-        self.in_first([RAY, "drain-node", "--node-id", self.in_first([sys.executable, "-c", find]), *reason, "300"])
+        self.in_first([RAY, "drain-node", "--node-id", node, *reason, "300"])
+
+    def ask_ray(self, question: str) -> str:
+        """The value of an expression on the first host; Ray's own messages about lost nodes stand around it."""
+        code = f"import ray; ray.init(log_to_driver=False); print('answer:', {question})"
+        found = re.search(r"^answer: (.*)$", self.in_first([sys.executable, "-c", code]), re.MULTILINE)
+        return found.group(1) if found else ""
 
     def in_first(self, command: list[str | Path]) -> str:
         """Standard output of a command on the first host, joined to the cluster."""
