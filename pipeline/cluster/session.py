@@ -136,7 +136,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise no_answer(address or "this machine", error) from None
     try:
-        yield Cluster(address or "this machine", answering_nodes)
+        yield Cluster(address or "this machine", own_nodes if address is None else answering_nodes)
     finally:
         ray.shutdown()
 
@@ -153,6 +153,16 @@ def answering_nodes() -> list[Node]:
         Node(node["NodeID"], int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
         for node in nodes
     ]
+
+
+def own_nodes() -> list[Node]:
+    """Those of a cluster that was started here; raises `ClusterError` if its only one is lost: none will come back."""
+    if nodes := answering_nodes():
+        return nodes
+    raise ClusterError(
+        "the Ray cluster that was started on this machine is gone: its raylet does not answer; "
+        "run the same command again: it goes on from the last committed checkpoint"
+    )
 
 
 def answers_at(host: str, port: int) -> bool:

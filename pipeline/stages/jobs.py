@@ -127,7 +127,11 @@ class StageJob(Generic[Job]):
     def _watch_room(self, workers: int, ended: threading.Event) -> None:
         since: float | None = None
         while not ended.wait(LOOK_FOR_ROOM_S):
-            if self.context.cluster.room(self.id, self.leaving) <= workers:
+            try:
+                room = self.context.cluster.room(self.id, self.leaving)
+            except ClusterError:
+                return  # the cluster is gone, and the job with it
+            if room <= workers:
                 since = None
                 continue
             since = since or time.monotonic()

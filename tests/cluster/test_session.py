@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -120,3 +122,27 @@ def test_the_reason_is_one_line() -> None:
     error = no_answer("host:1", RuntimeError("Failed to connect to GCS. Last connection error: Traceback\n  File"))
     assert "answers at host:1 (Failed to connect to GCS); start one" in str(error)
     assert "(ValueError)" in str(no_answer("host:1", ValueError()))
+
+
+@pytest.mark.integration
+def test_a_cluster_of_its_own_that_is_gone_is_not_waited_for() -> None:
+    program = """
+import psutil
+from pipeline.cluster.session import connect
+from pipeline.config.schema import ClusterConfig, ResourcesConfig
+from pipeline.errors import ClusterError
+
+with connect(ClusterConfig()) as cluster:
+    one = ResourcesConfig(workers=1)
+    print(cluster.reserve("stage", one), "worker")
+    [raylet] = [child for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
+    raylet.kill()
+    raylet.wait()
+    try:
+        cluster.reserve("stage", one)
+    except ClusterError as error:
+        print(error, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert "1 worker" in done.stdout, done.stderr
+    assert "the Ray cluster that was started on this machine is gone" in done.stdout
