@@ -80,8 +80,10 @@ class Chaos:
         """Wait for the phase, then kill; false if there was nothing to kill."""
         due = time.monotonic() + PATIENCE_S
         while phase not in self.phases() and time.monotonic() < due:
-            if driver.poll() is not None or self.is_finished() or (phase == "export" and self._is_finished("export")):
+            if driver.poll() is not None or self.is_finished():
                 break
+            if phase == "export" and self._is_finished("export"):
+                phase = "evaluation"  # an export that no kill has met is over
             time.sleep(0.005)
         time.sleep(self.random.uniform(0, LONGEST_DELAYS_S.get(phase, 0)))
         processes = self.victims(driver, victim)
@@ -112,8 +114,6 @@ class Chaos:
         phases.sort(key=lambda phase: max(PHASES.index(phase), PHASES.index("save")))  # in training: as they were drawn
         driver = self.start()
         while phases and not self.is_finished() and self.starts <= MOST_STARTS_PER_KILL * kills:
-            if phases[0] == "export" and self._is_finished("export"):
-                phases[0] = "evaluation"  # an export that no kill has met is over
             if self.strike(driver, phases[0], self.random.choice(VICTIMS)):
                 phases.pop(0)
                 if self.kills[-1]["victim"] != "rank":

@@ -149,7 +149,7 @@ def chaos(kills: int, seed: int, as_json: bool) -> None:
 @click.option("--workers", type=click.IntRange(1), help="Processes or threads of each loader; default: one per CPU.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Runs of each loader, in turn.")
 @click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Length of a run.")
-@click.option("--folder", default="data/bench", show_default=True, help="Where the photographs are kept.")
+@PHOTOS_FOLDER
 @AS_JSON
 def loader(
     shards: str | None,

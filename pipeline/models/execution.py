@@ -8,7 +8,7 @@ Everywhere activations have the dtype of the weights. What differs is how produc
   exported graphs, which fuse for themselves, that happens in rows that stay in the cache, with what is cheap computed
   again in the backward pass (`products`).
 - In half precision on a CPU that has vector but no matrix units for it (AVX512-BF16): products by torch's operators,
-  twice as fast there as in fp32; attention as a few such products, as torch's fused one takes twice their time.
+  twice as fast there as in fp32; attention as a few such products, as torch's fused one is up to three times as slow.
 """
 
 from __future__ import annotations

@@ -102,14 +102,17 @@ def _gelu(x: Tensor) -> Tensor:
     return activated
 
 
-def _cast(x: Tensor, purpose: str) -> Tensor:
-    """The half-precision x in fp32, for a moment."""
-    return scratch(purpose, x.shape, torch.float32).copy_(x)
+def _cast(x: Tensor, purpose: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """X in another dtype and in one piece, for a moment."""
+    return scratch(purpose, x.shape, dtype).copy_(x)
+
+
+def _cut(rows: int, step: int) -> list[slice]:
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 def _parts(rows: Tensor, weight: Tensor) -> list[slice]:
-    step = piece_rows(len(rows), max(weight.shape))
-    return [slice(start, start + step) for start in range(0, len(rows), step)]
+    return _cut(len(rows), piece_rows(len(rows), max(weight.shape)))
 
 
 class _AttentionInFp32(torch.autograd.Function):
@@ -208,23 +211,22 @@ def _weights(q: Tensor, k: Tensor) -> Tensor:
     shape = (len(asking), asking.shape[1], answering.shape[1])
     scores = torch.bmm(asking, answering.transpose(1, 2), out=scratch("scores", shape, torch.float32))
     torch.ops.aten._softmax.out(scores, -1, False, out=scores)
-    return scratch("weights", shape, q.dtype).copy_(scores)
+    return _cast(scores, "weights", q.dtype)
 
 
 def _heads(x: Tensor, purpose: str, dtype: torch.dtype | None = None) -> Tensor:
     """[b, H, T, d] -> [b * H, T, d] in one piece, for a moment."""
-    return scratch(purpose, x.shape, dtype or x.dtype).copy_(x).flatten(0, 1)
+    return _cast(x, purpose, dtype or x.dtype).flatten(0, 1)
 
 
 def _score_parts(q: Tensor, k: Tensor) -> list[slice]:
     """Samples in groups whose scores stay in the cache."""
     samples, heads, queries, _ = q.shape
-    step = piece_rows(samples, heads * queries * k.shape[2])
-    return [slice(start, start + step) for start in range(0, samples, step)]
+    return _cut(samples, piece_rows(samples, heads * queries * k.shape[2]))
 
 
 def _sample_parts(q: Tensor, k: Tensor) -> list[slice]:
     """Samples [B, ...] in groups that give every thread several heads to attend with."""
     samples, heads, _, width = q.shape
     step = max(piece_rows(samples, heads * k.shape[2] * width), -(-4 * torch.get_num_threads() // heads))
-    return [slice(start, start + step) for start in range(0, samples, step)]
+    return _cut(samples, step)

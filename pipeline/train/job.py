@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.config.schema import DatasetConfig, TrainStage
 from pipeline.errors import Interrupted
 from pipeline.models.bundle import Preprocess
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex
+from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source
 
 STOP = "stop"  # a file in the stage's folder: commit and leave; it holds one of the reasons below
@@ -65,6 +67,16 @@ class TrainJob:
     init: Path | None  # bundle to start from
     resume_from: str | None  # name of the committed checkpoint to go on from
     stall_timeout_s: float
+
+    def sizes(self) -> Callable[[int], Pair]:
+        """The image size (height, width) of a step, as a function that travels to the loader's processes."""
+        return partial(
+            size_at,
+            total_steps=self.total_steps,
+            base_size=self.spec.image_size,
+            resolution=self.stage.resolution,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from pipeline.models.minivit import MiniViT
 from pipeline.models.per_step import per_step
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import TrainLoader
-from pipeline.stream.resolution import size_at
 from pipeline.tasks import build_task
 from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.job import RankContext, TrainJob
@@ -89,13 +88,6 @@ def load_model(job: TrainJob) -> MiniViT:
 def loader(job: ReplayJob) -> TrainLoader:
     """The whole batch, as this one rank's share."""
     train = job.train
-    size = partial(
-        size_at,
-        total_steps=train.total_steps,
-        base_size=train.spec.image_size,
-        resolution=train.stage.resolution,
-        seed=train.seed,
-    )
     return TrainLoader(
         train.train,
         train.stage.data,
@@ -105,7 +97,7 @@ def loader(job: ReplayJob) -> TrainLoader:
         rank=0,
         world_size=1,
         global_batch_size=job.stop - job.first,
-        size_at=size,
+        size_at=train.sizes(),
         start_slot=job.first,
     )
 

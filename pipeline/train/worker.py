@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -23,7 +22,6 @@ from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader, TrainLoader
 from pipeline.stream.order import step_shares
-from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks import build_task
 from pipeline.train.control import Control
@@ -69,13 +67,7 @@ class TrainWorker:
         self.saver = Saver(self.state, job, self.watch.beat)
         self.engine.before_change = self.saver.wait_copied
         self.control = Control(job, context, self.engine.device)
-        self.size_at = partial(  # travels to the loader's processes
-            size_at,
-            total_steps=job.total_steps,
-            base_size=job.spec.image_size,
-            resolution=stage.resolution,
-            seed=job.seed,
-        )
+        self.size_at = job.sizes()
         self.step_once = TrainingStep(
             self.engine, self.task, job.preprocess, self.dtype, stage.global_batch_size, self.ema, job.seed
         )
