@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -17,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.bench.synthetic import NAME, write_config, write_shards
+from pipeline.bench.synthetic import NAME, RANK, RAYLET, processes_named, start_driver, write_config, write_shards
 from pipeline.errors import ClusterError
 from pipeline.stages.folder import FINISHED, RUNNING, RunFolder
 from pipeline.train.ledger import LedgerTail, read_metrics
@@ -53,9 +51,7 @@ class Chaos:
 
     def start(self) -> psutil.Popen:
         self.starts, self.started_at = self.starts + 1, time.time()
-        log = (self.folder / "driver.log").open("a")
-        command = [sys.executable, "-m", "pipeline.cli.main", "run", "pipeline.yaml"]
-        return psutil.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return start_driver(self.folder)
 
     def phases(self) -> list[str]:
         """Where the run is, as far as its folder tells; it exports and evaluates at once."""
@@ -98,13 +94,11 @@ class Chaos:
 
     def victims(self, driver: psutil.Popen, victim: str) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
-            children = driver.children(recursive=True)
             if victim == "driver":
                 return [driver]
             if victim == "tree":
-                return [driver, *children]
-            named = {"raylet": "raylet/raylet", "rank": "ray::RayTrainWorker"}[victim]
-            found = [child for child in children if named in " ".join(child.cmdline()[:1])]
+                return [driver, *driver.children(recursive=True)]
+            found = processes_named(driver, {"raylet": RAYLET, "rank": RANK}[victim])
             return [self.random.choice(found)] if found else []
         return []
 

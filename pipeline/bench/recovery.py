@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.bench.synthetic import NAME, write_config, write_shards
+from pipeline.bench.synthetic import NAME, RANK, processes_named, start_driver, write_config, write_shards
 from pipeline.errors import ClusterError
 from pipeline.stages.folder import RunFolder
 from pipeline.train.ledger import read_metrics
@@ -29,13 +26,7 @@ def measure(kills: int) -> dict[str, Any]:
         folder = Path(scratch)
         write_shards(folder / "shards")
         write_config(folder, folder / "shards", ENDLESS, CHECKPOINT_EVERY)
-        driver = psutil.Popen(
-            [sys.executable, "-m", "pipeline.cli.main", "run", "pipeline.yaml"],
-            cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / "driver.log").open("w"),
-        )
+        driver = start_driver(folder)
         ledger = RunFolder(folder / "runs" / NAME).stage("pretrain").path
         try:
             begun = time.time()
@@ -44,7 +35,7 @@ def measure(kills: int) -> dict[str, Any]:
             for number in range(kills):
                 rows = read_metrics(ledger)
                 wait_for_progress(driver, ledger, int(rows[-1]["step"]) + TRAINED_STEPS)
-                ranks = [p for p in driver.children(recursive=True) if "ray::RayTrainWorker" in " ".join(p.cmdline())]
+                ranks = processes_named(driver, RANK)
                 killed = time.time()
                 ranks[number % len(ranks)].kill()
                 seconds.append(wait_for_step(driver, ledger, killed, killed + 1))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from pipeline.config.yaml_text import to_yaml
@@ -17,6 +20,7 @@ from pipeline.shards.write import ShardWriter
 CLASSES = ["black", "dark", "light", "white"]
 SIDE = 16
 NAME = "miniature"
+RANK, RAYLET = "ray::RayTrainWorker", "raylet/raylet"
 
 
 def write_shards(folder: Path) -> None:
@@ -62,3 +66,15 @@ def write_config(folder: Path, shards: Path, steps: int, checkpoint_every: int) 
     path = folder / "pipeline.yaml"
     path.write_text(to_yaml({"name": NAME, "cluster": {"workers": 2}, "datasets": datasets, "stages": stages}))
     return path
+
+
+def start_driver(folder: Path) -> psutil.Popen:
+    """Run the folder's pipeline, one thread a rank; what it says is added to `driver.log`."""
+    command = [sys.executable, "-m", "pipeline.cli.main", "run", "pipeline.yaml"]
+    with (folder / "driver.log").open("a") as log:
+        return psutil.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def processes_named(driver: psutil.Popen, name: str) -> list[psutil.Process]:
+    """Those that the driver and its children started whose command has a name: `RANK` or `RAYLET`."""
+    return [child for child in driver.children(recursive=True) if name in " ".join(child.cmdline()[:1])]
