@@ -25,7 +25,8 @@ from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.cluster.launch import launch
 from pipeline.cluster.session import connect
-from pipeline.config.schema import CheckpointConfig, ClusterConfig, EngineConfig, OptimizerConfig
+from pipeline.config.schema import ClusterConfig
+from pipeline.config.training import CheckpointConfig, EngineConfig, OptimizerConfig
 from pipeline.files import sync
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.bench.processes import peak_bytes
-from pipeline.config.schema import AugmentConfig, RandAugmentConfig
+from pipeline.config.data import AugmentConfig, RandAugmentConfig
 from pipeline.images.decode import BadImage
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.tar import TarStream, TornTar, members, read_sample

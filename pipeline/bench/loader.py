@@ -17,7 +17,8 @@ import torch
 
 from pipeline.bench import loader_peers as peers
 from pipeline.bench.processes import cpu_seconds
-from pipeline.config.schema import AugmentConfig, DataConfig, DatasetConfig, ResolutionConfig
+from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
+from pipeline.config.training import ResolutionConfig
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.parallel import track
 from pipeline.stream.batch import Part

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.bench.loader import CROP, train_loader
 from pipeline.bench.processes import peak_bytes, tree
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.shards.build import write_index
 from pipeline.shards.index import DatasetIndex, make_index
 from pipeline.shards.scan import ShardRecord

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from pipeline.bench.loader import BATCH_SIZE, CROP, train_loader
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.shards.index import DatasetIndex
 
 DATA = DataConfig(train="bench", lanes=16, window=64, loader_workers=1, augment=CROP)

@@ -14,6 +14,10 @@ DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMB]?)\s*(epochs?|steps?|samples
 MULTIPLIER = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, without unknown keys, infinities or NaN.
 

@@ -14,7 +14,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.config.schema import DatasetConfig
+from pipeline.config.data import DatasetConfig
 from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT

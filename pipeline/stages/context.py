@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.session import Cluster
-from pipeline.config.schema import DatasetConfig, PipelineConfig
+from pipeline.config.data import DatasetConfig
+from pipeline.config.schema import PipelineConfig
 from pipeline.errors import DataError
 from pipeline.shards.index import load_index
 from pipeline.shards.make import ensure_made

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.config.data import AugmentConfig, DataConfig
 from pipeline.config.fields import allowed
-from pipeline.config.schema import AugmentConfig, DataConfig
 from pipeline.errors import ConfigError
 from pipeline.stages.context import class_names
 from pipeline.stream.source import Source

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.config.schema import EngineConfig, TrainStage
+from pipeline.config.schema import TrainStage
+from pipeline.config.training import EngineConfig
 from pipeline.models.spec import Pair, ViTSpec
 
 FP32 = 4

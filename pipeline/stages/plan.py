@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import DatasetConfig, EvaluateStage, PipelineConfig, TrainStage
+from pipeline.config.data import DatasetConfig
+from pipeline.config.schema import EvaluateStage, PipelineConfig, TrainStage
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.spec import Pair, ViTSpec, whole_patches

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pipeline.config.references import is_foreign, source_stage, stage_sources
-from pipeline.config.schema import PipelineConfig, ReportStage, Size, Stage, TrainStage
+from pipeline.config.schema import PipelineConfig, ReportStage, Stage, TrainStage
+from pipeline.config.training import Size
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.spec import FIXED_FIELDS, Pair, ViTSpec, whole_patches
 from pipeline.models.variants import TOKEN_FIELDS, build_spec

@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.data import AugmentConfig
 from pipeline.images.decode import Data, Header, Pixels, read_header
 from pipeline.images.load import Box, Size, load_box
 from pipeline.stream.rand_augment import brightness, contrast, rand_augment, saturation

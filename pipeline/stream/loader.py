@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config.schema import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.images.load import Size
 from pipeline.stream.batch import Batch
 from pipeline.stream.order import check_split

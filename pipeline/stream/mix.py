@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.data import AugmentConfig
 from pipeline.images.decode import Pixels
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.config.schema import MAX_BLOCK
+from pipeline.config.data import MAX_BLOCK
 from pipeline.stream.draws import MIXTURE, generator
 from pipeline.stream.order import Ints, IntsLike, Order, Place
 

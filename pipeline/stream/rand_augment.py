@@ -12,7 +12,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from pipeline.config.schema import RandAugmentConfig
+from pipeline.config.data import RandAugmentConfig
 from pipeline.images.decode import Pixels
 
 Operation = Callable[[Pixels, float], Pixels]

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.config.schema import CacheConfig
+from pipeline.config.data import CacheConfig
 from pipeline.shards.cache import RangeCache
 from pipeline.shards.index import DatasetIndex, ShardInfo, load_offsets
 from pipeline.shards.store import is_local, read_range

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.schema import ResolutionConfig
+from pipeline.config.training import ResolutionConfig
 from pipeline.stream.draws import RESOLUTION, generator
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config.schema import AugmentConfig, DataConfig, DatasetConfig
+from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.shards.index import DatasetIndex
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.schema import ClassificationConfig
+from pipeline.config.training import ClassificationConfig
 from pipeline.tasks.classification import Classification
 
 TASKS = {ClassificationConfig: Classification}

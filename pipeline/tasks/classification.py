@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config.schema import ClassificationConfig
+from pipeline.config.training import ClassificationConfig
 
 
 class Labelled(Protocol):

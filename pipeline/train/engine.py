@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import EngineConfig
+from pipeline.config.training import EngineConfig
 from pipeline.train.flats import Flat, grouped_flats, replicated_flats, sliced_flats
 
 LARGEST_BUCKET = 500_000_000  # gradients that are reduced at once: DeepSpeed's default

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.checkpoints.storage import told_if_unwritable
-from pipeline.config.schema import ClassificationConfig
+from pipeline.config.training import ClassificationConfig
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.models.bundle import load_bundle

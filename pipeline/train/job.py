@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.config.schema import DatasetConfig, TrainStage
+from pipeline.config.data import DatasetConfig
+from pipeline.config.schema import TrainStage
 from pipeline.errors import Interrupted
 from pipeline.models.bundle import Preprocess
 from pipeline.models.spec import Pair, ViTSpec

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config.schema import OptimizerConfig
+from pipeline.config.training import OptimizerConfig
 from pipeline.train.lamb import Lamb
 
 BLOCK = re.compile(r"transformer\.layers\.(\d+)\.")

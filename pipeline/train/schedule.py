@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 
-from pipeline.config.schema import ResolutionConfig, TrainStage
+from pipeline.config.schema import TrainStage
+from pipeline.config.training import ResolutionConfig
 from pipeline.models.spec import Pair, ViTSpec, whole_patches
 from pipeline.train.seeds import PATCH, derive_seed
 

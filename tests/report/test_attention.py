@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.schema import DatasetConfig
+from pipeline.config.data import DatasetConfig
 from pipeline.errors import DataError
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.data import DatasetConfig
 from pipeline.config.load import parse_config
-from pipeline.config.schema import DatasetConfig
 from pipeline.errors import DataError
 from pipeline.shards.index import load_index
 from pipeline.stages.context import absolute, class_names, open_datasets

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config.schema import DataConfig, DatasetConfig
+from pipeline.config.data import DataConfig, DatasetConfig
 from pipeline.errors import ConfigError
 from pipeline.shards.index import DatasetIndex, make_index
 from pipeline.shards.scan import ShardRecord

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import EngineConfig, TrainStage
+from pipeline.config.schema import TrainStage
+from pipeline.config.training import EngineConfig
 from pipeline.models.variants import build_spec
 from pipeline.stages.memory import activation_bytes, rank_memory
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.schema import AugmentConfig, DataConfig, DatasetConfig, ResolutionConfig
+from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
+from pipeline.config.training import ResolutionConfig
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.write import TarWriter

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.schema import AugmentConfig, RandAugmentConfig
+from pipeline.config.data import AugmentConfig, RandAugmentConfig
 from pipeline.stream.augment import color_jitter, erase, load_augmented, random_box, shift
 from pipeline.stream.draws import AUGMENT, generator
 

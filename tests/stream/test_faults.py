@@ -18,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.schema import AugmentConfig, ClassificationConfig
+from pipeline.config.data import AugmentConfig
+from pipeline.config.training import ClassificationConfig
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.schema import AugmentConfig, DatasetConfig
+from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.errors import DataError
 from pipeline.stream.loader import EvalLoader
 from pipeline.stream.source import Source
@@ -122,7 +122,8 @@ def test_a_script_that_forgets_to_close_ends_all_the_same(uneven, tmp_path) -> N
 
 FORGETFUL = """
 from functools import partial
-from pipeline.config.schema import AugmentConfig, DataConfig, DatasetConfig, ResolutionConfig
+from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
+from pipeline.config.training import ResolutionConfig
 from pipeline.shards.index import load_index
 from pipeline.stream.loader import TrainLoader
 from pipeline.stream.resolution import size_at

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import AugmentConfig
+from pipeline.config.data import AugmentConfig
 from pipeline.stream.mix import mix
 
 WHITE, BLACK = np.full((20, 30, 3), 250, np.uint8), np.zeros((20, 30, 3), np.uint8)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.schema import AugmentConfig, RandAugmentConfig
+from pipeline.config.data import AugmentConfig, RandAugmentConfig
 from pipeline.stream.batch import Batch
 
 AUGMENTED = AugmentConfig(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.config.schema import RandAugmentConfig
+from pipeline.config.data import RandAugmentConfig
 from pipeline.stream import rand_augment as ra
 
 RNG = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.config.schema import CacheConfig, DatasetConfig
+from pipeline.config.data import CacheConfig, DatasetConfig
 from pipeline.shards import cache, remote, store
 from pipeline.shards.index import load_index
 

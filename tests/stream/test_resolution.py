@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import ResolutionConfig
+from pipeline.config.training import ResolutionConfig
 from pipeline.stream.resolution import size_at
 
 RANDOM = ResolutionConfig(mode="random", sizes=[24, 28, 32])

@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 import torch
 
-from pipeline.config.schema import ResolutionConfig
+from pipeline.config.training import ResolutionConfig
 from pipeline.stream import workers
 from pipeline.stream.resolution import size_at
 

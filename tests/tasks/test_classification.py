@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.config.schema import ClassificationConfig
+from pipeline.config.training import ClassificationConfig
 from pipeline.tasks import build_task
 from pipeline.tasks.classification import Classification
 

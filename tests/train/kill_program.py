@@ -29,7 +29,7 @@ from pipeline.checkpoints.selection import newest_valid, step_folders
 from pipeline.checkpoints.shard_file import Span
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
-from pipeline.config.schema import CheckpointConfig
+from pipeline.config.training import CheckpointConfig
 from pipeline.train.saver import ATTEMPT, Saver
 
 SAVES, NUMEL = 4, 100_000

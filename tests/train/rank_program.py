@@ -20,7 +20,7 @@ from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import open_storage
-from pipeline.config.schema import CheckpointConfig, ClassificationConfig, EngineConfig, OptimizerConfig
+from pipeline.config.training import CheckpointConfig, ClassificationConfig, EngineConfig, OptimizerConfig
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec

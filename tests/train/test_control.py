@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config.schema import CheckpointConfig
+from pipeline.config.training import CheckpointConfig
 from pipeline.errors import Interrupted
 from pipeline.train.control import Control
 from pipeline.train.job import INTERRUPT, RESIZE, STOP, RankContext, WorkersChange

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.config.schema import OptimizerConfig
+from pipeline.config.training import OptimizerConfig
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.train.lamb import Lamb

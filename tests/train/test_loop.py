@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoints.manifest import Window
-from pipeline.config.schema import ClassificationConfig
+from pipeline.config.training import ClassificationConfig
 from pipeline.models.bundle import Preprocess
 from pipeline.stream.batch import Batch
 from pipeline.tasks.classification import Classification

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import OptimizerConfig
+from pipeline.config.training import OptimizerConfig
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.train.lamb import Lamb

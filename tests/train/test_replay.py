@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import ClassificationConfig, ResolutionConfig
+from pipeline.config.training import ClassificationConfig, ResolutionConfig
 from pipeline.models.bundle import Preprocess
 from pipeline.stream.batch import Batch
 from pipeline.train.replay import MICRO_BATCH_SIZE, MOST_SAMPLES, examine

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import ResolutionConfig, TrainStage
+from pipeline.config.schema import TrainStage
+from pipeline.config.training import ResolutionConfig
 from pipeline.models.variants import build_spec
 from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes
 

@@ -1,0 +1,121 @@
+"""Sections about data: shards, augmentation, mixtures."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.section import Positive, Section, Share
+
+MAX_BLOCK = 1000  # samples after which the weights of a mixture come out even, at most
+
+
+class CacheConfig(Section):
+    """A folder on each machine for what was read of remote shards; the least recently used goes first."""
+
+    folder: str
+    max_gigabytes: Annotated[float, Field(gt=0)]
+
+
+class DatasetConfig(Section):
+    """One set of WebDataset shards. `shards` is a folder, a glob or a brace pattern, local or any fsspec URL."""
+
+    shards: str
+    make: str | None = Field(default=None, description="built-in data set that `run` writes there if it is missing")
+    classes: list[str] | None = Field(default=None, description="label names; default: those in the index")
+    image_key: str = Field(default="png;jpg;jpeg;webp", description="extensions of the image member, first match wins")
+    label_key: str = Field(default="cls", description="extension of the label member, a decimal class number")
+    cache: CacheConfig | None = Field(default=None, description="local copy of remote shards; default: none")
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def one_mean_per_std(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"std: {len(self.std)} values for the {len(self.mean)} of mean; give one per channel in each"
+            )
+        return self
+
+
+class RandAugmentConfig(Section):
+    ops: Positive = 2
+    magnitude: Annotated[float, Field(ge=0, le=30)] = 9
+
+
+class AugmentConfig(Section):
+    """Training-time augmentation; all of it is drawn from (seed, slot)."""
+
+    crop: Literal["none", "padded", "simple", "random_resized"] = Field(
+        default="random_resized", description="simple: the shorter side fits, the rest is cut off at random (DeiT III)"
+    )
+    padding: Share = Field(default=0.125, description="for crop: padded, as a share of the image side")
+    scale: tuple[Share, Share] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    rand_augment: RandAugmentConfig | None = None
+    three_augment: bool = Field(default=False, description="grey, solarised or blurred, one of the three (DeiT III)")
+    erase: Share = 0.0
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def ordered(cls, limits: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < limits[0] <= limits[1]:
+            raise ValueError("a list of 2, the smaller first, both above 0")
+        return limits
+
+
+class MixturePart(Section):
+    """The share of one data set in a mixture, and how its samples are treated there."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    augment: AugmentConfig | None = Field(default=None, description="default: the stage's data.augment")
+    label_map: dict[str, str] = Field(
+        default_factory=dict, description="names of its classes that mean a class of another name here"
+    )
+
+
+class DataConfig(Section):
+    train: str | None = Field(default=None, description="name of an entry of `datasets`")
+    mixture: dict[str, MixturePart] = Field(
+        default_factory=dict, description="entries of `datasets` and their weights, instead of `train`"
+    )
+    val: str | None = Field(
+        default=None, description="name of an entry of `datasets`, used during training and to pick the best branch"
+    )
+    augment: AugmentConfig = AugmentConfig()
+    lanes: Positive = Field(default=64, description="C of the sample order; never changes within a run")
+    window: Positive = Field(default=512, description="samples shuffled together within a lane")
+    loader_workers: Annotated[int, Field(ge=0)] = 1
+    exclude: str | None = Field(
+        default=None, description="quarantine manifest of an earlier run: its samples are left out"
+    )
+
+    @model_validator(mode="after")
+    def train_or_mixture(self) -> Self:
+        if (self.train is None) == (not self.mixture):
+            raise ValueError("train: the name of an entry of `datasets`, or else `mixture`; set one of the two")
+        if sum(self.weights) > MAX_BLOCK:
+            raise ValueError(
+                f"mixture: the weights come out even after {sum(self.weights)} samples at the soonest; "
+                f"round them so that {MAX_BLOCK} are enough"
+            )
+        return self
+
+    @property
+    def parts(self) -> dict[str, MixturePart]:
+        """The training data sets by name; one alone is a mixture of one."""
+        return self.mixture or {str(self.train): MixturePart()}
+
+    @property
+    def weights(self) -> list[int]:
+        """Those of `parts` as the smallest whole numbers of the same ratio."""
+        exact = [Fraction(repr(part.weight)) for part in self.parts.values()]  # as written: 0.1 is a tenth
+        whole = [int(weight * math.lcm(*(w.denominator for w in exact))) for weight in exact]
+        return [weight // math.gcd(*whole) for weight in whole]

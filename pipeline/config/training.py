@@ -1,0 +1,176 @@
+"""Sections of a training stage besides its data: the model, and how it is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.section import Duration, Positive, Section, Share
+
+Size = int | tuple[int, int]
+
+
+class ModelConfig(Section):
+    """Which MiniViT. `variant` may be a list: the stage fans out.
+
+    Without a variant the model is the one that `init_from` names, whichever branch won. Other unset fields are the
+    variant's own, or those of that model.
+    """
+
+    variant: str | list[str] | None = None
+    image_size: Size = 224
+    patch_size: Size | None = None
+    channels: Literal[1, 3] = 3
+    embed_dim: Positive | None = None
+    depth: Positive | None = None
+    num_heads: Positive | None = None
+    mlp_dim: Positive | None = None
+    norm: Literal["pre", "post"] | None = None
+    activation: Literal["relu", "gelu", "quick_gelu"] | None = None
+    eps: float | None = None
+    dropout: Share | None = None
+    drop_path: Share | None = None
+    pool: Literal["cls", "avg"] | None = None
+    registers: Annotated[int, Field(ge=0)] | None = None
+    class_token: bool | None = None
+    dist_token: bool | None = None
+    mask_token: bool | None = None
+    prefix_positions: bool | None = Field(
+        default=None, description="whether the tokens before the patches have positions"
+    )
+    qk_norm: bool | None = None
+    embed_norm: bool | None = Field(default=None, description="a norm before the encoder, as in CLIP")
+    layer_scale: float | None = None
+    positions: Literal["learned", "sincos", "none"] | None = None
+    fewer_patches: Literal["resize", "slice"] | None = Field(
+        default=None, description="what positions do on smaller grids; slice is the tutorial's"
+    )
+    init: Literal["torch", "timm", "mae"] | None = Field(
+        default=None, description="initial weights; default: torch's (the tutorial's) for post-norm, else MAE's"
+    )
+
+    @field_validator("variant")
+    @classmethod
+    def distinct(cls, variant: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(variant, list) and (not variant or len(set(variant)) < len(variant)):
+            raise ValueError("a variant name, or a list of different ones")
+        return variant
+
+    @field_validator("image_size", "patch_size")
+    @classmethod
+    def positive(cls, size: Size | None) -> Size | None:
+        if size is not None and min(size if isinstance(size, tuple) else (size,)) <= 0:
+            raise ValueError("pixels above 0, one number for a square or [height, width]")
+        return size
+
+    @property
+    def fans_out(self) -> bool:
+        return isinstance(self.variant, list)
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants named here; empty when the model is that of `init_from`."""
+        if self.variant is None:
+            return []
+        return self.variant if isinstance(self.variant, list) else [self.variant]
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields of the variant that this section sets itself."""
+        base = {"variant", "image_size", "channels", "init"}
+        return {k: v for k, v in self.model_dump(exclude=base).items() if v is not None}
+
+
+class ResolutionConfig(Section):
+    """Image size per step: fixed (the model's), progressive over the run, or drawn per step from `sizes`.
+
+    With `patch_sizes` the patch is drawn per step too, in each mode (FlexiViT, Beyer et al. 2023).
+    """
+
+    mode: Literal["fixed", "progressive", "random"] = "fixed"
+    sizes: list[Positive] = Field(default_factory=list)
+    patch_sizes: list[Positive] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def sizes_fit_mode(self) -> Self:
+        if (self.mode == "fixed") != (not self.sizes):
+            raise ValueError("sizes: a list of image sizes for mode 'progressive' or 'random', nothing for 'fixed'")
+        return self
+
+
+class ClassificationConfig(Section):
+    type: Literal["classification"] = "classification"
+    label_smoothing: Share = 0.0
+
+
+class OptimizerConfig(Section):
+    name: Literal["adamw", "lamb", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr_batch_size: Positive | None = Field(
+        default=None, description="global batch that lr is meant for; it is scaled to this stage's"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    momentum: Share = 0.9
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+
+
+class ScheduleConfig(Section):
+    name: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
+    warmup: Duration = Duration(value=0, unit="steps")
+    decay: Duration | None = Field(default=None, description="for wsd: the last part, in which the rate falls")
+    final_lr_ratio: Share = 0.0
+
+    @model_validator(mode="after")
+    def decay_belongs_to_wsd(self) -> Self:
+        if (self.name == "wsd") != (self.decay is not None):
+            raise ValueError("decay: the length of the last part, for name 'wsd' and for no other; set it there")
+        return self
+
+
+class EngineConfig(Section):
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = Field(default=False, description="torch.compile of every encoder layer")
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none", description="what the backward pass computes again: nothing, the feed-forwards, or all layers"
+    )
+
+    @model_validator(mode="after")
+    def keeps_master_weights(self) -> Self:
+        if self.zero_stage == 0 and self.precision == "bf16":
+            raise ValueError(
+                "zero_stage: DeepSpeed keeps no fp32 master weights in bf16 at stage 0; take 1, or precision: fp32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def compiles_whole_weights(self) -> Self:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile: ZeRO-3 gathers weights in hooks that a compiled layer does not run; take zero_stage 1 or 2"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    """When the state is committed, where, and which commits stay. The last step is always committed."""
+
+    every: Duration = Duration(value=1, unit="epochs")
+    every_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="and whenever so much time has passed since the last"
+    )
+    keep_last: Positive = 2
+    keep_every: Duration | None = Field(default=None, description="and the first one of every such length")
+    keep_best: Literal["val/loss", "val/accuracy", "val/top5"] | None = Field(
+        default=None, description="and the best by this metric of the validation before it"
+    )
+    storage: str | None = Field(
+        default=None, description="folder or fsspec URL (s3://bucket/prefix) for checkpoints; default: the run's folder"
+    )
+
+
+class EvalConfig(Section):
+    every: Duration = Duration(value=1, unit="epochs")
+    batch_size: Positive = 256
