@@ -26,7 +26,7 @@ ENDING = {"export": "export", "evaluate": "evaluation"}  # stages, and what they
 PHASES = ("start", "steps", "save", *ENDING.values())
 LONGEST_DELAYS_S = {"start": 25.0, "steps": 4.0, "evaluation": 4.0}  # of a kill after its phase has begun
 VICTIMS = ("rank", "driver", "raylet", "tree")
-PATIENCE_S = 600.0  # for a phase to come; then the kill strikes wherever the run is
+PATIENCE_S = 120.0  # for a phase to come; then the kill strikes wherever the run is
 MOST_STARTS_PER_KILL = 3
 TIMES = ("time", "speed/")
 
@@ -75,11 +75,9 @@ class Chaos:
     def strike(self, driver: psutil.Popen, phase: str, victim: str) -> bool:
         """Wait for the phase, then kill; false if there was nothing to kill."""
         due = time.monotonic() + PATIENCE_S
-        while phase not in self.phases() and time.monotonic() < due:
+        while not self._has_come(phase) and time.monotonic() < due:
             if driver.poll() is not None or self.is_finished():
                 break
-            if phase == "export" and self._is_finished("export"):
-                phase = "evaluation"  # an export that no kill has met is over
             time.sleep(0.005)
         time.sleep(self.random.uniform(0, LONGEST_DELAYS_S.get(phase, 0)))
         processes = self.victims(driver, victim)
@@ -91,6 +89,14 @@ class Chaos:
                 process.kill()
         self.kills.append({"victim": victim, "phase": phase if phase in where else where[0]})
         return True
+
+    def _has_come(self, phase: str) -> bool:
+        """Whether to strike now; a kill whose phase is over strikes in the next, and a start is not waited for."""
+        now = self.phases()
+        if phase == "export" and self._is_finished("export"):
+            phase = "evaluation"
+        is_over = phase not in ENDING.values() and not set(now).isdisjoint(ENDING.values())
+        return phase == "start" or phase in now or is_over
 
     def victims(self, driver: psutil.Popen, victim: str) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
