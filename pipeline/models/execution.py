@@ -7,13 +7,15 @@ Everywhere activations have the dtype of the weights. What differs is how produc
   in fp32, from and to half precision in memory, which is what matrix units do too. Outside of `torch.compile` and
   exported graphs, which fuse for themselves, that happens in rows that stay in the cache, with what is cheap computed
   again in the backward pass (`products`).
-- In half precision on a CPU that has vector but no matrix units for it (AVX512-BF16): products by torch's operators,
-  twice as fast there as in fp32; attention as a few such products, as torch's fused one is up to three times as slow.
+- In bf16 on a CPU that has arithmetic for it: products by oneDNN, which adds the bias on the way. Where that is vector
+  units (AVX512-BF16, twice as fast as fp32), not matrix ones, attention is a few such products too: torch's fused one
+  takes up to three times as long. Compilers leave both as they are.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import threading
 from collections.abc import Sequence
 from typing import Literal
@@ -39,6 +41,9 @@ PIECE_VALUES = 1 << 19
 # Attention scores of one sample, all heads, up to which they are held at once: 16 MB in fp32, 1,024 tokens of 4 heads.
 SCORES_VALUES = 1 << 22
 
+# Attention's weights kept for the backward pass, in values per token and channel: an eighth of what a layer keeps else.
+KEPT_VALUES = 1.5
+
 
 def is_traced() -> bool:
     """Whether a compiler or an exporter is looking: it wants plain operators."""
@@ -50,11 +55,21 @@ def computes_in_fp32(x: Tensor) -> bool:
     return x.device.type == "cpu" and ARITHMETIC.get(x.dtype) == "none" and not _in_autocast()
 
 
+def multiplies_natively(x: Tensor) -> bool:
+    """Whether products of this half-precision tensor are those of oneDNN, as the CPU has arithmetic for them."""
+    has_units = x.device.type == "cpu" and x.dtype == torch.bfloat16 and ARITHMETIC[x.dtype] != "none"
+    return has_units and not torch.compiler.is_exporting() and not _in_autocast()
+
+
 def attends_by_products(q: Tensor, k: Tensor) -> bool:
     """Whether attention of q [B, H, Q, d] and k [B, H, T, d] is computed as products in half precision."""
-    has_vectors = q.device.type == "cpu" and ARITHMETIC.get(q.dtype) == "vector"
-    left_alone = torch.compiler.is_exporting() or _in_autocast()
-    return has_vectors and not left_alone and q.shape[1] * q.shape[2] * k.shape[2] <= SCORES_VALUES
+    fits = q.shape[1] * q.shape[2] * k.shape[2] <= SCORES_VALUES
+    return fits and multiplies_natively(q) and ARITHMETIC[q.dtype] == "vector"
+
+
+def kept_samples(q: Tensor, k: Tensor) -> int:
+    """Samples whose weights attention by products keeps for the backward pass; it computes those of others again."""
+    return min(int(len(q) * KEPT_VALUES * q.shape[3] / k.shape[2]), len(q)) if torch.is_grad_enabled() else 0
 
 
 def in_pieces(x: Tensor) -> bool:
@@ -87,10 +102,12 @@ def scratch(purpose: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A CPU tensor for a moment: whoever asks next for the same purpose gets the same memory.
 
     Buffers that come and go between tensors that stay leave the heap in pieces: a training step took a fifth more.
+    These lie outside of it.
     """
     size, key = math.prod(shape), (purpose, dtype)
     buffer = _SCRATCH.buffers.get(key)
     if buffer is None or buffer.numel() < size:
+        memory = mmap.mmap(-1, max(size, 1) * dtype.itemsize)
         with torch.inference_mode(False):  # else training could not write to what a prediction made
-            buffer = _SCRATCH.buffers[key] = torch.empty(size, dtype=dtype, device="cpu")
+            buffer = _SCRATCH.buffers[key] = torch.frombuffer(memory, dtype=dtype)
     return buffer[:size].view(*shape)

@@ -12,13 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from pipeline.models.execution import attends_by_products, computes_in_fp32, in_pieces, piece_rows, scratch
+from pipeline.models.execution import (
+    attends_by_products,
+    computes_in_fp32,
+    in_pieces,
+    kept_samples,
+    multiplies_natively,
+    piece_rows,
+    scratch,
+)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
     """[..., I] -> [..., O]: x @ weight.T + bias, of the exact GELU of x if asked; `weight` is [O, I]."""
-    if gelu and x.dtype == torch.bfloat16 and in_pieces(x) and not computes_in_fp32(x):
-        product: Tensor = _LinearOfGelu.apply(x, weight, bias)
+    if multiplies_natively(x):
+        product: Tensor = _NativeLinear.apply(x, weight, bias, gelu)
     elif not computes_in_fp32(x):
         product = F.linear(F.gelu(x) if gelu else x, weight, bias)
     elif in_pieces(x):
@@ -31,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Te
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention: q [B, H, Q, d], k and v [B, H, T, d] -> [B, H, Q, d]."""
     if not dropout and attends_by_products(q, k):
-        attended: Tensor = _AttentionByProducts.apply(q, k, v)
+        attended: Tensor = _AttentionByProducts.apply(q, k, v, kept_samples(q, k))
     elif not computes_in_fp32(q):
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     elif dropout or not in_pieces(q):
@@ -78,23 +86,62 @@ class _LinearInFp32(torch.autograd.Function):
         return shaped, grad_weight.to(weight.dtype), grads.sum(dim=0), None
 
 
-class _LinearOfGelu(torch.autograd.Function):
-    """A linear layer of GELU(x) that keeps x alone."""
+class _NativeLinear(torch.autograd.Function):
+    """A linear layer in half precision; of an activated product only the input of the activation is kept.
+
+    oneDNN adds the bias while it writes the product, which torch's own would fill with the bias first. Compilers see
+    operators of ours, which they leave as they are: their GELU takes more than twice as long as torch's.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(_gelu(x), weight, bias)
+        ctx.gelu = gelu  # type: ignore[attr-defined]
+        out: Tensor = torch.ops.minivit.linear(x, weight, bias, gelu)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        x, weight = ctx.saved_tensors
-        grads = grad.reshape(-1, len(weight))
-        grad_weight = grads.t() @ _gelu(x).view(-1, x.shape[-1])
-        grad_x = (grads @ weight).view_as(x)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        wanted = ctx.needs_input_grad[0]
+        grad_x, *grads = torch.ops.minivit.linear_backward(grad, *ctx.saved_tensors, ctx.gelu, wanted)
+        return grad_x if wanted else None, *grads, None
+
+
+OPERATORS = torch.library.Library("minivit", "DEF")
+OPERATORS.define("linear(Tensor x, Tensor weight, Tensor bias, bool gelu) -> Tensor")
+OPERATORS.define(
+    "linear_backward(Tensor grad, Tensor x, Tensor weight, bool gelu, bool wanted) -> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.register_fake("minivit::linear", lib=OPERATORS)
+def _product(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+@torch.library.register_fake("minivit::linear_backward", lib=OPERATORS)
+def _linear_gradients(grad: Tensor, x: Tensor, weight: Tensor, gelu: bool, wanted: bool) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape if wanted else 0), torch.empty_like(weight), grad.new_empty(len(weight))
+
+
+@torch.library.impl(OPERATORS, "linear", "CPU")
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    product = torch.ops.mkldnn._linear_pointwise(_gelu(rows) if gelu else rows, weight, bias, "none", [], "")
+    shaped: Tensor = torch.ops.aten._unsafe_view(product, (*x.shape[:-1], len(weight)))  # may be written to
+    return shaped
+
+
+@torch.library.impl(OPERATORS, "linear_backward", "CPU")
+def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, gelu: bool, wanted: bool) -> tuple[Tensor, ...]:
+    grads, rows = grad.reshape(-1, len(weight)), x.reshape(-1, x.shape[-1])
+    grad_bias = grads.sum(dim=0)
+    grad_weight = grads.t() @ (_gelu(rows) if gelu else rows)
+    grad_x = (grads @ weight).view(x.shape) if wanted else x.new_empty(0)
+    if gelu and wanted:
         torch.ops.aten.gelu_backward.grad_input(grad_x, x, grad_input=grad_x)
-        return grad_x, grad_weight, grads.sum(dim=0)
+    return grad_x, grad_weight, grad_bias
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -108,7 +155,7 @@ def _cast(x: Tensor, purpose: str, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def _cut(rows: int, step: int) -> list[slice]:
-    return [slice(start, start + step) for start in range(0, rows, step)]
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def _parts(rows: Tensor, weight: Tensor) -> list[slice]:
@@ -149,69 +196,82 @@ def _as_fp32(part: slice, **tensors: Tensor) -> list[Tensor]:
 class _AttentionByProducts(torch.autograd.Function):
     """Attention as batched half-precision products, scores and softmax in fp32; a few samples at a time.
 
-    Neither scores nor weights are kept: the backward pass computes them again. Compilers see two operators of ours,
-    which they leave as they are.
+    Scores are not kept, and weights of the first samples alone: the backward pass computes the others again.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        out: Tensor = torch.ops.minivit.attend(q, k, v)
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, keep: int) -> Tensor:
+        out: Tensor
+        out, weights = torch.ops.minivit.attend(q, k, v, keep)
+        ctx.save_for_backward(q, k, v, weights)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        grads: tuple[Tensor, ...] = torch.ops.minivit.attend_backward(grad, *ctx.saved_tensors)
-        return grads
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *torch.ops.minivit.attend_backward(grad, *ctx.saved_tensors), None
 
 
-OPERATORS = torch.library.Library("minivit", "DEF")
-OPERATORS.define("attend(Tensor q, Tensor k, Tensor v) -> Tensor")
-OPERATORS.define("attend_backward(Tensor grad, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)")
+OPERATORS.define("attend(Tensor q, Tensor k, Tensor v, int keep) -> (Tensor, Tensor)")
+OPERATORS.define(
+    "attend_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor weights) -> (Tensor, Tensor, Tensor)"
+)
 
 
 @torch.library.register_fake("minivit::attend", lib=OPERATORS)
-def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Room for what attention gives: [B, H, Q, d], whose tokens lie as the next product wants them."""
-    return torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+def _attended(q: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    _, heads, queries, _ = q.shape
+    return _like_heads(q), q.new_empty(keep, heads, queries, k.shape[2])
 
 
 @torch.library.register_fake("minivit::attend_backward", lib=OPERATORS)
-def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    return tuple(_attended(x, k, v) for x in (q, k, v))
+def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    return _like_heads(q), _like_heads(k), _like_heads(v)
+
+
+def _like_heads(x: Tensor) -> Tensor:
+    """Room for another [B, H, T, d], whose tokens lie as the next product wants them."""
+    return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 @torch.library.impl(OPERATORS, "attend", "CPU")
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    out = _attended(q, k, v)
+def _attend(q: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    out, kept = _attended(q, k, v, keep)
     for part in _score_parts(q, k):
-        out[part] = torch.bmm(_weights(q[part], k[part]), _heads(v[part], "v")).view_as(out[part])
-    return out
+        weights = _weights(q[part], k[part], kept[part] if part.stop <= keep else None)
+        out[part] = torch.bmm(weights, _heads(v[part], "v")).view_as(out[part])
+    return out, kept
 
 
 @torch.library.impl(OPERATORS, "attend_backward", "CPU")
-def _attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    grad_q, grad_k, grad_v = _gradients(grad, q, k, v)
+def _attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
+    (grad_q, grad_k, grad_v), width = _gradients(grad, q, k, v, kept), q.shape[-1]
     for part in _score_parts(q, k):
-        weights, grad_out = _weights(q[part], k[part]), _heads(grad[part], "grad")
+        weights = kept[part].flatten(0, 1) if part.stop <= len(kept) else _weights(q[part], k[part])
+        grad_out = _heads(grad[part], "grad")
         grad_v[part] = torch.bmm(weights.transpose(1, 2), grad_out).view_as(v[part])
         grads = torch.bmm(grad_out, _heads(v[part], "v").transpose(1, 2), out=scratch("grads", weights.shape, q.dtype))
         torch.ops.aten._softmax_backward_data.out(grads, weights, -1, q.dtype, grad_input=grads)
-        grads.mul_(q.shape[-1] ** -0.5)
-        grad_q[part] = torch.bmm(grads, _heads(k[part], "k")).view_as(q[part])
-        grad_k[part] = torch.bmm(grads.transpose(1, 2), _heads(q[part], "q")).view_as(k[part])
+        grad_q[part] = _scaled(grads, _heads(k[part], "k"), "grad_q", width).view_as(q[part])
+        grad_k[part] = _scaled(grads.transpose(1, 2), _heads(q[part], "q"), "grad_k", width).view_as(k[part])
     return grad_q, grad_k, grad_v
 
 
-def _weights(q: Tensor, k: Tensor) -> Tensor:
-    """[b, H, Q, d], [b, H, T, d] -> [b * H, Q, T] for a moment: softmax of the scaled scores, rounded at last."""
-    asking = _heads(q, "asking", torch.float32).mul_(q.shape[-1] ** -0.5)
-    answering = _heads(k, "answering", torch.float32)
-    shape = (len(asking), asking.shape[1], answering.shape[1])
-    scores = torch.bmm(asking, answering.transpose(1, 2), out=scratch("scores", shape, torch.float32))
+def _weights(q: Tensor, k: Tensor, out: Tensor | None = None) -> Tensor:
+    """[b, H, Q, d], [b, H, T, d] -> [b * H, Q, T]: softmax of the scaled scores, rounded at last.
+
+    In `out` [b, H, Q, T], or else for a moment.
+    """
+    asking, answering = _heads(q, "asking", torch.float32), _heads(k, "answering", torch.float32)
+    scores = _scaled(asking, answering.transpose(1, 2), "scores", q.shape[-1])
     torch.ops.aten._softmax.out(scores, -1, False, out=scores)
-    return _cast(scores, "weights", q.dtype)
+    return _cast(scores, "weights", q.dtype) if out is None else out.flatten(0, 1).copy_(scores)
+
+
+def _scaled(a: Tensor, b: Tensor, purpose: str, width: int) -> Tensor:
+    """[n, I, J] @ [n, J, K] / sqrt(width), for a moment."""
+    out = scratch(purpose, (len(a), a.shape[1], b.shape[2]), a.dtype)
+    return torch.baddbmm(out, a, b, beta=0, alpha=width**-0.5, out=out)
 
 
 def _heads(x: Tensor, purpose: str, dtype: torch.dtype | None = None) -> Tensor:

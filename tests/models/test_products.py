@@ -112,6 +112,37 @@ def test_attention_in_bf16_is_as_exact_as_bf16(samples: int, queries: int, monke
         assert error < 2**-6
 
 
+@pytest.mark.parametrize(("tokens", "expected"), [(12, 8), (96, 2), (2048, 0)])
+def test_attention_keeps_the_weights_of_as_many_samples_as_take_an_eighth(
+    tokens: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 samples with heads of 16 channels: those whose weights are 1.5 values per token and channel of all."""
+    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "vector"})
+    q, k, v = (x.requires_grad_() for x in operands(*[(8, 1, tokens, 16)] * 3, dtype=torch.bfloat16))
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        attention(q, k, v)
+    assert [tensor.shape for tensor in kept] == [*[q.shape] * 3, (expected, 1, tokens, tokens)]
+    with torch.no_grad():
+        assert execution.kept_samples(q, k) == 0
+
+
+@pytest.mark.parametrize("keep", [0, 3, 8])
+def test_kept_and_recomputed_weights_give_the_same_gradients(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "PIECE_VALUES", 300)  # groups of a few samples
+    q, k, v, grad = operands(*[(8, 2, 9, 16)] * 4, dtype=torch.bfloat16)
+    _, weights = torch.ops.minivit.attend(q, k, v, keep)
+    assert len(weights) == keep
+    found = torch.ops.minivit.attend_backward(grad, q, k, v, weights)
+    expected = torch.ops.minivit.attend_backward(grad, q, k, v, weights[:0])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_large_scores_are_not_rounded_before_the_softmax(arithmetic: str) -> None:
     """In bf16 scores of 60 are off by up to 1/8, and so would be their weights, relative to each other."""
     q, k = torch.zeros(2, 1, 1, 4, 16)
