@@ -85,7 +85,7 @@ class TrainStage(StageBase):
     type: Literal["pretrain", "finetune"]
     init_from: str | None = Field(
         default=None,
-        description="a stage, STAGE/VARIANT, a path to an export, timm:NAME, or a safetensors file of timm's or CLIP's",
+        description="a stage, STAGE/VARIANT, an export, timm:NAME, or a safetensors file of timm, Hugging Face or CLIP",
     )
     model: ModelConfig
     data: DataConfig

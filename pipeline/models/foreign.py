@@ -1,4 +1,4 @@
-"""Weights from elsewhere, as a bundle: `timm:NAME`, or a local safetensors file in the layout of timm or CLIP."""
+"""Weights from elsewhere, as a bundle: `timm:NAME`, or a local safetensors file of timm, Hugging Face or CLIP."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pipeline.config.references import TIMM
 from pipeline.errors import ModelError
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.clip_bridge import find_layout, from_clip
+from pipeline.models.hf_bridge import from_hugging_face, is_hugging_face
 from pipeline.models.spec import Activation, ViTSpec
 from pipeline.models.timm_bridge import from_timm
 
@@ -36,21 +37,20 @@ def load_foreign(reference: str, **unreadable: Any) -> Bundle:
     if _describes_itself(path):
         reference = f"{TIMM}local-dir:{path.parent}"
         return _from_timm_model(reference, _create_timm(reference, pretrained=True))
-    state, spec = _from_file(path, unreadable)
-    return Bundle(state, spec, _preprocess(spec, {}), None, {"source": reference})
+    return _from_file(path, unreadable)
 
 
 def foreign_spec(reference: str, **unreadable: Any) -> ViTSpec:
     """The spec of `load_foreign(reference)`; of timm's models without their weights."""
     path = Path(reference)
     if not reference.startswith(TIMM) and not _describes_itself(path):
-        return _from_file(path, unreadable)[1]
+        return _from_file(path, unreadable).spec
     with torch.device("meta"):
         model = _create_timm(reference if reference.startswith(TIMM) else f"{TIMM}local-dir:{path.parent}")
     return _convert(reference, model)[1]
 
 
-def _from_file(path: Path, unreadable: Mapping[str, Any]) -> tuple[dict[str, Tensor], ViTSpec]:
+def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
     if path.suffix != ".safetensors":
         raise ModelError(
             f"{path}: is not a safetensors file, and pickles run code; convert it with safetensors.torch.save_file"
@@ -59,10 +59,33 @@ def _from_file(path: Path, unreadable: Mapping[str, Any]) -> tuple[dict[str, Ten
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); give a whole safetensors file") from error
+    preprocess, classes = {}, None
     try:
-        return from_clip(state, **unreadable) if find_layout(state) else from_timm(state, **unreadable)
+        if find_layout(state):
+            new, spec = from_clip(state, **unreadable)
+        elif is_hugging_face(state):
+            config = _beside(path, "config.json")
+            new, spec = from_hugging_face(state, config, **unreadable)
+            usual = _beside(path, "preprocessor_config.json")
+            preprocess = {key: usual.get(f"image_{key}") for key in ("mean", "std")}
+            labels = config.get("id2label") or {}
+            classes = list(labels.values()) if len(labels) == spec.num_classes else None
+        else:
+            new, spec = from_timm(state, **unreadable)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
+    return Bundle(new, spec, _preprocess(spec, preprocess), classes, {"source": str(path)})
+
+
+def _beside(path: Path, name: str) -> dict[str, Any]:
+    """A JSON file beside the weights; empty where there is none."""
+    try:
+        described: dict[str, Any] = json.loads((path.parent / name).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ModelError(f"{path.parent / name}: is not JSON ({error}); mend it, or take it away") from None
+    return described
 
 
 def _describes_itself(path: Path) -> bool:
