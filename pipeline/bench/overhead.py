@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.bench.step_process import MasterCopy
 from pipeline.checkpoints.selection import Selection
 from pipeline.cluster.launch import launch
 from pipeline.cluster.session import connect
@@ -46,13 +47,19 @@ class OverheadJob:
 
 
 class BareLoop:
-    """The same model, precision, optimiser and share of the batch, data-parallel, on one fixed batch."""
+    """The same model, arithmetic, optimiser and share of the batch, data-parallel, on one fixed batch.
+
+    As in the engine, weights in half precision have fp32 master copies, one of each group of parameters.
+    """
 
     def __init__(self, job: TrainJob) -> None:
         stage, spec = job.stage, job.spec
         device, dtype = select_device(), precision_dtype(stage.engine.precision)
         model = MiniViT.from_spec(spec).to(device=device, dtype=dtype)
         groups = parameter_groups(model, stage.optimizer, spec.depth)
+        self.masters = [] if dtype == torch.float32 else [MasterCopy(group["params"]) for group in groups]
+        for group, master in zip(groups, self.masters, strict=False):
+            group["params"] = [master.weights]
         self.optimizer = build_optimizer(groups, stage.optimizer, stage.global_batch_size, partitioned=False)
         self.model = DistributedDataParallel(model)
         batch = stage.global_batch_size // dist.get_world_size()
@@ -63,9 +70,13 @@ class BareLoop:
         for _ in range(steps):
             loss = torch.nn.functional.cross_entropy(self.model(self.images).float(), self.labels)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            for master in self.masters:
+                master.take_gradients()
+            torch.nn.utils.clip_grad_norm_([one for group in self.optimizer.param_groups for one in group["params"]], 1)
             self.optimizer.step()
-            self.optimizer.zero_grad()
+            for master in self.masters:
+                master.give_weights()
+            self.model.zero_grad()
 
 
 def overhead_worker(job: OverheadJob, ranks: RankContext) -> None:

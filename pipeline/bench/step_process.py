@@ -116,11 +116,16 @@ class MasterCopy:
 
     def __init__(self, weights: list[nn.Parameter]) -> None:
         self.weights = nn.Parameter(torch.cat([weight.detach().float().flatten() for weight in weights]))
-        self._weights = [weight.data for weight in weights]
+        self._weights: list[Tensor] = list(weights)
         self._sizes = [weight.numel() for weight in weights]
 
+    def take_gradients(self) -> None:
+        gradients = [weight.grad.flatten() for weight in self._weights if weight.grad is not None]
+        self.weights.grad = torch.cat(gradients).float()
+
+    @torch.no_grad()
     def give_weights(self) -> None:
-        new = self.weights.detach().split(self._sizes)
+        new = self.weights.split(self._sizes)
         torch._foreach_copy_(self._weights, [part.view_as(old) for part, old in zip(new, self._weights, strict=True)])
 
 
