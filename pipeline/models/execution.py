@@ -41,8 +41,8 @@ PIECE_VALUES = 1 << 19
 # Attention scores of one sample, all heads, up to which they are held at once: 16 MB in fp32, 1,024 tokens of 4 heads.
 SCORES_VALUES = 1 << 22
 
-# Attention's weights kept for the backward pass, in values per token and channel: an eighth of what a layer keeps else.
-KEPT_VALUES = 1.5
+# Attention's weights kept for the backward pass, in values per token and channel: a sixth of what a layer keeps else.
+KEPT_VALUES = 2
 
 
 def is_traced() -> bool:

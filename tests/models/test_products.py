@@ -113,10 +113,10 @@ def test_attention_in_bf16_is_as_exact_as_bf16(samples: int, queries: int, monke
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(12, 8), (96, 2), (2048, 0)])
-def test_attention_keeps_the_weights_of_as_many_samples_as_take_an_eighth(
+def test_attention_keeps_the_weights_of_as_many_samples_as_take_a_sixth(
     tokens: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 8 samples with heads of 16 channels: those whose weights are 1.5 values per token and channel of all."""
+    """Of 8 samples with heads of 16 channels: those whose weights are 2 values per token and channel of all."""
     monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "vector"})
     q, k, v = (x.requires_grad_() for x in operands(*[(8, 1, tokens, 16)] * 3, dtype=torch.bfloat16))
     kept: list[Tensor] = []
