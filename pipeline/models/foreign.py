@@ -20,6 +20,7 @@ from pipeline.models.hf_bridge import from_hugging_face, is_hugging_face
 from pipeline.models.spec import Activation, ViTSpec
 from pipeline.models.timm_bridge import from_timm
 
+CONFIG, PREPROCESSOR = BESIDE = ("config.json", "preprocessor_config.json")  # what may lie beside a file and say more
 # The usual normalisation, where a checkpoint does not say what its images had.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -64,9 +65,9 @@ def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
         if find_layout(state):
             new, spec = from_clip(state, **unreadable)
         elif is_hugging_face(state):
-            config = _beside(path, "config.json")
+            config = _beside(path, CONFIG)
             new, spec = from_hugging_face(state, config, **unreadable)
-            usual = _beside(path, "preprocessor_config.json")
+            usual = _beside(path, PREPROCESSOR)
             preprocess = {key: usual.get(f"image_{key}") for key in ("mean", "std")}
             labels = config.get("id2label") or {}
             classes = list(labels.values()) if len(labels) == spec.num_classes else None
@@ -90,7 +91,7 @@ def _beside(path: Path, name: str) -> dict[str, Any]:
 
 def _describes_itself(path: Path) -> bool:
     """Whether a `config.json` in timm's form lies beside the weights, as in its hub folders and our exports."""
-    config = path.parent / "config.json"
+    config = path.parent / CONFIG
     if path.name != "model.safetensors" or not (path.is_file() and config.is_file()):
         return False
     try:

@@ -10,12 +10,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from pipeline.checkpoints.manifest import hash_file
 from pipeline.config.references import is_foreign
 from pipeline.config.schema import TrainStage
 from pipeline.errors import ConfigError
-from pipeline.models.bundle import DESCRIPTION, WEIGHTS, save_bundle
-from pipeline.models.foreign import load_foreign
+from pipeline.models.bundle import DESCRIPTION, WEIGHTS, Preprocess, save_bundle
+from pipeline.models.foreign import BESIDE, load_foreign
 from pipeline.models.pretrained import find_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.resolve import reference_ids, unreadable
@@ -52,11 +54,12 @@ def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source
 
 
 def imported(context: RunContext, stage_id: str, reference: str) -> Path:
-    """The bundle that foreign weights became in this run; another file under the same name becomes another one."""
+    """The bundle that foreign weights became in this run; other files under the same names become another one."""
     stage = context.config.stages[stage_id.partition("/")[0]]
     settings: dict[str, Any] = unreadable(stage) if isinstance(stage, TrainStage) else {}
     file = Path(reference)
-    key = [reference, settings, hash_file(file) if file.is_file() else None]
+    files = [file, *(file.parent / name for name in BESIDE)] if file.is_file() else []
+    key = [reference, settings, *(hash_file(file) for file in files if file.is_file())]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", reference).strip("-.")[-80:]
     folder = context.folder.path / IMPORTED / f"{name}-{digest}"
@@ -66,6 +69,16 @@ def imported(context: RunContext, stage_id: str, reference: str) -> Path:
             save_bundle(folder, bundle.state, bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
             context.say(stage_id, f"{reference} is imported to {folder}")
     return folder
+
+
+def other_normalisation(source: Preprocess, stage: Preprocess) -> str | None:
+    """A sentence where images are normalised otherwise than those that the source was trained on."""
+    if source.channels != stage.channels or np.allclose((source.mean, source.std), (stage.mean, stage.std), atol=1e-3):
+        return None
+    was, now = (f"mean {list(one.mean)} and std {list(one.std)}" for one in (source, stage))
+    return (
+        f"its source was trained on images normalised by {was}, these are by {now}: see `mean` and `std` of the dataset"
+    )
 
 
 def best_branch(context: RunContext, stage_id: str, branch_ids: list[str]) -> str:

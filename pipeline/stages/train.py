@@ -23,7 +23,7 @@ from pipeline.stages.data import stage_data
 from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.jobs import StageJob
 from pipeline.stages.resolve import Branch, stage_spec
-from pipeline.stages.sources import resolve_source
+from pipeline.stages.sources import other_normalisation, resolve_source
 from pipeline.stream.source import build_mixture
 from pipeline.tracking.forward import MetricsForwarder
 from pipeline.train.job import TrainJob
@@ -131,6 +131,8 @@ class TrainStageRun:
         if (self.folder.path / "surgery.json").is_file():
             return init
         parent = load_bundle(self.source.path)
+        if difference := other_normalisation(parent.preprocess, self.preprocess):
+            self.context.say(self.id, difference)
         state, report = adapt(
             parent.state, parent.spec, self.spec, from_classes=parent.classes, to_classes=self.classes
         )

@@ -24,7 +24,7 @@ from pipeline.stages.folder import FINISHED, RunFolder, Status
 from pipeline.stages.progress import Progress
 from pipeline.stages.report import ReportStageRun
 from pipeline.stages.resolve import stage_branches
-from pipeline.stages.sources import resolve_source
+from pipeline.stages.sources import other_normalisation, resolve_source
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun, stage_seed
 from pipeline.tracking.runs import Tracker, default_uri
@@ -119,10 +119,23 @@ def test_foreign_weights_are_imported_once_and_anew_when_the_file_changes(contex
     second = resolve_source(context, "larger", str(file))
     assert second.path != first.path
     assert second.digest != first.digest
+    (tmp_path / "config.json").write_text("{}")  # may say what the file does not
+    assert resolve_source(context, "larger", str(file)).path != second.path
 
 
 def branch_of(context: RunContext, branch_id: str) -> Any:
     return next(branch for branch in stage_branches(context.config) if branch.id == branch_id)
+
+
+def test_another_normalisation_than_the_sources_is_told() -> None:
+    source = Preprocess((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3, (224, 224))
+    other = Preprocess((0.485, 0.456, 0.406), (0.5, 0.5, 0.5), 3, (384, 384))
+    told = other_normalisation(source, other)
+    assert told is not None
+    assert "normalised by mean [0.5, 0.5, 0.5]" in told
+    assert "these are by mean [0.485, 0.456, 0.406]" in told
+    assert other_normalisation(source, dataclasses.replace(source, image_size=(96, 96))) is None
+    assert other_normalisation(source, Preprocess((0.5,), (0.2,), 1, (28, 28))) is None
 
 
 def test_an_export_stage_writes_its_formats(context: RunContext) -> None:
