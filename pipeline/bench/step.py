@@ -67,7 +67,7 @@ def measure(
                 result["ratio_to_fp32"] = result["ours"]["images_per_s"] / better_peer(by_mode["fp32"])
         by_mode["checkpointing"] = {
             MODES[name].precision: measure_checkpointing(
-                replace(spec, depth=deep), MODES[name].precision, batch_size, threads
+                replace(spec, depth=deep), MODES[name].precision, peaks, batch_size, threads
             )
             for name in modes
             if not MODES[name].compiled
@@ -79,8 +79,9 @@ def measure_mode(
     spec: ViTSpec, mode: Mode, peaks: dict[str, float], batch_size: int, threads: int, rounds: int
 ) -> dict[str, Any]:
     """All contenders in one mode, each in a process of its own, a step of each in turn."""
-    emulated = peaks[mode.precision] < EMULATED_BELOW * peaks["fp32"]
-    batches = {name: EMULATED_BATCHES[0] if emulated and name != "ours" else batch_size for name in CONTENDERS}
+    batches = {
+        name: batch_size if name == "ours" else peers_batch(mode.precision, peaks, batch_size) for name in CONTENDERS
+    }
     jobs = {name: StepJob(name, spec, mode.precision, mode.compiled, "none", threads) for name in CONTENDERS}
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     with ExitStack() as stack:
@@ -111,6 +112,11 @@ def measure_mode(
     return result
 
 
+def peers_batch(precision: str, peaks: dict[str, float], batch_size: int) -> int:
+    """Images that the others run at once: one where the dtype is only emulated."""
+    return EMULATED_BATCHES[0] if peaks[precision] < EMULATED_BELOW * peaks["fp32"] else batch_size
+
+
 def better_peer(result: dict[str, Any]) -> float:
     """Images/s of the faster peer in a mode."""
     return max(result[name]["images_per_s"] for name in PEERS)
@@ -131,8 +137,10 @@ def step_flops(spec: ViTSpec, name: str) -> int:
     return (1 + BACKWARD) * forward_flops(carried_out)
 
 
-def measure_checkpointing(spec: ViTSpec, precision: str, batch_size: int, threads: int) -> dict[str, Any]:
-    """Peak megabytes of our step by what is computed again, and the least as a share of keeping everything.
+def measure_checkpointing(
+    spec: ViTSpec, precision: str, matmul_peaks: dict[str, float], batch_size: int, threads: int
+) -> dict[str, Any]:
+    """Peak megabytes of our step by what is computed again; the least as a share of keeping everything, ours or timm's.
 
     `states_megabytes` are weights, gradients, master copy and moments, which no checkpointing touches;
     `share_of_activations` is of the rest.
@@ -141,11 +149,15 @@ def measure_checkpointing(spec: ViTSpec, precision: str, batch_size: int, thread
     for recompute in get_args(Recompute):
         with Contender(StepJob("ours", spec, precision, False, recompute, threads)) as contender:
             peaks[recompute] = contender.peak_bytes(batch_size) / 1e6
+    with Contender(StepJob("timm", spec, precision, False, "none", threads)) as contender:
+        timm = peak_memory(contender, peers_batch(precision, matmul_peaks, batch_size), batch_size) / 1e6
     states = count_parameters(spec) * STATE_BYTES[precision] / 1e6
     return {
         "depth": spec.depth,
         "peak_megabytes": peaks,
         "share": peaks["full"] / peaks["none"],
+        "timm_megabytes": timm,
+        "share_of_timm": peaks["full"] / timm,
         "states_megabytes": states,
         "share_of_activations": (peaks["full"] - states) / (peaks["none"] - states),
     }

@@ -67,10 +67,11 @@ def test_work_is_counted_as_it_is_carried_out() -> None:
 
 def test_checkpointing_saves_memory() -> None:
     spec = build_spec("nano", image_size=28, num_classes=10, depth=24)
-    result = step.measure_checkpointing(spec, "fp32", batch_size=64, threads=1)
+    result = step.measure_checkpointing(spec, "fp32", PEAKS, batch_size=64, threads=1)
     peaks = result["peak_megabytes"]
     assert peaks["full"] < peaks["selective"] < peaks["none"]
     assert result["share"] == peaks["full"] / peaks["none"] < 0.5
+    assert result["share_of_timm"] == peaks["full"] / result["timm_megabytes"] < 0.5
     states = result["states_megabytes"]
     assert states == pytest.approx(16e-6 * sum(weight.numel() for weight in MiniViT.from_spec(spec).parameters()))
     assert result["share_of_activations"] == (peaks["full"] - states) / (peaks["none"] - states) < result["share"]
