@@ -80,12 +80,15 @@ def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
 
 def _beside(path: Path, name: str) -> dict[str, Any]:
     """A JSON file beside the weights; empty where there is none."""
+    file = path.parent / name
     try:
-        described: dict[str, Any] = json.loads((path.parent / name).read_text())
+        described = json.loads(file.read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ModelError(f"{path.parent / name}: is not JSON ({error}); mend it, or take it away") from None
+        raise ModelError(f"{file}: is not JSON ({error}); mend it, or take it away") from None
+    if not isinstance(described, dict):
+        raise ModelError(f"{file}: holds no JSON object; mend it, or take it away")
     return described
 
 

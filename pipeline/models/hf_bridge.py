@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.recognise import seems_to_be
+from pipeline.models.recognise import refuse_unplaced
 from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec, as_pair, whole_patches
 from pipeline.models.state import check_state
 
@@ -112,7 +112,7 @@ def from_hugging_face(
     if not spec.tokens.positions_cover_prefix:
         new["cls_token"] = new["cls_token"] + new["pos_embed"][:, :1]
         new["pos_embed"] = new["pos_embed"][:, 1:].contiguous()
-    if spec.num_classes == 1 and "mlp_head.1.weight" not in new:
+    if "mlp_head.1.weight" not in new:
         new |= {"mlp_head.1.weight": torch.zeros(1, spec.embed_dim), "mlp_head.1.bias": torch.zeros(1)}
     check_state(new, spec, SOURCE)
     return new, spec
@@ -135,13 +135,7 @@ def _renamed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[tuple
             parts[int(layer[1]), QUERY_KEY_VALUE[layer[2]], layer[3]] = tensor
         elif not UNUSED.fullmatch(name):
             unknown.append(key)
-    if unknown:
-        sign = seems_to_be(unknown)
-        raise ModelError(
-            f"{SOURCE}: a MiniViT has no place for its tensor {min(unknown)!r} ({len(unknown)} such), "
-            + (f"as it seems to be {sign[1]}; " if sign else "so its outputs could not be kept; ")
-            + "start from another checkpoint"
-        )
+    refuse_unplaced(SOURCE, unknown)
     dim = new["patch_embed.proj.weight"].shape[0] if "patch_embed.proj.weight" in new else 0
     head = new.get("mlp_head.1.weight")
     if head is not None and head.shape[1] != dim:

@@ -56,9 +56,9 @@ class _LinearInFp32(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.gelu = gelu  # type: ignore[attr-defined]
+        ctx.gelu = gelu
         rows, matrix, shift = x.reshape(-1, x.shape[-1]), _cast(weight, "weight").t(), bias.float()
         out = rows.new_empty(len(rows), len(weight))
         for part in _parts(rows, weight):
@@ -94,9 +94,9 @@ class _NativeLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.gelu = gelu  # type: ignore[attr-defined]
+        ctx.gelu = gelu
         out: Tensor = torch.ops.minivit.linear(x, weight, bias, gelu)
         return out
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+from pipeline.errors import ModelError
 
 # A pattern of one key, and what a checkpoint with such a key is; the first that is found counts, so what is told apart
 # by one key more stands before what it would be without.
@@ -12,6 +14,7 @@ SIGNS: tuple[tuple[str, str], ...] = (
     (r"(.*\.)?layer1\.0\.conv1\.weight", "a ResNet"),
     (r"(.*\.)?decoder_blocks\.0\..*", "MAE's encoder with its decoder; keep the encoder alone to start from it"),
     (r"(.*\.)?blocks\.0\.(mlp\.w[123]|mlp\.w12|mlp\.fc1_g|attn\.q_proj)\.weight", "EVA or another ViT with SwiGLU"),
+    (r"(.*\.)?encoder\.layer\.0\.mlp\.(weights_in|gate_proj)\.weight", "DINOv2 or another ViT with SwiGLU"),
     (r"(.*\.)?relative_position_bias_table", "a Swin Transformer or BEiT, with relative positions"),
     (r"(.*\.)?blocks\.0\.(attn\.q_bias|gamma_1)", "BEiT or EVA"),
     (r"(.*\.)?(downsample_layers\.0\.0|stages\.0\.blocks\.0\.conv_dw|features\.1\.0\.block\.0)\.weight", "a ConvNeXt"),
@@ -42,3 +45,15 @@ def seems_to_be(keys: Iterable[str]) -> tuple[str, str] | None:
         if found is not None:
             return found, description
     return None
+
+
+def refuse_unplaced(source: str, keys: Collection[str]) -> None:
+    """`ModelError` if there are tensors that a MiniViT has no place for; `source` says whose they are."""
+    if not keys:
+        return
+    sign = seems_to_be(keys)
+    raise ModelError(
+        f"{source}: a MiniViT has no place for its tensor {min(keys)!r} ({len(keys)} such), "
+        + (f"as it seems to be {sign[1]}; " if sign else "so its outputs could not be kept; ")
+        + "start from another checkpoint"
+    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.recognise import seems_to_be
+from pipeline.models.recognise import refuse_unplaced, seems_to_be
 from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
@@ -251,11 +251,4 @@ def _square_grid(rows: int, num_prefix: int) -> Pair:
 def _check_all_used(state: Mapping[str, Tensor], spec: ViTSpec, norm: str) -> None:
     blocks = {f"blocks.{layer}.{theirs}" for layer in range(spec.depth) for _, theirs in LAYER_KEYS}
     used = blocks | set(TOP_KEYS.values()) | {f"{norm}.weight", f"{norm}.bias"}
-    left = sorted(state.keys() - used)
-    if left:
-        sign = seems_to_be(left)
-        raise ModelError(
-            f"the timm checkpoint: a MiniViT has no place for its tensor {left[0]!r} ({len(left)} such), "
-            + (f"as it seems to be {sign[1]}; " if sign else "so its outputs could not be kept; ")
-            + "start from another checkpoint"
-        )
+    refuse_unplaced("the timm checkpoint", state.keys() - used)

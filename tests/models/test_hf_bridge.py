@@ -110,7 +110,7 @@ def test_a_classifier_that_reads_more_than_cls_is_left_out_aloud(
 
 def test_what_a_minivit_has_no_place_for_is_refused_by_name(randomise: Randomise, tmp_path: Path) -> None:
     swiglu = transformers.Dinov2Model(transformers.Dinov2Config(**SHAPE, image_size=16, use_swiglu_ffn=True))
-    with pytest.raises(ModelError, match=r"no place for its tensor 'encoder\.layer\.0\.mlp\.\w+"):
+    with pytest.raises(ModelError, match=r"no place for its tensor 'encoder\.layer\.0\.mlp\.\w+.*seems to be .*SwiGLU"):
         from_hugging_face(swiglu.state_dict())
     state = hugging_face("ViT", randomise).state_dict()
     with pytest.raises(ModelError, match=r"lacks what becomes 'pos_embed'; give the whole file"):
@@ -123,4 +123,7 @@ def test_what_a_minivit_has_no_place_for_is_refused_by_name(randomise: Randomise
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json: is not JSON"):
+        load_foreign(str(tmp_path / "model.safetensors"))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"config\.json: holds no JSON object; mend it, or take it away"):
         load_foreign(str(tmp_path / "model.safetensors"))
