@@ -20,6 +20,7 @@ from pipeline.errors import DataError
 from pipeline.stream.draws import RING, SHARDS, WINDOW, generator
 
 Ints = np.ndarray  # int64, any shape
+EPOCHS_KEPT = 2  # in memory: two are in use where an epoch meets the next; others are drawn again
 IntsLike = np.ndarray | int
 
 
@@ -71,7 +72,7 @@ class Order:
             )
         self.lane_samples = self.num_samples // lanes
         self.epoch_slots = self.lane_samples * lanes
-        self._epochs: dict[int, Epoch] = {}
+        self._epochs: tuple[tuple[int, Epoch], ...] = ()  # never changed, only replaced: reading threads share it
 
     @property
     def left_out(self) -> int:
@@ -125,13 +126,14 @@ class Order:
         return lane * self.window // self.lanes if self.lane_samples > self.window else np.zeros_like(lane)
 
     def _epoch(self, epoch: int) -> Epoch:
-        if epoch not in self._epochs:
-            shards = generator(self.seed, SHARDS, epoch).permutation(len(self._counts))
-            offset = int(generator(self.seed, RING, epoch).integers(self.num_samples))
-            if len(self._epochs) > 1:  # two are in use where an epoch meets the next
-                self._epochs.pop(min(self._epochs), None)  # reading threads may meet here
-            self._epochs[epoch] = Epoch(shards, np.cumsum(self._counts[shards]), offset)
-        return self._epochs[epoch]
+        for number, known in self._epochs:
+            if number == epoch:
+                return known
+        shards = generator(self.seed, SHARDS, epoch).permutation(len(self._counts))
+        offset = int(generator(self.seed, RING, epoch).integers(self.num_samples))
+        found = Epoch(shards, np.cumsum(self._counts[shards]), offset)
+        self._epochs = (*self._epochs, (epoch, found))[-EPOCHS_KEPT:]
+        return found
 
     def _ring(self, epoch: int, positions: Ints) -> tuple[Ints, Ints]:
         """Shard and sample index at positions of an epoch's cut ring."""

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +51,63 @@ def test_slots_may_be_asked_for_in_any_order(order: Order, data: st.DataObject) 
     shuffled = np.array(data.draw(st.permutations(slots.tolist())))
     straight = identities(order, slots)
     assert identities(order, shuffled) == [straight[slot] for slot in shuffled.tolist()]
+
+
+def interrupted(call: Callable[[], Any], at: int, function: str, other: Callable[[], Any]) -> tuple[Any, bool]:
+    """What `call` returns when `other` runs, as another thread might, before the instruction `at` of `function`.
+
+    Also whether the function came that far.
+    """
+    instructions = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal instructions
+        if frame.f_code.co_name != function:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            if instructions == at:
+                other()
+            instructions += 1
+        return trace
+
+    tracer = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return call(), instructions > at
+    finally:
+        sys.settrace(tracer)
+
+
+@given(
+    held=st.lists(st.integers(0, 4), max_size=3),
+    asked=st.integers(0, 4),
+    others=st.lists(st.integers(0, 4), min_size=1, max_size=3),
+)
+def test_reading_threads_may_stand_in_any_epochs_at_once(held: list[int], asked: int, others: list[int]) -> None:
+    """A batch may span many epochs of a tiny data set, and each window is read by a thread of its own."""
+
+    def order() -> Order:
+        fresh = Order(np.array([2, 1]), lanes=2, window=2, seed=0)
+        for epoch in held:
+            fresh.window_samples(epoch, 0, 0)
+        return fresh
+
+    expected = [column.tolist() for column in order().window_samples(asked, 1, 0)]
+    at, reached = 0, True
+    while reached:
+        shared = order()
+
+        def others_read(shared: Order = shared) -> None:
+            for epoch in others:
+                shared.window_samples(epoch, 0, 0)
+
+        def read(shared: Order = shared) -> list[list[int]]:
+            return [column.tolist() for column in shared.window_samples(asked, 1, 0)]
+
+        found, reached = interrupted(read, at, "_epoch", others_read)
+        assert found == expected
+        at += 1
 
 
 @given(orders())
