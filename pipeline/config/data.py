@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.class_names import class_name
 from pipeline.config.section import Positive, Section, Share
 
 MAX_BLOCK = 1000  # samples after which the weights of a mixture come out even, at most
@@ -31,6 +32,11 @@ class DatasetConfig(Section):
     cache: CacheConfig | None = Field(default=None, description="local copy of remote shards; default: none")
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+
+    @field_validator("classes")
+    @classmethod
+    def one_spelling(cls, names: list[str] | None) -> list[str] | None:
+        return names and [class_name(name) for name in names]
 
     @model_validator(mode="after")
     def one_mean_per_std(self) -> Self:
@@ -79,6 +85,11 @@ class MixturePart(Section):
     label_map: dict[str, str] = Field(
         default_factory=dict, description="names of its classes that mean a class of another name here"
     )
+
+    @field_validator("label_map")
+    @classmethod
+    def one_spelling(cls, names: dict[str, str]) -> dict[str, str]:
+        return {class_name(old): class_name(new) for old, new in names.items()}
 
 
 class DataConfig(Section):

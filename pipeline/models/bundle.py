@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.config.class_names import class_name
 from pipeline.errors import ModelError
 from pipeline.files import sync
 from pipeline.models.spec import Pair, ViTSpec
@@ -59,6 +60,10 @@ class Bundle:
     preprocess: Preprocess
     classes: list[str] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:
+            object.__setattr__(self, "classes", [class_name(name) for name in self.classes])
 
 
 def save_bundle(

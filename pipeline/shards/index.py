@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from pipeline.config.class_names import class_name
 from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.cache import RangeCache
@@ -59,6 +60,10 @@ class DatasetIndex:
     label_min: list[int | None]
     label_max: list[int | None]
     headers_only: bool = False  # the hashes are those of headers and labels, not of whole tars
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:
+            object.__setattr__(self, "classes", [class_name(name) for name in self.classes])
 
     @property
     def shards(self) -> Sequence[ShardInfo]:

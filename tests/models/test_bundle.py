@@ -36,6 +36,11 @@ def test_round_trip(bundle: Bundle, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_class_names_have_one_spelling(bundle: Bundle) -> None:
+    other = dataclasses.replace(bundle, classes=["a\u0308", "caf\udce9", "cat", "dog", "elk"])
+    assert other.classes == ["ä", r"caf\xe9", "cat", "dog", "elk"]
+
+
 def test_saving_again_replaces(bundle: Bundle, tmp_path: Path) -> None:
     save(bundle, tmp_path / "model")
     save(dataclasses.replace(bundle, provenance={"run": "y"}), tmp_path / "model")

@@ -39,7 +39,7 @@ RECORDS = st.lists(
 def test_the_file_gives_back_the_index(records: list[ShardRecord], classes: list[str] | None) -> None:
     index = make_index("/data", records, classes)
     again = decode_index(encode_index(index), "/data")
-    assert (again.records(), again.classes, again.digest) == (records, classes, index.digest)
+    assert (again.records(), again.classes, again.digest) == (records, index.classes, index.digest)
     assert again.num_samples == sum(record.samples for record in records)
     assert len(again.digest) <= 36
 

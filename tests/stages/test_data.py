@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,15 @@ def test_classes_of_one_name_are_one_class() -> None:
     assert (photos.labels, sketches.labels, val.labels) == ((0, 1), (1, 2, 0), (1, 0))
     assert (photos.weight, sketches.weight) == (3, 2)
     assert (photos.augment.flip, sketches.augment.flip) == (True, False)
+
+
+def test_composed_and_decomposed_accents_name_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed, decomposed = "dög", unicodedata.normalize("NFD", "dög")
+    monkeypatch.setitem(DATASETS, "linux", dataset("cat", composed))
+    monkeypatch.setitem(DATASETS, "mac", dataset(decomposed, "kitten"))
+    mixture = {"linux": {}, "mac": {"label_map": {"kitten": "cat", decomposed: composed}}}
+    (_, mac), _, classes = sources(mixture=mixture)
+    assert (classes, mac.labels) == (["cat", composed], (1, 0))
 
 
 def test_the_validation_set_goes_through_the_same_renaming() -> None:
