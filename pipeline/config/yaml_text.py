@@ -69,15 +69,24 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{FLOAT
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value of one YAML document. `source` names it in errors, which also give line and column."""
+    """The value of one YAML document. `source` names it in errors, which also give line and column.
+
+    An alias is a copy of what its anchor marks: to change one leaves the other as it is.
+    """
     try:
-        return yaml.load(text, _Loader)
+        return _unshared(yaml.load(text, _Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise ConfigError(f"{place}: not valid YAML, {error.problem or error.context}.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML, {' '.join(str(error).split())}.") from None
+
+
+def _unshared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def read_yaml(path: Path) -> Any:

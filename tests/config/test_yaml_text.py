@@ -87,6 +87,14 @@ def test_an_alias_that_contains_itself_is_refused() -> None:
         parse_yaml("a: &x {b: *x}", "f.yaml")
 
 
+def test_an_alias_is_a_copy() -> None:
+    value = parse_yaml("a: &x {b: [1], c: {d: 2}}\ne: *x\nf: {<<: *x, g: 3}\n", "f.yaml")
+    assert value == {"a": {"b": [1], "c": {"d": 2}}, "e": value["a"], "f": {**value["a"], "g": 3}}
+    value["e"]["b"].append(5)
+    value["f"]["c"]["d"] = 6
+    assert value["a"] == {"b": [1], "c": {"d": 2}}
+
+
 def test_missing_file_lists_the_yaml_files_nearby(tmp_path: Path) -> None:
     (tmp_path / "quick.yaml").touch()
     (tmp_path / "notes.txt").touch()
