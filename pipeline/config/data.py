@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, Literal, Self
 
@@ -44,7 +45,27 @@ class DatasetConfig(Section):
             raise ValueError(
                 f"std: {len(self.std)} values for the {len(self.mean)} of mean; give one per channel in each"
             )
+        if fault := scale_fault(self.mean, self.std):
+            raise ValueError(fault)
         return self
+
+
+def scale_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:
+    """What is wrong with a mean and standard deviation of pixel values from 0 to 1, as `field: sentence`."""
+    wrong = {"mean": _outside(mean), "std": _outside(std)}
+    name = next((name for name, value in wrong.items() if value is not None), None)
+    if name is None:
+        return None
+    fault = f"{name}: found {wrong[name]:g}, but pixel values lie between 0 and 1"
+    if not 1 < (wrong[name] or 0) <= 255:
+        return f"{fault}; give the {name} of such values"
+    meant = {"mean": mean, "std": std} if name == "mean" else {"std": std}  # both were measured on one scale
+    divided = ", ".join(f"{key} [{', '.join(f'{value / 255:.4g}' for value in meant[key])}]" for key in meant)
+    return f"{fault}; divide by 255 what was measured from 0 to 255: {divided}"
+
+
+def _outside(values: Sequence[float]) -> float | None:
+    return next((value for value in values if not 0 <= value <= 1), None)
 
 
 class RandAugmentConfig(Section):

@@ -146,6 +146,20 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         ("stages.finetune.init_from", REMOVE, "stages.finetune.init_from: missing, as a finetune stage starts from "),
         ("stages.pretrain.model.variant", REMOVE, "stages.pretrain.model.variant: missing, and there is no init_from "),
         ("datasets.train.std", [0.5, 0.5], "datasets.train.std: 2 values for the 1 of mean; give one per channel in "),
+        (
+            "datasets.train.mean",
+            [123.675],
+            "datasets.train.mean: found 123.675, but pixel values lie between 0 and 1; divide by 255 what was measured "
+            "from 0 to 255: mean [0.485], std [0.001961].",
+        ),
+        (
+            "datasets.train.std",
+            [58.395],
+            "datasets.train.std: found 58.395, but pixel values lie between 0 and 1; divide by 255 what was measured "
+            "from 0 to 255: std [0.229].",
+        ),
+        ("datasets.train.mean", [-0.5], "datasets.train.mean: found -0.5, but pixel values lie between 0 and 1; give "),
+        ("datasets.train.mean", [500], "datasets.train.mean: found 500, but pixel values lie between 0 and 1; give "),
         ("datasets.train.std", [0], "datasets.train.std[0]: found 0, expected a number above 0."),
         (
             "stages.pretrain.data.augment.scale",
