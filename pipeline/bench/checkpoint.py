@@ -138,7 +138,7 @@ def trainer(job: SavesJob) -> tuple[TrainState, Callable[[], float]]:
     config = OptimizerConfig()
     torch.manual_seed(0)
     model = MiniViT.from_spec(spec)
-    groups = parameter_groups(model, config, spec.depth)
+    groups = parameter_groups(model, config)
     optimizer = build_optimizer(groups, config, global_batch_size=1, partitioned=job.zero_stage > 0)
     precision = "fp32" if job.zero_stage == 0 else "bf16"
     settings = EngineConfig.model_validate({"zero_stage": job.zero_stage, "precision": precision})

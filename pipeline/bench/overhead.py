@@ -56,7 +56,7 @@ class BareLoop:
         stage, spec = job.stage, job.spec
         device, dtype = select_device(), precision_dtype(stage.engine.precision)
         model = MiniViT.from_spec(spec).to(device=device, dtype=dtype)
-        groups = parameter_groups(model, stage.optimizer, spec.depth)
+        groups = parameter_groups(model, stage.optimizer)
         self.masters = [] if dtype == torch.float32 else [MasterCopy(group["params"]) for group in groups]
         for group, master in zip(groups, self.masters, strict=False):
             group["params"] = [master.weights]

@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.class_names import class_name
 from pipeline.config.section import Positive, Section, Share
 
+Area = Annotated[float, Field(gt=0, le=1)]  # of an image, as a share
+AspectRatio = Annotated[float, Field(gt=0)]
 MAX_BLOCK = 1000  # samples after which the weights of a mixture come out even, at most
 
 
@@ -80,8 +82,8 @@ class AugmentConfig(Section):
         default="random_resized", description="simple: the shorter side fits, the rest is cut off at random (DeiT III)"
     )
     padding: Share = Field(default=0.125, description="for crop: padded, as a share of the image side")
-    scale: tuple[Share, Share] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: tuple[Area, Area] = (0.08, 1.0)
+    ratio: tuple[AspectRatio, AspectRatio] = (3 / 4, 4 / 3)
     flip: bool = True
     color_jitter: Annotated[float, Field(ge=0)] = 0.0
     rand_augment: RandAugmentConfig | None = None
@@ -93,8 +95,8 @@ class AugmentConfig(Section):
     @field_validator("scale", "ratio")
     @classmethod
     def ordered(cls, limits: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < limits[0] <= limits[1]:
-            raise ValueError("a list of 2, the smaller first, both above 0")
+        if limits[0] > limits[1]:
+            raise ValueError("a list of 2, the smaller first")
         return limits
 
 

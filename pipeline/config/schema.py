@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import DataConfig, DatasetConfig
-from pipeline.config.section import Duration, Positive, Section
+from pipeline.config.section import Length, Positive, Section
 from pipeline.config.training import (
     CheckpointConfig,
     ClassificationConfig,
@@ -90,7 +90,7 @@ class TrainStage(StageBase):
     model: ModelConfig
     data: DataConfig
     task: ClassificationConfig = ClassificationConfig()
-    duration: Duration
+    duration: Length
     global_batch_size: Positive
     micro_batch_size: Positive | None = Field(
         None, description="samples per rank and micro-step; default: the rank's whole share"
@@ -119,8 +119,6 @@ class TrainStage(StageBase):
             raise ValueError(
                 "model.variant: missing, and there is no init_from to take the model from; set one of them"
             )
-        if self.duration.value == 0:
-            raise ValueError("duration: found '0', expected a length above 0")
         if self.global_batch_size > self.data.lanes and self.global_batch_size % self.data.lanes:
             raise ValueError(
                 f"global_batch_size: {self.global_batch_size} is not divisible by data.lanes = {self.data.lanes}; "

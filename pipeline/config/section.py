@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMB]?)\s*(epochs?|steps?|samples?)\s*")
 MULTIPLIER = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -16,6 +16,7 @@ MULTIPLIER = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]  # a share of which some must be left
 
 
 class Section(BaseModel):
@@ -58,3 +59,12 @@ class Duration(Section):
     def __str__(self) -> str:
         number = int(self.value) if self.value.is_integer() else Decimal(repr(self.value))
         return f"{number:f} {self.unit}" if isinstance(number, Decimal) else f"{number} {self.unit}"
+
+
+def _above_zero(duration: Duration) -> Duration:
+    if duration.value == 0:
+        raise ValueError("a length above 0")
+    return duration
+
+
+Length = Annotated[Duration, AfterValidator(_above_zero)]

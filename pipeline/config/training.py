@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.section import Duration, Positive, Section, Share
+from pipeline.config.section import Duration, Length, Positive, Rate, Section, Share
 
 Size = int | tuple[int, int]
 
@@ -28,9 +28,9 @@ class ModelConfig(Section):
     mlp_dim: Positive | None = None
     norm: Literal["pre", "post"] | None = None
     activation: Literal["relu", "gelu", "quick_gelu"] | None = None
-    eps: float | None = None
-    dropout: Share | None = None
-    drop_path: Share | None = None
+    eps: Annotated[float, Field(gt=0)] | None = None
+    dropout: Rate | None = None
+    drop_path: Rate | None = None
     pool: Literal["cls", "avg"] | None = None
     registers: Annotated[int, Field(ge=0)] | None = None
     class_token: bool | None = None
@@ -100,7 +100,7 @@ class ResolutionConfig(Section):
 
 class ClassificationConfig(Section):
     type: Literal["classification"] = "classification"
-    label_smoothing: Share = 0.0
+    label_smoothing: Rate = 0.0
 
 
 class OptimizerConfig(Section):
@@ -110,8 +110,8 @@ class OptimizerConfig(Section):
         default=None, description="global batch that lr is meant for; it is scaled to this stage's"
     )
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    momentum: Share = 0.9
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
+    momentum: Rate = 0.9
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
 
@@ -119,7 +119,7 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     name: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
     warmup: Duration = Duration(value=0, unit="steps")
-    decay: Duration | None = Field(default=None, description="for wsd: the last part, in which the rate falls")
+    decay: Length | None = Field(default=None, description="for wsd: the last part, in which the rate falls")
     final_lr_ratio: Share = 0.0
 
     @model_validator(mode="after")
@@ -157,12 +157,12 @@ class EngineConfig(Section):
 class CheckpointConfig(Section):
     """When the state is committed, where, and which commits stay. The last step is always committed."""
 
-    every: Duration = Duration(value=1, unit="epochs")
+    every: Length = Duration(value=1, unit="epochs")
     every_minutes: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="and whenever so much time has passed since the last"
     )
     keep_last: Positive = 2
-    keep_every: Duration | None = Field(default=None, description="and the first one of every such length")
+    keep_every: Length | None = Field(default=None, description="and the first one of every such length")
     keep_best: Literal["val/loss", "val/accuracy", "val/top5"] | None = Field(
         default=None, description="and the best by this metric of the validation before it"
     )
@@ -172,5 +172,5 @@ class CheckpointConfig(Section):
 
 
 class EvalConfig(Section):
-    every: Duration = Duration(value=1, unit="epochs")
+    every: Length = Duration(value=1, unit="epochs")
     batch_size: Positive = 256

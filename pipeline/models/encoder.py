@@ -177,6 +177,12 @@ class Encoder(nn.Module):
             x = layer(*arguments) if inputs is None else checkpoint(layer, *arguments, use_reentrant=False)
             yield x
 
+    def layer_of(self, name: str) -> int:
+        """Layer of one of its parameters for layer-wise decay: the first block is 1."""
+        owner, _, rest = name.partition(".")
+        assert owner == "layers", f"{name}: no layer is known for it"
+        return int(rest.partition(".")[0]) + 1
+
     def recompute_activations(self, choice: Recompute) -> None:
         """What the backward pass computes again instead of keeping it from the forward pass.
 

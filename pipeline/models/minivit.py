@@ -33,6 +33,9 @@ from pipeline.models.spec import (
 )
 from pipeline.models.tokens import prefix_layout
 
+TOKENS = ("cls_token", "dist_token", "registers", "mask_token", "pos_embed")  # vectors, whatever their rank
+EMBEDDING, HEADS = ("patch_embed", "embed_norm", *TOKENS), ("mlp_head", "dist_head")
+
 
 class MiniViT(nn.Module):
     """A ViT classifier; the positional signature and its defaults are the tutorial's, as are the state-dict keys.
@@ -129,6 +132,18 @@ class MiniViT(nn.Module):
         self.transformer = Encoder(spec)
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim, eps=spec.eps), Linear(dim, spec.num_classes))
         self.dist_head = Linear(dim, spec.num_classes) if spec.tokens.dist else None
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter for layer-wise decay: 0 for the embedding, 1 to depth for the blocks, then the heads."""
+        owner, _, rest = name.partition(".")
+        if owner == "transformer":
+            return self.transformer.layer_of(rest)
+        assert owner in (*EMBEDDING, *HEADS), f"{name}: no layer is known for it"
+        return 0 if owner in EMBEDDING else self.spec.depth + 1
+
+    def decays(self, name: str) -> bool:
+        """Whether weight decay acts on a parameter: on matrices and kernels, not on biases, norms or tokens."""
+        return name not in TOKENS and self.get_parameter(name).ndim >= 2
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] normalised floats -> logits [B, num_classes]."""

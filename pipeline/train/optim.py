@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections import defaultdict
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -14,34 +14,36 @@ from torch import nn
 from pipeline.config.training import OptimizerConfig
 from pipeline.train.lamb import Lamb
 
-BLOCK = re.compile(r"transformer\.layers\.(\d+)\.")
+
+class Layered(Protocol):
+    """A model that knows what each of its parameters is."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter, from 0 at the input."""
+
+    def decays(self, name: str) -> bool:
+        """Whether weight decay acts on it."""
 
 
-def layer_of(name: str, depth: int) -> int:
-    """Depth of a parameter for layer-wise decay: 0 for the embeddings, 1..depth for blocks, depth + 1 for the head."""
-    if match := BLOCK.match(name):
-        return int(match.group(1)) + 1
-    return depth + 1 if name.startswith(("mlp_head", "transformer.norm")) else 0
-
-
-def parameter_groups(model: nn.Module, config: OptimizerConfig, depth: int) -> list[dict[str, Any]]:
+def parameter_groups(model: Layered, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups of parameters that share weight decay and learning-rate scale; for LAMB, one per parameter.
 
-    Matrices and patch kernels decay; biases, norms, positions and tokens do not. With `layer_decay` d, a layer's rate
-    is scaled by d ** (depth + 1 - layer) (layer-wise decay as in BEiT, Bao et al. 2021).
+    With `layer_decay` d, a layer's rate is scaled by d to the number of layers above it (layer-wise decay as in BEiT,
+    Bao et al. 2021).
     """
+    layers = {name: model.layer_of(name) if config.layer_decay else 0 for name, _ in model.named_parameters()}
     groups: dict[tuple[int, bool, str], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not name.endswith(("_token", "pos_embed", "registers"))
-            layer = layer_of(name, depth) if config.layer_decay else 0
-            groups[layer, decays, name if config.name == "lamb" else ""].append(parameter)
-    decay = config.layer_decay or 1.0
+            groups[layers[name], model.decays(name), name if config.name == "lamb" else ""].append(parameter)
+    last, decay = max(layers.values()), config.layer_decay or 1.0
     return [
         {
             "params": parameters,
             "weight_decay": config.weight_decay if decays else 0.0,
-            "lr_scale": decay ** (depth + 1 - layer) if config.layer_decay else 1.0,
+            "lr_scale": decay ** (last - layer),
         }
         for (layer, decays, _), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
@@ -76,7 +78,8 @@ def build_optimizer(
     """
     lr = peak_lr(config, global_batch_size)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=True, fused=True)
+        momentum = config.momentum
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if config.name == "lamb":
         return Lamb(groups, lr=lr, betas=config.betas, partitioned=partitioned)
     return AdamW(groups, lr=lr, betas=config.betas, fused=True)

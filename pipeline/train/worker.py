@@ -51,7 +51,7 @@ class TrainWorker:
         self.dtype = precision_dtype(stage.engine.precision)
         self.task = build_task(stage.task, job.spec.num_classes)
         model = self._model()
-        groups = parameter_groups(model, stage.optimizer, job.spec.depth)
+        groups = parameter_groups(model, stage.optimizer)
         optimizer = build_optimizer(
             groups, stage.optimizer, stage.global_batch_size, partitioned=stage.engine.zero_stage > 0
         )

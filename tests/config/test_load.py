@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.load import config_digest, dump_config, load_config
-from pipeline.config.schema import Duration, PipelineConfig
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.section import Duration
 from pipeline.config.training import OptimizerConfig
 from pipeline.config.yaml_text import to_yaml
 from pipeline.errors import ConfigError

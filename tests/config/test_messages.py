@@ -117,11 +117,15 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         ("stages.pretrain.duration", "3 eons", f"stages.pretrain.duration: found '3 eons', expected {DURATION}."),
         ("stages.pretrain.duration", 3, f"stages.pretrain.duration: found 3, expected {DURATION}."),
         ("stages.pretrain.duration", REMOVE, f"stages.pretrain.duration: missing; set it to {DURATION}."),
-        ("stages.pretrain.duration", "0 steps", "stages.pretrain.duration: found '0', expected a length above 0."),
+        (
+            "stages.pretrain.duration",
+            "0 steps",
+            "stages.pretrain.duration: found '0 steps', expected a length above 0.",
+        ),
         (
             "stages.finetune.optimizer.betas",
             [0.9, 2],
-            "stages.finetune.optimizer.betas[1]: found 2, expected a number from 0 up to 1.",
+            "stages.finetune.optimizer.betas[1]: found 2, expected a number from 0 below 1.",
         ),
         (
             "stages.finetune.optimizer.lr",
@@ -164,7 +168,7 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         (
             "stages.pretrain.data.augment.scale",
             [0.9, 0.1],
-            "stages.pretrain.data.augment.scale: found [0.9, 0.1], expected a list of 2, the smaller first, both above",
+            "stages.pretrain.data.augment.scale: found [0.9, 0.1], expected a list of 2, the smaller first.",
         ),
         ("name", "a/b", "name: found 'a/b', expected letters, digits, '_', '-' and '.', the first a letter or digit."),
         ("stages.a b", {"type": "report"}, "stages.a b: its name is a folder's name; take letters, digits, "),

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.config.schema import Duration, PipelineConfig
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.section import Duration
 from pipeline.config.training import EngineConfig, ModelConfig, ScheduleConfig
 
 UNITS = st.sampled_from(["epochs", "steps", "samples"])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.models import MiniViT, TokenSchema, ViTSpec
+from pipeline.models import VARIANTS, MiniViT, TokenSchema, ViTSpec, build_spec
+from pipeline.models.encoder import SelfAttention
 
 Make = Callable[..., MiniViT]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4}
@@ -135,6 +136,61 @@ def test_every_parameter_learns(small_model: Make, options: dict[str, object]) -
     model(torch.randn(8, 3, 24, 20)).square().sum().backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not still
+
+
+EVERY_PART = [
+    {},
+    {"dist_token": True, "registers": 2, "mask_token": True},
+    {"qk_norm": True, "embed_norm": True, "layer_scale": 0.1},
+    {"positions": "sincos", "pool": "avg", "class_token": False, "registers": 1},
+    {"positions": "none", "mask_token": True, "prefix_positions": False},
+    {"norm": "post", "activation": "relu", "dist_token": True},
+]
+
+
+@pytest.mark.parametrize("options", EVERY_PART)
+def test_a_parameters_layer_is_the_first_place_that_it_acts_on(small_model: Make, options: dict[str, object]) -> None:
+    model = small_model(**options)
+    images = torch.randn(2, 3, 16, 16)
+    mask = torch.arange(16).expand(2, -1) < 4 if options.get("mask_token") else None
+    places = [model.embed(images, mask)]
+    places += model.transformer.layer_outputs(places[0])
+    places.append(model.classify(places[-1]))
+    unseen = dict(model.named_parameters())
+    for layer, place in enumerate(places):
+        gradients = torch.autograd.grad(place.sum(), list(unseen.values()), retain_graph=True, allow_unused=True)
+        acting = [name for name, gradient in zip(unseen, gradients, strict=True) if gradient is not None]
+        assert [model.layer_of(name) for name in acting] == [layer] * len(acting)
+        unseen = {name: parameter for name, parameter in unseen.items() if name not in acting}
+    assert not unseen
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layers_are_counted_up_to_the_depth_of_every_variant(variant: str) -> None:
+    with torch.device("meta"):
+        model = MiniViT.from_spec(build_spec(variant, image_size=224, num_classes=10, dist_token=True), init="torch")
+    layers = {name: model.layer_of(name) for name, _ in model.named_parameters()}
+    assert set(layers.values()) == set(range(model.spec.depth + 2))
+    assert layers["dist_head.weight"] == layers["mlp_head.1.weight"] == model.spec.depth + 1
+
+
+def test_a_parameter_without_a_layer_is_our_mistake(small_model: Make) -> None:
+    model = small_model()
+    for name in ("new_head.weight", "transformer.norm.weight"):
+        with pytest.raises(AssertionError, match=f"{name.removeprefix('transformer.')}: no layer is known for it"):
+            model.layer_of(name)
+
+
+@pytest.mark.parametrize("options", EVERY_PART)
+def test_weight_decay_acts_on_products_alone(small_model: Make, options: dict[str, object]) -> None:
+    model = small_model(**options)
+    factors = {
+        f"{name}.{weight}"
+        for name, module in model.named_modules()
+        for weight in ("weight", "in_proj_weight")
+        if isinstance(module, (nn.Linear, nn.Conv2d, SelfAttention)) and hasattr(module, weight)
+    }
+    assert {name for name, _ in model.named_parameters() if model.decays(name)} == factors
 
 
 def test_distillation_logits_are_averaged(small_model: Make, small_spec: Callable[..., ViTSpec]) -> None:

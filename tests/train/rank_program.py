@@ -76,7 +76,11 @@ def share(batch: Batch, shares: list[int]) -> Batch:
 
 
 def optimizer_config(name: str) -> OptimizerConfig:
-    return OptimizerConfig(name=name, lr=0.1 if name == "sgd" else 1e-3, weight_decay=0.05, layer_decay=0.8)
+    """Of an optimiser by its name; `plain` is SGD without momentum, which keeps no state."""
+    fixed = {"weight_decay": 0.05, "layer_decay": 0.8}
+    if name in ("sgd", "plain"):
+        return OptimizerConfig(name="sgd", lr=0.1, momentum=0.9 if name == "sgd" else 0.0, **fixed)
+    return OptimizerConfig(name=name, lr=1e-3, **fixed)
 
 
 class Tied(nn.Module):
@@ -90,13 +94,23 @@ class Tied(nn.Module):
         self.head = nn.Linear(SIDE**2, CLASSES)
         self.register_buffer("shift", torch.rand(SIDE**2))
 
+    def layer_of(self, name: str) -> int:
+        return ("first", "second", "frozen", "head").index(name.partition(".")[0])
+
+    def decays(self, name: str) -> bool:
+        return name.endswith("weight")
+
     def forward(self, images: Tensor) -> Tensor:
         x = images.to(self.shift.dtype).flatten(1) + self.shift
         return self.head(self.frozen(self.second(self.first(x).relu()).relu()))
 
 
 MODELS = {"vit": lambda: MiniViT.from_spec(SPEC), "tied": Tied}
-MODELS["lamb"] = MODELS["vit"]  # trained by LAMB, the others by AdamW
+MODELS["lamb"] = MODELS["plain"] = MODELS["vit"]  # trained by the optimiser of that name, the others by AdamW
+
+
+def optimizer_of(model_name: str) -> str:
+    return model_name if model_name in ("lamb", "plain") else "adamw"
 
 
 class Trainer:
@@ -106,7 +120,7 @@ class Trainer:
         torch.manual_seed(0)
         model = MODELS[model_name]()
         config = optimizer_config(optimizer)
-        groups = parameter_groups(model, config, SPEC.depth)
+        groups = parameter_groups(model, config)
         optimiser = build_optimizer(groups, config, GLOBAL_BATCH_SIZE, partitioned=zero_stage > 0)
         settings = EngineConfig.model_construct(zero_stage=zero_stage, precision=precision)
         self.engine = Engine(model, optimiser, settings, clip_grad_norm=CLIP)
@@ -185,7 +199,7 @@ def steps(
 
 def save_and_go_on(zero_stage: int, precision: str, model: str, root: str, shares: list[int]) -> dict[str, Any]:
     """Two steps, a checkpoint, two more steps while it is being written, and another."""
-    trainer = Trainer(zero_stage, precision, "lamb" if model == "lamb" else "adamw", model)
+    trainer = Trainer(zero_stage, precision, optimizer_of(model), model)
     saver = trainer.saver(root)
     trainer.train(0, 2, shares, 1)
     saver.begin_collective(2, {"val/loss": 1.0}, trainer.meter.window())
@@ -197,7 +211,7 @@ def save_and_go_on(zero_stage: int, precision: str, model: str, root: str, share
 
 def resume(zero_stage: int, precision: str, model: str, source: str, root: str, shares: list[int]) -> dict[str, Any]:
     """Two more steps from a checkpoint of perhaps another world size or ZeRO stage, by a new engine."""
-    trainer = Trainer(zero_stage, precision, "lamb" if model == "lamb" else "adamw", model)
+    trainer = Trainer(zero_stage, precision, optimizer_of(model), model)
     storage, folder = open_storage(source), step_folder(2)
     trainer.state.load_collective(StateReader(storage, folder, read_manifest(storage, folder)))
     saver = trainer.saver(root)

@@ -36,8 +36,8 @@ def test_equals_timms_lamb(lr: float, weight_decay: float, betas: tuple[float, f
     """Timm's clips the global gradient norm by default, which the engine does here."""
     config = OptimizerConfig(name="lamb", lr=lr, weight_decay=weight_decay, betas=betas)
     ours, theirs = model(), model()
-    found = train(ours, Lamb(parameter_groups(ours, config, depth=1), lr=lr, betas=betas), steps=3)
-    stock = timm.optim.Lamb(parameter_groups(theirs, config, depth=1), lr=lr, betas=betas, eps=1e-6, max_grad_norm=None)
+    found = train(ours, Lamb(parameter_groups(ours, config), lr=lr, betas=betas), steps=3)
+    stock = timm.optim.Lamb(parameter_groups(theirs, config), lr=lr, betas=betas, eps=1e-6, max_grad_norm=None)
     torch.testing.assert_close(found, train(theirs, stock, steps=3), atol=1e-6, rtol=1e-5)
 
 
@@ -61,10 +61,10 @@ def test_a_tensor_of_zeros_moves_nevertheless() -> None:
 def test_state_survives_saving() -> None:
     config = OptimizerConfig(name="lamb")
     first = model()
-    optimizer = Lamb(parameter_groups(first, config, depth=1), lr=0.1)
+    optimizer = Lamb(parameter_groups(first, config), lr=0.1)
     train(first, optimizer, steps=2)
     second = model()
     second.load_state_dict(first.state_dict())
-    loaded = Lamb(parameter_groups(second, config, depth=1), lr=0.1)
+    loaded = Lamb(parameter_groups(second, config), lr=0.1)
     loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     torch.testing.assert_close(train(second, loaded, steps=1), train(first, optimizer, steps=1))

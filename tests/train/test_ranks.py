@@ -56,12 +56,12 @@ def two(run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFact
     for key in EVERY:
         cases[case("steps", *key)] = ["steps", [*key, [5, 3], 2, str(root / case("steps", *key))]]
         cases[case("not finite", *key)] = ["not_finite", [*key, [5, 3]]]
-    for stage in STAGES:
-        name = case("lamb", stage)
-        cases[name] = ["steps", [stage, "fp32", [5, 3], 2, str(root / name), "lamb"]]
+    for name, stage in product(("lamb", "plain"), STAGES):
+        key = case(name, stage)
+        cases[key] = ["steps", [stage, "fp32", [5, 3], 2, str(root / key), name]]
     for name, shares, micro_batches in (("more parts than samples", [7, 1], 3), ("a rank without samples", [8, 0], 2)):
         cases[name] = ["steps", [2, "fp32", shares, micro_batches, str(root / name)]]
-    for model, keys in (("vit", EVERY), ("tied", TIED), ("lamb", TIED)):
+    for model, keys in (("vit", EVERY), ("tied", TIED), ("lamb", TIED), ("plain", TIED)):
         for stage, precision in keys:
             saved = case("save", model, stage, precision)
             cases[saved] = ["save_and_go_on", [stage, precision, model, str(root / saved), [5, 3]]]
@@ -103,12 +103,12 @@ def plain_steps(program: SimpleNamespace, optimizer_name: str) -> dict[str, Any]
     torch.manual_seed(0)
     model = program.MiniViT.from_spec(program.SPEC)
     config = program.optimizer_config(optimizer_name)
-    groups = program.parameter_groups(model, config, program.SPEC.depth)
+    groups = program.parameter_groups(model, config)
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
     optimizer: torch.optim.Optimizer = (
-        torch.optim.SGD(groups, momentum=config.momentum, nesterov=True)
-        if optimizer_name == "sgd"
+        torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0)
+        if config.name == "sgd"
         else timm.optim.Lamb(groups, eps=1e-6, max_grad_norm=None)
     )
     averages = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -182,6 +182,13 @@ def test_lamb_measures_whole_tensors_wherever_their_parts_are(
     assert_close(state["weights"], plain_steps(program, "lamb")["state"], atol=1e-5)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_sgd_needs_no_momentum(two: Results, root: Path, program: SimpleNamespace, stage: int) -> None:
+    state = saved_state(root, case("plain", stage), 3)
+    assert state.keys() == {"weights", "ema", "scalars"}
+    assert_close(state["weights"], plain_steps(program, "plain")["state"], atol=1e-5)
+
+
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_bf16_moves_the_weights_the_same_way(
     two: Results, root: Path, reference: dict[str, Any], program: SimpleNamespace, stage: int
@@ -237,7 +244,7 @@ def test_a_step_that_is_not_finite_changes_nothing_on_any_rank(two: Results, sta
 
 @pytest.mark.parametrize(
     ("model", "stage", "precision"),
-    [("vit", *key) for key in EVERY] + [(model, *key) for model in ("tied", "lamb") for key in TIED],
+    [("vit", *key) for key in EVERY] + [(model, *key) for model in ("tied", "lamb", "plain") for key in TIED],
 )
 def test_resume_on_the_same_ranks_is_bit_identical(
     two: Results, root: Path, model: str, stage: int, precision: str
