@@ -15,7 +15,16 @@ from pipeline.train.job import RankContext
 WORKER_ENVIRONMENT = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
 
 # A rank that raises one of these would raise it again: to start it again only hides the fault.
-FAULTS_OF_OURS = (AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError)
+FAULTS_OF_OURS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    ValueError,
+)
 
 
 class WorkersLost(ClusterError):

@@ -33,8 +33,10 @@ def test_a_lost_rank_is_no_fault_of_ours(failure: BaseException | None) -> None:
     assert root_cause(failure, FAULTS_OF_OURS) is None
 
 
-def test_a_fault_of_our_own_is_told_from_a_lost_rank() -> None:
-    error = KeyError("lr")
+@pytest.mark.parametrize(
+    "error", [KeyError("lr"), ValueError("Invalid beta parameter"), AssertionError("zero stage"), ZeroDivisionError()]
+)
+def test_a_fault_of_our_own_is_told_from_a_lost_rank(error: Exception) -> None:
     assert root_cause(Wrapped(error), FAULTS_OF_OURS) is error
 
 
