@@ -67,8 +67,9 @@ def index_command(
     Shards whose index still fits are not read again.
     """
     from pipeline.shards.build import build_index
+    from pipeline.shards.class_file import read_class_names
 
-    names = _class_names(classes)
+    names = None if classes is None else read_class_names(classes)
     _summarise(build_index(pattern, classes=names, label_key=label_key, headers_only=headers_only, workers=workers))
 
 
@@ -258,22 +259,6 @@ def _options(function: Callable[..., Any]) -> list[click.Parameter]:
             )
         )
     return options
-
-
-def _class_names(given: str | None) -> list[str] | None:
-    from pipeline.errors import DataError
-
-    if given is None:
-        return None
-    path = Path(given)
-    try:
-        names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else given.split(",")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: --classes cannot be read as text ({error})") from None
-    names = [name.strip() for name in names if name.strip()]
-    if len(names) < 1:
-        raise DataError(f"--classes {given!r}: names no class; give a,b,c or a file with one name a line")
-    return names
 
 
 def _summarise(index: DatasetIndex) -> None:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters and lone surrogates
+AROUND = re.compile("^[\\s\ufeff]+|[\\s\ufeff]+$")  # white space and byte-order marks
 
 
 def class_name(text: str) -> str:
     r"""A class's name in NFC, so that composed and decomposed accents name one class.
 
     Bytes that are not UTF-8 (lone surrogates, as `os.fsdecode` gives them) and control characters become a visible
-    `\xNN`, so that the name can be printed, stored and compared everywhere. Idempotent.
+    `\xNN`, so that the name can be printed, stored and compared everywhere. What editors leave around a name goes:
+    white space and byte-order marks. Idempotent.
     """
-    return INVISIBLE.sub(_visible, unicodedata.normalize("NFC", text))
+    return INVISIBLE.sub(_visible, AROUND.sub("", unicodedata.normalize("NFC", text)))
+
+
+def repeated(names: Iterable[str]) -> tuple[str, list[int]] | None:
+    """The first name that stands at several places, and those places; None where all names differ."""
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    return next(((name, found) for name, found in places.items() if len(found) > 1), None)
 
 
 def _visible(match: re.Match[str]) -> str:

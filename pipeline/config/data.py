@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import class_name, repeated
 from pipeline.config.section import Positive, Section, Share
 
 Area = Annotated[float, Field(gt=0, le=1)]  # of an image, as a share
@@ -40,6 +40,18 @@ class DatasetConfig(Section):
     @classmethod
     def one_spelling(cls, names: list[str] | None) -> list[str] | None:
         return names and [class_name(name) for name in names]
+
+    @model_validator(mode="after")
+    def one_class_per_name(self) -> Self:
+        if "" in (self.classes or []):
+            raise ValueError(f"classes: number {(self.classes or []).index('')} is blank; give each class a name")
+        if twice := repeated(self.classes or []):
+            name, numbers = twice
+            found = " and ".join(map(str, numbers))
+            raise ValueError(
+                f"classes: {name!r} is the name of the classes {found}, which would become one; rename one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def one_mean_per_std(self) -> Self:
@@ -112,7 +124,10 @@ class MixturePart(Section):
     @field_validator("label_map")
     @classmethod
     def one_spelling(cls, names: dict[str, str]) -> dict[str, str]:
-        return {class_name(old): class_name(new) for old, new in names.items()}
+        one_spelling = [(class_name(old), class_name(new)) for old, new in names.items()]
+        if any("" in pair for pair in one_spelling) or repeated(old for old, _ in one_spelling):
+            raise ValueError("a mapping of names to names, each class of the data set once and none blank")
+        return dict(one_spelling)
 
 
 class DataConfig(Section):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.session import Cluster
+from pipeline.config.class_names import repeated
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import DataError
@@ -71,4 +72,9 @@ def class_names(name: str, dataset: Dataset) -> list[str]:
         )
     if not names:
         raise DataError(f"datasets.{name}: {dataset.config.shards} holds no labels; index it again with its label key")
+    if twice := repeated(names):
+        raise DataError(
+            f"datasets.{name}: {dataset.config.shards} names the classes {' and '.join(map(str, twice[1]))} both "
+            f"{twice[0]!r}, which would become one; rename one of them with `minivit shards index --classes`"
+        )
     return list(names)

@@ -19,6 +19,8 @@ from pipeline.config.class_names import class_name
         (os.fsdecode(b"caf\xe9"), r"caf\xe9"),
         ("two\nlines", r"two\x0alines"),
         ("\ud800", r"\ud800"),
+        ("\ufeffcat\r", "cat"),
+        ("\u00a0tea cup \t", "tea cup"),
     ],
 )
 def test_one_visible_spelling(text: str, expected: str) -> None:

@@ -151,6 +151,17 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         ("stages.pretrain.model.variant", REMOVE, "stages.pretrain.model.variant: missing, and there is no init_from "),
         ("datasets.train.std", [0.5, 0.5], "datasets.train.std: 2 values for the 1 of mean; give one per channel in "),
         (
+            "datasets.train.classes",
+            ["cat", "dog", "cat "],
+            "datasets.train.classes: 'cat' is the name of the classes 0 and 2, which would become one; rename one of ",
+        ),
+        ("datasets.train.classes", ["cat", " "], "datasets.train.classes: number 1 is blank; give each class a name."),
+        (
+            "stages.pretrain.data",
+            {"mixture": {"train": {"label_map": {"cat": "dog", " cat": "pet"}}}},
+            "stages.pretrain.data.mixture.train.label_map: found a mapping, expected a mapping of names to names, ",
+        ),
+        (
             "datasets.train.mean",
             [123.675],
             "datasets.train.mean: found 123.675, but pixel values lie between 0 and 1; divide by 255 what was measured "

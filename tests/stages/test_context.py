@@ -56,3 +56,8 @@ def test_every_dataset_is_opened(make_shards: Callable[..., None], raw: dict[str
     datasets = open_datasets(parse_config(raw, "c"))
     assert {name: dataset.index.num_samples for name, dataset in datasets.items()} == {"train": 30, "test": 8}
     assert all(Path(dataset.config.shards).is_absolute() for dataset in datasets.values())
+
+
+def test_two_classes_of_one_name_are_refused(dataset: Dataset) -> None:
+    with pytest.raises(DataError, match=r"^datasets\.train: .* names the classes 0 and 9 both 'a', which would become"):
+        class_names("train", with_classes(dataset, list("abcdefghia")))
