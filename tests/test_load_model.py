@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from pipeline.models import MiniViT, Preprocess, build_spec, save_bundle
 CLASSES = ["ant", "bee", "cat"]
 
 
-def write_model(folder: Path, mark: str, classes: list[str] | None = CLASSES, channels: int = 1) -> None:
+def write_model(
+    folder: Path, mark: str, classes: list[str] | None = CLASSES, channels: int = 1, **preprocessing: Any
+) -> None:
     spec = build_spec("nano", image_size=28, num_classes=3, channels=channels, depth=1)
-    preprocess = Preprocess((0.3,) * channels, (0.35,) * channels, channels, (28, 28))
+    preprocess = Preprocess((0.3,) * channels, (0.35,) * channels, channels, (28, 28), **preprocessing)
     torch.manual_seed(0)
     state = MiniViT.from_spec(spec).state_dict()
     state["mlp_head.1.bias"][0] = len(mark)
@@ -113,6 +116,22 @@ def test_predict_converts_size_and_channels(tmp_path: Path) -> None:
     grey = Image.fromarray(np.zeros((90, 40), dtype=np.uint8))
     ((label, _), *_) = load_model(tmp_path / "model").predict([grey])[0]
     assert label in {"0", "1", "2"}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_predict_sees_transparent_images_on_the_models_background(tmp_path: Path, channels: int) -> None:
+    write_model(tmp_path / "model", "a", channels=channels, background=(255, 0, 0))
+    model = load_model(tmp_path / "model")
+    ink = Image.new("RGBA", (28, 28), (0, 0, 0, 0))
+    ink.paste((0, 0, 0, 255), (5, 5, 20, 20))
+    seen = Image.new("RGB", (28, 28), (255, 0, 0))
+    seen.paste((0, 0, 0), (5, 5, 20, 20))
+    for image in (ink, seen):
+        image.save(tmp_path / f"{image.mode}.png")
+    as_files = model.predict([tmp_path / "RGBA.png", tmp_path / "RGB.png"])
+    as_images = model.predict([ink, seen])
+    assert as_files[0] == as_files[1] == as_images[0] == as_images[1]
+    assert model.predict([ink.convert("RGB")]) != [as_files[0]]
 
 
 def test_predict_names_an_unreadable_image(tmp_path: Path) -> None:

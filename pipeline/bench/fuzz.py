@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.bench.processes import peak_bytes
-from pipeline.config.data import AugmentConfig, RandAugmentConfig
+from pipeline.config.data import WHITE, AugmentConfig, RandAugmentConfig
 from pipeline.images.decode import BadImage
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.tar import TarStream, TornTar, members, read_sample
@@ -102,7 +102,7 @@ def read(data: bytes, rng: np.random.Generator) -> str:
     if image is None:
         return "no image"
     try:
-        pixels = load_augmented(image, SIZE, 3, CROP, rng)
+        pixels = load_augmented(image, SIZE, 3, WHITE, CROP, rng)
     except BadImage:
         return "bad image"
     assert pixels.shape == (*SIZE, 3)

@@ -170,12 +170,23 @@ def stats_command(pattern: str, plot: Path | None, as_json: bool, workers: int |
 @click.option("--columns", default=8, show_default=True, type=click.IntRange(1, 100), help="Samples in a row.")
 @click.option("--side", default=128, show_default=True, type=click.IntRange(16, 1024), help="Pixels of each.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Key of the choice.")
-def preview_command(pattern: str, out: Path, count: int, columns: int, side: int, seed: int) -> None:
+@click.option(
+    "--background",
+    nargs=3,
+    type=click.IntRange(0, 255),
+    default=(255, 255, 255),
+    show_default=True,
+    metavar="R G B",
+    help="What shows through transparent pixels.",
+)
+def preview_command(
+    pattern: str, out: Path, count: int, columns: int, side: int, seed: int, background: tuple[int, int, int]
+) -> None:
     """Write a contact sheet, a PNG with some samples of the shards that PATTERN means."""
     from pipeline.shards.index import load_index
     from pipeline.shards.preview import contact_sheet
 
-    contact_sheet(load_index(pattern), out, count=count, columns=columns, side=side, seed=seed)
+    contact_sheet(load_index(pattern), out, count=count, columns=columns, side=side, seed=seed, background=background)
     click.echo(f"{out}: written")
 
 

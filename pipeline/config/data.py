@@ -14,6 +14,9 @@ from pipeline.config.section import Positive, Section, Share
 
 Area = Annotated[float, Field(gt=0, le=1)]  # of an image, as a share
 AspectRatio = Annotated[float, Field(gt=0)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Color = tuple[Byte, Byte, Byte]  # red, green, blue
+WHITE: Color = (255, 255, 255)
 MAX_BLOCK = 1000  # samples after which the weights of a mixture come out even, at most
 
 
@@ -35,6 +38,9 @@ class DatasetConfig(Section):
     cache: CacheConfig | None = Field(default=None, description="local copy of remote shards; default: none")
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+    background: Color = Field(
+        default=WHITE, description="what shows through transparent pixels; grey images take its luminance"
+    )
 
     @field_validator("classes")
     @classmethod

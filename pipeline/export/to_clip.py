@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -18,7 +19,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
     """
     spec = bundle.spec
     tensors = {name: tensor.contiguous().clone() for name, tensor in to_clip(bundle.state, spec).items()}
-    config = {
+    config: dict[str, Any] = {
         "model_cfg": {
             "embed_dim": spec.num_classes,
             "quick_gelu": spec.activation == "quick_gelu",
@@ -33,5 +34,6 @@ def write(bundle: Bundle, folder: Path) -> Path:
         },
         "preprocess_cfg": {"mean": list(bundle.preprocess.mean), "std": list(bundle.preprocess.std)},
     }
+    config["background"] = list(bundle.preprocess.background)  # neither library has a word for it
     write_json(folder / "config.json", config)
     return write_whole(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))

@@ -32,5 +32,6 @@ def write(bundle: Bundle, folder: Path) -> Path:
             "label_names": bundle.classes,
         },
     }
+    config["background"] = list(bundle.preprocess.background)  # neither library has a word for it
     write_json(folder / "config.json", config)
     return write_whole(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))

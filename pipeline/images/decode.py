@@ -1,20 +1,24 @@
 """From the bytes of an image file to pixels: the header is judged first, then the fastest decoder for it runs.
 
-JPEG is decoded no further than the last row that is wanted and at no larger a scale, by libjpeg-turbo; plain PNG and
-WebP by OpenCV; everything else, and whatever those refuse, by Pillow.
+JPEG is decoded no further than the last row that is wanted and at no larger a scale, by libjpeg-turbo; opaque PNG and
+WebP by OpenCV; everything else, and whatever those refuse, by Pillow. Transparent pixels show the background.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
+
+from pipeline.config.data import Color
 
 Pixels = np.ndarray  # uint8 [height, width, channels], RGB where channels is 3
 Data = bytes | memoryview
@@ -23,8 +27,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970  # where Pillow, too, speaks of a decompression bomb
 ORIENTATION_TAG, TRANSPOSED = 0x0112, range(5, 9)
 PNG_START, PNG_SIZE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", struct.Struct(">IIBB")
-PNG_MODES = {(8, 0): "L", (8, 2): "RGB", (16, 0): "I;16"}  # by depth and colour type
-# What OpenCV decodes as Pillow would; palettes, alpha, CMYK and the like go through Pillow.
+PNG_MODES = {(8, 0): "L", (8, 2): "RGB", (8, 4): "LA", (8, 6): "RGBA", (16, 0): "I;16"}  # by depth and colour type
+# What OpenCV decodes as Pillow would where nothing is transparent; palettes, CMYK and the like go through Pillow.
 CV2_MODES = {"PNG": {"L", "RGB", "I;16"}, "JPEG": {"L", "RGB"}, "WEBP": {"RGB"}}
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -52,6 +56,7 @@ class Header:
     mode: str
     height: int
     width: int
+    transparent: bool = False  # there may be transparent pixels: an alpha channel, or a colour that stands for them
     orientation: int = 1  # of the stored pixels, by EXIF; only where `decode_jpeg` may be used
     frame: int = 0  # byte of a JPEG's frame header; 0 for what `decode_jpeg` does not decode
     sequential: bool = False  # a JPEG whose rows stand in the file from top to bottom
@@ -72,16 +77,19 @@ def read_header(data: Data) -> Header:
 
 
 def plain_png_header(data: Data) -> Header | None:
-    """The header of a grey or RGB PNG without EXIF; None for all else.
+    """The header of a grey or RGB PNG, with or without alpha, that has no EXIF; None for all else.
 
     Small PNGs are common and Pillow needs longer for the header than OpenCV for the pixels.
     """
-    start = bytes(data[:33])
-    if not start.startswith(PNG_START) or len(start) < 33 or b"eXIf" in bytes(data):
+    if bytes(data[: len(PNG_START)]) != PNG_START or len(data) < 33:
         return None
-    width, height, depth, color = PNG_SIZE.unpack_from(start, len(PNG_START))
+    whole = bytes(data)
+    if b"eXIf" in whole:
+        return None
+    width, height, depth, color = PNG_SIZE.unpack_from(whole, len(PNG_START))
     mode = PNG_MODES.get((depth, color))
-    return Header("PNG", mode, height, width) if mode and width and height else None
+    transparent = mode in ("LA", "RGBA") or b"tRNS" in whole[: whole.find(b"IDAT")]
+    return Header("PNG", mode, height, width, transparent) if mode and width and height else None
 
 
 def plain_jpeg_header(data: Data) -> Header | None:
@@ -101,7 +109,7 @@ def plain_jpeg_header(data: Data) -> Header | None:
                 return None
             if orientation in TRANSPOSED:
                 height, width = width, height
-            return Header("JPEG", mode, height, width, orientation, position + 4, marker in BASELINE)
+            return Header("JPEG", mode, height, width, False, orientation, position + 4, marker in BASELINE)
         if marker == APP1 and bytes(data[position + 4 : position + 10]) == EXIF:
             orientation = exif_orientation(bytes(data[position + 10 : position + 2 + length]))
         if marker == SCAN or length < 2:
@@ -132,21 +140,23 @@ def any_header(data: Data) -> Header:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         turned = "exif" in image.info and image.getexif().get(ORIENTATION_TAG) in TRANSPOSED
+        transparent = image.has_transparency_data
     except Image.DecompressionBombError:
         raise BadImage(f"the image has more than {MAX_PIXELS} pixels") from None
     except Exception as error:  # Pillow's parsers raise whatever the damage leads them into
         raise BadImage(f"no readable image header ({type(error).__name__})") from None
     width, height = image.size[::-1] if turned else image.size
-    return Header(str(image.format), image.mode, height, width)
+    return Header(str(image.format), image.mode, height, width, transparent)
 
 
-def decode(data: Data, header: Header, channels: int) -> Pixels:
+def decode(data: Data, header: Header, channels: int, background: Color) -> Pixels:
     """Pixels of the (first) image in `data`, whole and upright.
 
     Args:
         data: the image file.
         header: what `read_header` said of it.
-        channels: 1 for grey, 3 for RGB; alpha is dropped.
+        channels: 1 for grey, 3 for RGB.
+        background: what shows through transparent pixels.
 
     Returns:
         uint8 [height, width, channels].
@@ -154,7 +164,7 @@ def decode(data: Data, header: Header, channels: int) -> Pixels:
     Raises:
         BadImage: the data are cut off or damaged.
     """
-    if header.mode in CV2_MODES.get(header.format, ()):
+    if header.mode in CV2_MODES.get(header.format, ()) and not header.transparent:
         flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
@@ -162,7 +172,7 @@ def decode(data: Data, header: Header, channels: int) -> Pixels:
             image = None
         if image is not None:
             return image[:, :, None] if channels == 1 else image
-    return decode_with_pillow(data, channels)
+    return decode_with_pillow(data, channels, background)
 
 
 def decode_jpeg(
@@ -200,19 +210,62 @@ def decode_jpeg(
     return image
 
 
-def decode_with_pillow(data: Data, channels: int) -> Pixels:
+def decode_with_pillow(data: Data, channels: int, background: Color) -> Pixels:
     """As `decode`, for what OpenCV does not decode; slower."""
+    with undecodable():
+        return flatten(open_upright(data), channels, background)
+
+
+def decode_transparent(data: Data) -> Image.Image | None:
+    """The image in RGBA, whole and upright; None where no pixel is transparent. Raises BadImage."""
+    with undecodable():
+        image = eight_bits(open_upright(data))
+        if not image.has_transparency_data:
+            return None
+        image = image.convert("RGBA")
+    return None if image.getchannel("A").getextrema() == (255, 255) else image
+
+
+@contextlib.contextmanager
+def undecodable() -> Iterator[None]:
+    """Turns what Pillow raises, which is whatever the damage leads it into, into BadImage."""
     try:
-        file = Image.open(io.BytesIO(data), formats=FORMATS)
-        file.load()
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # Pillow would clip 16-bit values to 255
-            values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
-            image = Image.fromarray(values.astype(np.uint8))
-        if image.mode == "P":  # palettes may hold transparency, which a direct conversion warns about
-            image = image.convert("RGBA")
-        pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    except Exception as error:  # as in read_header
+        yield
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"the image cannot be decoded ({reason})") from None
+
+
+def open_upright(data: Data) -> Image.Image:
+    """The (first) image of a file in the mode that it is stored in; raises whatever Pillow does."""
+    file = Image.open(io.BytesIO(data), formats=FORMATS)
+    file.load()
+    return ImageOps.exif_transpose(file)
+
+
+def flatten(image: Image.Image, channels: int, background: Color) -> Pixels:
+    """Pixels of an image of any mode, uint8 [height, width, channels], upon `background` where it is transparent."""
+    mode = "L" if channels == 1 else "RGB"
+    image = eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGB", image.size, background).convert(mode)
+        ground.paste(image.convert(mode), mask=image.getchannel("A"))  # rounds to the nearest
+        image = ground
+    pixels = np.array(image.convert(mode))
     return pixels[:, :, None] if channels == 1 else pixels
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits with 8, and the transparent colour of its PNG with it; others as they are."""
+    key = image.info.get("transparency")
+    if image.mode.startswith("I"):  # Pillow would clip to 255
+        values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
+        grey = Image.fromarray((values >> 8).astype(np.uint8))
+        if key is not None:
+            grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+        return grey
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # Pillow has kept the high bytes alone
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    return image

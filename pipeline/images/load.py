@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from pipeline.config.data import Color
 from pipeline.images.decode import Data, Header, Pixels, decode, decode_jpeg, read_header
 
 Size = tuple[int, int]  # height, width
@@ -49,13 +50,15 @@ TURNS = {  # by EXIF orientation
 }
 
 
-def load_plain(data: Data, size: Size, channels: int) -> Pixels:
+def load_plain(data: Data, size: Size, channels: int, background: Color) -> Pixels:
     """The whole image at `size`, uint8 [height, width, channels]; raises BadImage."""
     header = read_header(data)
-    return load_box(data, header, Box(0, 0, header.height, header.width), size, channels, exact=True)
+    return load_box(data, header, Box(0, 0, header.height, header.width), size, channels, background, exact=True)
 
 
-def load_box(data: Data, header: Header, box: Box, size: Size, channels: int, *, exact: bool) -> Pixels:
+def load_box(
+    data: Data, header: Header, box: Box, size: Size, channels: int, background: Color, *, exact: bool
+) -> Pixels:
     """A box of the image, resized to `size`; a JPEG is decoded no larger and no further down than the box needs."""
     if header.frame:
         shrink = next((s for s in SHRINKS if box.height >= s * size[0] and box.width >= s * size[1]), 1)
@@ -66,7 +69,7 @@ def load_box(data: Data, header: Header, box: Box, size: Size, channels: int, *,
         if image is not None:
             part = image[stored.top // shrink : -(-rows // shrink), stored.left // shrink : -(-stored.right // shrink)]
             return upright(resize(part, size[::-1] if turn.transpose else size), turn)
-    image = decode(data, header, channels)
+    image = decode(data, header, channels, background)
     # Rare EXIF data behind the pixels turn an image against its header: trust the pixels.
     down, across = image.shape[0] / header.height, image.shape[1] / header.width
     top, left = int(box.top * down), int(box.left * across)

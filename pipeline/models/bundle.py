@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config.class_names import class_name
+from pipeline.config.data import WHITE, Color
 from pipeline.errors import ModelError
 from pipeline.files import sync
 from pipeline.models.spec import Pair, ViTSpec
@@ -28,12 +29,16 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How images become the model's input: `image_size` (height, width) px, then (value / 255 - mean) / std."""
+    """How images become the model's input: `image_size` (height, width) px, then (value / 255 - mean) / std.
+
+    Transparent pixels show `background`, red, green and blue in 0 to 255; grey models take its luminance.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     channels: int
     image_size: Pair
+    background: Color = WHITE
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -42,6 +47,10 @@ class Preprocess:
                     f"preprocess.{name}: holds {len(values)} numbers for {self.channels} channel(s); "
                     f"give one per channel (`datasets.NAME.{name}`)"
                 )
+        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
+            raise ModelError(
+                f"preprocess.background: holds {list(self.background)}; give red, green and blue, each 0 to 255"
+            )
         if min(self.std) <= 0:
             raise ModelError(f"preprocess.std: holds {min(self.std)}; every value must be above 0")
 
@@ -130,6 +139,7 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
             tuple(preprocess["std"]),
             preprocess["channels"],
             (preprocess["image_size"][0], preprocess["image_size"][1]),
+            tuple(preprocess.get("background", WHITE)),
         )
         classes, provenance, version = raw["classes"], raw["provenance"], raw["format_version"]
     except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.config.data import WHITE
 from pipeline.config.references import TIMM
 from pipeline.errors import ModelError
 from pipeline.models.bundle import Bundle, Preprocess
@@ -143,10 +144,12 @@ def _activation(module: torch.nn.Module) -> Activation:
 def _from_timm_model(reference: str, model: Any) -> Bundle:
     state, spec = _convert(reference, model)
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    folder = reference.partition("local-dir:")[2]
+    background = _beside(Path(folder, CONFIG), CONFIG).get("background") if folder else None
     return Bundle(
         {name: tensor.detach().clone() for name, tensor in state.items()},
         spec,
-        _preprocess(spec, config),
+        _preprocess(spec, {**config, "background": background}),
         _classes(model, spec, config),
         {"source": reference},
     )
@@ -156,7 +159,7 @@ def _preprocess(spec: ViTSpec, config: Mapping[str, Any]) -> Preprocess:
     mean, std = (tuple(config.get(key) or usual) for key, usual in (("mean", MEAN), ("std", STD)))
     if len(mean) != spec.channels:
         mean, std = (sum(mean) / len(mean),) * spec.channels, (sum(std) / len(std),) * spec.channels
-    return Preprocess(mean, std, spec.channels, spec.image_size)
+    return Preprocess(mean, std, spec.channels, spec.image_size, tuple(config.get("background") or WHITE))
 
 
 def _classes(model: Any, spec: ViTSpec, config: Mapping[str, Any]) -> list[str] | None:

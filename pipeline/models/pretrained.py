@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,24 +60,22 @@ class PretrainedMiniViT(MiniViT):
 
     def _read(self, image: str | os.PathLike[str] | Image) -> Tensor:
         """uint8 [C, H, W] at the model's size and channels."""
-        from pipeline.images.decode import BadImage  # slow to import, needed only here
+        from pipeline.images.decode import BadImage, flatten  # slow to import, needed only here
         from pipeline.images.load import load_plain, resize
 
-        size, channels = self.preprocess.image_size, self.preprocess.channels
-        mode = {1: "L", 3: "RGB"}.get(channels)
-        if mode is None:
+        size, channels, background = self.preprocess.image_size, self.preprocess.channels, self.preprocess.background
+        if channels not in (1, 3):
             raise ModelError(f"predict: reads images of 1 or 3 channels; this model takes {channels}")
         if isinstance(image, (str, os.PathLike)):
             try:
-                pixels = load_plain(Path(image).read_bytes(), size, channels)
+                pixels = load_plain(Path(image).read_bytes(), size, channels, background)
             except (OSError, BadImage) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
                 raise DataError(
                     f"{os.fspath(image)}: cannot be read as an image ({reason}); give a PNG, JPEG or WebP file"
                 ) from None
         else:
-            whole = np.array(image.convert(mode), dtype=np.uint8)
-            pixels = resize(whole.reshape(image.height, image.width, channels), size)
+            pixels = resize(flatten(image, channels, background), size)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 

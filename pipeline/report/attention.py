@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib import colormaps
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipeline.config.data import DatasetConfig
 from pipeline.errors import DataError
+from pipeline.images.decode import BadImage, read_header
+from pipeline.images.decode import decode as decode_image
 from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.shards.index import load_index, load_offsets
@@ -98,12 +100,11 @@ def decode(sample: bytes, dataset: DatasetConfig, channels: int) -> TestImage | 
     try:
         key, members = read_sample(sample)
         name = next(name for name in dataset.image_key.split(";") if name in members)
-        with Image.open(io.BytesIO(members[name])) as opened:
-            pixels = np.asarray(opened.convert("L" if channels == 1 else "RGB"))
-    except (TornTar, StopIteration, UnidentifiedImageError, Image.DecompressionBombError, OSError):
+        pixels = decode_image(members[name], read_header(members[name]), channels, dataset.background)
+    except (TornTar, StopIteration, BadImage):
         return None
     label = parse_label(bytes(members.get(dataset.label_key, b"")))
-    return TestImage(key, pixels.reshape(*pixels.shape[:2], channels), label)
+    return TestImage(key, pixels, label)
 
 
 def choose(images: Iterator[TestImage], limit: int = NUM_IMAGES) -> list[TestImage]:

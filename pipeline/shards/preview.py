@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.config.data import WHITE, Color
 from pipeline.images.decode import BadImage, read_header
 from pipeline.images.load import Box, load_box
 from pipeline.shards import store
@@ -21,11 +22,18 @@ PAPER, INK, FAINT, FAULT = "white", "#1a1a1a", "#777777", "#b3261e"
 
 
 def contact_sheet(
-    index: DatasetIndex, path: Path, *, count: int = 48, columns: int = 8, side: int = 128, seed: int = 0
+    index: DatasetIndex,
+    path: Path,
+    *,
+    count: int = 48,
+    columns: int = 8,
+    side: int = 128,
+    seed: int = 0,
+    background: Color = WHITE,
 ) -> None:
     """Write a PNG of `count` samples drawn by `seed`, in the order of the shards. Raises DataError."""
     chosen = np.random.default_rng(seed).permutation(index.num_samples)[:count]
-    cells = [cell(index, int(row), side) for row in np.sort(chosen)]
+    cells = [cell(index, int(row), side, background) for row in np.sort(chosen)]
     rows = -(-max(len(cells), 1) // columns)
     size = (2 * MARGIN + columns * (side + GAP) - GAP, 2 * MARGIN + rows * (side + CAPTION + GAP) - GAP)
     sheet = Image.new("RGB", size, PAPER)
@@ -44,7 +52,7 @@ def contact_sheet(
     store.write_bytes(str(path), file.getvalue())
 
 
-def cell(index: DatasetIndex, row: int, side: int) -> tuple[Image.Image | None, str, str]:
+def cell(index: DatasetIndex, row: int, side: int, background: Color) -> tuple[Image.Image | None, str, str]:
     """Picture (None where it is bad), label or fault, and key of the sample at a position of the data set."""
     ends = np.cumsum(index.counts)
     number = int(np.searchsorted(ends, row, side="right"))
@@ -63,7 +71,7 @@ def cell(index: DatasetIndex, row: int, side: int) -> tuple[Image.Image | None, 
         header = read_header(data)
         scale = side / max(header.height, header.width)
         size = max(round(header.height * scale), 1), max(round(header.width * scale), 1)
-        pixels = load_box(data, header, Box(0, 0, header.height, header.width), size, 3, exact=True)
+        pixels = load_box(data, header, Box(0, 0, header.height, header.width), size, 3, background, exact=True)
     except BadImage as bad:
         return None, str(bad), key
     return Image.fromarray(pixels), title, key

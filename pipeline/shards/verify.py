@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.config.data import WHITE
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, decode, read_header
 from pipeline.shards import store
@@ -126,7 +127,7 @@ def images_of(shard: ShardInfo, label_key: str) -> tuple[list[Fault], Fingerprin
         if image is not None:
             try:
                 header = read_header(image)
-                decode(image, header, 1 if header.mode == "L" else 3)
+                decode(image, header, 1 if header.mode == "L" else 3, WHITE)
             except BadImage as bad:
                 faults.append(Fault(shard.url, key, str(bad)))
         hashes = fingerprint(key.encode("utf-8", "surrogateescape")), fingerprint(image or b"")

@@ -35,8 +35,18 @@ class EvaluateStageRun:
         names = reference_ids(self.context.config, reference) or [reference]
         sources = [resolve_source(self.context, self.id, name) for name in names]
         for source in sources:
+            self._check_background(source)
             self._check_classes(source)
         return sources
+
+    def _check_background(self, source: Source) -> None:
+        """The loader shows all models the same pixels."""
+        data, expected = self.stage.data, load_description(source.path).preprocess.background
+        if self.data.config.background != expected:
+            raise ConfigError(
+                f"datasets.{data}.background: found {list(self.data.config.background)}, but {source.name} was trained "
+                f"with transparent pixels showing {list(expected)}; set it to that to evaluate {source.name}"
+            )
 
     def _check_classes(self, source: Source) -> None:
         """The labels of the data are the numbers of the model's classes: there must be as many, in the same order."""

@@ -155,7 +155,7 @@ def check_sizes(branch: Branch, spec: ViTSpec) -> None:
 
 
 def check_channels(config: PipelineConfig) -> None:
-    """Raise ConfigError if a stage's data set normalises another number of channels than its model has."""
+    """Raise ConfigError if the data sets of a stage do not become input of one model: channels, mean, background."""
     for name, stage in config.stages.items():
         if isinstance(stage, TrainStage):
             first, *others = stage.data.parts
@@ -170,6 +170,13 @@ def check_channels(config: PipelineConfig) -> None:
                     raise ConfigError(
                         f"datasets.{other}.mean: mean and std differ from those of {first}, but stages.{name} mixes "
                         "the two and its model normalises all images alike; give both the same"
+                    )
+            for other in [*others, *([stage.data.val] if stage.data.val else [])]:
+                seen, expected = config.datasets[other].background, config.datasets[first].background
+                if seen != expected:
+                    raise ConfigError(
+                        f"datasets.{other}.background: found {list(seen)}, but stages.{name} also reads {first}, whose "
+                        f"transparent pixels show {list(expected)}; give both the same"
                     )
 
 

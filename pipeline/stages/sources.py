@@ -72,7 +72,12 @@ def imported(context: RunContext, stage_id: str, reference: str) -> Path:
 
 
 def other_normalisation(source: Preprocess, stage: Preprocess) -> str | None:
-    """A sentence where images are normalised otherwise than those that the source was trained on."""
+    """A sentence where images reach the model otherwise than those that the source was trained on."""
+    if source.background != stage.background:
+        return (
+            f"its source was trained with transparent pixels showing {list(source.background)}, here they show "
+            f"{list(stage.background)}: see `background` of the dataset"
+        )
     if source.channels != stage.channels or np.allclose((source.mean, source.std), (stage.mean, stage.std), atol=1e-3):
         return None
     was, now = (f"mean {list(one.mean)} and std {list(one.std)}" for one in (source, stage))

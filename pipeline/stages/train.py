@@ -59,7 +59,9 @@ class TrainStageRun:
         parent = load_description(self.source.path).spec if self.source else None
         self.spec: ViTSpec = stage_spec(branch, len(self.classes), parent)
         dataset = self.train[0].config
-        self.preprocess = Preprocess(dataset.mean, dataset.std, self.spec.channels, self.spec.image_size)
+        self.preprocess = Preprocess(
+            dataset.mean, dataset.std, self.spec.channels, self.spec.image_size, dataset.background
+        )
 
         workers = context.config.resources(self.stage).max_workers
         if self.stage.global_batch_size < workers:

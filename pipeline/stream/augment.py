@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-from pipeline.config.data import AugmentConfig
+from pipeline.config.data import AugmentConfig, Color
 from pipeline.images.decode import Data, Header, Pixels, read_header
 from pipeline.images.load import Box, Size, load_box
 from pipeline.stream.rand_augment import brightness, contrast, rand_augment, saturation
@@ -22,15 +22,17 @@ REFLECTED = 4  # pixels beyond each edge that a simple crop may show
 ERASE_SCALE, ERASE_RATIO = (0.02, 1 / 3), (0.3, 10 / 3)  # Zhong et al. 2020
 
 
-def load_augmented(data: Data, size: Size, channels: int, config: AugmentConfig, rng: np.random.Generator) -> Pixels:
+def load_augmented(
+    data: Data, size: Size, channels: int, background: Color, config: AugmentConfig, rng: np.random.Generator
+) -> Pixels:
     """The image, cropped, resized to `size` and augmented, uint8 [height, width, channels]; raises BadImage."""
     header = read_header(data)
     if config.crop == "simple":
-        image = simple_crop(data, header, size, channels, rng)
+        image = simple_crop(data, header, size, channels, background, rng)
     else:
         full = header.height, header.width
         box = random_box(full, config, rng) if config.crop == "random_resized" else Box(0, 0, *full)
-        image = load_box(data, header, box, size, channels, exact=False)
+        image = load_box(data, header, box, size, channels, background, exact=False)
     if config.crop == "padded":
         image = shift(image, config.padding, rng)
     if config.flip and rng.random() < 0.5:
@@ -61,7 +63,9 @@ def random_box(full: Size, config: AugmentConfig, rng: np.random.Generator) -> B
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def simple_crop(data: Data, header: Header, size: Size, channels: int, rng: np.random.Generator) -> Pixels:
+def simple_crop(
+    data: Data, header: Header, size: Size, channels: int, background: Color, rng: np.random.Generator
+) -> Pixels:
     """The shorter side fits, 4 pixels are reflected at each edge, and a crop is taken anywhere (DeiT III).
 
     Only what the crop shows is resized, so a very long image takes no more memory than another.
@@ -76,7 +80,8 @@ def simple_crop(data: Data, header: Header, size: Size, channels: int, rng: np.r
         spans.append((int(start * full / resized), max(math.ceil(stop * full / resized), 1), stop - start))
         borders += [start - first, first + side - stop]
     (top, bottom, height), (left, right, width) = spans
-    shown = load_box(data, header, Box(top, left, bottom - top, right - left), (height, width), channels, exact=False)
+    box = Box(top, left, bottom - top, right - left)
+    shown = load_box(data, header, box, (height, width), channels, background, exact=False)
     above, below_it, before, behind = borders
     framed = cv2.copyMakeBorder(shown, above, below_it, before, behind, cv2.BORDER_REFLECT)
     return framed.reshape(*size, channels)

@@ -143,8 +143,10 @@ class TrainSamples:
         if self._mixes[source] and (slot, size) in self._recent:
             return self._recent[slot, size]
         augment, channels = self._sources[source].augment, self._channels
-        rng = self._augment_draws.at(slot)
-        one = self._members[source].load(window, index, lambda data: load_augmented(data, size, channels, augment, rng))
+        background, rng = self._sources[source].config.background, self._augment_draws.at(slot)
+        one = self._members[source].load(
+            window, index, lambda data: load_augmented(data, size, channels, background, augment, rng)
+        )
         if self._mixes[source]:
             self._recent[slot, size] = one
             if len(self._recent) > self._keep:
@@ -168,13 +170,13 @@ class PlainSamples:
 
     def __init__(self, source: Source, quarantine: Quarantine, *, channels: int, num_classes: int, size: Size) -> None:
         self._name, self._members, self._quarantine = source.name, Members(source, num_classes), quarantine
-        self._channels, self._size = channels, size
+        self._channels, self._size, self._background = channels, size, source.config.background
 
     def make(self, samples: Samples, number: int) -> Sample:
         """One of the samples; black and of weight 0 where it is bad. Raises DataError."""
         try:
             image, label, key = self._members.load(
-                samples, number, lambda data: load_plain(data, self._size, self._channels)
+                samples, number, lambda data: load_plain(data, self._size, self._channels, self._background)
             )
         except BadSample as bad:
             shard, index = samples.where(number)

@@ -77,6 +77,13 @@ def test_model_overrides_are_the_fields_set_here(raw: dict[str, Any]) -> None:
     assert (model.fans_out, model.variants) == (True, ["nano", "micro"])
 
 
+@pytest.mark.parametrize("background", ["white", [255, 255], [0, 0, 256], [0.5, 0, 0], 255])
+def test_a_background_is_three_bytes(raw: dict[str, Any], background: object) -> None:
+    raw["datasets"]["train"]["background"] = background
+    with pytest.raises(ValidationError):
+        PipelineConfig.model_validate(raw)
+
+
 def test_a_stage_without_resources_takes_those_of_the_cluster(raw: dict[str, Any]) -> None:
     raw["cluster"] = {"workers": 4}
     raw["stages"]["finetune"]["resources"] = {"workers": 2}

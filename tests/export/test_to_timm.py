@@ -23,6 +23,7 @@ def test_create_model_loads_it_strictly(
     path = export("timm", bundle, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     model = timm.create_model(config["architecture"], checkpoint_path=str(path), **config["model_args"]).eval()
+    assert config["background"] == [255, 255, 255]
     images = torch.randn(2, 1, 28, 28)
     expected = model_of(bundle)(images)
     torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-5)

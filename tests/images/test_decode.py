@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.config.data import WHITE
 from pipeline.images.decode import (
     BadImage,
     any_header,
@@ -25,7 +26,7 @@ PHOTO = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)
 
 
 def load(data: bytes, channels: int = 3) -> np.ndarray:
-    return decode(data, read_header(data), channels)
+    return decode(data, read_header(data), channels, WHITE)
 
 
 @pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {})])
@@ -104,9 +105,20 @@ def test_an_absurd_size_is_refused_from_the_header() -> None:
         read_header(data)
 
 
-@pytest.mark.parametrize("pixels", [RAMP, PHOTO, RAMP.astype(np.uint16)])
-def test_the_quick_png_header_agrees_with_pillow(encode, pixels: np.ndarray) -> None:
-    data = encode(pixels)
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (RAMP, {}),
+        (PHOTO, {}),
+        (RAMP.astype(np.uint16), {}),
+        (PHOTO[..., :2], {}),
+        (np.dstack([PHOTO, RAMP]), {}),
+        (RAMP, {"transparency": 7}),
+        (PHOTO, {"transparency": (7, 7, 7)}),
+    ],
+)
+def test_the_quick_png_header_agrees_with_pillow(encode, pixels: np.ndarray, options: dict) -> None:
+    data = encode(pixels, **options)
     assert plain_png_header(data) == any_header(data)
 
 

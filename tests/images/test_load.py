@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pipeline.config.data import WHITE
 from pipeline.images.decode import read_header
 from pipeline.images.load import Box, load_box, load_plain, resize
 
@@ -27,13 +28,13 @@ def test_a_box_of_a_turned_jpeg_is_that_of_the_upright_image(encode, orientation
     box = Box(15, 30, 60, 48)
     for size in ((60, 48), (20, 16), (30, 12)):  # as it is, decoded at half the size, of another aspect ratio
         expected = resize(np.ascontiguousarray(seen[15:75, 30:78]), size).astype(int)
-        ours = load_box(data, header, box, size, 3, exact=True)
+        ours = load_box(data, header, box, size, 3, WHITE, exact=True)
         assert ours.shape == (*size, 3)
         assert np.abs(ours - expected).mean() < 3
 
 
 def test_plain_at_its_own_size_changes_nothing(encode) -> None:
-    np.testing.assert_array_equal(load_plain(encode(photo()), (60, 90), 3), photo())
+    np.testing.assert_array_equal(load_plain(encode(photo()), (60, 90), 3, WHITE), photo())
 
 
 def test_shrinking_averages_and_does_not_alias() -> None:

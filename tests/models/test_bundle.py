@@ -36,6 +36,20 @@ def test_round_trip(bundle: Bundle, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model"]
 
 
+def test_the_background_is_kept_and_white_where_a_bundle_says_none(bundle: Bundle, tmp_path: Path) -> None:
+    black = dataclasses.replace(RGB, background=(0, 0, 0))
+    folder = save(dataclasses.replace(bundle, preprocess=black), tmp_path / "model")
+    assert load_bundle(folder).preprocess == black
+    description = json.loads((folder / "model.json").read_text())
+    del description["preprocess"]["background"]
+    (folder / "model.json").write_text(json.dumps(description))
+    assert load_bundle(folder).preprocess.background == (255, 255, 255)
+    description["preprocess"]["background"] = [0, 256, 0]
+    (folder / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ModelError, match=r"preprocess\.background: holds \[0, 256, 0\]"):
+        load_bundle(folder)
+
+
 def test_class_names_have_one_spelling(bundle: Bundle) -> None:
     other = dataclasses.replace(bundle, classes=["a\u0308", "caf\udce9", "cat", "dog", "elk"])
     assert other.classes == ["ä", r"caf\xe9", "cat", "dog", "elk"]

@@ -77,7 +77,7 @@ def test_what_is_no_plain_vit_is_refused() -> None:
 def test_our_own_export_comes_back_whole(small_model: Make, tmp_path: Path, options: dict[str, Any]) -> None:
     """With its config.json beside it, a file says all: heads, a grid that is not square, classes."""
     ours = small_model(image_size=(16, 24), **options)
-    preprocess = Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 3, (16, 24))
+    preprocess = Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 3, (16, 24), (0, 10, 20))
     bundle = Bundle(ours.state_dict(), ours.spec, preprocess, list("abcde"), {})
     path = export("timm", bundle, tmp_path / "out")
     images = torch.randn(2, 3, 16, 24)

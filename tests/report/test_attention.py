@@ -24,6 +24,7 @@ from pipeline.report.attention import (
     reduce,
 )
 from pipeline.report.collect import read_run
+from pipeline.shards.write import tar_member
 
 
 def picture(url: str) -> np.ndarray:
@@ -77,6 +78,16 @@ def test_a_sample_without_a_readable_image_is_passed_over(content: bytes) -> Non
         tar.addfile(info, io.BytesIO(content))
     assert decode(buffer.getvalue()[: 512 + 512 * bool(content)], DatasetConfig(shards="x"), 3) is None
     assert decode(b"torn", DatasetConfig(shards="x"), 3) is None
+
+
+def test_transparent_pixels_show_the_background() -> None:
+    picture_file = io.BytesIO()
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(picture_file, "PNG")
+    sample = tar_member("a.png", picture_file.getvalue())
+    for channels in (1, 3):
+        shown = decode(sample, DatasetConfig(shards="x", background=(9, 9, 9)), channels)
+        assert shown is not None
+        assert (shown.pixels.shape, set(shown.pixels.ravel().tolist())) == ((4, 4, channels), {9})
 
 
 def test_large_images_are_reduced_and_small_ones_left() -> None:

@@ -152,6 +152,22 @@ def test_normalisation_must_match_the_channels(raw: dict[str, Any]) -> None:
     assert str(caught.value).startswith("datasets.train.mean: found 1 values, but stages.larger.model.channels is 3;")
 
 
+@pytest.mark.parametrize("other", ["sketches", "val"])
+def test_all_data_of_a_stage_show_one_background(raw: dict[str, Any], other: str) -> None:
+    train = raw["datasets"]["train"]
+    raw["datasets"] |= {"sketches": dict(train), "val": dict(train)}
+    raw["stages"]["larger"]["data"] |= {"val": "val", "mixture": {"train": {}, "sketches": {}}}
+    raw["stages"]["larger"]["data"].pop("train", None)
+    check_channels(parse_config(raw, "c"))
+    raw["datasets"][other]["background"] = [0, 0, 0]
+    with pytest.raises(ConfigError) as caught:
+        check_channels(parse_config(raw, "c"))
+    assert str(caught.value) == (
+        f"datasets.{other}.background: found [0, 0, 0], but stages.larger also reads train, whose transparent pixels "
+        "show [255, 255, 255]; give both the same"
+    )
+
+
 def test_a_path_without_a_model(raw: dict[str, Any], tmp_path: Path) -> None:
     raw["stages"]["larger"]["init_from"] = str(tmp_path / "nothing")
     config = parse_config(raw, "c")

@@ -136,6 +136,9 @@ def test_another_normalisation_than_the_sources_is_told() -> None:
     assert "these are by mean [0.485, 0.456, 0.406]" in told
     assert other_normalisation(source, dataclasses.replace(source, image_size=(96, 96))) is None
     assert other_normalisation(source, Preprocess((0.5,), (0.2,), 1, (28, 28))) is None
+    told = other_normalisation(source, dataclasses.replace(source, background=(0, 0, 0)))
+    assert told is not None
+    assert "transparent pixels showing [255, 255, 255], here they show [0, 0, 0]" in told
 
 
 def test_an_export_stage_writes_its_formats(context: RunContext) -> None:
@@ -195,6 +198,26 @@ def test_more_classes_than_the_head_has(trained: RunContext) -> None:
         "stages.evaluate.data: test has 10 classes, but the head of finer has 7; take data with the classes that it "
         "was trained on, or fine-tune it on these"
     )
+
+
+def test_an_evaluation_shows_the_background_that_the_model_was_trained_on(trained: RunContext) -> None:
+    preprocess = Preprocess((0.5,), (0.5,), 1, (28, 28), (0, 0, 0))
+    folder = trained.folder.stage("finer").model
+    save_bundle(folder, MiniViT.from_spec(SPEC).state_dict(), SPEC, preprocess, None, {})
+    with pytest.raises(ConfigError) as caught:
+        EvaluateStageRun(trained, branch_of(trained, "evaluate"))
+    assert str(caught.value) == (
+        "datasets.test.background: found [255, 255, 255], but finer was trained with transparent pixels showing "
+        "[0, 0, 0]; set it to that to evaluate finer"
+    )
+
+
+def test_a_trained_model_keeps_the_background_of_its_data(trained: RunContext, raw: dict[str, Any]) -> None:
+    for dataset in raw["datasets"].values():
+        dataset["background"] = [0, 0, 0]
+    trained.config = parse_config(raw, "c")
+    trained.datasets = open_datasets(trained.config)
+    assert TrainStageRun(trained, branch_of(trained, "larger")).preprocess.background == (0, 0, 0)
 
 
 def test_classes_in_another_order_than_the_heads(trained: RunContext) -> None:

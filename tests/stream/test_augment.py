@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.data import AugmentConfig, RandAugmentConfig
+from pipeline.config.data import WHITE, AugmentConfig, RandAugmentConfig
 from pipeline.stream.augment import color_jitter, erase, load_augmented, random_box, shift
 from pipeline.stream.draws import AUGMENT, generator
 
@@ -21,7 +21,7 @@ def photo(height: int = 60, width: int = 90) -> np.ndarray:
 def test_shape_and_key_decide_the_result(kit, crop: str, channels: int) -> None:
     data = kit.encode(photo())
     config = ALL.model_copy(update={"crop": crop})
-    draws = [load_augmented(data, (24, 32), channels, config, generator(1, AUGMENT, slot)) for slot in (5, 5, 6)]
+    draws = [load_augmented(data, (24, 32), channels, WHITE, config, generator(1, AUGMENT, slot)) for slot in (5, 5, 6)]
     assert all(image.shape == (24, 32, channels) and image.dtype == np.uint8 for image in draws)
     np.testing.assert_array_equal(draws[0], draws[1])
     assert (draws[0] != draws[2]).any()
@@ -59,7 +59,7 @@ def test_flips_come_half_the_time(kit) -> None:
     data = kit.encode(photo())
     config = AugmentConfig(crop="none")
     flipped = sum(
-        int((load_augmented(data, (60, 90), 3, config, generator(0, AUGMENT, slot)) == photo()[:, ::-1]).all())
+        int((load_augmented(data, (60, 90), 3, WHITE, config, generator(0, AUGMENT, slot)) == photo()[:, ::-1]).all())
         for slot in range(200)
     )
     assert 70 < flipped < 130
@@ -84,7 +84,7 @@ def test_jitter_keeps_the_shape(seed: int, channels: int) -> None:
 def test_a_simple_crop_fills_any_size_from_any_image(kit, height: int, width: int, h: int, w: int, seed: int) -> None:
     data = kit.encode(np.full((height, width, 3), 90, np.uint8))
     config = AugmentConfig(crop="simple", flip=False)
-    image = load_augmented(data, (h, w), 3, config, np.random.default_rng(seed))
+    image = load_augmented(data, (h, w), 3, WHITE, config, np.random.default_rng(seed))
     assert image.shape == (h, w, 3)
     assert (image == 90).all(), "reflected, not padded with black"
 
@@ -92,7 +92,9 @@ def test_a_simple_crop_fills_any_size_from_any_image(kit, height: int, width: in
 def test_a_simple_crop_keeps_the_scale_and_moves_along_the_longer_side(kit) -> None:
     ramp = np.tile(np.arange(180, dtype=np.uint8)[None, :, None], (60, 1, 3))
     config = AugmentConfig(crop="simple", flip=False)
-    crops = [load_augmented(kit.encode(ramp), (60, 60), 3, config, np.random.default_rng(seed)) for seed in range(200)]
+    crops = [
+        load_augmented(kit.encode(ramp), (60, 60), 3, WHITE, config, np.random.default_rng(seed)) for seed in range(200)
+    ]
     assert all(0 <= int(step) <= 1 for crop in crops for step in np.abs(np.diff(crop[30, :, 0].astype(int))))
     starts = sorted(int(crop[30, 0, 0]) for crop in crops)
     assert starts[0] <= 6

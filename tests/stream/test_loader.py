@@ -52,6 +52,31 @@ def test_worker_processes_yield_what_a_thread_yields(uneven, kit, workers: int) 
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
+def test_transparent_pixels_show_the_background_of_their_data_set(kit, tmp_path) -> None:
+    """In training and evaluation alike."""
+    ink = np.zeros((8, 8, 4), np.uint8)
+    ink[2:4, 2:4, 3] = 255
+    index = kit.write_shards(tmp_path, [8], spoil=lambda _, members: {**members, "png": kit.encode(ink)})
+    for level in (255, 90):
+        config = DatasetConfig(shards="unused", background=(level, level, level))
+        expected = torch.full((8, 8), level, dtype=torch.uint8)
+        expected[2:4, 2:4] = 0
+        with kit.train_loader([kit.source(index, config=config)]) as loader:
+            batch = next(iter(loader))
+        (seen,) = EvalLoader(
+            Source("val", index, config, AugmentConfig()),
+            channels=1,
+            num_classes=10,
+            size=(8, 8),
+            rank=0,
+            world_size=1,
+            batch_size=8,
+            loader_workers=0,
+        )
+        for images in (batch.images, seen.images):
+            assert (images.squeeze() == expected).all()
+
+
 def test_the_models_generator_is_left_alone(uneven, kit) -> None:
     before = torch.random.get_rng_state()
     with kit.train_loader(uneven, data={"loader_workers": 1, "augment": AUGMENT}) as loader:

@@ -13,8 +13,8 @@ from typing import Annotated
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.images.decode import BadImage, read_header
-from pipeline.images.load import load_plain
+from pipeline.images.decode import BadImage
+from pipeline.images.shrink import shrink
 from pipeline.shards import store
 from pipeline.shards.build import build_index
 from pipeline.shards.index import INDEX_NAME, DatasetIndex, decode_index
@@ -66,7 +66,7 @@ class ShardTask:
                 extension = Path(name).suffix.lower()[1:]
                 if self.max_side is not None:
                     try:
-                        extension, data = smaller(data, extension, self.max_side, self.quality)
+                        extension, data = shrink(data, self.max_side, self.quality) or (extension, data)
                     except BadImage as bad:
                         rejected.append((name, str(bad)))
                         continue
@@ -81,7 +81,9 @@ def make(
     src: Annotated[Path, "folder that holds one folder of images per class"],
     samples_per_shard: Annotated[int, "images in each shard"] = 10_000,
     prefix: Annotated[str, "shards are named PREFIX-000000.tar and so on"] = "train",
-    max_side: Annotated[int | None, "images whose longer side is larger become JPEGs of that side"] = None,
+    max_side: Annotated[
+        int | None, "longer sides are cut down to this; such images become JPEGs, transparent ones PNGs"
+    ] = None,
     quality: Annotated[int, "of the JPEGs that --max-side makes, 1 to 100"] = 90,
     seed: Annotated[int, "seed of the order in which images are spread over shards"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
@@ -121,23 +123,6 @@ def make(
         left_out = len(files) - index.num_samples
         print(f"{src}: {left_out:,} unreadable files left out; {report.path} names them", file=sys.stderr)
     return index
-
-
-def smaller(data: bytes, extension: str, max_side: int, quality: int) -> tuple[str, bytes]:
-    """Extension and bytes of an image whose longer side is at most `max_side`; as it is, if it was so before.
-
-    Raises BadImage where it would have to shrink and cannot be decoded.
-    """
-    import cv2
-
-    header = read_header(data)
-    longer = max(header.height, header.width)
-    if longer <= max_side:
-        return extension, data
-    size = tuple(max(round(side * max_side / longer), 1) for side in (header.height, header.width))
-    pixels = load_plain(data, (size[0], size[1]), 1 if header.mode == "L" else 3)
-    image = pixels if pixels.shape[2] == 1 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    return "jpg", cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 class Rejections:
