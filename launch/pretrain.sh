@@ -1,7 +1,22 @@
 #!/usr/bin/env bash
 # Runs or resumes a pipeline: on a Ray cluster, over the nodes of a SLURM job, or on this machine.
 set -euo pipefail
-launch=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+script=${BASH_SOURCE[0]}
+if [ -n "${SLURM_JOB_ID:-}" ] && [ ! -f "$(dirname "$(readlink -f "$script")")/setup.sh" ]; then
+    # sbatch runs a copy from its spool folder. SLURM knows the original's path as typed, with the arguments after it.
+    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
+    script=${script%%$'\n'*}
+    [[ $script == /* ]] || script=$SLURM_SUBMIT_DIR/$script
+    while [ ! -f "$script" ] && [[ $script == *' '* ]]; do
+        script=${script% *}
+    done
+fi
+launch=$(dirname "$(readlink -f "$script")")
+if [ ! -f "$launch/setup.sh" ]; then
+    printf '%s %s\n' "pretrain.sh: setup.sh is not beside $script: submit the checkout's own script," \
+        "sbatch --nodes=N /path/to/checkout/launch/pretrain.sh CONFIG" >&2
+    exit 1
+fi
 # shellcheck source=launch/setup.sh
 source "$launch/setup.sh"
 

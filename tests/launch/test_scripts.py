@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,40 @@ def test_config_and_overrides_reach_the_command(here: bool, recorder: Path, tmp_
     overrides = ["seed=1", "stages.a.duration=2 epochs"]
     done = run(ROOT / "launch" / "pretrain.sh", name, *overrides, cwd=tmp_path, first_on_path=recorder)
     assert done.stdout.splitlines() == ["run", name if here else str(ROOT / name), *overrides]
+
+
+COMMANDS = {
+    "absolute": "{root}/launch/pretrain.sh",
+    "from where it was submitted": "../{checkout}/launch/pretrain.sh",
+    "a link": "{tmp}/pretrain",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("records", [1, 3], ids=["a job", "an array"])
+def test_a_copy_in_slurms_spool_folder_finds_its_checkout(
+    command: str, records: int, recorder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, submitted, checkout = (tmp_path / name for name in ("spool", "submitted from", "a checkout"))
+    spool.mkdir()
+    submitted.mkdir()
+    checkout.symlink_to(ROOT)
+    (tmp_path / "pretrain").symlink_to(ROOT / "launch" / "pretrain.sh")
+    copy = shutil.copy(ROOT / "launch" / "pretrain.sh", spool / "slurm_script")
+    overrides = ["seed=1", "stages.a.duration=2 epochs"]
+    original = command.format(root=checkout, checkout=checkout.name, tmp=tmp_path)
+    record = f"JobId=7 JobName=x\n   Command={original} configs/quickstart.yaml {' '.join(overrides)}\n   WorkDir=/\n"
+    (recorder / "scontrol").write_text(f"#!/bin/bash\n[ \"$*\" = 'show job 7' ] && cat <<'E'\n{record * records}E\n")
+    (recorder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(submitted))
+    done = run(copy, "configs/quickstart.yaml", *overrides, cwd=tmp_path, first_on_path=recorder)
+    assert done.stdout.splitlines() == ["run", str(ROOT / "configs/quickstart.yaml"), *overrides], done.stderr
+
+
+def test_a_copy_without_its_checkout_is_one_sentence(recorder: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(ROOT / "launch" / "pretrain.sh", tmp_path / "pretrain.sh")
+    done = run(copy, "configs/quickstart.yaml", cwd=tmp_path, first_on_path=recorder)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "setup.sh is not beside" in done.stderr
