@@ -84,7 +84,7 @@ def overhead_worker(job: OverheadJob, ranks: RankContext) -> None:
     worker, bare = TrainWorker(job.train, ranks), BareLoop(job.train)
     images = job.steps * job.train.stage.global_batch_size
     speeds: dict[str, list[float]] = {"ours": [], "bare_loop": []}
-    with worker.loader() as batches:
+    with worker.batches() as batches:
         worker.advance_collective(batches, WARM_UP_STEPS)
         bare.advance_collective(WARM_UP_STEPS)
         for _ in range(job.rounds):

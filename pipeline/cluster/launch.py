@@ -58,7 +58,12 @@ def launch(
     payload = cloudpickle.dumps((worker, job))
     trainer = Trainer(
         run_rank,
-        train_loop_config={"payload": payload, "cpus": resources.cpus_per_worker, "logs": str(folder / "logs")},
+        train_loop_config={
+            "payload": payload,
+            "cpus": resources.cpus_per_worker,
+            "gpus": resources.gpus_per_worker,
+            "logs": str(folder / "logs"),
+        },
         backend_config=Ranks(),
         scaling_config=ScalingConfig(
             num_workers=workers,

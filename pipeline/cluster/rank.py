@@ -11,9 +11,12 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.train.backend import Backend, BackendConfig
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +44,14 @@ def run_rank(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     log = Path(config["logs"]) / f"rank-{rank:05d}.log"
     write_log_to(log)
+    if not config["gpus"]:  # a cluster that is not of our making may show all GPUs to ranks that asked for none
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from pipeline.errors import Interrupted
     from pipeline.train.job import RankContext
 
     try:
-        join_group(rank, context.get_world_size(), context.get_local_rank(), config["cpus"])
+        device = take_device(config["cpus"], config["gpus"])
+        join_group(rank, context.get_world_size(), context.get_local_rank(), device)
         worker, job = cloudpickle.loads(config["payload"])
         worker(job, RankContext(log, leaving_nodes))
     except Interrupted as left:
@@ -63,21 +69,32 @@ def write_log_to(path: Path) -> None:
     logging.getLogger("pipeline").setLevel(logging.INFO)
 
 
-def join_group(rank: int, world_size: int, local_rank: int, cpus: int) -> None:
-    """Make the default process group over all ranks: NCCL where this rank has a GPU, else gloo."""
+def take_device(cpus: int, gpus: int) -> torch.device:
+    """What this rank computes on: the GPU that Ray granted it, or so many threads."""
+    import torch
+
+    from pipeline.train.device import select_device, take_gpu
+
+    torch.set_num_threads(cpus)
+    if not gpus:
+        return select_device()
+    from ray.train.torch import get_device
+
+    return take_gpu(get_device)
+
+
+def join_group(rank: int, world_size: int, local_rank: int, device: torch.device) -> None:
+    """Make the default process group over all ranks: NCCL where they have GPUs, else gloo."""
     import torch
     from ray.train.collective import broadcast_from_rank_zero
     from ray.util import get_node_ip_address
 
     from pipeline.train.device import collective_backend
 
-    torch.set_num_threads(cpus)
-    if torch.cuda.is_available():
-        from ray.train.torch import get_device
-
-        torch.cuda.set_device(get_device())
-    # DeepSpeed asks the environment.
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(local_rank)}
+    on_gpu = device.type == "cuda"
+    # DeepSpeed asks the environment, and takes the local rank for the index of the GPU.
+    local = device.index if on_gpu else local_rank
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(local)}
     store = None
     if rank == 0:
         host = get_node_ip_address()
@@ -85,7 +102,12 @@ def join_group(rank: int, world_size: int, local_rank: int, cpus: int) -> None:
     host, port = broadcast_from_rank_zero((host, store.port) if store else None)
     store = store or torch.distributed.TCPStore(host, port, world_size, is_master=False, timeout=GROUP_TIMEOUT)
     torch.distributed.init_process_group(
-        collective_backend(), store=store, rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT
+        collective_backend(),
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=GROUP_TIMEOUT,
+        device_id=device if on_gpu else None,  # else a barrier would guess
     )
 
 

@@ -136,6 +136,9 @@ class EngineConfig(Section):
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
         default="none", description="what the backward pass computes again: nothing, the feed-forwards, or all layers"
     )
+    deterministic: bool = Field(
+        default=False, description="on GPUs too, the same run gives the same bits (on CPUs it does anyway); slower"
+    )
 
     @model_validator(mode="after")
     def keeps_master_weights(self) -> Self:

@@ -20,6 +20,7 @@ from pipeline.config.class_names import class_name
 from pipeline.config.data import WHITE, Color
 from pipeline.errors import ModelError
 from pipeline.files import sync
+from pipeline.models.constants import constant
 from pipeline.models.spec import Pair, ViTSpec
 from pipeline.models.state import check_state
 
@@ -56,7 +57,7 @@ class Preprocess:
 
     def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 [B, C, H, W] -> `dtype` [B, C, H, W], on the images' device."""
-        mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (constant(values, images.device).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images.float() / 255).sub_(mean).div_(std).to(dtype)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.constants import constant
+
 # SplitMix64 (Steele, Lea and Flood 2014), in the wrap-around arithmetic of int64.
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
@@ -41,8 +43,9 @@ class DropPath(nn.Module):
             uniform = torch.rand(draws, len(x), device=x.device)
         else:
             assert len(self.keys) == len(x), f"{len(self.keys)} keys for a batch of {len(x)}"
-            uniform = keyed_uniform(self.keys.to(x.device), draws)
-        rates = torch.tensor(self.rates, device=x.device).view(-1, 1, 1, 1, 1)
+            assert self.keys.device == x.device, f"keys on {self.keys.device} for a batch on {x.device}"
+            uniform = keyed_uniform(self.keys, draws)
+        rates = constant(self.rates, x.device).view(-1, 1, 1, 1, 1)
         kept = uniform.view(len(self.rates), 2, len(x), 1, 1) >= rates
         return (kept / (1 - rates)).to(x.dtype)
 

@@ -40,7 +40,7 @@ NOT_INPUTS: dict[str, Any] = {
     "max_skipped_steps": True,
     "micro_batch_size": True,
     "init_from": True,
-    "engine": {"zero_stage", "compile", "activation_checkpointing"},
+    "engine": {"zero_stage", "compile", "activation_checkpointing", "deterministic"},
     "data": {"loader_workers"},
     "model": {"variant"},
 }

@@ -7,8 +7,6 @@ import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from pipeline.config.data import DataConfig
 from pipeline.images.load import Size
 from pipeline.stream.batch import Batch
@@ -36,7 +34,6 @@ class TrainLoader:
             `resolution.size_at`.
         start_slot: slots consumed so far, which is all there is to resume.
         quarantine_path: manifest of bad samples; workers write `NAME.rankR-workerK.jsonl` beside it.
-        pin_memory: page-locked images, for copies to the current CUDA device that overlap the computation.
 
     Raises:
         DataError: here if the data cannot be split into the lanes or the lanes among the ranks, or `data.exclude` is no
@@ -58,7 +55,6 @@ class TrainLoader:
         size_at: Callable[[int], Size],
         start_slot: int = 0,
         quarantine_path: Path | None = None,
-        pin_memory: bool = False,
     ) -> None:
         check_split(data.lanes, world_size)
         mixture = build_mixture(sources, data, seed)
@@ -83,7 +79,7 @@ class TrainLoader:
             start_slot=start_slot,
         )
         workers = min(data.loader_workers, data.lanes // world_size)  # one without a lane would idle
-        self._batches = prefetch(parts, workers, pin_memory)
+        self._batches = prefetch(parts, workers)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -123,7 +119,6 @@ class EvalLoader:
         world_size: int,
         batch_size: int,
         loader_workers: int,
-        pin_memory: bool = False,
         quarantine_path: Path | None = None,
     ) -> None:
         self._parts = EvalParts(
@@ -136,39 +131,34 @@ class EvalLoader:
             batch_size=batch_size,
             size=size,
         )
-        self._workers, self._pin_memory = min(loader_workers, len(self)), pin_memory
+        self._workers = min(loader_workers, len(self))
 
     def __len__(self) -> int:
         return self._parts.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
         seen, (start, stop) = 0, self._parts.bounds
-        with prefetch(self._parts, self._workers, self._pin_memory) as batches:
+        with prefetch(self._parts, self._workers) as batches:
             for batch in batches:
                 seen += int((batch.slots >= 0).sum())
                 yield batch
         assert seen == stop - start, f"{seen} samples seen of {start} to {stop}"
 
 
-def prefetch(parts: Parts, workers: int, pin_memory: bool) -> Prefetcher[Batch]:
-    """Keep batches ready in a thread, which must stand on the rank's device to lock pages for it."""
-    if not pin_memory:
-        return Prefetcher(batches_of(parts, workers, pin_memory), BATCHES_READY)
-    device = torch.cuda.current_device()
-    return Prefetcher(
-        batches_of(parts, workers, pin_memory), BATCHES_READY, prepare=lambda: torch.cuda.set_device(device)
-    )
+def prefetch(parts: Parts, workers: int) -> Prefetcher[Batch]:
+    """Keep batches ready in a thread."""
+    return Prefetcher(batches_of(parts, workers), BATCHES_READY)
 
 
-def batches_of(parts: Parts, workers: int, pin_memory: bool) -> Generator[Batch, None, None]:
+def batches_of(parts: Parts, workers: int) -> Generator[Batch, None, None]:
     """The batches of a rank; without workers, made in this thread."""
     if workers == 0:
-        yield from batches_in_this_thread(parts, pin_memory)
+        yield from batches_in_this_thread(parts)
         return
     assert is_picklable(parts), "size_at must be picklable where there are loader workers: a functools.partial, say"
     pool = WorkerPool(parts, workers)
     try:
-        yield from pool.batches(pin_memory)
+        yield from pool.batches()
     finally:
         pool.close()
 

@@ -81,8 +81,8 @@ class WorkerPool:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def batches(self, pin_memory: bool) -> Generator[Batch, None, None]:
-        """The batches of all steps in order; in page-locked memory of its own if asked, else in shared memory."""
+    def batches(self) -> Generator[Batch, None, None]:
+        """The batches of all steps in order, in shared memory."""
         parts = self._parts
         ahead = BATCHES_AHEAD * self._workers // max(len(parts.workers_of(parts.first, self._workers)), 1)
         asked: deque[tuple[int, Buffer]] = deque()
@@ -95,8 +95,6 @@ class WorkerPool:
             step, buffer = asked.popleft()
             filled = [self._receive(worker) for worker in parts.workers_of(step, self._workers)]
             images = torch.from_numpy(self._lend(buffer, parts.shape(step)))
-            if pin_memory:
-                images = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True).copy_(images)
             yield assemble(images, filled, step)
 
     def close(self) -> None:
@@ -160,12 +158,12 @@ class WorkerPool:
         return part
 
 
-def batches_in_this_thread(parts: Parts, pin_memory: bool) -> Generator[Batch, None, None]:
+def batches_in_this_thread(parts: Parts) -> Generator[Batch, None, None]:
     """As `WorkerPool.batches`, without any worker."""
     filler = parts.filler(0, 1)
     try:
         for step in steps_of(parts):
-            images = torch.empty(parts.shape(step), dtype=torch.uint8, pin_memory=pin_memory)
+            images = torch.empty(parts.shape(step), dtype=torch.uint8)
             yield assemble(images, [filler.fill(step, images.numpy())], step)
     finally:
         filler.close()

@@ -52,7 +52,6 @@ def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device
         world_size=dist.get_world_size(),
         batch_size=job.batch_size,
         loader_workers=job.loader_workers,
-        pin_memory=device.type == "cuda",
     )
     means, confusion = evaluate_collective(model, task, bundle.preprocess, dtype, batches, watch.beat)
     seen, expected = int(confusion.sum()), job.data.index.num_samples

@@ -20,7 +20,8 @@ from pipeline.stream.batch import Batch
 from pipeline.tasks.classification import Classification
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
-from pipeline.train.micro_batch import split, to_device
+from pipeline.train.feed import on_device
+from pipeline.train.micro_batch import split
 from pipeline.train.seeds import DROP_PATH, derive_seed
 
 
@@ -42,8 +43,8 @@ class Meter:
     def report_collective(self, task: Classification, global_batch_size: int) -> dict[str, float]:
         """Metrics of the steps since the last report over all ranks; starts anew."""
         dist.all_reduce(self.sums)
+        means = task.means(self.sums)  # waits for the device, whose work belongs to the time
         elapsed = time.perf_counter() - self.started - self.away_s
-        means = task.means(self.sums)
         report = {
             "train/loss": means["loss"],
             "train/accuracy": means["accuracy"],
@@ -104,6 +105,7 @@ class TrainingStep:
     def __call__(self, batch: Batch, step: int, micro_batches: int, meter: Meter, patch: Pair | None = None) -> bool:
         """Forward, backward and update. Collective: `micro_batches` is the same on every rank.
 
+        The batch is on the engine's device; what happens to a micro-batch never makes the host wait for that.
         DeepSpeed averages gradients over ranks, so a rank's loss is the sum over its samples times W / G: the gradient
         is that of the global batch however unequal the shares are. Where it is not finite, on any rank, all of them
         leave everything as it was and return False. `patch` is the step's, (height, width) in pixels; default: the
@@ -114,7 +116,6 @@ class TrainingStep:
         scale = dist.get_world_size() / self.global_batch_size
         sums = torch.zeros_like(meter.sums)
         for micro in split(batch, micro_batches):
-            micro = to_device(micro, self.engine.device)
             images = self.preprocess.normalise(micro.images, self.dtype)
             with per_step(self.engine.module, keys=sample_keys(self.drop_path_seed, micro.slots), patch=patch):
                 losses, logits = self.task.loss(self.engine, images, micro)
@@ -149,12 +150,12 @@ def evaluate_collective(
     model.eval()
     sums = torch.zeros(len(task.metric_names) + 1, dtype=torch.float64, device=device)
     confusion = torch.zeros(task.num_classes, task.num_classes, dtype=torch.int64, device=device)
-    for batch in batches:
-        batch = to_device(batch, device)
-        losses, logits = task.loss(model, preprocess.normalise(batch.images, dtype), batch)
-        sums += task.sums(losses, logits, batch)
-        confusion += task.confusion(logits, batch)
-        beat()
+    with on_device(batches, device) as moved:
+        for batch in moved:
+            losses, logits = task.loss(model, preprocess.normalise(batch.images, dtype), batch)
+            sums += task.sums(losses, logits, batch)
+            confusion += task.confusion(logits, batch)
+            beat()
     dist.all_reduce(sums)
     dist.all_reduce(confusion)
     model.train(training)

@@ -1,4 +1,4 @@
-"""Cutting a rank's share of a global batch into micro-batches, and moving them to the device."""
+"""Cutting a rank's share of a global batch into micro-batches, and moving it to a device."""
 
 from __future__ import annotations
 
@@ -35,10 +35,19 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on another device; pinned memory is copied behind the host's back."""
-    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    """The batch on another device, copied while the host waits; `feed.on_device` copies many behind its back."""
+    return map_tensors(batch, lambda tensor: tensor.to(device))
 
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    changed: dict[str, Any] = {name: change(getattr(batch, name)) for name in TENSORS}
-    return replace(batch, **changed)
+    return with_tensors(batch, {name: change(tensor) for name, tensor in tensors_of(batch).items()})
+
+
+def with_tensors(batch: Batch, tensors: dict[str, Any]) -> Batch:
+    """The batch with other tensors, by name."""
+    return replace(batch, **tensors)
+
+
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """A batch's tensors by name."""
+    return {name: getattr(batch, name) for name in TENSORS}

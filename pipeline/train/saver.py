@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from pipeline.checkpoints.storage import open_storage, unwritable
 from pipeline.errors import CheckpointError
 from pipeline.train.job import TrainJob
 from pipeline.train.state import TrainState
+from pipeline.train.streams import copies_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Saver:
         self._retention = Retention(job.stage.checkpoint.keep_last, job.keep_steps, job.stage.checkpoint.keep_best)
         # A group of its own: the loop goes on with collectives while the thread gathers what the ranks have written.
         self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_SAVE)
+        self._copies = copies_of(state.engine.device)
         self._staging: dict[str, Tensor] = {}
         self._copied = threading.Event()
         self._copied.set()
@@ -71,11 +72,10 @@ class Saver:
         """
         self.finish()
         layout, tensors = self._state.parts()
-        ready = torch.cuda.current_stream().record_event() if self._state.engine.device.type == "cuda" else None
         self._copied.clear()
         self._thread = threading.Thread(
             target=self._save,
-            args=(Moment(step, dict(metrics), window), layout, tensors, ready),
+            args=(Moment(step, dict(metrics), window), layout, tensors, self._copies.moment()),
             name="checkpoint",
             daemon=True,
         )
@@ -121,11 +121,12 @@ class Saver:
         moment: Moment,
         layout: list[list[Span]],
         tensors: dict[str, Tensor],
-        ready: torch.cuda.Event | None,
+        ready: Any,
     ) -> None:
         began = time.perf_counter()
         try:
             try:
+                self._copies.enter_thread()
                 tensors = self._copy(tensors, ready)
             finally:
                 self._copied.set()
@@ -134,21 +135,11 @@ class Saver:
         except Exception as error:  # every one must reach the loop
             self._failure = error
 
-    def _copy(self, tensors: Mapping[str, Tensor], ready: torch.cuda.Event | None) -> dict[str, Tensor]:
+    def _copy(self, tensors: Mapping[str, Tensor], ready: Any) -> dict[str, Tensor]:
         """The tensors in host memory that is kept from save to save."""
         if self._staging.keys() != tensors.keys():
-            pin = ready is not None
-            empty = {name: torch.empty(t.shape, dtype=t.dtype, pin_memory=pin) for name, t in tensors.items()}
-            self._staging = empty
-        if ready is None:
-            for name, tensor in tensors.items():
-                self._staging[name].copy_(tensor)
-            return self._staging
-        with torch.cuda.stream(torch.cuda.Stream()) as stream:
-            stream.wait_event(ready)
-            for name, tensor in tensors.items():
-                self._staging[name].copy_(tensor, non_blocking=True)
-            stream.synchronize()
+            self._staging = {name: self._copies.host_memory(tensor) for name, tensor in tensors.items()}
+        self._copies.to_host(tensors, self._staging, after=ready)
         return self._staging
 
     def _commit_collective(

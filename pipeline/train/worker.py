@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -25,9 +25,10 @@ from pipeline.stream.order import step_shares
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks import build_task
 from pipeline.train.control import Control
-from pipeline.train.device import precision_dtype, select_device
+from pipeline.train.device import compute_deterministically, precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
+from pipeline.train.feed import on_device
 from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.ledger import MetricsLedger
 from pipeline.train.loop import Meter, TrainingStep, evaluate_collective
@@ -48,6 +49,8 @@ class TrainWorker:
         self.watch.beat()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = select_device()
+        if stage.engine.deterministic:
+            compute_deterministically()
         self.dtype = precision_dtype(stage.engine.precision)
         self.task = build_task(stage.task, job.spec.num_classes)
         model = self._model()
@@ -96,7 +99,7 @@ class TrainWorker:
         """Train to the end, evaluating and committing on the way; leave the finished model in `model/`."""
         if self.step == 0 and self.job.init:
             self._evaluate_collective()
-        with self.loader() as batches:
+        with self.batches() as batches:
             self.advance_collective(batches, self.job.total_steps)
         self.saver.finish()
         self._finish_collective()
@@ -198,8 +201,13 @@ class TrainWorker:
             size_at=self.size_at,
             start_slot=self._slots,
             quarantine_path=job.folder / "quarantine.jsonl",
-            pin_memory=self.device.type == "cuda",
         )
+
+    @contextmanager
+    def batches(self) -> Iterator[Iterator[Batch]]:
+        """What the loader makes, on this rank's device."""
+        with self.loader() as loader, on_device(loader, self.device) as batches:
+            yield batches
 
     def _samples_by_dataset(self) -> dict[str, float]:
         """How many samples of each data set of a mixture the run has consumed."""
@@ -235,7 +243,6 @@ class TrainWorker:
             world_size=self.world_size,
             batch_size=self.job.stage.eval.batch_size,
             loader_workers=self.job.stage.data.loader_workers,
-            pin_memory=self.device.type == "cuda",
         )
 
     def _commit_collective(self) -> None:

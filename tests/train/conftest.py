@@ -35,6 +35,14 @@ def program() -> SimpleNamespace:
     return SimpleNamespace(**runpy.run_path(str(PROGRAM)))
 
 
+@pytest.fixture
+def fake_torch(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Two GPUs, as `pipeline.train.streams` sees them; see `cuda_double.py`."""
+    double = runpy.run_path(str(Path(__file__).with_name("cuda_double.py")))["Torch"]()
+    monkeypatch.setattr("pipeline.train.streams.torch", double)
+    return double
+
+
 @pytest.fixture(scope="session")
 def run_ranks() -> Callable[[int, Path, dict[str, Any]], list[dict[str, Any]]]:
     """Runs cases of `rank_program.py` on so many ranks; returns each rank's results by case."""

@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.checkpoints.manifest import Window
 from pipeline.config.training import ClassificationConfig
+from pipeline.models import MiniViT, build_spec
 from pipeline.models.bundle import Preprocess
 from pipeline.stream.batch import Batch
 from pipeline.tasks.classification import Classification
-from pipeline.train.loop import Meter, evaluate_collective
+from pipeline.train.loop import Meter, TrainingStep, evaluate_collective
 
 CLASSES = 4
 PREPROCESS = Preprocess((0.0,), (1.0,), 1, (2, 2))
@@ -106,3 +109,51 @@ def test_a_resumed_window_reports_what_an_undisturbed_one_would(task: Classifica
     assert meter.window() == Window(3, 1, [[1.5, 2.0, 3.0, 4.0]])
     meter.sums += torch.tensor([0.5, 0.0, 0.0, 4.0])
     assert meter.report_collective(task, 1)["train/loss"] == 0.25
+
+
+class Operators(TorchDispatchMode):
+    """The names of all operators that run, those of the backward pass too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+class PlainEngine:
+    """What a step asks of its engine up to the update, without DeepSpeed."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("patch", [(4, 4), (2, 2)])
+def test_the_host_never_waits_for_the_device_within_a_micro_batch(task: Classification, patch: tuple[int, int]) -> None:
+    """No value is read back, no constant copied there, nothing has a shape that depends on values."""
+    spec = build_spec("nano", image_size=8, patch_size=4, channels=1, num_classes=CLASSES, depth=2, drop_path=0.5)
+    model = MiniViT.from_spec(spec).train()
+    step = TrainingStep(PlainEngine(model), task, PREPROCESS, torch.float32, 4, None, seed=0)
+    meter = Meter.on(torch.device("cpu"), task)
+    batch = next(batches([0, 1, 2, 3], [0, 1, 2, 3], 4))
+    batch.images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    step(batch, 0, 2, meter, patch)  # makes the constants
+    with Operators() as operators:
+        step(batch, 1, 2, meter, patch)
+    assert {"native_layer_norm", "native_layer_norm_backward"} <= operators.names
+    waits = {"_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "bincount", "unique", "equal"}
+    assert operators.names & waits == set()

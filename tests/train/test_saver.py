@@ -106,6 +106,29 @@ def test_what_is_committed_is_the_moment_it_was_begun(
     assert (manifest.run_ids, manifest.window) == ({"stage": "x"}, Window(1, 0, [[2.0]]))
 
 
+def test_a_rank_on_the_second_gpu_commits_what_its_step_left(
+    make_saver: Callable[..., Saver],
+    state: State,
+    storage: LocalStorage,
+    fake_torch: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The step is still under way when the save begins, and the next one waits until all bytes have arrived."""
+    device = torch.device("cuda", 1)
+    fake_torch.cuda.set_device(device)
+    state.engine.device, state.live = device, fake_torch.cuda.tensor(torch.zeros(1000), device)
+    release = hold(monkeypatch, "write_shard")
+    saver = make_saver()
+    for step in (1, 2):
+        fake_torch.cuda.current_stream().add(lambda step=step: state.live.as_subclass(torch.Tensor).fill_(step))
+        begin(saver, step)
+        saver.wait_copied()
+        state.live.as_subclass(torch.Tensor).fill_(9)
+        release.set()
+        saver.finish()
+        assert torch.equal(found(storage, step), torch.full((1000,), float(step)))
+
+
 def test_one_checkpoint_at_a_time(
     make_saver: Callable[..., Saver], state: State, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
