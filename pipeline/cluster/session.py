@@ -7,10 +7,11 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import ClusterConfig, ResourcesConfig
@@ -18,6 +19,7 @@ from pipeline.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0
+DEVICES = Path("/dev")
 LOOPBACK = ("127.", "localhost")
 
 ENVIRONMENT = {
@@ -68,6 +70,10 @@ class Cluster:
             f"holds {fits} of them ({offered}); lower cluster.workers or add nodes"
         )
 
+    def idle_gpus(self, asked: Iterable[ResourcesConfig]) -> str | None:
+        """A sentence where this cluster has GPUs and none of those who ask for workers asks for one."""
+        return idle_gpus(sum(node.gpus for node in self._list_nodes()), self.address, asked)
+
     def reserve(self, holder: str, resources: ResourcesConfig, leaving: Collection[str] = ()) -> int:
         """Hold as many workers as fit, at most the stage's most, on nodes that are not `leaving`; returns their number.
 
@@ -104,6 +110,21 @@ class Cluster:
         free = Node("", sum(node.cpus for node in nodes) - used_cpus, sum(node.gpus for node in nodes) - used_gpus)
         fits = min(sum(node.holds(resources) for node in nodes), free.holds(resources), resources.max_workers)
         return fits if fits >= resources.min_workers else 0
+
+
+def idle_gpus(gpus: int, where: str, asked: Iterable[ResourcesConfig]) -> str | None:
+    """A sentence where so many GPUs are there and nobody asks for one: training on CPUs must not come as a surprise."""
+    if not gpus or any(resources.gpus_per_worker for resources in asked):
+        return None
+    count = "GPU stays" if gpus == 1 else "GPUs stay"
+    return f"{gpus} {count} idle on {where}, as no stage asks for one: cluster.gpus_per_worker=1 computes on GPUs"
+
+
+def idle_gpus_here(config: ClusterConfig, asked: Iterable[ResourcesConfig]) -> str | None:
+    """`idle_gpus` of this machine, where it is what a run would take; asks neither Ray nor CUDA."""
+    if config.address or os.environ.get("RAY_ADDRESS"):
+        return None
+    return idle_gpus(len(list(DEVICES.glob("nvidia[0-9]*"))), "this machine", asked)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.session import idle_gpus_here
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import EvaluateStage, PipelineConfig, TrainStage
 from pipeline.errors import ConfigError, DataError
@@ -28,6 +29,7 @@ from pipeline.stages.resolve import (
     stage_image_sizes,
     stage_spec,
     surgeries,
+    worker_resources,
 )
 from pipeline.train.schedule import micro_batches_at, step_shapes
 
@@ -149,6 +151,8 @@ class _Planner:
     def plan(self) -> Plan:
         datasets = [self._dataset(name, dataset) for name, dataset in self.config.datasets.items()]
         stages = [self._stage(branch) for branch in stage_branches(self.config)]
+        if idle := idle_gpus_here(self.config.cluster, worker_resources(self.config).values()):
+            self.notes.append(f"{idle}.")
         return Plan(self.config.name, datasets, stages, list(dict.fromkeys(self.notes)))
 
     def _dataset(self, name: str, dataset: DatasetConfig) -> DatasetPlan:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pipeline.config.references import is_foreign, source_stage, stage_sources
-from pipeline.config.schema import PipelineConfig, ReportStage, Stage, TrainStage
+from pipeline.config.schema import ExportStage, PipelineConfig, ReportStage, ResourcesConfig, Stage, TrainStage
 from pipeline.config.training import Size
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.spec import FIXED_FIELDS, Pair, ViTSpec, whole_patches
@@ -42,6 +42,14 @@ def stage_branches(config: PipelineConfig) -> list[Branch]:
     for branch_id in waiting:
         visit(branch_id)
     return list(ordered.values())
+
+
+def worker_resources(config: PipelineConfig) -> dict[str, ResourcesConfig]:
+    """What each stage that runs on workers asks of the cluster, by its name."""
+    needy = (
+        (name, stage) for name, stage in config.stages.items() if not isinstance(stage, (ExportStage, ReportStage))
+    )
+    return {name: config.resources(stage) for name, stage in needy}
 
 
 def dependencies(config: PipelineConfig, branch_id: str) -> list[str]:

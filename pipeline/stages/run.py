@@ -23,7 +23,7 @@ from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFo
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
-from pipeline.stages.resolve import Branch, check_channels, dependencies, stage_branches
+from pipeline.stages.resolve import Branch, check_channels, dependencies, stage_branches, worker_resources
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
@@ -79,9 +79,11 @@ def run_pipeline(config: PipelineConfig) -> None:
         parent = stack.enter_context(parent_run(tracker, folder, config.name))
         progress.say(f"{config.name}: in {folder.path}; see it with: mlflow ui --backend-store-uri {uri}")
         cluster = stack.enter_context(connect(config.cluster))
-        for branch in stage_branches(config):
-            if not isinstance(branch.stage, (ExportStage, ReportStage)):
-                cluster.require(config.resources(branch.stage), branch.stage_name)
+        asked = worker_resources(config)
+        for stage_name, resources in asked.items():
+            cluster.require(resources, stage_name)
+        if idle := cluster.idle_gpus(asked.values()):
+            progress.say(f"{config.name}: {idle}")
         context = RunContext(config, folder, cluster, tracker, parent, progress, StopRequest(progress), datasets)
         Execution(context).run()
 

@@ -60,11 +60,6 @@ def collective_backend() -> str:
     return "nccl" if select_device().type == "cuda" else "gloo"
 
 
-def visible_gpus() -> int:
-    """GPUs that this process could use."""
-    return torch.cuda.device_count()
-
-
 def precision_dtype(precision: str) -> torch.dtype:
     """The dtype of weights and activations under a config's `engine.precision`."""
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]

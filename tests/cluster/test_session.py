@@ -5,10 +5,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.session import Cluster, Node, answers_at, connect, no_answer, require_answer
+from pipeline.cluster.session import (
+    Cluster,
+    Node,
+    answers_at,
+    connect,
+    idle_gpus_here,
+    no_answer,
+    require_answer,
+)
 from pipeline.config.schema import ClusterConfig, ElasticWorkers, ResourcesConfig
 from pipeline.errors import ClusterError
 
@@ -57,6 +66,33 @@ def test_a_stage_must_fit_as_a_whole(workers: int | ElasticWorkers, cpus: int, g
     )
     with pytest.raises(ClusterError, match=expected):
         cluster((2, 1), (2, 0)).require(resources, "pretrain")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "count"),
+    [
+        ([0, 0], [0], None),
+        ([4, 0], [0, 1], None),
+        ([1, 0], [0], "1 GPU stays"),
+        ([4, 2], [0, 0], "6 GPUs stay"),
+    ],
+)
+def test_gpus_that_nobody_asks_for_are_told_of(gpus: list[int], asked: list[int], count: str | None) -> None:
+    told = cluster(*((2, number) for number in gpus)).idle_gpus(ResourcesConfig(gpus_per_worker=n) for n in asked)
+    sentence = "idle on this machine, as no stage asks for one: cluster.gpus_per_worker=1 computes on GPUs"
+    assert told == (f"{count} {sentence}" if count else None)
+
+
+def test_gpus_of_this_machine_are_counted_without_asking_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("pipeline.cluster.session.DEVICES", tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = idle_gpus_here(ClusterConfig(), [ResourcesConfig()])
+    assert told is not None
+    assert told.startswith("2 GPUs stay idle on this machine")
+    assert idle_gpus_here(ClusterConfig(), [ResourcesConfig(gpus_per_worker=1)]) is None
+    assert idle_gpus_here(ClusterConfig(address="10.0.0.1:6379"), [ResourcesConfig()]) is None
 
 
 def test_stages_share_the_cluster() -> None:

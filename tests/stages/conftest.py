@@ -51,6 +51,16 @@ PIPELINE: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of this machine's devices: no GPU is among them, until a test puts one there."""
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    monkeypatch.setattr("pipeline.cluster.session.DEVICES", folder)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return folder
+
+
 @pytest.fixture
 def raw() -> dict[str, Any]:
     """A pipeline with a fan-out and two fine-tuning stages, as plain data that a test may change."""

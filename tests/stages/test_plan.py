@@ -57,6 +57,14 @@ def test_amounts_come_from_the_index(config: PipelineConfig) -> None:
 
 
 @pytest.mark.usefixtures("with_data")
+def test_gpus_that_no_stage_asks_for_are_noted(config: PipelineConfig, devices: Path) -> None:
+    (devices / "nvidia0").touch()
+    assert plan(config).notes == [
+        "1 GPU stays idle on this machine, as no stage asks for one: cluster.gpus_per_worker=1 computes on GPUs."
+    ]
+
+
+@pytest.mark.usefixtures("with_data")
 def test_other_units_of_duration(config: PipelineConfig) -> None:
     result = plan(config)
     larger, finer = stage(result, "larger").training, stage(result, "finer").training

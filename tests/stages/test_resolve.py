@@ -27,6 +27,7 @@ from pipeline.stages.resolve import (
     stage_image_sizes,
     stage_spec,
     surgeries,
+    worker_resources,
 )
 
 NANO = build_spec("nano", image_size=28, channels=1, num_classes=10)
@@ -49,6 +50,10 @@ def test_branches_come_after_what_they_need(config: PipelineConfig) -> None:
     ]
     assert branches[0] == Branch("pretrain/nano", "pretrain", "nano", config.stages["pretrain"])
     assert branches[2].variant is None
+
+
+def test_exports_and_reports_ask_for_no_workers(config: PipelineConfig) -> None:
+    assert worker_resources(config) == dict.fromkeys(("pretrain", "larger", "finer", "evaluate"), config.cluster)
 
 
 @pytest.mark.parametrize(
