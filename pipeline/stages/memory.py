@@ -2,8 +2,8 @@
 
 Weights, gradients and optimiser state: ZeRO (Rajbhandari et al. 2020, section 3): stage 1 shares the optimiser state,
 and the moving average beside it, among the N ranks, stage 2 the gradients too, stage 3 the weights too. bf16 training
-keeps fp32 master weights. Activations: Korthikanti et al. 2022, section 4.1, without dropout masks and without the
-attention matrix, which fused attention does not keep.
+keeps fp32 master weights, and adds gradients up in fp32, where the paper has 16 bits. Activations: Korthikanti et al.
+2022, section 4.1, without dropout masks and without the attention matrix, which fused attention does not keep.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rank_memory(parameters: int, stage: TrainStage, world_size: int, activations
         RankMemory(
             zero_stage=zero,
             weights=shared(parameters * width, zero >= 3),
-            gradients=shared(parameters * width, zero >= 2),
+            gradients=shared(parameters * FP32, zero >= 2),
             optimizer=shared(optimizer, zero >= 1),
             ema=shared(ema, zero >= 1),
             activations=activations,

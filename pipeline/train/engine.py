@@ -14,9 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.training import EngineConfig
+from pipeline.train.device import select_device
 from pipeline.train.flats import Flat, grouped_flats, replicated_flats, sliced_flats
 
-LARGEST_BUCKET = 500_000_000  # gradients that are reduced at once: DeepSpeed's default
+# Gradients that are reduced at once, 64 MB: enough to fill a network, and few enough that of a model of any size the
+# backward pass hides all but the last. A buffer of so many is held; DeepSpeed's default is two gigabytes.
+LARGEST_BUCKET = 1 << 24
+# Elements that weights and their stand-ins change places by: the memory that it takes besides.
+SWAPPED_AT_ONCE = 1 << 22
 
 
 def import_deepspeed() -> Any:
@@ -55,30 +60,25 @@ class Engine:
         deepspeed.utils.logger.setLevel(logging.WARNING)
         self.zero_stage = config.zero_stage
         self._lr_scales = [(group["lr"], group.get("lr_scale", 1.0)) for group in optimizer.param_groups]
-        settings: dict[str, Any] = {
-            # The caller splits a step into as many micro-batches as it needs and says where it ends by step().
-            "managed_gradient_accumulation": False,
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_clipping": clip_grad_norm,
-            "bf16": {"enabled": config.precision == "bf16"},
-            "zero_optimization": {
-                "stage": config.zero_stage,
-                "overlap_comm": False,
-                # A buffer of this size is taken at each step; the default is a gigabyte, whatever the model.
-                "reduce_bucket_size": min(sum(p.numel() for p in model.parameters()), LARGEST_BUCKET),
-            },
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": sys.maxsize,
-        }
+        settings = engine_settings(
+            config,
+            clip_grad_norm=clip_grad_norm,
+            parameters=sum(p.numel() for p in model.parameters()),
+            overlaps=select_device().type == "cuda" and torch.distributed.get_world_size() > 1,
+        )
+        self._bucket_size: int = settings["zero_optimization"]["reduce_bucket_size"]
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         self._zero = self._engine.optimizer
-        if self.zero_stage in (1, 2):
+        if hasattr(self._zero, "check_overflow"):
             # The norm, over all ranks, tells whether a gradient is not finite; DeepSpeed would also look at each one.
             self._zero.check_overflow = lambda **_: None
         self.flats = self._find_flats()
         self.before_change: Callable[[], None] = lambda: None
-        if self.zero_stage == 0:
-            self._engine.enable_backward_allreduce = False  # `step` does it, to look at the gradients first
+        # Where every rank holds all gradients, `step` reduces them: DeepSpeed would join half a billion of them first,
+        # and without ZeRO `step` also wants to look at them before DeepSpeed does.
+        self._reduces_whole = self.zero_stage == 0 or (self.zero_stage == 1 and config.precision == "bf16")
+        if self._reduces_whole:
+            self._engine.enable_backward_allreduce = False
 
     def _find_flats(self) -> list[Flat]:
         if self.zero_stage == 0:
@@ -117,6 +117,8 @@ class Engine:
         False, on every rank, if the gradient was not finite: then nothing has changed.
         """
         self.before_change()
+        if self._reduces_whole:
+            self._engine.buffered_allreduce_fallback(elements_per_buffer=self._bucket_size)
         if self.zero_stage == 0:
             return self._replicated_step()
         self._engine.step()
@@ -125,7 +127,6 @@ class Engine:
 
     def _replicated_step(self) -> bool:
         """Without ZeRO DeepSpeed neither looks for infinities nor keeps the norm."""
-        self._engine.buffered_allreduce_fallback()
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
         self._engine._global_grad_norm = norm = torch.nn.utils.get_total_norm(gradients)
         if finite := bool(norm.isfinite()):
@@ -151,17 +152,47 @@ class Engine:
 
     @contextmanager
     def computing_with_collective(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Within this context the model computes with other weights, one tensor for each flat."""
+        """Within this context the model computes with other weights, one tensor for each flat; these hold its own."""
         self.before_change()
-        kept = [flat.weights.clone() for flat in self.flats]
-        self._write_collective(weights)
+        self._swap_collective(weights)
         try:
             yield
         finally:
-            self._write_collective(kept)
+            self._swap_collective(weights)
 
     @torch.no_grad()
-    def _write_collective(self, weights: Sequence[Tensor]) -> None:
-        for flat, values in zip(self.flats, weights, strict=True):
-            flat.weights.copy_(values)
+    def _swap_collective(self, weights: Sequence[Tensor]) -> None:
+        """Exchange the values of the flats and of other tensors, piece by piece: a copy of all would not always fit."""
+        for flat, others in zip(self.flats, weights, strict=True):
+            for mine, other in zip(flat.weights.split(SWAPPED_AT_ONCE), others.split(SWAPPED_AT_ONCE), strict=True):
+                kept = mine.clone()
+                mine.copy_(other)
+                other.copy_(kept)
         self.refresh_collective()
+
+
+def engine_settings(config: EngineConfig, *, clip_grad_norm: float, parameters: int, overlaps: bool) -> dict[str, Any]:
+    """DeepSpeed's settings for a model of so many parameters; `overlaps`: reduce gradients during the backward pass.
+
+    Gradients of micro-batches and ranks are added up in fp32, whatever they are computed in: in bf16 what is below a
+    256th of the sum so far would be lost. ZeRO-1 in bf16 is then DeepSpeed's BF16_Optimizer, with an fp32 gradient of
+    every parameter on every rank.
+    """
+    return {
+        # The caller splits a step into as many micro-batches as it needs and says where it ends by step().
+        "managed_gradient_accumulation": False,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": clip_grad_norm,
+        # Each gradient is added up as soon as it is there, and its bf16 memory is free again.
+        "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            # Stages 0 and 1 reduce in `step`, when there is no backward pass left to hide it.
+            "overlap_comm": overlaps and config.zero_stage >= 2,
+            "reduce_bucket_size": min(parameters, LARGEST_BUCKET),
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": sys.maxsize,
+    }

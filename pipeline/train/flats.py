@@ -44,9 +44,13 @@ def replicated_flats(module: nn.Module, optimizer: Any) -> list[Flat]:
 def grouped_flats(module: nn.Module, zero: Any) -> list[Flat]:
     """Stages 1 and 2: a part of each parameter group."""
     names = names_of(module)
+    if hasattr(zero, "bf16_groups"):  # BF16_Optimizer, which is stage 1 in bf16
+        groups, parts = zero.bf16_groups, zero.fp32_groups_flat_partition
+    else:
+        groups, parts = zero.bit16_groups, zero.single_partition_of_fp32_groups
     return [
         Flat(flat.data, zero.optimizer.state, flat, _mapped_spans(parameters, names))
-        for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True)
+        for parameters, flat in zip(groups, parts, strict=True)
     ]
 
 

@@ -27,14 +27,19 @@ def stage(precision: str = "bf16", optimizer: str = "adamw", ema: float | None =
 
 
 def test_the_papers_example() -> None:
-    """ZeRO, figure 1: 7.5 B parameters on 64 ranks with Adam take 120, 31.4, 16.6 and 1.9 GB."""
-    totals = [memory.total / 1e9 for memory in rank_memory(7_500_000_000, stage(), 64, 0)]
+    """ZeRO, figure 1: 7.5 B parameters on 64 ranks with Adam take 120, 31.4, 16.6 and 1.9 GB.
+
+    Our gradients take two bytes more of each, wherever they are.
+    """
+    memories = rank_memory(7_500_000_000, stage(), 64, 0)
+    assert [memory.gradients / 1e9 for memory in memories] == pytest.approx([30, 30, 0.47, 0.47], abs=0.01)
+    totals = [(memory.total - memory.gradients / 2) / 1e9 for memory in memories]
     assert totals == pytest.approx([120, 31.4, 16.6, 1.9], abs=0.06)
 
 
 @pytest.mark.parametrize(
     ("precision", "optimizer", "ema", "bytes_per_parameter"),
-    [("bf16", "adamw", None, 16), ("fp32", "adamw", None, 16), ("bf16", "sgd", None, 12), ("fp32", "sgd", 0.9, 16)],
+    [("bf16", "adamw", None, 18), ("fp32", "adamw", None, 16), ("bf16", "sgd", None, 14), ("fp32", "sgd", 0.9, 16)],
 )
 def test_bytes_per_parameter_on_one_rank(
     precision: str, optimizer: str, ema: float | None, bytes_per_parameter: int

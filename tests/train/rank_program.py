@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import pipeline.train.engine as engine_module
 from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
@@ -249,12 +250,39 @@ def not_finite(zero_stage: int, precision: str, shares: list[int]) -> dict[str, 
     }
 
 
+def accumulate(zero_stage: int, small: int) -> dict[str, Any]:
+    """One step of SGD in bf16 on a gradient of 256 and so many of 1 from each rank; what the weights moved by."""
+    model = nn.Linear(8, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    settings = EngineConfig.model_construct(zero_stage=zero_stage, precision="bf16")
+    engine = Engine(model, optimizer, settings, clip_grad_norm=0.0)
+    for size in (256.0, *[1.0] * small):
+        engine.backward(engine(torch.full((1, 8), size, dtype=torch.bfloat16)).sum())
+    assert engine.step()
+    [flat] = engine.flats
+    return {"moved": torch.cat([-flat.weights[span.offset : span.offset + span.numel] for span in flat.spans])}
+
+
+def overlapped(*arguments: Any) -> dict[str, Any]:
+    """`steps` as on GPUs: reduction in small buckets, two of them, during the backward pass."""
+    told, bucket = engine_module.engine_settings, engine_module.LARGEST_BUCKET
+    engine_module.engine_settings = lambda *given, **named: told(*given, **(named | {"overlaps": True}))
+    engine_module.LARGEST_BUCKET = 5000
+    try:
+        return steps(*arguments)
+    finally:
+        engine_module.engine_settings, engine_module.LARGEST_BUCKET = told, bucket
+
+
 def main() -> None:
     rank, world_size, folder, cases = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
     os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    known = {function.__name__: function for function in (steps, save_and_go_on, resume, not_finite)}
+    known = {
+        function.__name__: function for function in (steps, save_and_go_on, resume, not_finite, accumulate, overlapped)
+    }
     results = {name: known[function](*arguments) for name, (function, arguments) in cases.items()}
     torch.save(results, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()

@@ -28,6 +28,7 @@ STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
 EVERY = [(stage, precision) for stage in STAGES for precision in PRECISIONS if (stage, precision) != (0, "bf16")]
 TIED = [(stage, "fp32") for stage in STAGES]
+SMALL = 65  # gradients of 1 on top of one of 256: in bf16 each of them alone would be lost
 SHARES = {1: [8], 2: [5, 3], 3: [3, 0, 5]}
 # (saved ZeRO stage, precision, ranks now, ZeRO stage now), all saved by two ranks.
 CONVERSIONS = [
@@ -59,6 +60,10 @@ def two(run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFact
     for name, stage in product(("lamb", "plain"), STAGES):
         key = case(name, stage)
         cases[key] = ["steps", [stage, "fp32", [5, 3], 2, str(root / key), name]]
+    for stage in STAGES[1:]:
+        name = case("overlapped", stage)
+        cases[name] = ["overlapped", [stage, "fp32", [5, 3], 2, str(root / name)]]
+        cases[case("accumulate", stage)] = ["accumulate", [stage, SMALL]]
     for name, shares, micro_batches in (("more parts than samples", [7, 1], 3), ("a rank without samples", [8, 0], 2)):
         cases[name] = ["steps", [2, "fp32", shares, micro_batches, str(root / name)]]
     for model, keys in (("vit", EVERY), ("tied", TIED), ("lamb", TIED), ("plain", TIED)):
@@ -203,6 +208,21 @@ def test_bf16_moves_the_weights_the_same_way(
     assert float((ours - theirs).norm() / theirs.norm()) < 0.1
     assert two[0][name]["losses"] == pytest.approx(reference["losses"], abs=0.05)
     assert all(value.dtype == torch.float32 for value in state.values())
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_reducing_during_the_backward_pass_changes_nothing(two: Results, root: Path, stage: int) -> None:
+    """Nor do buckets of another size."""
+    found, expected = (
+        saved_state(root, case(kind, stage, *rest), 3) for kind, *rest in (("overlapped",), ("steps", "fp32"))
+    )
+    assert_same_states(found, expected)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_bf16_gradients_of_micro_batches_are_added_up_in_fp32(two: Results, stage: int) -> None:
+    for rank in two:
+        assert set(rank[case("accumulate", stage)]["moved"].tolist()) == {256.0 + SMALL}
 
 
 @pytest.mark.parametrize(("stage", "precision"), EVERY)

@@ -1,0 +1,37 @@
+"""What DeepSpeed is told; what it then does is measured in `test_ranks`."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+
+from pipeline.config.training import EngineConfig
+from pipeline.train.engine import LARGEST_BUCKET, engine_settings
+
+
+def settings(stage: int, precision: str, *, parameters: int = 1000, overlaps: bool = False) -> dict[str, Any]:
+    config = EngineConfig.model_construct(zero_stage=stage, precision=precision)
+    return engine_settings(config, clip_grad_norm=1.0, parameters=parameters, overlaps=overlaps)
+
+
+@pytest.mark.parametrize(("stage", "precision"), list(product(range(4), ("fp32", "bf16"))))
+def test_gradients_are_added_up_and_reduced_in_fp32(stage: int, precision: str) -> None:
+    told = settings(stage, precision)
+    assert told["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert told["communication_data_type"] == "fp32"
+    assert told["bf16"] == {"enabled": precision == "bf16", "immediate_grad_update": True}
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_reduction_hides_behind_the_backward_pass_where_deepspeed_can(stage: int) -> None:
+    """With micro-batches of our own choice it refuses that below stage 2, where nothing is reduced before `step`."""
+    assert settings(stage, "fp32", overlaps=True)["zero_optimization"]["overlap_comm"] is (stage >= 2)
+    assert settings(stage, "fp32")["zero_optimization"]["overlap_comm"] is False
+
+
+def test_a_bucket_holds_the_model_or_a_fair_part_of_it() -> None:
+    assert settings(2, "bf16", parameters=1000)["zero_optimization"]["reduce_bucket_size"] == 1000
+    largest = settings(2, "bf16", parameters=10**9)["zero_optimization"]["reduce_bucket_size"]
+    assert largest == LARGEST_BUCKET == 16 * 2**20
