@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from pipeline.bench.peaks import choose_device, peak_flops_per_s, processor_name
 from pipeline.bench.step_process import Contender, StepJob, on_its_own
 from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.encoder import Recompute
@@ -44,17 +45,21 @@ def measure(
     rounds: int,
     image_size: int = 224,
     deep: int = DEEP,
+    device: str | None = None,
+    peak_tflops: float | None = None,
 ) -> dict[str, Any]:
     """Forward, backward and fused AdamW of every contender in every mode, by variant; rounds in turn, medians.
 
     `ratio` is ours to the better peer in the same mode; `ratio_to_fp32` to the better peer in fp32, which is what one
     would use where bf16 is only emulated. FLOP/s count the products that a contender carries out (ours leaves out what
-    the head does not read), as shares of torch's best matrix product in the mode's dtype and in fp32.
+    the head does not read), as shares of torch's best matrix product in the mode's dtype and in fp32; on a GPU also of
+    its tensor cores' peak (`mfu`; Chowdhery et al. 2022), which `peak_tflops` (in bf16) gives where no table knows it.
     """
+    processor = processor_name(choose_device(device))
     peaks = {precision: on_its_own(matmul_flops_per_s, precision, threads) for precision in ("fp32", "bf16")}
     settings = {"batch_size": batch_size, "threads": threads, "rounds": rounds, "image_size": image_size}
     found: dict[str, Any] = {
-        "settings": settings,
+        "settings": {"processor": processor, **settings},
         "matmul_gflops_per_s": {name: value / 1e9 for name, value in peaks.items()},
     }
     for variant in variants:
@@ -62,7 +67,11 @@ def measure(
         by_mode = found[variant] = {
             name: measure_mode(spec, MODES[name], peaks, batch_size, threads, rounds) for name in modes
         }
-        for result in by_mode.values():
+        for name, result in by_mode.items():
+            if peak := peak_flops_per_s(processor, MODES[name].precision, peak_tflops):
+                for contender in CONTENDERS:
+                    rate = result[contender]["images_per_s"] * step_flops(spec, contender)
+                    result[contender]["mfu"] = rate / peak
             if "fp32" in by_mode:
                 result["ratio_to_fp32"] = result["ours"]["images_per_s"] / better_peer(by_mode["fp32"])
         by_mode["checkpointing"] = {
@@ -167,9 +176,10 @@ def matmul_flops_per_s(precision: str, threads: int) -> float:
     """The best rate of a product of two square matrices in a dtype, over sizes and repeats."""
     from time import perf_counter
 
-    from pipeline.train.device import precision_dtype, select_device
+    from pipeline.train.device import allow_tf32, precision_dtype, select_device
 
     device, dtype, best = select_device(), precision_dtype(precision), 0.0
+    allow_tf32()
     torch.set_num_threads(threads)
     for size in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

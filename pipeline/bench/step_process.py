@@ -20,7 +20,7 @@ from pipeline.models.encoder import Recompute
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import ViTSpec
 from pipeline.models.variants import build_spec
-from pipeline.train.device import precision_dtype, select_device
+from pipeline.train.device import allow_tf32, precision_dtype, select_device
 
 Result = TypeVar("Result")
 
@@ -148,6 +148,7 @@ _HERE: dict[str, Any] = {}
 
 def _begin(job: StepJob) -> None:
     torch.set_num_threads(job.threads)
+    allow_tf32()  # as ranks do
     # What the libraries load at first use is no model's memory: the optimiser alone brings in torch's compiler.
     Training(replace(job, spec=build_spec("nano", image_size=28, num_classes=10, channels=1))).step_s(1, None)
     reset_peak()

@@ -60,9 +60,26 @@ def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, s
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images a step.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of each contender.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Steps of each, in turn.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="What computes; default: a GPU where there is one, else the CPU.",
+)
+@click.option(
+    "--peak-tflops",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Dense bf16 TFLOP/s of the GPU, for `mfu`; default: those of its data sheet, where it is known.",
+)
 @AS_JSON
 def step(
-    variants: tuple[str, ...], modes: tuple[str, ...], batch_size: int, threads: int, rounds: int, as_json: bool
+    variants: tuple[str, ...],
+    modes: tuple[str, ...],
+    batch_size: int,
+    threads: int,
+    rounds: int,
+    device: str | None,
+    peak_tflops: float | None,
+    as_json: bool,
 ) -> None:
     """Images/s and memory of a training step at 224 px against stock nn.TransformerEncoder and timm.
 
@@ -71,7 +88,16 @@ def step(
     """
     from pipeline.bench.step import measure
 
-    show(measure(list(variants), list(modes), batch_size=batch_size, threads=threads, rounds=rounds), as_json)
+    result = measure(
+        list(variants),
+        list(modes),
+        batch_size=batch_size,
+        threads=threads,
+        rounds=rounds,
+        device=device,
+        peak_tflops=peak_tflops,
+    )
+    show(result, as_json)
 
 
 @group.command("multiscale")

@@ -23,6 +23,7 @@ NEEDS_CARE = re.compile(r"torch\.(?:cuda|accelerator)\.\w+(?:\.\w+)*|pin_memory|
 # Everything in the package that only a GPU carries out. `streams` is driven by a double of torch (test_streams,
 # test_feed, test_saver); what stands elsewhere must be right at sight, as no machine without a GPU runs it.
 ON_A_GPU_ALONE = {
+    "bench/peaks.py": ["torch.cuda.get_device_name"],
     "bench/step_process.py": ["torch.accelerator.synchronize", "torch.cuda.max_memory_allocated"],
     "train/device.py": ["torch.cuda.current_device", "torch.cuda.is_available", "torch.cuda.set_device"],
     "train/streams.py": [

@@ -1,0 +1,54 @@
+"""Which processor is measured, and what it could do at most."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+
+from pipeline.errors import ClusterError
+from pipeline.train.device import select_device
+
+# Dense bf16 TFLOP/s of the tensor cores, with sums in fp32, from NVIDIA's data sheets of each; the first that is named.
+# Where a sheet gives figures "with sparsity", half of them.
+BF16_TFLOPS = {
+    "H200": 989.5,
+    "H100 NVL": 835.5,
+    "H100 PCIe": 756.5,
+    "H100": 989.5,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "A40": 149.7,
+    "A10": 125.0,
+    "L4": 121.0,
+}
+TF32_SHARE = 0.5  # of bf16's rate, on all of these
+
+
+def choose_device(wanted: str | None) -> torch.device:
+    """The device to measure on, in processes started from here too; by default a GPU where there is one."""
+    if wanted == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    device = select_device()
+    if wanted == "cuda" and device.type != "cuda":
+        raise ClusterError(
+            f"--device cuda: PyTorch {torch.__version__} finds no GPU it can use here; see `nvidia-smi`, or take "
+            "--device cpu"
+        )
+    return device
+
+
+def processor_name(device: torch.device) -> str:
+    """What the maker calls a GPU; "CPU" for the rest."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def peak_flops_per_s(processor: str, precision: str, bf16_tflops: float | None = None) -> float | None:
+    """The most operations a second of a processor's tensor cores in a precision; fp32 stands for TF32.
+
+    `bf16_tflops` takes the place of the table. None where neither knows.
+    """
+    known = (tflops for name, tflops in BF16_TFLOPS.items() if re.search(rf"\b{name}\b", processor))
+    tflops = bf16_tflops or next(known, None)
+    return None if tflops is None else 1e12 * tflops * (1.0 if precision == "bf16" else TF32_SHARE)
