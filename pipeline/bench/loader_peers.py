@@ -110,8 +110,9 @@ def dali(urls: list[str], image_size: int, workers: int, batch_size: int, stack:
 
 def write_dali_index(url: str, path: Path) -> str:
     """A shard's index in DALI's own format: a line of (member, byte, bytes, name) per sample."""
+    from pipeline.shards.members import split_name
     from pipeline.shards.store import open_url
-    from pipeline.shards.tar import TarStream, members, split_name
+    from pipeline.shards.tar import TarStream, members
 
     lines: dict[str, list[str]] = {}
     with open_url(url) as file:

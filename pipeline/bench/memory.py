@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from pipeline.bench.processes import peak_bytes, tree
 from pipeline.config.data import DataConfig
 from pipeline.shards.build import write_index
 from pipeline.shards.index import DatasetIndex, make_index
-from pipeline.shards.scan import ShardRecord
 from pipeline.shards.sidecar import SUFFIX
 
 FACTOR = 10
@@ -39,9 +39,8 @@ def repeated(index: DatasetIndex, folder: Path, times: int) -> DatasetIndex:
             name = f"{record.name.removesuffix('.tar')}-{number:03d}.tar"
             for suffix in ("", SUFFIX):
                 os.link(Path(index.url, record.name + suffix), folder / (name + suffix))
-            columns = record.samples, record.bytes, record.sha256, record.label_min, record.label_max
-            records.append(ShardRecord(name, *columns))
-    larger = make_index(str(folder), sorted(records, key=lambda record: record.name), index.classes, index.label_key)
+            records.append(replace(record, name=name))
+    larger = make_index(str(folder), sorted(records, key=lambda record: record.name), index.classes, index.keys)
     write_index(larger)
     return larger
 

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from pipeline.shards.index import DatasetIndex
 
 CLICK_TYPES = {int: click.INT, str: click.STRING, Path: click.Path(path_type=Path)}
+IMAGE_KEY = click.option(
+    "--image-key", help="Extensions of the image member, the first match wins, such as 'png;jpg'; default: the index's."
+)
+LABEL_KEY = click.option("--label-key", help="Extension of the label member; default: the index's, else cls.")
 WORKERS = click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
 
 
@@ -51,7 +55,8 @@ def make_group() -> None:
 @group.command("index")
 @click.argument("pattern")
 @click.option("--classes", help="Label names in order: a,b,c or a file with one a line.")
-@click.option("--label-key", help="Extension of the label members; default: cls.")
+@IMAGE_KEY
+@LABEL_KEY
 @click.option(
     "--headers-only",
     is_flag=True,
@@ -59,36 +64,86 @@ def make_group() -> None:
 )
 @WORKERS
 def index_command(
-    pattern: str, classes: str | None, label_key: str | None, headers_only: bool, workers: int | None
+    pattern: str,
+    classes: str | None,
+    image_key: str | None,
+    label_key: str | None,
+    headers_only: bool,
+    workers: int | None,
 ) -> None:
     """Index the shards that PATTERN means: a folder, a tar, a glob, or braces such as train-{000000..000010}.tar.
 
-    The tars may come from any tool that names members as WebDataset does, and lie anywhere that fsspec reaches.
-    Shards whose index still fits are not read again.
+    CONFIG.yaml:NAME stands for a data set of a pipeline, with its keys. The tars may come from any tool that names
+    members as WebDataset does, and lie anywhere that fsspec reaches. Shards whose index still fits are not read again.
+    Samples without image or label are counted.
     """
     from pipeline.shards.build import build_index
     from pipeline.shards.class_file import read_class_names
+    from pipeline.shards.named import named_set
 
     names = None if classes is None else read_class_names(classes)
-    _summarise(build_index(pattern, classes=names, label_key=label_key, headers_only=headers_only, workers=workers))
+    one = named_set(pattern, image_key, label_key)
+    index = build_index(
+        one.pattern,
+        classes=names,
+        image_key=one.image_key,
+        label_key=one.label_key,
+        headers_only=headers_only,
+        workers=workers,
+    )
+    _summarise(index)
+    _tell_lacks(index, pattern)
 
 
 @group.command("verify")
-@click.argument("pattern")
+@click.argument("patterns", nargs=-1, required=True, metavar="PATTERN...")
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Decode every image, and look for doubles.")
+@IMAGE_KEY
+@LABEL_KEY
 @WORKERS
-def verify_command(pattern: str, decode: bool, workers: int | None) -> None:
-    """Read every byte of the shards that PATTERN means; one line for each fault, and exit status 3 if there is one."""
-    from pipeline.errors import DataError
-    from pipeline.shards.verify import verify
+def verify_command(
+    patterns: tuple[str, ...], decode: bool, image_key: str | None, label_key: str | None, workers: int | None
+) -> None:
+    """Read every byte of the shards that PATTERN means; one line for each fault, and exit status 3 if there is one.
 
-    faults = 0
-    for fault in verify(pattern, decode_images=decode, workers=workers):
-        faults += 1
+    CONFIG.yaml:NAME stands for a data set of a pipeline, with its keys, and CONFIG.yaml for all of them. Of several
+    data sets, images that are in two are faults. Doubles within one are reported, but no fault: the status stays 0.
+    """
+    from collections import Counter
+
+    from pipeline.errors import DataError
+    from pipeline.shards.named import named_sets
+    from pipeline.shards.verify import Kind, verify
+
+    sets = [one for pattern in patterns for one in named_sets(pattern, image_key, label_key)]
+    found: Counter[Kind] = Counter()
+    for fault in verify(*sets, decode_images=decode, workers=workers):
+        found[fault.kind] += 1
         click.echo(str(fault))
-    if faults:
-        raise DataError(f"{pattern}: {faults} fault{'s' if faults > 1 else ''} found; make or copy those shards again")
-    click.echo(f"{pattern}: valid")
+    said = "; ".join(kind.summary(found[kind]) for kind in Kind if found[kind])
+    if any(kind.is_fault for kind in found):
+        raise DataError(f"{' '.join(patterns)}: {said}")
+    click.echo(f"{' '.join(patterns)}: valid{f', but {said}' if said else ''}")
+
+
+@group.command("regroup")
+@click.argument("pattern")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
+@IMAGE_KEY
+@LABEL_KEY
+@WORKERS
+def regroup_command(pattern: str, out: Path, image_key: str | None, label_key: str | None, workers: int | None) -> None:
+    """Write the tars of PATTERN anew with the members of each sample side by side, bytes unchanged, and index them.
+
+    For tars in which they lie apart, and for files that are several tars one behind the other.
+    """
+    from pipeline.shards.named import named_set
+    from pipeline.shards.regroup import regroup
+
+    one = named_set(pattern, image_key, label_key)
+    index = regroup(one.pattern, out, image_key=one.image_key, label_key=one.label_key, workers=workers)
+    _summarise(index)
+    _tell_lacks(index, str(out))
 
 
 @group.command("order")
@@ -140,15 +195,19 @@ def order_command(
 @click.argument("pattern")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write histograms to this PNG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@IMAGE_KEY
+@LABEL_KEY
 @WORKERS
-def stats_command(pattern: str, plot: Path | None, as_json: bool, workers: int | None) -> None:
-    """Counts, bytes, formats, image sizes and classes of the shards that PATTERN means."""
+def stats_command(
+    pattern: str, plot: Path | None, as_json: bool, image_key: str | None, label_key: str | None, workers: int | None
+) -> None:
+    """Counts, bytes, formats, image sizes and classes of the shards that PATTERN, or CONFIG.yaml:NAME, means."""
     import json
 
-    from pipeline.shards.index import load_index
+    from pipeline.shards.named import named_set
     from pipeline.shards.stats import dataset_stats, draw
 
-    stats, sizes = dataset_stats(load_index(pattern), workers)
+    stats, sizes = dataset_stats(*named_set(pattern, image_key, label_key).open(), workers)
     if plot is not None:
         draw(stats, sizes, plot)
     if as_json:
@@ -174,19 +233,29 @@ def stats_command(pattern: str, plot: Path | None, as_json: bool, workers: int |
     "--background",
     nargs=3,
     type=click.IntRange(0, 255),
-    default=(255, 255, 255),
-    show_default=True,
     metavar="R G B",
-    help="What shows through transparent pixels.",
+    help="What shows through transparent pixels; default: the data set's, else white.",
 )
+@IMAGE_KEY
+@LABEL_KEY
 def preview_command(
-    pattern: str, out: Path, count: int, columns: int, side: int, seed: int, background: tuple[int, int, int]
+    pattern: str,
+    out: Path,
+    count: int,
+    columns: int,
+    side: int,
+    seed: int,
+    background: tuple[int, int, int] | None,
+    image_key: str | None,
+    label_key: str | None,
 ) -> None:
-    """Write a contact sheet, a PNG with some samples of the shards that PATTERN means."""
-    from pipeline.shards.index import load_index
+    """Write a contact sheet, a PNG with some samples of the shards that PATTERN, or CONFIG.yaml:NAME, means."""
+    from pipeline.shards.named import named_set
     from pipeline.shards.preview import contact_sheet
 
-    contact_sheet(load_index(pattern), out, count=count, columns=columns, side=side, seed=seed, background=background)
+    one = named_set(pattern, image_key, label_key)
+    background = background or one.background
+    contact_sheet(*one.open(), out, count=count, columns=columns, side=side, seed=seed, background=background)
     click.echo(f"{out}: written")
 
 
@@ -278,3 +347,13 @@ def _summarise(index: DatasetIndex) -> None:
         f"{index.url}: {len(index.shards):,} shards, {index.num_samples:,} samples, "
         f"{int(index.sizes.sum()) / 1e6:,.1f} MB{classes}, digest {index.digest}"
     )
+
+
+def _tell_lacks(index: DatasetIndex, pattern: str) -> None:
+    """What is without image or label: in total, and of the worst shards."""
+    from pipeline.shards.lacks import tell_lacks
+
+    for line in tell_lacks(index):
+        click.echo(line)
+    if index.lacks:
+        click.echo(f"  `minivit shards verify {pattern!r}` names each")

@@ -33,8 +33,12 @@ class DatasetConfig(Section):
     shards: str
     make: str | None = Field(default=None, description="built-in data set that `run` writes there if it is missing")
     classes: list[str] | None = Field(default=None, description="label names; default: those in the index")
-    image_key: str = Field(default="png;jpg;jpeg;webp", description="extensions of the image member, first match wins")
-    label_key: str = Field(default="cls", description="extension of the label member, a decimal class number")
+    image_key: str | None = Field(
+        default=None, description="extensions of the image member, first match wins; default: the index's (png;jpg;..)"
+    )
+    label_key: str | None = Field(
+        default=None, description="extension of the label member, a decimal class number; default: the index's (cls)"
+    )
     cache: CacheConfig | None = Field(default=None, description="local copy of remote shards; default: none")
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)

@@ -14,15 +14,16 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from pipeline.config.data import DatasetConfig
+from pipeline.config.data import Color, DatasetConfig
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, read_header
 from pipeline.images.decode import decode as decode_image
 from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.shards.index import load_index, load_offsets
+from pipeline.shards.members import Keys, Unusable, parse_label
 from pipeline.shards.store import read_range
-from pipeline.shards.tar import TornTar, parse_label, read_sample
+from pipeline.shards.tar import TornTar, read_sample
 
 NUM_IMAGES = 6
 LOOKED_THROUGH = 64  # samples among which images of different classes are sought
@@ -85,25 +86,27 @@ def glances(bundle: Path, dataset: DatasetConfig) -> list[Glance]:
 
 def first_images(dataset: DatasetConfig, channels: int) -> Iterator[TestImage]:
     """The readable images among the first samples of the first shard that has any."""
-    shard = next((shard for shard in load_index(dataset.shards).shards if shard.samples), None)
+    index = load_index(dataset.shards)
+    keys = index.keys.override(dataset.image_key, dataset.label_key)
+    shard = next((shard for shard in index.shards if shard.samples), None)
     if shard is None:
         return
     offsets = load_offsets(shard)[: LOOKED_THROUGH + 1].tolist()
     for start, stop in pairwise(offsets):
-        image = decode(read_range(shard.url, start, stop), dataset, channels)
+        image = decode(read_range(shard.url, start, stop), keys, channels, dataset.background)
         if image is not None:
             yield image
 
 
-def decode(sample: bytes, dataset: DatasetConfig, channels: int) -> TestImage | None:
+def decode(sample: bytes, keys: Keys, channels: int, background: Color) -> TestImage | None:
     """The image and label in the bytes of one sample; None if it holds no image that can be read."""
     try:
         key, members = read_sample(sample)
-        name = next(name for name in dataset.image_key.split(";") if name in members)
-        pixels = decode_image(members[name], read_header(members[name]), channels, dataset.background)
-    except (TornTar, StopIteration, BadImage):
+        image = keys.image_of(members)
+        pixels = decode_image(image, read_header(image), channels, background)
+    except (TornTar, Unusable, BadImage):
         return None
-    label = parse_label(bytes(members.get(dataset.label_key, b"")))
+    label = parse_label(bytes(members.get(keys.label, b"")))
     return TestImage(key, pixels, label)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.errors import DataError
 from pipeline.shards import store
-from pipeline.shards.index import INDEX_NAME, DatasetIndex, decode_index, encode_index, make_index
+from pipeline.shards.compressed import advice
+from pipeline.shards.index import INDEX_NAME, DatasetIndex, decode_index, encode_index, make_index, no_shards
+from pipeline.shards.members import Keys
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern
-from pipeline.shards.scan import ShardRecord, scan_shard
+from pipeline.shards.scan import ShardRecord, guess_image, scan_shard
 from pipeline.shards.sidecar import SUFFIX, read_sidecar, write_sidecar
 from pipeline.shards.tar import TornTar
 
@@ -25,6 +28,7 @@ def build_index(
     pattern: str,
     *,
     classes: list[str] | None = None,
+    image_key: str | None = None,
     label_key: str | None = None,
     headers_only: bool = False,
     workers: int | None = None,
@@ -32,31 +36,34 @@ def build_index(
     """Index the shards that a pattern means and return the index of exactly these.
 
     Shards of the folder that were indexed before and are still there stay in `index.json`. A shard is not read again
-    if its index and sidecar fit it (size, hash named in both; local ones also must not have been written since).
-    `classes` and `label_key` default to those of the earlier index, else to none and "cls". With `headers_only`,
+    if its index and sidecar fit it (size, hash named in both; local ones also must not have been written since); for
+    other keys than before, its headers and labels are. Classes and keys default to those of the earlier index, else to
+    none, the usual extensions of images (or the only one there is in the first shard) and "cls". With `headers_only`,
     headers and labels alone are read: of a remote shard only ranges, but a changed image of equal size goes unnoticed.
-    Raises DataError if nothing matches, a tar is torn, labels lie outside the classes, or the folder takes no files.
+    Raises DataError if nothing matches, a tar is torn or its samples do not lie together, labels lie outside the
+    classes, or the folder takes no files.
     """
     parsed = parse_pattern(pattern)
     with folder_lock(parsed.folder, "index"):
         listing = store.list_sizes(parsed.folder, [INDEX_NAME, *parsed.literals])
         names = [name for name in parsed.select(listing) if name.endswith(".tar")]
         chosen, absent = names, [name for name in parsed.literals if name not in listing]
-        if not names or absent:
-            missing = f"names {absent[0]}, which {parsed.folder} does not hold" if absent else "matches no shards"
-            raise DataError(f"{pattern!r} {missing}; correct the pattern")
+        if not names:
+            raise no_shards(parsed, listing)
+        if absent:
+            raise DataError(f"{pattern!r} names {absent[0]}, which {parsed.folder} does not hold; correct the pattern")
+        if packed := parsed.select_packed(listing):
+            print(f"left out: {advice(parsed.folder, packed)}", file=sys.stderr)
         earlier = _earlier_index(parsed.folder, listing)
-        label_key = label_key or earlier.label_key
+        keys = _keys(earlier, image_key, label_key, [store.join(parsed.folder, name) for name in names])
         known = {record.name: record for record in earlier.records() if record.name in listing}
-        alike = (label_key, headers_only) == (earlier.label_key, earlier.headers_only)
-        usable = known if alike else {}
-        if not alike:
-            names = sorted({*names, *known})  # one index, one kind of hash and label
-        stale = [name for name in names if not _fits(usable.get(name), parsed.folder, listing)]
-        fresh = _scan_all(ScanTask(parsed.folder, label_key, headers_only), stale, workers)
+        if (keys, headers_only) != (earlier.keys, earlier.headers_only):
+            names = sorted({*names, *known})  # one index, one kind of hash, image and label
+        jobs = _jobs(names, known, earlier, keys, headers_only, listing)
+        fresh = _scan_all(ScanTask(pattern, parsed.folder, keys), jobs, workers)
         rows = {**known, **{record.name: record for record in fresh}}
         ordered = [rows[name] for name in sorted(rows)]
-        index = make_index(parsed.folder, ordered, classes or earlier.classes, label_key, headers_only=headers_only)
+        index = make_index(parsed.folder, ordered, classes or earlier.classes, keys, headers_only=headers_only)
         write_index(index)
     return index.select(chosen)
 
@@ -91,44 +98,97 @@ def folder_lock(folder: str, purpose: str) -> Iterator[None]:
         yield
 
 
+class ScanJob(NamedTuple):
+    """A tar to read. With `sha256`, its content is known and its sidecar fits: headers and labels are enough."""
+
+    name: str
+    headers_only: bool
+    sha256: str | None
+
+
 @dataclass(frozen=True)
 class ScanTask:
     """Read one tar and write its sidecar; gives the row, or in words what is wrong with the tar."""
 
+    pattern: str
     folder: str
-    label_key: str
-    headers_only: bool
+    keys: Keys
 
-    def __call__(self, name: str) -> ShardRecord | str:
-        url = store.join(self.folder, name)
+    def __call__(self, job: ScanJob) -> ShardRecord | str:
+        url = store.join(self.folder, job.name)
         try:
-            scan = scan_shard(url, self.label_key, headers_only=self.headers_only)
+            scan = scan_shard(url, self.keys, headers_only=job.headers_only)
         except TornTar as tear:
-            return f"{url}: {tear}"
+            return f"{url}: {tear}; write it again or take it out of the folder, then index anew"
+        for fault in scan.faults():
+            return f"{url}: {fault}; {regroup_mend(self.pattern)}"
+        if job.sha256 is not None:
+            return replace(scan.record(job.name), sha256=job.sha256)
         write_sidecar(url, scan.sidecar)
-        return scan.record(name)
+        return scan.record(job.name)
 
 
-def _scan_all(task: ScanTask, names: Sequence[str], workers: int | None) -> list[ShardRecord]:
-    results = list(map_shards(task, names, label="indexing", workers=workers))
-    torn = [result for result in results if isinstance(result, str)]
-    if torn:
-        others = f", and {len(torn) - 1} more shards are damaged" if len(torn) > 1 else ""
-        raise DataError(f"{torn[0]}{others}; write it again or take it out of the folder, then index anew")
+def regroup_mend(pattern: str) -> str:
+    """The words that end an error about tars whose samples cannot be cut out of them."""
+    return (
+        f"run `minivit shards regroup '{pattern}' --out FOLDER`, which writes them anew with each sample in one piece, "
+        "or sort the members with `tar --sort=name`"
+    )
+
+
+def _jobs(
+    names: Sequence[str],
+    known: Mapping[str, ShardRecord],
+    earlier: DatasetIndex,
+    keys: Keys,
+    headers_only: bool,
+    listing: Listing,
+) -> list[ScanJob]:
+    """What is to be read: tars that are new or changed, and the headers of the others if the keys are."""
+    jobs = []
+    for name in names:
+        record = known.get(name)
+        if record is None or headers_only != earlier.headers_only or not _fits(record, earlier.url, listing):
+            jobs.append(ScanJob(name, headers_only, None))
+        elif keys != earlier.keys:
+            jobs.append(ScanJob(name, True, None if headers_only else record.sha256))
+    return jobs
+
+
+def _scan_all(task: ScanTask, jobs: Sequence[ScanJob], workers: int | None) -> list[ShardRecord]:
+    results = list(map_shards(task, jobs, label="indexing", workers=workers))
+    refused = [result for result in results if isinstance(result, str)]
+    if refused:
+        others = f" (and {len(refused) - 1} more shards cannot be indexed)" if len(refused) > 1 else ""
+        raise DataError(f"{refused[0]}{others}")
     return [result for result in results if isinstance(result, ShardRecord)]
 
 
 def _earlier_index(folder: str, listing: Listing) -> DatasetIndex:
-    """The index that is there; an empty one if there is none or it cannot be read, since it will be replaced."""
+    """The index that is there, also one of the format before; an empty one if there is none or it cannot be read."""
     if INDEX_NAME in listing:
         with contextlib.suppress(DataError):
-            return decode_index(store.read_bytes(store.join(folder, INDEX_NAME)), folder)
+            index = decode_index(store.read_bytes(store.join(folder, INDEX_NAME)), folder, older=True)
+            if not index.keys.image:
+                print(f"{folder}: its index is of an older format and is brought up to date", file=sys.stderr)
+            return index
     return make_index(folder, [], None)
 
 
-def _fits(record: ShardRecord | None, folder: str, listing: Listing) -> bool:
+def _keys(earlier: DatasetIndex, image_key: str | None, label_key: str | None, urls: Sequence[str]) -> Keys:
+    """What is asked for, else the earlier index's, else what the first shard speaks for."""
+    keys = earlier.keys if earlier.keys.image else Keys(label=earlier.keys.label)
+    if image_key is None and not earlier.names:
+        guessed = guess_image(urls[0], keys)
+        if guessed != keys:
+            print(f"{urls[0]}: takes the members named {guessed.image_key} for its images", file=sys.stderr)
+        keys = guessed
+    return keys.override(image_key, label_key)
+
+
+def _fits(record: ShardRecord, folder: str, listing: Listing) -> bool:
     """Whether a row of the earlier index and the sidecar still describe the tar."""
-    if record is None or record.name + SUFFIX not in listing:
+    if record.name + SUFFIX not in listing:
         return False
     size, written = listing[record.name]
     if size != record.bytes or written > listing[record.name + SUFFIX][1]:

@@ -19,7 +19,7 @@ class Double(NamedTuple):
     """A repetition: its shard, its key, and what it repeats."""
 
     shard: str
-    key: str
+    key: str | None  # None for a whole shard
     message: str
 
 
@@ -41,8 +41,11 @@ def fingerprint(data: bytes | memoryview) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
+EMPTY = fingerprint(b"")  # of what a sample lacks
+
+
 class Doubles:
-    """Samples that more than one shard has, by 24 bytes for each sample."""
+    """Samples that a data set holds more than once, by 24 bytes for each sample."""
 
     def __init__(self, index: DatasetIndex) -> None:
         self.index = index
@@ -53,23 +56,32 @@ class Doubles:
 
     def found(self) -> Iterator[Double]:
         """Repetitions, each with the place of the first."""
-        if not self._of_shards:
-            return
-        shards = np.concatenate([np.full(len(found.keys), shard) for shard, found in self._of_shards])
-        samples = np.concatenate([np.arange(len(found.keys)) for _, found in self._of_shards])
-        keys, images, labels = (np.concatenate(column) for column in zip(*(f for _, f in self._of_shards), strict=True))
+        shards, samples, (keys, images, labels) = self.columns()
         for first, again in repetitions(keys):
-            if shards[first] != shards[again]:  # within a shard it was told before
-                yield self._double(shards, samples, again, f"this key is in {self._name(shards[first])} too")
-        empty = fingerprint(b"")
+            # Within a shard it was told before; a torn sample has no key.
+            if shards[first] != shards[again] and keys[again] != EMPTY:
+                yield self.double(shards, samples, again, f"this key is in {self._name(shards[first])} too")
         for first, again in repetitions(images):
             labelled = labels[first] >= 0 and labels[again] >= 0
-            if labelled and labels[first] != labels[again] and images[again] != empty:
-                other = self._key(int(shards[first]), int(samples[first]))
-                where = f"{self._name(shards[first])}/{other} (label {labels[first]})"
-                yield self._double(shards, samples, again, f"label {labels[again]}, but its image is that of {where}")
+            if labelled and labels[first] != labels[again] and images[again] != EMPTY:
+                where = f"{self.place(shards, samples, first)} (label {labels[first]})"
+                yield self.double(shards, samples, again, f"label {labels[again]}, but its image is that of {where}")
 
-    def _double(self, shards: np.ndarray, samples: np.ndarray, row: int, message: str) -> Double:
+    def columns(self) -> tuple[np.ndarray, np.ndarray, Fingerprints]:
+        """Of all samples: number of the shard, number in the shard, and what it is known by."""
+        if not self._of_shards:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), Fingerprints.of([])
+        shards = np.concatenate([np.full(len(found.keys), shard) for shard, found in self._of_shards])
+        samples = np.concatenate([np.arange(len(found.keys)) for _, found in self._of_shards])
+        columns = zip(*(found for _, found in self._of_shards), strict=True)
+        return shards, samples, Fingerprints(*(np.concatenate(column) for column in columns))
+
+    def place(self, shards: np.ndarray, samples: np.ndarray, row: int) -> str:
+        """Shard and key of a sample."""
+        return f"{self._name(int(shards[row]))}/{self._key(int(shards[row]), int(samples[row]))}"
+
+    def double(self, shards: np.ndarray, samples: np.ndarray, row: int, message: str) -> Double:
+        """A sample, and what it repeats."""
         shard, sample = int(shards[row]), int(samples[row])
         return Double(self.index.shards[shard].url, self._key(shard, sample), message)
 
@@ -80,6 +92,23 @@ class Doubles:
         info = self.index.shards[shard]
         start, stop = (int(byte) for byte in load_offsets(info)[sample : sample + 2])
         return read_sample(store.read_range(info.url, start, stop))[0]
+
+
+def overlap(first: Doubles, second: Doubles, name: str) -> Iterator[Double]:
+    """What of the second data set is in the first, called `name`: whole shards, and images in other shards."""
+    shared = {shard.url for shard in first.index.shards} & {shard.url for shard in second.index.shards}
+    for url in sorted(shared):
+        yield Double(url, None, f"this shard is in {name} too")
+    theirs, their_samples, (_, their_images, _) = first.columns()
+    ours, our_samples, (_, our_images, _) = second.columns()
+    if not len(their_images):
+        return
+    order = np.argsort(their_images, kind="stable")
+    spots = np.minimum(np.searchsorted(their_images, our_images, sorter=order), len(order) - 1)
+    for row in np.flatnonzero((their_images[order[spots]] == our_images) & (our_images != EMPTY)).tolist():
+        if second.index.shards[int(ours[row])].url not in shared:
+            where = first.place(theirs, their_samples, int(order[spots[row]]))
+            yield second.double(ours, our_samples, row, f"its image is in {name} too: {where}")
 
 
 def repetitions(values: np.ndarray) -> Iterator[tuple[int, int]]:

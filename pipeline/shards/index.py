@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, overload
 
 import numpy as np
@@ -19,12 +19,14 @@ from pipeline.config.class_names import class_name
 from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.cache import RangeCache
+from pipeline.shards.compressed import advice
+from pipeline.shards.members import DEFAULT_KEYS, Keys
 from pipeline.shards.pattern import Pattern, parse_pattern
-from pipeline.shards.scan import ShardRecord
+from pipeline.shards.scan import NOTHING, Lacks, ShardRecord
 from pipeline.shards.sidecar import SUFFIX, mend, parse_sidecar, read_sidecar, sidecar_bytes
 
 INDEX_NAME = "index.json"
-FORMAT, VERSION = "minivit-shards", 2
+FORMAT, VERSION = "minivit-shards", 3
 COLUMNS = "name", "samples", "bytes", "sha256", "label_min", "label_max"
 HASH_DIGITS = 64  # of a SHA-256
 DIGEST_CHARACTERS = 32  # MLflow takes up to 36
@@ -50,7 +52,7 @@ class DatasetIndex:
 
     url: str  # of the folder
     classes: list[str] | None
-    label_key: str  # extension of the members that the label bounds come from
+    keys: Keys  # the members that the label bounds and `lacks` come from
     names: list[str]
     counts: np.ndarray  # int64 [num_shards], samples in each
     sizes: np.ndarray  # int64 [num_shards], bytes of each
@@ -59,6 +61,7 @@ class DatasetIndex:
     )
     label_min: list[int | None]
     label_max: list[int | None]
+    lacks: dict[int, Lacks]  # by position, of the shards that hold samples without image or label
     headers_only: bool = False  # the hashes are those of headers and labels, not of whole tars
 
     def __post_init__(self) -> None:
@@ -80,6 +83,10 @@ class DatasetIndex:
         high = [label for label in self.label_max if label is not None]
         return (min(low), max(high)) if low and high else None
 
+    @property
+    def total_lacks(self) -> Lacks:
+        return reduce(Lacks.plus, self.lacks.values(), NOTHING)
+
     @cached_property
     def digest(self) -> str:
         """Names the content: hexadecimal, from the names, hashes and sample counts of the shards in order."""
@@ -89,7 +96,8 @@ class DatasetIndex:
 
     def records(self) -> list[ShardRecord]:
         counts, sizes = self.counts.tolist(), self.sizes.tolist()
-        columns = self.names, counts, sizes, self._hashes(), self.label_min, self.label_max
+        lacks = [self.lacks.get(i, NOTHING) for i in range(len(self.names))]
+        columns = self.names, counts, sizes, self._hashes(), self.label_min, self.label_max, lacks
         return [ShardRecord(*row) for row in zip(*columns, strict=True)]
 
     def hash_of(self, i: int) -> str:
@@ -105,7 +113,7 @@ class DatasetIndex:
             return self
         rows = dict(zip(self.names, self.records(), strict=True))
         chosen = [rows[name] for name in names]
-        return make_index(self.url, chosen, self.classes, self.label_key, headers_only=self.headers_only)
+        return make_index(self.url, chosen, self.classes, self.keys, headers_only=self.headers_only)
 
 
 class _Shards(Sequence[ShardInfo]):
@@ -133,7 +141,7 @@ def make_index(
     url: str,
     records: Sequence[ShardRecord],
     classes: list[str] | None,
-    label_key: str = "cls",
+    keys: Keys = DEFAULT_KEYS,
     *,
     headers_only: bool = False,
 ) -> DatasetIndex:
@@ -141,13 +149,14 @@ def make_index(
     return DatasetIndex(
         url,
         classes,
-        label_key,
+        keys,
         names=[record.name for record in records],
         counts=np.array([record.samples for record in records], np.int64),
         sizes=np.array([record.bytes for record in records], np.int64),
         sha256="".join(record.sha256 for record in records),
         label_min=[record.label_min for record in records],
         label_max=[record.label_max for record in records],
+        lacks={i: record.lacks for i, record in enumerate(records) if record.lacks != NOTHING},
         headers_only=headers_only,
     )
 
@@ -228,23 +237,29 @@ def encode_index(index: DatasetIndex) -> bytes:
         "format": FORMAT,
         "version": VERSION,
         "classes": index.classes,
-        "label_key": index.label_key,
+        "image_key": index.keys.image_key,
+        "label_key": index.keys.label,
         "hash_of": "headers" if index.headers_only else "content",
         "num_shards": len(index.names),
         "num_samples": index.num_samples,
         "num_bytes": int(index.sizes.sum()),
         "shards": dict(zip(COLUMNS, columns, strict=True)),
+        "lacks": index.lacks,
     }
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
-def decode_index(data: bytes, folder: str) -> DatasetIndex:
-    """The index of all shards of a folder from its file. Raises DataError if it is not one."""
+def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetIndex:
+    """The index of all shards of a folder from its file. Raises DataError if it is not one.
+
+    With `older`, format 2 is read too: it does not know which samples lack an image, so its image keys are none.
+    """
     url = store.join(folder, INDEX_NAME)
     try:
         document = json.loads(data)
-        if document["format"] != FORMAT or document["version"] != VERSION:
-            raise ValueError(f"format {document['format']!r} version {document['version']!r}")
+        version = document["version"]
+        if document["format"] != FORMAT or version not in (VERSION - 1, VERSION):
+            raise ValueError(f"format {document['format']!r} version {version!r}")
         shards = document["shards"]
         names, counts, sizes, hashes, low, high = (shards[column] for column in COLUMNS)
         lengths = {len(names), len(counts), len(sizes), len(low), len(high), document["num_shards"]}
@@ -253,11 +268,20 @@ def decode_index(data: bytes, folder: str) -> DatasetIndex:
         joined = "\0".join(names) + "\0" if names else ""
         if "/" in joined or not joined.count(".tar\0") == joined.count("\0") == len(names):
             raise ValueError("a shard's name that is not a tar of this folder")
-        classes, label_key, headers_only = document["classes"], document["label_key"], document["hash_of"] == "headers"
-        columns = names, _column(counts), _column(sizes), hashes, low, high
-        return DatasetIndex(folder, classes, label_key, *columns, headers_only=headers_only)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        keys = Keys((), document["label_key"])
+        if version == VERSION:
+            keys = keys.override(document["image_key"], None)
+        headers_only = document["hash_of"] == "headers"
+        columns = names, _column(counts), _column(sizes), hashes, low, high, _lacks(document, len(names))
+        index = DatasetIndex(folder, document["classes"], keys, *columns, headers_only=headers_only)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{url}: not an index of format {VERSION} ({error!r}); {mend(folder)}") from None
+    if version != VERSION and not older:
+        raise DataError(
+            f"{url}: has format {version}, which does not say which samples lack an image; {mend(folder)} to bring it "
+            f"to format {VERSION}"
+        )
+    return index
 
 
 def _column(values: list[Any]) -> np.ndarray:
@@ -267,9 +291,24 @@ def _column(values: list[Any]) -> np.ndarray:
     return column
 
 
+def _lacks(document: dict[str, Any], num_shards: int) -> dict[int, Lacks]:
+    lacks = {int(i): Lacks(*counts) for i, counts in document.get("lacks", {}).items()}
+    if any(not 0 <= i < num_shards or min(counts) < 0 for i, counts in lacks.items()):
+        raise ValueError("counts of unusable samples that cannot be")
+    return lacks
+
+
 def _no_index(pattern: Pattern, listing: Mapping[str, tuple[int, int]]) -> DataError:
     if any(name.endswith(".tar") for name in pattern.select(listing)):
         return DataError(f"{pattern.folder}: holds shards but no {INDEX_NAME}; {mend(pattern.text)}")
+    return no_shards(pattern, listing)
+
+
+def no_shards(pattern: Pattern, listing: Mapping[str, tuple[int, int]]) -> DataError:
+    """The error for a pattern that means no tar."""
+    packed = pattern.select_packed(listing)
+    if packed:
+        return DataError(advice(pattern.folder, packed))
     return DataError(
         f"{pattern.text!r} matches no shards; correct the path, or write shards there with `minivit shards make`"
     )

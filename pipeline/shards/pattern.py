@@ -11,6 +11,7 @@ from functools import cached_property
 
 from pipeline.errors import DataError
 from pipeline.shards import store
+from pipeline.shards.compressed import is_compressed, still_packed, unpacked
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -48,6 +49,12 @@ class Pattern:
                 chosen[name] = None
         return list(chosen)
 
+    def select_packed(self, present: Iterable[str]) -> list[str]:
+        """The compressed tars among `present` that the pattern means, by their own name or the plain tar's."""
+        packed = still_packed(name for name in present if name[:1] != ".")
+        both = {name: {name, unpacked(name)} for name in packed}
+        return [name for name in packed if any(fnmatch.filter(both[name], one) for one in self.names)]
+
 
 def parse_pattern(text: str) -> Pattern:
     """Split a shard pattern into its folder and the names in it. Raises DataError for what cannot be a pattern."""
@@ -58,7 +65,12 @@ def parse_pattern(text: str) -> Pattern:
     if store.is_local(text) and store.local_path(text).is_dir():
         return Pattern(text, _absolute(text), ALL)
     folder, slash, name = text.rpartition("/")
-    if not name.endswith((".tar", "*")) and not BRACES.search(name) and not WILDCARD.search(name):
+    if (
+        not name.endswith((".tar", "*"))
+        and not is_compressed(name)
+        and not BRACES.search(name)
+        and not WILDCARD.search(name)
+    ):
         return Pattern(text, _absolute(text), ALL)
     if re.search(r"[*?{}]", folder):
         raise DataError(f"{text!r}: only the file name may vary, since one index describes one folder")

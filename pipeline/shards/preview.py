@@ -13,8 +13,8 @@ from pipeline.images.decode import BadImage, read_header
 from pipeline.images.load import Box, load_box
 from pipeline.shards import store
 from pipeline.shards.index import DatasetIndex, load_offsets
-from pipeline.shards.samples import image_of
-from pipeline.shards.tar import TornTar, parse_label, read_sample
+from pipeline.shards.members import Keys, Unusable, parse_label
+from pipeline.shards.tar import TornTar, read_sample
 
 GAP, CAPTION, MARGIN = 8, 30, 12  # pixels
 FONT_SIZE = 11
@@ -23,6 +23,7 @@ PAPER, INK, FAINT, FAULT = "white", "#1a1a1a", "#777777", "#b3261e"
 
 def contact_sheet(
     index: DatasetIndex,
+    keys: Keys,
     path: Path,
     *,
     count: int = 48,
@@ -33,7 +34,7 @@ def contact_sheet(
 ) -> None:
     """Write a PNG of `count` samples drawn by `seed`, in the order of the shards. Raises DataError."""
     chosen = np.random.default_rng(seed).permutation(index.num_samples)[:count]
-    cells = [cell(index, int(row), side, background) for row in np.sort(chosen)]
+    cells = [cell(index, keys, int(row), side, background) for row in np.sort(chosen)]
     rows = -(-max(len(cells), 1) // columns)
     size = (2 * MARGIN + columns * (side + GAP) - GAP, 2 * MARGIN + rows * (side + CAPTION + GAP) - GAP)
     sheet = Image.new("RGB", size, PAPER)
@@ -52,7 +53,9 @@ def contact_sheet(
     store.write_bytes(str(path), file.getvalue())
 
 
-def cell(index: DatasetIndex, row: int, side: int, background: Color) -> tuple[Image.Image | None, str, str]:
+def cell(
+    index: DatasetIndex, keys: Keys, row: int, side: int, background: Color
+) -> tuple[Image.Image | None, str, str]:
     """Picture (None where it is bad), label or fault, and key of the sample at a position of the data set."""
     ends = np.cumsum(index.counts)
     number = int(np.searchsorted(ends, row, side="right"))
@@ -62,17 +65,16 @@ def cell(index: DatasetIndex, row: int, side: int, background: Color) -> tuple[I
         key, members = read_sample(store.read_range(shard.url, start, stop))
     except TornTar as tear:
         return None, f"the tar {tear}", f"#{sample}"
-    label = parse_label(bytes(members.get(index.label_key, b"")))
+    label = parse_label(bytes(members.get(keys.label, b"")))
     names = index.classes or []
     title = "no label" if label is None else names[label] if label < len(names) else str(label)
     try:
-        image = image_of(members)
-        data = b"" if image is None else bytes(image)
+        data = bytes(keys.image_of(members))
         header = read_header(data)
         scale = side / max(header.height, header.width)
         size = max(round(header.height * scale), 1), max(round(header.width * scale), 1)
         pixels = load_box(data, header, Box(0, 0, header.height, header.width), size, 3, background, exact=True)
-    except BadImage as bad:
+    except (BadImage, Unusable) as bad:
         return None, str(bad), key
     return Image.fromarray(pixels), title, key
 

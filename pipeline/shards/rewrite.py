@@ -31,7 +31,7 @@ class RewriteTask:
         name, rows = job
         ends = np.cumsum(self.index.counts)
         offsets: dict[int, np.ndarray] = {}
-        with TarWriter(Path(self.out) / name, self.index.label_key) as tar:
+        with TarWriter(Path(self.out) / name, self.index.keys) as tar:
             for row in rows.tolist():
                 number = int(np.searchsorted(ends, row, side="right"))
                 shard = self.index.shards[number]
@@ -87,4 +87,6 @@ def split(
             pass
     names = ",".join(name for name, _ in jobs)
     pattern = f"{out}/{{{names}}}" if len(jobs) > 1 else f"{out}/{names}"
-    return build_index(pattern, classes=index.classes, label_key=index.label_key, workers=workers)
+    return build_index(
+        pattern, classes=index.classes, image_key=index.keys.image_key, label_key=index.keys.label, workers=workers
+    )

@@ -8,7 +8,6 @@ from pipeline.shards import store
 from pipeline.shards.index import ShardInfo, load_offsets
 from pipeline.shards.tar import TornTar, read_sample
 
-IMAGE_KEYS = "png", "jpg", "jpeg", "webp"
 AT_ONCE = 32 << 20  # bytes of neighbouring samples that are read together
 
 Members = dict[str, memoryview]
@@ -35,8 +34,3 @@ def shard_samples(shard: ShardInfo) -> Iterator[tuple[int, str, Members | None, 
             else:
                 yield number, key, members, ""
         first = last
-
-
-def image_of(members: Members, image_keys: tuple[str, ...] = IMAGE_KEYS) -> memoryview | None:
-    """The first member whose extension is an image's."""
-    return next((members[key] for key in image_keys if key in members), None)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
 from pipeline.shards import store
+from pipeline.shards.members import DEFAULT_KEYS, LONGEST_LABEL, Keys, parse_label, split_name
 from pipeline.shards.remote import RemoteFile
 from pipeline.shards.sidecar import Sidecar
-from pipeline.shards.tar import Member, TarStream, TornTar, members, parse_label, split_name
+from pipeline.shards.tar import SKIP_CHUNK, Member, TarStream, TornTar, first_content, members
 
+IMAGE_SUFFIXES = {"png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm"}
+LOOKED_AT = 64  # samples that show what the images of a data set are named
 HEADER_PIECE = 32 << 10  # bytes of one request where only headers and labels are wanted
-LONGEST_LABEL = 64  # bytes; whatever is longer is no class number
 
 
 @dataclass
@@ -25,8 +28,23 @@ class SampleScan:
 
     key: str
     start: int
-    extensions: list[str] = field(default_factory=list)
+    extensions: dict[str, int] = field(default_factory=dict)  # bytes of each
     label: int | None = None
+
+
+class Lacks(NamedTuple):
+    """How many samples cannot be used, by what they lack; `unusable` counts one that lacks several things once."""
+
+    image: int = 0  # none, or one without bytes
+    label: int = 0
+    number: int = 0  # the label is no class number
+    unusable: int = 0
+
+    def plus(self, other: Lacks) -> Lacks:
+        return Lacks(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+NOTHING = Lacks()
 
 
 @dataclass(frozen=True)
@@ -39,24 +57,63 @@ class ShardRecord:
     sha256: str
     label_min: int | None
     label_max: int | None
+    lacks: Lacks = NOTHING
 
-    @classmethod
-    def from_labels(cls, name: str, sidecar: Sidecar, labels: list[int]) -> ShardRecord:
-        bounds = (min(labels), max(labels)) if labels else (None, None)
-        return cls(name, sidecar.samples, sidecar.tar_bytes, sidecar.sha256, *bounds)
+
+@dataclass
+class Tally:
+    """What the samples of a shard add up to."""
+
+    keys: Keys
+    labels: set[int] = field(default_factory=set)
+    lacks: Lacks = NOTHING
+
+    def add(self, extensions: Mapping[str, int], label: int | None) -> None:
+        """A sample, by the bytes of its members."""
+        if label is not None:
+            self.labels.add(label)
+        image = self.keys.image_extension(extensions)
+        no_image = image is None or not extensions[image]
+        if no_image or label is None:
+            no_label = self.keys.label not in extensions
+            self.lacks = self.lacks.plus(Lacks(no_image, no_label, label is None and not no_label, 1))
+
+    def record(self, name: str, sidecar: Sidecar) -> ShardRecord:
+        low, high = (min(self.labels), max(self.labels)) if self.labels else (None, None)
+        return ShardRecord(name, sidecar.samples, sidecar.tar_bytes, sidecar.sha256, low, high, self.lacks)
 
 
 @dataclass(frozen=True)
 class ShardScan:
     sidecar: Sidecar
     samples: list[SampleScan]
+    keys: Keys
+    unread_bytes: int  # behind the end-of-archive marker, but for padding
+    links: int  # members of samples that are links, which hold no bytes
 
     def record(self, name: str) -> ShardRecord:
-        labels = [sample.label for sample in self.samples if sample.label is not None]
-        return ShardRecord.from_labels(name, self.sidecar, labels)
+        tally = Tally(self.keys)
+        for sample in self.samples:
+            tally.add(sample.extensions, sample.label)
+        return tally.record(name, self.sidecar)
+
+    def faults(self) -> Iterator[str]:
+        """Why this tar cannot be read sample by sample though it is whole; `minivit shards regroup` mends it."""
+        apart = scattered(self.samples)
+        if apart:
+            pieces = [", ".join(sample.extensions) for sample in self.samples if sample.key == apart[0]]
+            yield (
+                f"the members of {len(apart):,} samples lie apart, first those of {apart[0]!r} ({' | '.join(pieces)}), "
+                "and a sample is read in one piece"
+            )
+        if self.unread_bytes:
+            yield (
+                f"{self.unread_bytes:,} bytes lie behind its end-of-archive marker, where readers of tars stop; "
+                "perhaps it is several tars in one file"
+            )
 
 
-def scan_shard(url: str, label_key: str = "cls", *, headers_only: bool = False) -> ShardScan:
+def scan_shard(url: str, keys: Keys = DEFAULT_KEYS, *, headers_only: bool = False) -> ShardScan:
     """Read a tar once, forwards. Raises TornTar (no file named) for a damaged one, DataError for an unreadable one.
 
     With `headers_only`, headers and labels alone are read, by ranges where the tar is remote; the hash is theirs.
@@ -67,16 +124,32 @@ def scan_shard(url: str, label_key: str = "cls", *, headers_only: bool = False) 
         samples: list[SampleScan] = []
         end = 0
         for member in members(stream):
-            sample = _place(samples, member)
-            if sample is None:
+            extension = _place(samples, member)
+            if extension is None:
                 continue
             end = member.end
-            if sample.extensions[-1] == label_key and member.size <= LONGEST_LABEL:
-                sample.label = parse_label(stream.read(member.size))
-        stream.drain()
+            if extension == keys.label and member.size <= LONGEST_LABEL:
+                samples[-1].label = parse_label(stream.read(member.size))
+        unread_bytes = stream.drain()
     starts = [sample.start for sample in samples]
     offsets = np.array([*starts, end if samples else 0], np.uint64)
-    return ShardScan(Sidecar(stream.position, digest.hexdigest(), offsets), samples)
+    sidecar = Sidecar(stream.position, digest.hexdigest(), offsets)
+    return ShardScan(sidecar, samples, keys, unread_bytes, stream.links)
+
+
+def guess_image(url: str, keys: Keys) -> Keys:
+    """The keys, unless the first samples of a shard have images under one other extension alone: then with that."""
+    samples: list[SampleScan] = []
+    with contextlib.suppress(TornTar), open_skipping(url) as file:
+        for member in members(SkippingStream(file, lambda _: None, url)):
+            _place(samples, member)
+            if len(samples) > LOOKED_AT:
+                break
+    extensions = {extension for sample in samples for extension in sample.extensions}
+    images = [extension for extension in extensions if extension.rpartition(".")[2] in IMAGE_SUFFIXES]
+    if len(images) != 1 or keys.image_extension(extensions):
+        return keys
+    return Keys((images[0],), keys.label)
 
 
 class SkippingStream(TarStream):
@@ -91,12 +164,16 @@ class SkippingStream(TarStream):
             self.file.seek(position - self.position, os.SEEK_CUR)
             self.position = position
 
-    def drain(self) -> None:
-        """To the end of the file. TornTar if it ends before the last member."""
-        size = store.file_size(self.url)
+    def drain(self) -> int:
+        """To the end of the file, as far as it is padding. TornTar if it ends before the last member."""
+        size, content = store.file_size(self.url), None
         if size < self.position:
             raise TornTar(f"ends at byte {size}, in the middle of a member")
+        while content is None and (data := self.file.read(min(SKIP_CHUNK, size - self.position))):
+            content = first_content(data, self.position)
+            self.position += len(data)
         self.position = size
+        return 0 if content is None else size - content
 
 
 def open_skipping(url: str) -> BinaryIO:
@@ -104,8 +181,8 @@ def open_skipping(url: str) -> BinaryIO:
     return store.open_url(url) if store.is_local(url) else cast(BinaryIO, RemoteFile(url, HEADER_PIECE))
 
 
-def _place(samples: list[SampleScan], member: Member) -> SampleScan | None:
-    """Add a member to the last sample or begin a new one; the sample, or None if the member belongs to none.
+def _place(samples: list[SampleScan], member: Member) -> str | None:
+    """Add a member to the last sample or begin a new one; its extension, or None if the member belongs to none.
 
     A second member of the same name begins a sample too, so that none hides another.
     """
@@ -115,8 +192,22 @@ def _place(samples: list[SampleScan], member: Member) -> SampleScan | None:
     key, extension = split
     if not samples or samples[-1].key != key or extension in samples[-1].extensions:
         samples.append(SampleScan(key, member.start))
-    samples[-1].extensions.append(extension)
-    return samples[-1]
+    samples[-1].extensions[extension] = member.size
+    return extension
+
+
+def scattered(samples: list[SampleScan]) -> list[str]:
+    """Keys whose members lie in several places; one that is there twice with the same members is only a double."""
+    if len({sample.key for sample in samples}) == len(samples):
+        return []
+    there: dict[str, set[str]] = {}
+    found: dict[str, None] = {}
+    for sample in samples:
+        earlier = there.setdefault(sample.key, set())
+        if earlier and earlier.isdisjoint(sample.extensions):
+            found[sample.key] = None
+        earlier.update(sample.extensions)
+    return list(found)
 
 
 def duplicate_keys(samples: list[SampleScan]) -> Iterator[str]:

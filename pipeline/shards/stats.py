@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy as np
 
 from pipeline.images.decode import BadImage, read_header
 from pipeline.shards.index import DatasetIndex, ShardInfo
+from pipeline.shards.members import Keys, Unusable
 from pipeline.shards.parallel import map_shards
-from pipeline.shards.samples import image_of, shard_samples
-from pipeline.shards.tar import parse_label
+from pipeline.shards.samples import shard_samples
 
 PERCENTILES = 0, 5, 50, 95, 100
 MOST_BARS = 40  # classes drawn one by one
@@ -26,40 +27,43 @@ class ShardStats:
     formats: Counter[str] = field(default_factory=Counter)
     labels: Counter[int] = field(default_factory=Counter)
     sizes: list[tuple[int, int, int]] = field(default_factory=list)
+    without_image: int = 0
     unreadable: int = 0
 
 
 @dataclass(frozen=True)
 class StatsTask:
-    label_key: str
+    keys: Keys
 
     def __call__(self, shard: ShardInfo) -> ShardStats:
         stats = ShardStats()
         for _, _, members, _ in shard_samples(shard):
-            image = image_of(members) if members else None
-            label = parse_label(bytes(members.get(self.label_key, b""))) if members else None
-            if label is not None:
-                stats.labels[label] += 1
+            with contextlib.suppress(Unusable):
+                stats.labels[self.keys.label_of(members or {})] += 1
             try:
-                header = read_header(image if image is not None else b"")
+                image = self.keys.image_of(members or {})
+                header = read_header(image)
+            except Unusable:
+                stats.without_image += 1
             except BadImage:
                 stats.unreadable += 1
-                continue
-            stats.formats[f"{header.format} {header.mode}"] += 1
-            stats.sizes.append((header.height, header.width, len(image or b"")))
+            else:
+                stats.formats[f"{header.format} {header.mode}"] += 1
+                stats.sizes.append((header.height, header.width, len(image)))
         return stats
 
 
-def dataset_stats(index: DatasetIndex, workers: int | None = None) -> tuple[dict[str, Any], np.ndarray]:
+def dataset_stats(index: DatasetIndex, keys: Keys, workers: int | None = None) -> tuple[dict[str, Any], np.ndarray]:
     """Figures for people and JSON, and [num_images, 3] of height, width and bytes. Only image headers are decoded.
 
     Raises DataError where a shard cannot be read.
     """
     total = ShardStats()
-    for stats in map_shards(StatsTask(index.label_key), index.shards, label="reading", workers=workers):
+    for stats in map_shards(StatsTask(keys), index.shards, label="reading", workers=workers):
         total.formats += stats.formats
         total.labels += stats.labels
         total.sizes += stats.sizes
+        total.without_image += stats.without_image
         total.unreadable += stats.unreadable
     sizes = np.array(total.sizes, np.int64).reshape(-1, 3)
     names = index.classes or []
@@ -70,6 +74,7 @@ def dataset_stats(index: DatasetIndex, workers: int | None = None) -> tuple[dict
         "bytes": int(index.sizes.sum()),
         "samples_per_shard": spread(index.counts),
         "images": len(sizes),
+        "without_image": total.without_image,
         "unreadable_images": total.unreadable,
         "formats": dict(total.formats.most_common()),
         "height": spread(sizes[:, 0]),

@@ -1,7 +1,6 @@
 """Reading tars by hand: where each member lies, byte for byte, with every tear noticed.
 
-Members become samples by WebDataset's rule: the key is the path up to the first dot of the base name, the rest is
-the extension, and neighbours with the same key belong together. POSIX ustar, pax and GNU long names are understood.
+POSIX ustar, pax and GNU long names are understood.
 """
 
 from __future__ import annotations
@@ -13,6 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from pipeline.shards.compressed import compressed_with
+from pipeline.shards.members import split_name, split_plain_name
+
 BLOCK = 512
 SKIP_CHUNK = 1 << 20
 ADLER = 65521
@@ -21,10 +23,8 @@ MAX_NAME_RECORD = 1 << 20  # a longer "long name" or pax record is an attack or 
 
 REGULAR = b"\0", b"0", b"7"
 WITHOUT_DATA = b"1", b"2", b"3", b"4", b"5", b"6"  # links, devices, folders, pipes: their size field means nothing
-META_NAME = re.compile(r"__[^/]*__($|/)")
-NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
+LINKS = b"1", b"2"
 COUNT = re.compile(rb"\d{1,18}")
-LABEL = re.compile(rb"\s*(\d{1,18})\s*")
 
 
 class TornTar(ValueError):
@@ -47,10 +47,13 @@ class Member:
 
 
 class TarStream:
-    """A binary file read strictly forwards, which knows its position and feeds every byte to `observe`."""
+    """A binary file read strictly forwards, which knows its position and feeds every byte to `observe`.
+
+    `links` counts the members that would belong to a sample but are links, which hold no bytes.
+    """
 
     def __init__(self, file: BinaryIO, observe: Callable[[bytes], object] | None = None):
-        self.file, self.observe, self.position = file, observe, 0
+        self.file, self.observe, self.position, self.links = file, observe, 0, 0
 
     def read(self, size: int) -> bytes:
         """The next `size` bytes; TornTar if the file ends before."""
@@ -69,12 +72,16 @@ class TarStream:
         while self.position < position:
             self.read(min(SKIP_CHUNK, position - self.position))
 
-    def drain(self) -> None:
-        """Read whatever is left after the end-of-archive marker."""
+    def drain(self) -> int:
+        """Read whatever is left after the end-of-archive marker; how many bytes of it are more than padding."""
+        content = None
         while data := self.file.read(SKIP_CHUNK):
+            if content is None:
+                content = first_content(data, self.position)
             self.position += len(data)
             if self.observe:
                 self.observe(data)
+        return 0 if content is None else self.position - content
 
 
 def members(stream: TarStream, *, needs_marker: bool = True) -> Iterator[Member]:
@@ -98,31 +105,26 @@ def members(stream: TarStream, *, needs_marker: bool = True) -> Iterator[Member]
                 long_name = record.rstrip(b"\0").decode("utf-8", "surrogateescape")
             elif kind in (b"x", b"X"):
                 pax = _parse_pax(record, at)
+                _refuse_sparse("GNU.sparse.major" in pax, at)
                 long_name = pax.get("path", long_name)
                 size_override = _pax_size(pax, at)
             stream.advance(_padded(stream.position))
             continue
+        _refuse_sparse(kind == b"S", at)
         size = size if size_override is None else size_override
         size = 0 if kind in WITHOUT_DATA else size
         end = _padded(stream.position + size)
         if kind in REGULAR:
             yield Member(long_name or name, start, at + BLOCK, size)
+        elif kind in LINKS and split_name(long_name or name):
+            stream.links += 1
         stream.advance(end)
         start, long_name, size_override = end, "", None
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """(key, extension) of a member, the extension in lower case; None for names that belong to no sample."""
-    match = NAME.fullmatch(name)
-    if match is None or META_NAME.match(name):
-        return None
-    return match[1], match[2].lower()
-
-
-def parse_label(text: bytes) -> int | None:
-    """The class number a label member holds, or None if it is not a plain decimal number."""
-    match = LABEL.fullmatch(text)
-    return int(match[1]) if match else None
+def first_content(data: bytes, position: int) -> int | None:
+    """Where data that begins at a position first holds anything but zeros."""
+    return position + len(data) - len(data.lstrip(b"\0")) if data.strip(b"\0") else None
 
 
 def read_sample(data: bytes | memoryview) -> tuple[str, dict[str, memoryview]]:
@@ -145,14 +147,6 @@ def read_sample(data: bytes | memoryview) -> tuple[str, dict[str, memoryview]]:
     if not parts:
         raise TornTar("holds no member of a sample")
     return key, parts
-
-
-def split_plain_name(name: str) -> tuple[str, str] | None:
-    """As `split_name`, without the regular expressions where the name has no folder."""
-    if "/" in name or name.startswith("__"):
-        return split_name(name)
-    key, dot, extension = name.partition(".")
-    return (key, extension.lower()) if key and dot else None
 
 
 def _plain_member(data: memoryview, position: int) -> tuple[str, int, int] | None:
@@ -203,6 +197,8 @@ def _read_header(stream: TarStream, needs_marker: bool) -> bytes | None:
 
 
 def _parse_header(header: bytes, at: int) -> tuple[str, int, bytes]:
+    if at == 0 and (kind := compressed_with(header)):
+        raise TornTar(f"is compressed ({kind}), and samples are read from the middle of plain tars; unpack it")
     # The low half of Adler-32 begun at 0 is the sum of the bytes modulo 65521: the tar checksum at C speed.
     total = zlib.adler32(header[:148] + CHECKSUM_BLANK + header[156:], 0) & 0xFFFF
     if _number(header[148:156], at) % ADLER != total:
@@ -237,6 +233,11 @@ def _parse_pax(record: bytes, at: int) -> dict[str, str]:
         values[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         record = record[int(length) :]
     return values
+
+
+def _refuse_sparse(is_sparse: bool, at: int) -> None:
+    if is_sparse:
+        raise TornTar(f"holds a sparse file at byte {at}, which is not read; write it without tar's --sparse")
 
 
 def _pax_size(pax: dict[str, str], at: int) -> int | None:

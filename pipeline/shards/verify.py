@@ -1,7 +1,8 @@
-"""Checking shards against their index, every byte of them, and decoding every image."""
+"""Checking shards against their index, every byte of them, decoding every image, and looking for doubles."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,14 +12,36 @@ from pipeline.config.data import WHITE
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, decode, read_header
 from pipeline.shards import store
-from pipeline.shards.doubles import Doubles, Fingerprints, fingerprint
-from pipeline.shards.index import ShardInfo, load_index
+from pipeline.shards.build import regroup_mend
+from pipeline.shards.compressed import advice
+from pipeline.shards.doubles import EMPTY, Doubles, Fingerprints, fingerprint, overlap
+from pipeline.shards.index import DatasetIndex, ShardInfo, load_index
+from pipeline.shards.members import Keys, Unusable, parse_label
+from pipeline.shards.named import NamedSet
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern
-from pipeline.shards.samples import IMAGE_KEYS, image_of, shard_samples
+from pipeline.shards.samples import shard_samples
 from pipeline.shards.scan import SampleScan, ShardScan, duplicate_keys, scan_shard
 from pipeline.shards.sidecar import mend, read_sidecar
-from pipeline.shards.tar import TornTar, parse_label
+from pipeline.shards.tar import TornTar
+
+
+class Kind(enum.Enum):
+    """What kind of fault it is, which decides what helps; the value counts and advises."""
+
+    SHARD = "{n} of whole shards: copy or make those shards again, then index them"
+    SAMPLE = "{n} of samples, which a run leaves out: correct them at their source and make the shards again"
+    OVERLAP = "{n} in two data sets: take those images out of one of them, lest a model is evaluated on what it learned"
+    DOUBLE = "{n} that the source holds twice: the shards are whole; remove them at the source if they disturb"
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether data are damaged or unusable together; doubles of a sound source are neither."""
+        return self is not Kind.DOUBLE
+
+    def summary(self, number: int) -> str:
+        noun = "double" if self is Kind.DOUBLE else "fault"
+        return self.value.format(n=f"{number:,} {noun}{'s' if number > 1 else ''}")
 
 
 @dataclass(frozen=True)
@@ -28,35 +51,62 @@ class Fault:
     shard: str
     key: str | None
     message: str
+    kind: Kind = Kind.SHARD
 
     def __str__(self) -> str:
         return f"{self.shard}{f' {self.key}' if self.key is not None else ''}: {self.message}"
 
 
-def verify(pattern: str, *, decode_images: bool = True, workers: int | None = None) -> Iterator[Fault]:
-    """Every fault of the shards that a pattern means: hash, tar structure, sidecar, labels, members, images, doubles.
+def verify(*sets: NamedSet | str, decode_images: bool = True, workers: int | None = None) -> Iterator[Fault]:
+    """Every fault of some data sets (text is a pattern): hash, tar, sidecar, labels, members, images, doubles, overlap.
 
     Doubles are keys that another sample has, and images that another sample has with another label; equal images of one
-    label are not told. Without `decode_images`, images are not looked at.
+    label are not reported. Overlap is an image in two of the sets. Without `decode_images`, images are not looked at.
     Raises DataError if there is no index to compare with.
     """
-    index = load_index(pattern, check=False)
-    known = set(index.names)
-    for name in parse_pattern(pattern).select(store.list_sizes(index.url, index.names)):
+    seen: list[tuple[NamedSet, Doubles]] = []
+    for one in [NamedSet(one, one) if isinstance(one, str) else one for one in sets]:
+        doubles = Doubles(load_index(one.pattern, check=False))
+        yield from _of_set(one, doubles, decode_images, workers)
+        for earlier, theirs in seen:
+            for double in overlap(theirs, doubles, earlier.name):
+                yield Fault(*double, Kind.OVERLAP)
+        seen.append((one, doubles))
+
+
+def _of_set(one: NamedSet, doubles: Doubles, decode_images: bool, workers: int | None) -> Iterator[Fault]:
+    index, parsed = doubles.index, parse_pattern(one.pattern)
+    keys = one.keys(index)
+    if index.headers_only and keys.label != index.keys.label:
+        raise DataError(
+            f"{index.url}: was indexed by headers and {index.keys.label!r} labels alone, and {keys.label!r} is asked "
+            f"for; {mend(one.pattern)} --label-key {keys.label}"
+        )
+    listing, known = store.list_sizes(index.url, index.names), set(index.names)
+    for name in parsed.select(listing):
         if name.endswith(".tar") and name not in known:
-            yield Fault(store.join(index.url, name), None, f"not in the index; {mend(pattern)}")
-    num_classes = len(index.classes) if index.classes is not None else None
-    task = VerifyTask(index.label_key, num_classes, index.headers_only, decode_images)
-    doubles = Doubles(index)
+            yield Fault(store.join(index.url, name), None, f"not in the index; {mend(one.pattern)}")
+    if packed := parsed.select_packed(listing):
+        url, message = advice(index.url, packed).split(": ", 1)
+        yield Fault(url, None, message)
+    task = VerifyTask(one.pattern, keys, num_classes(one, index), index.headers_only, decode_images)
     for number, (faults, found) in enumerate(map_shards(task, index.shards, label="verifying", workers=workers)):
         yield from faults
         doubles.add(number, found)
-    yield from (Fault(*double) for double in doubles.found())
+    for double in doubles.found():
+        yield Fault(*double, Kind.DOUBLE)
+
+
+def num_classes(one: NamedSet, index: DatasetIndex) -> int | None:
+    """How many classes there are, if anybody says."""
+    classes = one.classes or index.classes
+    return None if classes is None else len(classes)
 
 
 @dataclass(frozen=True)
 class VerifyTask:
-    label_key: str
+    pattern: str
+    keys: Keys
     num_classes: int | None
     headers_only: bool
     decode_images: bool
@@ -66,7 +116,7 @@ class VerifyTask:
         found = Fingerprints.of([])
         try:
             if self.decode_images:
-                of_images, found = images_of(shard, self.label_key)
+                of_images, found = images_of(shard, self.keys)
                 faults += of_images
         except DataError as error:
             message = str(error).removeprefix(f"{shard.url}: ")
@@ -76,22 +126,32 @@ class VerifyTask:
 
     def _of_shard(self, shard: ShardInfo) -> list[Fault]:
         try:
-            scan = scan_shard(shard.url, self.label_key, headers_only=self.headers_only)
+            scan = scan_shard(shard.url, self.keys, headers_only=self.headers_only)
         except (TornTar, DataError) as error:
             return [Fault(shard.url, None, str(error).removeprefix(f"{shard.url}: "))]
         faults = [Fault(shard.url, None, message) for message in _against_index(shard, scan)]
-        faults += [Fault(shard.url, key, "this key was there before") for key in duplicate_keys(scan.samples)]
+        faults += [Fault(shard.url, None, f"{message}; {regroup_mend(self.pattern)}") for message in scan.faults()]
+        if scan.links:
+            message = "members are links, which hold no bytes; write the tar with --dereference --hard-dereference"
+            faults.append(Fault(shard.url, None, f"{scan.links:,} {message}"))
+        for key in duplicate_keys(scan.samples):
+            faults.append(Fault(shard.url, key, "this key was there before", Kind.DOUBLE))
         for sample in scan.samples:
-            faults += [Fault(shard.url, sample.key, message) for message in self._of_sample(sample)]
+            faults += [Fault(shard.url, sample.key, message, Kind.SAMPLE) for message in self._of_sample(sample)]
         return faults
 
     def _of_sample(self, sample: SampleScan) -> Iterator[str]:
-        if not any(key in sample.extensions for key in IMAGE_KEYS):
-            yield f"no image member ({', '.join(IMAGE_KEYS)}) but {', '.join(sample.extensions)}"
-        if self.label_key not in sample.extensions:
-            yield f"no label member ({self.label_key})"
+        try:
+            size = self.keys.image_of(sample.extensions)
+        except Unusable as reason:
+            yield str(reason)
+        else:
+            if not size and not self.decode_images:
+                yield "the image has no bytes"
+        if self.keys.label not in sample.extensions:
+            yield f"no label member (looked for {self.keys.label}; found {', '.join(sample.extensions)})"
         elif sample.label is None:
-            yield f"its label ({self.label_key}) is not a decimal number"
+            yield f"its label ({self.keys.label}) is not a class number"
         elif self.num_classes is not None and sample.label >= self.num_classes:
             yield f"label {sample.label} is outside the {self.num_classes} classes"
 
@@ -115,21 +175,23 @@ def _against_index(shard: ShardInfo, scan: ShardScan) -> Iterator[str]:
         yield "its sidecar's offsets are not where the samples begin"
 
 
-def images_of(shard: ShardInfo, label_key: str) -> tuple[list[Fault], Fingerprints]:
+def images_of(shard: ShardInfo, keys: Keys) -> tuple[list[Fault], Fingerprints]:
     """Images of a shard that cannot be decoded, and what its samples are known by."""
     faults, rows = [], []
     for _, key, members, tear in shard_samples(shard):
         if members is None:
             faults.append(Fault(shard.url, key, tear))
-            members = {}
-        image = image_of(members)
-        label = parse_label(bytes(members.get(label_key, b"")))
+            rows.append((EMPTY, EMPTY, -1))
+            continue
+        extension = keys.image_extension(members)
+        image = members[extension] if extension is not None else None
+        label = parse_label(bytes(members.get(keys.label, b"")))
         if image is not None:
             try:
                 header = read_header(image)
                 decode(image, header, 1 if header.mode == "L" else 3, WHITE)
             except BadImage as bad:
-                faults.append(Fault(shard.url, key, str(bad)))
+                faults.append(Fault(shard.url, key, str(bad), Kind.SAMPLE))
         hashes = fingerprint(key.encode("utf-8", "surrogateescape")), fingerprint(image or b"")
         rows.append((*hashes, -1 if label is None else label))
     return faults, Fingerprints.of(rows)

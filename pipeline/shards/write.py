@@ -13,9 +13,10 @@ from types import TracebackType
 import numpy as np
 
 from pipeline.shards import store
-from pipeline.shards.scan import ShardRecord
+from pipeline.shards.members import DEFAULT_KEYS, Keys, parse_label
+from pipeline.shards.scan import ShardRecord, Tally
 from pipeline.shards.sidecar import SUFFIX, Sidecar, write_sidecar
-from pipeline.shards.tar import BLOCK, parse_label, read_sample
+from pipeline.shards.tar import BLOCK, read_sample
 
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
@@ -27,11 +28,10 @@ class TarWriter:
     equal samples give equal files. Raises DataError when the disk is full or refuses.
     """
 
-    def __init__(self, path: Path, label_key: str = "cls"):
-        self.path, self.label_key = path, label_key
+    def __init__(self, path: Path, keys: Keys = DEFAULT_KEYS):
+        self.path, self.keys, self.tally = path, keys, Tally(keys)
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.starts: list[int] = []
-        self.labels: list[int] = []
         self.position = 0
         self.digest = hashlib.sha256()
         try:
@@ -46,15 +46,11 @@ class TarWriter:
         self.starts.append(self.position)
         for extension, data in members.items():
             self._put(tar_member(f"{key}.{extension}", data))
-        label = parse_label(members.get(self.label_key, b""))
-        if label is not None:
-            self.labels.append(label)
+        self._count(members)
 
     def copy(self, data: bytes) -> None:
         """Add a sample as it lies in another tar: whole members, headers included. Raises TornTar."""
-        label = parse_label(bytes(read_sample(data)[1].get(self.label_key, b"")))
-        if label is not None:
-            self.labels.append(label)
+        self._count(read_sample(data)[1])
         self.starts.append(self.position)
         self._put(data)
 
@@ -73,7 +69,7 @@ class TarWriter:
             self.abandon()
             raise store.unwritable(self.path, error) from None
         write_sidecar(str(self.path), sidecar)
-        return ShardRecord.from_labels(self.path.name, sidecar, self.labels)
+        return self.tally.record(self.path.name, sidecar)
 
     def __enter__(self) -> TarWriter:
         return self
@@ -86,6 +82,10 @@ class TarWriter:
         with contextlib.suppress(OSError):  # a full disk refuses to flush, too
             self.file.close()
         self.temporary.unlink(missing_ok=True)
+
+    def _count(self, members: Mapping[str, bytes | memoryview]) -> None:
+        label = parse_label(bytes(members.get(self.keys.label, b"")))
+        self.tally.add({extension: len(data) for extension, data in members.items()}, label)
 
     def _put(self, data: bytes) -> None:
         try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, Data, Pixels
 from pipeline.images.load import Size, load_plain
-from pipeline.shards.tar import parse_label
+from pipeline.shards.members import Unusable
 from pipeline.stream.augment import load_augmented
 from pipeline.stream.draws import AUGMENT, MIX, SlotDraws
 from pipeline.stream.mix import mix
@@ -45,8 +45,7 @@ class Members:
     """Loads the image and the label among a sample's members."""
 
     def __init__(self, source: Source, num_classes: int) -> None:
-        self._image_keys = [extension.strip().lower() for extension in source.config.image_key.split(";")]
-        self._label_key = source.config.label_key.lower()
+        self._keys = source.keys
         self._classes = source.labels if source.labels is not None else range(num_classes)
 
     def load(self, samples: Samples, number: int, load_image: Callable[[Data], Pixels]) -> Loaded:
@@ -60,9 +59,9 @@ class Members:
         key = f"#{index}"  # until the tar says
         try:
             key, members = samples.members(number)
-            image = load_image(self._image(members))
-            label = self._label(members)
-        except (BadImage, BadSample) as error:
+            image = load_image(self._keys.image_of(members))
+            label = self._keys.label_of(members)
+        except (BadImage, BadSample, Unusable) as error:
             bad = BadSample(str(error))
             bad.key = key
             raise bad from None
@@ -72,21 +71,6 @@ class Members:
                 f"{len(self._classes)} classes; correct the label or the dataset's `classes`"
             )
         return Loaded(image, self._classes[label], f"{shard}/{key}")
-
-    def _image(self, members: dict[str, memoryview]) -> memoryview:
-        for extension in self._image_keys:
-            if extension in members:
-                return members[extension]
-        raise BadSample(f"no image member (looked for {', '.join(self._image_keys)}; found {', '.join(members)})")
-
-    def _label(self, members: dict[str, memoryview]) -> int:
-        if self._label_key not in members:
-            raise BadSample(f"no label member (looked for {self._label_key}; found {', '.join(members)})")
-        text = bytes(members[self._label_key])
-        label = parse_label(text)
-        if label is None:
-            raise BadSample(f"the label is {text[:40].decode('utf-8', 'replace')!r}, not a number")
-        return label
 
 
 class TrainSamples:

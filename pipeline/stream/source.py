@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.shards.index import DatasetIndex
+from pipeline.shards.members import Keys
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Order
 from pipeline.stream.quarantine import load_excluded
@@ -24,6 +25,11 @@ class Source:
     augment: AugmentConfig
     weight: int = 1  # slots in a block of the mixture
     labels: tuple[int, ...] | None = None  # the stage's class of each of its own; None where they are the same
+
+    @property
+    def keys(self) -> Keys:
+        """Which members are image and label: the config's, else the index's."""
+        return self.index.keys.override(self.config.image_key, self.config.label_key)
 
 
 def build_mixture(sources: Sequence[Source], data: DataConfig, seed: int) -> Mixture:

@@ -53,9 +53,9 @@ def test_verify_says_shard_and_key_and_ends_with_3(folder: Path) -> None:
     assert minivit("index", str(folder)).returncode == 0
     done = minivit("verify", str(folder))
     assert done.returncode == 3
-    assert done.stdout == f"{path} y: no label member (cls)\n"
+    assert done.stdout == f"{path} y: no label member (looked for cls; found png, cla)\n"
     assert done.stderr.startswith("error: ")
-    assert "1 fault found" in done.stderr
+    assert "1 fault of samples, which a run leaves out: correct them" in done.stderr
 
 
 def test_classes_from_a_file(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.data import DatasetConfig
+from pipeline.config.data import WHITE, DatasetConfig
 from pipeline.errors import DataError
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
@@ -24,6 +24,7 @@ from pipeline.report.attention import (
     reduce,
 )
 from pipeline.report.collect import read_run
+from pipeline.shards.members import Keys
 from pipeline.shards.write import tar_member
 
 
@@ -76,8 +77,8 @@ def test_a_sample_without_a_readable_image_is_passed_over(content: bytes) -> Non
         info = tarfile.TarInfo("a.png")
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))
-    assert decode(buffer.getvalue()[: 512 + 512 * bool(content)], DatasetConfig(shards="x"), 3) is None
-    assert decode(b"torn", DatasetConfig(shards="x"), 3) is None
+    assert decode(buffer.getvalue()[: 512 + 512 * bool(content)], Keys(), 3, WHITE) is None
+    assert decode(b"torn", Keys(), 3, WHITE) is None
 
 
 def test_transparent_pixels_show_the_background() -> None:
@@ -85,7 +86,7 @@ def test_transparent_pixels_show_the_background() -> None:
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(picture_file, "PNG")
     sample = tar_member("a.png", picture_file.getvalue())
     for channels in (1, 3):
-        shown = decode(sample, DatasetConfig(shards="x", background=(9, 9, 9)), channels)
+        shown = decode(sample, Keys(), channels, (9, 9, 9))
         assert shown is not None
         assert (shown.pixels.shape, set(shown.pixels.ravel().tolist())) == ((4, 4, channels), {9})
 

@@ -22,7 +22,7 @@ def _write_tar(path: Path, samples: Samples) -> Path:
 
 def _samples(count: int, first: int = 0) -> Samples:
     return [
-        (f"s{i:04d}", {"png": bytes([i % 256]) * (i * 37 % 1200), "cls": str(i % 10).encode()})
+        (f"s{i:04d}", {"png": bytes([i % 256]) * (i * 37 % 1200 + 1), "txt": b"", "cls": str(i % 10).encode()})
         for i in range(first, first + count)
     ]
 
@@ -35,7 +35,7 @@ def write_tar() -> Callable[[Path, Samples], Path]:
 
 @pytest.fixture(scope="session")
 def samples() -> Callable[..., Samples]:
-    """`samples(count, first=0)`: keys, images of varied size (one of them empty), labels 0 to 9."""
+    """`samples(count, first=0)`: keys, images of varied size, an empty text, labels 0 to 9."""
     return _samples
 
 

@@ -78,7 +78,7 @@ def test_classes_and_label_key_stay_until_given_anew(folder: Path) -> None:
     assert build_index(str(folder), classes=names, workers=1).classes == names
     assert build_index(str(folder), workers=1).classes == names
     assert build_index(str(folder), label_key="txt", workers=1).label_range is None
-    assert build_index(str(folder), workers=1).label_key == "txt"
+    assert build_index(str(folder), workers=1).keys.label == "txt"
 
 
 @pytest.mark.parametrize(

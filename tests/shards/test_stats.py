@@ -29,7 +29,8 @@ def build(folder: Path, write_tar):
 
 
 def test_figures_of_a_small_set(tmp_path: Path, write_tar) -> None:
-    stats, sizes = dataset_stats(build(tmp_path, write_tar), workers=1)
+    index = build(tmp_path, write_tar)
+    stats, sizes = dataset_stats(index, index.keys, workers=1)
     assert (stats["samples"], stats["images"], stats["unreadable_images"], stats["without_label"]) == (4, 3, 1, 1)
     assert stats["formats"] == {"PNG RGB": 2, "JPEG RGB": 1}
     assert stats["per_class"] == {"cat": 1, "dög": 2}
@@ -38,14 +39,15 @@ def test_figures_of_a_small_set(tmp_path: Path, write_tar) -> None:
 
 
 def test_the_picture_is_drawn(tmp_path: Path, write_tar) -> None:
-    stats, sizes = dataset_stats(build(tmp_path, write_tar), workers=1)
+    index = build(tmp_path, write_tar)
+    stats, sizes = dataset_stats(index, index.keys, workers=1)
     draw(stats, sizes, tmp_path / "stats.png")
     assert np.asarray(Image.open(tmp_path / "stats.png")).std() > 10
 
 
 def test_the_contact_sheet_shows_good_and_bad(tmp_path: Path, write_tar) -> None:
     index = build(tmp_path, write_tar)
-    contact_sheet(index, tmp_path / "sheet.png", count=4, columns=2, side=64)
+    contact_sheet(index, index.keys, tmp_path / "sheet.png", count=4, columns=2, side=64)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape[:2] == (2 * 12 + 2 * (64 + 30 + 8) - 8, 2 * 12 + 2 * (64 + 8) - 8)
     assert ((sheet == 99).all(axis=2)).sum() > 3 * 20 * 40, "three grey pictures"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.shards.tar import (
@@ -14,10 +14,7 @@ from pipeline.shards.tar import (
     TornTar,
     _read_unusual_sample,
     members,
-    parse_label,
     read_sample,
-    split_name,
-    split_plain_name,
 )
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=300)
@@ -122,38 +119,6 @@ def test_a_pax_record_with_an_endless_number_is_torn() -> None:
     length = data[record - 2 : record]
     with pytest.raises(TornTar):
         listed(data.replace(length + b" path=", b"99 path=", 1))
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("a.png", ("a", "png")),
-        ("d.e/a.seg.PNG", ("d.e/a", "seg.png")),
-        ("./a.cls", ("./a", "cls")),
-        ("README", None),
-        (".hidden", None),
-        ("__meta__/a.json", None),
-        ("d/__x__.json", ("d/__x__", "json")),
-    ],
-)
-def test_names_split_by_the_webdataset_rule(name: str, expected: tuple[str, str] | None) -> None:
-    assert split_name(name) == split_plain_name(name) == expected
-
-
-@given(NAMES)
-@settings(deadline=None)  # the first call imports webdataset
-def test_names_split_as_webdataset_splits_them(name: str) -> None:
-    tariterators = pytest.importorskip("webdataset.tariterators")
-    key, extension = tariterators.base_plus_ext(name)
-    assume("\n" not in name and not name.startswith("__"))
-    assert split_name(name) == (None if key is None else (key, extension.lower()))
-
-
-@pytest.mark.parametrize(
-    ("text", "label"), [(b"7", 7), (b" 042\n", 42), (b"", None), (b"-1", None), (b"cat", None), ("٣".encode(), None)]
-)
-def test_labels_are_decimal_numbers(text: bytes, label: int | None) -> None:
-    assert parse_label(text) == label
 
 
 def test_reads_one_sample_from_its_cut_out(tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ def test_bad_samples_are_named_by_key(tmp_path: Path, write_tar: Callable) -> No
     (tmp_path / "index.json").write_text(index)
     assert [(key, message) for _, key, message in faults(tmp_path)] == [
         ("good", "this key was there before"),
-        ("unlabelled", "no label member (cls)"),
-        ("word", "its label (cls) is not a decimal number"),
+        ("unlabelled", "no label member (looked for cls; found png)"),
+        ("word", "its label (cls) is not a class number"),
         ("outside", "label 2 is outside the 2 classes"),
-        ("blind", "no image member (png, jpg, jpeg, webp) but cls"),
+        ("blind", "no image member (looked for png, jpg, jpeg, webp; found cls)"),
     ]
 
 

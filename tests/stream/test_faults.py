@@ -67,8 +67,8 @@ def good(count: int) -> list[tuple[str, dict[str, bytes]]]:
 # Members of one sample, and what the manifest must say of it; None where it is a good one.
 FAULTS: dict[str, tuple[dict[str, bytes], str | None]] = {
     "missing label": ({"png": WHOLE}, "no label member (looked for cls; found png)"),
-    "label that is not a number": ({"png": WHOLE, "cls": b"cat"}, "the label is 'cat', not a number"),
-    "negative label": ({"png": WHOLE, "cls": b"-1"}, "the label is '-1', not a number"),
+    "label that is not a number": ({"png": WHOLE, "cls": b"cat"}, "the label is 'cat', not a class number"),
+    "negative label": ({"png": WHOLE, "cls": b"-1"}, "the label is '-1', not a class number"),
     "missing image": ({"txt": b"words", **GOOD}, "no image member (looked for png, jpg, jpeg, webp; found txt, cls)"),
     "zero-byte image": ({"png": b"", **GOOD}, "the image has no bytes"),
     "truncated PNG": ({"png": WHOLE[: len(WHOLE) // 2], **GOOD}, "the image cannot be decoded"),
@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[dict[str, bytes], str | None]] = {
     "no image at all": ({"jpg": b"<html>404</html>", **GOOD}, "no readable image header"),
     "header of 50,000 x 50,000": ({"png": absurd(), **GOOD}, "the image has 50000 x 50000 pixels, more than"),
     "pickle for an image": ({"png": pickle.dumps(Trap()), **GOOD}, "no readable image header"),
-    "pickle for a label": ({"png": WHOLE, "cls": pickle.dumps(Trap())}, "not a number"),
+    "pickle for a label": ({"png": WHOLE, "cls": pickle.dumps(Trap())}, "not a class number"),
     "pickled member": ({"png": WHOLE, "pyd": pickle.dumps(Trap()), **GOOD}, None),
     "CMYK": ({"jpg": image("JPEG", "CMYK"), **GOOD}, None),
     "16 bits": ({"png": image("PNG", "I;16"), **GOOD}, None),

@@ -58,7 +58,7 @@ def test_the_ledger_is_exact(spoilt, kit, tmp_path) -> None:
     reasons = {line["key"]: line["reason"] for line in lines}
     assert "cannot be decoded" in reasons["s3"]
     assert reasons["s11"] == "no label member (looked for cls; found png)"
-    assert reasons["s20"] == "the label is 'cat', not a number"
+    assert reasons["s20"] == "the label is 'cat', not a class number"
     assert "no image member (looked for png, jpg, jpeg, webp; found txt, cls)" in reasons["s21"]
     assert reasons["s30"] == "the image has no bytes"
 

@@ -1,0 +1,54 @@
+"""Compressed tars: samples cannot be read from the middle of one, so whoever names one is told how to unpack it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from pipeline.shards import store
+
+ENDING = re.compile(r"(.+)\.(?:tar\.(gz|bz2|xz|zst|lz4)|t(gz|bz2|xz|zst))", re.DOTALL)
+MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+UNPACK = {"gz": "gunzip -k", "bz2": "bunzip2 -k", "xz": "unxz -k", "zst": "unzstd", "lz4": "unlz4 -m"}
+
+
+def is_compressed(name: str) -> bool:
+    """Whether a file's name is that of a compressed tar."""
+    return ENDING.fullmatch(name) is not None
+
+
+def compressed_with(data: bytes) -> str | None:
+    """What a file that begins with these bytes is compressed with, whatever its name."""
+    return next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
+
+
+def unpacked(name: str) -> str:
+    """Name of the tar that a compressed one becomes."""
+    match = ENDING.fullmatch(name)
+    assert match is not None
+    return f"{match[1]}.tar"
+
+
+def still_packed(present: Iterable[str]) -> list[str]:
+    """The compressed tars among a folder's files whose plain tar is not there."""
+    known = set(present)
+    return sorted(name for name in known if is_compressed(name) and unpacked(name) not in known)
+
+
+def advice(folder: str, names: list[str]) -> str:
+    """Why these compressed tars of a folder are not read, and the command that unpacks the first's kind."""
+    match = ENDING.fullmatch(names[0])
+    assert match is not None
+    tool, ending = UNPACK[match[2] or match[3]], names[0].removeprefix(match[1])
+    where = f"{folder}/*{ending}" if store.is_local(folder) else f"*{ending}"
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return (
+        f"{store.join(folder, names[0])}: is a compressed tar{more}, and samples are read from the middle of plain "
+        f"ones; run `{tool} {where}` and index the .tar files"
+    )

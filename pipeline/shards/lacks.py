@@ -1,0 +1,37 @@
+"""Saying which samples of a data set lack an image or a label, from what its index counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.members import Keys
+from pipeline.shards.scan import Lacks
+
+WORST = 5  # shards named one by one
+
+
+def tell_lacks(index: DatasetIndex) -> Iterator[str]:
+    """A line in total and one for each of the worst shards; nothing where all samples have both."""
+    if not index.lacks:
+        return
+    yield f"{unusable(index.total_lacks, index.num_samples)}: {reasons(index.total_lacks, index.keys)}"
+    worst = sorted(index.lacks.items(), key=lambda item: -item[1].unusable)
+    for i, lacks in worst[:WORST]:
+        yield f"  {index.names[i]}: {unusable(lacks, int(index.counts[i]))}: {reasons(lacks, index.keys)}"
+    if len(worst) > WORST:
+        yield f"  and {len(worst) - WORST:,} more shards"
+
+
+def unusable(lacks: Lacks, samples: int) -> str:
+    return f"{lacks.unusable:,} of {samples:,} samples cannot be used"
+
+
+def reasons(lacks: Lacks, keys: Keys) -> str:
+    """What samples lack, by the members that were looked for."""
+    parts = {
+        f"without image ({keys.image_key})": lacks.image,
+        f"without label ({keys.label})": lacks.label,
+        f"whose label ({keys.label}) is no class number": lacks.number,
+    }
+    return ", ".join(f"{number:,} {text}" for text, number in parts.items() if number)

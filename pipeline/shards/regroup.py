@@ -1,0 +1,119 @@
+"""Tars whose samples lie in pieces, written anew with the members of each sample side by side, bytes unchanged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from pipeline.errors import DataError
+from pipeline.shards import store
+from pipeline.shards.build import build_index, folder_lock
+from pipeline.shards.index import DatasetIndex, no_shards
+from pipeline.shards.members import DEFAULT_KEYS, split_name
+from pipeline.shards.parallel import map_shards
+from pipeline.shards.pattern import parse_pattern
+from pipeline.shards.tar import SKIP_CHUNK, TarStream, TornTar, members
+from pipeline.shards.write import TarWriter
+
+Span = tuple[int, int]  # first byte and end of a member, headers included
+
+
+def regroup(
+    pattern: str,
+    out: Path,
+    *,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    workers: int | None = None,
+) -> DatasetIndex:
+    """Write each tar of a pattern into `out` under its own name, samples in the order they begin in, and index them.
+
+    Several tars in one file become one. Members that belong to no sample are left out. Raises DataError if nothing
+    matches, a tar is torn, or `out` is the folder of the source.
+    """
+    parsed = parse_pattern(pattern)
+    listing = store.list_sizes(parsed.folder, parsed.literals)
+    names = [name for name in parsed.select(listing) if name.endswith(".tar")]
+    if not names:
+        raise no_shards(parsed, listing)
+    if store.is_local(parsed.folder) and Path(parsed.folder).resolve() == out.resolve():
+        raise DataError(f"{out}: is the folder of the source; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with folder_lock(str(out), "make"):
+        for said in map_shards(RegroupTask(parsed.folder, str(out)), names, label="regrouping", workers=workers):
+            if said:
+                print(said, file=sys.stderr)
+    chosen = f"{out}/{{{','.join(names)}}}" if len(names) > 1 else f"{out}/{names[0]}"
+    return build_index(chosen, image_key=image_key, label_key=label_key, workers=workers)
+
+
+@dataclass(frozen=True)
+class RegroupTask:
+    """Write one tar anew; gives what is to be said of it, if anything."""
+
+    folder: str
+    out: str
+
+    def __call__(self, name: str) -> str:
+        url = store.join(self.folder, name)
+        with local_copy(url, self.out) as file:
+            try:
+                groups, unread = sample_spans(file)
+            except TornTar as tear:
+                raise DataError(f"{url}: {tear}; write it again or take it out of the folder") from None
+            with TarWriter(Path(self.out) / name, DEFAULT_KEYS) as tar:
+                for spans in groups:
+                    tar.copy(b"".join(_read(file, *span) for span in spans))
+                tar.finish()
+        return f"{url}: its last {unread:,} bytes are no tar and are left out" if unread else ""
+
+
+def local_copy(url: str, folder: str) -> BinaryIO:
+    """The file itself, or a temporary copy of a remote one in a folder, open for reading anywhere."""
+    if store.is_local(url):
+        return store.open_url(url)
+    copy = cast(BinaryIO, tempfile.TemporaryFile(dir=folder))  # noqa: SIM115, closed by the caller
+    with store.open_url(url) as file:
+        shutil.copyfileobj(file, copy, SKIP_CHUNK)
+    copy.seek(0)
+    return copy
+
+
+def sample_spans(file: BinaryIO) -> tuple[list[list[Span]], int]:
+    """Where the members of each sample lie, samples in the order they begin in, and how many last bytes are no tar.
+
+    Reads on behind end-of-archive markers, as `tar --ignore-zeros` does. Raises TornTar.
+    """
+    groups: list[list[Span]] = []
+    latest: dict[str, tuple[set[str], list[Span]]] = {}  # by key: extensions and spans of its last sample
+    size, stream, archive = file.seek(0, os.SEEK_END), TarStream(file), 0
+    file.seek(0)
+    while stream.position < size:
+        first = stream.position
+        try:
+            for member in members(stream):
+                archive = first
+                split = split_name(member.name)
+                if split is None:
+                    continue
+                key, extension = split
+                if key not in latest or extension in latest[key][0]:
+                    latest[key] = set(), []
+                    groups.append(latest[key][1])
+                latest[key][0].add(extension)
+                latest[key][1].append((member.start, member.end))
+        except TornTar:
+            if first in (0, archive):  # not something else behind a whole archive
+                raise
+            return groups, size - first
+    return groups, 0
+
+
+def _read(file: BinaryIO, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)
