@@ -186,6 +186,8 @@ def _read_header(stream: TarStream, needs_marker: bool) -> bytes | None:
         header += more
     if not header and not needs_marker:
         return None
+    if stream.position == 0 and (kind := compressed_with(header)) and header[257:262] != b"ustar":
+        raise TornTar(f"is compressed ({kind}), and samples are read from the middle of plain tars; unpack it")
     if not header:
         raise TornTar(f"ends at byte {stream.position} without the end-of-archive marker, so it was cut short")
     if len(header) < BLOCK:
@@ -197,8 +199,6 @@ def _read_header(stream: TarStream, needs_marker: bool) -> bytes | None:
 
 
 def _parse_header(header: bytes, at: int) -> tuple[str, int, bytes]:
-    if at == 0 and (kind := compressed_with(header)):
-        raise TornTar(f"is compressed ({kind}), and samples are read from the middle of plain tars; unpack it")
     # The low half of Adler-32 begun at 0 is the sum of the bytes modulo 65521: the tar checksum at C speed.
     total = zlib.adler32(header[:148] + CHECKSUM_BLANK + header[156:], 0) & 0xFFFF
     if _number(header[148:156], at) % ADLER != total:

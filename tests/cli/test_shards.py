@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -100,3 +103,65 @@ def test_errors_are_one_sentence(tmp_path: Path, arguments: list[str], words: st
     assert done.returncode == 3
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_index_counts_what_lacks_an_image_or_label(folder: Path, tmp_path: Path) -> None:
+    for number in range(7):
+        with tarfile.open(folder / f"b-{number}.tar", "w") as tar:
+            for key in range(number + 1):
+                tar.addfile(tarfile.TarInfo(f"{key}.cls"))
+    done = minivit("index", str(folder))
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1:] == [
+        "28 of 31 samples cannot be used: 28 without image (png;jpg;jpeg;webp), "
+        "28 whose label (cls) is no class number",
+        *(
+            f"  b-{number}.tar: {number + 1} of {number + 1} samples cannot be used: {number + 1} without image "
+            f"(png;jpg;jpeg;webp), {number + 1} whose label (cls) is no class number"
+            for number in (6, 5, 4, 3, 2)
+        ),
+        "  and 2 more shards",
+        f"  `minivit shards verify '{folder}'` names each",
+    ]
+
+
+def test_verify_tells_doubles_from_damage(folder: Path) -> None:
+    (folder / "b-0.tar").write_bytes((folder / "a-0.tar").read_bytes())
+    minivit("index", str(folder))
+    done = minivit("verify", str(folder))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith(f"{folder}: valid, but 3 doubles that the source holds twice")
+    both = minivit("verify", f"{folder}/a-0.tar", f"{folder}/b-0.tar")
+    assert both.returncode == 3
+    assert "its image is in" in both.stdout
+    assert "3 faults in two data sets: take those images out of one of them" in both.stderr
+
+
+def test_a_tar_in_pieces_is_regrouped_as_the_index_advises(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("x.png", "y.png", "x.cls", "y.cls"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"1"))
+    refused = minivit("index", str(tmp_path))
+    assert refused.returncode == 3
+    command = re.search("`minivit shards ([^`]*)`", refused.stderr)
+    assert command is not None
+    done = minivit(*shlex.split(command[1].replace("FOLDER", str(tmp_path / "out"))))
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [f"{tmp_path}/out: 1 shards, 2 samples, 0.0 MB, digest {load_index(str(tmp_path / 'out')).digest}"],
+    )
+
+
+def test_the_tools_read_the_members_that_they_are_told_to(folder: Path) -> None:
+    image = ["--image-key", "jpg;png", "--label-key", "txt"]
+    assert "3 without label (txt)" in minivit("index", str(folder), *image).stdout
+    assert minivit("verify", str(folder), "--label-key", "cls").returncode == 0
+    assert minivit("verify", str(folder)).returncode == 3
+    runner = CliRunner()
+    stats = runner.invoke(group, ["stats", str(folder), "--image-key", "tif", "--json"], catch_exceptions=False)
+    assert json.loads(stats.output)["without_image"] == 3
+    out = str(folder / "sheet.png")
+    runner.invoke(group, ["preview", str(folder), "--label-key", "cls", "--out", out], catch_exceptions=False)
+    assert Path(out).is_file()

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 import os
+import re
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +15,8 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index, folder_lock
 from pipeline.shards.index import load_index, load_offsets
-from pipeline.shards.scan import scan_shard
+from pipeline.shards.members import Keys
+from pipeline.shards.scan import NOTHING, Lacks, scan_shard
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
 
@@ -133,3 +138,78 @@ def test_a_sidecar_that_cannot_be_put_in_place(folder: Path) -> None:
     (folder / "train-000000.tar.idx").mkdir()
     with pytest.raises(DataError, match="cannot be written"):
         build_index(str(folder), workers=1)
+
+
+def test_a_tar_whose_samples_lie_apart_is_refused_with_a_cure_that_works(tmp_path: Path, write_tar: Callable) -> None:
+    images, labels = ([(f"{k}", {extension: b"1"}) for k in range(9)] for extension in ("png", "cls"))
+    write_tar(tmp_path / "a.tar", [*images, *labels])
+    with pytest.raises(DataError, match=r"a.tar: the members of 9 samples lie apart.*`minivit shards regroup"):
+        build_index(str(tmp_path), workers=1)
+    assert not (tmp_path / "index.json").exists()
+    subprocess.run("mkdir x && tar -xf a.tar -C x && tar --sort=name -cf a.tar -C x .", shell=True, cwd=tmp_path)
+    index = build_index(str(tmp_path), workers=1)
+    assert (index.num_samples, index.total_lacks) == (9, NOTHING)
+
+
+def test_several_tars_in_one_file_are_refused(tmp_path: Path, samples: Callable, write_tar: Callable) -> None:
+    data = write_tar(tmp_path / "a.tar", samples(3)).read_bytes()
+    (tmp_path / "a.tar").write_bytes(data + data)
+    with pytest.raises(DataError, match=rf"a.tar: {len(data):,} bytes lie behind its end-of-archive.*shards regroup"):
+        build_index(str(tmp_path), workers=1)
+
+
+def test_other_keys_are_read_from_headers_and_the_hash_stays(folder: Path) -> None:
+    before = build_index(str(folder), workers=1)
+    sidecar = (folder / "train-000000.tar.idx").stat().st_mtime_ns
+    other = build_index(f"{folder}/train-000000.tar", image_key="txt", label_key="png", workers=1)
+    assert (other.total_lacks, other.keys) == (Lacks(image=5, number=5, unusable=5), Keys(("txt",), "png"))
+    assert load_index(str(folder)).total_lacks == Lacks(image=8, number=8, unusable=8)
+    assert load_index(str(folder)).digest == before.digest
+    assert (folder / "train-000000.tar.idx").stat().st_mtime_ns == sidecar
+    assert build_index(str(folder), workers=1).keys == other.keys
+
+
+def test_an_index_of_format_2_is_brought_up_to_date(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes = list("abcdefghij")
+    before = build_index(str(folder), classes=classes, label_key="cls", workers=1)
+    document = json.loads((folder / "index.json").read_text())
+    del document["image_key"], document["lacks"]
+    (folder / "index.json").write_text(json.dumps(document | {"version": 2}))
+    with pytest.raises(DataError, match=r"has format 2.*run `minivit shards index .*to bring it to format 3"):
+        load_index(str(folder))
+    index = build_index(str(folder), workers=1)
+    assert (index.digest, index.classes, index.keys) == (before.digest, classes, Keys())
+    assert "older format" in capsys.readouterr().err
+    assert load_index(str(folder)).digest == before.digest
+
+
+@pytest.mark.parametrize(("ending", "tool"), [("tar.gz", "gzip"), ("tgz", "gzip"), ("tar.xz", "xz"), ("tbz2", "bzip2")])
+def test_compressed_tars_are_named_with_the_command_that_unpacks_them(
+    tmp_path: Path, samples: Callable, write_tar: Callable, ending: str, tool: str
+) -> None:
+    path = write_tar(tmp_path / "a.tar", samples(3))
+    packed = tmp_path / f"a.{ending}"
+    packed.write_bytes(subprocess.run([tool, "-c", path], check=True, capture_output=True).stdout)
+    path.unlink()
+    for pattern in (f"{tmp_path}", f"{packed}", f"{tmp_path}/*.{ending}", f"{tmp_path}/a.tar"):
+        for reads in (build_index, load_index):
+            with pytest.raises(DataError, match=rf"a\.{ending}: is a compressed tar.*run `(.*)`") as refused:
+                reads(pattern)
+    command = re.search("run `(.*)`", str(refused.value))
+    subprocess.run(command[1], shell=True, check=True)
+    assert build_index(str(tmp_path), workers=1).num_samples == 3
+
+
+def test_compressed_tars_among_plain_ones_are_mentioned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "train-000003.tar.zst").write_bytes(b"")
+    (folder / "train-000000.tar.gz").write_bytes(b"")  # beside its plain tar
+    assert len(build_index(str(folder), workers=1).names) == 3
+    [line] = capsys.readouterr().err.splitlines()
+    assert "train-000003.tar.zst: is a compressed tar, and" in line
+
+
+def test_a_compressed_tar_under_a_plain_name(tmp_path: Path, samples: Callable, write_tar: Callable) -> None:
+    path = write_tar(tmp_path / "a.tar", samples(3))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(DataError, match=r"a.tar: is compressed \(gzip\)"):
+        build_index(str(tmp_path), workers=1)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.shards.scan import duplicate_keys, scan_shard
+from pipeline.shards.members import Keys
+from pipeline.shards.scan import Lacks, duplicate_keys, guess_image, scan_shard, scattered
 from pipeline.shards.tar import TornTar
 
 EXTENSIONS = st.lists(st.sampled_from(["png", "cls", "json"]), min_size=1, max_size=3, unique=True)
@@ -51,3 +52,75 @@ def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(content)
         with pytest.raises(TornTar):
             scan_shard(str(tmp_path / "a.tar"))
+
+
+def test_members_that_lie_apart_are_not_doubles(tmp_path: Path, write_tar: Callable) -> None:
+    whole = {"png": b"x", "cls": b"1"}
+    write_tar(
+        tmp_path / "a.tar",
+        [("apart", {"png": b"x"}), ("twice", whole), ("apart", {"cls": b"1"}), ("twice", whole), ("d/apart", whole)],
+    )
+    scan = scan_shard(str(tmp_path / "a.tar"))
+    assert scattered(scan.samples) == ["apart"]
+    [fault] = scan.faults()
+    assert fault.startswith("the members of 1 samples lie apart, first those of 'apart' (png | cls)")
+
+
+@pytest.mark.parametrize("headers_only", [False, True])
+def test_what_lies_behind_the_end_of_the_archive_is_counted(
+    tmp_path: Path, write_tar: Callable, samples: Callable, headers_only: bool
+) -> None:
+    first, second = (write_tar(tmp_path / f"{name}.tar", samples(3)).read_bytes() for name in "ab")
+    path = tmp_path / "c.tar"
+    for tail, unread in ((bytes(5000), 0), (second, len(second)), (b"\0" * 512 + b"x", 1)):
+        path.write_bytes(first + tail)
+        scan = scan_shard(str(path), headers_only=headers_only)
+        assert (scan.unread_bytes, scan.sidecar.tar_bytes) == (unread, len(first + tail))
+        assert len(list(scan.faults())) == (unread > 0)
+
+
+def test_links_and_sparse_files(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.png"))
+        for name, kind in (("b.png", tarfile.LNKTYPE), ("c.png", tarfile.SYMTYPE), ("README", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.png"
+            tar.addfile(info)
+    assert scan_shard(str(tmp_path / "a.tar")).links == 2
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        info = tarfile.TarInfo("a.png")
+        info.type = tarfile.GNUTYPE_SPARSE
+        tar.addfile(info)
+    with pytest.raises(TornTar, match="holds a sparse file at byte 0"):
+        scan_shard(str(tmp_path / "b.tar"))
+
+
+def test_what_samples_lack_is_counted(tmp_path: Path, write_tar: Callable) -> None:
+    image = {"JPG": b"x"}
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("good", {**image, "cls": b"1"}),
+            ("empty", {"png": b"", **image, "cls": b"1"}),  # the first image key that is there counts
+            ("unlabelled", image),
+            ("word", {**image, "cls": b"cat"}),
+            ("README", {"md": b""}),
+        ],
+    )
+    assert scan_shard(str(tmp_path / "a.tar")).record("a.tar").lacks == Lacks(image=2, label=2, number=1, unusable=4)
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"img.tif": b"x", "cls": b"1"}, ("img.tif",)),
+        ({"left.png": b"x", "right.png": b"x"}, Keys().image),
+        ({"jpg": b"x", "seg.png": b"x"}, Keys().image),
+        ({"json": b"x"}, Keys().image),
+    ],
+)
+def test_an_image_under_one_other_extension_is_found(
+    tmp_path: Path, write_tar: Callable, members: dict[str, bytes], expected: tuple[str, ...]
+) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a", members), ("b", members)])
+    assert guess_image(str(path), Keys()).image == expected

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
-from pipeline.shards.verify import verify
+from pipeline.shards.named import NamedSet
+from pipeline.shards.verify import Kind, verify
 
 
 def faults(folder: Path) -> list[tuple[str, str | None, str]]:
@@ -86,3 +90,69 @@ def test_bad_samples_are_named_by_key(tmp_path: Path, write_tar: Callable) -> No
 def test_without_an_index_there_is_nothing_to_compare(folder: Path) -> None:
     with pytest.raises(DataError, match=r"holds shards but no index.json; run `minivit shards index"):
         list(verify(str(folder)))
+
+
+def png(level: int) -> bytes:
+    return cv2.imencode(".png", np.full((6, 6), level, np.uint8))[1].tobytes()
+
+
+def test_doubles_of_the_source_are_no_damage(tmp_path: Path, write_tar: Callable) -> None:
+    two = [("a", {"png": png(1), "cls": b"0"}), ("b", {"png": png(1), "cls": b"1"})]
+    write_tar(tmp_path / "a.tar", two + two)
+    build_index(str(tmp_path), workers=1)
+    found = list(verify(str(tmp_path), workers=1))
+    assert len(found) == 4
+    assert {fault.kind for fault in found} == {Kind.DOUBLE}
+
+
+def test_images_and_shards_of_two_sets_are_reported(tmp_path: Path, write_tar: Callable) -> None:
+    for name, levels in (("train-0", (1, 2, 3)), ("train-1", (4, 5)), ("val-0", (6, 2, 5))):
+        samples = [(f"{name}-{level}", {"png": png(level), "cls": b"0"}) for level in levels]
+        write_tar(tmp_path / f"{name}.tar", samples)
+    build_index(str(tmp_path), workers=1)
+    found = list(verify(f"{tmp_path}/train-*.tar", f"{tmp_path}/val-*.tar", workers=1))
+    assert [(Path(f.shard).name, f.key, f.message.split(": ")[-1], f.kind) for f in found] == [
+        ("val-0.tar", "val-0-2", "train-0.tar/train-0-2", Kind.OVERLAP),
+        ("val-0.tar", "val-0-5", "train-1.tar/train-1-5", Kind.OVERLAP),
+    ]
+    [shard] = verify(f"{tmp_path}/train-*.tar", f"{tmp_path}/{{train-1,val-0}}.tar", workers=1, decode_images=False)
+    assert (Path(shard.shard).name, shard.key, shard.kind) == ("train-1.tar", None, Kind.OVERLAP)
+
+
+def test_tears_in_several_shards_are_named_and_are_no_doubles(folder: Path, samples: Callable) -> None:
+    build_index(str(folder), workers=1)
+    for number in (0, 2):
+        path = folder / f"train-{number:06d}.tar"
+        data = path.read_bytes()
+        path.write_bytes(b"?" + data[1:])
+    found = {(Path(f.shard).name, f.key) for f in verify(str(folder), workers=1) if f.kind is Kind.SHARD}
+    assert found == {(f"train-{number:06d}.tar", key) for number in (0, 2) for key in (None, "#0")}
+    assert Kind.DOUBLE not in {fault.kind for fault in verify(str(folder), workers=1)}
+
+
+def test_the_members_named_by_other_keys_are_looked_at(tmp_path: Path, write_tar: Callable) -> None:
+    write_tar(tmp_path / "a.tar", [("a", {"left.png": png(1), "right.png": b"torn", "y": b"1"})])
+    build_index(str(tmp_path), workers=1)
+    assert len(list(verify(str(tmp_path), workers=1))) == 2
+    assert list(verify(NamedSet("x", str(tmp_path), "left.png", "y"), workers=1)) == []
+    [fault] = verify(NamedSet("x", str(tmp_path), "right.png", "y"), workers=1)
+    assert "no readable image header" in fault.message
+
+
+def test_an_index_of_headers_knows_one_label(folder: Path) -> None:
+    build_index(str(folder), headers_only=True, workers=1)
+    with pytest.raises(DataError, match=r"--label-key txt"):
+        list(verify(NamedSet("x", str(folder), label_key="txt"), workers=1))
+
+
+def test_compressed_tars_and_links_are_faults(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("a.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "b.png"
+        tar.addfile(info)
+    build_index(str(tmp_path), workers=1)
+    (tmp_path / "b.tar.gz").write_bytes(b"")
+    found = [(Path(fault.shard).name, fault.message) for fault in verify(str(tmp_path), workers=1)]
+    assert [shard for shard, _ in found] == ["b.tar.gz", "a.tar"]
+    assert "is a compressed tar" in found[0][1]
+    assert found[1][1].startswith("1 members are links")
