@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from importlib import import_module
 
@@ -56,6 +57,8 @@ def main() -> None:
     from pipeline.errors import PipelineError
 
     debug = "--debug" in sys.argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may hold any bytes
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:

@@ -17,7 +17,12 @@ def class_name(text: str) -> str:
     `\xNN`, so that the name can be printed, stored and compared everywhere. What editors leave around a name goes:
     white space and byte-order marks. Idempotent.
     """
-    return INVISIBLE.sub(_visible, AROUND.sub("", unicodedata.normalize("NFC", text)))
+    return visible(AROUND.sub("", unicodedata.normalize("NFC", text)))
+
+
+def visible(text: str) -> str:
+    r"""The text with control characters and bytes that are not UTF-8 as `\xNN`: fit for a line of any file."""
+    return INVISIBLE.sub(_visible, text)
 
 
 def repeated(names: Iterable[str]) -> tuple[str, list[int]] | None:

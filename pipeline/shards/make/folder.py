@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 
+from pipeline.config.class_names import visible
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage
 from pipeline.images.shrink import shrink
 from pipeline.shards import store
 from pipeline.shards.build import build_index
 from pipeline.shards.index import INDEX_NAME, DatasetIndex, decode_index
+from pipeline.shards.make._folder_classes import File, Layout, arrange
+from pipeline.shards.make._folder_table import summary
+from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
 
-EXTENSIONS = ".png", ".jpg", ".jpeg", ".webp"
 SIGNATURES = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
-SPLITS = {"train", "val", "valid", "validation", "test"}
 LONGEST_STEM = 60  # keeps member names within the 100 bytes that a plain tar header holds
 
 
@@ -78,9 +81,9 @@ class ShardTask:
 def make(
     out: Path,
     *,
-    src: Annotated[Path, "folder that holds one folder of images per class"],
+    src: Annotated[Path, "folder that holds one folder of images per class, or splits (train, val, ...) that do"],
     samples_per_shard: Annotated[int, "images in each shard"] = 10_000,
-    prefix: Annotated[str, "shards are named PREFIX-000000.tar and so on"] = "train",
+    prefix: Annotated[str | None, "shards are PREFIX-000000.tar, ...; default: train, or the split's name"] = None,
     max_side: Annotated[
         int | None, "longer sides are cut down to this; such images become JPEGs, transparent ones PNGs"
     ] = None,
@@ -90,39 +93,59 @@ def make(
 ) -> DatasetIndex:
     """Shards from a directory of class folders; classes are numbered in the order of their names.
 
-    A run that was cut short goes on where it stopped. Files that cannot be read are left out, listed in
-    `PREFIX-rejected.txt` and counted on standard error. Raises DataError if `src` is not such a directory, or `out`
-    holds shards of the same prefix made of other files or with other settings.
+    Splits are made in one go and share the classes. A table says what was taken as what, and what was not: hidden and
+    system files, links that lead back up, files of other kinds. A run that was cut short goes on where it stopped.
+    Files that cannot be read are left out and listed in `PREFIX-rejected.txt`. Raises DataError if `src` is not such a
+    directory or has more than one meaning, a class has no readable image, or `out` holds shards of the same prefix made
+    of other files or with other settings.
     """
     if not 1 <= quality <= 100 or (max_side is not None and max_side < 1):
         raise DataError(f"max side {max_side}, quality {quality}: take a side above 0 and a quality of 1 to 100")
-    if samples_per_shard < 1 or not re.fullmatch(r"[A-Za-z0-9_-]+", prefix):
+    if samples_per_shard < 1 or (prefix is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", prefix)):
         raise DataError(
             f"samples per shard {samples_per_shard} and prefix {prefix!r}: take a positive number, and a prefix of "
             "letters, digits, '_' and '-'"
         )
-    classes = _classes(src)
-    files, listing, passed_over = _list_files(src, classes)
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(files)).tolist()
-    agree_on_plan(out, prefix, asdict(Plan(seed, samples_per_shard, len(files), listing, max_side, quality)))
-    _agree_on_classes(out, classes)
-    jobs = []
-    for number, first in enumerate(range(0, len(files), samples_per_shard)):
-        chosen = order[first : first + samples_per_shard]
-        jobs.append((number, [(first + i, *files[row]) for i, row in enumerate(chosen)]))
-    finished = _finished(out)
-    missing = [job for job in jobs if shard_name(prefix, job[0]) not in finished]
-    report = Rejections(out / f"{prefix}-rejected.txt")
-    task = ShardTask(str(src), str(out), prefix, max_side, quality)
-    for rejected in map_shards(task, missing, label=f"writing {prefix}", workers=workers):
-        report.add(rejected)
-    index = build_index(f"{out}/{prefix}-{{000000..{len(jobs) - 1:06d}}}.tar", classes=classes, workers=workers)
-    if passed_over:
-        print(f"{src}: {passed_over:,} files passed over, not named {', '.join(EXTENSIONS)}", file=sys.stderr)
-    if index.num_samples < len(files):
-        left_out = len(files) - index.num_samples
-        print(f"{src}: {left_out:,} unreadable files left out; {report.path} names them", file=sys.stderr)
+    tree = read_tree(src, out)
+    layout = arrange(tree, src, prefix)
+    _agree_on_classes(out, layout.classes)
+    rejected = {}
+    for split, files in layout.splits.items():
+        plan = Plan(seed, samples_per_shard, len(files), _listing_hash(files), max_side, quality)
+        agree_on_plan(out, split, asdict(plan))
+        rejected[split] = _write_shards(ShardTask(str(src), str(out), split, max_side, quality), files, plan, workers)
+    _check_classes(layout, rejected, src, out)
+    index = _index(out, layout, samples_per_shard, workers)
+    print(f"{src}:\n{summary(layout, tree, rejected)}", file=sys.stderr)
+    for split, paths in rejected.items():
+        if paths:
+            print(f"unreadable images are named in {out / f'{split}-rejected.txt'}", file=sys.stderr)
     return index
+
+
+def _write_shards(task: ShardTask, files: list[File], plan: Plan, workers: int | None) -> set[str]:
+    """Write the shards of a split that are missing; the paths of the files that all of them leave out."""
+    out = Path(task.out)
+    order = np.random.Generator(np.random.PCG64(plan.seed)).permutation(len(files)).tolist()
+    jobs = []
+    for number, first in enumerate(range(0, len(files), plan.samples_per_shard)):
+        chosen = order[first : first + plan.samples_per_shard]
+        jobs.append((number, [(first + i, files[row].path, files[row].label) for i, row in enumerate(chosen)]))
+    finished = _finished(out)
+    missing = [job for job in jobs if shard_name(task.prefix, job[0]) not in finished]
+    report = Rejections(out / f"{task.prefix}-rejected.txt")
+    for rejected in map_shards(task, missing, label=f"writing {task.prefix}", workers=workers):
+        report.add(rejected)
+    return {file.path for file in files if visible(file.path) in report.reasons} if report.reasons else set()
+
+
+def _index(out: Path, layout: Layout, samples_per_shard: int, workers: int | None) -> DatasetIndex:
+    """Of the shards of all splits."""
+    if len(layout.splits) > 1:
+        return build_index(str(out), classes=layout.classes, workers=workers)
+    ((split, files),) = layout.splits.items()
+    last = (len(files) - 1) // samples_per_shard
+    return build_index(f"{out}/{split}-{{000000..{last:06d}}}.tar", classes=layout.classes, workers=workers)
 
 
 class Rejections:
@@ -130,48 +153,36 @@ class Rejections:
 
     def __init__(self, path: Path):
         self.path = path
-        lines = path.read_text(errors="surrogateescape").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         self.reasons = dict(line.split("\t", 1) for line in lines)
 
     def add(self, rejected: list[tuple[str, str]]) -> None:
         if rejected:
-            self.reasons.update(rejected)
+            self.reasons.update((visible(name), reason) for name, reason in rejected)
             text = "".join(f"{name}\t{reason}\n" for name, reason in sorted(self.reasons.items()))
-            store.write_bytes(str(self.path), text.encode(errors="surrogateescape"))
+            store.write_bytes(str(self.path), text.encode())
 
 
-def _classes(src: Path) -> list[str]:
-    try:
-        with os.scandir(src) as entries:
-            classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{src}: cannot be listed ({error.strerror}); --src is a folder of class folders") from None
-    if not classes:
-        raise DataError(f"{src}: holds no folders; --src is a folder with one folder of images per class")
-    if set(classes) <= SPLITS:
-        split = classes[0]
-        raise DataError(f"{src}: holds splits, not classes; make each with --src {src / split} --prefix {split}")
-    return classes
+def _check_classes(layout: Layout, rejected: Mapping[str, set[str]], src: Path, out: Path) -> None:
+    """A class must have an image that can be read."""
+    found, taken = Counter[int](), Counter[int]()
+    for split, files in layout.splits.items():
+        found.update(file.label for file in files)
+        taken.update(file.label for file in files if file.path not in rejected[split])
+    for label, name in enumerate(layout.classes):
+        if not taken[label]:
+            reports = ", ".join(str(out / f"{split}-rejected.txt") for split, paths in rejected.items() if paths)
+            raise DataError(
+                f"{src}: none of the {found[label]:,} images of class {name!r} can be read, as {reports} says; mend "
+                "them or move the class out, and make the shards in another --out"
+            )
 
 
-def _list_files(src: Path, classes: list[str]) -> tuple[list[tuple[str, int]], str, int]:
-    """(path below src, class number) of every image, the listing's hash, and how many files are no images by name."""
-    files, digest, passed_over = [], hashlib.sha256(), 0
-    for label, name in enumerate(classes):
-        for folder, subfolders, entries in os.walk(src / name, followlinks=True):
-            subfolders.sort()
-            for entry in sorted(entries):
-                path = Path(folder, entry)
-                if path.suffix.lower() not in EXTENSIONS:
-                    passed_over += not entry.startswith(".")
-                    continue
-                below = path.relative_to(src).as_posix()
-                size = path.stat().st_size if path.exists() else -1  # a dead link is reported when its turn comes
-                digest.update(f"{below}\0{size}\n".encode(errors="surrogateescape"))
-                files.append((below, label))
-    if not files:
-        raise DataError(f"{src}: holds no images; put {', '.join(EXTENSIONS)} files into its class folders")
-    return files, digest.hexdigest(), passed_over
+def _listing_hash(files: list[File]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.path}\0{file.size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _earlier_index(out: Path) -> DatasetIndex | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.images.decode import decode, read_header
 from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index, load_offsets
 from pipeline.shards.make import make
@@ -35,6 +37,14 @@ def src(tmp_path: Path) -> Path:
     (tmp_path / "src" / "ox" / "notes.txt").write_text("not an image")
     (tmp_path / "src" / "ox" / ".DS_Store").write_bytes(b"")
     return tmp_path / "src"
+
+
+def write_images(folder: Path, count: int, name: str = "%d.png") -> None:
+    """Files `0.png`, `1.png`, ... of an image each, which no folder with a name of another length holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        path = folder / (name % number)
+        path.write_bytes(cv2.imencode(".png", np.full((4, len(folder.name), 3), number, np.uint8))[1].tobytes())
 
 
 def contents(folder: Path) -> dict[tuple[str, int], str]:
@@ -62,7 +72,11 @@ def test_every_file_once_as_it_is(src: Path, tmp_path: Path, workers: int, capsy
     assert found.keys() == expected
     assert len(set(found.values())) == 21
     assert list(verify(str(tmp_path / "out"), workers=1)) == []
-    assert "1 files passed over" in capsys.readouterr().err
+    table = capsys.readouterr().err
+    assert f"{src}:\n  class  taken  unreadable\n  cat        7           0\n" in table
+    assert "not taken: 1 files that are no PNG, JPEG or WebP: .txt 1\n" in table
+    assert "not taken: 1 system files and folders: .DS_Store 1\n" in table
+    assert "subfolders count for the class above them: cat/deep/er, dög/deep/er, ox/deep/er\n" in table
 
 
 def test_the_seed_alone_decides_the_order(src: Path, tmp_path: Path) -> None:
@@ -81,7 +95,10 @@ def test_unreadable_files_are_reported(src: Path, tmp_path: Path, capsys: pytest
     (src / "cat" / "dead.png").symlink_to("nowhere")
     index = make("folder", tmp_path / "out", src=src, workers=1)
     assert index.num_samples == 21
-    assert "3 unreadable files left out" in capsys.readouterr().err
+    table = capsys.readouterr().err
+    assert "  cat        7           3\n" in table
+    assert "  total     21           3\n" in table
+    assert f"unreadable images are named in {tmp_path / 'out' / 'train-rejected.txt'}\n" in table
     assert (tmp_path / "out" / "train-rejected.txt").read_text().splitlines() == [
         "cat/dead.png\tNo such file or directory",
         "cat/empty.png\tis empty",
@@ -129,6 +146,7 @@ def test_splits_share_a_folder(src: Path, tmp_path: Path) -> None:
         make("folder", out, src=src, prefix=prefix, workers=1)
     assert load_index(str(out)).num_samples == 42
     (src / "yak").mkdir()
+    (src / "yak" / "1.png").write_bytes((src / "cat" / "im.0.png").read_bytes())
     with pytest.raises(DataError, match=r"other classes \(yak"):
         make("folder", out, src=src, prefix="test", workers=1)
 
@@ -153,9 +171,6 @@ def test_directories_that_are_no_image_folder(tmp_path: Path) -> None:
     src.mkdir()
     with pytest.raises(DataError, match="holds no folders"):
         make("folder", tmp_path / "out", src=src)
-    (src / "train").mkdir()
-    with pytest.raises(DataError, match=f"--src {src}/train --prefix train"):
-        make("folder", tmp_path / "out", src=src)
     (src / "cat").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         make("folder", tmp_path / "out", src=src)
@@ -169,6 +184,52 @@ def test_options_are_checked(src: Path, tmp_path: Path, options: dict[str, objec
         make("folder", tmp_path / "out", src=src, **options)
 
 
+def test_splits_are_made_in_one_go_and_share_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, count in (("Train/cat", 3), ("Train/dog", 2), ("Train/ox", 1), ("val/dog", 2)):
+        write_images(tmp_path / "src" / name, count)
+    write_images(tmp_path / "src" / "test", 2)  # unlabelled
+    out = tmp_path / "out"
+    index = make("folder", out, src=tmp_path / "src", workers=1)
+    assert (index.names, index.classes) == (["train-000000.tar", "val-000000.tar"], ["cat", "dog", "ox"])
+    assert (index.counts.tolist(), index.label_min, index.label_max) == ([6, 2], [0, 1], [2, 1])
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  class  train  val  unreadable",
+        "  cat        3    0           0",
+        "  dog        2    2           0",
+        "  ox         1    0           0",
+        "  total      6    2           0",
+        "not taken: 2 images outside class folders: test/0.png, test/1.png",
+    ]
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert make("folder", out, src=tmp_path / "src", workers=1).digest == index.digest
+    assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+
+
+def test_a_class_of_which_nothing_can_be_read_is_refused(src: Path, tmp_path: Path) -> None:
+    (src / "phone").mkdir()
+    for number in range(2):
+        (src / "phone" / f"{number}.jpg").write_bytes(b"\0\0\0\x18ftypheic")
+    for _ in range(2):  # the second time, nothing is left to be written
+        with pytest.raises(DataError, match=r"none of the 2 images of class 'phone' can be read, as .*train-rejected"):
+            make("folder", tmp_path / "out", src=src, workers=1)
+
+
+def test_names_of_any_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    src = tmp_path / "src"
+    write_images(src / os.fsdecode(b"caf\xe9"), 2, os.fsdecode(b"bild\xfc%d\n.png"))
+    write_images(src / "tea", 2)
+    (src / "tea" / os.fsdecode(b"kaputt\xfc\t.png")).write_bytes(b"no image")
+    for _ in range(2):
+        index = make("folder", tmp_path / "out", src=src, workers=1)
+        assert (index.num_samples, index.classes) == (4, [r"caf\xe9", "tea"])
+        table = capsys.readouterr().err
+        assert r"  caf\xe9      2           0" in table
+        assert "  tea          2           1" in table
+    listed = (tmp_path / "out" / "train-rejected.txt").read_text()
+    assert listed == "tea/kaputt\\xfc\\x09.png\tis no PNG, JPEG or WebP inside\n"
+    assert list(verify(str(tmp_path / "out"), workers=1)) == []
+
+
 def test_large_images_become_smaller_jpegs_and_others_stay(tmp_path: Path) -> None:
     folder = tmp_path / "src" / "cat"
     folder.mkdir(parents=True)
@@ -177,11 +238,19 @@ def test_large_images_become_smaller_jpegs_and_others_stay(tmp_path: Path) -> No
     for name, pixels in files.items():
         cv2.imwrite(str(folder / name), pixels)
     (folder / "broken.jpg").write_bytes((folder / "tall.jpg").read_bytes()[:200])
+    drawing = np.zeros((300, 500, 4), np.uint8)
+    drawing[100:200, 100:400, 3] = 255
+    (folder.parent / "ink").mkdir()
+    cv2.imwrite(str(folder.parent / "ink" / "ink.png"), drawing)
     index = make("folder", tmp_path / "out", src=tmp_path / "src", max_side=100, quality=80, workers=1)
     found = {}
     for _, key, members, _ in shard_samples(index.shards[0]):
         extension = next(name for name in members if name != "cls")
         found[key.split("-")[1]] = extension, bytes(members[extension])
+    assert found["ink"][0] == "png"
+    image = decode(found["ink"][1], read_header(found.pop("ink")[1]), 3, (9, 90, 200))
+    assert image.shape == (60, 100, 3)
+    assert (tuple(image[0, 0]), tuple(image[30, 50])) == ((9, 90, 200), (0, 0, 0))
     shapes = {key: cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape[:2] for key, (_, data) in found.items()}
     assert shapes == {"large": (60, 100), "small": (40, 50), "tall": (100, 60)}
     assert found["large"][0] == "jpg"

@@ -1,0 +1,206 @@
+"""What the folders of a tree mean: classes, or splits of them; whatever has two meanings is refused."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.config.class_names import class_name
+from pipeline.errors import DataError
+from pipeline.shards.make._folder_tree import EXTENSIONS, Image, Tree
+
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
+TRAINING = {"train", "training"}
+DEFAULT_PREFIX = "train"
+
+Folders = dict[str, list[Image]]  # class folder, as a path below the source: its images
+
+
+class File(NamedTuple):
+    """An image's path below the source, its class number and its bytes."""
+
+    path: str
+    label: int
+    size: int
+
+
+@dataclass
+class Layout:
+    """The images to be taken. `splits` are named by the prefix of their shards."""
+
+    classes: list[str]
+    splits: dict[str, list[File]]
+    unlabelled: list[str] = field(default_factory=list)  # images outside class folders
+    empty: list[str] = field(default_factory=list)  # folders without images
+    nested: list[str] = field(default_factory=list)  # folders below class folders, which count for these
+    spellings: list[str] = field(default_factory=list)  # classes that several folders spell, composed and decomposed
+
+
+def arrange(tree: Tree, src: Path, prefix: str | None) -> Layout:
+    """Classes and splits of a tree. Raises DataError, with a way out, where it would train on something not meant."""
+    tops = {top: images for top, images in tree.images.items() if images}
+    if not tops:
+        raise nothing_found(tree, src)
+    unlabelled = list(tree.loose)
+    splits = split_folders(tops, src, prefix)
+    groups = {} if splits else {prefix or DEFAULT_PREFIX: tops}
+    for top in splits:
+        folders, outside = class_folders(tops[top])
+        unlabelled += outside
+        if folders:
+            groups[top.casefold()] = folders
+    everything = [folder for folders in groups.values() for folder in folders]
+    if not everything:
+        raise DataError(
+            f"{src}: its splits ({', '.join(splits)}) hold images but no class folders; sort them into "
+            f"{src / splits[0]}/CLASS/"
+        )
+    check_spelling(everything, src)
+    classes = sorted({class_of(folder) for folder in everything})
+    if len(classes) == 1:
+        raise one_class(groups, src)
+    check_training(groups, src)
+    numbers = {name: number for number, name in enumerate(classes)}
+    spelt = [Counter(map(class_of, folders)) for folders in groups.values()]
+    return Layout(
+        classes,
+        {split: files_of(folders, numbers) for split, folders in groups.items()},
+        unlabelled,
+        [top for top, images in tree.images.items() if not images],
+        [below for folders in groups.values() for below in nested_folders(folders, classes, src)],
+        [name for name in classes if any(counts[name] > 1 for counts in spelt)],
+    )
+
+
+def split_folders(tops: Iterable[str], src: Path, prefix: str | None) -> list[str]:
+    """The top-level folders if all are splits; none where they are classes, one of which may be called `train`."""
+    splits = [top for top in tops if top.casefold() in SPLITS]
+    others = [top for top in tops if top not in splits]
+    if not splits or (others and len(splits) == 1):
+        return []
+    named = ", ".join(splits)
+    if others:
+        raise DataError(
+            f"{src}: holds the splits {named} beside {shown(others[0])!r}; move what is no split out of it, or make "
+            f"each split with --src {src / splits[0]} --prefix {splits[0]}"
+        )
+    if prefix is not None:
+        raise DataError(
+            f"{src}: holds splits ({named}), whose shards take their names, so --prefix {prefix} has no place; leave "
+            f"it out, or make one split with --src {src / splits[0]} --prefix {prefix}"
+        )
+    if len({split.casefold() for split in splits}) < len(splits):
+        raise DataError(f"{src}: two of its splits ({named}) differ in case alone; merge or rename them")
+    return splits
+
+
+def class_folders(images: Iterable[Image]) -> tuple[Folders, list[str]]:
+    """The images of a split by its class folders, and those outside them."""
+    folders: Folders = {}
+    outside = []
+    for image in images:
+        parts = image.path.split("/", 2)
+        if len(parts) > 2:
+            folders.setdefault("/".join(parts[:2]), []).append(image)
+        else:
+            outside.append(image.path)
+    return folders, outside
+
+
+def files_of(folders: Folders, numbers: Mapping[str, int]) -> list[File]:
+    """By class number, then as they were found."""
+    files = []
+    for folder in sorted(folders, key=lambda folder: (numbers[class_of(folder)], folder)):
+        files += [File(image.path, numbers[class_of(folder)], image.size) for image in folders[folder]]
+    return files
+
+
+def check_spelling(folders: Iterable[str], src: Path) -> None:
+    """Names that differ in case or in white space around them are refused; composed and decomposed accents are one."""
+    spelt: dict[str, str] = {}
+    for folder in folders:
+        composed = unicodedata.normalize("NFC", folder.rpartition("/")[2])
+        other = spelt.setdefault(class_name(composed).casefold(), composed)
+        if other != composed:
+            raise DataError(
+                f"{src}: the class folders {shown(other)!r} and {shown(composed)!r} differ in case or white space "
+                "alone; merge them, or rename one"
+            )
+
+
+def one_class(groups: Mapping[str, Folders], src: Path) -> DataError:
+    """The error for images that would all have one label, with the folder that was meant, if it is below."""
+    folders = [folder for found in groups.values() for folder in found]
+    images = [image.path for found in groups.values() for images in found.values() for image in images]
+    inner = os.path.commonpath([path.rpartition("/")[0] for path in images])
+    below = {
+        path.removeprefix(f"{inner}/").partition("/")[0] for path in images if path.count("/") > inner.count("/") + 1
+    }
+    mend = f"take --src {src / inner}" if len(below) > 1 else "put a folder of images for each other class beside it"
+    return DataError(f"{src}: all images lie in one class folder, {shown(folders[0])!r}; {mend}")
+
+
+def check_training(groups: Mapping[str, Folders], src: Path) -> None:
+    """A class that only the other splits hold cannot be learnt."""
+    training = next((folders for split, folders in groups.items() if split in TRAINING), None)
+    if training is None:
+        return
+    known = {class_of(folder) for folder in training}
+    where = src / next(iter(training)).partition("/")[0]
+    for folder in (folder for folders in groups.values() for folder in folders):
+        if class_of(folder) not in known:
+            raise DataError(
+                f"{src / folder}: {where} has no class {class_of(folder)!r}, so nothing can learn it; rename the "
+                f"folder, move it elsewhere, or put images of the class into {where}"
+            )
+
+
+def nested_folders(folders: Folders, classes: list[str], src: Path) -> list[str]:
+    """Folders below the class folders. Raises DataError where one is named like another class, or they are splits."""
+    found = []
+    known = set(classes)
+    for top, images in folders.items():
+        parents = {image.path.rpartition("/")[0] for image in images} - {top}
+        for parent in sorted(parents):
+            for name in map(class_name, parent.removeprefix(f"{top}/").split("/")):
+                if name in known and name != class_of(top):
+                    raise DataError(
+                        f"{src / parent}: its images would be of class {class_of(top)!r}, but {name!r} is a class, "
+                        f"too; move it to {src / top.rpartition('/')[0] / name}, or rename it"
+                    )
+        below = {parent.removeprefix(f"{top}/").partition("/")[0] for parent in parents}
+        splits = sorted(name for name in below if name.casefold() in SPLITS)
+        if len(splits) > 1:
+            raise DataError(
+                f"{src / top}: holds the splits {', '.join(splits)}, which would be mixed; put splits above classes: "
+                f"{src / splits[0] / class_of(top)}"
+            )
+        found += sorted(parents)
+    return found
+
+
+def nothing_found(tree: Tree, src: Path) -> DataError:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in tree.others.most_common(3))
+    found = f" (found {kinds})" if kinds else ""
+    if tree.loose:
+        return DataError(
+            f"{src}: holds images but no folders of them, so they have no classes; sort them into {src}/CLASS/, or "
+            "take the folder above with --src if this one is a class"
+        )
+    if tree.images:
+        return DataError(f"{src}: holds no images; put {', '.join(EXTENSIONS)} files into its class folders{found}")
+    return DataError(f"{src}: holds no folders; --src is a folder with one folder of images per class{found}")
+
+
+def class_of(folder: str) -> str:
+    return class_name(folder.rpartition("/")[2])
+
+
+def shown(path: str) -> str:
+    """A path that can be printed."""
+    return "/".join(map(class_name, path.split("/")))

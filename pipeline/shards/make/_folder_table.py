@@ -1,0 +1,85 @@
+"""What was taken from a folder, as what, and what not: a short table for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from rich.cells import cell_len
+
+from pipeline.config.class_names import visible
+from pipeline.shards.make._folder_classes import Layout
+from pipeline.shards.make._folder_tree import Tree
+
+MOST_ROWS = 12  # classes shown one by one
+MOST_NAMES = 3  # in one line
+
+
+def summary(layout: Layout, tree: Tree, rejected: Mapping[str, set[str]]) -> str:
+    """The table; `rejected` are the paths of unreadable images by split."""
+    rows = list(class_rows(layout, rejected))
+    heads = ["class", *(list(layout.splits) if len(layout.splits) > 1 else ["taken"]), "unreadable"]
+    if len(rows) > MOST_ROWS:
+        half = MOST_ROWS // 2
+        hidden = len(rows) - 2 * half
+        rows = [*rows[:half], (f"... {hidden:,} more", *([""] * (len(heads) - 1))), *rows[-half:]]
+    totals = [f"{sum(taken):,}" for taken in zip(*counts(layout, rejected), strict=True)]
+    return "\n".join([*aligned([heads, *rows, ("total", *totals)]), *notes(layout, tree)])
+
+
+def counts(layout: Layout, rejected: Mapping[str, set[str]]) -> Iterator[list[int]]:
+    """For each class: the images taken into each split, and those left out as unreadable."""
+    taken = {split: Counter[int]() for split in layout.splits}
+    left = Counter[int]()
+    for split, files in layout.splits.items():
+        for file in files:
+            bad = file.path in rejected[split]
+            taken[split][file.label] += not bad
+            left[file.label] += bad
+    for label in range(len(layout.classes)):
+        yield [*(taken[split][label] for split in layout.splits), left[label]]
+
+
+def class_rows(layout: Layout, rejected: Mapping[str, set[str]]) -> Iterator[tuple[str, ...]]:
+    for name, numbers in zip(layout.classes, counts(layout, rejected), strict=True):
+        yield (name, *(f"{number:,}" for number in numbers))
+
+
+def aligned(rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """Lines: the first column to the left, the others to the right."""
+    table = [list(row) for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    for name, *numbers in table:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        yield "  ".join(["", name + " " * (widths[0] - cell_len(name)), *cells]).rstrip()
+
+
+def notes(layout: Layout, tree: Tree) -> Iterator[str]:
+    """One line for each kind of thing that was not taken, or was taken as something that its place does not say."""
+    if layout.unlabelled:
+        yield f"not taken: {len(layout.unlabelled):,} images outside class folders: {some(layout.unlabelled)}"
+    if tree.others:
+        yield f"not taken: {tree.others.total():,} files that are no PNG, JPEG or WebP: {tally(tree.others)}"
+    if layout.empty:
+        yield f"not taken: {len(layout.empty):,} folders without images: {some(layout.empty)}"
+    if tree.system:
+        yield f"not taken: {tree.system.total():,} system files and folders: {tally(tree.system)}"
+    if tree.again:
+        yield f"not taken: {len(tree.again):,} links to folders that are read elsewhere: {some(tree.again)}"
+    if tree.output is not None:
+        yield f"not taken: the output folder, {visible(tree.output)}"
+    if layout.nested:
+        yield f"subfolders count for the class above them: {some(layout.nested)}"
+    if layout.spellings:
+        yield f"one class, though spelt in two ways (Unicode NFC and NFD): {some(layout.spellings)}"
+    if any("\\x" in name for name in layout.classes):
+        yield "bytes of names that are not UTF-8 are written \\xNN"
+
+
+def some(names: list[str]) -> str:
+    more = f", ... {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(map(visible, names[:MOST_NAMES])) + more
+
+
+def tally(kinds: Counter[str]) -> str:
+    return some([f"{kind} {count:,}" for kind, count in kinds.most_common()])

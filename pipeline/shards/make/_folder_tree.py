@@ -1,0 +1,158 @@
+"""What lies in a folder of class folders: its images, and whatever else was found there."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import DataError
+
+EXTENSIONS = ".png", ".jpg", ".jpeg", ".webp"
+# Besides all names that begin with a dot. Lower case.
+SYSTEM_NAMES = {
+    "__macosx",
+    "thumbs.db",
+    "desktop.ini",
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
+
+
+class Image(NamedTuple):
+    """A file that is an image by its name. `path` is below the source; `size` in bytes, -1 for a dead link."""
+
+    path: str
+    size: int
+
+
+@dataclass
+class Tree:
+    """What a source folder holds. Paths are below it, with `/`."""
+
+    images: dict[str, list[Image]] = field(default_factory=dict)  # by top-level folder, which may hold none
+    loose: list[str] = field(default_factory=list)  # images in the source folder itself
+    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by their extension
+    system: Counter[str] = field(default_factory=Counter)  # what systems and programs leave behind, by name
+    again: list[str] = field(default_factory=list)  # links to folders that are read elsewhere, or lead back up
+    output: str | None = None  # the output folder, where it lies in the source
+
+
+def read_tree(src: Path, out: Path) -> Tree:
+    """Every folder below `src` once: real ones first, then links, which may lead back up or to one another.
+
+    Raises DataError for a folder that cannot be listed, or if `out` is `src` itself.
+    """
+    return Reader(src, out).read()
+
+
+class Reader:
+    """Remembers folders by device and inode."""
+
+    def __init__(self, src: Path, out: Path):
+        self.src, self.tree, self.links = src, Tree(), list[str]()
+        root = src.resolve()
+        try:
+            self.seen = {identity(folder) for folder in (root, *root.parents)}
+        except OSError as error:
+            raise DataError(
+                f"{src}: cannot be listed ({error.strerror}); --src is a folder with one folder of images per class"
+            ) from None
+        self.out = identity(out) if out.exists() else None
+        if self.out == identity(root):
+            raise DataError(f"{src}: is --src and --out at once; choose another --out")
+
+    def read(self) -> Tree:
+        images, tops = self.list_folder("")
+        self.tree.loose = [image.path for image in images]
+        for top in tops:
+            self.tree.images[top] = list(self.images_below(top))
+        while self.links:
+            link = self.links.pop(0)
+            if self.enters(link):
+                self.tree.images.setdefault(link.partition("/")[0], []).extend(self.images_below(link))
+        return self.tree
+
+    def images_below(self, top: str) -> Iterator[Image]:
+        """Those of a folder, then those of its subfolders, in the order of their names."""
+        waiting = [top]
+        while waiting:
+            images, folders = self.list_folder(waiting.pop())
+            yield from images
+            waiting += reversed(folders)
+
+    def list_folder(self, folder: str) -> tuple[list[Image], list[str]]:
+        """The images and the subfolders to read in one folder; notes whatever else it holds."""
+        path = os.path.join(self.src, folder) if folder else str(self.src)
+        try:
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            raise self.unlistable(folder, error) from None
+        images: list[Image] = []
+        folders: list[str] = []
+        for entry in entries:
+            below = f"{folder}/{entry.name}" if folder else entry.name
+            if is_system(entry.name):
+                self.tree.system["._*" if entry.name.startswith("._") else entry.name] += 1
+            elif is_folder(entry):
+                if entry.is_symlink():
+                    self.links.append(below)
+                elif self.enters(below):
+                    folders.append(below)
+            else:
+                kind = os.path.splitext(entry.name)[1].lower()
+                if kind in EXTENSIONS and (entry.is_symlink() or entry.is_file()):
+                    images.append(Image(below, size_of(entry)))
+                else:
+                    self.tree.others[kind or "without extension"] += 1
+        return images, folders
+
+    def enters(self, folder: str) -> bool:
+        """Whether a folder is to be read: not the output, and none that was read before."""
+        try:
+            found = identity(self.src / folder)
+        except OSError as error:
+            raise self.unlistable(folder, error) from None
+        if found == self.out:
+            self.tree.output = folder
+        elif found in self.seen:
+            self.tree.again.append(folder)
+        else:
+            self.seen.add(found)
+            return True
+        return False
+
+    def unlistable(self, folder: str, error: OSError) -> DataError:
+        return DataError(
+            f"{self.src / folder}: cannot be listed ({error.strerror}); allow reading it, or move it out of {self.src}"
+        )
+
+
+def identity(folder: Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def is_system(name: str) -> bool:
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def size_of(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a dead link is reported when its turn comes
+        return -1

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.shards.make._folder_classes import Layout, arrange
+from pipeline.shards.make._folder_tree import Image, Tree
+
+SRC = Path("photos")
+COMPOSED, DECOMPOSED = "dög", unicodedata.normalize("NFD", "dög")
+
+
+def tree(*names: str, empty: tuple[str, ...] = ()) -> Tree:
+    """As `read_tree` would find these images."""
+    found = Tree()
+    for name in names:
+        if "/" in name:
+            found.images.setdefault(name.partition("/")[0], []).append(Image(name, 1))
+        else:
+            found.loose.append(name)
+    found.images |= {name: [] for name in empty}
+    return found
+
+
+def labels(layout: Layout) -> dict[str, list[tuple[str, str]]]:
+    """By split: path and class of each image."""
+    return {
+        split: [(file.path, layout.classes[file.label]) for file in files] for split, files in layout.splits.items()
+    }
+
+
+def test_folders_are_classes_in_the_order_of_their_names() -> None:
+    layout = arrange(tree("ox/1.png", "cat/2.png", "cat/deep/3.png", "4.png", empty=("notes",)), SRC, None)
+    assert layout.classes == ["cat", "ox"]
+    assert labels(layout) == {"train": [("cat/2.png", "cat"), ("cat/deep/3.png", "cat"), ("ox/1.png", "ox")]}
+    assert (layout.unlabelled, layout.empty, layout.nested) == (["4.png"], ["notes"], ["cat/deep"])
+    assert list(arrange(tree("a/1.png", "b/1.png"), SRC, "Mine").splits) == ["Mine"]
+
+
+def test_splits_above_the_classes() -> None:
+    layout = arrange(tree("Train/a/1.png", "Train/b/1.png", "val/b/2.png", "test/3.png"), SRC, None)
+    assert labels(layout) == {"train": [("Train/a/1.png", "a"), ("Train/b/1.png", "b")], "val": [("val/b/2.png", "b")]}
+    assert layout.unlabelled == ["test/3.png"]
+
+
+def test_a_class_may_be_called_train() -> None:
+    assert arrange(tree("train/1.png", "plane/1.png"), SRC, "Mine").classes == ["plane", "train"]
+
+
+def test_two_spellings_of_unicode_are_one_class() -> None:
+    layout = arrange(tree(f"{COMPOSED}/1.png", f"{DECOMPOSED}/2.png", "cat/3.png"), SRC, None)
+    assert (layout.classes, layout.spellings) == (["cat", COMPOSED], [COMPOSED])
+    assert [file.label for file in layout.splits["train"]] == [0, 1, 1]
+    layout = arrange(tree(f"train/{COMPOSED}/1.png", "train/cat/1.png", f"val/{DECOMPOSED}/2.png"), SRC, None)
+    assert (layout.classes, layout.spellings) == (["cat", COMPOSED], [])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["wrapped/cat/1.png", "wrapped/dog/1.png"], "one class folder, 'wrapped'; take --src photos/wrapped"),
+        (["a/b/cat/1.png", "a/b/dog/1.png"], "one class folder, 'a'; take --src photos/a/b"),
+        (["a/train/cat/1.png", "a/val/cat/1.png"], "one class folder, 'a'; take --src photos/a"),
+        (["cat/1.png"], "one class folder, 'cat'; put a folder of images for each other class beside it"),
+        (["cat/deep/1.png"], "put a folder of images for each other class beside it"),
+        (["train/cat/1.png", "val/cat/1.png"], "one class folder, 'train/cat'"),
+        (["1.png", "2.png"], "holds images but no folders of them"),
+        (["Cat/1.png", "cat/1.png"], "'Cat' and 'cat' differ in case or white space alone"),
+        (["train/a/1.png", "train/b/1.png", "val/A/1.png"], "'a' and 'A' differ in case"),
+        (["cat /1.png", "cat/1.png"], "differ in case or white space alone"),
+        (["caf\udce9/1.png", r"caf\xe9/1.png"], "differ in case or white space alone"),
+        (["Train/a/1.png", "train/a/1.png"], r"two of its splits \(Train, train\) differ in case alone"),
+        (["train/a/1.png", "val/a/1.png", "extra/1.png"], "holds the splits train, val beside 'extra'; move"),
+        (["train/1.png", "test/2.png"], r"its splits \(train, test\) hold images but no class folders"),
+        (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "photos/val/c: photos/train has no class 'c'"),
+        (
+            ["animals/cat/1.png", "cat/1.png"],
+            "photos/animals/cat: .* class 'animals', but 'cat' is a class, too; move it",
+        ),
+        (["cat/train/1.png", "cat/val/1.png", "dog/train/1.png"], "photos/cat: holds the splits train, val, .* mixed"),
+        ([], "holds no folders"),
+    ],
+)
+def test_what_has_two_meanings_is_refused(names: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        arrange(tree(*names), SRC, None)
+
+
+def test_folders_of_other_files_are_named_by_what_they_hold() -> None:
+    found = tree(empty=("cat", "dog"))
+    found.others.update({".heic": 20, ".txt": 1})
+    with pytest.raises(DataError, match=r"holds no images; .* \(found 20 .heic, 1 .txt\)"):
+        arrange(found, SRC, None)
+
+
+def test_splits_name_their_shards() -> None:
+    with pytest.raises(DataError, match="--prefix mine has no place; leave it out, or make one split with --src"):
+        arrange(tree("train/a/1.png", "train/b/1.png"), SRC, "mine")
