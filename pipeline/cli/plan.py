@@ -21,7 +21,7 @@ def command(config: str, overrides: tuple[str, ...], world_size: int | None, as_
     import json
 
     from pipeline.config.load import load_config
-    from pipeline.stages.plan import plan, read_states
+    from pipeline.stages.planner import plan, read_states
 
     pipeline = load_config(config, overrides)
     result = plan(pipeline, world_size, read_states(pipeline))

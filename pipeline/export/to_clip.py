@@ -9,7 +9,13 @@ from safetensors.torch import save_file
 
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
-from pipeline.models.clip_bridge import to_clip
+from pipeline.models.clip_bridge import check_expressible, to_clip
+from pipeline.models.spec import ViTSpec
+
+
+def check(spec: ViTSpec) -> None:
+    """Raise `ModelError` where CLIP's tower cannot be this model."""
+    check_expressible(spec)
 
 
 def write(bundle: Bundle, folder: Path) -> Path:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline.errors import ModelError
 from pipeline.export.files import write_description
 from pipeline.export.to_torch_export import example_images, fixed_size_model
 from pipeline.files import write_whole
@@ -17,15 +16,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
     """`folder/model.onnx` (input `images`: normalised fp32 [B, C, H, W]; output `logits`) and `folder/model.json`.
 
     Positions are baked at the model's size: exporters have written another cubic than the one that trained.
-    Raises `ModelError` if the optional packages are missing.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ModelError(
-            f"format: onnx needs the package {error.name}; pip install 'minivit-pipeline[onnx]'"
-        ) from error
     program = torch.onnx.export(
         fixed_size_model(bundle),
         (example_images(bundle),),

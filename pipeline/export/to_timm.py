@@ -8,7 +8,13 @@ from safetensors.torch import save_file
 
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
+from pipeline.models.spec import ViTSpec
 from pipeline.models.timm_bridge import timm_config, to_timm
+
+
+def check(spec: ViTSpec) -> None:
+    """Raise `ModelError` where timm has no such model."""
+    timm_config(spec)
 
 
 def write(bundle: Bundle, folder: Path) -> Path:

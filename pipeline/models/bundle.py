@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -149,6 +149,18 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
         raise ModelError(f"{path}: has format version {version}; this version of the package reads {FORMAT_VERSION}")
     _check_description(spec, preprocess, classes, str(path))
     return Bundle({}, spec, preprocess, classes, provenance)
+
+
+def check_weights(folder: Path, spec: ViTSpec) -> None:
+    """Raise `ModelError` as `load_bundle` does, from the names and shapes of a bundle's weights, which are not read."""
+    path = folder / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); export the model again") from error
+    check_state(shapes, spec, str(path))
 
 
 def _check_description(spec: ViTSpec, preprocess: Preprocess, classes: Sequence[str] | None, source: str) -> None:

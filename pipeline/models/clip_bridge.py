@@ -156,7 +156,7 @@ def to_clip(state: Mapping[str, Tensor], spec: ViTSpec, layout: str = "openai") 
     through the projection's pseudo-inverse into the norm before it; both are exact. Raises `ModelError` for what CLIP's
     tower cannot express.
     """
-    _check_expressible(spec)
+    check_expressible(spec)
     check_state(state, spec, "the state to convert")
     chosen = LAYOUTS[layout]
     new = {theirs: state[ours] for ours, theirs in _paired_keys(chosen, spec.depth).items() if ours in state}
@@ -232,7 +232,8 @@ def _read_spec(
     )
 
 
-def _check_expressible(spec: ViTSpec) -> None:
+def check_expressible(spec: ViTSpec) -> None:
+    """Raise `ModelError`, naming the field, where CLIP's vision tower cannot be this model."""
     wanted = {"norm": "pre", "embed_norm": True, "pool": "cls", "qk_norm": False, "layer_scale": None, "eps": CLIP_EPS}
     for name, value in wanted.items():
         if getattr(spec, name) != value:

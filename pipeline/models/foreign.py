@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,16 @@ def load_foreign(reference: str, **unreadable: Any) -> Bundle:
     return _from_file(path, unreadable)
 
 
-def foreign_spec(reference: str, **unreadable: Any) -> ViTSpec:
-    """The spec of `load_foreign(reference)`; of timm's models without their weights."""
+def describe_foreign(reference: str, **unreadable: Any) -> Bundle:
+    """`load_foreign(reference)` without its weights: `state` is empty, and of timm's models nothing is downloaded."""
     path = Path(reference)
     if not reference.startswith(TIMM) and not _describes_itself(path):
-        return _from_file(path, unreadable).spec
+        return replace(_from_file(path, unreadable), state={})
+    if not reference.startswith(TIMM):
+        reference = f"{TIMM}local-dir:{path.parent}"
     with torch.device("meta"):
-        model = _create_timm(reference if reference.startswith(TIMM) else f"{TIMM}local-dir:{path.parent}")
-    return _convert(reference, model)[1]
+        model = _create_timm(reference)
+    return replace(_from_timm_model(reference, model), state={})
 
 
 def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:

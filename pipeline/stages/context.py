@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster.session import Cluster
 from pipeline.config.class_names import repeated
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import PipelineConfig
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.shards.index import load_index
-from pipeline.shards.make import ensure_made
+from pipeline.shards.make import ensure_made, maker
 from pipeline.stages.folder import RunFolder
-from pipeline.stages.progress import Progress
-from pipeline.stages.stop import StopRequest
-from pipeline.tracking.runs import Tracker
 from pipeline.train.job import Dataset
+
+if TYPE_CHECKING:  # a plan needs what is below, and neither a cluster nor a store
+    from pipeline.cluster.session import Cluster
+    from pipeline.stages.progress import Progress
+    from pipeline.stages.stop import StopRequest
+    from pipeline.tracking.runs import Tracker
 
 
 @dataclass
@@ -37,14 +40,42 @@ class RunContext:
         self.progress.say(f"{stage_id}: {message}")
 
 
+def find_datasets(config: PipelineConfig) -> tuple[dict[str, Dataset], dict[str, DataError]]:
+    """The data sets of a pipeline whose shards are there, and what is wrong with each of the others; makes nothing.
+
+    Raises `ConfigError` for a `make` that names no built-in data set.
+    """
+    found: dict[str, Dataset] = {}
+    problems: dict[str, DataError] = {}
+    for name, dataset in config.datasets.items():
+        try:
+            if dataset.make:
+                maker(dataset.make)
+        except DataError as error:
+            raise ConfigError(f"datasets.{name}.make: {error}") from None
+        dataset = absolute(dataset)
+        try:
+            found[name] = Dataset(dataset, load_index(dataset.shards))
+        except DataError as error:
+            problems[name] = error
+    return found, problems
+
+
+def make_datasets(config: PipelineConfig, problems: Mapping[str, DataError]) -> dict[str, Dataset]:
+    """The data sets that have a problem, made anew; raises the problem of one that cannot be made."""
+    made = {}
+    for name, problem in problems.items():
+        dataset = absolute(config.datasets[name])
+        if not dataset.make:
+            raise problem
+        made[name] = Dataset(dataset, ensure_made(dataset.make, dataset.shards))
+    return made
+
+
 def open_datasets(config: PipelineConfig) -> dict[str, Dataset]:
     """Every data set of a pipeline, made first where it can be and is not there."""
-    datasets = {}
-    for name, dataset in config.datasets.items():
-        dataset = absolute(dataset)
-        index = ensure_made(dataset.make, dataset.shards) if dataset.make else load_index(dataset.shards)
-        datasets[name] = Dataset(dataset, index)
-    return datasets
+    found, problems = find_datasets(config)
+    return found | make_datasets(config, problems)
 
 
 def absolute(dataset: DatasetConfig) -> DatasetConfig:
@@ -58,13 +89,16 @@ def absolute(dataset: DatasetConfig) -> DatasetConfig:
     return dataset.model_copy(update=changes)
 
 
-def class_names(name: str, dataset: Dataset) -> list[str]:
-    """The label names of a data set: the config's, the index's, or plain numbers.
+def label_names(dataset: Dataset) -> list[str]:
+    """The label names of a data set: the config's, the index's, or plain numbers; none where it holds no labels."""
+    highest = (dataset.index.label_range or (0, -1))[1]
+    return list(dataset.config.classes or dataset.index.classes or map(str, range(highest + 1)))
 
-    Raises `DataError` if the shards hold a label beyond them.
-    """
+
+def class_names(name: str, dataset: Dataset) -> list[str]:
+    """The label names of a data set. Raises `DataError` if its shards hold a label beyond them, or none."""
     lowest, highest = dataset.index.label_range or (0, -1)
-    names = dataset.config.classes or dataset.index.classes or [str(label) for label in range(highest + 1)]
+    names = label_names(dataset)
     if highest >= len(names) or lowest < 0:
         raise DataError(
             f"datasets.{name}: {dataset.config.shards} holds labels {lowest} to {highest}, but there are "
@@ -77,4 +111,4 @@ def class_names(name: str, dataset: Dataset) -> list[str]:
             f"datasets.{name}: {dataset.config.shards} names the classes {' and '.join(map(str, twice[1]))} both "
             f"{twice[0]!r}, which would become one; rename one of them with `minivit shards index --classes`"
         )
-    return list(names)
+    return names

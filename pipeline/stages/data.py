@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from pipeline.config.data import AugmentConfig, DataConfig
+from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.fields import allowed
 from pipeline.errors import ConfigError
 from pipeline.stages.context import class_names
 from pipeline.stream.source import Source
 from pipeline.train.job import Dataset
 
+Labels = tuple[int, ...] | None  # the stage's class of each of a data set's own; None where they are the same
+
+
+class Labelling(NamedTuple):
+    """The classes of a stage, and which of them each data set's labels stand for."""
+
+    classes: list[str]
+    train: dict[str, Labels]
+    val: Labels = None
+
+
+def used_datasets(data: DataConfig) -> list[str]:
+    """The names of a training stage's data sets, validation last."""
+    return list(dict.fromkeys([*data.parts, *([data.val] if data.val else [])]))
+
+
+def stage_labels(names: Mapping[str, Sequence[str]], data: DataConfig, where: str) -> Labelling:
+    """The labelling of a stage, whose dotted path is `where`, from its data sets' class names.
+
+    Classes of equal names are one class, after `label_map` has renamed them; they are numbered as they first appear.
+    Raises ConfigError for a class that a label map or the validation set names and nobody knows, and for fewer than
+    two classes.
+    """
+    renamed = {name: _renamed(names[name], data, name, where) for name in data.parts}
+    classes = list(dict.fromkeys(label for labels in renamed.values() for label in labels))
+    refuse_one_class(classes, where, data.parts)
+    train = {name: _numbers(labels, classes) for name, labels in renamed.items()}
+    if data.val is None:
+        return Labelling(classes, train)
+    known = set(classes)
+    both = {old: new for part in data.parts.values() for old, new in part.label_map.items()}
+    val_names = [name if name in known else both.get(name, name) for name in names[data.val]]
+    unknown = [name for name in val_names if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"{where}.data.val: its class {unknown[0]!r} is none of the {len(classes)} classes of the training data; "
+            f"{allowed(unknown[0], classes[:100])}; correct `classes` of datasets.{data.val}"
+        )
+    return Labelling(classes, train, _numbers(val_names, classes))
+
 
 def stage_data(
     datasets: Mapping[str, Dataset], data: DataConfig, where: str
 ) -> tuple[list[Source], Source | None, list[str]]:
-    """Training sources, validation source and class names of a stage, whose dotted path is `where`.
-
-    Classes of equal names are one class, after `label_map` has renamed them; they are numbered as they first appear.
-    Raises ConfigError for a class that a label map or the validation set names and nobody knows.
-    """
-    names = {name: class_names(name, datasets[name]) for name in {*data.parts, *([data.val] if data.val else [])}}
-    renamed = {name: _renamed(names[name], data, name, where) for name in data.parts}
-    classes = list(dict.fromkeys(label for name in data.parts for label in renamed[name]))
+    """Training sources, validation source and class names of a stage; raises as `stage_labels` and `class_names` do."""
+    names = {name: class_names(name, datasets[name]) for name in used_datasets(data)}
+    labels = stage_labels(names, data, where)
     train = [
         Source(
             name,
@@ -30,24 +66,14 @@ def stage_data(
             datasets[name].config,
             part.augment or data.augment,
             weight,
-            _numbers(renamed[name], classes),
+            labels.train[name],
         )
         for (name, part), weight in zip(data.parts.items(), data.weights, strict=True)
     ]
     if data.val is None:
-        return train, None, classes
-    both = {old: new for part in data.parts.values() for old, new in part.label_map.items()}
-    val_names = [name if name in classes else both.get(name, name) for name in names[data.val]]
-    unknown = [name for name in val_names if name not in classes]
-    if unknown:
-        raise ConfigError(
-            f"{where}.data.val: its class {unknown[0]!r} is none of the {len(classes)} classes of the training data; "
-            f"{allowed(unknown[0], classes[:100])}; correct `classes` of datasets.{data.val}"
-        )
-    val = Source(
-        data.val, datasets[data.val].index, datasets[data.val].config, data.augment, 1, _numbers(val_names, classes)
-    )
-    return train, val, classes
+        return train, None, labels.classes
+    val = datasets[data.val]
+    return train, Source(data.val, val.index, val.config, data.augment, 1, labels.val), labels.classes
 
 
 def plain_source(name: str, dataset: Dataset) -> Source:
@@ -55,7 +81,50 @@ def plain_source(name: str, dataset: Dataset) -> Source:
     return Source(name, dataset.index, dataset.config, AugmentConfig())
 
 
-def _renamed(names: list[str], data: DataConfig, name: str, where: str) -> list[str]:
+def refuse_one_class(classes: Sequence[str], where: str, datasets: Iterable[str]) -> None:
+    """Raise ConfigError where there is nothing to tell apart."""
+    if len(classes) < 2:
+        raise ConfigError(
+            f"{where}.data: {' + '.join(datasets)} has the one class {classes[0]!r}, and a classifier needs at least "
+            "two; add data of another class, or correct the labels and index the shards again"
+        )
+
+
+def check_classes(
+    where: str, dataset: str, classes: Sequence[str], model: str, num_classes: int, model_classes: Sequence[str] | None
+) -> None:
+    """The labels of evaluated data are the numbers of the model's classes: as many, in the same order.
+
+    Raises ConfigError where they are not; `where` is the stage's dotted path.
+    """
+    refuse_one_class(classes, where, [dataset])
+    if num_classes != len(classes):
+        raise ConfigError(
+            f"{where}.data: {dataset} has {len(classes)} classes, but the head of {model} has {num_classes}; "
+            "take data with the classes that it was trained on, or fine-tune it on these"
+        )
+    ours, theirs = set(classes), set(model_classes or [])
+    for number, (its, here) in enumerate(zip(model_classes or [], classes, strict=False)):
+        if its != here and (its in ours or here in theirs):
+            raise ConfigError(
+                f"{where}.data: class {number} of {dataset} is {here!r}, but that of {model} is {its!r}; "
+                f"name the `classes` of datasets.{dataset} in the model's order, and label its samples so"
+            )
+
+
+def check_background(name: str, dataset: DatasetConfig, model: str, expected: tuple[int, ...]) -> None:
+    """Raise ConfigError where a data set shows a model's transparent pixels otherwise than its training did.
+
+    The loader shows all models of an evaluation the same pixels.
+    """
+    if dataset.background != expected:
+        raise ConfigError(
+            f"datasets.{name}.background: found {list(dataset.background)}, but {model} was trained with transparent "
+            f"pixels showing {list(expected)}; set it to that to evaluate {model}"
+        )
+
+
+def _renamed(names: Sequence[str], data: DataConfig, name: str, where: str) -> list[str]:
     label_map = data.parts[name].label_map
     for old in label_map:
         if old not in names:
@@ -65,7 +134,7 @@ def _renamed(names: list[str], data: DataConfig, name: str, where: str) -> list[
     return [label_map.get(label, label) for label in names]
 
 
-def _numbers(names: list[str], classes: list[str]) -> tuple[int, ...] | None:
+def _numbers(names: list[str], classes: list[str]) -> Labels:
     """The class of each name; None where names are the classes."""
     if names == classes:
         return None

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import EvaluateStage
-from pipeline.errors import ConfigError
 from pipeline.models.bundle import load_description
 from pipeline.stages.context import RunContext, class_names
-from pipeline.stages.data import plain_source
+from pipeline.stages.data import check_background, check_classes, plain_source
 from pipeline.stages.folder import Status
 from pipeline.stages.jobs import StageJob
 from pipeline.stages.resolve import Branch, reference_ids
@@ -35,34 +34,11 @@ class EvaluateStageRun:
         names = reference_ids(self.context.config, reference) or [reference]
         sources = [resolve_source(self.context, self.id, name) for name in names]
         for source in sources:
-            self._check_background(source)
-            self._check_classes(source)
+            model = load_description(source.path)
+            where, heads = f"stages.{self.id}", model.spec.num_classes
+            check_background(self.stage.data, self.data.config, source.name, model.preprocess.background)
+            check_classes(where, self.stage.data, self.classes, source.name, heads, model.classes)
         return sources
-
-    def _check_background(self, source: Source) -> None:
-        """The loader shows all models the same pixels."""
-        data, expected = self.stage.data, load_description(source.path).preprocess.background
-        if self.data.config.background != expected:
-            raise ConfigError(
-                f"datasets.{data}.background: found {list(self.data.config.background)}, but {source.name} was trained "
-                f"with transparent pixels showing {list(expected)}; set it to that to evaluate {source.name}"
-            )
-
-    def _check_classes(self, source: Source) -> None:
-        """The labels of the data are the numbers of the model's classes: there must be as many, in the same order."""
-        model = load_description(source.path)
-        place, data = f"stages.{self.id}.data", self.stage.data
-        if model.spec.num_classes != len(self.classes):
-            raise ConfigError(
-                f"{place}: {data} has {len(self.classes)} classes, but the head of {source.name} has "
-                f"{model.spec.num_classes}; take data with the classes that it was trained on, or fine-tune it on these"
-            )
-        for number, (ours, theirs) in enumerate(zip(model.classes or [], self.classes, strict=False)):
-            if ours != theirs and (ours in self.classes or theirs in (model.classes or [])):
-                raise ConfigError(
-                    f"{place}: class {number} of {data} is {theirs!r}, but that of {source.name} is {ours!r}; "
-                    f"name the `classes` of datasets.{data} in the model's order, and label its samples so"
-                )
 
     def inputs(self) -> dict[str, Any]:
         return {

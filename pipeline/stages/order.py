@@ -28,8 +28,8 @@ def stage_order(
     `stage` is a training stage, or STAGE/VARIANT; of one that fans out, its first branch.
     Raises ConfigError for another name, DataError where the data cannot be read or split.
     """
-    check_channels(config)
     branch = training_branch(config, stage)
+    check_channels(config, branch.stage_name)
     assert isinstance(branch.stage, TrainStage)
     data = branch.stage.data
     used = {*data.parts, *([data.val] if data.val else [])}

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from pipeline.config.references import is_foreign, source_stage, stage_sources
+from pipeline.config.references import source_stage, stage_sources
 from pipeline.config.schema import ExportStage, PipelineConfig, ReportStage, ResourcesConfig, Stage, TrainStage
 from pipeline.config.training import Size
 from pipeline.errors import ConfigError, ModelError
@@ -162,52 +162,38 @@ def check_sizes(branch: Branch, spec: ViTSpec) -> None:
             raise ConfigError(f"stages.{branch.stage_name}.{setting}: {reason}") from None
 
 
-def check_channels(config: PipelineConfig) -> None:
+def check_channels(config: PipelineConfig, stage_name: str) -> None:
     """Raise ConfigError if the data sets of a stage do not become input of one model: channels, mean, background."""
-    for name, stage in config.stages.items():
-        if isinstance(stage, TrainStage):
-            first, *others = stage.data.parts
-            mean, std = config.datasets[first].mean, config.datasets[first].std
-            if len(mean) != stage.model.channels:
-                raise ConfigError(
-                    f"datasets.{first}.mean: found {len(mean)} values, but stages.{name}.model.channels is "
-                    f"{stage.model.channels}; give mean and std one value per channel"
-                )
-            for other in others:
-                if (config.datasets[other].mean, config.datasets[other].std) != (mean, std):
-                    raise ConfigError(
-                        f"datasets.{other}.mean: mean and std differ from those of {first}, but stages.{name} mixes "
-                        "the two and its model normalises all images alike; give both the same"
-                    )
-            for other in [*others, *([stage.data.val] if stage.data.val else [])]:
-                seen, expected = config.datasets[other].background, config.datasets[first].background
-                if seen != expected:
-                    raise ConfigError(
-                        f"datasets.{other}.background: found {list(seen)}, but stages.{name} also reads {first}, whose "
-                        f"transparent pixels show {list(expected)}; give both the same"
-                    )
+    stage = config.stages[stage_name]
+    assert isinstance(stage, TrainStage)
+    first, *others = stage.data.parts
+    mean, std = config.datasets[first].mean, config.datasets[first].std
+    if len(mean) != stage.model.channels:
+        raise ConfigError(
+            f"datasets.{first}.mean: found {len(mean)} values, but stages.{stage_name}.model.channels is "
+            f"{stage.model.channels}; give mean and std one value per channel"
+        )
+    for other in others:
+        if (config.datasets[other].mean, config.datasets[other].std) != (mean, std):
+            raise ConfigError(
+                f"datasets.{other}.mean: mean and std differ from those of {first}, but stages.{stage_name} mixes "
+                "the two and its model normalises all images alike; give both the same"
+            )
+    for other in [*others, *([stage.data.val] if stage.data.val else [])]:
+        seen, expected = config.datasets[other].background, config.datasets[first].background
+        if seen != expected:
+            raise ConfigError(
+                f"datasets.{other}.background: found {list(seen)}, but stages.{stage_name} also reads {first}, whose "
+                f"transparent pixels show {list(expected)}; give both the same"
+            )
 
 
-def unreadable(stage: TrainStage) -> dict[str, Any]:
+def unreadable(stage: Stage) -> dict[str, Any]:
     """Settings of a stage that stand in for what a file of foreign weights does not say."""
+    if not isinstance(stage, TrainStage):
+        return {}
     given = {name: getattr(stage.model, name) for name in ("num_heads", "eps", "activation")}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def source_spec(config: PipelineConfig, branch: Branch) -> ViTSpec:
-    """The spec of the export or foreign weights that `init_from` names; ConfigError if there are none."""
-    from pipeline.models.bundle import load_description  # imports torch; most plans can do without
-    from pipeline.models.foreign import foreign_spec
-    from pipeline.models.pretrained import find_bundle
-
-    assert isinstance(branch.stage, TrainStage)
-    assert branch.stage.init_from is not None
-    try:
-        if is_foreign(config, branch.stage.init_from):
-            return foreign_spec(branch.stage.init_from, **unreadable(branch.stage))
-        return load_description(find_bundle(branch.stage.init_from)).spec
-    except ModelError as error:
-        raise ConfigError(f"stages.{branch.stage_name}.init_from: {error}") from None
 
 
 def surgeries(source: ViTSpec, target: ViTSpec) -> list[str]:

@@ -16,14 +16,15 @@ from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, R
 from pipeline.errors import CheckpointError, Interrupted
 from pipeline.report.plots import save_plots
 from pipeline.report.tables import installed_versions
-from pipeline.stages.context import RunContext, open_datasets
+from pipeline.stages.context import RunContext, find_datasets, make_datasets
 from pipeline.stages.evaluate import EvaluateStageRun
 from pipeline.stages.export import ExportStageRun
 from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, Status
+from pipeline.stages.preflight import preflight
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
-from pipeline.stages.resolve import Branch, check_channels, dependencies, stage_branches, worker_resources
+from pipeline.stages.resolve import Branch, dependencies, stage_branches, worker_resources
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
@@ -60,13 +61,21 @@ def run_pipeline(config: PipelineConfig) -> None:
 
     With `train.replay_slots`, runs that one batch again instead, and leaves all of the run as it is.
     """
-    check_channels(config)
+    datasets, to_make = find_datasets(config)
+    findings = preflight(config, datasets)
+    findings.faults += [problem for name, problem in to_make.items() if not config.datasets[name].make]
+    findings.refuse()
     folder = RunFolder(Path(config.runs_dir) / config.name)
     with ExitStack() as stack:
         stack.enter_context(folder.locked())
         require_same_pipeline(config, folder)
         progress = stack.enter_context(Progress())
-        datasets = open_datasets(config)
+        if to_make:
+            datasets |= make_datasets(config, to_make)
+            findings = preflight(config, datasets)
+            findings.refuse()
+        for warning in findings.warnings:
+            progress.say(f"warning: {warning}")
         uri = config.tracking.uri or default_uri(Path(config.runs_dir))
         tracker = Tracker(uri, config.tracking.experiment, Path(config.runs_dir) / "mlflow-artifacts")
         close_what_was_killed(folder, tracker)

@@ -8,18 +8,26 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 
 from pipeline.checkpoints.manifest import hash_file
 from pipeline.config.references import is_foreign
-from pipeline.config.schema import TrainStage
+from pipeline.config.schema import PipelineConfig, Stage
 from pipeline.errors import ConfigError
-from pipeline.models.bundle import DESCRIPTION, WEIGHTS, Preprocess, save_bundle
-from pipeline.models.foreign import BESIDE, load_foreign
+from pipeline.models.bundle import (
+    DESCRIPTION,
+    WEIGHTS,
+    Bundle,
+    Preprocess,
+    check_weights,
+    load_description,
+    save_bundle,
+)
+from pipeline.models.foreign import BESIDE, describe_foreign, load_foreign
 from pipeline.models.pretrained import find_bundle
 from pipeline.stages.context import RunContext
+from pipeline.stages.folder import RunFolder
 from pipeline.stages.resolve import reference_ids, unreadable
 
 IMPORTED = "imported"
@@ -56,19 +64,39 @@ def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source
 def imported(context: RunContext, stage_id: str, reference: str) -> Path:
     """The bundle that foreign weights became in this run; other files under the same names become another one."""
     stage = context.config.stages[stage_id.partition("/")[0]]
-    settings: dict[str, Any] = unreadable(stage) if isinstance(stage, TrainStage) else {}
-    file = Path(reference)
-    files = [file, *(file.parent / name for name in BESIDE)] if file.is_file() else []
-    key = [reference, settings, *(hash_file(file) for file in files if file.is_file())]
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
-    name = re.sub(r"[^A-Za-z0-9_.]+", "-", reference).strip("-.")[-80:]
-    folder = context.folder.path / IMPORTED / f"{name}-{digest}"
+    folder = import_folder(context.folder, reference, stage)
     with _importing:
         if not (folder / DESCRIPTION).is_file():
-            bundle = load_foreign(reference, **settings)
+            bundle = load_foreign(reference, **unreadable(stage))
             save_bundle(folder, bundle.state, bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
             context.say(stage_id, f"{reference} is imported to {folder}")
     return folder
+
+
+def import_folder(run: RunFolder, reference: str, stage: Stage) -> Path:
+    """Where the bundle of foreign weights lies, or will lie, in a run's folder."""
+    file = Path(reference)
+    files = [file, *(file.parent / name for name in BESIDE)] if file.is_file() else []
+    key = [reference, unreadable(stage), *(hash_file(file) for file in files if file.is_file())]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", reference).strip("-.")[-80:]
+    return run.path / IMPORTED / f"{name}-{digest}"
+
+
+def describe_source(config: PipelineConfig, reference: str, stage: Stage) -> Bundle:
+    """The model, without its weights, of a path or of foreign weights, before any stage has run.
+
+    Raises `ModelError` if there is none, or it is damaged.
+    """
+    if is_foreign(config, reference):
+        folder = import_folder(RunFolder(Path(config.runs_dir) / config.name), reference, stage)
+        if not (folder / DESCRIPTION).is_file():
+            return describe_foreign(reference, **unreadable(stage))
+    else:
+        folder = find_bundle(reference)
+    described = load_description(folder)
+    check_weights(folder, described.spec)
+    return described
 
 
 def other_normalisation(source: Preprocess, stage: Preprocess) -> str | None:

@@ -6,15 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import TrainStage
 from pipeline.errors import Interrupted
-from pipeline.models.bundle import Preprocess
 from pipeline.models.spec import Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source
+
+if TYPE_CHECKING:  # a plan needs data sets, and no torch
+    from pipeline.models.bundle import Preprocess
 
 STOP = "stop"  # a file in the stage's folder: commit and leave; it holds one of the reasons below
 INTERRUPT, RESIZE = "interrupt", "resize"

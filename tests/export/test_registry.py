@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,18 +10,20 @@ import pytest
 
 from pipeline import export as registry
 from pipeline.errors import ModelError
-from pipeline.export import FORMATS, export
+from pipeline.export import FORMATS, check_format, check_model, export
 from pipeline.models import Bundle
 
 
-@pytest.mark.parametrize("module", FORMATS.values())
-def test_every_format_has_a_writer(module: str) -> None:
-    assert callable(importlib.import_module(f"{registry.__name__}.{module}").write)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_has_a_writer_and_a_narrow_one_a_check(name: str) -> None:
+    module = importlib.import_module(f"{registry.__name__}.{FORMATS[name].module}")
+    assert callable(module.write)
+    assert hasattr(module, "check") == FORMATS[name].narrow
 
 
 def test_every_writer_is_registered() -> None:
     files = {path.stem for path in Path(registry.__file__).parent.glob("to_*.py")}
-    assert files == set(FORMATS.values())
+    assert files == {row.module for row in FORMATS.values()}
 
 
 def test_wrong_name_lists_the_right_ones(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
@@ -27,3 +31,38 @@ def test_wrong_name_lists_the_right_ones(make_bundle: Callable[..., Bundle], tmp
         ModelError, match=r"did you mean 'onnx'\? Known are safetensors, timm, clip, onnx, torch-export"
     ):
         export("onxn", make_bundle(), tmp_path)
+
+
+def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(packages=("onnx", "not_installed_anywhere")))
+    with pytest.raises(
+        ModelError, match=r"onnx needs the package not_installed_anywhere; pip install 'minivit-pipeline\[onnx\]'"
+    ):
+        check_format("onnx")
+
+
+def test_extras_are_those_of_the_package() -> None:
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for name, row in FORMATS.items():
+        listed = {re.split("[>=<]", requirement)[0] for requirement in extras.get(name, [])}
+        assert set(row.packages) <= listed
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_model_is_refused_ahead_exactly_where_it_cannot_be_written(
+    name: str, make_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    """`nano` is pre-norm with timm's eps: timm holds it, CLIP's tower does not; post-norm is held by neither."""
+    for number, (options, holders) in enumerate(
+        [({}, {"timm"}), ({"norm": "post"}, set()), ({"embed_norm": True, "eps": 1e-5}, {"timm", "clip"})]
+    ):
+        bundle = make_bundle(**options)
+        if not FORMATS[name].narrow or name in holders:
+            check_model(name, bundle.spec)
+        else:
+            with pytest.raises(ModelError, match=r"^model\."):
+                check_model(name, bundle.spec)
+            with pytest.raises(ModelError, match=r"^model\."):
+                export(name, bundle, tmp_path / str(number))

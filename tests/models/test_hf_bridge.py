@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.models import MiniViT, ViTSpec
-from pipeline.models.foreign import foreign_spec, load_foreign
+from pipeline.models.foreign import describe_foreign, load_foreign
 from pipeline.models.hf_bridge import from_hugging_face
 
 Randomise = Callable[[nn.Module], None]
@@ -77,7 +77,7 @@ def test_a_folder_of_the_hub_says_heads_grid_classes_and_normalisation(randomise
     assert (bundle.spec.grid, bundle.spec.num_heads, bundle.spec.eps) == ((4, 6), 4, 1e-12)
     assert bundle.classes == [f"class {n}" for n in range(5)]
     assert (bundle.preprocess.mean, bundle.preprocess.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
-    assert foreign_spec(path) == bundle.spec
+    assert describe_foreign(path).spec == bundle.spec
     images = torch.randn(2, 3, 16, 24)
     found = ours(bundle.state, bundle.spec, images, headless=False)
     expected = theirs(pixel_values=images, interpolate_pos_encoding=False).logits

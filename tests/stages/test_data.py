@@ -25,6 +25,7 @@ DATASETS = {
     "sketches": dataset("dog", "house", "kitten"),
     "val": dataset("dog", "cat"),
     "odd": dataset("cat", "horse"),
+    "lonely": dataset("cat"),
 }
 
 
@@ -56,8 +57,12 @@ def test_composed_and_decomposed_accents_name_one_class(monkeypatch: pytest.Monk
 
 
 def test_the_validation_set_goes_through_the_same_renaming() -> None:
-    _, val, classes = sources(mixture={"photos": {"label_map": {"cat": "animal", "dog": "animal"}}}, val="val")
-    assert (classes, val.labels) == (["animal"], (0, 0))
+    mixture = {
+        "photos": {"label_map": {"cat": "animal", "dog": "animal"}},
+        "sketches": {"label_map": {"dog": "animal"}},
+    }
+    _, val, classes = sources(mixture=mixture, val="val")
+    assert (classes, val.labels) == (["animal", "house", "kitten"], (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,14 @@ def test_the_validation_set_goes_through_the_same_renaming() -> None:
         (
             {"mixture": {"photos": {"label_map": {"cta": "x"}}}},
             r"mixture\.photos\.label_map: 'cta' is no class of photos; did you mean 'cat'",
+        ),
+        (
+            {"mixture": {"photos": {"label_map": {"cat": "animal", "dog": "animal"}}}},
+            r"^stages\.s\.data: photos has the one class 'animal', and a classifier needs at least two;",
+        ),
+        (
+            {"train": "lonely"},
+            r"^stages\.s\.data: lonely has the one class 'cat', and a classifier needs ",
         ),
     ],
 )

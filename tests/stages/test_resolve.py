@@ -1,19 +1,13 @@
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import save_file
 
 from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError
 from pipeline.models import surgery
-from pipeline.models.bundle import Preprocess, save_bundle
-from pipeline.models.clip_bridge import to_clip
-from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import ViTSpec
 from pipeline.models.variants import build_spec
 from pipeline.stages import resolve
@@ -22,7 +16,6 @@ from pipeline.stages.resolve import (
     check_channels,
     dependencies,
     reference_ids,
-    source_spec,
     stage_branches,
     stage_image_sizes,
     stage_spec,
@@ -153,7 +146,7 @@ def test_image_sizes_keep_the_models_proportion(raw: dict[str, Any]) -> None:
 def test_normalisation_must_match_the_channels(raw: dict[str, Any]) -> None:
     raw["stages"]["larger"]["model"]["channels"] = 3
     with pytest.raises(ConfigError) as caught:
-        check_channels(parse_config(raw, "c"))
+        check_channels(parse_config(raw, "c"), "larger")
     assert str(caught.value).startswith("datasets.train.mean: found 1 values, but stages.larger.model.channels is 3;")
 
 
@@ -163,53 +156,14 @@ def test_all_data_of_a_stage_show_one_background(raw: dict[str, Any], other: str
     raw["datasets"] |= {"sketches": dict(train), "val": dict(train)}
     raw["stages"]["larger"]["data"] |= {"val": "val", "mixture": {"train": {}, "sketches": {}}}
     raw["stages"]["larger"]["data"].pop("train", None)
-    check_channels(parse_config(raw, "c"))
+    check_channels(parse_config(raw, "c"), "larger")
     raw["datasets"][other]["background"] = [0, 0, 0]
     with pytest.raises(ConfigError) as caught:
-        check_channels(parse_config(raw, "c"))
+        check_channels(parse_config(raw, "c"), "larger")
     assert str(caught.value) == (
         f"datasets.{other}.background: found [0, 0, 0], but stages.larger also reads train, whose transparent pixels "
         "show [255, 255, 255]; give both the same"
     )
-
-
-def test_a_path_without_a_model(raw: dict[str, Any], tmp_path: Path) -> None:
-    raw["stages"]["larger"]["init_from"] = str(tmp_path / "nothing")
-    config = parse_config(raw, "c")
-    with pytest.raises(ConfigError, match=r"^stages\.larger\.init_from: .*nothing: does not exist"):
-        source_spec(config, branch(config, "larger"))
-
-
-def test_a_path_gives_the_spec_of_its_model(raw: dict[str, Any], tmp_path: Path) -> None:
-    preprocess = Preprocess(mean=(0.5,), std=(0.5,), channels=1, image_size=(28, 28))
-    save_bundle(tmp_path / "export", MiniViT.from_spec(NANO).state_dict(), NANO, preprocess, None, {})
-    raw["stages"]["larger"]["init_from"] = str(tmp_path / "export")
-    config = parse_config(raw, "c")
-    assert source_spec(config, branch(config, "larger")) == NANO
-
-
-def test_foreign_weights_give_a_spec_without_being_downloaded(raw: dict[str, Any]) -> None:
-    raw["stages"]["larger"]["init_from"] = "timm:vit_tiny_patch16_224"
-    config = parse_config(raw, "c")
-    assert dependencies(config, "larger") == []
-    source = source_spec(config, branch(config, "larger"))
-    assert (source.embed_dim, source.depth, source.grid, source.num_classes) == (192, 12, (14, 14), 1000)
-    raw["stages"]["larger"]["init_from"] = "timm:resnet18"
-    config = parse_config(raw, "c")
-    with pytest.raises(ConfigError, match=r"^stages\.larger\.init_from: timm:resnet18: is a ResNet, not a plain "):
-        source_spec(config, branch(config, "larger"))
-
-
-def test_settings_say_what_a_bare_file_does_not(raw: dict[str, Any], tmp_path: Path) -> None:
-    clip = dataclasses.replace(NANO, embed_norm=True, eps=1e-5, activation="gelu", channels=3)
-    save_file(to_clip(MiniViT.from_spec(clip).state_dict(), clip), tmp_path / "clip.safetensors")
-    raw["stages"]["larger"]["init_from"] = str(tmp_path / "clip.safetensors")
-    raw["stages"]["larger"]["model"] |= {"num_heads": 2, "activation": "gelu"}
-    config = parse_config(raw, "c")
-    source = source_spec(config, branch(config, "larger"))
-    assert (source.num_heads, source.activation) == (2, "gelu")
-    spec = stage_spec(branch(config, "larger"), 10, source)
-    assert (spec.grid, spec.channels, spec.embed_norm, spec.activation) == ((14, 14), 1, True, "gelu")
 
 
 def test_the_plan_refuses_what_surgery_refuses() -> None:

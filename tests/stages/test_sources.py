@@ -14,6 +14,7 @@ from pipeline.config.load import dump_config, parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
+from pipeline.models.clip_bridge import to_clip
 from pipeline.models.minivit import MiniViT
 from pipeline.models.timm_bridge import to_timm
 from pipeline.models.variants import build_spec
@@ -23,8 +24,8 @@ from pipeline.stages.export import ExportStageRun
 from pipeline.stages.folder import FINISHED, RunFolder, Status
 from pipeline.stages.progress import Progress
 from pipeline.stages.report import ReportStageRun
-from pipeline.stages.resolve import stage_branches
-from pipeline.stages.sources import other_normalisation, resolve_source
+from pipeline.stages.resolve import stage_branches, stage_spec
+from pipeline.stages.sources import describe_source, import_folder, other_normalisation, resolve_source
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun, stage_seed
 from pipeline.tracking.runs import Tracker, default_uri
@@ -121,6 +122,59 @@ def test_foreign_weights_are_imported_once_and_anew_when_the_file_changes(contex
     assert second.digest != first.digest
     (tmp_path / "config.json").write_text("{}")  # may say what the file does not
     assert resolve_source(context, "larger", str(file)).path != second.path
+
+
+def test_a_path_gives_the_spec_of_its_model_without_its_weights(config: PipelineConfig, tmp_path: Path) -> None:
+    stage, folder = config.stages["larger"], tmp_path / "export"
+    with pytest.raises(ModelError, match="export: does not exist"):
+        describe_source(config, str(folder), stage)
+    names = [f"class {label}" for label in range(10)]
+    save_bundle(folder, MiniViT.from_spec(SPEC).state_dict(), SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), names, {})
+    described = describe_source(config, str(folder), stage)
+    assert (described.state, described.spec, described.classes) == ({}, SPEC, names)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
+        describe_source(config, str(folder), stage)
+    save_file({"mlp_head.1.bias": torch.zeros(10)}, weights)
+    with pytest.raises(ModelError, match="lacks the tensor"):
+        describe_source(config, str(folder), stage)
+
+
+def test_foreign_weights_give_a_spec_without_being_downloaded(config: PipelineConfig) -> None:
+    stage = config.stages["larger"]
+    described = describe_source(config, "timm:vit_tiny_patch16_224", stage)
+    spec = described.spec
+    assert (spec.embed_dim, spec.depth, spec.grid, spec.num_classes) == (192, 12, (14, 14), 1000)
+    assert len(described.classes or []) == 1000
+    with pytest.raises(ModelError, match=r"^timm:resnet18: is a ResNet, not a plain "):
+        describe_source(config, "timm:resnet18", stage)
+
+
+def test_settings_say_what_a_bare_file_does_not(raw: dict[str, Any], tmp_path: Path) -> None:
+    clip = dataclasses.replace(SPEC, embed_norm=True, eps=1e-5, activation="gelu", channels=3)
+    save_file(to_clip(MiniViT.from_spec(clip).state_dict(), clip), tmp_path / "clip.safetensors")
+    raw["stages"]["larger"]["init_from"] = str(tmp_path / "clip.safetensors")
+    raw["stages"]["larger"]["model"] |= {"num_heads": 2, "activation": "gelu"}
+    config = parse_config(raw, "c")
+    source = describe_source(config, str(tmp_path / "clip.safetensors"), config.stages["larger"]).spec
+    assert (source.num_heads, source.activation) == (2, "gelu")
+    larger = next(branch for branch in stage_branches(config) if branch.id == "larger")
+    spec = stage_spec(larger, 10, source)
+    assert (spec.grid, spec.channels, spec.embed_norm, spec.activation) == ((14, 14), 1, True, "gelu")
+
+
+def test_weights_imported_by_an_earlier_start_are_described_by_their_bundle(
+    context: RunContext, tmp_path: Path
+) -> None:
+    file = tmp_path / "theirs.safetensors"
+    save_file(to_timm(MiniViT.from_spec(SPEC).state_dict(), SPEC), file)
+    config = context.config
+    assert describe_source(config, str(file), config.stages["larger"]).spec.variant == "timm"
+    folder = resolve_source(context, "larger", str(file)).path
+    assert import_folder(context.folder, str(file), config.stages["larger"]) == folder
+    save_bundle(folder, MiniViT.from_spec(SPEC).state_dict(), SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), None, {})
+    assert describe_source(config, str(file), config.stages["larger"]).spec == SPEC
 
 
 def branch_of(context: RunContext, branch_id: str) -> Any:

@@ -1,0 +1,61 @@
+"""Shards that a model is trained on and judged by: what two data sets of a pipeline share, from their indexes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from pipeline.shards.index import HASH_DIGITS, DatasetIndex
+from pipeline.train.job import Dataset
+
+SHOWN = 3  # stages that a sentence names
+
+
+class Overlaps:
+    """Collects who trains on what and is judged by what, and tells of each pair of data sets once."""
+
+    def __init__(self, datasets: Mapping[str, Dataset]) -> None:
+        self._datasets = datasets
+        self._stages: dict[tuple[str, str], list[str]] = {}  # (trained on, judged by) -> stages
+
+    def add(self, stage: str, trained: Iterable[str], judged: str) -> None:
+        for name in trained:
+            stages = self._stages.setdefault((name, judged), [])
+            if stage not in stages:
+                stages.append(stage)
+
+    def warnings(self) -> list[str]:
+        """A sentence per pair of data sets that have shards in common, as far as their indexes are there."""
+        found = []
+        for (trained, judged), stages in self._stages.items():
+            who = ", ".join(f"stages.{stage}" for stage in stages[:SHOWN])
+            who += f" and {len(stages) - SHOWN} more" if len(stages) > SHOWN else ""
+            trains, is_judged = ("trains", "is judged") if len(stages) == 1 else ("train", "are judged")
+            if trained == judged:
+                found.append(
+                    f"datasets.{judged}: {who} {trains} on it and {is_judged} by it, so the figures do not tell how "
+                    "well new images would do; name data that was kept apart"
+                )
+            elif {trained, judged} <= self._datasets.keys():
+                index = self._datasets[judged].index
+                shards = shared_shards(self._datasets[trained].index, index)
+                if shards:
+                    found.append(
+                        f"datasets.{judged}: {len(shards)} of {len(index.names)} shards ({shards[0]}"
+                        f"{', ...' if len(shards) > 1 else ''}) are in datasets.{trained} too, and {who} {trains} on "
+                        f"one and {is_judged} by the other; take them out of one of the two"
+                    )
+        return found
+
+
+def shared_shards(one: DatasetIndex, other: DatasetIndex) -> list[str]:
+    """The names of `other`'s shards whose file or content is in `one` too; empty shards have nothing to share."""
+    same = np.isin(_hashes(other), _hashes(one)[one.counts > 0])
+    if one.url == other.url:
+        same |= np.isin(np.array(other.names), np.array(one.names))
+    return [other.names[number] for number in np.flatnonzero(same & (other.counts > 0))]
+
+
+def _hashes(index: DatasetIndex) -> np.ndarray:
+    return np.frombuffer(index.sha256.encode("ascii"), dtype=f"S{HASH_DIGITS}")

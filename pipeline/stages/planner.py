@@ -1,0 +1,215 @@
+"""How much work each stage of a pipeline is, from what the pre-flight check found and the indexes of its data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.cluster.session import idle_gpus_here
+from pipeline.config.data import DatasetConfig
+from pipeline.config.schema import EvaluateStage, PipelineConfig, TrainStage
+from pipeline.errors import DataError
+from pipeline.models.costs import count_parameters, forward_flops
+from pipeline.models.spec import Pair, ViTSpec, whole_patches
+from pipeline.shards.index import DatasetIndex
+from pipeline.stages.balance import Balance, balance
+from pipeline.stages.context import find_datasets, label_names
+from pipeline.stages.folder import RunFolder
+from pipeline.stages.memory import activation_bytes, rank_memory
+from pipeline.stages.plan import (
+    MISSING,
+    READY,
+    TO_BE_MADE,
+    DatasetPlan,
+    ModelPlan,
+    Plan,
+    StagePlan,
+    TrainingPlan,
+)
+from pipeline.stages.preflight import Findings, preflight
+from pipeline.stages.resolve import (
+    Branch,
+    dependencies,
+    stage_branches,
+    stage_image_sizes,
+    surgeries,
+    worker_resources,
+)
+from pipeline.stream.source import Source, build_mixture
+from pipeline.train.job import Dataset
+from pipeline.train.schedule import micro_batches_at, step_shapes
+
+MUCH_IDLE = 0.1  # share of a step that ranks may wait for the fullest one before the plan warns
+
+
+def plan(config: PipelineConfig, world_size: int | None = None, statuses: Mapping[str, str] | None = None) -> Plan:
+    """Work out every stage of a pipeline.
+
+    `world_size` stands in for the number of workers that the config asks for. `statuses` maps branch ids to the states
+    in their status.json. Raises what `preflight` finds, as `run` does.
+    """
+    datasets, problems = find_datasets(config)
+    findings = preflight(config, datasets)
+    findings.refuse()
+    return Planner(config, findings, datasets, problems, world_size, statuses or {}).plan()
+
+
+def read_states(config: PipelineConfig) -> dict[str, str]:
+    """Branch id -> state, for the branches that have begun in the pipeline's run folder."""
+    folder = RunFolder(Path(config.runs_dir) / config.name)
+    states = {branch.id: folder.stage(branch.id).status() for branch in stage_branches(config)}
+    return {branch_id: status.state for branch_id, status in states.items() if status}
+
+
+class Planner:
+    """Works out the amounts of each branch; the models are those that the pre-flight check found."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        findings: Findings,
+        datasets: Mapping[str, Dataset],
+        problems: Mapping[str, DataError],
+        world_size: int | None,
+        statuses: Mapping[str, str],
+    ) -> None:
+        self.config, self.findings, self.world_size, self.statuses = config, findings, world_size, statuses
+        self.datasets, self.problems = datasets, problems
+        self.indexes = {name: dataset.index for name, dataset in datasets.items()}
+        self.notes: list[str] = []
+
+    def plan(self) -> Plan:
+        datasets = [self._dataset(name, dataset) for name, dataset in self.config.datasets.items()]
+        stages = [self._stage(branch) for branch in stage_branches(self.config)]
+        if idle := idle_gpus_here(self.config.cluster, worker_resources(self.config).values()):
+            self.notes.append(f"{idle}.")
+        return Plan(self.config.name, datasets, stages, list(dict.fromkeys([*self.findings.warnings, *self.notes])))
+
+    def _dataset(self, name: str, dataset: DatasetConfig) -> DatasetPlan:
+        if name in self.problems:
+            error = self.problems[name]
+            state = TO_BE_MADE if dataset.make else MISSING
+            if state == MISSING:
+                self.notes.append(f"datasets.{name}: {error}")
+            classes = len(dataset.classes) if dataset.classes else None
+            return DatasetPlan(name, dataset.shards, state, classes=classes, problem=str(error))
+        index = self.indexes[name]
+        counts = index.counts
+        return DatasetPlan(
+            name=name,
+            shards=dataset.shards,
+            state=READY,
+            num_shards=len(counts),
+            samples=index.num_samples,
+            bytes=int(index.sizes.sum()),
+            samples_per_shard=(int(counts.min()), int(counts.max())),
+            classes=len(label_names(self.datasets[name])) or None,
+            digest=index.digest,
+        )
+
+    def _stage(self, branch: Branch) -> StagePlan:
+        stage, needed = branch.stage, dependencies(self.config, branch.id)
+        status = self.statuses.get(branch.id)
+        if isinstance(stage, TrainStage):
+            return StagePlan(branch.id, stage.type, needed, status, training=self._training(branch, stage))
+        index = self.indexes.get(stage.data) if isinstance(stage, EvaluateStage) else None
+        return StagePlan(branch.id, stage.type, needed, status, evaluates=index.num_samples if index else None)
+
+    def _training(self, branch: Branch, stage: TrainStage) -> TrainingPlan:
+        indexes = [self.indexes[name] for name in stage.data.parts if name in self.indexes]
+        ready = len(indexes) == len(stage.data.parts)
+        samples_per_epoch = self._samples_per_epoch(stage) if ready else None
+        steps = self._steps(branch, stage, samples_per_epoch)
+        samples = None if steps is None else steps * stage.global_batch_size
+        ranks = self.world_size or self.config.resources(stage).max_workers
+        mean_bytes = _mean_bytes(indexes, stage.data.weights) if ready else None
+        shares = balance(stage, ranks, samples_per_epoch, mean_bytes, where=f"stages.{branch.stage_name}")
+        if shares.idle_share > MUCH_IDLE:
+            self.notes.append(
+                f"stages.{branch.stage_name}.data.lanes: {stage.data.lanes} lanes share a batch of "
+                f"{stage.global_batch_size} unevenly among {ranks} workers (per step {shares.step_samples[0]} to "
+                f"{shares.step_samples[1]} samples); make both multiples of {ranks}."
+            )
+        return TrainingPlan(
+            dataset=" + ".join(stage.data.parts),
+            duration=str(stage.duration),
+            samples=samples,
+            steps=steps,
+            epochs=samples / samples_per_epoch if samples is not None and samples_per_epoch else None,
+            samples_per_epoch=samples_per_epoch,
+            left_out_per_epoch=sum(index.num_samples for index in indexes) - samples_per_epoch
+            if samples_per_epoch
+            else None,
+            lanes=stage.data.lanes,
+            global_batch_size=stage.global_batch_size,
+            micro_batch_size=min(stage.micro_batch_size or shares.step_samples[1], shares.step_samples[1]),
+            world_size=ranks,
+            zero_stage=stage.engine.zero_stage,
+            precision=stage.engine.precision,
+            image_sizes=stage_image_sizes(stage),
+            balance=shares,
+            models=self._models(branch, stage, ranks, shares),
+        )
+
+    def _samples_per_epoch(self, stage: TrainStage) -> int:
+        sources = [
+            Source(name, self.indexes[name], self.config.datasets[name], part.augment or stage.data.augment)
+            for name, part in stage.data.parts.items()
+        ]
+        return build_mixture(sources, stage.data, seed=0).epoch_slots
+
+    def _steps(self, branch: Branch, stage: TrainStage, samples_per_epoch: int | None) -> int | None:
+        if samples_per_epoch is None and stage.duration.unit == "epochs":
+            return None
+        steps = stage.duration.steps(samples_per_epoch or 0, stage.global_batch_size)
+        warmup = stage.schedule.warmup
+        if samples_per_epoch is not None or warmup.unit != "epochs":
+            warmup_steps = warmup.steps(samples_per_epoch or 0, stage.global_batch_size)
+            if warmup_steps >= steps:
+                self.notes.append(
+                    f"stages.{branch.stage_name}.schedule.warmup: its {warmup_steps} steps are not over before the "
+                    f"{steps} steps of the stage; the learning rate never reaches optimizer.lr."
+                )
+        return steps
+
+    def _models(self, branch: Branch, stage: TrainStage, ranks: int, shares: Balance) -> list[ModelPlan]:
+        planned = []
+        for origin, model in self.findings.models[branch.id].items():
+            if not model.head_known:
+                names = " + ".join(stage.data.parts)
+                self.notes.append(f"The classes of {names} are not known yet: heads are counted for one class.")
+            changes = surgeries(model.source, model.spec) if model.source else []
+            planned.append(_model(model.spec, stage, ranks, shares, origin or None, changes))
+        return planned
+
+
+def _model(
+    spec: ViTSpec, stage: TrainStage, ranks: int, shares: Balance, origin: str | None, changes: list[str]
+) -> ModelPlan:
+    parameters = count_parameters(spec)
+    share = shares.step_samples[1]
+    activations = 0
+    shapes = step_shapes(stage, spec)
+    for size, patch in shapes:
+        images = math.ceil(share / micro_batches_at(size, patch, spec, share, stage.micro_batch_size))
+        activations = max(activations, activation_bytes(spec, images, whole_patches(size, patch), stage.engine))
+    return ModelPlan(
+        spec=spec.to_dict(),
+        parameters=parameters,
+        gflops={_shape(size, patch, spec): forward_flops(spec, size, patch) / 1e9 for size, patch in shapes},
+        memory=rank_memory(parameters, stage, ranks, activations),
+        starts_from=origin,
+        surgeries=changes,
+    )
+
+
+def _shape(size: Pair, patch: Pair, spec: ViTSpec) -> str:
+    size_text, patch_text = ("x".join(map(str, pair)) for pair in (size, patch))
+    return size_text if patch == spec.patch else f"{size_text}/{patch_text}"
+
+
+def _mean_bytes(indexes: list[DatasetIndex], weights: list[int]) -> float:
+    """Of a sample of a mixture."""
+    means = [int(index.sizes.sum()) / index.num_samples for index in indexes]
+    return sum(mean * weight for mean, weight in zip(means, weights, strict=True)) / sum(weights)

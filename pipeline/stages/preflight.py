@@ -1,0 +1,207 @@
+"""What can be known before anything trains: from the config, indexes, specs and installed packages.
+
+The checks are the functions that the stages call themselves when their turn comes, on what they will find then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pipeline.checkpoints.storage import open_storage
+from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
+from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
+from pipeline.export import check_format, check_model
+from pipeline.models.spec import ViTSpec
+from pipeline.stages.context import class_names
+from pipeline.stages.data import check_background, check_classes, stage_data, stage_labels, used_datasets
+from pipeline.stages.overlap import Overlaps
+from pipeline.stages.resolve import Branch, check_channels, reference_ids, stage_branches, stage_spec
+from pipeline.stream.source import Source, build_mixture
+from pipeline.train.job import Dataset
+
+
+class Model(NamedTuple):
+    """A model as far as it is known ahead; `classes` is None where nobody names them."""
+
+    spec: ViTSpec
+    classes: list[str] | None
+    background: tuple[int, ...]  # that transparent pixels show
+    source: ViTSpec | None = None  # of the model that it starts from
+    head_known: bool = True  # false while the data that decides the number of classes is not there
+
+
+@dataclass
+class Findings:
+    """What a pipeline's stages would run into, and the models they would train.
+
+    `models` maps branch ids to what each may start from ("" for nothing) and the model that it then trains; branches
+    with a fault may be missing.
+    """
+
+    faults: list[PipelineError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    models: dict[str, dict[str, Model]] = field(default_factory=dict)
+
+    def refuse(self) -> None:
+        """Raise all faults as one error, a sentence a line; nothing happens where there are none."""
+        kinds = {type(fault) for fault in self.faults}
+        if kinds:
+            kind = kinds.pop() if len(kinds) == 1 else ConfigError
+            raise kind("\n".join(dict.fromkeys(map(str, self.faults))))
+
+
+def preflight(config: PipelineConfig, datasets: Mapping[str, Dataset]) -> Findings:
+    """Check every stage of a pipeline against the data sets that are there; of others, what the config alone says."""
+    return _Preflight(config, datasets).run()
+
+
+class _Preflight:
+    """Goes through the branches in their order and collects the models that later ones start from."""
+
+    def __init__(self, config: PipelineConfig, datasets: Mapping[str, Dataset]) -> None:
+        self.config, self.datasets = config, datasets
+        self.findings = Findings()
+        self.trained_on: dict[str, set[str]] = {}  # branch id -> data sets that its model has seen, and its sources'
+        self.overlaps = Overlaps(datasets)
+
+    def run(self) -> Findings:
+        for branch in stage_branches(self.config):
+            match branch.stage:
+                case TrainStage():
+                    self._train(branch, branch.stage)
+                case EvaluateStage():
+                    self._evaluate(branch, branch.stage)
+                case ExportStage():
+                    self._export(branch, branch.stage)
+        self.findings.warnings += self.overlaps.warnings()
+        return self.findings
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except PipelineError as error:
+            self.findings.faults.append(error)
+
+    def _train(self, branch: Branch, stage: TrainStage) -> None:
+        with self._noting():
+            check_channels(self.config, branch.stage_name)
+        with self._noting():
+            check_checkpoints(branch, stage)
+        classes: list[str] | None = None
+        with self._noting():
+            classes = self._classes(branch, stage)
+        background = self.config.datasets[next(iter(stage.data.parts))].background
+        found = self.findings.models.setdefault(branch.id, {})
+        for origin, source in self._sources(branch, stage).items():
+            with self._noting():
+                parent = source.spec if source else None
+                spec = stage_spec(branch, len(classes) if classes else 1, parent)
+                found[origin] = Model(spec, classes, background, parent, head_known=classes is not None)
+        seen = {name for known in self._upstream(stage.init_from) for name in self.trained_on[known]}
+        self.trained_on[branch.id] = seen | stage.data.parts.keys()
+        if stage.data.val:
+            self.overlaps.add(branch.stage_name, self.trained_on[branch.id], stage.data.val)
+
+    def _evaluate(self, branch: Branch, stage: EvaluateStage) -> None:
+        classes: list[str] | None = None
+        with self._noting():
+            classes = self._names(stage.data)
+        for number, reference in enumerate(stage.models):
+            for name, _, model in self._models(branch, reference, f"models[{number}]"):
+                with self._noting():
+                    check_background(stage.data, self.config.datasets[stage.data], name, model.background)
+                if classes is not None and model.head_known:
+                    with self._noting():
+                        heads = model.spec.num_classes
+                        check_classes(f"stages.{branch.id}", stage.data, classes, name, heads, model.classes)
+            for known in self._upstream(reference):
+                self.overlaps.add(branch.id, self.trained_on[known], stage.data)
+
+    def _export(self, branch: Branch, stage: ExportStage) -> None:
+        models = self._models(branch, stage.model, "model")
+        for number, name in enumerate(stage.formats):
+            where = f"stages.{branch.id}.formats[{number}]"
+            try:
+                check_format(name)
+            except ModelError as error:
+                self.findings.faults.append(ConfigError(f"{where}: {str(error).removeprefix('format: ')}"))
+                continue
+            for source, _, model in models:
+                try:
+                    check_model(name, model.spec)
+                except ModelError as error:
+                    self.findings.faults.append(ConfigError(f"{where}: {name} cannot hold {source}: {error}"))
+
+    def _classes(self, branch: Branch, stage: TrainStage) -> list[str] | None:
+        """The classes of a training stage, with its samples' order checked too; None as long as they are not known."""
+        where, used = f"stages.{branch.stage_name}", used_datasets(stage.data)
+        if self.datasets.keys() >= set(used):
+            train, _, classes = stage_data(self.datasets, stage.data, where)
+            check_order(where, stage, train)
+            return classes
+        known = {name: names for name in used if (names := self._names(name)) is not None}
+        if known.keys() >= stage.data.parts.keys():
+            data = stage.data if stage.data.val in known else stage.data.model_copy(update={"val": None})
+            return stage_labels(known, data, where).classes
+        return None
+
+    def _names(self, name: str) -> list[str] | None:
+        """The class names of a data set; those of the config where the shards are not there."""
+        dataset = self.datasets.get(name)
+        return class_names(name, dataset) if dataset else self.config.datasets[name].classes
+
+    def _upstream(self, reference: str | None) -> list[str]:
+        """The branches that a reference may mean."""
+        return [] if reference is None else reference_ids(self.config, reference)
+
+    def _sources(self, branch: Branch, stage: TrainStage) -> Mapping[str, Model | None]:
+        """The models that a branch may start from; one that may itself start from several is told apart by those."""
+        if stage.init_from is None:
+            return {"": None}
+        found = self._models(branch, stage.init_from, "init_from")
+        times = Counter(name for name, _, _ in found)
+        return {f"{name} (from {origin})" if times[name] > 1 else name: model for name, origin, model in found}
+
+    def _models(self, branch: Branch, reference: str, setting: str) -> list[tuple[str, str, Model]]:
+        """The models that a reference may mean: the id or path that has each, what that starts from, and the model."""
+        candidates = self._upstream(reference)
+        if candidates:
+            known = self.findings.models
+            return [(name, origin, model) for name in candidates for origin, model in known[name].items()]
+        from pipeline.stages.sources import describe_source  # imports torch; most plans can do without
+
+        try:
+            described = describe_source(self.config, reference, branch.stage)
+        except ModelError as error:
+            self.findings.faults.append(ConfigError(f"stages.{branch.stage_name}.{setting}: {error}"))
+            return []
+        return [(reference, "", Model(described.spec, described.classes, described.preprocess.background))]
+
+
+def check_order(where: str, stage: TrainStage, train: list[Source]) -> None:
+    """Raise ConfigError where the samples cannot be laid out in lanes, or `data.exclude` is no manifest of them."""
+    try:
+        build_mixture(train, stage.data, seed=0)
+    except DataError as error:
+        setting = "" if str(error).startswith("data.") else "data.exclude: "
+        raise ConfigError(f"{where}.{setting}{error}") from None
+
+
+def check_checkpoints(branch: Branch, stage: TrainStage) -> None:
+    """Raise ConfigError where checkpoints cannot be stored, or the best one cannot be told."""
+    where = f"stages.{branch.stage_name}"
+    if stage.checkpoint.keep_best and stage.data.val is None:
+        raise ConfigError(
+            f"{where}.checkpoint.keep_best: {stage.checkpoint.keep_best} is measured on validation data, and there is "
+            f"none; set {where}.data.val"
+        )
+    if stage.checkpoint.storage is not None:
+        try:
+            open_storage(stage.checkpoint.storage)
+        except DataError as error:
+            raise ConfigError(f"{where}.checkpoint.storage: {error}") from None
