@@ -109,7 +109,8 @@ def draw(stats: dict[str, Any], sizes: np.ndarray, path: Path) -> None:
     counts = sorted(stats["per_class"].items(), key=lambda item: -item[1])
     if len(counts) <= MOST_BARS:
         right.bar(range(len(counts)), [count for _, count in counts])
-        right.set_xticks(range(len(counts)), [name[:18] for name, _ in counts], rotation=90, fontsize=7)
+        names = [name[:18] for name, _ in counts]
+        right.set_xticks(range(len(counts)), names, rotation=90, fontsize=7, parse_math=False)  # "$" is a letter here
     else:
         right.fill_between(range(len(counts)), [count for _, count in counts], step="mid")
         right.set_xlabel("class, the most frequent first")
