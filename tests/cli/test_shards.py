@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -42,6 +43,16 @@ def test_index_then_verify(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{folder}: 1 shards, 3 samples, 0.0 MB, 2 classes" in done.stdout
     assert minivit("verify", str(folder)).stdout == f"{folder}: valid\n"
+
+
+def test_a_folder_named_in_any_bytes_can_be_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    odd = folder / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    (folder / "a-0.tar").rename(odd / "a-0.tar")
+    done = minivit("index", str(odd))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"caf\udce9: 1 shards, 3 samples" in done.stdout
 
 
 def test_verify_says_shard_and_key_and_ends_with_3(folder: Path) -> None:
