@@ -52,7 +52,7 @@ class Manifest:
     spec: dict[str, Any]
     shapes: dict[str, list[int]]  # of every parameter and buffer
     files: list[FileRecord]
-    metrics: dict[str, float]  # of the last validation
+    metrics: dict[str, float]  # of a validation of exactly these weights; empty if there was none at this step
     window: Window
     run_ids: dict[str, str] = field(default_factory=dict)  # the MLflow runs that it belongs to
     format: int = FORMAT

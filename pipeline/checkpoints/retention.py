@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.checkpoints.manifest import NAME, Manifest, read_manifest
-from pipeline.checkpoints.selection import step_folder, step_folders
+from pipeline.checkpoints.manifest import NAME, Manifest
+from pipeline.checkpoints.selection import committed, course, step_folder, step_folders
 from pipeline.checkpoints.storage import Storage
-from pipeline.errors import CheckpointError
+
+
+def best_step(metrics: Mapping[int, Mapping[str, float]], name: str) -> int | None:
+    """The step that is best by a metric (a loss is least), the earliest of equals; None if none was measured.
+
+    `metrics` are step -> what was measured of the weights of exactly that step. What is not finite is never best.
+    """
+    sign = -1 if name.endswith("loss") else 1
+    found = {step: sign * values.get(name, math.nan) for step, values in metrics.items()}
+    measured = [step for step, value in found.items() if math.isfinite(value)]
+    return max(measured, key=lambda step: (found[step], -step), default=None)
 
 
 @dataclass(frozen=True)
 class Retention:
-    """`last` newest ones; the first of every `every_steps` steps; the best by `best_metric` (a loss is least)."""
+    """`last` newest ones; the first of every `every_steps` steps; the best by `best_metric`."""
 
     last: int
     every_steps: int | None = None
@@ -28,33 +39,25 @@ class Retention:
             for step in steps:
                 firsts.setdefault(step // self.every_steps, step)
             kept |= {step for stretch, step in firsts.items() if stretch > 0}
-        name = self.best_metric
-        if name and (measured := [step for step in steps if name in metrics[step]]):
-            sign = -1 if name.endswith("loss") else 1
-            kept.add(max(measured, key=lambda step: (sign * metrics[step][name], step)))
-        return kept
+        best = best_step(metrics, self.best_metric) if self.best_metric else None
+        return kept if best is None else kept | {best}
 
 
-def prune(storage: Storage, retention: Retention) -> None:
-    """Remove what is not kept, and what was left uncommitted before the newest committed one.
+def prune(storage: Storage, retention: Retention, newest: Manifest) -> None:
+    """Remove what is not kept of the checkpoints up to the one just committed, and what was left uncommitted before it.
 
-    What is newer than that may still be being written, and what a reader holds stays until the next time.
+    Checkpoints of other settings and of later steps neither count nor go: they are a former stage's results, or what
+    the run passed over when it resumed. What a reader holds stays until the next time.
     """
-    committed: dict[int, Manifest] = {}
+    found = committed(storage)
+    if None in found.values():
+        return  # damaged or of another version: a person should look before anything goes
+    mine = course(found.values(), newest.digest, newest.step)
+    kept = retention.kept({step: manifest.metrics for step, manifest in mine.items()})
+    going = {step_folder(step) for step in mine.keys() - kept}
     folders = step_folders(storage)
-    for folder in folders:
-        if f"{folder}/{NAME}" in storage.files(folder):
-            try:
-                manifest = read_manifest(storage, folder)
-            except CheckpointError:
-                return  # damaged or of another version: a person should look before anything goes
-            committed[manifest.step] = manifest
-    if not committed:
-        return
-    kept = retention.kept({step: manifest.metrics for step, manifest in committed.items()})
-    kept_folders = {step_folder(step) for step in kept}
-    for folder in folders[: folders.index(step_folder(max(committed)))]:
-        if folder not in kept_folders:
+    for folder in folders[: folders.index(step_folder(newest.step))]:
+        if folder in going or folder not in found:
             storage.remove_folder(folder)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.checkpoints.manifest import Manifest, NewerFormat, verify
+from pipeline.checkpoints.manifest import NAME, Manifest, NewerFormat, read_manifest, verify
 from pipeline.checkpoints.storage import Storage
 from pipeline.errors import CheckpointError
 
@@ -29,6 +30,29 @@ def step_folders(storage: Storage) -> list[str]:
     """All checkpoint folders, committed or not, oldest first. Steps decide, not clocks: those may jump."""
     steps = [(int(match[1]), name) for name in storage.folders() if (match := STEP.fullmatch(name))]
     return [name for _, name in sorted(steps)]
+
+
+def committed(storage: Storage) -> dict[str, Manifest | None]:
+    """Every committed checkpoint, oldest first: folder -> its manifest, None where that cannot be read.
+
+    Their files are not verified.
+    """
+    found: dict[str, Manifest | None] = {}
+    for folder in step_folders(storage):
+        if f"{folder}/{NAME}" in storage.files(folder):
+            try:
+                found[folder] = read_manifest(storage, folder)
+            except CheckpointError:
+                found[folder] = None
+    return found
+
+
+def course(manifests: Iterable[Manifest | None], digest: str, last_step: int) -> dict[int, Manifest]:
+    """Those of one stage's settings up to a step: step -> manifest.
+
+    What lies beyond belongs to a course that the run has left, as it resumed from an earlier checkpoint.
+    """
+    return {m.step: m for m in manifests if m and m.digest == digest and m.step <= last_step}
 
 
 def newest_valid(storage: Storage, digest: str) -> Selection:

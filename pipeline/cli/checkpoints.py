@@ -23,20 +23,17 @@ def group() -> None:
 @group.command("list")
 @RUN
 def list_command(run: Path) -> None:
-    """Every checkpoint of RUN: step, samples, workers, ZeRO stage, bytes; uncommitted ones are marked."""
-    from pipeline.checkpoints.manifest import read_manifest
-    from pipeline.errors import CheckpointError
+    """Every checkpoint of RUN: step, samples, workers, ZeRO stage, bytes; the best and uncommitted ones are marked."""
+    from pipeline.checkpoints.selection import step_folders
+    from pipeline.checkpoints.storage import open_storage
+    from pipeline.stages.folder import checkpointing_stages
+    from pipeline.stages.kept import best_checkpoint
 
-    for storage, folder in checkpoints_of(run):
-        try:
-            manifest = read_manifest(storage, folder)
-        except CheckpointError as error:
-            click.echo(f"{storage.url(folder)}  not a checkpoint: {error}")
-            continue
-        click.echo(
-            f"{storage.url(folder)}  step {manifest.step}  {manifest.slots:,} samples  {manifest.world_size} workers  "
-            f"ZeRO-{manifest.zero_stage}  {manifest.bytes / 1e6:,.1f} MB"
-        )
+    for status in checkpointing_stages(run).values():
+        storage = open_storage(str(status.checkpoints))
+        best = best_checkpoint(storage, status)
+        for folder in step_folders(storage):
+            click.echo(f"{storage.url(folder)}  {described(storage, folder, best, str(status.keep_best))}")
 
 
 @group.command("verify")
@@ -104,14 +101,30 @@ def reshard_command(run: Path, step: int | None, files: int) -> None:
             click.echo(f"{storage.url(folder)}  {len(manifest.files)} files  {manifest.bytes / 1e6:,.1f} MB")
 
 
+def described(storage: Storage, folder: str, best: int | None, keep_best: str) -> str:
+    """What `list` says of a checkpoint."""
+    from pipeline.checkpoints.manifest import read_manifest
+    from pipeline.errors import CheckpointError
+
+    try:
+        manifest = read_manifest(storage, folder)
+    except CheckpointError as error:
+        return f"not a checkpoint: {error}"
+    mark = f"  best {keep_best} {manifest.metrics[keep_best]:.4g}" if manifest.step == best else ""
+    return (
+        f"step {manifest.step}  {manifest.slots:,} samples  {manifest.world_size} workers  "
+        f"ZeRO-{manifest.zero_stage}  {manifest.bytes / 1e6:,.1f} MB{mark}"
+    )
+
+
 def checkpoints_of(run: Path) -> Iterator[tuple[Storage, str]]:
     """Every checkpoint folder of every stage, committed or not, oldest first."""
     from pipeline.checkpoints.selection import step_folders
     from pipeline.checkpoints.storage import open_storage
-    from pipeline.stages.folder import checkpoint_places
+    from pipeline.stages.folder import checkpointing_stages
 
-    for place in checkpoint_places(run).values():
-        storage = open_storage(place)
+    for status in checkpointing_stages(run).values():
+        storage = open_storage(str(status.checkpoints))
         for folder in step_folders(storage):
             yield storage, folder
 

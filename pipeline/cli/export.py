@@ -12,11 +12,18 @@ import click
 @click.option(
     "--format", "name", default="safetensors", show_default=True, help="safetensors, timm, clip, onnx or torch-export."
 )
+@click.option(
+    "--checkpoint",
+    metavar="best|last|step-N",
+    help="Of a committed checkpoint instead of the finished model, also where the stage has not finished.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-def command(model: Path, name: str, out: Path) -> None:
+def command(model: Path, name: str, checkpoint: str | None, out: Path) -> None:
     """Write the model of RUN's last training stage, or of RUN/STAGE, to a folder."""
     from pipeline.export import export
     from pipeline.models.bundle import load_bundle
     from pipeline.models.pretrained import find_bundle
+    from pipeline.stages.kept import checkpoint_bundle
 
-    click.echo(str(export(name, load_bundle(find_bundle(model)), out)))
+    bundle = checkpoint_bundle(model, checkpoint) if checkpoint else load_bundle(find_bundle(model))
+    click.echo(str(export(name, bundle, out)))

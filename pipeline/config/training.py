@@ -162,12 +162,12 @@ class CheckpointConfig(Section):
 
     every: Length = Duration(value=1, unit="epochs")
     every_minutes: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="and whenever so much time has passed since the last"
+        default=10.0, description="and whenever so much time has passed since the last; null: by `every` alone"
     )
     keep_last: Positive = 2
     keep_every: Length | None = Field(default=None, description="and the first one of every such length")
     keep_best: Literal["val/loss", "val/accuracy", "val/top5"] | None = Field(
-        default=None, description="and the best by this metric of the validation before it"
+        default=None, description="and the best by this metric; a validation that beats it is committed at once"
     )
     storage: str | None = Field(
         default=None, description="folder or fsspec URL (s3://bucket/prefix) for checkpoints; default: the run's folder"

@@ -90,9 +90,7 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
     Of a stage that fans out it is the branch with the best validation accuracy, of a run the training stage that ended
     last. Raises `ModelError` where none is found, or branches cannot be compared.
     """
-    folder = Path(path)
-    if not folder.exists():
-        raise ModelError(f"{folder}: does not exist; give an export, a stage's folder or a run's folder")
+    folder = locate(path)
     if (folder / "stages").is_dir():
         return _last_stage(folder) / "model"
     for candidate in (folder, folder / "model"):
@@ -103,6 +101,16 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
     raise ModelError(
         f"{folder}: holds no finished model ({DESCRIPTION}); give an export, or a run whose training finished"
     )
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """A folder that exists: the path itself, or RUN/STAGE as RUN/stages/STAGE. Raises `ModelError` without either."""
+    folder = Path(path)
+    below = [run / "stages" / folder.relative_to(run) for run in folder.parents]
+    for candidate in (folder, *below):
+        if candidate.exists():
+            return candidate
+    raise ModelError(f"{folder}: does not exist; give an export, a stage's folder or a run's folder")
 
 
 def _last_stage(run: Path) -> Path:

@@ -8,12 +8,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CheckpointError
 from pipeline.files import write_json
+from pipeline.shards.store import is_local, local_path
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 
@@ -31,7 +32,8 @@ class Status:
     attempts: int = 0
     mlflow_run_id: str | None = None
     init_from: str | None = None  # id of the stage it started from, or a path
-    checkpoints: str | None = None  # where a training stage's lie: a path or a URL
+    checkpoints: str | None = None  # where a training stage's lie: a path, relative to the stage's folder, or a URL
+    keep_best: str | None = None  # the metric by which the best of them is kept
     error: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
 
@@ -77,18 +79,23 @@ class StageFolder:
         return aside
 
 
-def checkpoint_places(path: Path) -> dict[str, str]:
-    """Where the checkpoints of a run, or of one stage's folder, lie: stage id -> path or URL.
+def checkpointing_stages(path: Path) -> dict[Path, Status]:
+    """The training stages that have begun, of a run or of one stage's folder: folder -> status.
 
-    Raises `CheckpointError` where there is neither.
+    `checkpoints` of each is an absolute path or a URL. Raises `CheckpointError` where there is none.
     """
-    ids = RunFolder(path).stage_ids()
-    folders = {stage_id: RunFolder(path).stage(stage_id) for stage_id in ids} or {path.name: StageFolder(path)}
-    statuses = {stage_id: folder.status() for stage_id, folder in folders.items()}
-    places = {stage_id: status.checkpoints for stage_id, status in statuses.items() if status and status.checkpoints}
-    if not places:
+    run = RunFolder(path)
+    folders = [run.stage(stage_id) for stage_id in run.stage_ids()] or [StageFolder(path)]
+    found = {}
+    for folder in folders:
+        status = folder.status()
+        if status and status.checkpoints:
+            place = status.checkpoints
+            place = str(folder.path.absolute() / local_path(place)) if is_local(place) else place
+            found[folder.path] = replace(status, checkpoints=place)
+    if not found:
         raise CheckpointError(f"{path} holds no training stage that has begun; give a run's folder or a stage's")
-    return places
+    return found
 
 
 @dataclass(frozen=True)

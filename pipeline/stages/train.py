@@ -9,7 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoints.selection import STEP, Selection, newest_valid
+from pipeline.checkpoints.manifest import Manifest
+from pipeline.checkpoints.selection import STEP, Selection, committed, course, newest_valid
 from pipeline.checkpoints.storage import open_storage
 from pipeline.config.schema import TrainStage
 from pipeline.errors import ConfigError
@@ -86,7 +87,8 @@ class TrainStageRun:
     def run(self, status: Status) -> dict[str, Any]:
         """Train to the end, on whatever workers there are; returns the stage's result."""
         init = self._prepare_start(status)
-        status.checkpoints = self.checkpoints
+        status.checkpoints = self.checkpoints if self.stage.checkpoint.storage else self.folder.checkpoints.name
+        status.keep_best = self.stage.checkpoint.keep_best
         self.folder.write_status(status)
         stage_job: StageJob[TrainJob] = StageJob(
             context=self.context,
@@ -207,8 +209,16 @@ class TrainStageRun:
             checkpoints=self.checkpoints,
             init=init.absolute() if init else None,
             resume_from=selection.folder,
+            measured=self._measured(selection.manifest),
             stall_timeout_s=self.context.config.cluster.stall_timeout_s,
         )
+
+    def _measured(self, resumed: Manifest | None) -> dict[int, dict[str, float]]:
+        """What was measured of the checkpoints up to the one that a run resumes from; only `keep_best` asks for it."""
+        if resumed is None or self.stage.checkpoint.keep_best is None:
+            return {}
+        found = course(committed(open_storage(self.checkpoints)).values(), resumed.digest, resumed.step)
+        return {step: manifest.metrics for step, manifest in found.items()}
 
     def _result(self, job: TrainJob) -> dict[str, Any]:
         rows = read_metrics(self.folder.path)

@@ -70,6 +70,7 @@ class TrainJob:
     checkpoints: str  # path or URL of the stage's checkpoints
     init: Path | None  # bundle to start from
     resume_from: str | None  # name of the committed checkpoint to go on from
+    measured: dict[int, dict[str, float]]  # step -> metrics of the checkpoints committed so far
     stall_timeout_s: float
 
     def sizes(self) -> Callable[[int], Pair]:

@@ -38,7 +38,7 @@ class Moment:
     """Where a run stands when it is saved."""
 
     step: int
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # of exactly this state
     window: Window
 
 
@@ -68,7 +68,8 @@ class Saver:
     def begin_collective(self, step: int, metrics: Mapping[str, float], window: Window) -> None:
         """Begin to commit the state as it is now, after `step` steps. Waits if the checkpoint before is not done.
 
-        `metrics` are those of the last validation, `window` this rank's of the steps since the last report.
+        `metrics` are those of a validation of exactly this state, empty if there was none; `window` is this rank's of
+        the steps since the last report.
         """
         self.finish()
         layout, tensors = self._state.parts()
@@ -206,7 +207,7 @@ class Saver:
         )
         write_manifest(self._storage, folder, manifest)
         sweep(self._storage, folder, manifest)
-        prune(self._storage, self._retention)
+        prune(self._storage, self._retention, manifest)
 
 
 def require_current_attempt(job: TrainJob) -> None:

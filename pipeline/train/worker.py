@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.checkpoints.manifest import read_manifest
+from pipeline.checkpoints.retention import best_step
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import open_storage, told_if_unwritable
@@ -63,7 +64,8 @@ class TrainWorker:
         self.state = TrainState(self.engine, self.ema)
         self.meter = Meter.on(self.engine.device, self.task)
         self.step, self.skipped_in_a_row = 0, 0
-        self.val_metrics: dict[str, float] = {}
+        self.val_metrics: dict[str, float] = {}  # of the current weights; empty while they are not validated
+        self.measured = dict(job.measured)
         self.mixture = build_mixture(job.train, stage.data, job.seed) if len(job.train) > 1 else None
         if job.resume_from:
             self._resume_collective(job.resume_from)
@@ -117,6 +119,7 @@ class TrainWorker:
             lr = self.engine.set_lr(self._lr_ratio(step))
             applied = self.step_once(batch, step, self._micro_batches(step), self.meter, self._patch_at(step))
             self.step += 1
+            self.val_metrics = {}
             self._count_skipped_collective(applied)
             self._between_steps_collective(lr)
 
@@ -130,11 +133,16 @@ class TrainWorker:
             self._evaluate_collective()
         answer = self.control.look_collective(step) if self.control.is_due(step) and not last else None
         leave = answer.leave if answer else None
-        if last or step % job.checkpoint_steps == 0 or leave or (answer and answer.save):
+        if last or step % job.checkpoint_steps == 0 or leave or (answer and answer.save) or self._is_best():
             self._commit_collective()
         if leave:
             self.saver.finish()
             raise leave
+
+    def _is_best(self) -> bool:
+        """Whether these weights were validated, and are better by `keep_best` than all that were committed."""
+        name = self.job.stage.checkpoint.keep_best
+        return name is not None and best_step(self.measured | {self.step: self.val_metrics}, name) == self.step
 
     def _report_collective(self, lr: float) -> None:
         height, width = self.size_at(self.step - 1)
@@ -250,6 +258,7 @@ class TrainWorker:
         if self.ledger:
             self.ledger.sync()
         self.saver.begin_collective(self.step, self.val_metrics, self.meter.window())
+        self.measured[self.step] = self.val_metrics
         self.control.saved()
 
     def _finish_collective(self) -> None:

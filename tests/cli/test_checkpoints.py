@@ -24,11 +24,12 @@ def run(tmp_path: Path) -> Path:
     for step in (4, 6, 8):
         layout, tensors = [[Span("weight", 0, 0, 50_000)]], {"0/weights": torch.zeros(50_000)}
         record = write_shard(storage, f"step-{step:08d}/rank-0.safetensors", layout, tensors)
-        fixed: dict[str, Any] = {"metrics": {"val/loss": 0.5}, "window": Window(0, 0, [[0.0]])}
+        fixed: dict[str, Any] = {"metrics": {"val/loss": 0.5 * step}, "window": Window(0, 0, [[0.0]])}
         manifest = Manifest(step, 1024 * step, 2, 3, "d", {"variant": "nano"}, {"weight": [50_000]}, [record], **fixed)
         if step < 8:
             write_manifest(storage, f"step-{step:08d}", manifest)
-    folder.write_status(Status(FINISHED, "pretrain", "d", {}, checkpoints=str(folder.checkpoints)))
+    status = Status(FINISHED, "pretrain", "d", {}, checkpoints=folder.checkpoints.name, keep_best="val/loss")
+    folder.write_status(status)
     return tmp_path / "quick"
 
 
@@ -38,8 +39,9 @@ def invoke(*arguments: object) -> Result:
 
 @pytest.mark.parametrize("below", [".", "stages/pretrain/nano"])
 def test_list_tells_what_each_holds(run: Path, below: str) -> None:
-    first, _, third = invoke("list", run / below).output.splitlines()
-    assert first.endswith("step-00000004  step 4  4,096 samples  2 workers  ZeRO-3  0.2 MB")
+    first, second, third = invoke("list", run / below).output.splitlines()
+    assert first.endswith("step-00000004  step 4  4,096 samples  2 workers  ZeRO-3  0.2 MB  best val/loss 2")
+    assert second.endswith("step-00000006  step 6  6,144 samples  2 workers  ZeRO-3  0.2 MB")
     assert "step-00000008  not a checkpoint: " in third
     assert third.endswith("it was never committed")
 

@@ -1,0 +1,103 @@
+"""The model in a committed checkpoint, of a training stage that has finished or has not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipeline.checkpoints.manifest import Manifest, verify
+from pipeline.checkpoints.retention import best_step
+from pipeline.checkpoints.selection import committed, step_folder
+from pipeline.checkpoints.state_reader import StateReader
+from pipeline.checkpoints.storage import Storage, open_storage
+from pipeline.errors import CheckpointError
+from pipeline.models.bundle import Bundle, Preprocess
+from pipeline.models.pretrained import locate
+from pipeline.models.spec import ViTSpec
+from pipeline.stages.folder import Status, checkpointing_stages
+
+STEP = re.compile(r"step-(\d+)")
+
+
+def checkpoint_bundle(path: Path, which: str) -> Bundle:
+    """The model of a checkpoint: `best` by the stage's `keep_best`, `last`, or `step-N`; the weights' average if kept.
+
+    `path` is a stage's folder, RUN/STAGE, or a run with a single training stage. Raises `CheckpointError` where there
+    is no such checkpoint, or its files do not verify.
+    """
+    folder, status = only_stage(locate(path))
+    assert status.checkpoints is not None
+    storage = open_storage(status.checkpoints)
+    step = chosen_step(folder, status, storage, which)
+    with storage.reading(step_folder(step)):
+        try:
+            manifest = verify(storage, step_folder(step))
+        except CheckpointError as error:
+            hint = f"`minivit checkpoints verify {folder}` tells which are whole"
+            raise CheckpointError(f"{error}; take another one, {hint}") from None
+        reader = StateReader(storage, step_folder(step), manifest)
+        state = reader.model_state()
+    spec = ViTSpec.from_dict(manifest.spec)
+    inputs = status.inputs  # the manifest has their digest
+    means, stds = (tuple(inputs["preprocess"][name]) for name in ("mean", "std"))
+    provenance = {
+        "stage": folder.name,
+        "checkpoint": storage.url(step_folder(step)),
+        "step": step,
+        "samples": manifest.slots,
+        "ema": inputs["settings"]["ema"],
+        "digest": manifest.digest,
+        "metrics": manifest.metrics,
+    }
+    return Bundle(state, spec, Preprocess(means, stds, spec.channels, spec.image_size), inputs["classes"], provenance)
+
+
+def only_stage(path: Path) -> tuple[Path, Status]:
+    """The training stage that a path means: its folder and status."""
+    found = checkpointing_stages(path)
+    if len(found) > 1:
+        raise CheckpointError(f"{path}: holds {len(found)} training stages; name one, {', '.join(map(str, found))}")
+    return next(iter(found.items()))
+
+
+def chosen_step(folder: Path, status: Status, storage: Storage, which: str) -> int:
+    """The step of the checkpoint that is meant, which is committed and of the stage's present settings."""
+    steps = own_checkpoints(storage, status)
+    if not steps:
+        raise CheckpointError(f"{folder}: no checkpoint of it is committed yet; run the pipeline first")
+    there = ", ".join(f"step-{step}" for step in steps)
+    if which == "last":
+        return max(steps)
+    if which == "best":
+        return _best(folder, status, storage, there)
+    if not (match := STEP.fullmatch(which)):
+        raise CheckpointError(f"--checkpoint: found '{which}', expected best, last or one of {there}")
+    if (step := int(match[1])) not in steps:
+        raise CheckpointError(f"{folder}: no checkpoint of step {step} is committed; take best, last or one of {there}")
+    return step
+
+
+def _best(folder: Path, status: Status, storage: Storage, there: str) -> int:
+    if status.keep_best is None:
+        raise CheckpointError(
+            f"{folder}: its checkpoint.keep_best is not set, so none is kept for being the best; take last or one of "
+            f"{there}, or set keep_best: val/accuracy and run the pipeline"
+        )
+    step = best_checkpoint(storage, status)
+    if step is None:
+        raise CheckpointError(
+            f"{folder}: none of its checkpoints was validated at its own step; take last or one of {there}"
+        )
+    return step
+
+
+def own_checkpoints(storage: Storage, status: Status) -> dict[int, Manifest]:
+    """The committed checkpoints of a stage's present settings, oldest first: step -> manifest."""
+    return {m.step: m for m in committed(storage).values() if m and m.digest == status.digest}
+
+
+def best_checkpoint(storage: Storage, status: Status) -> int | None:
+    """The step of the best committed checkpoint by the stage's `keep_best`; None without one."""
+    if status.keep_best is None:
+        return None
+    return best_step({step: m.metrics for step, m in own_checkpoints(storage, status).items()}, status.keep_best)

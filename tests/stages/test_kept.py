@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipeline.checkpoints.manifest import Manifest, Window, write_manifest
+from pipeline.checkpoints.selection import step_folder
+from pipeline.checkpoints.shard_file import Span, write_shard
+from pipeline.checkpoints.storage import open_storage
+from pipeline.cli.export import command as export_command
+from pipeline.errors import CheckpointError, ModelError
+from pipeline.export import FORMATS
+from pipeline.models.bundle import Bundle, Preprocess, load_bundle
+from pipeline.models.minivit import MiniViT
+from pipeline.models.variants import build_spec
+from pipeline.stages.folder import RUNNING, RunFolder, Status
+from pipeline.stages.kept import checkpoint_bundle
+
+SPEC = build_spec("nano", image_size=8, channels=1, num_classes=3, depth=1, positions="sincos")
+CLASSES = ["ankle boot", "bag", "coat"]
+INPUTS = {
+    "settings": {"ema": 0.99},
+    "preprocess": {"mean": [0.4], "std": [0.3]},
+    "classes": CLASSES,
+}
+LOSSES = {4: 0.7, 6: 0.5, 8: 0.5, 10: None}  # validated but for the last
+Begin = Callable[..., Path]
+
+
+def weights(step: int) -> dict[str, torch.Tensor]:
+    """What a model has at a step: every value differs, but buffers."""
+    state = MiniViT.from_spec(SPEC).state_dict()
+    return {name: value if name == "pos_embed" else torch.full_like(value, step) for name, value in state.items()}
+
+
+def commit(place: str, step: int, loss: float | None, digest: str = "d") -> None:
+    """The weights of a step, and their average, which is half of them."""
+    storage, state = open_storage(place), weights(step)
+    spans, offset = [], 0
+    for name, value in state.items():
+        spans.append(Span(name, 0, offset, value.numel()))
+        offset += value.numel()
+    flat = torch.cat([value.flatten() for value in state.values()])
+    average = torch.cat([value.flatten() / (1 if name == "pos_embed" else 2) for name, value in state.items()])
+    tensors = {"0/weights": flat, "0/ema": average}
+    record = write_shard(storage, f"{step_folder(step)}/rank-0.safetensors", [spans], tensors)
+    shapes = {name: list(value.shape) for name, value in state.items()}
+    metrics = {} if loss is None else {"val/loss": loss}
+    window = Window(0, 0, [[0.0]])
+    manifest = Manifest(step, 8 * step, 1, 2, digest, SPEC.to_dict(), shapes, [record], metrics, window)
+    write_manifest(storage, step_folder(step), manifest)
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Begin:
+    """A stage that has begun and committed these checkpoints; returns the run's folder."""
+
+    def make(stage_id: str = "pretrain", place: str = "checkpoints", **status: Any) -> Path:
+        folder = RunFolder(tmp_path / "runs" / "quick").stage(stage_id)
+        settings = {"checkpoints": place, "keep_best": "val/loss", **status}
+        folder.write_status(Status(RUNNING, "pretrain", "d", INPUTS, **settings))
+        for step, loss in LOSSES.items():
+            commit(str(folder.path / place) if "://" not in place else place, step, loss)
+        return tmp_path / "runs" / "quick"
+
+    return make
+
+
+def assert_is_of(bundle: Bundle, step: int) -> None:
+    expected = {name: value if name == "pos_embed" else value / 2 for name, value in weights(step).items()}
+    assert bundle.state.keys() == expected.keys()
+    assert all(torch.equal(bundle.state[name], value) for name, value in expected.items())
+    assert (bundle.provenance["step"], bundle.provenance["samples"]) == (step, 8 * step)
+
+
+@pytest.mark.parametrize(("which", "step"), [("best", 6), ("last", 10), ("step-4", 4), ("step-00000008", 8)])
+@pytest.mark.parametrize("place", ["checkpoints", "memory://bucket/quick/pretrain"])
+def test_the_average_of_the_chosen_checkpoint(begin: Begin, place: str, which: str, step: int) -> None:
+    run = begin(place=place)
+    for path in (run, run / "pretrain", run / "stages" / "pretrain"):
+        bundle = checkpoint_bundle(path, which)
+        assert_is_of(bundle, step)
+    assert (bundle.spec, bundle.classes) == (SPEC, CLASSES)
+    assert bundle.preprocess == Preprocess((0.4,), (0.3,), 1, (8, 8))
+    assert bundle.provenance["metrics"] == ({} if LOSSES[step] is None else {"val/loss": LOSSES[step]})
+    assert bundle.provenance["checkpoint"].endswith(f"/step-{step:08d}")
+    assert [bundle.provenance[name] for name in ("stage", "ema", "digest")] == ["pretrain", 0.99, "d"]
+
+
+def test_a_run_that_was_moved_is_read_where_it_is(begin: Begin, tmp_path: Path) -> None:
+    begin().rename(tmp_path / "elsewhere")
+    assert_is_of(checkpoint_bundle(tmp_path / "elsewhere" / "pretrain", "best"), 6)
+
+
+def test_former_settings_are_not_the_stages(begin: Begin) -> None:
+    run = begin()
+    commit(str(run / "stages/pretrain/checkpoints"), 12, 0.1, digest="former")
+    assert_is_of(checkpoint_bundle(run, "best"), 6)
+    assert_is_of(checkpoint_bundle(run, "last"), 10)
+
+
+@pytest.mark.parametrize("name", FORMATS.keys() - {"clip", "timm"})
+def test_the_command_writes_it_in_every_format(begin: Begin, tmp_path: Path, name: str) -> None:
+    arguments = [begin() / "pretrain", "--checkpoint", "best", "--format", name, "--out", tmp_path / "out"]
+    result = CliRunner().invoke(export_command, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert Path(result.output.strip()).exists()
+    if name == "safetensors":
+        assert_is_of(load_bundle(tmp_path / "out"), 6)
+
+
+@pytest.mark.parametrize(
+    ("which", "status", "message"),
+    [
+        ("step-5", {}, "pretrain: no checkpoint of step 5 is committed; take best, last or one of step-4, step-6, "),
+        ("newest", {}, "--checkpoint: found 'newest', expected best, last or one of step-4, step-6, step-8, step-10"),
+        ("best", {"keep_best": None}, "pretrain: its checkpoint.keep_best is not set, so none is kept for being the "),
+        (
+            "best",
+            {"keep_best": "val/top5"},
+            "pretrain: none of its checkpoints was validated at its own step; take last",
+        ),
+    ],
+)
+def test_what_is_not_there_is_refused_with_what_is(
+    begin: Begin, which: str, status: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint_bundle(begin(**status), which)
+    assert message in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_refused(begin: Begin) -> None:
+    run = begin()
+    victim = run / "stages/pretrain/checkpoints/step-00000006/rank-0.safetensors"
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"rank-0.safetensors does not have the SHA-256 .*; take another one"):
+        checkpoint_bundle(run, "best")
+
+
+def test_one_of_several_stages_must_be_named(begin: Begin, tmp_path: Path) -> None:
+    begin("pretrain/nano")
+    run = begin("pretrain/micro")
+    with pytest.raises(CheckpointError, match=r"holds 2 training stages; name one, .*pretrain/micro, .*pretrain/nano"):
+        checkpoint_bundle(run, "last")
+    assert_is_of(checkpoint_bundle(run / "pretrain/nano", "last"), 10)
+    with pytest.raises(ModelError, match=r"runs/none: does not exist"):
+        checkpoint_bundle(tmp_path / "runs/none", "last")
+
+
+def test_nothing_is_committed_yet(begin: Begin) -> None:
+    run = begin()
+    for folder in (run / "stages/pretrain/checkpoints").iterdir():
+        (folder / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"pretrain: no checkpoint of it is committed yet"):
+        checkpoint_bundle(run, "last")

@@ -1,0 +1,181 @@
+"""What happens between steps, by a real stage on one rank: when the state is committed, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.bench.synthetic import CLASSES, SIDE, write_shards
+from pipeline.checkpoints.manifest import verify
+from pipeline.checkpoints.selection import committed, step_folder
+from pipeline.checkpoints.state_reader import StateReader
+from pipeline.checkpoints.storage import LocalStorage
+from pipeline.config.data import AugmentConfig, DatasetConfig
+from pipeline.config.schema import TrainStage
+from pipeline.models.bundle import Preprocess
+from pipeline.models.minivit import MiniViT
+from pipeline.models.variants import build_spec
+from pipeline.shards.index import load_index
+from pipeline.stream.source import Source
+from pipeline.train.job import RankContext, TrainJob
+from pipeline.train.ledger import read_metrics
+from pipeline.train.loop import evaluate_collective
+from pipeline.train.saver import ATTEMPT
+from pipeline.train.worker import TrainWorker, train_worker
+
+STEPS, NEVER = 24, 10**6
+
+pytestmark = pytest.mark.usefixtures("one_rank", "rank_environment")
+
+Make = Callable[..., TrainJob]
+Metrics = dict[int, dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def rank_environment() -> Iterator[None]:
+    """What DeepSpeed asks the environment of a rank."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    """Small data sets for training and validation."""
+    folder = tmp_path_factory.mktemp("made") / "shards"
+    write_shards(folder)
+    named = {name: f"{folder}/{name}-*.tar" for name in ("train", "val")}
+    return {
+        name: Source(
+            name,
+            load_index(shards),
+            DatasetConfig(shards=shards, mean=(0.4,), std=(0.3,)),
+            AugmentConfig(crop="none"),
+            1,
+            list(range(len(CLASSES))),
+        )
+        for name, shards in named.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def make_job(sources: dict[str, Source]) -> Make:
+    """A stage in a folder; its rate is so high that validations get worse now and then."""
+
+    def make(folder: Path, checkpoint: dict[str, Any], **changes: Any) -> TrainJob:
+        spec = build_spec("nano", image_size=SIDE, channels=1, num_classes=4, depth=1, embed_dim=16, num_heads=1)
+        stage = TrainStage.model_validate(
+            {
+                "type": "pretrain",
+                "model": {"variant": "nano", "image_size": SIDE, "channels": 1},
+                "data": {"train": "train", "val": "val", "lanes": 8, "window": 8, "loader_workers": 0},
+                "duration": f"{STEPS} steps",
+                "global_batch_size": 8,
+                "optimizer": {"lr": 0.1, "weight_decay": 0.0},
+                "schedule": {"name": "constant"},
+                "ema": 0.5,
+                "engine": {"precision": "fp32"},
+                "checkpoint": {"keep_last": 99, **checkpoint},
+            }
+        )
+        folder.mkdir(exist_ok=True)
+        (folder / ATTEMPT).write_text("mine")
+        job = TrainJob(
+            folder=folder,
+            stage=stage,
+            spec=spec,
+            preprocess=Preprocess((0.4,), (0.3,), 1, spec.image_size),
+            classes=CLASSES,
+            train=[sources["train"]],
+            val=sources["val"],
+            seed=3,
+            samples_per_epoch=96,
+            total_steps=STEPS,
+            warmup_steps=0,
+            decay_steps=0,
+            checkpoint_steps=NEVER,
+            keep_steps=None,
+            eval_steps=2,
+            digest="d",
+            run_ids={},
+            attempt="mine",
+            checkpoints=str(folder / "checkpoints"),
+            init=None,
+            resume_from=None,
+            measured={},
+            stall_timeout_s=600.0,
+        )
+        return replace(job, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def steady(
+    one_rank: None, rank_environment: None, make_job: Make, tmp_path_factory: pytest.TempPathFactory
+) -> TrainJob:
+    """A finished job that committed every three steps and was validated every two."""
+    job = make_job(tmp_path_factory.mktemp("steady"), {}, checkpoint_steps=3)
+    train_worker(job, context(job))
+    return job
+
+
+def context(job: TrainJob) -> RankContext:
+    return RankContext(job.folder / "rank.log", lambda: ())
+
+
+def measured(job: TrainJob) -> Metrics:
+    """Step -> what the manifest of its checkpoint says."""
+    return {m.step: m.metrics for m in committed(LocalStorage(Path(job.checkpoints))).values() if m}
+
+
+def validations(job: TrainJob) -> Metrics:
+    """Step -> the metrics of its validation, from the ledger."""
+    rows = [row for row in read_metrics(job.folder) if "val/loss" in row]
+    return {int(row["step"]): {name: v for name, v in row.items() if name.startswith("val/")} for row in rows}
+
+
+def ever_better(losses: dict[int, float]) -> set[int]:
+    """The steps whose loss is below all before."""
+    return {step for step in losses if all(losses[step] < losses[before] for before in losses if before < step)}
+
+
+def test_a_checkpoint_has_the_metrics_of_its_own_weights_or_none(steady: TrainJob) -> None:
+    validated = validations(steady)
+    assert measured(steady) == {step: validated.get(step, {}) for step in range(3, STEPS + 1, 3)}
+    assert validated.keys() == set(range(2, STEPS + 1, 2))
+
+
+def test_every_validation_that_beats_the_best_is_committed(steady: TrainJob, make_job: Make, tmp_path: Path) -> None:
+    """Also by a run that resumes at the best: what came before still counts."""
+    losses = {step: metrics["val/loss"] for step, metrics in validations(steady).items()}
+    shorter = ({step: loss for step, loss in losses.items() if step <= last} for last in losses)
+    losses = next(some for some in shorter if max(ever_better(some)) <= max(some) - 4)  # it then got worse, twice
+    best, last = max(ever_better(losses)), max(losses)
+    job = make_job(tmp_path, {"keep_best": "val/loss"}, total_steps=last)
+    train_worker(job, context(job))
+    expected = {step: validations(job)[step] for step in ever_better(losses) | {last}}
+    assert measured(job) == expected
+
+    LocalStorage(Path(job.checkpoints)).remove_folder(step_folder(last))
+    train_worker(replace(job, resume_from=step_folder(best), measured=measured(job)), context(job))
+    assert measured(job) == expected
+
+
+def test_what_was_measured_is_what_a_checkpoint_hands_over(steady: TrainJob) -> None:
+    """The average of the weights: that was validated, and that is exported."""
+    storage, folder = LocalStorage(Path(steady.checkpoints)), step_folder(6)
+    model = MiniViT.from_spec(steady.spec)
+    model.load_state_dict(StateReader(storage, folder, verify(storage, folder)).model_state())
+    worker = TrainWorker(replace(steady, resume_from=folder), context(steady))
+    try:
+        data = worker._eval_loader(steady.val)
+        means, _ = evaluate_collective(model, worker.task, steady.preprocess, worker.dtype, data)
+    finally:
+        worker.close()
+    assert {f"val/{name}": value for name, value in means.items()} == pytest.approx(measured(steady)[6], rel=1e-5)
