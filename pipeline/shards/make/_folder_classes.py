@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import class_name, visible
 from pipeline.errors import DataError
 from pipeline.shards.make._folder_tree import EXTENSIONS, Image, Tree
 
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 TRAINING = {"train", "training"}
 DEFAULT_PREFIX = "train"
+MOST_NAMES = 3  # in one line
 
 Folders = dict[str, list[Image]]  # class folder, as a path below the source: its images
 
@@ -65,6 +66,12 @@ def arrange(tree: Tree, src: Path, prefix: str | None) -> Layout:
     if len(classes) == 1:
         raise one_class(groups, src)
     check_training(groups, src)
+    taken = sum(map(len, tops.values()))
+    if len(tree.loose) > taken:
+        raise DataError(
+            f"{src}: holds {len(tree.loose):,} images outside class folders and only {taken:,} in such "
+            f"({some(classes)}); sort them into {src}/CLASS/, or move them out"
+        )
     numbers = {name: number for number, name in enumerate(classes)}
     spelt = [Counter(map(class_of, folders)) for folders in groups.values()]
     return Layout(
@@ -86,7 +93,7 @@ def split_folders(tops: Iterable[str], src: Path, prefix: str | None) -> list[st
     named = ", ".join(splits)
     if others:
         raise DataError(
-            f"{src}: holds the splits {named} beside {shown(others[0])!r}; move what is no split out of it, or make "
+            f"{src}: holds the splits {named} beside {visible(others[0])!r}; move what is no split out of it, or make "
             f"each split with --src {src / splits[0]} --prefix {splits[0]}"
         )
     if prefix is not None:
@@ -128,7 +135,7 @@ def check_spelling(folders: Iterable[str], src: Path) -> None:
         other = spelt.setdefault(class_name(composed).casefold(), composed)
         if other != composed:
             raise DataError(
-                f"{src}: the class folders {shown(other)!r} and {shown(composed)!r} differ in case or white space "
+                f"{src}: the class folders {visible(other)!r} and {visible(composed)!r} differ in case or white space "
                 "alone; merge them, or rename one"
             )
 
@@ -142,7 +149,7 @@ def one_class(groups: Mapping[str, Folders], src: Path) -> DataError:
         path.removeprefix(f"{inner}/").partition("/")[0] for path in images if path.count("/") > inner.count("/") + 1
     }
     mend = f"take --src {src / inner}" if len(below) > 1 else "put a folder of images for each other class beside it"
-    return DataError(f"{src}: all images lie in one class folder, {shown(folders[0])!r}; {mend}")
+    return DataError(f"{src}: all images lie in one class folder, {visible(folders[0])!r}; {mend}")
 
 
 def check_training(groups: Mapping[str, Folders], src: Path) -> None:
@@ -201,6 +208,7 @@ def class_of(folder: str) -> str:
     return class_name(folder.rpartition("/")[2])
 
 
-def shown(path: str) -> str:
-    """A path that can be printed."""
-    return "/".join(map(class_name, path.split("/")))
+def some(names: list[str]) -> str:
+    """A list of names or paths that can be printed, cut short."""
+    more = f", ... {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(map(visible, names[:MOST_NAMES])) + more

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from rich.cells import cell_len
 
 from pipeline.config.class_names import visible
-from pipeline.shards.make._folder_classes import Layout
+from pipeline.shards.make._folder_classes import Layout, some
 from pipeline.shards.make._folder_tree import Tree
 
 MOST_ROWS = 12  # classes shown one by one
-MOST_NAMES = 3  # in one line
 
 
 def summary(layout: Layout, tree: Tree, rejected: Mapping[str, set[str]]) -> str:
@@ -74,11 +73,6 @@ def notes(layout: Layout, tree: Tree) -> Iterator[str]:
         yield f"one class, though spelt in two ways (Unicode NFC and NFD): {some(layout.spellings)}"
     if any("\\x" in name for name in layout.classes):
         yield "bytes of names that are not UTF-8 are written \\xNN"
-
-
-def some(names: list[str]) -> str:
-    more = f", ... {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(map(visible, names[:MOST_NAMES])) + more
 
 
 def tally(kinds: Counter[str]) -> str:

@@ -118,6 +118,8 @@ def make(
     index = _index(out, layout, samples_per_shard, workers)
     print(f"{src}:\n{summary(layout, tree, rejected)}", file=sys.stderr)
     for split, paths in rejected.items():
+        if len(rejected) > 1:
+            print(f"shards of {split}: {out}/{split}-*.tar", file=sys.stderr)
         if paths:
             print(f"unreadable images are named in {out / f'{split}-rejected.txt'}", file=sys.stderr)
     return index
@@ -153,8 +155,8 @@ class Rejections:
 
     def __init__(self, path: Path):
         self.path = path
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        self.reasons = dict(line.split("\t", 1) for line in lines)
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+        self.reasons = dict(line.split("\t", 1) for line in lines if "\t" in line)
 
     def add(self, rejected: list[tuple[str, str]]) -> None:
         if rejected:

@@ -199,6 +199,8 @@ def test_splits_are_made_in_one_go_and_share_the_classes(tmp_path: Path, capsys:
         "  ox         1    0           0",
         "  total      6    2           0",
         "not taken: 2 images outside class folders: test/0.png, test/1.png",
+        f"shards of train: {out}/train-*.tar",
+        f"shards of val: {out}/val-*.tar",
     ]
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert make("folder", out, src=tmp_path / "src", workers=1).digest == index.digest

@@ -67,6 +67,10 @@ def test_two_spellings_of_unicode_are_one_class() -> None:
         (["cat/1.png"], "one class folder, 'cat'; put a folder of images for each other class beside it"),
         (["cat/deep/1.png"], "put a folder of images for each other class beside it"),
         (["train/cat/1.png", "val/cat/1.png"], "one class folder, 'train/cat'"),
+        (
+            ["1.png", "2.png", "3.png", "a/1.png", "b/1.png"],
+            r"3 images outside class folders and only 2 in such \(a, b\)",
+        ),
         (["1.png", "2.png"], "holds images but no folders of them"),
         (["Cat/1.png", "cat/1.png"], "'Cat' and 'cat' differ in case or white space alone"),
         (["train/a/1.png", "train/b/1.png", "val/A/1.png"], "'a' and 'A' differ in case"),
