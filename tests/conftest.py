@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from shutil import which
+from types import SimpleNamespace
+from typing import Any
 
 import hypothesis
 import pytest
@@ -18,6 +23,31 @@ from hypothesis import settings
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+PROGRAM = Path(__file__).parent / "train" / "rank_program.py"
+RANKS_TIMEOUT_S = 280
+
+
+@lru_cache
+def has_gpu() -> bool:
+    import torch  # two seconds that most tests do without
+
+    return torch.cuda.is_available()
+
+
+# What a test may need of the machine: its marker, whether it is there, and what is said where it is not.
+NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "gpu": (has_gpu, "needs a GPU that PyTorch can use"),
+    "root": (lambda: os.geteuid() == 0, "needs root, for network namespaces or packages"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run."""
+    for marker, (is_there, reason) in NEEDS.items():
+        if item.get_closest_marker(marker) and not is_there():
+            pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +76,46 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 time.sleep(0.05)
         yield root
         process.terminate()
+
+
+@pytest.fixture(scope="session")
+def program() -> SimpleNamespace:
+    """The names of `rank_program.py`."""
+    return SimpleNamespace(**runpy.run_path(str(PROGRAM)))
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[..., list[dict[str, Any]]]:
+    """Runs cases of `rank_program.py` on so many ranks, by default of CPUs; returns each rank's results by case."""
+
+    def run(world_size: int, folder: Path, cases: dict[str, Any], device: str = "cpu") -> list[dict[str, Any]]:
+        import torch
+
+        folder.mkdir()
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [str(world_size), str(folder), json.dumps(cases), device]
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, PROGRAM, str(rank), *command],
+                env=environment,
+                stdout=(folder / f"rank-{rank}.log").open("w"),
+                stderr=subprocess.STDOUT,
+            )
+            for rank in range(world_size)
+        ]
+        try:
+            due = time.monotonic() + RANKS_TIMEOUT_S
+            while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+                assert time.monotonic() < due, f"{world_size} ranks took over {RANKS_TIMEOUT_S} s"
+                time.sleep(0.1)
+        finally:
+            for rank in ranks:
+                rank.kill()  # the peers of one that failed would wait for it
+        outputs = [(folder / f"rank-{rank}.log").read_text() for rank in range(world_size)]
+        assert [rank.wait() for rank in ranks] == [0] * world_size, "\n".join(outputs)
+        return [torch.load(folder / f"rank-{rank}.pt") for rank in range(world_size)]
+
+    return run
 
 
 # How long an example takes says nothing: imports and other work of the machine fall into it.

@@ -68,10 +68,7 @@ def measure(
             name: measure_mode(spec, MODES[name], peaks, batch_size, threads, rounds) for name in modes
         }
         for name, result in by_mode.items():
-            if peak := peak_flops_per_s(processor, MODES[name].precision, peak_tflops):
-                for contender in CONTENDERS:
-                    rate = result[contender]["images_per_s"] * step_flops(spec, contender)
-                    result[contender]["mfu"] = rate / peak
+            add_mfu(result, spec, peak_flops_per_s(processor, MODES[name].precision, peak_tflops))
             if "fp32" in by_mode:
                 result["ratio_to_fp32"] = result["ours"]["images_per_s"] / better_peer(by_mode["fp32"])
         by_mode["checkpointing"] = {
@@ -119,6 +116,13 @@ def measure_mode(
     if memory:
         result["memory_ratio_to_timm"] = memory["ours"] / memory["timm"]
     return result
+
+
+def add_mfu(result: dict[str, Any], spec: ViTSpec, peak: float | None) -> None:
+    """Add each contender's share of a peak (FLOP/s), where that is known, to what `measure_mode` found."""
+    if peak is not None:
+        for name in CONTENDERS:
+            result[name]["mfu"] = result[name]["images_per_s"] * step_flops(spec, name) / peak
 
 
 def peers_batch(precision: str, peaks: dict[str, float], batch_size: int) -> int:

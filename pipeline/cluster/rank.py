@@ -52,6 +52,7 @@ def run_rank(config: dict[str, Any]) -> None:
     try:
         device = take_device(config["cpus"], config["gpus"])
         join_group(rank, context.get_world_size(), context.get_local_rank(), device)
+        logger.info("rank %d of %d computes on %s", rank, context.get_world_size(), device)
         worker, job = cloudpickle.loads(config["payload"])
         worker(job, RankContext(log, leaving_nodes))
     except Interrupted as left:

@@ -1,9 +1,10 @@
 """Memory of a training rank, in closed form.
 
 Weights, gradients and optimiser state: ZeRO (Rajbhandari et al. 2020, section 3): stage 1 shares the optimiser state,
-and the moving average beside it, among the N ranks, stage 2 the gradients too, stage 3 the weights too. bf16 training
-keeps fp32 master weights, and adds gradients up in fp32, where the paper has 16 bits. Activations: Korthikanti et al.
-2022, section 4.1, without dropout masks and without the attention matrix, which fused attention does not keep.
+and the moving average beside it, among the N ranks, stage 2 the gradients too, stage 3 the weights too. What the
+optimiser steps under ZeRO is an fp32 copy of the weights, also where these are fp32 themselves; gradients are added up
+in fp32, where the paper has 16 bits. Activations: Korthikanti et al. 2022, section 4.1, without dropout masks and
+without the attention matrix, which fused attention does not keep.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class RankMemory:
 def rank_memory(parameters: int, stage: TrainStage, world_size: int, activations: int) -> list[RankMemory]:
     """Bytes per rank for ZeRO 0, 1, 2 and 3."""
     width = 2 if stage.engine.precision == "bf16" else FP32
-    master = FP32 if stage.engine.precision == "bf16" else 0
-    optimizer = parameters * (master + FP32 * MOMENTS[stage.optimizer.name])
+    moments = parameters * FP32 * MOMENTS[stage.optimizer.name]
+    copy = parameters * FP32
     ema = parameters * FP32 if stage.ema else 0
 
     def shared(amount: int, is_shared: bool) -> int:
@@ -49,7 +50,7 @@ def rank_memory(parameters: int, stage: TrainStage, world_size: int, activations
             zero_stage=zero,
             weights=shared(parameters * width, zero >= 3),
             gradients=shared(parameters * FP32, zero >= 2),
-            optimizer=shared(optimizer, zero >= 1),
+            optimizer=shared(moments + (0 if zero == 0 and width == FP32 else copy), zero >= 1),
             ema=shared(ema, zero >= 1),
             activations=activations,
         )

@@ -65,6 +65,15 @@ def test_work_is_counted_as_it_is_carried_out() -> None:
     assert step.step_flops(SPEC, "timm") == step.step_flops(SPEC, "stock") > step.step_flops(SPEC, "ours")
 
 
+def test_mfu_is_the_share_of_a_peak_that_is_known() -> None:
+    result = {name: {"images_per_s": 1000.0} for name in step.CONTENDERS}
+    step.add_mfu(result, SPEC, None)
+    assert all("mfu" not in found for found in result.values())
+    step.add_mfu(result, SPEC, 1e12)
+    for name, found in result.items():
+        assert found["mfu"] == pytest.approx(1000 * step.step_flops(SPEC, name) / 1e12)
+
+
 def test_checkpointing_saves_memory() -> None:
     spec = build_spec("nano", image_size=28, num_classes=10, depth=24)
     result = step.measure_checkpointing(spec, "fp32", PEAKS, batch_size=64, threads=1)

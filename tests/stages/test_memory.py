@@ -38,14 +38,20 @@ def test_the_papers_example() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "optimizer", "ema", "bytes_per_parameter"),
-    [("bf16", "adamw", None, 18), ("fp32", "adamw", None, 16), ("bf16", "sgd", None, 14), ("fp32", "sgd", 0.9, 16)],
+    ("precision", "optimizer", "ema", "plain", "partitioned"),
+    [
+        ("bf16", "adamw", None, 18, 18),
+        ("fp32", "adamw", None, 16, 20),
+        ("bf16", "sgd", None, 14, 14),
+        ("fp32", "sgd", 0.9, 16, 20),
+    ],
 )
 def test_bytes_per_parameter_on_one_rank(
-    precision: str, optimizer: str, ema: float | None, bytes_per_parameter: int
+    precision: str, optimizer: str, ema: float | None, plain: int, partitioned: int
 ) -> None:
-    for memory in rank_memory(1000, stage(precision, optimizer, ema), 1, 0):
-        assert memory.total == 1000 * bytes_per_parameter
+    """Without ZeRO, and with any stage of it."""
+    totals = [memory.total for memory in rank_memory(1000, stage(precision, optimizer, ema), 1, 0)]
+    assert totals == [1000 * plain, *[1000 * partitioned] * 3]
 
 
 @given(st.integers(1, 10**10), st.integers(1, 4096))

@@ -1,6 +1,7 @@
-"""What one rank does in the tests of several ranks: `python rank_program.py RANK WORLD_SIZE FOLDER CASES`.
+"""What one rank does in the tests of several ranks: `python rank_program.py RANK WORLD_SIZE FOLDER CASES DEVICE`.
 
-CASES is JSON: name -> [function, arguments]. The results of all cases are left in `FOLDER/rank-RANK.pt`.
+DEVICE is "cpu", or "cuda": then all ranks share the first GPU. CASES is JSON: name -> [function, arguments]. The
+results of all cases are left in `FOLDER/rank-RANK.pt`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,14 +25,16 @@ from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import open_storage
 from pipeline.config.training import CheckpointConfig, ClassificationConfig, EngineConfig, OptimizerConfig
 from pipeline.models.bundle import Preprocess
+from pipeline.models.compiled import compile_layers
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.stream.batch import Batch
 from pipeline.tasks import build_task
-from pipeline.train.device import precision_dtype
+from pipeline.train.device import compute_deterministically, precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.loop import Meter, TrainingStep
+from pipeline.train.micro_batch import to_device
 from pipeline.train.optim import build_optimizer, parameter_groups
 from pipeline.train.saver import ATTEMPT, Saver
 from pipeline.train.state import TrainState
@@ -106,7 +110,26 @@ class Tied(nn.Module):
         return self.head(self.frozen(self.second(self.first(x).relu()).relu()))
 
 
-MODELS = {"vit": lambda: MiniViT.from_spec(SPEC), "tied": Tied}
+class Wide(nn.Module):
+    """Fifty million parameters, so that a checkpoint takes a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 4096
+        self.layers = nn.Sequential(nn.Linear(SIDE**2, width), *(nn.Linear(width, width) for _ in range(3)))
+        self.head = nn.Linear(width, CLASSES)
+
+    def layer_of(self, name: str) -> int:
+        return 0
+
+    def decays(self, name: str) -> bool:
+        return name.endswith("weight")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layers(images.to(self.head.weight.dtype).flatten(1)))
+
+
+MODELS = {"wide": Wide, "vit": lambda: MiniViT.from_spec(SPEC), "tied": Tied}
 MODELS["lamb"] = MODELS["plain"] = MODELS["vit"]  # trained by the optimiser of that name, the others by AdamW
 
 
@@ -117,9 +140,13 @@ def optimizer_of(model_name: str) -> str:
 class Trainer:
     """The parts of a training stage, put together as `train.worker` does."""
 
-    def __init__(self, zero_stage: int, precision: str, optimizer: str, model_name: str = "vit") -> None:
+    def __init__(
+        self, zero_stage: int, precision: str, optimizer: str, model_name: str = "vit", *, compiled: bool = False
+    ) -> None:
         torch.manual_seed(0)
         model = MODELS[model_name]()
+        if compiled:
+            assert compile_layers(model.to(select_device()), 1)
         config = optimizer_config(optimizer)
         groups = parameter_groups(model, config)
         optimiser = build_optimizer(groups, config, GLOBAL_BATCH_SIZE, partitioned=zero_stage > 0)
@@ -137,7 +164,8 @@ class Trainer:
         losses = []
         for step in range(first, last):
             self.engine.set_lr(1.0)
-            assert self.step_once(share(global_batch(step), shares), step, micro_batches, self.meter)
+            batch = to_device(share(global_batch(step), shares), self.engine.device)
+            assert self.step_once(batch, step, micro_batches, self.meter)
             losses.append(self.meter.report_collective(self.task, GLOBAL_BATCH_SIZE)["train/loss"])
         return losses
 
@@ -170,7 +198,8 @@ class Trainer:
         """What the model answers to the first global batch, the same on every rank."""
         self.engine.module.eval()
         with torch.no_grad():
-            logits = self.engine.module(PREPROCESS.normalise(global_batch(0).images)).float()
+            images = global_batch(0).images.to(self.engine.device)
+            logits = self.engine.module(PREPROCESS.normalise(images)).float()
         self.engine.module.train()
         return logits
 
@@ -235,7 +264,8 @@ def not_finite(zero_stage: int, precision: str, shares: list[int]) -> dict[str, 
         return losses * (float("inf") if dist.get_rank() == dist.get_world_size() - 1 else 1.0), logits
 
     trainer.task.loss = spoilt
-    applied = trainer.step_once(share(global_batch(1), shares), 1, 1, trainer.meter)
+    batch = to_device(share(global_batch(1), shares), trainer.engine.device)
+    applied = trainer.step_once(batch, 1, 1, trainer.meter)
     trainer.task.loss = task_loss
     skipped = trainer.meter.skipped
     same_average = all(torch.equal(a, b) for a, b in zip(average, trainer.ema.averages, strict=True))
@@ -258,7 +288,7 @@ def accumulate(zero_stage: int, small: int) -> dict[str, Any]:
     settings = EngineConfig.model_construct(zero_stage=zero_stage, precision="bf16")
     engine = Engine(model, optimizer, settings, clip_grad_norm=0.0)
     for size in (256.0, *[1.0] * small):
-        engine.backward(engine(torch.full((1, 8), size, dtype=torch.bfloat16)).sum())
+        engine.backward(engine(torch.full((1, 8), size, dtype=torch.bfloat16, device=engine.device)).sum())
     assert engine.step()
     [flat] = engine.flats
     return {"moved": torch.cat([-flat.weights[span.offset : span.offset + span.numel] for span in flat.spans])}
@@ -275,14 +305,65 @@ def overlapped(*arguments: Any) -> dict[str, Any]:
         engine_module.engine_settings, engine_module.LARGEST_BUCKET = told, bucket
 
 
+def compiled(zero_stage: int, precision: str) -> dict[str, Any]:
+    """Three steps of this rank alone with compiled layers."""
+    return {"losses": Trainer(zero_stage, precision, "sgd", compiled=True).train(0, 3, [GLOBAL_BATCH_SIZE], 2)}
+
+
+def stall(root: str) -> dict[str, Any]:
+    """Two saves with steps right behind them; how long these waited for the second, and how long it took."""
+    trainer = Trainer(2, "bf16", "adamw", "wide")
+    saver, shares = trainer.saver(root), [GLOBAL_BATCH_SIZE]
+    trainer.train(0, 1, shares, 1)
+    saver.begin_collective(1, {}, trainer.meter.window())  # takes the memory that the second one uses again
+    saver.finish()
+    saver.take_stall_s()
+    began = time.perf_counter()
+    saver.begin_collective(2, {}, trainer.meter.window())
+    trainer.train(1, 3, shares, 1)
+    waited_s = saver.take_stall_s()
+    saver.finish()
+    return {"waited_s": waited_s, "took_s": time.perf_counter() - began}
+
+
+def memory(zero_stage: int, precision: str, variant: str, images: int) -> dict[str, Any]:
+    """Bytes of the GPU that two steps at 224 px hold at most and at their end; `bucket` is the reduction's own."""
+    spec = build_spec(variant, image_size=224, num_classes=1000)
+    model = MiniViT.from_spec(spec)
+    config = optimizer_config("adamw")
+    optimiser = build_optimizer(parameter_groups(model, config), config, images, partitioned=True)
+    settings = EngineConfig(zero_stage=zero_stage, precision=precision)
+    engine = Engine(model, optimiser, settings, clip_grad_norm=CLIP)
+    ema = ShardedEMA(engine.flats, EMA_DECAY)
+    batch = torch.randn(images, 3, 224, 224, device=engine.device).to(precision_dtype(precision))
+    for step in range(2):
+        engine.backward(engine(batch).float().square().mean())
+        assert engine.step()
+        ema.update(step + 1)
+    return {
+        "peak": torch.cuda.max_memory_allocated(),
+        "kept": torch.cuda.memory_allocated() - batch.nbytes,
+        "bucket": 4 * engine_module.LARGEST_BUCKET,
+    }
+
+
+CASES = (steps, save_and_go_on, resume, not_finite, accumulate, overlapped, compiled, stall, memory)
+
+
 def main() -> None:
     rank, world_size, folder, cases = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
-    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    on_gpu = sys.argv[5] == "cuda"
+    local_rank = 0 if on_gpu else rank
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(world_size)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    known = {
-        function.__name__: function for function in (steps, save_and_go_on, resume, not_finite, accumulate, overlapped)
-    }
+    if on_gpu:
+        torch.cuda.set_device(0)
+        compute_deterministically()
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    backend = "nccl" if on_gpu and world_size == 1 else "gloo"  # NCCL refuses several ranks on one GPU
+    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    known = {function.__name__: function for function in CASES}
     results = {name: known[function](*arguments) for name, (function, arguments) in cases.items()}
     torch.save(results, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()

@@ -1,0 +1,101 @@
+"""Streams, events and page-locked memory as torch has them; `tests/train` drives the same code with a double."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.stream.batch import Batch
+from pipeline.train.feed import on_device
+from pipeline.train.micro_batch import tensors_of
+from pipeline.train.streams import copies_of
+
+pytestmark = pytest.mark.gpu
+
+SIDE, COUNT = 1024, 12
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(work()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def batches(count: int, images: int) -> Iterator[Batch]:
+    """Of so many images of three megabytes, made beforehand: what is measured is the way to the device."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (images, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    numbers = torch.arange(images)
+    for step in range(count):
+        yield Batch(
+            pixels, numbers + step, numbers, torch.ones(images), torch.ones(images), numbers, [""] * images, step
+        )
+
+
+def test_a_thread_saves_what_the_step_under_way_leaves(device: torch.device) -> None:
+    """Of every GPU there is: those beyond the first are where a thread does not stand by itself."""
+    for place in [device, *(torch.device("cuda", index) for index in range(1, torch.cuda.device_count()))]:
+        copies = copies_of(place)
+        copies.enter_thread()
+        live = torch.zeros(1 << 26, device=place)
+        for _ in range(50):
+            live += 1
+        moment = copies.moment()
+
+        def save(live: Tensor = live, copies: Any = copies, moment: Any = moment) -> Tensor:
+            copies.enter_thread()
+            target = copies.host_memory(live)
+            copies.to_host({"live": live}, {"live": target}, after=moment)
+            return target.clone()
+
+        found = in_thread(save)
+        assert bool((found == 50).all()), place
+
+
+def test_batches_arrive_whole_while_others_are_computed_with(device: torch.device) -> None:
+    sums = []
+    with on_device(batches(COUNT, 8), device) as moved:
+        for batch in moved:
+            assert all(tensor.device == device for tensor in tensors_of(batch).values())
+            sums.append(batch.images.to(torch.int64).sum() + batch.labels.sum())
+    expected = [int(batch.images.to(torch.int64).sum() + batch.labels.sum()) for batch in batches(COUNT, 8)]
+    assert [int(one) for one in sums] == expected
+
+
+def test_copies_hide_behind_the_computation(device: torch.device) -> None:
+    """Both at once take less than one after the other, with a computation about as long as a copy."""
+    matrix = torch.randn(2048, 2048, device=device)
+
+    def compute(products: int) -> None:
+        result = matrix
+        for _ in range(products):
+            result = result @ matrix
+        torch.accelerator.synchronize(device)
+
+    def seconds(work: Callable[[], None]) -> float:
+        torch.accelerator.synchronize(device)
+        began = time.perf_counter()
+        work()
+        torch.accelerator.synchronize(device)
+        return time.perf_counter() - began
+
+    def feed(products: int) -> None:
+        with on_device(batches(COUNT, 32), device) as moved:
+            for _ in moved:
+                compute(products)
+
+    compute(10)
+    feed(0)  # takes its memory
+    copying = seconds(lambda: feed(0)) / COUNT
+    products = max(round(copying / (seconds(lambda: compute(100)) / 100)), 1)
+    computing = seconds(lambda: compute(products))
+    both = seconds(lambda: feed(products)) / COUNT
+    assert both < 0.8 * (copying + computing), f"{copying=} {computing=} {both=}"
