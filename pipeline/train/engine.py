@@ -35,11 +35,14 @@ def import_deepspeed() -> Any:
     torch.compile = lambda model=None, **_: model or (lambda function: function)  # type: ignore[assignment]
     try:
         import deepspeed
+        import deepspeed.runtime.bf16_optimizer
         import deepspeed.runtime.zero.muon.muon_optimizer
     finally:
         torch.compile = compile_now
         for name in hidden:
             del sys.modules[name]
+    # It would print the memory in use, and collect all garbage before, twice for each group of parameters.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
     return deepspeed
 
 

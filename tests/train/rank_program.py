@@ -6,10 +6,12 @@ results of all cases are left in `FOLDER/rank-RANK.pt`.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -286,12 +288,14 @@ def accumulate(zero_stage: int, small: int) -> dict[str, Any]:
     nn.init.zeros_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     settings = EngineConfig.model_construct(zero_stage=zero_stage, precision="bf16")
-    engine = Engine(model, optimizer, settings, clip_grad_norm=0.0)
+    with redirect_stdout(io.StringIO()) as said:
+        engine = Engine(model, optimizer, settings, clip_grad_norm=0.0)
     for size in (256.0, *[1.0] * small):
         engine.backward(engine(torch.full((1, 8), size, dtype=torch.bfloat16, device=engine.device)).sum())
     assert engine.step()
     [flat] = engine.flats
-    return {"moved": torch.cat([-flat.weights[span.offset : span.offset + span.numel] for span in flat.spans])}
+    moved = torch.cat([-flat.weights[span.offset : span.offset + span.numel] for span in flat.spans])
+    return {"moved": moved, "said": said.getvalue()}
 
 
 def overlapped(*arguments: Any) -> dict[str, Any]:
