@@ -29,15 +29,17 @@ def in_thread(work: Callable[[], Any]) -> Any:
     return results[0]
 
 
-def batches(count: int, images: int) -> Iterator[Batch]:
-    """Of so many images of three megabytes, made beforehand: what is measured is the way to the device."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
-    numbers = torch.arange(images)
+def pictures(count: int) -> Tensor:
+    """Of three megabytes each."""
+    return torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def batches(count: int, images: Tensor) -> Iterator[Batch]:
+    """Of images made beforehand: what is measured is the way to the device."""
+    size = len(images)
+    numbers, ones = torch.arange(size), torch.ones(size)
     for step in range(count):
-        yield Batch(
-            pixels, numbers + step, numbers, torch.ones(images), torch.ones(images), numbers, [""] * images, step
-        )
+        yield Batch(images, numbers + step, numbers, ones, ones, numbers, [""] * size, step)
 
 
 def test_a_thread_saves_what_the_step_under_way_leaves(device: torch.device) -> None:
@@ -61,34 +63,32 @@ def test_a_thread_saves_what_the_step_under_way_leaves(device: torch.device) -> 
 
 
 def test_batches_arrive_whole_while_others_are_computed_with(device: torch.device) -> None:
-    sums = []
-    with on_device(batches(COUNT, 8), device) as moved:
+    sums, images = [], pictures(8)
+    with on_device(batches(COUNT, images), device) as moved:
         for batch in moved:
             assert all(tensor.device == device for tensor in tensors_of(batch).values())
             sums.append(batch.images.to(torch.int64).sum() + batch.labels.sum())
-    expected = [int(batch.images.to(torch.int64).sum() + batch.labels.sum()) for batch in batches(COUNT, 8)]
+    expected = [int(batch.images.to(torch.int64).sum() + batch.labels.sum()) for batch in batches(COUNT, images)]
     assert [int(one) for one in sums] == expected
 
 
 def test_copies_hide_behind_the_computation(device: torch.device) -> None:
     """Both at once take less than one after the other, with a computation about as long as a copy."""
-    matrix = torch.randn(2048, 2048, device=device)
+    matrix, images = torch.randn(2048, 2048, device=device) / 2048**0.5, pictures(32)
 
     def compute(products: int) -> None:
         result = matrix
         for _ in range(products):
             result = result @ matrix
-        torch.accelerator.synchronize(device)
+        result[0, 0].item()  # waits for this stream alone, as a step does
 
     def seconds(work: Callable[[], None]) -> float:
-        torch.accelerator.synchronize(device)
         began = time.perf_counter()
         work()
-        torch.accelerator.synchronize(device)
         return time.perf_counter() - began
 
     def feed(products: int) -> None:
-        with on_device(batches(COUNT, 32), device) as moved:
+        with on_device(batches(COUNT, images), device) as moved:
             for _ in moved:
                 compute(products)
 
