@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipeline.config.fields import show
 from pipeline.config.messages import sentences
@@ -49,23 +48,6 @@ def parse_config(raw: Mapping[str, Any], source: str) -> PipelineConfig:
 def dump_config(config: PipelineConfig) -> str:
     """YAML with every setting written out; loads back to an equal config."""
     return to_yaml(config.model_dump(mode="json"))
-
-
-def config_digest(section: BaseModel | Mapping[str, Any]) -> str:
-    """32 hex digits that change when a setting does.
-
-    Settings that are None count as absent, so that an optional setting added by a later version changes no digest.
-    """
-    plain = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
-    return hashlib.sha256(json.dumps(_without_none(plain), sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _without_none(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {key: _without_none(value) for key, value in data.items() if value is not None}
-    if isinstance(data, (list, tuple)):
-        return [_without_none(value) for value in data]
-    return data.model_dump(mode="json", exclude_none=True) if isinstance(data, BaseModel) else data
 
 
 def _read_merged(path: Path) -> dict[str, Any]:

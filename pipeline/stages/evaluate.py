@@ -11,6 +11,7 @@ from pipeline.models.bundle import load_description
 from pipeline.stages.context import RunContext, class_names
 from pipeline.stages.data import check_background, check_classes, plain_source
 from pipeline.stages.folder import Status
+from pipeline.stages.inputs import evaluate_inputs
 from pipeline.stages.jobs import StageJob
 from pipeline.stages.resolve import Branch, reference_ids
 from pipeline.stages.sources import Source, resolve_source
@@ -41,10 +42,9 @@ class EvaluateStageRun:
         return sources
 
     def inputs(self) -> dict[str, Any]:
-        return {
-            "models": {source.name: source.digest for source in self.sources},
-            "data": self.data.index.digest,
-        }
+        models = {source.name: source.digest for source in self.sources}
+        data = plain_source(self.stage.data, self.data)
+        return evaluate_inputs(self.stage, models=models, data=data, classes=self.classes)
 
     def _job(self) -> EvaluateJob:
         return EvaluateJob(

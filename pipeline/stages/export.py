@@ -10,6 +10,7 @@ from pipeline.export import export
 from pipeline.models.bundle import load_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import Status
+from pipeline.stages.inputs import export_inputs
 from pipeline.stages.resolve import Branch
 from pipeline.stages.sources import resolve_source
 
@@ -24,7 +25,7 @@ class ExportStageRun:
         self.source = resolve_source(context, self.id, self.stage.model)
 
     def inputs(self) -> dict[str, Any]:
-        return {"model": self.source.digest, "formats": list(self.stage.formats)}
+        return export_inputs(self.stage, model=self.source.digest)
 
     def run(self, status: Status) -> dict[str, Any]:
         """Write every format to `export/<format>`; returns where each one is."""

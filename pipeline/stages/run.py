@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.cluster.session import connect
-from pipeline.config.load import config_digest, dump_config
+from pipeline.config.load import dump_config
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ReportStage, TrainStage
 from pipeline.errors import CheckpointError, Interrupted
 from pipeline.report.plots import save_plots
@@ -20,6 +20,7 @@ from pipeline.stages.context import RunContext, find_datasets, make_datasets
 from pipeline.stages.evaluate import EvaluateStageRun
 from pipeline.stages.export import ExportStageRun
 from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, Status
+from pipeline.stages.inputs import inputs_digest
 from pipeline.stages.preflight import preflight
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.replay import replay
@@ -208,7 +209,7 @@ class Execution:
         context, folder = self.context, self.context.folder.stage(branch.id)
         stage_run = STAGE_RUNS[type(branch.stage)](context, branch)
         inputs = stage_run.inputs()
-        digest = config_digest(inputs)
+        digest = inputs_digest(inputs)
         status = folder.status()
         if status and status.digest == digest and status.state == FINISHED:
             context.say(branch.id, "finished before with the same inputs: skipped")
@@ -270,11 +271,14 @@ class Execution:
     def _set_aside(self, branch: Branch, status: Status, inputs: dict[str, Any]) -> None:
         """Keep what a stage with other inputs left, and say what has changed."""
         folder = self.context.folder.stage(branch.id)
-        changed = ", ".join(differences(status.inputs, inputs)) or "its inputs"
+        if status.inputs.get("version") == inputs.get("version"):
+            reason = f"{', '.join(differences(status.inputs, inputs)) or 'its inputs'} changed"
+        else:
+            reason = "another version of this package recorded what decided its content"
         if status.mlflow_run_id and status.state != FINISHED:
             self.context.tracker.end(status.mlflow_run_id, mlflow_status.KILLED)
         aside = folder.set_aside()
-        self.context.say(branch.id, f"runs again, because {changed} changed; the former results are in {aside}")
+        self.context.say(branch.id, f"runs again, because {reason}; the former results are in {aside}")
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
@@ -288,5 +292,6 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
         ]
     if before == after:
         return []
-    shown = f" ({before} to {after})" if len(f"{before}{after}") <= 60 else ""
+    was, now = ("unset" if value is None else value for value in (before, after))
+    shown = f" ({was} to {now})" if len(f"{was}{now}") <= 60 else ""
     return [f"{path}{shown}"]

@@ -22,6 +22,7 @@ from pipeline.shards.store import is_local, local_path
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import stage_data
 from pipeline.stages.folder import StageFolder, Status
+from pipeline.stages.inputs import train_inputs
 from pipeline.stages.jobs import StageJob
 from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
@@ -31,20 +32,6 @@ from pipeline.train.job import TrainJob
 from pipeline.train.ledger import LedgerTail, read_metrics
 from pipeline.train.saver import ATTEMPT
 from pipeline.train.worker import train_worker
-
-# Settings that change how fast or how safely a stage runs, but not what it computes.
-NOT_INPUTS: dict[str, Any] = {
-    "resources": True,
-    "checkpoint": True,
-    "eval": True,
-    "log_every": True,
-    "max_skipped_steps": True,
-    "micro_batch_size": True,
-    "init_from": True,
-    "engine": {"zero_stage", "compile", "activation_checkpointing", "deterministic"},
-    "data": {"loader_workers"},
-    "model": {"variant"},
-}
 
 
 class TrainStageRun:
@@ -72,17 +59,16 @@ class TrainStageRun:
             )
 
     def inputs(self) -> dict[str, Any]:
-        """All that determines what this stage computes."""
-        return {
-            "settings": self.stage.model_dump(mode="json", exclude=NOT_INPUTS),
-            "spec": self.spec.to_dict(),
-            "preprocess": {"mean": list(self.preprocess.mean), "std": list(self.preprocess.std)},
-            "classes": self.classes,
-            "seed": self.context.config.seed,
-            "train": [[source.name, source.index.digest, source.labels] for source in self.train],
-            "val": self.val.index.digest if self.val else None,
-            "init_from": self.source.digest if self.source else None,
-        }
+        return train_inputs(
+            self.stage,
+            spec=self.spec,
+            preprocess=self.preprocess,
+            classes=self.classes,
+            seed=self.context.config.seed,
+            train=self.train,
+            val=self.val,
+            init_from=self.source.digest if self.source else None,
+        )
 
     def run(self, status: Status) -> dict[str, Any]:
         """Train to the end, on whatever workers there are; returns the stage's result."""

@@ -5,6 +5,7 @@ A manifest is JSON lines: dataset, shard, index, key, reason.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -67,12 +68,7 @@ def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None
     Raises:
         DataError: no such manifest, a line that is not one, or a key that its shard does not hold.
     """
-    path = Path(manifest)
-    files = sorted({*path.parent.glob(f"{path.stem}.*.jsonl"), *([path] if path.is_file() else [])})
-    if not files:
-        raise DataError(
-            f"data.exclude: there is no quarantine manifest {manifest}; correct the path or remove the setting"
-        )
+    files = _files(manifest)
     numbers = {name: shard for shard, name in enumerate(index.names)}
     excluded: dict[int, set[int]] = {}
     by_key: dict[int, set[str]] = {}
@@ -94,6 +90,24 @@ def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None
                 f"{index.counts[shard]}; the shard has changed since, so remove data.exclude or its line"
             )
     return {shard: np.array(sorted(samples), dtype=np.int64) for shard, samples in excluded.items()}
+
+
+def manifest_digest(manifest: str) -> str:
+    """32 hex digits that name the samples of a manifest, whichever files list them in whatever order; DataError."""
+    entries = (line for file in _files(manifest) for line in _read_lines(file))
+    lines = {json.dumps([line.get(name) for name in ("dataset", "shard", "index", "key")]) for line in entries}
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
+
+
+def _files(manifest: str) -> list[Path]:
+    """The files of a manifest: its own, and those of workers beside it. Raises DataError if there are none."""
+    path = Path(manifest)
+    files = sorted({*path.parent.glob(f"{path.stem}.*.jsonl"), *([path] if path.is_file() else [])})
+    if not files:
+        raise DataError(
+            f"data.exclude: there is no quarantine manifest {manifest}; correct the path or remove the setting"
+        )
+    return files
 
 
 def _find_keys(index: DatasetIndex, shard: int, keys: set[str], manifest: str) -> set[int]:

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.load import config_digest, dump_config, load_config
+from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.section import Duration
-from pipeline.config.training import OptimizerConfig
 from pipeline.config.yaml_text import to_yaml
 from pipeline.errors import ConfigError
 
@@ -46,7 +45,6 @@ def test_a_dump_loads_back_equal(
     config = PipelineConfig.model_validate(raw)
     again = load_config(write(tmp_path, "dumped.yaml", dump_config(config)))
     assert again == config
-    assert config_digest(again) == config_digest(config)
 
 
 def test_overrides_apply_after_the_base(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -119,15 +117,3 @@ def test_syntax_error_names_the_place(tmp_path: Path) -> None:
     path = write(tmp_path, "c.yaml", "name: a\nstages: {x: [}\n")
     with pytest.raises(ConfigError, match=r"c\.yaml:2:14: not valid YAML, "):
         load_config(path)
-
-
-def test_digest_follows_settings_only() -> None:
-    digest = config_digest(OptimizerConfig(lr=0.1))
-    assert len(digest) == 32
-    assert digest == config_digest(OptimizerConfig(lr=0.1, name="adamw"))
-    assert digest != config_digest(OptimizerConfig(lr=0.2))
-
-
-def test_digest_takes_unset_settings_as_absent() -> None:
-    assert config_digest({"a": 1, "b": {"c": None}}) == config_digest({"b": {}, "a": 1})
-    assert config_digest({"a": 1}) != config_digest({"a": "1"})

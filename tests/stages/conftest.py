@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 
+from pipeline.cluster.session import Cluster
 from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.shards.build import write_index
 from pipeline.shards.index import make_index
 from pipeline.shards.write import ShardWriter
+from pipeline.stages.context import RunContext
+from pipeline.stages.folder import RunFolder
+from pipeline.stages.progress import Progress
+from pipeline.stages.stop import StopRequest
+from pipeline.tracking.runs import Tracker, default_uri
 
 PIPELINE: dict[str, Any] = {
     "name": "quick",
@@ -87,3 +93,19 @@ def make_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         write_index(make_index(str(folder), records, classes))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    folder = tmp_path_factory.mktemp("tracking")
+    return Tracker(default_uri(folder), "minivit", folder / "artifacts")
+
+
+@pytest.fixture
+def context(config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: Tracker) -> RunContext:
+    """A run in which nothing has finished yet."""
+    monkeypatch.chdir(tmp_path)
+    cluster, progress = Cluster("this machine", list), Progress()
+    return RunContext(
+        config, RunFolder(Path("runs/quick")), cluster, tracker, "parent", progress, StopRequest(progress)
+    )

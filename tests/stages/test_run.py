@@ -7,11 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.load import parse_config
+from pipeline.config.load import dump_config, parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import CheckpointError
-from pipeline.stages.folder import FINISHED, RunFolder, Status
-from pipeline.stages.run import STAGE_RUNS, differences, require_same_pipeline
+from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.minivit import MiniViT
+from pipeline.models.variants import build_spec
+from pipeline.stages.context import RunContext
+from pipeline.stages.folder import FINISHED, RunFolder, StageFolder, Status
+from pipeline.stages.progress import Progress
+from pipeline.stages.resolve import Branch, stage_branches
+from pipeline.stages.run import STAGE_RUNS, Execution, differences, require_same_pipeline
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
@@ -44,7 +50,7 @@ def test_unequal_values_differ_somewhere(before: Any, after: Any) -> None:
 def test_differences_name_the_path_and_short_values() -> None:
     before = {"settings": {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "ema": None}, "seed": 0}
     after = {"settings": {"optimizer": {"lr": 0.2, "betas": [0.9, 0.99]}, "ema": 0.9}, "seed": 0}
-    assert differences(before, after) == ["settings.optimizer.lr (0.1 to 0.2)", "settings.ema (None to 0.9)"]
+    assert differences(before, after) == ["settings.optimizer.lr (0.1 to 0.2)", "settings.ema (unset to 0.9)"]
 
 
 def test_differences_leave_out_long_values() -> None:
@@ -52,7 +58,7 @@ def test_differences_leave_out_long_values() -> None:
 
 
 def test_keys_that_come_and_go_are_named() -> None:
-    assert differences({"a": 1}, {"b": 2}) == ["a (1 to None)", "b (None to 2)"]
+    assert differences({"a": 1}, {"b": 2}) == ["a (1 to unset)", "b (unset to 2)"]
 
 
 def test_a_folder_of_this_pipeline_is_accepted(config: PipelineConfig, folder: RunFolder) -> None:
@@ -77,3 +83,48 @@ def test_a_folder_of_another_pipeline_is_refused(
 def test_every_type_of_stage_can_be_run(raw: dict[str, Any]) -> None:
     config = parse_config(raw, "c")
     assert {type(stage) for stage in config.stages.values()} == set(STAGE_RUNS)
+
+
+def export_branch(context: RunContext) -> tuple[Branch, StageFolder]:
+    """The export stage, with the model that it hands on."""
+    spec = build_spec("nano", image_size=28, channels=1, num_classes=10, depth=1)
+    preprocess = Preprocess((0.5,), (0.5,), 1, (28, 28))
+    model = context.folder.stage("finer").model
+    save_bundle(model, MiniViT.from_spec(spec).state_dict(), spec, preprocess, None, {})
+    (context.folder.path / "pipeline.yaml").write_text(dump_config(context.config))
+    branch = next(branch for branch in stage_branches(context.config) if branch.id == "export")
+    return branch, context.folder.stage("export")
+
+
+def run_once(context: RunContext, branch: Branch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a branch as a new `minivit run` does; returns what it says."""
+    context.progress = Progress()  # made here, it speaks where this test listens
+    context.parent_run_id = context.tracker.start("quick", run_id=None)
+    Execution(context)._run_branch(branch)
+    return capsys.readouterr().err
+
+
+def test_a_finished_stage_is_skipped_until_its_inputs_change(
+    context: RunContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    branch, folder = export_branch(context)
+    assert "finished in" in run_once(context, branch, capsys)
+    assert "finished before with the same inputs: skipped" in run_once(context, branch, capsys)
+    stage = branch.stage.model_copy(update={"formats": ["safetensors", "torch-export"]})
+    said = run_once(context, branch._replace(stage=stage), capsys)
+    assert "runs again, because settings.formats (unset to ['safetensors', 'torch-export']) changed" in said
+    assert folder.path.with_name("export.superseded-1").is_dir()
+
+
+def test_a_stage_that_another_version_recorded_runs_again_and_says_so(
+    context: RunContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    branch, folder = export_branch(context)
+    run_once(context, branch, capsys)
+    status = folder.status()
+    assert status is not None
+    status.inputs, status.digest = {"model": status.inputs["model"], "formats": ["safetensors"]}, "older"
+    folder.write_status(status)
+    said = run_once(context, branch, capsys)
+    assert "export: runs again, because another version of this package recorded what decided its content" in said
+    assert (folder.path.with_name("export.superseded-1") / "export" / "safetensors").is_dir()

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.cluster.session import Cluster
 from pipeline.config.load import dump_config, parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError, ModelError
@@ -21,32 +20,16 @@ from pipeline.models.variants import build_spec
 from pipeline.stages.context import RunContext, open_datasets
 from pipeline.stages.evaluate import EvaluateStageRun
 from pipeline.stages.export import ExportStageRun
-from pipeline.stages.folder import FINISHED, RunFolder, Status
+from pipeline.stages.folder import FINISHED, Status
+from pipeline.stages.inputs import VERSION, inputs_digest
 from pipeline.stages.progress import Progress
 from pipeline.stages.report import ReportStageRun
 from pipeline.stages.resolve import stage_branches, stage_spec
+from pipeline.stages.run import STAGE_RUNS
 from pipeline.stages.sources import describe_source, import_folder, other_normalisation, resolve_source
-from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun, stage_seed
-from pipeline.tracking.runs import Tracker, default_uri
 
 SPEC = build_spec("nano", image_size=28, channels=1, num_classes=10, depth=1)
-
-
-@pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    folder = tmp_path_factory.mktemp("tracking")
-    return Tracker(default_uri(folder), "minivit", folder / "artifacts")
-
-
-@pytest.fixture
-def context(config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: Tracker) -> RunContext:
-    """A run in which nothing has finished yet."""
-    monkeypatch.chdir(tmp_path)
-    cluster, progress = Cluster("this machine", list), Progress()
-    return RunContext(
-        config, RunFolder(Path("runs/quick")), cluster, tracker, "parent", progress, StopRequest(progress)
-    )
 
 
 def finish(context: RunContext, branch_id: str, accuracy: float | None, step: int = 1) -> Path:
@@ -203,7 +186,7 @@ def test_an_export_stage_writes_its_formats(context: RunContext) -> None:
     assert status.init_from == "finer"
     assert load_bundle(result["formats"]["safetensors"]).spec == SPEC
     assert [path.is_dir() for path, _ in stage.artifacts()] == [True]
-    assert stage.inputs() == {"model": stage.source.digest, "formats": ["safetensors"]}
+    assert stage.inputs() == {"version": VERSION, "settings": {"type": "export"}, "model": stage.source.digest}
     run_id = context.tracker.start("export", run_id=None)
     stage.track_inputs(run_id)
     assert context.tracker.client.get_run(run_id).data.params["model"] == "finer"
@@ -236,7 +219,7 @@ def trained(context: RunContext, make_shards: Any, raw: dict[str, Any]) -> RunCo
 def test_an_evaluation_names_every_model_and_its_data(trained: RunContext) -> None:
     stage = EvaluateStageRun(trained, branch_of(trained, "evaluate"))
     assert [source.name for source in stage.sources] == ["pretrain/nano", "finer"]
-    assert stage.inputs()["data"] == trained.datasets["test"].index.digest
+    assert stage.inputs()["data"]["digest"] == trained.datasets["test"].index.digest
     assert set(stage.inputs()["models"]) == {"pretrain/nano", "finer"}
     assert stage.metrics({"accuracies": {"finer": 0.5}}) == {"test/accuracy/finer": 0.5}
 
@@ -316,6 +299,44 @@ def test_only_settings_that_change_the_result_are_inputs(
     trained.config = parse_config(raw, "c")
     after = TrainStageRun(trained, branch_of(trained, "larger")).inputs()
     assert (before != after) == matters
+
+
+def inputs(context: RunContext, raw: dict[str, Any], branch_id: str) -> str:
+    """The digest of a branch's inputs under a changed config."""
+    context.config = parse_config(raw, "c")
+    context.datasets = open_datasets(context.config)
+    branch = branch_of(context, branch_id)
+    return inputs_digest(STAGE_RUNS[type(branch.stage)](context, branch).inputs())
+
+
+@pytest.mark.parametrize("key", ["image_key", "label_key"])
+def test_other_images_and_other_labels_are_other_inputs(trained: RunContext, raw: dict[str, Any], key: str) -> None:
+    """Of what a stage trains on, what it validates on, and what is evaluated."""
+    before = {branch_id: inputs(trained, raw, branch_id) for branch_id in ("pretrain/nano", "larger", "evaluate")}
+    raw["datasets"]["test"][key] = "other"
+    after = {branch_id: inputs(trained, raw, branch_id) for branch_id in before}
+    assert [branch_id for branch_id in before if before[branch_id] != after[branch_id]] == ["pretrain/nano", "evaluate"]
+    raw["datasets"]["train"][key] = "other"
+    assert inputs(trained, raw, "larger") != before["larger"]
+
+
+def test_shards_that_moved_are_the_same_inputs(trained: RunContext, raw: dict[str, Any], tmp_path: Path) -> None:
+    before = {branch_id: inputs(trained, raw, branch_id) for branch_id in ("larger", "evaluate")}
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    for name in ("train", "test"):
+        raw["datasets"][name]["shards"] = f"elsewhere/{name}-*.tar"
+    assert {branch_id: inputs(trained, raw, branch_id) for branch_id in before} == before
+
+
+def test_classes_and_what_a_stage_starts_from_are_inputs(trained: RunContext, raw: dict[str, Any]) -> None:
+    before = inputs(trained, raw, "larger")
+    raw["datasets"]["train"]["classes"] = [f"class {label}" for label in range(10)]
+    assert inputs(trained, raw, "larger") == before  # as the index has them
+    raw["datasets"]["train"]["classes"][0] = "renamed"
+    assert inputs(trained, raw, "larger") != before
+    del raw["datasets"]["train"]["classes"]
+    finish(trained, "pretrain/micro", 0.75, step=2)
+    assert inputs(trained, raw, "larger") != before
 
 
 def test_stages_draw_independently_and_repeatably() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
-from pipeline.stream.quarantine import MAX_IN_A_ROW, SHARE_GRACE, Quarantine, load_excluded
+from pipeline.stream.quarantine import MAX_IN_A_ROW, SHARE_GRACE, Quarantine, load_excluded, manifest_digest
 
 BAD = {3: "torn image", 11: "no label", 20: "label text", 21: "no image", 30: "empty image"}
 
@@ -118,6 +118,21 @@ def test_a_wrong_manifest_is_one_sentence(spoilt, tmp_path, text: str | None, me
         (tmp_path / "bad.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
         load_excluded(str(tmp_path / "bad.jsonl"), spoilt)
+
+
+def test_the_digest_of_a_manifest_is_that_of_its_samples(tmp_path) -> None:
+    def digest(name: str, *lines: dict[str, object]) -> str:
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return manifest_digest(str(tmp_path / "bad.jsonl"))
+
+    one, other = {"shard": "a.tar", "index": 3, "key": "k3"}, {"shard": "a.tar", "index": 4, "key": "k4"}
+    both = digest("bad.jsonl", one, other)
+    assert digest("bad.jsonl", other, one | {"reason": "torn"}, one) == both
+    assert digest("bad.jsonl", one) != both
+    assert digest("bad.rank0-worker0.jsonl", other) == both
+    assert digest("bad.rank0-worker0.jsonl", other | {"shard": "b.tar"}) != both
+    with pytest.raises(DataError, match="there is no quarantine manifest"):
+        manifest_digest(str(tmp_path / "gone.jsonl"))
 
 
 def test_a_restart_notes_nothing_twice(tmp_path) -> None:

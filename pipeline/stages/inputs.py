@@ -1,0 +1,169 @@
+"""What decides the content of a stage: the one list of what each type of stage reads.
+
+A finished stage is skipped, and a checkpoint belongs to it, as long as the digest of its inputs stays. Settings at
+their defaults are left out, so that a setting which a later version adds changes no digest; a default that changes
+raises `VERSION`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.data import DataConfig, DatasetConfig
+from pipeline.config.schema import EvaluateStage, ExportStage, TrainStage
+from pipeline.config.section import Duration, Section
+from pipeline.config.training import EngineConfig, ModelConfig
+from pipeline.models.spec import ViTSpec
+from pipeline.stream.quarantine import manifest_digest
+from pipeline.stream.source import Source
+
+if TYPE_CHECKING:  # a plan can do without torch
+    from pipeline.models.bundle import Preprocess
+
+VERSION = 2  # of what the inputs mean; every stage runs again when it is raised
+
+# Settings that are inputs as what they amount to.
+RESOLVED: dict[type[Section], dict[str, str]] = {
+    DatasetConfig: {
+        "shards": "the digest of their index says what they hold, wherever they lie",
+        "image_key": "the members that are read, which the index may name too",
+        "label_key": "the members that are read, which the index may name too",
+        "classes": "the stage's classes, and which of them each label is",
+        "mean": "the model's preprocessing, which is that of the training data",
+        "std": "the model's preprocessing, which is that of the training data",
+    },
+    DataConfig: {"exclude": "the digest of the manifest's lines"},
+    ModelConfig: {"variant": "the spec"},
+    TrainStage: {"init_from": "the digest of its weights"},
+    EvaluateStage: {"models": "the digests of their weights", "data": "the data set's own inputs"},
+    ExportStage: {"model": "the digest of its weights"},
+}
+# Settings that change how fast, how safely or how visibly a stage runs, but not what it computes.
+WITHOUT_EFFECT: dict[type[Section], dict[str, str]] = {
+    DatasetConfig: {"make": "says how shards come to be there", "cache": "holds copies"},
+    DataConfig: {"loader_workers": "the order of the samples does not depend on who reads them"},
+    EngineConfig: {
+        "zero_stage": "the same sums, shared among ranks in another way",
+        "compile": "the same mathematics in other kernels",
+        "activation_checkpointing": "the same activations, computed twice",
+        "deterministic": "the same mathematics in other kernels",
+    },
+    TrainStage: {
+        "micro_batch_size": "the gradient is that of the global batch",
+        "resources": "the same global batches on other workers",
+        "checkpoint": "keeps what was computed",
+        "eval": "measures what was computed",
+        "log_every": "tells of what was computed",
+        "max_skipped_steps": "stops a stage or lets it go on",
+    },
+    EvaluateStage: {"batch_size": "each sample is counted once", "resources": "the same samples on other workers"},
+    ExportStage: {"resources": "an export has no workers"},
+}
+
+
+def train_inputs(
+    stage: TrainStage,
+    *,
+    spec: ViTSpec,
+    preprocess: Preprocess,
+    classes: Sequence[str],
+    seed: int,
+    train: Sequence[Source],
+    val: Source | None,
+    init_from: str | None,
+) -> dict[str, Any]:
+    """All that decides what a training stage computes; `init_from` is the digest of the weights it starts from.
+
+    Raises `DataError` where `data.exclude` is no manifest.
+    """
+    inputs = {
+        "version": VERSION,
+        "settings": settings(stage),
+        "spec": non_defaults(spec),
+        "preprocess": {"mean": list(preprocess.mean), "std": list(preprocess.std)},
+        "classes": list(classes),
+        "seed": seed,
+        "train": {source.name: source_inputs(source) for source in train},
+        "order": [source.name for source in train],
+        "val": source_inputs(val) if val else None,
+        "exclude": manifest_digest(stage.data.exclude) if stage.data.exclude else None,
+        "init_from": init_from,
+    }
+    return _without_none(inputs)
+
+
+def evaluate_inputs(
+    stage: EvaluateStage, *, models: Mapping[str, str], data: Source, classes: Sequence[str]
+) -> dict[str, Any]:
+    """All that decides what an evaluation measures; `models` maps names to the digests of their weights."""
+    return {
+        "version": VERSION,
+        "settings": settings(stage),
+        "models": dict(models),
+        "data": source_inputs(data),
+        "classes": list(classes),
+    }
+
+
+def export_inputs(stage: ExportStage, *, model: str) -> dict[str, Any]:
+    """All that decides what an export writes; `model` is the digest of its weights."""
+    return {"version": VERSION, "settings": settings(stage), "model": model}
+
+
+def source_inputs(source: Source) -> dict[str, Any]:
+    """A data set as it is read: its content, and what becomes of it on the way."""
+    inputs = {
+        "digest": source.index.digest,
+        "image_key": source.keys.image_key,
+        "label_key": source.keys.label,
+        "labels": source.labels and list(source.labels),
+    }
+    return _without_none(inputs) | settings(source.config)
+
+
+def inputs_digest(inputs: Mapping[str, Any]) -> str:
+    """32 hex digits that change when an input does."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def settings(section: Section) -> dict[str, Any]:
+    """The settings of a section that are inputs by themselves and not at their defaults, as plain data."""
+    left_out = RESOLVED.get(type(section), {}).keys() | WITHOUT_EFFECT.get(type(section), {}).keys()
+    given = {}
+    for name, setting in type(section).model_fields.items():
+        if name not in left_out:
+            value = _plain(getattr(section, name))
+            if setting.is_required() or value != _plain(setting.get_default(call_default_factory=True)):
+                given[name] = value
+    return given
+
+
+def non_defaults(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their defaults, as plain data."""
+    given = {}
+    for field in dataclasses.fields(value):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if (current := _plain(getattr(value, field.name))) != _plain(default):
+            given[field.name] = current
+    return given
+
+
+def _without_none(inputs: dict[str, Any]) -> dict[str, Any]:
+    """What is not there is no input, so that a later version may add one. A setting of null is no such thing."""
+    return {name: value for name, value in inputs.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Duration):
+        return str(value)
+    if isinstance(value, Section):
+        return settings(value)
+    if dataclasses.is_dataclass(value):
+        return non_defaults(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pytest
+from pydantic import create_model
+
+from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig, MixturePart, RandAugmentConfig
+from pipeline.config.fields import is_section
+from pipeline.config.schema import EvaluateStage, ExportStage, TrainStage
+from pipeline.config.section import Duration, Section
+from pipeline.config.training import EngineConfig, ModelConfig, OptimizerConfig
+from pipeline.models.bundle import Preprocess
+from pipeline.models.spec import TokenSchema, ViTSpec
+from pipeline.models.variants import build_spec
+from pipeline.shards.index import make_index
+from pipeline.shards.scan import ShardRecord
+from pipeline.stages import inputs as module
+from pipeline.stages.inputs import (
+    RESOLVED,
+    VERSION,
+    WITHOUT_EFFECT,
+    evaluate_inputs,
+    export_inputs,
+    inputs_digest,
+    non_defaults,
+    settings,
+    train_inputs,
+)
+from pipeline.stream.source import Source
+
+GOLDEN = Path(__file__).with_name("defaults.json")
+SPEC = build_spec("nano", image_size=28, channels=3, num_classes=2)
+CLASSES = ["cat", "dog"]
+# Names of what another function looks up: the stages' own tests change what stands behind them.
+LOOKED_UP = {
+    (DatasetConfig, "shards"),
+    (DatasetConfig, "classes"),
+    (DataConfig, "exclude"),
+    (ModelConfig, "variant"),
+    (TrainStage, "init_from"),
+    (EvaluateStage, "models"),
+    (EvaluateStage, "data"),
+    (ExportStage, "model"),
+}
+
+Names = tuple[str, ...]
+FULL = AugmentConfig(rand_augment=RandAugmentConfig(), mixup=0.2)
+TRAIN = TrainStage(
+    type="finetune",
+    init_from="pretrain",
+    model=ModelConfig(variant="nano", image_size=28),
+    data=DataConfig(
+        mixture={"a": MixturePart(augment=FULL, label_map={"kitten": "cat"}), "b": MixturePart()},
+        val="val",
+        augment=FULL,
+        lanes=8,
+    ),
+    duration="5 steps",
+    global_batch_size=16,
+)
+DATASET = DatasetConfig(shards="data")
+EVALUATE = EvaluateStage(type="evaluate", models=["pretrain"], data="val")
+EXPORT = ExportStage(type="export", model="pretrain")
+
+
+def source(name: str, config: DatasetConfig = DATASET, content: str = "0") -> Source:
+    record = ShardRecord("a.tar", 10, 1000, content * 64, 0, 1)
+    return Source(name, make_index("data", [record], None), config, AugmentConfig())
+
+
+def train_digest(stage: TrainStage = TRAIN, **changes: Any) -> str:
+    train = changes.pop("train", [source("a"), source("b")])
+    first = train[0].config
+    given = {
+        "spec": SPEC,
+        "preprocess": Preprocess(first.mean, first.std, 3, (28, 28)),
+        "classes": CLASSES,
+        "seed": 0,
+        "train": train,
+        "val": source("val"),
+        "init_from": "weights",
+    }
+    return inputs_digest(train_inputs(stage, **given | changes))
+
+
+def evaluate_digest(stage: EvaluateStage = EVALUATE, **changes: Any) -> str:
+    given = {"models": {"pretrain": "weights"}, "data": source("val"), "classes": CLASSES}
+    return inputs_digest(evaluate_inputs(stage, **given | changes))
+
+
+def export_digest(stage: ExportStage = EXPORT, model: str = "weights") -> str:
+    return inputs_digest(export_inputs(stage, model=model))
+
+
+def other(annotation: Any, value: Any) -> Any:
+    """A value of a setting's type that is not `value`."""
+    origin, args = get_origin(annotation), [arg for arg in get_args(annotation) if arg is not type(None)]
+    match value:
+        case Duration():
+            return Duration(value=value.value + 1, unit=value.unit)
+        case bool():
+            return not value
+        case int() | float() if origin is not Literal:
+            return value + 1
+        case dict():
+            return {**value, "another": next(iter(value.values()), "name")}
+        case list() | tuple():
+            return [*value[:-1], other(type(value[-1]), value[-1])] if value else [other(args[0], None)]
+    if origin is Literal:
+        return next(arg for arg in args if arg != value)
+    if origin in (Union, types.UnionType):
+        return other(args[0], value)
+    if hasattr(annotation, "__metadata__"):
+        return other(args[0], value)
+    if annotation is Duration:
+        return Duration(value=7, unit="steps")
+    if is_section(annotation):
+        required = {name: field for name, field in annotation.model_fields.items() if field.is_required()}
+        return annotation(**{name: other(field.annotation, None) for name, field in required.items()})
+    plain = {str: "another", int: 7, float: 0.7, bool: True, list: ["another"], tuple: (0.7, 0.8)}
+    return plain[origin or annotation]
+
+
+def changed(section: Section) -> Iterator[tuple[type[Section], Names, Section]]:
+    """The section with each setting in it, however deep, changed alone: (its section, its path, the whole)."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section) and not isinstance(value, Duration):
+            for owner, path, whole in changed(value):
+                yield owner, (name, *path), section.model_copy(update={name: whole})
+            continue
+        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
+            continue  # names the kind of section
+        yield type(section), (name,), section.model_copy(update={name: other(field.annotation, value)})
+        parts = value if isinstance(value, dict) else {}
+        for key, part in parts.items():
+            if isinstance(part, Section):
+                for owner, path, whole in changed(part):
+                    yield owner, (name, key, *path), section.model_copy(update={name: {**parts, key: whole}})
+
+
+@pytest.mark.parametrize(
+    ("section", "digest"),
+    [
+        (TRAIN, train_digest),
+        (EVALUATE, evaluate_digest),
+        (EXPORT, export_digest),
+        (DATASET, lambda config: train_digest(train=[source("a", config), source("b", config)])),
+        (DATASET, lambda config: train_digest(val=source("val", config))),
+        (DATASET, lambda config: evaluate_digest(data=source("val", config))),
+    ],
+    ids=["train", "evaluate", "export", "trained on", "validated on", "evaluated"],
+)
+def test_each_setting_changes_the_digest_or_is_listed_as_without_effect(
+    section: Section, digest: Any, request: pytest.FixtureRequest
+) -> None:
+    """A new setting is an input until `WITHOUT_EFFECT` says why it cannot change a result."""
+    trains = request.node.callspec.id in ("train", "trained on")
+    tried = 0
+    for owner, path, whole in changed(section):
+        if (owner, path[-1]) in LOOKED_UP:
+            continue
+        tried += 1
+        same = digest(whole) == digest(section)
+        normalises = owner is DatasetConfig and path[-1] in ("mean", "std")
+        listed = path[-1] in WITHOUT_EFFECT.get(owner, {}) or path[0] in WITHOUT_EFFECT.get(type(section), {})
+        if listed or (normalises and not trains):
+            assert same, f"{'.'.join(path)} is listed as without effect, but is an input"
+        else:
+            assert not same, (
+                f"{'.'.join(path)} changes no digest: make it an input in stages/inputs.py, or say in "
+                f"WITHOUT_EFFECT[{owner.__name__}] why it cannot change a result"
+            )
+    assert tried >= 2
+
+
+@pytest.mark.parametrize("table", [RESOLVED, WITHOUT_EFFECT])
+def test_lists_name_settings_that_exist_with_a_reason(table: dict[type[Section], dict[str, str]]) -> None:
+    for section, reasons in table.items():
+        assert reasons.keys() <= section.model_fields.keys()
+        assert all(reasons.values())
+
+
+def test_what_is_looked_up_is_an_input() -> None:
+    assert train_digest(init_from="other weights") != train_digest()
+    assert train_digest(spec=dataclasses.replace(SPEC, depth=2)) != train_digest()
+    assert train_digest(seed=1) != train_digest()
+    assert train_digest(classes=["cat", "cow"]) != train_digest()
+    assert train_digest(train=[source("a", content="1"), source("b")]) != train_digest()
+    assert train_digest(train=[source("b"), source("a")]) != train_digest()
+    assert train_digest(train=[dataclasses.replace(source("a"), labels=(1, 0)), source("b")]) != train_digest()
+    assert train_digest(val=source("val", content="1")) != train_digest()
+    assert train_digest(val=dataclasses.replace(source("val"), labels=(1, 0))) != train_digest()
+    assert train_digest(val=None) != train_digest()
+    assert evaluate_digest(models={"pretrain": "other"}) != evaluate_digest()
+    assert evaluate_digest(data=source("val", content="1")) != evaluate_digest()
+    assert evaluate_digest(classes=["cat", "cow"]) != evaluate_digest()
+    assert export_digest(model="other") != export_digest()
+
+
+def test_the_content_of_an_exclude_manifest_is_an_input_and_its_place_is_not(tmp_path: Path) -> None:
+    def excluding(name: str) -> str:
+        data = TRAIN.data.model_copy(update={"exclude": str(tmp_path / name)})
+        return train_digest(TRAIN.model_copy(update={"data": data}))
+
+    for name, key in (("a.jsonl", "k1"), ("b.jsonl", "k1"), ("c.jsonl", "k2")):
+        (tmp_path / name).write_text(json.dumps({"shard": "a.tar", "index": 0, "key": key}) + "\n")
+    assert excluding("a.jsonl") == excluding("b.jsonl") != train_digest()
+    before = excluding("c.jsonl")
+    assert before != excluding("a.jsonl")
+    with (tmp_path / "c.jsonl").open("a") as file:
+        file.write(json.dumps({"shard": "a.tar", "index": 1, "key": "k3"}) + "\n")
+    assert excluding("c.jsonl") != before
+
+
+def test_keys_are_those_that_are_read_whoever_names_them() -> None:
+    """An index that names the member, and a config that names the same one, read the same images."""
+    named = dataclasses.replace(source("val"), config=DatasetConfig(shards="data", image_key="png;jpg;jpeg;webp"))
+    assert evaluate_digest(data=named) == evaluate_digest()
+    index = dataclasses.replace(source("val").index, keys=source("val").index.keys.override("left.png", None))
+    by_index = dataclasses.replace(source("val"), index=index)
+    by_config = dataclasses.replace(source("val"), config=DatasetConfig(shards="data", image_key="left.png"))
+    assert evaluate_digest(data=by_index) == evaluate_digest(data=by_config) != evaluate_digest()
+
+
+class Later(OptimizerConfig):
+    """The optimiser's settings in a version to come, which has one more."""
+
+    nesterov: bool = False
+
+
+def test_a_setting_that_a_later_version_adds_changes_no_digest() -> None:
+    assert settings(Later()) == settings(OptimizerConfig())
+    assert settings(Later(lr=0.5)) == settings(OptimizerConfig(lr=0.5))
+    assert settings(Later(nesterov=True)) != settings(OptimizerConfig())
+    assert settings(TRAIN.model_copy(update={"optimizer": Later()})) == settings(TRAIN)
+    larger = dataclasses.make_dataclass("Larger", [("rotary", bool, False)], bases=(ViTSpec,), frozen=True)
+    assert non_defaults(larger(**vars(SPEC))) == non_defaults(SPEC)
+    assert non_defaults(larger(**vars(SPEC), rotary=True)) != non_defaults(SPEC)
+
+
+def test_null_is_not_a_default_that_is_something() -> None:
+    schema: Any = create_model("Schema", __base__=Section, wait=(float | None, 10.0))
+    assert inputs_digest(settings(schema(wait=None))) != inputs_digest(settings(schema()))
+
+
+def test_settings_without_effect_leave_no_trace_of_their_section() -> None:
+    engine = EngineConfig(zero_stage=3, activation_checkpointing="full")
+    assert settings(TRAIN.model_copy(update={"engine": engine})) == settings(TRAIN)
+
+
+def sections(annotation: Any) -> Iterator[type[Section]]:
+    """All section classes that a type is made of."""
+    if is_section(annotation) and annotation is not Duration:
+        yield annotation
+        for name, field in annotation.model_fields.items():
+            if name not in WITHOUT_EFFECT.get(annotation, {}):
+                yield from sections(field.annotation)
+    for argument in get_args(annotation):
+        yield from sections(argument)
+
+
+def defaults() -> dict[str, Any]:
+    """What each input that has a default is when nobody sets it."""
+    found = {}
+    for section in dict.fromkeys(
+        s for root in (DatasetConfig, TrainStage, EvaluateStage, ExportStage) for s in sections(root)
+    ):
+        left_out = RESOLVED.get(section, {}).keys() | WITHOUT_EFFECT.get(section, {}).keys()
+        for name, field in section.model_fields.items():
+            if name not in left_out and not field.is_required():
+                found[f"{section.__name__}.{name}"] = module._plain(field.get_default(call_default_factory=True))
+    for kind in (ViTSpec, TokenSchema):
+        for field in dataclasses.fields(kind):
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if default is not dataclasses.MISSING:
+                found[f"{kind.__name__}.{field.name}"] = module._plain(default)
+    return found
+
+
+def test_defaults_are_those_that_finished_stages_were_made_with() -> None:
+    """Inputs leave defaults out, so a default that changes would pass for the same content."""
+    golden, found = json.loads(GOLDEN.read_text()), json.loads(json.dumps(defaults()))
+    renew = f"write {json.dumps({'version': VERSION, 'defaults': found})} to {GOLDEN.name}"
+    assert golden["version"] == VERSION, f"the inputs have another version: {renew}"
+    gone = {name: value for name, value in golden["defaults"].items() if found.get(name, "gone") != value}
+    assert not gone, f"the defaults of {', '.join(gone)} changed: raise VERSION in stages/inputs.py, then {renew}"
+    new = found.keys() - golden["defaults"].keys()
+    assert not new, (
+        f"{', '.join(sorted(new))} are new: if their defaults do what was done without them, {renew}; "
+        "else raise VERSION in stages/inputs.py too"
+    )
