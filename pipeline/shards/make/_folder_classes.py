@@ -73,12 +73,13 @@ def arrange(tree: Tree, src: Path, prefix: str | None) -> Layout:
             f"({some(classes)}); sort them into {src}/CLASS/, or move them out"
         )
     numbers = {name: number for number, name in enumerate(classes)}
+    filled = {*tops, *everything}
     spelt = [Counter(map(class_of, folders)) for folders in groups.values()]
     return Layout(
         classes,
         {split: files_of(folders, numbers) for split, folders in groups.items()},
         unlabelled,
-        [top for top, images in tree.images.items() if not images],
+        [folder for folder in tree.folders if folder.count("/") <= bool(splits) and folder not in filled],
         [below for folders in groups.values() for below in nested_folders(folders, classes, src)],
         [name for name in classes if any(counts[name] > 1 for counts in spelt)],
     )
@@ -132,7 +133,7 @@ def check_spelling(folders: Iterable[str], src: Path) -> None:
     spelt: dict[str, str] = {}
     for folder in folders:
         composed = unicodedata.normalize("NFC", folder.rpartition("/")[2])
-        other = spelt.setdefault(class_name(composed).casefold(), composed)
+        other = spelt.setdefault(class_name(composed).lower(), composed)
         if other != composed:
             raise DataError(
                 f"{src}: the class folders {visible(other)!r} and {visible(composed)!r} differ in case or white space "

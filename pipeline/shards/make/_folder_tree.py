@@ -37,6 +37,7 @@ class Tree:
     """What a source folder holds. Paths are below it, with `/`."""
 
     images: dict[str, list[Image]] = field(default_factory=dict)  # by top-level folder, which may hold none
+    folders: list[str] = field(default_factory=list)  # all that were read, at any depth
     loose: list[str] = field(default_factory=list)  # images in the source folder itself
     others: Counter[str] = field(default_factory=Counter)  # files that are no images, by their extension
     system: Counter[str] = field(default_factory=Counter)  # what systems and programs leave behind, by name
@@ -126,6 +127,7 @@ class Reader:
             self.tree.again.append(folder)
         else:
             self.seen.add(found)
+            self.tree.folders.append(folder)
             return True
         return False
 

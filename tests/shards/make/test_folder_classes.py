@@ -21,7 +21,9 @@ def tree(*names: str, empty: tuple[str, ...] = ()) -> Tree:
             found.images.setdefault(name.partition("/")[0], []).append(Image(name, 1))
         else:
             found.loose.append(name)
-    found.images |= {name: [] for name in empty}
+    found.images |= {name: [] for name in empty if "/" not in name}
+    images = [image.path for images in found.images.values() for image in images]
+    found.folders = sorted({name.rpartition("/")[0] for name in images} | {*found.images, *empty})
     return found
 
 
@@ -41,9 +43,15 @@ def test_folders_are_classes_in_the_order_of_their_names() -> None:
 
 
 def test_splits_above_the_classes() -> None:
-    layout = arrange(tree("Train/a/1.png", "Train/b/1.png", "val/b/2.png", "test/3.png"), SRC, None)
+    names = ("Train/a/1.png", "Train/b/1.png", "val/b/2.png", "test/3.png")
+    layout = arrange(tree(*names, empty=("notes", "Train/yak")), SRC, None)
+    assert layout.empty == ["Train/yak", "notes"]
     assert labels(layout) == {"train": [("Train/a/1.png", "a"), ("Train/b/1.png", "b")], "val": [("val/b/2.png", "b")]}
     assert layout.unlabelled == ["test/3.png"]
+
+
+def test_spellings_of_two_words_are_two_classes() -> None:
+    assert arrange(tree("Maße/1.png", "Masse/1.png"), SRC, None).classes == ["Masse", "Maße"]
 
 
 def test_a_class_may_be_called_train() -> None:

@@ -40,6 +40,7 @@ def test_images_by_folder_and_all_else_counted(tmp_path: Path, touch: Touch) -> 
         "cat": [Image(f"cat/{name}", 1) for name in ("a.JPG", "b.png", "deep/d.jpeg", "deep/er/c.webp")],
         "dog": [],
     }
+    assert tree.folders == ["cat", "dog", "cat/deep", "cat/deep/er"]
     assert tree.loose == ["e.png"]
     assert tree.others == {".heic": 1, "without extension": 1, ".png": 1}
     assert tree.system == {
