@@ -20,6 +20,10 @@ import hypothesis
 import pytest
 from hypothesis import settings
 
+# Whoever runs the tests may track their own work on a server, which is none of the tests' business.
+for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+    os.environ.pop(variable, None)
+
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -117,6 +121,10 @@ def run_ranks() -> Callable[..., list[dict[str, Any]]]:
 
     return run
 
+
+# Whoever runs the tests may track their own work on a server, which is none of the tests' business.
+for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+    os.environ.pop(variable, None)
 
 # How long an example takes says nothing: imports and other work of the machine fall into it.
 hypothesis.settings.register_profile("no deadline", deadline=None)

@@ -18,7 +18,7 @@ from pipeline.bench.step_process import MasterCopy
 from pipeline.checkpoints.selection import Selection
 from pipeline.cluster.launch import launch
 from pipeline.cluster.session import connect
-from pipeline.config.schema import PipelineConfig
+from pipeline.config.schema import PipelineConfig, TrackingConfig
 from pipeline.models.minivit import MiniViT
 from pipeline.stages.context import RunContext, open_datasets
 from pipeline.stages.folder import RUNNING, RunFolder, Status
@@ -26,7 +26,8 @@ from pipeline.stages.progress import Progress
 from pipeline.stages.resolve import stage_branches
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
-from pipeline.tracking.runs import Tracker, default_uri
+from pipeline.tracking.runs import Tracker
+from pipeline.tracking.store import choose_store
 from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.optim import build_optimizer, parameter_groups
@@ -106,7 +107,7 @@ def measure(config: PipelineConfig, stage_name: str, *, rounds: int, steps: int)
     """Images/s of the first branch of a training stage and of its bare loop, and the median ratio of the rounds."""
     with tempfile.TemporaryDirectory() as scratch, Progress() as progress, connect(config.cluster) as cluster:
         config = config.model_copy(update={"runs_dir": scratch})
-        tracker = Tracker(default_uri(Path(scratch)), "bench", Path(scratch) / "artifacts")
+        tracker = Tracker(choose_store(TrackingConfig(), Path(scratch), {}, {}))
         parent = tracker.start("bench", run_id=None)
         folder = RunFolder(Path(scratch) / config.name)
         stop = StopRequest(progress)

@@ -28,8 +28,13 @@ FOLDER_NAME = "letters, digits, '_', '-' and '.', the first a letter or digit"
 
 
 class TrackingConfig(Section):
-    uri: str | None = Field(default=None, description="MLflow tracking URI; default is the SQLite store runs/mlflow.db")
-    experiment: str = "minivit"
+    uri: str | None = Field(
+        default=None,
+        description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, else the SQLite store runs/mlflow.db",
+    )
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
+        default=None, description="its name in MLflow; default: MLFLOW_EXPERIMENT_NAME or _ID, else minivit"
+    )
 
 
 class ElasticWorkers(Section):

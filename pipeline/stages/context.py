@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.shards.index import load_index
 from pipeline.shards.make import ensure_made, maker
 from pipeline.stages.folder import RunFolder
+from pipeline.tracking.store import Store, choose_store
 from pipeline.train.job import Dataset
 
 if TYPE_CHECKING:  # a plan needs what is below, and neither a cluster nor a store
@@ -38,6 +40,12 @@ class RunContext:
 
     def say(self, stage_id: str, message: str) -> None:
         self.progress.say(f"{stage_id}: {message}")
+
+
+def tracking_store(config: PipelineConfig) -> Store:
+    """Where a pipeline is tracked, given its config, the environment and what earlier starts of the run recorded."""
+    runs_dir = Path(config.runs_dir)
+    return choose_store(config.tracking, runs_dir, RunFolder(runs_dir / config.name).record(), os.environ)
 
 
 def find_datasets(config: PipelineConfig) -> tuple[dict[str, Dataset], dict[str, DataError]]:

@@ -16,11 +16,12 @@ from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, T
 from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.export import check_format, check_model
 from pipeline.models.spec import ViTSpec
-from pipeline.stages.context import class_names
+from pipeline.stages.context import class_names, tracking_store
 from pipeline.stages.data import check_background, check_classes, stage_data, stage_labels, used_datasets
 from pipeline.stages.overlap import Overlaps
 from pipeline.stages.resolve import Branch, check_channels, reference_ids, stage_branches, stage_spec
 from pipeline.stream.source import Source, build_mixture
+from pipeline.tracking.store import check_store
 from pipeline.train.job import Dataset
 
 
@@ -77,6 +78,8 @@ class _Preflight:
                     self._evaluate(branch, branch.stage)
                 case ExportStage():
                     self._export(branch, branch.stage)
+        with self._noting():
+            check_store(tracking_store(self.config))
         self.findings.warnings += self.overlaps.warnings()
         return self.findings
 

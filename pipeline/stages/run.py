@@ -16,7 +16,7 @@ from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, R
 from pipeline.errors import CheckpointError, Interrupted
 from pipeline.report.plots import save_plots
 from pipeline.report.tables import installed_versions
-from pipeline.stages.context import RunContext, find_datasets, make_datasets
+from pipeline.stages.context import RunContext, find_datasets, make_datasets, tracking_store
 from pipeline.stages.evaluate import EvaluateStageRun
 from pipeline.stages.export import ExportStageRun
 from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, Status
@@ -29,7 +29,8 @@ from pipeline.stages.resolve import Branch, dependencies, stage_branches, worker
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
-from pipeline.tracking.runs import Tracker, default_uri
+from pipeline.tracking.runs import Tracker
+from pipeline.tracking.store import describe
 from pipeline.train.job import INTERRUPT, STOP
 
 POLL_S = 0.5
@@ -77,8 +78,8 @@ def run_pipeline(config: PipelineConfig) -> None:
             findings.refuse()
         for warning in findings.warnings:
             progress.say(f"warning: {warning}")
-        uri = config.tracking.uri or default_uri(Path(config.runs_dir))
-        tracker = Tracker(uri, config.tracking.experiment, Path(config.runs_dir) / "mlflow-artifacts")
+        record, store = folder.record(), tracking_store(config)
+        tracker = Tracker(store)
         close_what_was_killed(folder, tracker)
         if config.train.replay_slots:
             cluster = stack.enter_context(connect(config.cluster))
@@ -87,7 +88,10 @@ def run_pipeline(config: PipelineConfig) -> None:
             return
         (folder.path / "pipeline.yaml").write_text(dump_config(config))
         parent = stack.enter_context(parent_run(tracker, folder, config.name))
-        progress.say(f"{config.name}: in {folder.path}; see it with: mlflow ui --backend-store-uri {uri}")
+        progress.say(f"{config.name}: in {folder.path}; {describe(store)}")
+        if (earlier := record.get("mlflow_run_id")) not in (None, parent):
+            before = f"run {earlier}, tracked in {record.get('tracking_uri')} so far"
+            progress.say(f"{config.name}: this store does not have {before}; {parent} takes its place")
         cluster = stack.enter_context(connect(config.cluster))
         asked = worker_resources(config)
         for stage_name, resources in asked.items():
@@ -114,7 +118,7 @@ def parent_run(tracker: Tracker, folder: RunFolder, name: str) -> Iterator[str]:
     """The MLflow run of the whole pipeline, begun or gone on with; it says how the pipeline ended. Yields its id."""
     record = folder.record()
     run_id = tracker.start(name, run_id=record.get("mlflow_run_id"))
-    known = {"mlflow_run_id": run_id, "tracking_uri": tracker.uri, "environment": installed_versions()}
+    known = {"mlflow_run_id": run_id, **tracker.store.record, "environment": installed_versions()}
     folder.write_record({"created": time.time(), **record, **known})
     tracker.artifact(run_id, folder.path / "pipeline.yaml")
     try:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import TrackingError
+from pipeline.tracking.names import mlflow_name
 from pipeline.tracking.runs import Tracker
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,9 @@ class MetricsForwarder:
     def __init__(self, tracker: Tracker, run_id: str, new_rows: Callable[[], Iterable[Row]]) -> None:
         self._tracker, self._run_id, self._new_rows = tracker, run_id, new_rows
         self._known_steps: dict[str, int] = {}
+        self._keys: dict[str, str] = {}  # by their names in MLflow
         self._pending: list[Any] = []
+        self._refusal: Exception | None = None  # the last, where the store has not taken all since
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
 
@@ -50,9 +53,8 @@ class MetricsForwarder:
         self._thread.join()
         if self._pending and error is None:
             raise TrackingError(
-                f"tracking.uri: the MLflow store at {self._tracker.uri} stopped answering; {len(self._pending)} metric "
-                "values are in metrics.jsonl only; start it and run the same command again"
-            )
+                f"{self._refusal}; {len(self._pending)} metric values are in metrics.jsonl only"
+            ) from self._refusal
 
     def _run(self) -> None:
         ended = False
@@ -61,7 +63,8 @@ class MetricsForwarder:
             try:
                 self._collect()
                 self._send()
-            except Exception as error:  # MLflow raises what its store raises; whatever it is, the next try may do
+            except Exception as error:  # whatever it is, the next try may do
+                self._refusal = error
                 logger.warning("MLflow did not take %d metric values, will try again: %s", len(self._pending), error)
 
     def _collect(self) -> None:
@@ -69,13 +72,17 @@ class MetricsForwarder:
 
         for row in self._new_rows():
             step, timestamp = int(row["step"]), int(row["time"] * 1000)
-            values = ((key, value) for key, value in row.items() if key not in ROW_FIELDS)
-            self._pending.extend(Metric(key, value, timestamp, step) for key, value in values)
+            for key, value in row.items():
+                if key not in ROW_FIELDS:
+                    self._keys[name := mlflow_name(key)] = key
+                    self._pending.append(Metric(name, value, timestamp, step))
 
     def _send(self) -> None:
-        """Send what is new to the run and forget it. Raises MLflow's error when the store does not take it."""
-        for key in {metric.key for metric in self._pending} - self._known_steps.keys():
-            self._known_steps[key] = self._tracker.last_step(self._run_id, key)
+        """Send what is new to the run and forget it. Raises `TrackingError` when the store does not take it."""
+        new = {metric.key for metric in self._pending} - self._known_steps.keys()
+        self._tracker.names(self._run_id, [self._keys[name] for name in new])
+        for name in new:
+            self._known_steps[name] = self._tracker.last_step(self._run_id, name)
         self._pending = [metric for metric in self._pending if metric.step > self._known_steps[metric.key]]
         while self._pending:
             batch = self._pending[:MAX_METRICS_PER_CALL]

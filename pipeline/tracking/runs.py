@@ -2,67 +2,43 @@
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 from pipeline.errors import TrackingError
+from pipeline.tracking.names import TAG_PREFIX, mlflow_name
+from pipeline.tracking.store import Store, client_for, find_experiment, reason, shown, sole_user, sqlite_path
 
-QUIET = ("mlflow", "mlflow.store.db.utils", "alembic", "sqlalchemy")
-MAX_PARAMS_PER_CALL = 100
+MAX_PER_CALL = 100  # parameters, or tags
 MAX_PARAM_LENGTH = 6000
+MAX_DATASET_NAME_LENGTH = 500
+LONG_PARAMS = "long_params"  # folder of the artifacts that hold the parameters MLflow has no room for
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
-
-def default_uri(runs_dir: Path) -> str:
-    """The SQLite store that all runs in a folder share; absolute, as MLflow's own moves with the working directory."""
-    return f"sqlite:///{(runs_dir / 'mlflow.db').resolve()}"
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def client_for(uri: str) -> Any:
-    """An MLflow client of a tracking URI that answers; else `TrackingError` within about ten seconds."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    from mlflow import MlflowClient
+def _told(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
+    """The method, with whatever MLflow or its store raises as a `TrackingError`."""
 
-    for name in QUIET:  # what fails is raised; after the import, which sets levels of its own
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-    except Exception as error:  # MLflow raises what its store raises: SQLAlchemy, requests, its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise TrackingError(
-            f"tracking.uri: the MLflow store at {uri} does not answer ({reason}); start it, correct the URI, "
-            "or leave it out to use the SQLite store in the runs folder"
-        ) from None
-    return client
+    @functools.wraps(method)
+    def call(tracker: Tracker, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(tracker, *args, **kwargs)
+        except TrackingError:
+            raise
+        except Exception as error:
+            raise TrackingError(
+                f"{tracker.store.setting}: the MLflow store at {shown(tracker.uri)} refused what the run has to say "
+                f"({reason(error)}); mend it and run the same command again"
+            ) from error
 
-
-@contextmanager
-def sole_user(uri: str) -> Iterator[None]:
-    """Within this context no other process sets up the same SQLite store, for whose tables MLflow takes no lock.
-
-    The folder is made. Raises `TrackingError` if it cannot be written.
-    """
-    if urlparse(uri).scheme != "sqlite":
-        yield
-        return
-    store = Path(uri.removeprefix("sqlite:///"))
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        lock = store.with_name(f".{store.name}.lock").open("a")
-    except OSError as error:
-        raise TrackingError(f"tracking.uri: the MLflow store {store} cannot be written: {error.strerror}") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return call
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -73,85 +49,149 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(item, Mapping):
             flat |= flatten(item, f"{name}.")
         else:
-            flat[name] = str(item)[:MAX_PARAM_LENGTH]
+            flat[name] = str(item)
     return flat
 
 
 @dataclass
 class Tracker:
-    """The driver's hold on one pipeline's runs."""
+    """The driver's hold on one pipeline's runs.
 
-    uri: str
-    experiment: str
-    artifacts: Path  # where a local store keeps artifacts
+    Names that MLflow does not take are changed (`names.mlflow_name`); a tag of the run holds each one as it was.
+    """
+
+    store: Store
 
     def __post_init__(self) -> None:
-        with sole_user(self.uri):
-            self.client = client_for(self.uri)
+        self._renamed: set[tuple[str, str]] = set()
+        with sole_user(self.store):
+            self.client = client_for(self.uri, self.store.setting)
             self.experiment_id = self._experiment()
 
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    @_told
     def _experiment(self) -> str:
         """Id of the experiment, which is made if there is none of that name."""
-        if found := self.client.get_experiment_by_name(self.experiment):
-            return found.experiment_id
-        local = urlparse(self.uri).scheme == "sqlite"
-        location = self.artifacts.resolve().as_uri() if local else None
-        return self.client.create_experiment(self.experiment, artifact_location=location)
+        if found := find_experiment(self.client, self.store):
+            return str(found.experiment_id)
+        location = self.store.artifacts.resolve().as_uri() if sqlite_path(self.uri) else None
+        try:
+            return str(self.client.create_experiment(self.store.experiment, artifact_location=location))
+        except Exception:
+            if found := find_experiment(self.client, self.store):  # another pipeline was quicker
+                return str(found.experiment_id)
+            raise
 
+    @_told
     def start(self, name: str, *, run_id: str | None, parent: str | None = None) -> str:
         """Begin a run, or go on with the one of that id if the store still has it; returns its id."""
-        if run_id and self._exists(run_id):
+        if run_id and self.has(run_id):
             self.client.update_run(run_id, status=RUNNING)
             return run_id
         tags = {"mlflow.parentRunId": parent} if parent else {}
-        return self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        created: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        return created
 
-    def _exists(self, run_id: str) -> bool:
+    @_told
+    def has(self, run_id: str) -> bool:
+        """Whether the store has a run of that id, not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return self.client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException:
-            return False
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return False
+            raise
 
+    @_told
+    def names(self, run_id: str, names: Iterable[str]) -> dict[str, str]:
+        """The names in MLflow of a run's metrics, parameters or tags; the run says what changed ones stand for."""
+        from mlflow.entities import RunTag
+
+        found = {name: mlflow_name(name) for name in names}
+        changed = {theirs: ours for ours, theirs in found.items() if theirs != ours}
+        new = [RunTag(TAG_PREFIX + name, changed[name]) for name in changed if (run_id, name) not in self._renamed]
+        for start in range(0, len(new), MAX_PER_CALL):
+            self.client.log_batch(run_id, tags=new[start : start + MAX_PER_CALL])
+        self._renamed |= {(run_id, name) for name in changed}
+        return found
+
+    @_told
     def params(self, run_id: str, settings: Mapping[str, Any]) -> None:
-        """Log settings as parameters; those the run already has stay as they are, since MLflow forbids changes."""
+        """Log settings as parameters; those the run already has stay as they are, since MLflow forbids changes.
+
+        What is longer than MLflow has room for is cut there, and whole in an artifact.
+        """
         from mlflow.entities import Param
 
-        known = self.client.get_run(run_id).data.params
-        new = [Param(key, value) for key, value in flatten(settings).items() if key not in known]
-        for start in range(0, len(new), MAX_PARAMS_PER_CALL):
-            self.client.log_batch(run_id, params=new[start : start + MAX_PARAMS_PER_CALL])
+        flat = flatten(settings)
+        known, names = self.client.get_run(run_id).data.params, self.names(run_id, flat)
+        values = {names[key]: value for key, value in flat.items() if names[key] not in known}
+        new = [Param(name, value[:MAX_PARAM_LENGTH]) for name, value in values.items()]
+        for start in range(0, len(new), MAX_PER_CALL):
+            self.client.log_batch(run_id, params=new[start : start + MAX_PER_CALL])
+        for name, value in values.items():
+            if len(value) > MAX_PARAM_LENGTH:
+                self.client.log_text(run_id, value, f"{LONG_PARAMS}/{name}.txt")
 
+    @_told
     def metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        names = self.names(run_id, metrics)
         for name, value in metrics.items():
-            self.client.log_metric(run_id, name, value, step=step)
+            self.client.log_metric(run_id, names[name], value, step=step)
 
+    @_told
     def last_step(self, run_id: str, name: str) -> int:
-        """The highest step that a run has a metric for; -1 if it has none."""
+        """The highest step that a run has a metric for, by its name in MLflow; -1 if it has none."""
         return max((metric.step for metric in self.client.get_metric_history(run_id, name)), default=-1)
 
+    @_told
     def batch(self, run_id: str, metrics: list[Any]) -> None:
         """Log up to 1000 of MLflow's own metric entities in one call."""
         self.client.log_batch(run_id, metrics=metrics)
 
+    @_told
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        names = self.names(run_id, tags)
         for name, value in tags.items():
-            self.client.set_tag(run_id, name, value)
+            self.client.set_tag(run_id, names[name], value)
 
+    @_told
     def dataset(self, run_id: str, name: str, url: str, digest: str, context: str) -> None:
         """Record which data a run consumed, by the digest of its shard index."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        data = Dataset(name=name, digest=digest[:36], source_type="webdataset", source=url)
+        data = Dataset(name[:MAX_DATASET_NAME_LENGTH], digest[:36], source_type="webdataset", source=url)
         self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
 
+    @_told
     def artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Store a file, or a folder with all it holds, with the run."""
-        if path.is_dir():
-            self.client.log_artifacts(run_id, str(path), folder)
-        else:
-            self.client.log_artifact(run_id, str(path), folder)
+        try:
+            if path.is_dir():
+                self.client.log_artifacts(run_id, str(path), folder)
+            else:
+                self.client.log_artifact(run_id, str(path), folder)
+        except Exception as error:
+            place = self.client.get_run(run_id).info.artifact_uri
+            served = urlsplit(self.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file")
+            mend = (
+                "start `mlflow server` with --artifacts-destination, so that it keeps them itself"
+                if served
+                else "make that place writable"
+            )
+            raise TrackingError(
+                f"{self.store.setting}: {path.name} cannot be stored at {shown(place)}, where the experiment "
+                f"{self.store.experiment!r} keeps its artifacts ({reason(error)}); {mend}, or take another experiment "
+                "with tracking.experiment=NAME"
+            ) from error
 
+    @_told
     def end(self, run_id: str, status: str) -> None:
-        self.client.set_terminated(run_id, status)
+        """Say how a run ended, unless it was deleted or an earlier start tracked it in another store."""
+        if self.has(run_id):
+            self.client.set_terminated(run_id, status)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.cluster.session import Cluster
 from pipeline.config.load import parse_config
-from pipeline.config.schema import PipelineConfig
+from pipeline.config.schema import PipelineConfig, TrackingConfig
 from pipeline.shards.build import write_index
 from pipeline.shards.index import make_index
 from pipeline.shards.write import ShardWriter
@@ -17,7 +17,8 @@ from pipeline.stages.context import RunContext
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.progress import Progress
 from pipeline.stages.stop import StopRequest
-from pipeline.tracking.runs import Tracker, default_uri
+from pipeline.tracking.runs import Tracker
+from pipeline.tracking.store import choose_store
 
 PIPELINE: dict[str, Any] = {
     "name": "quick",
@@ -98,7 +99,7 @@ def make_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
     folder = tmp_path_factory.mktemp("tracking")
-    return Tracker(default_uri(folder), "minivit", folder / "artifacts")
+    return Tracker(choose_store(TrackingConfig(), folder, {}, {}))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import parse_config
-from pipeline.errors import ConfigError, DataError, ModelError
+from pipeline.errors import ConfigError, DataError, ModelError, TrackingError
 from pipeline.export import FORMATS
 from pipeline.models.bundle import Preprocess, save_bundle
 from pipeline.models.minivit import MiniViT
@@ -208,3 +208,12 @@ def test_an_evaluation_is_held_against_all_that_its_model_has_seen(raw: dict[str
     change(raw, "stages.evaluate.data", "first")
     [warning] = findings(raw).warnings
     assert warning.startswith("datasets.first: 1 of 1 shards (train-000000.tar) are in datasets.train too")
+
+
+def test_a_store_without_a_place_is_refused_before_anything_starts(raw: dict[str, Any]) -> None:
+    raw["tracking"] = {"uri": "sqlite:///data/index.json/mlflow.db"}
+    config = parse_config(raw, "c")
+    for start in (plan, run_pipeline):
+        with pytest.raises(TrackingError, match=r"^tracking\.uri: the MLflow store .*/mlflow\.db cannot be written: "):
+            start(config)
+    assert not Path("runs").exists()

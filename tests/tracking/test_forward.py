@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.schema import TrackingConfig
 from pipeline.errors import TrackingError
 from pipeline.tracking.forward import MetricsForwarder
-from pipeline.tracking.runs import Tracker, default_uri
+from pipeline.tracking.runs import Tracker
+from pipeline.tracking.store import choose_store
 
 Row = dict[str, float]
 
@@ -21,7 +23,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
     folder = tmp_path_factory.mktemp("runs")
-    return Tracker(default_uri(folder), "minivit", folder / "artifacts")
+    return Tracker(choose_store(TrackingConfig(), folder, {}, {}))
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_more_than_one_call_takes(tracker: Tracker, run_id: str) -> None:
 def test_a_run_that_is_gone_is_an_error_at_the_end(tracker: Tracker) -> None:
     ledger = Ledger()
     ledger.add([1, 2])
-    expected = r"^tracking\.uri: .* stopped answering; 2 metric values are in metrics\.jsonl only"
+    expected = r"^tracking\.uri: .* refused .*not found.*; 2 metric values are in metrics\.jsonl only"
     with pytest.raises(TrackingError, match=expected), MetricsForwarder(tracker, "0" * 32, ledger.new_rows):
         pass
 

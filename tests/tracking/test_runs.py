@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import socket
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
+from pipeline.config.schema import TrackingConfig
 from pipeline.errors import TrackingError
-from pipeline.tracking.runs import FAILED, FINISHED, MAX_PARAM_LENGTH, Tracker, client_for, default_uri, flatten
+from pipeline.tracking.names import TAG_PREFIX, mlflow_name
+from pipeline.tracking.runs import FAILED, FINISHED, LONG_PARAMS, MAX_PARAM_LENGTH, Tracker, flatten
+from pipeline.tracking.store import choose_store, client_for, default_uri
 
 LIMIT_S = 15.0
 
@@ -21,7 +25,7 @@ LIMIT_S = 15.0
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
     folder = tmp_path_factory.mktemp("runs")
-    return Tracker(default_uri(folder), "minivit", folder / "mlflow-artifacts")
+    return Tracker(choose_store(TrackingConfig(), folder, {}, {}))
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def test_children_know_their_parent(tracker: Tracker) -> None:
 
 
 def test_the_experiment_is_shared_by_later_trackers(tracker: Tracker) -> None:
-    assert Tracker(tracker.uri, tracker.experiment, tracker.artifacts).experiment_id == tracker.experiment_id
+    assert Tracker(tracker.store).experiment_id == tracker.experiment_id
 
 
 def test_parameters_are_not_changed_on_resume(tracker: Tracker) -> None:
@@ -84,6 +88,47 @@ def test_more_parameters_than_a_call_takes(tracker: Tracker) -> None:
     params = tracker.client.get_run(run_id).data.params
     assert len(params) == 206
     assert len(params["long"]) == MAX_PARAM_LENGTH
+    kept = tracker.store.artifacts / run_id / "artifacts" / LONG_PARAMS / "long.txt"
+    assert kept.read_text() == "x" * 9000
+
+
+def test_names_that_mlflow_does_not_take_are_changed_and_told(tracker: Tracker, tmp_path: Path) -> None:
+    run_id = tracker.start("names", run_id=None)
+    metrics = {"class/jack-o'-lantern": 0.5, "class/jack-o_-lantern": 0.25, "samples/b@224": 2.0}
+    for _ in range(2):
+        tracker.metrics(run_id, metrics, step=1)
+        tracker.params(run_id, {"label_map": {"drake (duck)": "duck"}, "mixture": {"b@224": {"note": "y" * 9000}}})
+    tracker.dataset(run_id, "train-{000..010}?#@" * 100, "/data/x", "d" * 64, "train")
+    run = tracker.client.get_run(run_id)
+    told = {key.removeprefix(TAG_PREFIX): text for key, text in run.data.tags.items() if key.startswith(TAG_PREFIX)}
+    assert {told.get(name, name): value for name, value in run.data.metrics.items()} == metrics
+    params = {told.get(name, name): value for name, value in run.data.params.items()}
+    assert params == {"label_map.drake (duck)": "duck", "mixture.b@224.note": "y" * MAX_PARAM_LENGTH}
+    assert "class/jack-o_-lantern" not in told
+    note = f"{LONG_PARAMS}/{mlflow_name('mixture.b@224.note')}.txt"
+    assert (tracker.store.artifacts / run_id / "artifacts" / note).read_text() == "y" * 9000
+
+
+def test_artifacts_that_cannot_be_stored(tracker: Tracker, tmp_path: Path) -> None:
+    (tmp_path / "mlflow-artifacts").write_text("a file where MLflow wants a folder")
+    store = dataclasses.replace(tracker.store, experiment="elsewhere", artifacts=tmp_path / "mlflow-artifacts")
+    tracker = Tracker(store)
+    (tmp_path / "pipeline.yaml").write_text("name: x")
+    with pytest.raises(
+        TrackingError, match=r"pipeline\.yaml cannot be stored at file://.*/mlflow-artifacts/"
+    ) as caught:
+        tracker.artifact(tracker.start("run", run_id=None), tmp_path / "pipeline.yaml")
+    assert str(caught.value).endswith("or take another experiment with tracking.experiment=NAME")
+
+
+def test_what_mlflow_refuses_is_said_in_a_sentence(tracker: Tracker) -> None:
+    run_id = tracker.start("refused", run_id=None)
+    tracker.params(run_id, {"a": 1})
+    tracker.client.delete_run(run_id)
+    with pytest.raises(TrackingError, match=r"^tracking\.uri: the MLflow store at sqlite.* refused .*deleted"):
+        tracker.metrics(run_id, {"loss": 1.0})
+    tracker.end(run_id, FINISHED)
+    tracker.end("0" * 32, FINISHED)
 
 
 def test_metrics_tags_datasets_and_artifacts(tracker: Tracker, tmp_path: Path) -> None:
@@ -102,7 +147,7 @@ def test_metrics_tags_datasets_and_artifacts(tracker: Tracker, tmp_path: Path) -
     [used] = run.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest, used.dataset.source) == ("train", "d" * 36, "/data/train-*.tar")
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "train")]
-    assert (tracker.artifacts / run_id / "artifacts" / "surgery.json").is_file()
+    assert (tracker.store.artifacts / run_id / "artifacts" / "surgery.json").is_file()
     assert [item.path for item in tracker.client.list_artifacts(run_id, "model")] == ["model/model.json"]
 
 
@@ -138,7 +183,7 @@ def test_a_store_that_does_not_answer_is_an_error_soon(silent_port: int) -> None
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "gopher://store", "sqlite:////proc/none/mlflow.db"])
 def test_a_store_that_cannot_be_is_an_error(uri: str) -> None:
     with pytest.raises(TrackingError, match=r"^tracking\.uri: the MLflow store"):
-        Tracker(uri, "minivit", Path("unused"))
+        Tracker(choose_store(TrackingConfig(uri=uri), Path("unused"), {}, {}))
 
 
 def test_a_file_that_is_no_store_is_an_error(tmp_path: Path) -> None:
@@ -150,9 +195,9 @@ def test_a_file_that_is_no_store_is_an_error(tmp_path: Path) -> None:
 def test_two_pipelines_may_begin_at_once(tmp_path: Path) -> None:
     """Both find an empty store and make its tables."""
     program = (
-        "import sys; from pathlib import Path; from pipeline.tracking.runs import Tracker, default_uri; "
-        "folder = Path(sys.argv[1]); "
-        "Tracker(default_uri(folder), 'minivit', folder / 'artifacts').start('x', run_id=None)"
+        "import sys; from pathlib import Path; from pipeline.config.schema import TrackingConfig; "
+        "from pipeline.tracking.runs import Tracker; from pipeline.tracking.store import choose_store; "
+        "Tracker(choose_store(TrackingConfig(), Path(sys.argv[1]), {}, {})).start('x', run_id=None)"
     )
     both = [subprocess.Popen([sys.executable, "-c", program, tmp_path], stderr=subprocess.PIPE) for _ in range(2)]
     ended = [(process.communicate()[1].decode()[-2000:], process.returncode) for process in both]

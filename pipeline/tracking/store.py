@@ -1,0 +1,192 @@
+"""Which MLflow store a pipeline is tracked in, why that one, and whether it answers."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pipeline.config.schema import TrackingConfig
+from pipeline.errors import TrackingError
+
+QUIET = ("mlflow", "mlflow.store.db.utils", "alembic", "sqlalchemy")
+DEFAULT_EXPERIMENT = "minivit"
+SQLITE = re.compile(r"sqlite(\+\w+)?:///")
+CONFIG, RECORD, DEFAULT = "tracking.uri", "the run's record", "the default"
+URI_VARIABLE, NAME_VARIABLE, ID_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A tracking URI with the setting or variable that named it, and the experiment: a name, or an id in its place."""
+
+    uri: str
+    named_by: str
+    experiment: str
+    experiment_id: str | None
+    artifacts: Path  # where a local store keeps artifacts
+
+    @property
+    def setting(self) -> str:
+        """What a user changes to take another store."""
+        return URI_VARIABLE if self.named_by == URI_VARIABLE else CONFIG
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What a run's folder keeps, for `choose_store` to find the runs again."""
+        return {"tracking_uri": shown(self.uri), "tracking_uri_from": self.named_by}
+
+
+def choose_store(
+    tracking: TrackingConfig, runs_dir: Path, record: Mapping[str, Any], environment: Mapping[str, str]
+) -> Store:
+    """The store of a pipeline: what the config names, else the environment, else the run's record, else the default.
+
+    `record` is what earlier starts of the run wrote down (`Store.record`); a default there says nothing, since folders
+    move. The experiment is the config's, else the environment's, else `minivit`.
+    """
+    candidates = {
+        CONFIG: tracking.uri,
+        URI_VARIABLE: environment.get(URI_VARIABLE),
+        RECORD: record.get("tracking_uri") if record.get("tracking_uri_from", DEFAULT) != DEFAULT else None,
+    }
+    named_by, uri = next(((name, uri) for name, uri in candidates.items() if uri), (DEFAULT, default_uri(runs_dir)))
+    name = tracking.experiment or environment.get(NAME_VARIABLE)
+    number = None if name else environment.get(ID_VARIABLE) or None
+    return Store(_absolute(uri), named_by, name or DEFAULT_EXPERIMENT, number, runs_dir / "mlflow-artifacts")
+
+
+def default_uri(runs_dir: Path) -> str:
+    """The SQLite store that all runs in a folder share; absolute, as MLflow's own moves with the working directory."""
+    return sqlite_uri(runs_dir / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    text = str(path.resolve())
+    quoted = text.replace("%", "%25").replace("?", "%3F")  # which SQLAlchemy reads as a character and the path's end
+    # With the driver named, MLflow leaves the folder to SQLAlchemy; it would make another of the quoted name.
+    return f"sqlite:///{text}" if quoted == text else f"sqlite+pysqlite:///{quoted}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite store; None for another store, and for one in memory."""
+    match = SQLITE.match(uri)
+    path = uri[match.end() :].partition("?")[0] if match else ""
+    return Path(unquote(path)) if path else None
+
+
+def _absolute(uri: str) -> str:
+    path = sqlite_path(uri)
+    if path is None or "?" in uri or path.is_absolute():
+        return uri
+    return sqlite_uri(path)
+
+
+def shown(uri: str) -> str:
+    """A URI without the password that it may hold."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    user, host = parts.netloc.rpartition("@")[::2]
+    return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
+
+
+def describe(store: Store) -> str:
+    """Which store, why that one, and what shows a person its runs."""
+    served = urlsplit(store.uri).scheme in ("http", "https")
+    see = f"at {shown(store.uri)}" if served else f"with: mlflow ui --backend-store-uri {shlex.quote(shown(store.uri))}"
+    named_by = f"named by {store.named_by}" if store.named_by != DEFAULT else DEFAULT
+    return f"MLflow store: {named_by}, experiment {store.experiment_id or store.experiment!r}; see it {see}"
+
+
+def client_for(uri: str, setting: str = "tracking.uri") -> Any:
+    """An MLflow client of a tracking URI that answers; else `TrackingError` within about ten seconds."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    from mlflow import MlflowClient
+
+    for name in QUIET:  # what fails is raised; after the import, which sets levels of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow raises what its store raises: SQLAlchemy, requests, its own
+        raise TrackingError(
+            f"{setting}: the MLflow store at {shown(uri)} does not answer ({reason(error)}); start it, correct the "
+            "URI, or leave it out to use the SQLite store in the runs folder"
+        ) from None
+    return client
+
+
+def reason(error: Exception) -> str:
+    """The first line of what MLflow or its store raised."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def find_experiment(client: Any, store: Store) -> Any:
+    """The experiment of a store; None if there is none of that name yet.
+
+    Raises `TrackingError` for one that was deleted in MLflow, and for an id that names none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if store.experiment_id is None:
+        found = client.get_experiment_by_name(store.experiment)
+    else:
+        try:
+            found = client.get_experiment(store.experiment_id)
+        except MlflowException as error:
+            raise TrackingError(
+                f"{ID_VARIABLE}: {shown(store.uri)} has no experiment {store.experiment_id} ({reason(error)}); correct "
+                "it, or set tracking.experiment to a name"
+            ) from None
+    if found is not None and found.lifecycle_stage != "active":
+        restore = f"{URI_VARIABLE}={shlex.quote(shown(store.uri))} mlflow experiments restore --experiment-id"
+        raise TrackingError(
+            f"tracking.experiment: the experiment {found.name!r} was deleted in MLflow; bring it back with "
+            f"`{restore} {found.experiment_id}`, or take another with tracking.experiment=NAME"
+        )
+    return found
+
+
+def check_store(store: Store) -> None:
+    """Raise `TrackingError` where a run could not be tracked, as far as looking tells: nothing is made or written."""
+    path = sqlite_path(store.uri)
+    if path is not None and (not path.is_file() or not path.stat().st_size):
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise unwritable(store, path, f"{folder} takes no files")
+    elif path is not None or urlsplit(store.uri).scheme in ("http", "https"):  # opening another database may change it
+        find_experiment(client_for(store.uri, store.setting), store)
+
+
+@contextmanager
+def sole_user(store: Store) -> Iterator[None]:
+    """Within this context no other process sets up the same SQLite store, for whose tables MLflow takes no lock.
+
+    The folder is made. Raises `TrackingError` if it cannot be written.
+    """
+    path = sqlite_path(store.uri)
+    if path is None:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("a")
+    except OSError as error:
+        raise unwritable(store, path, error.strerror) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def unwritable(store: Store, path: Path, why: str | None) -> TrackingError:
+    return TrackingError(f"{store.setting}: the MLflow store {path} cannot be written: {why}")
