@@ -38,9 +38,9 @@ RESOLVED: dict[type[Section], dict[str, str]] = {
     },
     DataConfig: {"exclude": "the digest of the manifest's lines"},
     ModelConfig: {"variant": "the spec"},
-    TrainStage: {"init_from": "the digest of its weights"},
-    EvaluateStage: {"models": "the digests of their weights", "data": "the data set's own inputs"},
-    ExportStage: {"model": "the digest of its weights"},
+    TrainStage: {"init_from": "the digest of that model"},
+    EvaluateStage: {"models": "the digests of those models", "data": "the data set's own inputs"},
+    ExportStage: {"model": "the digest of that model"},
 }
 # Settings that change how fast, how safely or how visibly a stage runs, but not what it computes.
 WITHOUT_EFFECT: dict[type[Section], dict[str, str]] = {
@@ -76,7 +76,7 @@ def train_inputs(
     val: Source | None,
     init_from: str | None,
 ) -> dict[str, Any]:
-    """All that decides what a training stage computes; `init_from` is the digest of the weights it starts from.
+    """All that decides what a training stage computes; `init_from` is the digest of the model it starts from.
 
     Raises `DataError` where `data.exclude` is no manifest.
     """
@@ -84,7 +84,7 @@ def train_inputs(
         "version": VERSION,
         "settings": settings(stage),
         "spec": non_defaults(spec),
-        "preprocess": {"mean": list(preprocess.mean), "std": list(preprocess.std)},
+        "preprocess": {name: list(getattr(preprocess, name)) for name in ("mean", "std", "background")},
         "classes": list(classes),
         "seed": seed,
         "train": {source.name: source_inputs(source) for source in train},
@@ -99,7 +99,7 @@ def train_inputs(
 def evaluate_inputs(
     stage: EvaluateStage, *, models: Mapping[str, str], data: Source, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """All that decides what an evaluation measures; `models` maps names to the digests of their weights."""
+    """All that decides what an evaluation measures; `models` maps names to the models' digests."""
     return {
         "version": VERSION,
         "settings": settings(stage),
@@ -110,7 +110,7 @@ def evaluate_inputs(
 
 
 def export_inputs(stage: ExportStage, *, model: str) -> dict[str, Any]:
-    """All that decides what an export writes; `model` is the digest of its weights."""
+    """All that decides what an export writes; `model` is the model's digest."""
     return {"version": VERSION, "settings": settings(stage), "model": model}
 
 

@@ -39,17 +39,18 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
         state = reader.model_state()
     spec = ViTSpec.from_dict(manifest.spec)
     inputs = status.inputs  # the manifest has their digest
-    means, stds = (tuple(inputs["preprocess"][name]) for name in ("mean", "std"))
+    pixels = {name: tuple(values) for name, values in inputs["preprocess"].items()}
+    preprocess = Preprocess(channels=spec.channels, image_size=spec.image_size, **pixels)
     provenance = {
         "stage": folder.name,
         "checkpoint": storage.url(step_folder(step)),
         "step": step,
         "samples": manifest.slots,
-        "ema": inputs["settings"]["ema"],
+        "ema": inputs["settings"].get("ema"),
         "digest": manifest.digest,
         "metrics": manifest.metrics,
     }
-    return Bundle(state, spec, Preprocess(means, stds, spec.channels, spec.image_size), inputs["classes"], provenance)
+    return Bundle(state, spec, preprocess, inputs["classes"], provenance)
 
 
 def only_stage(path: Path) -> tuple[Path, Status]:

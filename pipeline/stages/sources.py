@@ -28,6 +28,7 @@ from pipeline.models.foreign import BESIDE, describe_foreign, load_foreign
 from pipeline.models.pretrained import find_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import RunFolder
+from pipeline.stages.inputs import inputs_digest, non_defaults
 from pipeline.stages.resolve import reference_ids, unreadable
 
 IMPORTED = "imported"
@@ -36,7 +37,7 @@ _importing = Lock()  # branches that start side by side from the same weights im
 
 @dataclass(frozen=True)
 class Source:
-    """A finished model: its name for people, its bundle, and a digest of its weights."""
+    """A finished model: its name for people, its bundle, and a digest of its weights and what gives them a meaning."""
 
     name: str
     path: Path
@@ -56,9 +57,16 @@ def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source
     if not branch_ids:
         foreign = is_foreign(context.config, reference)
         path = imported(context, stage_id, reference) if foreign else find_bundle(reference)
-        return Source(reference, path, hash_file(path / WEIGHTS)[:32])
+        return Source(reference, path, bundle_digest(path))
     path = context.folder.stage(branch_ids[0]).model
-    return Source(branch_ids[0], path, hash_file(path / WEIGHTS)[:32])
+    return Source(branch_ids[0], path, bundle_digest(path))
+
+
+def bundle_digest(folder: Path) -> str:
+    """32 hex digits that change with a model's weights, its spec, its preprocessing and its classes."""
+    described = load_description(folder)
+    meaning = [non_defaults(described.spec), non_defaults(described.preprocess), described.classes]
+    return inputs_digest({"weights": hash_file(folder / WEIGHTS), "meaning": meaning})
 
 
 def imported(context: RunContext, stage_id: str, reference: str) -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,39 @@ from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import Span, write_shard
 from pipeline.checkpoints.storage import open_storage
 from pipeline.cli.export import command as export_command
+from pipeline.config.data import DataConfig
+from pipeline.config.schema import TrainStage
+from pipeline.config.training import ModelConfig
 from pipeline.errors import CheckpointError, ModelError
 from pipeline.export import FORMATS
 from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.stages.folder import RUNNING, RunFolder, Status
+from pipeline.stages.inputs import train_inputs
 from pipeline.stages.kept import checkpoint_bundle
 
 SPEC = build_spec("nano", image_size=8, channels=1, num_classes=3, depth=1, positions="sincos")
 CLASSES = ["ankle boot", "bag", "coat"]
-INPUTS = {
-    "settings": {"ema": 0.99},
-    "preprocess": {"mean": [0.4], "std": [0.3]},
-    "classes": CLASSES,
-}
+PREPROCESS = Preprocess((0.4,), (0.3,), 1, (8, 8), background=(0, 0, 0))
+STAGE = TrainStage(
+    type="pretrain",
+    model=ModelConfig(variant="nano", image_size=8, channels=1),
+    data=DataConfig(train="train"),
+    duration="10 steps",
+    global_batch_size=64,
+)
+
+
+def inputs(**settings: Any) -> dict[str, Any]:
+    """As a status records them, with these settings of the stage."""
+    stage = STAGE.model_copy(update=settings)
+    found = train_inputs(
+        stage, spec=SPEC, preprocess=PREPROCESS, classes=CLASSES, seed=0, train=[], val=None, init_from=None
+    )
+    return json.loads(json.dumps(found))
+
+
 LOSSES = {4: 0.7, 6: 0.5, 8: 0.5, 10: None}  # validated but for the last
 Begin = Callable[..., Path]
 
@@ -63,7 +82,7 @@ def begin(tmp_path: Path) -> Begin:
     def make(stage_id: str = "pretrain", place: str = "checkpoints", **status: Any) -> Path:
         folder = RunFolder(tmp_path / "runs" / "quick").stage(stage_id)
         settings = {"checkpoints": place, "keep_best": "val/loss", **status}
-        folder.write_status(Status(RUNNING, "pretrain", "d", INPUTS, **settings))
+        folder.write_status(Status(RUNNING, "pretrain", "d", inputs(ema=0.99), **settings))
         for step, loss in LOSSES.items():
             commit(str(folder.path / place) if "://" not in place else place, step, loss)
         return tmp_path / "runs" / "quick"
@@ -86,10 +105,18 @@ def test_the_average_of_the_chosen_checkpoint(begin: Begin, place: str, which: s
         bundle = checkpoint_bundle(path, which)
         assert_is_of(bundle, step)
     assert (bundle.spec, bundle.classes) == (SPEC, CLASSES)
-    assert bundle.preprocess == Preprocess((0.4,), (0.3,), 1, (8, 8))
+    assert bundle.preprocess == PREPROCESS
     assert bundle.provenance["metrics"] == ({} if LOSSES[step] is None else {"val/loss": LOSSES[step]})
     assert bundle.provenance["checkpoint"].endswith(f"/step-{step:08d}")
     assert [bundle.provenance[name] for name in ("stage", "ema", "digest")] == ["pretrain", 0.99, "d"]
+
+
+def test_settings_at_their_defaults_are_not_recorded(begin: Begin) -> None:
+    folder = begin() / "stages" / "pretrain"
+    folder.joinpath("status.json").write_text(
+        json.dumps({**json.loads((folder / "status.json").read_text()), "inputs": inputs()})
+    )
+    assert checkpoint_bundle(folder, "best").provenance["ema"] is None
 
 
 def test_a_run_that_was_moved_is_read_where_it_is(begin: Begin, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,21 @@ def test_the_digest_follows_the_weights(context: RunContext) -> None:
     finish(context, "larger", None, step=1)
     before = resolve_source(context, "finer", "larger").digest
     finish(context, "larger", None, step=2)
+    assert resolve_source(context, "finer", "larger").digest != before
+
+
+@pytest.mark.parametrize("change", [{"mean": [0.4]}, {"classes": [*"abcdefghij"]}, {"background": [0, 0, 0]}])
+def test_the_digest_follows_what_gives_the_weights_a_meaning(context: RunContext, change: dict[str, Any]) -> None:
+    """As where a file that lies beside foreign weights now says another mean; who made them is no content."""
+    model = finish(context, "larger", None)
+    before = resolve_source(context, "finer", "larger").digest
+    described = json.loads((model / "model.json").read_text())
+    described["provenance"]["note"] = "copied"
+    (model / "model.json").write_text(json.dumps(described))
+    assert resolve_source(context, "finer", "larger").digest == before
+    for name, value in change.items():
+        (described if name in described else described["preprocess"])[name] = value
+    (model / "model.json").write_text(json.dumps(described))
     assert resolve_source(context, "finer", "larger").digest != before
 
 
