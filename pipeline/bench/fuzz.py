@@ -26,7 +26,12 @@ from pipeline.stream.draws import AUGMENT, SlotDraws
 
 CHUNK = 500  # inputs of one task, after which its findings come back
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "TIFF": "tif", "BMP": "bmp"}
-MODES = {"PNG": ["RGB", "L", "P", "RGBA", "I;16"], "JPEG": ["RGB", "L", "CMYK"], "GIF": ["P"]}
+MODES = {
+    "PNG": ["RGB", "L", "P", "RGBA", "LA", "I;16"],
+    "JPEG": ["RGB", "L", "CMYK"],
+    "WEBP": ["RGB", "L", "RGBA"],
+    "GIF": ["P"],
+}
 SIZE = (24, 24)
 CROP = AugmentConfig(rand_augment=RandAugmentConfig(), erase=0.2)
 
