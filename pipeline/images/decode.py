@@ -250,7 +250,7 @@ def flatten(image: Image.Image, channels: int, background: Color) -> Pixels:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGB", image.size, background).convert(mode)
-        ground.paste(image.convert(mode), mask=image.getchannel("A"))  # rounds to the nearest
+        ground.paste(image, mask=image)  # by its alpha, rounded to the nearest
         image = ground
     pixels = np.array(image.convert(mode))
     return pixels[:, :, None] if channels == 1 else pixels
