@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from pipeline.cli.paths import UserPath
+
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 PHOTOS_FOLDER = click.option(
     "--folder", default="data/bench", show_default=True, help="Where the photographs are kept."
@@ -19,7 +21,7 @@ def group() -> None:
 
 
 @group.command("overhead")
-@click.argument("config", type=click.Path(), default="configs/quickstart.yaml")
+@click.argument("config", type=UserPath(), default="configs/quickstart.yaml")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--stage", default="pretrain", show_default=True, help="Training stage whose loop is measured.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Pairs of measurements.")
@@ -272,7 +274,7 @@ def fuzz(inputs: int, seed: int, workers: int | None, as_json: bool) -> None:
 
 
 @group.command("shuffle")
-@click.option("--plot", type=click.Path(dir_okay=False), help="Write a picture of both distributions to this file.")
+@click.option("--plot", type=UserPath(dir_okay=False), help="Write a picture of both distributions to this file.")
 @AS_JSON
 def shuffle(plot: str | None, as_json: bool) -> None:
     """How well batches mix where every shard holds one class, against a uniform shuffle."""

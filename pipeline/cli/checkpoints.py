@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.cli.paths import UserPath
+
 if TYPE_CHECKING:
     from pipeline.checkpoints.storage import Storage
 
-RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RUN[/stages/STAGE]")
+RUN = click.argument("run", type=UserPath(exists=True, file_okay=False, path_type=Path), metavar="RUN[/stages/STAGE]")
 STEP = click.option("--step", type=click.IntRange(min=0), help="Only the checkpoint of this step; default: the newest.")
 
 

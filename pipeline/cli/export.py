@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli.paths import UserPath
+
 
 @click.command("export")
-@click.argument("model", type=click.Path(path_type=Path), metavar="RUN[/STAGE]")
+@click.argument("model", type=UserPath(path_type=Path), metavar="RUN[/STAGE]")
 @click.option(
     "--format", "name", default="safetensors", show_default=True, help="safetensors, timm, clip, onnx or torch-export."
 )
@@ -17,7 +19,7 @@ import click
     metavar="best|last|step-N",
     help="Of a committed checkpoint instead of the finished model, also where the stage has not finished.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", type=UserPath(path_type=Path), required=True, help="Folder to write.")
 def command(model: Path, name: str, checkpoint: str | None, out: Path) -> None:
     """Write the model of RUN's last training stage, or of RUN/STAGE, to a folder."""
     from pipeline.export import export

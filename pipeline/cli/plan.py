@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from pipeline.cli.paths import UserPath
+
 
 @click.command("plan")
-@click.argument("config", type=click.Path())
+@click.argument("config", type=UserPath())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--world-size", type=click.IntRange(min=1), help="Number of workers to plan for, in place of the config's own."

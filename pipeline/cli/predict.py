@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli.paths import UserPath
+
 
 @click.command("predict")
-@click.argument("model", type=click.Path(path_type=Path), metavar="RUN[/STAGE]|EXPORT")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("model", type=UserPath(path_type=Path), metavar="RUN[/STAGE]|EXPORT")
+@click.argument("images", nargs=-1, required=True, type=UserPath(path_type=Path))
 @click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Classes to show per image.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def command(model: Path, images: tuple[Path, ...], top: int, as_json: bool) -> None:

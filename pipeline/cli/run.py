@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from pipeline.cli.paths import UserPath
+
 
 @click.command("run")
-@click.argument("config", type=click.Path())
+@click.argument("config", type=UserPath())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def command(config: str, overrides: tuple[str, ...]) -> None:
     """Run the pipeline that CONFIG describes, or go on with it after anything at all.

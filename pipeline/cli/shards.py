@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
+from pipeline.cli.paths import PATTERN, UserPath
+
 if TYPE_CHECKING:
     from pipeline.shards.index import DatasetIndex
 
-CLICK_TYPES = {int: click.INT, str: click.STRING, Path: click.Path(path_type=Path)}
+CLICK_TYPES = {int: click.INT, str: click.STRING, Path: UserPath(path_type=Path)}
 IMAGE_KEY = click.option(
     "--image-key", help="Extensions of the image member, the first match wins, such as 'png;jpg'; default: the index's."
 )
@@ -53,7 +55,7 @@ def make_group() -> None:
 
 
 @group.command("index")
-@click.argument("pattern")
+@click.argument("pattern", type=PATTERN)
 @click.option("--classes", help="Label names in order: a,b,c or a file with one a line.")
 @IMAGE_KEY
 @LABEL_KEY
@@ -96,7 +98,7 @@ def index_command(
 
 
 @group.command("verify")
-@click.argument("patterns", nargs=-1, required=True, metavar="PATTERN...")
+@click.argument("patterns", type=PATTERN, nargs=-1, required=True, metavar="PATTERN...")
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Decode every image, and look for doubles.")
 @IMAGE_KEY
 @LABEL_KEY
@@ -127,8 +129,8 @@ def verify_command(
 
 
 @group.command("regroup")
-@click.argument("pattern")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
+@click.argument("pattern", type=PATTERN)
+@click.option("--out", type=UserPath(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
 @IMAGE_KEY
 @LABEL_KEY
 @WORKERS
@@ -147,7 +149,7 @@ def regroup_command(pattern: str, out: Path, image_key: str | None, label_key: s
 
 
 @group.command("order")
-@click.argument("config", type=click.Path())
+@click.argument("config", type=UserPath())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--stage", required=True, help="A training stage of CONFIG, or STAGE/VARIANT.")
 @click.option("--world-size", default=1, show_default=True, type=click.IntRange(1), help="Ranks.")
@@ -192,8 +194,8 @@ def order_command(
 
 
 @group.command("stats")
-@click.argument("pattern")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write histograms to this PNG file.")
+@click.argument("pattern", type=PATTERN)
+@click.option("--plot", type=UserPath(dir_okay=False, path_type=Path), help="Write histograms to this PNG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @IMAGE_KEY
 @LABEL_KEY
@@ -223,8 +225,8 @@ def stats_command(
 
 
 @group.command("preview")
-@click.argument("pattern")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default="preview.png", show_default=True)
+@click.argument("pattern", type=PATTERN)
+@click.option("--out", type=UserPath(dir_okay=False, path_type=Path), default="preview.png", show_default=True)
 @click.option("--count", default=48, show_default=True, type=click.IntRange(1, 10_000), help="Samples to show.")
 @click.option("--columns", default=8, show_default=True, type=click.IntRange(1, 100), help="Samples in a row.")
 @click.option("--side", default=128, show_default=True, type=click.IntRange(16, 1024), help="Pixels of each.")
@@ -259,14 +261,14 @@ def preview_command(
     click.echo(f"{out}: written")
 
 
-OUT = click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
+OUT = click.option("--out", type=UserPath(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
 SAMPLES_PER_SHARD = click.option(
     "--samples-per-shard", default=10_000, show_default=True, type=click.IntRange(1), help="At most, in each shard."
 )
 
 
 @group.command("reshard")
-@click.argument("pattern")
+@click.argument("pattern", type=PATTERN)
 @OUT
 @SAMPLES_PER_SHARD
 @click.option("--prefix", default="train", show_default=True, help="Shards are named PREFIX-000000.tar and so on.")
@@ -287,7 +289,7 @@ def reshard_command(
 
 
 @group.command("split")
-@click.argument("pattern")
+@click.argument("pattern", type=PATTERN)
 @click.argument("parts", nargs=-1, required=True, metavar="PREFIX=SHARE...")
 @OUT
 @SAMPLES_PER_SHARD

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.class_names import class_name, repeated
+from pipeline.config.paths import PathText
 from pipeline.config.section import Positive, Section, Share
 
 Area = Annotated[float, Field(gt=0, le=1)]  # of an image, as a share
@@ -23,14 +24,14 @@ MAX_BLOCK = 1000  # samples after which the weights of a mixture come out even, 
 class CacheConfig(Section):
     """A folder on each machine for what was read of remote shards; the least recently used goes first."""
 
-    folder: str
+    folder: PathText
     max_gigabytes: Annotated[float, Field(gt=0)]
 
 
 class DatasetConfig(Section):
     """One set of WebDataset shards. `shards` is a folder, a glob or a brace pattern, local or any fsspec URL."""
 
-    shards: str
+    shards: PathText
     make: str | None = Field(default=None, description="built-in data set that `run` writes there if it is missing")
     classes: list[str] | None = Field(default=None, description="label names; default: those in the index")
     image_key: str | None = Field(
@@ -152,7 +153,7 @@ class DataConfig(Section):
     lanes: Positive = Field(default=64, description="C of the sample order; never changes within a run")
     window: Positive = Field(default=512, description="samples shuffled together within a lane")
     loader_workers: Annotated[int, Field(ge=0)] = 1
-    exclude: str | None = Field(
+    exclude: PathText | None = Field(
         default=None, description="quarantine manifest of an earlier run: its samples are left out"
     )
 

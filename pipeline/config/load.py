@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipeline.config.fields import show
 from pipeline.config.messages import sentences
 from pipeline.config.overrides import apply_overrides
+from pipeline.config.paths import expand
 from pipeline.config.references import reference_faults
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.yaml_text import read_yaml, to_yaml
@@ -59,7 +60,10 @@ def _read_merged(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: base: found {show(base)}, expected the name of one YAML file, relative to this one."
         )
-    base_path = path.parent / base
+    try:
+        base_path = path.parent / expand(base)
+    except ValueError as error:
+        raise ConfigError(f"{path}: base: found {show(base)}, expected {error}.") from None
     inherited = _read_mapping(base_path)
     if "base" in inherited:
         raise ConfigError(f"{path}: base: {base_path} has a base itself; only one level is allowed, so merge the two.")

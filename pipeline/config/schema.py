@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import DataConfig, DatasetConfig
+from pipeline.config.paths import PathText
 from pipeline.config.section import Length, Positive, Section
 from pipeline.config.training import (
     CheckpointConfig,
@@ -28,7 +29,7 @@ FOLDER_NAME = "letters, digits, '_', '-' and '.', the first a letter or digit"
 
 
 class TrackingConfig(Section):
-    uri: str | None = Field(
+    uri: PathText | None = Field(
         default=None,
         description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, else the SQLite store runs/mlflow.db",
     )
@@ -88,7 +89,7 @@ class TrainStage(StageBase):
     """A pretraining or fine-tuning stage: one Ray Train job per variant."""
 
     type: Literal["pretrain", "finetune"]
-    init_from: str | None = Field(
+    init_from: PathText | None = Field(
         default=None,
         description="a stage, STAGE/VARIANT, an export, timm:NAME, or a safetensors file of timm, Hugging Face or CLIP",
     )
@@ -136,14 +137,14 @@ class EvaluateStage(StageBase):
     """Every model in `models` on the whole data set, each sample exactly once."""
 
     type: Literal["evaluate"]
-    models: list[str] = Field(min_length=1, description="stages, STAGE/VARIANT, paths to exports or timm:NAME")
+    models: list[PathText] = Field(min_length=1, description="stages, STAGE/VARIANT, paths to exports or timm:NAME")
     data: str = Field(description="name of an entry of `datasets`")
     batch_size: Positive = 256
 
 
 class ExportStage(StageBase):
     type: Literal["export"]
-    model: str
+    model: PathText
     formats: list[str] = Field(default_factory=lambda: ["safetensors"])
 
 
@@ -174,7 +175,7 @@ class PipelineConfig(Section):
 
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
-    runs_dir: str = "runs"
+    runs_dir: PathText = "runs"
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
     train: TrainConfig = TrainConfig()

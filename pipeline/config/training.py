@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.paths import PathText
 from pipeline.config.section import Duration, Length, Positive, Rate, Section, Share
 
 Size = int | tuple[int, int]
@@ -169,7 +170,7 @@ class CheckpointConfig(Section):
     keep_best: Literal["val/loss", "val/accuracy", "val/top5"] | None = Field(
         default=None, description="and the best by this metric; a validation that beats it is committed at once"
     )
-    storage: str | None = Field(
+    storage: PathText | None = Field(
         default=None, description="folder or fsspec URL (s3://bucket/prefix) for checkpoints; default: the run's folder"
     )
 

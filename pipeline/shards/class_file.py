@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from pipeline.config.class_names import class_name, repeated
+from pipeline.config.paths import expand
 from pipeline.errors import DataError
 
 SUFFIXES = {".txt", ".csv", ".tsv", ".names", ".json", ".yaml"}  # of a file's name rather than a class's
@@ -17,6 +18,11 @@ def read_class_names(given: str) -> list[str]:
 
     Raises DataError for a missing or unreadable file, for no names at all, and for a name that is given twice.
     """
+    if given.startswith(("~", "$")) and not os.path.isfile(given):
+        try:
+            given = expand(given)
+        except ValueError as error:
+            raise DataError(f"--classes {given}: expected {error}") from None
     path = Path(given)
     if os.path.isfile(given):  # False, where Path.is_file raises, for a list longer than a file name may be
         place, names = "lines", _text(path).split("\n")

@@ -9,12 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.load import dump_config, load_config
+from pipeline.config.paths import literal
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.section import Duration
 from pipeline.config.yaml_text import to_yaml
 from pipeline.errors import ConfigError
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
+PATHS = TEXTS.filter(lambda path: not path.startswith("~")).map(literal)
 FLOATS = st.floats(1e-12, 1e6)
 DURATIONS = st.builds(Duration, value=st.floats(0.001, 1e9), unit=st.sampled_from(["epochs", "steps", "samples"]))
 
@@ -26,7 +28,7 @@ def write(folder: Path, name: str, data: Any) -> Path:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(TEXTS, TEXTS, FLOATS, DURATIONS, st.integers(0, 2**63), st.sampled_from([28, (28, 56)]))
+@given(PATHS, PATHS, FLOATS, DURATIONS, st.integers(0, 2**63), st.sampled_from([28, (28, 56)]))
 def test_a_dump_loads_back_equal(
     raw: dict[str, Any],
     tmp_path: Path,
