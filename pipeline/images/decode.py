@@ -27,6 +27,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970  # where Pillow, too, speaks of a decompression bomb
 ORIENTATION_TAG, TRANSPOSED = 0x0112, range(5, 9)
 PNG_START, PNG_SIZE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", struct.Struct(">IIBB")
+PNG_DEPTH = len(PNG_START) + 8  # where its bits per sample stand
 PNG_MODES = {(8, 0): "L", (8, 2): "RGB", (8, 4): "LA", (8, 6): "RGBA", (16, 0): "I;16"}  # by depth and colour type
 # What OpenCV decodes as Pillow would where nothing is transparent; palettes, CMYK and the like go through Pillow.
 CV2_MODES = {"PNG": {"L", "RGB", "I;16"}, "JPEG": {"L", "RGB"}, "WEBP": {"RGB"}}
@@ -240,6 +241,9 @@ def open_upright(data: Data) -> Image.Image:
     """The (first) image of a file in the mode that it is stored in; raises whatever Pillow does."""
     file = Image.open(io.BytesIO(data), formats=FORMATS)
     file.load()
+    key = file.info.get("transparency")
+    if file.format == "PNG" and file.mode == "L" and isinstance(key, int):
+        file.info["transparency"] = key * 255 // (2 ** data[PNG_DEPTH] - 1)  # Pillow scales the pixels alone
     return ImageOps.exif_transpose(file)
 
 

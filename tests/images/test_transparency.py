@@ -48,12 +48,16 @@ def png(values: np.ndarray, key: bytes | None) -> bytes:
     height, width, samples = values.shape
     color = {1: 0, 2: 4, 3: 2, 4: 6}[samples]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)), (b"tRNS", key)]
-    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
+    keys = [] if key is None else [(b"tRNS", key)]
+    return chunks((b"IHDR", header), *keys, (b"IDAT", zlib.compress(rows)))
+
+
+def chunks(*named: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these chunks."""
     body = (
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in chunks
-        if data is not None
+        for name, data in (*named, (b"IEND", b""))
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
@@ -168,6 +172,20 @@ def test_orientation_and_transparency_go_together() -> None:
     pixels = shown(data, 3, TEAL)
     assert tuple(pixels[KEYED]) == RED
     assert tuple(pixels[OUTSIDE]) == TEAL
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_value_of_few_bits_is_that_value(bits: int) -> None:
+    values = np.arange(8) % 2**bits
+    packed = np.packbits(np.unpackbits(values.astype(np.uint8)[:, None], axis=1)[:, -bits:])
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    for key in range(2**bits):
+        data = chunks(
+            (b"IHDR", header), (b"tRNS", struct.pack(">H", key)), (b"IDAT", zlib.compress(b"\0" + bytes(packed)))
+        )
+        seen = shown(data, 3, TEAL)[0]
+        scaled = np.repeat(values[:, None] * 255 // (2**bits - 1), 3, axis=1)
+        np.testing.assert_array_equal(seen, np.where((values == key)[:, None], TEAL, scaled))
 
 
 def test_a_deep_transparent_value_is_that_value_alone() -> None:
