@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ from pipeline.config.references import TIMM
 from pipeline.errors import ModelError
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.clip_bridge import find_layout, from_clip
+from pipeline.models.foreign_config import class_labels, hugging_face_normalisation, normalisation
 from pipeline.models.hf_bridge import from_hugging_face, is_hugging_face
 from pipeline.models.spec import Activation, ViTSpec
 from pipeline.models.timm_bridge import from_timm
 
 CONFIG, PREPROCESSOR = BESIDE = ("config.json", "preprocessor_config.json")  # what may lie beside a file and say more
-# The usual normalisation, where a checkpoint does not say what its images had.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load_foreign(reference: str, **unreadable: Any) -> Bundle:
@@ -64,29 +64,37 @@ def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); give a whole safetensors file") from error
-    preprocess, classes = {}, None
-    try:
+    config: dict[str, Any] = {}
+    with _named(path):
         if find_layout(state):
             new, spec = from_clip(state, **unreadable)
         elif is_hugging_face(state):
             config = _beside(path, CONFIG)
             new, spec = from_hugging_face(state, config, **unreadable)
-            usual = _beside(path, PREPROCESSOR)
-            preprocess = {key: usual.get(f"image_{key}") for key in ("mean", "std")}
-            labels = config.get("id2label") or {}
-            classes = list(labels.values()) if len(labels) == spec.num_classes else None
         else:
             new, spec = from_timm(state, **unreadable)
+    preprocessor = _beside(path, PREPROCESSOR)
+    with _named(path.parent / PREPROCESSOR):
+        mean, std = hugging_face_normalisation(preprocessor, spec.channels)
+    with _named(path.parent / CONFIG):
+        classes = class_labels(config.get("id2label"), config.get("label2id"), spec.num_classes)
+    return Bundle(new, spec, Preprocess(mean, std, spec.channels, spec.image_size), classes, {"source": str(path)})
+
+
+@contextmanager
+def _named(source: Path | str) -> Iterator[None]:
+    """Opens errors within by the file or reference that they are about."""
+    try:
+        yield
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
-    return Bundle(new, spec, _preprocess(spec, preprocess), classes, {"source": str(path)})
+        raise ModelError(f"{source}: {error}") from None
 
 
 def _beside(path: Path, name: str) -> dict[str, Any]:
     """A JSON file beside the weights; empty where there is none."""
     file = path.parent / name
     try:
-        described = json.loads(file.read_text())
+        described = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -102,7 +110,7 @@ def _describes_itself(path: Path) -> bool:
     if path.name != "model.safetensors" or not (path.is_file() and config.is_file()):
         return False
     try:
-        return "architecture" in json.loads(config.read_text())
+        return "architecture" in json.loads(config.read_text(encoding="utf-8-sig"))
     except ValueError:
         return False
 
@@ -128,12 +136,10 @@ def _convert(reference: str, model: Any) -> tuple[dict[str, Tensor], ViTSpec]:
         activation = _activation(model.blocks[0].mlp.act)
     except (AttributeError, TypeError, IndexError):
         raise ModelError(f"{reference}: is a {type(model).__name__}, not a plain Vision Transformer of timm") from None
-    try:
+    with _named(reference):
         return from_timm(
             model.state_dict(), grid=(grid[0], grid[1]), num_heads=heads, eps=norm.eps, activation=activation
         )
-    except ModelError as error:
-        raise ModelError(f"{reference}: {error}") from None
 
 
 def _activation(module: torch.nn.Module) -> Activation:
@@ -149,28 +155,23 @@ def _from_timm_model(reference: str, model: Any) -> Bundle:
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     folder = reference.partition("local-dir:")[2]
     background = _beside(Path(folder, CONFIG), CONFIG).get("background") if folder else None
-    return Bundle(
-        {name: tensor.detach().clone() for name, tensor in state.items()},
-        spec,
-        _preprocess(spec, {**config, "background": background}),
-        _classes(model, spec, config),
-        {"source": reference},
-    )
+    with _named(reference):
+        preprocess = _preprocess(spec, {**config, "background": background})
+        classes = _classes(model, spec, config)
+    weights = {name: tensor.detach().clone() for name, tensor in state.items()}
+    return Bundle(weights, spec, preprocess, classes, {"source": reference})
 
 
 def _preprocess(spec: ViTSpec, config: Mapping[str, Any]) -> Preprocess:
-    mean, std = (tuple(config.get(key) or usual) for key, usual in (("mean", MEAN), ("std", STD)))
-    if len(mean) != spec.channels:
-        mean, std = (sum(mean) / len(mean),) * spec.channels, (sum(std) / len(std),) * spec.channels
+    mean, std = normalisation(config.get("mean"), config.get("std"), spec.channels)
     return Preprocess(mean, std, spec.channels, spec.image_size, tuple(config.get("background") or WHITE))
 
 
 def _classes(model: Any, spec: ViTSpec, config: Mapping[str, Any]) -> list[str] | None:
     """Names of the head's classes: those of the export, or ImageNet's synsets (n01440764) where timm says so."""
-    names = config.get("label_names")
-    if not names:
-        from timm.data import ImageNetInfo, infer_imagenet_subset
+    if names := config.get("label_names"):
+        return class_labels(names, None, spec.num_classes)
+    from timm.data import ImageNetInfo, infer_imagenet_subset
 
-        subset = infer_imagenet_subset(model)
-        names = ImageNetInfo(subset).label_names() if subset else None
-    return list(names) if names and len(names) == spec.num_classes else None
+    subset = infer_imagenet_subset(model)
+    return class_labels(ImageNetInfo(subset).label_names(), None, spec.num_classes) if subset else None

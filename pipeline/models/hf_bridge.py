@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.recognise import refuse_unplaced
-from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec, as_pair, whole_patches
+from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
 log = logging.getLogger(__name__)
@@ -181,8 +181,12 @@ def _read_spec(
 
 
 def _grid(patches: int, patch: Pair, config: Mapping[str, Any]) -> Pair:
-    if size := config.get("image_size"):
-        grid = whole_patches(as_pair(size if isinstance(size, int) else tuple(size)), patch)
+    size = config.get("image_size")
+    if isinstance(size, Mapping):
+        size = [size.get("height"), size.get("width")]
+    sides = [size, size] if isinstance(size, int) else size
+    if isinstance(sides, (list, tuple)) and len(sides) == 2 and all(isinstance(side, int) for side in sides):
+        grid = sides[0] // patch[0], sides[1] // patch[1]  # `transformers` leaves the rest of an image out
         if grid[0] * grid[1] == patches:
             return grid
     side = math.isqrt(patches)

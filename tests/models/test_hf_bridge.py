@@ -70,6 +70,9 @@ def test_outputs_are_equal(kind: str, layout: str, randomise: Randomise, tmp_pat
 def test_a_folder_of_the_hub_says_heads_grid_classes_and_normalisation(randomise: Randomise, tmp_path: Path) -> None:
     theirs = hugging_face("ViT", randomise, image_size=[16, 24], id2label={n: f"class {n}" for n in range(5)})
     theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"id2label": dict(reversed(config["id2label"].items())), "image_size": {"height": 17, "width": 27}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8-sig")
     usual = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(usual))
     path = str(tmp_path / "model.safetensors")
@@ -78,6 +81,9 @@ def test_a_folder_of_the_hub_says_heads_grid_classes_and_normalisation(randomise
     assert bundle.classes == [f"class {n}" for n in range(5)]
     assert (bundle.preprocess.mean, bundle.preprocess.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     assert describe_foreign(path).spec == bundle.spec
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(usual | {"image_std": "0.2"}))
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json: image_std: found '0\.2', expected a number$"):
+        describe_foreign(path)
     images = torch.randn(2, 3, 16, 24)
     found = ours(bundle.state, bundle.spec, images, headless=False)
     expected = theirs(pixel_values=images, interpolate_pos_encoding=False).logits
