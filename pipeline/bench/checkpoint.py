@@ -30,12 +30,14 @@ from pipeline.config.training import CheckpointConfig, EngineConfig, OptimizerCo
 from pipeline.files import sync
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
+from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.job import RankContext
 from pipeline.train.optim import build_optimizer, parameter_groups
 from pipeline.train.saver import ATTEMPT, Saver
 from pipeline.train.state import TrainState
+from pipeline.train.streams import copies_of
 
 RESULT = "saves.json"
 INTERVAL_S = 60.0  # between two saves, to which a stall is compared
@@ -126,7 +128,7 @@ def saves_worker(job: SavesJob, ranks: RankContext) -> None:
 
 
 def all_done_collective(saver: Saver) -> bool:
-    done = torch.tensor(saver.is_done, dtype=torch.int32)
+    done = torch.tensor(saver.is_done, dtype=torch.int32, device=select_device())
     dist.all_reduce(done, op=dist.ReduceOp.MIN)
     return bool(done)
 
@@ -144,7 +146,8 @@ def trainer(job: SavesJob) -> tuple[TrainState, Callable[[], float]]:
     settings = EngineConfig.model_validate({"zero_stage": job.zero_stage, "precision": precision})
     engine = Engine(model, optimizer, settings, clip_grad_norm=1.0)
     ema = ShardedEMA(engine.flats, 0.999)
-    images = torch.randn(1, channels, job.image_size, job.image_size).to(next(model.parameters()).dtype)
+    dtype = precision_dtype(precision)
+    images = torch.randn(1, channels, job.image_size, job.image_size, device=engine.device).to(dtype)
 
     def advance() -> float:
         began = time.perf_counter()
@@ -168,14 +171,14 @@ def make_saver(job: SavesJob, state: TrainState) -> Saver:
 
 
 def copy_alone(state: TrainState) -> float:
-    """Seconds that it takes to copy this rank's state with nothing beside it."""
+    """Seconds that it takes to copy this rank's state to the host with nothing beside it."""
     _, tensors = state.parts()
-    copies = {name: torch.empty_like(tensor) for name, tensor in tensors.items()}
+    copies = copies_of(state.engine.device)
+    targets = {name: copies.host_memory(tensor) for name, tensor in tensors.items()}
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
-        for name, tensor in tensors.items():
-            copies[name].copy_(tensor)
+        copies.to_host(tensors, targets, after=copies.moment())
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])  # the first one also gets its pages
 
