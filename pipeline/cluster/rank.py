@@ -44,8 +44,6 @@ def run_rank(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     log = Path(config["logs"]) / f"rank-{rank:05d}.log"
     write_log_to(log)
-    if not config["gpus"]:  # a cluster that is not of our making may show all GPUs to ranks that asked for none
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from pipeline.errors import Interrupted
     from pipeline.train.job import RankContext
 
@@ -77,7 +75,8 @@ def take_device(cpus: int, gpus: int) -> torch.device:
     from pipeline.train.device import select_device, take_gpu
 
     torch.set_num_threads(cpus)
-    if not gpus:
+    if not gpus:  # a cluster that is not of our making may show all of its GPUs to ranks that asked for none
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return select_device()
     from ray.train.torch import get_device
 

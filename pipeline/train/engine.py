@@ -198,4 +198,5 @@ def engine_settings(config: EngineConfig, *, clip_grad_norm: float, parameters: 
         },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": sys.maxsize,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device before every forward pass
     }

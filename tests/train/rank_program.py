@@ -298,6 +298,18 @@ def accumulate(zero_stage: int, small: int) -> dict[str, Any]:
     return {"moved": moved, "said": said.getvalue()}
 
 
+def waits(zero_stage: int) -> dict[str, Any]:
+    """How often DeepSpeed waits for the device in four steps of two micro-batches, once it has warmed up."""
+    trainer = Trainer(zero_stage, "fp32", "adamw")
+    accelerator, calls = sys.modules["deepspeed"].get_accelerator(), []
+    kept, accelerator.synchronize = accelerator.synchronize, lambda *_: calls.append(1)
+    try:
+        trainer.train(0, 4, [5, 3], 2)
+    finally:
+        accelerator.synchronize = kept
+    return {"waits": len(calls)}
+
+
 def overlapped(*arguments: Any) -> dict[str, Any]:
     """`steps` as on GPUs: reduction in small buckets, two of them, during the backward pass."""
     told, bucket = engine_module.engine_settings, engine_module.LARGEST_BUCKET
@@ -351,7 +363,7 @@ def memory(zero_stage: int, precision: str, variant: str, images: int) -> dict[s
     }
 
 
-CASES = (steps, save_and_go_on, resume, not_finite, accumulate, overlapped, compiled, stall, memory)
+CASES = (steps, save_and_go_on, resume, not_finite, accumulate, waits, overlapped, compiled, stall, memory)
 
 
 def main() -> None:

@@ -24,6 +24,10 @@ def test_gradients_are_added_up_and_reduced_in_fp32(stage: int, precision: str) 
     assert told["bf16"] == {"enabled": precision == "bf16", "immediate_grad_update": True}
 
 
+def test_the_timer_that_waits_for_the_device_is_off() -> None:
+    assert settings(2, "bf16")["timers"] == {"throughput": {"enabled": False}}
+
+
 @pytest.mark.parametrize("stage", range(4))
 def test_reduction_hides_behind_the_backward_pass_where_deepspeed_can(stage: int) -> None:
     """With micro-batches of our own choice it refuses that below stage 2, where nothing is reduced before `step`."""

@@ -63,6 +63,7 @@ def two(run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFact
     for stage in STAGES[1:]:
         name = case("overlapped", stage)
         cases[name] = ["overlapped", [stage, "fp32", [5, 3], 2, str(root / name)]]
+        cases[case("waits", stage)] = ["waits", [stage]]
         cases[case("accumulate", stage)] = ["accumulate", [stage, SMALL]]
     for name, shares, micro_batches in (("more parts than samples", [7, 1], 3), ("a rank without samples", [8, 0], 2)):
         cases[name] = ["steps", [2, "fp32", shares, micro_batches, str(root / name)]]
@@ -223,6 +224,12 @@ def test_bf16_gradients_of_micro_batches_are_added_up_in_fp32(two: Results, stag
         result = rank[case("accumulate", stage)]
         assert set(result["moved"].tolist()) == {256.0 + SMALL}
         assert result["said"] == "", "DeepSpeed's reports of memory collect all garbage first"
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_deepspeed_waits_for_the_device_only_where_it_reads_the_norm(two: Results, stage: int) -> None:
+    """Its timer of throughput would do so before every forward pass."""
+    assert [rank[case("waits", stage)]["waits"] for rank in two] == [0, 0]
 
 
 @pytest.mark.parametrize(("stage", "precision"), EVERY)
