@@ -72,7 +72,8 @@ def parse_pattern(text: str) -> Pattern:
         and not WILDCARD.search(name)
     ):
         return Pattern(text, _absolute(text), ALL)
-    if re.search(r"[*?{}]", folder):
+    there = store.is_local(folder) and store.local_path(folder).is_dir()  # then it means itself
+    if re.search(r"[*?{}]", folder) and not there:
         raise DataError(f"{text!r}: only the file name may vary, since one index describes one folder")
     folder = (folder or "/") if slash else "."
     return Pattern(text, _absolute(folder), tuple(_tars(expand_braces(name))))

@@ -17,7 +17,7 @@ WITHOUT_LISTING = "http", "https"
 
 
 def is_local(url: str) -> bool:
-    return url.startswith("file://") or ("://" not in url and "::" not in url)
+    return url.startswith(("file://", "/", "./", "../")) or ("://" not in url and "::" not in url)
 
 
 def local_path(url: str) -> Path:

@@ -53,6 +53,16 @@ def test_local_folders_become_absolute(tmp_path: Path, monkeypatch: pytest.Monke
         assert parse_pattern(pattern or ".").folder == str(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a#b?c=d%20e f", "[x]*{y}", "a::b://c"])
+@pytest.mark.parametrize("pattern", ["train-*.tar", "train-{000000..000001}.tar", "train-000000.tar", ""])
+def test_a_folder_that_is_there_means_itself(tmp_path: Path, name: str, pattern: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    found = parse_pattern(str(folder / pattern))
+    assert found.folder == str(folder)
+    assert found.select(["train-000000.tar", "train-000001.tar"])[:1] == ["train-000000.tar"]
+
+
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [

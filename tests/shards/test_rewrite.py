@@ -25,8 +25,9 @@ def source(folder: Path, samples, write_tar) -> DatasetIndex:
     return build_index(str(folder), classes=[str(label) for label in range(10)], workers=1)
 
 
-def test_resharding_evens_out_and_keeps_order_and_bytes(source: DatasetIndex, tmp_path: Path) -> None:
-    out = split(source, tmp_path / "out", parts={"train": 1}, samples_per_shard=11, shuffle_seed=None, workers=1)
+@pytest.mark.parametrize("name", ["out", "o#u?t%20 [x]*{y}"])
+def test_resharding_evens_out_and_keeps_order_and_bytes(source: DatasetIndex, tmp_path: Path, name: str) -> None:
+    out = split(source, tmp_path / name, parts={"train": 1}, samples_per_shard=11, shuffle_seed=None, workers=1)
     assert source.counts.tolist() == [5, 0, 3, 40]
     assert out.counts.tolist() == [10, 10, 10, 9, 9]
     assert contents(out) == contents(source)
