@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,6 +52,19 @@ class DatasetConfig(Section):
     @classmethod
     def one_spelling(cls, names: list[str] | None) -> list[str] | None:
         return names and [class_name(name) for name in names]
+
+    @field_validator("background", mode="before")
+    @classmethod
+    def color_by_name(cls, given: Any) -> Any:
+        color = given
+        if isinstance(given, str):
+            from PIL import ImageColor  # few settings need it
+
+            with suppress(ValueError):
+                color = ImageColor.getrgb(given)
+        if not isinstance(color, (list, tuple)) or len(color) != 3:
+            raise ValueError("a colour such as black, '#ff8800' or [255, 136, 0]")
+        return tuple(color)
 
     @model_validator(mode="after")
     def one_class_per_name(self) -> Self:

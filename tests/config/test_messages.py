@@ -56,6 +56,16 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
             "pretrian",
             f"stages.pretrain.type: found 'pretrian', did you mean 'pretrain'? Allowed: {TYPES}.",
         ),
+        (
+            "datasets.train.background",
+            "whiet",
+            "datasets.train.background: found 'whiet', expected a colour such as black, '#ff8800' or [255, 136, 0].",
+        ),
+        (
+            "datasets.train.background",
+            [0, 0, 256],
+            "datasets.train.background[2]: found 256, expected a whole number from 0 up to 255.",
+        ),
         ("stages.pretrain.type", 3, f"stages.pretrain.type: found 3, allowed: {TYPES}."),
         ("stages.pretrain.type", REMOVE, f"stages.pretrain.type: missing; set it to one of {TYPES}."),
         ("stages.pretrain", 3, "stages.pretrain: found 3, expected a section with a type."),

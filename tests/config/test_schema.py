@@ -77,7 +77,19 @@ def test_model_overrides_are_the_fields_set_here(raw: dict[str, Any]) -> None:
     assert (model.fans_out, model.variants) == (True, ["nano", "micro"])
 
 
-@pytest.mark.parametrize("background", ["white", [255, 255], [0, 0, 256], [0.5, 0, 0], 255])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("black", (0, 0, 0)), ("#ff8800", (255, 136, 0)), ([255, 136, 0], (255, 136, 0)), (None, (255, 255, 255))],
+)
+def test_a_background_is_a_colour(raw: dict[str, Any], given: object, expected: tuple[int, int, int]) -> None:
+    if given is not None:
+        raw["datasets"]["train"]["background"] = given
+    config = PipelineConfig.model_validate(raw)
+    assert config.datasets["train"].background == expected
+    assert PipelineConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("background", ["whiet", "#ff880080", [255, 255], [0, 0, 256], [0.5, 0, 0], 255])
 def test_a_background_is_three_bytes(raw: dict[str, Any], background: object) -> None:
     raw["datasets"]["train"]["background"] = background
     with pytest.raises(ValidationError):
