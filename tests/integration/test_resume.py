@@ -158,14 +158,29 @@ def test_other_workers_and_zero_stages_in_one_run(joined: Any, kit: Any, shards:
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_checkpoint_of_a_later_version_is_not_passed_over(
+def newest(folder: Path) -> Path | None:
+    """The manifest of the newest checkpoint."""
+    return max(folder.glob("checkpoints/*/manifest.json"), default=None)
+
+
+def test_kills_in_the_first_seconds_of_an_epoch_cost_seconds(
     joined: Any, kit: Any, shards: Path, stages: dict[str, Any]
 ) -> None:
+    """As soon as anything more is committed, the driver and all ranks die. Then a later version goes on."""
     stages = copy.deepcopy(stages)
-    stages["pretrain"]["duration"] = "400 steps"
-    path = joined.write(kit.config(shards, "later", stages), "later.yaml")
-    stop_at(joined, kit, path, "later", 8)
-    manifest = max((joined.stage("later", "pretrain") / "checkpoints").glob("*/manifest.json"))
+    stages["pretrain"] |= {"duration": "1M steps", "checkpoint": {"every": "1M steps", "every_minutes": 0.005}}
+    path, folder = joined.write(kit.config(shards, "often", stages), "often.yaml"), joined.stage("often", "pretrain")
+    for _ in range(2):
+        before = newest(folder)
+        process = joined.start("run", path)
+        kit.wait_until(lambda before=before: newest(folder) not in (None, before), process, TIMEOUT_S)
+        process.kill()
+        _, stderr = process.communicate()
+        kit.wait_until_gone(folder)
+        if before:
+            assert resumed_at(stderr) == int(before.parent.name.removeprefix("step-"))
+    manifest = newest(folder)
+    assert manifest is not None
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
     done = joined.minivit("run", path, timeout_s=TIMEOUT_S)
     assert done.code == 5
