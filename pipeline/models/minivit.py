@@ -6,7 +6,7 @@ Legend: B batch, C channels, (H, W) image, (h, w) grid, N = h * w patches, P pre
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -144,6 +144,15 @@ class MiniViT(nn.Module):
     def decays(self, name: str) -> bool:
         """Whether weight decay acts on a parameter: on matrices and kernels, not on biases, norms or tokens."""
         return name not in TOKENS and self.get_parameter(name).ndim >= 2
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As PyTorch's, except that sine-cosine positions only move: in bf16 nothing would bring their digits back."""
+        table = self.pos_embed if self.spec.positions == "sincos" else None
+        super()._apply(fn, recurse)
+        if table is not None:
+            assert self.pos_embed is not None
+            self.pos_embed = table.to(self.pos_embed.device)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] normalised floats -> logits [B, num_classes]."""

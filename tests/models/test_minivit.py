@@ -272,3 +272,17 @@ def test_wrong_images_are_refused(small_model: Make, shape: tuple[int, ...], mes
 def test_mask_without_a_token_is_refused(small_model: Make) -> None:
     with pytest.raises(ModelError, match=r"\[MASK\]"):
         small_model().forward_features(torch.zeros(1, 3, 16, 16), torch.ones(1, 16, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("move", [nn.Module.bfloat16, nn.Module.half, lambda model: model.to("cpu", torch.bfloat16)])
+def test_sine_cosine_positions_keep_their_digits_in_any_precision(move: Callable[[nn.Module], nn.Module]) -> None:
+    model = MiniViT(**SMALL, positions="sincos")
+    table = model.state_dict()["pos_embed"].clone()
+    move(model)
+    kept = model.state_dict()["pos_embed"]
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, table)
+    dtype = model.cls_token.dtype
+    assert dtype != torch.float32
+    assert model(torch.randn(1, 3, 32, 32, dtype=dtype)).dtype == dtype
+    assert model(torch.randn(1, 3, 48, 32, dtype=dtype)).dtype == dtype

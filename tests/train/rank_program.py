@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,7 +132,12 @@ class Wide(nn.Module):
         return self.head(self.layers(images.to(self.head.weight.dtype).flatten(1)))
 
 
-MODELS = {"wide": Wide, "vit": lambda: MiniViT.from_spec(SPEC), "tied": Tied}
+MODELS = {
+    "wide": Wide,
+    "vit": lambda: MiniViT.from_spec(SPEC),
+    "sincos": lambda: MiniViT.from_spec(replace(SPEC, positions="sincos")),
+    "tied": Tied,
+}
 MODELS["lamb"] = MODELS["plain"] = MODELS["vit"]  # trained by the optimiser of that name, the others by AdamW
 
 

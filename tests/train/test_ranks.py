@@ -21,12 +21,14 @@ from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.models.drop_path import sample_keys
 from pipeline.models.per_step import per_step
+from pipeline.models.pos_embed import sincos_positions
 from pipeline.train.seeds import DROP_PATH, derive_seed
 
 Results = list[dict[str, Any]]
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
 EVERY = [(stage, precision) for stage in STAGES for precision in PRECISIONS if (stage, precision) != (0, "bf16")]
+BF16 = [(stage, "bf16") for stage in STAGES[1:]]
 TIED = [(stage, "fp32") for stage in STAGES]
 SMALL = 65  # gradients of 1 on top of one of 256: in bf16 each of them alone would be lost
 SHARES = {1: [8], 2: [5, 3], 3: [3, 0, 5]}
@@ -67,7 +69,7 @@ def two(run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFact
         cases[case("accumulate", stage)] = ["accumulate", [stage, SMALL]]
     for name, shares, micro_batches in (("more parts than samples", [7, 1], 3), ("a rank without samples", [8, 0], 2)):
         cases[name] = ["steps", [2, "fp32", shares, micro_batches, str(root / name)]]
-    for model, keys in (("vit", EVERY), ("tied", TIED), ("lamb", TIED), ("plain", TIED)):
+    for model, keys in (("vit", EVERY), ("tied", TIED), ("lamb", TIED), ("plain", TIED), ("sincos", BF16)):
         for stage, precision in keys:
             saved = case("save", model, stage, precision)
             cases[saved] = ["save_and_go_on", [stage, precision, model, str(root / saved), [5, 3]]]
@@ -281,6 +283,17 @@ def test_resume_on_the_same_ranks_is_bit_identical(
         assert rank[again]["losses"] == rank[saved]["losses"]
     for step in (2, 4):
         assert_same_states(saved_state(root, again, step), saved_state(root, saved, step))
+
+
+@pytest.mark.parametrize(("stage", "precision"), BF16)
+def test_sine_cosine_positions_are_saved_as_they_were_computed(
+    two: Results, root: Path, program: SimpleNamespace, stage: int, precision: str
+) -> None:
+    storage, folder = LocalStorage(root / case("resume", "sincos", stage, precision)), step_folder(4)
+    state = StateReader(storage, folder, verify(storage, folder)).model_state()
+    table = sincos_positions(program.SPEC.grid, program.SPEC.embed_dim, program.SPEC.tokens.num_prefix)
+    assert not torch.equal(table, table.bfloat16().float())
+    assert torch.equal(state["pos_embed"], table)
 
 
 @pytest.mark.parametrize(("saved", "precision", "ranks", "stage"), CONVERSIONS)
