@@ -14,6 +14,7 @@ from pipeline.report.collect import Run, read_run
 SECTIONS = {
     "stages": "Stages",
     "results": "Results",
+    "left-out": "Bad samples",
     "curves": "Curves",
     "confusion": "Confusion",
     "positions": "Positions",
@@ -48,6 +49,9 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     gaps = pictures.Gaps()
+    left_out: list[tables.LeftOut] = []
+    with gaps.noted("The table of bad samples"):
+        left_out = tables.left_out(run)
     wide, tall = pictures.graphs(run)
     context = {
         "run": run,
@@ -59,6 +63,7 @@ def render(run: Run) -> str:
         "graph_wide": wide,
         "graph_tall": tall,
         "results": tables.result_rows(run),
+        "left_out": left_out,
         "accuracies": pictures.accuracy_picture(run),
         "curves": pictures.curve_groups(run),
         "judged": pictures.judged_models(run),

@@ -6,6 +6,7 @@ import platform
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from pipeline.config.schema import TrainStage
 from pipeline.models.costs import count_parameters
 from pipeline.report.collect import Branch, Row, Run, as_time
 from pipeline.report.text import NOTHING, count_text, duration_text, shape_text, share_text, size_text
+from pipeline.shards.bad_samples import TEST, TRAIN, VAL, summarise
 
 LIBRARIES = ("minivit-pipeline", "torch", "deepspeed", "ray", "mlflow", "webdataset", "timm", "numpy")
 WORST_FIRST = ("failed", "interrupted", "running")
@@ -65,6 +67,17 @@ class Surgery:
     source: str | None
     summary: str
     rows: list[SurgeryRow]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Bad samples in the data of a stage, ready to print. `data` is train, val or test."""
+
+    stage: str
+    data: str
+    count: str
+    why: str
+    manifest: str
 
 
 def run_state(run: Run) -> str:
@@ -129,6 +142,21 @@ def result_row(run: Run, branch: Branch) -> ResultRow:
         wall_time=duration_text(branch.seconds) if branch.seconds is not None else NOTHING,
         speed=f"{np.median(speed.values):,.0f}" if speed else NOTHING,
     )
+
+
+def left_out(run: Run) -> list[LeftOut]:
+    """The bad samples that each stage has met, finished or not. Raises DataError for a damaged manifest."""
+    found = []
+    for branch in run.branches:
+        kinds = {"train": TRAIN, "val": VAL} if branch.trains else {"test": TEST}
+        for data, name in kinds.items():
+            told = branch.status.get("result", {}).get("bad_samples", {}).get(data, {})
+            bad = summarise(branch.folder / name, int(told.get("samples", 0)))
+            if bad.bad:
+                count = f"{bad.bad:,} of {bad.samples:,}" if bad.samples else f"{bad.bad:,} so far"
+                manifest = Path(name).stem
+                found.append(LeftOut(branch.id, data, count, str(bad), f"stages/{branch.id}/{manifest}.*.jsonl"))
+    return found
 
 
 def all_events(run: Run) -> list[Event]:

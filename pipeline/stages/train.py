@@ -18,12 +18,14 @@ from pipeline.files import write_json
 from pipeline.models.bundle import Preprocess, load_bundle, load_description, save_bundle
 from pipeline.models.spec import ViTSpec
 from pipeline.models.surgery import adapt
+from pipeline.shards import bad_samples
 from pipeline.shards.store import is_local, local_path
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import stage_data
 from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.inputs import train_inputs
 from pipeline.stages.jobs import StageJob
+from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
 from pipeline.stream.source import build_mixture
@@ -220,16 +222,29 @@ class TrainStageRun:
             "start_accuracy": at_start[0]["val/accuracy"] if at_start else None,
             "accuracy": validated[-1]["val/accuracy"] if validated else None,
             "loss": validated[-1]["val/loss"] if validated else None,
+            "bad_samples": self._tell_left_out(),
             "image_size": list(self.spec.image_size),
             "patch_size": list(self.spec.patch),
             "variant": self.spec.variant,
         }
 
+    def _tell_left_out(self) -> dict[str, Any]:
+        """Bad samples of the training and the validation data."""
+        train, val = self.folder.path / bad_samples.TRAIN, self.folder.path / bad_samples.VAL
+        indexes = [source.index for source in self.train]
+        mend = f"`data.exclude: {train}` leaves them out of the next run's order"
+        told = {"train": tell_left_out(self.context, self.id, "train", train, indexes, mend)}
+        if self.val:
+            mend = "validation metrics are over the others"
+            told["val"] = tell_left_out(self.context, self.id, "val", val, [self.val.index], mend)
+        return told
+
     def artifacts(self) -> list[tuple[Path, str | None]]:
         """What the run keeps in MLflow: (file or folder, folder there)."""
         names = ("surgery.json", "surgery.txt", "metrics.jsonl", "events.jsonl")
         files = [(self.folder.path / name, None) for name in names]
-        return [*files, (self.folder.model, "model")]
+        bad = manifests(self.folder.path, bad_samples.TRAIN, bad_samples.VAL)
+        return [*files, *bad, (self.folder.model, "model")]
 
     def metrics(self, result: dict[str, Any]) -> dict[str, float]:
         """Rank 0 has logged them step by step."""

@@ -1,17 +1,19 @@
 """Bad samples: noted in a manifest, limited, and left out by later runs.
 
-A manifest is JSON lines: dataset, shard, index, key, reason.
+`shards.bad_samples` says what a manifest is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.shards.bad_samples import Line, files_of, place_of, read_lines
 from pipeline.shards.index import DatasetIndex, load_offsets
 from pipeline.stream.read import BadSample, Reader
 
@@ -31,7 +33,7 @@ class Quarantine:
 
     def __init__(self, path: Path | None, part: str) -> None:
         self._path = path.with_suffix(f".{part}.jsonl") if path is not None else None
-        self._noted = set(map(_place, _read_lines(self._path))) if self._path and self._path.exists() else set()
+        self._noted = set(map(place_of, whole_lines(self._path))) if self._path and self._path.exists() else set()
         self._seen = self._bad = self._in_a_row = 0
 
     def good(self) -> None:
@@ -43,8 +45,8 @@ class Quarantine:
         """Note a bad sample, once per manifest. Raises DataError where there are too many."""
         self._seen, self._bad, self._in_a_row = self._seen + 1, self._bad + 1, self._in_a_row + 1
         line = {"dataset": dataset, "shard": shard, "index": index, "key": key, "reason": reason}
-        if _place(line) not in self._noted:
-            self._noted.add(_place(line))
+        if place_of(line) not in self._noted:
+            self._noted.add(place_of(line))
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with self._path.open("a", encoding="utf-8") as file:
@@ -56,6 +58,14 @@ class Quarantine:
             )
         if self._bad > max(SHARE_GRACE, MAX_SHARE * self._seen):
             raise DataError(f"{self._bad} of {self._seen} samples are bad (at most {MAX_SHARE:.0%} may be); {last}")
+
+
+def whole_lines(path: Path) -> list[Line]:
+    """The lines of a file that is going to be appended to, after cutting off a last one that a crash left torn."""
+    data = path.read_bytes()
+    if torn := len(data) - (data.rfind(b"\n") + 1):
+        os.truncate(path, len(data) - torn)
+    return read_lines(path)
 
 
 def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None) -> dict[int, np.ndarray]:
@@ -73,7 +83,7 @@ def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None
     excluded: dict[int, set[int]] = {}
     by_key: dict[int, set[str]] = {}
     for file in files:
-        for line in _read_lines(file):
+        for line in read_lines(file):
             if dataset is not None and line.get("dataset", dataset) != dataset:
                 continue
             shard = numbers.get(line["shard"])
@@ -94,15 +104,14 @@ def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None
 
 def manifest_digest(manifest: str) -> str:
     """32 hex digits that name the samples of a manifest, whichever files list them in whatever order; DataError."""
-    entries = (line for file in _files(manifest) for line in _read_lines(file))
+    entries = (line for file in _files(manifest) for line in read_lines(file))
     lines = {json.dumps([line.get(name) for name in ("dataset", "shard", "index", "key")]) for line in entries}
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
 
 
 def _files(manifest: str) -> list[Path]:
     """The files of a manifest: its own, and those of workers beside it. Raises DataError if there are none."""
-    path = Path(manifest)
-    files = sorted({*path.parent.glob(f"{path.stem}.*.jsonl"), *([path] if path.is_file() else [])})
+    files = files_of(Path(manifest))
     if not files:
         raise DataError(
             f"data.exclude: there is no quarantine manifest {manifest}; correct the path or remove the setting"
@@ -123,28 +132,3 @@ def _find_keys(index: DatasetIndex, shard: int, keys: set[str], manifest: str) -
         missing = min(keys - set(found))
         raise DataError(f"{manifest} excludes {missing!r}, which {index.names[shard]} does not hold; remove its line")
     return set(found.values())
-
-
-def _place(line: dict) -> tuple[str | None, str, int | None]:
-    return line.get("dataset"), line["shard"], line.get("index")
-
-
-def _read_lines(path: Path) -> list[dict]:
-    lines = []
-    text = path.read_text(encoding="utf-8")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            valid = isinstance(entry["shard"], str) and isinstance(entry["key"], str)
-            valid = valid and isinstance(entry.get("index", 0), int) and entry.get("index", 0) >= 0
-        except (ValueError, TypeError, KeyError):
-            valid = False
-        if valid:
-            lines.append(entry)
-        elif number <= text.count("\n"):  # else the last line, which a full disk cut short
-            raise DataError(
-                f'{path}:{number} is no line of a quarantine manifest: expected {{"shard", "index", "key"}}'
-            )
-    return lines

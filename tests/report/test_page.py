@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import CheckpointError
@@ -35,6 +36,7 @@ def test_the_figures_of_the_run_are_on_it(page: str) -> None:
         assert text in page
     assert "workers were lost (rank 1 died with SIGKILL)" in page
     assert "What is missing" not in page
+    assert "No stage has met a bad sample" in page
 
 
 def test_every_picture_has_words(page: str) -> None:
@@ -57,6 +59,38 @@ def test_an_unfinished_run_says_what_is_missing(unfinished_run: Path) -> None:
     assert "No stage has left a model" in page
 
 
+def note_bad(folder: Path, name: str, lines: list[tuple[str, str]]) -> None:
+    """A quarantine manifest of (key, reason)."""
+    entries = [
+        {"dataset": "t", "shard": "train-000000.tar", "index": i, "key": key, "reason": reason}
+        for i, (key, reason) in enumerate(lines)
+    ]
+    (folder / name).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def test_bad_samples_are_on_the_page(finished_run: Path) -> None:
+    home = finished_run / "stages" / "finetune-56"
+    note_bad(home, "quarantine.rank0-worker0.jsonl", [("0000", "no label member (found png)"), ("0001", "<torn>")])
+    note_bad(home, "quarantine-val.rank0-worker0.jsonl", [("7", "no readable image header")])
+    status = json.loads((home / "status.json").read_text())
+    status["result"] = {"bad_samples": {"train": {"samples": 400}}}
+    (home / "status.json").write_text(json.dumps(status))
+    page = write_report(finished_run).read_text(encoding="utf-8")
+    assert "2 of 400" in page
+    assert "no label member (found png) (1, such as train-000000.tar/0000); &lt;torn&gt; (1, such as" in page
+    assert "1 so far" in page  # of how many, a finished stage says
+    assert "stages/finetune-56/quarantine-val.*.jsonl" in page
+    assert "No stage has met a bad sample" not in page
+
+
+def test_a_damaged_manifest_costs_the_table_and_is_named(finished_run: Path) -> None:
+    note_bad(finished_run / "stages" / "finetune-56", "quarantine.rank0-worker0.jsonl", [("0", "torn")])
+    (finished_run / "stages" / "finetune-56" / "quarantine.rank0-worker0.jsonl").write_text("not json\n{}\n")
+    page = write_report(finished_run).read_text(encoding="utf-8")
+    assert "The table of bad samples could not be drawn" in page
+    assert "quarantine.rank0-worker0.jsonl:1 is no line" in page
+
+
 def test_a_run_that_has_only_a_pipeline_has_a_page(unfinished_run: Path) -> None:
     shutil.rmtree(unfinished_run / "stages")
     assert "No stage has logged anything yet." in write_report(unfinished_run).read_text(encoding="utf-8")
@@ -75,9 +109,10 @@ def test_names_from_outside_are_text_and_never_markup(finished_run: Path) -> Non
     (home / "pretrain" / "nano" / "events.jsonl").write_text(
         json.dumps({"time": 5.0, "event": "<b>", "message": "<script>alert(1)</script>"}) + "\n"
     )
-    evaluation = json.loads((home / "test" / "evaluation.json").read_text())
-    evaluation["classes"][0] = "<img src=x>"
-    (home / "test" / "evaluation.json").write_text(json.dumps(evaluation))
+    with np.load(home / "test" / "confusion.npz") as arrays:
+        kept = dict(arrays)
+    kept["classes"][0] = "<img src=x>"
+    np.savez(home / "test" / "confusion.npz", **kept)
     page = write_report(finished_run).read_text(encoding="utf-8")
     assert "<script" not in page
     assert "<img src=x" not in page

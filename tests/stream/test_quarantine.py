@@ -141,6 +141,14 @@ def test_a_restart_notes_nothing_twice(tmp_path) -> None:
     assert len(manifest_lines(tmp_path)) == 1
 
 
+def test_a_line_that_a_crash_left_torn_spoils_no_later_one(tmp_path) -> None:
+    Quarantine(tmp_path / "bad.jsonl", "w").bad("a.tar", 1, "k", "torn", "t")
+    with (tmp_path / "bad.w.jsonl").open("a") as file:
+        file.write('{"dataset": "t", "sha')
+    Quarantine(tmp_path / "bad.jsonl", "w").bad("a.tar", 2, "l", "torn", "t")
+    assert [line["index"] for line in manifest_lines(tmp_path)] == [1, 2]
+
+
 def test_too_many_in_a_row_are_an_error() -> None:
     quarantine = Quarantine(None, "")
     for number in range(MAX_IN_A_ROW - 1):

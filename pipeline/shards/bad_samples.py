@@ -1,0 +1,101 @@
+"""Bad samples on record: the manifests that loaders leave behind, read as one list and put in a few words.
+
+A manifest is JSON lines: dataset, shard, index, key, reason. Each loader worker of each rank writes a file of its own,
+so `quarantine.jsonl` stands for all `quarantine.*.jsonl` beside it. Restarts, epochs and ranks may note a sample again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+
+TRAIN, VAL, TEST = "quarantine.jsonl", "quarantine-val.jsonl", "quarantine.jsonl"  # in a stage's folder
+MAX_REASONS = 3
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why `count` samples are bad; `first` is the shard/key of one."""
+
+    reason: str
+    count: int
+    first: str
+
+
+@dataclass(frozen=True)
+class BadSamples:
+    """The distinct bad ones among `samples`, with the most frequent reasons."""
+
+    bad: int
+    samples: int
+    reasons: list[Reason]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        told = [f"{found.reason} ({found.count}, such as {found.first})" for found in self.reasons]
+        rest = self.bad - sum(found.count for found in self.reasons)
+        return "; ".join([*told, f"other reasons ({rest})"] if rest else told)
+
+
+def files_of(manifest: Path) -> list[Path]:
+    """The files that a manifest's path stands for."""
+    return sorted({*manifest.parent.glob(f"{manifest.stem}.*.jsonl"), *([manifest] if manifest.is_file() else [])})
+
+
+def read_manifest(manifest: Path) -> list[Line]:
+    """Every bad sample once, in the order of the shards; none if there are no files. Raises DataError."""
+    lines = {place_of(line): line for file in files_of(manifest) for line in read_lines(file)}
+    return sorted(lines.values(), key=lambda line: (line.get("dataset", ""), line["shard"], line.get("index", 0)))
+
+
+def summarise(manifest: Path, samples: int) -> BadSamples:
+    """What a manifest says of a data set of so many samples. Raises DataError."""
+    lines = read_manifest(manifest)
+    by_kind: dict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        by_kind[kind_of(line.get("reason", ""))].append(line)
+    ranked = sorted(by_kind.values(), key=len, reverse=True)[:MAX_REASONS]
+    reasons = [Reason(few[0].get("reason", ""), len(few), f"{few[0]['shard']}/{few[0]['key']}") for few in ranked]
+    return BadSamples(len(lines), samples, reasons)
+
+
+def kind_of(reason: str) -> str:
+    """A reason without what differs from sample to sample: numbers, quotations, details in brackets."""
+    return re.sub(r"\(.*\)|'[^']*'|\d+", "", reason)
+
+
+def place_of(line: Line) -> tuple[Any, ...]:
+    """What tells one sample from another."""
+    return line.get("dataset"), line["shard"], line.get("index", line["key"])
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of one file. Raises DataError for one that is no line of a manifest."""
+    lines = []
+    text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            valid = isinstance(entry["shard"], str) and isinstance(entry["key"], str)
+            valid = valid and isinstance(entry.get("index", 0), int) and entry.get("index", 0) >= 0
+        except (ValueError, TypeError, KeyError):
+            valid = False
+        if valid:
+            lines.append(entry)
+        elif number <= text.count("\n"):  # else the last line, which a full disk cut short
+            raise DataError(
+                f'{path}:{number} is no line of a quarantine manifest: expected {{"shard", "index", "key"}}'
+            )
+    return lines

@@ -1,0 +1,40 @@
+"""Telling of samples that a stage left out because they are bad: on the console, among its events, in its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.shards.bad_samples import BadSamples, files_of, summarise
+from pipeline.shards.index import DatasetIndex
+from pipeline.stages.context import RunContext
+from pipeline.stages.folder import StageFolder
+
+
+def tell_left_out(
+    context: RunContext, stage_id: str, what: str, manifest: Path, indexes: Iterable[DatasetIndex], mend: str
+) -> dict[str, Any]:
+    """Say how many of the samples in `what` (train, val, test) are bad, the first reasons and the `mend`.
+
+    `manifest` may stand for several files. Returns what the stage's result keeps.
+    """
+    found = summarise(manifest, sum(index.num_samples for index in indexes))
+    if found.bad:
+        message = left_out(what, found, manifest, mend)
+        StageFolder(manifest.parent).event("bad_samples", message, bad=found.bad, samples=found.samples)
+        context.say(stage_id, message)
+    return found.to_dict()
+
+
+def left_out(what: str, found: BadSamples, manifest: Path, mend: str) -> str:
+    pattern = manifest.with_name(f"{manifest.stem}.*.jsonl")
+    return (
+        f"{what}: {found.bad:,} of {found.samples:,} samples are bad and were left out: {found}; "
+        f"{pattern} lists them; {mend}"
+    )
+
+
+def manifests(folder: Path, *names: str) -> list[tuple[Path, str | None]]:
+    """The files of quarantine manifests as artifacts: (file, folder there)."""
+    return [(file, "quarantine") for name in names for file in files_of(folder / name)]
