@@ -129,6 +129,11 @@ class AugmentConfig(Section):
     mixup: Annotated[float, Field(ge=0)] = 0.0
     cutmix: Annotated[float, Field(ge=0)] = 0.0
 
+    @property
+    def mixes(self) -> bool:
+        """Whether images, and with them their labels, are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
+
     @field_validator("scale", "ratio")
     @classmethod
     def ordered(cls, limits: tuple[float, float]) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zipfile
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -46,7 +47,8 @@ class Series:
 class Evaluation:
     """One model's figures of an evaluate stage.
 
-    `dataset` is an entry of the pipeline's `datasets`; `confusion` is int64 [true class, predicted class].
+    `dataset` is an entry of the pipeline's `datasets`; `confusion` is int64 [pairs, 3]: true class, predicted class,
+    count, of the pairs that occur.
     """
 
     stage: str
@@ -57,6 +59,7 @@ class Evaluation:
     accuracy: float | None
     top5: float | None
     samples: int | None
+    bad_samples: int | None
     confusion: np.ndarray | None
 
 
@@ -200,23 +203,34 @@ def read_branch(folder: Path, id: str, stage: str, variant: str | None, config: 
 
 
 def read_evaluations(branch: Branch) -> list[Evaluation]:
-    """The models judged by one evaluate stage, from its evaluation.json."""
+    """The models judged by one evaluate stage, from its evaluation.json and confusion.npz."""
     assert isinstance(branch.config, EvaluateStage)
     found = read_json(branch.folder / "evaluation.json") or {}
+    arrays = read_arrays(branch.folder / "confusion.npz")
     return [
         Evaluation(
             stage=branch.id,
             dataset=branch.config.data,
             model=model,
-            classes=[str(name) for name in found.get("classes") or []],
+            classes=arrays["classes"].tolist() if "classes" in arrays else [],
             loss=figures.get("loss"),
             accuracy=figures.get("accuracy"),
             top5=figures.get("top5"),
             samples=figures.get("samples"),
-            confusion=np.array(figures["confusion"], dtype=np.int64) if figures.get("confusion") else None,
+            bad_samples=figures.get("bad_samples"),
+            confusion=arrays.get(f"arr_{number}"),
         )
-        for model, figures in (found.get("models") or {}).items()
+        for number, (model, figures) in enumerate((found.get("models") or {}).items())
     ]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file; none if it is missing or torn."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return {}
 
 
 def read_spec(bundle: Path) -> ViTSpec | None:

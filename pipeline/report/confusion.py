@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from pipeline.report.collect import Evaluation
 from pipeline.report.theme import INK, MUTED, SHADES, themed
 
+MAX_DRAWN = 200  # more classes than this have no picture, only their most confused pairs
 MAX_LABELLED = 40  # more classes than this get no names and no numbers: they could not be read
 MAX_NUMBERED = 16
 
@@ -38,20 +39,31 @@ def row_shares(counts: np.ndarray) -> np.ndarray:
 
 def most_confused(evaluation: Evaluation, limit: int = 5) -> list[Confusion]:
     """The most frequent mistakes, most frequent first."""
-    counts = evaluation.confusion
-    if counts is None:
+    if evaluation.confusion is None:
         return []
-    wrong = counts - np.diag(np.diag(counts))
-    shares = row_shares(counts)
-    names = class_names(evaluation, len(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
-    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, counts.shape), strict=True)]
-    return [Confusion(names[i], names[j], int(wrong[i, j]), float(shares[i, j])) for i, j in pairs if wrong[i, j] > 0]
+    true, predicted, counts = evaluation.confusion.T
+    samples = np.bincount(true, weights=counts)  # of each class
+    mistakes = np.flatnonzero(true != predicted)
+    chosen = mistakes[np.argsort(-counts[mistakes], kind="stable")][:limit]
+    names = class_names(evaluation, 1 + int(evaluation.confusion[:, :2].max(initial=0)))
+    return [
+        Confusion(names[true[i]], names[predicted[i]], int(counts[i]), float(counts[i] / samples[true[i]]))
+        for i in chosen
+    ]
+
+
+def dense(evaluation: Evaluation) -> np.ndarray | None:
+    """Counts [true, predicted]; None if the evaluation kept none, or of too many classes to look at."""
+    if evaluation.confusion is None or not 0 < len(evaluation.classes) <= MAX_DRAWN:
+        return None
+    counts = np.zeros((len(evaluation.classes),) * 2, np.int64)
+    counts[evaluation.confusion[:, 0], evaluation.confusion[:, 1]] = evaluation.confusion[:, 2]
+    return counts
 
 
 def draw_confusion(evaluation: Evaluation) -> Figure | None:
-    """Heat map of the confusion matrix, rows normalised; None if the evaluation kept no counts."""
-    counts = evaluation.confusion
+    """Heat map of the confusion matrix, rows normalised; None if there is no matrix to draw."""
+    counts = dense(evaluation)
     if counts is None:
         return None
     classes = len(counts)

@@ -105,10 +105,9 @@ def add_legend(axes: Axes, panel: Panel, branches: Sequence[Branch]) -> None:
     handles = [Line2D([], [], color=color(i), label=branch.variant or branch.id) for i, branch in enumerate(branches)]
     handles = handles if len(branches) > 1 else []
     if panel.val:
-        handles += [
-            Line2D([], [], color=MUTED, alpha=0.6, lw=1.4, label="train"),
-            Line2D([], [], color=MUTED, marker="o", ms=4, label="val"),
-        ]
+        if any(branch.series(panel.train) for branch in branches):
+            handles.append(Line2D([], [], color=MUTED, alpha=0.6, lw=1.4, label="train"))
+        handles.append(Line2D([], [], color=MUTED, marker="o", ms=4, label="val"))
     if any(restart_steps(branch) for branch in branches):
         handles.append(Line2D([], [], color=MUTED, ls=":", lw=1, label="restart"))
     if handles:

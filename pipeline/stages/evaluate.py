@@ -8,14 +8,16 @@ from typing import Any
 
 from pipeline.config.schema import EvaluateStage
 from pipeline.models.bundle import load_description
+from pipeline.shards.bad_samples import TEST, files_of
 from pipeline.stages.context import RunContext, class_names
 from pipeline.stages.data import check_background, check_classes, plain_source
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import evaluate_inputs
 from pipeline.stages.jobs import StageJob
+from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.resolve import Branch, reference_ids
 from pipeline.stages.sources import Source, resolve_source
-from pipeline.train.evaluate import NAME, evaluate_worker
+from pipeline.train.evaluate import CONFUSION, NAME, PER_CLASS, evaluate_worker
 from pipeline.train.job import EvaluateJob
 
 
@@ -47,14 +49,17 @@ class EvaluateStageRun:
         return evaluate_inputs(self.stage, models=models, data=data, classes=self.classes)
 
     def _job(self) -> EvaluateJob:
+        """What the ranks need to start, from the first sample on."""
+        for file in files_of(self.folder.path / TEST):  # of an attempt that did not end
+            file.unlink()
         return EvaluateJob(
             folder=self.folder.path.absolute(),
             models={source.name: source.path.absolute() for source in self.sources},
             data=plain_source(self.stage.data, self.data),
             classes=self.classes,
             batch_size=self.stage.batch_size,
-            loader_workers=1,
-            precision="fp32",
+            loader_workers=self.stage.loader_workers,
+            precision=self.stage.precision,
             stall_timeout_s=self.context.config.cluster.stall_timeout_s,
         )
 
@@ -69,16 +74,24 @@ class EvaluateStageRun:
             make=lambda workers: self._job(),
         ).run()
         evaluation = json.loads((self.folder.path / NAME).read_text())
-        accuracies = {model: result["accuracy"] for model, result in evaluation["models"].items()}
-        for model, accuracy in accuracies.items():
-            self.context.say(self.id, f"{model}: {accuracy:.4f} of {evaluation['samples']:,} samples right")
-        return {"accuracies": accuracies, "samples": evaluation["samples"]}
+        for model, found in evaluation["models"].items():
+            self.context.say(self.id, f"{model}: {found['accuracy']:.4f} of {found['samples']:,} samples right")
+        left_out = tell_left_out(
+            self.context, self.id, "test", self.folder.path / TEST, [self.data.index], "accuracies are over the others"
+        )
+        return {
+            "accuracies": {model: found["accuracy"] for model, found in evaluation["models"].items()},
+            "samples": evaluation["samples"],
+            "bad_samples": {"test": left_out},
+        }
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
-        return [(self.folder.path / NAME, None)]
+        files = [(self.folder.path / name, None) for name in (NAME, PER_CLASS, CONFUSION)]
+        return [*files, *manifests(self.folder.path, TEST)]
 
     def metrics(self, result: dict[str, Any]) -> dict[str, float]:
-        return {f"test/accuracy/{model}": accuracy for model, accuracy in result["accuracies"].items()}
+        accuracies = {f"test/accuracy/{model}": accuracy for model, accuracy in result["accuracies"].items()}
+        return accuracies | {"test/bad_samples": result["bad_samples"]["test"]["bad"]}
 
     def track_inputs(self, run_id: str) -> None:
         tracker, index = self.context.tracker, self.data.index

@@ -60,7 +60,11 @@ WITHOUT_EFFECT: dict[type[Section], dict[str, str]] = {
         "log_every": "tells of what was computed",
         "max_skipped_steps": "stops a stage or lets it go on",
     },
-    EvaluateStage: {"batch_size": "each sample is counted once", "resources": "the same samples on other workers"},
+    EvaluateStage: {
+        "batch_size": "each sample is counted once",
+        "loader_workers": "the same samples, read by others",
+        "resources": "the same samples on other workers",
+    },
     ExportStage: {"resources": "an export has no workers"},
 }
 

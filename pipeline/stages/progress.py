@@ -77,8 +77,9 @@ class Progress:
                 continue
             row = rows[-1]
             step = int(row["step"])
+            accuracy = f"accuracy {row['train/accuracy']:.3f}  " if "train/accuracy" in row else ""
             numbers = (
-                f"loss {row['train/loss']:.3f}  accuracy {row['train/accuracy']:.3f}  "
+                f"loss {row['train/loss']:.3f}  {accuracy}"
                 f"{row['speed/images_per_s']:,.0f} images/s  {row['train/image_size']:.0f} px"
             )
             if row["train/skipped_steps"]:

@@ -96,7 +96,7 @@ class TrainSamples:
         self._members = [Members(source, num_classes) for source in sources]
         self._channels = channels
         self._augment_draws, self._mix_draws = SlotDraws(mixture.seed, AUGMENT), SlotDraws(mixture.seed, MIX)
-        self._mixes = [source.augment.mixup > 0 or source.augment.cutmix > 0 for source in sources]
+        self._mixes = [source.augment.mixes for source in sources]
         self._keep = 2 * num_lanes * len(sources)  # a pair per lane
         self._recent: OrderedDict[tuple[int, Size], Loaded] = OrderedDict()
 

@@ -36,7 +36,7 @@ class Classification:
         self.num_classes = num_classes
 
     def loss(self, model: Callable[[Tensor], Tensor], images: Tensor, batch: Labelled) -> tuple[Tensor, Tensor]:
-        """Weighted loss per sample [B] (fp32) and logits [B, K] (fp32) of normalised images [B, C, H, W]."""
+        """Weighted training loss per sample [B] (fp32) and logits [B, K] (fp32) of normalised images [B, C, H, W]."""
         logits = model(images).float()
         log_probs = F.log_softmax(logits, dim=-1)
         own = log_probs.gather(1, batch.labels[:, None])[:, 0]
@@ -45,6 +45,11 @@ class Classification:
         if self.label_smoothing:
             target_log_prob = torch.lerp(target_log_prob, log_probs.mean(dim=-1), self.label_smoothing)
         return -target_log_prob * batch.weights, logits
+
+    def evaluate(self, model: Callable[[Tensor], Tensor], images: Tensor, batch: Labelled) -> tuple[Tensor, Tensor]:
+        """As `loss`, but plain cross-entropy: neither smoothed nor mixed, in validation as in evaluation."""
+        logits = model(images).float()
+        return F.cross_entropy(logits, batch.labels, reduction="none") * batch.weights, logits
 
     @torch.no_grad()
     def sums(self, losses: Tensor, logits: Tensor, batch: Labelled) -> Tensor:
@@ -60,9 +65,6 @@ class Classification:
         *totals, weight = sums.tolist()
         return {name: total / max(weight, 1.0) for name, total in zip(self.metric_names, totals, strict=True)}
 
-    @torch.no_grad()
-    def confusion(self, logits: Tensor, batch: Labelled) -> Tensor:
-        """Counts [K, K] (int64): rows are true classes, columns predicted ones; padding is left out."""
-        counted = batch.weights > 0
-        pairs = batch.labels[counted] * self.num_classes + logits.argmax(dim=-1)[counted]
-        return torch.bincount(pairs, minlength=self.num_classes**2).view(self.num_classes, self.num_classes)
+    def predictions(self, logits: Tensor, batch: Labelled) -> tuple[Tensor, Tensor]:
+        """True and predicted classes, int64 [B] each; the true one is -1 where a sample does not count."""
+        return batch.labels.where(batch.weights > 0, -1), logits.argmax(dim=-1)

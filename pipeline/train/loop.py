@@ -12,12 +12,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.checkpoints.manifest import Window
+from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.drop_path import sample_keys
 from pipeline.models.per_step import per_step
 from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.confusion import ConfusionCounts
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.feed import on_device
@@ -27,9 +29,13 @@ from pipeline.train.seeds import DROP_PATH, derive_seed
 
 @dataclass
 class Meter:
-    """Sums since the last report: of metrics over this rank's samples, of steps, and of seconds."""
+    """Sums since the last report: of metrics over this rank's samples, of steps, and of seconds.
+
+    Where samples are `mixed` no single class is right, so there is no `train/accuracy`.
+    """
 
     sums: Tensor  # float64
+    mixed: bool = False  # by mixup or cutmix
     steps: int = 0
     skipped: int = 0  # of the steps, those whose gradient was not finite; their samples are not in the sums
     waited_s: float = 0.0
@@ -37,8 +43,8 @@ class Meter:
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def on(cls, device: torch.device, task: Classification) -> Meter:
-        return cls(torch.zeros(len(task.metric_names) + 1, dtype=torch.float64, device=device))
+    def on(cls, device: torch.device, task: Classification, *, mixed: bool = False) -> Meter:
+        return cls(torch.zeros(len(task.metric_names) + 1, dtype=torch.float64, device=device), mixed)
 
     def report_collective(self, task: Classification, global_batch_size: int) -> dict[str, float]:
         """Metrics of the steps since the last report over all ranks; starts anew."""
@@ -47,7 +53,7 @@ class Meter:
         elapsed = time.perf_counter() - self.started - self.away_s
         report = {
             "train/loss": means["loss"],
-            "train/accuracy": means["accuracy"],
+            **({} if self.mixed else {"train/accuracy": means["accuracy"]}),
             "train/skipped_steps": float(self.skipped),
             "speed/images_per_s": self.steps * global_batch_size / elapsed,
             "speed/step_time_s": elapsed / max(self.steps, 1),
@@ -139,24 +145,31 @@ def evaluate_collective(
     dtype: torch.dtype,
     batches: Iterable[Batch],
     beat: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, float], Tensor]:
-    """Mean metrics and confusion counts [K, K] over all ranks' batches; every rank has equally many.
+    confusion: ConfusionCounts | None = None,
+) -> dict[str, float]:
+    """Mean metrics over all ranks' batches, of which every rank has equally many.
 
-    Under ZeRO-3 the model's own hooks gather its parameters, so `model` may be the engine's module as it is. `beat` is
-    called for every batch: a sign of life.
+    `samples` of them are good; the means leave out the `bad_samples`. `confusion` gets this rank's predictions. Under
+    ZeRO-3 the model's own hooks gather its parameters, so `model` may be the engine's module as it is. `beat` is
+    called for every batch: a sign of life. Raises DataError if no sample is good.
     """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    sums = torch.zeros(len(task.metric_names) + 1, dtype=torch.float64, device=device)
-    confusion = torch.zeros(task.num_classes, task.num_classes, dtype=torch.int64, device=device)
+    sums = torch.zeros(len(task.metric_names) + 2, dtype=torch.float64, device=device)
     with on_device(batches, device) as moved:
         for batch in moved:
-            losses, logits = task.loss(model, preprocess.normalise(batch.images, dtype), batch)
-            sums += task.sums(losses, logits, batch)
-            confusion += task.confusion(logits, batch)
+            losses, logits = task.evaluate(model, preprocess.normalise(batch.images, dtype), batch)
+            bad = ((batch.weights == 0) & (batch.slots >= 0)).sum()
+            sums += torch.cat([task.sums(losses, logits, batch), bad.double()[None]])
+            if confusion is not None:
+                confusion.add(*task.predictions(logits, batch))
             beat()
     dist.all_reduce(sums)
-    dist.all_reduce(confusion)
     model.train(training)
-    return task.means(sums), confusion.cpu()
+    *_, good, bad_samples = sums.tolist()
+    if not good:
+        raise DataError(
+            f"none of the {bad_samples:.0f} samples to evaluate on is good; `minivit shards verify` says what is wrong"
+        )
+    return {**task.means(sums[:-1]), "samples": good, "bad_samples": bad_samples}

@@ -20,6 +20,7 @@ from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.compiled import compile_layers
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import Pair
+from pipeline.shards import bad_samples
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader, TrainLoader
 from pipeline.stream.order import step_shares
@@ -62,7 +63,8 @@ class TrainWorker:
         self.engine = Engine(model, optimizer, stage.engine, clip_grad_norm=stage.optimizer.clip_grad_norm)
         self.ema = ShardedEMA(self.engine.flats, stage.ema) if stage.ema else None
         self.state = TrainState(self.engine, self.ema)
-        self.meter = Meter.on(self.engine.device, self.task)
+        mixed = any(source.augment.mixes for source in job.train)
+        self.meter = Meter.on(self.engine.device, self.task, mixed=mixed)
         self.step, self.skipped_in_a_row = 0, 0
         self.val_metrics: dict[str, float] = {}  # of the current weights; empty while they are not validated
         self.measured = dict(job.measured)
@@ -104,6 +106,8 @@ class TrainWorker:
         with self.batches() as batches:
             self.advance_collective(batches, self.job.total_steps)
         self.saver.finish()
+        dist.barrier()  # the loaders of all ranks are closed: what they have met is complete
+        self._log(self._bad_samples())
         self._finish_collective()
 
     def advance_collective(self, batches: Iterator[Batch], until_step: int) -> None:
@@ -208,7 +212,7 @@ class TrainWorker:
             global_batch_size=job.stage.global_batch_size,
             size_at=self.size_at,
             start_slot=self._slots,
-            quarantine_path=job.folder / "quarantine.jsonl",
+            quarantine_path=job.folder / bad_samples.TRAIN,
         )
 
     @contextmanager
@@ -235,11 +239,17 @@ class TrainWorker:
         averaged = self.engine.computing_with_collective(self.ema.averages) if self.ema else nullcontext()
         loader = self._eval_loader(self.job.val)
         with self.meter.away(), averaged:
-            means, _ = evaluate_collective(
+            means = evaluate_collective(
                 self.engine.module, self.task, self.job.preprocess, self.dtype, loader, self.watch.beat
             )
         self.val_metrics = {f"val/{name}": value for name, value in means.items()}
-        self._log(self.val_metrics)
+        self._log(self.val_metrics | self._bad_samples())
+
+    def _bad_samples(self) -> dict[str, float]:
+        """How many bad ones all ranks have met in the training data since the stage began."""
+        if self.rank > 0:
+            return {}
+        return {"data/bad_samples": float(len(bad_samples.read_manifest(self.job.folder / bad_samples.TRAIN)))}
 
     def _eval_loader(self, data: Source) -> EvalLoader:
         return EvalLoader(
@@ -251,6 +261,7 @@ class TrainWorker:
             world_size=self.world_size,
             batch_size=self.job.stage.eval.batch_size,
             loader_workers=self.job.stage.data.loader_workers,
+            quarantine_path=self.job.folder / bad_samples.VAL,
         )
 
     def _commit_collective(self) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -16,7 +19,21 @@ ALL = (*TRAINED, "evaluate", "export", "report")
 
 
 @pytest.fixture(scope="module")
-def raw(kit: Any, shards: Path) -> dict[str, Any]:
+def torn(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards with an image of each split that cannot be decoded."""
+    folder = shutil.copytree(shards, tmp_path_factory.mktemp("torn") / "shards")
+    for split in ("train", "val", "test"):
+        path = folder / f"{split}-000000.tar"
+        with tarfile.open(path) as tar:
+            image = [member for member in tar if member.name.endswith(".png")][-1]
+        with path.open("r+b") as file:
+            file.seek(image.offset_data + image.size // 2)
+            file.write(bytes(image.size // 2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def raw(kit: Any, torn: Path) -> dict[str, Any]:
     first = kit.pretrain(duration="80 steps", checkpoint={"every": "40 steps"}, eval={"every": "40 steps"})
     first["model"]["variant"] = ["nano", "micro"]
     larger = kit.pretrain(type="finetune", init_from="pretrain")
@@ -31,7 +48,7 @@ def raw(kit: Any, shards: Path) -> dict[str, Any]:
         "export": {"type": "export", "model": "finer", "formats": ["safetensors"]},
         "report": {"type": "report"},
     }
-    return kit.config(shards, "all", stages)
+    return kit.config(torn, "all", stages)
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +96,34 @@ def test_sizes_and_shapes_are_those_of_the_config(joined: Any, first_run: Any) -
 def test_evaluation_counts_each_image_once(joined: Any, first_run: Any) -> None:
     evaluation = json.loads((joined.stage("all", "evaluate") / "evaluation.json").read_text())
     assert set(evaluation["models"]) == set(TRAINED)
-    for result in evaluation["models"].values():
-        confusion = result["confusion"]
-        assert result["samples"] == evaluation["samples"] == 37
-        assert [sum(row) for row in confusion] == [10, 9, 9, 9]  # true classes of the test shards
-        right = sum(confusion[label][label] for label in range(4))
-        assert result["accuracy"] == pytest.approx(right / 37)
+    with np.load(joined.stage("all", "evaluate") / "confusion.npz") as arrays:
+        confusions = [arrays[f"arr_{number}"] for number in range(len(TRAINED))]
+    for result, confusion in zip(evaluation["models"].values(), confusions, strict=True):
+        assert (result["samples"], result["bad_samples"], evaluation["samples"]) == (36, 1, 37)
+        true, predicted, counts = confusion.T
+        assert np.bincount(true, weights=counts).tolist() == [10, 9, 9, 8]  # true classes of the test shards
+        assert result["accuracy"] == pytest.approx(counts[true == predicted].sum() / 36)
+
+
+def test_lost_samples_are_told_where_people_look(joined: Any, first_run: Any, children: dict[str, Any]) -> None:
+    said = first_run.stderr.splitlines()
+    report = (joined.folder / "runs" / "all" / "report.html").read_text()
+    places = [(stage_id, split) for stage_id in TRAINED for split in ("train", "val")] + [("evaluate", "test")]
+    for stage_id, split in places:
+        samples = {"train": 96, "val": 21, "test": 37}[split]
+        [line] = [line for line in said if line.startswith(f"{stage_id}: {split}: ")]
+        assert f"1 of {samples} samples are bad and were left out: the image cannot be decoded" in line
+        told = joined.status("all", stage_id)["result"]["bad_samples"][split]
+        assert (told["bad"], told["samples"]) == (1, samples)
+        assert f"1 of {samples}</td>" in report
+        client, run = joined.client(), children[stage_id]
+        kept = client.list_artifacts(run.info.run_id, "quarantine")
+        assert {item.path.partition(".")[0] for item in kept} >= {
+            "quarantine/quarantine-val" if split == "val" else "quarantine/quarantine"
+        }
+        name = {"train": "data/bad_samples", "val": "val/bad_samples", "test": "test/bad_samples"}[split]
+        assert run.data.metrics[name] == 1
+    assert children["larger"].data.metrics["val/samples"] == 20
 
 
 def test_all_metrics_are_in_mlflow(joined: Any, children: dict[str, Any]) -> None:
@@ -114,7 +153,7 @@ def test_artifacts_are_in_mlflow(joined: Any, children: dict[str, Any]) -> None:
 
     assert {"surgery.json", "surgery.txt", "metrics.jsonl", "model"} <= artifacts("larger")
     assert "model/model.safetensors" in artifacts("finer", "model")
-    assert "evaluation.json" in artifacts("evaluate")
+    assert {"evaluation.json", "per_class.csv", "confusion.npz"} <= artifacts("evaluate")
     assert "export/safetensors" in artifacts("export", "export")
     assert "report.html" in artifacts("report")
     parent = children["report"].data.tags["mlflow.parentRunId"]

@@ -190,9 +190,9 @@ def interrupt(home: Path) -> None:
 
 
 def evaluate(run: Path, accuracies: dict[str, float]) -> None:
-    """A confusion matrix for each model, of 10,000 samples, with shirts the hardest."""
+    """Confusions of each model on 10,000 samples, with shirts the hardest."""
     noise = np.random.default_rng(5)
-    models = {}
+    models, tables = {}, []
     for model, accuracy in accuracies.items():
         likeness = noise.random((10, 10)) ** 6
         for group in ((0, 2, 3, 4, 6), (5, 7, 9)):
@@ -203,9 +203,11 @@ def evaluate(run: Path, accuracies: dict[str, float]) -> None:
         counts = np.rint(1000 * shares).astype(int)
         np.fill_diagonal(counts, 1000 - counts.sum(axis=1))
         right = float(np.trace(counts) / 10_000)
-        models[model] = {"loss": 0.4, "accuracy": right, "top5": 0.99, "samples": 10_000, "confusion": counts.tolist()}
+        models[model] = {"loss": 0.4, "accuracy": right, "top5": 0.99, "samples": 10_000, "bad_samples": 0}
+        tables.append(np.array([(*pair, count) for pair, count in np.ndenumerate(counts) if count]))
     home = run / "stages" / "test"
-    write_json(home / "evaluation.json", {"dataset": "shards", "samples": 10_000, "classes": CLASSES, "models": models})
+    write_json(home / "evaluation.json", {"dataset": "shards", "samples": 10_000, "classes": 10, "models": models})
+    np.savez_compressed(home / "confusion.npz", *tables, classes=np.array(CLASSES))
     status(home, "evaluate", START + 505, 22)
 
 

@@ -1,11 +1,19 @@
 import numpy as np
 
 from pipeline.report.collect import Evaluation
-from pipeline.report.confusion import MAX_LABELLED, class_names, draw_confusion, most_confused, row_shares
+from pipeline.report.confusion import MAX_DRAWN, MAX_LABELLED, class_names, draw_confusion, most_confused, row_shares
 
 
 def evaluation(counts: np.ndarray | None, classes: list[str]) -> Evaluation:
-    return Evaluation("test", "test", "pretrain", classes, 0.1, 0.9, 1.0, 10, counts)
+    """Of a matrix [true, predicted]."""
+    pairs = None
+    if counts is not None:
+        pairs = np.array([(*pair, count) for pair, count in np.ndenumerate(counts) if count])
+    return Evaluation("test", "test", "pretrain", classes, 0.1, 0.9, 1.0, 10, 0, pairs)
+
+
+def names(count: int) -> list[str]:
+    return [str(i) for i in range(count)]
 
 
 def test_most_confused_pairs_come_first_and_right_answers_never() -> None:
@@ -24,9 +32,19 @@ def test_classes_without_a_name_are_numbered() -> None:
 
 
 def test_many_classes_are_drawn_without_names() -> None:
-    few, many = (draw_confusion(evaluation(np.eye(n, dtype=int), [])) for n in (3, MAX_LABELLED + 1))
+    few, many = (draw_confusion(evaluation(np.eye(n, dtype=int), names(n))) for n in (3, MAX_LABELLED + 1))
     assert few is not None
     assert many is not None
     assert [label.get_text() for label in few.axes[0].get_yticklabels()] == ["0", "1", "2"]
     assert len(many.axes[0].texts) == 0
     assert draw_confusion(evaluation(None, [])) is None
+
+
+def test_very_many_classes_have_their_most_confused_pairs_alone() -> None:
+    classes = 30_000  # whose matrix would hold 7.2 GB
+    pairs = np.array([(0, 0, 9), (0, classes - 1, 1), (classes - 1, 7, 4)])
+    found = Evaluation("test", "test", "pretrain", names(classes), 0.1, 0.9, 1.0, 14, 0, pairs)
+    assert classes > MAX_DRAWN
+    assert draw_confusion(found) is None
+    told = [(p.true, p.predicted, p.count, p.share) for p in most_confused(found)]
+    assert told == [(str(classes - 1), "7", 4, 1.0), ("0", str(classes - 1), 1, 0.1)]

@@ -38,6 +38,16 @@ def test_a_log_file_gets_a_line_now_and_then(tmp_path: Path, capsys: pytest.Capt
     ]
 
 
+def test_training_on_mixed_samples_shows_no_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        ledger = MetricsLedger(tmp_path, 0)
+        progress.watch("pretrain", tmp_path, 100, 0)
+        ledger.append(10, 80, {name: value for name, value in ROW.items() if name != "train/accuracy"})
+        progress.poll()
+        ledger.close()
+    assert capsys.readouterr().err == "pretrain: step 10/100  loss 1.250  1,234 images/s  28 px  about 3:00 left\n"
+
+
 def test_a_row_of_validation_alone_is_no_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         ledger = MetricsLedger(tmp_path, 0)

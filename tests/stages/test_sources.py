@@ -237,7 +237,8 @@ def test_an_evaluation_names_every_model_and_its_data(trained: RunContext) -> No
     assert [source.name for source in stage.sources] == ["pretrain/nano", "finer"]
     assert stage.inputs()["data"]["digest"] == trained.datasets["test"].index.digest
     assert set(stage.inputs()["models"]) == {"pretrain/nano", "finer"}
-    assert stage.metrics({"accuracies": {"finer": 0.5}}) == {"test/accuracy/finer": 0.5}
+    result = {"accuracies": {"finer": 0.5}, "bad_samples": {"test": {"bad": 3}}}
+    assert stage.metrics(result) == {"test/accuracy/finer": 0.5, "test/bad_samples": 3}
 
 
 def test_more_classes_than_the_head_has(trained: RunContext) -> None:

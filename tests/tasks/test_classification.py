@@ -30,7 +30,7 @@ def draw(size: int, num_classes: int, seed: int, *, mixed: bool) -> tuple[Tensor
     return torch.randn(size, num_classes, generator=generator) * 3, Labels(labels, partners, mix, torch.ones(size))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_loss_is_cross_entropy_against_the_mixed_target(smoothing: float, mixed: bool) -> None:
     task = Classification(ClassificationConfig(label_smoothing=smoothing), 7)
@@ -62,7 +62,9 @@ def test_stand_ins_add_nothing_to_loss_and_metrics() -> None:
     assert means["loss"] == pytest.approx(F.cross_entropy(logits[counted], batch.labels[counted]).item(), rel=1e-6)
     right = logits[counted].argmax(dim=1) == batch.labels[counted]
     assert means["accuracy"] == pytest.approx(right.float().mean().item())
-    assert int(task.confusion(logits, batch).sum()) == 9
+    true, predicted = task.predictions(logits, batch)
+    assert true.tolist() == batch.labels.where(counted, -1).tolist()
+    assert predicted.tolist() == logits.argmax(dim=1).tolist()
 
 
 @given(size=st.integers(1, 40), num_classes=st.integers(1, 12), cut=st.integers(0, 40), seed=st.integers(0, 999))
@@ -82,12 +84,15 @@ def test_metrics_add_up_over_parts(size: int, num_classes: int, cut: int, seed: 
     assert float(whole[1]) <= float(whole[2]) <= float(whole[3])
 
 
-def test_confusion_has_true_classes_in_rows() -> None:
-    task = Classification(ClassificationConfig(), 3)
-    logits = F.one_hot(torch.tensor([0, 1, 1, 2, 0]), 3).float()
-    labels = torch.tensor([0, 0, 1, 2, 2])
-    batch = Labels(labels, labels, torch.ones(5), torch.tensor([1.0, 1, 1, 1, 0]))
-    assert task.confusion(logits, batch).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_evaluation_neither_smooths_nor_mixes(smoothing: float) -> None:
+    task = Classification(ClassificationConfig(label_smoothing=smoothing), 7)
+    logits, batch = draw(32, 7, 3, mixed=True)
+    batch.weights[5] = 0
+    losses, returned = task.evaluate(lambda images: logits, torch.empty(0), batch)
+    expected = F.cross_entropy(logits, batch.labels, reduction="none")
+    torch.testing.assert_close(losses, expected * batch.weights)
+    assert torch.equal(returned, logits)
 
 
 def test_means_of_nothing_are_zero() -> None:

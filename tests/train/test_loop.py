@@ -11,10 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.checkpoints.manifest import Window
 from pipeline.config.training import ClassificationConfig
+from pipeline.errors import DataError
 from pipeline.models import MiniViT, build_spec
 from pipeline.models.bundle import Preprocess
 from pipeline.stream.batch import Batch
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.confusion import ConfusionCounts
 from pipeline.train.loop import Meter, TrainingStep, evaluate_collective
 
 CLASSES = 4
@@ -47,7 +49,7 @@ def batches(seen: list[int], true: list[int], size: int) -> Iterator[Batch]:
             labels_mix=labels,
             mix=torch.ones(size),
             weights=(torch.arange(size) < size - padding).float(),
-            slots=torch.arange(size),
+            slots=torch.arange(size).where(torch.arange(size) < size - padding, -1),
             keys=[""] * size,
             step=0,
         )
@@ -62,9 +64,54 @@ def task() -> Classification:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_evaluation_counts_each_sample_once_whatever_the_batch(task: Classification, size: int) -> None:
     seen, true = [0, 1, 2, 3, 0], [0, 1, 1, 3, 2]
-    means, confusion = evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, batches(seen, true, size))
-    assert means["accuracy"] == pytest.approx(0.6)
-    assert confusion.tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+    confusion = ConfusionCounts(CLASSES)
+    parts = batches(seen, true, size)
+    means = evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, parts, confusion=confusion)
+    assert (means["accuracy"], means["samples"], means["bad_samples"]) == (pytest.approx(0.6), 5, 0)
+    assert confusion.table().tolist() == [[0, 0, 1], [1, 1, 1], [1, 2, 1], [2, 0, 1], [3, 3, 1]]
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_bad_samples_are_counted_and_padding_is_not(task: Classification) -> None:
+    parts = list(batches([0, 1, 2, 3, 0], [0, 1, 1, 3, 2], 4))
+    parts[0].weights[1] = parts[1].weights[0] = 0
+    means = evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, parts)
+    assert (means["accuracy"], means["samples"], means["bad_samples"]) == (pytest.approx(2 / 3), 3, 2)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_an_evaluation_without_any_good_sample_is_an_error(task: Classification) -> None:
+    parts = list(batches([0, 1], [0, 1], 2))
+    parts[0].weights.zero_()
+    with pytest.raises(DataError, match="none of the 2 samples to evaluate on is good"):
+        evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, parts)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_validation_and_evaluation_give_the_same_loss(task: Classification) -> None:
+    smoothing = Classification(ClassificationConfig(label_smoothing=0.3), CLASSES)
+    results = [
+        evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, batches([0, 1, 2], [0, 1, 1], 2))
+        for task in (task, smoothing)
+    ]
+    assert results[0] == results[1]
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_evaluation_needs_no_memory_for_pairs_of_classes() -> None:
+    """K * K counts would be 3.2 TB."""
+    classes = 2**19 + 2**17
+    task, confusion = Classification(ClassificationConfig(), classes), ConfusionCounts(classes)
+    parts = batches([0, 1, 2], [0, 1, classes - 1], 3)
+
+    class Wide(Brightness):
+        def forward(self, images: Tensor) -> Tensor:
+            few = super().forward(images)
+            return nn.functional.pad(few, (0, classes - few.shape[1]))
+
+    means = evaluate_collective(Wide(), task, PREPROCESS, torch.float32, parts, confusion=confusion)
+    assert means["accuracy"] == pytest.approx(2 / 3)
+    assert confusion.table().tolist() == [[0, 0, 1], [1, 1, 1], [classes - 1, 2, 1]]
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -90,6 +137,15 @@ def test_meter_reports_means_and_speed_and_starts_anew(task: Classification) -> 
     assert (meter.steps, meter.skipped, meter.waited_s, meter.away_s) == (0, 0, 0.0, 0.0)
     assert not meter.sums.any()
     assert time.perf_counter() - meter.started < 1
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_mixed_samples_have_no_accuracy(task: Classification) -> None:
+    meter = Meter.on(torch.device("cpu"), task, mixed=True)
+    meter.sums += torch.tensor([8.0, 3, 4, 4])
+    report = meter.report_collective(task, 10)
+    assert report["train/loss"] == 2.0
+    assert "train/accuracy" not in report
 
 
 @pytest.mark.usefixtures("one_rank")
