@@ -80,12 +80,14 @@ class StageFolder:
 
 
 def checkpointing_stages(path: Path) -> dict[Path, Status]:
-    """The training stages that have begun, of a run or of one stage's folder: folder -> status.
+    """The training stages and branches that have begun, of a run or of a stage's folder: folder -> status.
 
     `checkpoints` of each is an absolute path or a URL. Raises `CheckpointError` where there is none.
     """
     run = RunFolder(path)
-    folders = [run.stage(stage_id) for stage_id in run.stage_ids()] or [StageFolder(path)]
+    branches = [StageFolder(file.parent) for file in sorted(path.glob("*/status.json"))]
+    branches = [folder for folder in branches if ".superseded-" not in folder.path.name]
+    folders = [run.stage(stage_id) for stage_id in run.stage_ids()] or [StageFolder(path), *branches]
     found = {}
     for folder in folders:
         status = folder.status()

@@ -171,6 +171,16 @@ def test_the_model_is_usable_downstream(joined: Any, first_run: Any, kit: Any, t
         assert len(row["classes"]) == 2
 
 
+def test_the_last_checkpoint_exports_as_the_finished_model(joined: Any, first_run: Any, tmp_path: Path) -> None:
+    done = joined.minivit("export", "runs/all/finer", "--checkpoint", "last", "--out", str(tmp_path / "last"))
+    assert done.code == 0, done.stderr
+    model, exported = joined.stage("all", "finer") / "model", tmp_path / "last"
+    assert (exported / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    described, expected = (json.loads((folder / "model.json").read_text()) for folder in (exported, model))
+    assert described["provenance"].pop("checkpoint").endswith("finer/checkpoints/step-00000012")
+    assert described == expected
+
+
 def test_checkpoints_are_listed_and_verified(joined: Any, first_run: Any) -> None:
     listed = joined.minivit("checkpoints", "list", "runs/all").stdout
     assert listed.count("2 workers  ZeRO-2") == 2 * len(TRAINED)  # keep_last of each

@@ -174,8 +174,9 @@ def test_a_damaged_checkpoint_is_refused(begin: Begin) -> None:
 def test_one_of_several_stages_must_be_named(begin: Begin, tmp_path: Path) -> None:
     begin("pretrain/nano")
     run = begin("pretrain/micro")
-    with pytest.raises(CheckpointError, match=r"holds 2 training stages; name one, .*pretrain/micro, .*pretrain/nano"):
-        checkpoint_bundle(run, "last")
+    for path in (run, run / "pretrain"):
+        with pytest.raises(CheckpointError, match=r"holds 2 training stages; name one, .*pretrain/micro, .*/nano$"):
+            checkpoint_bundle(path, "last")
     assert_is_of(checkpoint_bundle(run / "pretrain/nano", "last"), 10)
     with pytest.raises(ModelError, match=r"runs/none: does not exist"):
         checkpoint_bundle(tmp_path / "runs/none", "last")
