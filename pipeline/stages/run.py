@@ -78,8 +78,7 @@ def run_pipeline(config: PipelineConfig) -> None:
             findings.refuse()
         for warning in findings.warnings:
             progress.say(f"warning: {warning}")
-        record, store = folder.record(), tracking_store(config)
-        tracker = Tracker(store)
+        tracker = Tracker(tracking_store(config))
         close_what_was_killed(folder, tracker)
         if config.train.replay_slots:
             cluster = stack.enter_context(connect(config.cluster))
@@ -87,11 +86,8 @@ def run_pipeline(config: PipelineConfig) -> None:
             replay(context, config.train.replay_slots)
             return
         (folder.path / "pipeline.yaml").write_text(dump_config(config))
-        parent = stack.enter_context(parent_run(tracker, folder, config.name))
-        progress.say(f"{config.name}: in {folder.path}; {describe(store)}")
-        if (earlier := record.get("mlflow_run_id")) not in (None, parent):
-            before = f"run {earlier}, tracked in {record.get('tracking_uri')} so far"
-            progress.say(f"{config.name}: this store does not have {before}; {parent} takes its place")
+        progress.say(f"{config.name}: in {folder.path}; {describe(tracker.store)}")
+        parent = stack.enter_context(parent_run(tracker, folder, config.name, progress.say))
         cluster = stack.enter_context(connect(config.cluster))
         asked = worker_resources(config)
         for stage_name, resources in asked.items():
@@ -114,10 +110,14 @@ def close_what_was_killed(folder: RunFolder, tracker: Tracker) -> None:
 
 
 @contextmanager
-def parent_run(tracker: Tracker, folder: RunFolder, name: str) -> Iterator[str]:
-    """The MLflow run of the whole pipeline, begun or gone on with; it says how the pipeline ended. Yields its id."""
+def parent_run(tracker: Tracker, folder: RunFolder, name: str, say: Callable[[str], None]) -> Iterator[str]:
+    """The MLflow run of the whole pipeline, begun or resumed; it says how the pipeline ended. Yields its id."""
     record = folder.record()
-    run_id = tracker.start(name, run_id=record.get("mlflow_run_id"))
+    earlier = record.get("mlflow_run_id")
+    run_id = tracker.start(name, run_id=earlier)
+    if earlier not in (None, run_id):
+        lost = f"run {earlier}, tracked in {record.get('tracking_uri')} so far"
+        say(f"{name}: this MLflow store does not have {lost}; {run_id} takes its place")
     known = {"mlflow_run_id": run_id, **tracker.store.record, "environment": installed_versions()}
     folder.write_record({"created": time.time(), **record, **known})
     tracker.artifact(run_id, folder.path / "pipeline.yaml")

@@ -10,7 +10,8 @@ from pipeline.config.data import DatasetConfig
 from pipeline.config.load import parse_config
 from pipeline.errors import DataError
 from pipeline.shards.index import load_index
-from pipeline.stages.context import absolute, class_names, open_datasets
+from pipeline.stages.context import absolute, class_names, open_datasets, tracking_store
+from pipeline.stages.folder import RunFolder
 from pipeline.train.job import Dataset
 
 
@@ -61,3 +62,16 @@ def test_every_dataset_is_opened(make_shards: Callable[..., None], raw: dict[str
 def test_two_classes_of_one_name_are_refused(dataset: Dataset) -> None:
     with pytest.raises(DataError, match=r"^datasets\.train: .* names the classes 0 and 9 both 'a', which would become"):
         class_names("train", with_classes(dataset, list("abcdefghia")))
+
+
+def test_the_environment_and_the_record_name_the_store(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw["runs_dir"] = str(tmp_path)
+    config = parse_config(raw, "c")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    store = tracking_store(config)
+    assert (store.uri, store.named_by) == ("http://mlflow.example:5000", "MLFLOW_TRACKING_URI")
+    RunFolder(tmp_path / config.name).write_record(store.record)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert (tracking_store(config).uri, tracking_store(config).named_by) == (store.uri, "the run's record")

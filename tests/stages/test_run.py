@@ -17,7 +17,8 @@ from pipeline.stages.context import RunContext
 from pipeline.stages.folder import FINISHED, RunFolder, StageFolder, Status
 from pipeline.stages.progress import Progress
 from pipeline.stages.resolve import Branch, stage_branches
-from pipeline.stages.run import STAGE_RUNS, Execution, differences, require_same_pipeline
+from pipeline.stages.run import STAGE_RUNS, Execution, differences, parent_run, require_same_pipeline
+from pipeline.tracking.runs import Tracker
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
@@ -128,3 +129,20 @@ def test_a_stage_that_another_version_recorded_runs_again_and_says_so(
     said = run_once(context, branch, capsys)
     assert "export: runs again, because another version of this package recorded what decided its content" in said
     assert (folder.path.with_name("export.superseded-1") / "export" / "safetensors").is_dir()
+
+
+def test_a_run_resumes_in_its_store_and_says_when_it_is_in_another(tracker: Tracker, folder: RunFolder) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    (folder.path / "pipeline.yaml").write_text("name: quick")
+    said: list[str] = []
+    with parent_run(tracker, folder, "quick", said.append) as first:
+        pass
+    with parent_run(tracker, folder, "quick", said.append) as again:
+        pass
+    assert (again, said) == (first, [])
+    assert folder.record().items() >= tracker.store.record.items()
+    folder.write_record({"mlflow_run_id": "f" * 32, "tracking_uri": "http://old:5000"})
+    with parent_run(tracker, folder, "quick", said.append) as other:
+        pass
+    before = f"run {'f' * 32}, tracked in http://old:5000 so far"
+    assert said == [f"quick: this MLflow store does not have {before}; {other} takes its place"]
