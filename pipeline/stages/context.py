@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.shards.index import load_index
 from pipeline.shards.make import ensure_made, maker
 from pipeline.stages.folder import RunFolder
+from pipeline.stages.usable import check_usable, labels_counted
 from pipeline.tracking.store import Store, choose_store
 from pipeline.train.job import Dataset
 
@@ -99,13 +100,16 @@ def absolute(dataset: DatasetConfig) -> DatasetConfig:
 
 def label_names(dataset: Dataset) -> list[str]:
     """The label names of a data set: the config's, the index's, or plain numbers; none where it holds no labels."""
+    if not labels_counted(dataset):
+        return list(dataset.config.classes or [])
     highest = (dataset.index.label_range or (0, -1))[1]
     return list(dataset.config.classes or dataset.index.classes or map(str, range(highest + 1)))
 
 
 def class_names(name: str, dataset: Dataset) -> list[str]:
-    """The label names of a data set. Raises `DataError` if its shards hold a label beyond them, or none."""
-    lowest, highest = dataset.index.label_range or (0, -1)
+    """The label names of a data set. Raises `DataError` if its shards hold a label beyond them, or nothing usable."""
+    check_usable(name, dataset)
+    lowest, highest = (labels_counted(dataset) and dataset.index.label_range) or (0, -1)
     names = label_names(dataset)
     if highest >= len(names) or lowest < 0:
         raise DataError(

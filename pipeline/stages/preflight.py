@@ -20,6 +20,7 @@ from pipeline.stages.context import class_names, tracking_store
 from pipeline.stages.data import check_background, check_classes, stage_data, stage_labels, used_datasets
 from pipeline.stages.overlap import Overlaps
 from pipeline.stages.resolve import Branch, check_channels, reference_ids, stage_branches, stage_spec
+from pipeline.stages.usable import usable_warning
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tracking.store import check_store
 from pipeline.train.job import Dataset
@@ -81,6 +82,8 @@ class _Preflight:
         with self._noting():
             check_store(tracking_store(self.config))
         self.findings.warnings += self.overlaps.warnings()
+        found = (usable_warning(name, dataset) for name, dataset in self.datasets.items())
+        self.findings.warnings += [warning for warning in found if warning]
         return self.findings
 
     @contextmanager

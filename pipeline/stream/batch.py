@@ -29,6 +29,7 @@ class Batch:
     slots: Tensor  # int64 [B]; -1 for padding
     keys: list[str]  # "shard/key"
     step: int
+    reasons: Sequence[str] = ()  # why samples are bad, one for each stand-in
 
 
 class Part(NamedTuple):
@@ -39,19 +40,21 @@ class Part(NamedTuple):
     labels: np.ndarray  # int64 [n, 2]: label, label_mix
     factors: np.ndarray  # float32 [n, 2]: mix, weight
     keys: list[str]
+    reasons: list[str]  # one for each stand-in
 
 
 def fill(images: np.ndarray, rows: np.ndarray, slots: np.ndarray, samples: Iterable[Sample]) -> Part:
     """Put samples into rows of a batch's images, uint8 [B, C, H, W]."""
-    keys, labels, factors = [], [], []
+    keys, labels, factors, reasons = [], [], [], []
     for row, sample in zip(rows.tolist(), samples, strict=True):
         put_image(images[row], sample.image)
         keys.append(sample.key)
         labels.append((sample.label, sample.label_mix))
         factors.append((sample.mix, sample.weight))
-    return Part(
-        rows, slots, np.array(labels, np.int64).reshape(-1, 2), np.array(factors, np.float32).reshape(-1, 2), keys
-    )
+        if sample.reason:
+            reasons.append(sample.reason)
+    both, pair = np.array(labels, np.int64).reshape(-1, 2), np.array(factors, np.float32).reshape(-1, 2)
+    return Part(rows, slots, both, pair, keys, reasons)
 
 
 def put_image(planes: np.ndarray, image: np.ndarray | None) -> None:
@@ -75,4 +78,5 @@ def assemble(images: Tensor, parts: Sequence[Part], step: int) -> Batch:
             keys[row] = key
     label, label_mix = torch.from_numpy(labels)
     factor, weight = torch.from_numpy(factors)
-    return Batch(images, label, label_mix, factor, weight, torch.from_numpy(slots), keys, step)
+    reasons = [reason for part in parts for reason in part.reasons]
+    return Batch(images, label, label_mix, factor, weight, torch.from_numpy(slots), keys, step, reasons)

@@ -59,8 +59,13 @@ class Parts(ABC):
     def filler(self, worker: int, workers: int) -> Filler:
         """The work of one loader worker."""
 
+    @abstractmethod
+    def used_sources(self) -> Sequence[Source]:
+        """The data sets that samples come from."""
+
     def quarantine(self, worker: int) -> Quarantine:
-        return Quarantine(self.quarantine_path, f"rank{self.rank}-worker{worker}")
+        samples = {source.name: source.index.num_samples for source in self.used_sources()}
+        return Quarantine(self.quarantine_path, f"rank{self.rank}-worker{worker}", samples)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -88,6 +93,9 @@ class TrainParts(Parts):
 
     def workers_of(self, step: int, workers: int) -> Sequence[int]:
         return range(workers)
+
+    def used_sources(self) -> Sequence[Source]:
+        return self.sources
 
     def filler(self, worker: int, workers: int) -> Filler:
         return TrainFiller(self, worker, workers)
@@ -148,6 +156,9 @@ class EvalParts(Parts):
 
     def workers_of(self, step: int, workers: int) -> Sequence[int]:
         return [step % workers]
+
+    def used_sources(self) -> Sequence[Source]:
+        return [self.source]
 
     def filler(self, worker: int, workers: int) -> Filler:
         return EvalFiller(self, worker)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from pipeline.stream.read import BadSample, Reader
 MAX_IN_A_ROW = 64
 MAX_SHARE = 0.1
 SHARE_GRACE = 64  # bad samples before the share counts: a small data set may have a few
+MOST_REASONS = 3  # that an error counts
 
 
 class Quarantine:
@@ -29,21 +32,30 @@ class Quarantine:
         path: manifest of the run, or None to keep none. Each worker of each rank writes a file of its own beside it,
             `NAME.PART.jsonl`, as appends by several hosts to one file may overwrite each other.
         part: tells the writers apart.
+        samples: how many each data set holds; of a small one, more than half is too many.
     """
 
-    def __init__(self, path: Path | None, part: str) -> None:
+    def __init__(self, path: Path | None, part: str, samples: Mapping[str, int] | None = None) -> None:
         self._path = path.with_suffix(f".{part}.jsonl") if path is not None else None
         self._noted = set(map(place_of, whole_lines(self._path))) if self._path and self._path.exists() else set()
-        self._seen = self._bad = self._in_a_row = 0
+        self._grace = {name: min(SHARE_GRACE, number // 2) for name, number in (samples or {}).items()}
+        self._seen: Counter[str] = Counter()  # by data set: in a mixture, a large one does not make up for a small one
+        self._reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)  # each sample once, however many epochs
+        self._met: set[tuple[str, str, int]] = set()
+        self._row: Counter[str] = Counter()  # reasons of the bad samples since the last good one
 
-    def good(self) -> None:
+    def good(self, dataset: str) -> None:
         """A sample came through."""
-        self._seen += 1
-        self._in_a_row = 0
+        self._seen[dataset] += 1
+        self._row.clear()
 
     def bad(self, shard: str, index: int, key: str, reason: str, dataset: str) -> None:
         """Note a bad sample, once per manifest. Raises DataError where there are too many."""
-        self._seen, self._bad, self._in_a_row = self._seen + 1, self._bad + 1, self._in_a_row + 1
+        self._seen[dataset] += 1
+        if (dataset, shard, index) not in self._met:
+            self._met.add((dataset, shard, index))
+            self._reasons[dataset][in_short(reason)] += 1
+        self._row[in_short(reason)] += 1
         line = {"dataset": dataset, "shard": shard, "index": index, "key": key, "reason": reason}
         if place_of(line) not in self._noted:
             self._noted.add(place_of(line))
@@ -52,12 +64,28 @@ class Quarantine:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
         last = f"the last is {shard}/{key}: {reason}; check the shards with `minivit shards verify`"
-        if self._in_a_row >= MAX_IN_A_ROW:
+        row, bad, seen = self._row.total(), self._reasons[dataset].total(), self._seen[dataset]
+        if row >= MAX_IN_A_ROW:
             raise DataError(
-                f"{self._in_a_row} bad samples in a row (at most {MAX_IN_A_ROW - 1} are passed over); {last}"
+                f"{row} bad samples in a row (at most {MAX_IN_A_ROW - 1} are passed over): {counted(self._row)}; {last}"
             )
-        if self._bad > max(SHARE_GRACE, MAX_SHARE * self._seen):
-            raise DataError(f"{self._bad} of {self._seen} samples are bad (at most {MAX_SHARE:.0%} may be); {last}")
+        if bad > max(self._grace.get(dataset, SHARE_GRACE), MAX_SHARE * seen):
+            reasons = counted(self._reasons[dataset])
+            raise DataError(
+                f"{bad} of {seen} samples of {dataset} are bad (at most {MAX_SHARE:.0%} may be): {reasons}; {last}"
+            )
+
+
+def in_short(reason: str) -> str:
+    """A reason without its particulars, so that equal ones can be counted."""
+    return reason.partition(" (")[0]
+
+
+def counted(reasons: Counter[str]) -> str:
+    """The most frequent reasons, with their numbers."""
+    most = reasons.most_common(MOST_REASONS)
+    rest = reasons.total() - sum(number for _, number in most)
+    return ", ".join(f"{reason} in {number:,}" for reason, number in most) + (f", others in {rest:,}" if rest else "")
 
 
 def whole_lines(path: Path) -> list[Line]:

@@ -39,6 +39,7 @@ class Sample(NamedTuple):
     label_mix: int = 0
     mix: float = 1.0
     weight: float = 1.0
+    reason: str = ""  # why it is bad, where this is a stand-in
 
 
 class Members:
@@ -109,8 +110,8 @@ class TrainSamples:
         except BadSample as bad:
             shard, number = window.where(index)
             self._quarantine.bad(shard, number, bad.key, str(bad), self._sources[source].name)
-            return self._stand_in(window, spot, size, f"{shard}/{bad.key}")
-        self._quarantine.good()
+            return self._stand_in(window, spot, size, f"{shard}/{bad.key}", str(bad))
+        self._quarantine.good(self._sources[source].name)
         partner = index ^ 1
         if not self._mixes[source] or partner >= spot.length:
             return Sample(key, image, label, label)
@@ -137,7 +138,7 @@ class TrainSamples:
                 self._recent.popitem(last=False)
         return one
 
-    def _stand_in(self, window: Samples, spot: Spot, size: Size, key: str) -> Sample:
+    def _stand_in(self, window: Samples, spot: Spot, size: Size, key: str, reason: str) -> Sample:
         """A copy of the next good sample of the window, so that shapes and pixel statistics stay as they were."""
         for step in range(1, min(spot.length, NEIGHBOURS + 1)):
             neighbour = (spot.offset + step) % spot.length
@@ -145,8 +146,8 @@ class TrainSamples:
                 image, label, _ = self._one(window, spot, neighbour, self._mixture.slot_of(spot, neighbour), size)
             except BadSample:
                 continue
-            return Sample(key, image, label, label, weight=0.0)
-        return Sample(key, None, weight=0.0)
+            return Sample(key, image, label, label, weight=0.0, reason=reason)
+        return Sample(key, None, weight=0.0, reason=reason)
 
 
 class PlainSamples:
@@ -165,6 +166,6 @@ class PlainSamples:
         except BadSample as bad:
             shard, index = samples.where(number)
             self._quarantine.bad(shard, index, bad.key, str(bad), self._name)
-            return Sample(f"{shard}/{bad.key}", None, weight=0.0)
-        self._quarantine.good()
+            return Sample(f"{shard}/{bad.key}", None, weight=0.0, reason=str(bad))
+        self._quarantine.good(self._name)
         return Sample(key, image, label, label)

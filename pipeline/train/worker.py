@@ -31,6 +31,7 @@ from pipeline.train.device import compute_deterministically, precision_dtype, se
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.feed import on_device
+from pipeline.train.first_samples import FirstSamples
 from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.ledger import MetricsLedger
 from pipeline.train.loop import Meter, TrainingStep, evaluate_collective
@@ -71,6 +72,7 @@ class TrainWorker:
         self.mixture = build_mixture(job.train, stage.data, job.seed) if len(job.train) > 1 else None
         if job.resume_from:
             self._resume_collective(job.resume_from)
+        self.first_samples = FirstSamples(job.folder.name, self.engine.device)
         self.saver = Saver(self.state, job, self.watch.beat)
         self.engine.before_change = self.saver.wait_copied
         self.control = Control(job, context, self.engine.device)
@@ -120,6 +122,7 @@ class TrainWorker:
             batch = next(batches)
             self.meter.waited_s += time.perf_counter() - waiting_since
             step = self.step
+            self.first_samples.look_collective(batch, last=step + 1 == self.job.total_steps)
             lr = self.engine.set_lr(self._lr_ratio(step))
             applied = self.step_once(batch, step, self._micro_batches(step), self.meter, self._patch_at(step))
             self.step += 1

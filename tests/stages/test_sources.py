@@ -329,6 +329,8 @@ def inputs(context: RunContext, raw: dict[str, Any], branch_id: str) -> str:
 @pytest.mark.parametrize("key", ["image_key", "label_key"])
 def test_other_images_and_other_labels_are_other_inputs(trained: RunContext, raw: dict[str, Any], key: str) -> None:
     """Of what a stage trains on, what it validates on, and what is evaluated."""
+    for settings in raw["datasets"].values():
+        settings["classes"] = [f"class {label}" for label in range(10)]
     before = {branch_id: inputs(trained, raw, branch_id) for branch_id in ("pretrain/nano", "larger", "evaluate")}
     raw["datasets"]["test"][key] = "other"
     after = {branch_id: inputs(trained, raw, branch_id) for branch_id in before}

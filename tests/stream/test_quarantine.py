@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
-from pipeline.stream.quarantine import MAX_IN_A_ROW, SHARE_GRACE, Quarantine, load_excluded, manifest_digest
+from pipeline.stream.quarantine import (
+    MAX_IN_A_ROW,
+    SHARE_GRACE,
+    Quarantine,
+    counted,
+    in_short,
+    load_excluded,
+    manifest_digest,
+)
 
 BAD = {3: "torn image", 11: "no label", 20: "label text", 21: "no image", 30: "empty image"}
 
@@ -153,29 +162,61 @@ def test_too_many_in_a_row_are_an_error() -> None:
     quarantine = Quarantine(None, "")
     for number in range(MAX_IN_A_ROW - 1):
         quarantine.bad("a.tar", number, f"k{number}", "torn", "t")
-    with pytest.raises(DataError, match=rf"{MAX_IN_A_ROW} bad samples in a row .* a\.tar/k63: torn"):
+    with pytest.raises(DataError, match=r"64 bad samples in a row .*: torn in 64; the last is a\.tar/k63: torn"):
         quarantine.bad("a.tar", 63, "k63", "torn", "t")
 
 
 def test_too_large_a_share_is_an_error() -> None:
     quarantine = Quarantine(None, "")
     for number in range(SHARE_GRACE):
-        quarantine.good()
+        quarantine.good("t")
         quarantine.bad("a.tar", number, "k", "torn", "t")
-    quarantine.good()
-    with pytest.raises(DataError, match="65 of 130 samples are bad"):
+    quarantine.good("t")
+    with pytest.raises(DataError, match=r"65 of 130 samples of t are bad \(.*\): torn in 65; the last"):
         quarantine.bad("a.tar", 1000, "k", "torn", "t")
 
 
 def test_a_set_of_bad_samples_alone_ends_in_an_error_and_not_in_a_hang(kit, tmp_path) -> None:
     index = kit.write_shards(tmp_path, [100], spoil=lambda _, members: {**members, "png": b"torn"})
-    with kit.train_loader(index, data={"window": 50}) as loader, pytest.raises(DataError, match="in a row"):
+    with kit.train_loader(index, data={"window": 50}) as loader, pytest.raises(DataError, match="51 of 51 samples"):
         list(loader)
 
 
 def test_batches_without_any_good_sample_are_black(kit, tmp_path) -> None:
-    index = kit.write_shards(tmp_path, [8], spoil=lambda _, members: {**members, "png": b"torn"})
-    with kit.train_loader(index) as loader:
-        batch = next(loader)
-    assert batch.weights.eq(0).all()
+    index = kit.write_shards(tmp_path, [40], spoil=lambda i, members: members if i > 15 else {**members, "png": b"x"})
+    with kit.train_loader(index, data={"lanes": 1, "window": 8}) as loader:
+        batch = next(batch for batch in islice(loader, 5) if not batch.weights.any())
     np.testing.assert_array_equal(batch.images.numpy(), 0)
+    assert [reason.partition(" (")[0] for reason in batch.reasons] == ["no readable image header"] * 8
+
+
+def test_a_small_set_may_not_be_bad_for_the_most_part() -> None:
+    quarantine = Quarantine(None, "", {"t": 20, "u": 1000})
+    for number in range(10):
+        quarantine.bad("a.tar", number, "k", "torn", "t")
+        quarantine.good("u")
+    with pytest.raises(DataError, match="11 of 11 samples of t are bad"):
+        quarantine.bad("a.tar", 10, "k", "torn", "t")
+
+
+def test_the_same_sample_in_every_epoch_counts_once() -> None:
+    quarantine = Quarantine(None, "", {"t": 4})
+    for _ in range(100):
+        quarantine.bad("a.tar", 0, "k", "torn", "t")
+        quarantine.good("t")
+
+
+def test_a_data_set_of_a_mixture_is_not_made_up_for_by_a_larger_one() -> None:
+    quarantine = Quarantine(None, "")
+    for number in range(SHARE_GRACE):
+        quarantine.bad("a.tar", number, "k", "torn", "small")
+        for _ in range(100):
+            quarantine.good("large")
+    with pytest.raises(DataError, match="65 of 65 samples of small are bad"):
+        quarantine.bad("a.tar", SHARE_GRACE, "k", "torn", "small")
+
+
+def test_the_most_frequent_reasons_are_counted() -> None:
+    reasons = Counter({"no image": 5, "torn (at byte 3)": 1, "no label": 9, "empty": 2})
+    assert counted(reasons) == "no label in 9, no image in 5, empty in 2, others in 1"
+    assert in_short("no label member (looked for cls; found png)") == "no label member"

@@ -27,6 +27,7 @@ from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import open_storage
 from pipeline.config.training import CheckpointConfig, ClassificationConfig, EngineConfig, OptimizerConfig
+from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.compiled import compile_layers
 from pipeline.models.minivit import MiniViT
@@ -36,6 +37,7 @@ from pipeline.tasks import build_task
 from pipeline.train.device import compute_deterministically, precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
+from pipeline.train.first_samples import FirstSamples
 from pipeline.train.loop import Meter, TrainingStep
 from pipeline.train.micro_batch import to_device
 from pipeline.train.optim import build_optimizer, parameter_groups
@@ -369,7 +371,30 @@ def memory(zero_stage: int, precision: str, variant: str, images: int) -> dict[s
     }
 
 
-CASES = (steps, save_and_go_on, resume, not_finite, accumulate, waits, overlapped, compiled, stall, memory)
+def first_samples() -> str:
+    """What a rank says of first batches without a good sample, each rank's bad for another reason."""
+    batch = share(replace(global_batch(0), weights=torch.zeros(GLOBAL_BATCH_SIZE)), [5, 3])
+    reason = ("no image", "no label")[dist.get_rank()]
+    try:
+        FirstSamples("t", torch.device("cpu")).look_collective(replace(batch, reasons=[reason] * 4), last=False)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+CASES = (
+    first_samples,
+    steps,
+    save_and_go_on,
+    resume,
+    not_finite,
+    accumulate,
+    waits,
+    overlapped,
+    compiled,
+    stall,
+    memory,
+)
 
 
 def main() -> None:

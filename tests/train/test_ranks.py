@@ -67,6 +67,7 @@ def two(run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFact
         cases[name] = ["overlapped", [stage, "fp32", [5, 3], 2, str(root / name)]]
         cases[case("waits", stage)] = ["waits", [stage]]
         cases[case("accumulate", stage)] = ["accumulate", [stage, SMALL]]
+    cases["first samples"] = ["first_samples", []]
     for name, shares, micro_batches in (("more parts than samples", [7, 1], 3), ("a rank without samples", [8, 0], 2)):
         cases[name] = ["steps", [2, "fp32", shares, micro_batches, str(root / name)]]
     for model, keys in (("vit", EVERY), ("tied", TIED), ("lamb", TIED), ("plain", TIED), ("sincos", BF16)):
@@ -326,3 +327,11 @@ def test_shared_and_frozen_parameters_and_buffers_survive_every_conversion(
     assert "second.weight" not in state["weights"]
     assert "frozen.weight" not in state["exp_avg"]
     assert converted[name]["losses"] == pytest.approx(two[0][source]["losses"], rel=1e-5)
+
+
+def test_every_rank_stops_where_no_rank_has_a_good_sample(two: Results) -> None:
+    for rank in two:
+        message = rank["first samples"]
+        assert message.startswith(
+            "t: all of the first 8 samples are bad: no image in 4, no label in 4; check the shards"
+        )

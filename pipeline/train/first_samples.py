@@ -1,0 +1,46 @@
+"""A run whose data are all unusable is stopped before it trains on stand-ins alone and calls that finished."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import DataError
+from pipeline.stream.batch import Batch
+from pipeline.stream.quarantine import counted, in_short
+
+ENOUGH = 8  # samples: at the share of bad ones that is allowed, all of so many are bad once in a hundred million runs
+
+
+class FirstSamples:
+    """Looks at batches until one good sample is found on any rank; afterwards it costs nothing."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self._name, self._device = name, device
+        self._found, self._seen = False, 0
+        self._reasons: Counter[str] = Counter()
+
+    def look_collective(self, batch: Batch, *, last: bool) -> None:
+        """Take in the next batch. Raises DataError, on every rank, where none of the first samples is good.
+
+        `last` says that no other batch follows, so that however few there were must do.
+        """
+        if self._found:
+            return
+        self._reasons.update(map(in_short, batch.reasons))
+        good = int((batch.weights > 0).sum())
+        counts = torch.tensor([good, len(batch.keys)], device=self._device)
+        dist.all_reduce(counts)
+        good, seen = counts.tolist()
+        self._found, self._seen = good > 0, self._seen + seen
+        if self._found or (self._seen < ENOUGH and not last):
+            return
+        every: list[Counter[str]] = [Counter()] * dist.get_world_size()
+        dist.all_gather_object(every, self._reasons)
+        reasons = counted(sum(every, Counter[str]()))
+        raise DataError(
+            f"{self._name}: all of the first {self._seen} samples are bad: {reasons}; check the shards with `minivit "
+            "shards verify CONFIG.yaml`, and the image_key and label_key of the data set"
+        )

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.data import DatasetConfig
+from pipeline.errors import DataError
+from pipeline.shards.build import build_index
+from pipeline.stages.context import class_names
+from pipeline.stages.usable import usable_warning
+from pipeline.train.job import Dataset
+
+
+def dataset(folder: Path, *samples: dict[str, bytes], classes: list[str] | None = None, **config: object) -> Dataset:
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for key, members in enumerate(samples):
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    index = build_index(str(folder), classes=classes, workers=1)
+    return Dataset(DatasetConfig(shards=str(folder), **config), index)
+
+
+WHOLE = {"png": b"x", "cls": b"1"}
+
+
+def test_all_samples_with_both_are_nothing_to_speak_of(tmp_path: Path) -> None:
+    assert class_names("t", sound := dataset(tmp_path, WHOLE)) == ["0", "1"]
+    assert usable_warning("t", sound) is None
+
+
+def test_some_without_are_a_warning(tmp_path: Path) -> None:
+    some = dataset(tmp_path, WHOLE, {"png": b"x"}, {"cls": b"0"})
+    assert class_names("t", some) == ["0", "1"]
+    assert usable_warning("t", some) == (
+        "datasets.t: 2 of 3 samples cannot be used: 1 without image (png;jpg;jpeg;webp), 1 without label (cls); "
+        "training passes over them"
+    )
+
+
+def test_none_with_both_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^datasets\.t: .*2 of 2 samples cannot be used: 1 without image .*image_key"):
+        class_names("t", dataset(tmp_path, {"png": b"x"}, {"cls": b"0"}))
+
+
+def test_no_samples_are_refused_even_where_the_classes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"datasets\.t: .* holds no samples"):
+        class_names("t", dataset(tmp_path, classes=["a", "b"]))
+
+
+def test_labels_that_the_index_has_not_read_need_names(tmp_path: Path) -> None:
+    samples = {**WHOLE, "other": b"5"}
+    with pytest.raises(DataError, match=r"indexed with the label key 'cls'.* --label-key other`, or name the"):
+        class_names("t", dataset(tmp_path, samples, classes=["a", "b"], label_key="other"))
+    named = dataset(tmp_path, samples, label_key="other")
+    config = named.config.model_copy(update={"classes": ["a"]})  # fewer than the labels under the index's key
+    assert class_names("t", Dataset(config, named.index)) == ["a"]
+    assert "reads png;jpg;jpeg;webp and other, but its index looked for png;jpg;jpeg;webp and cls" in str(
+        usable_warning("t", Dataset(config, named.index))
+    )
+
+
+def test_keys_that_the_index_was_made_for_are_the_default(tmp_path: Path) -> None:
+    found = dataset(tmp_path, {"img.tif": b"x", "cls": b"0"}, {"img.tif": b"x", "cls": b"1"})
+    assert found.index.keys.image == ("img.tif",)
+    assert class_names("t", found) == ["0", "1"]
+    assert usable_warning("t", found) is None
