@@ -20,6 +20,7 @@ from pipeline.errors import TrackingError
 QUIET = ("mlflow", "mlflow.store.db.utils", "alembic", "sqlalchemy")
 DEFAULT_EXPERIMENT = "minivit"
 SQLITE = re.compile(r"sqlite(\+\w+)?:///")
+DATABASE = re.compile("postgresql|mysql|mssql|sqlite")  # MLflow makes its tables in one as soon as it looks
 CONFIG, RECORD, DEFAULT = "tracking.uri", "the run's record", "the default"
 URI_VARIABLE, NAME_VARIABLE, ID_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 
@@ -80,7 +81,7 @@ def sqlite_path(uri: str) -> Path | None:
     """The file of a SQLite store; None for another store, and for one in memory."""
     match = SQLITE.match(uri)
     path = uri[match.end() :].partition("?")[0] if match else ""
-    return Path(unquote(path)) if path else None
+    return Path(unquote(path)) if path not in ("", ":memory:") else None
 
 
 def _absolute(uri: str) -> str:
@@ -164,7 +165,7 @@ def check_store(store: Store) -> None:
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise unwritable(store, path, f"{folder} takes no files")
-    elif path is not None or urlsplit(store.uri).scheme in ("http", "https"):  # opening another database may change it
+    elif path is not None or not DATABASE.match(store.uri):
         find_experiment(client_for(store.uri, store.setting), store)
 
 

@@ -118,6 +118,8 @@ def test_a_look_finds_a_store_that_cannot_be(tmp_path: Path) -> None:
         TrackingError, match=r"^MLFLOW_TRACKING_URI: the MLflow store at http://127\.0\.0\.1:9 does not"
     ):
         check_store(choose_store(TrackingConfig(), tmp_path, {}, environment))
+    with pytest.raises(TrackingError, match=r"^tracking\.uri: the MLflow store at \./mlruns does not answer \("):
+        check_store(store_in(tmp_path, uri="./mlruns"))
 
 
 @pytest.mark.parametrize("name", ["a#b?c=d&e f", "100%20[x]*;ä@:+"])
