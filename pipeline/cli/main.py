@@ -70,7 +70,8 @@ def main() -> None:
     except PipelineError as error:
         if debug:
             raise
-        click.echo(f"error: {error}", err=True)
+        for sentence in str(error).splitlines():  # one per fault
+            click.echo(f"error: {sentence}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if debug:

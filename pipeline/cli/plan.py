@@ -23,10 +23,10 @@ def command(config: str, overrides: tuple[str, ...], world_size: int | None, as_
     import json
 
     from pipeline.config.load import load_config
-    from pipeline.stages.planner import plan, read_states
+    from pipeline.stages.planner import plan, read_statuses
 
     pipeline = load_config(config, overrides)
-    result = plan(pipeline, world_size, read_states(pipeline))
+    result = plan(pipeline, world_size, read_statuses(pipeline))
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=1))
         return

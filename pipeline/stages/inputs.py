@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config.data import DataConfig, DatasetConfig
 from pipeline.config.schema import EvaluateStage, ExportStage, TrainStage
@@ -20,9 +20,6 @@ from pipeline.config.training import EngineConfig, ModelConfig
 from pipeline.models.spec import ViTSpec
 from pipeline.stream.quarantine import manifest_digest
 from pipeline.stream.source import Source
-
-if TYPE_CHECKING:  # a plan can do without torch
-    from pipeline.models.bundle import Preprocess
 
 VERSION = 2  # of what the inputs mean; every stage runs again when it is raised
 
@@ -73,7 +70,6 @@ def train_inputs(
     stage: TrainStage,
     *,
     spec: ViTSpec,
-    preprocess: Preprocess,
     classes: Sequence[str],
     seed: int,
     train: Sequence[Source],
@@ -88,7 +84,7 @@ def train_inputs(
         "version": VERSION,
         "settings": settings(stage),
         "spec": non_defaults(spec),
-        "preprocess": {name: list(getattr(preprocess, name)) for name in ("mean", "std", "background")},
+        "preprocess": {name: list(getattr(train[0].config, name)) for name in ("mean", "std", "background")},
         "classes": list(classes),
         "seed": seed,
         "train": {source.name: source_inputs(source) for source in train},
@@ -132,6 +128,29 @@ def source_inputs(source: Source) -> dict[str, Any]:
 def inputs_digest(inputs: Mapping[str, Any]) -> str:
     """32 hex digits that change when an input does."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Why a stage with these inputs is not the one that was recorded with others: the end of `runs again, because`."""
+    if before.get("version") != now.get("version"):
+        return "another version of this package recorded what decided its content"
+    return f"{', '.join(differences(before, now)) or 'its inputs'} changed"
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two plain values differ, with both values where they are short."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = dict.fromkeys([*before, *after])
+        return [
+            found
+            for key in keys
+            for found in differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    if before == after:
+        return []
+    was, now = ("unset" if value is None else value for value in (before, after))
+    shown = f" ({was} to {now})" if len(f"{was}{now}") <= 60 else ""
+    return [f"{path}{shown}"]
 
 
 def settings(section: Section) -> dict[str, Any]:

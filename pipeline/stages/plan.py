@@ -66,7 +66,10 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One branch. `status` is what its run folder says of it, None if it has never begun."""
+    """One branch. `status` is what its run folder says of it, None if it has never begun.
+
+    `begins_anew` says why what it left is set aside, where its inputs have changed since.
+    """
 
     id: str
     type: str
@@ -74,10 +77,11 @@ class StagePlan:
     status: str | None
     training: TrainingPlan | None = None
     evaluates: int | None = None  # samples of an evaluate stage's data set
+    begins_anew: str | None = None
 
     @property
     def skipped(self) -> bool:
-        return self.status == FINISHED
+        return self.status == FINISHED and self.begins_anew is None
 
 
 @dataclass(frozen=True)

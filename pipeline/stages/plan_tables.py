@@ -61,7 +61,8 @@ def _stages(stages: list[StagePlan]) -> Table:
     table = _table("Stages", "id", "type", "now", "px", "length", "steps", "epochs", "samples")
     for stage in stages:
         training = stage.training
-        row = [stage.id, stage.type, STATES.get(stage.status, stage.status or "")]
+        now = "begins anew" if stage.begins_anew else STATES.get(stage.status, stage.status or "")
+        row = [stage.id, stage.type, now]
         if training:
             epochs = UNKNOWN if training.epochs is None else f"{training.epochs:.4g}"
             row += [

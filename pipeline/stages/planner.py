@@ -13,9 +13,10 @@ from pipeline.errors import DataError
 from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.spec import Pair, ViTSpec, whole_patches
 from pipeline.shards.index import DatasetIndex
+from pipeline.stages.again import reasons_to_begin_anew
 from pipeline.stages.balance import Balance, balance
 from pipeline.stages.context import find_datasets, label_names
-from pipeline.stages.folder import RunFolder
+from pipeline.stages.folder import RunFolder, Status
 from pipeline.stages.memory import activation_bytes, rank_memory
 from pipeline.stages.plan import (
     MISSING,
@@ -43,11 +44,11 @@ from pipeline.train.schedule import micro_batches_at, step_shapes
 MUCH_IDLE = 0.1  # share of a step that ranks may wait for the fullest one before the plan warns
 
 
-def plan(config: PipelineConfig, world_size: int | None = None, statuses: Mapping[str, str] | None = None) -> Plan:
+def plan(config: PipelineConfig, world_size: int | None = None, statuses: Mapping[str, Status] | None = None) -> Plan:
     """Work out every stage of a pipeline.
 
-    `world_size` stands in for the number of workers that the config asks for. `statuses` maps branch ids to the states
-    in their status.json. Raises what `preflight` finds, as `run` does.
+    `world_size` stands in for the number of workers that the config asks for. `statuses` maps branch ids to their
+    status.json. Raises what `preflight` finds, as `run` does.
     """
     datasets, problems = find_datasets(config)
     findings = preflight(config, datasets)
@@ -55,11 +56,11 @@ def plan(config: PipelineConfig, world_size: int | None = None, statuses: Mappin
     return Planner(config, findings, datasets, problems, world_size, statuses or {}).plan()
 
 
-def read_states(config: PipelineConfig) -> dict[str, str]:
-    """Branch id -> state, for the branches that have begun in the pipeline's run folder."""
+def read_statuses(config: PipelineConfig) -> dict[str, Status]:
+    """Branch id -> status, for the branches that have begun in the pipeline's run folder."""
     folder = RunFolder(Path(config.runs_dir) / config.name)
-    states = {branch.id: folder.stage(branch.id).status() for branch in stage_branches(config)}
-    return {branch_id: status.state for branch_id, status in states.items() if status}
+    statuses = {branch.id: folder.stage(branch.id).status() for branch in stage_branches(config)}
+    return {branch_id: status for branch_id, status in statuses.items() if status}
 
 
 class Planner:
@@ -72,12 +73,13 @@ class Planner:
         datasets: Mapping[str, Dataset],
         problems: Mapping[str, DataError],
         world_size: int | None,
-        statuses: Mapping[str, str],
+        statuses: Mapping[str, Status],
     ) -> None:
         self.config, self.findings, self.world_size, self.statuses = config, findings, world_size, statuses
         self.datasets, self.problems = datasets, problems
         self.indexes = {name: dataset.index for name, dataset in datasets.items()}
-        self.notes: list[str] = []
+        self.begin_anew = reasons_to_begin_anew(config, datasets, findings.models, statuses)
+        self.notes = [f"{branch_id}: runs again, because {reason}." for branch_id, reason in self.begin_anew.items()]
 
     def plan(self) -> Plan:
         datasets = [self._dataset(name, dataset) for name, dataset in self.config.datasets.items()]
@@ -111,10 +113,17 @@ class Planner:
     def _stage(self, branch: Branch) -> StagePlan:
         stage, needed = branch.stage, dependencies(self.config, branch.id)
         status = self.statuses.get(branch.id)
-        if isinstance(stage, TrainStage):
-            return StagePlan(branch.id, stage.type, needed, status, training=self._training(branch, stage))
+        training = self._training(branch, stage) if isinstance(stage, TrainStage) else None
         index = self.indexes.get(stage.data) if isinstance(stage, EvaluateStage) else None
-        return StagePlan(branch.id, stage.type, needed, status, evaluates=index.num_samples if index else None)
+        return StagePlan(
+            branch.id,
+            stage.type,
+            needed,
+            status.state if status else None,
+            training,
+            evaluates=index.num_samples if index else None,
+            begins_anew=self.begin_anew.get(branch.id),
+        )
 
     def _training(self, branch: Branch, stage: TrainStage) -> TrainingPlan:
         indexes = [self.indexes[name] for name in stage.data.parts if name in self.indexes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipeline.stages.context import RunContext, find_datasets, make_datasets, tr
 from pipeline.stages.evaluate import EvaluateStageRun
 from pipeline.stages.export import ExportStageRun
 from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, Status
-from pipeline.stages.inputs import inputs_digest
+from pipeline.stages.inputs import changes, inputs_digest
 from pipeline.stages.preflight import preflight
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.replay import replay
@@ -275,27 +275,9 @@ class Execution:
     def _set_aside(self, branch: Branch, status: Status, inputs: dict[str, Any]) -> None:
         """Keep what a stage with other inputs left, and say what has changed."""
         folder = self.context.folder.stage(branch.id)
-        if status.inputs.get("version") == inputs.get("version"):
-            reason = f"{', '.join(differences(status.inputs, inputs)) or 'its inputs'} changed"
-        else:
-            reason = "another version of this package recorded what decided its content"
         if status.mlflow_run_id and status.state != FINISHED:
             self.context.tracker.end(status.mlflow_run_id, mlflow_status.KILLED)
         aside = folder.set_aside()
-        self.context.say(branch.id, f"runs again, because {reason}; the former results are in {aside}")
-
-
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two plain values differ, with both values where they are short."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        keys = dict.fromkeys([*before, *after])
-        return [
-            found
-            for key in keys
-            for found in differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    if before == after:
-        return []
-    was, now = ("unset" if value is None else value for value in (before, after))
-    shown = f" ({was} to {now})" if len(f"{was}{now}") <= 60 else ""
-    return [f"{path}{shown}"]
+        self.context.say(
+            branch.id, f"runs again, because {changes(status.inputs, inputs)}; the former results are in {aside}"
+        )

@@ -64,7 +64,6 @@ class TrainStageRun:
         return train_inputs(
             self.stage,
             spec=self.spec,
-            preprocess=self.preprocess,
             classes=self.classes,
             seed=self.context.config.seed,
             train=self.train,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import create_model
 
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig, MixturePart, RandAugmentConfig
@@ -15,7 +17,6 @@ from pipeline.config.fields import is_section
 from pipeline.config.schema import EvaluateStage, ExportStage, TrainStage
 from pipeline.config.section import Duration, Section
 from pipeline.config.training import EngineConfig, ModelConfig, OptimizerConfig
-from pipeline.models.bundle import Preprocess
 from pipeline.models.spec import TokenSchema, ViTSpec
 from pipeline.models.variants import build_spec
 from pipeline.shards.index import make_index
@@ -25,6 +26,7 @@ from pipeline.stages.inputs import (
     RESOLVED,
     VERSION,
     WITHOUT_EFFECT,
+    differences,
     evaluate_inputs,
     export_inputs,
     inputs_digest,
@@ -50,6 +52,11 @@ LOOKED_UP = {
 }
 
 Names = tuple[str, ...]
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("abc"), inner, max_size=2),
+    max_leaves=5,
+)
 FULL = AugmentConfig(rand_augment=RandAugmentConfig(), mixup=0.2)
 TRAIN = TrainStage(
     type="finetune",
@@ -76,10 +83,8 @@ def source(name: str, config: DatasetConfig = DATASET, content: str = "0") -> So
 
 def train_digest(stage: TrainStage = TRAIN, **changes: Any) -> str:
     train = changes.pop("train", [source("a"), source("b")])
-    first = train[0].config
     given = {
         "spec": SPEC,
-        "preprocess": Preprocess(first.mean, first.std, 3, (28, 28)),
         "classes": CLASSES,
         "seed": 0,
         "train": train,
@@ -227,6 +232,36 @@ def test_keys_are_those_that_are_read_whoever_names_them() -> None:
     by_index = dataclasses.replace(source("val"), index=index)
     by_config = dataclasses.replace(source("val"), config=DatasetConfig(shards="data", image_key="left.png"))
     assert evaluate_digest(data=by_index) == evaluate_digest(data=by_config) != evaluate_digest()
+
+
+@given(value=PLAIN)
+def test_equal_values_do_not_differ(value: Any) -> None:
+    assert differences(value, value) == []
+
+
+@given(before=PLAIN, after=PLAIN)
+def test_unequal_values_differ_somewhere(before: Any, after: Any) -> None:
+    before, after = {"a": before, "b": 1}, {"a": after, "b": 1}
+    found = differences(before, after)
+    assert all(path.startswith("a") for path in found)
+    if before == after:
+        assert found == []
+    elif not isinstance(before["a"], dict) or not isinstance(after["a"], dict):
+        assert len(found) == 1
+
+
+def test_differences_name_the_path_and_short_values() -> None:
+    before = {"settings": {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "ema": None}, "seed": 0}
+    after = {"settings": {"optimizer": {"lr": 0.2, "betas": [0.9, 0.99]}, "ema": 0.9}, "seed": 0}
+    assert differences(before, after) == ["settings.optimizer.lr (0.1 to 0.2)", "settings.ema (unset to 0.9)"]
+
+
+def test_differences_leave_out_long_values() -> None:
+    assert differences({"classes": ["a" * 70]}, {"classes": ["b"]}) == ["classes"]
+
+
+def test_keys_that_come_and_go_are_named() -> None:
+    assert differences({"a": 1}, {"b": 2}) == ["a (1 to unset)", "b (unset to 2)"]
 
 
 class Later(OptimizerConfig):

@@ -14,7 +14,7 @@ from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import Span, write_shard
 from pipeline.checkpoints.storage import open_storage
 from pipeline.cli.export import command as export_command
-from pipeline.config.data import DataConfig
+from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import ModelConfig
 from pipeline.errors import CheckpointError, ModelError
@@ -22,9 +22,11 @@ from pipeline.export import FORMATS
 from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
+from pipeline.shards.index import make_index
 from pipeline.stages.folder import RUNNING, RunFolder, Status
 from pipeline.stages.inputs import train_inputs
 from pipeline.stages.kept import checkpoint_bundle
+from pipeline.stream.source import Source
 
 SPEC = build_spec("nano", image_size=8, channels=1, num_classes=3, depth=1, positions="sincos")
 CLASSES = ["ankle boot", "bag", "coat"]
@@ -41,9 +43,9 @@ STAGE = TrainStage(
 def inputs(**settings: Any) -> dict[str, Any]:
     """As a status records them, with these settings of the stage."""
     stage = STAGE.model_copy(update=settings)
-    found = train_inputs(
-        stage, spec=SPEC, preprocess=PREPROCESS, classes=CLASSES, seed=0, train=[], val=None, init_from=None
-    )
+    config = DatasetConfig(shards="data", mean=PREPROCESS.mean, std=PREPROCESS.std, background=PREPROCESS.background)
+    source = Source("train", make_index("data", [], None), config, AugmentConfig())
+    found = train_inputs(stage, spec=SPEC, classes=CLASSES, seed=0, train=[source], val=None, init_from=None)
     return json.loads(json.dumps(found))
 
 

@@ -14,9 +14,10 @@ from pipeline.errors import ConfigError
 from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.spec import ViTSpec
 from pipeline.stages.folder import RunFolder, Status
+from pipeline.stages.inputs import VERSION
 from pipeline.stages.plan import Plan, StagePlan
 from pipeline.stages.plan_tables import render
-from pipeline.stages.planner import plan, read_states
+from pipeline.stages.planner import plan, read_statuses
 
 CLASSES = [f"class {number}" for number in range(10)]
 
@@ -172,12 +173,16 @@ def test_a_data_set_nobody_can_make_is_refused(raw: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("without_data")
 def test_states_of_the_run_folder_say_what_is_skipped(config: PipelineConfig) -> None:
     folder = RunFolder(Path("runs/quick"))
-    for branch_id, state in (("pretrain/nano", "finished"), ("larger", "interrupted")):
-        folder.stage(branch_id).write_status(Status(state, "pretrain", "digest", {}))
-    states = read_states(config)
-    assert states == {"pretrain/nano": "finished", "larger": "interrupted"}
-    result = plan(config, statuses=states)
-    assert [s.id for s in result.stages if s.skipped] == ["pretrain/nano"]
+    for branch_id, state in (("pretrain/nano", "finished"), ("pretrain/micro", "finished"), ("larger", "interrupted")):
+        folder.stage(branch_id).write_status(Status(state, "pretrain", "digest", {"version": VERSION}))
+    statuses = read_statuses(config)
+    assert {branch_id: status.state for branch_id, status in statuses.items()} == {
+        "pretrain/nano": "finished",
+        "pretrain/micro": "finished",
+        "larger": "interrupted",
+    }
+    result = plan(config, statuses=statuses)
+    assert [s.id for s in result.stages if s.skipped] == ["pretrain/nano", "pretrain/micro"]
     shown = text(result)
     assert "skipped, finished" in shown
     assert "goes on" in shown

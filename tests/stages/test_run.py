@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.config.load import dump_config, parse_config
 from pipeline.config.schema import PipelineConfig
@@ -17,49 +15,13 @@ from pipeline.stages.context import RunContext
 from pipeline.stages.folder import FINISHED, RunFolder, StageFolder, Status
 from pipeline.stages.progress import Progress
 from pipeline.stages.resolve import Branch, stage_branches
-from pipeline.stages.run import STAGE_RUNS, Execution, differences, parent_run, require_same_pipeline
+from pipeline.stages.run import STAGE_RUNS, Execution, parent_run, require_same_pipeline
 from pipeline.tracking.runs import Tracker
-
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("abc"), inner, max_size=2),
-    max_leaves=5,
-)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "quick")
-
-
-@given(value=PLAIN)
-def test_equal_values_do_not_differ(value: Any) -> None:
-    assert differences(value, value) == []
-
-
-@given(before=PLAIN, after=PLAIN)
-def test_unequal_values_differ_somewhere(before: Any, after: Any) -> None:
-    before, after = {"a": before, "b": 1}, {"a": after, "b": 1}
-    found = differences(before, after)
-    assert all(path.startswith("a") for path in found)
-    if before == after:
-        assert found == []
-    elif not isinstance(before["a"], dict) or not isinstance(after["a"], dict):
-        assert len(found) == 1
-
-
-def test_differences_name_the_path_and_short_values() -> None:
-    before = {"settings": {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "ema": None}, "seed": 0}
-    after = {"settings": {"optimizer": {"lr": 0.2, "betas": [0.9, 0.99]}, "ema": 0.9}, "seed": 0}
-    assert differences(before, after) == ["settings.optimizer.lr (0.1 to 0.2)", "settings.ema (unset to 0.9)"]
-
-
-def test_differences_leave_out_long_values() -> None:
-    assert differences({"classes": ["a" * 70]}, {"classes": ["b"]}) == ["classes"]
-
-
-def test_keys_that_come_and_go_are_named() -> None:
-    assert differences({"a": 1}, {"b": 2}) == ["a (1 to unset)", "b (unset to 2)"]
 
 
 def test_a_folder_of_this_pipeline_is_accepted(config: PipelineConfig, folder: RunFolder) -> None:

@@ -1,0 +1,80 @@
+"""Which stages that have begun would begin anew, told without reading weights: a plan's half of what a run decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config.references import stage_sources
+from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
+from pipeline.stages.context import class_names
+from pipeline.stages.data import plain_source, stage_data, used_datasets
+from pipeline.stages.folder import FINISHED, Status
+from pipeline.stages.inputs import changes, differences, evaluate_inputs, export_inputs, train_inputs
+from pipeline.stages.preflight import Model
+from pipeline.stages.resolve import Branch, dependencies, reference_ids, stage_branches
+from pipeline.train.job import Dataset
+
+
+def reasons_to_begin_anew(
+    config: PipelineConfig,
+    datasets: Mapping[str, Dataset],
+    models: Mapping[str, Mapping[str, Model]],
+    statuses: Mapping[str, Status],
+) -> dict[str, str]:
+    """Branch id -> the end of `runs again, because`, for branches whose inputs are not those of their status any more.
+
+    `models` are those of `preflight`. A branch runs again if one that it depends on does; where data is still to be
+    made, and of weights from elsewhere, no change is known.
+    """
+    reasons: dict[str, str] = {}
+    for branch in stage_branches(config):
+        status = statuses.get(branch.id)
+        if status is None:
+            continue
+        for needed in dependencies(config, branch.id):
+            if needed in reasons or needed not in statuses or statuses[needed].state != FINISHED:
+                reasons[branch.id] = f"{needed} is not finished" if needed not in reasons else f"{needed} does"
+                break
+        else:
+            expected = _expected(config, datasets, models, branch, status.inputs)
+            if _starts_elsewhere(config, branch, status):
+                reasons[branch.id] = f"it started from {status.init_from}"
+            elif expected and status.inputs not in expected:
+                nearest = min(expected, key=lambda inputs: len(differences(status.inputs, inputs)))
+                reasons[branch.id] = changes(status.inputs, nearest)
+    return reasons
+
+
+def _expected(
+    config: PipelineConfig,
+    datasets: Mapping[str, Dataset],
+    models: Mapping[str, Mapping[str, Model]],
+    branch: Branch,
+    recorded: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The inputs that a branch may have, the digests of models as recorded; none where its data is not there."""
+    match branch.stage:
+        case TrainStage() as stage if datasets.keys() >= set(used_datasets(stage.data)):
+            train, val, classes = stage_data(datasets, stage.data, f"stages.{branch.stage_name}")
+            given: dict[str, Any] = {"classes": classes, "seed": config.seed, "train": train, "val": val}
+            given["init_from"] = recorded.get("init_from")
+            return [train_inputs(stage, spec=model.spec, **given) for model in models[branch.id].values()]
+        case EvaluateStage() as stage if stage.data in datasets:
+            names = [name for reference in stage.models for name in reference_ids(config, reference) or [reference]]
+            data = datasets[stage.data]
+            digests = {name: recorded.get("models", {}).get(name, "new") for name in names}
+            classes, source = class_names(stage.data, data), plain_source(stage.data, data)
+            return [evaluate_inputs(stage, models=digests, data=source, classes=classes)]
+        case ExportStage() as stage:
+            return [export_inputs(stage, model=recorded.get("model", "new"))]
+    return []
+
+
+def _starts_elsewhere(config: PipelineConfig, branch: Branch, status: Status) -> bool:
+    """Whether the one model that a branch starts from is none of those that its reference means now."""
+    if status.init_from is None or isinstance(branch.stage, EvaluateStage):
+        return False
+    references = [reference for _, reference in stage_sources(branch.stage_name, branch.stage)]
+    names = {name for reference in references for name in reference_ids(config, reference) or [reference]}
+    return status.init_from not in names
