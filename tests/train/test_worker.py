@@ -175,7 +175,7 @@ def test_what_was_measured_is_what_a_checkpoint_hands_over(steady: TrainJob) -> 
     worker = TrainWorker(replace(steady, resume_from=folder), context(steady))
     try:
         data = worker._eval_loader(steady.val)
-        means, _ = evaluate_collective(model, worker.task, steady.preprocess, worker.dtype, data)
+        means = evaluate_collective(model, worker.task, steady.preprocess, worker.dtype, data)
     finally:
         worker.close()
     assert {f"val/{name}": value for name, value in means.items()} == pytest.approx(measured(steady)[6], rel=1e-5)
