@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from torch import Tensor
 
+from pipeline.config.data import WHITE
 from pipeline.config.fields import Setting
 from pipeline.config.schema import TrainStage
 from pipeline.config.section import Section
@@ -92,7 +93,7 @@ def images(stage: TrainStage, spec: ViTSpec, step: int) -> tuple[Tensor, Tensor]
     drawn, shares = [], []
     for _ in range(BATCH):
         both = [cv2.imencode(".png", rng.integers(256, size=(11, 9, 1), dtype=np.uint8))[1].tobytes() for _ in "ab"]
-        one, other = (load_augmented(data, spec.image_size, 1, stage.data.augment, rng) for data in both)
+        one, other = (load_augmented(data, spec.image_size, 1, WHITE, stage.data.augment, rng) for data in both)
         share = 1.0
         if stage.data.augment.mixup or stage.data.augment.cutmix:
             one, share = mix(one, other, stage.data.augment, rng)
