@@ -278,10 +278,10 @@ def reshard_command(
     pattern: str, out: Path, samples_per_shard: int, prefix: str, shuffle: int | None, workers: int | None
 ) -> None:
     """Copy the samples of PATTERN into shards of equal size, bytes unchanged; called again, it goes on."""
-    from pipeline.shards.index import load_index
+    from pipeline.shards.named import named_set
     from pipeline.shards.rewrite import split
 
-    index = load_index(pattern)
+    index, _ = named_set(pattern).open()
     parts = {prefix: 1.0}
     _summarise(
         split(index, out, parts=parts, samples_per_shard=samples_per_shard, shuffle_seed=shuffle, workers=workers)
@@ -299,10 +299,10 @@ def split_command(
     pattern: str, parts: tuple[str, ...], out: Path, samples_per_shard: int, seed: int, workers: int | None
 ) -> None:
     """Share the samples of PATTERN out at random, such as `train=0.95 val=0.05`; called again, it goes on."""
-    from pipeline.shards.index import load_index
+    from pipeline.shards.named import named_set
     from pipeline.shards.rewrite import split
 
-    index = load_index(pattern)
+    index, _ = named_set(pattern).open()
     shares = dict(_share(part) for part in parts)
     _summarise(split(index, out, parts=shares, samples_per_shard=samples_per_shard, shuffle_seed=seed, workers=workers))
 

@@ -131,8 +131,7 @@ class ScanTask:
 def regroup_mend(pattern: str) -> str:
     """The words that end an error about tars whose samples cannot be cut out of them."""
     return (
-        f"run `minivit shards regroup '{pattern}' --out FOLDER`, which writes them anew with each sample in one piece, "
-        "or sort the members with `tar --sort=name`"
+        f"run `minivit shards regroup '{pattern}' --out FOLDER`, which writes them anew with each sample in one piece"
     )
 
 

@@ -104,7 +104,7 @@ class ShardScan:
             pieces = [", ".join(sample.extensions) for sample in self.samples if sample.key == apart[0]]
             yield (
                 f"the members of {len(apart):,} samples lie apart, first those of {apart[0]!r} ({' | '.join(pieces)}), "
-                "and a sample is read in one piece"
+                "and a sample is read in one piece (`tar --sort=name` writes its members side by side)"
             )
         if self.unread_bytes:
             yield (

@@ -27,12 +27,15 @@ from pipeline.shards.tar import TornTar
 
 
 class Kind(enum.Enum):
-    """What kind of fault it is, which decides what helps; the value counts and advises."""
+    """What kind of fault it is, which decides what helps: its noun, and advice."""
 
-    SHARD = "{n} of whole shards: copy or make those shards again, then index them"
-    SAMPLE = "{n} of samples, which a run leaves out: correct them at their source and make the shards again"
-    OVERLAP = "{n} in two data sets: take those images out of one of them, lest a model is evaluated on what it learned"
-    DOUBLE = "{n} that the source holds twice: the shards are whole; remove them at the source if they disturb"
+    SHARD = "fault", "of whole shards: copy or make those shards again, then index them"
+    SAMPLE = "fault", "of samples, which a run leaves out: correct them at their source and make the shards again"
+    OVERLAP = (
+        "overlap",
+        "of two data sets: a model is judged by what it was trained on; take them out of one of the two",
+    )
+    DOUBLE = "double", "that the source already held: the shards are whole; remove them at the source if they disturb"
 
     @property
     def is_fault(self) -> bool:
@@ -40,8 +43,8 @@ class Kind(enum.Enum):
         return self is not Kind.DOUBLE
 
     def summary(self, number: int) -> str:
-        noun = "double" if self is Kind.DOUBLE else "fault"
-        return self.value.format(n=f"{number:,} {noun}{'s' if number > 1 else ''}")
+        noun, advice = self.value
+        return f"{number:,} {noun}{'s' if number > 1 else ''} {advice}"
 
 
 @dataclass(frozen=True)

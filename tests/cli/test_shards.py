@@ -141,11 +141,11 @@ def test_verify_tells_doubles_from_damage(folder: Path) -> None:
     minivit("index", str(folder))
     done = minivit("verify", str(folder))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith(f"{folder}: valid, but 3 doubles that the source holds twice")
+    assert done.stdout.splitlines()[-1].startswith(f"{folder}: valid, but 3 doubles that the source already held")
     both = minivit("verify", f"{folder}/a-0.tar", f"{folder}/b-0.tar")
     assert both.returncode == 3
     assert "its image is in" in both.stdout
-    assert "3 faults in two data sets: take those images out of one of them" in both.stderr
+    assert "3 overlaps of two data sets" in both.stderr
 
 
 def test_a_tar_in_pieces_is_regrouped_as_the_index_advises(tmp_path: Path) -> None:

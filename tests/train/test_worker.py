@@ -16,10 +16,13 @@ from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.config.schema import TrainStage
+from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
+from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index
+from pipeline.shards.write import TarWriter
 from pipeline.stream.source import Source
 from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.ledger import read_metrics
@@ -179,3 +182,18 @@ def test_what_was_measured_is_what_a_checkpoint_hands_over(steady: TrainJob) -> 
     finally:
         worker.close()
     assert {f"val/{name}": value for name, value in means.items()} == pytest.approx(measured(steady)[6], rel=1e-5)
+
+
+def test_data_of_which_nothing_is_good_stop_the_stage_at_its_first_batch(
+    make_job: Make, sources: dict[str, Source], tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    with TarWriter(shards / "train-0.tar") as tar:
+        for number in range(96):
+            tar.write(f"{number}", {"png": b"torn", "cls": b"0"})
+        tar.finish()
+    bad = replace(sources["train"], index=build_index(str(shards), workers=1))
+    job = make_job(tmp_path / "stage", {}, train=[bad], checkpoint_steps=1)
+    with pytest.raises(DataError, match=r"^stage: all of the first 8 samples are bad: no readable image header in 8"):
+        train_worker(job, context(job))
+    assert measured(job) == {}
