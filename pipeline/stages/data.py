@@ -125,9 +125,9 @@ def check_background(name: str, dataset: DatasetConfig, model: str, expected: tu
 
 
 def _renamed(names: Sequence[str], data: DataConfig, name: str, where: str) -> list[str]:
-    label_map = data.parts[name].label_map
+    label_map, known = data.parts[name].label_map, set(names)
     for old in label_map:
-        if old not in names:
+        if old not in known:
             raise ConfigError(
                 f"{where}.data.mixture.{name}.label_map: {old!r} is no class of {name}; {allowed(old, names[:100])}"
             )

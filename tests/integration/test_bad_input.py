@@ -141,8 +141,10 @@ def test_mlflow_of_an_unknown_kind(workplace: Any, raw: dict[str, Any]) -> None:
 
 def test_ray_that_does_not_answer(workplace: Any, raw: dict[str, Any]) -> None:
     raw["cluster"]["address"] = f"127.0.0.1:{closed_port()}"
+    raw["stages"]["pretrain"]["data"]["val"] = "train"
     done = workplace.minivit("run", workplace.write(raw))
     assert done.code == 6
+    assert "warning: datasets.train: stages.pretrain trains on it and is judged by it" in done.stderr
     assert "cluster.address: no Ray cluster answers at 127.0.0.1:" in done.error
 
 
