@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 from importlib import import_module
 
@@ -56,6 +57,7 @@ def main() -> None:
     """Run the command line; the exit status is 0, or the error's own."""
     from pipeline.errors import PipelineError
 
+    keep_working_folder_out()
     debug = "--debug" in sys.argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may hold any bytes
@@ -80,6 +82,15 @@ def main() -> None:
         mend = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
         click.echo(f"error: {where}{error.strerror or error}{mend}", err=True)
         sys.exit(1)
+
+
+def keep_working_folder_out() -> None:
+    """Let no process started from here import from the user's folder: a `queue.py` there is not Python's."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if path := os.environ.get(
+        "PYTHONPATH"
+    ):  # an empty entry, as `export PYTHONPATH=$PYTHONPATH:lib` makes, means it too
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path.split(os.pathsep)))
 
 
 if __name__ == "__main__":

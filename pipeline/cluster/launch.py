@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.environment import shared_with_ranks
 from pipeline.config.schema import ResourcesConfig
 from pipeline.errors import ClusterError, PipelineError
 from pipeline.train.job import RankContext
-
-WORKER_ENVIRONMENT = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
 
 # A rank that raises one of these would raise it again: to start it again only hides the fault.
 FAULTS_OF_OURS = (
@@ -53,11 +53,11 @@ def launch(
     from pipeline.cluster.rank import Ranks, run_rank
     from pipeline.cluster.trainer import Trainer
 
-    environment = {key: os.environ[key] for key in WORKER_ENVIRONMENT if key in os.environ}
     # As bytes, since Ray's controller also unpacks this: it should not have to import torch for that.
     payload = cloudpickle.dumps((worker, job))
     trainer = Trainer(
-        run_rank,
+        # Not as Ray's runtime_env, which its agents write to their logs: there may be keys of stores in it.
+        partial(run_rank, shared_with_ranks(os.environ)),
         train_loop_config={
             "payload": payload,
             "cpus": resources.cpus_per_worker,
@@ -74,7 +74,6 @@ def launch(
             name=name,
             storage_path=str(folder / "ray"),
             failure_config=FailureConfig(max_failures=0),
-            worker_runtime_env={"env_vars": environment},
         ),
     )
     try:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.train.backend import Backend, BackendConfig
 
+from pipeline.cluster.environment import take_environment
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,10 +38,11 @@ class Ranks(BackendConfig):
         return RanksBackend
 
 
-def run_rank(config: dict[str, Any]) -> None:
-    """Entry of one rank."""
+def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
+    """Entry of one rank; `environment` is what it shares with the driver."""
     from ray import cloudpickle, train
 
+    take_environment(environment)
     context = train.get_context()
     rank = context.get_world_rank()
     log = Path(config["logs"]) / f"rank-{rank:05d}.log"
@@ -63,9 +66,12 @@ def run_rank(config: dict[str, Any]) -> None:
 
 
 def write_log_to(path: Path) -> None:
+    """Log to a file; what libraries and loader workers print to standard error goes there as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=path, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("pipeline").setLevel(logging.INFO)
+    with path.open("a") as file:
+        os.dup2(file.fileno(), 2)
 
 
 def take_device(cpus: int, gpus: int) -> torch.device:

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -150,10 +151,14 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
-        if address is None:
-            ray.init(address="local", include_dashboard=False, **options)
-        else:
-            ray.init(address=address, **options)
+        # Ranks would import from the driver's working folder, a `queue.py` there before Python's own, unless the job
+        # brings a working folder of its own: an empty one.
+        with tempfile.TemporaryDirectory() as empty:
+            options["runtime_env"] = {"working_dir": empty}
+            if address is None:
+                ray.init(address="local", include_dashboard=False, **options)
+            else:
+                ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise no_answer(address or "this machine", error) from None
     try:

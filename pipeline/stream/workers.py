@@ -18,6 +18,7 @@ import mmap
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import pickle
 import signal
 import traceback
 import weakref
@@ -33,7 +34,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import DataError
 from pipeline.stream.batch import Batch, Part, assemble
 from pipeline.stream.parts import Parts, Shape
 
@@ -69,13 +70,14 @@ class WorkerPool:
         self._parts, self._workers = parts, workers
         multiprocessing.forkserver.set_forkserver_preload([__name__])
         context = multiprocessing.get_context("forkserver")
+        pickled = pickle.dumps(parts)  # so that a worker unpacks it where its errors are told
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._free: deque[Buffer] = deque()
         self._numbers = count()
         for worker in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(parts, worker, workers, theirs), daemon=True)
+            process = context.Process(target=work, args=(pickled, worker, workers, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -132,30 +134,35 @@ class WorkerPool:
         return images
 
     def _tell(self, message: tuple[Any, ...], handle: int | None = None) -> None:
-        for worker, (pipe, process) in enumerate(zip(self._pipes, self._processes, strict=True)):
-            self._send(worker, message)
-            if handle is not None:
-                send_handle(pipe, handle, process.pid)
+        for worker in range(self._workers):
+            self._send(worker, message, handle)
 
-    def _send(self, worker: int, message: tuple[Any, ...]) -> None:
+    def _send(self, worker: int, message: tuple[Any, ...], handle: int | None = None) -> None:
         with contextlib.suppress(ConnectionError):  # of a worker that has ended: what it left is read in its turn
             self._pipes[worker].send(message)
+            if handle is not None:
+                send_handle(self._pipes[worker], handle, self._processes[worker].pid)
 
     def _receive(self, worker: int) -> Part:
         try:
             part = self._pipes[worker].recv()
         except (EOFError, ConnectionError) as error:
             self._processes[worker].join(EXIT_S)
-            code = self._processes[worker].exitcode
-            raise DataError(
-                f"a loader worker died (exit status {code}); if memory ran out, lower data.loader_workers or "
-                "data.window"
-            ) from error
-        if isinstance(part, PipelineError):
-            raise part
-        if isinstance(part, str):
-            raise RuntimeError(f"in a loader worker:\n{part}")
+            raise DataError(died(self._processes[worker].exitcode)) from error
+        if isinstance(part, Failure):
+            raise part.error from RuntimeError(f"in a loader worker:\n{part.stack}")
         return part
+
+
+def died(code: int | None) -> str:
+    """What to say of a loader worker that has ended without a word."""
+    if code == -signal.SIGKILL:
+        return (
+            "a loader worker was killed, as the system does when memory runs out; lower data.loader_workers or "
+            "data.window"
+        )
+    how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit status {code}"
+    return f"a loader worker ended {how}; what it printed is in its rank's log, in the stage's folder `logs`"
 
 
 def batches_in_this_thread(parts: Parts) -> Generator[Batch, None, None]:
@@ -173,18 +180,29 @@ def steps_of(parts: Parts) -> Iterator[int]:
     return iter(count(parts.first) if parts.stop is None else range(parts.first, parts.stop))
 
 
-def work(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
+class Failure:
+    """What made a worker end: the error itself, to be raised in its rank, and where it arose."""
+
+    def __init__(self, error: Exception) -> None:
+        self.stack = "".join(traceback.format_exception(error))
+        self.error = error if survives_pickling(error) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def survives_pickling(error: Exception) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # an exception may refuse either in any way
+        return False
+
+
+def work(pickled: bytes, worker: int, workers: int, pipe: Connection) -> None:
     """What a worker's process runs, until the rank closes the pipe or is gone."""
-    set_up_process()
-    with contextlib.suppress(EOFError, ConnectionError):
-        try:
-            serve(parts, worker, workers, pipe)
-        except (EOFError, ConnectionError):
-            raise
-        except PipelineError as error:
-            pipe.send(error)
-        except Exception:
-            pipe.send(traceback.format_exc())
+    try:
+        set_up_process()
+        serve(pickle.loads(pickled), worker, workers, pipe)
+    except Exception as error:
+        with contextlib.suppress(ConnectionError):  # the rank is gone
+            pipe.send(Failure(error))
     os._exit(0)  # reading threads may hang in a store that does not answer; nothing here needs them to end
 
 
@@ -199,8 +217,8 @@ def set_up_process() -> None:
 def serve(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
     filler = parts.filler(worker, workers)
     buffers: dict[int, Buffer] = {}
-    while True:
-        match pipe.recv():
+    while (message := next_message(pipe)) is not None:
+        match message:
             case ("buffer", number, size):
                 buffers[number] = Buffer(number, size, recv_handle(pipe))
                 buffers[number].close_handle()
@@ -208,3 +226,12 @@ def serve(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
                 del buffers[number]
             case ("step", step, number):
                 pipe.send(filler.fill(step, buffers[number].array(parts.shape(step))))
+
+
+def next_message(pipe: Connection) -> tuple[Any, ...] | None:
+    """The rank's next message; None when it has closed the pipe or is gone."""
+    try:
+        message: tuple[Any, ...] = pipe.recv()
+    except (EOFError, ConnectionError):
+        return None
+    return message

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import __version__
-from pipeline.cli.main import COMMANDS, cli
+from pipeline.cli.main import COMMANDS, cli, keep_working_folder_out
 
 MINIVIT = Path(sys.executable).with_name("minivit")
 HELP_LIMIT_S = 0.5
@@ -71,3 +71,25 @@ def test_completion_is_offered() -> None:
     environment = os.environ | {"_MINIVIT_COMPLETE": "bash_complete", "COMP_WORDS": "minivit ch", "COMP_CWORD": "1"}
     done = subprocess.run([MINIVIT], env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "plain,checkpoints"
+
+
+def test_modules_of_the_users_folder_are_not_imported(tmp_path: Path) -> None:
+    for name in ("code", "json", "logging", "pipeline", "queue", "random", "select", "signal"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user')\n")
+    arguments = ["--out", "data", "--classes", "1", "--per-class", "4", "--size", "8", "--samples-per-shard", "2"]
+    done = minivit("shards", "make", "fractals", *arguments, "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "data").rglob("*.tar"))) > 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(":lib", "lib"), ("lib::/other:", "lib:/other"), ("", ""), (None, None)])
+def test_empty_entries_of_the_path_do_not_reach_children(
+    before: str | None, after: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # put back afterwards
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if before is not None:
+        monkeypatch.setenv("PYTHONPATH", before)
+    keep_working_folder_out()
+    assert os.environ["PYTHONSAFEPATH"] == "1"
+    assert os.environ.get("PYTHONPATH") == after

@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import json
+import os
+import queue
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from pipeline.cluster.launch import FAULTS_OF_OURS, describe, root_cause, worker_resources
@@ -48,3 +55,43 @@ def test_the_last_line_tells() -> None:
 def test_resources_name_gpus_only_where_there_are_some() -> None:
     assert worker_resources(ResourcesConfig(cpus_per_worker=3)) == {"CPU": 3.0}
     assert worker_resources(ResourcesConfig(gpus_per_worker=1)) == {"CPU": 1.0, "GPU": 1.0}
+
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from pipeline.cluster.launch import launch
+from pipeline.cluster.session import connect
+from pipeline.config.schema import ClusterConfig, ResourcesConfig
+
+def worker(job, context):
+    import json, os, queue, sys
+    from pathlib import Path
+    print("printed to standard error", file=sys.stderr, flush=True)
+    seen = {"environment": dict(os.environ), "path": sys.path, "folder": os.getcwd(), "queue": queue.__file__}
+    Path(job).write_text(json.dumps(seen))
+
+os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "3"
+with connect(ClusterConfig()):
+    os.environ["AWS_SECRET_ACCESS_KEY"] = "set after the cluster was started"
+    folder = Path(sys.argv[1])
+    launch(worker, folder / "seen.json", ResourcesConfig(), workers=1, name="job", folder=folder)
+"""
+
+
+@pytest.mark.integration
+def test_a_rank_has_the_users_settings_but_not_his_modules(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "stage"
+    home.mkdir()
+    for name in ("json", "pipeline", "queue", "random", "torch"):
+        (home / f"{name}.py").write_text("raise SystemExit('a module of the user')\n")
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}  # as `minivit` sets it
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads((folder / "seen.json").read_text())
+    assert seen["environment"]["AWS_SECRET_ACCESS_KEY"] == "set after the cluster was started"
+    assert "OMPI_COMM_WORLD_LOCAL_RANK" not in seen["environment"]
+    assert str(home) not in (*seen["path"], seen["folder"])
+    assert seen["queue"] == queue.__file__
+    assert "printed to standard error" in (folder / "logs" / "rank-00000.log").read_text()

@@ -122,6 +122,7 @@ def cluster() -> Iterator[dict[str, str]]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     starting = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1"}
+    starting |= {"OMPI_COMM_WORLD_LOCAL_RANK": "7", "LOCAL_RANK": "7", "WORLD_SIZE": "9"}  # as under `mpirun ray start`
     with subprocess.Popen(
         [sys.executable, "-c", START_CLUSTER],
         env=os.environ | joining | starting,
@@ -223,5 +224,8 @@ def workplace(tmp_path: Path) -> Workplace:
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory: pytest.TempPathFactory, cluster: dict[str, str]) -> Workplace:
-    """A folder shared by the tests of a module, on the tests' cluster."""
-    return Workplace(tmp_path_factory.mktemp("joined"), cluster)
+    """A folder shared by the tests of a module, on the tests' cluster; with modules that no rank must import."""
+    folder = tmp_path_factory.mktemp("joined")
+    for name in ("pipeline", "queue", "random", "torch"):
+        (folder / f"{name}.py").write_text("raise SystemExit('a module of the user')\n")
+    return Workplace(folder, cluster)

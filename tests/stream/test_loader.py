@@ -132,7 +132,7 @@ def test_a_killed_worker_is_reported(uneven, kit) -> None:
         next(loader)
         for child in children_of(forkserver_pid()):
             os.kill(child, signal.SIGKILL)
-        with pytest.raises(DataError, match="a loader worker died"):
+        with pytest.raises(DataError, match="a loader worker was killed"):
             list(loader)
 
 

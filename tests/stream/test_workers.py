@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import socket
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.config.training import ResolutionConfig
+from pipeline.errors import DataError
+from pipeline.shards.store import refuse_commands
 from pipeline.stream import workers
 from pipeline.stream.resolution import size_at
 
@@ -55,3 +63,91 @@ def test_larger_images_take_larger_buffers(uneven, kit, buffers: list[int]) -> N
         sides = [next(loader).images.shape[-1] for _ in range(12)]
     assert sides == [size(step)[0] for step in range(12)]
     assert max(buffers) >= 8 * 900 * 900
+
+
+class RaisesInWorker:
+    """A `size_at` that a worker cannot even unpack."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __call__(self, step: int) -> tuple[int, int]:
+        return 8, 8
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.function, self.arguments
+
+
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("size_at", "error", "message"),
+    [
+        (RaisesInWorker(int, "seven"), ValueError, "invalid literal .* 'seven'"),
+        (RaisesInWorker(refuse_commands, "pipe:cat"), DataError, "pipe:"),
+        (RaisesInWorker(socket.create_connection, ("127.0.0.1", closed_port())), ConnectionRefusedError, "refused"),
+        (RaisesInWorker(bytes.decode, b"\xff"), UnicodeDecodeError, "invalid start byte"),
+        (RaisesInWorker(np.zeros, 1 << 57), MemoryError, "Unable to allocate"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_a_workers_own_error_is_raised_in_its_rank(
+    size_at: Any, error: type[Exception], message: str, uneven, kit
+) -> None:
+    with (
+        pytest.raises(error, match=message) as raised,
+        kit.train_loader(uneven, data={"loader_workers": 1}, size_at=size_at) as loader,
+    ):
+        next(loader)
+    assert "in a loader worker:\nTraceback" in str(raised.value.__cause__)
+
+
+def test_it_is_read_too_where_the_pipe_breaks_while_a_buffer_is_handed_over(
+    uneven, kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = workers.BaseProcess.start
+    monkeypatch.setattr(workers.BaseProcess, "start", lambda process: (started(process), process.join()))
+    size_at = RaisesInWorker(int, "seven")
+    with (
+        pytest.raises(ValueError, match=r"invalid literal .* 'seven'"),
+        kit.train_loader(uneven, data={"loader_workers": 1}, size_at=size_at) as loader,
+    ):
+        next(loader)
+
+
+class Unpicklable(Exception):
+    """It cannot be made from its arguments."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_an_error_that_cannot_travel_is_told_by_name() -> None:
+    try:
+        raise Unpicklable(1, 2)
+    except Unpicklable as error:
+        failure = workers.Failure(error)
+    assert isinstance(failure.error, RuntimeError)
+    assert str(failure.error) == "Unpicklable: 1 and 2"
+    assert "raise Unpicklable(1, 2)" in failure.stack
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (-signal.SIGKILL, "a loader worker was killed, .*memory runs out; lower data.loader_workers"),
+        (-signal.SIGSEGV, "a loader worker ended by SIGSEGV; what it printed is in its rank's log"),
+        (1, "a loader worker ended with exit status 1; what it printed is in its rank's log"),
+    ],
+)
+def test_what_is_said_of_a_worker_that_could_say_nothing(code: int, message: str, uneven, kit) -> None:
+    end = (os._exit, code) if code > 0 else (signal.raise_signal, -code)
+    with (
+        pytest.raises(DataError, match=message),
+        kit.train_loader(uneven, data={"loader_workers": 1}, size_at=RaisesInWorker(*end)) as loader,
+    ):
+        next(loader)

@@ -1,0 +1,45 @@
+"""Which of the driver's environment ranks share, and which of their own would mislead them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+# Settings of the network, stores, caches and numerical libraries, of which a Ray cluster that was started before the
+# run knows nothing.
+SHARED_PREFIXES = (
+    *("AWS_", "AZURE_", "FSSPEC_", "GOOGLE_", "HF_", "S3_"),
+    *("CUBLAS_", "CUDA_", "CUDNN_", "DS_", "KMP_", "MKL_", "OMP_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_"),
+    *("FI_", "GLOO_", "NCCL_", "UCX_"),
+)
+PROXIES = ("all_proxy", "http_proxy", "https_proxy", "no_proxy")
+CERTIFICATES = ("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE")
+SHARED_NAMES = {*PROXIES, *(name.upper() for name in PROXIES), *CERTIFICATES}
+# Ray assigns these on each node; the driver's name the devices of another machine.
+NOT_SHARED = {"CUDA_VISIBLE_DEVICES"}
+
+# What launchers (torchrun, MPI, SLURM) tell their own processes. DeepSpeed and NCCL's plugins take it for ours: ranks
+# under `mpirun ray start`, say, would all be its rank 0.
+LAUNCHER_PREFIXES = ("MPI_LOCAL", "MV2_COMM_WORLD_", "OMPI_", "PMIX_", "PMI_", "TORCHELASTIC_")
+LAUNCHER_NAMES = {
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "CROSS_RANK", "CROSS_SIZE"),
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_PROCID"),
+}
+
+
+def shared_with_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """The part of a driver's environment that every rank needs."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if (name.startswith(SHARED_PREFIXES) or name in SHARED_NAMES) and name not in NOT_SHARED
+    }
+
+
+def take_environment(shared: Mapping[str, str]) -> None:
+    """Give this process, a rank, the driver's settings, and free it of what a launcher has told it."""
+    for name in list(os.environ):
+        if name.startswith(LAUNCHER_PREFIXES) or name in LAUNCHER_NAMES:
+            del os.environ[name]
+    os.environ |= shared
