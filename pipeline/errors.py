@@ -42,6 +42,10 @@ class ClusterError(PipelineError):
     exit_code = 6
 
 
+class WorkersLost(ClusterError):
+    """Ranks died, or could not join, for a reason that is not the user's; the job may be started again."""
+
+
 class TrackingError(PipelineError):
     """The MLflow store does not answer or refuses the run."""
 

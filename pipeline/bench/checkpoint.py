@@ -86,7 +86,15 @@ def on_ranks(job: SavesJob, workers: int) -> dict[str, Any]:
     job.folder.mkdir(parents=True)
     resources = ClusterConfig(workers=workers)
     name = f"bench-{job.folder.name}"
-    launch(saves_worker, job, resources, workers=workers, name=name, folder=job.folder)
+    launch(
+        saves_worker,
+        job,
+        resources,
+        workers=workers,
+        name=name,
+        folder=job.folder,
+        stall_timeout_s=resources.stall_timeout_s,
+    )
     found: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
     return found
 

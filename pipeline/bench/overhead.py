@@ -129,7 +129,15 @@ def measure(config: PipelineConfig, stage_name: str, *, rounds: int, steps: int)
         workers = cluster.reserve(branch.id, resources)
         (train.folder / ATTEMPT).write_text(train.attempt)
         measured = OverheadJob(train, rounds, steps)
-        launch(overhead_worker, measured, resources, workers=workers, name="bench-overhead", folder=train.folder)
+        launch(
+            overhead_worker,
+            measured,
+            resources,
+            workers=workers,
+            name="bench-overhead",
+            folder=train.folder,
+            stall_timeout_s=config.cluster.stall_timeout_s,
+        )
         speeds = json.loads((train.folder / RESULT).read_text())
     ratios = [ours / bare for ours, bare in zip(speeds["ours"], speeds["bare_loop"], strict=True)]
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -29,10 +30,17 @@ class Piece:
 class StateReader:
     """The state in a checkpoint by parameter and key (`weights`, `exp_avg`, `ema`, ...).
 
-    Raises `CheckpointError` if a file is no file of a checkpoint.
+    `progress` is called with the bytes of every read. Raises `CheckpointError` if a file is no file of a checkpoint.
     """
 
-    def __init__(self, storage: Storage, folder: str, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        folder: str,
+        manifest: Manifest,
+        progress: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self._progress = progress
         self.where, self.shapes = storage.url(folder), manifest.shapes
         self._storage = storage
         self._pieces: dict[str, dict[str, list[Piece]]] = defaultdict(lambda: defaultdict(list))
@@ -104,10 +112,12 @@ class StateReader:
         """Read straight into the target where its memory can take the bytes as they are."""
         if target.device.type == "cpu" and target.dtype == piece.dtype and target.is_contiguous():
             self._storage.read_into(piece.path, piece.position, raw_bytes(target))
+            self._progress(target.nbytes)
         else:
             target.copy_(self._read(piece))
 
     def _read(self, piece: Piece) -> Tensor:
         values = torch.empty(piece.stop - piece.start, dtype=piece.dtype)
         self._storage.read_into(piece.path, piece.position, raw_bytes(values))
+        self._progress(values.nbytes)
         return values

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.cluster.environment import shared_with_ranks
 from pipeline.config.schema import ResourcesConfig
-from pipeline.errors import ClusterError, PipelineError
+from pipeline.errors import PipelineError, WorkersLost
 from pipeline.train.job import RankContext
 
 # A rank that raises one of these would raise it again: to start it again only hides the fault.
@@ -27,10 +27,6 @@ FAULTS_OF_OURS = (
 )
 
 
-class WorkersLost(ClusterError):
-    """Ranks died for a reason that is not the user's; the job may be started again."""
-
-
 def launch(
     worker: Callable[[Any, RankContext], None],
     job: Any,
@@ -39,11 +35,13 @@ def launch(
     workers: int,
     name: str,
     folder: Path,
+    stall_timeout_s: float,
 ) -> None:
     """Run `worker(job, context)` on `workers` ranks, in a process group, until all have returned.
 
     Each rank's log is in `folder/logs`. A `PipelineError` that any rank raised comes out as it is, and so does a fault
-    of our own code; a rank that died, or failed because another did, becomes `WorkersLost`.
+    of our own code; a rank that died, or failed because another did, becomes `WorkersLost`. Ranks end where none of
+    them gives a sign of life for `stall_timeout_s`.
     """
     import ray
     from ray import cloudpickle
@@ -63,6 +61,7 @@ def launch(
             "cpus": resources.cpus_per_worker,
             "gpus": resources.gpus_per_worker,
             "logs": str(folder / "logs"),
+            "stall_timeout_s": stall_timeout_s,
         },
         backend_config=Ranks(),
         scaling_config=ScalingConfig(

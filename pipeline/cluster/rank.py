@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ray.train.backend import Backend, BackendConfig
 
 from pipeline.cluster.environment import take_environment
+from pipeline.errors import WorkersLost
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP_TIMEOUT = timedelta(days=1)  # a rank's watch notices a stall long before, and leaves its stacks
+JOIN_TIMEOUT_S = 120.0  # to connect with rank 0 and then with all others, which have all been started
+PROBE_S = 5.0
+START_TIMEOUT_S = 600.0  # to import torch, for which a slow file system may take minutes, and to join
 
 
 class RanksBackend(Backend):
@@ -49,20 +55,28 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
     write_log_to(log)
     from pipeline.errors import Interrupted
     from pipeline.train.job import RankContext
+    from pipeline.train.stall import StallWatch
 
+    watch = StallWatch(max(config["stall_timeout_s"], START_TIMEOUT_S), log)
     try:
         device = take_device(config["cpus"], config["gpus"])
-        join_group(rank, context.get_world_size(), context.get_local_rank(), device)
+        store = join_group(rank, context.get_world_size(), context.get_local_rank(), device)
         logger.info("rank %d of %d computes on %s", rank, context.get_world_size(), device)
+        watch.close()
+        watch = StallWatch(config["stall_timeout_s"], log)
+        watch.share(store)
         worker, job = cloudpickle.loads(config["payload"])
-        worker(job, RankContext(log, leaving_nodes))
+        worker(job, RankContext(watch, leaving_nodes))
     except Interrupted as left:
         logger.info("rank %d leaves: %s", rank, left)
         raise
     except Exception:
         logger.exception("rank %d failed", rank)
         raise
-    leave_group()
+    else:
+        leave_group()
+    finally:
+        watch.close()
 
 
 def write_log_to(path: Path) -> None:
@@ -89,8 +103,11 @@ def take_device(cpus: int, gpus: int) -> torch.device:
     return take_gpu(get_device)
 
 
-def join_group(rank: int, world_size: int, local_rank: int, device: torch.device) -> None:
-    """Make the default process group over all ranks: NCCL where they have GPUs, else gloo."""
+def join_group(rank: int, world_size: int, local_rank: int, device: torch.device) -> torch.distributed.Store:
+    """Make the default process group over all ranks: NCCL where they have GPUs, else gloo.
+
+    Returns a store that all ranks share besides. Raises `WorkersLost` where they cannot reach each other.
+    """
     import torch
     from ray.train.collective import broadcast_from_rank_zero
     from ray.util import get_node_ip_address
@@ -101,20 +118,55 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
     # DeepSpeed asks the environment, and takes the local rank for the index of the GPU.
     local = device.index if on_gpu else local_rank
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(local)}
-    store = None
+    store, timeout = None, timedelta(seconds=JOIN_TIMEOUT_S)
     if rank == 0:
         host = get_node_ip_address()
         store = torch.distributed.TCPStore(host, 0, world_size, is_master=True, wait_for_workers=False)
     host, port = broadcast_from_rank_zero((host, store.port) if store else None)
-    store = store or torch.distributed.TCPStore(host, port, world_size, is_master=False, timeout=GROUP_TIMEOUT)
-    torch.distributed.init_process_group(
-        collective_backend(),
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=GROUP_TIMEOUT,
-        device_id=device if on_gpu else None,  # else a barrier would guess
-    )
+    if store is None:
+        reach_rank_0(rank, host, port)
+    try:
+        store = store or torch.distributed.TCPStore(host, port, world_size, is_master=False, timeout=timeout)
+        torch.distributed.init_process_group(
+            collective_backend(),
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            device_id=device if on_gpu else None,  # else a barrier would guess
+        )
+    except RuntimeError as error:
+        raise WorkersLost(
+            f"rank {rank} could not join the others by way of rank 0 at {host}:{port} in {JOIN_TIMEOUT_S:.0f} s "
+            f"({first_sentence(error)}); name the network card that joins their nodes in GLOO_SOCKET_IFNAME, and in "
+            "NCCL_SOCKET_IFNAME on GPUs"
+        ) from error
+    torch.distributed.set_timeout(GROUP_TIMEOUT)
+    store.set_timeout(GROUP_TIMEOUT)
+    return store.clone()
+
+
+def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = JOIN_TIMEOUT_S) -> None:
+    """Return once rank 0 takes a connection, as its port was open before it was told. Raises `WorkersLost`."""
+    due = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=min(PROBE_S, timeout_s)).close()
+        except OSError as error:
+            if time.monotonic() >= due:
+                raise WorkersLost(
+                    f"rank {rank}, on {socket.gethostname()}, could not reach rank 0 at {host}:{port} in "
+                    f"{timeout_s:.0f} s ({error}); ranks connect on ports that the system chooses: open all ports "
+                    "among the nodes, or start Ray on each with the --node-ip-address of a network that they share"
+                ) from None
+            time.sleep(min(1.0, timeout_s))
+        else:
+            return
+
+
+def first_sentence(error: Exception) -> str:
+    """Of a message of torch's, which a stack follows."""
+    return str(error).partition("\n")[0].partition(". ")[0]
 
 
 def leave_group() -> None:

@@ -60,7 +60,6 @@ class EvaluateStageRun:
             batch_size=self.stage.batch_size,
             loader_workers=self.stage.loader_workers,
             precision=self.stage.precision,
-            stall_timeout_s=self.context.config.cluster.stall_timeout_s,
         )
 
     def run(self, status: Status) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from pipeline.cluster.launch import WorkersLost, launch
+from pipeline.cluster.launch import launch
 from pipeline.config.schema import ResourcesConfig
-from pipeline.errors import ClusterError, Interrupted
+from pipeline.errors import ClusterError, Interrupted, WorkersLost
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import StageFolder
 from pipeline.train.job import RESIZE, STOP, RankContext, WorkersChange
@@ -90,7 +90,15 @@ class StageJob(Generic[Job]):
         self.starts += 1
         name = f"{self.context.config.name}-{self.id.replace('/', '-')}-{time.time_ns():x}"
         with self._growing(workers):
-            launch(self.worker, job, self.resources, workers=workers, name=name, folder=self.folder.path.absolute())
+            launch(
+                self.worker,
+                job,
+                self.resources,
+                workers=workers,
+                name=name,
+                folder=self.folder.path.absolute(),
+                stall_timeout_s=self.context.config.cluster.stall_timeout_s,
+            )
 
     def _count_loss(self, lost: WorkersLost, reached: int, workers: int) -> None:
         self.losses = self.losses + 1 if reached == self.lost_at else 1

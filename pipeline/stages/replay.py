@@ -31,7 +31,15 @@ def replay(context: RunContext, slots: str) -> None:
     job = ReplayJob(stage.job(status, init=None, selection=selection), first, stop)
     context.say(branch.id, f"runs the slots {slots} again on one worker, with the weights of {where(selection)}")
     folder = stage.folder.path.absolute()
-    launch(replay_worker, job, resources, workers=1, name=f"replay-{first}", folder=folder)
+    launch(
+        replay_worker,
+        job,
+        resources,
+        workers=1,
+        name=f"replay-{first}",
+        folder=folder,
+        stall_timeout_s=context.config.cluster.stall_timeout_s,
+    )
     found = json.loads((stage.folder.path / NAME).read_text())
     for line in report(found):
         context.say(branch.id, line)

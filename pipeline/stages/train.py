@@ -197,7 +197,6 @@ class TrainStageRun:
             init=init.absolute() if init else None,
             resume_from=selection.folder,
             measured=self._measured(selection.manifest),
-            stall_timeout_s=self.context.config.cluster.stall_timeout_s,
         )
 
     def _measured(self, resumed: Manifest | None) -> dict[int, dict[str, float]]:

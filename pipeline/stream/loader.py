@@ -14,7 +14,7 @@ from pipeline.stream.order import check_split
 from pipeline.stream.parts import EvalParts, Parts, TrainParts
 from pipeline.stream.prefetch import Prefetcher
 from pipeline.stream.source import Source, build_mixture
-from pipeline.stream.workers import WorkerPool, batches_in_this_thread
+from pipeline.stream.workers import BytesRead, WorkerPool, batches_in_this_thread
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,12 @@ class TrainLoader:
             start_slot=start_slot,
         )
         workers = min(data.loader_workers, data.lanes // world_size)  # one without a lane would idle
-        self._batches = prefetch(parts, workers)
+        self._bytes_read = BytesRead(workers)
+        self._batches = prefetch(parts, workers, self._bytes_read)
+
+    def bytes_read(self) -> int:
+        """Of the shards, so far: it grows while the next batch is waited for."""
+        return self._bytes_read.total()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -132,31 +137,36 @@ class EvalLoader:
             size=size,
         )
         self._workers = min(loader_workers, len(self))
+        self._bytes_read = BytesRead(self._workers)
+
+    def bytes_read(self) -> int:
+        """Of the shards, so far: it grows while the next batch is waited for."""
+        return self._bytes_read.total()
 
     def __len__(self) -> int:
         return self._parts.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
         seen, (start, stop) = 0, self._parts.bounds
-        with prefetch(self._parts, self._workers) as batches:
+        with prefetch(self._parts, self._workers, self._bytes_read) as batches:
             for batch in batches:
                 seen += int((batch.slots >= 0).sum())
                 yield batch
         assert seen == stop - start, f"{seen} samples seen of {start} to {stop}"
 
 
-def prefetch(parts: Parts, workers: int) -> Prefetcher[Batch]:
+def prefetch(parts: Parts, workers: int, bytes_read: BytesRead) -> Prefetcher[Batch]:
     """Keep batches ready in a thread."""
-    return Prefetcher(batches_of(parts, workers), BATCHES_READY)
+    return Prefetcher(batches_of(parts, workers, bytes_read), BATCHES_READY)
 
 
-def batches_of(parts: Parts, workers: int) -> Generator[Batch, None, None]:
+def batches_of(parts: Parts, workers: int, bytes_read: BytesRead) -> Generator[Batch, None, None]:
     """The batches of a rank; without workers, made in this thread."""
     if workers == 0:
-        yield from batches_in_this_thread(parts)
+        yield from batches_in_this_thread(parts, bytes_read)
         return
     assert is_picklable(parts), "size_at must be picklable where there are loader workers: a functools.partial, say"
-    pool = WorkerPool(parts, workers)
+    pool = WorkerPool(parts, workers, bytes_read)
     try:
         yield from pool.batches()
     finally:

@@ -15,7 +15,7 @@ from pipeline.stream.batch import Part, fill
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import is_share, share_of_lanes, share_of_step
 from pipeline.stream.quarantine import Quarantine
-from pipeline.stream.read import Reader, WindowReader
+from pipeline.stream.read import Reader, WindowReader, ignore
 from pipeline.stream.sample import PADDING_SLOT, PlainSamples, Sample, TrainSamples
 from pipeline.stream.source import Source
 
@@ -46,6 +46,7 @@ class Parts(ABC):
     quarantine_path: Path | None
     first: int = 0  # step
     stop: int | None = None  # step, exclusive; None: endless
+    progress: Callable[[int], None] = ignore  # called with the bytes of every read
 
     @abstractmethod
     def shape(self, step: int) -> Shape:
@@ -109,7 +110,8 @@ class TrainFiller(Filler):
         self._share = {"rank": parts.rank, "world_size": parts.world_size, "worker": worker, "workers": workers}
         lanes = share_of_lanes(parts.mixture.lanes, **self._share)
         self._windows = WindowReader(
-            [Reader(source.index, source.config.cache) for source in parts.sources], parts.mixture.orders
+            [Reader(source.index, source.config.cache, parts.progress) for source in parts.sources],
+            parts.mixture.orders,
         )
         self._samples = TrainSamples(
             parts.sources,
@@ -169,7 +171,10 @@ class EvalFiller(Filler):
 
     def __init__(self, parts: EvalParts, worker: int) -> None:
         self._parts, self._index = parts, parts.source.index
-        self._reader, self._ends = Reader(self._index, parts.source.config.cache), np.cumsum(self._index.counts)
+        self._reader, self._ends = (
+            Reader(self._index, parts.source.config.cache, parts.progress),
+            np.cumsum(self._index.counts),
+        )
         self._samples = PlainSamples(
             parts.source,
             parts.quarantine(worker),

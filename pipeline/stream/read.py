@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
@@ -30,6 +30,10 @@ class BadSample(Exception):
     key = ""
 
 
+def ignore(size: int) -> None:
+    """Nobody asked for the progress."""
+
+
 class Samples:
     """Raw samples in memory, in the order they were asked for."""
 
@@ -52,10 +56,15 @@ class Samples:
 
 
 class Reader:
-    """Reads samples of a data set by shard and index. Safe to share between threads."""
+    """Reads samples of a data set by shard and index. Safe to share between threads.
 
-    def __init__(self, index: DatasetIndex, cache: CacheConfig | None = None) -> None:
-        self.index = index
+    `progress` is called with the bytes of every read.
+    """
+
+    def __init__(
+        self, index: DatasetIndex, cache: CacheConfig | None = None, progress: Callable[[int], None] = ignore
+    ) -> None:
+        self.index, self._progress = index, progress
         remote = cache is not None and not is_local(index.url)
         self._cache = RangeCache(cache.folder, int(cache.max_gigabytes * 1e9)) if cache and remote else None
         self._offsets = lru_cache(maxsize=OFFSETS_KEPT)(self._load_offsets)
@@ -89,8 +98,11 @@ class Reader:
 
     def _read_range(self, shard: ShardInfo, start: int, stop: int) -> bytes:
         if self._cache is None:
-            return read_range(shard.url, start, stop)
-        return self._cache.read(shard.url, shard.sha256, shard.bytes, start, stop)
+            data = read_range(shard.url, start, stop)
+        else:
+            data = self._cache.read(shard.url, shard.sha256, shard.bytes, start, stop)
+        self._progress(len(data))
+        return data
 
 
 class WindowReader:

@@ -24,6 +24,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -63,10 +64,23 @@ class Buffer:
         os.close(self.handle)
 
 
+class BytesRead:
+    """How many bytes a rank's loader workers have read, in memory that they share."""
+
+    def __init__(self, workers: int) -> None:
+        self._of_workers = multiprocessing.get_context("forkserver").RawArray("q", max(workers, 1))
+
+    def add(self, worker: int, size: int) -> None:
+        self._of_workers[worker] += size  # threads may lose some to each other: that it grows is all that matters
+
+    def total(self) -> int:
+        return sum(self._of_workers)
+
+
 class WorkerPool:
     """The workers of one rank, started at once; `batches` is what they make. End it with `close`."""
 
-    def __init__(self, parts: Parts, workers: int) -> None:
+    def __init__(self, parts: Parts, workers: int, bytes_read: BytesRead) -> None:
         self._parts, self._workers = parts, workers
         multiprocessing.forkserver.set_forkserver_preload([__name__])
         context = multiprocessing.get_context("forkserver")
@@ -77,7 +91,7 @@ class WorkerPool:
         self._numbers = count()
         for worker in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(pickled, worker, workers, theirs), daemon=True)
+            process = context.Process(target=work, args=(pickled, worker, workers, theirs, bytes_read), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -165,8 +179,9 @@ def died(code: int | None) -> str:
     return f"a loader worker ended {how}; what it printed is in its rank's log, in the stage's folder `logs`"
 
 
-def batches_in_this_thread(parts: Parts) -> Generator[Batch, None, None]:
+def batches_in_this_thread(parts: Parts, bytes_read: BytesRead) -> Generator[Batch, None, None]:
     """As `WorkerPool.batches`, without any worker."""
+    parts.progress = partial(bytes_read.add, 0)
     filler = parts.filler(0, 1)
     try:
         for step in steps_of(parts):
@@ -195,11 +210,13 @@ def survives_pickling(error: Exception) -> bool:
         return False
 
 
-def work(pickled: bytes, worker: int, workers: int, pipe: Connection) -> None:
+def work(pickled: bytes, worker: int, workers: int, pipe: Connection, bytes_read: BytesRead) -> None:
     """What a worker's process runs, until the rank closes the pipe or is gone."""
     try:
         set_up_process()
-        serve(pickle.loads(pickled), worker, workers, pipe)
+        parts = pickle.loads(pickled)
+        parts.progress = partial(bytes_read.add, worker)
+        serve(parts, worker, workers, pipe)
     except Exception as error:
         with contextlib.suppress(ConnectionError):  # the rank is gone
             pipe.send(Failure(error))

@@ -38,9 +38,8 @@ class Result:
 
 def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
     """Evaluate each model of the job in turn; rank 0 writes the files."""
-    device, watch = select_device(), StallWatch(job.stall_timeout_s, context.log)
+    device, watch = select_device(), context.watch
     results = {name: evaluate_model_collective(job, path, device, watch) for name, path in job.models.items()}
-    watch.close()
     if dist.get_rank() == 0:
         with told_if_unwritable(job.folder):
             write_evaluation(job, results)
@@ -66,8 +65,10 @@ def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device
         loader_workers=job.loader_workers,
         quarantine_path=job.folder / TEST,
     )
+    watch.beat()
     confusion = ConfusionCounts(bundle.spec.num_classes)
-    metrics = evaluate_collective(model, task, bundle.preprocess, dtype, batches, watch.beat, confusion)
+    with watch.following(batches.bytes_read):
+        metrics = evaluate_collective(model, task, bundle.preprocess, dtype, batches, watch.beat, confusion)
     seen, expected = metrics["samples"] + metrics["bad_samples"], job.data.index.num_samples
     assert seen == expected, f"{seen} samples seen of {expected}"
     return Result(metrics, merge_collective(confusion).numpy())

@@ -15,6 +15,7 @@ from pipeline.models.spec import Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source
+from pipeline.train.stall import StallWatch
 
 if TYPE_CHECKING:  # a plan needs data sets, and no torch
     from pipeline.models.bundle import Preprocess
@@ -33,7 +34,7 @@ class WorkersChange(Interrupted):
 class RankContext:
     """What the cluster gives each rank besides its job."""
 
-    log: Path  # of this rank
+    watch: StallWatch  # of this rank's signs of life
     leaving_nodes: Callable[[], tuple[str, ...]]  # ids of this job's nodes about to be taken away; every rank must ask
 
 
@@ -71,7 +72,6 @@ class TrainJob:
     init: Path | None  # bundle to start from
     resume_from: str | None  # name of the committed checkpoint to go on from
     measured: dict[int, dict[str, float]]  # step -> metrics of the checkpoints committed so far
-    stall_timeout_s: float
 
     def sizes(self) -> Callable[[int], Pair]:
         """The image size (height, width) of a step, as a function that travels to the loader's processes."""
@@ -95,4 +95,3 @@ class EvaluateJob:
     batch_size: int
     loader_workers: int
     precision: str
-    stall_timeout_s: float

@@ -63,25 +63,23 @@ class FirstNotFinite:
 def replay_worker(job: ReplayJob, context: RankContext) -> None:
     """Forward and backward of one batch on this one rank; leaves `replay.json` in the stage's folder."""
     train, device = job.train, select_device()
-    watch = StallWatch(train.stall_timeout_s, context.log)
-    watch.beat()
-    model = load_model(train).to(device=device, dtype=precision_dtype(train.stage.engine.precision))
-    with loader(job) as batches:
+    model = load_model(train, context.watch).to(device=device, dtype=precision_dtype(train.stage.engine.precision))
+    with loader(job) as batches, context.watch.following(batches.bytes_read):
         batch = next(batches)
-    found = examine(model, train, batch, watch.beat)
-    watch.close()
+    found = examine(model, train, batch, context.watch.beat)
     step = job.first // (job.stop - job.first)
     write_json(train.folder / NAME, {"slots": [job.first, job.stop], "step": step, "from": train.resume_from, **found})
 
 
-def load_model(job: TrainJob) -> MiniViT:
+def load_model(job: TrainJob, watch: StallWatch) -> MiniViT:
     """The model with the weights that it trains with: not their average."""
     model = MiniViT.from_spec(job.spec)
     if job.resume_from:
         storage = open_storage(job.checkpoints)
         with storage.reading(job.resume_from):
             manifest = read_manifest(storage, job.resume_from)
-            model.load_state_dict(StateReader(storage, job.resume_from, manifest).whole(WEIGHTS))
+            reader = StateReader(storage, job.resume_from, manifest, watch.progress)
+            model.load_state_dict(reader.whole(WEIGHTS))
     return model.train()
 
 

@@ -46,7 +46,8 @@ class Saver:
     """Commits the states of one run. Created, and asked to begin and to finish, by every rank alike.
 
     A failed save surfaces as `CheckpointError` on every rank, at the next `check`, `begin_collective` or `finish`; the
-    checkpoints committed before stay as they are. `beat` is called as a sign of life while the loop waits for one.
+    checkpoints committed before stay as they are. `beat` is called as a sign of life while the loop waits
+    for one that advances.
     """
 
     def __init__(self, state: TrainState, job: TrainJob, beat: Callable[[], None]) -> None:
@@ -62,7 +63,6 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._progress = 0  # bytes written
-        self._with_others = False  # every rank's bytes are its own to watch over
         self._stall_s = 0.0
 
     def begin_collective(self, step: int, metrics: Mapping[str, float], window: Window) -> None:
@@ -110,7 +110,7 @@ class Saver:
             began, seen = time.perf_counter(), -1
             while self._thread.is_alive():
                 self._thread.join(timeout=1.0)
-                if self._progress != seen or self._with_others:
+                if self._progress != seen:
                     seen = self._progress
                     self._beat()
             self._thread = None
@@ -150,7 +150,6 @@ class Saver:
         folder, rank, world_size = step_folder(moment.step), dist.get_rank(), dist.get_world_size()
         name = f"rank-{rank:05d}-of-{world_size:05d}.{self._job.attempt}{SUFFIX}"  # no other attempt's
         mine = self._told(lambda: self._write(f"{folder}/{name}", layout, tensors))
-        self._with_others = True
         gathered = [(mine, moment.window.sums)] * world_size
         dist.all_gather_object(gathered, gathered[0], group=self._group)
         failures = [result for result, _ in gathered if isinstance(result, CheckpointError)]
@@ -161,7 +160,6 @@ class Saver:
             failures = [failed] if failed else []
         outcome: list[CheckpointError | None] = [failures[0] if failures else None]
         dist.broadcast_object_list(outcome, src=0, group=self._group)
-        self._with_others = False
         if outcome[0] is not None:
             raise outcome[0]
 
@@ -206,7 +204,9 @@ class Saver:
             run_ids=job.run_ids,
         )
         write_manifest(self._storage, folder, manifest)
+        self._advance(1)
         sweep(self._storage, folder, manifest)
+        self._advance(1)
         prune(self._storage, self._retention, manifest)
 
 

@@ -39,7 +39,6 @@ from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
 from pipeline.train.saver import Saver, require_current_attempt
 from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes
 from pipeline.train.seeds import INITIAL_WEIGHTS, derive_seed
-from pipeline.train.stall import StallWatch
 from pipeline.train.state import TrainState
 
 
@@ -48,8 +47,7 @@ class TrainWorker:
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         self.job, stage = job, job.stage
-        self.watch = StallWatch(job.stall_timeout_s, context.log)
-        self.watch.beat()
+        self.watch = context.watch
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = select_device()
         if stage.engine.deterministic:
@@ -61,7 +59,9 @@ class TrainWorker:
         optimizer = build_optimizer(
             groups, stage.optimizer, stage.global_batch_size, partitioned=stage.engine.zero_stage > 0
         )
+        self.watch.beat()
         self.engine = Engine(model, optimizer, stage.engine, clip_grad_norm=stage.optimizer.clip_grad_norm)
+        self.watch.beat()
         self.ema = ShardedEMA(self.engine.flats, stage.ema) if stage.ema else None
         self.state = TrainState(self.engine, self.ema)
         mixed = any(source.augment.mixes for source in job.train)
@@ -97,7 +97,7 @@ class TrainWorker:
         storage = open_storage(self.job.checkpoints)
         with storage.reading(folder):
             manifest = read_manifest(storage, folder)
-            self.state.load_collective(StateReader(storage, folder, manifest))
+            self.state.load_collective(StateReader(storage, folder, manifest, self.watch.progress))
         self.step, self.val_metrics = manifest.step, manifest.metrics
         self.meter.resume(manifest.window)
 
@@ -221,7 +221,11 @@ class TrainWorker:
     @contextmanager
     def batches(self) -> Iterator[Iterator[Batch]]:
         """What the loader makes, on this rank's device."""
-        with self.loader() as loader, on_device(loader, self.device) as batches:
+        with (
+            self.loader() as loader,
+            self.watch.following(loader.bytes_read),
+            on_device(loader, self.device) as batches,
+        ):
             yield batches
 
     def _samples_by_dataset(self) -> dict[str, float]:
@@ -241,7 +245,7 @@ class TrainWorker:
             return
         averaged = self.engine.computing_with_collective(self.ema.averages) if self.ema else nullcontext()
         loader = self._eval_loader(self.job.val)
-        with self.meter.away(), averaged:
+        with self.meter.away(), averaged, self.watch.following(loader.bytes_read):
             means = evaluate_collective(
                 self.engine.module, self.task, self.job.preprocess, self.dtype, loader, self.watch.beat
             )
@@ -281,7 +285,7 @@ class TrainWorker:
         if self.rank == 0:
             require_current_attempt(job)
             storage, folder = open_storage(job.checkpoints), step_folder(self.step)
-            state = StateReader(storage, folder, read_manifest(storage, folder)).model_state()
+            state = StateReader(storage, folder, read_manifest(storage, folder), self.watch.progress).model_state()
             provenance = {
                 "stage": str(job.folder.name),
                 "step": self.step,
@@ -295,7 +299,6 @@ class TrainWorker:
 
     def close(self) -> None:
         """Let go of its files."""
-        self.watch.close()
         if self.ledger:
             self.ledger.close()
 

@@ -37,6 +37,16 @@ def test_states_are_put_together_from_all_files(reader: StateReader) -> None:
     assert reader.bytes_by_key() == {"weights": 4 * 16 + 8 * 5, "exp_avg": 4 * 16}
 
 
+def test_bytes_are_told_as_they_are_read(storage: LocalStorage, committed: Commit) -> None:
+    read: list[int] = []
+    folder = committed(storage, 1)
+    reader = StateReader(storage, folder, read_manifest(storage, folder), read.append)
+    read.clear()
+    reader.whole("weights")
+    assert sum(read) == reader.bytes_by_key()["weights"]
+    assert len(read) >= len(reader.shapes)
+
+
 def test_the_model_is_the_average_where_there_is_one(storage: LocalStorage) -> None:
     tensors = {
         "0/weights": torch.ones(2),

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import torch
 
-from pipeline.cluster.rank import RanksBackend, take_device
-from pipeline.errors import ClusterError
+from pipeline.cluster.rank import RanksBackend, reach_rank_0, take_device
+from pipeline.errors import ClusterError, WorkersLost
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +39,44 @@ def test_a_rank_whose_gpu_cannot_be_used_does_not_fall_back(monkeypatch: pytest.
 def test_ranks_see_each_others_gpus() -> None:
     """NCCL copies from one to the other."""
     assert RanksBackend.share_cuda_visible_devices
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port whose connections are never answered, as behind a firewall that drops packets: its backlog is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("silent_port", "timed out"), ("closed_port", ".*refused")])
+def test_a_rank_0_that_cannot_be_reached_is_named_with_address_and_port(
+    kind: str, reason: str, request: pytest.FixtureRequest
+) -> None:
+    port, began = request.getfixturevalue(kind), time.monotonic()
+    expected = (
+        rf"^rank 3, on {socket.gethostname()}, could not reach rank 0 at 127\.0\.0\.1:{port} in 1 s \({reason}\); "
+    )
+    with pytest.raises(WorkersLost, match=expected):
+        reach_rank_0(3, "127.0.0.1", port, timeout_s=1.0)
+    assert time.monotonic() - began < 30
+
+
+def test_a_rank_0_that_listens_is_reached() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        reach_rank_0(1, *listener.getsockname())

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.launch import WorkersLost
 from pipeline.cluster.session import Cluster, Node
 from pipeline.config.schema import ClusterConfig, ElasticWorkers, ResourcesConfig
-from pipeline.errors import ClusterError, DataError, Interrupted
+from pipeline.errors import ClusterError, DataError, Interrupted, WorkersLost
 from pipeline.stages.folder import StageFolder
 from pipeline.stages.jobs import StageJob
 from pipeline.train.job import RESIZE, STOP, WorkersChange
@@ -32,7 +31,7 @@ class Script:
         self.answers = list(answers)
         self.started: list[int] = []
 
-    def __call__(self, worker: Any, job: Any, resources: Any, *, workers: int, name: str, folder: Path) -> None:
+    def __call__(self, worker: Any, job: Any, resources: Any, *, workers: int, **_: Any) -> None:
         self.started.append(workers)
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):

@@ -65,6 +65,16 @@ def test_larger_images_take_larger_buffers(uneven, kit, buffers: list[int]) -> N
     assert max(buffers) >= 8 * 900 * 900
 
 
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_bytes_read_grow_with_the_windows(loader_workers: int, uneven, kit) -> None:
+    with kit.train_loader(uneven, data={"loader_workers": loader_workers}) as loader:
+        next(loader)
+        first = loader.bytes_read()
+        assert first > 0
+        while loader.bytes_read() == first:
+            next(loader)
+
+
 class RaisesInWorker:
     """A `size_at` that a worker cannot even unpack."""
 

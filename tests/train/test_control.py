@@ -11,6 +11,7 @@ from pipeline.config.training import CheckpointConfig
 from pipeline.errors import Interrupted
 from pipeline.train.control import Control
 from pipeline.train.job import INTERRUPT, RESIZE, STOP, RankContext, WorkersChange
+from pipeline.train.stall import StallWatch
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -38,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def control(folder: Path, leaving: tuple[str, ...] = (), **checkpoint: Any) -> Control:
     stage = SimpleNamespace(checkpoint=CheckpointConfig(**checkpoint))
     job = SimpleNamespace(folder=folder, stage=stage)
-    return Control(job, RankContext(folder / "log", lambda: leaving), torch.device("cpu"))
+    return Control(job, RankContext(StallWatch(1e6, folder / "log"), lambda: leaving), torch.device("cpu"))
 
 
 def test_nothing_asked_nothing_done(tmp_path: Path, clock: Clock) -> None:

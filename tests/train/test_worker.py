@@ -28,6 +28,7 @@ from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.ledger import read_metrics
 from pipeline.train.loop import evaluate_collective
 from pipeline.train.saver import ATTEMPT
+from pipeline.train.stall import StallWatch
 from pipeline.train.worker import TrainWorker, train_worker
 
 STEPS, NEVER = 24, 10**6
@@ -111,7 +112,6 @@ def make_job(sources: dict[str, Source]) -> Make:
             init=None,
             resume_from=None,
             measured={},
-            stall_timeout_s=600.0,
         )
         return replace(job, **changes)
 
@@ -129,7 +129,7 @@ def steady(
 
 
 def context(job: TrainJob) -> RankContext:
-    return RankContext(job.folder / "rank.log", lambda: ())
+    return RankContext(StallWatch(600.0, job.folder / "rank.log"), lambda: ())
 
 
 def measured(job: TrainJob) -> Metrics:
@@ -197,3 +197,28 @@ def test_data_of_which_nothing_is_good_stop_the_stage_at_its_first_batch(
     with pytest.raises(DataError, match=r"^stage: all of the first 8 samples are bad: no readable image header in 8"):
         train_worker(job, context(job))
     assert measured(job) == {}
+
+
+class Recording(StallWatch):
+    """It keeps the bytes that were told to it."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(600.0, log)
+        self.sizes: list[int] = []
+
+    def progress(self, size: int) -> None:
+        self.sizes.append(size)
+        super().progress(size)
+
+
+def test_bytes_are_signs_of_life_while_a_state_is_loaded_and_a_model_assembled(steady: TrainJob) -> None:
+    storage, folder = LocalStorage(Path(steady.checkpoints)), step_folder(STEPS)
+    kept = StateReader(storage, folder, verify(storage, folder)).bytes_by_key()
+    watch = Recording(steady.folder / "rank.log")
+    worker = TrainWorker(replace(steady, resume_from=folder), RankContext(watch, lambda: ()))
+    assert sum(watch.sizes) >= sum(kept.values())
+    watch.sizes.clear()
+    worker._finish_collective()
+    assert sum(watch.sizes) >= kept["weights"] + kept["ema"]
+    worker.close()
+    watch.close()
