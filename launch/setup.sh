@@ -4,6 +4,15 @@
 # An environment that is active and holds the package is used as it is, and so is a container's. Otherwise `.venv` beside
 # pyproject.toml is made, once, with the exact versions of constraints.txt. PYTHON names the interpreter to make it with.
 
+# No Python started from here imports from the user's working folder: a `queue.py` there would break even pip. Empty
+# entries of PYTHONPATH, as of `PYTHONPATH=$PYTHONPATH:lib`, mean that folder, too.
+export PYTHONSAFEPATH=1 PYTHONPATH=:${PYTHONPATH:-}:
+while [[ $PYTHONPATH == *::* ]]; do
+    PYTHONPATH=${PYTHONPATH//::/:}
+done
+PYTHONPATH=${PYTHONPATH#:}
+PYTHONPATH=${PYTHONPATH%:}
+
 MINIVIT_ROOT=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 MINIVIT_VENV=$MINIVIT_ROOT/.venv
 

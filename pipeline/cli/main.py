@@ -85,12 +85,12 @@ def main() -> None:
 
 
 def keep_working_folder_out() -> None:
-    """Let no process started from here import from the user's folder: a `queue.py` there is not Python's."""
+    """Import nothing from the user's folder, here or in processes started from here: a `queue.py` there is not ours."""
     os.environ["PYTHONSAFEPATH"] = "1"
-    if path := os.environ.get(
-        "PYTHONPATH"
-    ):  # an empty entry, as `export PYTHONPATH=$PYTHONPATH:lib` makes, means it too
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path.split(os.pathsep)))
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if "" in entries[1:] or "" in entries[:-1]:  # as `export PYTHONPATH=$PYTHONPATH:lib` leaves it, which means it too
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))
+        sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GROUP_TIMEOUT = timedelta(days=1)  # a rank's watch notices a stall long before, and leaves its stacks
-JOIN_TIMEOUT_S = 120.0  # to connect with rank 0 and then with all others, which have all been started
+# Ranks connect once all have started: with rank 0, then, by way of it, with each other. Who cannot reach rank 0 says so
+# before those who wait for him give up.
+REACH_TIMEOUT_S, JOIN_TIMEOUT_S = 60.0, 120.0
 PROBE_S = 5.0
 START_TIMEOUT_S = 600.0  # to import torch, for which a slow file system may take minutes, and to join
 
@@ -54,11 +56,12 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
     log = Path(config["logs"]) / f"rank-{rank:05d}.log"
     write_log_to(log)
     from pipeline.errors import Interrupted
-    from pipeline.train.job import RankContext
     from pipeline.train.stall import StallWatch
 
     watch = StallWatch(max(config["stall_timeout_s"], START_TIMEOUT_S), log)
     try:
+        from pipeline.train.job import RankContext
+
         device = take_device(config["cpus"], config["gpus"])
         store = join_group(rank, context.get_world_size(), context.get_local_rank(), device)
         logger.info("rank %d of %d computes on %s", rank, context.get_world_size(), device)
@@ -137,7 +140,7 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
         )
     except RuntimeError as error:
         raise WorkersLost(
-            f"rank {rank} could not join the others by way of rank 0 at {host}:{port} in {JOIN_TIMEOUT_S:.0f} s "
+            f"rank {rank}, on {socket.gethostname()}, could not join the others by way of rank 0 at {host}:{port} "
             f"({first_sentence(error)}); name the network card that joins their nodes in GLOO_SOCKET_IFNAME, and in "
             "NCCL_SOCKET_IFNAME on GPUs"
         ) from error
@@ -146,7 +149,7 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
     return store.clone()
 
 
-def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = JOIN_TIMEOUT_S) -> None:
+def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = REACH_TIMEOUT_S) -> None:
     """Return once rank 0 takes a connection, as its port was open before it was told. Raises `WorkersLost`."""
     due = time.monotonic() + timeout_s
     while True:

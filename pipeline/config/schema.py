@@ -77,7 +77,7 @@ class ClusterConfig(ResourcesConfig):
     )
     stall_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=600.0,
-        description="a rank without progress for so long writes all its stacks to its log and is restarted",
+        description="ranks of which none makes progress for so long write their stacks to their logs and are restarted",
     )
 
 

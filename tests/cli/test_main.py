@@ -18,8 +18,8 @@ MINIVIT = Path(sys.executable).with_name("minivit")
 HELP_LIMIT_S = 0.5
 
 
-def minivit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([MINIVIT, *arguments], capture_output=True, text=True, cwd=cwd)
+def minivit(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([MINIVIT, *arguments], capture_output=True, text=True, cwd=cwd, env=os.environ | environment)
 
 
 def test_help_takes_half_a_second_at_most() -> None:
@@ -73,11 +73,12 @@ def test_completion_is_offered() -> None:
     assert done.stdout.strip() == "plain,checkpoints"
 
 
-def test_modules_of_the_users_folder_are_not_imported(tmp_path: Path) -> None:
-    for name in ("code", "json", "logging", "pipeline", "queue", "random", "select", "signal"):
+@pytest.mark.parametrize("path", ["", ":/elsewhere"])
+def test_modules_of_the_users_folder_are_not_imported(path: str, tmp_path: Path) -> None:
+    for name in ("code", "json", "logging", "numpy", "queue", "random", "select", "signal"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user')\n")
     arguments = ["--out", "data", "--classes", "1", "--per-class", "4", "--size", "8", "--samples-per-shard", "2"]
-    done = minivit("shards", "make", "fractals", *arguments, "--workers", "2", cwd=tmp_path)
+    done = minivit("shards", "make", "fractals", *arguments, "--workers", "2", cwd=tmp_path, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "data").rglob("*.tar"))) > 1
 
@@ -87,6 +88,7 @@ def test_empty_entries_of_the_path_do_not_reach_children(
     before: str | None, after: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONSAFEPATH", "")  # put back afterwards
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delenv("PYTHONPATH", raising=False)
     if before is not None:
         monkeypatch.setenv("PYTHONPATH", before)

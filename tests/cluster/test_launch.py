@@ -75,7 +75,8 @@ os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "3"
 with connect(ClusterConfig()):
     os.environ["AWS_SECRET_ACCESS_KEY"] = "set after the cluster was started"
     folder = Path(sys.argv[1])
-    launch(worker, folder / "seen.json", ResourcesConfig(), workers=1, name="job", folder=folder)
+    resources = ResourcesConfig()
+    launch(worker, folder / "seen.json", resources, workers=1, name="job", folder=folder, stall_timeout_s=100.0)
 """
 
 

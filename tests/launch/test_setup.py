@@ -178,6 +178,19 @@ def test_missing_compiler_is_one_sentence(checkout: Path, tmp_path: Path) -> Non
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_modules_of_the_working_folder_are_not_imported(checkout: Path, tmp_path: Path) -> None:
+    for name in ("ensurepip", "logging", "queue", "subprocess"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user')\n")
+    done = call(checkout, f"cd '{tmp_path}'; make_venv '{sys.executable}'")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (checkout / ".venv" / "bin" / "pip").exists()
+
+
+@pytest.mark.parametrize(("before", "after"), [("", ""), (":lib", "lib"), ("a b::/other:", "a b:/other"), (":", "")])
+def test_empty_entries_of_pythonpath_are_dropped(checkout: Path, before: str, after: str) -> None:
+    assert call(checkout, 'printf "%s" "$PYTHONPATH"', PYTHONPATH=before).stdout == after
+
+
 def test_old_python_is_passed_over(checkout: Path, tmp_path: Path) -> None:
     path = bare_path(tmp_path / "bin")
     old = tmp_path / "bin" / "python3"

@@ -24,6 +24,7 @@ from pipeline.shards.write import ShardWriter
 from pipeline.stream.source import Source
 from pipeline.train.evaluate import evaluate_worker
 from pipeline.train.job import EvaluateJob, RankContext
+from pipeline.train.stall import StallWatch
 
 SAMPLES = 40
 BAD = {3, 17, 39}
@@ -68,9 +69,8 @@ def evaluate(tmp_path: Path) -> Callable[..., Path]:
             batch_size=8,
             loader_workers=workers,
             precision=precision,
-            stall_timeout_s=600,
         )
-        evaluate_worker(job, RankContext(log=tmp_path / "log", leaving_nodes=tuple))
+        evaluate_worker(job, RankContext(StallWatch(600.0, tmp_path / "log"), leaving_nodes=tuple))
         return job.folder
 
     return run
