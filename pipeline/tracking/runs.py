@@ -7,11 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
 from pipeline.errors import TrackingError
 from pipeline.tracking.names import TAG_PREFIX, mlflow_name
-from pipeline.tracking.store import Store, client_for, find_experiment, reason, shown, sole_user, sqlite_path
+from pipeline.tracking.store import (
+    Store,
+    client_for,
+    find_experiment,
+    reason,
+    shown,
+    sole_user,
+    sqlite_path,
+    unstorable,
+)
 
 MAX_PER_CALL = 100  # parameters, or tags
 MAX_PARAM_LENGTH = 6000
@@ -178,17 +186,7 @@ class Tracker:
                 self.client.log_artifact(run_id, str(path), folder)
         except Exception as error:
             place = self.client.get_run(run_id).info.artifact_uri
-            served = urlsplit(self.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file")
-            mend = (
-                "start `mlflow server` with --artifacts-destination, so that it keeps them itself"
-                if served
-                else "make that place writable"
-            )
-            raise TrackingError(
-                f"{self.store.setting}: {path.name} cannot be stored at {shown(place)}, where the experiment "
-                f"{self.store.experiment!r} keeps its artifacts ({reason(error)}); {mend}, or take another experiment "
-                "with tracking.experiment=NAME"
-            ) from error
+            raise unstorable(self.store, place, path.name, reason(error)) from error
 
     @_told
     def end(self, run_id: str, status: str) -> None:

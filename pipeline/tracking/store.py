@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from pipeline.config.schema import TrackingConfig
 from pipeline.errors import TrackingError
@@ -160,13 +161,25 @@ def find_experiment(client: Any, store: Store) -> Any:
 
 def check_store(store: Store) -> None:
     """Raise `TrackingError` where a run could not be tracked, as far as looking tells: nothing is made or written."""
-    path = sqlite_path(store.uri)
+    path, found = sqlite_path(store.uri), None
     if path is not None and (not path.is_file() or not path.stat().st_size):
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise unwritable(store, path, f"{folder} takes no files")
+        if why := _takes_no_files(path):
+            raise unwritable(store, path, why)
     elif path is not None or not DATABASE.match(store.uri):
-        find_experiment(client_for(store.uri, store.setting), store)
+        found = find_experiment(client_for(store.uri, store.setting), store)
+    default = store.artifacts.resolve().as_uri() if path is not None else ""
+    place = urlsplit(found.artifact_location if found else default)
+    why = (
+        _takes_no_files(Path(url2pathname(place.path), "run")) if place.path and place.scheme in ("", "file") else None
+    )
+    if why:
+        raise unstorable(store, place.geturl(), "an artifact", why)
+
+
+def _takes_no_files(path: Path) -> str | None:
+    """Why a file cannot be made there, nor the folders that it lacks; None where it looks as if it can."""
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    return None if folder.is_dir() and os.access(folder, os.W_OK) else f"{folder} takes no files"
 
 
 @contextmanager
@@ -191,3 +204,17 @@ def sole_user(store: Store) -> Iterator[None]:
 
 def unwritable(store: Store, path: Path, why: str | None) -> TrackingError:
     return TrackingError(f"{store.setting}: the MLflow store {path} cannot be written: {why}")
+
+
+def unstorable(store: Store, place: str, what: str, why: str) -> TrackingError:
+    """The error for an artifact that cannot be written where the experiment keeps them."""
+    served = urlsplit(store.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file")
+    mend = (
+        "start `mlflow server` with --artifacts-destination, so that it keeps them itself"
+        if served
+        else "make that place writable"
+    )
+    return TrackingError(
+        f"{store.setting}: {what} cannot be stored at {shown(place)}, where the experiment {store.experiment!r} keeps "
+        f"its artifacts ({why}); {mend}, or take another experiment with tracking.experiment=NAME"
+    )

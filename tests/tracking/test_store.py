@@ -122,6 +122,18 @@ def test_a_look_finds_a_store_that_cannot_be(tmp_path: Path) -> None:
         check_store(store_in(tmp_path, uri="./mlruns"))
 
 
+def test_a_look_finds_artifacts_without_a_place(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    expected = r"^tracking\.uri: an artifact cannot be stored at .*/file, where the experiment 'lost' keeps its "
+    known = dataclasses.replace(store_in(folder, experiment="lost"), artifacts=tmp_path / "file")
+    fresh = dataclasses.replace(known, uri=default_uri(tmp_path))
+    with pytest.raises(TrackingError, match=expected):
+        check_store(fresh)
+    Tracker(known)
+    with pytest.raises(TrackingError, match=expected):
+        check_store(dataclasses.replace(known, artifacts=tmp_path))
+
+
 @pytest.mark.parametrize("name", ["a#b?c=d&e f", "100%20[x]*;ä@:+"])
 def test_any_folder_may_hold_a_store(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
