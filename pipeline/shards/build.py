@@ -166,11 +166,15 @@ def _scan_all(task: ScanTask, jobs: Sequence[ScanJob], workers: int | None) -> l
 def _earlier_index(folder: str, listing: Listing) -> DatasetIndex:
     """The index that is there, also one of the format before; an empty one if there is none or it cannot be read."""
     if INDEX_NAME in listing:
-        with contextlib.suppress(DataError):
-            index = decode_index(store.read_bytes(store.join(folder, INDEX_NAME)), folder, older=True)
-            if not index.keys.image:
-                print(f"{folder}: its index is of an older format and is brought up to date", file=sys.stderr)
-            return index
+        data = store.read_bytes(store.join(folder, INDEX_NAME))
+        try:
+            index = decode_index(data, folder, older=True)
+        except DataError:
+            print(f"{folder}: its index cannot be read and is made anew; --classes names its classes", file=sys.stderr)
+            return make_index(folder, [], None)
+        if not index.keys.image:
+            print(f"{folder}: its index is of an older format and is brought up to date", file=sys.stderr)
+        return index
     return make_index(folder, [], None)
 
 

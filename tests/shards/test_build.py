@@ -213,3 +213,9 @@ def test_a_compressed_tar_under_a_plain_name(tmp_path: Path, samples: Callable, 
     path.write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(DataError, match=r"a.tar: is compressed \(gzip\)"):
         build_index(str(tmp_path), workers=1)
+
+
+def test_an_index_that_cannot_be_read_is_replaced_and_said_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "index.json").write_text("{")
+    assert build_index(str(folder), workers=1).num_samples == 8
+    assert "its index cannot be read and is made anew" in capsys.readouterr().err

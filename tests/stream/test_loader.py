@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.errors import DataError
+from pipeline.shards.build import build_index
 from pipeline.stream.loader import EvalLoader
 from pipeline.stream.source import Source
 
@@ -209,3 +210,16 @@ def test_evaluation_gives_a_bad_sample_no_weight(kit, tmp_path) -> None:
     assert batch.weights.tolist() == [1, 1, 1, 0, 1]
     assert batch.keys[3] == "train-000000.tar/s3"
     assert "s3" in (tmp_path / "bad.rank0-worker0.jsonl").read_text()
+
+
+def test_members_are_those_of_the_index_unless_the_config_names_others(kit, tmp_path) -> None:
+    def renamed(number: int, members: dict[str, bytes]) -> dict[str, bytes]:
+        return {"img.png": members["png"], "seg.png": b"no picture", "y": members["cls"]}
+
+    kit.write_shards(tmp_path, [20], spoil=renamed)
+    index = build_index(str(tmp_path), image_key="img.png", label_key="y", workers=1)
+    with kit.train_loader(index) as loader:
+        assert next(loader).weights.eq(1).all()
+    other = kit.source(index, config=DatasetConfig(shards="unused", image_key="seg.png"))
+    with kit.train_loader([other]) as loader:
+        assert next(loader).weights.eq(0).all()
