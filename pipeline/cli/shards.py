@@ -6,21 +6,15 @@ import inspect
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import click
 
 from pipeline.cli.paths import PATTERN, UserPath
-
-if TYPE_CHECKING:
-    from pipeline.shards.index import DatasetIndex
+from pipeline.cli.shards_options import IMAGE_KEY, LABEL_KEY, WORKERS, summarise, tell_lacking
+from pipeline.cli.shards_rewrite import regroup_command, reshard_command, split_command
 
 CLICK_TYPES = {int: click.INT, str: click.STRING, Path: UserPath(path_type=Path)}
-IMAGE_KEY = click.option(
-    "--image-key", help="Extensions of the image member, the first match wins, such as 'png;jpg'; default: the index's."
-)
-LABEL_KEY = click.option("--label-key", help="Extension of the label member; default: the index's, else cls.")
-WORKERS = click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
 
 
 @click.group("shards")
@@ -42,7 +36,7 @@ class MakeGroup(click.Group):
         function = maker(name)  # a wrong name ends here, with the right ones
 
         def run(out: Path, **options: Any) -> None:
-            _summarise(make(name, out, **options))
+            summarise(make(name, out, **options))
 
         out = click.Option(["--out"], type=CLICK_TYPES[Path], required=True, help="Folder for the shards.")
         text = (inspect.getdoc(function) or "").split("Raises", 1)[0]
@@ -93,8 +87,8 @@ def index_command(
         headers_only=headers_only,
         workers=workers,
     )
-    _summarise(index)
-    _tell_lacks(index, pattern)
+    summarise(index)
+    tell_lacking(index, pattern)
 
 
 @group.command("verify")
@@ -126,26 +120,6 @@ def verify_command(
     if any(kind.is_fault for kind in found):
         raise DataError(f"{' '.join(patterns)}: {said}")
     click.echo(f"{' '.join(patterns)}: valid{f', but {said}' if said else ''}")
-
-
-@group.command("regroup")
-@click.argument("pattern", type=PATTERN)
-@click.option("--out", type=UserPath(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
-@IMAGE_KEY
-@LABEL_KEY
-@WORKERS
-def regroup_command(pattern: str, out: Path, image_key: str | None, label_key: str | None, workers: int | None) -> None:
-    """Write the tars of PATTERN anew with the members of each sample side by side, bytes unchanged, and index them.
-
-    For tars in which they lie apart, and for files that are several tars one behind the other.
-    """
-    from pipeline.shards.named import named_set
-    from pipeline.shards.regroup import regroup
-
-    one = named_set(pattern, image_key, label_key)
-    index = regroup(one.pattern, out, image_key=one.image_key, label_key=one.label_key, workers=workers)
-    _summarise(index)
-    _tell_lacks(index, str(out))
 
 
 @group.command("order")
@@ -261,64 +235,6 @@ def preview_command(
     click.echo(f"{out}: written")
 
 
-OUT = click.option("--out", type=UserPath(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
-SAMPLES_PER_SHARD = click.option(
-    "--samples-per-shard", default=10_000, show_default=True, type=click.IntRange(1), help="At most, in each shard."
-)
-
-
-@group.command("reshard")
-@click.argument("pattern", type=PATTERN)
-@OUT
-@SAMPLES_PER_SHARD
-@click.option("--prefix", default="train", show_default=True, help="Shards are named PREFIX-000000.tar and so on.")
-@click.option("--shuffle", type=click.IntRange(0), metavar="SEED", help="Shuffle all samples by this seed.")
-@WORKERS
-def reshard_command(
-    pattern: str, out: Path, samples_per_shard: int, prefix: str, shuffle: int | None, workers: int | None
-) -> None:
-    """Copy the samples of PATTERN into shards of equal size, bytes unchanged; called again, it goes on."""
-    from pipeline.shards.named import named_set
-    from pipeline.shards.rewrite import split
-
-    index, _ = named_set(pattern).open()
-    parts = {prefix: 1.0}
-    _summarise(
-        split(index, out, parts=parts, samples_per_shard=samples_per_shard, shuffle_seed=shuffle, workers=workers)
-    )
-
-
-@group.command("split")
-@click.argument("pattern", type=PATTERN)
-@click.argument("parts", nargs=-1, required=True, metavar="PREFIX=SHARE...")
-@OUT
-@SAMPLES_PER_SHARD
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Key of the choice.")
-@WORKERS
-def split_command(
-    pattern: str, parts: tuple[str, ...], out: Path, samples_per_shard: int, seed: int, workers: int | None
-) -> None:
-    """Share the samples of PATTERN out at random, such as `train=0.95 val=0.05`; called again, it goes on."""
-    from pipeline.shards.named import named_set
-    from pipeline.shards.rewrite import split
-
-    index, _ = named_set(pattern).open()
-    shares = dict(_share(part) for part in parts)
-    _summarise(split(index, out, parts=shares, samples_per_shard=samples_per_shard, shuffle_seed=seed, workers=workers))
-
-
-def _share(text: str) -> tuple[str, float]:
-    from pipeline.errors import DataError
-
-    name, _, share = text.partition("=")
-    try:
-        if not name or "/" in name:
-            raise ValueError
-        return name, float(share)
-    except ValueError:
-        raise DataError(f"{text!r}: found no PREFIX=SHARE; write for example train=0.95 val=0.05") from None
-
-
 def _options(function: Callable[..., Any]) -> list[click.Parameter]:
     """Keyword-only parameters `name: Annotated[type, help]` as click options."""
     hints = get_type_hints(function, include_extras=True)
@@ -343,19 +259,5 @@ def _options(function: Callable[..., Any]) -> list[click.Parameter]:
     return options
 
 
-def _summarise(index: DatasetIndex) -> None:
-    classes = f", {len(index.classes)} classes" if index.classes is not None else ""
-    click.echo(
-        f"{index.url}: {len(index.shards):,} shards, {index.num_samples:,} samples, "
-        f"{int(index.sizes.sum()) / 1e6:,.1f} MB{classes}, digest {index.digest}"
-    )
-
-
-def _tell_lacks(index: DatasetIndex, pattern: str) -> None:
-    """What is without image or label: in total, and of the worst shards."""
-    from pipeline.shards.lacks import tell_lacks
-
-    for line in tell_lacks(index):
-        click.echo(line)
-    if index.lacks:
-        click.echo(f"  `minivit shards verify {pattern!r}` names each")
+for command in (regroup_command, reshard_command, split_command):
+    group.add_command(command)

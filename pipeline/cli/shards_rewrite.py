@@ -1,0 +1,87 @@
+"""`minivit shards regroup|reshard|split`: the samples of a data set in other tars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.paths import PATTERN, UserPath
+from pipeline.cli.shards_options import IMAGE_KEY, LABEL_KEY, WORKERS, summarise, tell_lacking
+
+OUT = click.option("--out", type=UserPath(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
+SAMPLES_PER_SHARD = click.option(
+    "--samples-per-shard", default=10_000, show_default=True, type=click.IntRange(1), help="At most, in each shard."
+)
+
+
+@click.command("regroup")
+@click.argument("pattern", type=PATTERN)
+@OUT
+@IMAGE_KEY
+@LABEL_KEY
+@WORKERS
+def regroup_command(pattern: str, out: Path, image_key: str | None, label_key: str | None, workers: int | None) -> None:
+    """Write the tars of PATTERN anew with the members of each sample side by side, bytes unchanged, and index them.
+
+    For tars in which they lie apart, and for files that are several tars one behind the other.
+    """
+    from pipeline.shards.named import named_set
+    from pipeline.shards.regroup import regroup
+
+    one = named_set(pattern, image_key, label_key)
+    index = regroup(one.pattern, out, image_key=one.image_key, label_key=one.label_key, workers=workers)
+    summarise(index)
+    tell_lacking(index, str(out))
+
+
+@click.command("reshard")
+@click.argument("pattern", type=PATTERN)
+@OUT
+@SAMPLES_PER_SHARD
+@click.option("--prefix", default="train", show_default=True, help="Shards are named PREFIX-000000.tar and so on.")
+@click.option("--shuffle", type=click.IntRange(0), metavar="SEED", help="Shuffle all samples by this seed.")
+@WORKERS
+def reshard_command(
+    pattern: str, out: Path, samples_per_shard: int, prefix: str, shuffle: int | None, workers: int | None
+) -> None:
+    """Copy the samples of PATTERN into shards of equal size, bytes unchanged; called again, it goes on."""
+    from pipeline.shards.named import named_set
+    from pipeline.shards.rewrite import split
+
+    index, _ = named_set(pattern).open()
+    parts = {prefix: 1.0}
+    summarise(
+        split(index, out, parts=parts, samples_per_shard=samples_per_shard, shuffle_seed=shuffle, workers=workers)
+    )
+
+
+@click.command("split")
+@click.argument("pattern", type=PATTERN)
+@click.argument("parts", nargs=-1, required=True, metavar="PREFIX=SHARE...")
+@OUT
+@SAMPLES_PER_SHARD
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Key of the choice.")
+@WORKERS
+def split_command(
+    pattern: str, parts: tuple[str, ...], out: Path, samples_per_shard: int, seed: int, workers: int | None
+) -> None:
+    """Share the samples of PATTERN out at random, such as `train=0.95 val=0.05`; called again, it goes on."""
+    from pipeline.shards.named import named_set
+    from pipeline.shards.rewrite import split
+
+    index, _ = named_set(pattern).open()
+    shares = dict(_share(part) for part in parts)
+    summarise(split(index, out, parts=shares, samples_per_shard=samples_per_shard, shuffle_seed=seed, workers=workers))
+
+
+def _share(text: str) -> tuple[str, float]:
+    from pipeline.errors import DataError
+
+    name, _, share = text.partition("=")
+    try:
+        if not name or "/" in name:
+            raise ValueError
+        return name, float(share)
+    except ValueError:
+        raise DataError(f"{text!r}: found no PREFIX=SHARE; write for example train=0.95 val=0.05") from None
