@@ -18,7 +18,7 @@ from pipeline.shards.sidecar import Sidecar
 from pipeline.shards.tar import SKIP_CHUNK, Member, TarStream, TornTar, first_content, members
 
 IMAGE_SUFFIXES = {"png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm"}
-LOOKED_AT = 64  # samples that show what the images of a data set are named
+LOOKED_AT = 16  # samples that show what the images of a data set are named; each may take a request
 HEADER_PIECE = 32 << 10  # bytes of one request where only headers and labels are wanted
 
 
