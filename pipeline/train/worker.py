@@ -33,7 +33,7 @@ from pipeline.train.engine import Engine
 from pipeline.train.feed import on_device
 from pipeline.train.first_samples import FirstSamples
 from pipeline.train.job import RankContext, TrainJob
-from pipeline.train.ledger import MetricsLedger
+from pipeline.train.ledger import MetricsLedger, read_metrics
 from pipeline.train.loop import Meter, TrainingStep, evaluate_collective
 from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
 from pipeline.train.saver import Saver, require_current_attempt
@@ -109,7 +109,7 @@ class TrainWorker:
             self.advance_collective(batches, self.job.total_steps)
         self.saver.finish()
         dist.barrier()  # the loaders of all ranks are closed: what they have met is complete
-        self._log(self._bad_samples())
+        self._log_bad_samples()
         self._finish_collective()
 
     def advance_collective(self, batches: Iterator[Batch], until_step: int) -> None:
@@ -251,6 +251,13 @@ class TrainWorker:
             )
         self.val_metrics = {f"val/{name}": value for name, value in means.items()}
         self._log(self.val_metrics | self._bad_samples())
+
+    def _log_bad_samples(self) -> None:
+        """The final count, unless the last validation, or a driver killed since, has left the same."""
+        if self.ledger:
+            final = {"step": self.step, **self._bad_samples()}
+            if not any(row.items() >= final.items() for row in read_metrics(self.job.folder)):
+                self._log(self._bad_samples())
 
     def _bad_samples(self) -> dict[str, float]:
         """How many bad ones all ranks have met in the training data since the stage began."""

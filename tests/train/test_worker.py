@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
+from pipeline.shards.bad_samples import TRAIN, VAL, read_manifest
 from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index
 from pipeline.shards.write import TarWriter
@@ -222,3 +225,56 @@ def test_bytes_are_signs_of_life_while_a_state_is_loaded_and_a_model_assembled(s
     assert sum(watch.sizes) >= kept["weights"] + kept["ema"]
     worker.close()
     watch.close()
+
+
+def bad_counts(job: TrainJob, name: str) -> list[tuple[int, float]]:
+    """(step, value) of every row that has a count."""
+    return [(int(row["step"]), row[name]) for row in read_metrics(job.folder) if name in row]
+
+
+def test_bad_samples_count_once_over_epochs_and_restarts(
+    make_job: Make, sources: dict[str, Source], tmp_path: Path
+) -> None:
+    """In two epochs of the training data, and in each of the validations, all met before and after a restart."""
+    torn = {name: tear(source, tmp_path / name, every=12) for name, source in sources.items()}
+    expected = {name: -(-source.index.num_samples // 12) for name, source in torn.items()}
+    data = {"train": [torn["train"]], "val": torn["val"], "checkpoint_steps": 3}
+    job = make_job(tmp_path / "stage", {}, total_steps=15, **data)
+    train_worker(job, context(job))
+    again = replace(job, total_steps=STEPS, resume_from=step_folder(15), measured=measured(job))
+    train_worker(again, context(job))
+    assert len(read_manifest(job.folder / TRAIN)) == expected["train"]
+    assert len(read_manifest(job.folder / VAL)) == expected["val"]
+    assert bad_counts(job, "data/bad_samples")[-1] == (STEPS, expected["train"])
+    assert {count for _, count in bad_counts(job, "val/bad_samples")} == {expected["val"]}
+    assert {count for _, count in bad_counts(job, "val/samples")} == {21 - expected["val"]}
+
+    rows = bad_counts(job, "data/bad_samples")
+    train_worker(replace(again, resume_from=step_folder(STEPS), measured=measured(job)), context(job))
+    assert bad_counts(job, "data/bad_samples") == rows  # a driver that was killed at the very end adds none
+
+
+def tear(source: Source, folder: Path, every: int) -> Source:
+    """A copy of a data set in which one image of so many is all zeros."""
+    folder.mkdir()
+    for shard in source.index.shards:
+        path = Path(shutil.copy(shard.url, folder))
+        with tarfile.open(path) as tar:
+            images = [member for member in tar if member.name.endswith(".png")]
+        with path.open("r+b") as file:
+            for image in images[::every]:
+                file.seek(image.offset_data)
+                file.write(bytes(image.size))
+    return replace(source, index=build_index(str(folder), workers=1))
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.8])
+def test_samples_that_are_mixed_have_no_accuracy_but_validation_has(
+    make_job: Make, sources: dict[str, Source], tmp_path: Path, mixup: float
+) -> None:
+    source = replace(sources["train"], augment=AugmentConfig(crop="none", mixup=mixup))
+    job = make_job(tmp_path, {}, total_steps=2, train=[source])
+    train_worker(job, context(job))
+    logged = {name for row in read_metrics(job.folder) for name in row}
+    assert {"train/loss", "val/accuracy"} <= logged
+    assert ("train/accuracy" in logged) == (mixup == 0)
