@@ -138,17 +138,19 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two plain values differ, with both values where they are short."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        keys = dict.fromkeys([*before, *after])
-        return [
-            found
-            for key in keys
-            for found in differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
-        ]
+    """Dotted paths at which two inputs differ, with both values where they are short; what is left out is a default."""
     if before == after:
         return []
-    was, now = ("unset" if value is None else value for value in (before, after))
+    if all(value is None or isinstance(value, Mapping) for value in (before, after)):
+        old, new = before or {}, after or {}
+        nested = [
+            found
+            for key in dict.fromkeys([*old, *new])
+            for found in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
+        if nested:
+            return nested
+    was, now = ("default" if value is None else value for value in (before, after))
     shown = f" ({was} to {now})" if len(f"{was}{now}") <= 60 else ""
     return [f"{path}{shown}"]
 

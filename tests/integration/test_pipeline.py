@@ -222,7 +222,7 @@ def test_a_changed_setting_runs_again_and_says_why(joined: Any, first_run: Any) 
     assert done.code == 0, done.stderr
     lines = done.stderr.splitlines()
     [why] = [line for line in lines if line.startswith("finer: runs again")]
-    assert "settings.optimizer.lr (0.003 to 0.001) changed" in why
+    assert "settings.optimizer.lr (0.003 to default) changed" in why
     assert "runs/all/stages/finer.superseded-1" in why
     kept = json.loads((joined.folder / "runs/all/stages/finer.superseded-1/status.json").read_text())
     assert kept == former

@@ -59,7 +59,7 @@ def test_what_a_run_would_skip_the_plan_skips(raw: dict[str, Any], context: RunC
     ("change", "first", "reason"),
     [
         (lambda raw: raw["datasets"]["train"].update(image_key="left.png"), 0, "train.train.image_key (png;jpg;jpeg;"),
-        (lambda raw: raw["stages"]["larger"].update(ema=0.9), 2, "settings.ema (unset to 0.9) changed"),
+        (lambda raw: raw["stages"]["larger"].update(ema=0.9), 2, "settings.ema (default to 0.9) changed"),
         (lambda raw: raw["stages"]["finer"]["model"].update(patch_size=4), 3, "settings.model.patch_size (2 to 4)"),
         (lambda raw: raw["stages"]["finer"].update(init_from="pretrain/nano"), 3, "it started from larger"),
         (lambda raw: raw["stages"]["evaluate"].update(models=["finer", "larger"]), 4, "models."),

@@ -246,14 +246,16 @@ def test_unequal_values_differ_somewhere(before: Any, after: Any) -> None:
     assert all(path.startswith("a") for path in found)
     if before == after:
         assert found == []
-    elif not isinstance(before["a"], dict) or not isinstance(after["a"], dict):
-        assert len(found) == 1
+    else:
+        assert found
+        if not isinstance(before["a"], dict) and not isinstance(after["a"], dict):
+            assert len(found) == 1
 
 
 def test_differences_name_the_path_and_short_values() -> None:
     before = {"settings": {"optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "ema": None}, "seed": 0}
     after = {"settings": {"optimizer": {"lr": 0.2, "betas": [0.9, 0.99]}, "ema": 0.9}, "seed": 0}
-    assert differences(before, after) == ["settings.optimizer.lr (0.1 to 0.2)", "settings.ema (unset to 0.9)"]
+    assert differences(before, after) == ["settings.optimizer.lr (0.1 to 0.2)", "settings.ema (default to 0.9)"]
 
 
 def test_differences_leave_out_long_values() -> None:
@@ -261,7 +263,12 @@ def test_differences_leave_out_long_values() -> None:
 
 
 def test_keys_that_come_and_go_are_named() -> None:
-    assert differences({"a": 1}, {"b": 2}) == ["a (1 to unset)", "b (unset to 2)"]
+    assert differences({"a": 1}, {"b": 2}) == ["a (1 to default)", "b (default to 2)"]
+
+
+def test_settings_of_a_section_left_at_its_defaults_are_named_one_by_one() -> None:
+    before, after = {"settings": {"optimizer": {"lr": 0.1}}}, {"settings": {}}
+    assert differences(before, after) == ["settings.optimizer.lr (0.1 to default)"]
 
 
 class Later(OptimizerConfig):

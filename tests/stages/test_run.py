@@ -75,7 +75,7 @@ def test_a_finished_stage_is_skipped_until_its_inputs_change(
     assert "finished before with the same inputs: skipped" in run_once(context, branch, capsys)
     stage = branch.stage.model_copy(update={"formats": ["safetensors", "torch-export"]})
     said = run_once(context, branch._replace(stage=stage), capsys)
-    assert "runs again, because settings.formats (unset to ['safetensors', 'torch-export']) changed" in said
+    assert "runs again, because settings.formats (default to ['safetensors', 'torch-export']) changed" in said
     assert folder.path.with_name("export.superseded-1").is_dir()
 
 
