@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GROUP_TIMEOUT = timedelta(days=1)  # a rank's watch notices a stall long before, and leaves its stacks
 # Ranks connect once all have started: with rank 0, then, by way of it, with each other. Who cannot reach rank 0 says so
 # before those who wait for him give up.
 REACH_TIMEOUT_S, JOIN_TIMEOUT_S = 60.0, 120.0
@@ -116,6 +115,7 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
     from ray.util import get_node_ip_address
 
     from pipeline.train.device import collective_backend
+    from pipeline.train.stall import GROUP_TIMEOUT
 
     on_gpu = device.type == "cuda"
     # DeepSpeed asks the environment, and takes the local rank for the index of the GPU.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.config.training import EngineConfig
 from pipeline.train.device import select_device
 from pipeline.train.flats import Flat, grouped_flats, replicated_flats, sliced_flats
+from pipeline.train.stall import GROUP_TIMEOUT
 
 # Gradients that are reduced at once, 64 MB: enough to fill a network, and few enough that of a model of any size the
 # backward pass hides all but the last. A buffer of so many is held; DeepSpeed's default is two gigabytes.
@@ -71,6 +72,8 @@ class Engine:
         )
         self._bucket_size: int = settings["zero_optimization"]["reduce_bucket_size"]
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        # DeepSpeed reduces in a group of its own, which has torch's time-out: NCCL ends ranks that wait for 10 minutes.
+        torch.distributed.set_timeout(GROUP_TIMEOUT, self._engine.data_parallel_group)
         self._zero = self._engine.optimizer
         if hasattr(self._zero, "check_overflow"):
             # The norm, over all ranks, tells whether a gradient is not finite; DeepSpeed would also look at each one.

@@ -6,9 +6,12 @@ from itertools import product
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from pipeline.config.training import EngineConfig
-from pipeline.train.engine import LARGEST_BUCKET, engine_settings
+from pipeline.train.engine import LARGEST_BUCKET, Engine, engine_settings
+from pipeline.train.stall import GROUP_TIMEOUT
 
 
 def settings(stage: int, precision: str, *, parameters: int = 1000, overlaps: bool = False) -> dict[str, Any]:
@@ -39,3 +42,26 @@ def test_a_bucket_holds_the_model_or_a_fair_part_of_it() -> None:
     assert settings(2, "bf16", parameters=1000)["zero_optimization"]["reduce_bucket_size"] == 1000
     largest = settings(2, "bf16", parameters=10**9)["zero_optimization"]["reduce_bucket_size"]
     assert largest == LARGEST_BUCKET == 16 * 2**20
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_rank_waits_for_the_others_for_as_long_as_the_watch_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In DeepSpeed's own group too, whose time-out NCCL would end the rank by."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}.items():
+        monkeypatch.setenv(name, value)
+    model = torch.nn.Linear(4, 1)
+    config = EngineConfig.model_construct(zero_stage=2, precision="fp32")
+    engine = Engine(model, torch.optim.SGD(model.parameters(), lr=1.0), config, clip_grad_norm=0.0)
+    used: list[dist.ProcessGroup] = []
+    reduce = dist.all_reduce
+
+    def spied(tensor: torch.Tensor, op: Any, group: dist.ProcessGroup, async_op: bool) -> Any:
+        used.append(group)
+        return reduce(tensor, op, group, async_op)
+
+    monkeypatch.setattr(dist, "all_reduce", spied)
+    engine.backward(engine(torch.ones(1, 4)).sum())
+    assert engine.step()
+    assert used
+    assert dist.group.WORLD not in used
+    assert {group._get_backend(engine.device).options._timeout for group in used} == {GROUP_TIMEOUT}
