@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ray.train.backend import Backend, BackendConfig
 
 from pipeline.cluster.environment import take_environment
-from pipeline.errors import WorkersLost
+from pipeline.errors import ClusterError, WorkersLost
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +72,10 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
     except Interrupted as left:
         logger.info("rank %d leaves: %s", rank, left)
         raise
-    except Exception:
+    except Exception as error:
         logger.exception("rank %d failed", rank)
+        if full := memory_ran_out(error, log.parent.parent.name):
+            raise full from None
         raise
     else:
         leave_group()
@@ -165,6 +167,19 @@ def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = REACH_TIMEO
             time.sleep(min(1.0, timeout_s))
         else:
             return
+
+
+def memory_ran_out(error: Exception, stage: str) -> ClusterError | None:
+    """What to tell where a stage needs more memory than a GPU has: to start its ranks again would not change that."""
+    import torch
+
+    if not isinstance(error, torch.OutOfMemoryError):
+        return None
+    return ClusterError(
+        f"{stage}: a GPU's memory ran out ({'. '.join(str(error).splitlines()[0].split('. ')[:3])}); lower "
+        "micro_batch_size, or an evaluation's batch_size, or set engine.activation_checkpointing or a higher "
+        "engine.zero_stage: `minivit plan` says what each rank needs"
+    )
 
 
 def first_sentence(error: Exception) -> str:

@@ -71,17 +71,26 @@ def worker(job, context):
     seen = {"environment": dict(os.environ), "path": sys.path, "folder": os.getcwd(), "queue": queue.__file__}
     Path(job).write_text(json.dumps(seen))
 
+def too_large(job, context):
+    import torch
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
 os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "3"
 with connect(ClusterConfig()):
     os.environ["AWS_SECRET_ACCESS_KEY"] = "set after the cluster was started"
     folder = Path(sys.argv[1])
     resources = ResourcesConfig()
     launch(worker, folder / "seen.json", resources, workers=1, name="job", folder=folder, stall_timeout_s=100.0)
+    try:
+        launch(too_large, None, resources, workers=1, name="job", folder=folder, stall_timeout_s=100.0)
+    except Exception as error:
+        (folder / "told").write_text(f"{type(error).__name__} {error}")
 """
 
 
 @pytest.mark.integration
 def test_a_rank_has_the_users_settings_but_not_his_modules(tmp_path: Path) -> None:
+    """And what a second job's rank raises for want of a GPU's memory is told at once."""
     home, folder = tmp_path / "home", tmp_path / "stage"
     home.mkdir()
     for name in ("json", "pipeline", "queue", "random", "torch"):
@@ -96,3 +105,5 @@ def test_a_rank_has_the_users_settings_but_not_his_modules(tmp_path: Path) -> No
     assert str(home) not in (*seen["path"], seen["folder"])
     assert seen["queue"] == queue.__file__
     assert "printed to standard error" in (folder / "logs" / "rank-00000.log").read_text()
+    told = (folder / "told").read_text()
+    assert told.startswith("ClusterError stage: a GPU's memory ran out (CUDA out of memory. Tried to allocate 2 GiB);")

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from pipeline.cluster.rank import RanksBackend, reach_rank_0, take_device
+from pipeline.cluster.rank import RanksBackend, memory_ran_out, reach_rank_0, take_device
 from pipeline.errors import ClusterError, WorkersLost
 
 
@@ -39,6 +39,21 @@ def test_a_rank_whose_gpu_cannot_be_used_does_not_fall_back(monkeypatch: pytest.
 def test_ranks_see_each_others_gpus() -> None:
     """NCCL copies from one to the other."""
     assert RanksBackend.share_cuda_visible_devices
+
+
+def test_a_gpu_that_is_too_small_is_no_lost_rank() -> None:
+    said = (
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 9.69 MiB is "
+        "free. Process 7 has 79.09 GiB memory in use.\nSee documentation"
+    )
+    told = memory_ran_out(torch.OutOfMemoryError(said), "pretrain")
+    assert isinstance(told, ClusterError)
+    assert not isinstance(told, WorkersLost)
+    assert str(told).startswith(
+        "pretrain: a GPU's memory ran out (CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity "
+        "of 79.11 GiB of which 9.69 MiB is free); lower micro_batch_size"
+    )
+    assert memory_ran_out(RuntimeError("NCCL error"), "pretrain") is None
 
 
 @pytest.fixture
