@@ -173,13 +173,12 @@ def check_channels(config: PipelineConfig, stage_name: str) -> None:
             f"datasets.{first}.mean: found {len(mean)} values, but stages.{stage_name}.model.channels is "
             f"{stage.model.channels}; give mean and std one value per channel"
         )
-    for other in others:
+    for other in [*others, *([stage.data.val] if stage.data.val else [])]:
         if (config.datasets[other].mean, config.datasets[other].std) != (mean, std):
             raise ConfigError(
-                f"datasets.{other}.mean: mean and std differ from those of {first}, but stages.{stage_name} mixes "
-                "the two and its model normalises all images alike; give both the same"
+                f"datasets.{other}.mean: mean and std differ from those of {first}, but stages.{stage_name} reads both "
+                "and its model normalises all images alike; give both the same"
             )
-    for other in [*others, *([stage.data.val] if stage.data.val else [])]:
         seen, expected = config.datasets[other].background, config.datasets[first].background
         if seen != expected:
             raise ConfigError(

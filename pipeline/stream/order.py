@@ -51,13 +51,21 @@ class Order:
         window: samples shuffled together within a lane.
         seed: key of every draw.
         excluded: per shard index, the sample indices to leave out (any order, no duplicates needed).
+        name: of the data set, for errors.
 
     Raises:
         DataError: fewer samples than lanes.
     """
 
     def __init__(
-        self, counts: Ints, *, lanes: int, window: int, seed: int, excluded: Mapping[int, Ints] | None = None
+        self,
+        counts: Ints,
+        *,
+        lanes: int,
+        window: int,
+        seed: int,
+        excluded: Mapping[int, Ints] | None = None,
+        name: str = "the data set",
     ) -> None:
         self.lanes, self.window, self.seed = lanes, window, seed
         self._excluded = {shard: np.unique(samples) for shard, samples in (excluded or {}).items() if len(samples)}
@@ -67,7 +75,7 @@ class Order:
         self.num_samples = int(self._counts.sum())
         if self.num_samples < lanes:
             raise DataError(
-                f"data.lanes: {lanes} lanes need at least as many samples, and the data set has {self.num_samples}; "
+                f"data.lanes: {lanes} lanes need at least as many samples, and {name} has {self.num_samples}; "
                 f"set data.lanes to at most {max(self.num_samples, 1)} or use more data"
             )
         self.lane_samples = self.num_samples // lanes

@@ -44,7 +44,14 @@ def build_mixture(sources: Sequence[Source], data: DataConfig, seed: int) -> Mix
             excluded = load_excluded(data.exclude, source.index, source.name if len(sources) > 1 else None)
         own_seed = source_seed(seed, number)
         orders.append(
-            Order(source.index.counts, lanes=data.lanes, window=data.window, seed=own_seed, excluded=excluded)
+            Order(
+                source.index.counts,
+                lanes=data.lanes,
+                window=data.window,
+                seed=own_seed,
+                excluded=excluded,
+                name=source.name,
+            )
         )
     return Mixture(orders, [source.weight for source in sources], seed)
 

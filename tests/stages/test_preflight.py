@@ -79,7 +79,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         {"stages.evaluate.data": "dark"},
         r"datasets\.dark\.background: found \[0, 0, 0\], but pretrain/nano was trained ",
     ),
-    ({"stages.finer.data.lanes": 128}, r"stages\.finer\.data\.lanes: 128 lanes need .* has 100; set data\.lanes to"),
+    (
+        {"stages.finer.data.lanes": 128},
+        r"stages\.finer\.data\.lanes: 128 lanes need .* and \w+ has 100; set data\.lanes to",
+    ),
     (
         {"stages.finer.data.exclude": "gone.jsonl"},
         r"stages\.finer\.data\.exclude: there is no quarantine manifest gone\.jsonl;",

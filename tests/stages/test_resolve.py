@@ -151,6 +151,22 @@ def test_normalisation_must_match_the_channels(raw: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("other", ["sketches", "val"])
+def test_all_data_of_a_stage_are_normalised_alike(raw: dict[str, Any], other: str) -> None:
+    train = raw["datasets"]["train"]
+    raw["datasets"] |= {"sketches": dict(train), "val": dict(train)}
+    raw["stages"]["larger"]["data"] |= {"val": "val", "mixture": {"train": {}, "sketches": {}}}
+    raw["stages"]["larger"]["data"].pop("train", None)
+    check_channels(parse_config(raw, "c"), "larger")
+    raw["datasets"][other]["mean"] = [0.123]
+    with pytest.raises(ConfigError) as caught:
+        check_channels(parse_config(raw, "c"), "larger")
+    assert str(caught.value) == (
+        f"datasets.{other}.mean: mean and std differ from those of train, but stages.larger reads both and its model "
+        "normalises all images alike; give both the same"
+    )
+
+
+@pytest.mark.parametrize("other", ["sketches", "val"])
 def test_all_data_of_a_stage_show_one_background(raw: dict[str, Any], other: str) -> None:
     train = raw["datasets"]["train"]
     raw["datasets"] |= {"sketches": dict(train), "val": dict(train)}
