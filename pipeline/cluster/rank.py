@@ -138,7 +138,7 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
             rank=rank,
             world_size=world_size,
             timeout=timeout,
-            device_id=device if on_gpu else None,  # else a barrier would guess
+            device_id=bound_device(device, world_size),
         )
     except RuntimeError as error:
         raise WorkersLost(
@@ -149,6 +149,15 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
     torch.distributed.set_timeout(GROUP_TIMEOUT)
     store.set_timeout(GROUP_TIMEOUT)
     return store.clone()
+
+
+def bound_device(device: torch.device, world_size: int) -> torch.device | None:
+    """What the group is bound to: ranks with others to their GPUs, so that a barrier need not guess.
+
+    torch splits every later group from one that is bound, which NCCL was seen to fail at for a rank alone
+    (https://github.com/deepspeedai/DeepSpeed/issues/8248).
+    """
+    return device if device.type == "cuda" and world_size > 1 else None
 
 
 def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = REACH_TIMEOUT_S) -> None:

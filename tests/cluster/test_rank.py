@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from pipeline.cluster.rank import RanksBackend, memory_ran_out, reach_rank_0, take_device
+from pipeline.cluster.rank import RanksBackend, bound_device, memory_ran_out, reach_rank_0, take_device
 from pipeline.errors import ClusterError, WorkersLost
 
 
@@ -39,6 +39,13 @@ def test_a_rank_whose_gpu_cannot_be_used_does_not_fall_back(monkeypatch: pytest.
 def test_ranks_see_each_others_gpus() -> None:
     """NCCL copies from one to the other."""
     assert RanksBackend.share_cuda_visible_devices
+
+
+@pytest.mark.parametrize(
+    ("device", "world_size", "bound"), [("cuda:1", 2, True), ("cuda:0", 1, False), ("cpu", 2, False)]
+)
+def test_ranks_with_others_are_bound_to_their_gpus(device: str, world_size: int, bound: bool) -> None:
+    assert bound_device(torch.device(device), world_size) == (torch.device(device) if bound else None)
 
 
 def test_a_gpu_that_is_too_small_is_no_lost_rank() -> None:
