@@ -2,7 +2,8 @@
 
 Nothing that is given to a stream happens before something waits for it. As with torch, a new thread stands on GPU 0;
 `with stream(...)` gives None; a copy runs on the current stream of the GPU whose tensor it reads or writes, so waiting
-for another GPU's stream does not wait for it; a copy that does not block needs page-locked memory.
+for another GPU's stream does not wait for it; a copy that does not block needs page-locked memory, and taking that
+makes a context of the process on the GPU where the thread stands.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class Cuda:
     def __init__(self, devices: int) -> None:
         self._default = {index: Stream(torch.device("cuda", index)) for index in range(devices)}
         self._thread = threading.local()
+        self.contexts: set[int] = set()  # GPUs on which this process takes memory for its own use
 
     def current_device(self) -> int:
         return getattr(self._thread, "device", 0)
@@ -152,6 +154,7 @@ class Torch:
 
     def empty(self, shape: torch.Size, *, dtype: torch.dtype, pin_memory: bool) -> Host:
         assert pin_memory
+        self.cuda.contexts.add(self.cuda.current_device())
         made = torch.full(shape, GARBAGE, dtype=dtype).as_subclass(Host)
         made.cuda = self.cuda
         return made

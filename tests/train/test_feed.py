@@ -48,6 +48,7 @@ def test_every_batch_arrives_whole_and_in_order(fake_torch: Any) -> None:
             for name, tensor in tensors_of(batch).items():
                 assert tensor.at == device
                 assert torch.equal(tensor.as_subclass(Tensor), getattr(expected, name)), name
+    assert fake_torch.cuda.contexts == {1}
 
 
 def test_the_next_batch_is_on_its_way_while_one_is_computed_with(fake_torch: Any) -> None:

@@ -120,13 +120,21 @@ def test_a_rank_on_the_second_gpu_commits_what_its_step_left(
     release = hold(monkeypatch, "write_shard")
     saver = make_saver()
     for step in (1, 2):
+        under_way = threading.Event()
+        fake_torch.cuda.current_stream().add(under_way.wait)
         fake_torch.cuda.current_stream().add(lambda step=step: state.live.as_subclass(torch.Tensor).fill_(step))
         begin(saver, step)
-        saver.wait_copied()
+        next_step = threading.Thread(target=saver.wait_copied)
+        next_step.start()
+        next_step.join(0.2)
+        assert next_step.is_alive()
+        under_way.set()
+        next_step.join(WAIT_S)
         state.live.as_subclass(torch.Tensor).fill_(9)
         release.set()
         saver.finish()
         assert torch.equal(found(storage, step), torch.full((1000,), float(step)))
+    assert fake_torch.cuda.contexts == {1}
 
 
 def test_one_checkpoint_at_a_time(
