@@ -42,6 +42,7 @@ THREADS_ON_THE_DEVICE = {
     "train/saver.py": "self._copies.enter_thread()",
     "train/feed.py": "prepare=copies.enter_thread",
 }
+THREADS_BESIDE_IT = {"train/stall.py"}  # they touch no device
 
 
 def sources(folder: str = ".") -> dict[str, str]:
@@ -63,7 +64,7 @@ def test_every_call_that_only_a_gpu_carries_out_is_known() -> None:
 
 def test_every_thread_of_a_rank_says_on_which_gpu_it_stands() -> None:
     found = {path: text for path, text in sources("train").items() if THREAD.search(text)}
-    assert found.keys() == THREADS_ON_THE_DEVICE.keys()
+    assert found.keys() == THREADS_ON_THE_DEVICE.keys() | THREADS_BESIDE_IT
     for path, call in THREADS_ON_THE_DEVICE.items():
         assert call in found[path]
 
