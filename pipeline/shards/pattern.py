@@ -52,8 +52,15 @@ class Pattern:
     def select_packed(self, present: Iterable[str]) -> list[str]:
         """The compressed tars among `present` that the pattern means, by their own name or the plain tar's."""
         packed = still_packed(name for name in present if name[:1] != ".")
-        both = {name: {name, unpacked(name)} for name in packed}
-        return [name for name in packed if any(fnmatch.filter(both[name], one) for one in self.names)]
+        if not packed:
+            return []
+        literals, globs = set(self.literals), [name for name in self.names if WILDCARD.search(name)]
+        both = {name: (name, unpacked(name)) for name in packed}
+        return [
+            name
+            for name, names in both.items()
+            if not literals.isdisjoint(names) or any(fnmatch.filter(names, one) for one in globs)
+        ]
 
 
 def parse_pattern(text: str) -> Pattern:

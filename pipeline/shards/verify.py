@@ -43,8 +43,8 @@ class Kind(enum.Enum):
         return self is not Kind.DOUBLE
 
     def summary(self, number: int) -> str:
-        noun, advice = self.value
-        return f"{number:,} {noun}{'s' if number > 1 else ''} {advice}"
+        noun, help_text = self.value
+        return f"{number:,} {noun}{'s' if number > 1 else ''} {help_text}"
 
 
 @dataclass(frozen=True)

@@ -77,3 +77,24 @@ def test_a_folder_that_is_there_means_itself(tmp_path: Path, name: str, pattern:
 def test_refuses(pattern: str, words: str) -> None:
     with pytest.raises(DataError, match=words):
         parse_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        ("", ["a.tar.gz", "b.tgz"]),
+        ("a.tar", ["a.tar.gz"]),
+        ("{a,c}.tar", ["a.tar.gz"]),
+        ("b*", ["b.tgz"]),
+        ("c.tar", []),  # it has been unpacked
+    ],
+)
+def test_compressed_tars_are_meant_by_either_name(tmp_path: Path, name: str, packed: list[str]) -> None:
+    present = ["a.tar.gz", "b.tgz", "c.tar.xz", "c.tar", ".d.tar.gz"]
+    assert parse_pattern(f"{tmp_path}/{name}").select_packed(present) == packed
+
+
+def test_many_compressed_tars_under_many_names_are_found_at_once(tmp_path: Path) -> None:
+    parsed = parse_pattern(f"{tmp_path}/train-{{000000..019999}}.tar")
+    present = [f"{name}.gz" for name in parsed.names]
+    assert parsed.select_packed(present) == present
