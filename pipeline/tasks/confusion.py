@@ -19,11 +19,13 @@ class ConfusionCounts:
         self._codes = torch.empty(0, dtype=torch.int64)  # true * K + predicted, ascending
         self._counts = torch.empty(0, dtype=torch.int64)
         self._pending: list[Tensor] = []
+        self._num_pending = 0
 
     def add(self, true: Tensor, predicted: Tensor) -> None:
         """Count samples, int64 [n] each, on any device; not those whose true class is -1."""
         self._pending.append((true * self.num_classes + predicted).where(true >= 0, -1))
-        if sum(map(len, self._pending)) >= MAX_PENDING:
+        self._num_pending += len(true)
+        if self._num_pending >= MAX_PENDING:
             self._count()
 
     def table(self) -> Tensor:
@@ -42,7 +44,7 @@ class ConfusionCounts:
         if self._pending:
             codes = torch.cat(self._pending).cpu()
             codes = codes[codes >= 0]
-            self._pending.clear()
+            self._pending, self._num_pending = [], 0
             self._sum_up(torch.cat([self._codes, codes]), torch.cat([self._counts, torch.ones_like(codes)]))
 
     def _sum_up(self, codes: Tensor, counts: Tensor) -> None:
