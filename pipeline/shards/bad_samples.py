@@ -63,15 +63,16 @@ def summarise(manifest: Path, samples: int) -> BadSamples:
     lines = read_manifest(manifest)
     by_kind: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
-        by_kind[kind_of(line.get("reason", ""))].append(line)
+        by_kind[in_short(line.get("reason", ""))].append(line)
     ranked = sorted(by_kind.values(), key=len, reverse=True)[:MAX_REASONS]
     reasons = [Reason(few[0].get("reason", ""), len(few), f"{few[0]['shard']}/{few[0]['key']}") for few in ranked]
     return BadSamples(len(lines), samples, reasons)
 
 
-def kind_of(reason: str) -> str:
-    """A reason without what differs from sample to sample: numbers, quotations, details in brackets."""
-    return re.sub(r"\(.*\)|'[^']*'|\d+", "", reason)
+def in_short(reason: str) -> str:
+    """A reason without what differs between samples: numbers, quotations, details in brackets."""
+    stand_in = {"'": "'...'", " ": ""}
+    return re.sub(r" \(.*\)|'[^']*'|\d+", lambda match: stand_in.get(match[0][0], "N"), reason)
 
 
 def place_of(line: Line) -> tuple[Any, ...]:

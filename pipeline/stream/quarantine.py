@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.shards.bad_samples import Line, files_of, place_of, read_lines
+from pipeline.shards.bad_samples import MAX_REASONS, Line, files_of, in_short, place_of, read_lines
 from pipeline.shards.index import DatasetIndex, load_offsets
 from pipeline.stream.read import BadSample, Reader
 
 MAX_IN_A_ROW = 64
 MAX_SHARE = 0.1
 SHARE_GRACE = 64  # bad samples before the share counts: a small data set may have a few
-MOST_REASONS = 3  # that an error counts
 
 
 class Quarantine:
@@ -76,14 +75,9 @@ class Quarantine:
             )
 
 
-def in_short(reason: str) -> str:
-    """A reason without its particulars, so that equal ones can be counted."""
-    return reason.partition(" (")[0]
-
-
 def counted(reasons: Counter[str]) -> str:
     """The most frequent reasons, with their numbers."""
-    most = reasons.most_common(MOST_REASONS)
+    most = reasons.most_common(MAX_REASONS)
     rest = reasons.total() - sum(number for _, number in most)
     return ", ".join(f"{reason} in {number:,}" for reason, number in most) + (f", others in {rest:,}" if rest else "")
 

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import DataError
+from pipeline.shards.bad_samples import in_short
 from pipeline.stream.batch import Batch
-from pipeline.stream.quarantine import counted, in_short
+from pipeline.stream.quarantine import counted
 
 ENOUGH = 8  # samples: at the share of bad ones that is allowed, all of so many are bad once in a hundred million runs
 

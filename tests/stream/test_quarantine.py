@@ -15,7 +15,6 @@ from pipeline.stream.quarantine import (
     SHARE_GRACE,
     Quarantine,
     counted,
-    in_short,
     load_excluded,
     manifest_digest,
 )
@@ -219,4 +218,11 @@ def test_a_data_set_of_a_mixture_is_not_made_up_for_by_a_larger_one() -> None:
 def test_the_most_frequent_reasons_are_counted() -> None:
     reasons = Counter({"no image": 5, "torn (at byte 3)": 1, "no label": 9, "empty": 2})
     assert counted(reasons) == "no label in 9, no image in 5, empty in 2, others in 1"
-    assert in_short("no label member (looked for cls; found png)") == "no label member"
+
+
+def test_labels_that_are_no_numbers_are_one_reason() -> None:
+    quarantine = Quarantine(None, "", {"t": 1000})
+    for number in range(1, MAX_IN_A_ROW):
+        quarantine.bad("a.tar", number, "k", f"the label is 'cat {number}', not a class number", "t")
+    with pytest.raises(DataError, match=r"in a row .*: the label is '\.\.\.', not a class number in 64; the last is"):
+        quarantine.bad("a.tar", 0, "k", "the label is 'dog', not a class number", "t")
