@@ -8,7 +8,7 @@ from contextlib import suppress
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.class_names import class_name, repeated
 from pipeline.config.paths import PathText
@@ -51,7 +51,18 @@ class DatasetConfig(Section):
     @field_validator("classes")
     @classmethod
     def one_spelling(cls, names: list[str] | None) -> list[str] | None:
+        if names == []:
+            raise ValueError("names, or null for those in the index")
         return names and [class_name(name) for name in names]
+
+    @field_validator("image_key", "label_key")
+    @classmethod
+    def names_extensions(cls, key: str | None, info: ValidationInfo) -> str | None:
+        extensions = [] if key is None else key.split(";") if info.field_name == "image_key" else [key]
+        if any("/" in extension or not extension.strip().lstrip(".") for extension in extensions):
+            several = ", or 'png;jpg' for either" if info.field_name == "image_key" else ""
+            raise ValueError(f"the extension of a member such as 'jpg'{several}")
+        return key
 
     @field_validator("background", mode="before")
     @classmethod

@@ -194,6 +194,17 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         ("name", "a/b", "name: found 'a/b', expected letters, digits, '_', '-' and '.', the first a letter or digit."),
         ("stages.a b", {"type": "report"}, "stages.a b: its name is a folder's name; take letters, digits, "),
         ("stages", {}, "stages: found {}, expected a mapping of names to sections."),
+        ("datasets.train.classes", [], "datasets.train.classes: found [], expected names, or null for those in the in"),
+        (
+            "datasets.train.image_key",
+            "png;",
+            "datasets.train.image_key: found 'png;', expected the extension of a member such as 'jpg', or 'png;jpg' fo",
+        ),
+        (
+            "datasets.train.label_key",
+            "a/cls",
+            "datasets.train.label_key: found 'a/cls', expected the extension of a member such as 'jpg'.",
+        ),
         ("datasets", None, "datasets: found nothing, expected a mapping of names to sections."),
     ],
 )
