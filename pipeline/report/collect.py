@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -229,7 +230,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
         return {}
 
 

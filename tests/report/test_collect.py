@@ -1,10 +1,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import CheckpointError
-from pipeline.report.collect import as_time, read_lines, read_run
+from pipeline.report.collect import as_time, read_arrays, read_lines, read_run
 
 
 def test_fan_outs_are_branches_and_their_best_is_what_the_next_stage_starts_from(built_run: Path) -> None:
@@ -70,3 +71,21 @@ def test_times_are_seconds_or_iso_strings() -> None:
     assert as_time(float("nan")) is None
     assert as_time("yesterday") is None
     assert as_time(True) is None
+
+
+@pytest.mark.parametrize("keep", [0, 400])
+def test_torn_arrays_are_none(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "confusion.npz"
+    np.savez_compressed(path, classes=np.arange(9999))
+    assert read_arrays(path).keys() == {"classes"}
+    path.write_bytes(path.read_bytes()[:keep])
+    assert read_arrays(path) == {}
+
+
+def test_damaged_arrays_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "confusion.npz"
+    np.savez_compressed(path, classes=np.arange(9999))
+    data = bytearray(path.read_bytes())
+    data[200:300] = bytes(100)
+    path.write_bytes(data)
+    assert read_arrays(path) == {}
