@@ -32,6 +32,10 @@ HASH_DIGITS = 64  # of a SHA-256
 DIGEST_CHARACTERS = 32  # MLflow takes up to 36
 
 
+class OlderIndex(DataError):
+    """An index of the format before; indexing again brings it up to date from headers and labels alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
     """One tar: where it is, how many samples and bytes it holds, and the SHA-256 of those bytes."""
@@ -83,7 +87,7 @@ class DatasetIndex:
         high = [label for label in self.label_max if label is not None]
         return (min(low), max(high)) if low and high else None
 
-    @property
+    @cached_property
     def total_lacks(self) -> Lacks:
         return reduce(Lacks.plus, self.lacks.values(), NOTHING)
 
@@ -277,7 +281,7 @@ def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetInd
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{url}: not an index of format {VERSION} ({error!r}); {mend(folder)}") from None
     if version != VERSION and not older:
-        raise DataError(
+        raise OlderIndex(
             f"{url}: has format {version}, which does not say which samples lack an image; {mend(folder)} to bring it "
             f"to format {VERSION}"
         )

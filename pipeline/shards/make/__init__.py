@@ -16,8 +16,8 @@ from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.shards import store
-from pipeline.shards.build import folder_lock
-from pipeline.shards.index import DatasetIndex, load_index
+from pipeline.shards.build import build_index, folder_lock
+from pipeline.shards.index import DatasetIndex, OlderIndex, load_index
 from pipeline.shards.pattern import parse_pattern
 
 
@@ -66,6 +66,8 @@ def ensure_made(name: str, pattern: str) -> DatasetIndex:
     function = maker(name)
     try:
         return load_index(pattern)
+    except OlderIndex:
+        return build_index(pattern)
     except DataError:
         required = [
             f"--{parameter.name.replace('_', '-')}"

@@ -189,7 +189,7 @@ def _listing_hash(files: list[File]) -> str:
 
 def _earlier_index(out: Path) -> DatasetIndex | None:
     path = out / INDEX_NAME
-    return decode_index(path.read_bytes(), str(out)) if path.is_file() else None
+    return decode_index(path.read_bytes(), str(out), older=True) if path.is_file() else None
 
 
 def _agree_on_classes(out: Path, classes: list[str]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pipeline.errors import DataError
 from pipeline.images.decode import decode, read_header
 from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index, load_offsets
-from pipeline.shards.make import make
+from pipeline.shards.make import ensure_made, make
 from pipeline.shards.samples import shard_samples
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
@@ -128,6 +129,22 @@ make("folder", {str(out)!r}, src=pathlib.Path({str(src)!r}), samples_per_shard=4
     assert index.digest == whole.digest
     assert not list(out.glob(".*.tmp")), "an unfinished tar of the killed run is left behind"
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}.items()
+
+
+def test_shards_indexed_by_the_version_before_are_kept(src: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    digest = make("folder", out, src=src, samples_per_shard=4, workers=1).digest
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    older = json.loads((out / "index.json").read_text()) | {"version": 2}
+    del older["image_key"], older["lacks"]
+    for again in (
+        lambda: make("folder", out, src=src, samples_per_shard=4, workers=1),
+        lambda: ensure_made("fashion-mnist", str(out)),  # no source is looked for, and nothing written anew
+    ):
+        (out / "index.json").write_text(json.dumps(older))
+        assert again().digest == digest
+        assert load_index(str(out)).digest == digest
+    assert before == {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
 
 
 def test_a_second_run_keeps_all_and_mends_the_truncated(src: Path, tmp_path: Path) -> None:
