@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.checkpoints.storage import open_storage
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
@@ -24,6 +24,9 @@ from pipeline.stages.usable import usable_warning
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tracking.store import check_store
 from pipeline.train.job import Dataset
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Bundle
 
 
 class Model(NamedTuple):
@@ -69,6 +72,7 @@ class _Preflight:
         self.findings = Findings()
         self.trained_on: dict[str, set[str]] = {}  # branch id -> data sets that its model has seen, and its sources'
         self.overlaps = Overlaps(datasets)
+        self.described: dict[tuple[str, str], Bundle] = {}  # (stage, reference) -> a model from outside the pipeline
 
     def run(self) -> Findings:
         for branch in stage_branches(self.config):
@@ -181,11 +185,14 @@ class _Preflight:
             return [(name, origin, model) for name in candidates for origin, model in known[name].items()]
         from pipeline.stages.sources import describe_source  # imports torch; most plans can do without
 
+        key = branch.stage_name, reference
         try:
-            described = describe_source(self.config, reference, branch.stage)
+            if key not in self.described:  # to describe foreign weights is to read all of them
+                self.described[key] = describe_source(self.config, reference, branch.stage)
         except ModelError as error:
             self.findings.faults.append(ConfigError(f"stages.{branch.stage_name}.{setting}: {error}"))
             return []
+        described = self.described[key]
         return [(reference, "", Model(described.spec, described.classes, described.preprocess.background))]
 
 

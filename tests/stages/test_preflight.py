@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import parse_config
+from pipeline.config.schema import PipelineConfig, Stage
 from pipeline.errors import ConfigError, DataError, ModelError, TrackingError
 from pipeline.export import FORMATS
-from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess, save_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
+from pipeline.stages import sources
 from pipeline.stages.context import find_datasets
 from pipeline.stages.planner import plan
 from pipeline.stages.preflight import Findings, preflight
 from pipeline.stages.run import run_pipeline
+from pipeline.stages.sources import describe_source
 
 CLASSES = [f"class {number}" for number in range(10)]
 NANO = build_spec("nano", image_size=28, channels=1, num_classes=10)
@@ -190,6 +193,20 @@ def test_missing_data_leaves_what_the_config_says_to_be_checked(raw: dict[str, A
     faults = "\n".join(map(str, findings(raw).faults))
     assert "stages.pretrain.data.val: its class 'emu' is none of the 10 classes" in faults
     assert "stages.evaluate.data: class 0 of test is 'emu', but that of finer is 'class 0'" in faults
+
+
+def test_the_branches_of_a_stage_describe_its_source_once(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Foreign weights are read whole for it."""
+    change(raw, "stages.pretrain.init_from", export("seven", num_classes=7))
+    described: list[str] = []
+
+    def describe(config: PipelineConfig, reference: str, stage: Stage) -> Bundle:
+        described.append(reference)
+        return describe_source(config, reference, stage)
+
+    monkeypatch.setattr(sources, "describe_source", describe)
+    assert findings(raw).models.keys() >= {"pretrain/nano", "pretrain/micro"}
+    assert described == ["./seven"]
 
 
 def test_shards_that_train_and_judge_are_told(raw: dict[str, Any]) -> None:
