@@ -30,7 +30,7 @@ from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
 from pipeline.tracking.runs import Tracker
-from pipeline.tracking.store import describe
+from pipeline.tracking.store import describe, shown
 from pipeline.train.job import INTERRUPT, STOP
 
 POLL_S = 0.5
@@ -85,7 +85,7 @@ def run_pipeline(config: PipelineConfig) -> None:
             context = RunContext(config, folder, cluster, tracker, "", progress, StopRequest(progress), datasets)
             replay(context, config.train.replay_slots)
             return
-        (folder.path / "pipeline.yaml").write_text(dump_config(config))
+        (folder.path / "pipeline.yaml").write_text(dump_config(without_password(config)))
         progress.say(f"{config.name}: in {folder.path}; {describe(tracker.store)}")
         parent = stack.enter_context(parent_run(tracker, folder, config.name, progress.say))
         cluster = stack.enter_context(connect(config.cluster))
@@ -96,6 +96,14 @@ def run_pipeline(config: PipelineConfig) -> None:
             progress.say(f"{config.name}: {idle}")
         context = RunContext(config, folder, cluster, tracker, parent, progress, StopRequest(progress), datasets)
         Execution(context).run()
+
+
+def without_password(config: PipelineConfig) -> PipelineConfig:
+    """The config as it may be kept and shown: a tracking URI loses its password, which a variable may have brought."""
+    if config.tracking.uri is None:
+        return config
+    tracking = config.tracking.model_copy(update={"uri": shown(config.tracking.uri)})
+    return config.model_copy(update={"tracking": tracking})
 
 
 def close_what_was_killed(folder: RunFolder, tracker: Tracker) -> None:

@@ -15,7 +15,7 @@ from pipeline.stages.context import RunContext
 from pipeline.stages.folder import FINISHED, RunFolder, StageFolder, Status
 from pipeline.stages.progress import Progress
 from pipeline.stages.resolve import Branch, stage_branches
-from pipeline.stages.run import STAGE_RUNS, Execution, parent_run, require_same_pipeline
+from pipeline.stages.run import STAGE_RUNS, Execution, parent_run, require_same_pipeline, without_password
 from pipeline.tracking.runs import Tracker
 
 
@@ -108,3 +108,11 @@ def test_a_run_resumes_in_its_store_and_says_when_it_is_in_another(tracker: Trac
         pass
     before = f"run {'f' * 32}, tracked in http://old:5000 so far"
     assert said == [f"quick: this MLflow store does not have {before}; {other} takes its place"]
+
+
+def test_no_password_of_the_store_is_kept_with_a_run(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSWORD", "hunter2")
+    raw["tracking"] = {"uri": "postgresql://me:$PASSWORD@host/db"}
+    kept = dump_config(without_password(parse_config(raw, "c")))
+    assert "hunter2" not in kept
+    assert "postgresql://me:***@host/db" in kept
