@@ -149,7 +149,9 @@ class TrainWorker:
     def _is_best(self) -> bool:
         """Whether these weights were validated, and are better by `keep_best` than all that were committed."""
         name = self.job.stage.checkpoint.keep_best
-        return name is not None and best_step(self.measured | {self.step: self.val_metrics}, name) == self.step
+        if name not in self.val_metrics:
+            return False
+        return best_step(self.measured | {self.step: self.val_metrics}, name) == self.step
 
     def _report_collective(self, lr: float) -> None:
         height, width = self.size_at(self.step - 1)
