@@ -1,4 +1,4 @@
-"""Which processor is measured, and what it could do at most."""
+"""The processor that is measured, and its peak rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pipeline.errors import ClusterError
 from pipeline.train.device import select_device
 
-# Dense bf16 TFLOP/s of the tensor cores, with sums in fp32, from NVIDIA's data sheets of each; the first that is named.
+# Dense bf16 TFLOP/s of the tensor cores, with sums in fp32, from NVIDIA's data sheet of each; the first match wins.
 # Where a sheet gives figures "with sparsity", half of them.
 BF16_TFLOPS = {
     "H200": 989.5,
@@ -40,14 +40,14 @@ def choose_device(wanted: str | None) -> torch.device:
 
 
 def processor_name(device: torch.device) -> str:
-    """What the maker calls a GPU; "CPU" for the rest."""
+    """The model name of a GPU; "CPU" otherwise."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def peak_flops_per_s(processor: str, precision: str, bf16_tflops: float | None = None) -> float | None:
     """The most operations a second of a processor's tensor cores in a precision; fp32 stands for TF32.
 
-    `bf16_tflops` takes the place of the table. None where neither knows.
+    `bf16_tflops` overrides the table. None if neither knows.
     """
     known = (tflops for name, tflops in BF16_TFLOPS.items() if re.search(rf"\b{name}\b", processor))
     tflops = bf16_tflops or next(known, None)

@@ -14,7 +14,7 @@ from pipeline.checkpoints.storage import Storage
 def best_step(metrics: Mapping[int, Mapping[str, float]], name: str) -> int | None:
     """The step that is best by a metric (a loss is least), the earliest of equals; None if none was measured.
 
-    `metrics` are step -> what was measured of the weights of exactly that step. What is not finite is never best.
+    `metrics` are step -> what was measured of the weights of exactly that step. Values that are not finite never win.
     """
     sign = -1 if name.endswith("loss") else 1
     found = {step: sign * values.get(name, math.nan) for step, values in metrics.items()}
@@ -46,8 +46,8 @@ class Retention:
 def prune(storage: Storage, retention: Retention, newest: Manifest) -> None:
     """Remove what is not kept of the checkpoints up to the one just committed, and what was left uncommitted before it.
 
-    Checkpoints of other settings and of later steps neither count nor go: they are a former stage's results, or what
-    the run passed over when it resumed. What a reader holds stays until the next time.
+    Checkpoints of other settings or of later steps are left alone: they are a former stage's results, or ones that the
+    run passed over when it resumed. Those that a reader holds stay until the next call.
     """
     found = committed(storage)
     if None in found.values():

@@ -48,9 +48,9 @@ def committed(storage: Storage) -> dict[str, Manifest | None]:
 
 
 def course(manifests: Iterable[Manifest | None], digest: str, last_step: int) -> dict[int, Manifest]:
-    """Those of one stage's settings up to a step: step -> manifest.
+    """The checkpoints of one stage's settings up to a step: step -> manifest.
 
-    What lies beyond belongs to a course that the run has left, as it resumed from an earlier checkpoint.
+    Later ones belong to a course that the run abandoned when it resumed from an earlier checkpoint.
     """
     return {m.step: m for m in manifests if m and m.digest == digest and m.step <= last_step}
 

@@ -65,12 +65,12 @@ def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, s
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
-    help="What computes; default: a GPU where there is one, else the CPU.",
+    help="Device to measure on; default: a GPU if there is one, else the CPU.",
 )
 @click.option(
     "--peak-tflops",
     type=click.FloatRange(min=0, min_open=True),
-    help="Dense bf16 TFLOP/s of the GPU, for `mfu`; default: those of its data sheet, where it is known.",
+    help="Dense bf16 TFLOP/s of the GPU, for `mfu`; default: from its data sheet, if known.",
 )
 @AS_JSON
 def step(

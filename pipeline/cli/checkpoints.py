@@ -104,7 +104,7 @@ def reshard_command(run: Path, step: int | None, files: int) -> None:
 
 
 def described(storage: Storage, folder: str, best: int | None, keep_best: str) -> str:
-    """What `list` says of a checkpoint."""
+    """The line that `list` prints for a checkpoint."""
     from pipeline.checkpoints.manifest import read_manifest
     from pipeline.errors import CheckpointError
 

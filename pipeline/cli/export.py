@@ -17,7 +17,7 @@ from pipeline.cli.paths import UserPath
 @click.option(
     "--checkpoint",
     metavar="best|last|step-N",
-    help="Of a committed checkpoint instead of the finished model, also where the stage has not finished.",
+    help="Export a committed checkpoint instead of the finished model; the stage need not have finished.",
 )
 @click.option("--out", type=UserPath(path_type=Path), required=True, help="Folder to write.")
 def command(model: Path, name: str, checkpoint: str | None, out: Path) -> None:

@@ -85,10 +85,11 @@ def main() -> None:
 
 
 def keep_working_folder_out() -> None:
-    """Import nothing from the user's folder, here or in processes started from here: a `queue.py` there is not ours."""
+    """Import nothing from the user's folder, here or in child processes: a `queue.py` there would shadow Python's."""
     os.environ["PYTHONSAFEPATH"] = "1"
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if "" in entries[1:] or "" in entries[:-1]:  # as `export PYTHONPATH=$PYTHONPATH:lib` leaves it, which means it too
+    # `PYTHONPATH=$PYTHONPATH:lib` may leave an empty entry, which means that folder.
+    if "" in entries[1:] or "" in entries[:-1]:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))
         sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]
 

@@ -1,4 +1,4 @@
-"""Types of arguments that name files: `~` and variables in them are expanded where no shell has done it."""
+"""Argument types for paths: `~` and variables are expanded where no shell has done it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 
 class UserPath(click.Path):
-    """A path; what a shell leaves alone in `--out=~/x` or '$DATA/x' is expanded."""
+    """A path; expands what a shell leaves alone in `--out=~/x` or '$DATA/x'."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str):
@@ -18,7 +18,7 @@ class UserPath(click.Path):
 
 
 class PatternType(click.ParamType[str]):
-    """A shard pattern: a path or URL with braces or wildcards, which quotes keep from the shell."""
+    """A shard pattern: a path or URL with braces or wildcards, quoted so that the shell leaves them alone."""
 
     name = "text"
 
@@ -27,7 +27,7 @@ class PatternType(click.ParamType[str]):
 
 
 def expanded(kind: click.ParamType[Any], text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-    """The path that a text means; one that is there already means itself, whatever characters it holds."""
+    """Expand a path; one that exists is taken literally, whatever characters it holds."""
     from pipeline.config.paths import expand
 
     if not text.startswith("~/") and os.path.lexists(text):

@@ -69,7 +69,7 @@ def index_command(
 ) -> None:
     """Index the shards that PATTERN means: a folder, a tar, a glob, or braces such as train-{000000..000010}.tar.
 
-    CONFIG.yaml:NAME stands for a data set of a pipeline, with its keys. The tars may come from any tool that names
+    CONFIG.yaml:NAME names a data set of a pipeline and uses its keys. The tars may come from any tool that names
     members as WebDataset does, and lie anywhere that fsspec reaches. Shards whose index still fits are not read again.
     Samples without image or label are counted.
     """
@@ -102,8 +102,8 @@ def verify_command(
 ) -> None:
     """Read every byte of the shards that PATTERN means; one line for each fault, and exit status 3 if there is one.
 
-    CONFIG.yaml:NAME stands for a data set of a pipeline, with its keys, and CONFIG.yaml for all of them. Of several
-    data sets, images that are in two are faults. Doubles within one are reported, but no fault: the status stays 0.
+    CONFIG.yaml:NAME names a data set of a pipeline and uses its keys; CONFIG.yaml names all of them. An image that is
+    in two data sets is a fault. Duplicates within one are reported but are not faults: the exit status stays 0.
     """
     from collections import Counter
 
@@ -210,7 +210,7 @@ def stats_command(
     nargs=3,
     type=click.IntRange(0, 255),
     metavar="R G B",
-    help="What shows through transparent pixels; default: the data set's, else white.",
+    help="Colour behind transparent pixels; default: the data set's, else white.",
 )
 @IMAGE_KEY
 @LABEL_KEY

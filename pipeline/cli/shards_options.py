@@ -1,4 +1,4 @@
-"""Options and words that the commands about shards share."""
+"""Options and output that the `shards` commands share."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from pipeline.shards.index import DatasetIndex
 
 IMAGE_KEY = click.option(
-    "--image-key", help="Extensions of the image member, the first match wins, such as 'png;jpg'; default: the index's."
+    "--image-key", help="Extensions of the image member, first match wins, such as 'png;jpg'; default: the index's."
 )
 LABEL_KEY = click.option("--label-key", help="Extension of the label member; default: the index's, else cls.")
 WORKERS = click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
 
 
 def summarise(index: DatasetIndex) -> None:
-    """What an index holds, in a line."""
+    """Print one line about an index."""
     classes = f", {len(index.classes)} classes" if index.classes is not None else ""
     click.echo(
         f"{index.url}: {len(index.shards):,} shards, {index.num_samples:,} samples, "
@@ -26,7 +26,7 @@ def summarise(index: DatasetIndex) -> None:
 
 
 def tell_lacking(index: DatasetIndex, pattern: str) -> None:
-    """What is without image or label: in total, and of the worst shards."""
+    """Print how many samples lack an image or a label: in total, and in the worst shards."""
     from pipeline.shards.lacks import tell_lacks
 
     for line in tell_lacks(index):

@@ -22,9 +22,9 @@ SAMPLES_PER_SHARD = click.option(
 @LABEL_KEY
 @WORKERS
 def regroup_command(pattern: str, out: Path, image_key: str | None, label_key: str | None, workers: int | None) -> None:
-    """Write the tars of PATTERN anew with the members of each sample side by side, bytes unchanged, and index them.
+    """Rewrite the tars of PATTERN with the members of each sample side by side, bytes unchanged, and index them.
 
-    For tars in which they lie apart, and for files that are several tars one behind the other.
+    For tars whose samples are scattered, and for files that are several tars in one.
     """
     from pipeline.shards.named import named_set
     from pipeline.shards.regroup import regroup
@@ -45,7 +45,7 @@ def regroup_command(pattern: str, out: Path, image_key: str | None, label_key: s
 def reshard_command(
     pattern: str, out: Path, samples_per_shard: int, prefix: str, shuffle: int | None, workers: int | None
 ) -> None:
-    """Copy the samples of PATTERN into shards of equal size, bytes unchanged; called again, it goes on."""
+    """Copy the samples of PATTERN into shards of equal size, bytes unchanged; a second call resumes."""
     from pipeline.shards.named import named_set
     from pipeline.shards.rewrite import split
 
@@ -66,7 +66,7 @@ def reshard_command(
 def split_command(
     pattern: str, parts: tuple[str, ...], out: Path, samples_per_shard: int, seed: int, workers: int | None
 ) -> None:
-    """Share the samples of PATTERN out at random, such as `train=0.95 val=0.05`; called again, it goes on."""
+    """Share the samples of PATTERN out at random, such as `train=0.95 val=0.05`; a second call resumes."""
     from pipeline.shards.named import named_set
     from pipeline.shards.rewrite import split
 

@@ -1,12 +1,12 @@
-"""Which of the driver's environment ranks share, and which of their own would mislead them."""
+"""Environment variables that ranks take from the driver, and inherited ones that would mislead them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 
-# Settings of the network, stores, caches and numerical libraries, of which a Ray cluster that was started before the
-# run knows nothing.
+# Settings of the network, stores, caches and numerical libraries, which a Ray cluster started before the run does not
+# have.
 SHARED_PREFIXES = (
     *("AWS_", "AZURE_", "FSSPEC_", "GOOGLE_", "HF_", "S3_"),
     *("CUBLAS_", "CUDA_", "CUDNN_", "DS_", "KMP_", "MKL_", "OMP_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_"),
@@ -18,8 +18,8 @@ SHARED_NAMES = {*PROXIES, *(name.upper() for name in PROXIES), *CERTIFICATES}
 # Ray assigns these on each node; the driver's name the devices of another machine.
 NOT_SHARED = {"CUDA_VISIBLE_DEVICES"}
 
-# What launchers (torchrun, MPI, SLURM) tell their own processes. DeepSpeed and NCCL's plugins take it for ours: ranks
-# under `mpirun ray start`, say, would all be its rank 0.
+# What launchers (torchrun, MPI, SLURM) set for their own processes, and DeepSpeed and NCCL's plugins would take for
+# ours: under `mpirun ray start`, every rank would be rank 0.
 LAUNCHER_PREFIXES = ("MPI_LOCAL", "MV2_COMM_WORLD_", "OMPI_", "PMIX_", "PMI_", "TORCHELASTIC_")
 LAUNCHER_NAMES = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "CROSS_RANK", "CROSS_SIZE"),
@@ -38,7 +38,7 @@ def shared_with_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def take_environment(shared: Mapping[str, str]) -> None:
-    """Give this process, a rank, the driver's settings, and free it of what a launcher has told it."""
+    """Give this process, a rank, the driver's settings, and drop what a launcher has set."""
     for name in list(os.environ):
         if name.startswith(LAUNCHER_PREFIXES) or name in LAUNCHER_NAMES:
             del os.environ[name]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Ranks connect once all have started: with rank 0, then, by way of it, with each other. Who cannot reach rank 0 says so
-# before those who wait for him give up.
+# Ranks connect once all have started: to rank 0 and, through it, to each other. A rank that cannot reach rank 0 says so
+# before those that wait for it give up.
 REACH_TIMEOUT_S, JOIN_TIMEOUT_S = 60.0, 120.0
 PROBE_S = 5.0
 START_TIMEOUT_S = 600.0  # to import torch, for which a slow file system may take minutes, and to join
@@ -93,13 +93,13 @@ def write_log_to(path: Path) -> None:
 
 
 def take_device(cpus: int, gpus: int) -> torch.device:
-    """What this rank computes on: the GPU that Ray granted it, or so many threads."""
+    """The device of this rank: the GPU that Ray granted it, or the CPU with `cpus` threads."""
     import torch
 
     from pipeline.train.device import select_device, take_gpu
 
     torch.set_num_threads(cpus)
-    if not gpus:  # a cluster that is not of our making may show all of its GPUs to ranks that asked for none
+    if not gpus:  # a cluster that we did not start may show all its GPUs to ranks that asked for none
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return select_device()
     from ray.train.torch import get_device
@@ -161,7 +161,7 @@ def bound_device(device: torch.device, world_size: int) -> torch.device | None:
 
 
 def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = REACH_TIMEOUT_S) -> None:
-    """Return once rank 0 takes a connection, as its port was open before it was told. Raises `WorkersLost`."""
+    """Return once rank 0 accepts a connection; its port was open before it was announced. Raises `WorkersLost`."""
     due = time.monotonic() + timeout_s
     while True:
         try:
@@ -192,7 +192,7 @@ def memory_ran_out(error: Exception, stage: str) -> ClusterError | None:
 
 
 def first_sentence(error: Exception) -> str:
-    """Of a message of torch's, which a stack follows."""
+    """The first sentence of an error of torch, whose message goes on with a stack."""
     return str(error).partition("\n")[0].partition(". ")[0]
 
 

@@ -72,7 +72,7 @@ class Cluster:
         )
 
     def idle_gpus(self, asked: Iterable[ResourcesConfig]) -> str | None:
-        """A sentence where this cluster has GPUs and none of those who ask for workers asks for one."""
+        """A sentence if this cluster has GPUs and no stage asks for one; else None."""
         return idle_gpus(sum(node.gpus for node in self._list_nodes()), self.address, asked)
 
     def reserve(self, holder: str, resources: ResourcesConfig, leaving: Collection[str] = ()) -> int:
@@ -114,7 +114,7 @@ class Cluster:
 
 
 def idle_gpus(gpus: int, where: str, asked: Iterable[ResourcesConfig]) -> str | None:
-    """A sentence where so many GPUs are there and nobody asks for one: training on CPUs must not come as a surprise."""
+    """A sentence if there are GPUs and no stage asks for one: training on CPUs must not come as a surprise."""
     if not gpus or any(resources.gpus_per_worker for resources in asked):
         return None
     count = "GPU stays" if gpus == 1 else "GPUs stay"
@@ -122,7 +122,7 @@ def idle_gpus(gpus: int, where: str, asked: Iterable[ResourcesConfig]) -> str | 
 
 
 def idle_gpus_here(config: ClusterConfig, asked: Iterable[ResourcesConfig]) -> str | None:
-    """`idle_gpus` of this machine, where it is what a run would take; asks neither Ray nor CUDA."""
+    """`idle_gpus` of this machine, if a run would use it; asks neither Ray nor CUDA."""
     if config.address or os.environ.get("RAY_ADDRESS"):
         return None
     return idle_gpus(len(list(DEVICES.glob("nvidia[0-9]*"))), "this machine", asked)
@@ -151,8 +151,8 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
-        # Ranks would import from the driver's working folder, a `queue.py` there before Python's own, unless the job
-        # brings a working folder of its own: an empty one.
+        # An empty working folder for the job: else ranks would import from the driver's, where a `queue.py` would
+        # shadow Python's.
         with tempfile.TemporaryDirectory() as empty:
             options["runtime_env"] = {"working_dir": empty}
             if address is None:

@@ -13,9 +13,9 @@ AROUND = re.compile("^[\\s\ufeff]+|[\\s\ufeff]+$")  # white space and byte-order
 def class_name(text: str) -> str:
     r"""A class's name in NFC, so that composed and decomposed accents name one class.
 
-    Bytes that are not UTF-8 (lone surrogates, as `os.fsdecode` gives them) and control characters become a visible
-    `\xNN`, so that the name can be printed, stored and compared everywhere. What editors leave around a name goes:
-    white space and byte-order marks. Idempotent.
+    Bytes that are not UTF-8 (lone surrogates, as from `os.fsdecode`) and control characters become a visible
+    `\xNN`, so that the name can be printed, stored and compared everywhere. White space and byte-order marks around a
+    name, which editors leave there, are stripped. Idempotent.
     """
     return visible(AROUND.sub("", unicodedata.normalize("NFC", text)))
 
@@ -26,7 +26,7 @@ def visible(text: str) -> str:
 
 
 def repeated(names: Iterable[str]) -> tuple[str, list[int]] | None:
-    """The first name that stands at several places, and those places; None where all names differ."""
+    """The first name that occurs more than once, and its positions; None if all names differ."""
     places: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         places.setdefault(name, []).append(place)

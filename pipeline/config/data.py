@@ -45,7 +45,7 @@ class DatasetConfig(Section):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
     background: Color = Field(
-        default=WHITE, description="what shows through transparent pixels; grey images take its luminance"
+        default=WHITE, description="colour behind transparent pixels; grey images take its luminance"
     )
 
     @field_validator("classes")
@@ -85,7 +85,7 @@ class DatasetConfig(Section):
             name, numbers = twice
             found = " and ".join(map(str, numbers))
             raise ValueError(
-                f"classes: {name!r} is the name of the classes {found}, which would become one; rename one of them"
+                f"classes: {name!r} names the classes {found}, which would merge into one; rename one of them"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` and environment variables stand for what a shell would put there."""
+"""Paths as people write them: `~` and environment variables are expanded as a shell would."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Annotated
 from pydantic import AfterValidator, PlainSerializer
 
 VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
-HOME = re.compile(
-    r"((?:timm:)?local-dir:|file://|sqlite:///)?(~[^/]*)"
-)  # what a path may stand behind, and whose home opens it
+# A prefix that may precede a path, and the home that opens it.
+HOME = re.compile(r"((?:timm:)?local-dir:|file://|sqlite:///)?(~[^/]*)")
 
 
 def expand(text: str) -> str:
-    """A path or URL with `$NAME` and `${NAME}` replaced, and `~` or `~user` where it opens a path; `$$` is one dollar.
+    """Expand `$NAME` and `${NAME}` in a path or URL, and a leading `~` or `~user`; `$$` is one dollar sign.
 
-    In URLs variables are replaced, too, but a `~` stays: it is the server's. Raises ValueError, with what was expected
-    in place of the text, for a variable that is not set and for the home of an unknown user.
+    Variables are expanded in URLs too, but a `~` stays: it is the server's. Raises ValueError, which says what was
+    expected, for a variable that is not set and for an unknown user.
     """
     path = VARIABLE.sub(_value, text)
     match = HOME.match(path)
@@ -27,7 +26,7 @@ def expand(text: str) -> str:
     before, user = match[1] or "", match[2]
     home = os.path.expanduser(user)
     if home == user:
-        raise ValueError(f"a path, but there is no user {user[1:]!r}; a folder of the name {user} is ./{user}")
+        raise ValueError(f"a path, but there is no user {user[1:]!r}; a folder named {user} is ./{user}")
     return before + home + path[match.end() :]
 
 
@@ -41,7 +40,7 @@ def _value(match: re.Match[str]) -> str:
 
 
 def literal(path: str) -> str:
-    """The text that `expand` takes for this path."""
+    """The text that `expand` turns into this path."""
     return path.replace("$", "$$")
 
 

@@ -34,7 +34,7 @@ class TrackingConfig(Section):
         description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, else the SQLite store runs/mlflow.db",
     )
     experiment: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
-        default=None, description="its name in MLflow; default: MLFLOW_EXPERIMENT_NAME or _ID, else minivit"
+        default=None, description="experiment in MLflow; default: MLFLOW_EXPERIMENT_NAME or _ID, else minivit"
     )
 
 
@@ -77,7 +77,7 @@ class ClusterConfig(ResourcesConfig):
     )
     stall_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=600.0,
-        description="ranks of which none makes progress for so long write their stacks to their logs and are restarted",
+        description="if no rank makes progress for this long, all write their stacks to their logs and are restarted",
     )
 
 

@@ -16,7 +16,7 @@ MULTIPLIER = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]  # a share of which some must be left
+Rate = Annotated[float, Field(ge=0, lt=1)]  # a share below 1
 
 
 class Section(BaseModel):

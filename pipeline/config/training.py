@@ -138,7 +138,7 @@ class EngineConfig(Section):
         default="none", description="what the backward pass computes again: nothing, the feed-forwards, or all layers"
     )
     deterministic: bool = Field(
-        default=False, description="on GPUs too, the same run gives the same bits (on CPUs it does anyway); slower"
+        default=False, description="bit-identical reruns on GPUs too (CPUs always give them); slower"
     )
 
     @model_validator(mode="after")
@@ -163,7 +163,7 @@ class CheckpointConfig(Section):
 
     every: Length = Duration(value=1, unit="epochs")
     every_minutes: Annotated[float, Field(gt=0)] | None = Field(
-        default=10.0, description="and whenever so much time has passed since the last; null: by `every` alone"
+        default=10.0, description="and whenever this much time has passed since the last; null: by `every` alone"
     )
     keep_last: Positive = 2
     keep_every: Length | None = Field(default=None, description="and the first one of every such length")

@@ -27,7 +27,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970  # where Pillow, too, speaks of a decompression bomb
 ORIENTATION_TAG, TRANSPOSED = 0x0112, range(5, 9)
 PNG_START, PNG_SIZE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", struct.Struct(">IIBB")
-PNG_DEPTH = len(PNG_START) + 8  # where its bits per sample stand
+PNG_DEPTH = len(PNG_START) + 8  # offset of its bits per sample
 PNG_MODES = {(8, 0): "L", (8, 2): "RGB", (8, 4): "LA", (8, 6): "RGBA", (16, 0): "I;16"}  # by depth and colour type
 # What OpenCV decodes as Pillow would where nothing is transparent; palettes, CMYK and the like go through Pillow.
 CV2_MODES = {"PNG": {"L", "RGB", "I;16"}, "JPEG": {"L", "RGB"}, "WEBP": {"RGB"}}
@@ -248,7 +248,7 @@ def open_upright(data: Data) -> Image.Image:
 
 
 def flatten(image: Image.Image, channels: int, background: Color) -> Pixels:
-    """Pixels of an image of any mode, uint8 [height, width, channels], upon `background` where it is transparent."""
+    """Pixels of an image of any mode, uint8 [height, width, channels], over `background` where it is transparent."""
     mode = "L" if channels == 1 else "RGB"
     image = eight_bits(image)
     if image.has_transparency_data:

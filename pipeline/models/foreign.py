@@ -83,7 +83,7 @@ def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
 
 @contextmanager
 def _named(source: Path | str) -> Iterator[None]:
-    """Opens errors within by the file or reference that they are about."""
+    """Prefixes errors raised within with the file or reference that they are about."""
     try:
         yield
     except ModelError as error:

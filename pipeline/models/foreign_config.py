@@ -1,4 +1,4 @@
-"""What the JSON files beside foreign weights say of a model: how its images are normalised, and its classes' names."""
+"""What the JSON files beside foreign weights say about a model: its images' normalisation, and its classes' names."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def hugging_face_normalisation(settings: Mapping[str, Any], channels: int) -> tu
     """`normalisation` that does to pixels from 0 to 1 what a `preprocessor_config.json` does to those from 0 to 255.
 
     `transformers` gives (x * factor - offset - mean) / std. Where it does not rescale, its images are from 0 to 1, if
-    the mean is. Raises `ModelError` where the file does not tell.
+    the mean is. Raises `ModelError` where the file does not say.
     """
     if not settings:
         return normalisation(None, None, channels)
@@ -68,11 +68,11 @@ def hugging_face_normalisation(settings: Mapping[str, Any], channels: int) -> tu
 
 
 def class_labels(labels: Any, named: Any, num_classes: int) -> list[str] | None:
-    """Class names in the order of their numbers, from `id2label` and `label2id`; None where they are another number.
+    """Class names in the order of their numbers, from `id2label` and `label2id`; None if there are more or fewer.
 
-    `labels` maps numbers, as text, to names in any order, or lists the names. Names that several classes have get
-    their numbers, as ImageNet's two cranes. Raises `ModelError` for numbers that do not fit, or that the two tell
-    otherwise.
+    `labels` maps numbers, as text, to names in any order, or lists the names. A name that several classes share
+    gets the number of each, as ImageNet's two cranes. Raises `ModelError` for numbers that do not fit, or on which the
+    two disagree.
     """
     if not isinstance(labels, (Mapping, list, tuple)) or len(labels) != num_classes:
         return None

@@ -1,7 +1,7 @@
-"""Bad samples on record: the manifests that loaders leave behind, read as one list and put in a few words.
+"""Bad samples on record: the manifests that loaders write, read as one list and summarised.
 
 A manifest is JSON lines: dataset, shard, index, key, reason. Each loader worker of each rank writes a file of its own,
-so `quarantine.jsonl` stands for all `quarantine.*.jsonl` beside it. Restarts, epochs and ranks may note a sample again.
+so `quarantine.jsonl` means all `quarantine.*.jsonl` beside it. Restarts, epochs and ranks may note a sample again.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class BadSamples:
         return asdict(self)
 
     def __str__(self) -> str:
-        told = [f"{found.reason} ({found.count}, such as {found.first})" for found in self.reasons]
+        parts = [f"{found.reason} ({found.count}, such as {found.first})" for found in self.reasons]
         rest = self.bad - sum(found.count for found in self.reasons)
-        return "; ".join([*told, f"other reasons ({rest})"] if rest else told)
+        return "; ".join([*parts, f"other reasons ({rest})"] if rest else parts)
 
 
 def files_of(manifest: Path) -> list[Path]:
-    """The files that a manifest's path stands for."""
+    """The files that a manifest's path means."""
     return sorted({*manifest.parent.glob(f"{manifest.stem}.*.jsonl"), *([manifest] if manifest.is_file() else [])})
 
 
@@ -59,7 +59,7 @@ def read_manifest(manifest: Path) -> list[Line]:
 
 
 def summarise(manifest: Path, samples: int) -> BadSamples:
-    """What a manifest says of a data set of so many samples. Raises DataError."""
+    """A summary of the manifest of a data set of `samples` samples. Raises DataError."""
     lines = read_manifest(manifest)
     by_kind: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
@@ -76,7 +76,7 @@ def in_short(reason: str) -> str:
 
 
 def place_of(line: Line) -> tuple[Any, ...]:
-    """What tells one sample from another."""
+    """What identifies a sample."""
     return line.get("dataset"), line["shard"], line.get("index", line["key"])
 
 

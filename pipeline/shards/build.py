@@ -119,7 +119,7 @@ class ScanTask:
         try:
             scan = scan_shard(url, self.keys, headers_only=job.headers_only)
         except TornTar as tear:
-            return f"{url}: {tear}; write it again or take it out of the folder, then index anew"
+            return f"{url}: {tear}; write it again or take it out of the folder, then index again"
         for fault in scan.faults():
             return f"{url}: {fault}; {regroup_mend(self.pattern)}"
         if job.sha256 is not None:
@@ -129,10 +129,8 @@ class ScanTask:
 
 
 def regroup_mend(pattern: str) -> str:
-    """The words that end an error about tars whose samples cannot be cut out of them."""
-    return (
-        f"run `minivit shards regroup '{pattern}' --out FOLDER`, which writes them anew with each sample in one piece"
-    )
+    """How to fix tars whose samples are scattered: the end of an error."""
+    return f"run `minivit shards regroup '{pattern}' --out FOLDER`, which rewrites them with each sample in one piece"
 
 
 def _jobs(
@@ -164,27 +162,29 @@ def _scan_all(task: ScanTask, jobs: Sequence[ScanJob], workers: int | None) -> l
 
 
 def _earlier_index(folder: str, listing: Listing) -> DatasetIndex:
-    """The index that is there, also one of the format before; an empty one if there is none or it cannot be read."""
+    """The existing index, also of the format before; an empty one if there is none or it cannot be read."""
     if INDEX_NAME in listing:
         data = store.read_bytes(store.join(folder, INDEX_NAME))
         try:
             index = decode_index(data, folder, older=True)
         except DataError:
-            print(f"{folder}: its index cannot be read and is made anew; --classes names its classes", file=sys.stderr)
+            print(
+                f"{folder}: its index cannot be read and is rebuilt; give its classes with --classes", file=sys.stderr
+            )
             return make_index(folder, [], None)
         if not index.keys.image:
-            print(f"{folder}: its index is of an older format and is brought up to date", file=sys.stderr)
+            print(f"{folder}: its index has an older format and is updated", file=sys.stderr)
         return index
     return make_index(folder, [], None)
 
 
 def _keys(earlier: DatasetIndex, image_key: str | None, label_key: str | None, urls: Sequence[str]) -> Keys:
-    """What is asked for, else the earlier index's, else what the first shard speaks for."""
+    """The keys given, else the earlier index's, else what the first shard suggests."""
     keys = earlier.keys if earlier.keys.image else Keys(label=earlier.keys.label)
     if image_key is None and not earlier.names:
         guessed = guess_image(urls[0], keys)
         if guessed != keys:
-            print(f"{urls[0]}: takes the members named {guessed.image_key} for its images", file=sys.stderr)
+            print(f"{urls[0]}: uses the members named {guessed.image_key} as images", file=sys.stderr)
         keys = guessed
     return keys.override(image_key, label_key)
 

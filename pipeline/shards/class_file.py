@@ -38,8 +38,7 @@ def read_class_names(given: str) -> list[str]:
         name, numbers = twice
         where = " and ".join(str(list(numbered)[number]) for number in numbers)
         raise DataError(
-            f"--classes {given}: {name!r} stands at {place} {where}, but each class has a name of its own; "
-            "rename one of them"
+            f"--classes {given}: {name!r} is given at {place} {where}, but class names must differ; rename one of them"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Compressed tars: samples cannot be read from the middle of one, so whoever names one is told how to unpack it."""
+"""Compressed tars: samples cannot be read from the middle of one, so errors give the command that unpacks it."""
 
 from __future__ import annotations
 

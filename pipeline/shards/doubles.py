@@ -45,7 +45,7 @@ EMPTY = fingerprint(b"")  # of what a sample lacks
 
 
 class Doubles:
-    """Samples that a data set holds more than once, by 24 bytes for each sample."""
+    """Samples that a data set holds more than once; keeps 24 bytes for each sample."""
 
     def __init__(self, index: DatasetIndex) -> None:
         self.index = index
@@ -58,7 +58,7 @@ class Doubles:
         """Repetitions, each with the place of the first."""
         shards, samples, (keys, images, labels) = self.columns()
         for first, again in repetitions(keys):
-            # Within a shard it was told before; a torn sample has no key.
+            # Within a shard it was reported before; a torn sample has no key.
             if shards[first] != shards[again] and keys[again] != EMPTY:
                 yield self.double(shards, samples, again, f"this key is in {self._name(shards[first])} too")
         for first, again in repetitions(images):

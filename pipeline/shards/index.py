@@ -256,7 +256,7 @@ def encode_index(index: DatasetIndex) -> bytes:
 def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetIndex:
     """The index of all shards of a folder from its file. Raises DataError if it is not one.
 
-    With `older`, format 2 is read too: it does not know which samples lack an image, so its image keys are none.
+    With `older`, format 2 is read too: it does not record which samples lack an image, so its image keys are empty.
     """
     url = store.join(folder, INDEX_NAME)
     try:
@@ -309,7 +309,7 @@ def _no_index(pattern: Pattern, listing: Mapping[str, tuple[int, int]]) -> DataE
 
 
 def no_shards(pattern: Pattern, listing: Mapping[str, tuple[int, int]]) -> DataError:
-    """The error for a pattern that means no tar."""
+    """The error for a pattern that matches no tar."""
     packed = pattern.select_packed(listing)
     if packed:
         return DataError(advice(pattern.folder, packed))

@@ -1,4 +1,4 @@
-"""Saying which samples of a data set lack an image or a label, from what its index counted."""
+"""Reporting how many samples of a data set lack an image or a label, as its index counted them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORST = 5  # shards named one by one
 
 
 def tell_lacks(index: DatasetIndex) -> Iterator[str]:
-    """A line in total and one for each of the worst shards; nothing where all samples have both."""
+    """One line for the total and one for each of the worst shards; none if all samples have both."""
     if not index.lacks:
         return
     yield f"{unusable(index.total_lacks, index.num_samples)}: {reasons(index.total_lacks, index.keys)}"
@@ -32,6 +32,6 @@ def reasons(lacks: Lacks, keys: Keys) -> str:
     parts = {
         f"without image ({keys.image_key})": lacks.image,
         f"without label ({keys.label})": lacks.label,
-        f"whose label ({keys.label}) is no class number": lacks.number,
+        f"whose label ({keys.label}) is not a class number": lacks.number,
     }
     return ", ".join(f"{number:,} {text}" for text, number in parts.items() if number)

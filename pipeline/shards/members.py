@@ -27,7 +27,7 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Keys:
-    """The members of a sample that are read, by extension: the image is the first of `image` that is there."""
+    """The members of a sample that are read, by extension: the image is the first of `image` that is present."""
 
     image: tuple[str, ...] = ("png", "jpg", "jpeg", "webp")
     label: str = "cls"

@@ -1,4 +1,4 @@
-"""Tars whose samples lie in pieces, written anew with the members of each sample side by side, bytes unchanged."""
+"""Rewriting tars whose samples are scattered, with the members of each sample side by side, bytes unchanged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def regroup(
 
 @dataclass(frozen=True)
 class RegroupTask:
-    """Write one tar anew; gives what is to be said of it, if anything."""
+    """Rewrite one tar; returns a message about it, or an empty string."""
 
     folder: str
     out: str
@@ -70,7 +70,7 @@ class RegroupTask:
                 for spans in groups:
                     tar.copy(b"".join(_read(file, *span) for span in spans))
                 tar.finish()
-        return f"{url}: its last {unread:,} bytes are no tar and are left out" if unread else ""
+        return f"{url}: its last {unread:,} bytes are not a tar and are left out" if unread else ""
 
 
 def local_copy(url: str, folder: str) -> BinaryIO:

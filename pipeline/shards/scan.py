@@ -98,17 +98,18 @@ class ShardScan:
         return tally.record(name, self.sidecar)
 
     def faults(self) -> Iterator[str]:
-        """Why this tar cannot be read sample by sample though it is whole; `minivit shards regroup` mends it."""
+        """Why this tar cannot be read sample by sample though it is whole; `minivit shards regroup` fixes it."""
         apart = scattered(self.samples)
         if apart:
             pieces = [", ".join(sample.extensions) for sample in self.samples if sample.key == apart[0]]
             yield (
-                f"the members of {len(apart):,} samples lie apart, first those of {apart[0]!r} ({' | '.join(pieces)}), "
-                "and a sample is read in one piece (`tar --sort=name` writes its members side by side)"
+                f"the members of {len(apart):,} samples are scattered, first those of {apart[0]!r} "
+                f"({' | '.join(pieces)}), but a sample is read in one piece (`tar --sort=name` writes its members side "
+                "by side)"
             )
         if self.unread_bytes:
             yield (
-                f"{self.unread_bytes:,} bytes lie behind its end-of-archive marker, where readers of tars stop; "
+                f"{self.unread_bytes:,} bytes follow its end-of-archive marker, where tar readers stop; "
                 "perhaps it is several tars in one file"
             )
 
@@ -153,7 +154,7 @@ def guess_image(url: str, keys: Keys) -> Keys:
 
 
 class SkippingStream(TarStream):
-    """Passes over what nobody asks to read."""
+    """Skips what is not asked for."""
 
     def __init__(self, file: BinaryIO, observe: Callable[[bytes], object], url: str) -> None:
         super().__init__(file, observe)
@@ -177,7 +178,7 @@ class SkippingStream(TarStream):
 
 
 def open_skipping(url: str) -> BinaryIO:
-    """A file to read here and there: remote ones in small pieces."""
+    """A file for scattered reads: remote ones in small pieces."""
     return store.open_url(url) if store.is_local(url) else cast(BinaryIO, RemoteFile(url, HEADER_PIECE))
 
 
@@ -197,7 +198,7 @@ def _place(samples: list[SampleScan], member: Member) -> str | None:
 
 
 def scattered(samples: list[SampleScan]) -> list[str]:
-    """Keys whose members lie in several places; one that is there twice with the same members is only a double."""
+    """Keys whose members lie in several places; one that occurs twice with the same members is only a duplicate."""
     if len({sample.key for sample in samples}) == len(samples):
         return []
     there: dict[str, set[str]] = {}

@@ -33,9 +33,9 @@ class Kind(enum.Enum):
     SAMPLE = "fault", "of samples, which a run leaves out: correct them at their source and make the shards again"
     OVERLAP = (
         "overlap",
-        "of two data sets: a model is judged by what it was trained on; take them out of one of the two",
+        "of two data sets: a model would be judged by what it was trained on; take them out of one of the two",
     )
-    DOUBLE = "double", "that the source already held: the shards are whole; remove them at the source if they disturb"
+    DOUBLE = "double", "already in the source: the shards are intact; remove them at the source if unwanted"
 
     @property
     def is_fault(self) -> bool:

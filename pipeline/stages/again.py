@@ -1,4 +1,4 @@
-"""Which stages that have begun would begin anew, told without reading weights: a plan's half of what a run decides."""
+"""Which started stages would run again, worked out without reading weights: a plan's half of what a run decides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.stages.resolve import Branch, dependencies, reference_ids, stage_b
 from pipeline.train.job import Dataset
 
 
-def reasons_to_begin_anew(
+def reasons_to_run_again(
     config: PipelineConfig,
     datasets: Mapping[str, Dataset],
     models: Mapping[str, Mapping[str, Model]],
@@ -24,8 +24,8 @@ def reasons_to_begin_anew(
 ) -> dict[str, str]:
     """Branch id -> the end of `runs again, because`, for branches whose inputs are not those of their status any more.
 
-    `models` are those of `preflight`. A branch runs again if one that it depends on does; where data is still to be
-    made, and of weights from elsewhere, no change is known.
+    `models` are those of `preflight`. A branch runs again if one that it depends on does. Changes in data
+    that is still to be made, and in weights from elsewhere, are not known.
     """
     reasons: dict[str, str] = {}
     for branch in stage_branches(config):

@@ -50,7 +50,7 @@ def tracking_store(config: PipelineConfig) -> Store:
 
 
 def find_datasets(config: PipelineConfig) -> tuple[dict[str, Dataset], dict[str, DataError]]:
-    """The data sets of a pipeline whose shards are there, and what is wrong with each of the others; makes nothing.
+    """The data sets of a pipeline whose shards exist, and what is wrong with each of the others; makes nothing.
 
     Raises `ConfigError` for a `make` that names no built-in data set.
     """
@@ -71,7 +71,7 @@ def find_datasets(config: PipelineConfig) -> tuple[dict[str, Dataset], dict[str,
 
 
 def make_datasets(config: PipelineConfig, problems: Mapping[str, DataError]) -> dict[str, Dataset]:
-    """The data sets that have a problem, made anew; raises the problem of one that cannot be made."""
+    """Make the data sets that have a problem; raises the problem of one that cannot be made."""
     made = {}
     for name, problem in problems.items():
         dataset = absolute(config.datasets[name])
@@ -121,6 +121,6 @@ def class_names(name: str, dataset: Dataset) -> list[str]:
     if twice := repeated(names):
         raise DataError(
             f"datasets.{name}: {dataset.config.shards} names the classes {' and '.join(map(str, twice[1]))} both "
-            f"{twice[0]!r}, which would become one; rename one of them with `minivit shards index --classes`"
+            f"{twice[0]!r}, which would merge into one; rename one of them with `minivit shards index --classes`"
         )
     return names

@@ -16,7 +16,7 @@ Labels = tuple[int, ...] | None  # the stage's class of each of a data set's own
 
 
 class Labelling(NamedTuple):
-    """The classes of a stage, and which of them each data set's labels stand for."""
+    """The classes of a stage, and which of them each data set's labels mean."""
 
     classes: list[str]
     train: dict[str, Labels]
@@ -32,8 +32,7 @@ def stage_labels(names: Mapping[str, Sequence[str]], data: DataConfig, where: st
     """The labelling of a stage, whose dotted path is `where`, from its data sets' class names.
 
     Classes of equal names are one class, after `label_map` has renamed them; they are numbered as they first appear.
-    Raises ConfigError for a class that a label map or the validation set names and nobody knows, and for fewer than
-    two classes.
+    Raises ConfigError for an unknown class in a label map or the validation set, and for fewer than two classes.
     """
     renamed = {name: _renamed(names[name], data, name, where) for name in data.parts}
     classes = list(dict.fromkeys(label for labels in renamed.values() for label in labels))
@@ -82,7 +81,7 @@ def plain_source(name: str, dataset: Dataset) -> Source:
 
 
 def refuse_one_class(classes: Sequence[str], where: str, datasets: Iterable[str]) -> None:
-    """Raise ConfigError where there is nothing to tell apart."""
+    """Raise ConfigError for fewer than two classes: there is nothing to tell apart."""
     if len(classes) < 2:
         raise ConfigError(
             f"{where}.data: {' + '.join(datasets)} has the one class {classes[0]!r}, and a classifier needs at least "
@@ -113,9 +112,9 @@ def check_classes(
 
 
 def check_background(name: str, dataset: DatasetConfig, model: str, expected: tuple[int, ...]) -> None:
-    """Raise ConfigError where a data set shows a model's transparent pixels otherwise than its training did.
+    """Raise ConfigError if a data set's background is not the one that a model was trained with.
 
-    The loader shows all models of an evaluation the same pixels.
+    All models of an evaluation see the same pixels.
     """
     if dataset.background != expected:
         raise ConfigError(

@@ -23,7 +23,7 @@ from pipeline.stream.source import Source
 
 VERSION = 2  # of what the inputs mean; every stage runs again when it is raised
 
-# Settings that are inputs as what they amount to.
+# Settings that count by what they resolve to.
 RESOLVED: dict[type[Section], dict[str, str]] = {
     DatasetConfig: {
         "shards": "the digest of their index says what they hold, wherever they lie",
@@ -54,8 +54,8 @@ WITHOUT_EFFECT: dict[type[Section], dict[str, str]] = {
         "resources": "the same global batches on other workers",
         "checkpoint": "keeps what was computed",
         "eval": "measures what was computed",
-        "log_every": "tells of what was computed",
-        "max_skipped_steps": "stops a stage or lets it go on",
+        "log_every": "reports what was computed",
+        "max_skipped_steps": "decides when a stage gives up",
     },
     EvaluateStage: {
         "batch_size": "each sample is counted once",
@@ -115,7 +115,7 @@ def export_inputs(stage: ExportStage, *, model: str) -> dict[str, Any]:
 
 
 def source_inputs(source: Source) -> dict[str, Any]:
-    """A data set as it is read: its content, and what becomes of it on the way."""
+    """A data set as it is read: its content, and how it is treated."""
     inputs = {
         "digest": source.index.digest,
         "image_key": source.keys.image_key,
@@ -133,7 +133,7 @@ def inputs_digest(inputs: Mapping[str, Any]) -> str:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Why a stage with these inputs is not the one that was recorded with others: the end of `runs again, because`."""
     if before.get("version") != now.get("version"):
-        return "another version of this package recorded what decided its content"
+        return "another version of this package recorded its inputs"
     return f"{', '.join(differences(before, now)) or 'its inputs'} changed"
 
 
@@ -178,7 +178,7 @@ def non_defaults(value: Any) -> dict[str, Any]:
 
 
 def _without_none(inputs: dict[str, Any]) -> dict[str, Any]:
-    """What is not there is no input, so that a later version may add one. A setting of null is no such thing."""
+    """Absent inputs are left out, so that a later version may add one. Settings of null are not absent."""
     return {name: value for name, value in inputs.items() if value is not None}
 
 

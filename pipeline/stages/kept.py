@@ -33,7 +33,7 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
         try:
             manifest = verify(storage, step_folder(step))
         except CheckpointError as error:
-            hint = f"`minivit checkpoints verify {folder}` tells which are whole"
+            hint = f"`minivit checkpoints verify {folder}` shows which are intact"
             raise CheckpointError(f"{error}; take another one, {hint}") from None
         reader = StateReader(storage, step_folder(step), manifest)
         state = reader.model_state()
@@ -81,7 +81,7 @@ def chosen_step(folder: Path, status: Status, storage: Storage, which: str) -> i
 def _best(folder: Path, status: Status, storage: Storage, there: str) -> int:
     if status.keep_best is None:
         raise CheckpointError(
-            f"{folder}: its checkpoint.keep_best is not set, so none is kept for being the best; take last or one of "
+            f"{folder}: its checkpoint.keep_best is not set, so no checkpoint is kept as the best; take last or one of "
             f"{there}, or set keep_best: val/accuracy and run the pipeline"
         )
     step = best_checkpoint(storage, status)

@@ -1,4 +1,4 @@
-"""Telling of samples that a stage left out because they are bad: on the console, among its events, in its result."""
+"""Reporting the bad samples that a stage left out: on the console, among its events, in its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tell_left_out(
 ) -> dict[str, Any]:
     """Say how many of the samples in `what` (train, val, test) are bad, the first reasons and the `mend`.
 
-    `manifest` may stand for several files. Returns what the stage's result keeps.
+    `manifest` may mean several files. Returns what the stage's result keeps.
     """
     found = summarise(manifest, sum(index.num_samples for index in indexes))
     if found.bad:

@@ -1,4 +1,4 @@
-"""Shards that a model is trained on and judged by: what two data sets of a pipeline share, from their indexes."""
+"""Shards that a model is both trained on and judged by, from the indexes of a pipeline's data sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 3  # stages that a sentence names
 
 
 class Overlaps:
-    """Collects who trains on what and is judged by what, and tells of each pair of data sets once."""
+    """Collects which stages train on what and are judged by what; warns once for each pair of data sets."""
 
     def __init__(self, datasets: Mapping[str, Dataset]) -> None:
         self._datasets = datasets
@@ -34,8 +34,8 @@ class Overlaps:
             trains, is_judged = ("trains", "is judged") if len(stages) == 1 else ("train", "are judged")
             if trained == judged:
                 found.append(
-                    f"datasets.{judged}: {who} {trains} on it and {is_judged} by it, so the figures do not tell how "
-                    "well new images would do; name data that was kept apart"
+                    f"datasets.{judged}: {who} {trains} on it and {is_judged} by it, so the figures say "
+                    "little about new images; name held-out data"
                 )
             elif {trained, judged} <= self._datasets.keys():
                 index = self._datasets[judged].index

@@ -68,7 +68,7 @@ class TrainingPlan:
 class StagePlan:
     """One branch. `status` is what its run folder says of it, None if it has never begun.
 
-    `begins_anew` says why what it left is set aside, where its inputs have changed since.
+    `runs_again` says why, where its inputs have changed since: what it left would be set aside.
     """
 
     id: str
@@ -77,11 +77,11 @@ class StagePlan:
     status: str | None
     training: TrainingPlan | None = None
     evaluates: int | None = None  # samples of an evaluate stage's data set
-    begins_anew: str | None = None
+    runs_again: str | None = None
 
     @property
     def skipped(self) -> bool:
-        return self.status == FINISHED and self.begins_anew is None
+        return self.status == FINISHED and self.runs_again is None
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _stages(stages: list[StagePlan]) -> Table:
     table = _table("Stages", "id", "type", "now", "px", "length", "steps", "epochs", "samples")
     for stage in stages:
         training = stage.training
-        now = "begins anew" if stage.begins_anew else STATES.get(stage.status, stage.status or "")
+        now = "runs again" if stage.runs_again else STATES.get(stage.status, stage.status or "")
         row = [stage.id, stage.type, now]
         if training:
             epochs = UNKNOWN if training.epochs is None else f"{training.epochs:.4g}"

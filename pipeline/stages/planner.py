@@ -1,4 +1,4 @@
-"""How much work each stage of a pipeline is, from what the pre-flight check found and the indexes of its data."""
+"""How much work each stage of a pipeline is, from the pre-flight check's findings and the indexes of its data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import DataError
 from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.spec import Pair, ViTSpec, whole_patches
 from pipeline.shards.index import DatasetIndex
-from pipeline.stages.again import reasons_to_begin_anew
+from pipeline.stages.again import reasons_to_run_again
 from pipeline.stages.balance import Balance, balance
 from pipeline.stages.context import find_datasets, label_names
 from pipeline.stages.folder import RunFolder, Status
@@ -47,7 +47,7 @@ MUCH_IDLE = 0.1  # share of a step that ranks may wait for the fullest one befor
 def plan(config: PipelineConfig, world_size: int | None = None, statuses: Mapping[str, Status] | None = None) -> Plan:
     """Work out every stage of a pipeline.
 
-    `world_size` stands in for the number of workers that the config asks for. `statuses` maps branch ids to their
+    `world_size` replaces the number of workers in the config. `statuses` maps branch ids to their
     status.json. Raises what `preflight` finds, as `run` does.
     """
     datasets, problems = find_datasets(config)
@@ -78,8 +78,8 @@ class Planner:
         self.config, self.findings, self.world_size, self.statuses = config, findings, world_size, statuses
         self.datasets, self.problems = datasets, problems
         self.indexes = {name: dataset.index for name, dataset in datasets.items()}
-        self.begin_anew = reasons_to_begin_anew(config, datasets, findings.models, statuses)
-        self.notes = [f"{branch_id}: runs again, because {reason}." for branch_id, reason in self.begin_anew.items()]
+        self.run_again = reasons_to_run_again(config, datasets, findings.models, statuses)
+        self.notes = [f"{branch_id}: runs again, because {reason}." for branch_id, reason in self.run_again.items()]
 
     def plan(self) -> Plan:
         datasets = [self._dataset(name, dataset) for name, dataset in self.config.datasets.items()]
@@ -122,7 +122,7 @@ class Planner:
             status.state if status else None,
             training,
             evaluates=index.num_samples if index else None,
-            begins_anew=self.begin_anew.get(branch.id),
+            runs_again=self.run_again.get(branch.id),
         )
 
     def _training(self, branch: Branch, stage: TrainStage) -> TrainingPlan:

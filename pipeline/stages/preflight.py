@@ -1,6 +1,6 @@
 """What can be known before anything trains: from the config, indexes, specs and installed packages.
 
-The checks are the functions that the stages call themselves when their turn comes, on what they will find then.
+The checks are the functions that stages call when their turn comes, applied to what they will find then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Model(NamedTuple):
-    """A model as far as it is known ahead; `classes` is None where nobody names them."""
+    """A model as far as it is known in advance; `classes` is None if nothing names them."""
 
     spec: ViTSpec
     classes: list[str] | None
@@ -170,7 +170,7 @@ class _Preflight:
         return [] if reference is None else reference_ids(self.config, reference)
 
     def _sources(self, branch: Branch, stage: TrainStage) -> Mapping[str, Model | None]:
-        """The models that a branch may start from; one that may itself start from several is told apart by those."""
+        """The models that a branch may start from; where one may itself start from several, its key names which."""
         if stage.init_from is None:
             return {"": None}
         found = self._models(branch, stage.init_from, "init_from")
@@ -206,7 +206,7 @@ def check_order(where: str, stage: TrainStage, train: list[Source]) -> None:
 
 
 def check_checkpoints(branch: Branch, stage: TrainStage) -> None:
-    """Raise ConfigError where checkpoints cannot be stored, or the best one cannot be told."""
+    """Raise ConfigError where checkpoints cannot be stored, or nothing measures which is best."""
     where = f"stages.{branch.stage_name}"
     if stage.checkpoint.keep_best and stage.data.val is None:
         raise ConfigError(

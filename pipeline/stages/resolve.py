@@ -163,7 +163,7 @@ def check_sizes(branch: Branch, spec: ViTSpec) -> None:
 
 
 def check_channels(config: PipelineConfig, stage_name: str) -> None:
-    """Raise ConfigError if the data sets of a stage do not become input of one model: channels, mean, background."""
+    """Raise ConfigError if a stage's data sets differ in mean, std or background, or do not fit its channels."""
     stage = config.stages[stage_name]
     assert isinstance(stage, TrainStage)
     first, *others = stage.data.parts

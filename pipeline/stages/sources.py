@@ -108,7 +108,7 @@ def describe_source(config: PipelineConfig, reference: str, stage: Stage) -> Bun
 
 
 def other_normalisation(source: Preprocess, stage: Preprocess) -> str | None:
-    """A sentence where images reach the model otherwise than those that the source was trained on."""
+    """A sentence if images are normalised, or shown on a background, unlike those that the source was trained on."""
     if source.background != stage.background:
         return (
             f"its source was trained with transparent pixels showing {list(source.background)}, here they show "

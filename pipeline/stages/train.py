@@ -200,7 +200,7 @@ class TrainStageRun:
         )
 
     def _measured(self, resumed: Manifest | None) -> dict[int, dict[str, float]]:
-        """What was measured of the checkpoints up to the one that a run resumes from; only `keep_best` asks for it."""
+        """Metrics of the checkpoints up to the one that a run resumes from; only `keep_best` needs them."""
         if resumed is None or self.stage.checkpoint.keep_best is None:
             return {}
         found = course(committed(open_storage(self.checkpoints)).values(), resumed.digest, resumed.step)

@@ -20,7 +20,7 @@ def labels_counted(dataset: Dataset) -> bool:
 
 
 def check_usable(name: str, dataset: Dataset) -> None:
-    """Raise DataError where a run could use no sample, or nobody knows its classes."""
+    """Raise DataError if a run could use no sample, or its classes are unknown."""
     index, asked, where = dataset.index, keys_of(dataset), f"datasets.{name}: {dataset.config.shards}"
     if not index.num_samples:
         raise DataError(f"{where} holds no samples; correct `shards`, or write samples there and index them")
@@ -41,11 +41,11 @@ def usable_warning(name: str, dataset: Dataset) -> str | None:
     if index.keys != keys:
         return (
             f"datasets.{name}: reads {keys.image_key} and {keys.label}, but its index looked for "
-            f"{index.keys.image_key} and {index.keys.label}, so samples without them are only found on the way; "
+            f"{index.keys.image_key} and {index.keys.label}, so samples without them are found only during the run; "
             f"`minivit shards index CONFIG.yaml:{name}` counts them"
         )
     if index.lacks:
-        return f"datasets.{name}: {lacking(index)}; training passes over them"
+        return f"datasets.{name}: {lacking(index)}; training skips them"
     return None
 
 

@@ -171,10 +171,8 @@ class EvalFiller(Filler):
 
     def __init__(self, parts: EvalParts, worker: int) -> None:
         self._parts, self._index = parts, parts.source.index
-        self._reader, self._ends = (
-            Reader(self._index, parts.source.config.cache, parts.progress),
-            np.cumsum(self._index.counts),
-        )
+        self._reader = Reader(self._index, parts.source.config.cache, parts.progress)
+        self._ends = np.cumsum(self._index.counts)
         self._samples = PlainSamples(
             parts.source,
             parts.quarantine(worker),

@@ -1,6 +1,6 @@
 """Bad samples: noted in a manifest, limited, and left out by later runs.
 
-`shards.bad_samples` says what a manifest is.
+`shards.bad_samples` defines manifests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Quarantine:
         self._path = path.with_suffix(f".{part}.jsonl") if path is not None else None
         self._noted = set(map(place_of, whole_lines(self._path))) if self._path and self._path.exists() else set()
         self._grace = {name: min(SHARE_GRACE, number // 2) for name, number in (samples or {}).items()}
-        self._seen: Counter[str] = Counter()  # by data set: in a mixture, a large one does not make up for a small one
+        # By data set: in a mixture, a large one must not hide the faults of a small one.
+        self._seen: Counter[str] = Counter()
         self._reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)  # each sample once, however many epochs
         self._met: set[tuple[str, str, int]] = set()
         self._row: Counter[str] = Counter()  # reasons of the bad samples since the last good one

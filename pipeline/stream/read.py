@@ -31,7 +31,7 @@ class BadSample(Exception):
 
 
 def ignore(size: int) -> None:
-    """Nobody asked for the progress."""
+    """The default `progress`: does nothing."""
 
 
 class Samples:

@@ -71,7 +71,7 @@ class BytesRead:
         self._of_workers = multiprocessing.get_context("forkserver").RawArray("q", max(workers, 1))
 
     def add(self, worker: int, size: int) -> None:
-        self._of_workers[worker] += size  # threads may lose some to each other: that it grows is all that matters
+        self._of_workers[worker] += size  # threads race and may lose some: only growth matters
 
     def total(self) -> int:
         return sum(self._of_workers)
@@ -84,7 +84,7 @@ class WorkerPool:
         self._parts, self._workers = parts, workers
         multiprocessing.forkserver.set_forkserver_preload([__name__])
         context = multiprocessing.get_context("forkserver")
-        pickled = pickle.dumps(parts)  # so that a worker unpacks it where its errors are told
+        pickled = pickle.dumps(parts)  # so that a worker unpickles it where its errors are reported
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._free: deque[Buffer] = deque()
@@ -169,7 +169,7 @@ class WorkerPool:
 
 
 def died(code: int | None) -> str:
-    """What to say of a loader worker that has ended without a word."""
+    """The message for a loader worker that ended without reporting an error."""
     if code == -signal.SIGKILL:
         return (
             "a loader worker was killed, as the system does when memory runs out; lower data.loader_workers or "

@@ -1,4 +1,4 @@
-"""Which classes a model takes for which, at a cost that does not grow with the square of their number."""
+"""Which classes a model confuses, at a cost that does not grow with the square of their number."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ MAX_PENDING = 1 << 20  # pairs that wait to be counted; 8 bytes each
 
 
 class ConfusionCounts:
-    """Counts of the (true class, predicted class) pairs that occur: at most one a sample, of K * K that could.
+    """Counts of the (true class, predicted class) pairs that occur: at most one per sample, of K * K possible ones.
 
-    They add up over batches and, as `merge` takes the table of another rank, over ranks.
+    They add up over batches and, through `merge`, over ranks.
     """
 
     def __init__(self, num_classes: int) -> None:

@@ -40,7 +40,7 @@ class MetricsForwarder:
         self._known_steps: dict[str, int] = {}
         self._keys: dict[str, str] = {}  # by their names in MLflow
         self._pending: list[Any] = []
-        self._refusal: Exception | None = None  # the last, where the store has not taken all since
+        self._refusal: Exception | None = None  # the last, while values are pending
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
 

@@ -1,4 +1,4 @@
-"""Names that MLflow takes for metrics, parameters and tags: those of classes and data sets are the user's to choose."""
+"""Names that MLflow accepts for metrics, parameters and tags: users name their classes and data sets as they like."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 import posixpath
 import re
 
-TAG_PREFIX = "minivit.name/"  # of the tag that holds what a changed name stands for
+TAG_PREFIX = "minivit.name/"  # of the tag that holds the original of a changed name
 MAX_LENGTH = 250 - len(TAG_PREFIX)
 FORBIDDEN = re.compile(r"[^/\w.\- :]")
 HASH_DIGITS = 8
 
 
 def mlflow_name(name: str) -> str:
-    """The name itself where MLflow takes it; else one like it, which ends in a hash so that no two become one."""
+    """The name itself if MLflow accepts it; else one like it that ends in a hash, so that no two collide."""
     if not FORBIDDEN.search(name) and len(name) <= MAX_LENGTH and _is_plain_path(name):
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_DIGITS]

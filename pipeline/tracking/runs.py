@@ -42,8 +42,8 @@ def _told(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[
             raise
         except Exception as error:
             raise TrackingError(
-                f"{tracker.store.setting}: the MLflow store at {shown(tracker.uri)} refused what the run has to say "
-                f"({reason(error)}); mend it and run the same command again"
+                f"{tracker.store.setting}: the MLflow store at {shown(tracker.uri)} refused a call "
+                f"({reason(error)}); fix it and run the same command again"
             ) from error
 
     return call
@@ -117,7 +117,7 @@ class Tracker:
 
     @_told
     def names(self, run_id: str, names: Iterable[str]) -> dict[str, str]:
-        """The names in MLflow of a run's metrics, parameters or tags; the run says what changed ones stand for."""
+        """The names in MLflow of a run's metrics, parameters or tags; tags of the run map changed ones back."""
         from mlflow.entities import RunTag
 
         found = {name: mlflow_name(name) for name in names}
@@ -132,7 +132,7 @@ class Tracker:
     def params(self, run_id: str, settings: Mapping[str, Any]) -> None:
         """Log settings as parameters; those the run already has stay as they are, since MLflow forbids changes.
 
-        What is longer than MLflow has room for is cut there, and whole in an artifact.
+        Values longer than MLflow allows are cut; an artifact holds them whole.
         """
         from mlflow.entities import Param
 

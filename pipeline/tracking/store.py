@@ -160,7 +160,7 @@ def find_experiment(client: Any, store: Store) -> Any:
 
 
 def check_store(store: Store) -> None:
-    """Raise `TrackingError` where a run could not be tracked, as far as looking tells: nothing is made or written."""
+    """Raise `TrackingError` where a run could not be tracked, as far as can be seen without writing anything."""
     path, found = sqlite_path(store.uri), None
     if path is not None and (not path.is_file() or not path.stat().st_size):
         if why := _takes_no_files(path):
@@ -169,15 +169,13 @@ def check_store(store: Store) -> None:
         found = find_experiment(client_for(store.uri, store.setting), store)
     default = store.artifacts.resolve().as_uri() if path is not None else ""
     place = urlsplit(found.artifact_location if found else default)
-    why = (
-        _takes_no_files(Path(url2pathname(place.path), "run")) if place.path and place.scheme in ("", "file") else None
-    )
-    if why:
+    local = place.path and place.scheme in ("", "file")
+    if local and (why := _takes_no_files(Path(url2pathname(place.path), "run"))):
         raise unstorable(store, place.geturl(), "an artifact", why)
 
 
 def _takes_no_files(path: Path) -> str | None:
-    """Why a file cannot be made there, nor the folders that it lacks; None where it looks as if it can."""
+    """Why a file cannot be made there, nor the folders that it lacks; None if it seems to work."""
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     return None if folder.is_dir() and os.access(folder, os.W_OK) else f"{folder} takes no files"
 

@@ -1,4 +1,4 @@
-"""A run whose data are all unusable is stopped before it trains on stand-ins alone and calls that finished."""
+"""Stopping a run whose data are all unusable before it trains on stand-ins alone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.shards.bad_samples import in_short
 from pipeline.stream.batch import Batch
 from pipeline.stream.quarantine import counted
 
-ENOUGH = 8  # samples: at the share of bad ones that is allowed, all of so many are bad once in a hundred million runs
+ENOUGH = 8  # samples: at the allowed share of bad ones, this many are all bad once in a hundred million runs
 
 
 class FirstSamples:
-    """Looks at batches until one good sample is found on any rank; afterwards it costs nothing."""
+    """Looks at batches until any rank finds a good sample; afterwards it costs nothing."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self._name, self._device = name, device
@@ -26,7 +26,7 @@ class FirstSamples:
     def look_collective(self, batch: Batch, *, last: bool) -> None:
         """Take in the next batch. Raises DataError, on every rank, where none of the first samples is good.
 
-        `last` says that no other batch follows, so that however few there were must do.
+        `last` says that no batch follows, so the samples so far must do.
         """
         if self._found:
             return

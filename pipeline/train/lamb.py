@@ -65,9 +65,8 @@ class Lamb(torch.optim.Optimizer):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(tensor), torch.zeros_like(tensor)
-        state["step"] = (
-            state["step"].cpu() + 1
-        )  # where it is read without waiting for a GPU; a checkpoint puts it there
+        # On the CPU, where reading it waits for no GPU; a checkpoint loads it onto one.
+        state["step"] = state["step"].cpu() + 1
         step = state["step"].item()
         state["exp_avg"].lerp_(tensor.grad, 1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(tensor.grad, tensor.grad, value=1 - beta2)

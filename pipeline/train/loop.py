@@ -111,7 +111,7 @@ class TrainingStep:
     def __call__(self, batch: Batch, step: int, micro_batches: int, meter: Meter, patch: Pair | None = None) -> bool:
         """Forward, backward and update. Collective: `micro_batches` is the same on every rank.
 
-        The batch is on the engine's device; what happens to a micro-batch never makes the host wait for that.
+        The batch is on the engine's device; nothing done to a micro-batch makes the host wait for it.
         DeepSpeed averages gradients over ranks, so a rank's loss is the sum over its samples times W / G: the gradient
         is that of the global batch however unequal the shares are. Where it is not finite, on any rank, all of them
         leave everything as it was and return False. `patch` is the step's, (height, width) in pixels; default: the

@@ -35,7 +35,7 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on another device, copied while the host waits; `feed.on_device` copies many behind its back."""
+    """The batch on another device, copied while the host waits; `feed.on_device` copies in the background."""
     return map_tensors(batch, lambda tensor: tensor.to(device))
 
 

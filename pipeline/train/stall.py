@@ -53,7 +53,7 @@ class StallWatch:
             self._arm()
 
     def progress(self, size: int) -> None:
-        """Another so many bytes are done: a sign of life."""
+        """`size` more bytes are done: a sign of life."""
         if size:
             self.beat()
 

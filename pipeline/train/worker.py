@@ -255,14 +255,14 @@ class TrainWorker:
         self._log(self.val_metrics | self._bad_samples())
 
     def _log_bad_samples(self) -> None:
-        """The final count, unless the last validation, or a driver killed since, has left the same."""
+        """Log the final count, unless the last validation, or a driver killed since, has logged the same."""
         if self.ledger:
             final = {"step": self.step, **self._bad_samples()}
             if not any(row.items() >= final.items() for row in read_metrics(self.job.folder)):
                 self._log(self._bad_samples())
 
     def _bad_samples(self) -> dict[str, float]:
-        """How many bad ones all ranks have met in the training data since the stage began."""
+        """How many bad training samples all ranks have met since the stage began."""
         if self.rank > 0:
             return {}
         return {"data/bad_samples": float(len(bad_samples.read_manifest(self.job.folder / bad_samples.TRAIN)))}

@@ -125,10 +125,10 @@ def test_index_counts_what_lacks_an_image_or_label(folder: Path, tmp_path: Path)
     assert done.returncode == 0
     assert done.stdout.splitlines()[1:] == [
         "28 of 31 samples cannot be used: 28 without image (png;jpg;jpeg;webp), "
-        "28 whose label (cls) is no class number",
+        "28 whose label (cls) is not a class number",
         *(
             f"  b-{number}.tar: {number + 1} of {number + 1} samples cannot be used: {number + 1} without image "
-            f"(png;jpg;jpeg;webp), {number + 1} whose label (cls) is no class number"
+            f"(png;jpg;jpeg;webp), {number + 1} whose label (cls) is not a class number"
             for number in (6, 5, 4, 3, 2)
         ),
         "  and 2 more shards",
@@ -141,7 +141,7 @@ def test_verify_tells_doubles_from_damage(folder: Path) -> None:
     minivit("index", str(folder))
     done = minivit("verify", str(folder))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith(f"{folder}: valid, but 3 doubles that the source already held")
+    assert done.stdout.splitlines()[-1].startswith(f"{folder}: valid, but 3 doubles already in the source")
     both = minivit("verify", f"{folder}/a-0.tar", f"{folder}/b-0.tar")
     assert both.returncode == 3
     assert "its image is in" in both.stdout

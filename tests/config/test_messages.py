@@ -163,7 +163,7 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         (
             "datasets.train.classes",
             ["cat", "dog", "cat "],
-            "datasets.train.classes: 'cat' is the name of the classes 0 and 2, which would become one; rename one of ",
+            "datasets.train.classes: 'cat' names the classes 0 and 2, which would merge into one; rename one of ",
         ),
         ("datasets.train.classes", ["cat", " "], "datasets.train.classes: number 1 is blank; give each class a name."),
         (

@@ -79,7 +79,7 @@ def test_every_path_of_a_config_is_expanded(raw: dict[str, Any], tmp_path: Any, 
 
     for wrong, expected in (
         ("$UNSET/x", "a path whose variables are set; $UNSET is not, and a dollar sign itself is written $$"),
-        ("~no-such-user/x", "a path, but there is no user 'no-such-user'; a folder of the name ~no-such-user is ./~"),
+        ("~no-such-user/x", "a path, but there is no user 'no-such-user'; a folder named ~no-such-user is ./~"),
     ):
         section[key] = wrap(wrong)
         with pytest.raises(ConfigError) as caught:

@@ -143,7 +143,7 @@ def test_a_sidecar_that_cannot_be_put_in_place(folder: Path) -> None:
 def test_a_tar_whose_samples_lie_apart_is_refused_with_a_cure_that_works(tmp_path: Path, write_tar: Callable) -> None:
     images, labels = ([(f"{k}", {extension: b"1"}) for k in range(9)] for extension in ("png", "cls"))
     write_tar(tmp_path / "a.tar", [*images, *labels])
-    with pytest.raises(DataError, match=r"a.tar: the members of 9 samples lie apart.*`minivit shards regroup"):
+    with pytest.raises(DataError, match=r"a.tar: the members of 9 samples are scattered.*`minivit shards regroup"):
         build_index(str(tmp_path), workers=1)
     assert not (tmp_path / "index.json").exists()
     subprocess.run("mkdir x && tar -xf a.tar -C x && tar --sort=name -cf a.tar -C x .", shell=True, cwd=tmp_path)
@@ -154,7 +154,7 @@ def test_a_tar_whose_samples_lie_apart_is_refused_with_a_cure_that_works(tmp_pat
 def test_several_tars_in_one_file_are_refused(tmp_path: Path, samples: Callable, write_tar: Callable) -> None:
     data = write_tar(tmp_path / "a.tar", samples(3)).read_bytes()
     (tmp_path / "a.tar").write_bytes(data + data)
-    with pytest.raises(DataError, match=rf"a.tar: {len(data):,} bytes lie behind its end-of-archive.*shards regroup"):
+    with pytest.raises(DataError, match=rf"a.tar: {len(data):,} bytes follow its end-of-archive.*shards regroup"):
         build_index(str(tmp_path), workers=1)
 
 
@@ -218,4 +218,4 @@ def test_a_compressed_tar_under_a_plain_name(tmp_path: Path, samples: Callable, 
 def test_an_index_that_cannot_be_read_is_replaced_and_said_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "index.json").write_text("{")
     assert build_index(str(folder), workers=1).num_samples == 8
-    assert "its index cannot be read and is made anew" in capsys.readouterr().err
+    assert "its index cannot be read and is rebuilt" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_members_that_lie_apart_are_not_doubles(tmp_path: Path, write_tar: Calla
     scan = scan_shard(str(tmp_path / "a.tar"))
     assert scattered(scan.samples) == ["apart"]
     [fault] = scan.faults()
-    assert fault.startswith("the members of 1 samples lie apart, first those of 'apart' (png | cls)")
+    assert fault.startswith("the members of 1 samples are scattered, first those of 'apart' (png | cls)")
 
 
 @pytest.mark.parametrize("headers_only", [False, True])

@@ -44,7 +44,7 @@ def finished(context: RunContext, make_shards: Callable[..., None], raw: dict[st
 def planned(raw: dict[str, Any]) -> dict[str, str | None]:
     """Why each branch would begin anew."""
     config = parse_config(json.loads(json.dumps(raw)), "c")
-    return {stage.id: stage.begins_anew for stage in plan(config, statuses=read_statuses(config)).stages}
+    return {stage.id: stage.runs_again for stage in plan(config, statuses=read_statuses(config)).stages}
 
 
 def test_what_a_run_would_skip_the_plan_skips(raw: dict[str, Any], context: RunContext) -> None:
@@ -97,7 +97,7 @@ def test_a_source_that_is_not_finished_makes_new_weights(raw: dict[str, Any], co
     assert reasons["export"] == "finer does"
 
 
-def test_a_status_of_another_version_begins_anew(raw: dict[str, Any], context: RunContext) -> None:
+def test_a_status_of_another_version_runs_again(raw: dict[str, Any], context: RunContext) -> None:
     folder = context.folder.stage("pretrain/micro")
     status = folder.status()
     assert status is not None

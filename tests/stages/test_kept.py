@@ -147,7 +147,11 @@ def test_the_command_writes_it_in_every_format(begin: Begin, tmp_path: Path, nam
     [
         ("step-5", {}, "pretrain: no checkpoint of step 5 is committed; take best, last or one of step-4, step-6, "),
         ("newest", {}, "--checkpoint: found 'newest', expected best, last or one of step-4, step-6, step-8, step-10"),
-        ("best", {"keep_best": None}, "pretrain: its checkpoint.keep_best is not set, so none is kept for being the "),
+        (
+            "best",
+            {"keep_best": None},
+            "pretrain: its checkpoint.keep_best is not set, so no checkpoint is kept as the best",
+        ),
         (
             "best",
             {"keep_best": "val/top5"},

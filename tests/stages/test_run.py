@@ -89,7 +89,7 @@ def test_a_stage_that_another_version_recorded_runs_again_and_says_so(
     status.inputs, status.digest = {"model": status.inputs["model"], "formats": ["safetensors"]}, "older"
     folder.write_status(status)
     said = run_once(context, branch, capsys)
-    assert "export: runs again, because another version of this package recorded what decided its content" in said
+    assert "export: runs again, because another version of this package recorded its inputs" in said
     assert (folder.path.with_name("export.superseded-1") / "export" / "safetensors").is_dir()
 
 

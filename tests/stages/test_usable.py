@@ -38,7 +38,7 @@ def test_some_without_are_a_warning(tmp_path: Path) -> None:
     assert class_names("t", some) == ["0", "1"]
     assert usable_warning("t", some) == (
         "datasets.t: 2 of 3 samples cannot be used: 1 without image (png;jpg;jpeg;webp), 1 without label (cls); "
-        "training passes over them"
+        "training skips them"
     )
 
 

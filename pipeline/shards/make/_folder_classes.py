@@ -1,4 +1,4 @@
-"""What the folders of a tree mean: classes, or splits of them; whatever has two meanings is refused."""
+"""What the folders of a tree mean: classes, or splits of them; ambiguous trees are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Layout:
 
 
 def arrange(tree: Tree, src: Path, prefix: str | None) -> Layout:
-    """Classes and splits of a tree. Raises DataError, with a way out, where it would train on something not meant."""
+    """Classes and splits of a tree. Raises DataError, with a way out, where a tree may not mean what it seems to."""
     tops = {top: images for top, images in tree.images.items() if images}
     if not tops:
         raise nothing_found(tree, src)
@@ -94,12 +94,12 @@ def split_folders(tops: Iterable[str], src: Path, prefix: str | None) -> list[st
     named = ", ".join(splits)
     if others:
         raise DataError(
-            f"{src}: holds the splits {named} beside {visible(others[0])!r}; move what is no split out of it, or make "
-            f"each split with --src {src / splits[0]} --prefix {splits[0]}"
+            f"{src}: holds the splits {named} beside {visible(others[0])!r}; move what is not a split out of it, or "
+            f"make each split with --src {src / splits[0]} --prefix {splits[0]}"
         )
     if prefix is not None:
         raise DataError(
-            f"{src}: holds splits ({named}), whose shards take their names, so --prefix {prefix} has no place; leave "
+            f"{src}: holds splits ({named}), whose shards take their names, so --prefix {prefix} does not apply; leave "
             f"it out, or make one split with --src {src / splits[0]} --prefix {prefix}"
         )
     if len({split.casefold() for split in splits}) < len(splits):

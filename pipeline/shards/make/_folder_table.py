@@ -1,4 +1,4 @@
-"""What was taken from a folder, as what, and what not: a short table for people."""
+"""A short table of what was taken from a folder, as what, and what was not."""
 
 from __future__ import annotations
 

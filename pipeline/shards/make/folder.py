@@ -94,7 +94,7 @@ def make(
     """Shards from a directory of class folders; classes are numbered in the order of their names.
 
     Splits are made in one go and share the classes. A table says what was taken as what, and what was not: hidden and
-    system files, links that lead back up, files of other kinds. A run that was cut short goes on where it stopped.
+    system files, links that lead back up, files of other kinds. A run that was cut short resumes.
     Files that cannot be read are left out and listed in `PREFIX-rejected.txt`. Raises DataError if `src` is not such a
     directory or has more than one meaning, a class has no readable image, or `out` holds shards of the same prefix made
     of other files or with other settings.

@@ -109,5 +109,5 @@ def test_folders_of_other_files_are_named_by_what_they_hold() -> None:
 
 
 def test_splits_name_their_shards() -> None:
-    with pytest.raises(DataError, match="--prefix mine has no place; leave it out, or make one split with --src"):
+    with pytest.raises(DataError, match="--prefix mine does not apply; leave it out, or make one split with --src"):
         arrange(tree("train/a/1.png", "train/b/1.png"), SRC, "mine")
