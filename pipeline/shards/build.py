@@ -13,7 +13,8 @@ from typing import NamedTuple
 from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.compressed import advice
-from pipeline.shards.index import INDEX_NAME, DatasetIndex, decode_index, encode_index, make_index, no_shards
+from pipeline.shards.index import DatasetIndex, decode_index, encode_index, make_index
+from pipeline.shards.index_check import INDEX_NAME, no_shards
 from pipeline.shards.members import Keys
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern

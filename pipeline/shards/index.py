@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any, overload
@@ -19,13 +19,12 @@ from pipeline.config.class_names import class_name
 from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.cache import RangeCache
-from pipeline.shards.compressed import advice
+from pipeline.shards.index_check import INDEX_NAME, check_against, no_index
 from pipeline.shards.members import DEFAULT_KEYS, Keys
-from pipeline.shards.pattern import Pattern, parse_pattern
+from pipeline.shards.pattern import parse_pattern
 from pipeline.shards.scan import NOTHING, Lacks, ShardRecord
 from pipeline.shards.sidecar import SUFFIX, mend, parse_sidecar, read_sidecar, sidecar_bytes
 
-INDEX_NAME = "index.json"
 FORMAT, VERSION = "minivit-shards", 3
 COLUMNS = "name", "samples", "bytes", "sha256", "label_min", "label_max"
 HASH_DIGITS = 64  # of a SHA-256
@@ -180,7 +179,7 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
         listing = store.list_sizes(parsed.folder, [INDEX_NAME, *parsed.literals])
         if INDEX_NAME in listing:
             raise
-        raise _no_index(parsed, listing) from None
+        raise no_index(parsed, listing) from None
     listing = store.list_sizes(parsed.folder, parsed.literals) if check else {}
     index = decode_index(data, parsed.folder)
     names = parsed.select(index.names)
@@ -214,25 +213,6 @@ def load_offsets(shard: ShardInfo, cache: RangeCache | None = None) -> np.ndarra
     if (sidecar.tar_bytes, sidecar.samples, sidecar.sha256) != (shard.bytes, shard.samples, shard.sha256):
         raise DataError(f"{shard.url + SUFFIX}: belongs to another tar than the index describes; {mend(shard.url)}")
     return sidecar.offsets
-
-
-def check_against(index: DatasetIndex, listing: Mapping[str, tuple[int, int]], pattern: str) -> None:
-    """Compare an index with the files beside it, by size alone. Raises DataError for the first mismatch."""
-    remote_without_listing = store.protocol(index.url) in store.WITHOUT_LISTING
-    for record in index.records():
-        url = store.join(index.url, record.name)
-        if record.name not in listing:
-            raise DataError(f"{url}: in the index, but not there; bring it back, or {mend(pattern)}")
-        found = listing[record.name][0]
-        if found != record.bytes:
-            expected = f"{record.bytes:,} bytes in the index"
-            raise DataError(f"{url}: {found:,} bytes, but {expected}, so the index is not this tar's; {mend(pattern)}")
-        if remote_without_listing:
-            continue  # each sidecar is checked when it is read; asking for all of them here would take a request each
-        found = listing.get(record.name + SUFFIX, (-1, 0))[0]
-        if found != sidecar_bytes(record.samples):
-            fault = "missing" if found < 0 else f"{found:,} bytes instead of {sidecar_bytes(record.samples):,}"
-            raise DataError(f"{url + SUFFIX}: {fault}; {mend(pattern)}")
 
 
 def encode_index(index: DatasetIndex) -> bytes:
@@ -300,22 +280,6 @@ def _lacks(document: dict[str, Any], num_shards: int) -> dict[int, Lacks]:
     if any(not 0 <= i < num_shards or min(counts) < 0 for i, counts in lacks.items()):
         raise ValueError("counts of unusable samples that cannot be")
     return lacks
-
-
-def _no_index(pattern: Pattern, listing: Mapping[str, tuple[int, int]]) -> DataError:
-    if any(name.endswith(".tar") for name in pattern.select(listing)):
-        return DataError(f"{pattern.folder}: holds shards but no {INDEX_NAME}; {mend(pattern.text)}")
-    return no_shards(pattern, listing)
-
-
-def no_shards(pattern: Pattern, listing: Mapping[str, tuple[int, int]]) -> DataError:
-    """The error for a pattern that matches no tar."""
-    packed = pattern.select_packed(listing)
-    if packed:
-        return DataError(advice(pattern.folder, packed))
-    return DataError(
-        f"{pattern.text!r} matches no shards; correct the path, or write shards there with `minivit shards make`"
-    )
 
 
 def _others(names: list[str]) -> str:

@@ -15,12 +15,17 @@ def tell_lacks(index: DatasetIndex) -> Iterator[str]:
     """One line for the total and one for each of the worst shards; none if all samples have both."""
     if not index.lacks:
         return
-    yield f"{unusable(index.total_lacks, index.num_samples)}: {reasons(index.total_lacks, index.keys)}"
+    yield lacking(index)
     worst = sorted(index.lacks.items(), key=lambda item: -item[1].unusable)
     for i, lacks in worst[:WORST]:
         yield f"  {index.names[i]}: {unusable(lacks, int(index.counts[i]))}: {reasons(lacks, index.keys)}"
     if len(worst) > WORST:
         yield f"  and {len(worst) - WORST:,} more shards"
+
+
+def lacking(index: DatasetIndex) -> str:
+    """How many of all samples lack something, and what."""
+    return f"{unusable(index.total_lacks, index.num_samples)}: {reasons(index.total_lacks, index.keys)}"
 
 
 def unusable(lacks: Lacks, samples: int) -> str:

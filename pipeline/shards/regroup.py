@@ -13,7 +13,8 @@ from typing import BinaryIO, cast
 from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.build import build_index, folder_lock
-from pipeline.shards.index import DatasetIndex, no_shards
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.index_check import no_shards
 from pipeline.shards.members import DEFAULT_KEYS, split_name
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern

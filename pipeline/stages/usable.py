@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pipeline.errors import DataError
-from pipeline.shards.index import DatasetIndex
-from pipeline.shards.lacks import reasons, unusable
+from pipeline.shards.lacks import lacking
 from pipeline.shards.members import Keys
 from pipeline.train.job import Dataset
 
@@ -47,7 +46,3 @@ def usable_warning(name: str, dataset: Dataset) -> str | None:
     if index.lacks:
         return f"datasets.{name}: {lacking(index)}; training skips them"
     return None
-
-
-def lacking(index: DatasetIndex) -> str:
-    return f"{unusable(index.total_lacks, index.num_samples)}: {reasons(index.total_lacks, index.keys)}"

@@ -19,7 +19,8 @@ from pipeline.images.decode import BadImage
 from pipeline.images.shrink import shrink
 from pipeline.shards import store
 from pipeline.shards.build import build_index
-from pipeline.shards.index import INDEX_NAME, DatasetIndex, decode_index
+from pipeline.shards.index import DatasetIndex, decode_index
+from pipeline.shards.index_check import INDEX_NAME
 from pipeline.shards.make._folder_classes import File, Layout, arrange
 from pipeline.shards.make._folder_table import summary
 from pipeline.shards.make._folder_tree import read_tree

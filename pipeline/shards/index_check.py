@@ -1,0 +1,53 @@
+"""An index against the listing of its folder: what is missing, has changed, or was never indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pipeline.errors import DataError
+from pipeline.shards import store
+from pipeline.shards.compressed import advice
+from pipeline.shards.pattern import Pattern
+from pipeline.shards.sidecar import SUFFIX, mend, sidecar_bytes
+
+if TYPE_CHECKING:
+    from pipeline.shards.index import DatasetIndex
+
+INDEX_NAME = "index.json"
+
+
+def check_against(index: DatasetIndex, listing: Mapping[str, tuple[int, int]], pattern: str) -> None:
+    """Compare an index with the files beside it, by size alone. Raises DataError for the first mismatch."""
+    remote_without_listing = store.protocol(index.url) in store.WITHOUT_LISTING
+    for record in index.records():
+        url = store.join(index.url, record.name)
+        if record.name not in listing:
+            raise DataError(f"{url}: in the index, but not there; bring it back, or {mend(pattern)}")
+        found = listing[record.name][0]
+        if found != record.bytes:
+            expected = f"{record.bytes:,} bytes in the index"
+            raise DataError(f"{url}: {found:,} bytes, but {expected}, so the index is not this tar's; {mend(pattern)}")
+        if remote_without_listing:
+            continue  # each sidecar is checked when it is read; asking for all of them here would take a request each
+        found = listing.get(record.name + SUFFIX, (-1, 0))[0]
+        if found != sidecar_bytes(record.samples):
+            fault = "missing" if found < 0 else f"{found:,} bytes instead of {sidecar_bytes(record.samples):,}"
+            raise DataError(f"{url + SUFFIX}: {fault}; {mend(pattern)}")
+
+
+def no_index(pattern: Pattern, listing: Mapping[str, tuple[int, int]]) -> DataError:
+    """The error for a pattern whose folder has no index."""
+    if any(name.endswith(".tar") for name in pattern.select(listing)):
+        return DataError(f"{pattern.folder}: holds shards but no {INDEX_NAME}; {mend(pattern.text)}")
+    return no_shards(pattern, listing)
+
+
+def no_shards(pattern: Pattern, listing: Mapping[str, tuple[int, int]]) -> DataError:
+    """The error for a pattern that matches no tar."""
+    packed = pattern.select_packed(listing)
+    if packed:
+        return DataError(advice(pattern.folder, packed))
+    return DataError(
+        f"{pattern.text!r} matches no shards; correct the path, or write shards there with `minivit shards make`"
+    )
