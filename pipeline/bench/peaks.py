@@ -45,7 +45,7 @@ def processor_name(device: torch.device) -> str:
 
 
 def peak_flops_per_s(processor: str, precision: str, bf16_tflops: float | None = None) -> float | None:
-    """The most operations a second of a processor's tensor cores in a precision; fp32 stands for TF32.
+    """The most operations a second of a processor's tensor cores in a precision; fp32 means TF32.
 
     `bf16_tflops` overrides the table. None if neither knows.
     """

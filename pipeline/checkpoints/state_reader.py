@@ -30,7 +30,7 @@ class Piece:
 class StateReader:
     """The state in a checkpoint by parameter and key (`weights`, `exp_avg`, `ema`, ...).
 
-    `progress` is called with the bytes of every read. Raises `CheckpointError` if a file is no file of a checkpoint.
+    `progress` is called with the bytes of every read. Raises `CheckpointError` if a file is not a checkpoint's.
     """
 
     def __init__(

@@ -142,7 +142,7 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
         )
     except RuntimeError as error:
         raise WorkersLost(
-            f"rank {rank}, on {socket.gethostname()}, could not join the others by way of rank 0 at {host}:{port} "
+            f"rank {rank}, on {socket.gethostname()}, could not join the others through rank 0 at {host}:{port} "
             f"({first_sentence(error)}); name the network card that joins their nodes in GLOO_SOCKET_IFNAME, and in "
             "NCCL_SOCKET_IFNAME on GPUs"
         ) from error
@@ -179,7 +179,7 @@ def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = REACH_TIMEO
 
 
 def memory_ran_out(error: Exception, stage: str) -> ClusterError | None:
-    """What to tell where a stage needs more memory than a GPU has: to start its ranks again would not change that."""
+    """The error for a stage that needs more memory than a GPU has: restarting its ranks would not help."""
     import torch
 
     if not isinstance(error, torch.OutOfMemoryError):

@@ -71,7 +71,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{FLOAT
 def parse_yaml(text: str, source: str) -> Any:
     """The value of one YAML document. `source` names it in errors, which also give line and column.
 
-    An alias is a copy of what its anchor marks: to change one leaves the other as it is.
+    An alias is a copy of what its anchor marks: changing one leaves the other alone.
     """
     try:
         return _unshared(yaml.load(text, _Loader))

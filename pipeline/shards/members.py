@@ -18,7 +18,7 @@ T = TypeVar("T")
 META_NAME = re.compile(r"(.*/)?__MACOSX/|__[^/]*__($|/)", re.DOTALL)
 NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # so `._x.png`, AppleDouble's, belongs to no sample
 LABEL = re.compile(rb"(?:\xef\xbb\xbf)?\s*(\d{1,18})\s*")  # Windows tools may write a byte order mark
-LONGEST_LABEL = 64  # bytes; whatever is longer is no class number
+LONGEST_LABEL = 64  # bytes; whatever is longer is not a class number
 
 
 class Unusable(ValueError):

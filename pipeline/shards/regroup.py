@@ -86,7 +86,7 @@ def local_copy(url: str, folder: str) -> BinaryIO:
 
 
 def sample_spans(file: BinaryIO) -> tuple[list[list[Span]], int]:
-    """Where the members of each sample lie, samples in the order they begin in, and how many last bytes are no tar.
+    """The spans of each sample's members, samples in the order they begin in, and how many trailing bytes are no tar.
 
     Reads on behind end-of-archive markers, as `tar --ignore-zeros` does. Raises TornTar.
     """

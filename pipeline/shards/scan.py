@@ -37,7 +37,7 @@ class Lacks(NamedTuple):
 
     image: int = 0  # none, or one without bytes
     label: int = 0
-    number: int = 0  # the label is no class number
+    number: int = 0  # the label is not a class number
     unusable: int = 0
 
     def plus(self, other: Lacks) -> Lacks:

@@ -1,4 +1,4 @@
-"""Whether the samples of a data set have the image and the label that a run reads, as far as its index can tell."""
+"""Whether the samples of a data set have the image and the label that a run reads, as far as its index knows."""
 
 from __future__ import annotations
 

@@ -23,5 +23,5 @@ def mlflow_name(name: str) -> str:
 
 
 def _is_plain_path(name: str) -> bool:
-    """Whether a name that is taken for a path stays as it is, as MLflow asks."""
+    """Whether a name is a normalised relative path, as MLflow demands."""
     return name not in ("", ".") and posixpath.normpath(name) == name and not name.startswith(("..", "/"))

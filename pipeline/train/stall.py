@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
-SHARE = 0.1  # of the time-out: how exactly it is kept, and how often ranks tell each other
+SHARE = 0.1  # of the time-out: how exactly it is kept, and how often ranks exchange signs
 SIGNS = "signs of life"
 # Of collectives: the watch notices a stall long before, knows a rank that waits from one that hangs, and leaves stacks.
 GROUP_TIMEOUT = timedelta(days=1)

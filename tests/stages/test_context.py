@@ -60,7 +60,7 @@ def test_every_dataset_is_opened(make_shards: Callable[..., None], raw: dict[str
 
 
 def test_two_classes_of_one_name_are_refused(dataset: Dataset) -> None:
-    with pytest.raises(DataError, match=r"^datasets\.train: .* names the classes 0 and 9 both 'a', which would become"):
+    with pytest.raises(DataError, match=r"^datasets\.train: .* names the classes 0 and 9 both 'a', which would merge"):
         class_names("train", with_classes(dataset, list("abcdefghia")))
 
 

@@ -58,7 +58,7 @@ def notes(layout: Layout, tree: Tree) -> Iterator[str]:
     if layout.unlabelled:
         yield f"not taken: {len(layout.unlabelled):,} images outside class folders: {some(layout.unlabelled)}"
     if tree.others:
-        yield f"not taken: {tree.others.total():,} files that are no PNG, JPEG or WebP: {tally(tree.others)}"
+        yield f"not taken: {tree.others.total():,} files that are not PNG, JPEG or WebP: {tally(tree.others)}"
     if layout.empty:
         yield f"not taken: {len(layout.empty):,} folders without images: {some(layout.empty)}"
     if tree.system:

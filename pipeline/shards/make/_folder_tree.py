@@ -39,7 +39,7 @@ class Tree:
     images: dict[str, list[Image]] = field(default_factory=dict)  # by top-level folder, which may hold none
     folders: list[str] = field(default_factory=list)  # all that were read, at any depth
     loose: list[str] = field(default_factory=list)  # images in the source folder itself
-    others: Counter[str] = field(default_factory=Counter)  # files that are no images, by their extension
+    others: Counter[str] = field(default_factory=Counter)  # files that are not images, by extension
     system: Counter[str] = field(default_factory=Counter)  # what systems and programs leave behind, by name
     again: list[str] = field(default_factory=list)  # links to folders that are read elsewhere, or lead back up
     output: str | None = None  # the output folder, where it lies in the source

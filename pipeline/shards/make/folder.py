@@ -176,7 +176,7 @@ def _check_classes(layout: Layout, rejected: Mapping[str, set[str]], src: Path, 
         if not taken[label]:
             reports = ", ".join(str(out / f"{split}-rejected.txt") for split, paths in rejected.items() if paths)
             raise DataError(
-                f"{src}: none of the {found[label]:,} images of class {name!r} can be read, as {reports} says; mend "
+                f"{src}: none of the {found[label]:,} images of class {name!r} can be read, as {reports} says; fix "
                 "them or move the class out, and make the shards in another --out"
             )
 

@@ -75,7 +75,7 @@ def test_every_file_once_as_it_is(src: Path, tmp_path: Path, workers: int, capsy
     assert list(verify(str(tmp_path / "out"), workers=1)) == []
     table = capsys.readouterr().err
     assert f"{src}:\n  class  taken  unreadable\n  cat        7           0\n" in table
-    assert "not taken: 1 files that are no PNG, JPEG or WebP: .txt 1\n" in table
+    assert "not taken: 1 files that are not PNG, JPEG or WebP: .txt 1\n" in table
     assert "not taken: 1 system files and folders: .DS_Store 1\n" in table
     assert "subfolders count for the class above them: cat/deep/er, dög/deep/er, ox/deep/er\n" in table
 
