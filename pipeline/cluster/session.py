@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -21,6 +22,7 @@ from pipeline.errors import ClusterError
 CONNECT_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0
 DEVICES = Path("/dev")
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for drivers of submitted jobs
 LOOPBACK = ("127.", "localhost")
 
 ENVIRONMENT = {
@@ -151,10 +153,8 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
-        # An empty working folder for the job: else ranks would import from the driver's, where a `queue.py` would
-        # shadow Python's.
         with tempfile.TemporaryDirectory() as empty:
-            options["runtime_env"] = {"working_dir": empty}
+            options["runtime_env"] = runtime_environment(empty)
             if address is None:
                 ray.init(address="local", include_dashboard=False, **options)
             else:
@@ -165,6 +165,16 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         yield Cluster(address or "this machine", own_nodes if address is None else answering_nodes)
     finally:
         ray.shutdown()
+
+
+def runtime_environment(empty: str) -> dict[str, str]:
+    """What Ray sets up for ranks: an empty working folder, unless this driver is a Ray Job with a folder of its own.
+
+    Without one, ranks would import from the driver's, where a `queue.py` would shadow Python's. Ray refuses to replace
+    a job's, and ranks may need what it ships.
+    """
+    job = json.loads(os.environ.get(JOB_CONFIG, "{}"))
+    return {} if "working_dir" in (job.get("runtime_env") or {}) else {"working_dir": empty}
 
 
 def answering_nodes() -> list[Node]:

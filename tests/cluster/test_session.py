@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.runtime_env.runtime_env import RuntimeEnv, _merge_runtime_env
 
 from pipeline.cluster.session import (
     Cluster,
@@ -17,6 +21,7 @@ from pipeline.cluster.session import (
     idle_gpus_here,
     no_answer,
     require_answer,
+    runtime_environment,
 )
 from pipeline.config.schema import ClusterConfig, ElasticWorkers, ResourcesConfig
 from pipeline.errors import ClusterError
@@ -161,6 +166,19 @@ def test_the_reason_is_one_line() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("job", [None, {}, {"env_vars": {"A": "b"}}, {"working_dir": "gcs://job.zip"}])
+def test_a_job_submitted_to_ray_keeps_its_working_folder(
+    job: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray merges both, and refuses to start where they have a setting in common."""
+    empty = str(tmp_path)
+    assert runtime_environment(empty) == {"working_dir": empty}
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps({"runtime_env": job, "metadata": {}}))
+    merged = _merge_runtime_env(RuntimeEnv(**(job or {})), RuntimeEnv(**runtime_environment(empty)))
+    assert merged is not None
+    assert merged["working_dir"] == (job or {}).get("working_dir", empty)
+
+
 def test_a_cluster_of_its_own_that_is_gone_is_not_waited_for() -> None:
     program = """
 import psutil
