@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.compressed import advice
@@ -123,10 +125,11 @@ class ScanTask:
             return f"{url}: {tear}; write it again or take it out of the folder, then index again"
         for fault in scan.faults():
             return f"{url}: {fault}; {regroup_mend(self.pattern)}"
-        if job.sha256 is not None:
-            return replace(scan.record(job.name), sha256=job.sha256)
-        write_sidecar(url, scan.sidecar)
-        return scan.record(job.name)
+        sidecar = scan.sidecar if job.sha256 is None else replace(scan.sidecar, sha256=job.sha256)
+        # An earlier version may have cut the tar into samples differently.
+        if job.sha256 is None or not np.array_equal(read_sidecar(url).offsets, sidecar.offsets):
+            write_sidecar(url, sidecar)
+        return replace(scan.record(job.name), sha256=sidecar.sha256)
 
 
 def regroup_mend(pattern: str) -> str:

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.shards import members
 from pipeline.shards.build import build_index, folder_lock
 from pipeline.shards.index import load_index, load_offsets
 from pipeline.shards.members import Keys
 from pipeline.shards.scan import NOTHING, Lacks, scan_shard
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
+from pipeline.shards.verify import verify
 
 
 def test_indexes_what_webdataset_wrote_and_agrees_with_its_reader(tmp_path: Path, samples: Callable) -> None:
@@ -181,6 +183,23 @@ def test_an_index_of_format_2_is_brought_up_to_date(folder: Path, capsys: pytest
     assert (index.digest, index.classes, index.keys) == (before.digest, classes, Keys())
     assert "older format" in capsys.readouterr().err
     assert load_index(str(folder)).digest == before.digest
+
+
+def test_samples_that_an_older_version_cut_otherwise_get_a_new_sidecar(
+    tmp_path: Path, samples: Callable, write_tar: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took what a Mac leaves in a folder of a tar for samples."""
+    write_tar(tmp_path / "a.tar", [("d/__MACOSX/x", {"png": b"?"}), *samples(3)])
+    with monkeypatch.context() as older:
+        older.setattr(members, "META_NAME", re.compile("__[^/]*__($|/)"))
+        assert build_index(str(tmp_path), workers=1).num_samples == 4
+    document = json.loads((tmp_path / "index.json").read_text())
+    del document["image_key"], document["lacks"]
+    (tmp_path / "index.json").write_text(json.dumps(document | {"version": 2}))
+    build_index(str(tmp_path), workers=1)
+    [shard] = load_index(str(tmp_path)).shards
+    assert (shard.samples, len(load_offsets(shard))) == (3, 4)
+    assert list(verify(str(tmp_path), decode_images=False, workers=1)) == []
 
 
 @pytest.mark.parametrize(("ending", "tool"), [("tar.gz", "gzip"), ("tgz", "gzip"), ("tar.xz", "xz"), ("tbz2", "bzip2")])
