@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.checkpoints.storage import open_storage
@@ -18,6 +19,7 @@ from pipeline.export import check_format, check_model
 from pipeline.models.spec import ViTSpec
 from pipeline.stages.context import class_names, tracking_store
 from pipeline.stages.data import check_background, check_classes, stage_data, stage_labels, used_datasets
+from pipeline.stages.folder import RunFolder
 from pipeline.stages.overlap import Overlaps
 from pipeline.stages.resolve import Branch, check_channels, reference_ids, stage_branches, stage_spec
 from pipeline.stages.usable import usable_warning
@@ -102,6 +104,8 @@ class _Preflight:
             check_channels(self.config, branch.stage_name)
         with self._noting():
             check_checkpoints(branch, stage)
+        with self._noting():
+            check_exclude(self.config, branch.stage_name, stage)
         classes: list[str] | None = None
         with self._noting():
             classes = self._classes(branch, stage)
@@ -203,6 +207,16 @@ def check_order(where: str, stage: TrainStage, train: list[Source]) -> None:
     except DataError as error:
         setting = "" if str(error).startswith("data.") else "data.exclude: "
         raise ConfigError(f"{where}.{setting}{error}") from None
+
+
+def check_exclude(config: PipelineConfig, stage_name: str, stage: TrainStage) -> None:
+    """Raise ConfigError for a manifest that this very stage writes: it grows, and goes when the stage runs again."""
+    own = RunFolder(Path(config.runs_dir) / config.name).stage(stage_name).path.absolute()
+    if stage.data.exclude and Path(stage.data.exclude).absolute().is_relative_to(own):
+        raise ConfigError(
+            f"stages.{stage_name}.data.exclude: {stage.data.exclude} lies in the stage's own folder, set aside when "
+            "its settings change; give this run another name, or copy the manifest elsewhere"
+        )
 
 
 def check_checkpoints(branch: Branch, stage: TrainStage) -> None:

@@ -230,7 +230,7 @@ class TrainStageRun:
         """Bad samples of the training and the validation data."""
         train, val = self.folder.path / bad_samples.TRAIN, self.folder.path / bad_samples.VAL
         indexes = [source.index for source in self.train]
-        mend = f"`data.exclude: {train}` leaves them out of the next run's order"
+        mend = f"`data.exclude: {train}` leaves them out of another run"
         told = {"train": tell_left_out(self.context, self.id, "train", train, indexes, mend)}
         if self.val:
             mend = "validation metrics are over the others"

@@ -91,6 +91,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         r"stages\.finer\.data\.exclude: there is no quarantine manifest gone\.jsonl;",
     ),
     (
+        {"stages.finer.data.exclude": "runs/quick/stages/finer/quarantine.jsonl"},
+        r"stages\.finer\.data\.exclude: runs/quick/stages/finer/quarantine\.jsonl lies in the stage's own folder",
+    ),
+    (
         {"stages.finer.data.exclude": "torn.jsonl"},
         r"stages\.finer\.data\.exclude: torn\.jsonl:1 is no line of a quarantine manifest",
     ),
