@@ -22,6 +22,11 @@ WHITE: Color = (255, 255, 255)
 MAX_BLOCK = 1000  # samples after which the weights of a mixture come out even, at most
 
 
+def is_extension(text: str) -> bool:
+    """Whether a text can name a member of a sample by its extension."""
+    return "/" not in text and bool(text.strip().lstrip("."))
+
+
 class CacheConfig(Section):
     """A folder on each machine for what was read of remote shards; the least recently used goes first."""
 
@@ -59,7 +64,7 @@ class DatasetConfig(Section):
     @classmethod
     def names_extensions(cls, key: str | None, info: ValidationInfo) -> str | None:
         extensions = [] if key is None else key.split(";") if info.field_name == "image_key" else [key]
-        if any("/" in extension or not extension.strip().lstrip(".") for extension in extensions):
+        if not all(map(is_extension, extensions)):
             several = ", or 'png;jpg' for either" if info.field_name == "image_key" else ""
             raise ValueError(f"the extension of a member such as 'jpg'{several}")
         return key

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pipeline.config.data import is_extension
 from pipeline.errors import DataError
 
 T = TypeVar("T")
@@ -93,7 +94,6 @@ def parse_label(text: bytes) -> int | None:
 
 
 def _extension(text: str, given: str) -> str:
-    extension = text.strip().lstrip(".").lower()
-    if not extension or "/" in extension:
+    if not is_extension(text):
         raise DataError(f"{given!r} names no extension of a member; write for example 'jpg', or 'png;jpg' for either")
-    return extension
+    return text.strip().lstrip(".").lower()
