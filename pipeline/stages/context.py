@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # a plan needs what is below, and neither a cluster nor a sto
     from pipeline.stages.stop import StopRequest
     from pipeline.tracking.runs import Tracker
 
+MOST_NUMBERED = 1_000_000  # classes without names, each of which has a row in the model's head
+
 
 @dataclass
 class RunContext:
@@ -98,19 +100,28 @@ def absolute(dataset: DatasetConfig) -> DatasetConfig:
     return dataset.model_copy(update=changes)
 
 
-def label_names(dataset: Dataset) -> list[str]:
-    """The label names of a data set: the config's, the index's, or plain numbers; none where it holds no labels."""
+def label_names(name: str, dataset: Dataset) -> list[str]:
+    """The label names of a data set: the config's, the index's, or plain numbers; none where it holds no labels.
+
+    Raises `DataError` for numbers that cannot be classes.
+    """
     if not labels_counted(dataset):
         return list(dataset.config.classes or [])
+    named = dataset.config.classes or dataset.index.classes
     highest = (dataset.index.label_range or (0, -1))[1]
-    return list(dataset.config.classes or dataset.index.classes or map(str, range(highest + 1)))
+    if named is None and highest >= MOST_NUMBERED:
+        raise DataError(
+            f"datasets.{name}: {dataset.config.shards} holds labels up to {highest}, which look like identifiers; "
+            "number the classes from 0, or take another label_key"
+        )
+    return list(named or map(str, range(highest + 1)))
 
 
 def class_names(name: str, dataset: Dataset) -> list[str]:
     """The label names of a data set. Raises `DataError` if its shards hold a label beyond them, or nothing usable."""
     check_usable(name, dataset)
     lowest, highest = (labels_counted(dataset) and dataset.index.label_range) or (0, -1)
-    names = label_names(dataset)
+    names = label_names(name, dataset)
     if highest >= len(names) or lowest < 0:
         raise DataError(
             f"datasets.{name}: {dataset.config.shards} holds labels {lowest} to {highest}, but there are "

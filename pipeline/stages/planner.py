@@ -106,7 +106,7 @@ class Planner:
             samples=index.num_samples,
             bytes=int(index.sizes.sum()),
             samples_per_shard=(int(counts.min()), int(counts.max())),
-            classes=len(label_names(self.datasets[name])) or None,
+            classes=len(label_names(name, self.datasets[name])) or None,
             digest=index.digest,
         )
 

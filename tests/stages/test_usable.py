@@ -69,3 +69,10 @@ def test_keys_that_the_index_was_made_for_are_the_default(tmp_path: Path) -> Non
     assert found.index.keys.image == ("img.tif",)
     assert class_names("t", found) == ["0", "1"]
     assert usable_warning("t", found) is None
+
+
+def test_labels_that_are_identifiers_are_refused_before_each_gets_a_class(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"^datasets\.t: .* holds labels up to 900000000000000000, which look like ident"
+    ):
+        class_names("t", dataset(tmp_path, {"png": b"x", "cls": b"900000000000000000"}))
