@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 
 from pipeline.shards import store
@@ -46,7 +47,7 @@ def advice(folder: str, names: list[str]) -> str:
     match = ENDING.fullmatch(names[0])
     assert match is not None
     tool, ending = UNPACK[match[2] or match[3]], names[0].removeprefix(match[1])
-    where = f"{folder}/*{ending}" if store.is_local(folder) else f"*{ending}"
+    where = f"{shlex.quote(folder)}/*{ending}" if store.is_local(folder) else f"*{ending}"
     more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     return (
         f"{store.join(folder, names[0])}: is a compressed tar{more}, and samples are read from the middle of plain "

@@ -206,6 +206,8 @@ def test_samples_that_an_older_version_cut_otherwise_get_a_new_sidecar(
 def test_compressed_tars_are_named_with_the_command_that_unpacks_them(
     tmp_path: Path, samples: Callable, write_tar: Callable, ending: str, tool: str
 ) -> None:
+    tmp_path = tmp_path / "my shards"
+    tmp_path.mkdir()
     path = write_tar(tmp_path / "a.tar", samples(3))
     packed = tmp_path / f"a.{ending}"
     packed.write_bytes(subprocess.run([tool, "-c", path], check=True, capture_output=True).stdout)
