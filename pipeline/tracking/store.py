@@ -94,7 +94,10 @@ def _absolute(uri: str) -> str:
 
 def shown(uri: str) -> str:
     """A URI without the password that it may hold."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # an address such as http://[::1, which no store will take either
+        return uri
     if not parts.password:
         return uri
     user, host = parts.netloc.rpartition("@")[::2]

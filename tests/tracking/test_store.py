@@ -157,3 +157,9 @@ def test_passwords_are_not_shown(tmp_path: Path) -> None:
         "see it at http://me:***@mlflow.example:5000/x"
     )
     assert store.record["tracking_uri"] == shown(uri)
+
+
+def test_an_address_that_is_no_url_is_a_sentence(tmp_path: Path) -> None:
+    store = choose_store(TrackingConfig(uri="http://[::1"), tmp_path, {}, {})
+    with pytest.raises(TrackingError, match=r"^tracking\.uri: the MLflow store at http://\[::1 does not answer"):
+        check_store(store)
