@@ -81,6 +81,8 @@ def class_labels(labels: Any, named: Any, num_classes: int) -> list[str] | None:
     missing = sorted(set(range(num_classes)) - names.keys())
     if missing:
         raise ModelError(f"id2label: names no class {missing[0]} of 0 to {num_classes - 1}; number all of them")
+    if not isinstance(named or {}, Mapping):
+        raise ModelError(f"label2id: found {named!r}, expected an object of names and their numbers")
     times = Counter(names.values())
     for name, number in (named or {}).items():
         theirs = names.get(_label_number("label2id", number))
@@ -94,7 +96,7 @@ def class_labels(labels: Any, named: Any, num_classes: int) -> list[str] | None:
 def _label_number(key: str, text: Any) -> int:
     try:
         return int(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ModelError(f"{key}: found {text!r}, expected the number of a class") from None
 
 

@@ -107,9 +107,11 @@ def test_labels_of_several_classes_are_told_apart() -> None:
             {"cat": 1, "dog": 0},
             "label2id: gives 'cat' the number 1, which is 'dog' in id2label",
         ),
+        ({"0": "cat", "1": "dog"}, ["cat", "dog"], "label2id: found ['cat', 'dog'], expected an object of names and "),
+        ({"0": "cat", "1": "dog"}, {"cat": float("inf")}, "label2id: found inf, expected the number of a class"),
     ],
 )
-def test_labels_that_contradict_are_refused(labels: dict[str, str], named: dict[str, int] | None, fault: str) -> None:
+def test_labels_that_contradict_are_refused(labels: dict[str, str], named: Any, fault: str) -> None:
     with pytest.raises(ModelError) as caught:
         class_labels(labels, named, 2)
     assert str(caught.value).startswith(fault)
