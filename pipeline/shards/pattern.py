@@ -69,7 +69,7 @@ def parse_pattern(text: str) -> Pattern:
     text = text.removeprefix("file://")
     if not text:
         raise DataError("an empty shard pattern; name a folder, a tar, or a pattern such as train-{000000..000010}.tar")
-    if store.is_local(text) and store.local_path(text).is_dir():
+    if store.is_local(text) and os.path.isdir(store.local_path(text)):  # False for a list longer than a file name
         return Pattern(text, _absolute(text), ALL)
     folder, slash, name = text.rpartition("/")
     if (
@@ -79,7 +79,7 @@ def parse_pattern(text: str) -> Pattern:
         and not WILDCARD.search(name)
     ):
         return Pattern(text, _absolute(text), ALL)
-    there = store.is_local(folder) and store.local_path(folder).is_dir()  # then it means itself
+    there = store.is_local(folder) and os.path.isdir(store.local_path(folder))  # then it means itself
     if re.search(r"[*?{}]", folder) and not there:
         raise DataError(f"{text!r}: only the file name may vary, since one index describes one folder")
     folder = (folder or "/") if slash else "."

@@ -19,6 +19,11 @@ def test_a_range_names_each_number_once_with_its_zeros(first: int, more: int, wi
     assert all(len(name[2:-4]) >= width for name in names)
 
 
+def test_a_list_of_names_may_be_longer_than_a_file_name(tmp_path: Path) -> None:
+    names = [f"train-{number:06d}.tar" for number in range(50)]
+    assert parse_pattern(f"{tmp_path}/{{{','.join(names)}}}").select(names) == names
+
+
 def test_groups_multiply() -> None:
     assert expand_braces("{a,b}-{1..2}") == ["a-1", "a-2", "b-1", "b-2"]
 
