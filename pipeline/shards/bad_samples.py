@@ -83,7 +83,7 @@ def place_of(line: Line) -> tuple[Any, ...]:
 def read_lines(path: Path) -> list[Line]:
     """The lines of one file. Raises DataError for one that is no line of a manifest."""
     lines = []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

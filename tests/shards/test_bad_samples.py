@@ -59,7 +59,8 @@ def test_no_files_are_no_bad_samples(tmp_path: Path) -> None:
     assert (found.bad, found.reasons) == (0, [])
 
 
-def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "bad.w.jsonl").write_text("[]\n{}\n")
+@pytest.mark.parametrize("data", [b"[]\n{}\n", b"\xff\xfe\x00\n"])
+def test_a_damaged_file_is_one_sentence(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "bad.w.jsonl").write_bytes(data)
     with pytest.raises(DataError, match=r"bad\.w\.jsonl:1 is no line of a quarantine manifest"):
         summarise(tmp_path / "bad.jsonl", 1)
