@@ -40,3 +40,9 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, whole."""
     text = json.dumps(value, indent=1) + "\n"
     write_whole(path, lambda draft: draft.write_text(text))
+
+
+def takes_no_files(path: Path) -> str | None:
+    """Why a file cannot be made there, nor the folders that it lacks; None if it seems to work."""
+    folder = next(folder for folder in path.absolute().parents if os.path.exists(folder))
+    return None if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else f"{folder} takes no files"

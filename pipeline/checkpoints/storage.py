@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from pipeline.errors import CheckpointError
-from pipeline.files import sync, write_whole
+from pipeline.files import sync, takes_no_files, write_whole
 from pipeline.shards.store import filesystem, is_local, local_path, read_range
 
+PROBE = "write-test"  # a small file that comes and goes
 LOCKED_BY = "manifest.json"  # readers of a checkpoint hold a shared lock on it
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 ALMOST_FULL_BYTES = 1 << 20
@@ -60,6 +61,9 @@ class Storage(Protocol):
 
     def free_bytes(self) -> int | None:
         """Room left, None where there is no bound."""
+
+    def refuses(self) -> str | None:
+        """Why nothing can be written here, as far as can be told without writing; None if it seems to work."""
 
 
 def open_storage(url: str | Path) -> Storage:
@@ -140,6 +144,9 @@ class LocalStorage:
             place = place.parent
         return shutil.disk_usage(place).free
 
+    def refuses(self) -> str | None:
+        return takes_no_files(self.path / PROBE)
+
 
 class ObjectStorage:
     """A prefix of an object store that fsspec reaches. It has no locks; a manifest is one object, put last."""
@@ -209,6 +216,19 @@ class ObjectStorage:
 
     def free_bytes(self) -> int | None:
         return None
+
+    def refuses(self) -> str | None:
+        return None  # only a write would tell
+
+
+def try_to_write(storage: Storage) -> str | None:
+    """Write and remove a small file; returns why that failed, None if it worked."""
+    try:
+        storage.put(PROBE, b"")
+        storage.remove(PROBE)
+    except Exception as error:  # each store has errors of its own
+        return str(error) or type(error).__name__
+    return None
 
 
 def unwritable(storage: Storage, error: BaseException) -> CheckpointError | None:

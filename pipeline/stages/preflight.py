@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.checkpoints.storage import open_storage
+from pipeline.checkpoints.storage import Storage, open_storage, try_to_write
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
 from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.export import check_format, check_model
@@ -229,6 +229,26 @@ def check_checkpoints(branch: Branch, stage: TrainStage) -> None:
         )
     if stage.checkpoint.storage is not None:
         try:
-            open_storage(stage.checkpoint.storage)
+            storage = open_storage(stage.checkpoint.storage)
         except DataError as error:
             raise ConfigError(f"{where}.checkpoint.storage: {error}") from None
+        if why := storage.refuses():
+            raise unwritable(branch.stage_name, storage, why)
+
+
+def check_storages(config: PipelineConfig) -> None:
+    """Write a small object where checkpoints will lie, and remove it. Raises ConfigError for places that refuse."""
+    findings = Findings()
+    for name, stage in config.stages.items():
+        if isinstance(stage, TrainStage) and stage.checkpoint.storage is not None:
+            storage = open_storage(f"{stage.checkpoint.storage.rstrip('/')}/{config.name}")
+            if why := try_to_write(storage):
+                findings.faults.append(unwritable(name, storage, why))
+    findings.refuse()
+
+
+def unwritable(stage_name: str, storage: Storage, why: str) -> ConfigError:
+    return ConfigError(
+        f"stages.{stage_name}.checkpoint.storage: {storage.root} cannot be written ({why}); correct the address or "
+        "its permissions"
+    )

@@ -21,7 +21,7 @@ from pipeline.stages.evaluate import EvaluateStageRun
 from pipeline.stages.export import ExportStageRun
 from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, Status
 from pipeline.stages.inputs import changes, inputs_digest
-from pipeline.stages.preflight import preflight
+from pipeline.stages.preflight import check_storages, preflight
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
@@ -72,6 +72,8 @@ def run_pipeline(config: PipelineConfig) -> None:
         stack.enter_context(folder.locked())
         require_same_pipeline(config, folder)
         progress = stack.enter_context(Progress())
+        if not config.train.replay_slots:
+            check_storages(config)
         if to_make:
             datasets |= make_datasets(config, to_make)
             findings = preflight(config, datasets)

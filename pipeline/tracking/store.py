@@ -17,6 +17,7 @@ from urllib.request import url2pathname
 
 from pipeline.config.schema import TrackingConfig
 from pipeline.errors import TrackingError
+from pipeline.files import takes_no_files
 
 QUIET = ("mlflow", "mlflow.store.db.utils", "alembic", "sqlalchemy")
 DEFAULT_EXPERIMENT = "minivit"
@@ -166,21 +167,15 @@ def check_store(store: Store) -> None:
     """Raise `TrackingError` where a run could not be tracked, as far as can be seen without writing anything."""
     path, found = sqlite_path(store.uri), None
     if path is not None and (not path.is_file() or not path.stat().st_size):
-        if why := _takes_no_files(path):
+        if why := takes_no_files(path):
             raise unwritable(store, path, why)
     elif path is not None or not DATABASE.match(store.uri):
         found = find_experiment(client_for(store.uri, store.setting), store)
     default = store.artifacts.resolve().as_uri() if path is not None else ""
     place = urlsplit(found.artifact_location if found else default)
     local = place.path and place.scheme in ("", "file")
-    if local and (why := _takes_no_files(Path(url2pathname(place.path), "run"))):
+    if local and (why := takes_no_files(Path(url2pathname(place.path), "run"))):
         raise unstorable(store, place.geturl(), "an artifact", why)
-
-
-def _takes_no_files(path: Path) -> str | None:
-    """Why a file cannot be made there, nor the folders that it lacks; None if it seems to work."""
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    return None if folder.is_dir() and os.access(folder, os.W_OK) else f"{folder} takes no files"
 
 
 @contextmanager

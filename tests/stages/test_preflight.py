@@ -16,7 +16,7 @@ from pipeline.models.variants import build_spec
 from pipeline.stages import sources
 from pipeline.stages.context import find_datasets
 from pipeline.stages.planner import plan
-from pipeline.stages.preflight import Findings, preflight
+from pipeline.stages.preflight import Findings, check_storages, preflight
 from pipeline.stages.run import run_pipeline
 from pipeline.stages.sources import describe_source
 
@@ -122,6 +122,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         {"stages.larger.checkpoint.storage": "nowhere://bucket"},
         r"stages\.larger\.checkpoint\.storage: nowhere://bucket: fsspec cannot open 'nowhere:' URLs here",
+    ),
+    (
+        {"stages.larger.checkpoint.storage": "torn.jsonl/checkpoints"},
+        r"stages\.larger\.checkpoint\.storage: torn\.jsonl/checkpoints cannot be written \(.*/torn\.jsonl takes no ",
     ),
 ]
 
@@ -232,6 +236,26 @@ def test_an_evaluation_is_held_against_all_that_its_model_has_seen(raw: dict[str
     change(raw, "stages.evaluate.data", "first")
     [warning] = findings(raw).warnings
     assert warning.startswith("datasets.first: 1 of 1 shards (train-000000.tar) are in datasets.train too")
+
+
+def test_storage_without_its_bucket_is_refused_before_anything_trains(raw: dict[str, Any], s3: Path) -> None:
+    change(raw, "stages.larger.checkpoint.storage", "s3://no-such-bucket/checkpoints")
+    config = parse_config(raw, "c")
+    plan(config)  # only a write can tell
+    with pytest.raises(
+        ConfigError,
+        match=r"^stages\.larger\.checkpoint\.storage: s3://no-such-bucket/checkpoints/quick cannot be written \(",
+    ):
+        run_pipeline(config)
+    assert not Path("runs/quick/stages").exists()
+
+
+def test_the_write_that_tries_a_storage_leaves_nothing_in_it(raw: dict[str, Any], s3: Path) -> None:
+    (s3 / "tried").mkdir()
+    change(raw, "stages.larger.checkpoint.storage", "s3://tried/checkpoints")
+    change(raw, "stages.finer.checkpoint.storage", "kept")
+    check_storages(parse_config(raw, "c"))
+    assert not [path for place in (s3 / "tried", Path("kept")) for path in place.rglob("*") if path.is_file()]
 
 
 def test_a_store_without_a_place_is_refused_before_anything_starts(raw: dict[str, Any]) -> None:
