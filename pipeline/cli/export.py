@@ -19,7 +19,12 @@ from pipeline.cli.paths import UserPath
     metavar="best|last|step-N",
     help="Export a committed checkpoint instead of the finished model; the stage need not have finished.",
 )
-@click.option("--out", type=UserPath(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--out",
+    type=UserPath(path_type=Path),
+    required=True,
+    help="New or empty folder, or one with an export in this format.",
+)
 def command(model: Path, name: str, checkpoint: str | None, out: Path) -> None:
     """Write the model of RUN's last training stage, or of RUN/STAGE, to a folder."""
     from pipeline.export import export

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,31 +21,34 @@ if TYPE_CHECKING:
 class Format(NamedTuple):
     """A row of the table: the module with `write(bundle, folder) -> Path`, imported when used.
 
-    `narrow` formats cannot hold every model: their modules have `check(spec)` too. `packages` come with the extra of
-    the format's name.
+    `files` are what `write` leaves in the folder. `narrow` formats cannot hold every model: their modules have
+    `check(spec)` too. `packages` come with the extra of the format's name.
     """
 
     module: str
+    files: tuple[str, ...]
     narrow: bool = False
     packages: tuple[str, ...] = ()
 
 
 FORMATS = {
-    "safetensors": Format("to_safetensors"),
-    "timm": Format("to_timm", narrow=True),
-    "clip": Format("to_clip", narrow=True),
-    "onnx": Format("to_onnx", packages=("onnx", "onnxscript")),
-    "torch-export": Format("to_torch_export"),
+    "safetensors": Format("to_safetensors", files=("model.json", "model.safetensors")),
+    "timm": Format("to_timm", files=("config.json", "model.safetensors"), narrow=True),
+    "clip": Format("to_clip", files=("config.json", "model.safetensors"), narrow=True),
+    "onnx": Format("to_onnx", files=("model.json", "model.onnx"), packages=("onnx", "onnxscript")),
+    "torch-export": Format("to_torch_export", files=("model.json", "model.pt2")),
 }
 
 
 def export(name: str, bundle: Bundle, out: str | os.PathLike[str]) -> Path:
     """Write a bundle in a format into the folder `out`, made if need be; returns the file or folder to hand on.
 
-    Raises `ModelError` as `check_format` and `check_model` do.
+    An earlier export in the same format is replaced. Raises `ModelError` as `check_format`, `check_model` and
+    `check_out` do.
     """
     check_format(name)
     check_model(name, bundle.spec)
+    check_out(name, Path(out))
     path: Path = _module(name).write(bundle, Path(out))
     return path
 
@@ -64,6 +68,21 @@ def check_model(name: str, spec: ViTSpec) -> None:
     """Raise `ModelError` for a model that a known format cannot hold, naming the field."""
     if FORMATS[name].narrow:
         _module(name).check(spec)
+
+
+def check_out(name: str, out: Path) -> None:
+    """Raise `ModelError` unless a folder is new, empty, or holds nothing but an export in this format."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ModelError(f"{out}: is a file; name a folder to export to")
+    draft = r"(\.[0-9a-f]{8}-)?"  # of a file that a killed export left
+    ours = re.compile(draft + "(" + "|".join(map(re.escape, FORMATS[name].files)) + ")")
+    others = sorted(path.name for path in out.iterdir() if not ours.fullmatch(path.name))
+    if others:
+        raise ModelError(
+            f"{out}: holds {others[0]!r}, which is not part of a {name} export; name a new or an empty folder"
+        )
 
 
 def _module(name: str) -> ModuleType:

@@ -98,8 +98,9 @@ def save_bundle(
         "classes": None if classes is None else list(classes),
         "provenance": provenance,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    place = folder.resolve()  # "." has no name to put a draft beside
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     draft.mkdir()
     try:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
@@ -107,7 +108,7 @@ def save_bundle(
         (draft / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
         for name in (WEIGHTS, DESCRIPTION):
             sync(draft / name)
-        _replace_folder(draft, folder)
+        _replace_folder(draft, place)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder

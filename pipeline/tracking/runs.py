@@ -24,6 +24,7 @@ from pipeline.tracking.store import (
 MAX_PER_CALL = 100  # parameters, or tags
 MAX_PARAM_LENGTH = 6000
 MAX_DATASET_NAME_LENGTH = 500
+DATASET_ATTEMPTS = 3
 LONG_PARAMS = "long_params"  # folder of the artifacts that hold the parameters MLflow has no room for
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
@@ -174,7 +175,16 @@ class Tracker:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data = Dataset(name[:MAX_DATASET_NAME_LENGTH], digest[:36], source_type="webdataset", source=url)
-        self.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", context)])]
+        for attempt in range(DATASET_ATTEMPTS):
+            try:
+                self.client.log_inputs(run_id, inputs)
+                break
+            except Exception:
+                # MLflow looks for the data set, then inserts it: a branch beside this one, or another pipeline, may
+                # have inserted it in between. The next attempt finds it.
+                if attempt == DATASET_ATTEMPTS - 1:
+                    raise
 
     @_told
     def artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:

@@ -26,6 +26,33 @@ def test_every_writer_is_registered() -> None:
     assert files == {row.module for row in FORMATS.values()}
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_export_replaces_an_earlier_one_and_nothing_else(
+    name: str, make_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    out, bundle = tmp_path / "out", make_bundle(embed_norm=True, eps=1e-5)
+    export(name, bundle, out)
+    assert {path.name for path in out.iterdir()} == set(FORMATS[name].files)
+    (out / f".0123abcd-{FORMATS[name].files[1]}").touch()  # left by a killed export
+    export(name, bundle, out)
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(
+        ModelError, match=rf"out: holds 'thesis\.tex', which is not part of a {name} export; name a new"
+    ):
+        export(name, bundle, out)
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_may_be_the_one_one_stands_in(
+    make_bundle: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export("safetensors", make_bundle(), ".")
+    assert {path.name for path in tmp_path.resolve().iterdir()} == {"model.json", "model.safetensors"}
+    with pytest.raises(ModelError, match=r"model\.json: is a file"):
+        export("safetensors", make_bundle(), tmp_path / "model.json")
+
+
 def test_wrong_name_lists_the_right_ones(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"did you mean 'onnx'\? Known are safetensors, timm, clip, onnx, torch-export"

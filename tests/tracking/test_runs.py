@@ -4,8 +4,10 @@ import dataclasses
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,20 @@ def test_two_pipelines_may_begin_at_once(tmp_path: Path) -> None:
     client = MlflowClient(default_uri(tmp_path))
     experiment = client.get_experiment_by_name("minivit")
     assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_branches_record_the_same_data_at_the_same_time(tmp_path: Path) -> None:
+    """MLflow inserts a data set twice where two callers meet; 20 meetings of 4 are sure to hit that."""
+    tracker = Tracker(choose_store(TrackingConfig(), tmp_path, {}, {}))
+    runs = [tracker.start(f"branch {number}", run_id=None) for number in range(4)]
+    for meeting in range(20):
+        start = threading.Barrier(len(runs))
+
+        def record(run: str, digest: str = f"{meeting:032x}", start: threading.Barrier = start) -> None:
+            start.wait()
+            tracker.dataset(run, "train", "data/train-*.tar", digest, "train")
+
+        with ThreadPoolExecutor(len(runs)) as pool:
+            list(pool.map(record, runs))
+    for run in runs:
+        assert len(tracker.client.get_run(run).inputs.dataset_inputs) == 20
