@@ -14,6 +14,7 @@ from pipeline.cli.paths import PATTERN, UserPath
 from pipeline.cli.shards_options import IMAGE_KEY, LABEL_KEY, WORKERS, summarise, tell_lacking
 from pipeline.cli.shards_rewrite import regroup_command, reshard_command, split_command
 
+MOST_FAULTS = 20  # lines of each kind that `verify` prints
 CLICK_TYPES = {int: click.INT, str: click.STRING, Path: UserPath(path_type=Path)}
 
 
@@ -94,13 +95,19 @@ def index_command(
 @group.command("verify")
 @click.argument("patterns", type=PATTERN, nargs=-1, required=True, metavar="PATTERN...")
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Decode every image, and look for doubles.")
+@click.option("--all", "print_all", is_flag=True, help=f"Print every fault, not only {MOST_FAULTS} of each kind.")
 @IMAGE_KEY
 @LABEL_KEY
 @WORKERS
 def verify_command(
-    patterns: tuple[str, ...], decode: bool, image_key: str | None, label_key: str | None, workers: int | None
+    patterns: tuple[str, ...],
+    decode: bool,
+    print_all: bool,
+    image_key: str | None,
+    label_key: str | None,
+    workers: int | None,
 ) -> None:
-    """Read every byte of the shards that PATTERN means; one line for each fault, and exit status 3 if there is one.
+    """Read every byte of the shards that PATTERN means; print each fault, and exit with status 3 if there is one.
 
     CONFIG.yaml:NAME names a data set of a pipeline and uses its keys; CONFIG.yaml names all of them. An image that is
     in two data sets is a fault. Duplicates within one are reported but are not faults: the exit status stays 0.
@@ -115,7 +122,11 @@ def verify_command(
     found: Counter[Kind] = Counter()
     for fault in verify(*sets, decode_images=decode, workers=workers):
         found[fault.kind] += 1
-        click.echo(str(fault))
+        if print_all or found[fault.kind] <= MOST_FAULTS:
+            click.echo(str(fault))
+    for kind, number in found.items():
+        if not print_all and number > MOST_FAULTS:
+            click.echo(f"... and {kind.count(number - MOST_FAULTS, 'more ')} (--all prints them)")
     said = "; ".join(kind.summary(found[kind]) for kind in Kind if found[kind])
     if any(kind.is_fault for kind in found):
         raise DataError(f"{' '.join(patterns)}: {said}")

@@ -1,4 +1,4 @@
-"""Samples that a data set holds twice, found by 24 bytes for each sample."""
+"""Images that a data set holds twice, found by 16 bytes for each sample."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ class Double(NamedTuple):
 
 
 class Fingerprints(NamedTuple):
-    """What a shard's samples are known by: 64-bit hashes of key and image, and the label; -1 for none."""
+    """What a shard's samples are known by: a 64-bit hash of the image, and the label; -1 for none."""
 
-    keys: np.ndarray
     images: np.ndarray
     labels: np.ndarray
 
     @classmethod
-    def of(cls, rows: list[tuple[int, int, int]]) -> Fingerprints:
-        keys, images, labels = zip(*rows, strict=True) if rows else ((), (), ())
-        return cls(np.array(keys, HASH), np.array(images, HASH), np.array(labels, np.int64))
+    def of(cls, rows: list[tuple[int, int]]) -> Fingerprints:
+        images, labels = zip(*rows, strict=True) if rows else ((), ())
+        return cls(np.array(images, HASH), np.array(labels, np.int64))
 
 
 def fingerprint(data: bytes | memoryview) -> int:
@@ -41,11 +40,11 @@ def fingerprint(data: bytes | memoryview) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-EMPTY = fingerprint(b"")  # of what a sample lacks
+EMPTY = fingerprint(b"")  # of a sample without image
 
 
 class Doubles:
-    """Samples that a data set holds more than once; keeps 24 bytes for each sample."""
+    """Images that a data set holds more than once; keeps 16 bytes for each sample."""
 
     def __init__(self, index: DatasetIndex) -> None:
         self.index = index
@@ -55,24 +54,25 @@ class Doubles:
         self._of_shards.append((shard, found))
 
     def found(self) -> Iterator[Double]:
-        """Repetitions, each with the place of the first."""
-        shards, samples, (keys, images, labels) = self.columns()
-        for first, again in repetitions(keys):
-            # Within a shard it was reported before; a torn sample has no key.
-            if shards[first] != shards[again] and keys[again] != EMPTY:
-                yield self.double(shards, samples, again, f"this key is in {self._name(shards[first])} too")
-        for first, again in repetitions(images):
-            labelled = labels[first] >= 0 and labels[again] >= 0
-            if labelled and labels[first] != labels[again] and images[again] != EMPTY:
-                where = f"{self.place(shards, samples, first)} (label {labels[first]})"
-                yield self.double(shards, samples, again, f"label {labels[again]}, but its image is that of {where}")
+        """Repetitions, each with the place of the first; those with another label come first."""
+        shards, samples, (images, labels) = self.columns()
+        firsts, agains = repetitions(images)
+        differ = (labels[firsts] != labels[agains]) & (labels[firsts] >= 0) & (labels[agains] >= 0)
+        for i in np.lexsort((agains, ~differ)):
+            first, again = int(firsts[i]), int(agains[i])
+            if images[again] == EMPTY:
+                continue
+            message = f"its image is that of {self.place(shards, samples, first)}"
+            if differ[i]:
+                message = f"label {labels[again]}, but {message} (label {labels[first]})"
+            yield self.double(shards, samples, again, message)
 
     def columns(self) -> tuple[np.ndarray, np.ndarray, Fingerprints]:
         """Of all samples: number of the shard, number in the shard, and what it is known by."""
         if not self._of_shards:
             return np.zeros(0, np.int64), np.zeros(0, np.int64), Fingerprints.of([])
-        shards = np.concatenate([np.full(len(found.keys), shard) for shard, found in self._of_shards])
-        samples = np.concatenate([np.arange(len(found.keys)) for _, found in self._of_shards])
+        shards = np.concatenate([np.full(len(found.images), shard) for shard, found in self._of_shards])
+        samples = np.concatenate([np.arange(len(found.images)) for _, found in self._of_shards])
         columns = zip(*(found for _, found in self._of_shards), strict=True)
         return shards, samples, Fingerprints(*(np.concatenate(column) for column in columns))
 
@@ -99,8 +99,8 @@ def overlap(first: Doubles, second: Doubles, name: str) -> Iterator[Double]:
     shared = {shard.url for shard in first.index.shards} & {shard.url for shard in second.index.shards}
     for url in sorted(shared):
         yield Double(url, None, f"this shard is in {name} too")
-    theirs, their_samples, (_, their_images, _) = first.columns()
-    ours, our_samples, (_, our_images, _) = second.columns()
+    theirs, their_samples, (their_images, _) = first.columns()
+    ours, our_samples, (our_images, _) = second.columns()
     if not len(their_images):
         return
     order = np.argsort(their_images, kind="stable")
@@ -111,12 +111,11 @@ def overlap(first: Doubles, second: Doubles, name: str) -> Iterator[Double]:
             yield second.double(ours, our_samples, row, f"its image is in {name} too: {where}")
 
 
-def repetitions(values: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(first, later) positions of equal values, for each later one."""
+def repetitions(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of equal values: for each later one, the first's and its own."""
     order = np.argsort(values, kind="stable")
-    first = 0
-    for place in range(1, len(order)):
-        if values[order[place]] != values[order[first]]:
-            first = place
-        else:
-            yield int(order[first]), int(order[place])
+    ordered = values[order]
+    repeats = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+    begins = np.diff(repeats, prepend=-1) > 1  # a run of equal values
+    heads = np.maximum.accumulate(np.where(begins, repeats - 1, 0))
+    return order[heads], order[repeats]

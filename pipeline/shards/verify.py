@@ -27,15 +27,24 @@ from pipeline.shards.tar import TornTar
 
 
 class Kind(enum.Enum):
-    """What kind of fault it is, which decides what helps: its noun, and advice."""
+    """What kind of fault it is, which decides what helps: its noun, where it lies, and advice."""
 
-    SHARD = "fault", "of whole shards: copy or make those shards again, then index them"
-    SAMPLE = "fault", "of samples, which a run leaves out: correct them at their source and make the shards again"
+    SHARD = "fault", "of whole shards", ": copy or make those shards again, then index them"
+    SAMPLE = (
+        "fault",
+        "of samples",
+        ", which a run leaves out: correct them at their source and make the shards again",
+    )
     OVERLAP = (
         "overlap",
-        "of two data sets: a model would be judged by what it was trained on; take them out of one of the two",
+        "of two data sets",
+        ": a model would be judged by what it was trained on; take them out of one of the two",
     )
-    DOUBLE = "double", "already in the source: the shards are intact; remove them at the source if unwanted"
+    DOUBLE = (
+        "double",
+        "already in the source",
+        ": the shards are intact; remove them at the source if unwanted",
+    )
 
     @property
     def is_fault(self) -> bool:
@@ -43,8 +52,11 @@ class Kind(enum.Enum):
         return self is not Kind.DOUBLE
 
     def summary(self, number: int) -> str:
-        noun, help_text = self.value
-        return f"{number:,} {noun}{'s' if number > 1 else ''} {help_text}"
+        return f"{self.count(number)}{self.value[2]}"
+
+    def count(self, number: int, more: str = "") -> str:
+        noun, where, _ = self.value
+        return f"{number:,} {more}{noun}{'s' if number > 1 else ''} {where}"
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,8 @@ class Fault:
 def verify(*sets: NamedSet | str, decode_images: bool = True, workers: int | None = None) -> Iterator[Fault]:
     """Every fault of some data sets (text is a pattern): hash, tar, sidecar, labels, members, images, doubles, overlap.
 
-    Doubles are keys that another sample has, and images that another sample has with another label; equal images of one
-    label are not reported. Overlap is an image in two of the sets. Without `decode_images`, images are not looked at.
+    Doubles are equal images, and equal keys in one shard. Overlap is an image in two of the sets. A torn shard is
+    one fault. Without `decode_images`, images are not looked at.
     Raises DataError if there is no index to compare with.
     """
     seen: list[tuple[NamedSet, Doubles]] = []
@@ -115,23 +127,23 @@ class VerifyTask:
     decode_images: bool
 
     def __call__(self, shard: ShardInfo) -> tuple[list[Fault], Fingerprints]:
-        faults = self._of_shard(shard)
         found = Fingerprints.of([])
-        try:
-            if self.decode_images:
-                of_images, found = images_of(shard, self.keys)
-                faults += of_images
-        except DataError as error:
-            message = str(error).removeprefix(f"{shard.url}: ")
-            if message not in {fault.message for fault in faults}:
-                faults.append(Fault(shard.url, None, message))
-        return faults, found
-
-    def _of_shard(self, shard: ShardInfo) -> list[Fault]:
         try:
             scan = scan_shard(shard.url, self.keys, headers_only=self.headers_only)
         except (TornTar, DataError) as error:
-            return [Fault(shard.url, None, str(error).removeprefix(f"{shard.url}: "))]
+            return [unreadable(shard, error)], found
+        faults = self._of_scan(shard, scan)
+        damaged = any(fault.kind is Kind.SHARD for fault in faults)
+        if self.decode_images:
+            try:
+                of_images, found = images_of(shard, self.keys)
+            except DataError as error:
+                of_images = [unreadable(shard, error)]
+            # Samples that are not where the sidecar says follow from damage that was reported.
+            faults += [fault for fault in of_images if not (damaged and fault.kind is Kind.SHARD)]
+        return faults, found
+
+    def _of_scan(self, shard: ShardInfo, scan: ShardScan) -> list[Fault]:
         faults = [Fault(shard.url, None, message) for message in _against_index(shard, scan)]
         faults += [Fault(shard.url, None, f"{message}; {regroup_mend(self.pattern)}") for message in scan.faults()]
         if scan.links:
@@ -159,12 +171,18 @@ class VerifyTask:
             yield f"label {sample.label} is outside the {self.num_classes} classes"
 
 
+def unreadable(shard: ShardInfo, error: Exception) -> Fault:
+    return Fault(shard.url, None, str(error).removeprefix(f"{shard.url}: "))
+
+
 def _against_index(shard: ShardInfo, scan: ShardScan) -> Iterator[str]:
     found = scan.sidecar
     if found.tar_bytes != shard.bytes:
         yield f"{found.tar_bytes:,} bytes, but {shard.bytes:,} in the index"
-    elif found.sha256 != shard.sha256:
+        return
+    if found.sha256 != shard.sha256:
         yield f"its SHA-256 is {found.sha256[:12]}.., but {shard.sha256[:12]}.. in the index: its bytes have changed"
+        return
     if found.samples != shard.samples:
         yield f"{found.samples:,} samples, but {shard.samples:,} in the index"
     try:
@@ -184,7 +202,7 @@ def images_of(shard: ShardInfo, keys: Keys) -> tuple[list[Fault], Fingerprints]:
     for _, key, members, tear in shard_samples(shard):
         if members is None:
             faults.append(Fault(shard.url, key, tear))
-            rows.append((EMPTY, EMPTY, -1))
+            rows.append((EMPTY, -1))
             continue
         extension = keys.image_extension(members)
         image = members[extension] if extension is not None else None
@@ -195,6 +213,5 @@ def images_of(shard: ShardInfo, keys: Keys) -> tuple[list[Fault], Fingerprints]:
                 decode(image, header, 1 if header.mode == "L" else 3, WHITE)
             except BadImage as bad:
                 faults.append(Fault(shard.url, key, str(bad), Kind.SAMPLE))
-        hashes = fingerprint(key.encode("utf-8", "surrogateescape")), fingerprint(image or b"")
-        rows.append((*hashes, -1 if label is None else label))
+        rows.append((fingerprint(image or b""), -1 if label is None else label))
     return faults, Fingerprints.of(rows)

@@ -19,7 +19,9 @@ from pipeline.cli.shards import group
 from pipeline.errors import DataError
 from pipeline.shards.index import load_index
 
-PNG = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
+
+def png(level: int) -> bytes:
+    return cv2.imencode(".png", np.full((8, 8), level, np.uint8))[1].tobytes()
 
 
 def minivit(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,8 +32,8 @@ def minivit(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
-        for key in "xyz":
-            for name, data in ((f"{key}.png", PNG), (f"{key}.cls", b"1")):
+        for level, key in enumerate("xyz"):
+            for name, data in ((f"{key}.png", png(level)), (f"{key}.cls", b"1")):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -84,7 +86,7 @@ def test_classes_from_a_file(folder: Path) -> None:
 def test_make_folder(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "src" / name).mkdir(parents=True)
-        (tmp_path / "src" / name / "1.png").write_bytes(PNG)
+        (tmp_path / "src" / name / "1.png").write_bytes(png(0))
     arguments = ["make", "folder", "--src", str(tmp_path / "src"), "--out", str(tmp_path / "out"), "--prefix", "val"]
     result = CliRunner().invoke(group, arguments, catch_exceptions=False)
     assert "1 shards, 2 samples" in result.output
@@ -146,6 +148,26 @@ def test_verify_tells_doubles_from_damage(folder: Path) -> None:
     assert both.returncode == 3
     assert "its image is in" in both.stdout
     assert "3 overlaps of two data sets" in both.stderr
+
+
+def test_verify_prints_the_first_faults_of_each_kind(folder: Path) -> None:
+    with tarfile.open(folder / "b-0.tar", "w") as tar:
+        for number in range(25):
+            tar.addfile(tarfile.TarInfo(f"{number}.txt"))
+    with tarfile.open(folder / "c-0.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("c.cls"))
+    minivit("index", str(folder))
+    (folder / "c-0.tar").write_bytes(b"torn")
+    runner = CliRunner()
+    done = runner.invoke(group, ["verify", str(folder), "--workers", "1"])
+    lines = done.stdout.splitlines()
+    assert len(lines) == 20 + 1 + 1
+    assert lines[-2].startswith(f"{folder}/c-0.tar: ")
+    assert lines[-1] == "... and 30 more faults of samples (--all prints them)"
+    assert "1 fault of whole shards" in str(done.exception)
+    assert "50 faults of samples" in str(done.exception)
+    everything = runner.invoke(group, ["verify", str(folder), "--workers", "1", "--all"])
+    assert len(everything.stdout.splitlines()) == 51
 
 
 def test_a_tar_in_pieces_is_regrouped_as_the_index_advises(tmp_path: Path) -> None:
