@@ -22,6 +22,8 @@ from pipeline.stream.quarantine import manifest_digest
 from pipeline.stream.source import Source
 
 VERSION = 2  # of what the inputs mean; every stage runs again when it is raised
+NAMED = "models", "train"  # inputs that map names to digests or data sets
+DIGESTS = "exclude", "init_from", "model"  # inputs of which only the digest is known
 
 # Settings that count by what they resolve to.
 RESOLVED: dict[type[Section], dict[str, str]] = {
@@ -137,19 +139,32 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"{', '.join(differences(before, now)) or 'its inputs'} changed"
 
 
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two inputs differ, with both values where they are short; what is left out is a default."""
+def differences(before: Any, after: Any, path: str = "", *, comes_or_goes: bool = False) -> list[str]:
+    """Dotted paths at which two inputs differ, with both values where they are short.
+
+    A setting that is left out is at its default; models and data sets are added or removed. The values of
+    digests are not shown.
+    """
     if before == after:
         return []
+    if comes_or_goes and (before is None or after is None):
+        return [f"{path} ({'added' if before is None else 'removed'})"]
     if all(value is None or isinstance(value, Mapping) for value in (before, after)):
         old, new = before or {}, after or {}
         nested = [
             found
             for key in dict.fromkeys([*old, *new])
-            for found in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            for found in differences(
+                old.get(key),
+                new.get(key),
+                f"{path}.{key}" if path else str(key),
+                comes_or_goes=path in NAMED or (path, key) == ("", "val"),
+            )
         ]
         if nested:
             return nested
+    if path in DIGESTS or path.startswith("models.") or path.endswith(".digest"):
+        return [path]
     was, now = ("default" if value is None else value for value in (before, after))
     shown = f" ({was} to {now})" if len(f"{was}{now}") <= 60 else ""
     return [f"{path}{shown}"]

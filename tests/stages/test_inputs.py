@@ -266,6 +266,24 @@ def test_keys_that_come_and_go_are_named() -> None:
     assert differences({"a": 1}, {"b": 2}) == ["a (1 to default)", "b (default to 2)"]
 
 
+def test_models_and_data_sets_are_added_or_removed() -> None:
+    train = {"digest": "1", "image_key": "png"}
+    before = {"models": {"pretrain/micro": "f3", "./a.b": "1"}, "train": {"photos": train}, "val": train}
+    after = {"models": {"finer": "9c", "./a.b": "2"}, "train": {"photos": train | {"digest": "2"}, "more": train}}
+    assert differences(before, after) == [
+        "models.pretrain/micro (removed)",
+        "models../a.b",
+        "models.finer (added)",
+        "train.photos.digest",
+        "train.more (added)",
+        "val (removed)",
+    ]
+
+
+def test_a_digest_is_not_shown() -> None:
+    assert differences({"init_from": "a1"}, {"init_from": "b2", "exclude": "9ce6"}) == ["init_from", "exclude"]
+
+
 def test_settings_of_a_section_left_at_its_defaults_are_named_one_by_one() -> None:
     before, after = {"settings": {"optimizer": {"lr": 0.1}}}, {"settings": {}}
     assert differences(before, after) == ["settings.optimizer.lr (0.1 to default)"]
