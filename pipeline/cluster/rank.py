@@ -74,7 +74,7 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
         raise
     except Exception as error:
         logger.exception("rank %d failed", rank)
-        if full := memory_ran_out(error, log.parent.parent.name):
+        if full := memory_ran_out(error, log.parent.parent):
             raise full from None
         raise
     else:
@@ -178,14 +178,16 @@ def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = REACH_TIMEO
             return
 
 
-def memory_ran_out(error: Exception, stage: str) -> ClusterError | None:
+def memory_ran_out(error: Exception, folder: Path) -> ClusterError | None:
     """The error for a stage that needs more memory than a GPU has: restarting its ranks would not help."""
     import torch
+
+    from pipeline.train.job import stage_id
 
     if not isinstance(error, torch.OutOfMemoryError):
         return None
     return ClusterError(
-        f"{stage}: a GPU's memory ran out ({'. '.join(str(error).splitlines()[0].split('. ')[:3])}); lower "
+        f"{stage_id(folder)}: a GPU's memory ran out ({'. '.join(str(error).splitlines()[0].split('. ')[:3])}); lower "
         "micro_batch_size, or an evaluation's batch_size, or set engine.activation_checkpointing or a higher "
         "engine.zero_stage: `minivit plan` says what each rank needs"
     )

@@ -15,6 +15,7 @@ from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.pretrained import locate
 from pipeline.models.spec import ViTSpec
 from pipeline.stages.folder import Status, checkpointing_stages
+from pipeline.train.job import stage_id
 
 STEP = re.compile(r"step-(\d+)")
 
@@ -42,7 +43,7 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
     pixels = {name: tuple(values) for name, values in inputs["preprocess"].items()}
     preprocess = Preprocess(channels=spec.channels, image_size=spec.image_size, **pixels)
     provenance = {
-        "stage": folder.name,
+        "stage": stage_id(folder),
         "checkpoint": storage.url(step_folder(step)),
         "step": step,
         "samples": manifest.slots,

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import Interrupted
-from pipeline.train.job import INTERRUPT, RESIZE, STOP, RankContext, TrainJob, WorkersChange
+from pipeline.train.job import INTERRUPT, RESIZE, STOP, RankContext, TrainJob, WorkersChange, stage_id
 
 LOOK_EVERY_S = 1.0
 ASK_EVERY_S = 5.0  # for nodes about to be taken away: a question to the cluster, not to this process
@@ -54,7 +54,7 @@ class Control:
             self._look(step) if dist.get_rank() == 0 else (0, 0), dtype=torch.int32, device=self._device
         )
         dist.broadcast(word, src=0)
-        (bits, steps), name = word.tolist(), self._job.folder.name
+        (bits, steps), name = word.tolist(), stage_id(self._job.folder)
         self._next_look = step + steps
         leaving = self._context.leaving_nodes() if bits & ASK else ()
         leave: Interrupted | None = None

@@ -24,6 +24,12 @@ STOP = "stop"  # a file in the stage's folder: commit and leave; it holds one of
 INTERRUPT, RESIZE = "interrupt", "resize"
 
 
+def stage_id(folder: Path) -> str:
+    """The id, such as `pretrain/micro`, of the stage or branch that a folder `runs/<name>/stages/<id>` belongs to."""
+    stages = next((parent for parent in folder.parents if parent.name == "stages"), folder.parent)
+    return folder.relative_to(stages).as_posix()
+
+
 class WorkersChange(Interrupted):
     """A job has committed and left because its nodes change; `leaving` are the ids of those about to be taken away."""
 

@@ -32,7 +32,7 @@ from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.feed import on_device
 from pipeline.train.first_samples import FirstSamples
-from pipeline.train.job import RankContext, TrainJob
+from pipeline.train.job import RankContext, TrainJob, stage_id
 from pipeline.train.ledger import MetricsLedger, read_metrics
 from pipeline.train.loop import Meter, TrainingStep, evaluate_collective
 from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
@@ -72,7 +72,7 @@ class TrainWorker:
         self.mixture = build_mixture(job.train, stage.data, job.seed) if len(job.train) > 1 else None
         if job.resume_from:
             self._resume_collective(job.resume_from)
-        self.first_samples = FirstSamples(job.folder.name, self.engine.device)
+        self.first_samples = FirstSamples(stage_id(job.folder), self.engine.device)
         self.saver = Saver(self.state, job, self.watch.beat)
         self.engine.before_change = self.saver.wait_copied
         self.control = Control(job, context, self.engine.device)
@@ -198,8 +198,8 @@ class TrainWorker:
         self.saver.finish()
         slots = f"{self._slots - self.job.stage.global_batch_size}:{self._slots}"
         raise TrainingError(
-            f"{self.job.folder.name}: the gradients of {self.skipped_in_a_row} steps in a row were not finite, and "
-            f"max_skipped_steps allows {self.job.stage.max_skipped_steps}; the last batch holds the slots {slots}: "
+            f"{stage_id(self.job.folder)}: the gradients of {self.skipped_in_a_row} steps in a row were not finite, "
+            f"and max_skipped_steps allows {self.job.stage.max_skipped_steps}; the last batch holds the slots {slots}: "
             f"look at it with `minivit run CONFIG train.replay_slots={slots}`"
         )
 
@@ -296,7 +296,7 @@ class TrainWorker:
             storage, folder = open_storage(job.checkpoints), step_folder(self.step)
             state = StateReader(storage, folder, read_manifest(storage, folder), self.watch.progress).model_state()
             provenance = {
-                "stage": str(job.folder.name),
+                "stage": stage_id(job.folder),
                 "step": self.step,
                 "samples": self._slots,
                 "ema": job.stage.ema,

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,14 +54,14 @@ def test_a_gpu_that_is_too_small_is_no_lost_rank() -> None:
         "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 9.69 MiB is "
         "free. Process 7 has 79.09 GiB memory in use.\nSee documentation"
     )
-    told = memory_ran_out(torch.OutOfMemoryError(said), "pretrain")
+    told = memory_ran_out(torch.OutOfMemoryError(said), Path("runs/quick/stages/pretrain/micro"))
     assert isinstance(told, ClusterError)
     assert not isinstance(told, WorkersLost)
     assert str(told).startswith(
-        "pretrain: a GPU's memory ran out (CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity "
-        "of 79.11 GiB of which 9.69 MiB is free); lower micro_batch_size"
+        "pretrain/micro: a GPU's memory ran out (CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total "
+        "capacity of 79.11 GiB of which 9.69 MiB is free); lower micro_batch_size"
     )
-    assert memory_ran_out(RuntimeError("NCCL error"), "pretrain") is None
+    assert memory_ran_out(RuntimeError("NCCL error"), Path("pretrain")) is None
 
 
 @pytest.fixture

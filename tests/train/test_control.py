@@ -48,10 +48,12 @@ def test_nothing_asked_nothing_done(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_a_wish_to_stop_is_heard(tmp_path: Path, clock: Clock) -> None:
-    (tmp_path / STOP).write_text(INTERRUPT)
-    leave = control(tmp_path).look_collective(1).leave
+    branch = tmp_path / "runs" / "quick" / "stages" / "pretrain" / "micro"
+    branch.mkdir(parents=True)
+    (branch / STOP).write_text(INTERRUPT)
+    leave = control(branch).look_collective(1).leave
     assert type(leave) is Interrupted
-    assert str(leave) == f"{tmp_path.name}: stopped on request after a commit"
+    assert str(leave) == "pretrain/micro: stopped on request after a commit"
 
 
 def test_room_for_more_workers_is_heard(tmp_path: Path, clock: Clock) -> None:
