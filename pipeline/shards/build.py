@@ -122,7 +122,7 @@ class ScanTask:
         try:
             scan = scan_shard(url, self.keys, headers_only=job.headers_only)
         except TornTar as tear:
-            return f"{url}: {tear}; write it again or take it out of the folder, then index again"
+            return f"{url}: {tear}; {tear.mend}, then index again"
         for fault in scan.faults():
             return f"{url}: {fault}; {regroup_mend(self.pattern)}"
         sidecar = scan.sidecar if job.sha256 is None else replace(scan.sidecar, sha256=job.sha256)

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.members import Keys
-from pipeline.shards.scan import Lacks
+from pipeline.shards.scan import Lacks, first_extensions
 
 WORST = 5  # shards named one by one
 
 
 def tell_lacks(index: DatasetIndex) -> Iterator[str]:
-    """One line for the total and one for each of the worst shards; none if all samples have both."""
+    """One line for the total and one for each of the worst shards; none if all samples have both.
+
+    Where no sample can be used, the first ones' members are named too.
+    """
     if not index.lacks:
         return
     yield lacking(index)
+    if index.total_lacks.unusable == index.num_samples:
+        first = index.shards[int(np.flatnonzero(index.counts)[0])]
+        names = ", ".join(sorted(first_extensions(first.url)))
+        yield f"  the samples hold the members {names}; say with --image-key and --label-key which to read"
+    if len(index.names) == 1:
+        return
     worst = sorted(index.lacks.items(), key=lambda item: -item[1].unusable)
     for i, lacks in worst[:WORST]:
         yield f"  {index.names[i]}: {unusable(lacks, int(index.counts[i]))}: {reasons(lacks, index.keys)}"

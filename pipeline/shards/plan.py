@@ -10,6 +10,8 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.shards import store
 
+SOURCE = {"num_files", "listing_sha256"}  # entries that describe the source's files, not the settings
+
 
 def agree_on_plan(out: Path, prefix: str, plan: Mapping[str, Any]) -> None:
     """Note what `PREFIX-*.tar` are made of, or compare it with what was noted before.
@@ -20,10 +22,16 @@ def agree_on_plan(out: Path, prefix: str, plan: Mapping[str, Any]) -> None:
     if path.is_file():
         earlier = json.loads(path.read_bytes())
         changed = [name for name, value in plan.items() if earlier.get(name) != value]
+        settings = [name for name in changed if name not in SOURCE]
         if changed:
+            why = (
+                f"were made with another {' and '.join(settings)}"
+                if settings
+                else "are older than their source: files were added, removed or changed since"
+            )
             raise DataError(
-                f"{out}: its {prefix!r} shards were made with another {' and '.join(changed)}; "
-                "choose another --out or --prefix, or delete those shards and this plan: " + str(path)
+                f"{out}: its {prefix!r} shards {why}; choose another --out or --prefix, or delete those shards and "
+                f"this plan and run the command again: {path}"
             )
     elif list(out.glob(f"{prefix}-*.tar")):
         raise DataError(f"{out}: holds {prefix!r} shards of another origin; choose another --out or --prefix")

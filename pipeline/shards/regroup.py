@@ -66,7 +66,7 @@ class RegroupTask:
             try:
                 groups, unread = sample_spans(file)
             except TornTar as tear:
-                raise DataError(f"{url}: {tear}; write it again or take it out of the folder") from None
+                raise DataError(f"{url}: {tear}; {tear.mend}") from None
             with TarWriter(Path(self.out) / name, DEFAULT_KEYS) as tar:
                 for spans in groups:
                     tar.copy(b"".join(_read(file, *span) for span in spans))

@@ -140,17 +140,22 @@ def scan_shard(url: str, keys: Keys = DEFAULT_KEYS, *, headers_only: bool = Fals
 
 def guess_image(url: str, keys: Keys) -> Keys:
     """The keys, unless the first samples of a shard have images under one other extension alone: then with that."""
+    extensions = first_extensions(url)
+    images = [extension for extension in extensions if extension.rpartition(".")[2] in IMAGE_SUFFIXES]
+    if len(images) != 1 or keys.image_extension(extensions):
+        return keys
+    return Keys((images[0],), keys.label)
+
+
+def first_extensions(url: str) -> set[str]:
+    """What the members of a shard's first samples are named."""
     samples: list[SampleScan] = []
     with contextlib.suppress(TornTar), open_skipping(url) as file:
         for member in members(SkippingStream(file, lambda _: None, url)):
             _place(samples, member)
             if len(samples) > LOOKED_AT:
                 break
-    extensions = {extension for sample in samples for extension in sample.extensions}
-    images = [extension for extension in extensions if extension.rpartition(".")[2] in IMAGE_SUFFIXES]
-    if len(images) != 1 or keys.image_extension(extensions):
-        return keys
-    return Keys((images[0],), keys.label)
+    return {extension for sample in samples for extension in sample.extensions}
 
 
 class SkippingStream(TarStream):

@@ -28,7 +28,11 @@ COUNT = re.compile(rb"\d{1,18}")
 
 
 class TornTar(ValueError):
-    """The bytes are not a whole tar; the message says where and how, without naming the file."""
+    """The bytes are not a whole tar; the message says where and how, without naming the file, and `mend` what helps."""
+
+    def __init__(self, message: str, mend: str = "write it again or take it out of the folder") -> None:
+        super().__init__(message)
+        self.mend = mend
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +191,7 @@ def _read_header(stream: TarStream, needs_marker: bool) -> bytes | None:
     if not header and not needs_marker:
         return None
     if stream.position == 0 and (kind := compressed_with(header)) and header[257:262] != b"ustar":
-        raise TornTar(f"is compressed ({kind}), and samples are read from the middle of plain tars; unpack it")
+        raise TornTar(f"is compressed ({kind}), and samples are read from the middle of plain tars", "unpack it")
     if not header:
         raise TornTar(f"ends at byte {stream.position} without the end-of-archive marker, so it was cut short")
     if len(header) < BLOCK:
@@ -237,7 +241,7 @@ def _parse_pax(record: bytes, at: int) -> dict[str, str]:
 
 def _refuse_sparse(is_sparse: bool, at: int) -> None:
     if is_sparse:
-        raise TornTar(f"holds a sparse file at byte {at}, which is not read; write it without tar's --sparse")
+        raise TornTar(f"holds a sparse file at byte {at}, which is not read", "write it without tar's --sparse")
 
 
 def _pax_size(pax: dict[str, str], at: int) -> int | None:

@@ -138,6 +138,18 @@ def test_index_counts_what_lacks_an_image_or_label(folder: Path, tmp_path: Path)
     ]
 
 
+def test_index_of_samples_with_other_members_names_these_once(folder: Path) -> None:
+    with tarfile.open(folder / "a-0.tar", "w") as tar:
+        for name in ("1.left", "1.right", "1.y"):
+            tar.addfile(tarfile.TarInfo(name))
+    lines = minivit("index", str(folder)).stdout.splitlines()
+    assert lines[1:] == [
+        "1 of 1 samples cannot be used: 1 without image (png;jpg;jpeg;webp), 1 without label (cls)",
+        "  the samples hold the members left, right, y; say with --image-key and --label-key which to read",
+        f"  `minivit shards verify '{folder}'` names each",
+    ]
+
+
 def test_verify_tells_doubles_from_damage(folder: Path) -> None:
     (folder / "b-0.tar").write_bytes((folder / "a-0.tar").read_bytes())
     minivit("index", str(folder))

@@ -56,15 +56,20 @@ def aligned(rows: Iterable[Iterable[str]]) -> Iterator[str]:
 def notes(layout: Layout, tree: Tree) -> Iterator[str]:
     """One line for each kind of thing that was not taken, or was taken as something that its place does not say."""
     if layout.unlabelled:
-        yield f"not taken: {len(layout.unlabelled):,} images outside class folders: {some(layout.unlabelled)}"
+        number = counted(len(layout.unlabelled), "image", "images")
+        yield f"not taken: {number} outside class folders: {some(layout.unlabelled)}"
     if tree.others:
-        yield f"not taken: {tree.others.total():,} files that are not PNG, JPEG or WebP: {tally(tree.others)}"
+        number = counted(tree.others.total(), "file that is", "files that are")
+        yield f"not taken: {number} not PNG, JPEG or WebP: {tally(tree.others)}"
     if layout.empty:
-        yield f"not taken: {len(layout.empty):,} folders without images: {some(layout.empty)}"
+        number = counted(len(layout.empty), "folder", "folders")
+        yield f"not taken: {number} without images: {some(layout.empty)}"
     if tree.system:
-        yield f"not taken: {tree.system.total():,} system files and folders: {tally(tree.system)}"
+        number = counted(tree.system.total(), "system file or folder", "system files and folders")
+        yield f"not taken: {number}: {tally(tree.system)}"
     if tree.again:
-        yield f"not taken: {len(tree.again):,} links to folders that are read elsewhere: {some(tree.again)}"
+        number = counted(len(tree.again), "link to a folder that is", "links to folders that are")
+        yield f"not taken: {number} read elsewhere: {some(tree.again)}"
     if tree.output is not None:
         yield f"not taken: the output folder, {visible(tree.output)}"
     if layout.nested:
@@ -73,6 +78,10 @@ def notes(layout: Layout, tree: Tree) -> Iterator[str]:
         yield f"one class, though spelt in two ways (Unicode NFC and NFD): {some(layout.spellings)}"
     if any("\\x" in name for name in layout.classes):
         yield "bytes of names that are not UTF-8 are written \\xNN"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def tally(kinds: Counter[str]) -> str:

@@ -48,7 +48,7 @@ class Tree:
 def read_tree(src: Path, out: Path) -> Tree:
     """Every folder below `src` once: real ones first, then links, which may lead back up or to one another.
 
-    Raises DataError for a folder that cannot be listed, or if `out` is `src` itself.
+    Raises DataError for a folder that cannot be listed, or if `out` is `src` itself or one of its image folders.
     """
     return Reader(src, out).read()
 
@@ -65,6 +65,9 @@ class Reader:
             raise DataError(
                 f"{src}: cannot be listed ({error.strerror}); --src is a folder with one folder of images per class"
             ) from None
+        if not root.is_dir():
+            raise DataError(f"{src}: not a folder; --src is a folder with one folder of images per class")
+        self.output = out
         self.out = identity(out) if out.exists() else None
         if self.out == identity(root):
             raise DataError(f"{src}: is --src and --out at once; choose another --out")
@@ -122,6 +125,10 @@ class Reader:
         except OSError as error:
             raise self.unlistable(folder, error) from None
         if found == self.out:
+            if holds_images(self.output):
+                raise DataError(
+                    f"{self.output}: is --out, but holds images of --src, which would be left out; choose another --out"
+                )
             self.tree.output = folder
         elif found in self.seen:
             self.tree.again.append(folder)
@@ -140,6 +147,11 @@ class Reader:
 def identity(folder: Path) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether a folder is one of images; one of shards may hold a preview of them beside its tars."""
+    return not any(folder.glob("*.tar")) and any(path.suffix.lower() in EXTENSIONS for path in folder.rglob("*"))
 
 
 def is_system(name: str) -> bool:

@@ -75,8 +75,8 @@ def test_every_file_once_as_it_is(src: Path, tmp_path: Path, workers: int, capsy
     assert list(verify(str(tmp_path / "out"), workers=1)) == []
     table = capsys.readouterr().err
     assert f"{src}:\n  class  taken  unreadable\n  cat        7           0\n" in table
-    assert "not taken: 1 files that are not PNG, JPEG or WebP: .txt 1\n" in table
-    assert "not taken: 1 system files and folders: .DS_Store 1\n" in table
+    assert "not taken: 1 file that is not PNG, JPEG or WebP: .txt 1\n" in table
+    assert "not taken: 1 system file or folder: .DS_Store 1\n" in table
     assert "subfolders count for the class above them: cat/deep/er, dög/deep/er, ox/deep/er\n" in table
 
 
@@ -174,7 +174,7 @@ def test_other_settings_do_not_mix_with_what_is_there(src: Path, tmp_path: Path)
     with pytest.raises(DataError, match="made with another seed"):
         make("folder", out, src=src, seed=1, workers=1)
     (src / "ox" / "new.png").write_bytes((src / "cat" / "im.0.png").read_bytes())
-    with pytest.raises(DataError, match="made with another num_files and listing_sha256"):
+    with pytest.raises(DataError, match="files were added, removed or changed since; choose another --out"):
         make("folder", out, src=src, workers=1)
     (out / ".train.plan.json").unlink()
     with pytest.raises(DataError, match="of another origin"):
@@ -184,6 +184,9 @@ def test_other_settings_do_not_mix_with_what_is_there(src: Path, tmp_path: Path)
 def test_directories_that_are_no_image_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be listed"):
         make("folder", tmp_path / "out", src=tmp_path / "none")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match="file: not a folder; --src is"):
+        make("folder", tmp_path / "out", src=tmp_path / "file")
     src = tmp_path / "src"
     src.mkdir()
     with pytest.raises(DataError, match="holds no folders"):
@@ -193,6 +196,12 @@ def test_directories_that_are_no_image_folder(tmp_path: Path) -> None:
         make("folder", tmp_path / "out", src=src)
     with pytest.raises(DataError, match="matches no shards"):
         build_index(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("folder", ["cat", "ox/deep"])
+def test_an_output_among_the_images_is_named_as_the_fault(src: Path, folder: str) -> None:
+    with pytest.raises(DataError, match=f"{folder}: is --out, but holds images of --src"):
+        make("folder", src / folder, src=src, workers=1)
 
 
 @pytest.mark.parametrize("options", [{"samples_per_shard": 0}, {"prefix": "a/b"}, {"prefix": ""}])

@@ -55,9 +55,9 @@ def test_each_kind_of_thing_left_out_has_a_line() -> None:
     assert summary(found, tree, {"train": set()}).splitlines()[4:] == [
         r"not taken: 4 images outside class folders: a.png, b\xfc.png, c.png, ... 1 more",
         "not taken: 36 files that are not PNG, JPEG or WebP: .heic 30, .gif 3, .txt 2, ... 1 more",
-        "not taken: 1 folders without images: notes",
+        "not taken: 1 folder without images: notes",
         "not taken: 2 system files and folders: .DS_Store 2",
-        "not taken: 1 links to folders that are read elsewhere: cat/all",
+        "not taken: 1 link to a folder that is read elsewhere: cat/all",
         "not taken: the output folder, shards",
         "subfolders count for the class above them: cat/deep",
         "one class, though spelt in two ways (Unicode NFC and NFD): cat",
