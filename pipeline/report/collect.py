@@ -92,12 +92,20 @@ class Branch:
         return as_time(self.status.get("started"))
 
     @property
+    def spans(self) -> list[tuple[float, float]]:
+        """Unix times of the start and end of each attempt; one without an end lasts to its last logged row."""
+        recorded = self.status.get("spans", [])
+        logged = [row["time"] for row in self.rows if is_number(row.get("time"))]
+        starts = [span[0] for span in recorded]
+        spans = []
+        for (start, *end), following in zip(recorded, [*starts[1:], math.inf], strict=False):
+            spans.append((start, end[0] if end else max([start, *(t for t in logged if start <= t < following)])))
+        return spans
+
+    @property
     def seconds(self) -> float | None:
-        """Wall time from the first start to the end, or to the last logged row of an unfinished stage."""
-        ended = as_time(self.status.get("ended"))
-        if ended is None and self.rows:
-            ended = as_time(self.rows[-1].get("time"))
-        return max((ended - self.started).total_seconds(), 0.0) if ended and self.started else None
+        """Time in which it ran, over all attempts."""
+        return sum(max(end - start, 0.0) for start, end in self.spans) if self.spans else None
 
     def series(self, key: str) -> Series:
         """The metric `key`; a step that was replayed after a restart counts once, with its last value."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.schema import EvaluateStage, TrainStage
 from pipeline.models.costs import count_parameters
 from pipeline.report.collect import Branch, Row, Run, as_time
 from pipeline.report.text import NOTHING, count_text, duration_text, shape_text, share_text, size_text
@@ -71,7 +71,7 @@ class Surgery:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Bad samples in the data of a stage, ready to print. `data` is train, val or test."""
+    """Bad samples in the data of a stage, ready to print. `data` is train, val or an evaluation's data set."""
 
     stage: str
     data: str
@@ -109,11 +109,12 @@ def header_facts(run: Run) -> list[tuple[str, str]]:
 
 
 def total_seconds(run: Run) -> float:
-    """Time from the first start of any stage to the last end; branches that ran side by side count once."""
-    spans = [
-        (b.started.timestamp(), b.started.timestamp() + b.seconds) for b in run.branches if b.started and b.seconds
-    ]
-    return max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0.0
+    """Time in which any stage ran; branches that ran side by side count once."""
+    total, counted_to = 0.0, 0.0
+    for start, end in sorted(span for branch in run.branches for span in branch.spans):
+        total += max(end - max(start, counted_to), 0.0)
+        counted_to = max(counted_to, end)
+    return total
 
 
 def result_rows(run: Run) -> list[ResultRow]:
@@ -155,7 +156,8 @@ def left_out(run: Run) -> list[LeftOut]:
             if bad.bad:
                 count = f"{bad.bad:,} of {bad.samples:,}" if bad.samples else f"{bad.bad:,} so far"
                 manifest = Path(name).stem
-                found.append(LeftOut(branch.id, data, count, str(bad), f"stages/{branch.id}/{manifest}.*.jsonl"))
+                shown = branch.config.data if isinstance(branch.config, EvaluateStage) else data
+                found.append(LeftOut(branch.id, shown, count, str(bad), f"stages/{branch.id}/{manifest}.*.jsonl"))
     return found
 
 

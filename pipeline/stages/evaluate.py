@@ -75,14 +75,16 @@ class EvaluateStageRun:
         evaluation = json.loads((self.folder.path / NAME).read_text())
         for model, found in evaluation["models"].items():
             self.context.say(self.id, f"{model}: {found['accuracy']:.4f} of {found['samples']:,} samples right")
-        left_out = tell_left_out(
-            self.context, self.id, "test", self.folder.path / TEST, [self.data.index], "accuracies are over the others"
-        )
         return {
             "accuracies": {model: found["accuracy"] for model, found in evaluation["models"].items()},
             "samples": evaluation["samples"],
-            "bad_samples": {"test": left_out},
+            "bad_samples": {"test": self._tell_left_out()},
         }
+
+    def _tell_left_out(self) -> dict[str, Any]:
+        """Bad samples of the data set, under its own name."""
+        manifest, mend = self.folder.path / TEST, "accuracies are over the others"
+        return tell_left_out(self.context, self.id, self.stage.data, manifest, [self.data.index], mend)
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
         files = [(self.folder.path / name, None) for name in (NAME, PER_CLASS, CONFUSION)]

@@ -15,9 +15,10 @@ from pipeline.stages.folder import StageFolder
 def tell_left_out(
     context: RunContext, stage_id: str, what: str, manifest: Path, indexes: Iterable[DatasetIndex], mend: str
 ) -> dict[str, Any]:
-    """Say how many of the samples in `what` (train, val, test) are bad, the first reasons and the `mend`.
+    """Say how many of the samples in `what` are bad, the first reasons and the `mend`.
 
-    `manifest` may mean several files. Returns what the stage's result keeps.
+    `what` is train, val or the name of an evaluation's data set; `manifest` may mean several files. Returns what
+    the stage's result keeps.
     """
     found = summarise(manifest, sum(index.num_samples for index in indexes))
     if found.bad:

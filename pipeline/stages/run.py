@@ -234,6 +234,7 @@ class Execution:
         status = status or Status(RUNNING, branch.stage.type, digest, inputs, started=time.time())
         status.state, status.ended, status.error = RUNNING, None, None
         status.attempts += 1
+        status.spans.append([time.time()])
         name = f"{context.config.name}/{branch.id}"
         status.mlflow_run_id = context.tracker.start(name, run_id=status.mlflow_run_id, parent=context.parent_run_id)
         folder.write_status(status)
@@ -252,6 +253,7 @@ class Execution:
             self._record_failure(branch, status, error)
             raise
         status.state, status.ended = FINISHED, time.time()
+        status.spans[-1].append(status.ended)
         folder.write_status(status)
         context.tracker.end(status.mlflow_run_id, mlflow_status.FINISHED)
         context.say(branch.id, f"finished in {clock(time.time() - began)}")
@@ -261,6 +263,7 @@ class Execution:
         folder = self.context.folder.stage(branch.id)
         interrupted = isinstance(error, Interrupted)
         status.state, status.ended, status.error = INTERRUPTED if interrupted else FAILED, time.time(), str(error)
+        status.spans[-1].append(status.ended)
         with suppress(OSError):
             folder.event(status.state, str(error))
         with suppress(OSError):

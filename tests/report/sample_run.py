@@ -216,7 +216,9 @@ def status(home: Path, kind: str, start: float, seconds: float, *, state: str = 
     path = home / "status.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     ended = None if state == "running" else start + seconds
-    write_json(path, {**known, "state": state, "type": kind, "started": start, "ended": ended, "attempts": 1, **more})
+    spans = [[start] if ended is None else [start, ended]]
+    times = {"started": start, "ended": ended, "attempts": 1, "spans": spans}
+    write_json(path, {**known, "state": state, "type": kind, **times, **more})
 
 
 def write_json(path: Path, value: Any) -> None:

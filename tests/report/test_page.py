@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from pipeline.errors import CheckpointError
 from pipeline.report.page import SECTIONS, write_report
@@ -32,7 +33,7 @@ def test_every_section_is_there_once_and_ids_are_unique(page: str) -> None:
 
 
 def test_the_figures_of_the_run_are_on_it(page: str) -> None:
-    for text in ("quickstart", "8 min 50 s", "pretrain/micro", "71.0 %", "85.7 %", "693 k", "Ankle boot", "pos_embed"):
+    for text in ("quickstart", "8 min 11 s", "pretrain/micro", "71.0 %", "85.7 %", "693 k", "Ankle boot", "pos_embed"):
         assert text in page
     assert "workers were lost (rank 1 died with SIGKILL)" in page
     assert "What is missing" not in page
@@ -81,6 +82,16 @@ def test_bad_samples_are_on_the_page(finished_run: Path) -> None:
     assert "1 so far" in page  # of how many, a finished stage says
     assert "stages/finetune-56/quarantine-val.*.jsonl" in page
     assert "No stage has met a bad sample" not in page
+
+
+def test_bad_samples_of_an_evaluation_go_by_the_name_of_its_data(finished_run: Path) -> None:
+    source = finished_run / "pipeline.yaml"
+    config = yaml.safe_load(source.read_text())
+    config["datasets"]["photos"] = config["datasets"]["test"]
+    config["stages"]["test"]["data"] = "photos"
+    source.write_text(yaml.safe_dump(config))
+    note_bad(finished_run / "stages" / "test", "quarantine.rank0-worker0.jsonl", [("8", "no readable image header")])
+    assert "<td>photos</td>" in write_report(finished_run).read_text(encoding="utf-8")
 
 
 def test_a_damaged_manifest_costs_the_table_and_is_named(finished_run: Path) -> None:

@@ -3,7 +3,16 @@ from pathlib import Path
 
 from pipeline.models.costs import count_parameters
 from pipeline.report.collect import read_run
-from pipeline.report.tables import all_events, environment, header_facts, missing, result_rows, run_state, surgeries
+from pipeline.report.tables import (
+    all_events,
+    environment,
+    header_facts,
+    missing,
+    result_rows,
+    run_state,
+    surgeries,
+    total_seconds,
+)
 from pipeline.report.text import NOTHING, count_text
 
 
@@ -44,9 +53,26 @@ def test_what_is_missing_is_named_with_its_reason(built_run: Path, unfinished_ru
 
 def test_wall_time_of_branches_side_by_side_counts_once(built_run: Path) -> None:
     facts = dict(header_facts(read_run(built_run)))
-    assert facts["Wall time"] == "8 min 50 s"
+    assert facts["Wall time"] == "8 min 11 s"
     assert facts["Stages finished"] == "6 of 6"
     assert len(facts["Config digest"]) == 12
+
+
+def test_time_between_attempts_does_not_count(finished_run: Path) -> None:
+    """The first attempt failed, the second was killed after its last row, the third finished."""
+    home = finished_run / "stages" / "finetune-56"
+    status = json.loads((home / "status.json").read_text())
+    began = status["started"]
+    total = total_seconds(read_run(finished_run))
+    ended = status["ended"]
+    status["spans"] = [[began - 10_000, began - 9_990], [began - 5_000], [began, ended]]
+    status["started"] = began - 10_000
+    (home / "status.json").write_text(json.dumps(status))
+    with (home / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1, "time": began - 4_980}) + "\n")
+    run = read_run(finished_run)
+    assert run.by_id["finetune-56"].seconds == 10 + 20 + ended - began
+    assert total_seconds(run) == total + 10 + 20
 
 
 def test_surgery_lists_what_changed_and_counts_the_rest(built_run: Path) -> None:

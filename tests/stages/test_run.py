@@ -79,6 +79,21 @@ def test_a_finished_stage_is_skipped_until_its_inputs_change(
     assert folder.path.with_name("export.superseded-1").is_dir()
 
 
+def test_every_attempt_records_when_it_ran(
+    context: RunContext, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branch, folder = export_branch(context)
+    with monkeypatch.context() as patch:
+        patch.setattr(STAGE_RUNS[type(branch.stage)], "run", lambda self, status: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_once(context, branch, capsys)
+    run_once(context, branch, capsys)
+    status = folder.status()
+    assert status is not None
+    (failed_from, failed_at), (start, end) = status.spans
+    assert status.started <= failed_from <= failed_at <= start <= end == status.ended
+
+
 def test_a_stage_that_another_version_recorded_runs_again_and_says_so(
     context: RunContext, capsys: pytest.CaptureFixture[str]
 ) -> None:

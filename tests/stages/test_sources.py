@@ -241,6 +241,19 @@ def test_an_evaluation_names_every_model_and_its_data(trained: RunContext) -> No
     assert stage.metrics(result) == {"test/accuracy/finer": 0.5, "test/bad_samples": 3}
 
 
+def test_an_evaluation_calls_its_data_by_name(trained: RunContext) -> None:
+    branch = branch_of(trained, "evaluate")
+    trained.datasets["photos"] = trained.datasets["test"]
+    named = branch._replace(stage=branch.stage.model_copy(update={"data": "photos"}))
+    stage = EvaluateStageRun(trained, named)
+    stage.folder.path.mkdir(parents=True)
+    line = {"dataset": "photos", "shard": "a.tar", "index": 0, "key": "k", "reason": "torn"}
+    (stage.folder.path / "quarantine.rank0-worker0.jsonl").write_text(json.dumps(line) + "\n")
+    assert stage._tell_left_out()["bad"] == 1
+    [event] = (stage.folder.path / "events.jsonl").read_text().splitlines()
+    assert json.loads(event)["message"].startswith("photos: 1 of 20 samples are bad and were left out")
+
+
 def test_more_classes_than_the_head_has(trained: RunContext) -> None:
     spec = dataclasses.replace(SPEC, num_classes=7)
     preprocess = Preprocess((0.5,), (0.5,), 1, (28, 28))
