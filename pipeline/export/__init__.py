@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from pipeline.models.bundle import Bundle
@@ -43,8 +43,8 @@ FORMATS = {
 def export(name: str, bundle: Bundle, out: str | os.PathLike[str]) -> Path:
     """Write a bundle in a format into the folder `out`, made if need be; returns the file or folder to hand on.
 
-    An earlier export in the same format is replaced. Raises `ModelError` as `check_format`, `check_model` and
-    `check_out` do.
+    An earlier export in the same format is replaced. Raises `ConfigError` and `ModelError` as `check_format`,
+    `check_model` and `check_out` do.
     """
     check_format(name)
     check_model(name, bundle.spec)
@@ -54,11 +54,11 @@ def export(name: str, bundle: Bundle, out: str | os.PathLike[str]) -> Path:
 
 
 def check_format(name: str) -> None:
-    """Raise `ModelError` for an unknown format (it lists the known ones), and for one whose packages are missing."""
+    """Raise `ConfigError` for an unknown format, `ModelError` for one whose packages are missing."""
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ModelError(f"format: {name!r} is not an export format; {hint}Known are {', '.join(FORMATS)}")
+        raise ConfigError(f"format: {name!r} is not an export format; {hint}Known are {', '.join(FORMATS)}")
     missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ModelError(f"format: {name} needs the package {missing[0]}; pip install 'minivit-pipeline[{name}]'")

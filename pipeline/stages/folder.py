@@ -30,7 +30,7 @@ class Status:
     started: float = 0.0
     ended: float | None = None
     attempts: int = 0
-    spans: list[list[float]] = field(default_factory=list)  # start and end of each; one that was killed has no end
+    spans: list[list[float]] = field(default_factory=list)  # [start, end] of each attempt; a killed one has no end
     mlflow_run_id: str | None = None
     init_from: str | None = None  # id of the stage it started from, or a path
     checkpoints: str | None = None  # where a training stage's lie: a path, relative to the stage's folder, or a URL

@@ -10,7 +10,7 @@ from pipeline.checkpoints.retention import best_step
 from pipeline.checkpoints.selection import committed, step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import Storage, open_storage
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.pretrained import locate
 from pipeline.models.spec import ViTSpec
@@ -24,7 +24,7 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
     """The model of a checkpoint: `best` by the stage's `keep_best`, `last`, or `step-N`; the weights' average if kept.
 
     `path` is a stage's folder, RUN/STAGE, or a run with a single training stage. Raises `CheckpointError` where there
-    is no such checkpoint, or its files do not verify.
+    is no such checkpoint, or its files do not verify, and `ConfigError` where `which` is none of these.
     """
     folder, status = only_stage(locate(path))
     assert status.checkpoints is not None
@@ -73,7 +73,7 @@ def chosen_step(folder: Path, status: Status, storage: Storage, which: str) -> i
     if which == "best":
         return _best(folder, status, storage, there)
     if not (match := STEP.fullmatch(which)):
-        raise CheckpointError(f"--checkpoint: found '{which}', expected best, last or one of {there}")
+        raise ConfigError(f"--checkpoint: found '{which}', expected best, last or one of {there}")
     if (step := int(match[1])) not in steps:
         raise CheckpointError(f"{folder}: no checkpoint of step {step} is committed; take best, last or one of {there}")
     return step

@@ -142,7 +142,7 @@ class _Preflight:
             where = f"stages.{branch.id}.formats[{number}]"
             try:
                 check_format(name)
-            except ModelError as error:
+            except (ConfigError, ModelError) as error:
                 self.findings.faults.append(ConfigError(f"{where}: {str(error).removeprefix('format: ')}"))
                 continue
             for source, _, model in models:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import export as registry
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.export import FORMATS, check_format, check_model, export
 from pipeline.models import Bundle
 
@@ -55,7 +55,7 @@ def test_a_folder_may_be_the_one_one_stands_in(
 
 def test_wrong_name_lists_the_right_ones(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     with pytest.raises(
-        ModelError, match=r"did you mean 'onnx'\? Known are safetensors, timm, clip, onnx, torch-export"
+        ConfigError, match=r"did you mean 'onnx'\? Known are safetensors, timm, clip, onnx, torch-export"
     ):
         export("onxn", make_bundle(), tmp_path)
 
