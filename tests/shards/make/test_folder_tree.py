@@ -96,7 +96,7 @@ def test_linked_folders_within_a_class_and_linked_files(tmp_path: Path, touch: T
 
 @pytest.mark.parametrize("place", ["shards", "cat/shards"])
 def test_the_output_folder_is_not_part_of_the_source(tmp_path: Path, touch: Touch, place: str) -> None:
-    touch("cat/1.png", "dog/1.png", f"{place}/preview.png")
+    touch("cat/1.png", "dog/1.png", f"{place}/train-000000.tar", f"{place}/preview.png")
     src = tmp_path / "src"
     assert paths(src, src / place) == {"cat": ["cat/1.png"], "dog": ["dog/1.png"]}
     assert read_tree(src, src / place).output == place
@@ -105,6 +105,12 @@ def test_the_output_folder_is_not_part_of_the_source(tmp_path: Path, touch: Touc
 def test_a_source_within_the_output_folder_is_fine(tmp_path: Path, touch: Touch) -> None:
     touch("cat/1.png")
     assert paths(tmp_path / "src", tmp_path) == {"cat": ["cat/1.png"]}
+
+
+def test_an_output_folder_of_images_is_refused(tmp_path: Path, touch: Touch) -> None:
+    touch("cat/1.png", "dog/1.png")
+    with pytest.raises(DataError, match="is --out, but holds images of --src"):
+        read_tree(tmp_path / "src", tmp_path / "src" / "cat")
 
 
 def test_source_and_output_are_two_folders(tmp_path: Path, touch: Touch) -> None:
