@@ -194,7 +194,7 @@ def memory_ran_out(error: Exception, folder: Path) -> ClusterError | None:
 
 
 def first_sentence(error: Exception) -> str:
-    """The first sentence of an error of torch, whose message goes on with a stack."""
+    """The first sentence of a torch error, without the stack in its message."""
     return str(error).partition("\n")[0].partition(". ")[0]
 
 
