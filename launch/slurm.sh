@@ -4,16 +4,22 @@
 
 # run_on_slurm COMMAND...: one Ray node on each node of the job, the command on the first of them.
 run_on_slurm() {
-    local nodes each others on_first on_others ip driver ray_head ray_workers
+    local nodes each others on_first on_others name ip port driver running
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     # One process per node, beside the job's other steps and with all the cores and memory of the node.
     each=(srun --overlap --cpu-bind=none --mem=0 --ntasks-per-node=1)
     others=$((${#nodes[@]} - 1))
     on_first=("${each[@]}" --nodes=1 --ntasks=1 --nodelist="${nodes[0]}")
     on_others=("${each[@]}" --nodes="$others" --ntasks="$others" --exclude="${nodes[0]}")
-    read -r ip _ < <("${on_first[@]}" hostname -I)
+    # The address at which SLURM itself reaches the first node, looked up on another: a node may call itself 127.0.1.1.
+    name=$(scontrol --oneliner show node "${nodes[0]}" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+    read -r ip _ < <("${each[@]}" --nodes=1 --ntasks=1 --nodelist="${nodes[1]}" getent ahosts "$name") || {
+        say "pretrain.sh: ${nodes[1]} finds no address for ${nodes[0]} ('$name'): correct its NodeAddr in slurm.conf"
+        return 1
+    }
     # Jobs that share a node differ in the port, and only this job's processes know the token.
-    export RAY_ADDRESS=$ip:$((20000 + SLURM_JOB_ID % 10000)) RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+    port=$("${on_first[@]}" python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+    export RAY_ADDRESS=$ip:$port RAY_AUTH_MODE=token RAY_AUTH_TOKEN
     RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 
     set -a
@@ -21,13 +27,13 @@ run_on_slurm() {
     source "$MINIVIT_ROOT/launch/ray.env"
     set +a
 
-    "${on_first[@]}" "${RAY_NODE[@]}" --head --node-ip-address="$ip" --port="${RAY_ADDRESS##*:}" &
-    ray_head=$!
+    trap 'kill "${running[@]}" 2>/dev/null || true' EXIT
+    "${on_first[@]}" "${RAY_NODE[@]}" --head --node-ip-address="$ip" --port="$port" &
+    running=($!)
+    wait_for_nodes 1 || return 1
     "${on_others[@]}" "${RAY_NODE[@]}" --address="$RAY_ADDRESS" &
-    ray_workers=$!
-    # shellcheck disable=SC2064  # the ids of now
-    trap "kill $ray_head $ray_workers 2>/dev/null || true" EXIT
-    "${on_first[@]}" python "$MINIVIT_ROOT/launch/wait_for_nodes.py" "${#nodes[@]}"
+    running+=($!)
+    wait_for_nodes "${#nodes[@]}" || return 1
 
     # In the background, as bash acts on a signal only between commands: so `#SBATCH --signal=B:USR1@300` reaches the run
     # before the job's time is up. srun hands all signals on but INT, which it keeps for itself.
@@ -41,6 +47,20 @@ run_on_slurm() {
         wait "$driver" || true
     done
     wait "$driver"
+}
+
+# wait_for_nodes N: until the cluster has N nodes; fails at once where a Ray node ends instead.
+wait_for_nodes() {
+    local waiting
+    "${on_first[@]}" python "$MINIVIT_ROOT/launch/wait_for_nodes.py" "$1" &
+    waiting=$!
+    wait -n "${running[@]}" "$waiting" || true
+    if kill -0 "$waiting" 2>/dev/null; then
+        kill "$waiting"
+        say "pretrain.sh: a Ray node ended before $1 nodes had joined; what it printed is above"
+        return 1
+    fi
+    wait "$waiting"
 }
 
 # The signals are for the run alone: its cluster must outlive it. The last words of `bash -c` are its $0.
