@@ -55,10 +55,15 @@ def sample_keys(seed: int, slots: Tensor) -> Tensor:
     return _mix(_mix(slots + GOLDEN) ^ (seed - (1 << 64) if seed >> 63 else seed))
 
 
+def keyed_bits(keys: Tensor, count: int) -> Tensor:
+    """int64 [count, B]: the first `count` numbers of the stream of each key, which are all different."""
+    steps = torch.arange(1, count + 1, device=keys.device)[:, None] * GOLDEN
+    return _mix(keys + steps)
+
+
 def keyed_uniform(keys: Tensor, count: int) -> Tensor:
     """fp32 [count, B] in [0, 1): the first `count` numbers of the stream of each key."""
-    steps = torch.arange(1, count + 1, device=keys.device)[:, None] * GOLDEN
-    return _shift_right(_mix(keys + steps), 64 - MANTISSA_BITS).float() / (1 << MANTISSA_BITS)
+    return _shift_right(keyed_bits(keys, count), 64 - MANTISSA_BITS).float() / (1 << MANTISSA_BITS)
 
 
 def _mix(x: Tensor) -> Tensor:

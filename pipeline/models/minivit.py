@@ -159,9 +159,12 @@ class MiniViT(nn.Module):
         tokens = self.embed(images)
         return self.classify(self.transformer(tokens, self._num_outputs()))
 
-    def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] -> [B, P+N, D], the encoder's output; `mask` bool [B, N] marks patches replaced by [MASK]."""
-        features: Tensor = self.transformer(self.embed(images, mask))
+    def forward_features(self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> [B, P+N, D], the encoder's output; `mask` bool [B, N] marks patches replaced by [MASK].
+
+        With `keep`, int64 [B, n], the encoder sees only the patches of these numbers: [B, P+n, D] (He et al. 2022).
+        """
+        features: Tensor = self.transformer(self.embed(images, mask, keep))
         return features
 
     def forward_intermediates(
@@ -190,20 +193,24 @@ class MiniViT(nn.Module):
         """[B, C, H, W] -> [B, depth, heads, P+N, P+N]; see `attention_maps.attention_maps`."""
         return attention_maps(self, images)
 
-    def embed(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] -> the encoder's input [B, P+N, D]."""
+    def embed(self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> the encoder's input [B, P+N, D]; `mask` and `keep` as for `forward_features`."""
         if images.ndim != 4 or images.shape[1] != self.spec.channels:
             raise ModelError(
                 f"images: found shape {list(images.shape)}; "
                 f"this model takes [batch, {self.spec.channels}, height, width]"
             )
         grid = self._grid(images)
-        x = self.patch_embed(images, self.patch)
+        x = self.patch_embed(images, self.patch, keep)
         if mask is not None:
             if self.mask_token is None:
                 raise ModelError("mask: this model has no [MASK] token; build it with tokens.mask")
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         positions = self._positions(grid, x.dtype)
+        if positions is not None and keep is not None:
+            of_prefix, of_patches = positions.tensor_split([positions.shape[1] - grid[0] * grid[1]], dim=1)
+            of_patches = of_patches.take_along_dim(keep[..., None], dim=1)
+            positions = torch.cat([of_prefix.expand(len(keep), -1, -1), of_patches], dim=1)
         prefix = [getattr(self, name) for name, _ in prefix_layout(self.spec.tokens)]
         prefix = [token.to(x.dtype).expand(x.shape[0], -1, -1) for token in prefix]
         if positions is None:

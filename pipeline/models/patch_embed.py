@@ -23,18 +23,19 @@ class PatchProjection(nn.Conv2d):
     def __init__(self, channels: int, embed_dim: int, patch: Pair) -> None:
         super().__init__(channels, embed_dim, kernel_size=patch, stride=patch)
 
-    def forward(self, images: Tensor, patch: Pair | None = None) -> Tensor:
+    def forward(self, images: Tensor, patch: Pair | None = None, keep: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, N, D] in the dtype of the weights, by patches of `patch` pixels (default: the kernel's).
 
         For another patch the kernel is resized on the fly, in fp32, so that one kernel trains at every size (FlexiViT).
+        `keep`, int64 [B, n], are the numbers of the patches to project: [B, n, D].
         """
         p, q = patch or self.kernel_size
         weight = self.weight
         if (p, q) != tuple(self.kernel_size):
             weight = resize_kernel(weight, (p, q), torch.float32)
-        batch, channels, height, width = images.shape
-        patches = images.to(weight.dtype).reshape(batch, channels, height // p, p, width // q, q)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * p * q)
+        patches = patchify(images.to(weight.dtype), (p, q))
+        if keep is not None:
+            patches = patches.take_along_dim(keep[..., None], dim=1)
         assert self.bias is not None
         return linear(patches, weight.flatten(1), self.bias)
 
@@ -46,10 +47,25 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = PatchProjection(channels, embed_dim, patch)
 
-    def forward(self, images: Tensor, patch: Pair | None = None) -> Tensor:
-        """[B, C, H, W] -> [B, N, D]"""
-        tokens: Tensor = self.proj(images, patch)
+    def forward(self, images: Tensor, patch: Pair | None = None, keep: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> [B, N, D], or [B, n, D] of the patches to `keep`, int64 [B, n]."""
+        tokens: Tensor = self.proj(images, patch, keep)
         return tokens
+
+
+def patchify(images: Tensor, patch: Pair) -> Tensor:
+    """[B, C, H, W] -> [B, N, C*p*q], row by row of the grid."""
+    (p, q), (batch, channels, height, width) = patch, images.shape
+    patches = images.reshape(batch, channels, height // p, p, width // q, q)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * p * q)
+
+
+def unpatchify(patches: Tensor, patch: Pair, grid: Pair) -> Tensor:
+    """[B, N, C*p*q] -> [B, C, H, W], the inverse of `patchify`."""
+    (p, q), (h, w) = patch, grid
+    return (
+        patches.reshape(len(patches), h, w, -1, p, q).permute(0, 3, 1, 4, 2, 5).reshape(len(patches), -1, h * p, w * q)
+    )
 
 
 def resize_kernel(weight: Tensor, new_patch: Pair, dtype: torch.dtype = torch.float64) -> Tensor:

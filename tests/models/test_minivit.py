@@ -212,6 +212,28 @@ def test_masked_patches_are_not_seen(small_model: Make, small_spec: Callable[...
     assert not torch.allclose(model.forward_features(images), model.forward_features(images, mask))
 
 
+@pytest.mark.parametrize("size", [(16, 16), (24, 20)])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_kept_patches_are_encoded_as_if_there_were_no_others(
+    small_model: Make, options: dict[str, object], size: tuple[int, int]
+) -> None:
+    model = small_model(**options)
+    images, prefix = torch.randn(3, 3, *size), model.spec.tokens.num_prefix
+    patches = size[0] * size[1] // 16
+    keep = torch.stack([torch.randperm(patches)[:5] for _ in images])
+    tokens = model.embed(images)
+    kept = torch.cat([tokens[:, :prefix], tokens[:, prefix:].take_along_dim(keep[..., None], dim=1)], dim=1)
+    torch.testing.assert_close(model.embed(images, keep=keep), kept)
+    torch.testing.assert_close(model.forward_features(images, keep=keep), model.transformer(kept))
+
+
+def test_keeping_all_patches_in_order_changes_nothing(small_model: Make) -> None:
+    model = small_model(registers=2)
+    images = torch.randn(2, 3, 16, 24)
+    keep = torch.arange(24).expand(2, -1)
+    torch.testing.assert_close(model.forward_features(images, keep=keep), model.forward_features(images))
+
+
 def test_per_batch_multi_scale_equals_a_model_of_that_size(small_model: Make) -> None:
     """Interpolating on the fly is the same as surgery to that size."""
     from pipeline.models import adapt

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers import resample_patch_embed
 
-from pipeline.models.patch_embed import PatchProjection, change_channels, resize_kernel
+from pipeline.models.patch_embed import PatchProjection, change_channels, patchify, resize_kernel, unpatchify
 
 
 def kernel(patch: tuple[int, int], channels: int = 3) -> torch.Tensor:
@@ -50,3 +50,14 @@ def test_grey_images_give_the_same_tokens_in_any_channels(old: int, new: int) ->
 def test_one_to_three_and_back_is_identity() -> None:
     weight = kernel((4, 4), channels=1)
     torch.testing.assert_close(change_channels(change_channels(weight, 3), 1), weight)
+
+
+@given(
+    st.integers(1, 4), st.tuples(st.integers(1, 3), st.integers(1, 3)), st.tuples(st.integers(1, 4), st.integers(1, 4))
+)
+def test_patches_put_together_are_the_image(channels: int, patch: tuple[int, int], grid: tuple[int, int]) -> None:
+    images = torch.randn(2, channels, grid[0] * patch[0], grid[1] * patch[1])
+    patches = patchify(images, patch)
+    assert patches.shape == (2, grid[0] * grid[1], channels * patch[0] * patch[1])
+    assert torch.equal(patches[1, -1], images[1, :, -patch[0] :, -patch[1] :].flatten())
+    assert torch.equal(unpatchify(patches, patch, grid), images)
