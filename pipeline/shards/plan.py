@@ -13,10 +13,11 @@ from pipeline.shards import store
 SOURCE = {"num_files", "listing_sha256"}  # entries that describe the source's files, not the settings
 
 
-def agree_on_plan(out: Path, prefix: str, plan: Mapping[str, Any]) -> None:
+def agree_on_plan(out: Path, prefix: str, plan: Mapping[str, Any], elsewhere: str = "--out or --prefix") -> None:
     """Note what `PREFIX-*.tar` are made of, or compare it with what was noted before.
 
-    Raises DataError if the shards that are there were made of something else.
+    Raises DataError if the shards that are there were made of something else; `elsewhere` names the options that avoid
+    it.
     """
     path = out / f".{prefix}.plan.json"
     if path.is_file():
@@ -30,10 +31,10 @@ def agree_on_plan(out: Path, prefix: str, plan: Mapping[str, Any]) -> None:
                 else "are older than their source: files were added, removed or changed since"
             )
             raise DataError(
-                f"{out}: its {prefix!r} shards {why}; choose another --out or --prefix, or delete those shards and "
+                f"{out}: its {prefix!r} shards {why}; choose another {elsewhere}, or delete those shards and "
                 f"this plan and run the command again: {path}"
             )
     elif list(out.glob(f"{prefix}-*.tar")):
-        raise DataError(f"{out}: holds {prefix!r} shards of another origin; choose another --out or --prefix")
+        raise DataError(f"{out}: holds {prefix!r} shards of another origin; choose another {elsewhere}")
     else:
         store.write_bytes(str(path), json.dumps(dict(plan)).encode())

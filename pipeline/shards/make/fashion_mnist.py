@@ -52,7 +52,7 @@ def make(
     with located(src) as folder:
         for split in ("train", "test"):
             data = read_split(folder, split)
-            _check(data, folder, split)
+            check_split(data, folder, split)
             records += _write_split(out, split, data, valid)
     index = make_index(str(out), sorted(records, key=lambda record: record.name), CLASSES)
     write_index(index)
@@ -96,7 +96,8 @@ def _write_split(out: Path, split: str, data: Split, valid: dict[str, ShardRecor
     return track(map(write, starts), len(starts), f"fashion-mnist {split}", "shards")
 
 
-def _check(data: Split, folder: Path, split: str) -> None:
+def check_split(data: Split, folder: Path, split: str) -> None:
+    """Raise DataError if files that could be read are of another data set."""
     if data.images.shape != (len(data.labels), 28, 28) or np.any(data.labels >= len(CLASSES)):
         shapes = f"images {data.images.shape}, labels {data.labels.shape} up to {data.labels.max(initial=0)}"
         raise DataError(f"{folder}: the {split} files are not Fashion-MNIST ({shapes}); name its folder with --src")

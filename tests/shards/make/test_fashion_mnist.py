@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -20,15 +20,11 @@ from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
 from pipeline.shards.verify import verify
 
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    with gzip.open(path, "wb") as file:
-        file.write(header + array.tobytes())
+WriteIdx = Callable[[Path, np.ndarray], None]
 
 
 @pytest.fixture
-def src(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def src(tmp_path: Path, write_idx: WriteIdx, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Random images in the data set's own files: 25 to train on, 10 to test on, 10 to a shard."""
     monkeypatch.setattr(fashion_mnist, "SAMPLES_PER_SHARD", 10)
     rng = np.random.default_rng(0)
@@ -122,7 +118,7 @@ def test_two_at_once_end_in_one_data_set(src: Path, tmp_path: Path) -> None:
     assert list(verify(str(tmp_path / "out"), workers=1)) == []
 
 
-def test_files_that_are_something_else(src: Path, tmp_path: Path) -> None:
+def test_files_that_are_something_else(src: Path, write_idx: WriteIdx, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not hold Fashion-MNIST's files"):
         make("fashion-mnist", tmp_path / "out", src=tmp_path)
     labels = src / "train-labels-idx1-ubyte.gz"

@@ -1,0 +1,122 @@
+"""Synthetic scenes with exact labels for dense tasks: Fashion-MNIST's items, tinted, turned and scaled, before a wall.
+
+Members of a sample:
+- `jpg`: RGB, 96 to 192 pixels a side by default.
+- `seg.png`: class map, 8 bits: 0 for the wall, 1 to 10 for Fashion-MNIST's classes; `classes.txt` names them, one a
+  line, and `groups.txt` has the group of each on the same line: top, trousers, dress, footwear or bag.
+- `depth.png`: 16 bits, millimetres; 0 would mean not measured and does not occur.
+- `json`: width, height, caption, and COCO's annotations: boxes, areas and run lengths of what is seen; five keypoints,
+  top, bottom, left, right and centre, which turn with the item; colour; depth in millimetres.
+- `txt`: the caption, such as "a red ankle boot left of a black dress".
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.shards import store
+from pipeline.shards.build import build_index
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.make._fashion_mnist_files import located
+from pipeline.shards.make._scenes_captions import caption
+from pipeline.shards.make._scenes_draw import Scene, draw_scene
+from pipeline.shards.make._scenes_items import item_pool
+from pipeline.shards.make._scenes_labels import sample_members
+from pipeline.shards.make.fashion_mnist import CLASSES
+from pipeline.shards.parallel import map_shards
+from pipeline.shards.plan import agree_on_plan
+from pipeline.shards.write import TarWriter, shard_name
+
+SPLITS = ("train", "val", "test")  # their order is part of every scene's seed
+BACKGROUND = "background"
+GROUPS = ("top", "trousers", "top", "dress", "top", "footwear", "top", "footwear", "bag", "footwear")  # of CLASSES
+LEAST_SIDE = 64  # the farthest items of a smaller picture are a few pixels wide
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Draw one shard."""
+
+    src: Path
+    out: Path
+    min_side: int
+    max_side: int
+    seed: int
+
+    def __call__(self, job: tuple[str, int, int, int]) -> None:
+        split, number, first, stop = job
+        with TarWriter(self.out / shard_name(split, number)) as tar:
+            for scene in range(first, stop):
+                tar.write(f"{split}-{scene:08d}", sample_members(*self.scene(split, scene)))
+            tar.finish()
+
+    def scene(self, split: str, number: int) -> tuple[Scene, str]:
+        """A scene and its caption: a function of seed, split and number alone."""
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
+        height, width = rng.integers(self.min_side, self.max_side + 1, 2).tolist()
+        scene = draw_scene(item_pool(self.src, split), height, width, rng)
+        return scene, caption(scene, rng)
+
+
+def make(
+    out: Path,
+    *,
+    train: Annotated[int, "scenes to train on"] = 20_000,
+    val: Annotated[int, "scenes to validate on, of items that are in no other split"] = 2_000,
+    test: Annotated[int, "scenes to test on, of Fashion-MNIST's test items"] = 2_000,
+    min_side: Annotated[int, "shortest height and width of the pictures, pixels"] = 96,
+    max_side: Annotated[int, "longest height and width of the pictures, pixels"] = 192,
+    samples_per_shard: Annotated[int, "scenes in each shard"] = 1_000,
+    seed: Annotated[int, "key of everything drawn"] = 0,
+    src: Annotated[
+        Path | None, "folder with Fashion-MNIST's four idx files; default: Debian's package, else the public copy"
+    ] = None,
+    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+) -> DatasetIndex:
+    """Scenes of clothing for dense tasks as train-*.tar, val-*.tar and test-*.tar.
+
+    Each scene has a class map, depth, COCO's boxes, keypoints and run lengths, and a caption. Shards that are there
+    stay: the same call goes on where it stopped, and needs no source if nothing is missing.
+    Raises DataError for settings that make no scenes, when no source can be had, or if `out` holds others.
+    """
+    counts = dict(zip(SPLITS, (train, val, test), strict=True))
+    if min(counts.values()) < 0 or not any(counts.values()) or samples_per_shard < 1 or seed < 0:
+        raise DataError(
+            f"train {train}, val {val}, test {test}, samples per shard {samples_per_shard}, seed {seed}: take numbers "
+            "from 0 up, at least one scene, and at least one in a shard"
+        )
+    if not LEAST_SIDE <= min_side <= max_side:
+        raise DataError(
+            f"min side {min_side}, max side {max_side}: take {LEAST_SIDE} pixels or more, and max from min up"
+        )
+    jobs = []
+    for split, count in counts.items():
+        if count:
+            settings = {"scenes": count, "min-side": min_side, "max-side": max_side, "seed": seed}
+            agree_on_plan(out, split, settings | {"samples-per-shard": samples_per_shard}, elsewhere="--out")
+        for number, first in enumerate(range(0, count, samples_per_shard)):
+            jobs.append((split, number, first, min(first + samples_per_shard, count)))
+    missing = [job for job in jobs if not (out / shard_name(*job[:2])).is_file()]
+    if missing:
+        with located(src) as folder:
+            task = ShardTask(folder, out, min_side, max_side, seed)
+            for _ in map_shards(task, missing, label="drawing scenes", workers=workers):
+                pass
+    else:
+        print(f"{out}: all {len(jobs):,} shards are there; nothing to draw", file=sys.stderr)
+    write_names(out / "classes.txt", [BACKGROUND, *CLASSES])
+    write_names(out / "groups.txt", [BACKGROUND, *GROUPS])
+    return build_index(str(out), workers=workers)
+
+
+def write_names(path: Path, names: list[str]) -> None:
+    """One name a line: the number of a name is that of its line, from 0."""
+    data = "".join(f"{name}\n" for name in names).encode()
+    if not path.is_file() or path.read_bytes() != data:
+        store.write_bytes(str(path), data)
