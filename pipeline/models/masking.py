@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.models.drop_path import keyed_bits
+from pipeline.models.drop_path import keyed_bits, sample_keys
 from pipeline.models.spec import Pair
+
+MASKING = 0x4D61736B  # "Mask": what else is drawn from the same keys is independent of the masks
 
 
 class Masking(NamedTuple):
@@ -42,7 +44,7 @@ def random_masking(keys: Tensor, grid: Pair, ratio: float, unit: int = 1) -> Mas
     across = -(-w // unit)
     rows, columns = (torch.arange(count, device=keys.device) // unit for count in grid)
     unit_of = (rows[:, None] * across + columns).flatten()  # [N]
-    draws = keyed_bits(keys, -(-h // unit) * across).T[:, unit_of]  # [B, N]
+    draws = keyed_bits(sample_keys(MASKING, keys), -(-h // unit) * across).T[:, unit_of]  # [B, N]
     order = draws.argsort(dim=1, stable=True)  # no two units of an image draw the same
     masked, visible = order.tensor_split([num_masked(h * w, ratio)], dim=1)
     return Masking(masked, visible)

@@ -79,8 +79,6 @@ def _valid_records(out: Path) -> dict[str, ShardRecord | None]:
 
 
 def _write_split(out: Path, split: str, data: Split, valid: dict[str, ShardRecord | None]) -> Iterator[ShardRecord]:
-    import cv2
-
     def write(first: int) -> ShardRecord:
         name = shard_name(split, first // SAMPLES_PER_SHARD)
         kept = valid.get(name)
@@ -88,12 +86,19 @@ def _write_split(out: Path, split: str, data: Split, valid: dict[str, ShardRecor
             return kept
         with TarWriter(out / name) as tar:
             for i in range(first, min(first + SAMPLES_PER_SHARD, len(data.labels))):
-                png = cv2.imencode(".png", data.images[i])[1].tobytes()
-                tar.write(f"{split}-{i:05d}", {"png": png, "cls": str(data.labels[i]).encode()})
+                members = {"png": encode(data.images[i]), "cls": str(data.labels[i]).encode()}
+                tar.write(f"{split}-{i:05d}", members)
             return tar.finish()
 
     starts = range(0, len(data.labels), SAMPLES_PER_SHARD)
     return track(map(write, starts), len(starts), f"fashion-mnist {split}", "shards")
+
+
+def encode(image: np.ndarray) -> bytes:
+    """An image [28, 28] as PNG."""
+    import cv2
+
+    return bytes(cv2.imencode(".png", image)[1].tobytes())
 
 
 def check_split(data: Split, folder: Path, split: str) -> None:
