@@ -34,6 +34,24 @@ class CacheConfig(Section):
     max_gigabytes: Annotated[float, Field(gt=0)]
 
 
+class PlainConfig(Section):
+    """How whole images become the model's input where nothing is drawn: in validation, evaluation and prediction."""
+
+    resize: Literal["squash", "shorter", "pad"] = Field(
+        default="squash",
+        description="to the size, whatever that does to the aspect ratio, by the shorter side, or by the longer one, "
+        "with background around",
+    )
+    crop_pct: Area = Field(default=1.0, description="share of the resized image's sides that the centre crop keeps")
+    interpolation: Literal["auto", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = Field(
+        default="auto",
+        description="Pillow's filters; auto: the fastest, bilinear where pixels become fewer, bicubic where more",
+    )
+
+
+SQUASH = PlainConfig()
+
+
 class DatasetConfig(Section):
     """One set of WebDataset shards. `shards` is a folder, a glob or a brace pattern, local or any fsspec URL."""
 
@@ -51,6 +69,11 @@ class DatasetConfig(Section):
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
     background: Color = Field(
         default=WHITE, description="colour behind transparent pixels; grey images take its luminance"
+    )
+    eval: PlainConfig | None = Field(
+        default=None,
+        description="how images are resized for evaluation; default: as the model says, which is as its validation "
+        "data, else its training data, said",
     )
 
     @field_validator("classes")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline.files import write_json
-from pipeline.models.bundle import DESCRIPTION, FORMAT_VERSION, Bundle
+from pipeline.models.bundle import DESCRIPTION, FORMAT_VERSION, Bundle, Preprocess
 
 
 def write_description(bundle: Bundle, folder: Path) -> None:
@@ -14,8 +14,13 @@ def write_description(bundle: Bundle, folder: Path) -> None:
     description = {
         "format_version": FORMAT_VERSION,
         "spec": bundle.spec.to_dict(),
-        "preprocess": asdict(bundle.preprocess),
+        "preprocess": bundle.preprocess.to_dict(),
         "classes": bundle.classes,
         "provenance": bundle.provenance,
     }
     write_json(folder / DESCRIPTION, description)
+
+
+def own_words(preprocess: Preprocess) -> dict[str, Any]:
+    """What timm and open_clip have no words for, or fewer: read when such an export is imported again."""
+    return {"background": list(preprocess.background), "eval": preprocess.eval.model_dump()}

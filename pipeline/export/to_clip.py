@@ -7,9 +7,11 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from pipeline.export.files import own_words
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.clip_bridge import check_expressible, to_clip
+from pipeline.models.resizing import to_clip_config
 from pipeline.models.spec import ViTSpec
 
 
@@ -38,8 +40,12 @@ def write(bundle: Bundle, folder: Path) -> Path:
                 "mlp_ratio": spec.mlp_dim / spec.embed_dim,
             },
         },
-        "preprocess_cfg": {"mean": list(bundle.preprocess.mean), "std": list(bundle.preprocess.std)},
+        "preprocess_cfg": {
+            "mean": list(bundle.preprocess.mean),
+            "std": list(bundle.preprocess.std),
+            **to_clip_config(bundle.preprocess.eval, bundle.preprocess.background),
+        },
     }
-    config["background"] = list(bundle.preprocess.background)  # neither library has a word for it
+    config |= own_words(bundle.preprocess)
     write_json(folder / "config.json", config)
     return write_whole(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from pipeline.export.files import own_words
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
+from pipeline.models.resizing import to_timm_config
 from pipeline.models.spec import ViTSpec
 from pipeline.models.timm_bridge import timm_config, to_timm
 
@@ -34,10 +36,11 @@ def write(bundle: Bundle, folder: Path) -> Path:
             "input_size": [bundle.spec.channels, height, width],
             "mean": list(bundle.preprocess.mean),
             "std": list(bundle.preprocess.std),
+            **to_timm_config(bundle.preprocess.eval),
             "num_classes": bundle.spec.num_classes,
             "label_names": bundle.classes,
         },
     }
-    config["background"] = list(bundle.preprocess.background)  # neither library has a word for it
+    config |= own_words(bundle.preprocess)
     write_json(folder / "config.json", config)
     return write_whole(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.config.data import Color
-from pipeline.images.decode import Data, Header, Pixels, decode, decode_jpeg, read_header
+from pipeline.images.decode import Data, Header, Pixels, decode, decode_jpeg
 
 Size = tuple[int, int]  # height, width
 
@@ -48,12 +48,6 @@ TURNS = {  # by EXIF orientation
     7: Turn(True, True, True),
     8: Turn(True, True, False),
 }
-
-
-def load_plain(data: Data, size: Size, channels: int, background: Color) -> Pixels:
-    """The whole image at `size`, uint8 [height, width, channels]; raises BadImage."""
-    header = read_header(data)
-    return load_box(data, header, Box(0, 0, header.height, header.width), size, channels, background, exact=True)
 
 
 def load_box(

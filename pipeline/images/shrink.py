@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.config.data import WHITE
 from pipeline.images.decode import Data, decode_transparent, read_header
-from pipeline.images.load import load_plain
+from pipeline.images.plain import load_plain
 
 
 def shrink(data: Data, max_side: int, quality: int) -> tuple[str, bytes] | None:

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config.class_names import class_name
-from pipeline.config.data import WHITE, Color
+from pipeline.config.data import SQUASH, WHITE, Color, PlainConfig
 from pipeline.errors import ModelError
 from pipeline.files import sync
 from pipeline.models.constants import constant
+from pipeline.models.resizing import plain_config
 from pipeline.models.spec import Pair, ViTSpec
 from pipeline.models.state import check_state
 
@@ -32,7 +33,8 @@ FORMAT_VERSION = 1
 class Preprocess:
     """How images become the model's input: `image_size` (height, width) px, then (value / 255 - mean) / std.
 
-    Transparent pixels show `background`, red, green and blue in 0 to 255; grey models take its luminance.
+    Transparent pixels show `background`, red, green and blue in 0 to 255; grey models take its luminance. `eval` says
+    how they come to that size.
     """
 
     mean: tuple[float, ...]
@@ -40,6 +42,7 @@ class Preprocess:
     channels: int
     image_size: Pair
     background: Color = WHITE
+    eval: PlainConfig = SQUASH
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -54,6 +57,25 @@ class Preprocess:
             )
         if min(self.std) <= 0:
             raise ModelError(f"preprocess.std: holds {min(self.std)}; every value must be above 0")
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Preprocess:
+        """What `to_dict` gave. Raises `ModelError` for values that fit no model, `KeyError` and the like for others."""
+        return cls(
+            tuple(raw["mean"]),
+            tuple(raw["std"]),
+            raw["channels"],
+            (raw["image_size"][0], raw["image_size"][1]),
+            tuple(raw.get("background", WHITE)),
+            plain_config(raw.get("eval", {})),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `eval` holds only what is not at its default."""
+        described = asdict(self)
+        del described["eval"]
+        evaluation = self.eval.model_dump(exclude_defaults=True)
+        return described | ({"eval": evaluation} if evaluation else {})
 
     def normalise(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """uint8 [B, C, H, W] -> `dtype` [B, C, H, W], on the images' device."""
@@ -94,7 +116,7 @@ def save_bundle(
     description = {
         "format_version": FORMAT_VERSION,
         "spec": spec.to_dict(),
-        "preprocess": asdict(preprocess),
+        "preprocess": preprocess.to_dict(),
         "classes": None if classes is None else list(classes),
         "provenance": provenance,
     }
@@ -134,15 +156,8 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
         raise ModelError(f"{folder}: holds no {DESCRIPTION}; give the folder of an exported model")
     try:
         raw = json.loads(path.read_text())
-        preprocess = raw["preprocess"]
         spec = ViTSpec.from_dict(raw["spec"])
-        preprocess = Preprocess(
-            tuple(preprocess["mean"]),
-            tuple(preprocess["std"]),
-            preprocess["channels"],
-            (preprocess["image_size"][0], preprocess["image_size"][1]),
-            tuple(preprocess.get("background", WHITE)),
-        )
+        preprocess = Preprocess.from_dict(raw["preprocess"])
         classes, provenance, version = raw["classes"], raw["provenance"], raw["format_version"]
     except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
         raise ModelError(f"{path}: is not a model description ({error!r}); export the model again") from error

@@ -19,12 +19,20 @@ from pipeline.config.references import TIMM
 from pipeline.errors import ModelError
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.clip_bridge import find_layout, from_clip
-from pipeline.models.foreign_config import class_labels, hugging_face_normalisation, normalisation
+from pipeline.models.foreign_config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    class_labels,
+    hugging_face_normalisation,
+    normalisation,
+)
 from pipeline.models.hf_bridge import from_hugging_face, is_hugging_face
+from pipeline.models.resizing import from_clip_config, from_hugging_face_config, from_timm_config, plain_config
 from pipeline.models.spec import Activation, ViTSpec
 from pipeline.models.timm_bridge import from_timm
 
-CONFIG, PREPROCESSOR = BESIDE = ("config.json", "preprocessor_config.json")  # what may lie beside a file and say more
+# What may lie beside a file and say more.
+CONFIG, PREPROCESSOR, OPEN_CLIP = BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 
 def load_foreign(reference: str, **unreadable: Any) -> Bundle:
@@ -65,20 +73,45 @@ def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); give a whole safetensors file") from error
     config: dict[str, Any] = {}
+    clip: dict[str, Any] = {}
     with _named(path):
         if find_layout(state):
+            clip = _clip_config(path)
             new, spec = from_clip(state, **unreadable)
         elif is_hugging_face(state):
             config = _beside(path, CONFIG)
             new, spec = from_hugging_face(state, config, **unreadable)
         else:
             new, spec = from_timm(state, **unreadable)
-    preprocessor = _beside(path, PREPROCESSOR)
-    with _named(path.parent / PREPROCESSOR):
-        mean, std = hugging_face_normalisation(preprocessor, spec.channels)
+    preprocess = _clip_preprocess(path, spec, clip) if clip else _hugging_face_preprocess(path, spec)
     with _named(path.parent / CONFIG):
         classes = class_labels(config.get("id2label"), config.get("label2id"), spec.num_classes)
-    return Bundle(new, spec, Preprocess(mean, std, spec.channels, spec.image_size), classes, {"source": str(path)})
+    return Bundle(new, spec, preprocess, classes, {"source": str(path)})
+
+
+def _hugging_face_preprocess(path: Path, spec: ViTSpec) -> Preprocess:
+    settings = _beside(path, PREPROCESSOR)
+    with _named(path.parent / PREPROCESSOR):
+        mean, std = hugging_face_normalisation(settings, spec.channels)
+        how = from_hugging_face_config(settings)
+    return Preprocess(mean, std, spec.channels, spec.image_size, eval=how)
+
+
+def _clip_config(path: Path) -> dict[str, Any]:
+    """The file beside CLIP's weights that is open_clip's, as in its hub folders and our exports; empty without one."""
+    found = (_beside(path, name) for name in (OPEN_CLIP, CONFIG))
+    return next((config for config in found if isinstance(config.get("preprocess_cfg"), Mapping)), {})
+
+
+def _clip_preprocess(path: Path, spec: ViTSpec, config: Mapping[str, Any]) -> Preprocess:
+    settings = config["preprocess_cfg"]
+    with _named(path.parent):
+        mean, std = settings.get("mean") or CLIP_MEAN, settings.get("std") or CLIP_STD
+        how = plain_config(config["eval"]) if "eval" in config else from_clip_config(settings)
+        mean, std = normalisation(mean, std, spec.channels)
+        fill = settings.get("fill_color") or 0 if how.resize == "pad" else WHITE
+        background = config.get("background") or ((fill,) * 3 if isinstance(fill, int) else fill)
+        return Preprocess(mean, std, spec.channels, spec.image_size, tuple(background), how)
 
 
 @contextmanager
@@ -154,17 +187,23 @@ def _from_timm_model(reference: str, model: Any) -> Bundle:
     state, spec = _convert(reference, model)
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     folder = reference.partition("local-dir:")[2]
-    background = _beside(Path(folder, CONFIG), CONFIG).get("background") if folder else None
+    own = _beside(Path(folder, CONFIG), CONFIG) if folder else {}
     with _named(reference):
-        preprocess = _preprocess(spec, {**config, "background": background})
+        preprocess = _timm_preprocess(spec, config, own)
         classes = _classes(model, spec, config)
     weights = {name: tensor.detach().clone() for name, tensor in state.items()}
     return Bundle(weights, spec, preprocess, classes, {"source": reference})
 
 
-def _preprocess(spec: ViTSpec, config: Mapping[str, Any]) -> Preprocess:
+def _timm_preprocess(spec: ViTSpec, config: Mapping[str, Any], own: Mapping[str, Any]) -> Preprocess:
+    """By timm's `pretrained_cfg`, and by what our exports say in words that timm lacks."""
     mean, std = normalisation(config.get("mean"), config.get("std"), spec.channels)
-    return Preprocess(mean, std, spec.channels, spec.image_size, tuple(config.get("background") or WHITE))
+    how = plain_config(own["eval"]) if "eval" in own else from_timm_config(config)
+    # timm pads with the mean.
+    background = own.get("background") or (
+        [round(255 * value) for value in (mean * 3)[:3]] if how.resize == "pad" else WHITE
+    )
+    return Preprocess(mean, std, spec.channels, spec.image_size, tuple(background), how)
 
 
 def _classes(model: Any, spec: ViTSpec, config: Mapping[str, Any]) -> list[str] | None:

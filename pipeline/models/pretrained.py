@@ -61,21 +61,22 @@ class PretrainedMiniViT(MiniViT):
     def _read(self, image: str | os.PathLike[str] | Image) -> Tensor:
         """uint8 [C, H, W] at the model's size and channels."""
         from pipeline.images.decode import BadImage, flatten  # slow to import, needed only here
-        from pipeline.images.load import load_plain, resize
+        from pipeline.images.plain import load_plain, plain
 
         size, channels, background = self.preprocess.image_size, self.preprocess.channels, self.preprocess.background
+        how = self.preprocess.eval
         if channels not in (1, 3):
             raise ModelError(f"predict: reads images of 1 or 3 channels; this model takes {channels}")
         if isinstance(image, (str, os.PathLike)):
             try:
-                pixels = load_plain(Path(image).read_bytes(), size, channels, background)
+                pixels = load_plain(Path(image).read_bytes(), size, channels, background, how)
             except (OSError, BadImage) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
                 raise DataError(
                     f"{os.fspath(image)}: cannot be read as an image ({reason}); give a PNG, JPEG or WebP file"
                 ) from None
         else:
-            pixels = resize(flatten(image, channels, background), size)
+            pixels = plain(flatten(image, channels, background), size, background, how)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 

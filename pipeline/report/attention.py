@@ -18,6 +18,7 @@ from pipeline.config.data import Color, DatasetConfig
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, read_header
 from pipeline.images.decode import decode as decode_image
+from pipeline.images.plain import plain
 from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.shards.index import load_index, load_offsets
@@ -126,10 +127,8 @@ def choose(images: Iterator[TestImage], limit: int = NUM_IMAGES) -> list[TestIma
 @torch.inference_mode()
 def look(model: MiniViT, preprocess: Preprocess, classes: list[str], image: TestImage) -> Glance:
     """Prediction and attention of one image."""
-    height, width = preprocess.image_size
-    pixels = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1)[None]  # [1, C, H, W]
-    resized = torch.nn.functional.interpolate(pixels.float(), (height, width), mode="bilinear", antialias=True)
-    batch = preprocess.normalise(resized.round().clamp(0, 255).byte(), torch.float32)
+    seen = plain(image.pixels, preprocess.image_size, preprocess.background, preprocess.eval)
+    batch = preprocess.normalise(torch.from_numpy(seen).permute(2, 0, 1)[None])  # [1, C, H, W]
     probability, predicted = model(batch)[0].softmax(-1).max(-1)
     weights = attention_of_patches(model, batch)
 

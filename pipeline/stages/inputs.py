@@ -19,7 +19,7 @@ from pipeline.config.section import Duration, Section
 from pipeline.config.training import EngineConfig, ModelConfig
 from pipeline.models.spec import ViTSpec
 from pipeline.stream.quarantine import manifest_digest
-from pipeline.stream.source import Source
+from pipeline.stream.source import Source, evaluation_of
 
 VERSION = 2  # of what the inputs mean; every stage runs again when it is raised
 NAMED = "models", "train"  # inputs that map names to digests or data sets
@@ -86,7 +86,8 @@ def train_inputs(
         "version": VERSION,
         "settings": settings(stage),
         "spec": non_defaults(spec),
-        "preprocess": {name: list(getattr(train[0].config, name)) for name in ("mean", "std", "background")},
+        "preprocess": {name: list(getattr(train[0].config, name)) for name in ("mean", "std", "background")}
+        | ({"eval": how} if (how := settings(evaluation_of(train, val))) else {}),
         "classes": list(classes),
         "seed": seed,
         "train": {source.name: source_inputs(source) for source in train},

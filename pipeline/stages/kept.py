@@ -40,8 +40,8 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
         state = reader.model_state()
     spec = ViTSpec.from_dict(manifest.spec)
     inputs = status.inputs  # the manifest has their digest
-    pixels = {name: tuple(values) for name, values in inputs["preprocess"].items()}
-    preprocess = Preprocess(channels=spec.channels, image_size=spec.image_size, **pixels)
+    pixels = {"channels": spec.channels, "image_size": spec.image_size, **inputs["preprocess"]}
+    preprocess = Preprocess.from_dict(pixels)
     provenance = {
         "stage": stage_id(folder),
         "checkpoint": storage.url(step_folder(step)),

@@ -28,7 +28,7 @@ from pipeline.stages.jobs import StageJob
 from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
-from pipeline.stream.source import build_mixture
+from pipeline.stream.source import build_mixture, evaluation_of
 from pipeline.tracking.forward import MetricsForwarder
 from pipeline.train.job import TrainJob
 from pipeline.train.ledger import LedgerTail, read_metrics
@@ -50,7 +50,12 @@ class TrainStageRun:
         self.spec: ViTSpec = stage_spec(branch, len(self.classes), parent)
         dataset = self.train[0].config
         self.preprocess = Preprocess(
-            dataset.mean, dataset.std, self.spec.channels, self.spec.image_size, dataset.background
+            dataset.mean,
+            dataset.std,
+            self.spec.channels,
+            self.spec.image_size,
+            dataset.background,
+            evaluation_of(self.train, self.val),
         )
 
         workers = context.config.resources(self.stage).max_workers

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
-from pipeline.config.data import DataConfig
+from pipeline.config.data import DataConfig, PlainConfig
 from pipeline.images.load import Size
 from pipeline.stream.batch import Batch
 from pipeline.stream.order import check_split
@@ -120,6 +120,7 @@ class EvalLoader:
         channels: int,
         num_classes: int,
         size: Size,
+        plain: PlainConfig,
         rank: int,
         world_size: int,
         batch_size: int,
@@ -135,6 +136,7 @@ class EvalLoader:
             quarantine_path=quarantine_path,
             batch_size=batch_size,
             size=size,
+            plain=plain,
         )
         self._workers = min(loader_workers, len(self))
         self._bytes_read = BytesRead(self._workers)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.config.data import PlainConfig
 from pipeline.images.load import Size
 from pipeline.stream.batch import Part, fill
 from pipeline.stream.mixture import Mixture
@@ -145,6 +146,7 @@ class EvalParts(Parts):
     source: Source
     batch_size: int
     size: Size
+    plain: PlainConfig
 
     def __post_init__(self) -> None:
         every = self.source.index.num_samples
@@ -179,6 +181,7 @@ class EvalFiller(Filler):
             channels=parts.channels,
             num_classes=parts.num_classes,
             size=parts.size,
+            plain=parts.plain,
         )
 
     def fill(self, step: int, images: np.ndarray) -> Part:

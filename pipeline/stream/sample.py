@@ -6,9 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from pipeline.config.data import PlainConfig
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, Data, Pixels
-from pipeline.images.load import Size, load_plain
+from pipeline.images.load import Size
+from pipeline.images.plain import load_plain
 from pipeline.shards.members import Unusable
 from pipeline.stream.augment import load_augmented
 from pipeline.stream.draws import AUGMENT, MIX, SlotDraws
@@ -153,19 +155,30 @@ class TrainSamples:
 class PlainSamples:
     """Makes samples for evaluation: the whole image at one size, nothing drawn."""
 
-    def __init__(self, source: Source, quarantine: Quarantine, *, channels: int, num_classes: int, size: Size) -> None:
+    def __init__(
+        self,
+        source: Source,
+        quarantine: Quarantine,
+        *,
+        channels: int,
+        num_classes: int,
+        size: Size,
+        plain: PlainConfig,
+    ) -> None:
         self._name, self._members, self._quarantine = source.name, Members(source, num_classes), quarantine
         self._channels, self._size, self._background = channels, size, source.config.background
+        self._plain = plain
 
     def make(self, samples: Samples, number: int) -> Sample:
         """One of the samples; black and of weight 0 where it is bad. Raises DataError."""
         try:
-            image, label, key = self._members.load(
-                samples, number, lambda data: load_plain(data, self._size, self._channels, self._background)
-            )
+            image, label, key = self._members.load(samples, number, self._load)
         except BadSample as bad:
             shard, index = samples.where(number)
             self._quarantine.bad(shard, index, bad.key, str(bad), self._name)
             return Sample(f"{shard}/{bad.key}", None, weight=0.0, reason=str(bad))
         self._quarantine.good(self._name)
         return Sample(key, image, label, label)
+
+    def _load(self, data: Data) -> Pixels:
+        return load_plain(data, self._size, self._channels, self._background, self._plain)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
+from pipeline.config.data import SQUASH, AugmentConfig, DataConfig, DatasetConfig, PlainConfig
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.members import Keys
 from pipeline.stream.mixture import Mixture
@@ -30,6 +30,12 @@ class Source:
     def keys(self) -> Keys:
         """Which members are image and label: the config's, else the index's."""
         return self.index.keys.override(self.config.image_key, self.config.label_key)
+
+
+def evaluation_of(train: Sequence[Source], val: Source | None) -> PlainConfig:
+    """How a training stage's model is evaluated: as its validation data say, else the first training data that do."""
+    said = (source.config.eval for source in (val, *train) if source)
+    return next((how for how in said if how), SQUASH)
 
 
 def build_mixture(sources: Sequence[Source], data: DataConfig, seed: int) -> Mixture:

@@ -59,6 +59,7 @@ def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device
         channels=bundle.spec.channels,
         num_classes=bundle.spec.num_classes,
         size=bundle.spec.image_size,
+        plain=job.data.config.eval or bundle.preprocess.eval,
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         batch_size=job.batch_size,

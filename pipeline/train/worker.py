@@ -273,6 +273,7 @@ class TrainWorker:
             channels=self.job.spec.channels,
             num_classes=self.job.spec.num_classes,
             size=self.job.spec.image_size,
+            plain=self.job.preprocess.eval,
             rank=self.rank,
             world_size=self.world_size,
             batch_size=self.job.stage.eval.batch_size,

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from pipeline.config.data import WHITE
 from pipeline.images.decode import read_header
-from pipeline.images.load import Box, load_box, load_plain, resize
+from pipeline.images.load import Box, load_box, resize
 
 
 def photo(height: int = 60, width: int = 90) -> np.ndarray:
@@ -31,10 +31,6 @@ def test_a_box_of_a_turned_jpeg_is_that_of_the_upright_image(encode, orientation
         ours = load_box(data, header, box, size, 3, WHITE, exact=True)
         assert ours.shape == (*size, 3)
         assert np.abs(ours - expected).mean() < 3
-
-
-def test_plain_at_its_own_size_changes_nothing(encode) -> None:
-    np.testing.assert_array_equal(load_plain(encode(photo()), (60, 90), 3, WHITE), photo())
 
 
 def test_shrinking_averages_and_does_not_alias() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.config.data import PlainConfig
 from pipeline.errors import ModelError
 from pipeline.models import Bundle, MiniViT, Preprocess, load_bundle, save_bundle
 from pipeline.models import bundle as bundle_file
@@ -34,6 +35,21 @@ def test_round_trip(bundle: Bundle, tmp_path: Path) -> None:
     assert (loaded.classes, loaded.provenance) == (CLASSES, {"run": "x"})
     assert all(torch.equal(loaded.state[name], tensor) for name, tensor in bundle.state.items())
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_how_images_are_resized_is_kept_and_squash_where_a_bundle_says_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    how = PlainConfig(resize="shorter", crop_pct=0.9)
+    folder = save(dataclasses.replace(bundle, preprocess=dataclasses.replace(RGB, eval=how)), tmp_path / "model")
+    description = json.loads((folder / "model.json").read_text())
+    assert description["preprocess"]["eval"] == {"resize": "shorter", "crop_pct": 0.9}
+    assert load_bundle(folder).preprocess.eval == how
+    del description["preprocess"]["eval"]
+    (folder / "model.json").write_text(json.dumps(description))
+    assert load_bundle(folder).preprocess.eval == PlainConfig()
+    description["preprocess"]["eval"] = {"crop_pct": 2}
+    (folder / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ModelError, match=r"eval\.crop_pct: found 2"):
+        load_bundle(folder)
 
 
 def test_the_background_is_kept_and_white_where_a_bundle_says_none(bundle: Bundle, tmp_path: Path) -> None:

@@ -5,17 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from timm.data import create_transform
 from torch import nn
 
+from pipeline.config.data import PlainConfig
 from pipeline.errors import ModelError
 from pipeline.export import export
 from pipeline.models import Bundle, MiniViT, Preprocess
 from pipeline.models.clip_bridge import to_clip
 from pipeline.models.foreign import describe_foreign, load_foreign
+from pipeline.models.pretrained import PretrainedMiniViT
 
 Make = Callable[..., MiniViT]
 
@@ -52,6 +58,7 @@ def test_timms_own_loading_by_name(cached_weights: Callable[[str], Any], name: s
     images = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(build(bundle)(images), theirs(images), atol=1e-5, rtol=1e-5)
     assert bundle.preprocess.mean == theirs.pretrained_cfg["mean"]
+    assert bundle.preprocess.eval == PlainConfig(resize="shorter", crop_pct=0.9, interpolation="bicubic")
     assert bundle.classes is not None
     assert bundle.classes[:2] == ["n01440764", "n01443537"]
     assert describe_foreign(f"timm:{name}").spec == bundle.spec
@@ -77,7 +84,8 @@ def test_what_is_no_plain_vit_is_refused() -> None:
 def test_our_own_export_comes_back_whole(small_model: Make, tmp_path: Path, options: dict[str, Any]) -> None:
     """With its config.json beside it, a file says all: heads, a grid that is not square, classes."""
     ours = small_model(image_size=(16, 24), **options)
-    preprocess = Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 3, (16, 24), (0, 10, 20))
+    how = PlainConfig(resize="shorter", crop_pct=0.8)
+    preprocess = Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 3, (16, 24), (0, 10, 20), how)
     bundle = Bundle(ours.state_dict(), ours.spec, preprocess, list("abcde"), {})
     path = export("timm", bundle, tmp_path / "out")
     images = torch.randn(2, 3, 16, 24)
@@ -95,6 +103,35 @@ def test_a_bare_file_of_timm(tmp_path: Path) -> None:
     bundle = load_foreign(str(tmp_path / "weights.safetensors"))
     images = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(build(bundle)(images), theirs(images), atol=1e-5, rtol=1e-5)
+
+
+def test_images_are_resized_and_cropped_as_timm_does(tmp_path: Path) -> None:
+    """From an image file to logits: ours by the settings that came along, theirs by its own transform."""
+    theirs = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=3).eval()
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args": {"depth": 2}}
+    said = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bicubic"}
+    config["pretrained_cfg"] = said | {"num_classes": 3}
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = PretrainedMiniViT.from_bundle(load_foreign(f"timm:local-dir:{tmp_path}"))
+    noise = np.random.default_rng(0).integers(256, size=(300, 420, 3), dtype=np.uint8)
+    Image.fromarray(cv2.GaussianBlur(noise, (0, 0), 4)).save(tmp_path / "photo.png")
+    transform = create_transform((3, 224, 224), **said)
+    with torch.inference_mode():
+        expected = theirs(transform(Image.open(tmp_path / "photo.png"))[None]).softmax(-1)[0]
+    [ours] = model.predict([tmp_path / "photo.png"])
+    probabilities = [value for _, value in sorted(ours)]
+    torch.testing.assert_close(torch.tensor(probabilities), expected, atol=2e-3, rtol=0)
+
+
+def test_the_words_beside_clips_weights(small_model: Make, tmp_path: Path) -> None:
+    ours = small_model(embed_norm=True, eps=1e-5)
+    save_file(to_clip(ours.state_dict(), ours.spec), tmp_path / "clip.safetensors")
+    said = {"resize_mode": "longest", "interpolation": "bilinear", "fill_color": 7, "mean": [0.5] * 3}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": said}))
+    preprocess = load_foreign(str(tmp_path / "clip.safetensors"), num_heads=2, activation="gelu").preprocess
+    assert preprocess.eval == PlainConfig(resize="pad", interpolation="bilinear")
+    assert (preprocess.mean, preprocess.background) == ((0.5,) * 3, (7, 7, 7))
 
 
 def test_a_bare_file_of_clip_with_what_it_does_not_say(small_model: Make, tmp_path: Path) -> None:

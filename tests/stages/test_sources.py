@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.config.data import PlainConfig
 from pipeline.config.load import dump_config, parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError, ModelError
@@ -285,6 +286,21 @@ def test_a_trained_model_keeps_the_background_of_its_data(trained: RunContext, r
     trained.config = parse_config(raw, "c")
     trained.datasets = open_datasets(trained.config)
     assert TrainStageRun(trained, branch_of(trained, "larger")).preprocess.background == (0, 0, 0)
+
+
+def test_a_model_is_evaluated_as_its_validation_data_say_else_its_training_data(
+    trained: RunContext, raw: dict[str, Any]
+) -> None:
+    shorter, padded = {"resize": "shorter", "crop_pct": 0.875}, {"resize": "pad"}
+    raw["datasets"]["train"]["eval"] = shorter
+    raw["stages"]["larger"]["data"]["val"] = "test"
+    for eval_of_val, expected in ((None, PlainConfig(**shorter)), (padded, PlainConfig(**padded))):
+        raw["datasets"]["test"]["eval"] = eval_of_val
+        trained.config = parse_config(raw, "c")
+        trained.datasets = open_datasets(trained.config)
+        stage = TrainStageRun(trained, branch_of(trained, "larger"))
+        assert stage.preprocess.eval == expected
+        assert stage.inputs()["preprocess"]["eval"] == expected.model_dump(exclude_defaults=True)
 
 
 def test_classes_in_another_order_than_the_heads(trained: RunContext) -> None:

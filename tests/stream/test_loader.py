@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.data import AugmentConfig, DatasetConfig
+from pipeline.config.data import SQUASH, AugmentConfig, DatasetConfig
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.stream.loader import EvalLoader
@@ -29,6 +29,7 @@ def evaluate(index, rank=0, world_size=1, batch_size=8, workers=0, **settings) -
         channels=1,
         num_classes=10,
         size=(8, 8),
+        plain=SQUASH,
         rank=rank,
         world_size=world_size,
         batch_size=batch_size,
@@ -69,6 +70,7 @@ def test_transparent_pixels_show_the_background_of_their_data_set(kit, tmp_path)
             channels=1,
             num_classes=10,
             size=(8, 8),
+            plain=SQUASH,
             rank=0,
             world_size=1,
             batch_size=8,

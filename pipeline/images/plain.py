@@ -1,0 +1,113 @@
+"""A whole image at a model's size, with nothing drawn: what evaluation, prediction and pictures of them see.
+
+Sizes and places are those of timm's evaluation transform, and pixels those of Pillow, with which timm, torchvision and
+transformers resize; `auto` is faster and differs from them by little.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from pipeline.config.data import SQUASH, Color, PlainConfig
+from pipeline.images.decode import Data, Pixels, read_header
+from pipeline.images.load import Box, Size, load_box, resize
+
+# How far a filter reaches, in pixels of the coarser of the two images.
+REACH = {"nearest": 0.5, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
+
+Cut = Callable[[Box, Size], Pixels]  # a box of the image at a size
+
+
+class Span(NamedTuple):
+    """What is seen along one axis: `start` to `stop` in pixels of the image, as `length` pixels from `first` on."""
+
+    start: float
+    stop: float
+    first: int
+    length: int
+
+
+def load_plain(data: Data, size: Size, channels: int, background: Color, how: PlainConfig = SQUASH) -> Pixels:
+    """The image in a file at `size`, uint8 [height, width, channels]; raises BadImage."""
+    header = read_header(data)
+
+    def cut(box: Box, to: Size) -> Pixels:
+        return load_box(data, header, box, to, channels, background, exact=True)
+
+    return _render(cut, (header.height, header.width), size, channels, background, how)
+
+
+def plain(pixels: Pixels, size: Size, background: Color, how: PlainConfig = SQUASH) -> Pixels:
+    """As `load_plain`, of a decoded image, uint8 [height, width, channels]."""
+
+    def cut(box: Box, to: Size) -> Pixels:
+        return resize(pixels[box.top : box.top + box.height, box.left : box.right], to)
+
+    return _render(cut, pixels.shape[:2], size, pixels.shape[2], background, how)
+
+
+def spans(full: Size, size: Size, how: PlainConfig) -> tuple[Span, Span]:
+    """What an image of size `full` shows at `size`, down and across.
+
+    It is resized by `how.resize` to `size / how.crop_pct`, rounded down, and its centre is taken; where that is too
+    small, the rest is background.
+    """
+    scaled = [math.floor(side / how.crop_pct) for side in size]
+    if how.resize == "squash":
+        resized = scaled
+    else:
+        ratios = [was / side for was, side in zip(full, scaled, strict=True)]
+        ratio = min(ratios) if how.resize == "shorter" else max(ratios)
+        # torchvision, to which timm leaves squares, rounds the longer side down.
+        rounded = int if how.resize == "shorter" and scaled[0] == scaled[1] else round
+        resized = [
+            side if one == ratio else max(rounded(was / ratio), 1)
+            for was, side, one in zip(full, scaled, ratios, strict=True)
+        ]
+    down, across = (_span(*axis, whole=how.interpolation == "auto") for axis in zip(full, resized, size, strict=True))
+    return down, across
+
+
+def _span(full: int, resized: int, side: int, *, whole: bool) -> Span:
+    """The centre of an axis, which is resized to `resized`; `whole`: from pixel to pixel of the image."""
+    cut_off = round((resized - side) / 2) if resized >= side else -((side - resized) // 2)
+    first, stop = max(cut_off, 0), min(cut_off + side, resized)
+    edges = first * full / resized, stop * full / resized
+    if whole:
+        edges = math.floor(edges[0]), math.ceil(edges[1])
+    return Span(*edges, first - cut_off, stop - first)
+
+
+def _render(cut: Cut, full: Size, size: Size, channels: int, background: Color, how: PlainConfig) -> Pixels:
+    down, across = spans(full, size, how)
+    if how.interpolation == "auto":
+        top, left = int(down.start), int(across.start)
+        box = Box(top, left, int(down.stop) - top, int(across.stop) - left)
+        shown = cut(box, (down.length, across.length))
+    else:
+        shown = _resampled(cut, full, down, across, how.interpolation)
+    if shown.shape[:2] == size:
+        return shown
+    ground = Image.new("RGB", size[::-1], background).convert("L" if channels == 1 else "RGB")
+    out = np.array(ground).reshape(*size, channels)
+    out[down.first : down.first + down.length, across.first : across.first + across.length] = shown
+    return out
+
+
+def _resampled(cut: Cut, full: Size, down: Span, across: Span, interpolation: str) -> Pixels:
+    """What is seen, as Pillow resizes it; no more of the image is decoded than its filter reaches."""
+    reached = []
+    for axis, side in zip((down, across), full, strict=True):
+        reach = REACH[interpolation] * max((axis.stop - axis.start) / axis.length, 1)
+        reached.append((max(math.floor(axis.start - reach), 0), min(math.ceil(axis.stop + reach), side)))
+    (top, bottom), (left, right) = reached
+    part = cut(Box(top, left, bottom - top, right - left), (bottom - top, right - left))
+    image = Image.fromarray(part[:, :, 0] if part.shape[2] == 1 else part)
+    seen = (across.start - left, down.start - top, across.stop - left, down.stop - top)
+    out = image.resize((across.length, down.length), Image.Resampling[interpolation.upper()], box=seen)
+    return np.asarray(out).reshape(down.length, across.length, part.shape[2])
