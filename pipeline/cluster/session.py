@@ -59,8 +59,11 @@ class Cluster:
         self._held: dict[str, tuple[int, ResourcesConfig]] = {}
         self._lock = threading.Lock()
 
-    def require(self, resources: ResourcesConfig, stage: str) -> None:
-        """Raise `ClusterError` unless this cluster can hold the least workers of a stage at once."""
+    def require(self, resources: ResourcesConfig, where: str, setting: str = "cluster.workers") -> None:
+        """Raise `ClusterError` unless this cluster can hold the least workers of a job at once.
+
+        `where` names the job in the message, `setting` what the user lowers.
+        """
         nodes = self._list_nodes()
         fits, needed = sum(node.holds(resources) for node in nodes), resources.min_workers
         if fits >= needed:
@@ -69,8 +72,8 @@ class Cluster:
         each += f" and {resources.gpus_per_worker} GPUs" if resources.gpus_per_worker else ""
         offered = ", ".join(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in nodes) or "no nodes"
         raise ClusterError(
-            f"stages.{stage}: {needed} workers with {each} each do not fit on the cluster at {self.address}, which "
-            f"holds {fits} of them ({offered}); lower cluster.workers or add nodes"
+            f"{where}: {needed} workers with {each} each do not fit on the cluster at {self.address}, which "
+            f"holds {fits} of them ({offered}); lower {setting} or add nodes"
         )
 
     def idle_gpus(self, asked: Iterable[ResourcesConfig]) -> str | None:

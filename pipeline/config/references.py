@@ -38,7 +38,12 @@ def is_path(reference: str) -> bool:
 
 def is_foreign(config: PipelineConfig, reference: str) -> bool:
     """Whether a reference is to weights from elsewhere: `timm:NAME`, or a file rather than an export's folder."""
-    return source_stage(config, reference) is None and (reference.startswith(TIMM) or reference.endswith(WEIGHTS_FILES))
+    return source_stage(config, reference) is None and names_weights(reference)
+
+
+def names_weights(reference: str) -> bool:
+    """Whether a reference that is no stage's names weights from elsewhere."""
+    return reference.startswith(TIMM) or reference.endswith(WEIGHTS_FILES)
 
 
 def reference_faults(config: PipelineConfig) -> Iterator[str]:

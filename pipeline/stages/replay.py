@@ -26,7 +26,7 @@ def replay(context: RunContext, slots: str) -> None:
     stage = TrainStageRun(context, branch)
     first, stop = parse_slots(slots, stage.stage)
     resources = context.config.resources(stage.stage).model_copy(update={"workers": 1})
-    context.cluster.require(resources, branch.stage_name)
+    context.cluster.require(resources, f"stages.{branch.stage_name}")
     selection = newest_valid(open_storage(stage.checkpoints), status.digest)
     job = ReplayJob(stage.job(status, init=None, selection=selection), first, stop)
     context.say(branch.id, f"runs the slots {slots} again on one worker, with the weights of {where(selection)}")

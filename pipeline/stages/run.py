@@ -93,7 +93,7 @@ def run_pipeline(config: PipelineConfig) -> None:
         cluster = stack.enter_context(connect(config.cluster))
         asked = worker_resources(config)
         for stage_name, resources in asked.items():
-            cluster.require(resources, stage_name)
+            cluster.require(resources, f"stages.{stage_name}")
         if idle := cluster.idle_gpus(asked.values()):
             progress.say(f"{config.name}: {idle}")
         context = RunContext(config, folder, cluster, tracker, parent, progress, StopRequest(progress), datasets)

@@ -63,14 +63,14 @@ def cluster(*nodes: tuple[int, int]) -> Cluster:
 def test_a_stage_must_fit_as_a_whole(workers: int | ElasticWorkers, cpus: int, gpus: int, fits: bool) -> None:
     resources = ResourcesConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
     if fits:
-        cluster((2, 1), (2, 0)).require(resources, "pretrain")
+        cluster((2, 1), (2, 0)).require(resources, "stages.pretrain")
         return
     expected = (
         rf"^stages\.pretrain: {workers} workers with {cpus} CPUs.* do not fit on the cluster at this machine, which "
         rf"holds \d of them \(2 CPUs and 1 GPUs, 2 CPUs and 0 GPUs\); lower cluster\.workers or add nodes$"
     )
     with pytest.raises(ClusterError, match=expected):
-        cluster((2, 1), (2, 0)).require(resources, "pretrain")
+        cluster((2, 1), (2, 0)).require(resources, "stages.pretrain")
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,18 @@ def test_evaluation_counts_each_image_once(joined: Any, first_run: Any) -> None:
         assert result["accuracy"] == pytest.approx(counts[true == predicted].sum() / 36)
 
 
+def test_the_command_evaluates_as_the_stage_does(joined: Any, first_run: Any, torn: Path) -> None:
+    """Of a run's stage and of an export; on other ranks than the stage's."""
+    judged = ["runs/all/finer", "runs/all/stages/export/export/safetensors"]
+    done = joined.minivit("evaluate", *judged, "--data", f"{torn}/test-*.tar", "--workers", "1", "--json")
+    assert done.code == 0, done.stderr
+    expected = json.loads((joined.stage("all", "evaluate") / "evaluation.json").read_text())["models"]["finer"]
+    found = json.loads(done.stdout)["models"]
+    assert list(found) == judged
+    for figures in found.values():
+        assert figures == pytest.approx(expected, rel=1e-5)
+
+
 def test_lost_samples_are_told_where_people_look(joined: Any, first_run: Any, children: dict[str, Any]) -> None:
     said = first_run.stderr.splitlines()
     report = (joined.folder / "runs" / "all" / "report.html").read_text()

@@ -1,0 +1,121 @@
+"""Finished models judged on shards, without a pipeline: what `minivit evaluate` runs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.cluster.launch import launch
+from pipeline.cluster.session import connect
+from pipeline.config.data import DatasetConfig
+from pipeline.config.references import names_weights
+from pipeline.config.schema import ClusterConfig
+from pipeline.errors import ConfigError
+from pipeline.models.bundle import Bundle, load_description, save_bundle
+from pipeline.models.foreign import describe_foreign, load_foreign
+from pipeline.models.pretrained import find_bundle
+from pipeline.shards.bad_samples import TEST, files_of
+from pipeline.shards.index import load_index
+from pipeline.shards.named import NamedSet
+from pipeline.stages.context import absolute, class_names
+from pipeline.stages.data import check_classes, plain_source
+from pipeline.train.evaluate import NAME, evaluate_worker
+from pipeline.train.job import Dataset, EvaluateJob
+
+COMMAND = "evaluate"  # as errors name it
+
+
+def evaluate_models(
+    references: Sequence[str],
+    data: NamedSet,
+    cluster: ClusterConfig,
+    *,
+    batch_size: int,
+    loader_workers: int,
+    precision: Literal["fp32", "bf16"],
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Judge each model on every sample of a data set, exactly once; returns what `evaluation.json` holds.
+
+    Args:
+        references: runs, RUN/COMMAND, exports, `timm:NAME` or safetensors files.
+        data: shards with the classes of these models; images are normalised and resized as the models ask.
+        cluster: the ranks, and the Ray cluster if it is not to be this machine.
+        batch_size: images per rank at once.
+        loader_workers: processes per rank that decode images.
+        precision: of weights and activations.
+        out: folder without an evaluation, for `evaluation.json`, `per_class.csv`, `confusion.npz` and `logs`.
+
+    Raises:
+        ModelError, DataError: a model or the data cannot be read.
+        ConfigError: the classes differ, the models ask for different pixels, or `out` holds an evaluation.
+    """
+    if out is not None and (out / NAME).exists():
+        raise ConfigError(f"--out: {out} holds an evaluation already; give another folder")
+    with tempfile.TemporaryDirectory(prefix="minivit-evaluate-") as scratch:
+        models = {reference: _bundle(reference, Path(scratch, str(i))) for i, reference in enumerate(references)}
+        described = {reference: load_description(path) for reference, path in models.items()}
+        dataset = _dataset(data, described)
+        classes = class_names(data.name, dataset)
+        for reference, model in described.items():
+            check_classes(COMMAND, data.name, classes, reference, model.spec.num_classes, model.classes)
+        folder = out or Path(scratch, "out")
+        folder.mkdir(parents=True, exist_ok=True)
+        job = EvaluateJob(
+            folder=folder.absolute(),
+            models={reference: path.absolute() for reference, path in models.items()},
+            data=plain_source(data.name, dataset),
+            classes=classes,
+            batch_size=batch_size,
+            loader_workers=loader_workers,
+            precision=precision,
+        )
+        for file in files_of(folder / TEST):  # of an attempt that did not end
+            file.unlink()
+        _run(job, cluster)
+        evaluation: dict[str, Any] = json.loads((folder / NAME).read_text())
+        return evaluation
+
+
+def _bundle(reference: str, scratch: Path) -> Path:
+    """The bundle of a model; weights from elsewhere become one in `scratch`."""
+    if not names_weights(reference):
+        return find_bundle(reference)
+    describe_foreign(reference)  # refuses what is no plain ViT without a download
+    bundle = load_foreign(reference)
+    return save_bundle(scratch, bundle.state, bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
+
+
+def _dataset(data: NamedSet, models: dict[str, Bundle]) -> Dataset:
+    """The data, whose pixels are treated as the models were trained. Raises ConfigError where two differ in that."""
+    backgrounds = {model.preprocess.background: reference for reference, model in models.items()}
+    if len(backgrounds) > 1:
+        (one, first), (other, second), *_ = backgrounds.items()
+        raise ConfigError(
+            f"{first} shows transparent pixels as {list(one)}, but {second} as {list(other)}; evaluate them one by one"
+        )
+    config = DatasetConfig(
+        shards=data.pattern,
+        classes=data.classes,
+        image_key=data.image_key,
+        label_key=data.label_key,
+        background=next(iter(backgrounds)),
+    )
+    return Dataset(absolute(config), load_index(data.pattern))
+
+
+def _run(job: EvaluateJob, config: ClusterConfig) -> None:
+    with connect(config) as cluster:
+        cluster.require(config, COMMAND, "--workers")
+        launch(
+            evaluate_worker,
+            job,
+            config,
+            workers=config.max_workers,
+            name=COMMAND,
+            folder=job.folder,
+            stall_timeout_s=config.stall_timeout_s,
+        )
