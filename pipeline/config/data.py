@@ -35,17 +35,18 @@ class CacheConfig(Section):
 
 
 class PlainConfig(Section):
-    """How whole images become the model's input where nothing is drawn: in validation, evaluation and prediction."""
+    """How an image is brought to the model's size in validation, evaluation and prediction, where nothing is drawn."""
 
     resize: Literal["squash", "shorter", "pad"] = Field(
         default="squash",
-        description="to the size, whatever that does to the aspect ratio, by the shorter side, or by the longer one, "
+        description="squash: both sides, whatever the aspect ratio; shorter: the shorter side; pad: the longer side, "
         "with background around",
     )
-    crop_pct: Area = Field(default=1.0, description="share of the resized image's sides that the centre crop keeps")
+    crop_pct: Area = Field(
+        default=1.0, description="share of the resized image's sides that the centre crop keeps, as in timm"
+    )
     interpolation: Literal["auto", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = Field(
-        default="auto",
-        description="Pillow's filters; auto: the fastest, bilinear where pixels become fewer, bicubic where more",
+        default="auto", description="a filter of Pillow's; auto: the fastest, bilinear to shrink, bicubic to enlarge"
     )
 
 
@@ -72,8 +73,8 @@ class DatasetConfig(Section):
     )
     eval: PlainConfig | None = Field(
         default=None,
-        description="how images are resized for evaluation; default: as the model says, which is as its validation "
-        "data, else its training data, said",
+        description="how evaluation resizes images; a model keeps that of its validation data, else of its training "
+        "data; default: the model's own, else squash",
     )
 
     @field_validator("classes")
