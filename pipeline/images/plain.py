@@ -110,4 +110,4 @@ def _resampled(cut: Cut, full: Size, down: Span, across: Span, interpolation: st
     image = Image.fromarray(part[:, :, 0] if part.shape[2] == 1 else part)
     seen = (across.start - left, down.start - top, across.stop - left, down.stop - top)
     out = image.resize((across.length, down.length), Image.Resampling[interpolation.upper()], box=seen)
-    return np.asarray(out).reshape(down.length, across.length, part.shape[2])
+    return np.array(out).reshape(down.length, across.length, part.shape[2])
