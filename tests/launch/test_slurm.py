@@ -63,7 +63,8 @@ def slurm() -> Iterator[dict[str, str]]:
     own = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
     settings = SETTINGS.format(host=socket.gethostname(), address=own[0], folder=folder, ports=free_ports(3))
     (folder / "slurm.conf").write_text(settings)
-    bare = {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "CONDA_PREFIX", "RAY_ADDRESS"}}
+    # Ray's variables too: those of a cluster of this machine alone, which other tests start, keep a second node out.
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "CONDA_PREFIX", "RAY_"))}
     environment = bare | {
         "MINIVIT_IN_CONTAINER": "1",
         "OMP_NUM_THREADS": "1",
