@@ -34,7 +34,7 @@ class Preprocess:
     """How images become the model's input: `image_size` (height, width) px, then (value / 255 - mean) / std.
 
     Transparent pixels show `background`, red, green and blue in 0 to 255; grey models take its luminance. `eval` says
-    how they come to that size.
+    how images are resized where nothing is drawn at random.
     """
 
     mean: tuple[float, ...]

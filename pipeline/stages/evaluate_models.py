@@ -41,7 +41,7 @@ def evaluate_models(
     """Judge each model on every sample of a data set, exactly once; returns what `evaluation.json` holds.
 
     Args:
-        references: runs, RUN/COMMAND, exports, `timm:NAME` or safetensors files.
+        references: runs, RUN/STAGE, exports, `timm:NAME` or safetensors files.
         data: shards with the classes of these models; images are normalised and resized as the models ask.
         cluster: the ranks, and the Ray cluster if it is not to be this machine.
         batch_size: images per rank at once.
