@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import EvaluateStage
+from pipeline.metrics.confusion import CONFUSION, PER_CLASS
 from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import TEST, files_of
 from pipeline.stages.context import RunContext, class_names
@@ -17,7 +18,7 @@ from pipeline.stages.jobs import StageJob
 from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.resolve import Branch, reference_ids
 from pipeline.stages.sources import Source, resolve_source
-from pipeline.train.evaluate import CONFUSION, NAME, PER_CLASS, evaluate_worker
+from pipeline.train.evaluate import NAME, evaluate_worker
 from pipeline.train.job import EvaluateJob
 
 

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.training import ClassificationConfig
+from pipeline.metrics.accuracy import CLASSIFICATION, top_sums
+from pipeline.metrics.collector import Collector
+from pipeline.metrics.confusion import ConfusionCounts
 
 
 class Labelled(Protocol):
@@ -28,8 +31,7 @@ class Classification:
     [loss, correct, correct within the top 5, weight].
     """
 
-    metric_names = ("loss", "accuracy", "top5")
-    selection_metric = "accuracy"
+    schema = CLASSIFICATION
 
     def __init__(self, config: ClassificationConfig, num_classes: int) -> None:
         self.label_smoothing = config.label_smoothing
@@ -54,17 +56,13 @@ class Classification:
     @torch.no_grad()
     def sums(self, losses: Tensor, logits: Tensor, batch: Labelled) -> Tensor:
         """Metric sums [4] in float64 of weighted losses [B] and logits [B, K]."""
-        k = min(5, self.num_classes)
-        hits = logits.topk(k, dim=-1).indices == batch.labels[:, None]  # [B, k]
-        per_sample = torch.stack([hits[:, 0], hits.any(dim=-1), torch.ones_like(hits[:, 0])], dim=1)
-        weighted = (per_sample * batch.weights[:, None]).double().sum(dim=0)
-        return torch.cat([losses.detach().double().sum()[None], weighted])
+        return torch.cat([losses.detach().double().sum()[None], top_sums(logits, batch.labels, batch.weights)])
 
     def means(self, sums: Tensor) -> dict[str, float]:
         """Averages by metric name, of sums [4] over any number of samples."""
         *totals, weight = sums.tolist()
-        return {name: total / max(weight, 1.0) for name, total in zip(self.metric_names, totals, strict=True)}
+        return {name: total / max(weight, 1.0) for name, total in zip(self.schema.names, totals, strict=True)}
 
-    def predictions(self, logits: Tensor, batch: Labelled) -> tuple[Tensor, Tensor]:
-        """True and predicted classes, int64 [B] each; the true one is -1 where a sample does not count."""
-        return batch.labels.where(batch.weights > 0, -1), logits.argmax(dim=-1)
+    def collectors(self) -> dict[str, Collector]:
+        """What an evaluation keeps besides the sums."""
+        return {"confusion": ConfusionCounts(self.num_classes)}

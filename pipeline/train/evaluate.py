@@ -1,52 +1,114 @@
-"""Evaluation of finished models on one rank: every sample of a data set exactly once over all ranks."""
+"""Evaluation on one rank: every sample of a data set exactly once over all ranks."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from pipeline.checkpoints.storage import told_if_unwritable
 from pipeline.config.training import ClassificationConfig
-from pipeline.files import write_json, write_whole
-from pipeline.models.bundle import load_bundle
+from pipeline.errors import DataError
+from pipeline.files import write_json
+from pipeline.metrics.collector import Collector
+from pipeline.metrics.schema import Schema
+from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.shards.bad_samples import TEST, summarise
+from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader
 from pipeline.tasks import build_task
-from pipeline.tasks.confusion import ConfusionCounts
+from pipeline.tasks.classification import Classification
 from pipeline.train.device import precision_dtype, select_device
+from pipeline.train.feed import on_device
 from pipeline.train.job import EvaluateJob, RankContext
-from pipeline.train.loop import evaluate_collective
 from pipeline.train.stall import StallWatch
 
-NAME, PER_CLASS, CONFUSION = "evaluation.json", "per_class.csv", "confusion.npz"
+NAME = "evaluation.json"
+DRAFTS = ".drafts"  # folder of files of models evaluated so far
 
 
-@dataclass(frozen=True)
-class Result:
-    """What an evaluation says of one model. `confusion` is int64 [pairs, 3]: true class, predicted class, count."""
+@torch.no_grad()
+def evaluate_collective(
+    model: nn.Module,
+    task: Classification,
+    preprocess: Preprocess,
+    dtype: torch.dtype,
+    batches: Iterable[Batch],
+    beat: Callable[[], None] = lambda: None,
+    collectors: Collection[Collector] = (),
+) -> dict[str, float]:
+    """Measures over all ranks' batches, of which every rank has equally many.
 
-    metrics: dict[str, float]
-    confusion: np.ndarray
+    `samples` of them are good; means leave out the `bad_samples`. Afterwards rank 0's collectors hold what all ranks'
+    have gathered. Under ZeRO-3 the model's own hooks gather its parameters, so `model` may be the engine's module as it
+    is. `beat` is called for every batch: a sign of life. Raises DataError if no sample is good.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    sums = torch.zeros(len(task.schema.names) + 2, dtype=torch.float64, device=device)
+    with on_device(batches, device) as moved:
+        for batch in moved:
+            losses, predicted = task.evaluate(model, preprocess.normalise(batch.images, dtype), batch)
+            bad = ((batch.weights == 0) & (batch.slots >= 0)).sum()
+            sums += torch.cat([task.sums(losses, predicted, batch), bad.double()[None]])
+            for collector in collectors:
+                collector.add(predicted, batch)
+            beat()
+    dist.all_reduce(sums)
+    model.train(training)
+    *_, good, bad_samples = sums.tolist()
+    if not good:
+        raise DataError(
+            f"none of the {bad_samples:.0f} samples to evaluate on is good; `minivit shards verify` says what is wrong"
+        )
+    measures = task.means(sums[:-1]) | merge_collective(collectors)
+    return {**measures, "samples": good, "bad_samples": bad_samples}
+
+
+def merge_collective(collectors: Collection[Collector]) -> dict[str, float]:
+    """Bring all ranks' states into rank 0's collectors; their measures, on every rank."""
+    measures: dict[str, float] = {}
+    for collector in collectors:
+        mine = collector.state()
+        states = [mine] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(mine, states)
+        for state in (states or [])[1:]:
+            collector.merge(state)
+        told = [collector.measures() if states else {}]
+        dist.broadcast_object_list(told)
+        measures |= told[0]
+    return measures
 
 
 def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
     """Evaluate each model of the job in turn; rank 0 writes the files."""
-    device, watch = select_device(), context.watch
-    results = {name: evaluate_model_collective(job, path, device, watch) for name, path in job.models.items()}
-    if dist.get_rank() == 0:
-        with told_if_unwritable(job.folder):
-            write_evaluation(job, results)
+    device, results = select_device(), {}
+    drafts = job.folder / DRAFTS
+    with told_if_unwritable(job.folder):
+        if dist.get_rank() == 0:
+            shutil.rmtree(drafts, ignore_errors=True)
+            drafts.mkdir(parents=True)
+        for name, path in job.models.items():
+            schema, results[name], collectors = evaluate_model_collective(job, path, device, context.watch)
+            if dist.get_rank() == 0:
+                for collector in collectors:
+                    collector.write(drafts, name, job.classes)
+        if dist.get_rank() == 0:
+            publish(drafts, job.folder)
+            write_evaluation(job, schema, results)
 
 
-def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device, watch: StallWatch) -> Result:
-    """Loss, accuracies and, on rank 0, confusion of one bundle. Raises DataError if too many samples are bad."""
+def evaluate_model_collective(
+    job: EvaluateJob, path: Path, device: torch.device, watch: StallWatch
+) -> tuple[Schema, dict[str, float], Collection[Collector]]:
+    """Measures of one bundle and, on rank 0, all that was collected. Raises DataError if too many samples are bad."""
     watch.beat()
     bundle = load_bundle(path)
     dtype = precision_dtype(job.precision)
@@ -67,58 +129,38 @@ def evaluate_model_collective(job: EvaluateJob, path: Path, device: torch.device
         quarantine_path=job.folder / TEST,
     )
     watch.beat()
-    confusion = ConfusionCounts(bundle.spec.num_classes)
+    collectors = task.collectors().values()
     with watch.following(batches.bytes_read):
-        metrics = evaluate_collective(model, task, bundle.preprocess, dtype, batches, watch.beat, confusion)
+        metrics = evaluate_collective(model, task, bundle.preprocess, dtype, batches, watch.beat, collectors)
     seen, expected = metrics["samples"] + metrics["bad_samples"], job.data.index.num_samples
     assert seen == expected, f"{seen} samples seen of {expected}"
-    return Result(metrics, merge_collective(confusion).numpy())
+    return task.schema, metrics, collectors
 
 
-def merge_collective(confusion: ConfusionCounts) -> torch.Tensor:
-    """The table of all ranks' counts, on rank 0; elsewhere this rank's."""
-    mine = confusion.table()
-    tables = [mine] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(mine, tables)
-    for table in (tables or [])[1:]:
-        confusion.merge(table)
-    return confusion.table()
+def publish(drafts: Path, folder: Path) -> None:
+    """Move complete files to where an earlier evaluation may have left its own."""
+    for path in drafts.iterdir():
+        target = folder / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    drafts.rmdir()
 
 
-def write_evaluation(job: EvaluateJob, results: Mapping[str, Result]) -> None:
-    """The summary as JSON; figures per class as a table; confusions, the names of the classes with them, as arrays.
-
-    The arrays of `confusion.npz` are `classes` and, in the order of the summary's models, `arr_0`, `arr_1`, ...
-    """
+def write_evaluation(job: EvaluateJob, schema: Schema, results: Mapping[str, Mapping[str, float]]) -> None:
+    """The summary, last of all files: with it an evaluation is complete."""
     evaluation = {
         "dataset": job.data.index.url,
         "samples": job.data.index.num_samples,
         "classes": len(job.classes),
         "precision": job.precision,
         "bad_samples": summarise(job.folder / TEST, job.data.index.num_samples).to_dict(),
-        "models": {name: as_json(result.metrics) for name, result in results.items()},
+        "schema": schema.to_dict(),
+        "models": {name: as_json(metrics) for name, metrics in results.items()},
     }
-    tables = [result.confusion for result in results.values()]
-    names = np.array(job.classes)
-    write_whole(job.folder / CONFUSION, lambda draft: np.savez_compressed(draft, *tables, classes=names))
-    write_whole(job.folder / PER_CLASS, lambda draft: write_per_class(draft, job.classes, results))
     write_json(job.folder / NAME, evaluation)
 
 
 def as_json(metrics: Mapping[str, float]) -> dict[str, float]:
     """Counts as whole numbers."""
     return {name: int(value) if name.endswith("samples") else value for name, value in metrics.items()}
-
-
-def write_per_class(path: Path, classes: Sequence[str], results: Mapping[str, Result]) -> None:
-    """One row per model and class: samples of the class, how many were right, how often it was predicted."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "class", "samples", "right", "predicted"])
-        for model, result in results.items():
-            true, predicted, counts = result.confusion.T
-            columns = [
-                np.bincount(chosen, weights=weights, minlength=len(classes)).astype(np.int64).tolist()
-                for chosen, weights in ((true, counts), (true, counts * (true == predicted)), (predicted, counts))
-            ]
-            writer.writerows([model, *row] for row in zip(classes, *columns, strict=True))

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.checkpoints.manifest import Window
-from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.drop_path import sample_keys
 from pipeline.models.per_step import per_step
 from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
 from pipeline.tasks.classification import Classification
-from pipeline.tasks.confusion import ConfusionCounts
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
-from pipeline.train.feed import on_device
 from pipeline.train.micro_batch import split
 from pipeline.train.seeds import DROP_PATH, derive_seed
 
@@ -44,7 +41,7 @@ class Meter:
 
     @classmethod
     def on(cls, device: torch.device, task: Classification, *, mixed: bool = False) -> Meter:
-        return cls(torch.zeros(len(task.metric_names) + 1, dtype=torch.float64, device=device), mixed)
+        return cls(torch.zeros(len(task.schema.names) + 1, dtype=torch.float64, device=device), mixed)
 
     def report_collective(self, task: Classification, global_batch_size: int) -> dict[str, float]:
         """Metrics of the steps since the last report over all ranks; starts anew."""
@@ -135,41 +132,3 @@ class TrainingStep:
             self.ema.update(step + 1)
         meter.sums += sums
         return True
-
-
-@torch.no_grad()
-def evaluate_collective(
-    model: nn.Module,
-    task: Classification,
-    preprocess: Preprocess,
-    dtype: torch.dtype,
-    batches: Iterable[Batch],
-    beat: Callable[[], None] = lambda: None,
-    confusion: ConfusionCounts | None = None,
-) -> dict[str, float]:
-    """Mean metrics over all ranks' batches, of which every rank has equally many.
-
-    `samples` of them are good; the means leave out the `bad_samples`. `confusion` gets this rank's predictions. Under
-    ZeRO-3 the model's own hooks gather its parameters, so `model` may be the engine's module as it is. `beat` is
-    called for every batch: a sign of life. Raises DataError if no sample is good.
-    """
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    sums = torch.zeros(len(task.metric_names) + 2, dtype=torch.float64, device=device)
-    with on_device(batches, device) as moved:
-        for batch in moved:
-            losses, logits = task.evaluate(model, preprocess.normalise(batch.images, dtype), batch)
-            bad = ((batch.weights == 0) & (batch.slots >= 0)).sum()
-            sums += torch.cat([task.sums(losses, logits, batch), bad.double()[None]])
-            if confusion is not None:
-                confusion.add(*task.predictions(logits, batch))
-            beat()
-    dist.all_reduce(sums)
-    model.train(training)
-    *_, good, bad_samples = sums.tolist()
-    if not good:
-        raise DataError(
-            f"none of the {bad_samples:.0f} samples to evaluate on is good; `minivit shards verify` says what is wrong"
-        )
-    return {**task.means(sums[:-1]), "samples": good, "bad_samples": bad_samples}

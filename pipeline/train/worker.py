@@ -30,11 +30,12 @@ from pipeline.train.control import Control
 from pipeline.train.device import compute_deterministically, precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
+from pipeline.train.evaluate import evaluate_collective
 from pipeline.train.feed import on_device
 from pipeline.train.first_samples import FirstSamples
 from pipeline.train.job import RankContext, TrainJob, stage_id
 from pipeline.train.ledger import MetricsLedger, read_metrics
-from pipeline.train.loop import Meter, TrainingStep, evaluate_collective
+from pipeline.train.loop import Meter, TrainingStep
 from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
 from pipeline.train.saver import Saver, require_current_attempt
 from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes

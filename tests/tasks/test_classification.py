@@ -62,9 +62,6 @@ def test_stand_ins_add_nothing_to_loss_and_metrics() -> None:
     assert means["loss"] == pytest.approx(F.cross_entropy(logits[counted], batch.labels[counted]).item(), rel=1e-6)
     right = logits[counted].argmax(dim=1) == batch.labels[counted]
     assert means["accuracy"] == pytest.approx(right.float().mean().item())
-    true, predicted = task.predictions(logits, batch)
-    assert true.tolist() == batch.labels.where(counted, -1).tolist()
-    assert predicted.tolist() == logits.argmax(dim=1).tolist()
 
 
 @given(size=st.integers(1, 40), num_classes=st.integers(1, 12), cut=st.integers(0, 40), seed=st.integers(0, 999))
@@ -103,4 +100,4 @@ def test_means_of_nothing_are_zero() -> None:
 def test_a_task_is_found_by_its_config() -> None:
     task = build_task(ClassificationConfig(label_smoothing=0.2), 9)
     assert (type(task), task.num_classes, task.label_smoothing) == (Classification, 9, 0.2)
-    assert task.selection_metric in task.metric_names
+    assert task.means(torch.ones(4, dtype=torch.float64)).keys() == set(task.schema.names)

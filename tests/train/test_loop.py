@@ -12,12 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.checkpoints.manifest import Window
 from pipeline.config.training import ClassificationConfig
 from pipeline.errors import DataError
+from pipeline.metrics.confusion import ConfusionCounts
 from pipeline.models import MiniViT, build_spec
 from pipeline.models.bundle import Preprocess
 from pipeline.stream.batch import Batch
 from pipeline.tasks.classification import Classification
-from pipeline.tasks.confusion import ConfusionCounts
-from pipeline.train.loop import Meter, TrainingStep, evaluate_collective
+from pipeline.train.evaluate import evaluate_collective
+from pipeline.train.loop import Meter, TrainingStep
 
 CLASSES = 4
 PREPROCESS = Preprocess((0.0,), (1.0,), 1, (2, 2))
@@ -66,7 +67,7 @@ def test_evaluation_counts_each_sample_once_whatever_the_batch(task: Classificat
     seen, true = [0, 1, 2, 3, 0], [0, 1, 1, 3, 2]
     confusion = ConfusionCounts(CLASSES)
     parts = batches(seen, true, size)
-    means = evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, parts, confusion=confusion)
+    means = evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, parts, collectors=[confusion])
     assert (means["accuracy"], means["samples"], means["bad_samples"]) == (pytest.approx(0.6), 5, 0)
     assert confusion.table().tolist() == [[0, 0, 1], [1, 1, 1], [1, 2, 1], [2, 0, 1], [3, 3, 1]]
 
@@ -109,7 +110,7 @@ def test_evaluation_needs_no_memory_for_pairs_of_classes() -> None:
             few = super().forward(images)
             return nn.functional.pad(few, (0, classes - few.shape[1]))
 
-    means = evaluate_collective(Wide(), task, PREPROCESS, torch.float32, parts, confusion=confusion)
+    means = evaluate_collective(Wide(), task, PREPROCESS, torch.float32, parts, collectors=[confusion])
     assert means["accuracy"] == pytest.approx(2 / 3)
     assert confusion.table().tolist() == [[0, 0, 1], [1, 1, 1], [classes - 1, 2, 1]]
 

@@ -27,9 +27,9 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index
 from pipeline.shards.write import TarWriter
 from pipeline.stream.source import Source
+from pipeline.train.evaluate import evaluate_collective
 from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.ledger import read_metrics
-from pipeline.train.loop import evaluate_collective
 from pipeline.train.saver import ATTEMPT
 from pipeline.train.stall import StallWatch
 from pipeline.train.worker import TrainWorker, train_worker

@@ -1,0 +1,35 @@
+"""How often a classifier is right: sums over samples, which add up over micro-batches, ranks and restarts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.metrics.schema import LOSS, Measure, Schema
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOP = 5
+CLASSIFICATION = Schema(
+    (
+        LOSS,
+        Measure("accuracy", "Accuracy", "higher", share=True),
+        Measure("top5", "Top-5 accuracy", "higher", share=True),
+    ),
+    selects="accuracy",
+)
+
+
+def top_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """float64 [3]: samples that are right, right within the top 5, and all, each times its weight.
+
+    Args:
+        logits: [B, K].
+        labels: int64 [B].
+        weights: float32 [B].
+    """
+    import torch
+
+    hits = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices == labels[:, None]  # [B, k]
+    per_sample = torch.stack([hits[:, 0], hits.any(dim=-1), torch.ones_like(hits[:, 0])], dim=1)
+    return (per_sample * weights[:, None]).double().sum(dim=0)

@@ -1,0 +1,72 @@
+"""What a task measures: names, titles, which way is better, and which measure picks between models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Better = Literal["higher", "lower"]
+
+
+class Measure(NamedTuple):
+    """One figure: its name in files and settings, its title for people. A `share`, of 1, is shown in percent."""
+
+    name: str
+    title: str
+    better: Better
+    share: bool = False
+
+    def text(self, value: float) -> str:
+        """81.3 % for a share, else four significant digits."""
+        return f"{100 * value:.1f} %" if self.share else f"{value:.4g}"
+
+
+LOSS = Measure("loss", "Loss", "lower")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The measures of a task, in the order in which they are shown.
+
+    `selects` names the one that picks between models.
+    """
+
+    measures: tuple[Measure, ...]
+    selects: str
+
+    def __post_init__(self) -> None:
+        assert self.selects in self.names, f"{self.selects} is none of {self.names}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(measure.name for measure in self.measures)
+
+    @property
+    def selected(self) -> Measure:
+        """The measure that picks between models."""
+        return self[self.selects]
+
+    def __getitem__(self, name: str) -> Measure:
+        """The measure of that name. Raises KeyError if there is none."""
+        return {measure.name: measure for measure in self.measures}[name]
+
+    def of(self, found: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+        """Those of a row's values, such as `val/loss`, that are measures, by their names and in their order."""
+        return {name: found[prefix + name] for name in self.names if prefix + name in found}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"measures": [measure._asdict() for measure in self.measures], "selects": self.selects}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Schema:
+        return cls(tuple(Measure(**measure) for measure in found["measures"]), found["selects"])
+
+
+def best(values: Mapping[Key, float | None], better: Better) -> Key | None:
+    """The key of the best value, the first of equals; None if there is no finite one."""
+    sign = 1 if better == "higher" else -1
+    finite = {key: sign * value for key, value in values.items() if value is not None and math.isfinite(value)}
+    return max(finite, key=finite.__getitem__, default=None)
