@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,30 +11,10 @@ from torch.nn import functional
 
 from pipeline.config.data import Color
 from pipeline.images.decode import Data, Header, Pixels, decode, decode_jpeg
-
-Size = tuple[int, int]  # height, width
+from pipeline.images.geometry import Box, Geometry, Size, Trail, Turn, cropped, turned
 
 SHRINKS = (8, 4, 2)
 SMALL_IMAGE = 64 * 64 * 3  # values, below which a call into torch costs more than it saves
-
-
-class Box(NamedTuple):
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def right(self) -> int:
-        return self.left + self.width
-
-
-class Turn(NamedTuple):
-    """What brings stored pixels upright: first the transposition, then the flips."""
-
-    transpose: bool
-    flip_rows: bool
-    flip_columns: bool
 
 
 TURNS = {  # by EXIF orientation
@@ -51,9 +30,21 @@ TURNS = {  # by EXIF orientation
 
 
 def load_box(
-    data: Data, header: Header, box: Box, size: Size, channels: int, background: Color, *, exact: bool
+    data: Data,
+    header: Header,
+    box: Box,
+    size: Size,
+    channels: int,
+    background: Color,
+    *,
+    exact: bool,
+    trail: Trail | None = None,
 ) -> Pixels:
-    """A box of the image, resized to `size`; a JPEG is decoded no larger and no further down than the box needs."""
+    """A box of the image, resized to `size`; a JPEG is decoded no larger and no further down than the box needs.
+
+    `trail` is told what is really shown: a JPEG decoded at a fraction of its size is cut between the pixels it has
+    there, up to 7 of the image's beside the box.
+    """
     if header.frame:
         shrink = next((s for s in SHRINKS if box.height >= s * size[0] and box.width >= s * size[1]), 1)
         turn = TURNS[header.orientation]
@@ -62,13 +53,30 @@ def load_box(
         image = decode_jpeg(data, header, channels, shrink=shrink, rows=rows, exact=exact)
         if image is not None:
             part = image[stored.top // shrink : -(-rows // shrink), stored.left // shrink : -(-stored.right // shrink)]
+            if trail is not None:
+                shown = Box(
+                    stored.top // shrink * shrink,
+                    stored.left // shrink * shrink,
+                    part.shape[0] * shrink,
+                    part.shape[1] * shrink,
+                )
+                trail.add(of_stored(shown, header, turn, size))
             return upright(resize(part, size[::-1] if turn.transpose else size), turn)
     image = decode(data, header, channels, background)
     # Rare EXIF data behind the pixels turn an image against its header: trust the pixels.
     down, across = image.shape[0] / header.height, image.shape[1] / header.width
     top, left = int(box.top * down), int(box.left * across)
     bottom, right = math.ceil((box.top + box.height) * down), math.ceil(box.right * across)
+    if trail is not None:
+        trail.add(cropped(image.shape[:2], Box(top, left, bottom - top, right - left), size))
     return resize(image[top:bottom, left:right], size)
+
+
+def of_stored(box: Box, header: Header, turn: Turn, size: Size) -> Geometry:
+    """From the upright image to a box of its stored pixels, resized and turned to `size`."""
+    seen = header.height, header.width
+    stored, out = (seen[::-1], size[::-1]) if turn.transpose else (seen, size)
+    return turned(stored, turn).inverse().then(cropped(stored, box, out)).then(turned(out, turn))
 
 
 def stored_box(box: Box, header: Header, turn: Turn) -> Box:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from pipeline.config.data import SQUASH, Color, PlainConfig
 from pipeline.images.decode import Data, Pixels, read_header
-from pipeline.images.load import Box, Size, load_box, resize
+from pipeline.images.geometry import Box, Geometry, Size, Trail, cropped, placed
+from pipeline.images.load import load_box, resize
 
 # How far a filter reaches, in pixels of the coarser of the two images.
 REACH = {"nearest": 0.5, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
@@ -32,14 +33,21 @@ class Span(NamedTuple):
     length: int
 
 
-def load_plain(data: Data, size: Size, channels: int, background: Color, how: PlainConfig = SQUASH) -> Pixels:
+def load_plain(
+    data: Data,
+    size: Size,
+    channels: int,
+    background: Color,
+    how: PlainConfig = SQUASH,
+    trail: Trail | None = None,
+) -> Pixels:
     """The image in a file at `size`, uint8 [height, width, channels]; raises BadImage."""
     header = read_header(data)
 
     def cut(box: Box, to: Size) -> Pixels:
-        return load_box(data, header, box, to, channels, background, exact=True)
+        return load_box(data, header, box, to, channels, background, exact=True, trail=trail)
 
-    return _render(cut, (header.height, header.width), size, channels, background, how)
+    return _render(cut, (header.height, header.width), size, channels, background, how, trail)
 
 
 def plain(pixels: Pixels, size: Size, background: Color, how: PlainConfig = SQUASH) -> Pixels:
@@ -49,6 +57,18 @@ def plain(pixels: Pixels, size: Size, background: Color, how: PlainConfig = SQUA
         return resize(pixels[box.top : box.top + box.height, box.left : box.right], to)
 
     return _render(cut, pixels.shape[:2], size, pixels.shape[2], background, how)
+
+
+def geometry(full: Size, size: Size, how: PlainConfig) -> Geometry:
+    """From an image of size `full` to what `plain` shows of it at `size`.
+
+    `load_plain` may decode a JPEG at a fraction of its size, and then shows what `auto` cuts out up to 7 pixels further
+    of the image; its `trail` says so.
+    """
+    down, across = spans(full, size, how)
+    seen = down.start, across.start, down.stop - down.start, across.stop - across.start
+    shown = cropped(full, seen, (down.length, across.length))
+    return shown.then(placed(shown.size, down.first, across.first, size))
 
 
 def spans(full: Size, size: Size, how: PlainConfig) -> tuple[Span, Span]:
@@ -83,14 +103,18 @@ def _span(full: int, resized: int, side: int, *, whole: bool) -> Span:
     return Span(*edges, first - cut_off, stop - first)
 
 
-def _render(cut: Cut, full: Size, size: Size, channels: int, background: Color, how: PlainConfig) -> Pixels:
+def _render(
+    cut: Cut, full: Size, size: Size, channels: int, background: Color, how: PlainConfig, trail: Trail | None = None
+) -> Pixels:
     down, across = spans(full, size, how)
     if how.interpolation == "auto":
         top, left = int(down.start), int(across.start)
         box = Box(top, left, int(down.stop) - top, int(across.stop) - left)
         shown = cut(box, (down.length, across.length))
     else:
-        shown = _resampled(cut, full, down, across, how.interpolation)
+        shown = _resampled(cut, full, down, across, how.interpolation, trail)
+    if trail is not None:
+        trail.add(placed(shown.shape[:2], down.first, across.first, size))
     if shown.shape[:2] == size:
         return shown
     ground = Image.new("RGB", size[::-1], background).convert("L" if channels == 1 else "RGB")
@@ -99,7 +123,7 @@ def _render(cut: Cut, full: Size, size: Size, channels: int, background: Color, 
     return out
 
 
-def _resampled(cut: Cut, full: Size, down: Span, across: Span, interpolation: str) -> Pixels:
+def _resampled(cut: Cut, full: Size, down: Span, across: Span, interpolation: str, trail: Trail | None) -> Pixels:
     """What is seen, as Pillow resizes it; no more of the image is decoded than its filter reaches."""
     reached = []
     for axis, side in zip((down, across), full, strict=True):
@@ -108,6 +132,9 @@ def _resampled(cut: Cut, full: Size, down: Span, across: Span, interpolation: st
     (top, bottom), (left, right) = reached
     part = cut(Box(top, left, bottom - top, right - left), (bottom - top, right - left))
     image = Image.fromarray(part[:, :, 0] if part.shape[2] == 1 else part)
-    seen = (across.start - left, down.start - top, across.stop - left, down.stop - top)
-    out = image.resize((across.length, down.length), Image.Resampling[interpolation.upper()], box=seen)
+    edges = across.start - left, down.start - top, across.stop - left, down.stop - top
+    out = image.resize((across.length, down.length), Image.Resampling[interpolation.upper()], box=edges)
+    if trail is not None:
+        seen = down.start - top, across.start - left, down.stop - down.start, across.stop - across.start
+        trail.add(cropped(part.shape[:2], seen, (down.length, across.length)))
     return np.array(out).reshape(down.length, across.length, part.shape[2])

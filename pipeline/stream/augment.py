@@ -13,7 +13,8 @@ import numpy as np
 
 from pipeline.config.data import AugmentConfig, Color
 from pipeline.images.decode import Data, Header, Pixels, read_header
-from pipeline.images.load import Box, Size, load_box
+from pipeline.images.geometry import Box, Size, Trail, flipped, placed
+from pipeline.images.load import load_box
 from pipeline.stream.rand_augment import brightness, contrast, rand_augment, saturation
 from pipeline.stream.three_augment import three_augment
 
@@ -23,26 +24,37 @@ ERASE_SCALE, ERASE_RATIO = (0.02, 1 / 3), (0.3, 10 / 3)  # Zhong et al. 2020
 
 
 def load_augmented(
-    data: Data, size: Size, channels: int, background: Color, config: AugmentConfig, rng: np.random.Generator
+    data: Data,
+    size: Size,
+    channels: int,
+    background: Color,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    trail: Trail | None = None,
 ) -> Pixels:
-    """The image, cropped, resized to `size` and augmented, uint8 [height, width, channels]; raises BadImage."""
+    """The image, cropped, resized to `size` and augmented, uint8 [height, width, channels]; raises BadImage.
+
+    What random erasing covers stays labelled.
+    """
     header = read_header(data)
     if config.crop == "simple":
-        image = simple_crop(data, header, size, channels, background, rng)
+        image = simple_crop(data, header, size, channels, background, rng, trail)
     else:
         full = header.height, header.width
         box = random_box(full, config, rng) if config.crop == "random_resized" else Box(0, 0, *full)
-        image = load_box(data, header, box, size, channels, background, exact=False)
+        image = load_box(data, header, box, size, channels, background, exact=False, trail=trail)
     if config.crop == "padded":
-        image = shift(image, config.padding, rng)
+        image = shift(image, config.padding, rng, trail)
     if config.flip and rng.random() < 0.5:
+        if trail is not None:
+            trail.add(flipped(size))
         image = cv2.flip(image, 1).reshape(image.shape)
     if config.three_augment:
         image = three_augment(image, rng)
     if config.color_jitter:
         image = color_jitter(image, config.color_jitter, rng)
     if config.rand_augment is not None:
-        image = rand_augment(image, config.rand_augment, rng)
+        image = rand_augment(image, config.rand_augment, rng, trail)
     if config.erase and rng.random() < config.erase:
         image = erase(image, rng)
     return image
@@ -64,11 +76,18 @@ def random_box(full: Size, config: AugmentConfig, rng: np.random.Generator) -> B
 
 
 def simple_crop(
-    data: Data, header: Header, size: Size, channels: int, background: Color, rng: np.random.Generator
+    data: Data,
+    header: Header,
+    size: Size,
+    channels: int,
+    background: Color,
+    rng: np.random.Generator,
+    trail: Trail | None = None,
 ) -> Pixels:
     """The shorter side fits, 4 pixels are reflected at each edge, and a crop is taken anywhere (DeiT III).
 
-    Only what the crop shows is resized, so a very long image takes no more memory than another.
+    Only what the crop shows is resized, so a very long image takes no more memory than another. To the geometry, the
+    reflected pixels lie outside the image: targets are not reflected.
     """
     scale = max(size[0] / header.height, size[1] / header.width)
     spans, borders = [], []
@@ -81,8 +100,10 @@ def simple_crop(
         borders += [start - first, first + side - stop]
     (top, bottom, height), (left, right, width) = spans
     box = Box(top, left, bottom - top, right - left)
-    shown = load_box(data, header, box, (height, width), channels, background, exact=False)
+    shown = load_box(data, header, box, (height, width), channels, background, exact=False, trail=trail)
     above, below_it, before, behind = borders
+    if trail is not None:
+        trail.add(placed((height, width), above, before, size))
     framed = cv2.copyMakeBorder(shown, above, below_it, before, behind, cv2.BORDER_REFLECT)
     return framed.reshape(*size, channels)
 
@@ -97,11 +118,13 @@ def below(limit: int, rng: np.random.Generator) -> int:
     return int(rng.random() * limit)
 
 
-def shift(image: Pixels, padding: float, rng: np.random.Generator) -> Pixels:
+def shift(image: Pixels, padding: float, rng: np.random.Generator, trail: Trail | None = None) -> Pixels:
     """A crop of the image's own size out of the image padded with black by a share of its sides."""
     height, width = image.shape[:2]
     pad_y, pad_x = round(padding * height), round(padding * width)
     dy, dx = below(2 * pad_y + 1, rng) - pad_y, below(2 * pad_x + 1, rng) - pad_x
+    if trail is not None:
+        trail.add(placed((height, width), -dy, -dx, (height, width)))
     out = np.zeros(image.shape, np.uint8)
     out[max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)] = image[
         max(dy, 0) : height - max(-dy, 0), max(dx, 0) : width - max(-dx, 0)

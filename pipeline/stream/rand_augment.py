@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from pipeline.config.data import RandAugmentConfig
 from pipeline.images.decode import Pixels
+from pipeline.images.geometry import Matrix, Size, Trail, warped
 
 Operation = Callable[[Pixels, float], Pixels]
 
@@ -67,25 +69,31 @@ def equalize(image: Pixels, _: float) -> Pixels:
     return per_channel(image, lambda plane, c: flatten_histogram(plane))
 
 
-def shear_x(image: Pixels, amount: float) -> Pixels:
-    return warp(image, [[1, amount, 0], [0, 1, 0]])
+@dataclass(frozen=True)
+class Warp:
+    """An operation that moves pixels, by a matrix as OpenCV takes it; what comes from outside is black."""
+
+    matrix_of: Callable[[Size, float], list[list[float]] | Matrix]
+
+    def __call__(self, image: Pixels, value: float) -> Pixels:
+        height, width = image.shape[:2]
+        matrix = self.matrix((height, width), value)
+        return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR).reshape(image.shape)
+
+    def matrix(self, size: Size, value: float) -> Matrix:
+        return np.asarray(self.matrix_of(size, value), dtype=np.float64)
 
 
-def shear_y(image: Pixels, amount: float) -> Pixels:
-    return warp(image, [[1, 0, 0], [amount, 1, 0]])
+def rotation(size: Size, degrees: float) -> Matrix:
+    height, width = size
+    return cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
 
 
-def translate_x(image: Pixels, share: float) -> Pixels:
-    return warp(image, [[1, 0, round(share * image.shape[1])], [0, 1, 0]])
-
-
-def translate_y(image: Pixels, share: float) -> Pixels:
-    return warp(image, [[1, 0, 0], [0, 1, round(share * image.shape[0])]])
-
-
-def rotate(image: Pixels, degrees: float) -> Pixels:
-    height, width = image.shape[:2]
-    return warp(image, cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0))
+shear_x = Warp(lambda size, amount: [[1, amount, 0], [0, 1, 0]])
+shear_y = Warp(lambda size, amount: [[1, 0, 0], [amount, 1, 0]])
+translate_x = Warp(lambda size, share: [[1, 0, round(share * size[1])], [0, 1, 0]])
+translate_y = Warp(lambda size, share: [[1, 0, 0], [0, 1, round(share * size[0])]])
+rotate = Warp(rotation)
 
 
 def identity(image: Pixels, _: float) -> Pixels:
@@ -113,13 +121,18 @@ OPERATIONS: dict[str, tuple[Operation, Callable[[float], float], bool]] = {
 NAMES = tuple(OPERATIONS)
 
 
-def rand_augment(image: Pixels, config: RandAugmentConfig, rng: np.random.Generator) -> Pixels:
+def rand_augment(
+    image: Pixels, config: RandAugmentConfig, rng: np.random.Generator, trail: Trail | None = None
+) -> Pixels:
     """`config.ops` operations in a row, each drawn uniformly, all at `config.magnitude` of 30."""
     for choice in rng.integers(len(NAMES), size=config.ops).tolist():
         operation, value_at, signed = OPERATIONS[NAMES[choice]]
         value = value_at(config.magnitude / MAX_MAGNITUDE)
         if signed and rng.random() < 0.5:
             value = -value
+        if trail is not None and isinstance(operation, Warp):
+            size = image.shape[0], image.shape[1]
+            trail.add(warped(size, operation.matrix(size, value)))
         image = operation(image, value)
     return image
 
@@ -150,11 +163,3 @@ def flatten_histogram(plane: np.ndarray) -> np.ndarray:
 def per_channel(image: Pixels, operation: Callable[[np.ndarray, int], np.ndarray]) -> Pixels:
     planes = [operation(np.ascontiguousarray(image[:, :, c]), c) for c in range(image.shape[2])]
     return np.stack(planes, axis=2)
-
-
-def warp(image: Pixels, matrix: list[list[float]] | np.ndarray) -> Pixels:
-    """An affine map of the image plane; what comes from outside is black."""
-    size = image.shape[1], image.shape[0]
-    return cv2.warpAffine(image, np.asarray(matrix, dtype=np.float64), size, flags=cv2.INTER_LINEAR).reshape(
-        image.shape
-    )

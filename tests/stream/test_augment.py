@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.data import WHITE, AugmentConfig, RandAugmentConfig
+from pipeline.images.geometry import Trail
 from pipeline.stream.augment import color_jitter, erase, load_augmented, random_box, shift
 from pipeline.stream.draws import AUGMENT, generator
 
@@ -99,3 +100,15 @@ def test_a_simple_crop_keeps_the_scale_and_moves_along_the_longer_side(kit) -> N
     starts = sorted(int(crop[30, 0, 0]) for crop in crops)
     assert starts[0] <= 6
     assert 100 < starts[-1] <= 124
+
+
+@pytest.mark.parametrize("crop", ["none", "padded", "simple", "random_resized"])
+def test_who_asks_for_the_geometry_gets_the_same_pixels_and_draws(kit, crop: str) -> None:
+    config = ALL.model_copy(update={"crop": crop})
+    for seed in range(10):
+        one, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        np.testing.assert_array_equal(
+            load_augmented(kit.encode(photo()), (24, 32), 3, WHITE, config, one),
+            load_augmented(kit.encode(photo()), (24, 32), 3, WHITE, config, other, Trail()),
+        )
+        assert one.bit_generator.state == other.bit_generator.state
