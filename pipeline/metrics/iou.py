@@ -1,0 +1,105 @@
+"""How well class maps agree with labels: intersection over union of each class (Jaccard), counted in pixels.
+
+Three whole numbers per class are all it takes, and they add up over images, micro-batches and ranks without error.
+
+Legend: K classes, (H, W) an image's own size. Pixels labelled -1 count nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.metrics.files import append_rows
+from pipeline.metrics.schema import LOSS, Measure, Schema
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEGMENTATION = Schema(
+    (
+        LOSS,
+        Measure("mean_iou", "Mean IoU", "higher", share=True),
+        Measure("pixel_accuracy", "Pixel accuracy", "higher", share=True),
+    ),
+    selects="mean_iou",
+)
+PER_CLASS = "per_class.csv"
+
+
+def overlaps(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """int64 [3, K]: pixels of each class that are right, that are labelled so, and that are predicted so.
+
+    Both are whole numbers of one shape, on one device, which nothing here makes the host wait for.
+    """
+    import torch
+
+    ignored = labels < 0
+    true, guess = (values.long().masked_fill(ignored, num_classes).flatten() for values in (labels, predicted))
+    right = true.where(true == guess, num_classes)
+    codes = torch.stack([right, true, guess])
+    counts = codes.new_zeros(3, num_classes + 1)
+    return counts.scatter_add_(1, codes, torch.ones_like(codes))[:, :num_classes]
+
+
+def class_ious(counts: Tensor) -> list[float | None]:
+    """IoU of each class from `overlaps` [3, K]; None for a class that is neither labelled nor predicted anywhere."""
+    right, labelled, predicted = counts.tolist()
+    unions = [a + b - both for both, a, b in zip(right, labelled, predicted, strict=True)]
+    return [both / union if union else None for both, union in zip(right, unions, strict=True)]
+
+
+def mean_iou(counts: Tensor) -> float:
+    """The mean over the classes that occur; 0 if none does."""
+    found = [iou for iou in class_ious(counts) if iou is not None]
+    return sum(found) / len(found) if found else 0.0
+
+
+def pixel_accuracy(counts: Tensor) -> float:
+    """The share of labelled pixels whose class is right; 0 if none is labelled."""
+    right, labelled, _ = counts.sum(dim=1).tolist()
+    return right / labelled if labelled else 0.0
+
+
+def full_labels(targets: Mapping[str, Tensor]) -> list[Tensor]:
+    """The class maps [H, W] of a batch for evaluation, each at its own size, from the ragged field they came in."""
+    flat, offsets = targets["mask_full"], targets["mask_full.offsets"].tolist()
+    return [
+        flat[start:stop].view(height, width)
+        for start, stop, (height, width) in zip(
+            offsets[:-1], offsets[1:], targets["mask_full_size"].tolist(), strict=True
+        )
+    ]
+
+
+class IoUCounts:
+    """A `Collector` of class maps [H, W] at the labels' own sizes: a row per class in `per_class.csv`."""
+
+    def __init__(self, num_classes: int) -> None:
+        import torch
+
+        self.num_classes = num_classes
+        self.counts = torch.zeros(3, num_classes, dtype=torch.int64)
+
+    def add(self, predicted: Sequence[Tensor], batch: Any) -> None:
+        """Count the images of a batch that are good."""
+        for guess, labels, weight in zip(predicted, full_labels(batch.targets), batch.weights.tolist(), strict=True):
+            if weight:
+                self.counts += overlaps(guess, labels, self.num_classes).cpu()
+
+    def state(self) -> Tensor:
+        return self.counts
+
+    def merge(self, state: Tensor) -> None:
+        self.counts = self.counts + state
+
+    def measures(self) -> dict[str, float]:
+        """None: mean IoU and pixel accuracy come from the sums."""
+        return {}
+
+    def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
+        """Pixels and IoU of each class; the IoU of a class that does not occur stays empty."""
+        ious = ["" if iou is None else f"{iou:.6f}" for iou in class_ious(self.counts)]
+        rows = [(model, *row) for row in zip(classes, *self.counts.tolist(), ious, strict=True)]
+        append_rows(folder / PER_CLASS, ("model", "class", "right", "pixels", "predicted", "iou"), rows)

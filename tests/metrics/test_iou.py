@@ -1,0 +1,120 @@
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.metrics.iou import (
+    SEGMENTATION,
+    IoUCounts,
+    class_ious,
+    full_labels,
+    mean_iou,
+    overlaps,
+    pixel_accuracy,
+)
+
+K = 4
+
+
+def by_masks(predicted: np.ndarray, labels: np.ndarray) -> list[float | None]:
+    """IoU of each class as its definition reads."""
+    kept = labels >= 0
+    ious: list[float | None] = []
+    for number in range(K):
+        a, b = (predicted == number) & kept, labels == number
+        union = (a | b).sum()
+        ious.append((a & b).sum() / union if union else None)
+    return ious
+
+
+def maps(seed: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    predicted = rng.integers(0, K, shape)
+    labels = np.where(rng.random(shape) < 0.6, predicted, rng.integers(-1, K - 1, shape))  # the last class is rare
+    return predicted, labels
+
+
+@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 12))
+def test_ious_are_those_of_their_definition(seed: int, height: int, width: int) -> None:
+    predicted, labels = maps(seed, (height, width))
+    counts = overlaps(torch.from_numpy(predicted), torch.from_numpy(labels.astype(np.int8)), K)
+    expected = by_masks(predicted, labels)
+    assert class_ious(counts) == pytest.approx(expected)
+    present = [iou for iou in expected if iou is not None]
+    assert mean_iou(counts) == pytest.approx(np.mean(present) if present else 0.0)
+    kept = labels >= 0
+    assert pixel_accuracy(counts) == pytest.approx((predicted == labels)[kept].mean() if kept.any() else 0.0)
+
+
+def test_the_mean_is_that_of_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    predicted, labels = maps(3, (40, 50))
+    kept = labels >= 0
+    expected = metrics.jaccard_score(labels[kept], predicted[kept], average="macro")
+    assert mean_iou(overlaps(torch.from_numpy(predicted), torch.from_numpy(labels), K)) == pytest.approx(expected)
+
+
+def test_counts_of_images_and_ranks_add_up_to_those_of_all_pixels() -> None:
+    pairs = [maps(seed, (9, 11 + seed)) for seed in range(6)]
+    whole = overlaps(
+        torch.from_numpy(np.concatenate([a.ravel() for a, _ in pairs])),
+        torch.from_numpy(np.concatenate([b.ravel() for _, b in pairs])),
+        K,
+    )
+    ranks = [IoUCounts(K) for _ in range(3)]
+    for number, (predicted, labels) in enumerate(pairs):
+        ranks[number % 3].add([torch.from_numpy(predicted)], batch([labels]))
+    for other in ranks[1:]:
+        ranks[0].merge(other.state())
+    assert torch.equal(ranks[0].state(), whole)
+
+
+def test_samples_of_weight_0_and_blanks_count_nowhere() -> None:
+    predicted, labels = maps(1, (5, 7))
+    counts = IoUCounts(K)
+    empty = np.zeros((0, 0), np.int64)
+    counts.add([torch.from_numpy(predicted)] * 2 + [torch.zeros(0, 0)], batch([labels, labels, empty], [1, 0, 0]))
+    assert torch.equal(counts.state(), overlaps(torch.from_numpy(predicted), torch.from_numpy(labels), K))
+
+
+def test_labels_come_out_of_the_ragged_field_as_they_went_in() -> None:
+    _, first = maps(0, (3, 5))
+    _, second = maps(1, (4, 2))
+    found = full_labels(batch([first, second]).targets)
+    assert [one.tolist() for one in found] == [first.tolist(), second.tolist()]
+
+
+def test_a_table_has_a_row_for_each_model_and_class(tmp_path: Path) -> None:
+    counts = IoUCounts(3)
+    counts.add([torch.tensor([[0, 0, 1]])], batch([np.array([[0, 1, 1]])]))
+    counts.write(tmp_path, "a", ["wall", "bag", "shoe"])
+    counts.write(tmp_path, "b", ["wall", "bag", "shoe"])
+    with (tmp_path / "per_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == ["a"] * 3 + ["b"] * 3
+    assert rows[0] == {
+        "model": "a", "class": "wall", "right": "1", "pixels": "1", "predicted": "2", "iou": "0.500000"
+    }  # fmt: skip
+    assert rows[2]["iou"] == ""
+
+
+def test_its_schema_picks_by_mean_iou() -> None:
+    assert SEGMENTATION.selects == "mean_iou"
+    assert SEGMENTATION.names == ("loss", "mean_iou", "pixel_accuracy")
+
+
+def batch(labels: list[np.ndarray], weights: list[float] | None = None) -> SimpleNamespace:
+    """What an evaluation's loader gives for these labels."""
+    flat = np.concatenate([one.ravel() for one in labels]).astype(np.int8)
+    offsets = np.cumsum([0, *(one.size for one in labels)])
+    targets = {
+        "mask_full": torch.from_numpy(flat),
+        "mask_full.offsets": torch.from_numpy(offsets),
+        "mask_full_size": torch.tensor([one.shape for one in labels], dtype=torch.int32),
+    }
+    return SimpleNamespace(targets=targets, weights=torch.tensor(weights or [1.0] * len(labels)))
