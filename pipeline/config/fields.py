@@ -46,7 +46,8 @@ class Setting:
     def section(self, raw: Any) -> type[Section] | None:
         """The section class here (what `raw` holds chooses among several); None for a plain value."""
         if is_section(self.annotation):
-            return self.annotation
+            chosen: type[Section] = self.annotation.chosen_by(raw)
+            return chosen
         if self.discriminator and isinstance(raw, Mapping):
             for option in get_args(self.annotation):
                 if raw.get(self.discriminator) in get_args(option.model_fields[self.discriminator].annotation):

@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.data import DataConfig, DatasetConfig
 from pipeline.config.paths import PathText
 from pipeline.config.section import Length, Positive, Section
+from pipeline.config.task import AnyTask, default_task
 from pipeline.config.training import (
     CheckpointConfig,
-    ClassificationConfig,
     EngineConfig,
     EvalConfig,
     ModelConfig,
@@ -95,7 +95,7 @@ class TrainStage(StageBase):
     )
     model: ModelConfig
     data: DataConfig
-    task: ClassificationConfig = ClassificationConfig()
+    task: AnyTask = Field(default_factory=default_task)
     duration: Length
     global_batch_size: Positive
     micro_batch_size: Positive | None = Field(

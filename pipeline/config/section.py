@@ -6,7 +6,7 @@ import math
 import re
 from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
 
@@ -27,6 +27,14 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def chosen_by(cls, raw: Any) -> SectionType:
+        """The section that describes `raw`: this one, unless something in `raw` chooses among several."""
+        return cls
+
+
+SectionType: TypeAlias = type[Section]
 
 
 class Duration(Section):

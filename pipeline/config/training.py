@@ -99,11 +99,6 @@ class ResolutionConfig(Section):
         return self
 
 
-class ClassificationConfig(Section):
-    type: Literal["classification"] = "classification"
-    label_smoothing: Rate = 0.0
-
-
 class OptimizerConfig(Section):
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3

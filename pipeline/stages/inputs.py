@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.config.data import DataConfig, DatasetConfig
 from pipeline.config.schema import EvaluateStage, ExportStage, TrainStage
 from pipeline.config.section import Duration, Section
+from pipeline.config.task import DEFAULT, TaskConfig
 from pipeline.config.training import EngineConfig, ModelConfig
 from pipeline.models.spec import ViTSpec
 from pipeline.stream.quarantine import manifest_digest
@@ -174,7 +175,9 @@ def differences(before: Any, after: Any, path: str = "", *, comes_or_goes: bool 
 def settings(section: Section) -> dict[str, Any]:
     """The settings of a section that are inputs by themselves and not at their defaults, as plain data."""
     left_out = RESOLVED.get(type(section), {}).keys() | WITHOUT_EFFECT.get(type(section), {}).keys()
-    given = {}
+    given: dict[str, Any] = {}
+    if isinstance(section, TaskConfig) and section.type != DEFAULT:
+        given["type"] = section.type  # its own default, but not a stage's
     for name, setting in type(section).model_fields.items():
         if name not in left_out:
             value = _plain(getattr(section, name))

@@ -31,6 +31,14 @@ class Batch:
     step: int
     reasons: Sequence[str] = ()  # why samples are bad, one for each stand-in
 
+    @property
+    def views(self) -> dict[str, Tensor]:
+        return {"image": self.images}
+
+    @property
+    def targets(self) -> dict[str, Tensor]:
+        return {"label": self.labels, "label_mix": self.labels_mix, "label_share": self.mix}
+
 
 class Part(NamedTuple):
     """What one loader worker says of the rows that it filled; their images are in the batch already."""

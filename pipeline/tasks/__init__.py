@@ -1,13 +1,5 @@
-"""Tasks: what a model is trained to do. One file per task, found by the `type` of a stage's `task` section."""
+"""Tasks: what a model is trained to do. One package per task, found by the `type` of a stage's `task` section.
 
-from __future__ import annotations
-
-from pipeline.config.training import ClassificationConfig
-from pipeline.tasks.classification import Classification
-
-TASKS = {ClassificationConfig: Classification}
-
-
-def build_task(config: ClassificationConfig, num_classes: int) -> Classification:
-    """The task a stage's `task` section describes."""
-    return TASKS[type(config)](config, num_classes)
+Each holds its settings and what it needs of data and model (`__init__.py`, without torch), and its loss, measures and
+predictions (`module.py`).
+"""

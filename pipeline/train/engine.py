@@ -48,30 +48,37 @@ def import_deepspeed() -> Any:
 
 
 class Engine:
-    """A model and its optimiser, partitioned over all ranks by ZeRO (Rajbhandari et al. 2020).
+    """A module and its optimiser, partitioned over all ranks by ZeRO (Rajbhandari et al. 2020).
 
+    `model` is the part of the module that has the parameters, and by whose names they are known; default: all of it.
     Methods named `*_collective`, and `step`, must be called by every rank with the same arguments. `flats` are the
     fp32 master weights and the optimiser's state that this rank owns; the weights that it computes with follow them.
     `before_change` is called whenever these are about to change: who still reads them can finish first.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: EngineConfig, *, clip_grad_norm: float
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: EngineConfig,
+        *,
+        clip_grad_norm: float,
+        model: nn.Module | None = None,
     ) -> None:
         # DeepSpeed compiles its shared-memory collectives with the ninja of this environment, activated or not.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         deepspeed = import_deepspeed()
         deepspeed.utils.logger.setLevel(logging.WARNING)
-        self.zero_stage = config.zero_stage
+        self.zero_stage, self.model = config.zero_stage, model or module
         self._lr_scales = [(group["lr"], group.get("lr_scale", 1.0)) for group in optimizer.param_groups]
         settings = engine_settings(
             config,
             clip_grad_norm=clip_grad_norm,
-            parameters=sum(p.numel() for p in model.parameters()),
+            parameters=sum(p.numel() for p in module.parameters()),
             overlaps=select_device().type == "cuda" and torch.distributed.get_world_size() > 1,
         )
         self._bucket_size: int = settings["zero_optimization"]["reduce_bucket_size"]
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         # DeepSpeed reduces in a group of its own, which has torch's time-out: NCCL ends ranks that wait for 10 minutes.
         torch.distributed.set_timeout(GROUP_TIMEOUT, self._engine.data_parallel_group)
         self._zero = self._engine.optimizer
@@ -88,23 +95,23 @@ class Engine:
 
     def _find_flats(self) -> list[Flat]:
         if self.zero_stage == 0:
-            return replicated_flats(self.module, self._zero)
+            return replicated_flats(self.model, self._zero)
         if self.zero_stage == 3:
-            return sliced_flats(self.module, self._zero, torch.distributed.get_rank())
-        return grouped_flats(self.module, self._zero)
+            return sliced_flats(self.model, self._zero, torch.distributed.get_rank())
+        return grouped_flats(self.model, self._zero)
 
     @property
     def device(self) -> torch.device:
         return torch.device(self._engine.device)
 
     @property
-    def module(self) -> nn.Module:
-        """The model itself; under ZeRO-3 its parameters are there only while it runs."""
+    def module(self) -> Any:
+        """The module itself; under ZeRO-3 its parameters are there only while it runs."""
         return self._engine.module
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits [B, K] of normalised images [B, C, H, W]."""
-        return self._engine(images)
+    def __call__(self, *inputs: Any) -> Any:
+        """What the module makes of its inputs."""
+        return self._engine(*inputs)
 
     def set_lr(self, ratio: float) -> float:
         """Set every group's learning rate to `ratio` of its peak; returns the highest."""

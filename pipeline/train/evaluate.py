@@ -5,39 +5,39 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from pipeline.checkpoints.storage import told_if_unwritable
-from pipeline.config.training import ClassificationConfig
+from pipeline.config.task import default_task
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.metrics.collector import Collector
 from pipeline.metrics.schema import Schema
-from pipeline.models.bundle import Preprocess, load_bundle
+from pipeline.models.bundle import load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.shards.bad_samples import TEST, summarise
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader
-from pipeline.tasks import build_task
-from pipeline.tasks.classification import Classification
+from pipeline.tasks.base import TaskModule
+from pipeline.tasks.task import task_of
 from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.feed import on_device
+from pipeline.train.inputs import normalised_views, view_keys
 from pipeline.train.job import EvaluateJob, RankContext
 from pipeline.train.stall import StallWatch
 
 NAME = "evaluation.json"
+EVALUATION_SEED = 0  # of what a task draws in evaluation, which is the same for every model and in every run
 DRAFTS = ".drafts"  # folder of files of models evaluated so far
 
 
 @torch.no_grad()
 def evaluate_collective(
-    model: nn.Module,
-    task: Classification,
-    preprocess: Preprocess,
+    task: TaskModule,
     dtype: torch.dtype,
     batches: Iterable[Batch],
     beat: Callable[[], None] = lambda: None,
@@ -46,30 +46,32 @@ def evaluate_collective(
     """Measures over all ranks' batches, of which every rank has equally many.
 
     `samples` of them are good; means leave out the `bad_samples`. Afterwards rank 0's collectors hold what all ranks'
-    have gathered. Under ZeRO-3 the model's own hooks gather its parameters, so `model` may be the engine's module as it
-    is. `beat` is called for every batch: a sign of life. Raises DataError if no sample is good.
+    have gathered. Under ZeRO-3 hooks gather the parameters, so `task` may be the engine's module as it is. `beat` is
+    called for every batch: a sign of life. Raises DataError if no sample is good.
     """
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    sums = torch.zeros(len(task.schema.names) + 2, dtype=torch.float64, device=device)
+    device = next(task.parameters()).device
+    training = task.training
+    task.eval()
+    sums = torch.zeros(len(task.sum_names) + 2, dtype=torch.float64, device=device)
     with on_device(batches, device) as moved:
         for batch in moved:
-            losses, predicted = task.evaluate(model, preprocess.normalise(batch.images, dtype), batch)
-            bad = ((batch.weights == 0) & (batch.slots >= 0)).sum()
-            sums += torch.cat([task.sums(losses, predicted, batch), bad.double()[None]])
+            views = normalised_views(batch, task.preprocess, dtype)
+            evaluated = task(views, batch.targets, batch.weights, view_keys(batch, EVALUATION_SEED))
+            good, real = batch.weights > 0, batch.slots >= 0
+            counts = torch.stack([good.sum(), (~good & real).sum()])
+            sums += torch.cat([evaluated.sums, counts.double()])
             for collector in collectors:
-                collector.add(predicted, batch)
+                collector.add(evaluated.predicted, batch)
             beat()
     dist.all_reduce(sums)
-    model.train(training)
-    *_, good, bad_samples = sums.tolist()
-    if not good:
+    task.train(training)
+    *_, samples, bad_samples = sums.tolist()
+    if not samples:
         raise DataError(
             f"none of the {bad_samples:.0f} samples to evaluate on is good; `minivit shards verify` says what is wrong"
         )
-    measures = task.means(sums[:-1]) | merge_collective(collectors)
-    return {**measures, "samples": good, "bad_samples": bad_samples}
+    measures = task.means(sums[:-2]) | merge_collective(collectors)
+    return {**measures, "samples": samples, "bad_samples": bad_samples}
 
 
 def merge_collective(collectors: Collection[Collector]) -> dict[str, float]:
@@ -115,13 +117,15 @@ def evaluate_model_collective(
     model = MiniViT.from_spec(bundle.spec)
     model.load_state_dict(bundle.state)
     model.to(device=device, dtype=dtype)
-    task = build_task(ClassificationConfig(), bundle.spec.num_classes)
+    plain = job.data.config.eval or bundle.preprocess.eval
+    settings = task_of(default_task())
+    task = settings.module(model, job.classes, replace(bundle.preprocess, eval=plain))
     batches = EvalLoader(
         job.data,
         channels=bundle.spec.channels,
         num_classes=bundle.spec.num_classes,
         size=bundle.spec.image_size,
-        plain=job.data.config.eval or bundle.preprocess.eval,
+        plain=plain,
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         batch_size=job.batch_size,
@@ -129,12 +133,12 @@ def evaluate_model_collective(
         quarantine_path=job.folder / TEST,
     )
     watch.beat()
-    collectors = task.collectors().values()
+    collectors = task.collectors(validation=False).values()
     with watch.following(batches.bytes_read):
-        metrics = evaluate_collective(model, task, bundle.preprocess, dtype, batches, watch.beat, collectors)
+        metrics = evaluate_collective(task, dtype, batches, watch.beat, collectors)
     seen, expected = metrics["samples"] + metrics["bad_samples"], job.data.index.num_samples
     assert seen == expected, f"{seen} samples seen of {expected}"
-    return task.schema, metrics, collectors
+    return settings.measured, metrics, collectors
 
 
 def publish(drafts: Path, folder: Path) -> None:

@@ -12,27 +12,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.checkpoints.manifest import Window
-from pipeline.models.bundle import Preprocess
-from pipeline.models.drop_path import sample_keys
 from pipeline.models.per_step import per_step
 from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
-from pipeline.tasks.classification import Classification
+from pipeline.tasks.base import TaskModule
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
+from pipeline.train.inputs import normalised_views, view_keys
 from pipeline.train.micro_batch import split
 from pipeline.train.seeds import DROP_PATH, derive_seed
 
 
 @dataclass
 class Meter:
-    """Sums since the last report: of metrics over this rank's samples, of steps, and of seconds.
+    """Sums since the last report: of measures over this rank's samples, of steps, and of seconds."""
 
-    Where samples are `mixed` no single class is right, so there is no `train/accuracy`.
-    """
-
-    sums: Tensor  # float64
-    mixed: bool = False  # by mixup or cutmix
+    sums: Tensor  # float64, the task's
     steps: int = 0
     skipped: int = 0  # of the steps, those whose gradient was not finite; their samples are not in the sums
     waited_s: float = 0.0
@@ -40,17 +35,16 @@ class Meter:
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def on(cls, device: torch.device, task: Classification, *, mixed: bool = False) -> Meter:
-        return cls(torch.zeros(len(task.schema.names) + 1, dtype=torch.float64, device=device), mixed)
+    def on(cls, device: torch.device, task: TaskModule) -> Meter:
+        return cls(torch.zeros(len(task.sum_names), dtype=torch.float64, device=device))
 
-    def report_collective(self, task: Classification, global_batch_size: int) -> dict[str, float]:
+    def report_collective(self, task: TaskModule, global_batch_size: int) -> dict[str, float]:
         """Metrics of the steps since the last report over all ranks; starts anew."""
         dist.all_reduce(self.sums)
         means = task.means(self.sums)  # waits for the device, whose work belongs to the time
         elapsed = time.perf_counter() - self.started - self.away_s
         report = {
-            "train/loss": means["loss"],
-            **({} if self.mixed else {"train/accuracy": means["accuracy"]}),
+            **{f"train/{name}": value for name, value in means.items()},
             "train/skipped_steps": float(self.skipped),
             "speed/images_per_s": self.steps * global_batch_size / elapsed,
             "speed/step_time_s": elapsed / max(self.steps, 1),
@@ -81,8 +75,13 @@ class Meter:
         return Window(self.steps, self.skipped, [self.sums.tolist()])
 
     def resume(self, window: Window) -> None:
-        """Go on from a checkpoint's window, as the same rank of as many, or, of another number, rank 0 for all."""
+        """Go on from a checkpoint's window, as the same rank of as many, or, of another number, rank 0 for all.
+
+        One of other sums, which another version of the task kept, is left out.
+        """
         rank, sums = dist.get_rank(), torch.tensor(window.sums, dtype=torch.float64)
+        if sums.shape[-1] != len(self.sums):
+            return
         if len(sums) == dist.get_world_size():
             self.sums.copy_(sums[rank])
         elif rank == 0:
@@ -95,35 +94,36 @@ class TrainingStep:
     """One optimiser step on this rank's share of a global batch."""
 
     engine: Engine
-    task: Classification
-    preprocess: Preprocess
     dtype: torch.dtype
-    global_batch_size: int
     ema: ShardedEMA | None
     seed: int
 
     def __post_init__(self) -> None:
-        self.drop_path_seed = derive_seed(self.seed, DROP_PATH)
+        self.key_seed = derive_seed(self.seed, DROP_PATH)
 
     def __call__(self, batch: Batch, step: int, micro_batches: int, meter: Meter, patch: Pair | None = None) -> bool:
         """Forward, backward and update. Collective: `micro_batches` is the same on every rank.
 
         The batch is on the engine's device; nothing done to a micro-batch makes the host wait for it.
-        DeepSpeed averages gradients over ranks, so a rank's loss is the sum over its samples times W / G: the gradient
-        is that of the global batch however unequal the shares are. Where it is not finite, on any rank, all of them
-        leave everything as it was and return False. `patch` is the step's, (height, width) in pixels; default: the
-        model's own.
+        A term of the loss is the sum over the global batch divided by its normaliser there, and DeepSpeed averages
+        gradients over the W ranks: so a rank's loss is its own sum times W / normaliser, and the gradient is that of
+        the global batch however unequal the shares are. Where it is not finite, on any rank, all of them leave
+        everything as it was and return False. `patch` is the step's, (height, width) in pixels; default: the model's
+        own.
         """
         # Dropout is keyed by (seed, step, rank), so that a resumed run draws what an undisturbed one draws.
         torch.manual_seed(derive_seed(self.seed, step, dist.get_rank()))
-        scale = dist.get_world_size() / self.global_batch_size
+        task: TaskModule = self.engine.module
+        normalisers = task.normalisers(batch)
+        dist.all_reduce(normalisers)
+        scales = (dist.get_world_size() / normalisers.clamp(min=1)).float()
         sums = torch.zeros_like(meter.sums)
         for micro in split(batch, micro_batches):
-            images = self.preprocess.normalise(micro.images, self.dtype)
-            with per_step(self.engine.module, keys=sample_keys(self.drop_path_seed, micro.slots), patch=patch):
-                losses, logits = self.task.loss(self.engine, images, micro)
-            self.engine.backward(losses.sum() * scale)
-            sums += self.task.sums(losses, logits, micro)
+            views, keys = normalised_views(micro, task.preprocess, self.dtype), view_keys(micro, self.key_seed)
+            with per_step(task, keys=keys["image"], patch=patch):
+                outputs = self.engine(views, micro.targets, micro.weights, keys)
+            self.engine.backward((outputs.losses * scales).sum())
+            sums += outputs.sums
         meter.steps += 1
         if not self.engine.step():
             meter.skipped += 1

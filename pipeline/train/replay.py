@@ -16,13 +16,14 @@ from pipeline.checkpoints.shard_file import WEIGHTS
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import open_storage
 from pipeline.files import write_json
-from pipeline.models.drop_path import sample_keys
 from pipeline.models.minivit import MiniViT
 from pipeline.models.per_step import per_step
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import TrainLoader
-from pipeline.tasks import build_task
+from pipeline.tasks.base import TaskModule
+from pipeline.tasks.task import task_of
 from pipeline.train.device import precision_dtype, select_device
+from pipeline.train.inputs import normalised_views, view_keys
 from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.micro_batch import split, to_device
 from pipeline.train.schedule import patch_at
@@ -31,7 +32,6 @@ from pipeline.train.stall import StallWatch
 
 NAME = "replay.json"
 MOST_SAMPLES = 16  # named in the result, the highest losses first
-MICRO_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,10 @@ def replay_worker(job: ReplayJob, context: RankContext) -> None:
     """Forward and backward of one batch on this one rank; leaves `replay.json` in the stage's folder."""
     train, device = job.train, select_device()
     model = load_model(train, context.watch).to(device=device, dtype=precision_dtype(train.stage.engine.precision))
+    task = task_of(train.stage.task).module(model, train.classes, train.preprocess)
     with loader(job) as batches, context.watch.following(batches.bytes_read):
         batch = next(batches)
-    found = examine(model, train, batch, context.watch.beat)
+    found = examine(task, train, batch, context.watch.beat)
     step = job.first // (job.stop - job.first)
     write_json(train.folder / NAME, {"slots": [job.first, job.stop], "step": step, "from": train.resume_from, **found})
 
@@ -100,20 +101,22 @@ def loader(job: ReplayJob) -> TrainLoader:
     )
 
 
-def examine(model: nn.Module, job: TrainJob, batch: Batch, beat: Callable[[], None]) -> dict[str, Any]:
+def examine(task: TaskModule, job: TrainJob, batch: Batch, beat: Callable[[], None]) -> dict[str, Any]:
     """What a batch does to a model: the loss of each sample, and where the first infinity or NaN comes up.
 
-    Gradients are those of the mean over the batch, before clipping.
+    Gradients are those of the loss of the batch, before clipping.
     """
     anomalies: list[str] = []
-    hook = FirstNotFinite(model)
-    losses = torch.cat(list(losses_and_backward(model, job, batch, beat, anomalies)))
+    hook = FirstNotFinite(task.model)
+    normalisers = task.normalisers(batch).clamp(min=1).float()
+    terms = torch.stack(list(losses_and_backward(task, job, batch, normalisers, beat, anomalies)))  # [B, T]
     hook.close()
-    gradients = {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
+    losses = (terms / own_normalisers(task, batch)).sum(dim=1)
+    gradients = {name: p.grad.float() for name, p in task.model.named_parameters() if p.grad is not None}
     norm = torch.nn.utils.get_total_norm(list(gradients.values()))
     ranked = losses.nan_to_num(nan=float("inf")).argsort(descending=True)[:MOST_SAMPLES].tolist()
     return {
-        "loss": float(losses.mean()),
+        "loss": float((terms.sum(dim=0) / normalisers.cpu()).sum()),
         "gradient_norm": float(norm),
         "gradients_not_finite": [name for name, value in gradients.items() if not value.isfinite().all()],
         "losses_not_finite": int((~losses.isfinite()).sum()),
@@ -123,29 +126,34 @@ def examine(model: nn.Module, job: TrainJob, batch: Batch, beat: Callable[[], No
     }
 
 
-def losses_and_backward(
-    model: nn.Module, job: TrainJob, batch: Batch, beat: Callable[[], None], anomalies: list[str]
-) -> Iterator[Tensor]:
-    """Losses [n] of one micro-batch after the other, on the CPU; what autograd's anomaly detection says is added."""
-    task, size = build_task(job.stage.task, job.spec.num_classes), len(batch.labels)
-    parameter, drop_path_seed = next(model.parameters()), derive_seed(job.seed, DROP_PATH)
-    patch = patch_at(batch.step, job.spec.patch, job.stage.resolution, job.seed)
+def own_normalisers(task: TaskModule, batch: Batch) -> Tensor:
+    """[B, T]: what the terms of each sample's loss would be divided by, were it alone."""
+    return torch.stack([task.normalisers(one) for one in split(batch, len(batch.slots))]).clamp(min=1).float()
 
-    def loss_and_backward(micro: Batch) -> Tensor:
-        images = job.preprocess.normalise(micro.images, parameter.dtype)
-        with per_step(model, keys=sample_keys(drop_path_seed, micro.slots), patch=patch):
-            losses, _ = task.loss(model, images, micro)
-        (losses.sum() / size).backward()
+
+def losses_and_backward(
+    task: TaskModule, job: TrainJob, batch: Batch, normalisers: Tensor, beat: Callable[[], None], anomalies: list[str]
+) -> Iterator[Tensor]:
+    """Terms of the loss [T] of one sample after the other, on the CPU; what anomaly detection says is added."""
+    parameter, key_seed = next(task.parameters()), derive_seed(job.seed, DROP_PATH)
+    patch = patch_at(batch.step, job.spec.patch, job.stage.resolution, job.seed)
+    divisors = normalisers.to(parameter.device)
+
+    def loss_and_backward(one: Batch) -> Tensor:
+        views, keys = normalised_views(one, job.preprocess, parameter.dtype), view_keys(one, key_seed)
+        with per_step(task, keys=keys["image"], patch=patch):
+            losses = task(views, one.targets, one.weights, keys).losses
+        (losses / divisors).sum().backward()
         return losses.detach().cpu()
 
-    for micro in split(batch, -(-size // MICRO_BATCH_SIZE)):
-        micro = to_device(micro, parameter.device)
+    for one in split(batch, len(batch.slots)):
+        one = to_device(one, parameter.device)
         try:
             with warnings.catch_warnings(action="ignore"), torch.autograd.detect_anomaly(check_nan=True):
-                losses = loss_and_backward(micro)
+                losses = loss_and_backward(one)
         except RuntimeError as error:
             anomalies.append(str(error))
-            losses = loss_and_backward(micro)  # to the end: which gradients are concerned
+            losses = loss_and_backward(one)  # to the end: which gradients are concerned
         beat()
         yield losses
 

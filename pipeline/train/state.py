@@ -35,8 +35,8 @@ class TrainState:
     def __init__(self, engine: Engine, ema: ShardedEMA | None) -> None:
         self.engine, self.ema = engine, ema
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.shapes = shapes_of(engine.module)
-        self._others = list(self._find_others(engine.module))
+        self.shapes = shapes_of(engine.model)
+        self._others = list(self._find_others(engine.model))
 
     def _find_others(self, module: nn.Module) -> Iterator[Other]:
         """What the optimiser does not hold: frozen parameters, which ZeRO-3 slices too, and buffers."""

@@ -25,7 +25,7 @@ from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader, TrainLoader
 from pipeline.stream.order import step_shares
 from pipeline.stream.source import Source, build_mixture
-from pipeline.tasks import build_task
+from pipeline.tasks.task import task_of
 from pipeline.train.control import Control
 from pipeline.train.device import compute_deterministically, precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
@@ -54,19 +54,19 @@ class TrainWorker:
         if stage.engine.deterministic:
             compute_deterministically()
         self.dtype = precision_dtype(stage.engine.precision)
-        self.task = build_task(stage.task, job.spec.num_classes)
         model = self._model()
+        task = task_of(stage.task).module(model, job.classes, job.preprocess)
         groups = parameter_groups(model, stage.optimizer)
         optimizer = build_optimizer(
             groups, stage.optimizer, stage.global_batch_size, partitioned=stage.engine.zero_stage > 0
         )
         self.watch.beat()
-        self.engine = Engine(model, optimizer, stage.engine, clip_grad_norm=stage.optimizer.clip_grad_norm)
+        clip = stage.optimizer.clip_grad_norm
+        self.engine = Engine(task, optimizer, stage.engine, clip_grad_norm=clip, model=model)
         self.watch.beat()
         self.ema = ShardedEMA(self.engine.flats, stage.ema) if stage.ema else None
         self.state = TrainState(self.engine, self.ema)
-        mixed = any(source.augment.mixes for source in job.train)
-        self.meter = Meter.on(self.engine.device, self.task, mixed=mixed)
+        self.meter = Meter.on(self.engine.device, task)
         self.step, self.skipped_in_a_row = 0, 0
         self.val_metrics: dict[str, float] = {}  # of the current weights; empty while they are not validated
         self.measured = dict(job.measured)
@@ -78,9 +78,7 @@ class TrainWorker:
         self.engine.before_change = self.saver.wait_copied
         self.control = Control(job, context, self.engine.device)
         self.size_at = job.sizes()
-        self.step_once = TrainingStep(
-            self.engine, self.task, job.preprocess, self.dtype, stage.global_batch_size, self.ema, job.seed
-        )
+        self.step_once = TrainingStep(self.engine, self.dtype, self.ema, job.seed)
         self.ledger = MetricsLedger(job.folder, self.step) if self.rank == 0 else None
 
     def _model(self) -> MiniViT:
@@ -156,7 +154,7 @@ class TrainWorker:
 
     def _report_collective(self, lr: float) -> None:
         height, width = self.size_at(self.step - 1)
-        report = self.meter.report_collective(self.task, self.job.stage.global_batch_size)
+        report = self.meter.report_collective(self.engine.module, self.job.stage.global_batch_size)
         if math.isfinite(norm := self.engine.grad_norm()):
             report["train/grad_norm"] = norm
         report |= {
@@ -249,9 +247,8 @@ class TrainWorker:
         averaged = self.engine.computing_with_collective(self.ema.averages) if self.ema else nullcontext()
         loader = self._eval_loader(self.job.val)
         with self.meter.away(), averaged, self.watch.following(loader.bytes_read):
-            means = evaluate_collective(
-                self.engine.module, self.task, self.job.preprocess, self.dtype, loader, self.watch.beat
-            )
+            collectors = self.engine.module.collectors(validation=True).values()
+            means = evaluate_collective(self.engine.module, self.dtype, loader, self.watch.beat, collectors)
         self.val_metrics = {f"val/{name}": value for name, value in means.items()}
         self._log(self.val_metrics | self._bad_samples())
 

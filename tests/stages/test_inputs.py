@@ -16,6 +16,7 @@ from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig, Mixtu
 from pipeline.config.fields import is_section
 from pipeline.config.schema import EvaluateStage, ExportStage, TrainStage
 from pipeline.config.section import Duration, Section
+from pipeline.config.task import TaskConfig, task_class, task_types
 from pipeline.config.training import EngineConfig, ModelConfig, OptimizerConfig
 from pipeline.models.spec import TokenSchema, ViTSpec
 from pipeline.models.variants import build_spec
@@ -305,6 +306,14 @@ def test_a_setting_that_a_later_version_adds_changes_no_digest() -> None:
     assert non_defaults(larger(**vars(SPEC), rotary=True)) != non_defaults(SPEC)
 
 
+def test_tasks_whose_settings_are_all_defaults_differ() -> None:
+    class Other(TaskConfig):
+        type: Literal["other"] = "other"
+
+    assert settings(TRAIN.model_copy(update={"task": Other()}))["task"] == {"type": "other"}
+    assert "task" not in settings(TRAIN)
+
+
 def test_null_is_not_a_default_that_is_something() -> None:
     schema: Any = create_model("Schema", __base__=Section, wait=(float | None, 10.0))
     assert inputs_digest(settings(schema(wait=None))) != inputs_digest(settings(schema()))
@@ -317,13 +326,21 @@ def test_settings_without_effect_leave_no_trace_of_their_section() -> None:
 
 def sections(annotation: Any) -> Iterator[type[Section]]:
     """All section classes that a type is made of."""
-    if is_section(annotation) and annotation is not Duration:
+    if annotation is TaskConfig:
+        for task in map(task_class, task_types()):
+            yield from sections(task)
+    elif is_section(annotation) and annotation is not Duration:
         yield annotation
         for name, field in annotation.model_fields.items():
             if name not in WITHOUT_EFFECT.get(annotation, {}):
                 yield from sections(field.annotation)
     for argument in get_args(annotation):
         yield from sections(argument)
+
+
+def name_of(section: type[Section]) -> str:
+    """Every task's section is called `Task`."""
+    return f"task {section.model_fields['type'].default}" if issubclass(section, TaskConfig) else section.__name__
 
 
 def defaults() -> dict[str, Any]:
@@ -335,7 +352,7 @@ def defaults() -> dict[str, Any]:
         left_out = RESOLVED.get(section, {}).keys() | WITHOUT_EFFECT.get(section, {}).keys()
         for name, field in section.model_fields.items():
             if name not in left_out and not field.is_required():
-                found[f"{section.__name__}.{name}"] = module._plain(field.get_default(call_default_factory=True))
+                found[f"{name_of(section)}.{name}"] = module._plain(field.get_default(call_default_factory=True))
     for kind in (ViTSpec, TokenSchema):
         for field in dataclasses.fields(kind):
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -19,12 +19,10 @@ import torch
 from PIL import Image
 
 from pipeline.config.data import AugmentConfig
-from pipeline.config.training import ClassificationConfig
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index
 from pipeline.shards.write import END_OF_ARCHIVE, tar_member
-from pipeline.tasks import build_task
 
 NAME = "s"
 PIXELS = np.add.outer(np.arange(12) * 9, np.arange(16) * 6).astype(np.uint8)
@@ -219,17 +217,13 @@ def test_after_all_faults_at_once_the_ledger_is_exact(kit, tmp_path: Path) -> No
         write(tmp_path / f"{shard}.tar", samples)
     index = build_index(str(tmp_path), workers=2)
     assert index.num_samples == 20_000
-    task, seen = build_task(ClassificationConfig(), 10), Counter()
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    seen: Counter[str] = Counter()
     augment = AugmentConfig(crop="none", flip=False)
     settings = {"world_size": 2, "global_batch_size": 400, "quarantine_path": tmp_path / "bad.jsonl"}
     for rank in range(2):
         data = {"lanes": 16, "window": 256, "loader_workers": 1, "augment": augment}
         with kit.train_loader(index, rank=rank, data=data, **settings) as loader:
             for batch in islice(loader, 50):
-                losses, _ = task.loss(model, batch.images.float() / 255, batch)
-                assert torch.isfinite(losses).all()
-                assert (losses[batch.weights == 0] == 0).all()
                 seen.update(key for key, weight in zip(batch.keys, batch.weights.tolist(), strict=True) if weight)
     lines = [json.loads(line) for file in tmp_path.glob("bad.*") for line in file.read_text().splitlines()]
     assert seen == whole

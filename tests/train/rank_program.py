@@ -26,14 +26,15 @@ from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import open_storage
-from pipeline.config.training import CheckpointConfig, ClassificationConfig, EngineConfig, OptimizerConfig
+from pipeline.config.training import CheckpointConfig, EngineConfig, OptimizerConfig
 from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.compiled import compile_layers
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.stream.batch import Batch
-from pipeline.tasks import build_task
+from pipeline.tasks.base import Outputs
+from pipeline.tasks.classification.module import Classification
 from pipeline.train.device import compute_deterministically, precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
@@ -161,13 +162,13 @@ class Trainer:
         groups = parameter_groups(model, config)
         optimiser = build_optimizer(groups, config, GLOBAL_BATCH_SIZE, partitioned=zero_stage > 0)
         settings = EngineConfig.model_construct(zero_stage=zero_stage, precision=precision)
-        self.engine = Engine(model, optimiser, settings, clip_grad_norm=CLIP)
+        task = Classification(model, PREPROCESS, [""] * CLASSES, label_smoothing=0.1)
+        self.engine = Engine(task, optimiser, settings, clip_grad_norm=CLIP, model=model)
         self.ema = ShardedEMA(self.engine.flats, EMA_DECAY)
         self.state = TrainState(self.engine, self.ema)
-        self.task = build_task(ClassificationConfig(label_smoothing=0.1), CLASSES)
-        self.meter = Meter.on(self.engine.device, self.task)
+        self.meter = Meter.on(self.engine.device, task)
         dtype = precision_dtype(precision)
-        self.step_once = TrainingStep(self.engine, self.task, PREPROCESS, dtype, GLOBAL_BATCH_SIZE, self.ema, seed=0)
+        self.step_once = TrainingStep(self.engine, dtype, self.ema, seed=0)
 
     def train(self, first: int, last: int, shares: list[int], micro_batches: int) -> list[float]:
         """Run the steps from `first` up to `last`; returns the loss of each."""
@@ -176,7 +177,7 @@ class Trainer:
             self.engine.set_lr(1.0)
             batch = to_device(share(global_batch(step), shares), self.engine.device)
             assert self.step_once(batch, step, micro_batches, self.meter)
-            losses.append(self.meter.report_collective(self.task, GLOBAL_BATCH_SIZE)["train/loss"])
+            losses.append(self.meter.report_collective(self.engine.module, GLOBAL_BATCH_SIZE)["train/loss"])
         return losses
 
     def saver(self, root: str) -> Saver:
@@ -201,15 +202,16 @@ class Trainer:
 
     def weights(self) -> dict[str, Tensor]:
         """What this rank computes with: whole, or under ZeRO-3 its slice."""
-        parameters = self.engine.module.named_parameters()
+        parameters = self.engine.model.named_parameters()
         return {name: getattr(value, "ds_tensor", value).detach().clone() for name, value in parameters}
 
     def logits(self) -> Tensor:
         """What the model answers to the first global batch, the same on every rank."""
         self.engine.module.eval()
         with torch.no_grad():
-            images = global_batch(0).images.to(self.engine.device)
-            logits = self.engine.module(PREPROCESS.normalise(images)).float()
+            batch = to_device(global_batch(0), self.engine.device)
+            views = {"image": PREPROCESS.normalise(batch.images)}
+            logits = self.engine.module(views, batch.targets, batch.weights, {}).predicted
         self.engine.module.train()
         return logits
 
@@ -267,16 +269,18 @@ def not_finite(zero_stage: int, precision: str, shares: list[int]) -> dict[str, 
     trainer = Trainer(zero_stage, precision, "adamw")
     trainer.train(0, 1, shares, 1)
     before, average = trainer.weights(), [value.clone() for value in trainer.ema.averages]
-    task_loss = trainer.task.loss
+    task = trainer.engine.module
+    task_loss = task.loss
 
-    def spoilt(model: Any, images: Tensor, micro: Batch) -> tuple[Tensor, Tensor]:
-        losses, logits = task_loss(model, images, micro)
-        return losses * (float("inf") if dist.get_rank() == dist.get_world_size() - 1 else 1.0), logits
+    def spoilt(*inputs: Any) -> Outputs:
+        losses, sums = task_loss(*inputs)
+        factor = float("inf") if dist.get_rank() == dist.get_world_size() - 1 else 1.0
+        return Outputs(losses * factor, sums * factor)
 
-    trainer.task.loss = spoilt
+    task.loss = spoilt
     batch = to_device(share(global_batch(1), shares), trainer.engine.device)
     applied = trainer.step_once(batch, 1, 1, trainer.meter)
-    trainer.task.loss = task_loss
+    task.loss = task_loss
     skipped = trainer.meter.skipped
     same_average = all(torch.equal(a, b) for a, b in zip(average, trainer.ema.averages, strict=True))
     after = trainer.weights()

@@ -22,12 +22,13 @@ from pipeline.config.schema import TrainStage
 from pipeline.config.section import Section
 from pipeline.config.training import OptimizerConfig
 from pipeline.errors import ConfigError
+from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import ViTSpec
 from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stream.augment import load_augmented
 from pipeline.stream.mix import mix
-from pipeline.tasks import build_task
+from pipeline.tasks.task import task_of
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
 
@@ -112,13 +113,13 @@ def train(stage: TrainStage, spec: ViTSpec) -> list[Tensor]:
     peaks = [group["lr"] * group["lr_scale"] for group in optimizer.param_groups]
     assert stage.ema is not None
     ema = ShardedEMA([SimpleNamespace(weights=weights) for weights in model.parameters()], stage.ema)
-    task = build_task(stage.task, CLASSES)
+    task = task_of(stage.task).module(model, [""] * CLASSES, Preprocess((0.0,), (1.0,), 1, spec.image_size))
     losses = []
     for step in range(STEPS):
         pixels, share = images(stage, spec, step)
         labels = torch.arange(BATCH) % CLASSES
-        batch = SimpleNamespace(labels=labels, labels_mix=labels.flip(0), mix=share, weights=torch.ones(BATCH))
-        loss = task.loss(model, pixels, batch)[0].mean()
+        targets = {"label": labels, "label_mix": labels.flip(0), "label_share": share}
+        loss = task({"image": pixels}, targets, torch.ones(BATCH), {}).losses.sum() / BATCH
         optimizer.zero_grad()
         loss.backward()
         schedule = stage.schedule

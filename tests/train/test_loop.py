@@ -10,18 +10,21 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.checkpoints.manifest import Window
-from pipeline.config.training import ClassificationConfig
 from pipeline.errors import DataError
 from pipeline.metrics.confusion import ConfusionCounts
 from pipeline.models import MiniViT, build_spec
 from pipeline.models.bundle import Preprocess
 from pipeline.stream.batch import Batch
-from pipeline.tasks.classification import Classification
+from pipeline.tasks.classification.module import Classification
 from pipeline.train.evaluate import evaluate_collective
 from pipeline.train.loop import Meter, TrainingStep
 
 CLASSES = 4
 PREPROCESS = Preprocess((0.0,), (1.0,), 1, (2, 2))
+
+
+def classification(model: nn.Module, classes: int = CLASSES, label_smoothing: float = 0.0) -> Classification:
+    return Classification(model, PREPROCESS, [""] * classes, label_smoothing)
 
 
 class Brightness(nn.Module):
@@ -58,7 +61,7 @@ def batches(seen: list[int], true: list[int], size: int) -> Iterator[Batch]:
 
 @pytest.fixture
 def task() -> Classification:
-    return Classification(ClassificationConfig(), CLASSES)
+    return classification(Brightness())
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -67,7 +70,7 @@ def test_evaluation_counts_each_sample_once_whatever_the_batch(task: Classificat
     seen, true = [0, 1, 2, 3, 0], [0, 1, 1, 3, 2]
     confusion = ConfusionCounts(CLASSES)
     parts = batches(seen, true, size)
-    means = evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, parts, collectors=[confusion])
+    means = evaluate_collective(task, torch.float32, parts, collectors=[confusion])
     assert (means["accuracy"], means["samples"], means["bad_samples"]) == (pytest.approx(0.6), 5, 0)
     assert confusion.table().tolist() == [[0, 0, 1], [1, 1, 1], [1, 2, 1], [2, 0, 1], [3, 3, 1]]
 
@@ -76,7 +79,7 @@ def test_evaluation_counts_each_sample_once_whatever_the_batch(task: Classificat
 def test_bad_samples_are_counted_and_padding_is_not(task: Classification) -> None:
     parts = list(batches([0, 1, 2, 3, 0], [0, 1, 1, 3, 2], 4))
     parts[0].weights[1] = parts[1].weights[0] = 0
-    means = evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, parts)
+    means = evaluate_collective(task, torch.float32, parts)
     assert (means["accuracy"], means["samples"], means["bad_samples"]) == (pytest.approx(2 / 3), 3, 2)
 
 
@@ -85,16 +88,13 @@ def test_an_evaluation_without_any_good_sample_is_an_error(task: Classification)
     parts = list(batches([0, 1], [0, 1], 2))
     parts[0].weights.zero_()
     with pytest.raises(DataError, match="none of the 2 samples to evaluate on is good"):
-        evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, parts)
+        evaluate_collective(task, torch.float32, parts)
 
 
 @pytest.mark.usefixtures("one_rank")
 def test_validation_and_evaluation_give_the_same_loss(task: Classification) -> None:
-    smoothing = Classification(ClassificationConfig(label_smoothing=0.3), CLASSES)
-    results = [
-        evaluate_collective(Brightness(), task, PREPROCESS, torch.float32, batches([0, 1, 2], [0, 1, 1], 2))
-        for task in (task, smoothing)
-    ]
+    smoothing = classification(Brightness(), label_smoothing=0.3)
+    results = [evaluate_collective(task, torch.float32, batches([0, 1, 2], [0, 1, 1], 2)) for task in (task, smoothing)]
     assert results[0] == results[1]
 
 
@@ -102,7 +102,7 @@ def test_validation_and_evaluation_give_the_same_loss(task: Classification) -> N
 def test_evaluation_needs_no_memory_for_pairs_of_classes() -> None:
     """K * K counts would be 3.2 TB."""
     classes = 2**19 + 2**17
-    task, confusion = Classification(ClassificationConfig(), classes), ConfusionCounts(classes)
+    confusion = ConfusionCounts(classes)
     parts = batches([0, 1, 2], [0, 1, classes - 1], 3)
 
     class Wide(Brightness):
@@ -110,7 +110,7 @@ def test_evaluation_needs_no_memory_for_pairs_of_classes() -> None:
             few = super().forward(images)
             return nn.functional.pad(few, (0, classes - few.shape[1]))
 
-    means = evaluate_collective(Wide(), task, PREPROCESS, torch.float32, parts, collectors=[confusion])
+    means = evaluate_collective(classification(Wide(), classes), torch.float32, parts, collectors=[confusion])
     assert means["accuracy"] == pytest.approx(2 / 3)
     assert confusion.table().tolist() == [[0, 0, 1], [1, 1, 1], [classes - 1, 2, 1]]
 
@@ -118,17 +118,17 @@ def test_evaluation_needs_no_memory_for_pairs_of_classes() -> None:
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_leaves_the_mode_as_it_was(task: Classification, training: bool) -> None:
-    model = Brightness().train(training)
-    evaluate_collective(model, task, PREPROCESS, torch.float32, batches([0, 1], [0, 1], 2))
-    assert model.training == training
-    assert model.trained == 0
+    task.train(training)
+    evaluate_collective(task, torch.float32, batches([0, 1], [0, 1], 2))
+    assert task.training == task.model.training == training
+    assert task.model.trained == 0
 
 
 @pytest.mark.usefixtures("one_rank")
 def test_meter_reports_means_and_speed_and_starts_anew(task: Classification) -> None:
     meter = Meter.on(torch.device("cpu"), task)
     meter.started, meter.away_s = time.perf_counter() - 5.0, 3.0
-    meter.sums += torch.tensor([8.0, 3, 4, 4])
+    meter.sums += torch.tensor([8.0, 3, 4, 4, 4])
     meter.steps, meter.skipped, meter.waited_s = 4, 1, 0.5
     report = meter.report_collective(task, 10)
     assert (report["train/loss"], report["train/accuracy"], report["train/skipped_steps"]) == (2.0, 0.75, 1.0)
@@ -142,8 +142,8 @@ def test_meter_reports_means_and_speed_and_starts_anew(task: Classification) -> 
 
 @pytest.mark.usefixtures("one_rank")
 def test_mixed_samples_have_no_accuracy(task: Classification) -> None:
-    meter = Meter.on(torch.device("cpu"), task, mixed=True)
-    meter.sums += torch.tensor([8.0, 3, 4, 4])
+    meter = Meter.on(torch.device("cpu"), task)
+    meter.sums += torch.tensor([8.0, 3, 4, 4, 0])
     report = meter.report_collective(task, 10)
     assert report["train/loss"] == 2.0
     assert "train/accuracy" not in report
@@ -158,14 +158,22 @@ def test_time_away_is_no_training_time(task: Classification) -> None:
 
 
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("sums", [[[1.5, 2.0, 3.0, 4.0]], [[1.0, 1.0, 1.0, 4.0], [0.5, 1.0, 2.0, 0.0]]])
+@pytest.mark.parametrize("sums", [[[1.5, 2.0, 3.0, 4.0, 4.0]], [[1.0, 1.0, 1.0, 4.0, 4.0], [0.5, 1.0, 2.0, 0.0, 0.0]]])
 def test_a_resumed_window_reports_what_an_undisturbed_one_would(task: Classification, sums: list[list[float]]) -> None:
     """Written by one rank, or by two and taken up by one."""
     meter = Meter.on(torch.device("cpu"), task)
     meter.resume(Window(3, 1, sums))
-    assert meter.window() == Window(3, 1, [[1.5, 2.0, 3.0, 4.0]])
-    meter.sums += torch.tensor([0.5, 0.0, 0.0, 4.0])
+    assert meter.window() == Window(3, 1, [[1.5, 2.0, 3.0, 4.0, 4.0]])
+    meter.sums += torch.tensor([0.5, 0.0, 0.0, 4.0, 4.0])
     assert meter.report_collective(task, 1)["train/loss"] == 0.25
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_window_of_other_sums_is_left_out(task: Classification) -> None:
+    """As another version of the package may have kept them."""
+    meter = Meter.on(torch.device("cpu"), task)
+    meter.resume(Window(3, 1, [[1.5, 2.0, 3.0]]))
+    assert meter.window() == Window(0, 0, [[0.0] * 5])
 
 
 class Operators(TorchDispatchMode):
@@ -188,8 +196,8 @@ class PlainEngine:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.module(images)
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -200,11 +208,12 @@ class PlainEngine:
 
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("patch", [(4, 4), (2, 2)])
-def test_the_host_never_waits_for_the_device_within_a_micro_batch(task: Classification, patch: tuple[int, int]) -> None:
+def test_the_host_never_waits_for_the_device_within_a_micro_batch(patch: tuple[int, int]) -> None:
     """No value is read back, no constant copied there, nothing has a shape that depends on values."""
     spec = build_spec("nano", image_size=8, patch_size=4, channels=1, num_classes=CLASSES, depth=2, drop_path=0.5)
     model = MiniViT.from_spec(spec).train()
-    step = TrainingStep(PlainEngine(model), task, PREPROCESS, torch.float32, 4, None, seed=0)
+    task = classification(model)
+    step = TrainingStep(PlainEngine(task), torch.float32, None, seed=0)
     meter = Meter.on(torch.device("cpu"), task)
     batch = next(batches([0, 1, 2, 3], [0, 1, 2, 3], 4))
     batch.images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)

@@ -130,7 +130,7 @@ def plain_steps(program: SimpleNamespace, optimizer_name: str) -> dict[str, Any]
             logits = model((batch.images.float() / 255 - 0.5) / 0.5)
         loss = F.cross_entropy(logits, target, label_smoothing=0.1, reduction="none") * batch.weights
         optimizer.zero_grad()
-        (loss.sum() / program.GLOBAL_BATCH_SIZE).backward()
+        (loss.sum() / batch.weights.sum()).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), program.CLIP)
         optimizer.step()
         decay = min(program.EMA_DECAY, (2 + step) / (11 + step))

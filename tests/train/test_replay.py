@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.training import ClassificationConfig, ResolutionConfig
+from pipeline.config.training import ResolutionConfig
 from pipeline.models.bundle import Preprocess
 from pipeline.stream.batch import Batch
-from pipeline.train.replay import MICRO_BATCH_SIZE, MOST_SAMPLES, examine
+from pipeline.tasks.classification.module import Classification
+from pipeline.train.replay import MOST_SAMPLES, examine
 
-CLASSES, SIDE = 3, 2
+CLASSES, SIDE, SAMPLES = 3, 2, 20
 JOB: Any = SimpleNamespace(
     seed=0,
-    stage=SimpleNamespace(task=ClassificationConfig(), resolution=ResolutionConfig()),
+    stage=SimpleNamespace(resolution=ResolutionConfig()),
     spec=SimpleNamespace(num_classes=CLASSES, patch=(1, 1)),
     preprocess=Preprocess((0.0,), (1.0,), 1, (SIDE, SIDE)),
 )
@@ -54,12 +55,13 @@ def batch(size: int, black: int | None) -> Batch:
 
 def look(model: nn.Module, size: int, black: int | None) -> dict[str, Any]:
     torch.manual_seed(0)
-    return examine(model, JOB, batch(size, black), lambda: None)
+    task = Classification(model, JOB.preprocess, [""] * CLASSES, 0.0)
+    return examine(task, JOB, batch(size, black), lambda: None)
 
 
-@pytest.mark.parametrize("black", [0, MICRO_BATCH_SIZE + 1])
+@pytest.mark.parametrize("black", [0, SAMPLES - 3])
 def test_the_sample_and_the_module_are_named(black: int) -> None:
-    found = look(Fragile(), MICRO_BATCH_SIZE + 6, black)
+    found = look(Fragile(), SAMPLES, black)
     assert found["losses_not_finite"] == 1
     assert found["first_module_not_finite"] == "brightness"
     assert found["gradients_not_finite"]

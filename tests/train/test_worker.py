@@ -27,6 +27,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index
 from pipeline.shards.write import TarWriter
 from pipeline.stream.source import Source
+from pipeline.tasks.task import task_of
 from pipeline.train.evaluate import evaluate_collective
 from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.ledger import read_metrics
@@ -181,7 +182,8 @@ def test_what_was_measured_is_what_a_checkpoint_hands_over(steady: TrainJob) -> 
     worker = TrainWorker(replace(steady, resume_from=folder), context(steady))
     try:
         data = worker._eval_loader(steady.val)
-        means = evaluate_collective(model, worker.task, steady.preprocess, worker.dtype, data)
+        task = task_of(steady.stage.task).module(model, CLASSES, steady.preprocess)
+        means = evaluate_collective(task, worker.dtype, data)
     finally:
         worker.close()
     assert {f"val/{name}": value for name, value in means.items()} == pytest.approx(measured(steady)[6], rel=1e-5)

@@ -1,0 +1,72 @@
+"""A stage's `task` section: its `type` names a package of `pipeline.tasks`, whose `Task` has the settings."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import PlainValidator, SerializeAsAny, ValidationInfo
+
+from pipeline.config.fields import allowed, show
+from pipeline.config.section import Section, SectionType
+from pipeline.metrics.schema import Schema
+
+PACKAGE = "pipeline.tasks"  # above this one, so its types are imported by name when a pipeline file asks for them
+DEFAULT = "classification"
+
+
+class TaskConfig(Section):
+    """What a stage trains its model to do; see `pipeline.tasks.task.BaseTask` for what else a task declares."""
+
+    type: str = DEFAULT
+
+    measured: ClassVar[Schema]  # what training, validation and evaluation measure
+    targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; without any, images are enough
+
+    @classmethod
+    def chosen_by(cls, raw: Any) -> SectionType:
+        """The section of the type that `raw` names; this one where it names none that there is."""
+        try:
+            return task_class(named_type(raw))
+        except ValueError:
+            return cls
+
+
+def task_types() -> list[str]:
+    """All types, in the order of their names."""
+    modules = pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
+    return sorted(name for _, name, is_package in modules if is_package)
+
+
+def task_class(name: Any) -> type[TaskConfig]:
+    """The section of a type. Raises ValueError, as validators do, for a type that there is not."""
+    if name not in (types := task_types()):
+        raise ValueError(f"type: found {show(name)}, {allowed(str(name), types)}")
+    chosen: type[TaskConfig] = importlib.import_module(f"{PACKAGE}.{name}").Task
+    return chosen
+
+
+def named_type(raw: Any) -> Any:
+    return raw.get("type", DEFAULT) if isinstance(raw, Mapping) else DEFAULT
+
+
+def default_task() -> TaskConfig:
+    return task_class(DEFAULT)()
+
+
+def read_task(raw: Any, info: ValidationInfo) -> TaskConfig:
+    """The task that a section describes, as strict as what it stands in."""
+    if isinstance(raw, TaskConfig):
+        return raw
+    if not isinstance(raw, Mapping):
+        raise ValueError("a section with a type")
+    chosen = task_class(named_type(raw))
+    if info.mode == "json":
+        return chosen.model_validate_json(json.dumps(raw), strict=True)
+    return chosen.model_validate(raw)
+
+
+AnyTask = Annotated[SerializeAsAny[TaskConfig], PlainValidator(read_task)]

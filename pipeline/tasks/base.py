@@ -1,0 +1,93 @@
+"""A model with what it is trained to do. Everything that a step or an evaluation computes is one call of it.
+
+Legend: B samples of a micro-batch, T terms of the loss, S sums of measures.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from pipeline.metrics.collector import Collector
+from pipeline.models.bundle import Preprocess
+from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import Pair
+from pipeline.stream.batch import Batch
+
+Tensors = Mapping[str, Tensor]
+
+
+class Outputs(NamedTuple):
+    """What training computes of a micro-batch."""
+
+    losses: Tensor  # fp32 [T]: sums over the micro-batch, by weight and coefficient; not yet divided by the normalisers
+    sums: Tensor  # float64 [S], detached
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation computes of a micro-batch."""
+
+    sums: Tensor  # float64 [S], of the same names as in training
+    predicted: Any  # what the task's collectors take in
+
+
+class TaskModule(nn.Module, ABC):
+    """A task on a model, which alone has parameters.
+
+    Measures travel as sums, so that they add up over micro-batches, ranks and restarts; `sum_names` says what they are.
+    """
+
+    sum_names: ClassVar[tuple[str, ...]]
+
+    def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
+        """`preprocess.eval` is how evaluation and prediction bring images to the model's size."""
+        super().__init__()
+        self.model, self.preprocess = model, preprocess
+
+    def forward(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs | Evaluated:
+        """`loss` in training mode, else `evaluate`: the one call that hooks on the module see.
+
+        Args:
+            views: group -> normalised [B, C, H, W], or [B, V, C, H, W] where a group has several views.
+            targets: field -> [B, ...]; of a ragged field F the values, with "F.offsets" int64 [B + 1].
+            weights: fp32 [B], 0 for samples that must not count anywhere: stand-ins and padding.
+            keys: group -> int64 [B], or [B, V]; what is drawn for a sample depends on its keys alone.
+        """
+        act = self.loss if self.training else self.evaluate
+        return act(views, targets, weights, keys)
+
+    @abstractmethod
+    def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
+        """Training losses of a micro-batch."""
+
+    @abstractmethod
+    def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
+        """Measures of a micro-batch, whose targets are neither mixed nor smoothed."""
+
+    @abstractmethod
+    def means(self, sums: Tensor) -> dict[str, float]:
+        """Measures from sums [S]; one that means nothing of these samples is left out."""
+
+    def normalisers(self, batch: Batch) -> Tensor:
+        """float64 [T]: what each term of the loss is divided by, once added up over ranks, of a rank's whole share.
+
+        By default the samples that count, for a single term.
+        """
+        return batch.weights.double().sum()[None]
+
+    def collectors(self, *, validation: bool) -> dict[str, Collector]:
+        """What an evaluation gathers besides sums, by name; in `validation`, while training waits, what is cheap."""
+        return {}
+
+    def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[Any]:
+        """What the model says of each image in plain data.
+
+        Args:
+            images: normalised [B, C, H, W], at the model's size.
+            sizes: (height, width) of the images before they were brought to that size.
+            options: the task's own.
+        """
+        raise NotImplementedError

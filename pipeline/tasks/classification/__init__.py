@@ -1,0 +1,29 @@
+"""Image classification: one class per image, or a mixture of two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pipeline.config.section import Rate
+from pipeline.metrics.accuracy import CLASSIFICATION
+from pipeline.metrics.schema import Schema
+from pipeline.tasks.task import BaseTask
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.tasks.base import TaskModule
+
+
+class Task(BaseTask):
+    type: Literal["classification"] = "classification"
+    label_smoothing: Rate = 0.0
+
+    measured: ClassVar[Schema] = CLASSIFICATION
+    targets: ClassVar[tuple[str, ...]] = ("class_id",)
+
+    def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
+        from pipeline.tasks.classification.module import Classification
+
+        return Classification(model, preprocess, classes, self.label_smoothing)

@@ -1,0 +1,72 @@
+"""Image classification: cross-entropy against (possibly mixed, possibly smoothed) labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.metrics.accuracy import top_sums
+from pipeline.metrics.collector import Collector
+from pipeline.metrics.confusion import ConfusionCounts
+from pipeline.models.bundle import Preprocess
+from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import Pair
+from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
+
+
+class Classification(TaskModule):
+    """A classifier of K classes. Targets: `label` and `label_mix`, int64 [B], and `label_share`, fp32 [B].
+
+    The target of a sample is label_share * onehot(label) + (1 - label_share) * onehot(label_mix).
+    """
+
+    sum_names = ("loss", "right", "right_top5", "samples", "unmixed")
+
+    def __init__(self, model: MiniViT, preprocess: Preprocess, classes: Sequence[str], label_smoothing: float) -> None:
+        super().__init__(model, preprocess)
+        self.classes, self.label_smoothing = list(classes), label_smoothing
+
+    def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
+        logits = self.model(views["image"]).float()
+        log_probs, share = F.log_softmax(logits, dim=-1), targets["label_share"]
+        own = log_probs.gather(1, targets["label"][:, None])[:, 0]
+        partner = log_probs.gather(1, targets["label_mix"][:, None])[:, 0]
+        target_log_prob = share * own + (1 - share) * partner
+        if self.label_smoothing:
+            target_log_prob = torch.lerp(target_log_prob, log_probs.mean(dim=-1), self.label_smoothing)
+        losses = -target_log_prob * weights
+        return Outputs(losses.sum()[None], self._sums(losses, logits, targets["label"], weights, share == 1))
+
+    def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
+        logits, labels = self.model(views["image"]).float(), targets["label"]
+        losses = F.cross_entropy(logits, labels, reduction="none") * weights
+        return Evaluated(self._sums(losses, logits, labels, weights, torch.ones_like(labels)), logits)
+
+    @torch.no_grad()
+    def _sums(self, losses: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, unmixed: Tensor) -> Tensor:
+        """float64 [5] of weighted losses [B], logits [B, K] and whether samples are unmixed [B]."""
+        loss, pure = losses.detach().double().sum()[None], (weights * unmixed).double().sum()[None]
+        return torch.cat([loss, top_sums(logits, labels, weights), pure])
+
+    def means(self, sums: Tensor) -> dict[str, float]:
+        """Mean loss and, where no sample is mixed, shares of right answers: of a mixture no single class is right."""
+        loss, right, right_top5, samples, unmixed = sums.tolist()
+        of = max(samples, 1.0)
+        shares = {"accuracy": right / of, "top5": right_top5 / of} if unmixed == samples else {}
+        return {"loss": loss / of, **shares}
+
+    def collectors(self, *, validation: bool) -> dict[str, Collector]:
+        return {} if validation else {"confusion": ConfusionCounts(len(self.classes))}
+
+    def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[tuple[str, float]]]:
+        """The `top_k` (5) most probable (class, probability) of each image."""
+        top_k = min(options.get("top_k", 5), len(self.classes))
+        top = self.model(images).float().softmax(dim=-1).topk(top_k, dim=-1)
+        return [
+            [(self.classes[index], value) for index, value in zip(indices, values, strict=True)]
+            for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]

@@ -1,0 +1,38 @@
+"""What a task is given of a batch: normalised pixels, and a key for whatever is drawn for a view of a sample."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from pipeline.models.bundle import Preprocess
+from pipeline.models.drop_path import sample_keys
+from pipeline.stream.batch import Batch
+from pipeline.train.seeds import derive_seed
+
+
+def normalised_views(batch: Batch, preprocess: Preprocess, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Group -> the batch's views, [B, C, H, W] or [B, V, C, H, W], as the model takes them."""
+    return {group: preprocess.normalise(pixels, dtype) for group, pixels in batch.views.items()}
+
+
+def view_keys(batch: Batch, seed: int) -> dict[str, Tensor]:
+    """Group -> int64 [B], or [B, V]: keys that depend on the seed, the slot and the number of the view alone.
+
+    Views are counted over the groups in their order.
+    """
+    keys, number = {}, 0
+    for group, pixels in batch.views.items():
+        count = pixels.shape[1] if pixels.dim() == 5 else 1
+        several = [sample_keys(view_seed(seed, number + view), batch.slots) for view in range(count)]
+        keys[group] = torch.stack(several, dim=1) if pixels.dim() == 5 else several[0]
+        number += count
+    return keys
+
+
+@functools.lru_cache(maxsize=64)
+def view_seed(seed: int, number: int) -> int:
+    """Of the view of that number; the first one's is the seed itself."""
+    return derive_seed(seed, number) if number else seed

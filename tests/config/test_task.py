@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.config.load import dump_config, load_config, parse_config
+from pipeline.config.schema import TrainStage
+from pipeline.config.task import TaskConfig, task_class, task_types
+from pipeline.errors import ConfigError
+from pipeline.tasks.classification import Task as Classification
+
+
+def task_of(raw: dict[str, Any], section: Any) -> TaskConfig:
+    raw["stages"]["pretrain"]["task"] = section
+    stage = parse_config(raw, "c.yaml").stages["pretrain"]
+    assert isinstance(stage, TrainStage)
+    return stage.task
+
+
+def test_a_section_is_the_task_that_its_type_names(raw: dict[str, Any]) -> None:
+    expected = Classification(label_smoothing=0.2)
+    assert task_of(raw, {"type": "classification", "label_smoothing": 0.2}) == expected
+    assert task_of(raw, {"label_smoothing": 0.2}) == expected
+    assert task_of(raw, {}) == Classification()
+
+
+def test_every_type_has_its_own_name_and_declares_what_it_measures() -> None:
+    assert "classification" in task_types()
+    for name in task_types():
+        found = task_class(name)
+        assert found.model_fields["type"].default == name
+        assert found.measured.selected.name in found.measured.names
+
+
+def test_settings_of_the_task_survive_a_file(raw: dict[str, Any], tmp_path: Any) -> None:
+    raw["stages"]["pretrain"]["task"] = {"label_smoothing": 0.3}
+    config = parse_config(raw, "c.yaml")
+    path = tmp_path / "written.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    changed = load_config(path, ["stages.finetune.task.label_smoothing=0.4"])
+    stage = changed.stages["finetune"]
+    assert isinstance(stage, TrainStage)
+    assert stage.task == Classification(label_smoothing=0.4)
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"type": "classificaton"}, "task.type: found 'classificaton', did you mean 'classification'? Allowed: "),
+        ({"type": 3}, "task.type: found 3, allowed: classification"),
+        ({"label_smoothing": 1.5}, "task.label_smoothing: found 1.5, expected a number from 0 below 1"),
+        ({"label_smoothing": "0.1"}, "task.label_smoothing: found '0.1', expected a number"),
+        ({"smoothing": 0.1}, "task.smoothing: unknown key, did you mean 'label_smoothing'? Allowed: type, "),
+        ("classification", "task: found 'classification', expected a section with a type"),
+    ],
+)
+def test_wrong_tasks_are_refused(raw: dict[str, Any], section: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        task_of(raw, section)
+    assert str(caught.value).startswith(f"c.yaml: stages.pretrain.{sentence}")
