@@ -18,7 +18,9 @@ import torch
 from pipeline.bench import loader_peers as peers
 from pipeline.bench.processes import cpu_seconds
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
+from pipeline.config.targets import TargetConfig
 from pipeline.config.training import ResolutionConfig
+from pipeline.config.views import IMAGE
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.parallel import track
 from pipeline.stream.batch import Part
@@ -26,6 +28,8 @@ from pipeline.stream.loader import TrainLoader
 from pipeline.stream.parts import TrainParts
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source, build_mixture
+from pipeline.targets.base import ClassMap
+from pipeline.targets.class_id import ClassId
 
 BATCH_SIZE = 64
 WARM_UP_BATCHES = 6
@@ -114,7 +118,8 @@ def train_loader(index: DatasetIndex, image_size: int, data: DataConfig, start_s
         [source(index)],
         data,
         channels=3,
-        num_classes=num_classes(index),
+        targets=("class_id",),
+        views=IMAGE,
         seed=0,
         rank=0,
         world_size=1,
@@ -124,10 +129,6 @@ def train_loader(index: DatasetIndex, image_size: int, data: DataConfig, start_s
     )
 
 
-def num_classes(index: DatasetIndex) -> int:
-    return len(index.classes or []) or (index.label_range or (0, 0))[1] + 1
-
-
 def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: ExitStack) -> Iterator[int]:
     """The same work in threads instead of processes: why the loader does not use them."""
     data = DataConfig(train="bench", lanes=LANES, window=WINDOW)
@@ -135,7 +136,8 @@ def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: E
         sources=[source(index)],
         mixture=build_mixture([source(index)], data, seed=0),
         channels=3,
-        num_classes=num_classes(index),
+        targets=("class_id",),
+        views=IMAGE,
         rank=0,
         world_size=1,
         quarantine_path=None,
@@ -154,8 +156,8 @@ def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: E
         under_way: list[list[Future[Part]]] = []
         while True:
             while len(under_way) < 3:
-                images = np.empty(parts.shape(step), np.uint8)
-                under_way.append([pool.submit(filler.fill, step, images) for filler in fillers])
+                memory = np.empty(parts.layout(step).bytes, np.uint8)
+                under_way.append([pool.submit(filler.fill, step, memory) for filler in fillers])
                 step += 1
             yield sum(len(part.result().rows) for part in under_way.pop(0))
 
@@ -163,7 +165,10 @@ def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: E
 
 
 def source(index: DatasetIndex) -> Source:
-    return Source("bench", index, DatasetConfig(shards="bench"), CROP)
+    num_classes = len(index.classes or []) or (index.label_range or (0, 0))[1] + 1
+    classes = ClassMap.same(tuple(map(str, range(num_classes))))
+    targets = {"class_id": ClassId.build((index.keys.label,), TargetConfig(), classes)}
+    return Source("bench", index, DatasetConfig(shards="bench"), CROP, 1, targets)
 
 
 def size(image_size: int) -> Any:

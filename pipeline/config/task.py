@@ -12,6 +12,7 @@ from pydantic import PlainValidator, SerializeAsAny, ValidationInfo
 
 from pipeline.config.fields import allowed, show
 from pipeline.config.section import Section, SectionType
+from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.metrics.schema import Schema
 
 PACKAGE = "pipeline.tasks"  # above this one, so its types are imported by name when a pipeline file asks for them
@@ -25,6 +26,10 @@ class TaskConfig(Section):
 
     measured: ClassVar[Schema]  # what training, validation and evaluation measure
     targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; without any, images are enough
+
+    def views(self) -> Mapping[str, ViewGroup]:
+        """The groups of views of each sample; labels that lie in the picture follow the first view of the first."""
+        return IMAGE
 
     @classmethod
     def chosen_by(cls, raw: Any) -> SectionType:

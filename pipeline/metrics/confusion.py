@@ -32,7 +32,7 @@ class ConfusionCounts:
 
     def add(self, predicted: Tensor, batch: Any) -> None:
         """Count the samples of a batch, by their likeliest class."""
-        self.add_pairs(batch.labels.where(batch.weights > 0, -1), predicted.argmax(dim=-1))
+        self.add_pairs(batch.targets["label"].where(batch.weights > 0, -1), predicted.argmax(dim=-1))
 
     def add_pairs(self, true: Tensor, predicted: Tensor) -> None:
         """Count samples, int64 [n] each, on any device; not those whose true class is -1."""

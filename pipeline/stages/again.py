@@ -64,7 +64,8 @@ def _expected(
             names = [name for reference in stage.models for name in reference_ids(config, reference) or [reference]]
             data = datasets[stage.data]
             digests = {name: recorded.get("models", {}).get(name, "new") for name in names}
-            classes, source = class_names(stage.data, data), plain_source(stage.data, data)
+            classes = class_names(stage.data, data)
+            source = plain_source(stage.data, data, classes)
             return [evaluate_inputs(stage, models=digests, data=source, classes=classes)]
         case ExportStage() as stage:
             return [export_inputs(stage, model=recorded.get("model", "new"))]

@@ -7,20 +7,22 @@ from typing import NamedTuple
 
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.fields import allowed
+from pipeline.config.targets import TargetConfig
 from pipeline.errors import ConfigError
 from pipeline.stages.context import class_names
+from pipeline.stages.usable import keys_of
 from pipeline.stream.source import Source
+from pipeline.targets.base import ClassMap, Target
+from pipeline.targets.class_id import ClassId
 from pipeline.train.job import Dataset
-
-Labels = tuple[int, ...] | None  # the stage's class of each of a data set's own; None where they are the same
 
 
 class Labelling(NamedTuple):
     """The classes of a stage, and which of them each data set's labels mean."""
 
     classes: list[str]
-    train: dict[str, Labels]
-    val: Labels = None
+    train: dict[str, ClassMap]
+    val: ClassMap | None = None
 
 
 def used_datasets(data: DataConfig) -> list[str]:
@@ -37,7 +39,7 @@ def stage_labels(names: Mapping[str, Sequence[str]], data: DataConfig, where: st
     renamed = {name: _renamed(names[name], data, name, where) for name in data.parts}
     classes = list(dict.fromkeys(label for labels in renamed.values() for label in labels))
     refuse_one_class(classes, where, data.parts)
-    train = {name: _numbers(labels, classes) for name, labels in renamed.items()}
+    train = {name: _class_map(labels, classes) for name, labels in renamed.items()}
     if data.val is None:
         return Labelling(classes, train)
     known = set(classes)
@@ -49,7 +51,7 @@ def stage_labels(names: Mapping[str, Sequence[str]], data: DataConfig, where: st
             f"{where}.data.val: its class {unknown[0]!r} is none of the {len(classes)} classes of the training data; "
             f"{allowed(unknown[0], classes[:100])}; correct `classes` of datasets.{data.val}"
         )
-    return Labelling(classes, train, _numbers(val_names, classes))
+    return Labelling(classes, train, _class_map(val_names, classes))
 
 
 def stage_data(
@@ -65,19 +67,27 @@ def stage_data(
             datasets[name].config,
             part.augment or data.augment,
             weight,
-            labels.train[name],
+            class_targets(datasets[name], labels.train[name]),
         )
         for (name, part), weight in zip(data.parts.items(), data.weights, strict=True)
     ]
     if data.val is None:
         return train, None, labels.classes
+    assert labels.val is not None
     val = datasets[data.val]
-    return train, Source(data.val, val.index, val.config, data.augment, 1, labels.val), labels.classes
+    targets = class_targets(val, labels.val)
+    return train, Source(data.val, val.index, val.config, data.augment, 1, targets), labels.classes
 
 
-def plain_source(name: str, dataset: Dataset) -> Source:
+def plain_source(name: str, dataset: Dataset, classes: Sequence[str]) -> Source:
     """A data set whose labels are the model's."""
-    return Source(name, dataset.index, dataset.config, AugmentConfig())
+    targets = class_targets(dataset, ClassMap.same(tuple(classes)))
+    return Source(name, dataset.index, dataset.config, AugmentConfig(), 1, targets)
+
+
+def class_targets(dataset: Dataset, classes: ClassMap) -> dict[str, Target]:
+    """The targets of a data set, by kind."""
+    return {ClassId.kind: ClassId.build((keys_of(dataset).label,), TargetConfig(), classes)}
 
 
 def refuse_one_class(classes: Sequence[str], where: str, datasets: Iterable[str]) -> None:
@@ -133,9 +143,7 @@ def _renamed(names: Sequence[str], data: DataConfig, name: str, where: str) -> l
     return [label_map.get(label, label) for label in names]
 
 
-def _numbers(names: list[str], classes: list[str]) -> Labels:
-    """The class of each name; None where names are the classes."""
-    if names == classes:
-        return None
+def _class_map(names: list[str], classes: list[str]) -> ClassMap:
+    """The class of each name."""
     numbers = {label: number for number, label in enumerate(classes)}
-    return tuple(numbers[label] for label in names)
+    return ClassMap(tuple(names), tuple(numbers[label] for label in names), len(classes))

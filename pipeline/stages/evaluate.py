@@ -46,7 +46,7 @@ class EvaluateStageRun:
 
     def inputs(self) -> dict[str, Any]:
         models = {source.name: source.digest for source in self.sources}
-        data = plain_source(self.stage.data, self.data)
+        data = plain_source(self.stage.data, self.data, self.classes)
         return evaluate_inputs(self.stage, models=models, data=data, classes=self.classes)
 
     def _job(self) -> EvaluateJob:
@@ -56,7 +56,7 @@ class EvaluateStageRun:
         return EvaluateJob(
             folder=self.folder.path.absolute(),
             models={source.name: source.path.absolute() for source in self.sources},
-            data=plain_source(self.stage.data, self.data),
+            data=plain_source(self.stage.data, self.data, self.classes),
             classes=self.classes,
             batch_size=self.stage.batch_size,
             loader_workers=self.stage.loader_workers,

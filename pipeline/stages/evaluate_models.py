@@ -67,7 +67,7 @@ def evaluate_models(
         job = EvaluateJob(
             folder=folder.absolute(),
             models={reference: path.absolute() for reference, path in models.items()},
-            data=plain_source(data.name, dataset),
+            data=plain_source(data.name, dataset, classes),
             classes=classes,
             batch_size=batch_size,
             loader_workers=loader_workers,

@@ -120,13 +120,10 @@ def export_inputs(stage: ExportStage, *, model: str) -> dict[str, Any]:
 
 def source_inputs(source: Source) -> dict[str, Any]:
     """A data set as it is read: its content, and how it is treated."""
-    inputs = {
-        "digest": source.index.digest,
-        "image_key": source.keys.image_key,
-        "label_key": source.keys.label,
-        "labels": source.labels and list(source.labels),
-    }
-    return _without_none(inputs) | settings(source.config)
+    inputs: dict[str, Any] = {"digest": source.index.digest, "image_key": source.keys.image_key}
+    targets = {kind: target.inputs() for kind, target in source.targets.items()}
+    inputs |= targets.pop("class_id", {})  # beside the image's, where they stood before there were other kinds
+    return inputs | ({"targets": targets} if targets else {}) | settings(source.config)
 
 
 def inputs_digest(inputs: Mapping[str, Any]) -> str:

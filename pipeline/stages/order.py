@@ -34,7 +34,7 @@ def stage_order(
     data = branch.stage.data
     used = {*data.parts, *([data.val] if data.val else [])}
     opened = open_datasets(config.model_copy(update={"datasets": {name: config.datasets[name] for name in used}}))
-    sources, _, classes = stage_data(opened, data, f"stages.{branch.stage_name}")
+    sources, *_ = stage_data(opened, data, f"stages.{branch.stage_name}")
     seed = stage_seed(config.seed, branch.id)
     rows: list[dict[str, Any]] = [
         {"slot": slot, "rank": rank, "shard": key.partition("/")[0], "key": key.partition("/")[2]}
@@ -43,7 +43,6 @@ def stage_order(
             branch.stage,
             sources,
             seed,
-            len(classes),
             rank=rank,
             world_size=world_size,
             loader_workers=data.loader_workers if loader_workers is None else loader_workers,
@@ -72,7 +71,6 @@ def rank_slots(
     stage: TrainStage,
     sources: list[Source],
     seed: int,
-    num_classes: int,
     *,
     rank: int,
     world_size: int,
@@ -87,7 +85,8 @@ def rank_slots(
         sources,
         stage.data.model_copy(update={"loader_workers": loader_workers}),
         channels=stage.model.channels,
-        num_classes=num_classes,
+        targets=stage.task.targets,
+        views=stage.task.views(),
         seed=seed,
         rank=rank,
         world_size=world_size,

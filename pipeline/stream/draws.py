@@ -16,10 +16,10 @@ def generator(seed: int, purpose: int, *place: int) -> np.random.Generator:
 
 
 class SlotDraws:
-    """Generators keyed by (seed, purpose, slot), a microsecond each.
+    """Generators keyed by (seed, purpose, slot, view), a microsecond each.
 
-    Philox (Salmon et al. 2011) is counter-based: seed and purpose are its key and the slot stands in the upper half of
-    its counter, so one generator is set to the beginning of any slot's own 2^128 blocks instead of being made anew.
+    Philox (Salmon et al. 2011) is counter-based: seed and purpose are its key, slot and view stand in the upper half
+    of its counter, so one generator is set to the beginning of a view's own 2^128 blocks instead of being made anew.
     """
 
     def __init__(self, seed: int, purpose: int) -> None:
@@ -28,8 +28,8 @@ class SlotDraws:
         self._start: Any = self._bits.state  # as no number was drawn yet
         self._counter = self._start["state"]["counter"]
 
-    def at(self, slot: int) -> np.random.Generator:
-        """The generator at the beginning of a slot's draws; the next call moves it elsewhere."""
-        self._counter[2] = slot
+    def at(self, slot: int, view: int = 0) -> np.random.Generator:
+        """The generator at the beginning of a view's draws; the next call moves it elsewhere."""
+        self._counter[2], self._counter[3] = slot, view
         self._bits.state = self._start
         return self._generator

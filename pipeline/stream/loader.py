@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config.data import DataConfig, PlainConfig
-from pipeline.images.load import Size
+from pipeline.config.views import ViewGroup
+from pipeline.images.geometry import Size
 from pipeline.stream.batch import Batch
 from pipeline.stream.order import check_split
 from pipeline.stream.parts import EvalParts, Parts, TrainParts
@@ -30,6 +31,8 @@ class TrainLoader:
     Args:
         sources: one data set, or those of a mixture.
         data: lanes, window, workers and what to leave out; the rest of it is in `sources`.
+        targets: the kinds that every source must hold, in `Source.targets`.
+        views: the groups of views of each sample; targets follow the first view of the first group.
         size_at: (height, width) of a step; picklable if there are loader workers, such as a `functools.partial` of
             `resolution.size_at`.
         start_slot: slots consumed so far, which is all there is to resume.
@@ -47,7 +50,8 @@ class TrainLoader:
         data: DataConfig,
         *,
         channels: int,
-        num_classes: int,
+        targets: Sequence[str],
+        views: Mapping[str, ViewGroup],
         seed: int,
         rank: int,
         world_size: int,
@@ -70,7 +74,8 @@ class TrainLoader:
             sources=sources,
             mixture=mixture,
             channels=channels,
-            num_classes=num_classes,
+            targets=targets,
+            views=views,
             rank=rank,
             world_size=world_size,
             quarantine_path=quarantine_path,
@@ -107,7 +112,8 @@ class EvalLoader:
     """Each sample of the data set exactly once over all ranks, at one size, with nothing drawn; may be iterated again.
 
     Every rank yields the same number of batches (`len`) of the same size, filled up with samples of weight 0 and slot
-    -1; other slots are the samples' positions in the data set. Bad samples are black, at weight 0.
+    -1; other slots are the samples' positions in the data set. Bad samples are black, at weight 0. Of the groups of
+    views, the first is there, with one view of each sample.
 
     Raises:
         DataError: on iteration, as `TrainLoader`.
@@ -118,7 +124,8 @@ class EvalLoader:
         source: Source,
         *,
         channels: int,
-        num_classes: int,
+        targets: Sequence[str],
+        views: Mapping[str, ViewGroup],
         size: Size,
         plain: PlainConfig,
         rank: int,
@@ -130,7 +137,8 @@ class EvalLoader:
         self._parts = EvalParts(
             source=source,
             channels=channels,
-            num_classes=num_classes,
+            targets=targets,
+            views=views,
             rank=rank,
             world_size=world_size,
             quarantine_path=quarantine_path,

@@ -9,10 +9,12 @@ import numpy as np
 
 from pipeline.config.data import AugmentConfig
 from pipeline.images.decode import Pixels
+from pipeline.images.geometry import Box
+from pipeline.targets.base import Mixing
 
 
-def mix(image: Pixels, other: Pixels, config: AugmentConfig, rng: np.random.Generator) -> tuple[Pixels, float]:
-    """The mixed image and the share of `image` in it, which is its label's share too.
+def mix(image: Pixels, other: Pixels, config: AugmentConfig, rng: np.random.Generator) -> tuple[Pixels, Mixing]:
+    """The mixed image and how it was mixed: the share of `image` in it is its label's share too.
 
     With both methods configured, each gets half of the samples, as in DeiT.
     """
@@ -20,7 +22,7 @@ def mix(image: Pixels, other: Pixels, config: AugmentConfig, rng: np.random.Gene
     alpha = config.cutmix if use_cutmix else config.mixup
     share = float(rng.beta(alpha, alpha))
     if not use_cutmix:
-        return cv2.addWeighted(image, share, other, 1 - share, 0).reshape(image.shape), share
+        return cv2.addWeighted(image, share, other, 1 - share, 0).reshape(image.shape), Mixing(share)
     height, width = image.shape[:2]
     half_h, half_w = height * math.sqrt(1 - share) / 2, width * math.sqrt(1 - share) / 2
     y, x = rng.uniform(0, height), rng.uniform(0, width)
@@ -28,4 +30,5 @@ def mix(image: Pixels, other: Pixels, config: AugmentConfig, rng: np.random.Gene
     left, right = max(round(x - half_w), 0), min(round(x + half_w), width)
     out = image.copy()
     out[top:bottom, left:right] = other[top:bottom, left:right]
-    return out, 1 - (bottom - top) * (right - left) / (height * width)  # what the border cut off counts
+    share = 1 - (bottom - top) * (right - left) / (height * width)  # what the border cut off counts
+    return out, Mixing(share, Box(top, left, bottom - top, right - left))

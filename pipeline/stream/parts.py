@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config.data import PlainConfig
-from pipeline.images.load import Size
+from pipeline.config.views import ViewGroup
+from pipeline.images.geometry import Size
 from pipeline.stream.batch import Part, fill
+from pipeline.stream.layout import Layout
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import is_share, share_of_lanes, share_of_step
 from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.read import Reader, WindowReader, ignore
 from pipeline.stream.sample import PADDING_SLOT, PlainSamples, Sample, TrainSamples
 from pipeline.stream.source import Source
+from pipeline.targets.base import Field, Target
 
-Shape = tuple[int, int, int, int]  # [B, C, H, W]
-BLANK = Sample("", None, weight=0.0)
+BLANK = Sample("", weight=0.0)
 
 
 class Filler(ABC):
     """Fills one worker's rows of batches, in the order of their steps."""
 
     @abstractmethod
-    def fill(self, step: int, images: np.ndarray) -> Part:
-        """Put this worker's samples into the batch's images, uint8 [B, C, H, W]. Raises DataError."""
+    def fill(self, step: int, memory: np.ndarray) -> Part:
+        """Put this worker's samples into a batch's memory, uint8 [bytes]. Raises DataError."""
 
     @abstractmethod
     def close(self) -> None:
@@ -41,7 +43,8 @@ class Parts(ABC):
     """The batches of one rank, as its loader workers share them; subclasses say how. It is pickled to the workers."""
 
     channels: int
-    num_classes: int
+    targets: Sequence[str]  # kinds
+    views: Mapping[str, ViewGroup]
     rank: int
     world_size: int
     quarantine_path: Path | None
@@ -50,8 +53,8 @@ class Parts(ABC):
     progress: Callable[[int], None] = ignore  # called with the bytes of every read
 
     @abstractmethod
-    def shape(self, step: int) -> Shape:
-        """Of the rank's images at a step."""
+    def layout(self, step: int) -> Layout:
+        """Of the rank's batch at a step."""
 
     @abstractmethod
     def workers_of(self, step: int, workers: int) -> Sequence[int]:
@@ -65,9 +68,27 @@ class Parts(ABC):
     def used_sources(self) -> Sequence[Source]:
         """The data sets that samples come from."""
 
+    def targets_of(self, source: Source) -> list[Target]:
+        """How a data set holds the targets, in their order."""
+        return [source.targets[kind] for kind in self.targets]
+
+    def layout_of(self, batch_size: int, size: Size, views: Mapping[str, ViewGroup], *, evaluation: bool) -> Layout:
+        groups = {name: shape_of(group, self.channels, size) for name, group in views.items()}
+        main = next(iter(views.values())).size or size  # the targets are those of the first view
+        fields: dict[str, Field] = {}
+        for target in self.targets_of(self.used_sources()[0]):
+            fields.update(target.fields(main, evaluation=evaluation))
+        return Layout(batch_size, groups, fields)
+
     def quarantine(self, worker: int) -> Quarantine:
         samples = {source.name: source.index.num_samples for source in self.used_sources()}
         return Quarantine(self.quarantine_path, f"rank{self.rank}-worker{worker}", samples)
+
+
+def shape_of(group: ViewGroup, channels: int, size: Size) -> tuple[int, ...]:
+    """Of a sample's views in a group: [C, H, W], or [V, C, H, W] of several."""
+    one = channels, *(group.size or size)
+    return one if group.count == 1 else (group.count, *one)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -90,8 +111,8 @@ class TrainParts(Parts):
             first, self.global_batch_size, self.mixture.lanes, rank=self.rank, world_size=self.world_size
         )
 
-    def shape(self, step: int) -> Shape:
-        return len(self.slots(step)), self.channels, *self.size_at(step)
+    def layout(self, step: int) -> Layout:
+        return self.layout_of(len(self.slots(step)), self.size_at(step), self.views, evaluation=False)
 
     def workers_of(self, step: int, workers: int) -> Sequence[int]:
         return range(workers)
@@ -107,7 +128,7 @@ class TrainFiller(Filler):
     """One worker's lanes of the training stream."""
 
     def __init__(self, parts: TrainParts, worker: int, workers: int) -> None:
-        self._parts, self._mixture = parts, parts.mixture
+        self._parts, self._mixture, self._targets = parts, parts.mixture, parts.targets_of(parts.sources[0])
         self._share = {"rank": parts.rank, "world_size": parts.world_size, "worker": worker, "workers": workers}
         lanes = share_of_lanes(parts.mixture.lanes, **self._share)
         self._windows = WindowReader(
@@ -120,20 +141,21 @@ class TrainFiller(Filler):
             self._windows,
             parts.quarantine(worker),
             channels=parts.channels,
-            num_classes=parts.num_classes,
+            targets=parts.targets,
+            views=[group.size for group in parts.views.values() for _ in range(group.count)],
             num_lanes=len(lanes),
         )
         for source, place in parts.mixture.next_turns(parts.start_slot, lanes):
             epochs, windows = place.epoch.tolist(), place.window.tolist()
             self._windows.start(zip([source] * len(lanes), epochs, lanes.tolist(), windows, strict=True))
 
-    def fill(self, step: int, images: np.ndarray) -> Part:
+    def fill(self, step: int, memory: np.ndarray) -> Part:
         slots = self._parts.slots(step)
         rows = np.flatnonzero(is_share(slots % self._mixture.lanes, **self._share))
         slots, size = slots[rows], self._parts.size_at(step)
         spots = self._mixture.spots(slots)
         samples = (self._samples.make(slot, spot, size) for slot, spot in zip(slots.tolist(), spots, strict=True))
-        return fill(images, rows, slots, samples)
+        return fill(memory, self._parts.layout(step), self._targets, rows, slots, samples)
 
     def close(self) -> None:
         self._windows.close()
@@ -155,8 +177,9 @@ class EvalParts(Parts):
         self.num_batches = self.stop = -(-most // self.batch_size)
         self.bounds = every * self.rank // self.world_size, every * (self.rank + 1) // self.world_size
 
-    def shape(self, step: int) -> Shape:
-        return self.batch_size, self.channels, *self.size
+    def layout(self, step: int) -> Layout:
+        name, group = next(iter(self.views.items()))
+        return self.layout_of(self.batch_size, self.size, {name: replace(group, count=1)}, evaluation=True)
 
     def workers_of(self, step: int, workers: int) -> Sequence[int]:
         return [step % workers]
@@ -172,19 +195,19 @@ class EvalFiller(Filler):
     """Any batches of a rank's stretch."""
 
     def __init__(self, parts: EvalParts, worker: int) -> None:
-        self._parts, self._index = parts, parts.source.index
+        self._parts, self._index, self._targets = parts, parts.source.index, parts.targets_of(parts.source)
         self._reader = Reader(self._index, parts.source.config.cache, parts.progress)
         self._ends = np.cumsum(self._index.counts)
         self._samples = PlainSamples(
             parts.source,
             parts.quarantine(worker),
             channels=parts.channels,
-            num_classes=parts.num_classes,
-            size=parts.size,
+            targets=parts.targets,
+            size=next(iter(parts.views.values())).size or parts.size,
             plain=parts.plain,
         )
 
-    def fill(self, step: int, images: np.ndarray) -> Part:
+    def fill(self, step: int, memory: np.ndarray) -> Part:
         size, (first, stop) = self._parts.batch_size, self._parts.bounds
         start = min(first + step * size, stop)
         positions = np.arange(start, min(start + size, stop))
@@ -193,7 +216,8 @@ class EvalFiller(Filler):
         padding = size - len(positions)
         slots = np.concatenate([positions, np.full(padding, PADDING_SLOT)])
         made = (self._samples.make(raw, number) for number in range(len(positions)))
-        return fill(images, np.arange(size), slots, chain(made, repeat(BLANK, padding)))
+        samples, layout = chain(made, repeat(BLANK, padding)), self._parts.layout(step)
+        return fill(memory, layout, self._targets, np.arange(size), slots, samples)
 
     def close(self) -> None:
         """Nothing runs beside it."""

@@ -1,15 +1,15 @@
-"""One sample from raw members to pixels, label and weight."""
+"""One sample from raw members to pixels, targets and weight."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.config.data import PlainConfig
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, Data, Pixels
-from pipeline.images.load import Size
+from pipeline.images.geometry import Geometry, Size, Trail
 from pipeline.images.plain import load_plain
 from pipeline.shards.members import Unusable
 from pipeline.stream.augment import load_augmented
@@ -19,61 +19,77 @@ from pipeline.stream.mixture import Mixture, Spot
 from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.read import BadSample, Samples, WindowReader
 from pipeline.stream.source import Source
+from pipeline.targets.base import BadLabel
 
 NEIGHBOURS = 16  # how many are tried for a stand-in
 PADDING_SLOT = -1
 
 
 class Loaded(NamedTuple):
-    """An image uint8 [height, width, channels], its label, and shard/key."""
+    """The views of an image, uint8 [height, width, channels] each, the value of each target, and shard/key."""
 
-    image: Pixels
-    label: int
+    views: tuple[Pixels, ...]
+    values: tuple[Any, ...]
     key: str
 
 
 class Sample(NamedTuple):
-    """What one slot holds. The target is mix * onehot(label) + (1 - mix) * onehot(label_mix)."""
+    """What one slot holds."""
 
     key: str  # shard/key
-    image: Pixels | None  # uint8 [height, width, channels]; None for a black one
-    label: int = 0
-    label_mix: int = 0
-    mix: float = 1.0
+    views: tuple[Pixels, ...] | None = None  # None: black ones
+    values: tuple[Any, ...] | None = None  # of its targets; None: blank ones
     weight: float = 1.0
     reason: str = ""  # why it is bad, where this is a stand-in
 
 
 class Members:
-    """Loads the image and the label among a sample's members."""
+    """Loads the views and the targets among a sample's members."""
 
-    def __init__(self, source: Source, num_classes: int) -> None:
+    def __init__(self, source: Source, kinds: Sequence[str]) -> None:
         self._keys = source.keys
-        self._classes = source.labels if source.labels is not None else range(num_classes)
+        self._targets = [source.targets[kind] for kind in kinds]
+        self._moves = any(target.moves for target in self._targets)
 
-    def load(self, samples: Samples, number: int, load_image: Callable[[Data], Pixels]) -> Loaded:
-        """Image, label and `shard/key` of a sample.
+    def load(
+        self,
+        samples: Samples,
+        number: int,
+        load_views: Callable[[Data, Trail | None], tuple[Pixels, ...]],
+        *,
+        move: bool,
+    ) -> Loaded:
+        """Views, targets and `shard/key` of a sample.
+
+        `load_views` tells the trail, if there is one, what the first view shows; `move`: targets are brought there.
 
         Raises:
-            BadSample: torn, without image or label, undecodable, or labelled by what is no number; has its `key`.
-            DataError: the label is a number outside the classes, which no single bad sample explains.
+            BadSample: torn, without image or label, or one of them is damaged; has its `key`.
+            DataError: a label is outside the classes, which no single bad sample explains.
         """
         shard, index = samples.where(number)
         key = f"#{index}"  # until the tar says
         try:
             key, members = samples.members(number)
-            image = load_image(self._keys.image_of(members))
-            label = self._keys.label_of(members)
-        except (BadImage, BadSample, Unusable) as error:
+            trail = Trail() if self._moves else None
+            views = load_views(self._keys.image_of(members), trail)
+            values = self._values(members, trail.geometry if trail else None, move=move)
+        except (BadImage, BadLabel, BadSample, Unusable) as error:
             bad = BadSample(str(error))
             bad.key = key
             raise bad from None
-        if label >= len(self._classes):
-            raise DataError(
-                f"{shard}/{key} has label {label}, and labels must be 0 to {len(self._classes) - 1} for "
-                f"{len(self._classes)} classes; correct the label or the dataset's `classes`"
-            )
-        return Loaded(image, self._classes[label], f"{shard}/{key}")
+        except DataError as error:
+            raise DataError(f"{shard}/{key} {error}") from None
+        return Loaded(views, values, f"{shard}/{key}")
+
+    def _values(self, members: dict[str, memoryview], geometry: Geometry | None, *, move: bool) -> tuple[Any, ...]:
+        if geometry is None:
+            return tuple(target.decode(members, None) for target in self._targets)
+        values = [target.decode(members, geometry.source) for target in self._targets]
+        if move:
+            pairs = zip(self._targets, values, strict=True)
+            values = [target.transform(value, geometry) if target.moves else value for target, value in pairs]
+        return tuple(values)
 
 
 class TrainSamples:
@@ -81,7 +97,7 @@ class TrainSamples:
 
     A sample's treatment depends on the seed, its slot and the size alone. Mixup and CutMix mix it with its neighbour
     in the window (places 0 and 1, 2 and 3, ...), which the same worker reads anyway; the odd last one stays pure.
-    `num_lanes` are those of this worker.
+    `views` are the sizes of its views, None for the step's; `num_lanes` are those of this worker.
     """
 
     def __init__(
@@ -92,14 +108,17 @@ class TrainSamples:
         quarantine: Quarantine,
         *,
         channels: int,
-        num_classes: int,
+        targets: Sequence[str],
+        views: Sequence[Size | None],
         num_lanes: int,
     ) -> None:
         self._sources, self._mixture, self._windows, self._quarantine = sources, mixture, windows, quarantine
-        self._members = [Members(source, num_classes) for source in sources]
-        self._channels = channels
+        self._members = [Members(source, targets) for source in sources]
+        self._targets = [[source.targets[kind] for kind in targets] for source in sources]
+        self._channels, self._views = channels, views
         self._augment_draws, self._mix_draws = SlotDraws(mixture.seed, AUGMENT), SlotDraws(mixture.seed, MIX)
         self._mixes = [source.augment.mixes for source in sources]
+        assert len(views) == 1 or not any(self._mixes), "several views of a sample cannot be mixed"
         self._keep = 2 * num_lanes * len(sources)  # a pair per lane
         self._recent: OrderedDict[tuple[int, Size], Loaded] = OrderedDict()
 
@@ -108,7 +127,7 @@ class TrainSamples:
         source, index = spot.source, spot.offset
         window = self._windows.get((source, spot.epoch, spot.lane, spot.window), index, spot.length)
         try:
-            image, label, key = self._one(window, spot, index, slot, size)
+            one = self._one(window, spot, index, slot, size)
         except BadSample as bad:
             shard, number = window.where(index)
             self._quarantine.bad(shard, number, bad.key, str(bad), self._sources[source].name)
@@ -116,13 +135,14 @@ class TrainSamples:
         self._quarantine.good(self._sources[source].name)
         partner = index ^ 1
         if not self._mixes[source] or partner >= spot.length:
-            return Sample(key, image, label, label)
+            return Sample(one.key, one.views, one.values)
         try:
-            other, label_mix, _ = self._one(window, spot, partner, self._mixture.slot_of(spot, partner), size)
+            other = self._one(window, spot, partner, self._mixture.slot_of(spot, partner), size)
         except BadSample:  # reported in its own slot
-            return Sample(key, image, label, label)
-        mixed, share = mix(image, other, self._sources[source].augment, self._mix_draws.at(slot))
-        return Sample(key, mixed, label, label_mix, share)
+            return Sample(one.key, one.views, one.values)
+        mixed, how = mix(one.views[0], other.views[0], self._sources[source].augment, self._mix_draws.at(slot))
+        both = zip(self._targets[source], one.values, other.values, strict=True)
+        return Sample(one.key, (mixed,), tuple(target.mix(mine, its, how) for target, mine, its in both))
 
     def _one(self, window: Samples, spot: Spot, index: int, slot: int, size: Size) -> Loaded:
         """A sample of a window, augmented as `slot`; the last ones are kept where a partner is going to want them."""
@@ -130,10 +150,17 @@ class TrainSamples:
         if self._mixes[source] and (slot, size) in self._recent:
             return self._recent[slot, size]
         augment, channels = self._sources[source].augment, self._channels
-        background, rng = self._sources[source].config.background, self._augment_draws.at(slot)
-        one = self._members[source].load(
-            window, index, lambda data: load_augmented(data, size, channels, background, augment, rng)
-        )
+        background, draws = self._sources[source].config.background, self._augment_draws
+
+        def load_views(data: Data, trail: Trail | None) -> tuple[Pixels, ...]:
+            return tuple(
+                load_augmented(
+                    data, own or size, channels, background, augment, draws.at(slot, view), None if view else trail
+                )
+                for view, own in enumerate(self._views)
+            )
+
+        one = self._members[source].load(window, index, load_views, move=True)
         if self._mixes[source]:
             self._recent[slot, size] = one
             if len(self._recent) > self._keep:
@@ -141,15 +168,15 @@ class TrainSamples:
         return one
 
     def _stand_in(self, window: Samples, spot: Spot, size: Size, key: str, reason: str) -> Sample:
-        """A copy of the next good sample of the window, so that shapes and pixel statistics stay as they were."""
+        """The next good sample of the window without its targets, so that shapes and pixel statistics stay alike."""
         for step in range(1, min(spot.length, NEIGHBOURS + 1)):
             neighbour = (spot.offset + step) % spot.length
             try:
-                image, label, _ = self._one(window, spot, neighbour, self._mixture.slot_of(spot, neighbour), size)
+                one = self._one(window, spot, neighbour, self._mixture.slot_of(spot, neighbour), size)
             except BadSample:
                 continue
-            return Sample(key, image, label, label, weight=0.0, reason=reason)
-        return Sample(key, None, weight=0.0, reason=reason)
+            return Sample(key, one.views, weight=0.0, reason=reason)
+        return Sample(key, weight=0.0, reason=reason)
 
 
 class PlainSamples:
@@ -161,24 +188,24 @@ class PlainSamples:
         quarantine: Quarantine,
         *,
         channels: int,
-        num_classes: int,
+        targets: Sequence[str],
         size: Size,
         plain: PlainConfig,
     ) -> None:
-        self._name, self._members, self._quarantine = source.name, Members(source, num_classes), quarantine
+        self._name, self._members, self._quarantine = source.name, Members(source, targets), quarantine
         self._channels, self._size, self._background = channels, size, source.config.background
         self._plain = plain
 
     def make(self, samples: Samples, number: int) -> Sample:
         """One of the samples; black and of weight 0 where it is bad. Raises DataError."""
         try:
-            image, label, key = self._members.load(samples, number, self._load)
+            one = self._members.load(samples, number, self._load, move=False)
         except BadSample as bad:
             shard, index = samples.where(number)
             self._quarantine.bad(shard, index, bad.key, str(bad), self._name)
-            return Sample(f"{shard}/{bad.key}", None, weight=0.0, reason=str(bad))
+            return Sample(f"{shard}/{bad.key}", weight=0.0, reason=str(bad))
         self._quarantine.good(self._name)
-        return Sample(key, image, label, label)
+        return Sample(one.key, one.views, one.values)
 
-    def _load(self, data: Data) -> Pixels:
-        return load_plain(data, self._size, self._channels, self._background, self._plain)
+    def _load(self, data: Data, trail: Trail | None) -> tuple[Pixels]:
+        return (load_plain(data, self._size, self._channels, self._background, self._plain, trail),)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from pipeline.shards.members import Keys
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Order
 from pipeline.stream.quarantine import load_excluded
+from pipeline.targets.base import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Source:
     config: DatasetConfig
     augment: AugmentConfig
     weight: int = 1  # slots in a block of the mixture
-    labels: tuple[int, ...] | None = None  # the stage's class of each of its own; None where they are the same
+    targets: Mapping[str, Target] = field(default_factory=dict)  # by kind
 
     @property
     def keys(self) -> Keys:

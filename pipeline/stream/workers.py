@@ -1,9 +1,9 @@
 """Loader workers: processes that write samples straight into the batch that the rank is going to use.
 
-A batch's images lie in memory that all workers of a rank share (anonymous files, so no /dev/shm fills up and nothing
-is left behind by a kill). The rank says which step goes into which buffer; each worker decodes into its own rows; what
-comes back through the pipe are labels and keys. The rank's tensor is the buffer itself, and the buffer is free again
-when the tensor is.
+A batch's views and targets lie in memory that all workers of a rank share (anonymous files, so no /dev/shm fills up and
+nothing is left behind by a kill). The rank says which step goes into which buffer; each worker decodes into its own
+rows; what comes back through the pipe are keys, and targets whose size is not known before. The rank's tensors are the
+buffer itself, and the buffer is free again when they are.
 
 Workers are processes, not threads, as tar, header and label handling hold the interpreter lock. They are forked from a
 fork server: a rank may hold CUDA, Ray's and gloo's threads, none of which survive a fork of the rank itself, and a
@@ -13,7 +13,6 @@ server that has imported this module once starts each worker in milliseconds whe
 from __future__ import annotations
 
 import contextlib
-import math
 import mmap
 import multiprocessing
 import multiprocessing.forkserver
@@ -37,7 +36,7 @@ import torch
 
 from pipeline.errors import DataError
 from pipeline.stream.batch import Batch, Part, assemble
-from pipeline.stream.parts import Parts, Shape
+from pipeline.stream.parts import Parts
 
 BATCHES_AHEAD = 2  # steps that each worker may be ahead of the rank
 NICENESS = 5  # where CPUs are short, the rank's own threads go first
@@ -55,9 +54,9 @@ class Buffer:
             os.ftruncate(self.handle, size)
         self._memory = mmap.mmap(self.handle, size)
 
-    def array(self, shape: Shape) -> np.ndarray:
-        """Its beginning as uint8 of a shape."""
-        return np.frombuffer(self._memory, np.uint8, count=math.prod(shape)).reshape(shape)
+    def memory(self) -> np.ndarray:
+        """As uint8 [size]."""
+        return np.frombuffer(self._memory, np.uint8)
 
     def close_handle(self) -> None:
         """The memory lives on for as long as an array of it does."""
@@ -110,8 +109,7 @@ class WorkerPool:
                 return
             step, buffer = asked.popleft()
             filled = [self._receive(worker) for worker in parts.workers_of(step, self._workers)]
-            images = torch.from_numpy(self._lend(buffer, parts.shape(step)))
-            yield assemble(images, filled, step)
+            yield assemble(self._lend(buffer), parts.layout(step), filled, step)
 
     def close(self) -> None:
         """End the workers, after at most the batch under way."""
@@ -128,7 +126,7 @@ class WorkerPool:
 
     def _ask(self, step: int) -> Buffer:
         """Have a step made; in a buffer that is free, or else in a new one."""
-        size = -(-max(math.prod(self._parts.shape(step)), 1) // ROUND_BYTES) * ROUND_BYTES
+        size = -(-max(self._parts.layout(step).bytes, 1) // ROUND_BYTES) * ROUND_BYTES
         buffer = self._free.popleft() if self._free else None
         if buffer is not None and buffer.size < size:
             buffer.close_handle()
@@ -141,11 +139,11 @@ class WorkerPool:
             self._send(worker, ("step", step, buffer.number))
         return buffer
 
-    def _lend(self, buffer: Buffer, shape: Shape) -> np.ndarray:
-        """The buffer's images; when nothing refers to them any more, it is free."""
-        images = buffer.array(shape)
-        weakref.finalize(images, self._free.append, buffer).atexit = False
-        return images
+    def _lend(self, buffer: Buffer) -> np.ndarray:
+        """The buffer's memory; when no array of it is left, it is free."""
+        memory = buffer.memory()
+        weakref.finalize(memory, self._free.append, buffer).atexit = False  # which every array in it keeps alive
+        return memory
 
     def _tell(self, message: tuple[Any, ...], handle: int | None = None) -> None:
         for worker in range(self._workers):
@@ -185,8 +183,9 @@ def batches_in_this_thread(parts: Parts, bytes_read: BytesRead) -> Generator[Bat
     filler = parts.filler(0, 1)
     try:
         for step in steps_of(parts):
-            images = torch.empty(parts.shape(step), dtype=torch.uint8)
-            yield assemble(images, [filler.fill(step, images.numpy())], step)
+            layout = parts.layout(step)
+            memory = np.empty(layout.bytes, np.uint8)
+            yield assemble(memory, layout, [filler.fill(step, memory)], step)
     finally:
         filler.close()
 
@@ -242,7 +241,7 @@ def serve(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
             case ("forget", number):
                 del buffers[number]
             case ("step", step, number):
-                pipe.send(filler.fill(step, buffers[number].array(parts.shape(step))))
+                pipe.send(filler.fill(step, buffers[number].memory()))
 
 
 def next_message(pipe: Connection) -> tuple[Any, ...] | None:

@@ -123,7 +123,8 @@ def evaluate_model_collective(
     batches = EvalLoader(
         job.data,
         channels=bundle.spec.channels,
-        num_classes=bundle.spec.num_classes,
+        targets=settings.targets,
+        views=settings.views(),
         size=bundle.spec.image_size,
         plain=plain,
         rank=dist.get_rank(),

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.stream.batch import Batch
 from pipeline.stream.prefetch import Prefetcher
-from pipeline.train.micro_batch import tensors_of, with_tensors
+from pipeline.train.micro_batch import tensors_to_move, with_tensors
 from pipeline.train.streams import Copies, copies_of
 
 
@@ -28,12 +28,12 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Iterat
 def moving(batches: Iterable[Batch], copies: Copies) -> Generator[tuple[Batch, Any], None, None]:
     """Batches whose copy to the device has begun, each with the moment at which it is there."""
     for batch in batches:
-        tensors, moment = copies.to_device(tensors_of(batch))
+        tensors, moment = copies.to_device(tensors_to_move(batch))
         yield with_tensors(batch, tensors), moment
 
 
 def received(moved: Iterable[tuple[Batch, Any]], copies: Copies) -> Iterator[Batch]:
     """Batches that this thread may compute with."""
     for batch, moment in moved:
-        copies.receive(tensors_of(batch), moment)
+        copies.receive(tensors_to_move(batch), moment)
         yield batch

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from operator import itemgetter
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.stream.batch import Batch
+from pipeline.stream.batch import OFFSETS, Batch
 
-TENSORS = ("images", "labels", "labels_mix", "mix", "weights", "slots")
+VIEWS, TARGETS = "views/", "targets/"
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
@@ -22,32 +20,64 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
     A rank with fewer samples than parts repeats its first one (a blank, if it has none) at weight 0: every rank runs as
     many backward passes.
     """
-    size = len(batch.labels)
+    size = len(batch.weights)
     if size == 0:
-        batch = map_tensors(batch, lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]))
+        batch = blank(batch)
     bounds = [size * part // parts for part in range(parts + 1)]
     for start, stop in pairwise(bounds):
         if stop > start:
-            yield map_tensors(batch, itemgetter(slice(start, stop)))
+            yield cut(batch, start, stop)
         else:
-            first = map_tensors(batch, itemgetter(slice(0, 1)))
+            first = cut(batch, 0, 1)
             yield replace(first, weights=torch.zeros_like(first.weights))
+
+
+def cut(batch: Batch, start: int, stop: int) -> Batch:
+    """Samples `start` to `stop` as a batch; without waiting for the device."""
+    tensors = {}
+    for name, tensor in tensors_of(batch).items():
+        if name.endswith(OFFSETS):
+            tensors[name] = tensor[start : stop + 1] - tensor[start]
+        elif (offsets := batch.targets.get(name.removeprefix(TARGETS) + OFFSETS)) is not None:
+            tensors[name] = tensor[int(offsets[start]) : int(offsets[stop])]
+        else:
+            tensors[name] = tensor[start:stop]
+    return replace(with_tensors(batch, tensors), keys=batch.keys[start:stop])
+
+
+def blank(batch: Batch) -> Batch:
+    """One sample of zeros, like those that an empty batch would have."""
+    tensors = {}
+    for name, tensor in tensors_of(batch).items():
+        if name.endswith(OFFSETS):
+            tensors[name] = tensor.new_zeros(2)
+        elif name.removeprefix(TARGETS) + OFFSETS in batch.targets:
+            tensors[name] = tensor
+        else:
+            tensors[name] = tensor.new_zeros(1, *tensor.shape[1:])
+    return replace(with_tensors(batch, tensors), keys=[""])
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on another device, copied while the host waits; `feed.on_device` copies in the background."""
-    return map_tensors(batch, lambda tensor: tensor.to(device))
-
-
-def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    return with_tensors(batch, {name: change(tensor) for name, tensor in tensors_of(batch).items()})
-
-
-def with_tensors(batch: Batch, tensors: dict[str, Any]) -> Batch:
-    """The batch with other tensors, by name."""
-    return replace(batch, **tensors)
+    return with_tensors(batch, {name: tensor.to(device) for name, tensor in tensors_to_move(batch).items()})
 
 
 def tensors_of(batch: Batch) -> dict[str, Tensor]:
     """A batch's tensors by name."""
-    return {name: getattr(batch, name) for name in TENSORS}
+    views = {VIEWS + name: tensor for name, tensor in batch.views.items()}
+    targets = {TARGETS + name: tensor for name, tensor in batch.targets.items()}
+    return {**views, **targets, "weights": batch.weights, "slots": batch.slots}
+
+
+def tensors_to_move(batch: Batch) -> dict[str, Tensor]:
+    """Those that belong on the device that computes: all but offsets."""
+    return {name: tensor for name, tensor in tensors_of(batch).items() if not name.endswith(OFFSETS)}
+
+
+def with_tensors(batch: Batch, tensors: dict[str, Tensor]) -> Batch:
+    """The batch with other tensors in place of those that `tensors_of` names so."""
+    views = {name: tensors.get(VIEWS + name, tensor) for name, tensor in batch.views.items()}
+    targets = {name: tensors.get(TARGETS + name, tensor) for name, tensor in batch.targets.items()}
+    weights, slots = tensors.get("weights", batch.weights), tensors.get("slots", batch.slots)
+    return replace(batch, views=views, targets=targets, weights=weights, slots=slots)

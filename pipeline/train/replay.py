@@ -91,7 +91,8 @@ def loader(job: ReplayJob) -> TrainLoader:
         train.train,
         train.stage.data,
         channels=train.spec.channels,
-        num_classes=train.spec.num_classes,
+        targets=train.stage.task.targets,
+        views=train.stage.task.views(),
         seed=train.seed,
         rank=0,
         world_size=1,
@@ -160,11 +161,12 @@ def losses_and_backward(
 
 def describe(batch: Batch, row: int, loss: float) -> dict[str, Any]:
     """One sample of a batch, for a person."""
-    pixels = batch.images[row]
+    pixels = next(iter(batch.views.values()))[row]
+    numbers = {name: tensor for name, tensor in batch.targets.items() if tensor.shape == batch.weights.shape}
     return {
         "slot": int(batch.slots[row]),
         "key": batch.keys[row],
-        "label": int(batch.labels[row]),
+        **{name: tensor[row].item() for name, tensor in numbers.items()},
         "weight": float(batch.weights[row]),
         "loss": loss,
         "pixels": [int(pixels.min()), int(pixels.max())],

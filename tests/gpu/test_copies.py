@@ -39,7 +39,7 @@ def batches(count: int, images: Tensor) -> Iterator[Batch]:
     size = len(images)
     numbers, ones = torch.arange(size), torch.ones(size)
     for step in range(count):
-        yield Batch(images, numbers + step, numbers, ones, ones, numbers, [""] * size, step)
+        yield Batch({"image": images}, {"label": numbers + step}, ones, numbers, [""] * size, step)
 
 
 def test_a_thread_saves_what_the_step_under_way_leaves(device: torch.device) -> None:
@@ -67,8 +67,11 @@ def test_batches_arrive_whole_while_others_are_computed_with(device: torch.devic
     with on_device(batches(COUNT, images), device) as moved:
         for batch in moved:
             assert all(tensor.device == device for tensor in tensors_of(batch).values())
-            sums.append(batch.images.to(torch.int64).sum() + batch.labels.sum())
-    expected = [int(batch.images.to(torch.int64).sum() + batch.labels.sum()) for batch in batches(COUNT, images)]
+            sums.append(batch.views["image"].to(torch.int64).sum() + batch.targets["label"].sum())
+    expected = [
+        int(batch.views["image"].to(torch.int64).sum() + batch.targets["label"].sum())
+        for batch in batches(COUNT, images)
+    ]
     assert [int(one) for one in sums] == expected
 
 

@@ -46,7 +46,7 @@ def test_pairs_that_wait_are_counted_now_and_then(monkeypatch: pytest.MonkeyPatc
 def test_a_batch_is_counted_by_its_likeliest_classes() -> None:
     counts = ConfusionCounts(3)
     logits = torch.tensor([[0.0, 2, 1], [3, 0, 0], [0, 0, 1]])
-    counts.add(logits, SimpleNamespace(labels=torch.tensor([1, 2, 0]), weights=torch.tensor([1.0, 1, 0])))
+    counts.add(logits, SimpleNamespace(targets={"label": torch.tensor([1, 2, 0])}, weights=torch.tensor([1.0, 1, 0])))
     assert counts.state().tolist() == [[1, 1, 1], [2, 0, 1]]
     assert counts.measures() == {}
 

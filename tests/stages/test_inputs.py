@@ -36,6 +36,7 @@ from pipeline.stages.inputs import (
     train_inputs,
 )
 from pipeline.stream.source import Source
+from pipeline.targets.class_id import ClassId
 
 GOLDEN = Path(__file__).with_name("defaults.json")
 SPEC = build_spec("nano", image_size=28, channels=3, num_classes=2)
@@ -79,7 +80,9 @@ EXPORT = ExportStage(type="export", model="pretrain")
 
 def source(name: str, config: DatasetConfig = DATASET, content: str = "0") -> Source:
     record = ShardRecord("a.tar", 10, 1000, content * 64, 0, 1)
-    return Source(name, make_index("data", [record], None), config, AugmentConfig())
+    index = make_index("data", [record], None)
+    member = index.keys.override(None, config.label_key).label
+    return Source(name, index, config, AugmentConfig(), 1, {"class_id": ClassId((member,), (0, 1), 2)})
 
 
 def train_digest(stage: TrainStage = TRAIN, **changes: Any) -> str:
@@ -197,12 +200,13 @@ def test_what_is_looked_up_is_an_input() -> None:
     assert train_digest(init_from="other weights") != train_digest()
     assert train_digest(spec=dataclasses.replace(SPEC, depth=2)) != train_digest()
     assert train_digest(seed=1) != train_digest()
+    swapped = {"class_id": ClassId(("cls",), (1, 0), 2)}
     assert train_digest(classes=["cat", "cow"]) != train_digest()
     assert train_digest(train=[source("a", content="1"), source("b")]) != train_digest()
     assert train_digest(train=[source("b"), source("a")]) != train_digest()
-    assert train_digest(train=[dataclasses.replace(source("a"), labels=(1, 0)), source("b")]) != train_digest()
+    assert train_digest(train=[dataclasses.replace(source("a"), targets=swapped), source("b")]) != train_digest()
     assert train_digest(val=source("val", content="1")) != train_digest()
-    assert train_digest(val=dataclasses.replace(source("val"), labels=(1, 0))) != train_digest()
+    assert train_digest(val=dataclasses.replace(source("val"), targets=swapped)) != train_digest()
     assert train_digest(val=None) != train_digest()
     assert evaluate_digest(models={"pretrain": "other"}) != evaluate_digest()
     assert evaluate_digest(data=source("val", content="1")) != evaluate_digest()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.training import ResolutionConfig
+from pipeline.config.views import IMAGE
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.write import TarWriter
@@ -22,6 +22,7 @@ from pipeline.stream.loader import TrainLoader
 from pipeline.stream.parts import TrainParts
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source, build_mixture
+from pipeline.targets.class_id import ClassId
 
 NUM_CLASSES = 10
 PLAIN = AugmentConfig(crop="none", flip=False)
@@ -56,7 +57,14 @@ def fixed_size(side: int = 8) -> Callable[[int], tuple[int, int]]:
 def source(index: DatasetIndex, augment: AugmentConfig = PLAIN, **settings: object) -> Source:
     """A data set of its own in a stream."""
     return Source(
-        **{"name": "t", "index": index, "config": DatasetConfig(shards="unused"), "augment": augment, **settings}
+        **{
+            "name": "t",
+            "index": index,
+            "config": DatasetConfig(shards="unused"),
+            "augment": augment,
+            "targets": {"class_id": ClassId(("cls",), tuple(range(NUM_CLASSES)), NUM_CLASSES)},
+            **settings,
+        }
     )
 
 
@@ -83,7 +91,8 @@ def in_process(
             sources=sources,
             mixture=mixture,
             channels=1,
-            num_classes=NUM_CLASSES,
+            targets=["class_id"],
+            views=IMAGE,
             rank=rank,
             world_size=world_size,
             quarantine_path=quarantine_path,
@@ -94,8 +103,9 @@ def in_process(
         fillers = [parts.filler(worker, workers) for worker in range(workers)]
         batches = []
         for step in range(parts.first, parts.first + steps):
-            images = torch.empty(parts.shape(step), dtype=torch.uint8)
-            batches.append(assemble(images, [filler.fill(step, images.numpy()) for filler in fillers], step))
+            layout = parts.layout(step)
+            memory = np.empty(layout.bytes, np.uint8)
+            batches.append(assemble(memory, layout, [filler.fill(step, memory) for filler in fillers], step))
         ranks.append(batches)
         for filler in fillers:
             filler.close()
@@ -106,7 +116,8 @@ def train_loader(sources: DatasetIndex | list[Source], *, data: dict | None = No
     """The real loader; keyword arguments replace the defaults."""
     defaults = {
         "channels": 1,
-        "num_classes": NUM_CLASSES,
+        "targets": ["class_id"],
+        "views": IMAGE,
         "seed": 0,
         "rank": 0,
         "world_size": 1,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -15,19 +16,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.data import SQUASH, AugmentConfig, DatasetConfig
+from pipeline.config.views import IMAGE
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.stream.loader import EvalLoader
 from pipeline.stream.source import Source
+from pipeline.targets.class_id import ClassId
+from pipeline.train.micro_batch import tensors_of
 
+CLASSES = ClassId(("cls",), tuple(range(10)), 10)
 AUGMENT = AugmentConfig(mixup=0.5, erase=0.5)
 
 
 def evaluate(index, rank=0, world_size=1, batch_size=8, workers=0, **settings) -> list:
     loader = EvalLoader(
-        Source("val", index, DatasetConfig(shards="unused"), AugmentConfig()),
+        Source("val", index, DatasetConfig(shards="unused"), AugmentConfig(), 1, {"class_id": CLASSES}),
         channels=1,
-        num_classes=10,
+        targets=["class_id"],
+        views=IMAGE,
         size=(8, 8),
         plain=SQUASH,
         rank=rank,
@@ -50,8 +56,8 @@ def test_worker_processes_yield_what_a_thread_yields(uneven, kit, workers: int) 
     for ours, theirs in zip(batches[workers], batches[0], strict=True):
         assert ours.keys == theirs.keys
         assert ours.step == theirs.step
-        for name in ("images", "labels", "labels_mix", "mix", "weights", "slots"):
-            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        theirs = tensors_of(theirs)
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in tensors_of(ours).items())
 
 
 def test_transparent_pixels_show_the_background_of_their_data_set(kit, tmp_path) -> None:
@@ -68,7 +74,8 @@ def test_transparent_pixels_show_the_background_of_their_data_set(kit, tmp_path)
         (seen,) = EvalLoader(
             Source("val", index, config, AugmentConfig()),
             channels=1,
-            num_classes=10,
+            targets=[],
+            views=IMAGE,
             size=(8, 8),
             plain=SQUASH,
             rank=0,
@@ -76,7 +83,7 @@ def test_transparent_pixels_show_the_background_of_their_data_set(kit, tmp_path)
             batch_size=8,
             loader_workers=0,
         )
-        for images in (batch.images, seen.images):
+        for images in (batch.views["image"], seen.views["image"]):
             assert (images.squeeze() == expected).all()
 
 
@@ -152,6 +159,7 @@ FORGETFUL = """
 from functools import partial
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.training import ResolutionConfig
+from pipeline.config.views import IMAGE
 from pipeline.shards.index import load_index
 from pipeline.stream.loader import TrainLoader
 from pipeline.stream.resolution import size_at
@@ -162,7 +170,7 @@ if __name__ == "__main__":
     loader = TrainLoader(
         [Source("t", load_index({folder!r}), DatasetConfig(shards="unused"), AugmentConfig())],
         DataConfig(train="t", lanes=4, loader_workers=1),
-        channels=1, num_classes=10, seed=0, rank=0, world_size=1, global_batch_size=8, size_at=size,
+        channels=1, targets=[], views=IMAGE, seed=0, rank=0, world_size=1, global_batch_size=8, size_at=size,
     )
     print(len(next(loader).keys))
 """
@@ -184,7 +192,7 @@ def children_of(pid: int) -> list[int]:
 def test_evaluation_sees_each_sample_once_in_equally_many_batches(uneven, world_size: int, batch_size: int) -> None:
     ranks = [evaluate(uneven, rank, world_size, batch_size) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
-    assert len({tuple(batch.images.shape) for batches in ranks for batch in batches}) == 1
+    assert len({tuple(batch.views["image"].shape) for batches in ranks for batch in batches}) == 1
     batches = [batch for batches in ranks for batch in batches]
     slots = torch.cat([batch.slots for batch in batches])
     weights = torch.cat([batch.weights for batch in batches])
@@ -198,12 +206,12 @@ def test_evaluation_sees_each_sample_once_in_equally_many_batches(uneven, world_
 def test_evaluation_by_processes_keeps_the_order_of_batches(uneven, workers: int) -> None:
     for ours, theirs in zip(evaluate(uneven, workers=workers), evaluate(uneven), strict=True):
         assert ours.keys == theirs.keys
-        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.views["image"], theirs.views["image"])
 
 
 def test_evaluation_resizes_and_nothing_else(uneven) -> None:
     batch = evaluate(uneven)[1]
-    np.testing.assert_array_equal(batch.images[:, 0, -1, -1].numpy(), np.arange(8, 16))
+    np.testing.assert_array_equal(batch.views["image"][:, 0, -1, -1].numpy(), np.arange(8, 16))
 
 
 def test_evaluation_gives_a_bad_sample_no_weight(kit, tmp_path) -> None:
@@ -220,8 +228,9 @@ def test_members_are_those_of_the_index_unless_the_config_names_others(kit, tmp_
 
     kit.write_shards(tmp_path, [20], spoil=renamed)
     index = build_index(str(tmp_path), image_key="img.png", label_key="y", workers=1)
-    with kit.train_loader(index) as loader:
+    named = {"class_id": replace(CLASSES, members=("y",))}
+    with kit.train_loader([kit.source(index, targets=named)]) as loader:
         assert next(loader).weights.eq(1).all()
-    other = kit.source(index, config=DatasetConfig(shards="unused", image_key="seg.png"))
+    other = kit.source(index, config=DatasetConfig(shards="unused", image_key="seg.png"), targets=named)
     with kit.train_loader([other]) as loader:
         assert next(loader).weights.eq(0).all()

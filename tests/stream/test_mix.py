@@ -13,16 +13,18 @@ seeds = st.integers(0, 10_000)
 
 @given(seeds)
 def test_mixup_shares_the_pixels_as_it_shares_the_label(seed: int) -> None:
-    image, share = mix(WHITE, BLACK, AugmentConfig(mixup=0.8), np.random.default_rng(seed))
+    image, (share, box) = mix(WHITE, BLACK, AugmentConfig(mixup=0.8), np.random.default_rng(seed))
+    assert box is None
     assert np.ptp(image) == 0
     assert abs(int(image[0, 0, 0]) - 250 * share) <= 0.51
 
 
 @given(seeds)
 def test_cutmix_shares_the_area_as_it_shares_the_label(seed: int) -> None:
-    image, share = mix(WHITE, BLACK, AugmentConfig(cutmix=1.0), np.random.default_rng(seed))
+    image, (share, box) = mix(WHITE, BLACK, AugmentConfig(cutmix=1.0), np.random.default_rng(seed))
     assert set(np.unique(image).tolist()) <= {0, 250}
     assert abs(float((image == 250).mean()) - share) < 1e-9
+    assert not image[box.top : box.top + box.height, box.left : box.right].any()
 
 
 def test_both_take_turns() -> None:

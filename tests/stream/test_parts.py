@@ -23,12 +23,12 @@ def by_slot(step: list[Batch]) -> list[tuple]:
         assert batch.slots.tolist() == sorted(batch.slots.tolist())
         for row, slot in enumerate(batch.slots.tolist()):
             target = (
-                batch.labels[row].item(),
-                batch.labels_mix[row].item(),
-                batch.mix[row].item(),
+                batch.targets["label"][row].item(),
+                batch.targets["label_mix"][row].item(),
+                batch.targets["label_share"][row].item(),
                 batch.weights[row].item(),
             )
-            rows.append((slot, batch.keys[row], target, batch.images[row].numpy().tobytes()))
+            rows.append((slot, batch.keys[row], target, batch.views["image"][row].numpy().tobytes()))
     return sorted(rows)
 
 
@@ -80,11 +80,11 @@ def test_an_epoch_reads_every_sample_once(uneven, kit) -> None:
 def test_key_label_and_pixels_belong_together(uneven, kit) -> None:
     for (batch,) in kit.in_process(uneven, world_size=1, workers=3, steps=10, global_batch_size=8, lanes=8):
         numbers = torch.tensor([int(key.rsplit("/s", 1)[1]) for key in batch.keys])
-        assert torch.equal(batch.labels, numbers % kit.num_classes)
-        assert torch.equal(batch.images[:, 0, -1, -1].long(), numbers % 251)
-        assert batch.images.shape == (8, 1, 8, 8)
+        assert torch.equal(batch.targets["label"], numbers % kit.num_classes)
+        assert torch.equal(batch.views["image"][:, 0, -1, -1].long(), numbers % 251)
+        assert batch.views["image"].shape == (8, 1, 8, 8)
         assert batch.weights.eq(1).all()
-        assert batch.mix.eq(1).all()
+        assert batch.targets["label_share"].eq(1).all()
 
 
 def test_mixing_partners_are_each_others(uneven, kit) -> None:
@@ -93,8 +93,8 @@ def test_mixing_partners_are_each_others(uneven, kit) -> None:
     steps = kit.in_process(
         uneven, world_size=1, workers=1, steps=2, global_batch_size=32, lanes=2, window=36, augment=augment
     )
-    labels = torch.cat([step[0].labels for step in steps])
-    partners = torch.cat([step[0].labels_mix for step in steps])
+    labels = torch.cat([step[0].targets["label"] for step in steps])
+    partners = torch.cat([step[0].targets["label_mix"] for step in steps])
     pairs = labels.reshape(-1, 2, 2).flip(1).reshape(-1)  # [pair, member, lane]
     assert torch.equal(partners, pairs)
 
@@ -102,7 +102,7 @@ def test_mixing_partners_are_each_others(uneven, kit) -> None:
 def test_a_rank_without_a_lane_in_a_small_batch_gets_an_empty_one(uneven, kit) -> None:
     (step,) = kit.in_process(uneven, world_size=4, workers=1, steps=1, global_batch_size=2, lanes=8)
     assert [len(batch.keys) for batch in step] == [1, 1, 0, 0]
-    assert step[3].images.shape == (0, 1, 8, 8)
+    assert step[3].views["image"].shape == (0, 1, 8, 8)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -110,7 +110,7 @@ def test_images_may_have_one_channel_or_three(kit, tmp_path, channels) -> None:
     pixels = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
     index = kit.write_shards(tmp_path, [6], spoil=lambda _, members: {**members, "png": kit.encode(pixels)})
     with kit.train_loader(index, channels=channels) as loader:
-        images = next(loader).images
+        images = next(loader).views["image"]
     assert images.shape == (8, channels, 8, 8)
     if channels == 3:
         np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), pixels)

@@ -73,8 +73,8 @@ def test_the_ledger_is_exact(spoilt, kit, tmp_path) -> None:
 
 def test_a_stand_in_is_a_copy_of_a_good_neighbour(spoilt, kit) -> None:
     steps = kit.in_process(spoilt, world_size=1, workers=1, steps=5, global_batch_size=8, lanes=8, window=5)
-    good = {int(value) for step in steps for value in step[0].images[step[0].weights == 1][:, 0, -1, -1]}
-    stand_ins = torch.cat([step[0].images[step[0].weights == 0][:, 0, -1, -1] for step in steps]).tolist()
+    good = {int(value) for step in steps for value in step[0].views["image"][step[0].weights == 1][:, 0, -1, -1]}
+    stand_ins = torch.cat([step[0].views["image"][step[0].weights == 0][:, 0, -1, -1] for step in steps]).tolist()
     assert len(stand_ins) == len(BAD)
     assert set(stand_ins) <= good
 
@@ -185,7 +185,7 @@ def test_batches_without_any_good_sample_are_black(kit, tmp_path) -> None:
     index = kit.write_shards(tmp_path, [40], spoil=lambda i, members: members if i > 15 else {**members, "png": b"x"})
     with kit.train_loader(index, data={"lanes": 1, "window": 8}) as loader:
         batch = next(batch for batch in islice(loader, 5) if not batch.weights.any())
-    np.testing.assert_array_equal(batch.images.numpy(), 0)
+    np.testing.assert_array_equal(batch.views["image"].numpy(), 0)
     assert [reason.partition(" (")[0] for reason in batch.reasons] == ["no readable image header"] * 8
 
 

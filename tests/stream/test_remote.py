@@ -43,7 +43,9 @@ def batches(kit, index, settings: dict, steps: int) -> list:
 
 
 def same(ours: list, theirs: list) -> bool:
-    return all(a.keys == b.keys and torch.equal(a.images, b.images) for a, b in zip(ours, theirs, strict=True))
+    return all(
+        a.keys == b.keys and torch.equal(a.views["image"], b.views["image"]) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def test_a_stream_over_a_bad_connection_is_the_local_one(kit, uneven, broken) -> None:

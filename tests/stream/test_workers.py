@@ -48,19 +48,19 @@ def test_a_few_buffers_are_used_again_and_again(uneven, kit, buffers: list[int])
 def test_batches_that_are_kept_are_never_written_again(uneven, kit) -> None:
     with kit.train_loader(uneven, data={"loader_workers": 2}) as loader:
         kept = list(islice(loader, 20))
-        first = [batch.images.clone() for batch in kept]
+        first = [batch.views["image"].clone() for batch in kept]
         del kept[::2]
         gc.collect()
         for _ in range(20):
             next(loader)
-        assert all(torch.equal(batch.images, image) for batch, image in zip(kept, first[1::2], strict=True))
+        assert all(torch.equal(batch.views["image"], image) for batch, image in zip(kept, first[1::2], strict=True))
 
 
 def test_larger_images_take_larger_buffers(uneven, kit, buffers: list[int]) -> None:
     sizes = ResolutionConfig(mode="random", sizes=[8, 500, 900])
     size = partial(size_at, total_steps=100, base_size=(8, 8), resolution=sizes, seed=0)
     with kit.train_loader(uneven, data={"loader_workers": 1}, size_at=size) as loader:
-        sides = [next(loader).images.shape[-1] for _ in range(12)]
+        sides = [next(loader).views["image"].shape[-1] for _ in range(12)]
     assert sides == [size(step)[0] for step in range(12)]
     assert max(buffers) >= 8 * 900 * 900
 

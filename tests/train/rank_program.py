@@ -40,7 +40,7 @@ from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.first_samples import FirstSamples
 from pipeline.train.loop import Meter, TrainingStep
-from pipeline.train.micro_batch import to_device
+from pipeline.train.micro_batch import cut, to_device
 from pipeline.train.optim import build_optimizer, parameter_groups
 from pipeline.train.saver import ATTEMPT, Saver
 from pipeline.train.state import TrainState
@@ -67,10 +67,12 @@ def global_batch(step: int) -> Batch:
     weights = torch.ones(size)
     weights[step % size] = 0
     return Batch(
-        images=torch.randint(0, 256, (size, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator),
-        labels=torch.randint(CLASSES, (size,), generator=generator),
-        labels_mix=torch.randint(CLASSES, (size,), generator=generator),
-        mix=torch.rand(size, generator=generator),
+        views={"image": torch.randint(0, 256, (size, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)},
+        targets={
+            "label": torch.randint(CLASSES, (size,), generator=generator),
+            "label_mix": torch.randint(CLASSES, (size,), generator=generator),
+            "label_share": torch.rand(size, generator=generator),
+        },
         weights=weights,
         slots=step * size + torch.arange(size),
         keys=[str(row) for row in range(size)],
@@ -81,9 +83,7 @@ def global_batch(step: int) -> Batch:
 def share(batch: Batch, shares: list[int]) -> Batch:
     """This rank's part of a global batch; `shares` are the sizes of all parts."""
     start = sum(shares[: dist.get_rank()])
-    rows = slice(start, start + shares[dist.get_rank()])
-    tensors = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return Batch(**tensors, keys=batch.keys[rows], step=batch.step)
+    return cut(batch, start, start + shares[dist.get_rank()])
 
 
 def optimizer_config(name: str) -> OptimizerConfig:
@@ -210,7 +210,7 @@ class Trainer:
         self.engine.module.eval()
         with torch.no_grad():
             batch = to_device(global_batch(0), self.engine.device)
-            views = {"image": PREPROCESS.normalise(batch.images)}
+            views = {"image": PREPROCESS.normalise(batch.views["image"])}
             logits = self.engine.module(views, batch.targets, batch.weights, {}).predicted
         self.engine.module.train()
         return logits

@@ -97,7 +97,7 @@ def images(stage: TrainStage, spec: ViTSpec, step: int) -> tuple[Tensor, Tensor]
         one, other = (load_augmented(data, spec.image_size, 1, WHITE, stage.data.augment, rng) for data in both)
         share = 1.0
         if stage.data.augment.mixup or stage.data.augment.cutmix:
-            one, share = mix(one, other, stage.data.augment, rng)
+            one, (share, _) = mix(one, other, stage.data.augment, rng)
         drawn.append(torch.from_numpy(one).permute(2, 0, 1) / 255)
         shares.append(share)
     return torch.stack(drawn), torch.tensor(shares, dtype=torch.float32)

@@ -22,6 +22,7 @@ from pipeline.models.variants import build_spec
 from pipeline.shards.build import build_index
 from pipeline.shards.write import ShardWriter
 from pipeline.stream.source import Source
+from pipeline.targets.class_id import ClassId
 from pipeline.train.evaluate import evaluate_worker
 from pipeline.train.job import EvaluateJob, RankContext
 from pipeline.train.stall import StallWatch
@@ -61,10 +62,11 @@ def evaluate(tmp_path: Path) -> Callable[..., Path]:
             state = MiniViT.from_spec(spec).state_dict()
             models[name] = tmp_path / name
             save_bundle(models[name], state, spec, Preprocess((0.5,), (0.5,), 1, (8, 8)), classes, {})
+        targets = {"class_id": ClassId(("cls",), tuple(range(num_classes)), num_classes)}
         job = EvaluateJob(
             folder=tmp_path / "stage",
             models=models,
-            data=Source("test", index, DatasetConfig(shards=str(tmp_path / "data")), AugmentConfig()),
+            data=Source("test", index, DatasetConfig(shards=str(tmp_path / "data")), AugmentConfig(), 1, targets),
             classes=classes,
             batch_size=8,
             loader_workers=workers,

@@ -20,10 +20,8 @@ def batches(count: int, made: list[threading.Event] | None = None) -> Iterator[B
         if made:
             made[step].set()
         yield Batch(
-            images=torch.full((2, 1, 2, 2), step, dtype=torch.uint8),
-            labels=torch.full((2,), step),
-            labels_mix=torch.full((2,), step),
-            mix=torch.ones(2),
+            views={"image": torch.full((2, 1, 2, 2), step, dtype=torch.uint8)},
+            targets={"label": torch.full((2,), step), "boxes": torch.ones(3, 4), "boxes.offsets": torch.arange(3)},
             weights=torch.ones(2),
             slots=torch.arange(2) + 2 * step,
             keys=["a", "b"],
@@ -45,9 +43,11 @@ def test_every_batch_arrives_whole_and_in_order(fake_torch: Any) -> None:
         for batch, expected in zip(moved, batches(5), strict=True):
             fake_torch.cuda.current_stream().synchronize()
             assert (batch.step, batch.keys) == (expected.step, expected.keys)
+            on_host = batch.targets.pop("boxes.offsets")
+            assert torch.equal(on_host, expected.targets["boxes.offsets"])
             for name, tensor in tensors_of(batch).items():
                 assert tensor.at == device
-                assert torch.equal(tensor.as_subclass(Tensor), getattr(expected, name)), name
+                assert torch.equal(tensor.as_subclass(Tensor), tensors_of(expected)[name]), name
     assert fake_torch.cuda.contexts == {1}
 
 

@@ -14,7 +14,7 @@ def batch(good: int, *reasons: str) -> Batch:
     size = good + len(reasons)
     labels, weights = torch.zeros(size, dtype=torch.int64), (torch.arange(size) < good).float()
     images = torch.zeros(size, 1, 2, 2, dtype=torch.uint8)
-    return Batch(images, labels, labels, weights, weights, labels, [""] * size, 0, reasons)
+    return Batch({"image": images}, {}, weights, labels, [""] * size, 0, reasons)
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -48,10 +48,8 @@ def batches(seen: list[int], true: list[int], size: int) -> Iterator[Batch]:
         padding = size - len(pixels)
         pixels, labels = (nn.functional.pad(values, (0, padding)) for values in (pixels, labels))
         yield Batch(
-            images=pixels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2),
-            labels=labels,
-            labels_mix=labels,
-            mix=torch.ones(size),
+            views={"image": pixels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)},
+            targets={"label": labels, "label_mix": labels, "label_share": torch.ones(size)},
             weights=(torch.arange(size) < size - padding).float(),
             slots=torch.arange(size).where(torch.arange(size) < size - padding, -1),
             keys=[""] * size,
@@ -216,7 +214,7 @@ def test_the_host_never_waits_for_the_device_within_a_micro_batch(patch: tuple[i
     step = TrainingStep(PlainEngine(task), torch.float32, None, seed=0)
     meter = Meter.on(torch.device("cpu"), task)
     batch = next(batches([0, 1, 2, 3], [0, 1, 2, 3], 4))
-    batch.images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    batch.views["image"] = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     step(batch, 0, 2, meter, patch)  # makes the constants
     with Operators() as operators:
         step(batch, 1, 2, meter, patch)

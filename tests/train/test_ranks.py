@@ -124,10 +124,12 @@ def plain_steps(program: SimpleNamespace, optimizer_name: str) -> dict[str, Any]
     losses, norm = [], torch.zeros(())
     for step in range(3):
         batch = program.global_batch(step)
-        own, partner = (F.one_hot(labels, program.CLASSES) for labels in (batch.labels, batch.labels_mix))
-        target = batch.mix[:, None] * own + (1 - batch.mix[:, None]) * partner
+        targets = batch.targets
+        own, partner = (F.one_hot(labels, program.CLASSES) for labels in (targets["label"], targets["label_mix"]))
+        share = targets["label_share"][:, None]
+        target = share * own + (1 - share) * partner
         with per_step(model, keys=sample_keys(derive_seed(0, DROP_PATH), batch.slots)):
-            logits = model((batch.images.float() / 255 - 0.5) / 0.5)
+            logits = model((batch.views["image"].float() / 255 - 0.5) / 0.5)
         loss = F.cross_entropy(logits, target, label_smoothing=0.1, reduction="none") * batch.weights
         optimizer.zero_grad()
         (loss.sum() / batch.weights.sum()).backward()

@@ -50,7 +50,8 @@ def batch(size: int, black: int | None) -> Batch:
     labels = torch.arange(size) % CLASSES
     ones = torch.ones(size)
     keys = [f"train-000000.tar/{row}" for row in range(size)]
-    return Batch(images, labels, labels, ones, ones, torch.arange(size) + 1000, keys, step=0)
+    targets = {"label": labels, "label_mix": labels, "label_share": ones}
+    return Batch({"image": images}, targets, ones, torch.arange(size) + 1000, keys, step=0)
 
 
 def look(model: nn.Module, size: int, black: int | None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index
 from pipeline.shards.write import TarWriter
 from pipeline.stream.source import Source
+from pipeline.targets.class_id import ClassId
 from pipeline.tasks.task import task_of
 from pipeline.train.evaluate import evaluate_collective
 from pipeline.train.job import RankContext, TrainJob
@@ -65,7 +66,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
             DatasetConfig(shards=shards, mean=(0.4,), std=(0.3,)),
             AugmentConfig(crop="none"),
             1,
-            list(range(len(CLASSES))),
+            {"class_id": ClassId(("cls",), tuple(range(len(CLASSES))), len(CLASSES))},
         )
         for name, shards in named.items()
     }

@@ -1,0 +1,61 @@
+"""Where the tensors of a batch lie in one piece of memory, which a rank and its loader workers see alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.targets.base import Field
+
+ALIGNMENT = 64  # bytes: a line of the processor's cache
+VIEWS = "views."  # before the name of a group, among the names of arrays
+
+Ragged = dict[str, dict[int, np.ndarray]]  # by field and row
+
+
+class Region(NamedTuple):
+    """One array in the memory."""
+
+    start: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The arrays of a batch of `size` samples: each group's views, and each target field that is not ragged."""
+
+    size: int
+    groups: Mapping[str, tuple[int, ...]]  # shape of a sample's views: [C, H, W], or [V, C, H, W]
+    fields: Mapping[str, Field]
+
+    def regions(self) -> dict[str, Region]:
+        found, end = {}, 0
+        arrays = {VIEWS + group: ("uint8", shape) for group, shape in self.groups.items()}
+        for name, field in self.fields.items():
+            if not field.ragged:
+                arrays[name] = (field.dtype, tuple(side for side in field.shape if side is not None))
+        for name, (dtype, shape) in arrays.items():
+            found[name] = Region(-(-end // ALIGNMENT) * ALIGNMENT, dtype, (self.size, *shape))
+            end = found[name].start + found[name].bytes
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return max(region.start + region.bytes for region in self.regions().values())
+
+    def arrays(self, memory: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays in a memory, uint8 [bytes]."""
+        return {
+            name: memory[region.start : region.start + region.bytes].view(region.dtype).reshape(region.shape)
+            for name, region in self.regions().items()
+        }

@@ -1,0 +1,115 @@
+"""What a kind of label can do: be read, moved with its image, mixed, and put into the buffers of a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from pipeline.config.targets import TargetConfig
+from pipeline.images.geometry import Box, Geometry, Size
+
+
+class Field(NamedTuple):
+    """One tensor of a batch, by what it holds of each sample; `fill` is what bad samples and padding hold.
+
+    A leading None in the shape makes it ragged: as many entries as a sample has, and no `fill`.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...] = ()
+    fill: float = 0
+
+    @property
+    def ragged(self) -> bool:
+        return None in self.shape[:1]
+
+
+class BadLabel(ValueError):
+    """A label that cannot be used; the message is the reason, and the sample is left out as one with a torn image."""
+
+
+class Mixing(NamedTuple):
+    """How a sample was mixed with another: its own share, and CutMix's box, in which the other is seen."""
+
+    share: float
+    box: Box | None = None
+
+
+class ClassMap(NamedTuple):
+    """What the classes of a data set mean in a stage."""
+
+    names: tuple[str, ...]  # of the data set
+    numbers: tuple[int, ...]  # the stage's class of each; -1: ignored
+    num_classes: int  # of the stage
+
+    @classmethod
+    def same(cls, names: tuple[str, ...]) -> ClassMap:
+        """The data set's classes are the stage's."""
+        return cls(names, tuple(range(len(names))), len(names))
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """One kind of label as one data set holds it. Picklable; subclasses stand in a file named as their `kind`.
+
+    What `decode` returns is the value that the other methods take.
+    """
+
+    kind: ClassVar[str]
+    default_members: ClassVar[tuple[str, ...]]
+    mixes: ClassVar[bool] = False  # whether mixup and CutMix can be asked for
+    moves: ClassVar[bool] = False  # whether it lies in the picture, and moves with it
+
+    config: ClassVar[type[TargetConfig]] = TargetConfig  # its settings in `datasets.X.targets`
+
+    members: tuple[str, ...]  # extensions that are read
+
+    @classmethod
+    @abstractmethod
+    def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap) -> Self:
+        """The target of a data set with these settings and classes."""
+
+    @abstractmethod
+    def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
+        """The tensors that it fills, by name, where the images have a size."""
+
+    @abstractmethod
+    def decode(self, members: Mapping[str, Any], image: Size | None) -> Any:
+        """The label among a sample's members {extension: bytes}; `image` is the size of its image, if it `moves`.
+
+        Raises:
+            BadLabel: it is missing or damaged.
+            DataError: it is outside the classes, which no single bad sample explains; goes on after "SHARD/KEY ".
+        """
+
+    @abstractmethod
+    def inputs(self) -> dict[str, Any]:
+        """What decides which label a sample has, as plain data: a part of the digest of a stage."""
+
+    def transform(self, value: Any, geometry: Geometry) -> Any:
+        """As the label moves with its image; only asked where it `moves`."""
+        return value
+
+    def mix(self, value: Any, other: Any, how: Mixing) -> Any:
+        """The label of an image that was mixed with another."""
+        raise NotImplementedError(f"{self.kind} cannot be mixed")
+
+    @abstractmethod
+    def pack(self, value: Any, fields: Mapping[str, Any], row: int) -> None:
+        """Write one sample: `fields[name][row] = ...`, ragged fields alike, with an array [entries, ...]."""
+
+    def member(self, members: Mapping[str, Any], noun: str = "label") -> Any:
+        """The first of its members. Raises BadLabel where a sample has none."""
+        extension = self.members[0]
+        if extension not in members:
+            raise BadLabel(f"no {noun} member (looked for {extension}; found {', '.join(members)})")
+        return members[extension]
+
+
+def empty(field: Field) -> np.ndarray:
+    """What a ragged field holds of a sample without any entry."""
+    return np.empty((0, *(side for side in field.shape[1:] if side is not None)), field.dtype)

@@ -1,0 +1,74 @@
+"""One class per image: a member with a decimal class number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+from pipeline.config.targets import TargetConfig
+from pipeline.errors import DataError
+from pipeline.images.geometry import Size
+from pipeline.targets.base import BadLabel, ClassMap, Field, Mixing, Target
+
+NUMBER = re.compile(rb"(?:\xef\xbb\xbf)?\s*(\d{1,18})\s*")  # Windows tools may write a byte order mark
+LONGEST = 64  # bytes; whatever is longer is not a class number
+
+FIELDS = {"label": Field("int64"), "label_mix": Field("int64"), "label_share": Field("float32", fill=1)}
+
+
+class ClassLabel(NamedTuple):
+    """The class is share * onehot(label) + (1 - share) * onehot(label_mix)."""
+
+    label: int
+    label_mix: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class ClassId(Target):
+    """`numbers` are the stage's classes of the data set's own."""
+
+    kind: ClassVar[str] = "class_id"
+    default_members: ClassVar[tuple[str, ...]] = ("cls",)
+    mixes: ClassVar[bool] = True
+
+    numbers: tuple[int, ...]
+    num_classes: int  # of the stage
+
+    @classmethod
+    def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap) -> Self:
+        return cls(members, classes.numbers, classes.num_classes)
+
+    def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
+        return FIELDS
+
+    def decode(self, members: Mapping[str, Any], image: Size | None) -> ClassLabel:
+        text = bytes(self.member(members))
+        number = parse_number(text)
+        if number is None:
+            raise BadLabel(f"the label is {text[:40].decode('utf-8', 'replace')!r}, not a class number")
+        if number >= len(self.numbers):
+            raise DataError(
+                f"has label {number}, and labels must be 0 to {len(self.numbers) - 1} for {len(self.numbers)} classes; "
+                "correct the label or the dataset's `classes`"
+            )
+        label = self.numbers[number]
+        return ClassLabel(label, label)
+
+    def inputs(self) -> dict[str, Any]:
+        same = self.numbers == tuple(range(self.num_classes))
+        return {"label_key": self.members[0], **({} if same else {"labels": list(self.numbers)})}
+
+    def mix(self, value: ClassLabel, other: ClassLabel, how: Mixing) -> ClassLabel:
+        return ClassLabel(value.label, other.label, how.share)
+
+    def pack(self, value: ClassLabel, fields: Mapping[str, Any], row: int) -> None:
+        fields["label"][row], fields["label_mix"][row], fields["label_share"][row] = value
+
+
+def parse_number(text: bytes) -> int | None:
+    """The class number a member holds, or None if it is not a plain decimal number."""
+    match = NUMBER.fullmatch(text) if len(text) <= LONGEST else None
+    return int(match[1]) if match else None
