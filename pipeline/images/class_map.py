@@ -1,0 +1,99 @@
+"""Class maps: PNG files whose palette indices, or grey values, are class ids; and their colours in pictures."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from pipeline.images.decode import MAX_PIXELS, BadImage, Data, Pixels
+from pipeline.images.geometry import Size
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEADER = struct.Struct(">IIBB")  # width, height, depth, colour type
+HEADER_AT = 16
+GREY, PALETTE = 0, 3
+COLORS = {2: "RGB", 4: "grey with transparency", 6: "RGB with transparency"}
+TO_FULL_RANGE = {1: 255, 2: 85, 4: 17}  # by which decoders multiply grey values of so many bits
+OPACITY = 0.55  # of a class map drawn over a picture
+BEHIND = 70
+GOLDEN = 0.618034  # steps of it along a circle fill it evenly, however many there are
+
+
+class MapHeader(NamedTuple):
+    size: Size
+    depth: int  # bits per id
+    palette: bool
+
+
+def read_map_header(data: Data) -> MapHeader:
+    """Size and depth of a class map, without decoding it. Raises BadImage for what is none."""
+    start = bytes(data[:HEADER_AT])
+    if not start.startswith(SIGNATURE) or not start.endswith(b"IHDR") or len(data) < HEADER_AT + HEADER.size:
+        raise BadImage(f"the mask is {_what(start)}, not a PNG whose palette indices or grey values are class ids")
+    width, height, depth, color = HEADER.unpack_from(data, HEADER_AT)
+    if color in COLORS:
+        raise BadImage(f"the mask is {COLORS[color]}, not palette indices or grey values that are class ids")
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"the mask has {width} x {height} pixels, more than {MAX_PIXELS}")
+    return MapHeader((height, width), depth, color == PALETTE)
+
+
+def decode_class_map(data: Data) -> np.ndarray:
+    """Class ids, uint8 or (of 16 bits) uint16 [height, width]. Raises BadImage."""
+    header = read_map_header(data)
+    try:
+        ids = cv2.imdecode(np.frombuffer(_without_palette(bytes(data)), np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        ids = None
+    if ids is None or ids.shape != header.size:
+        raise BadImage("the mask is cut off or damaged")
+    return ids // TO_FULL_RANGE[header.depth] if header.depth in TO_FULL_RANGE else ids
+
+
+def draw_classes(picture: Pixels, classes: np.ndarray) -> None:
+    """Colours over an RGB picture, in place, where `classes` [height, width] is not negative."""
+    seen = classes >= 0
+    colors = class_colors(int(classes.max(initial=-1)) + 1)
+    picture[seen] = (picture[seen] * (1 - OPACITY) + colors[classes[seen]] * OPACITY).round()
+
+
+def class_colors(count: int) -> Pixels:
+    """Colours that tell classes apart, the same for a class however many there are: uint8 [count, 3].
+
+    Class 0 is mostly what lies behind everything else, and is a dark grey.
+    """
+    classes = np.arange(count)
+    hue = (classes * GOLDEN % 1)[:, None] * 6
+    saturation, value = 1 - classes % 2 * 0.35, 1 - classes % 3 * 0.25
+    distance = (np.array([5, 3, 1]) + hue) % 6  # of red, green, blue
+    share = np.minimum(distance, 4 - distance).clip(0, 1)
+    colors = (255 * value[:, None] * (1 - saturation[:, None] * share)).round().astype(np.uint8)
+    colors[:1] = BEHIND
+    return colors
+
+
+def _without_palette(data: bytes) -> bytes:
+    """The file as a grey PNG of nothing but pixels: decoders would look palette indices up in the palette."""
+    header = bytearray(data[HEADER_AT - 4 : HEADER_AT + 13])
+    header[4 + HEADER.size - 1] = GREY
+    pixels = next((at for at, name in _chunks(data) if name == b"IDAT"), len(data))
+    return data[: HEADER_AT - 4] + header + struct.pack(">I", zlib.crc32(header)) + data[pixels:]
+
+
+def _chunks(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Where each chunk of a PNG starts, and its name."""
+    at = len(SIGNATURE)
+    while at + 8 <= len(data):
+        yield at, data[at + 4 : at + 8]
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+
+
+def _what(start: bytes) -> str:
+    if not start:
+        return "empty"
+    return "a JPEG, which blurs ids" if start.startswith(b"\xff\xd8\xff") else "no PNG"

@@ -1,0 +1,158 @@
+"""A class per pixel: a PNG as large as the image, whose palette indices or grey values are class ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Self
+
+import cv2
+import numpy as np
+from pydantic import Field as Setting
+from pydantic import model_validator
+
+from pipeline.config.class_names import class_name
+from pipeline.config.fields import allowed
+from pipeline.config.targets import TargetConfig
+from pipeline.errors import ConfigError
+from pipeline.images.class_map import decode_class_map, draw_classes, read_map_header
+from pipeline.images.decode import BadImage, Pixels
+from pipeline.images.geometry import Geometry, Size
+from pipeline.targets.base import BadLabel, ClassMap, Field, Target
+
+IGNORED, OUTSIDE = -1, -2
+MOST_IDS = 1 << 16  # of a PNG of 16 bits
+MOST_CLASSES = 1 << 15  # of an int16
+MOST_NAMED = 5  # ids or classes, in one line
+
+
+class MaskConfig(TargetConfig):
+    ignore: Annotated[int, Setting(ge=0, lt=MOST_IDS)] = Setting(
+        default=255, description="id of pixels that have no class, which neither training nor measures see"
+    )
+    groups: dict[str, list[str]] | None = Setting(
+        default=None, description="classes that count as one, by its name; classes in no group are ignored"
+    )
+
+    @model_validator(mode="after")
+    def one_group_per_class(self) -> Self:
+        seen: dict[str, str] = {}
+        for group, names in (self.groups or {}).items():
+            for name in map(class_name, names):
+                if name in seen:
+                    raise ValueError(
+                        f"groups: class {name!r} is in {seen[name]!r} and in {group!r}; take it out of one"
+                    )
+                seen[name] = group
+        return self
+
+    def meanings(self, names: Sequence[str]) -> list[str | None]:
+        """The group of each class. Raises ConfigError for groups of classes that the data set does not have."""
+        if self.groups is None:
+            return list(names)
+        group_of = {class_name(name): group for group, members in self.groups.items() for name in members}
+        for name in group_of:
+            if name not in names:
+                raise ConfigError(f"groups.{group_of[name]}: {name!r} is no class; {allowed(name, names[:100])}")
+        return [group_of.get(name) for name in names]
+
+
+@dataclass(frozen=True)
+class Mask(Target):
+    """A value is int8 [height, width], or int16 above 127 classes: the stage's class of each pixel, -1 where ignored.
+
+    `numbers` are the stage's classes of the data set's ids; None where nobody says which classes there are.
+    """
+
+    kind: ClassVar[str] = "mask"
+    default_members: ClassVar[tuple[str, ...]] = ("seg.png",)
+    moves: ClassVar[bool] = True
+    counted: ClassVar[str] = "pixels"
+    config: ClassVar[type[TargetConfig]] = MaskConfig
+
+    numbers: tuple[int, ...] | None = None
+    num_classes: int = MOST_CLASSES
+    ignore: int = 255
+
+    @classmethod
+    def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap | None) -> Self:
+        """Raises ConfigError where the id of ignored pixels is a class's."""
+        assert isinstance(config, MaskConfig)
+        if classes is None:
+            return cls(members, ignore=config.ignore)
+        if config.ignore < len(classes.numbers):
+            raise ConfigError(
+                f"mask.ignore: found {config.ignore}, which is class {classes.names[config.ignore]!r} of "
+                f"{len(classes.numbers)}; take an id above them, and PNGs of 16 bits where 255 is too small"
+            )
+        return cls(members, classes.numbers, classes.num_classes, config.ignore)
+
+    @property
+    def dtype(self) -> str:
+        return "int8" if self.num_classes <= 127 else "int16"
+
+    def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
+        """In training `mask`, as the view shows it; in evaluation `mask_full`, the labels at their own size."""
+        if evaluation:
+            return {"mask_full": Field(self.dtype, (None,)), "mask_full_size": Field("int32", (2,))}
+        return {"mask": Field(self.dtype, size, fill=IGNORED)}
+
+    def inputs(self) -> dict[str, Any]:
+        return {"member": self.members[0], "ignore": self.ignore, "labels": list(self.numbers or ())}
+
+    def decode(self, members: Mapping[str, Any], image: Size | None) -> np.ndarray:
+        data = self.member(members, "mask")
+        try:
+            if image is not None:
+                check_size(read_map_header(data).size, image)
+            ids = decode_class_map(data)
+        except BadImage as bad:
+            raise BadLabel(str(bad)) from None
+        value = cv2.LUT(ids, self._classes[:256]) if ids.dtype == np.uint8 else self._classes[ids]
+        if value.min() == OUTSIDE:
+            raise BadLabel(self._outside(np.unique(ids[value == OUTSIDE]).tolist()))
+        return value
+
+    @cached_property
+    def _classes(self) -> np.ndarray:
+        """The class of each id that a PNG can hold."""
+        numbers = range(MOST_CLASSES) if self.numbers is None else self.numbers
+        table = np.full(MOST_IDS, OUTSIDE, self.dtype)
+        table[: len(numbers)] = numbers
+        table[self.ignore] = IGNORED
+        return table
+
+    def _outside(self, ids: list[int]) -> str:
+        named = ", ".join(map(str, ids[:MOST_NAMED])) + (" ..." if len(ids) > MOST_NAMED else "")
+        last = (MOST_CLASSES if self.numbers is None else len(self.numbers)) - 1
+        return f"the mask has the class ids {named}, and ids must be 0 to {last}, or {self.ignore} where ignored"
+
+    def transform(self, value: np.ndarray, geometry: Geometry) -> np.ndarray:
+        return geometry.warp_mask(value, IGNORED)
+
+    def pack(self, value: np.ndarray, fields: Mapping[str, Any], row: int) -> None:
+        if "mask" in fields:
+            fields["mask"][row] = value
+        else:
+            fields["mask_full"][row], fields["mask_full_size"][row] = value.reshape(-1), value.shape
+
+    def count(self, value: np.ndarray) -> Mapping[int, int]:
+        """Pixels of each class that is there."""
+        counts = np.bincount(value[value >= 0])
+        return {label: int(counts[label]) for label in np.flatnonzero(counts).tolist()}
+
+    def draw(self, picture: Pixels, value: np.ndarray, names: Sequence[str]) -> str:
+        """Colours over the picture, in place, where there is a class; returns the largest classes."""
+        draw_classes(picture, value)
+        largest = sorted(self.count(value).items(), key=lambda one: -one[1])
+        titles = [names[label] if label < len(names) else str(label) for label, _ in largest]
+        return ", ".join(titles[:MOST_NAMED]) + (" ..." if len(titles) > MOST_NAMED else "") or "all ignored"
+
+
+def check_size(found: Size, image: Size) -> None:
+    """Raise BadLabel for a mask of another size than its image."""
+    if found != image:
+        (height, width), (full, across) = found, image
+        turned = "; masks are of the image as its EXIF data turn it" if found == image[::-1] else ""
+        raise BadLabel(f"the mask has {width} x {height} pixels, and its image {across} x {full}{turned}")
