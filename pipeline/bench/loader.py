@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.bench import loader_peers as peers
+from pipeline.bench.photos import MASK_CLASSES
 from pipeline.bench.processes import cpu_seconds
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.targets import TargetConfig
@@ -28,8 +29,9 @@ from pipeline.stream.loader import TrainLoader
 from pipeline.stream.parts import TrainParts
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source, build_mixture
-from pipeline.targets.base import ClassMap
+from pipeline.targets.base import ClassMap, Target
 from pipeline.targets.class_id import ClassId
+from pipeline.targets.mask import Mask
 
 BATCH_SIZE = 64
 WARM_UP_BATCHES = 6
@@ -41,15 +43,20 @@ FIGURES = "images_per_s", "images_per_cpu_s"
 Loader = Callable[[ExitStack], Iterator[int]]  # yields the number of images of each batch
 
 
-def measure(index: DatasetIndex, image_size: int, *, workers: int, rounds: int, seconds: float) -> dict[str, Any]:
+def measure(
+    index: DatasetIndex, masks: DatasetIndex | None, image_size: int, *, workers: int, rounds: int, seconds: float
+) -> dict[str, Any]:
     """Median images/s of every loader that is installed; rounds in turn, each loader started anew in each.
 
-    Images per CPU-second are there for machines that do other things at the same time.
+    Ours also reads `masks`, such images with class maps. Images per CPU-second are there for machines that do other
+    things at the same time.
     """
     loaders: dict[str, Loader] = {
         "ours": partial(ours, index, image_size, workers),
         "ours_in_threads": partial(ours_in_threads, index, image_size, workers),
     }
+    if masks is not None:
+        loaders["ours_with_masks"] = partial(ours, masks, image_size, workers, kind="mask")
     urls = [shard.url for shard in index.shards]
     for name, package, peer in (
         ("webdataset_pil", "webdataset", peers.webdataset_pil),
@@ -106,19 +113,21 @@ def installed(package: str) -> bool:
         return False
 
 
-def ours(index: DatasetIndex, image_size: int, workers: int, stack: ExitStack) -> Iterator[int]:
+def ours(index: DatasetIndex, image_size: int, workers: int, stack: ExitStack, kind: str = "class_id") -> Iterator[int]:
     data = DataConfig(train="bench", lanes=LANES, window=WINDOW, loader_workers=workers, augment=CROP)
-    loader = stack.enter_context(train_loader(index, image_size, data))
+    loader = stack.enter_context(train_loader(index, image_size, data, kind=kind))
     return (len(batch.keys) for batch in loader)
 
 
-def train_loader(index: DatasetIndex, image_size: int, data: DataConfig, start_slot: int = 0) -> TrainLoader:
+def train_loader(
+    index: DatasetIndex, image_size: int, data: DataConfig, start_slot: int = 0, kind: str = "class_id"
+) -> TrainLoader:
     """Ours, of one rank."""
     return TrainLoader(
         [source(index)],
         data,
         channels=3,
-        targets=("class_id",),
+        targets=(kind,),
         views=IMAGE,
         seed=0,
         rank=0,
@@ -167,7 +176,8 @@ def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: E
 def source(index: DatasetIndex) -> Source:
     num_classes = len(index.classes or []) or (index.label_range or (0, 0))[1] + 1
     classes = ClassMap.same(tuple(map(str, range(num_classes))))
-    targets = {"class_id": ClassId.build((index.keys.label,), TargetConfig(), classes)}
+    targets: dict[str, Target] = {"class_id": ClassId.build((index.keys.label,), TargetConfig(), classes)}
+    targets["mask"] = Mask(Mask.default_members, tuple(range(MASK_CLASSES)), MASK_CLASSES)
     return Source("bench", index, DatasetConfig(shards="bench"), CROP, 1, targets)
 
 

@@ -6,12 +6,14 @@ real photograph, scaled, and mirrored into its neighbours where a large picture 
 
 from __future__ import annotations
 
+import io
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index, folder_lock
@@ -31,6 +33,7 @@ PHOTOS = {
     "sklearn": ["datasets/images/china.jpg", "datasets/images/flower.jpg"],
 }
 NUM_CLASSES = 10
+MASK_CLASSES = 21
 
 
 def photographs() -> list[np.ndarray]:
@@ -45,29 +48,44 @@ def photographs() -> list[np.ndarray]:
     return images
 
 
-def ensure_photos(folder: Path, name: str, workers: int | None = None) -> DatasetIndex:
-    """One of SETS as shards `folder/NAME-*.tar`, written if they are not there."""
+def ensure_photos(folder: Path, name: str, workers: int | None = None, *, masks: bool = False) -> DatasetIndex:
+    """One of SETS as shards `folder/NAME-*.tar`, with `masks` as `folder/NAME-masks-*.tar`; written if missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    pattern = f"{folder}/{name}-{{000000..{SHARDS - 1:06d}}}.tar"
+    prefix = f"{name}-masks" if masks else name
+    pattern = f"{folder}/{prefix}-{{000000..{SHARDS - 1:06d}}}.tar"
     with folder_lock(str(folder), "make"):
-        missing = [number for number in range(SHARDS) if not (folder / shard_name(name, number)).is_file()]
-        for _ in map_shards(partial(write_shard, folder, name), missing, label=f"photographs {name}", workers=workers):
+        missing = [number for number in range(SHARDS) if not (folder / shard_name(prefix, number)).is_file()]
+        write = partial(write_shard, folder, name, prefix, masks)
+        for _ in map_shards(write, missing, label=f"photographs {prefix}", workers=workers):
             pass
     return build_index(pattern, classes=[str(label) for label in range(NUM_CLASSES)], workers=workers)
 
 
-def write_shard(folder: Path, name: str, number: int) -> None:
+def write_shard(folder: Path, name: str, prefix: str, masks: bool, number: int) -> None:
     """A shard of pictures that depend on the name and the number alone."""
     height, width, samples = SETS[name]
     sources = photographs()
     rng = np.random.default_rng([height, number])
-    with TarWriter(folder / shard_name(name, number)) as tar:
+    with TarWriter(folder / shard_name(prefix, number)) as tar:
         for i in range(samples // SHARDS):
             picture = mirrored(cut(sources, height, width, rng), height, width)
             jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
             label = str(int(rng.integers(NUM_CLASSES))).encode()
-            tar.write(f"{number:03d}{i:05d}", {"jpg": jpeg, "cls": label})
+            mask = {"seg.png": class_map(height, width, rng)} if masks else {}
+            tar.write(f"{number:03d}{i:05d}", {"jpg": jpeg, "cls": label, **mask})
         tar.finish()
+
+
+def class_map(height: int, width: int, rng: np.random.Generator) -> bytes:
+    """A palette PNG of blobs with soft outlines and a margin of ignored pixels around them, as VOC's."""
+    hills = cv2.resize(rng.uniform(0, MASK_CLASSES, (6, 8)), (width, height), interpolation=cv2.INTER_CUBIC)
+    ids = hills.clip(0, MASK_CLASSES - 1).astype(np.uint8)
+    ids[cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0] = 255
+    image = Image.fromarray(ids)
+    image.putpalette(rng.bytes(768))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def cut(sources: list[np.ndarray], height: int, width: int, rng: np.random.Generator) -> np.ndarray:

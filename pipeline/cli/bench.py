@@ -191,8 +191,9 @@ def loader(
 ) -> None:
     """Images/s of our loader against WebDataset with Pillow, with torchvision's decoder, and DALI on the CPU.
 
-    All read the same shards on the same cores and make batches of 64 random resized crops, flipped half the time. DALI
-    takes part where nvidia-dali is installed.
+    All read the same shards on the same cores and make batches of 64 random resized crops, flipped half the time; ours
+    also of photographs with class maps as large as they, where no shards are given. DALI takes part where nvidia-dali
+    is installed.
     """
     from pathlib import Path
 
@@ -203,7 +204,8 @@ def loader(
 
     index = load_index(shards) if shards else ensure_photos(Path(folder), photos)
     image_size = image_size or (96 if photos == "2000x1500" and not shards else 224)
-    result = measure(index, image_size, workers=workers or usable_cpus(), rounds=rounds, seconds=seconds)
+    masks = None if shards else ensure_photos(Path(folder), photos, masks=True)
+    result = measure(index, masks, image_size, workers=workers or usable_cpus(), rounds=rounds, seconds=seconds)
     if as_json:
         show(result, as_json)
         return
