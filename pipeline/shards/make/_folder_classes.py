@@ -1,11 +1,11 @@
-"""What the folders of a tree mean: classes, or splits of them; ambiguous trees are refused."""
+"""What the folders of a tree mean: classes, or splits of them, or nothing; ambiguous trees are refused."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,15 +18,34 @@ SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "tes
 TRAINING = {"train", "training"}
 DEFAULT_PREFIX = "train"
 MOST_NAMES = 3  # in one line
+UNLABELLED = "without labels, by --labels none"
 
-Folders = dict[str, list[Image]]  # class folder, as a path below the source: its images
+LABELS = "top", "path", "none"  # what names an image's class: the folder at the top, its whole path, or nothing
+
+
+class ClassFolder(NamedTuple):
+    """A folder whose images are of one class: `below` is its path below the split, and `root` that of the split."""
+
+    root: str
+    below: str
+
+    @property
+    def path(self) -> str:
+        return self.root + self.below
+
+    @property
+    def name(self) -> str:
+        return "/".join(map(class_name, self.below.split("/")))
+
+
+Folders = dict[ClassFolder, list[Image]]
 
 
 class File(NamedTuple):
-    """An image's path below the source, its class number and its bytes."""
+    """An image's path below the source, its class number (None without labels) and its bytes."""
 
     path: str
-    label: int
+    label: int | None
     size: int
 
 
@@ -42,27 +61,29 @@ class Layout:
     spellings: list[str] = field(default_factory=list)  # classes that several folders spell, composed and decomposed
 
 
-def arrange(tree: Tree, src: Path, prefix: str | None) -> Layout:
+def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> Layout:
     """Classes and splits of a tree. Raises DataError, with a way out, where a tree may not mean what it seems to."""
+    if labels == "none":
+        return without_labels(tree, src, prefix)
     tops = {top: images for top, images in tree.images.items() if images}
     if not tops:
         raise nothing_found(tree, src)
-    unlabelled = list(tree.loose)
+    unlabelled = [image.path for image in tree.loose]
     splits = split_folders(tops, src, prefix)
-    groups = {} if splits else {prefix or DEFAULT_PREFIX: tops}
-    for top in splits:
-        folders, outside = class_folders(tops[top])
+    groups: dict[str, Folders] = {}
+    for name, root, images in split_images(tops, splits, prefix):
+        folders, outside = class_folders(images, root, labels)
         unlabelled += outside
         if folders:
-            groups[top.casefold()] = folders
+            groups[name] = folders
     everything = [folder for folders in groups.values() for folder in folders]
     if not everything:
         raise DataError(
             f"{src}: its splits ({', '.join(splits)}) hold images but no class folders; sort them into "
-            f"{src / splits[0]}/CLASS/"
+            f"{src / splits[0]}/CLASS/, or take them {UNLABELLED}"
         )
     check_spelling(everything, src)
-    classes = sorted({class_of(folder) for folder in everything})
+    classes = sorted({folder.name for folder in everything})
     if len(classes) == 1:
         raise one_class(groups, src)
     check_training(groups, src)
@@ -70,11 +91,11 @@ def arrange(tree: Tree, src: Path, prefix: str | None) -> Layout:
     if len(tree.loose) > taken:
         raise DataError(
             f"{src}: holds {len(tree.loose):,} images outside class folders and only {taken:,} in such "
-            f"({some(classes)}); sort them into {src}/CLASS/, or move them out"
+            f"({some(classes)}); sort them into {src}/CLASS/, move them out, or take all {UNLABELLED}"
         )
     numbers = {name: number for number, name in enumerate(classes)}
-    filled = {*tops, *everything}
-    spelt = [Counter(map(class_of, folders)) for folders in groups.values()]
+    filled = {*tops, *(folder.path for folder in everything)}
+    spelt = [Counter(folder.name for folder in folders) for folders in groups.values()]
     return Layout(
         classes,
         {split: files_of(folders, numbers) for split, folders in groups.items()},
@@ -83,6 +104,28 @@ def arrange(tree: Tree, src: Path, prefix: str | None) -> Layout:
         [below for folders in groups.values() for below in nested_folders(folders, classes, src)],
         [name for name in classes if any(counts[name] > 1 for counts in spelt)],
     )
+
+
+def without_labels(tree: Tree, src: Path, prefix: str | None) -> Layout:
+    """Every image at any depth; the folders mean nothing, unless all at the top are splits."""
+    tops = {top: images for top, images in tree.images.items() if images}
+    if not tops and not tree.loose:
+        raise DataError(f"{src}: holds no images; put {', '.join(EXTENSIONS)} files into it{found_instead(tree)}")
+    splits = [] if tree.loose else split_folders(tops, src, prefix)
+    groups = {name: images for name, _, images in split_images({"": tree.loose, **tops}, splits, prefix)}
+    return Layout(
+        [], {name: [File(image.path, None, image.size) for image in images] for name, images in groups.items()}
+    )
+
+
+def split_images(
+    tops: Mapping[str, list[Image]], splits: list[str], prefix: str | None
+) -> Iterator[tuple[str, str, list[Image]]]:
+    """Each split's prefix of its shards, path with a slash, and images; all images where nothing is split."""
+    for top in splits:
+        yield top.casefold(), f"{top}/", tops[top]
+    if not splits:
+        yield prefix or DEFAULT_PREFIX, "", [image for images in tops.values() for image in images]
 
 
 def split_folders(tops: Iterable[str], src: Path, prefix: str | None) -> list[str]:
@@ -107,14 +150,15 @@ def split_folders(tops: Iterable[str], src: Path, prefix: str | None) -> list[st
     return splits
 
 
-def class_folders(images: Iterable[Image]) -> tuple[Folders, list[str]]:
+def class_folders(images: Iterable[Image], root: str, labels: str) -> tuple[Folders, list[str]]:
     """The images of a split by its class folders, and those outside them."""
     folders: Folders = {}
     outside = []
     for image in images:
-        parts = image.path.split("/", 2)
-        if len(parts) > 2:
-            folders.setdefault("/".join(parts[:2]), []).append(image)
+        *above, _ = image.path.removeprefix(root).split("/")
+        if above:
+            below = above[0] if labels == "top" else "/".join(above)
+            folders.setdefault(ClassFolder(root, below), []).append(image)
         else:
             outside.append(image.path)
     return folders, outside
@@ -123,17 +167,17 @@ def class_folders(images: Iterable[Image]) -> tuple[Folders, list[str]]:
 def files_of(folders: Folders, numbers: Mapping[str, int]) -> list[File]:
     """By class number, then as they were found."""
     files = []
-    for folder in sorted(folders, key=lambda folder: (numbers[class_of(folder)], folder)):
-        files += [File(image.path, numbers[class_of(folder)], image.size) for image in folders[folder]]
+    for folder in sorted(folders, key=lambda folder: (numbers[folder.name], folder.path)):
+        files += [File(image.path, numbers[folder.name], image.size) for image in folders[folder]]
     return files
 
 
-def check_spelling(folders: Iterable[str], src: Path) -> None:
+def check_spelling(folders: Iterable[ClassFolder], src: Path) -> None:
     """Names that differ in case or in white space around them are refused; composed and decomposed accents are one."""
     spelt: dict[str, str] = {}
     for folder in folders:
-        composed = unicodedata.normalize("NFC", folder.rpartition("/")[2])
-        other = spelt.setdefault(class_name(composed).lower(), composed)
+        composed = unicodedata.normalize("NFC", folder.below)
+        other = spelt.setdefault(folder.name.lower(), composed)
         if other != composed:
             raise DataError(
                 f"{src}: the class folders {visible(other)!r} and {visible(composed)!r} differ in case or white space "
@@ -143,7 +187,7 @@ def check_spelling(folders: Iterable[str], src: Path) -> None:
 
 def one_class(groups: Mapping[str, Folders], src: Path) -> DataError:
     """The error for images that would all have one label, with the folder that was meant, if it is below."""
-    folders = [folder for found in groups.values() for folder in found]
+    folders = [folder.path for found in groups.values() for folder in found]
     images = [image.path for found in groups.values() for images in found.values() for image in images]
     inner = os.path.commonpath([path.rpartition("/")[0] for path in images])
     below = {
@@ -158,12 +202,12 @@ def check_training(groups: Mapping[str, Folders], src: Path) -> None:
     training = next((folders for split, folders in groups.items() if split in TRAINING), None)
     if training is None:
         return
-    known = {class_of(folder) for folder in training}
-    where = src / next(iter(training)).partition("/")[0]
+    known = {folder.name for folder in training}
+    where = src / next(iter(training)).root.removesuffix("/")
     for folder in (folder for folders in groups.values() for folder in folders):
-        if class_of(folder) not in known:
+        if folder.name not in known:
             raise DataError(
-                f"{src / folder}: {where} has no class {class_of(folder)!r}, so nothing can learn it; rename the "
+                f"{src / folder.path}: {where} has no class {folder.name!r}, so nothing can learn it; rename the "
                 f"folder, move it elsewhere, or put images of the class into {where}"
             )
 
@@ -172,13 +216,14 @@ def nested_folders(folders: Folders, classes: list[str], src: Path) -> list[str]
     """Folders below the class folders. Raises DataError where one is named like another class, or they are splits."""
     found = []
     known = set(classes)
-    for top, images in folders.items():
+    for folder, images in folders.items():
+        top = folder.path
         parents = {image.path.rpartition("/")[0] for image in images} - {top}
         for parent in sorted(parents):
             for name in map(class_name, parent.removeprefix(f"{top}/").split("/")):
-                if name in known and name != class_of(top):
+                if name in known and name != folder.name:
                     raise DataError(
-                        f"{src / parent}: its images would be of class {class_of(top)!r}, but {name!r} is a class, "
+                        f"{src / parent}: its images would be of class {folder.name!r}, but {name!r} is a class, "
                         f"too; move it to {src / top.rpartition('/')[0] / name}, or rename it"
                     )
         below = {parent.removeprefix(f"{top}/").partition("/")[0] for parent in parents}
@@ -186,27 +231,27 @@ def nested_folders(folders: Folders, classes: list[str], src: Path) -> list[str]
         if len(splits) > 1:
             raise DataError(
                 f"{src / top}: holds the splits {', '.join(splits)}, which would be mixed; put splits above classes: "
-                f"{src / splits[0] / class_of(top)}"
+                f"{src / splits[0] / folder.name}"
             )
         found += sorted(parents)
     return found
 
 
 def nothing_found(tree: Tree, src: Path) -> DataError:
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in tree.others.most_common(3))
-    found = f" (found {kinds})" if kinds else ""
+    found = found_instead(tree)
     if tree.loose:
         return DataError(
-            f"{src}: holds images but no folders of them, so they have no classes; sort them into {src}/CLASS/, or "
-            "take the folder above with --src if this one is a class"
+            f"{src}: holds images but no folders of them, so they have no classes; sort them into {src}/CLASS/, take "
+            f"the folder above with --src if this one is a class, or take them {UNLABELLED}"
         )
     if tree.images:
         return DataError(f"{src}: holds no images; put {', '.join(EXTENSIONS)} files into its class folders{found}")
     return DataError(f"{src}: holds no folders; --src is a folder with one folder of images per class{found}")
 
 
-def class_of(folder: str) -> str:
-    return class_name(folder.rpartition("/")[2])
+def found_instead(tree: Tree) -> str:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in tree.others.most_common(3))
+    return f" (found {kinds})" if kinds else ""
 
 
 def some(names: list[str]) -> str:

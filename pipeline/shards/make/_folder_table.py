@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from rich.cells import cell_len
 
 from pipeline.config.class_names import visible
-from pipeline.shards.make._folder_classes import Layout, some
+from pipeline.shards.make._folder_classes import File, Layout, some
 from pipeline.shards.make._folder_tree import Tree
 
 MOST_ROWS = 12  # classes shown one by one
@@ -16,6 +16,9 @@ MOST_ROWS = 12  # classes shown one by one
 
 def summary(layout: Layout, tree: Tree, rejected: Mapping[str, set[str]]) -> str:
     """The table; `rejected` are the paths of unreadable images by split."""
+    if not layout.classes:
+        of_splits = [(split, *split_counts(files, rejected[split])) for split, files in layout.splits.items()]
+        return "\n".join([*aligned([("images", "taken", "unreadable"), *of_splits]), *notes(layout, tree)])
     rows = list(class_rows(layout, rejected))
     heads = ["class", *(list(layout.splits) if len(layout.splits) > 1 else ["taken"]), "unreadable"]
     if len(rows) > MOST_ROWS:
@@ -26,6 +29,12 @@ def summary(layout: Layout, tree: Tree, rejected: Mapping[str, set[str]]) -> str
     return "\n".join([*aligned([heads, *rows, ("total", *totals)]), *notes(layout, tree)])
 
 
+def split_counts(files: Collection[File], rejected: set[str]) -> tuple[str, str]:
+    """Images of a split without labels: those taken, and those left out as unreadable."""
+    left = sum(file.path in rejected for file in files)
+    return f"{len(files) - left:,}", f"{left:,}"
+
+
 def counts(layout: Layout, rejected: Mapping[str, set[str]]) -> Iterator[list[int]]:
     """For each class: the images taken into each split, and those left out as unreadable."""
     taken = {split: Counter[int]() for split in layout.splits}
@@ -33,8 +42,8 @@ def counts(layout: Layout, rejected: Mapping[str, set[str]]) -> Iterator[list[in
     for split, files in layout.splits.items():
         for file in files:
             bad = file.path in rejected[split]
-            taken[split][file.label] += not bad
-            left[file.label] += bad
+            taken[split][file.label or 0] += not bad
+            left[file.label or 0] += bad
     for label in range(len(layout.classes)):
         yield [*(taken[split][label] for split in layout.splits), left[label]]
 

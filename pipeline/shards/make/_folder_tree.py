@@ -1,4 +1,4 @@
-"""What lies in a folder of class folders: its images, and whatever else was found there."""
+"""What lies in a user's folder: its images, at any depth, and whatever else was found there."""
 
 from __future__ import annotations
 
@@ -38,43 +38,45 @@ class Tree:
 
     images: dict[str, list[Image]] = field(default_factory=dict)  # by top-level folder, which may hold none
     folders: list[str] = field(default_factory=list)  # all that were read, at any depth
-    loose: list[str] = field(default_factory=list)  # images in the source folder itself
+    loose: list[Image] = field(default_factory=list)  # images in the source folder itself
     others: Counter[str] = field(default_factory=Counter)  # files that are not images, by extension
     system: Counter[str] = field(default_factory=Counter)  # what systems and programs leave behind, by name
     again: list[str] = field(default_factory=list)  # links to folders that are read elsewhere, or lead back up
     output: str | None = None  # the output folder, where it lies in the source
 
+    def all_images(self) -> list[Image]:
+        return [*self.loose, *(image for images in self.images.values() for image in images)]
 
-def read_tree(src: Path, out: Path) -> Tree:
+
+def read_tree(src: Path, out: Path, meant: str = "--src is a folder with one folder of images per class") -> Tree:
     """Every folder below `src` once: real ones first, then links, which may lead back up or to one another.
 
+    `meant` says what the option is for, by whose name errors begin.
     Raises DataError for a folder that cannot be listed, or if `out` is `src` itself or one of its image folders.
     """
-    return Reader(src, out).read()
+    return Reader(src, out, meant).read()
 
 
 class Reader:
     """Remembers folders by device and inode."""
 
-    def __init__(self, src: Path, out: Path):
+    def __init__(self, src: Path, out: Path, meant: str):
         self.src, self.tree, self.links = src, Tree(), list[str]()
+        self.option = meant.partition(" ")[0]
         root = src.resolve()
         try:
             self.seen = {identity(folder) for folder in (root, *root.parents)}
         except OSError as error:
-            raise DataError(
-                f"{src}: cannot be listed ({error.strerror}); --src is a folder with one folder of images per class"
-            ) from None
+            raise DataError(f"{src}: cannot be listed ({error.strerror}); {meant}") from None
         if not root.is_dir():
-            raise DataError(f"{src}: not a folder; --src is a folder with one folder of images per class")
+            raise DataError(f"{src}: not a folder; {meant}")
         self.output = out
         self.out = identity(out) if out.exists() else None
         if self.out == identity(root):
-            raise DataError(f"{src}: is --src and --out at once; choose another --out")
+            raise DataError(f"{src}: is {self.option} and --out at once; choose another --out")
 
     def read(self) -> Tree:
-        images, tops = self.list_folder("")
-        self.tree.loose = [image.path for image in images]
+        self.tree.loose, tops = self.list_folder("")
         for top in tops:
             self.tree.images[top] = list(self.images_below(top))
         while self.links:
@@ -127,7 +129,8 @@ class Reader:
         if found == self.out:
             if holds_images(self.output):
                 raise DataError(
-                    f"{self.output}: is --out, but holds images of --src, which would be left out; choose another --out"
+                    f"{self.output}: is --out, but holds images of {self.option}, which would be left out; choose "
+                    "another --out"
                 )
             self.tree.output = folder
         elif found in self.seen:

@@ -1,8 +1,7 @@
-"""A user's own images: one folder per class becomes shards, shuffled once, every file's bytes as they are."""
+"""A user's own images, in folders that name their classes or in any: shuffled once, every file's bytes as they are."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections import Counter
@@ -17,19 +16,15 @@ from pipeline.config.class_names import visible
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage
 from pipeline.images.shrink import shrink
-from pipeline.shards import store
 from pipeline.shards.build import build_index
-from pipeline.shards.index import DatasetIndex, decode_index
-from pipeline.shards.index_check import INDEX_NAME
-from pipeline.shards.make._folder_classes import File, Layout, arrange
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.make._files import Rejections, earlier_index, finished, image_fault, listing_hash, sample_key
+from pipeline.shards.make._folder_classes import LABELS, File, Layout, arrange
 from pipeline.shards.make._folder_table import summary
 from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
-
-SIGNATURES = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
-LONGEST_STEM = 60  # keeps member names within the 100 bytes that a plain tar header holds
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class ShardTask:
     max_side: int | None
     quality: int
 
-    def __call__(self, job: tuple[int, list[tuple[int, str, int]]]) -> list[tuple[str, str]]:
+    def __call__(self, job: tuple[int, list[tuple[int, str, int | None]]]) -> list[tuple[str, str]]:
         number, files = job
         rejected = []
         with TarWriter(Path(self.out) / shard_name(self.prefix, number)) as tar:
@@ -64,8 +59,8 @@ class ShardTask:
                 except OSError as error:
                     rejected.append((name, error.strerror or str(error)))
                     continue
-                if not SIGNATURES.match(data):
-                    rejected.append((name, "is empty" if not data else "is no PNG, JPEG or WebP inside"))
+                if fault := image_fault(data):
+                    rejected.append((name, fault))
                     continue
                 extension = Path(name).suffix.lower()[1:]
                 if self.max_side is not None:
@@ -74,7 +69,8 @@ class ShardTask:
                     except BadImage as bad:
                         rejected.append((name, str(bad)))
                         continue
-                tar.write(_key(position, name), {extension: data, "cls": str(label).encode()})
+                labels = {} if label is None else {"cls": str(label).encode()}
+                tar.write(sample_key(position, name), {extension: data, **labels})
             tar.finish()
         return rejected
 
@@ -82,7 +78,10 @@ class ShardTask:
 def make(
     out: Path,
     *,
-    src: Annotated[Path, "folder that holds one folder of images per class, or splits (train, val, ...) that do"],
+    src: Annotated[Path, "folder with one folder of images per class, splits (train, val, ...) of them, or any images"],
+    labels: Annotated[
+        str, "what names a class: top, the folder in --src or in a split; path, folders down to the image; or none"
+    ] = "top",
     samples_per_shard: Annotated[int, "images in each shard"] = 10_000,
     prefix: Annotated[str | None, "shards are PREFIX-000000.tar, ...; default: train, or the split's name"] = None,
     max_side: Annotated[
@@ -92,7 +91,7 @@ def make(
     seed: Annotated[int, "seed of the order in which images are spread over shards"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
-    """Shards from a directory of class folders; classes are numbered in the order of their names.
+    """Shards from a directory of class folders, whose classes are numbered in the order of their names, or of images.
 
     Splits are made in one go and share the classes. A table says what was taken as what, and what was not: hidden and
     system files, links that lead back up, files of other kinds. A run that was cut short resumes.
@@ -107,13 +106,22 @@ def make(
             f"samples per shard {samples_per_shard} and prefix {prefix!r}: take a positive number, and a prefix of "
             "letters, digits, '_' and '-'"
         )
+    if labels not in LABELS:
+        raise DataError(f"labels {labels!r}: take one of {', '.join(LABELS)}")
     tree = read_tree(src, out)
-    layout = arrange(tree, src, prefix)
+    layout = arrange(tree, src, prefix, labels)
     _agree_on_classes(out, layout.classes)
     rejected = {}
     for split, files in layout.splits.items():
-        plan = Plan(seed, samples_per_shard, len(files), _listing_hash(files), max_side, quality)
-        agree_on_plan(out, split, asdict(plan))
+        plan = Plan(
+            seed,
+            samples_per_shard,
+            len(files),
+            listing_hash((file.path, file.size) for file in files),
+            max_side,
+            quality,
+        )
+        agree_on_plan(out, split, asdict(plan) | ({} if labels == "top" else {"labels": labels}))
         rejected[split] = _write_shards(ShardTask(str(src), str(out), split, max_side, quality), files, plan, workers)
     _check_classes(layout, rejected, src, out)
     index = _index(out, layout, samples_per_shard, workers)
@@ -134,8 +142,8 @@ def _write_shards(task: ShardTask, files: list[File], plan: Plan, workers: int |
     for number, first in enumerate(range(0, len(files), plan.samples_per_shard)):
         chosen = order[first : first + plan.samples_per_shard]
         jobs.append((number, [(first + i, files[row].path, files[row].label) for i, row in enumerate(chosen)]))
-    finished = _finished(out)
-    missing = [job for job in jobs if shard_name(task.prefix, job[0]) not in finished]
+    there = finished(out)
+    missing = [job for job in jobs if shard_name(task.prefix, job[0]) not in there]
     report = Rejections(out / f"{task.prefix}-rejected.txt")
     for rejected in map_shards(task, missing, label=f"writing {task.prefix}", workers=workers):
         report.add(rejected)
@@ -145,33 +153,21 @@ def _write_shards(task: ShardTask, files: list[File], plan: Plan, workers: int |
 def _index(out: Path, layout: Layout, samples_per_shard: int, workers: int | None) -> DatasetIndex:
     """Of the shards of all splits."""
     if len(layout.splits) > 1:
-        return build_index(str(out), classes=layout.classes, workers=workers)
+        return build_index(str(out), classes=layout.classes or None, workers=workers)
     ((split, files),) = layout.splits.items()
     last = (len(files) - 1) // samples_per_shard
-    return build_index(f"{out}/{split}-{{000000..{last:06d}}}.tar", classes=layout.classes, workers=workers)
-
-
-class Rejections:
-    """The file that lists what was left out and why, kept over interrupted runs."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-        self.reasons = dict(line.split("\t", 1) for line in lines if "\t" in line)
-
-    def add(self, rejected: list[tuple[str, str]]) -> None:
-        if rejected:
-            self.reasons.update((visible(name), reason) for name, reason in rejected)
-            text = "".join(f"{name}\t{reason}\n" for name, reason in sorted(self.reasons.items()))
-            store.write_bytes(str(self.path), text.encode())
+    return build_index(f"{out}/{split}-{{000000..{last:06d}}}.tar", classes=layout.classes or None, workers=workers)
 
 
 def _check_classes(layout: Layout, rejected: Mapping[str, set[str]], src: Path, out: Path) -> None:
-    """A class must have an image that can be read."""
+    """A class, or a split without any, must have an image that can be read."""
+    for split, files in layout.splits.items():
+        if len(rejected[split]) == len(files):
+            raise DataError(f"{src}: none of its images can be read, as {out / f'{split}-rejected.txt'} says; fix them")
     found, taken = Counter[int](), Counter[int]()
     for split, files in layout.splits.items():
-        found.update(file.label for file in files)
-        taken.update(file.label for file in files if file.path not in rejected[split])
+        found.update(file.label or 0 for file in files)
+        taken.update(file.label or 0 for file in files if file.path not in rejected[split])
     for label, name in enumerate(layout.classes):
         if not taken[label]:
             reports = ", ".join(str(out / f"{split}-rejected.txt") for split, paths in rejected.items() if paths)
@@ -181,33 +177,9 @@ def _check_classes(layout: Layout, rejected: Mapping[str, set[str]], src: Path, 
             )
 
 
-def _listing_hash(files: list[File]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.path}\0{file.size}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _earlier_index(out: Path) -> DatasetIndex | None:
-    path = out / INDEX_NAME
-    return decode_index(path.read_bytes(), str(out), older=True) if path.is_file() else None
-
-
 def _agree_on_classes(out: Path, classes: list[str]) -> None:
     """Splits in one folder share one index, so they must share the numbering of classes, too."""
-    index = _earlier_index(out)
-    if index and index.classes is not None and index.classes != classes:
+    index = earlier_index(out)
+    if index and classes and index.classes is not None and index.classes != classes:
         differing = sorted(set(index.classes) ^ set(classes))[:3]
         raise DataError(f"{out}: its index has other classes ({', '.join(differing)} ...); choose another --out")
-
-
-def _finished(out: Path) -> set[str]:
-    """Shards are moved into place whole, so those that are there are finished, unless a size left the index since."""
-    index = _earlier_index(out)
-    indexed = dict(zip(index.names, index.sizes.tolist(), strict=True)) if index else {}
-    return {name for name, (size, _) in store.list_sizes(str(out)).items() if size == indexed.get(name, size)}
-
-
-def _key(position: int, name: str) -> str:
-    """Unique by its number; the file's name stays readable, for whoever looks for a sample's origin."""
-    return f"{position:08d}-{re.sub('[^A-Za-z0-9_-]', '_', Path(name).stem)[:LONGEST_STEM]}"

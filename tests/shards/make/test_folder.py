@@ -288,3 +288,26 @@ def test_large_images_become_smaller_jpegs_and_others_stay(tmp_path: Path) -> No
         make("folder", tmp_path / "out", src=tmp_path / "src", max_side=200, quality=80, workers=1)
     with pytest.raises(DataError, match="quality of 1 to 100"):
         make("folder", tmp_path / "out", src=tmp_path / "src", max_side=100, quality=0)
+
+
+def test_images_without_labels(src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (src / "loose.png").write_bytes((src / "cat" / "im.0.png").read_bytes())
+    out = tmp_path / "out"
+    index = make("folder", out, src=src, labels="none", workers=1)
+    assert (index.num_samples, index.classes) == (22, None)
+    assert {tuple(members) for _, _, members, _ in shard_samples(index.shards[0])} == {("png",), ("jpg",), ("webp",)}
+    assert "  images  taken  unreadable\n  train      22           0\n" in capsys.readouterr().err
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert make("folder", out, src=src, labels="none", workers=1).digest == index.digest
+    assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    with pytest.raises(DataError, match="made with another labels"):
+        make("folder", out, src=src, labels="path", workers=1)
+    with pytest.raises(DataError, match="labels 'deep': take one of top, path, none"):
+        make("folder", out, src=src, labels="deep")
+
+
+def test_a_source_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"none of its images can be read, as .*train-rejected.txt says"):
+        make("folder", tmp_path / "out", src=tmp_path / "src", labels="none", workers=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.shards.make._folder_classes import Layout, arrange
+from pipeline.shards.make._folder_classes import File, Layout, arrange
 from pipeline.shards.make._folder_tree import Image, Tree
 
 SRC = Path("photos")
@@ -20,7 +20,7 @@ def tree(*names: str, empty: tuple[str, ...] = ()) -> Tree:
         if "/" in name:
             found.images.setdefault(name.partition("/")[0], []).append(Image(name, 1))
         else:
-            found.loose.append(name)
+            found.loose.append(Image(name, 1))
     found.images |= {name: [] for name in empty if "/" not in name}
     images = [image.path for images in found.images.values() for image in images]
     found.folders = sorted({name.rpartition("/")[0] for name in images} | {*found.images, *empty})
@@ -111,3 +111,35 @@ def test_folders_of_other_files_are_named_by_what_they_hold() -> None:
 def test_splits_name_their_shards() -> None:
     with pytest.raises(DataError, match="--prefix mine does not apply; leave it out, or make one split with --src"):
         arrange(tree("train/a/1.png", "train/b/1.png"), SRC, "mine")
+
+
+def test_whole_paths_name_classes_of_nested_folders() -> None:
+    names = ("bird/owl/1.png", "bird/owl/2.png", "bird/ox/3.png", "ox/4.png", "5.png")
+    layout = arrange(tree(*names, empty=("notes",)), SRC, None, "path")
+    assert layout.classes == ["bird/owl", "bird/ox", "ox"]
+    assert [file.label for file in layout.splits["train"]] == [0, 0, 1, 2]
+    assert (layout.unlabelled, layout.nested) == (["5.png"], [])
+    layout = arrange(tree("train/bird/owl/1.png", "train/ox/2.png", "val/bird/owl/3.png"), SRC, None, "path")
+    assert labels(layout)["val"] == [("val/bird/owl/3.png", "bird/owl")]
+    with pytest.raises(DataError, match="photos/train has no class 'bird/elk'"):
+        arrange(tree("train/bird/owl/1.png", "train/ox/2.png", "val/bird/elk/3.png"), SRC, None, "path")
+
+
+def test_without_labels_images_of_any_depth_are_taken() -> None:
+    layout = arrange(tree("1.png", "a/2.png", "a/b/c/3.png"), SRC, None, "none")
+    assert layout.classes == []
+    assert layout.splits == {"train": [File("1.png", None, 1), File("a/2.png", None, 1), File("a/b/c/3.png", None, 1)]}
+    layout = arrange(tree("Train/1.png", "Train/a/2.png", "val/3.png"), SRC, None, "none")
+    assert {split: [file.path for file in files] for split, files in layout.splits.items()} == {
+        "train": ["Train/1.png", "Train/a/2.png"],
+        "val": ["val/3.png"],
+    }
+    assert list(arrange(tree("1.png"), SRC, "Mine", "none").splits) == ["Mine"]
+    with pytest.raises(DataError, match=r"photos: holds no images; put \.png"):
+        arrange(tree(empty=("a",)), SRC, None, "none")
+
+
+def test_images_without_classes_can_be_taken_without_labels() -> None:
+    for names in (("1.png",), ("train/1.png", "val/2.png"), ("1.png", "2.png", "3.png", "a/1.png", "b/1.png")):
+        with pytest.raises(DataError, match="without labels, by --labels none"):
+            arrange(tree(*names), SRC, None)

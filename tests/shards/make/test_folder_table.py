@@ -63,3 +63,12 @@ def test_each_kind_of_thing_left_out_has_a_line() -> None:
         "one class, though spelt in two ways (Unicode NFC and NFD): cat",
         r"bytes of names that are not UTF-8 are written \xNN",
     ]
+
+
+def test_without_labels_splits_are_counted() -> None:
+    splits = {"train": [File(f"{i}", None, 1) for i in range(1200)], "val": [File("a", None, 1)]}
+    assert summary(Layout([], splits), Tree(), {"train": {"3"}, "val": set()}).splitlines() == [
+        "  images  taken  unreadable",
+        "  train   1,199           1",
+        "  val         1           0",
+    ]

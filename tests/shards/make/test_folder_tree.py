@@ -41,7 +41,7 @@ def test_images_by_folder_and_all_else_counted(tmp_path: Path, touch: Touch) -> 
         "dog": [],
     }
     assert tree.folders == ["cat", "dog", "cat/deep", "cat/deep/er"]
-    assert tree.loose == ["e.png"]
+    assert tree.loose == [Image("e.png", 1)]
     assert tree.others == {".heic": 1, "without extension": 1, ".png": 1}
     assert tree.system == {
         "__MACOSX": 1,

@@ -1,0 +1,63 @@
+"""What makers of shards from a user's own files share: what is an image, what was left out, and what is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.config.class_names import visible
+from pipeline.shards import store
+from pipeline.shards.index import DatasetIndex, decode_index
+from pipeline.shards.index_check import INDEX_NAME
+
+SIGNATURES = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
+LONGEST_STEM = 60  # keeps member names within the 100 bytes that a plain tar header holds
+
+
+class Rejections:
+    """The file that lists what was left out and why, kept over interrupted runs."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+        self.reasons = dict(line.split("\t", 1) for line in lines if "\t" in line)
+
+    def add(self, rejected: list[tuple[str, str]]) -> None:
+        if rejected:
+            self.reasons.update((visible(name), reason) for name, reason in rejected)
+            text = "".join(f"{name}\t{reason}\n" for name, reason in sorted(self.reasons.items()))
+            store.write_bytes(str(self.path), text.encode())
+
+
+def image_fault(data: bytes) -> str | None:
+    """Why the bytes of a file are no image, by how they begin."""
+    if SIGNATURES.match(data):
+        return None
+    return "is empty" if not data else "is no PNG, JPEG or WebP inside"
+
+
+def listing_hash(files: Iterable[tuple[str, int]]) -> str:
+    """SHA-256 of paths and sizes."""
+    digest = hashlib.sha256()
+    for path, size in files:
+        digest.update(f"{path}\0{size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def earlier_index(out: Path) -> DatasetIndex | None:
+    path = out / INDEX_NAME
+    return decode_index(path.read_bytes(), str(out), older=True) if path.is_file() else None
+
+
+def finished(out: Path) -> set[str]:
+    """Shards are moved into place whole, so those that are there are finished, unless a size left the index since."""
+    index = earlier_index(out)
+    indexed = dict(zip(index.names, index.sizes.tolist(), strict=True)) if index else {}
+    return {name for name, (size, _) in store.list_sizes(str(out)).items() if size == indexed.get(name, size)}
+
+
+def sample_key(position: int, name: str) -> str:
+    """Unique by its number; the file's name stays readable, for whoever looks for a sample's origin."""
+    return f"{position:08d}-{re.sub('[^A-Za-z0-9_-]', '_', Path(name).stem)[:LONGEST_STEM]}"
