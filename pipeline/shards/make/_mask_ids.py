@@ -1,0 +1,103 @@
+"""Which class each id of a user's masks means: as it is, or by a map in words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import DataError
+
+MOST_IDS = 1 << 16  # of a PNG of 16 bits
+IGNORED, SMALL = -1, 256
+ENTRY = re.compile(r"(\d+)(?:-(\d+))?\s*(?:=|:|\s|->)\s*(\d+|ignore)")
+COMMENT = re.compile("#.*")
+MEANT = "write OLD=NEW, FIRST-LAST=NEW for as many in a row, or OLD=ignore, between commas or one a line"
+
+
+@dataclass(frozen=True)
+class Ids:
+    """`table`: the class of each id; -1 where ignored, `num_classes` or more where there is no such class."""
+
+    table: np.ndarray  # int32 [65,536]
+    num_classes: int
+
+    @property
+    def ignore(self) -> int:
+        """What ignored pixels hold in the shards."""
+        return SMALL - 1 if self.num_classes < SMALL else MOST_IDS - 1
+
+    def outside(self, ids: np.ndarray) -> list[int]:
+        """Those of some masks' ids that no class has."""
+        found = np.unique(ids)
+        return found[self.table[found] >= self.num_classes].tolist()
+
+    def stored(self, ids: np.ndarray) -> np.ndarray | None:
+        """What the shards hold instead, uint8 or uint16; None where that is the same."""
+        classes = self.table[ids]
+        classes[classes == IGNORED] = self.ignore
+        if np.array_equal(classes, ids):
+            return None
+        return classes.astype(np.uint8 if self.ignore < SMALL else np.uint16)
+
+
+def ids_of(num_classes: int, ignore: int | None, remap: str | None) -> Ids:
+    """The classes of ids. With `remap`, ids that it does not name are ignored; without, they are the classes.
+
+    Args:
+        num_classes: how many there are.
+        ignore: the id of ignored pixels; default: 255, or 65535 where there are more classes.
+        remap: entries as the message of the error says, or the path of a file with them.
+
+    Raises:
+        DataError: for a map that says nothing clear, or an ignored id that is a class's.
+    """
+    table = np.arange(MOST_IDS, dtype=np.int32)
+    if remap is not None:
+        table[:] = IGNORED
+        for old, new in read_remap(remap).items():
+            if new >= num_classes:
+                raise DataError(
+                    f"--remap: {old} becomes {new}, but --classes names {num_classes}, 0 to {num_classes - 1}; name "
+                    "all classes, or correct the map"
+                )
+            table[old] = new
+    if ignore is None:
+        ignore = Ids(table, num_classes).ignore
+    elif not 0 <= ignore < MOST_IDS or (remap is None and ignore < num_classes):
+        raise DataError(
+            f"--ignore {ignore}: is the id of a class, of which --classes names {num_classes}; take an id of no class, "
+            f"or have it moved: --remap with {ignore}=ignore"
+        )
+    if remap is None:
+        table[ignore] = IGNORED
+    return Ids(table, num_classes)
+
+
+def read_remap(given: str) -> dict[int, int]:
+    """{id: class or -1} of a text or a file. Raises DataError."""
+    text = given
+    if Path(given).suffix or "/" in given:
+        try:
+            text = Path(given).read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--remap {given}: cannot be read ({error}); {MEANT}") from None
+    found: dict[int, int] = {}
+    for part in re.split("[,\n]", COMMENT.sub("", text)):
+        if not (entry := part.strip()):
+            continue
+        match = ENTRY.fullmatch(entry)
+        if match is None:
+            raise DataError(f"--remap: found {entry!r}; {MEANT}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < MOST_IDS:
+            raise DataError(f"--remap: {entry!r} is no range of ids from 0 to {MOST_IDS - 1}; {MEANT}")
+        for step, old in enumerate(range(first, last + 1)):
+            if old in found:
+                raise DataError(f"--remap: {old} is mapped twice; keep one of them")
+            found[old] = IGNORED if match[3] == "ignore" else int(match[3]) + step
+    if not found:
+        raise DataError(f"--remap {given!r}: maps nothing; {MEANT}")
+    return found

@@ -1,0 +1,99 @@
+"""Which mask belongs to which image: the one of the same path and name, but for how the names end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from pipeline.config.class_names import visible
+from pipeline.errors import DataError
+from pipeline.shards.make._folder_tree import Image
+
+
+class Pair(NamedTuple):
+    """Paths below the two folders, and the bytes of both files together."""
+
+    image: str
+    mask: str
+    size: int
+
+
+@dataclass
+class Pairing:
+    pairs: list[Pair]
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # by why, e.g. "images without a mask": paths
+
+
+def pair_up(
+    images: Iterable[Image], masks: Iterable[Image], suffixes: tuple[str | None, str], only: Path | None
+) -> Pairing:
+    """Pairs, and what has no partner. `suffixes` are how names of images (None: any extension) and masks end.
+
+    `only` is a file that names the pairs to take, one a line, without suffix. Raises DataError if none is left, or for
+    two files of one name.
+    """
+    by_name, other_images = named(images, suffixes[0])
+    mask_of, other_masks = named(masks, suffixes[1])
+    names = sorted(by_name.keys() & mask_of.keys())
+    left_out = {
+        "images whose name ends otherwise": other_images,
+        "masks whose name ends otherwise": other_masks,
+        "images without a mask": [by_name[name].path for name in sorted(by_name.keys() - mask_of.keys())],
+        "masks without an image": [mask_of[name].path for name in sorted(mask_of.keys() - by_name.keys())],
+    }
+    if not names:
+        raise no_pair(by_name, mask_of, other_masks, suffixes)
+    if only is not None:
+        wanted = read_names(only)
+        left_out["pairs that --only does not name"] = [by_name[name].path for name in names if name not in wanted]
+        left_out["names of --only without a pair"] = sorted(wanted - set(names))
+        names = [name for name in names if name in wanted]
+        if not names:
+            raise DataError(f"--only {only}: names no pair; write names such as {next(iter(by_name))!r}, one a line")
+    pairs = [Pair(by_name[name].path, mask_of[name].path, by_name[name].size + mask_of[name].size) for name in names]
+    return Pairing(pairs, {why: paths for why, paths in left_out.items() if paths})
+
+
+def named(files: Iterable[Image], suffix: str | None) -> tuple[dict[str, Image], list[str]]:
+    """Files by their path without the suffix, and those that end otherwise. Raises DataError for two of one name."""
+    found: dict[str, Image] = {}
+    others = []
+    for file in files:
+        if suffix is not None and not file.path.endswith(suffix):
+            others.append(file.path)
+            continue
+        name = file.path.removesuffix(PurePosixPath(file.path).suffix if suffix is None else suffix)
+        if name in found:
+            raise DataError(
+                f"{visible(found[name].path)} and {visible(file.path)} would be one sample; move one of them out"
+            )
+        found[name] = file
+    return found, others
+
+
+def no_pair(
+    images: Mapping[str, Image], masks: Mapping[str, Image], others: list[str], suffixes: tuple[str | None, str]
+) -> DataError:
+    """The error where nothing fits, with a name of each side."""
+    if not images:
+        return DataError(f"--images: holds no image{f' named *{suffixes[0]}' if suffixes[0] else ''}; correct the path")
+    image = next(iter(images.values())).path
+    mask = next((file.path for file in masks.values()), next(iter(others), None))
+    if mask is None:
+        return DataError("--masks: holds no PNG; correct the path")
+    return DataError(
+        f"no image has a mask of its name: an image is {visible(image)!r} below --images and a mask {visible(mask)!r} "
+        "below --masks; say how names end where they differ, as --image-suffix _leftImg8bit.png --mask-suffix "
+        "_gtFine_labelIds.png"
+    )
+
+
+def read_names(path: Path) -> set[str]:
+    """Lines of a text file. Raises DataError."""
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--only {path}: cannot be read ({error})") from None
+    return {name for line in lines if (name := line.strip())}
