@@ -33,7 +33,8 @@ def measure(
         multi = stack.enter_context(Contender(job))
         alone = {}
         for size in sizes:
-            own = replace(spec, grid=whole_patches((size, size), spec.patch))
+            grid = whole_patches((size, size), spec.backbone.patch)
+            own = spec.with_backbone(grid=grid)
             alone[size] = stack.enter_context(Contender(replace(job, spec=own)))
         for number in range(1 + rounds):
             for size in order.sample(sizes, len(sizes)):
@@ -45,7 +46,7 @@ def measure(
         sum(mixed[size][number] for size in sizes) / sum(fixed[size][number] for size in sizes)
         for number in range(rounds)
     ]
-    patches = [math.prod(whole_patches((size, size), spec.patch)) for size in sizes]
+    patches = [math.prod(whole_patches((size, size), spec.backbone.patch)) for size in sizes]
     return {
         "sizes": sizes,
         "fixed_seconds": [statistics.median(fixed[size]) for size in sizes],

@@ -64,7 +64,7 @@ class BareLoop:
         self.optimizer = build_optimizer(groups, stage.optimizer, stage.global_batch_size, partitioned=False)
         self.model = DistributedDataParallel(model)
         batch = stage.global_batch_size // dist.get_world_size()
-        self.images = torch.randn(batch, spec.channels, *spec.image_size, device=device, dtype=dtype)
+        self.images = torch.randn(batch, spec.backbone.channels, *spec.backbone.image_size, device=device, dtype=dtype)
         self.labels = torch.randint(spec.num_classes, (batch,), device=device)
 
     def advance_collective(self, steps: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -13,7 +13,7 @@ from pipeline.bench.peaks import choose_device, peak_flops_per_s, processor_name
 from pipeline.bench.step_process import Contender, StepJob, on_its_own
 from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.encoder import Recompute
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.models.variants import build_spec
 
 CONTENDERS = ("ours", "stock", "timm")
@@ -73,7 +73,11 @@ def measure(
                 result["ratio_to_fp32"] = result["ours"]["images_per_s"] / better_peer(by_mode["fp32"])
         by_mode["checkpointing"] = {
             MODES[name].precision: measure_checkpointing(
-                replace(spec, depth=deep), MODES[name].precision, peaks, batch_size, threads
+                spec.with_backbone(depth=deep),
+                MODES[name].precision,
+                peaks,
+                batch_size,
+                threads,
             )
             for name in modes
             if not MODES[name].compiled
@@ -82,7 +86,7 @@ def measure(
 
 
 def measure_mode(
-    spec: ViTSpec, mode: Mode, peaks: dict[str, float], batch_size: int, threads: int, rounds: int
+    spec: ModelSpec, mode: Mode, peaks: dict[str, float], batch_size: int, threads: int, rounds: int
 ) -> dict[str, Any]:
     """All contenders in one mode, each in a process of its own, a step of each in turn."""
     batches = {
@@ -118,7 +122,7 @@ def measure_mode(
     return result
 
 
-def add_mfu(result: dict[str, Any], spec: ViTSpec, peak: float | None) -> None:
+def add_mfu(result: dict[str, Any], spec: ModelSpec, peak: float | None) -> None:
     """Add each contender's share of a peak (FLOP/s), where that is known, to what `measure_mode` found."""
     if peak is not None:
         for name in CONTENDERS:
@@ -144,14 +148,14 @@ def peak_memory(contender: Contender, runs: int, wanted: int) -> float:
     return first + (second - first) * (wanted - small) / (large - small)
 
 
-def step_flops(spec: ViTSpec, name: str) -> int:
+def step_flops(spec: ModelSpec, name: str) -> int:
     """Operations in the products of a training step on one image."""
-    carried_out = spec if name == "ours" else replace(spec, pool="avg")  # the others compute all of the last layer
+    carried_out = spec if name == "ours" else spec.with_backbone(pool="avg")  # the others compute all of the last layer
     return (1 + BACKWARD) * forward_flops(carried_out)
 
 
 def measure_checkpointing(
-    spec: ViTSpec, precision: str, matmul_peaks: dict[str, float], batch_size: int, threads: int
+    spec: ModelSpec, precision: str, matmul_peaks: dict[str, float], batch_size: int, threads: int
 ) -> dict[str, Any]:
     """Peak megabytes of our step by what is computed again; the least as a share of keeping everything, ours or timm's.
 
@@ -166,7 +170,7 @@ def measure_checkpointing(
         timm = peak_memory(contender, peers_batch(precision, matmul_peaks, batch_size), batch_size) / 1e6
     states = count_parameters(spec) * STATE_BYTES[precision] / 1e6
     return {
-        "depth": spec.depth,
+        "depth": spec.backbone.depth,
         "peak_megabytes": peaks,
         "share": peaks["full"] / peaks["none"],
         "timm_megabytes": timm,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 
 
 class StockViT(nn.Module):
     """The tutorial's structure out of torch's own parts, pre-norm and GELU."""
 
-    def __init__(self, spec: ViTSpec) -> None:
+    def __init__(self, model: ModelSpec) -> None:
         super().__init__()
+        spec = model.backbone
         dim = spec.embed_dim
         self.proj = nn.Conv2d(spec.channels, dim, kernel_size=spec.patch, stride=spec.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -28,7 +29,7 @@ class StockViT(nn.Module):
             norm_first=True,
         )
         self.transformer = nn.TransformerEncoder(layer, spec.depth, enable_nested_tensor=False)
-        self.mlp_head = nn.Sequential(nn.LayerNorm(dim, eps=spec.eps), nn.Linear(dim, spec.num_classes))
+        self.mlp_head = nn.Sequential(nn.LayerNorm(dim, eps=spec.eps), nn.Linear(dim, model.num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, K]"""
@@ -38,15 +39,16 @@ class StockViT(nn.Module):
         return logits
 
 
-def timm_vit(spec: ViTSpec) -> nn.Module:
+def timm_vit(model_spec: ModelSpec) -> nn.Module:
     """A model of timm of the same shape, by its settings."""
     from timm.models.vision_transformer import VisionTransformer
 
+    spec = model_spec.backbone
     model: nn.Module = VisionTransformer(
         img_size=spec.image_size,
         patch_size=spec.patch[0],
         in_chans=spec.channels,
-        num_classes=spec.num_classes,
+        num_classes=model_spec.num_classes,
         embed_dim=spec.embed_dim,
         depth=spec.depth,
         num_heads=spec.num_heads,

@@ -18,7 +18,7 @@ from pipeline.bench.step_peers import StockViT, timm_vit
 from pipeline.models.compiled import compile_layers
 from pipeline.models.encoder import Recompute
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.models.variants import build_spec
 from pipeline.train.device import allow_tf32, precision_dtype, select_device
 
@@ -30,7 +30,7 @@ class StepJob:
     """Which model ("ours", "stock" or "timm") is trained, and how."""
 
     contender: str
-    spec: ViTSpec
+    spec: ModelSpec
     precision: str
     compiled: bool
     recompute: Recompute
@@ -87,8 +87,8 @@ class Training:
 
     def step_s(self, batch_size: int, image_size: int | None) -> float:
         """Seconds of a step on random images."""
-        height, width = self.spec.image_size if image_size is None else (image_size, image_size)
-        images = torch.randn(batch_size, self.spec.channels, height, width, device=self.device).to(self.dtype)
+        height, width = self.spec.backbone.image_size if image_size is None else (image_size, image_size)
+        images = torch.randn(batch_size, self.spec.backbone.channels, height, width, device=self.device).to(self.dtype)
         labels = torch.randint(self.spec.num_classes, (batch_size,), device=self.device)
         self._wait()
         began = time.perf_counter()

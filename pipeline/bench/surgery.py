@@ -27,8 +27,8 @@ def measure(variant: str, rounds: int) -> dict[str, Any]:
         MiniViT.from_spec(new, init="torch").load_state_dict(adapted, assign=True)
     return {
         "parameters": sum(tensor.numel() for tensor in state.values()),
-        "grid": [old.grid, new.grid],
-        "patch": [old.patch, new.patch],
+        "grid": [old.backbone.grid, new.backbone.grid],
+        "patch": [old.backbone.patch, new.backbone.patch],
         "classes": [old.num_classes, new.num_classes],
         "seconds": statistics.median(seconds),
         "rounds": seconds,

@@ -78,7 +78,8 @@ def inspect_command(run: Path, step: int | None, as_json: bool) -> None:
         click.echo(f"{storage.url(folder)}")
         for name in ("step", "slots", "world_size", "zero_stage", "digest", "metrics", "run_ids"):
             click.echo(f"  {name:12} {getattr(manifest, name)}")
-        click.echo(f"  {'model':12} {manifest.spec['variant']}, {len(manifest.shapes)} tensors")
+        variant = manifest.spec.get("backbone", manifest.spec)["variant"]  # format 1 has no heads beside it
+        click.echo(f"  {'model':12} {variant}, {len(manifest.shapes)} tensors")
         for key, size in parameters.items():
             click.echo(f"  {key:12} {size / 1e6:,.1f} MB")
         for record in manifest.files:

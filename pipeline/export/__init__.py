@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from pipeline.models.bundle import Bundle
-    from pipeline.models.spec import ViTSpec
+    from pipeline.models.spec import ModelSpec
 
 
 class Format(NamedTuple):
@@ -64,7 +64,7 @@ def check_format(name: str) -> None:
         raise ModelError(f"format: {name} needs the package {missing[0]}; pip install 'minivit-pipeline[{name}]'")
 
 
-def check_model(name: str, spec: ViTSpec) -> None:
+def check_model(name: str, spec: ModelSpec) -> None:
     """Raise `ModelError` for a model that a known format cannot hold, naming the field."""
     if FORMATS[name].narrow:
         _module(name).check(spec)

@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import write_json
-from pipeline.models.bundle import DESCRIPTION, FORMAT_VERSION, Bundle, Preprocess
+from pipeline.models.bundle import DESCRIPTION, Bundle, Preprocess, describe
 
 
 def write_description(bundle: Bundle, folder: Path) -> None:
     """`model.json` beside a graph: what it expects of its input, and what its outputs are called."""
-    description = {
-        "format_version": FORMAT_VERSION,
-        "spec": bundle.spec.to_dict(),
-        "preprocess": bundle.preprocess.to_dict(),
-        "classes": bundle.classes,
-        "provenance": bundle.provenance,
-    }
-    write_json(folder / DESCRIPTION, description)
+    write_json(folder / DESCRIPTION, describe(bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance))
 
 
 def own_words(preprocess: Preprocess) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.clip_bridge import check_expressible, to_clip
 from pipeline.models.resizing import to_clip_config
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 
 
-def check(spec: ViTSpec) -> None:
+def check(spec: ModelSpec) -> None:
     """Raise `ModelError` where CLIP's tower cannot be this model."""
     check_expressible(spec)
 
@@ -25,11 +25,11 @@ def write(bundle: Bundle, folder: Path) -> Path:
 
     `ModelError` where CLIP's tower cannot be this model.
     """
-    spec = bundle.spec
-    tensors = {name: tensor.contiguous().clone() for name, tensor in to_clip(bundle.state, spec).items()}
+    spec = bundle.spec.backbone
+    tensors = {name: tensor.contiguous().clone() for name, tensor in to_clip(bundle.state, bundle.spec).items()}
     config: dict[str, Any] = {
         "model_cfg": {
-            "embed_dim": spec.num_classes,
+            "embed_dim": bundle.spec.num_classes,
             "quick_gelu": spec.activation == "quick_gelu",
             "vision_cfg": {
                 "image_size": list(spec.image_size),

@@ -10,11 +10,11 @@ from pipeline.export.files import own_words
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.resizing import to_timm_config
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.models.timm_bridge import timm_config, to_timm
 
 
-def check(spec: ViTSpec) -> None:
+def check(spec: ModelSpec) -> None:
     """Raise `ModelError` where timm has no such model."""
     timm_config(spec)
 
@@ -26,14 +26,15 @@ def write(bundle: Bundle, folder: Path) -> Path:
     """
     architecture, arguments = timm_config(bundle.spec)
     tensors = {name: tensor.contiguous().clone() for name, tensor in to_timm(bundle.state, bundle.spec).items()}
-    height, width = bundle.spec.image_size
+    backbone = bundle.spec.backbone
+    height, width = backbone.image_size
     config = {
         "architecture": architecture,
         "num_classes": bundle.spec.num_classes,
-        "global_pool": "token" if bundle.spec.pool == "cls" else "avg",
+        "global_pool": "token" if backbone.pool == "cls" else "avg",
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [bundle.spec.channels, height, width],
+            "input_size": [backbone.channels, height, width],
             "mean": list(bundle.preprocess.mean),
             "std": list(bundle.preprocess.std),
             **to_timm_config(bundle.preprocess.eval),

@@ -24,10 +24,11 @@ def write(bundle: Bundle, folder: Path) -> Path:
 
 def fixed_size_model(bundle: Bundle) -> MiniViT:
     """The fp32 eval model whose positions are those of `preprocess.image_size`, so that no graph interpolates."""
-    grid = bundle.spec.grid_for(bundle.preprocess.image_size)
-    baked = type(bundle.spec)(**{**vars(bundle.spec), "grid": grid})
+    backbone = bundle.spec.backbone
+    grid = backbone.grid_for(bundle.preprocess.image_size)
+    baked = bundle.spec.with_backbone(grid=grid)
     state = {name: tensor.float() for name, tensor in bundle.state.items()}
-    if grid != bundle.spec.grid:
+    if grid != backbone.grid:
         state, _ = adapt(state, bundle.spec, baked)
     model = MiniViT.from_spec(baked, init="torch")
     model.load_state_dict(state)
@@ -36,4 +37,4 @@ def fixed_size_model(bundle: Bundle) -> MiniViT:
 
 def example_images(bundle: Bundle) -> Tensor:
     """Two images of zeros: exporters take a batch of one for a constant."""
-    return torch.zeros(2, bundle.spec.channels, *bundle.preprocess.image_size)
+    return torch.zeros(2, bundle.spec.backbone.channels, *bundle.preprocess.image_size)

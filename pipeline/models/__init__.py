@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from pipeline.models.bundle import Bundle, Preprocess, load_bundle, save_bundle
     from pipeline.models.costs import count_parameters, forward_flops
     from pipeline.models.minivit import MiniViT
-    from pipeline.models.spec import TokenSchema, ViTSpec
+    from pipeline.models.spec import HeadSpec, ModelSpec, TokenSchema, ViTSpec
     from pipeline.models.surgery import adapt
     from pipeline.models.surgery_report import SurgeryReport
-    from pipeline.models.variants import VARIANTS, build_spec
+    from pipeline.models.variants import VARIANTS, build_backbone, build_spec
 
 HOMES = {
     "Bundle": "bundle",
@@ -22,23 +22,29 @@ HOMES = {
     "count_parameters": "costs",
     "forward_flops": "costs",
     "MiniViT": "minivit",
+    "HeadSpec": "spec",
+    "ModelSpec": "spec",
     "TokenSchema": "spec",
     "ViTSpec": "spec",
     "adapt": "surgery",
     "SurgeryReport": "surgery_report",
     "VARIANTS": "variants",
+    "build_backbone": "variants",
     "build_spec": "variants",
 }
 
 __all__ = [
     "VARIANTS",
     "Bundle",
+    "HeadSpec",
     "MiniViT",
+    "ModelSpec",
     "Preprocess",
     "SurgeryReport",
     "TokenSchema",
     "ViTSpec",
     "adapt",
+    "build_backbone",
     "build_spec",
     "count_parameters",
     "forward_flops",

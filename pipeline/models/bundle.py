@@ -22,11 +22,11 @@ from pipeline.errors import ModelError
 from pipeline.files import sync
 from pipeline.models.constants import constant
 from pipeline.models.resizing import plain_config
-from pipeline.models.spec import Pair, ViTSpec
+from pipeline.models.spec import ModelSpec, Pair
 from pipeline.models.state import check_state
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 described a classifier's backbone and its number of classes
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Bundle:
     """A model at rest. `classes` are label names in the order of the logits, or None; `provenance` is free-form."""
 
     state: dict[str, Tensor]
-    spec: ViTSpec
+    spec: ModelSpec
     preprocess: Preprocess
     classes: list[str] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Bundle:
 def save_bundle(
     folder: str | os.PathLike[str],
     state: Mapping[str, Tensor],
-    spec: ViTSpec,
+    spec: ModelSpec,
     preprocess: Preprocess,
     classes: Sequence[str] | None,
     provenance: dict[str, Any],
@@ -113,13 +113,7 @@ def save_bundle(
     folder = Path(folder)
     check_state(state, spec, "the state to be saved")
     _check_description(spec, preprocess, classes, str(folder))
-    description = {
-        "format_version": FORMAT_VERSION,
-        "spec": spec.to_dict(),
-        "preprocess": preprocess.to_dict(),
-        "classes": None if classes is None else list(classes),
-        "provenance": provenance,
-    }
+    description = describe(spec, preprocess, classes, provenance)
     place = folder.resolve()  # "." has no name to put a draft beside
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -134,6 +128,19 @@ def save_bundle(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def describe(
+    spec: ModelSpec, preprocess: Preprocess, classes: Sequence[str] | None, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """What `model.json` holds, beside a bundle's weights or an exported graph."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "spec": spec.to_dict(),
+        "preprocess": preprocess.to_dict(),
+        "classes": None if classes is None else list(classes),
+        "provenance": provenance,
+    }
 
 
 def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
@@ -156,18 +163,20 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
         raise ModelError(f"{folder}: holds no {DESCRIPTION}; give the folder of an exported model")
     try:
         raw = json.loads(path.read_text())
-        spec = ViTSpec.from_dict(raw["spec"])
+        spec = ModelSpec.from_dict(raw["spec"])
         preprocess = Preprocess.from_dict(raw["preprocess"])
         classes, provenance, version = raw["classes"], raw["provenance"], raw["format_version"]
     except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
         raise ModelError(f"{path}: is not a model description ({error!r}); export the model again") from error
-    if version != FORMAT_VERSION:
-        raise ModelError(f"{path}: has format version {version}; this version of the package reads {FORMAT_VERSION}")
+    if version not in (1, FORMAT_VERSION):
+        raise ModelError(
+            f"{path}: has format version {version}; this version of the package reads 1 to {FORMAT_VERSION}"
+        )
     _check_description(spec, preprocess, classes, str(path))
     return Bundle({}, spec, preprocess, classes, provenance)
 
 
-def check_weights(folder: Path, spec: ViTSpec) -> None:
+def check_weights(folder: Path, spec: ModelSpec) -> None:
     """Raise `ModelError` as `load_bundle` does, from the names and shapes of a bundle's weights, which are not read."""
     path = folder / WEIGHTS
     try:
@@ -179,11 +188,9 @@ def check_weights(folder: Path, spec: ViTSpec) -> None:
     check_state(shapes, spec, str(path))
 
 
-def _check_description(spec: ViTSpec, preprocess: Preprocess, classes: Sequence[str] | None, source: str) -> None:
-    if preprocess.channels != spec.channels:
-        raise ModelError(
-            f"{source}: preprocesses to {preprocess.channels} channels, but the model takes {spec.channels}"
-        )
+def _check_description(spec: ModelSpec, preprocess: Preprocess, classes: Sequence[str] | None, source: str) -> None:
+    if preprocess.channels != (channels := spec.backbone.channels):
+        raise ModelError(f"{source}: preprocesses to {preprocess.channels} channels, but the model takes {channels}")
     if classes is not None and len(classes) != spec.num_classes:
         raise ModelError(f"{source}: names {len(classes)} classes, but the model's head has {spec.num_classes}")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.recognise import seems_to_be
-from pipeline.models.spec import Activation, ViTSpec
+from pipeline.models.spec import Activation, ModelSpec, ViTSpec
 from pipeline.models.state import check_state
 
 CLIP_EPS = 1e-5
@@ -103,7 +103,7 @@ def from_clip(
     num_heads: int | None = None,
     eps: float | None = None,
     activation: Activation = "quick_gelu",
-) -> tuple[dict[str, Tensor], ViTSpec]:
+) -> tuple[dict[str, Tensor], ModelSpec]:
     """A CLIP's vision tower as ours, with the spec read off its shapes; the text tower is left out.
 
     What cannot be read off: `num_heads` (default: those of the published sizes), `eps` (default: 1e-5) and
@@ -138,26 +138,28 @@ def from_clip(
     elif layout.transposed:
         projection = projection.t()
     new["mlp_head.1.weight"] = projection.t().contiguous()
-    new["mlp_head.1.bias"] = projection.new_zeros(spec.num_classes)
+    new["mlp_head.1.bias"] = projection.new_zeros(projection.shape[1])
     if layout.split:
         for layer in range(spec.depth):
             for part in ("weight", "bias"):
                 own = f"{layout.layer_prefix.format(layer)}{layout.layer[ATTENTION]}"
                 parts = [tower[f"{own}.{name}.{part}"] for name in layout.split]
                 new[f"transformer.layers.{layer}.{ATTENTION}.in_proj_{part}"] = torch.cat(parts)
-    check_state(new, spec, "the CLIP checkpoint")
-    return new, spec
+    model = ModelSpec.classifier(spec, projection.shape[1])
+    check_state(new, model, "the CLIP checkpoint")
+    return new, model
 
 
-def to_clip(state: Mapping[str, Tensor], spec: ViTSpec, layout: str = "openai") -> dict[str, Tensor]:
+def to_clip(state: Mapping[str, Tensor], model: ModelSpec, layout: str = "openai") -> dict[str, Tensor]:
     """A MiniViT state dict in a layout of CLIP's, `openai` (under `visual.`) or `hugging_face`.
 
     CLIP's patches and projection have no bias. That of the patches is added to their positions, that of the head goes
     through the projection's pseudo-inverse into the norm before it; both are exact. Raises `ModelError` for what CLIP's
     tower cannot express.
     """
-    check_expressible(spec)
-    check_state(state, spec, "the state to convert")
+    check_expressible(model)
+    check_state(state, model, "the state to convert")
+    spec = model.backbone
     chosen = LAYOUTS[layout]
     new = {theirs: state[ours] for ours, theirs in _paired_keys(chosen, spec.depth).items() if ours in state}
     new[chosen.top["cls_token"]] = state["cls_token"].flatten()
@@ -215,13 +217,11 @@ def _read_spec(
     side = math.isqrt(rows - 1)
     if side * side != rows - 1:
         raise ModelError(f"the CLIP checkpoint: its {rows} positions are not those of CLS and a square grid")
-    projection = tower.get(layout.projection)
     return ViTSpec(
         variant="clip",
         channels=channels,
         grid=(side, side),
         patch=(height, width),
-        num_classes=1 if projection is None else projection.shape[0 if layout.transposed else 1],
         embed_dim=dim,
         depth=depth,
         num_heads=num_heads or max(dim // HEAD_WIDTHS.get(dim, 64), 1),
@@ -232,8 +232,10 @@ def _read_spec(
     )
 
 
-def check_expressible(spec: ViTSpec) -> None:
+def check_expressible(model: ModelSpec) -> None:
     """Raise `ModelError`, naming the field, where CLIP's vision tower cannot be this model."""
+    model.require_classifier("CLIP's vision tower")
+    spec = model.backbone
     wanted = {"norm": "pre", "embed_norm": True, "pool": "cls", "qk_norm": False, "layer_scale": None, "eps": CLIP_EPS}
     for name, value in wanted.items():
         if getattr(spec, name) != value:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from pipeline.models.spec import Pair, ViTSpec, whole_patches
+from pipeline.models.heads import head_kind
+from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
 
 
-def count_parameters(spec: ViTSpec) -> int:
+def count_parameters(spec: ModelSpec) -> int:
     """Trainable parameters (sine-cosine positions are not)."""
+    heads = (head_kind(head.kind).num_parameters(head, spec.backbone) for head in spec.heads.values())
+    return backbone_parameters(spec.backbone) + sum(heads)
+
+
+def backbone_parameters(spec: ViTSpec) -> int:
+    """Trainable parameters without any head's."""
     dim, tokens = spec.embed_dim, spec.tokens
     patch_embed = (spec.channels * spec.patch[0] * spec.patch[1] + 1) * dim
     own_tokens = (tokens.num_prefix + int(tokens.mask)) * dim
     positions = spec.num_positions * dim if spec.positions == "learned" else 0
-    head = (dim + 1) * spec.num_classes
-    return (
-        patch_embed
-        + own_tokens
-        + positions
-        + spec.depth * _layer_parameters(spec)
-        + 2 * dim * (1 + int(spec.embed_norm))
-        + head * (1 + int(tokens.dist))
-    )
+    embed_norm = 2 * dim if spec.embed_norm else 0
+    return patch_embed + own_tokens + positions + embed_norm + spec.depth * layer_parameters(spec)
 
 
-def _layer_parameters(spec: ViTSpec) -> int:
+def layer_parameters(spec: ViTSpec) -> int:
     dim = spec.embed_dim
     attention = 4 * (dim * dim + dim)
     feed_forward = 2 * dim * spec.mlp_dim + spec.mlp_dim + dim
@@ -32,26 +32,34 @@ def _layer_parameters(spec: ViTSpec) -> int:
     return attention + feed_forward + norms + qk_norm + layer_scale
 
 
-def forward_flops(spec: ViTSpec, image_size: Pair | None = None, patch: Pair | None = None) -> int:
+def forward_flops(spec: ModelSpec, image_size: Pair | None = None, patch: Pair | None = None) -> int:
     """Floating-point operations of the matrix products of one image's forward pass, as MiniViT executes it.
 
     A multiply and an add are two operations. A head that reads only CLS needs only its row of the last layer, which is
     what is counted. Norms, softmax and activations are left out, as is usual; so is the resizing of positions and patch
     kernels, which is done once per batch. `image_size` and `patch` are (height, width) in pixels; default: the spec's.
     """
+    backbone, reads = spec.backbone, spec.reads
+    grid = whole_patches(image_size or backbone.image_size, patch or backbone.patch)
+    heads = [(head_kind(head.kind), head) for head in spec.heads.values()]
+    work = sum(kind.flops(head, backbone, grid) for kind, head in heads if kind.reads(head, backbone))
+    return backbone_flops(backbone, image_size, patch, num_tokens=reads.num_tokens) + work
+
+
+def backbone_flops(
+    spec: ViTSpec, image_size: Pair | None = None, patch: Pair | None = None, *, num_tokens: int | None = None
+) -> int:
+    """`forward_flops` without heads; of the last layer only the first `num_tokens` are computed, None all of them."""
     patch = patch or spec.patch
     grid = whole_patches(image_size or spec.image_size, patch)
     dim, patches = spec.embed_dim, grid[0] * grid[1]
     length = patches + spec.tokens.num_prefix
-    read = length if spec.pool == "avg" else 1 + int(spec.tokens.dist)
-
+    read = length if num_tokens is None else num_tokens
     patch_embed = 2 * patches * spec.channels * patch[0] * patch[1] * dim
-    layers = (spec.depth - 1) * _layer_flops(spec, length, length) + _layer_flops(spec, length, read)
-    head = 2 * dim * spec.num_classes * (1 + int(spec.tokens.dist))
-    return patch_embed + layers + head
+    return patch_embed + (spec.depth - 1) * layer_flops(spec, length, length) + layer_flops(spec, length, read)
 
 
-def _layer_flops(spec: ViTSpec, length: int, queries: int) -> int:
+def layer_flops(spec: ViTSpec, length: int, queries: int) -> int:
     """One layer over `length` tokens of which `queries` have outputs."""
     dim = spec.embed_dim
     key_value = 2 * length * dim * 2 * dim

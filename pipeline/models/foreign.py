@@ -28,7 +28,7 @@ from pipeline.models.foreign_config import (
 )
 from pipeline.models.hf_bridge import from_hugging_face, is_hugging_face
 from pipeline.models.resizing import from_clip_config, from_hugging_face_config, from_timm_config, plain_config
-from pipeline.models.spec import Activation, ViTSpec
+from pipeline.models.spec import Activation, ModelSpec
 from pipeline.models.timm_bridge import from_timm
 
 # What may lie beside a file and say more.
@@ -89,12 +89,12 @@ def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
     return Bundle(new, spec, preprocess, classes, {"source": str(path)})
 
 
-def _hugging_face_preprocess(path: Path, spec: ViTSpec) -> Preprocess:
+def _hugging_face_preprocess(path: Path, spec: ModelSpec) -> Preprocess:
     settings = _beside(path, PREPROCESSOR)
     with _named(path.parent / PREPROCESSOR):
-        mean, std = hugging_face_normalisation(settings, spec.channels)
+        mean, std = hugging_face_normalisation(settings, spec.backbone.channels)
         how = from_hugging_face_config(settings)
-    return Preprocess(mean, std, spec.channels, spec.image_size, eval=how)
+    return Preprocess(mean, std, spec.backbone.channels, spec.backbone.image_size, eval=how)
 
 
 def _clip_config(path: Path) -> dict[str, Any]:
@@ -103,15 +103,15 @@ def _clip_config(path: Path) -> dict[str, Any]:
     return next((config for config in found if isinstance(config.get("preprocess_cfg"), Mapping)), {})
 
 
-def _clip_preprocess(path: Path, spec: ViTSpec, config: Mapping[str, Any]) -> Preprocess:
+def _clip_preprocess(path: Path, spec: ModelSpec, config: Mapping[str, Any]) -> Preprocess:
     settings = config["preprocess_cfg"]
     with _named(path.parent):
         mean, std = settings.get("mean") or CLIP_MEAN, settings.get("std") or CLIP_STD
         how = plain_config(config["eval"]) if "eval" in config else from_clip_config(settings)
-        mean, std = normalisation(mean, std, spec.channels)
+        mean, std = normalisation(mean, std, spec.backbone.channels)
         fill = settings.get("fill_color") or 0 if how.resize == "pad" else WHITE
         background = config.get("background") or ((fill,) * 3 if isinstance(fill, int) else fill)
-        return Preprocess(mean, std, spec.channels, spec.image_size, tuple(background), how)
+        return Preprocess(mean, std, spec.backbone.channels, spec.backbone.image_size, tuple(background), how)
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def _create_timm(reference: str, *, pretrained: bool = False) -> Any:
         ) from error
 
 
-def _convert(reference: str, model: Any) -> tuple[dict[str, Tensor], ViTSpec]:
+def _convert(reference: str, model: Any) -> tuple[dict[str, Tensor], ModelSpec]:
     try:
         grid, heads = model.patch_embed.grid_size, model.blocks[0].attn.num_heads
         norm = model.norm if hasattr(model.norm, "eps") else model.fc_norm
@@ -195,18 +195,18 @@ def _from_timm_model(reference: str, model: Any) -> Bundle:
     return Bundle(weights, spec, preprocess, classes, {"source": reference})
 
 
-def _timm_preprocess(spec: ViTSpec, config: Mapping[str, Any], own: Mapping[str, Any]) -> Preprocess:
+def _timm_preprocess(spec: ModelSpec, config: Mapping[str, Any], own: Mapping[str, Any]) -> Preprocess:
     """By timm's `pretrained_cfg`, and by what our exports say in words that timm lacks."""
-    mean, std = normalisation(config.get("mean"), config.get("std"), spec.channels)
+    mean, std = normalisation(config.get("mean"), config.get("std"), spec.backbone.channels)
     how = plain_config(own["eval"]) if "eval" in own else from_timm_config(config)
     # timm pads with the mean.
     background = own.get("background") or (
         [round(255 * value) for value in (mean * 3)[:3]] if how.resize == "pad" else WHITE
     )
-    return Preprocess(mean, std, spec.channels, spec.image_size, tuple(background), how)
+    return Preprocess(mean, std, spec.backbone.channels, spec.backbone.image_size, tuple(background), how)
 
 
-def _classes(model: Any, spec: ViTSpec, config: Mapping[str, Any]) -> list[str] | None:
+def _classes(model: Any, spec: ModelSpec, config: Mapping[str, Any]) -> list[str] | None:
     """Names of the head's classes: those of the export, or ImageNet's synsets (n01440764) where timm says so."""
     if names := config.get("label_names"):
         return class_labels(names, None, spec.num_classes)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.recognise import refuse_unplaced
-from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec
+from pipeline.models.spec import Activation, ModelSpec, Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def from_hugging_face(
     num_heads: int | None = None,
     eps: float | None = None,
     activation: Activation | None = None,
-) -> tuple[dict[str, Tensor], ViTSpec]:
+) -> tuple[dict[str, Tensor], ModelSpec]:
     """A state dict of `transformers` as ours, with the spec read off its shapes and its `config.json`.
 
     What shapes do not say is taken from the arguments, else from `config`, else it is what is usual: heads of 64
@@ -114,8 +114,9 @@ def from_hugging_face(
         new["pos_embed"] = new["pos_embed"][:, 1:].contiguous()
     if "mlp_head.1.weight" not in new:
         new |= {"mlp_head.1.weight": torch.zeros(1, spec.embed_dim), "mlp_head.1.bias": torch.zeros(1)}
-    check_state(new, spec, SOURCE)
-    return new, spec
+    model = ModelSpec.classifier(spec, len(new["mlp_head.1.bias"]))
+    check_state(new, model, SOURCE)
+    return new, model
 
 
 def _renamed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[tuple[int, int, str], Tensor]]:
@@ -156,7 +157,7 @@ def _read_spec(
             raise ModelError(f"{SOURCE}: lacks what becomes {name!r}; give the whole file of the model")
     dim, channels, height, width = new["patch_embed.proj.weight"].shape
     depth = 1 + max(int(key.split(".")[2]) for key in new if key.startswith("transformer.layers."))
-    head, registers = new.get("mlp_head.1.weight"), new.get("registers")
+    registers = new.get("registers")
     has_dist, has_dist_head = "dist_token" in new, "dist_head.weight" in new
     gamma = new.get("transformer.layers.0.ls1.gamma")
     return ViTSpec(
@@ -164,7 +165,6 @@ def _read_spec(
         channels=channels,
         grid=_grid(new["pos_embed"].shape[1] - 1 - int(has_dist), (height, width), config),
         patch=(height, width),
-        num_classes=1 if head is None else head.shape[0],
         embed_dim=dim,
         depth=depth,
         num_heads=num_heads or config.get("num_attention_heads") or max(dim // HEAD_WIDTH, 1),

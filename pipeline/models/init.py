@@ -1,4 +1,7 @@
-"""Initial weights, by source. Layers are born with torch's own (the tutorial's); these replace them where asked."""
+"""Initial weights, by source. Layers are born with torch's own (the tutorial's); these replace them where asked.
+
+Heads are drawn as the encoder is, and then set themselves what is to start otherwise.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pipeline.models.layers import LayerScale
 from pipeline.models.patch_embed import PatchProjection
 
 if TYPE_CHECKING:
+    from pipeline.models.heads.head import Head
     from pipeline.models.minivit import MiniViT
 
 
@@ -26,16 +30,10 @@ def init_mae(model: MiniViT) -> None:
     Xavier uniform for every matrix, the patch projection taken as one; zero biases; normal(0.02) tokens and positions.
     It scales with the width, which matters for the narrow variants.
     """
-    for module in model.modules():
-        if isinstance(module, PatchProjection):
-            nn.init.xavier_uniform_(module.weight.data.flatten(1))
-        elif isinstance(module, SelfAttention):
-            nn.init.xavier_uniform_(module.in_proj_weight)
-        elif isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
+    _xavier_matrices(model)
     _zero_biases(model)
     _normal_tokens(model)
-    _small_heads(model)
+    _start_heads(model)
 
 
 def init_timm(model: MiniViT) -> None:
@@ -53,7 +51,7 @@ def init_timm(model: MiniViT) -> None:
     for token in (model.cls_token, model.registers):
         if token is not None:
             nn.init.normal_(token, std=1e-6)
-    _small_heads(model)
+    _start_heads(model)
 
 
 INITIALISERS: dict[str, Callable[[MiniViT], None]] = {"torch": keep_torch, "mae": init_mae, "timm": init_timm}
@@ -62,13 +60,30 @@ INITIALISERS: dict[str, Callable[[MiniViT], None]] = {"torch": keep_torch, "mae"
 def initialise(model: MiniViT, name: str | None) -> None:
     """Apply an initialiser by name; `None` is torch's for post-norm models and MAE's for pre-norm ones."""
     if name is None:
-        name = "torch" if model.spec.norm == "post" else "mae"
+        name = "torch" if model.spec.backbone.norm == "post" else "mae"
     if name not in INITIALISERS:
         raise ModelError(f"init: {name!r} is not an initialiser; take one of {', '.join(INITIALISERS)}")
     INITIALISERS[name](model)
 
 
-def _zero_biases(model: MiniViT) -> None:
+def initialise_head(head: Head) -> None:
+    """As MAE's initialiser does, for a head that starts anew on a backbone that does not."""
+    _xavier_matrices(head)
+    _zero_biases(head)
+    head.initialise()
+
+
+def _xavier_matrices(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, PatchProjection):
+            nn.init.xavier_uniform_(module.weight.data.flatten(1))
+        elif isinstance(module, SelfAttention):
+            nn.init.xavier_uniform_(module.in_proj_weight)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+
+
+def _zero_biases(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -85,8 +100,6 @@ def _normal_tokens(model: MiniViT) -> None:
         nn.init.trunc_normal_(model.pos_embed, std=0.02)
 
 
-def _small_heads(model: MiniViT) -> None:
-    """Heads start small, so the first loss is that of a guess, ln(classes)."""
-    for head in (model.mlp_head[1], model.dist_head):
-        if isinstance(head, nn.Linear):
-            nn.init.trunc_normal_(head.weight, std=0.02)
+def _start_heads(model: MiniViT) -> None:
+    for head in model.heads.values():
+        head.initialise()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from pipeline.errors import ModelError
 from pipeline.models.attention_maps import attention_maps
 from pipeline.models.encoder import Encoder
+from pipeline.models.heads import head_kind
+from pipeline.models.heads.base import Reads
+from pipeline.models.heads.head import Features, Head
 from pipeline.models.init import initialise
-from pipeline.models.layers import Linear
 from pipeline.models.patch_embed import PatchEmbed
 from pipeline.models.pos_embed import fit_positions, sincos_positions
 from pipeline.models.spec import (
     Activation,
     FewerPatches,
+    ModelSpec,
     Norm,
     Pair,
     Pool,
@@ -34,11 +37,11 @@ from pipeline.models.spec import (
 from pipeline.models.tokens import prefix_layout
 
 TOKENS = ("cls_token", "dist_token", "registers", "mask_token", "pos_embed")  # vectors, whatever their rank
-EMBEDDING, HEADS = ("patch_embed", "embed_norm", *TOKENS), ("mlp_head", "dist_head")
+EMBEDDING = ("patch_embed", "embed_norm", *TOKENS)
 
 
 class MiniViT(nn.Module):
-    """A ViT classifier; the positional signature and its defaults are the tutorial's, as are the state-dict keys.
+    """A ViT with heads; the positional signature, a classifier's, and its defaults are the tutorial's, as are its keys.
 
     Images of any size that is a multiple of the patch are accepted: positions are interpolated on the fly, so one
     learned grid trains at every size (where there are fewer patches the tutorial slices: `fewer_patches`). So is the
@@ -80,12 +83,11 @@ class MiniViT(nn.Module):
     ) -> None:
         super().__init__()
         patch = as_pair(patch_size)
-        self.spec = ViTSpec(
+        backbone = ViTSpec(
             variant=variant,
             channels=in_channels,
             grid=whole_patches(as_pair(img_size), patch),
             patch=patch,
-            num_classes=num_classes,
             embed_dim=embed_dim,
             depth=depth,
             num_heads=num_heads,
@@ -103,18 +105,31 @@ class MiniViT(nn.Module):
             embed_norm=embed_norm,
             fewer_patches=fewer_patches,
         )
-        self.patch = patch
-        self._build()
-        initialise(self, init)
+        self._build(ModelSpec.classifier(backbone, num_classes), init)
 
     @classmethod
-    def from_spec(cls, spec: ViTSpec, *, init: str | None = None) -> Self:
+    def from_spec(cls, spec: ModelSpec, *, init: str | None = None) -> Self:
         """The model a spec describes, newly initialised (`init`: torch, mae, timm; default by the kind of norm)."""
-        options: dict[str, Any] = {k: v for k, v in vars(spec).items() if k not in ("grid", "patch", "channels")}
-        return cls(img_size=spec.image_size, patch_size=spec.patch, in_channels=spec.channels, init=init, **options)
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._build(spec, init)
+        return model
 
-    def _build(self) -> None:
-        spec, dim = self.spec, self.spec.embed_dim
+    def _build(self, spec: ModelSpec, init: str | None) -> None:
+        self.spec, self.patch = spec, spec.backbone.patch
+        self._build_backbone()
+        self._reads = spec.reads
+        self._answering: list[tuple[str, str | None]] = []  # heads that `forward` calls, and which one each refines
+        for name, head in spec.heads.items():
+            assert not hasattr(self, name), f"{name}: a model has that already, so no head can have the name"
+            kind = head_kind(head.kind)
+            self.add_module(name, kind.build(head, spec.backbone))
+            if kind.reads(head, spec.backbone) is not None:
+                self._answering.append((name, kind.refines(head)))
+        initialise(self, init)
+
+    def _build_backbone(self) -> None:
+        spec, dim = self.spec.backbone, self.spec.backbone.embed_dim
         self.patch_embed = PatchEmbed(spec.channels, dim, spec.patch)
         counts = dict(prefix_layout(spec.tokens))
         for name in ("cls_token", "dist_token", "registers"):
@@ -130,34 +145,66 @@ class MiniViT(nn.Module):
             self.pos_embed = None
         self.embed_norm = nn.LayerNorm(dim, eps=spec.eps) if spec.embed_norm else None
         self.transformer = Encoder(spec)
-        self.mlp_head = nn.Sequential(nn.LayerNorm(dim, eps=spec.eps), Linear(dim, spec.num_classes))
-        self.dist_head = Linear(dim, spec.num_classes) if spec.tokens.dist else None
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """By name, in the spec's order."""
+        return {name: getattr(self, name) for name in self.spec.heads}
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter for layer-wise decay: 0 for the embedding, 1 to depth for the blocks, then the heads."""
         owner, _, rest = name.partition(".")
         if owner == "transformer":
             return self.transformer.layer_of(rest)
-        assert owner in (*EMBEDDING, *HEADS), f"{name}: no layer is known for it"
-        return 0 if owner in EMBEDDING else self.spec.depth + 1
+        if owner in self.spec.heads:
+            return head_kind(self.spec.heads[owner].kind).layer(rest, self.spec.backbone.depth)
+        assert owner in EMBEDDING, f"{name}: no layer is known for it"
+        return 0
 
     def decays(self, name: str) -> bool:
         """Whether weight decay acts on a parameter: on matrices and kernels, not on biases, norms or tokens."""
-        return name not in TOKENS and self.get_parameter(name).ndim >= 2
+        owner, _, rest = name.partition(".")
+        vectors = head_kind(self.spec.heads[owner].kind).vectors if owner in self.spec.heads else ()
+        return name not in TOKENS and rest not in vectors and self.get_parameter(name).ndim >= 2
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As PyTorch's, except that sine-cosine positions only move: in bf16 nothing would bring their digits back."""
-        table = self.pos_embed if self.spec.positions == "sincos" else None
+        table = self.pos_embed if self.spec.backbone.positions == "sincos" else None
         super()._apply(fn, recurse)
         if table is not None:
             assert self.pos_embed is not None
             self.pos_embed = table.to(self.pos_embed.device)
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] normalised floats -> logits [B, num_classes]."""
-        tokens = self.embed(images)
-        return self.classify(self.transformer(tokens, self._num_outputs()))
+    def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+        """[B, C, H, W] normalised floats -> the head's output: a classifier's logits [B, num_classes].
+
+        Of several heads it is a mapping by name; without any that reads features, the encoder's output [B, P+N, D].
+        """
+        return self.apply_heads(self.features(images))
+
+    def features(self, images: Tensor, reads: Reads | None = None) -> Features:
+        """[B, C, H, W] -> what the heads read of it, and no more; or what is asked for."""
+        reads = reads or self._reads
+        outputs, layers = self.transformer.layer_outputs(self.embed(images), reads.num_tokens), {}
+        for number, x in enumerate(outputs):
+            if number in reads.layers:
+                layers[number] = x
+        size = images.shape[-2], images.shape[-1]
+        return Features(x, layers, whole_patches(size, self.patch), self.spec.backbone.tokens.num_prefix, size)
+
+    def apply_heads(self, features: Features) -> Tensor | dict[str, Tensor]:
+        """What `forward` gives, of `features(images)`."""
+        outputs: dict[str, Tensor] = {}
+        for name, refined in self._answering:
+            head = getattr(self, name)
+            if refined is None:
+                outputs[name] = head(features)
+            else:
+                outputs[refined] = head(features, getattr(self, refined), outputs[refined])
+        if len(outputs) > 1:
+            return outputs
+        return next(iter(outputs.values()), features.tokens)
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, P+N, D], the encoder's output; `mask` bool [B, N] marks patches replaced by [MASK].
@@ -173,9 +220,9 @@ class MiniViT(nn.Module):
         """Feature maps [B, D, h, w] for dense heads, at any size.
 
         Of the last `n_layers` layers (ViTDet, Segmenter), or of those with these numbers from 0 (DPT); through the
-        head's norm if asked. Raises `ModelError` where there are fewer layers.
+        class head's norm if asked. Raises `ModelError` where there are fewer layers.
         """
-        depth, grid = self.spec.depth, self._grid(images)
+        depth, grid = self.spec.backbone.depth, self._grid(images)
         wanted = range(depth - n_layers, depth) if isinstance(n_layers, int) else n_layers
         if not wanted or min(wanted) < 0 or max(wanted) >= depth:
             raise ModelError(
@@ -185,8 +232,8 @@ class MiniViT(nn.Module):
         outputs = itertools.islice(self.transformer.layer_outputs(self.embed(images)), max(wanted) + 1)
         for number, x in enumerate(outputs):
             if number in wanted:
-                tokens = self.mlp_head[0](x) if norm else x
-                maps[number] = tokens[:, self.spec.tokens.num_prefix :].transpose(1, 2).unflatten(2, grid)
+                tokens = self.get_submodule("mlp_head.0")(x) if norm else x
+                maps[number] = tokens[:, self.spec.backbone.tokens.num_prefix :].transpose(1, 2).unflatten(2, grid)
         return [maps[number] for number in wanted]
 
     def attention_maps(self, images: Tensor) -> Tensor:
@@ -195,10 +242,10 @@ class MiniViT(nn.Module):
 
     def embed(self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> the encoder's input [B, P+N, D]; `mask` and `keep` as for `forward_features`."""
-        if images.ndim != 4 or images.shape[1] != self.spec.channels:
+        if images.ndim != 4 or images.shape[1] != self.spec.backbone.channels:
             raise ModelError(
                 f"images: found shape {list(images.shape)}; "
-                f"this model takes [batch, {self.spec.channels}, height, width]"
+                f"this model takes [batch, {self.spec.backbone.channels}, height, width]"
             )
         grid = self._grid(images)
         x = self.patch_embed(images, self.patch, keep)
@@ -211,11 +258,11 @@ class MiniViT(nn.Module):
             of_prefix, of_patches = positions.tensor_split([positions.shape[1] - grid[0] * grid[1]], dim=1)
             of_patches = of_patches.take_along_dim(keep[..., None], dim=1)
             positions = torch.cat([of_prefix.expand(len(keep), -1, -1), of_patches], dim=1)
-        prefix = [getattr(self, name) for name, _ in prefix_layout(self.spec.tokens)]
+        prefix = [getattr(self, name) for name, _ in prefix_layout(self.spec.backbone.tokens)]
         prefix = [token.to(x.dtype).expand(x.shape[0], -1, -1) for token in prefix]
         if positions is None:
             x = torch.cat([*prefix, x], dim=1)
-        elif self.spec.tokens.positions_cover_prefix:
+        elif self.spec.backbone.tokens.positions_cover_prefix:
             x = torch.cat([*prefix, x], dim=1) + positions
         else:
             x = torch.cat([*prefix, x + positions], dim=1)
@@ -231,19 +278,8 @@ class MiniViT(nn.Module):
         """
         if self.pos_embed is None:
             return None
-        if grid == self.spec.grid:
+        if grid == self.spec.backbone.grid:
             return self.pos_embed.to(dtype)
-        return fit_positions(self.pos_embed.float(), self.spec.grid, grid, self.spec.fewer_patches).to(dtype)
-
-    def _num_outputs(self) -> int | None:
-        """How many leading tokens the head reads; `None` for all."""
-        return None if self.spec.pool == "avg" else 1 + int(self.spec.tokens.dist)
-
-    def classify(self, tokens: Tensor) -> Tensor:
-        """[B, P+N or fewer, D] -> [B, num_classes]; with a [DIST] token the two heads' logits are averaged (DeiT)."""
-        average = self.spec.pool == "avg"
-        pooled = tokens[:, self.spec.tokens.num_prefix :].mean(dim=1) if average else tokens[:, 0]
-        logits: Tensor = self.mlp_head(pooled)
-        if self.dist_head is None:
-            return logits
-        return (logits + self.dist_head(self.mlp_head[0](tokens[:, 1]))) / 2
+        return fit_positions(
+            self.pos_embed.float(), self.spec.backbone.grid, grid, self.spec.backbone.fewer_patches
+        ).to(dtype)

@@ -21,9 +21,9 @@ def per_step(model: nn.Module, *, keys: Tensor, patch: Pair | None = None) -> It
     """
     models = [module for module in model.modules() if isinstance(module, MiniViT)]
     for each in models:
-        each.patch, each.transformer.drop_path.keys = patch or each.spec.patch, keys
+        each.patch, each.transformer.drop_path.keys = patch or each.spec.backbone.patch, keys
     try:
         yield
     finally:
         for each in models:
-            each.patch, each.transformer.drop_path.keys = each.spec.patch, None
+            each.patch, each.transformer.drop_path.keys = each.spec.backbone.patch, None

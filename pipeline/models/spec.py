@@ -1,11 +1,13 @@
-"""What gives a MiniViT's state dict its meaning. Needs no torch, so plans and checks stay quick."""
+"""What gives a MiniViT's state dict its meaning: its backbone and its heads. Needs no torch, so plans stay quick."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from pipeline.errors import ModelError
+from pipeline.models.heads import head_kind
+from pipeline.models.heads.base import Reads
 
 Pair = tuple[int, int]
 Norm = Literal["pre", "post"]
@@ -36,7 +38,7 @@ class TokenSchema:
 
 @dataclass(frozen=True)
 class ViTSpec:
-    """A whole model but its weights; sizes are (height, width), `grid` counts patches and `patch` pixels.
+    """A backbone but its weights; sizes are (height, width), `grid` counts patches and `patch` pixels.
 
     `embed_norm` is a norm between the embeddings and the encoder, as in CLIP. `fewer_patches` says what positions do on
     an image with fewer patches than `grid`: they are resized, or sliced as the tutorial does. Raises `ModelError` when
@@ -47,7 +49,6 @@ class ViTSpec:
     channels: int
     grid: Pair
     patch: Pair
-    num_classes: int
     embed_dim: int
     depth: int
     num_heads: int
@@ -114,6 +115,95 @@ class ViTSpec:
             raise ModelError(f"spec: cannot be read ({error}); it must be what this package wrote itself") from error
 
 
+@dataclass(frozen=True)
+class HeadSpec:
+    """One head but its weights: its kind, a package in `models/heads`, and its outputs, such as classes or channels."""
+
+    kind: str
+    outputs: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole model but its weights; a head's tensors stand under its name. `task` is the type it was trained for.
+
+    Raises `ModelError` for heads that do not fit the backbone or each other.
+    """
+
+    backbone: ViTSpec
+    heads: dict[str, HeadSpec]
+    task: str = "classification"
+
+    def __post_init__(self) -> None:
+        for name, head in self.heads.items():
+            kind = head_kind(head.kind)
+            kind.check(head, self.backbone)
+            refined = kind.refines(head)
+            if refined is not None and refined not in self.heads:
+                raise ModelError(f"heads.{name}: a {head.kind} head needs the head {refined!r}; the model has none")
+        counts = {name: head.outputs for name, head in self.heads.items() if head_kind(head.kind).class_tensors(head)}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise ModelError(f"heads: have different numbers of classes ({listed}); give all the same")
+
+    @classmethod
+    def classifier(cls, backbone: ViTSpec, num_classes: int) -> ModelSpec:
+        """The tutorial's: a backbone that tells classes apart."""
+        return cls(backbone, classifier_heads(backbone, num_classes))
+
+    @property
+    def num_classes(self) -> int:
+        """Rows of the heads whose outputs are classes; 0 without such a head."""
+        return next((h.outputs for h in self.heads.values() if head_kind(h.kind).class_tensors(h)), 0)
+
+    def with_backbone(self, **changes: Any) -> ModelSpec:
+        """The same heads on a backbone that differs in these fields."""
+        return replace(self, backbone=replace(self.backbone, **changes))
+
+    def require_classifier(self, form: str) -> None:
+        """Raise `ModelError` unless these are a classifier's heads, the only ones that a `form` of weights can hold."""
+        if self.heads.keys() != classifier_heads(self.backbone, self.num_classes).keys():
+            found = ", ".join(f"{name!r} ({head.kind})" for name, head in self.heads.items()) or "none"
+            raise ModelError(
+                f"heads: {form} holds a classifier's heads alone, and those of this {self.task} model are {found}; "
+                "export to safetensors, onnx or torch-export"
+            )
+
+    @property
+    def reads(self) -> Reads:
+        """What a forward pass computes for its heads: all that they read together, and everything if there is none."""
+        kinds = ((head_kind(head.kind), head) for head in self.heads.values())
+        each = [reads for kind, head in kinds if (reads := kind.reads(head, self.backbone)) is not None]
+        layers = {number for reads in each for number in reads.layers}
+        counts = [reads.num_tokens for reads in each if reads.num_tokens is not None]
+        whole = len(counts) < len(each) or not each or self.backbone.depth - 1 in layers
+        return Reads(tuple(sorted(layers)), None if whole else max(counts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, as written to JSON."""
+        heads = {name: asdict(head) for name, head in self.heads.items()}
+        return {"backbone": self.backbone.to_dict(), "heads": heads, "task": self.task}
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> ModelSpec:
+        """The inverse of `to_dict`, and of format 1, a classifier's backbone with `num_classes`; `ModelError` else."""
+        try:
+            if "num_classes" in raw:
+                backbone = ViTSpec.from_dict({name: value for name, value in raw.items() if name != "num_classes"})
+                return cls.classifier(backbone, raw["num_classes"])
+            backbone = ViTSpec.from_dict(raw["backbone"])
+            return cls(backbone, {name: HeadSpec(**head) for name, head in raw["heads"].items()}, raw["task"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ModelError(f"spec: cannot be read ({error}); it must be what this package wrote itself") from error
+
+
+def classifier_heads(backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+    """The heads of a classifier, with one more where the backbone has a distillation token."""
+    heads = {"mlp_head": HeadSpec("classifier", num_classes)}
+    return heads | ({"dist_head": HeadSpec("distillation", num_classes)} if backbone.tokens.dist else {})
+
+
 def whole_patches(image_size: Pair, patch: Pair) -> Pair:
     """The grid that `patch` cuts an image into, all in (height, width); `ModelError` if pixels are left over."""
     for side, size, length in zip(("height", "width"), image_size, patch, strict=True):
@@ -139,9 +229,7 @@ def as_pair(size: int | Pair) -> Pair:
 
 
 def _check_sizes(spec: ViTSpec) -> None:
-    counts = {
-        name: getattr(spec, name) for name in ("channels", "num_classes", "embed_dim", "depth", "num_heads", "mlp_dim")
-    }
+    counts = {name: getattr(spec, name) for name in ("channels", "embed_dim", "depth", "num_heads", "mlp_dim")}
     for axis, name in enumerate(("height", "width")):
         counts[f"grid {name}"] = spec.grid[axis]
         counts[f"patch {name}"] = spec.patch[axis]

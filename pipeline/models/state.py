@@ -10,17 +10,17 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.models.minivit import MiniViT
 from pipeline.models.recognise import seems_to_be
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 
 
-def expected_shapes(spec: ViTSpec) -> dict[str, tuple[int, ...]]:
+def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in the state dict of a spec, in order; nothing is allocated."""
     with torch.device("meta"):
         model = MiniViT.from_spec(spec, init="torch")
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def check_state(state: Mapping[str, Tensor], spec: ViTSpec, source: str) -> None:
+def check_state(state: Mapping[str, Tensor], spec: ModelSpec, source: str) -> None:
     """`ModelError` naming the first tensor that is missing, unknown or misshapen; `source` says whose state it is."""
     expected = expected_shapes(spec)
     ours = any(name.startswith("transformer.layers.") for name in state)

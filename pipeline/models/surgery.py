@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.patch_embed import change_channels, resize_kernel
-from pipeline.models.spec import FIXED_FIELDS, ViTSpec
+from pipeline.models.spec import FIXED_FIELDS, ModelSpec, ViTSpec
 from pipeline.models.state import check_state, expected_shapes
+from pipeline.models.surgery_heads import adapt_heads
 from pipeline.models.surgery_probe import probe_outputs
 from pipeline.models.surgery_report import Action, Change, SurgeryReport
 from pipeline.models.surgery_tokens import adapt_tokens
 
 PATCH_KERNEL = "patch_embed.proj.weight"
-# Heads that start anew start small, so the first loss is that of a guess.
-HEAD_STD = 0.02
-NO_CLASS_KEPT = "no class in common"
 
 
 def adapt(
     state: Mapping[str, Tensor],
-    from_spec: ViTSpec,
-    to_spec: ViTSpec,
+    from_spec: ModelSpec,
+    to_spec: ModelSpec,
     *,
     from_classes: Sequence[str] | None = None,
     to_classes: Sequence[str] | None = None,
@@ -32,28 +30,29 @@ def adapt(
     """Weights of `from_spec` as weights of `to_spec`, and the report of what was done; the input is left alone.
 
     Positions are resized by grid, the patch kernel by pseudo-inverse, channels so that grey images give the same
-    tokens; tokens are added, dropped, or folded into their positions; layer scale is folded into its branch; a head's
-    rows are kept by class name, or whole where the number of classes agrees and names are not known on both sides.
-    Deterministic. Raises `ModelError` where the state does not fit its spec or the architectures differ.
+    tokens; tokens are added, dropped, or folded into their positions; layer scale is folded into its branch. Heads of
+    the same name and kind stay: rows of classes by the classes' names, or all where the number of classes agrees and
+    names are not known on both sides. Other heads are dropped or start anew. Deterministic. Raises `ModelError` where
+    the state does not fit its spec or the architectures differ.
     """
     check_state(state, from_spec, "the state to adapt")
-    _check_same_architecture(from_spec, to_spec)
+    old, wanted = from_spec.backbone, to_spec.backbone
+    _check_same_architecture(old, wanted)
     _check_classes(from_spec, from_classes, "from_classes")
     _check_classes(to_spec, to_classes, "to_classes")
 
     generator = torch.Generator().manual_seed(0)
     new = dict(state)
-    notes = _adapt_patch_kernel(new, from_spec, to_spec)
-    notes |= adapt_tokens(new, from_spec, to_spec, generator)
-    notes |= _adapt_layer_scale(new, from_spec, to_spec)
-    notes |= _adapt_heads(new, from_spec, to_spec, from_classes, to_classes, generator)
+    notes = _adapt_patch_kernel(new, old, wanted)
+    notes |= adapt_tokens(new, old, wanted, generator)
+    notes |= _adapt_layer_scale(new, old, wanted)
+    heads = adapt_heads(new, from_spec, to_spec, from_classes, to_classes)
 
-    order = expected_shapes(to_spec)
-    new = {name: new[name].detach().clone() for name in order}
+    new = {name: new[name].detach().clone() for name in expected_shapes(to_spec)}
     check_state(new, to_spec, "the adapted state")
-    changes = tuple(_changes(state, new, notes))
-    same_classes = from_spec.num_classes == to_spec.num_classes and _same_names(from_classes, to_classes)
-    return new, SurgeryReport(changes, probe_outputs(dict(state), from_spec, new, to_spec, same_classes))
+    changes = tuple(_changes(state, new, notes | heads.notes, heads.initialised))
+    same_heads = from_spec.heads == to_spec.heads and _same_names(from_classes, to_classes)
+    return new, SurgeryReport(changes, probe_outputs(dict(state), from_spec, new, to_spec, same_heads), heads.heads)
 
 
 def _adapt_patch_kernel(state: dict[str, Tensor], old: ViTSpec, new: ViTSpec) -> dict[str, str]:
@@ -86,60 +85,15 @@ def _adapt_layer_scale(state: dict[str, Tensor], old: ViTSpec, new: ViTSpec) -> 
     return notes
 
 
-def _adapt_heads(
-    state: dict[str, Tensor],
-    old: ViTSpec,
-    new: ViTSpec,
-    from_classes: Sequence[str] | None,
-    to_classes: Sequence[str] | None,
-    generator: torch.Generator,
-) -> dict[str, str]:
-    if not new.tokens.dist:
-        for part in ("weight", "bias"):
-            state.pop(f"dist_head.{part}", None)
-    notes = {}
-    if new.tokens.dist and not old.tokens.dist:
-        # Averaged with the class head's logits, an equal head starts as an equal vote.
-        for part in ("weight", "bias"):
-            state[f"dist_head.{part}"] = state[f"mlp_head.1.{part}"]
-            notes[f"dist_head.{part}"] = "a copy of the class head"
-    rows = _matching_rows(old, new, from_classes, to_classes)
-    if rows == list(range(old.num_classes)) and old.num_classes == new.num_classes:
-        return notes
-    matched = sum(row is not None for row in rows)
-    note = f"{matched} of {new.num_classes} classes kept by name" if matched else NO_CLASS_KEPT
-    for head in ["mlp_head.1"] + ["dist_head"] * new.tokens.dist:
-        weight, bias = state[f"{head}.weight"], state[f"{head}.bias"]
-        fresh = torch.empty(new.num_classes, weight.shape[1])
-        torch.nn.init.trunc_normal_(fresh, std=HEAD_STD, generator=generator)
-        fresh, fresh_bias = fresh.to(weight), bias.new_zeros(new.num_classes)
-        for target, row in enumerate(rows):
-            if row is not None:
-                fresh[target], fresh_bias[target] = weight[row], bias[row]
-        state[f"{head}.weight"], state[f"{head}.bias"] = fresh, fresh_bias
-        notes[f"{head}.weight"] = notes[f"{head}.bias"] = note
-    return notes
-
-
-def _matching_rows(
-    old: ViTSpec, new: ViTSpec, from_classes: Sequence[str] | None, to_classes: Sequence[str] | None
-) -> list[int | None]:
-    """For each new class the old head's row, or None."""
-    if from_classes is not None and to_classes is not None:
-        position = {name: row for row, name in enumerate(from_classes)}
-        return [position.get(name) for name in to_classes]
-    if old.num_classes == new.num_classes:
-        return list(range(new.num_classes))
-    return [None] * new.num_classes
-
-
-def _changes(old: Mapping[str, Tensor], new: Mapping[str, Tensor], notes: Mapping[str, str]) -> list[Change]:
+def _changes(
+    old: Mapping[str, Tensor], new: Mapping[str, Tensor], notes: Mapping[str, str], initialised: Set[str]
+) -> list[Change]:
     changes: list[Change] = []
     for name, tensor in new.items():
         note = notes.get(name, "")
         before = tuple(old[name].shape) if name in old else None
         action: Action = "resized" if note else "copied"
-        if before is None or note == NO_CLASS_KEPT:
+        if before is None or name in initialised:
             action = "initialised"
         changes.append(Change(name, action, before, tuple(tensor.shape), note))
     gone = [name for name in old if name not in new]
@@ -155,7 +109,7 @@ def _check_same_architecture(old: ViTSpec, new: ViTSpec) -> None:
             )
 
 
-def _check_classes(spec: ViTSpec, classes: Sequence[str] | None, name: str) -> None:
+def _check_classes(spec: ModelSpec, classes: Sequence[str] | None, name: str) -> None:
     if classes is not None and len(classes) != spec.num_classes:
         raise ModelError(f"{name}: holds {len(classes)} names, but the head has {spec.num_classes} classes")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.models.costs import forward_flops
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.models.surgery_report import Probe
 
 PROBE_IMAGES = 4
@@ -18,12 +18,13 @@ PROBE_FLOPS = 1e11
 
 
 def probe_outputs(
-    old_state: dict[str, Tensor], old: ViTSpec, new_state: dict[str, Tensor], new: ViTSpec, same_classes: bool
+    old_state: dict[str, Tensor], old: ModelSpec, new_state: dict[str, Tensor], new: ModelSpec, same_heads: bool
 ) -> Probe:
     """Compare two models in fp32 eval mode; the images are fixed, so equal surgeries give equal reports."""
     work = forward_flops(old) + forward_flops(new)
     count = PROBE_IMAGES if PROBE_IMAGES * work <= PROBE_FLOPS else 1
-    layers = max(min(int(new.depth * PROBE_FLOPS / work), new.depth), 1)
+    depth = new.backbone.depth
+    layers = max(min(int(depth * PROBE_FLOPS / work), depth), 1)
     pictures = smooth_images(count)
     before, before_logits = _features(old_state, old, pictures, layers)
     after, after_logits = _features(new_state, new, pictures, layers)
@@ -33,12 +34,14 @@ def probe_outputs(
         layers=layers,
         feature_cosine=F.cosine_similarity(before, after).mean().item(),
         feature_change=change.mean().item(),
-        logit_change=(
-            (after_logits - before_logits).abs().max().item()
-            if same_classes and before_logits is not None and after_logits is not None
-            else None
-        ),
+        logit_change=_largest_change(before_logits, after_logits) if same_heads else None,
     )
+
+
+def _largest_change(before: Tensor | None, after: Tensor | None) -> float | None:
+    if before is None or after is None or before.shape != after.shape:
+        return None
+    return (after - before).abs().max().item()
 
 
 def smooth_images(count: int) -> Tensor:
@@ -51,15 +54,17 @@ def smooth_images(count: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _features(state: dict[str, Tensor], spec: ViTSpec, pictures: Tensor, layers: int) -> tuple[Tensor, Tensor | None]:
-    """Mean patch features [B, D] after so many layers, and logits [B, num_classes] after all of them."""
+def _features(state: dict[str, Tensor], spec: ModelSpec, pictures: Tensor, layers: int) -> tuple[Tensor, Tensor | None]:
+    """Mean patch features [B, D] after so many layers, and after all of them the logits if that is the output."""
     with torch.device("meta"):
         model = MiniViT.from_spec(spec, init="torch")
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    images = F.interpolate(pictures, spec.image_size, mode="bicubic", antialias=True, align_corners=False)
-    images = images[:, torch.arange(spec.channels) % 3] if spec.channels > 1 else images.mean(dim=1, keepdim=True)
+    size, channels = spec.backbone.image_size, spec.backbone.channels
+    images = F.interpolate(pictures, size, mode="bicubic", antialias=True, align_corners=False)
+    images = images[:, torch.arange(channels) % 3] if channels > 1 else images.mean(dim=1, keepdim=True)
     model.eval()
-    if layers < spec.depth:
+    if layers < spec.backbone.depth:
         return model.forward_intermediates(images, [layers - 1])[0].mean(dim=(2, 3)), None
-    tokens = model.forward_features(images)
-    return tokens[:, spec.tokens.num_prefix :].mean(dim=1), model.classify(tokens)
+    features = model.features(images, spec.reads._replace(num_tokens=None))
+    output = model.apply_heads(features) if spec.num_classes else None
+    return features.patches.mean(dim=1), output if isinstance(output, Tensor) else None

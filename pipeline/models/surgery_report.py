@@ -26,8 +26,8 @@ class Probe:
     """How far a batch of smooth random images moved, the images resized to each model's own size.
 
     `feature_cosine` and `feature_change` (relative L2) compare the mean patch feature after the first `layers` layers,
-    per image and averaged; `logit_change` (largest absolute) is None unless these are all and the heads have the same
-    classes.
+    per image and averaged; `logit_change` (largest absolute) is None unless these are all and the heads are the same,
+    of the same classes.
     """
 
     images: int
@@ -39,10 +39,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class SurgeryReport:
-    """Every tensor of the old and new state dict, by what became of it."""
+    """Every tensor of the old and new state dict, by what became of it; `heads` are sentences on those not kept."""
 
     changes: tuple[Change, ...]
     probe: Probe
+    heads: tuple[str, ...] = ()
 
     def count(self, action: Action) -> int:
         return Counter(change.action for change in self.changes)[action]
@@ -58,14 +59,16 @@ class SurgeryReport:
             "counts": {action: self.count(action) for action in ACTIONS},
             "changes": [asdict(change) for change in self.changes],
             "probe": asdict(self.probe),
+            "heads": list(self.heads),
         }
 
     def summary(self) -> str:
         """One line for a log."""
         counts = ", ".join(f"{self.count(action)} {action}" for action in ACTIONS if self.count(action))
         probe = self.probe
+        heads = "".join(f"{sentence}; " for sentence in self.heads)
         return (
-            f"{counts}; features of {probe.images} probe image(s) after {probe.layers} layers: "
+            f"{counts}; {heads}features of {probe.images} probe image(s) after {probe.layers} layers: "
             f"cosine {probe.feature_cosine:.4f}"
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.recognise import refuse_unplaced, seems_to_be
-from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec
+from pipeline.models.spec import Activation, ModelSpec, Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
 # Of timm's plain models, and of those with a norm before the encoder, which are CLIP's.
@@ -64,18 +64,19 @@ TOP_KEYS = {
 }
 
 
-def timm_config(spec: ViTSpec) -> tuple[str, dict[str, Any]]:
+def timm_config(model: ModelSpec) -> tuple[str, dict[str, Any]]:
     """(architecture, arguments) for `timm.create_model(architecture, **arguments)` to build the same model.
 
     Raises `ModelError` for what timm's Vision Transformer cannot express.
     """
-    _check_expressible(spec)
+    _check_expressible(model)
+    spec = model.backbone
     size, _ = TIMM_SIZES.get((spec.embed_dim, spec.depth), ("tiny", 3))
     arguments: dict[str, Any] = {
         "img_size": list(spec.image_size),
         "patch_size": list(spec.patch),
         "in_chans": spec.channels,
-        "num_classes": spec.num_classes,
+        "num_classes": model.num_classes,
         "embed_dim": spec.embed_dim,
         "depth": spec.depth,
         "num_heads": spec.num_heads,
@@ -100,10 +101,11 @@ def timm_config(spec: ViTSpec) -> tuple[str, dict[str, Any]]:
     return f"vit_{size}_patch{patch}_224", arguments
 
 
-def to_timm(state: Mapping[str, Tensor], spec: ViTSpec) -> dict[str, Tensor]:
+def to_timm(state: Mapping[str, Tensor], model: ModelSpec) -> dict[str, Tensor]:
     """A MiniViT state dict under timm's keys; loads strictly into the model of `timm_config(spec)`."""
-    _check_expressible(spec)
-    check_state(state, spec, "the state to convert")
+    _check_expressible(model)
+    check_state(state, model, "the state to convert")
+    spec = model.backbone
     new = {theirs: state[ours] for ours, theirs in TOP_KEYS.items() if ours in state}
     for layer in range(spec.depth):
         for ours, theirs in LAYER_KEYS:
@@ -127,7 +129,7 @@ def from_timm(
     num_heads: int | None = None,
     eps: float | None = None,
     activation: Activation = "gelu",
-) -> tuple[dict[str, Tensor], ViTSpec]:
+) -> tuple[dict[str, Tensor], ModelSpec]:
     """A timm state dict as ours, with the spec read off its shapes.
 
     What cannot be read off: `grid` (default: square), `num_heads` (default: by timm's sizes, else one per 64 channels),
@@ -160,8 +162,9 @@ def from_timm(
     new.setdefault("mlp_head.1.weight", torch.zeros(1, spec.embed_dim))
     new.setdefault("mlp_head.1.bias", torch.zeros(1))
     _check_all_used(state, spec, norm)
-    check_state(new, spec, "the timm checkpoint")
-    return new, spec
+    model = ModelSpec.classifier(spec, len(new["mlp_head.1.bias"]))
+    check_state(new, model, "the timm checkpoint")
+    return new, model
 
 
 def _mlp_ratio(embed_dim: int, mlp_dim: int) -> float:
@@ -170,7 +173,9 @@ def _mlp_ratio(embed_dim: int, mlp_dim: int) -> float:
     return ratio if int(embed_dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
 
-def _check_expressible(spec: ViTSpec) -> None:
+def _check_expressible(model: ModelSpec) -> None:
+    model.require_classifier("timm's ViT")
+    spec = model.backbone
     kind = "CLIP's ViT" if spec.embed_norm else "ViT"
     allowed: dict[str, tuple[Any, ...]] = {
         "norm": ("pre",),
@@ -216,13 +221,11 @@ def _read_spec(
     if num_heads is None:
         num_heads = TIMM_SIZES.get((dim, depth), ("", max(dim // 64, 1)))[1]
     gamma = state.get("blocks.0.ls1.gamma")
-    head = state.get("head.weight")
     return ViTSpec(
         variant="timm",
         channels=channels,
         grid=grid,
         patch=(patch[0], patch[1]),
-        num_classes=1 if head is None else head.shape[0],
         embed_dim=dim,
         depth=depth,
         num_heads=num_heads,

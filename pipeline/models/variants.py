@@ -10,6 +10,7 @@ from pipeline.errors import ModelError
 from pipeline.models.spec import (
     Activation,
     FewerPatches,
+    ModelSpec,
     Norm,
     Pair,
     TokenSchema,
@@ -62,16 +63,20 @@ TOKEN_FIELDS = {
 }
 
 
-def build_spec(
+def build_spec(variant: str, *, image_size: int | Pair, num_classes: int, **settings: Any) -> ModelSpec:
+    """The classifier with `build_backbone(variant, image_size=image_size, **settings)`."""
+    return ModelSpec.classifier(build_backbone(variant, image_size=image_size, **settings), num_classes)
+
+
+def build_backbone(
     variant: str,
     *,
     image_size: int | Pair,
-    num_classes: int,
     channels: int = 3,
     patch_size: int | Pair | None = None,
     **overrides: Any,
 ) -> ViTSpec:
-    """The spec of a named variant at an image size (pixels, one number or (height, width)).
+    """The backbone of a named variant at an image size (pixels, one number or (height, width)).
 
     `overrides` are fields of a row, of the token schema (`class_token`, `dist_token`, `mask_token`, `registers`,
     `prefix_positions`), and `pool`, `drop_path`, `qk_norm`, `layer_scale`, `positions` and `embed_norm`. A changed
@@ -99,7 +104,6 @@ def build_spec(
         channels=channels,
         grid=whole_patches(as_pair(image_size), patch),
         patch=patch,
-        num_classes=num_classes,
         tokens=tokens,
         **settings,
     )

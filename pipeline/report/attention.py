@@ -151,7 +151,7 @@ def attention_of_patches(model: MiniViT, batch: torch.Tensor) -> np.ndarray:
 
     It is that of the class token, or without one the mean over all patches' attention.
     """
-    spec = model.spec
+    spec = model.spec.backbone
     maps = model.attention_maps(batch)[0, -1]  # [heads, P+N, P+N], rows attend to columns
     prefix = spec.tokens.num_prefix
     rows = maps[:, 0] if spec.tokens.cls else maps[:, prefix:].mean(dim=1)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
 from pipeline.errors import CheckpointError, ModelError
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 
 Row = dict[str, Any]
 
@@ -77,7 +77,7 @@ class Branch:
     rows: list[Row]
     events: list[Row]
     surgery: Row | None
-    spec: ViTSpec | None
+    spec: ModelSpec | None
 
     @property
     def state(self) -> str:
@@ -200,7 +200,7 @@ def read_branch(folder: Path, id: str, stage: str, variant: str | None, config: 
     return Branch(
         id=id,
         stage=stage,
-        variant=spec.variant if spec else variant,
+        variant=spec.backbone.variant if spec else variant,
         config=config,
         folder=home,
         status=read_json(home / "status.json") or {},
@@ -242,11 +242,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {}
 
 
-def read_spec(bundle: Path) -> ViTSpec | None:
+def read_spec(bundle: Path) -> ModelSpec | None:
     """The specification of a bundle, without its weights."""
     found = read_json(bundle / "model.json")
     try:
-        return ViTSpec.from_dict(found["spec"]) if found else None
+        return ModelSpec.from_dict(found["spec"]) if found else None
     except (KeyError, TypeError, ModelError):
         return None
 

@@ -134,7 +134,7 @@ def details(run: Run, branch: Branch) -> list[str]:
         if branch.spec is None:
             known = [branch.variant, f"{size_text(config.model.image_size)} px"]
             return [" · ".join(part for part in known if part)]
-        spec = branch.spec
+        spec = branch.spec.backbone
         return [f"{spec.variant} · {size_text(spec.image_size)} px · patch {size_text(spec.patch)}"]
     if config.type == "evaluate":
         return [f"{len(run.parents(branch))} models on {config.data}"]

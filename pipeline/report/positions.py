@@ -67,7 +67,7 @@ def read_maps(bundle: Path, slug: str, title: str) -> PositionMaps | None:
     positions = found.state.get("pos_embed")
     if positions is None or not bool(positions.any()):
         return None
-    return PositionMaps(slug, title, similarity(positions[0].float().numpy(), found.spec.grid))
+    return PositionMaps(slug, title, similarity(positions[0].float().numpy(), found.spec.backbone.grid))
 
 
 def collect_maps(run: Run, branch: Branch) -> list[PositionMaps]:

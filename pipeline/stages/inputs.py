@@ -18,7 +18,7 @@ from pipeline.config.schema import EvaluateStage, ExportStage, TrainStage
 from pipeline.config.section import Duration, Section
 from pipeline.config.task import DEFAULT, TaskConfig
 from pipeline.config.training import EngineConfig, ModelConfig
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.stream.quarantine import manifest_digest
 from pipeline.stream.source import Source, evaluation_of
 
@@ -72,7 +72,7 @@ WITHOUT_EFFECT: dict[type[Section], dict[str, str]] = {
 def train_inputs(
     stage: TrainStage,
     *,
-    spec: ViTSpec,
+    spec: ModelSpec,
     classes: Sequence[str],
     seed: int,
     train: Sequence[Source],
@@ -86,7 +86,7 @@ def train_inputs(
     inputs = {
         "version": VERSION,
         "settings": settings(stage),
-        "spec": non_defaults(spec),
+        "spec": model_inputs(spec),
         "preprocess": {name: list(getattr(train[0].config, name)) for name in ("mean", "std", "background")}
         | ({"eval": how} if (how := settings(evaluation_of(train, val))) else {}),
         "classes": list(classes),
@@ -116,6 +116,14 @@ def evaluate_inputs(
 def export_inputs(stage: ExportStage, *, model: str) -> dict[str, Any]:
     """All that decides what an export writes; `model` is the model's digest."""
     return {"version": VERSION, "settings": settings(stage), "model": model}
+
+
+def model_inputs(spec: ModelSpec) -> dict[str, Any]:
+    """What a model is, but its weights: its backbone, and its heads and task where it is no plain classifier."""
+    backbone, plain = non_defaults(spec.backbone), ModelSpec.classifier(spec.backbone, max(spec.num_classes, 1))
+    if spec == plain:
+        return backbone | {"num_classes": spec.num_classes}
+    return backbone | {"heads": _plain(spec.heads), "task": spec.task}
 
 
 def source_inputs(source: Source) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pipeline.checkpoints.storage import Storage, open_storage
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.pretrained import locate
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.stages.folder import Status, checkpointing_stages
 from pipeline.train.job import stage_id
 
@@ -38,9 +38,9 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
             raise CheckpointError(f"{error}; take another one, {hint}") from None
         reader = StateReader(storage, step_folder(step), manifest)
         state = reader.model_state()
-    spec = ViTSpec.from_dict(manifest.spec)
+    spec = ModelSpec.from_dict(manifest.spec)
     inputs = status.inputs  # the manifest has their digest
-    pixels = {"channels": spec.channels, "image_size": spec.image_size, **inputs["preprocess"]}
+    pixels = {"channels": spec.backbone.channels, "image_size": spec.backbone.image_size, **inputs["preprocess"]}
     preprocess = Preprocess.from_dict(pixels)
     provenance = {
         "stage": stage_id(folder),

@@ -84,10 +84,10 @@ def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
         for model in training.models:
             table.add_row(
                 stage.id,
-                model.spec["variant"],
+                model.spec["backbone"]["variant"],
                 model.starts_from or "random",
-                _size(model.spec["patch"]),
-                _size(model.spec["grid"]),
+                _size(model.spec["backbone"]["patch"]),
+                _size(model.spec["backbone"]["grid"]),
                 _count(model.parameters),
                 _least_and_most(model),
             )
@@ -111,7 +111,7 @@ def _memory(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
                 for memory in model.memory
             ]
             activations = f"{_scaled(model.memory[0].activations)}B"
-            table.add_row(stage.id, model.spec["variant"], str(training.world_size), *cells, activations)
+            table.add_row(stage.id, model.spec["backbone"]["variant"], str(training.world_size), *cells, activations)
     return _spaced(table)
 
 

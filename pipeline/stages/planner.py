@@ -11,7 +11,7 @@ from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import EvaluateStage, PipelineConfig, TrainStage
 from pipeline.errors import DataError
 from pipeline.models.costs import count_parameters, forward_flops
-from pipeline.models.spec import Pair, ViTSpec, whole_patches
+from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.again import reasons_to_run_again
 from pipeline.stages.balance import Balance, balance
@@ -194,19 +194,20 @@ class Planner:
 
 
 def _model(
-    spec: ViTSpec, stage: TrainStage, ranks: int, shares: Balance, origin: str | None, changes: list[str]
+    spec: ModelSpec, stage: TrainStage, ranks: int, shares: Balance, origin: str | None, changes: list[str]
 ) -> ModelPlan:
     parameters = count_parameters(spec)
     share = shares.step_samples[1]
     activations = 0
-    shapes = step_shapes(stage, spec)
+    backbone = spec.backbone
+    shapes = step_shapes(stage, backbone)
     for size, patch in shapes:
-        images = math.ceil(share / micro_batches_at(size, patch, spec, share, stage.micro_batch_size))
-        activations = max(activations, activation_bytes(spec, images, whole_patches(size, patch), stage.engine))
+        images = math.ceil(share / micro_batches_at(size, patch, backbone, share, stage.micro_batch_size))
+        activations = max(activations, activation_bytes(backbone, images, whole_patches(size, patch), stage.engine))
     return ModelPlan(
         spec=spec.to_dict(),
         parameters=parameters,
-        gflops={_shape(size, patch, spec): forward_flops(spec, size, patch) / 1e9 for size, patch in shapes},
+        gflops={_shape(size, patch, backbone): forward_flops(spec, size, patch) / 1e9 for size, patch in shapes},
         memory=rank_memory(parameters, stage, ranks, activations),
         starts_from=origin,
         surgeries=changes,

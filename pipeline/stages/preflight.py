@@ -16,7 +16,7 @@ from pipeline.checkpoints.storage import Storage, open_storage, try_to_write
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
 from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.export import check_format, check_model
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.stages.context import class_names, tracking_store
 from pipeline.stages.data import check_background, check_classes, stage_data, stage_labels, used_datasets
 from pipeline.stages.folder import RunFolder
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 class Model(NamedTuple):
     """A model as far as it is known in advance; `classes` is None if nothing names them."""
 
-    spec: ViTSpec
+    spec: ModelSpec
     classes: list[str] | None
     background: tuple[int, ...]  # that transparent pixels show
-    source: ViTSpec | None = None  # of the model that it starts from
+    source: ModelSpec | None = None  # of the model that it starts from
     head_known: bool = True  # false while the data that decides the number of classes is not there
 
 

@@ -14,8 +14,8 @@ from pipeline.config.references import source_stage, stage_sources
 from pipeline.config.schema import ExportStage, PipelineConfig, ReportStage, ResourcesConfig, Stage, TrainStage
 from pipeline.config.training import Size
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.spec import FIXED_FIELDS, Pair, ViTSpec, whole_patches
-from pipeline.models.variants import TOKEN_FIELDS, build_spec
+from pipeline.models.spec import FIXED_FIELDS, ModelSpec, Pair, ViTSpec, whole_patches
+from pipeline.models.variants import TOKEN_FIELDS, build_backbone
 from pipeline.train.schedule import step_shapes
 
 
@@ -85,7 +85,7 @@ def _branches(config: PipelineConfig, stage_name: str) -> list[Branch]:
     return [Branch(stage_name, stage_name, next(iter(stage.model.variants), None), stage)]
 
 
-def stage_spec(branch: Branch, num_classes: int, source: ViTSpec | None = None) -> ViTSpec:
+def stage_spec(branch: Branch, num_classes: int, source: ModelSpec | None = None) -> ModelSpec:
     """The model that a training branch trains; `source` is the one it starts from, needed where it names no variant.
 
     Raises ConfigError, with the dotted path, where the settings do not make a model, an image size does not fit the
@@ -97,27 +97,28 @@ def stage_spec(branch: Branch, num_classes: int, source: ViTSpec | None = None) 
         if branch.variant is not None:
             overrides = stage.model.overrides()
             size, channels = stage.model.image_size, stage.model.channels
-            spec = build_spec(branch.variant, image_size=size, channels=channels, num_classes=num_classes, **overrides)
+            backbone = build_backbone(branch.variant, image_size=size, channels=channels, **overrides)
         else:
             assert source is not None
-            spec = _like(source, stage, num_classes)
+            backbone = _like(source.backbone, stage)
+        spec = ModelSpec.classifier(backbone, num_classes)
     except ModelError as error:
         section = "" if str(error).startswith("model.") else "model."
         raise ConfigError(f"{where}.{section}{error}") from None
-    check_sizes(branch, spec)
+    check_sizes(branch, backbone)
     if source is not None:
-        _check_source(branch, spec, source)
+        _check_source(branch, backbone, source.backbone)
     return spec
 
 
-def _like(source: ViTSpec, stage: TrainStage, num_classes: int) -> ViTSpec:
+def _like(source: ViTSpec, stage: TrainStage) -> ViTSpec:
     """The source's spec with the stage's own settings in place of its."""
     settings = stage.model.overrides()
     patch = as_pair(settings.pop("patch_size", source.patch))
     tokens = dataclasses.replace(
         source.tokens, **{theirs: settings.pop(ours) for ours, theirs in TOKEN_FIELDS.items() if ours in settings}
     )
-    settings |= {"patch": patch, "tokens": tokens, "channels": stage.model.channels, "num_classes": num_classes}
+    settings |= {"patch": patch, "tokens": tokens, "channels": stage.model.channels}
     one_patch = dataclasses.replace(source, grid=(1, 1), **settings)
     return dataclasses.replace(one_patch, grid=one_patch.grid_for(as_pair(stage.model.image_size)))
 
@@ -195,19 +196,24 @@ def unreadable(stage: Stage) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def surgeries(source: ViTSpec, target: ViTSpec) -> list[str]:
+def surgeries(before: ModelSpec, after: ModelSpec) -> list[str]:
     """What changes on the way from one model's weights to another's, in words; empty if nothing does."""
+    source, target = before.backbone, after.backbone
     changes = {
         "kind of positions": (source.positions, target.positions),
         _position_change(source, target): (_cross(source.grid), _cross(target.grid)),
         "patch kernel": (_cross(source.patch), _cross(target.patch)),
         "channels": (source.channels, target.channels),
-        "head classes": (source.num_classes, target.num_classes),
+        "head classes": (before.num_classes or after.num_classes, after.num_classes or before.num_classes),
         "layer scale": (source.layer_scale, target.layer_scale),
         "pooling": (source.pool, target.pool),
         "tokens": (_tokens(source), _tokens(target)),
     }
-    return [f"{what} {before} -> {after}" for what, (before, after) in changes.items() if before != after]
+    found = [f"{what} {old} -> {new}" for what, (old, new) in changes.items() if old != new]
+    kept = {name for name, head in after.heads.items() if name in before.heads and before.heads[name].kind == head.kind}
+    for heads, what in ((before.heads, "dropped"), (after.heads, "new")):
+        found += [f"head {name} ({head.kind}) {what}" for name, head in heads.items() if name not in kept]
+    return found
 
 
 def _position_change(source: ViTSpec, target: ViTSpec) -> str:

@@ -28,7 +28,7 @@ from pipeline.models.foreign import BESIDE, describe_foreign, load_foreign
 from pipeline.models.pretrained import find_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import RunFolder
-from pipeline.stages.inputs import inputs_digest, non_defaults
+from pipeline.stages.inputs import inputs_digest, model_inputs, non_defaults
 from pipeline.stages.resolve import reference_ids, unreadable
 
 IMPORTED = "imported"
@@ -65,7 +65,7 @@ def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source
 def bundle_digest(folder: Path) -> str:
     """32 hex digits that change with a model's weights, its spec, its preprocessing and its classes."""
     described = load_description(folder)
-    meaning = [non_defaults(described.spec), non_defaults(described.preprocess), described.classes]
+    meaning = [model_inputs(described.spec), non_defaults(described.preprocess), described.classes]
     return inputs_digest({"weights": hash_file(folder / WEIGHTS), "meaning": meaning})
 
 

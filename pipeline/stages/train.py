@@ -16,7 +16,7 @@ from pipeline.config.schema import TrainStage
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
 from pipeline.models.bundle import Preprocess, load_bundle, load_description, save_bundle
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.models.surgery import adapt
 from pipeline.shards import bad_samples
 from pipeline.shards.store import is_local, local_path
@@ -47,13 +47,13 @@ class TrainStageRun:
         self.train, self.val, self.classes = stage_data(context.datasets, self.stage.data, where)
         self.source = resolve_source(context, self.id, self.stage.init_from) if self.stage.init_from else None
         parent = load_description(self.source.path).spec if self.source else None
-        self.spec: ViTSpec = stage_spec(branch, len(self.classes), parent)
+        self.spec: ModelSpec = stage_spec(branch, len(self.classes), parent)
         dataset = self.train[0].config
         self.preprocess = Preprocess(
             dataset.mean,
             dataset.std,
-            self.spec.channels,
-            self.spec.image_size,
+            self.spec.backbone.channels,
+            self.spec.backbone.image_size,
             dataset.background,
             evaluation_of(self.train, self.val),
         )
@@ -226,9 +226,9 @@ class TrainStageRun:
             "accuracy": validated[-1]["val/accuracy"] if validated else None,
             "loss": validated[-1]["val/loss"] if validated else None,
             "bad_samples": self._tell_left_out(),
-            "image_size": list(self.spec.image_size),
-            "patch_size": list(self.spec.patch),
-            "variant": self.spec.variant,
+            "image_size": list(self.spec.backbone.image_size),
+            "patch_size": list(self.spec.backbone.patch),
+            "variant": self.spec.backbone.variant,
         }
 
     def _tell_left_out(self) -> dict[str, Any]:
@@ -256,7 +256,7 @@ class TrainStageRun:
     def track_inputs(self, run_id: str) -> None:
         tracker = self.context.tracker
         tracker.params(run_id, self.stage.model_dump(mode="json", exclude={"model": {"variant"}}))
-        tracker.params(run_id, {"variant": self.spec.variant, "classes": len(self.classes)})
+        tracker.params(run_id, {"variant": self.spec.backbone.variant, "classes": len(self.classes)})
         for context, sources in (("train", self.train), ("val", [self.val] if self.val else [])):
             for source in sources:
                 name = Path(source.config.shards).name

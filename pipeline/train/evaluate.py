@@ -122,10 +122,10 @@ def evaluate_model_collective(
     task = settings.module(model, job.classes, replace(bundle.preprocess, eval=plain))
     batches = EvalLoader(
         job.data,
-        channels=bundle.spec.channels,
+        channels=bundle.spec.backbone.channels,
         targets=settings.targets,
         views=settings.views(),
-        size=bundle.spec.image_size,
+        size=bundle.spec.backbone.image_size,
         plain=plain,
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),

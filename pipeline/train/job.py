@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import TrainStage
 from pipeline.errors import Interrupted
-from pipeline.models.spec import Pair, ViTSpec
+from pipeline.models.spec import ModelSpec, Pair
 from pipeline.shards.index import DatasetIndex
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source
@@ -58,7 +58,7 @@ class TrainJob:
 
     folder: Path  # runs/<name>/stages/<id>
     stage: TrainStage
-    spec: ViTSpec
+    spec: ModelSpec
     preprocess: Preprocess
     classes: list[str]
     train: list[Source]
@@ -84,7 +84,7 @@ class TrainJob:
         return partial(
             size_at,
             total_steps=self.total_steps,
-            base_size=self.spec.image_size,
+            base_size=self.spec.backbone.image_size,
             resolution=self.stage.resolution,
             seed=self.seed,
         )

@@ -90,7 +90,7 @@ def loader(job: ReplayJob) -> TrainLoader:
     return TrainLoader(
         train.train,
         train.stage.data,
-        channels=train.spec.channels,
+        channels=train.spec.backbone.channels,
         targets=train.stage.task.targets,
         views=train.stage.task.views(),
         seed=train.seed,
@@ -137,7 +137,7 @@ def losses_and_backward(
 ) -> Iterator[Tensor]:
     """Terms of the loss [T] of one sample after the other, on the CPU; what anomaly detection says is added."""
     parameter, key_seed = next(task.parameters()), derive_seed(job.seed, DROP_PATH)
-    patch = patch_at(batch.step, job.spec.patch, job.stage.resolution, job.seed)
+    patch = patch_at(batch.step, job.spec.backbone.patch, job.stage.resolution, job.seed)
     divisors = normalisers.to(parameter.device)
 
     def loss_and_backward(one: Batch) -> Tensor:

@@ -89,7 +89,7 @@ class TrainWorker:
             model.load_state_dict(load_bundle(self.job.init).state)
         model.transformer.recompute_activations(stage.engine.activation_checkpointing)
         if stage.engine.compile:
-            compile_layers(model.to(self.device), len(step_shapes(stage, spec)))
+            compile_layers(model.to(self.device), len(step_shapes(stage, spec.backbone)))
         return model
 
     def _resume_collective(self, folder: str) -> None:
@@ -180,13 +180,13 @@ class TrainWorker:
         )
 
     def _patch_at(self, step: int) -> Pair:
-        return patch_at(step, self.job.spec.patch, self.job.stage.resolution, self.job.seed)
+        return patch_at(step, self.job.spec.backbone.patch, self.job.stage.resolution, self.job.seed)
 
     def _micro_batches(self, step: int) -> int:
         """Backward passes of a step, on every rank: enough for the largest share."""
         stage, size, patch = self.job.stage, self.size_at(step), self._patch_at(step)
         _, largest_share = step_shares(stage.data.lanes, stage.global_batch_size, self.world_size)
-        return micro_batches_at(size, patch, self.job.spec, largest_share, stage.micro_batch_size)
+        return micro_batches_at(size, patch, self.job.spec.backbone, largest_share, stage.micro_batch_size)
 
     def _count_skipped_collective(self, applied: bool) -> None:
         """Stop, with all of the state committed, where step after step is skipped."""
@@ -208,7 +208,7 @@ class TrainWorker:
         return TrainLoader(
             job.train,
             job.stage.data,
-            channels=job.spec.channels,
+            channels=job.spec.backbone.channels,
             targets=job.stage.task.targets,
             views=job.stage.task.views(),
             seed=job.seed,
@@ -269,10 +269,10 @@ class TrainWorker:
     def _eval_loader(self, data: Source) -> EvalLoader:
         return EvalLoader(
             data,
-            channels=self.job.spec.channels,
+            channels=self.job.spec.backbone.channels,
             targets=self.job.stage.task.targets,
             views=self.job.stage.task.views(),
-            size=self.job.spec.image_size,
+            size=self.job.spec.backbone.image_size,
             plain=self.job.preprocess.eval,
             rank=self.rank,
             world_size=self.world_size,

@@ -85,7 +85,9 @@ def test_stages_start_from_them_resized_to_their_own_shape(place: Any, first_run
         assert counts["copied"] >= 12 * depth
         assert counts["resized"] >= 1
         spec = json.loads((folder / "init" / "model.json").read_text())["spec"]
-        assert (spec["depth"], spec["grid"], spec["channels"], spec["num_classes"]) == (depth, [4, 4], 1, 4)
+        backbone, heads = spec["backbone"], spec["heads"]
+        assert (backbone["depth"], backbone["grid"], backbone["channels"]) == (depth, [4, 4], 1)
+        assert heads == {"mlp_head": {"kind": "classifier", "outputs": 4, "options": {}}}
     theirs = timm.create_model(NAME, pretrained=False).state_dict()
     start = load_model(place.stage("foreign", "named") / "init").state_dict()
     assert start["transformer.layers.3.linear1.weight"].shape == theirs["blocks.3.mlp.fc1.weight"].shape

@@ -85,7 +85,7 @@ def test_training_learns_and_hands_on_what_it_learnt(joined: Any, first_run: Any
 
 
 def test_sizes_and_shapes_are_those_of_the_config(joined: Any, first_run: Any) -> None:
-    spec = json.loads((joined.stage("all", "finer") / "model" / "model.json").read_text())["spec"]
+    spec = json.loads((joined.stage("all", "finer") / "model" / "model.json").read_text())["spec"]["backbone"]
     assert (spec["grid"], spec["patch"]) == ([8, 8], [2, 2])
     sizes = {row["train/image_size"] for row in joined.rows("all", "finer") if "train/image_size" in row}
     assert sizes <= {12.0, 16.0, 20.0}

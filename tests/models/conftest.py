@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.models import MiniViT, ViTSpec, build_spec
+from pipeline.models import MiniViT, ModelSpec, build_spec
 
 
 @pytest.fixture
@@ -25,10 +25,10 @@ def randomise() -> Callable[[nn.Module], None]:
 
 
 @pytest.fixture
-def small_spec() -> Callable[..., ViTSpec]:
+def small_spec() -> Callable[..., ModelSpec]:
     """`nano`, two layers deep, at 16 px with patches of 4, unless told otherwise."""
 
-    def make(**options: object) -> ViTSpec:
+    def make(**options: object) -> ModelSpec:
         settings = {"image_size": 16, "patch_size": 4, "num_classes": 5, "depth": 2, "embed_dim": 32, "num_heads": 2}
         return build_spec("nano", **{**settings, **options})
 
@@ -36,10 +36,10 @@ def small_spec() -> Callable[..., ViTSpec]:
 
 
 @pytest.fixture
-def small_model(small_spec: Callable[..., ViTSpec], randomise: Callable[[nn.Module], None]) -> Callable[..., MiniViT]:
+def small_model(small_spec: Callable[..., ModelSpec], randomise: Callable[[nn.Module], None]) -> Callable[..., MiniViT]:
     """A randomised model of `small_spec`, in eval mode."""
 
-    def make(spec: ViTSpec | None = None, **options: object) -> MiniViT:
+    def make(spec: ModelSpec | None = None, **options: object) -> MiniViT:
         model = MiniViT.from_spec(spec or small_spec(**options))
         randomise(model)
         return model.eval()

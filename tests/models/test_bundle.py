@@ -117,10 +117,21 @@ def test_weights_that_do_not_fit_name_the_tensor(bundle: Bundle, tmp_path: Path)
     folder = save(bundle, tmp_path / "model")
     path = folder / "model.json"
     raw = json.loads(path.read_text())
-    raw["spec"]["tokens"]["registers"] = 2
+    raw["spec"]["backbone"]["tokens"]["registers"] = 2
     path.write_text(json.dumps(raw))
     with pytest.raises(ModelError, match=r"'(registers|pos_embed)' has shape \[1, .*\]; its spec asks for \[1, "):
         load_bundle(folder)
+
+
+def test_format_1_is_a_classifier(bundle: Bundle, tmp_path: Path) -> None:
+    path = save(bundle, tmp_path / "model") / "model.json"
+    raw = json.loads(path.read_text())
+    assert raw["format_version"] == 2
+    path.write_text(json.dumps(raw | {"format_version": 1, "spec": raw["spec"]["backbone"] | {"num_classes": 5}}))
+    assert load_bundle(path.parent).spec == bundle.spec
+    path.write_text(json.dumps(raw | {"format_version": 3}))
+    with pytest.raises(ModelError, match=r"has format version 3; this version of the package reads 1 to 2"):
+        load_bundle(path.parent)
 
 
 def test_classes_must_match_the_head(bundle: Bundle, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.models import MiniViT, ViTSpec
+from pipeline.models import MiniViT, ModelSpec
 from pipeline.models.clip_bridge import from_clip, to_clip
 
 Randomise = Callable[[nn.Module], None]
@@ -72,7 +72,7 @@ def tower(request: pytest.FixtureRequest, randomise: Randomise) -> tuple[Tower, 
     return model, request.param
 
 
-def build(state: dict[str, Tensor], spec: ViTSpec) -> MiniViT:
+def build(state: dict[str, Tensor], spec: ModelSpec) -> MiniViT:
     model = MiniViT.from_spec(spec, init="torch").eval()
     model.load_state_dict(state)
     return model
@@ -115,7 +115,13 @@ def test_openai_tower_both_ways_with_equal_outputs(tower: tuple[Tower, Any]) -> 
     whole = {f"visual.{key}": tensor for key, tensor in theirs.state_dict().items()}
     whole |= {"transformer.resblocks.0.attn.in_proj_weight": torch.zeros(9, 3), "logit_scale": torch.ones(())}
     state, spec = from_clip(whole, activation=activation)
-    assert (spec.num_heads, spec.grid, spec.patch, spec.num_classes, spec.embed_norm) == (2, (4, 4), (8, 8), 48, True)
+    assert (
+        spec.backbone.num_heads,
+        spec.backbone.grid,
+        spec.backbone.patch,
+        spec.num_classes,
+        spec.backbone.embed_norm,
+    ) == (2, (4, 4), (8, 8), 48, True)
     images = torch.randn(2, 3, 32, 32)
     expected = theirs(images)
     assert expected.std() > 1e-2
@@ -151,10 +157,10 @@ def test_a_tower_without_projection_gets_an_empty_head(tower: tuple[Tower, Any])
 def test_biases_that_clip_lacks_are_folded_exactly(small_model: Make, options: dict[str, Any]) -> None:
     """A trained model has biases at its patches and its head; an equal tower has none."""
     ours = small_model(embed_norm=True, eps=1e-5, **options)
-    activation = QuickGELU() if ours.spec.activation == "quick_gelu" else nn.GELU()
+    activation = QuickGELU() if ours.spec.backbone.activation == "quick_gelu" else nn.GELU()
     theirs = Tower(16, 4, 32, 2, 2, 5, activation).eval()
     state = {key.removeprefix("visual."): tensor for key, tensor in to_clip(ours.state_dict(), ours.spec).items()}
-    assert ours.spec.mlp_dim == 128
+    assert ours.spec.backbone.mlp_dim == 128
     theirs.load_state_dict(state, strict=True)
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(theirs(images), ours(images), atol=1e-5, rtol=1e-5)

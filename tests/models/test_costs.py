@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models import MiniViT, TokenSchema, ViTSpec, build_spec, count_parameters, forward_flops
+from pipeline.models import MiniViT, ModelSpec, TokenSchema, build_spec, count_parameters, forward_flops
 from pipeline.models.variants import VARIANTS
 
 base = build_spec("nano", image_size=(28, 20), num_classes=7)
-SPECS: dict[str, ViTSpec] = {
+SPECS: dict[str, ModelSpec] = {
     **{
         name: build_spec(name, image_size=56 if VARIANTS[name].patch == 14 else 64, num_classes=10) for name in VARIANTS
     },
@@ -20,26 +18,26 @@ SPECS: dict[str, ViTSpec] = {
     "registers, layer scale, qk norm": build_spec(
         "nano", image_size=28, num_classes=3, registers=4, layer_scale=0.1, qk_norm=True
     ),
-    "distillation and mask": dataclasses.replace(base, tokens=TokenSchema(dist=True, mask=True)),
-    "uncovered prefix": dataclasses.replace(base, tokens=TokenSchema(registers=2, positions_cover_prefix=False)),
+    "distillation and mask": build_spec("nano", image_size=28, num_classes=7, dist_token=True, mask_token=True),
+    "uncovered prefix": base.with_backbone(tokens=TokenSchema(registers=2, positions_cover_prefix=False)),
     "CLIP's": build_spec("nano", image_size=28, num_classes=3, embed_norm=True, activation="quick_gelu"),
-    "sine-cosine": dataclasses.replace(base, positions="sincos"),
-    "no positions": dataclasses.replace(base, positions="none"),
+    "sine-cosine": base.with_backbone(positions="sincos"),
+    "no positions": base.with_backbone(positions="none"),
 }
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_parameters_equal_the_counted(spec: ViTSpec) -> None:
+def test_parameters_equal_the_counted(spec: ModelSpec) -> None:
     with torch.device("meta"):
         model = MiniViT.from_spec(spec, init="torch")
     assert count_parameters(spec) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_flops_equal_the_counted_forward(spec: ViTSpec) -> None:
+def test_flops_equal_the_counted_forward(spec: ModelSpec) -> None:
     with torch.device("meta"):
         model = MiniViT.from_spec(spec, init="torch").eval()
-        images = torch.empty(1, spec.channels, *spec.image_size)
+        images = torch.empty(1, spec.backbone.channels, *spec.backbone.image_size)
     # torch's counter does not know the CPU's fused attention; the plain one is the same products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(images)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.models import MiniViT, ViTSpec
+from pipeline.models import MiniViT, ModelSpec
 from pipeline.models.encoder import Encoder, EncoderLayer, Recompute, SelfAttention
 
 Randomise = Callable[[nn.Module], None]
@@ -31,14 +31,14 @@ def test_attention_weights_sum_to_one(randomise: Randomise) -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 7))
 
 
-def test_drop_path_grows_with_depth(small_spec: Callable[..., ViTSpec]) -> None:
-    encoder = Encoder(small_spec(depth=5, drop_path=0.4))
+def test_drop_path_grows_with_depth(small_spec: Callable[..., ModelSpec]) -> None:
+    encoder = Encoder(small_spec(depth=5, drop_path=0.4).backbone)
     assert encoder.drop_path.rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_dropped_branches_add_nothing(small_spec: Callable[..., ViTSpec], randomise: Randomise, norm: str) -> None:
-    layer = EncoderLayer(small_spec(norm=norm))
+def test_dropped_branches_add_nothing(small_spec: Callable[..., ModelSpec], randomise: Randomise, norm: str) -> None:
+    layer = EncoderLayer(small_spec(norm=norm).backbone)
     randomise(layer)
     x = torch.randn(3, 9, 32)
     factors = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 2.0]])[..., None, None]
@@ -52,9 +52,9 @@ def test_dropped_branches_add_nothing(small_spec: Callable[..., ViTSpec], random
 @pytest.mark.parametrize("choice", ["selective", "full"])
 @pytest.mark.parametrize("options", [{}, {"norm": "post"}, {"drop_path": 0.5, "dropout": 0.2}])
 def test_recomputed_activations_change_nothing(
-    small_spec: Callable[..., ViTSpec], randomise: Randomise, choice: Recompute, options: dict[str, object]
+    small_spec: Callable[..., ModelSpec], randomise: Randomise, choice: Recompute, options: dict[str, object]
 ) -> None:
-    encoder = Encoder(small_spec(depth=3, **options)).train()
+    encoder = Encoder(small_spec(depth=3, **options).backbone).train()
     randomise(encoder)
     x = torch.randn(2, 9, 32)
 
@@ -68,9 +68,9 @@ def test_recomputed_activations_change_nothing(
     torch.testing.assert_close(step(), before, atol=1e-5, rtol=1e-5)
 
 
-def test_recomputing_keeps_less(small_spec: Callable[..., ViTSpec]) -> None:
+def test_recomputing_keeps_less(small_spec: Callable[..., ModelSpec]) -> None:
     """Bytes that wait for the backward pass, besides the weights: measured, and in the order of the choices."""
-    encoder = Encoder(small_spec(depth=8)).train()
+    encoder = Encoder(small_spec(depth=8).backbone).train()
     weights = {parameter.data_ptr() for parameter in encoder.parameters()}
 
     def kept_bytes() -> int:
@@ -97,8 +97,8 @@ def test_recomputing_keeps_less(small_spec: Callable[..., ViTSpec]) -> None:
     assert full < 0.2 * none
 
 
-def test_trimmed_last_layer_has_the_whole_gradient(small_spec: Callable[..., ViTSpec], randomise: Randomise) -> None:
-    encoder = Encoder(small_spec())
+def test_trimmed_last_layer_has_the_whole_gradient(small_spec: Callable[..., ModelSpec], randomise: Randomise) -> None:
+    encoder = Encoder(small_spec().backbone)
     randomise(encoder)
     x = torch.randn(2, 9, 32)
     whole = torch.autograd.grad(encoder(x)[:, :2].square().sum(), list(encoder.parameters()))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.models import MiniViT, ViTSpec
+from pipeline.models import MiniViT, ModelSpec
 from pipeline.models.foreign import describe_foreign, load_foreign
 from pipeline.models.hf_bridge import from_hugging_face
 
@@ -46,7 +46,7 @@ def answer(model: Any, images: Tensor) -> Tensor:
     return found
 
 
-def ours(state: dict[str, Tensor], spec: ViTSpec, images: Tensor, headless: bool) -> Tensor:
+def ours(state: dict[str, Tensor], spec: ModelSpec, images: Tensor, headless: bool) -> Tensor:
     model = MiniViT.from_spec(spec, init="torch").eval()
     model.load_state_dict(state)
     if headless:
@@ -77,7 +77,7 @@ def test_a_folder_of_the_hub_says_heads_grid_classes_and_normalisation(randomise
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(usual))
     path = str(tmp_path / "model.safetensors")
     bundle = load_foreign(path)
-    assert (bundle.spec.grid, bundle.spec.num_heads, bundle.spec.eps) == ((4, 6), 4, 1e-12)
+    assert (bundle.spec.backbone.grid, bundle.spec.backbone.num_heads, bundle.spec.backbone.eps) == ((4, 6), 4, 1e-12)
     assert bundle.classes == [f"class {n}" for n in range(5)]
     assert (bundle.preprocess.mean, bundle.preprocess.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     assert describe_foreign(path).spec == bundle.spec

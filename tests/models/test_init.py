@@ -7,10 +7,10 @@ import timm
 import torch
 
 from pipeline.errors import ModelError
-from pipeline.models import MiniViT, ViTSpec, build_spec
+from pipeline.models import MiniViT, ModelSpec, build_spec
 from pipeline.models.timm_bridge import to_timm
 
-Make = Callable[..., ViTSpec]
+Make = Callable[..., ModelSpec]
 
 
 def test_prenorm_layers_start_different(small_spec: Make) -> None:
@@ -32,7 +32,7 @@ def test_biases_zero_and_heads_small(small_spec: Make, init: str) -> None:
 def test_mae_scales_with_width_and_timm_does_not(small_spec: Make) -> None:
     spec = small_spec()
     mae, timm = (MiniViT.from_spec(spec, init=init).transformer.layers[0].linear1.weight for init in ("mae", "timm"))
-    assert mae.std().item() == pytest.approx((2 / (32 + spec.mlp_dim)) ** 0.5, rel=0.1)
+    assert mae.std().item() == pytest.approx((2 / (32 + spec.backbone.mlp_dim)) ** 0.5, rel=0.1)
     assert timm.std().item() == pytest.approx(0.02, rel=0.1)
 
 

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.models import VARIANTS, MiniViT, TokenSchema, ViTSpec, build_spec
+from pipeline.models import VARIANTS, MiniViT, ModelSpec, build_spec
 from pipeline.models.encoder import SelfAttention
+from pipeline.models.heads.head import Features
 
 Make = Callable[..., MiniViT]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4}
+
+
+def read(model: MiniViT, tokens: Tensor) -> Tensor:
+    """The logits of the encoder's whole output [B, P+N, D]."""
+    return model.apply_heads(Features(tokens, {}, (0, 0), model.spec.backbone.tokens.num_prefix, (0, 0)))
 
 
 class StockMiniViT(nn.Module):
@@ -98,7 +104,9 @@ def test_tutorial_drops_out_in_training_only(pair: tuple[MiniViT, StockMiniViT])
 def test_prenorm_gelu_equals_stock_encoder(small_model: Make) -> None:
     """The other options of torch's encoder are still its mathematics."""
     ours = small_model(eps=1e-5)
-    layer = nn.TransformerEncoderLayer(32, 2, ours.spec.mlp_dim, 0.0, "gelu", batch_first=True, norm_first=True)
+    layer = nn.TransformerEncoderLayer(
+        32, 2, ours.spec.backbone.mlp_dim, 0.0, "gelu", batch_first=True, norm_first=True
+    )
     stock = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     stock.load_state_dict(ours.transformer.state_dict())
     x = torch.randn(2, 17, 32)
@@ -125,8 +133,8 @@ def test_logits_are_those_of_all_features(small_model: Make, options: dict[str, 
     for size in ((16, 16), (24, 20)):
         images = torch.randn(2, 3, *size)
         features = model.forward_features(images)
-        assert features.shape == (2, model.spec.tokens.num_prefix + size[0] * size[1] // 16, 32)
-        torch.testing.assert_close(model(images), model.classify(features), atol=1e-5, rtol=1e-5)
+        assert features.shape == (2, model.spec.backbone.tokens.num_prefix + size[0] * size[1] // 16, 32)
+        torch.testing.assert_close(model(images), read(model, features), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
@@ -155,7 +163,7 @@ def test_a_parameters_layer_is_the_first_place_that_it_acts_on(small_model: Make
     mask = torch.arange(16).expand(2, -1) < 4 if options.get("mask_token") else None
     places = [model.embed(images, mask)]
     places += model.transformer.layer_outputs(places[0])
-    places.append(model.classify(places[-1]))
+    places.append(read(model, places[-1]))
     unseen = dict(model.named_parameters())
     for layer, place in enumerate(places):
         gradients = torch.autograd.grad(place.sum(), list(unseen.values()), retain_graph=True, allow_unused=True)
@@ -170,8 +178,8 @@ def test_layers_are_counted_up_to_the_depth_of_every_variant(variant: str) -> No
     with torch.device("meta"):
         model = MiniViT.from_spec(build_spec(variant, image_size=224, num_classes=10, dist_token=True), init="torch")
     layers = {name: model.layer_of(name) for name, _ in model.named_parameters()}
-    assert set(layers.values()) == set(range(model.spec.depth + 2))
-    assert layers["dist_head.weight"] == layers["mlp_head.1.weight"] == model.spec.depth + 1
+    assert set(layers.values()) == set(range(model.spec.backbone.depth + 2))
+    assert layers["dist_head.weight"] == layers["mlp_head.1.weight"] == model.spec.backbone.depth + 1
 
 
 def test_a_parameter_without_a_layer_is_our_mistake(small_model: Make) -> None:
@@ -193,17 +201,17 @@ def test_weight_decay_acts_on_products_alone(small_model: Make, options: dict[st
     assert {name for name, _ in model.named_parameters() if model.decays(name)} == factors
 
 
-def test_distillation_logits_are_averaged(small_model: Make, small_spec: Callable[..., ViTSpec]) -> None:
-    model = small_model(dataclasses.replace(small_spec(), tokens=TokenSchema(dist=True)))
+def test_distillation_logits_are_averaged(small_model: Make, small_spec: Callable[..., ModelSpec]) -> None:
+    model = small_model(dist_token=True)
     images = torch.randn(2, 3, 16, 16)
     normed = model.mlp_head[0](model.forward_features(images))
-    assert model.dist_head is not None
-    expected = (model.mlp_head[1](normed[:, 0]) + model.dist_head(normed[:, 1])) / 2
+    own = F.linear(normed[:, 1], model.dist_head.weight, model.dist_head.bias)
+    expected = (model.mlp_head[1](normed[:, 0]) + own) / 2
     torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_masked_patches_are_not_seen(small_model: Make, small_spec: Callable[..., ViTSpec]) -> None:
-    model = small_model(dataclasses.replace(small_spec(), tokens=TokenSchema(mask=True)))
+def test_masked_patches_are_not_seen(small_model: Make, small_spec: Callable[..., ModelSpec]) -> None:
+    model = small_model(mask_token=True)
     images, mask = torch.randn(2, 3, 16, 16), torch.zeros(2, 16, dtype=torch.bool)
     mask[:, 0] = True
     changed = images.clone()
@@ -218,7 +226,7 @@ def test_kept_patches_are_encoded_as_if_there_were_no_others(
     small_model: Make, options: dict[str, object], size: tuple[int, int]
 ) -> None:
     model = small_model(**options)
-    images, prefix = torch.randn(3, 3, *size), model.spec.tokens.num_prefix
+    images, prefix = torch.randn(3, 3, *size), model.spec.backbone.tokens.num_prefix
     patches = size[0] * size[1] // 16
     keep = torch.stack([torch.randperm(patches)[:5] for _ in images])
     tokens = model.embed(images)
@@ -239,7 +247,7 @@ def test_per_batch_multi_scale_equals_a_model_of_that_size(small_model: Make) ->
     from pipeline.models import adapt
 
     model = small_model()
-    larger = dataclasses.replace(model.spec, grid=(7, 5))
+    larger = model.spec.with_backbone(grid=(7, 5))
     state, _ = adapt(model.state_dict(), model.spec, larger)
     other = MiniViT.from_spec(larger).eval()
     other.load_state_dict(state)

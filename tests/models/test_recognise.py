@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 
-from pipeline.models import MiniViT, ViTSpec
+from pipeline.models import MiniViT, ModelSpec
 from pipeline.models.recognise import seems_to_be
 
 
@@ -77,7 +77,7 @@ def test_other_layouts(keys: list[str], expected: str | None) -> None:
     assert found is None or expected in found[1]
 
 
-def test_a_minivit_is_one(small_spec: Callable[..., ViTSpec]) -> None:
+def test_a_minivit_is_one(small_spec: Callable[..., ModelSpec]) -> None:
     with torch.device("meta"):
         state = MiniViT.from_spec(small_spec(mask_token=True), init="torch").state_dict()
     assert seems_to_be({key: value for key, value in state.items() if key != "mask_token"}) == (

@@ -7,20 +7,25 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.models import TokenSchema, ViTSpec
+from pipeline.models import HeadSpec, ModelSpec, TokenSchema, ViTSpec
 
-Make = Callable[..., ViTSpec]
+Make = Callable[..., ModelSpec]
 
 
 def test_round_trip_through_json(small_spec: Make) -> None:
-    spec = dataclasses.replace(
-        small_spec(image_size=(16, 24), registers=3, layer_scale=0.1), tokens=TokenSchema(mask=True, registers=2)
-    )
-    assert ViTSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    spec = small_spec(image_size=(16, 24), registers=3, layer_scale=0.1, mask_token=True, dist_token=True)
+    spec = dataclasses.replace(spec, task="another")
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_format_1_is_a_classifier(small_spec: Make) -> None:
+    spec = small_spec(dist_token=True)
+    assert ModelSpec.from_dict({**spec.backbone.to_dict(), "num_classes": 5}) == spec
+    assert list(spec.heads) == ["mlp_head", "dist_head"]
 
 
 def test_image_size_and_positions(small_spec: Make) -> None:
-    spec = small_spec(image_size=(16, 24), registers=3)
+    spec = small_spec(image_size=(16, 24), registers=3).backbone
     assert spec.image_size == (16, 24)
     assert spec.grid == (4, 6)
     assert spec.num_positions == 24 + 1 + 3
@@ -29,14 +34,16 @@ def test_image_size_and_positions(small_spec: Make) -> None:
 
 def test_unknown_field_is_named(small_spec: Make) -> None:
     with pytest.raises(ModelError, match="'colour'"):
-        ViTSpec.from_dict({**small_spec().to_dict(), "colour": 1})
+        ViTSpec.from_dict({**small_spec().backbone.to_dict(), "colour": 1})
 
 
 def test_missing_field_is_named(small_spec: Make) -> None:
     raw = small_spec().to_dict()
-    del raw["grid"]
+    del raw["backbone"]["grid"]
     with pytest.raises(ModelError, match="grid"):
-        ViTSpec.from_dict(raw)
+        ModelSpec.from_dict(raw)
+    with pytest.raises(ModelError, match="heads"):
+        ModelSpec.from_dict({"backbone": small_spec().backbone.to_dict(), "task": "classification"})
 
 
 @pytest.mark.parametrize(
@@ -53,7 +60,34 @@ def test_missing_field_is_named(small_spec: Make) -> None:
 )
 def test_impossible_specs_say_what_to_change(small_spec: Make, change: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        dataclasses.replace(small_spec(), **change)
+        dataclasses.replace(small_spec().backbone, **change)
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ({"mlp_head": HeadSpec("clasifier", 5)}, "'clasifier' is not a kind of head; did you mean 'classifier'"),
+        ({"mlp_head": HeadSpec("classifier", 0)}, "model.num_classes: is 0; it must be at least 1"),
+        ({"dist_head": HeadSpec("distillation", 5)}, "reads the distillation token, which this model has not"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(small_spec: Make, heads: dict[str, HeadSpec], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        ModelSpec(small_spec().backbone, heads)
+
+
+def test_heads_that_do_not_fit_each_other_are_refused(small_spec: Make) -> None:
+    both = small_spec(dist_token=True)
+    with pytest.raises(ModelError, match="a distillation head needs the head 'mlp_head'; the model has none"):
+        ModelSpec(both.backbone, {"dist_head": both.heads["dist_head"]})
+    with pytest.raises(ModelError, match=r"different numbers of classes \(mlp_head 5, dist_head 4\)"):
+        ModelSpec(both.backbone, both.heads | {"dist_head": HeadSpec("distillation", 4)})
+
+
+def test_a_classifier_reads_what_its_pool_needs(small_spec: Make) -> None:
+    reads = [small_spec(**options).reads.num_tokens for options in ({}, {"dist_token": True}, {"pool": "avg"})]
+    assert reads == [1, 2, None]
+    assert ModelSpec(small_spec().backbone, {}).reads == ((), None)
 
 
 @pytest.mark.parametrize(
@@ -61,4 +95,4 @@ def test_impossible_specs_say_what_to_change(small_spec: Make, change: dict[str,
 )
 def test_image_must_be_whole_patches(small_spec: Make, size: tuple[int, int], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        small_spec().grid_for(size)
+        small_spec().backbone.grid_for(size)

@@ -11,22 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ModelError
-from pipeline.models import MiniViT, TokenSchema, ViTSpec, adapt
+from pipeline.models import MiniViT, ModelSpec, TokenSchema, adapt
 from pipeline.models.costs import forward_flops
 from pipeline.models.surgery_probe import probe_outputs
 
 Make = Callable[..., MiniViT]
-MakeSpec = Callable[..., ViTSpec]
+MakeSpec = Callable[..., ModelSpec]
 
 
-def build(spec: ViTSpec, state: dict[str, torch.Tensor]) -> MiniViT:
+def build(spec: ModelSpec, state: dict[str, torch.Tensor]) -> MiniViT:
     model = MiniViT.from_spec(spec).eval()
     model.load_state_dict(state)
     return model
 
 
-def with_tokens(spec: ViTSpec, **tokens: object) -> ViTSpec:
-    return dataclasses.replace(spec, tokens=dataclasses.replace(spec.tokens, **tokens))
+def with_tokens(spec: ModelSpec, **tokens: object) -> ModelSpec:
+    backbone = dataclasses.replace(spec.backbone, tokens=dataclasses.replace(spec.backbone.tokens, **tokens))
+    return ModelSpec.classifier(backbone, spec.num_classes)
 
 
 def test_same_spec_is_identity(small_model: Make) -> None:
@@ -150,7 +151,7 @@ def test_distillation_token_starts_as_a_second_vote(small_model: Make) -> None:
 
 def test_layer_scale_folds_exactly(small_model: Make) -> None:
     model = small_model(layer_scale=0.3)
-    without = dataclasses.replace(model.spec, layer_scale=None)
+    without = model.spec.with_backbone(layer_scale=None)
     state, _ = adapt(model.state_dict(), model.spec, without)
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(build(without, state)(images), model(images), atol=1e-5, rtol=1e-5)
@@ -163,7 +164,7 @@ def test_layer_scale_folds_exactly(small_model: Make) -> None:
 )
 def test_kinds_of_positions(small_model: Make, old: str, new: str) -> None:
     model = small_model(positions=old)
-    changed = dataclasses.replace(model.spec, positions=new)
+    changed = model.spec.with_backbone(positions=new)
     state, _ = adapt(model.state_dict(), model.spec, changed)
     images = torch.randn(2, 3, 16, 16)
     same = torch.allclose(build(changed, state)(images), model(images), atol=1e-5)
@@ -238,12 +239,12 @@ def test_any_shape_becomes_any_other(
 
     small = {"depth": 1, "embed_dim": 8, "num_heads": 2}
     source, target = (
-        dataclasses.replace(build_spec("nano", **shape, **small), tokens=tokens)
+        with_tokens(build_spec("nano", **shape, **small), **vars(tokens))
         for shape, tokens in ((old, old_tokens), (new, new_tokens))
     )
     model = MiniViT.from_spec(source)
     state, report = adapt(model.state_dict(), source, target)
-    logits = build(target, state)(torch.randn(1, target.channels, *target.image_size))
+    logits = build(target, state)(torch.randn(1, target.backbone.channels, *target.backbone.image_size))
     assert logits.isfinite().all()
     assert {c.name for c in report.changes} == model.state_dict().keys() | state.keys()
     assert {c.name for c in report.changes if c.action == "dropped"} == model.state_dict().keys() - state.keys()
@@ -254,7 +255,7 @@ def test_any_shape_becomes_any_other(
 
 def test_half_precision_stays_half(small_model: Make, small_spec: MakeSpec) -> None:
     model = small_model().to(torch.bfloat16)
-    target = dataclasses.replace(small_spec(image_size=32, patch_size=8, registers=1, channels=1, num_classes=2))
+    target = small_spec(image_size=32, patch_size=8, registers=1, channels=1, num_classes=2)
     state, _ = adapt(model.state_dict(), model.spec, target)
     assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.models import MiniViT, TokenSchema, ViTSpec, build_spec
+from pipeline.models import MiniViT, ModelSpec, build_spec
 from pipeline.models.timm_bridge import from_timm, timm_config, to_timm
 
 Randomise = Callable[[nn.Module], None]
@@ -55,7 +54,7 @@ TIMM_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(state: dict[str, torch.Tensor], spec: ViTSpec) -> MiniViT:
+def build(state: dict[str, torch.Tensor], spec: ModelSpec) -> MiniViT:
     model = MiniViT.from_spec(spec, init="torch").eval()
     model.load_state_dict(state)
     return model
@@ -72,7 +71,7 @@ def test_both_ways_with_equal_outputs(name: str, options: dict[str, Any], random
     grid, heads = theirs.patch_embed.grid_size, theirs.blocks[0].attn.num_heads
     activation = "quick_gelu" if "quickgelu" in name else "gelu"
     state, spec = from_timm(theirs.state_dict(), grid=grid, num_heads=heads, activation=activation)
-    images = torch.randn(2, spec.channels, *spec.image_size)
+    images = torch.randn(2, spec.backbone.channels, *spec.backbone.image_size)
     with torch.no_grad():
         expected = theirs(images)
         assert expected.std() > 1e-2
@@ -119,7 +118,7 @@ def test_headless_checkpoint_gets_an_empty_head() -> None:
     assert not state["mlp_head.1.weight"].any()
 
 
-def test_positions_of_nothing_become_zeros(small_spec: Callable[..., ViTSpec], randomise: Randomise) -> None:
+def test_positions_of_nothing_become_zeros(small_spec: Callable[..., ModelSpec], randomise: Randomise) -> None:
     model = MiniViT.from_spec(small_spec(positions="none")).eval()
     randomise(model)
     architecture, arguments = timm_config(model.spec)
@@ -129,13 +128,13 @@ def test_positions_of_nothing_become_zeros(small_spec: Callable[..., ViTSpec], r
     torch.testing.assert_close(theirs(images), model(images), atol=1e-5, rtol=1e-5)
 
 
-def test_what_timm_cannot_express_is_refused(small_spec: Callable[..., ViTSpec]) -> None:
+def test_what_timm_cannot_express_is_refused(small_spec: Callable[..., ModelSpec]) -> None:
     with pytest.raises(ModelError, match=r"model\.norm: is post; timm's ViT has pre"):
         timm_config(small_spec(norm="post"))
     with pytest.raises(ModelError, match=r"model\.eps"):
         timm_config(small_spec(eps=1e-5))
     with pytest.raises(ModelError, match="distilled"):
-        timm_config(dataclasses.replace(small_spec(), tokens=TokenSchema(dist=True, registers=1)))
+        timm_config(small_spec(dist_token=True, registers=1))
 
 
 def test_foreign_tensors_are_refused() -> None:

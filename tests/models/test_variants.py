@@ -13,8 +13,8 @@ from pipeline.models import VARIANTS, build_spec, count_parameters
 def test_every_variant_builds_a_spec(name: str) -> None:
     patch = VARIANTS[name].patch
     spec = build_spec(name, image_size=4 * patch, num_classes=10)
-    assert spec.grid == (4, 4)
-    assert spec.variant == name
+    assert spec.backbone.grid == (4, 4)
+    assert spec.backbone.variant == name
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ def test_small_sizes_are_small() -> None:
 
 
 def test_width_override_keeps_the_mlp_ratio_but_not_the_tutorials() -> None:
-    assert build_spec("nano", image_size=28, num_classes=2, embed_dim=96, num_heads=3).mlp_dim == 384
-    assert build_spec("tutorial", image_size=32, num_classes=2, embed_dim=64).mlp_dim == 2048
+    assert build_spec("nano", image_size=28, num_classes=2, embed_dim=96, num_heads=3).backbone.mlp_dim == 384
+    assert build_spec("tutorial", image_size=32, num_classes=2, embed_dim=64).backbone.mlp_dim == 2048
 
 
 def test_without_class_token_pooling_is_average() -> None:
-    assert build_spec("nano", image_size=28, num_classes=2, class_token=False).pool == "avg"
+    assert build_spec("nano", image_size=28, num_classes=2, class_token=False).backbone.pool == "avg"
 
 
 def test_wrong_names_get_the_nearest() -> None:

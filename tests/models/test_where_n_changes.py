@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipeline.models import MiniViT, TokenSchema, ViTSpec, adapt, build_spec
+from pipeline.models import MiniViT, ModelSpec, TokenSchema, adapt, build_spec
 from pipeline.models.drop_path import sample_keys
+from pipeline.models.heads.head import Features
 from pipeline.models.patch_embed import resize_kernel
 from pipeline.models.per_step import per_step
 
@@ -24,10 +25,20 @@ Make = Callable[..., MiniViT]
 Pair = tuple[int, int]
 
 
-def build(spec: ViTSpec, state: dict[str, Tensor]) -> MiniViT:
+def build(spec: ModelSpec, state: dict[str, Tensor]) -> MiniViT:
     model = MiniViT.from_spec(spec, init="torch").eval()
     model.load_state_dict(state)
     return model
+
+
+def read(model: MiniViT, tokens: Tensor) -> Tensor:
+    """The logits of the encoder's whole output [B, P+N, D]."""
+    return model.apply_heads(Features(tokens, {}, (0, 0), model.spec.backbone.tokens.num_prefix, (0, 0)))
+
+
+def classifier(spec: ModelSpec, **changes: object) -> ModelSpec:
+    """With the heads that its tokens ask for."""
+    return ModelSpec.classifier(dataclasses.replace(spec.backbone, **changes), spec.num_classes)
 
 
 def random_model(**options: object) -> MiniViT:
@@ -45,18 +56,18 @@ def directly(model: MiniViT, images: Tensor, kernel: Tensor, grid_positions: Ten
     """Logits by torch's convolution: `kernel` [D, C, p, q], `grid_positions` [N, D], `prefix` [P, D] with theirs."""
     x = F.conv2d(images, kernel, model.patch_embed.proj.bias, stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
     x = torch.cat([prefix.expand(len(images), -1, -1), x + grid_positions], dim=1)
-    return model.classify(model.transformer(x))
+    return read(model, model.transformer(x))
 
 
 def parts(model: MiniViT) -> tuple[Tensor, Tensor, Tensor]:
     """Patch kernel, grid positions [h, w, D] and prefix tokens [P, D] with their positions."""
     prefix = [getattr(model, name)[0] for name in ("cls_token", "registers") if getattr(model, name) is not None]
     positions = model.pos_embed[0]
-    count = len(positions) - model.spec.num_patches
+    count = len(positions) - model.spec.backbone.num_patches
     tokens = torch.cat(prefix)
     if count:
         tokens = tokens + positions[:count]
-    return model.patch_embed.proj.weight, positions[count:].unflatten(0, model.spec.grid), tokens
+    return model.patch_embed.proj.weight, positions[count:].unflatten(0, model.spec.backbone.grid), tokens
 
 
 def bicubic(grid: Tensor, size: Pair) -> Tensor:
@@ -75,7 +86,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize(("old", "new"), [((16, 16), (32, 32)), ((16, 16), (24, 40)), ((24, 40), (16, 20))])
 def test_fine_tuning_at_another_resolution(small_model: Make, old: Pair, new: Pair) -> None:
     model = small_model(image_size=old, registers=2)
-    target = dataclasses.replace(model.spec, grid=(new[0] // 4, new[1] // 4))
+    target = model.spec.with_backbone(grid=(new[0] // 4, new[1] // 4))
     state, report = adapt(model.state_dict(), model.spec, target)
     kernel, positions, prefix = parts(model)
     images = torch.randn(2, 3, *new)
@@ -86,7 +97,7 @@ def test_fine_tuning_at_another_resolution(small_model: Make, old: Pair, new: Pa
 def test_equal_counts_in_another_shape(small_model: Make) -> None:
     """2x8 and 4x4 patches are as many, and elsewhere."""
     model = small_model(image_size=(8, 32))
-    target = dataclasses.replace(model.spec, grid=(4, 4))
+    target = model.spec.with_backbone(grid=(4, 4))
     state, report = adapt(model.state_dict(), model.spec, target)
     kernel, positions, prefix = parts(model)
     images = torch.randn(2, 3, 16, 16)
@@ -101,7 +112,7 @@ def test_a_smaller_image_sliced_as_the_tutorial_does(small_model: Make) -> None:
     images = torch.randn(2, 3, 12, 8)
     expected = directly(model, images, kernel, positions.flatten(0, 1)[:6], prefix)
     close(model(images), expected)
-    smaller = dataclasses.replace(model.spec, grid=(3, 2))
+    smaller = model.spec.with_backbone(grid=(3, 2))
     state, report = adapt(model.state_dict(), model.spec, smaller)
     close(build(smaller, state)(images), expected)
     assert report.changed[0].note == "sliced, grid 4x4 -> 3x2"
@@ -116,7 +127,7 @@ def test_any_grid_to_any_grid(old: Pair, new: Pair, registers: int, covered: boo
     model = random_model(
         image_size=(4 * old[0], 4 * old[1]), registers=registers, prefix_positions=covered, class_token=True
     )
-    target = dataclasses.replace(model.spec, grid=new)
+    target = model.spec.with_backbone(grid=new)
     state, report = adapt(model.state_dict(), model.spec, target)
     kernel, positions, prefix = parts(model)
     images = torch.randn(2, 3, 4 * new[0], 4 * new[1], generator=torch.Generator().manual_seed(1))
@@ -131,7 +142,7 @@ def test_constant_positions_stay_constant(old: Pair, new: Pair, value: float) ->
     model = random_model(image_size=(4 * old[0], 4 * old[1]))
     state = model.state_dict()
     state["pos_embed"] = torch.cat([torch.randn(1, 1, 8), torch.full((1, old[0] * old[1], 8), value)], dim=1)
-    adapted, _ = adapt(state, model.spec, dataclasses.replace(model.spec, grid=new))
+    adapted, _ = adapt(state, model.spec, model.spec.with_backbone(grid=new))
     close(adapted["pos_embed"][:, 1:], torch.full((1, new[0] * new[1], 8), value))
     assert torch.equal(adapted["pos_embed"][:, :1], state["pos_embed"][:, :1])
 
@@ -148,7 +159,7 @@ def test_linear_positions_stay_linear(old: Pair, taller: int, wider: int) -> Non
     new = (old[0] * taller, old[1] * wider)
     model = random_model(image_size=(4 * old[0], 4 * old[1]), class_token=False)
     state = model.state_dict() | {"pos_embed": plane(old).flatten(0, 1)[None].contiguous()}
-    adapted, _ = adapt(state, model.spec, dataclasses.replace(model.spec, grid=new))
+    adapted, _ = adapt(state, model.spec, model.spec.with_backbone(grid=new))
     inside = (slice(2 * taller, -2 * taller), slice(2 * wider, -2 * wider))
     close(adapted["pos_embed"][0].unflatten(0, new)[inside], plane(new)[inside])
 
@@ -164,7 +175,7 @@ def test_per_batch_multi_scale_trains_the_one_grid(small_model: Make) -> None:
         images = torch.randn(2, 3, *size)
         kernel, positions, prefix = parts(model)
         grid = (size[0] // 4, size[1] // 4)
-        table = bicubic(positions, grid) if grid != model.spec.grid else positions.flatten(0, 1)
+        table = bicubic(positions, grid) if grid != model.spec.backbone.grid else positions.flatten(0, 1)
         expected = directly(model, images, kernel, table, prefix)
         found = model(images)
         close(found, expected)
@@ -194,7 +205,7 @@ def test_another_patch_size_with_its_kernel_and_positions(small_model: Make, pat
     """16 -> 8 -> 14 -> 32: the kernel by pseudo-inverse, the positions by grid."""
     old, new = patches
     model = small_model(image_size=4 * old, patch_size=old)
-    target = dataclasses.replace(model.spec, patch=(new, new), grid=(3, 2))
+    target = model.spec.with_backbone(patch=(new, new), grid=(3, 2))
     state, report = adapt(model.state_dict(), model.spec, target)
     kernel, positions, prefix = parts(model)
     # FlexiViT's definition: the pseudo-inverse of the matrix that resizes whole patches, here built pixel by pixel.
@@ -242,7 +253,7 @@ def test_tokens_added_are_taken_back_without_a_trace(few: TokenSchema, extra: To
         dist=few.dist or extra.dist, mask=few.mask or extra.mask, registers=few.registers + extra.registers
     )
     model = random_model(image_size=(8, 12))
-    spec, target = (dataclasses.replace(model.spec, tokens=tokens) for tokens in (few, more))
+    spec, target = (classifier(model.spec, tokens=tokens) for tokens in (few, more))
     start, _ = adapt(model.state_dict(), model.spec, spec)
     there, report = adapt(start, spec, target)
     assert {change.name for change in report.changes if change.action == "dropped"} == set()
@@ -253,7 +264,7 @@ def test_tokens_added_are_taken_back_without_a_trace(few: TokenSchema, extra: To
 def test_tokens_that_no_one_attends_to_change_nothing(small_model: Make) -> None:
     """Registers are appended where they belong: CLS, [DIST], registers, patches, each with its own position."""
     model = small_model()
-    more = dataclasses.replace(model.spec, tokens=TokenSchema(registers=3))
+    more = model.spec.with_backbone(tokens=TokenSchema(registers=3))
     state, _ = adapt(model.state_dict(), model.spec, more)
     images = torch.randn(2, 3, 16, 16)
     tokens = build(more, state).embed(images)
@@ -264,12 +275,12 @@ def test_tokens_that_no_one_attends_to_change_nothing(small_model: Make) -> None
 
 def test_cls_is_dropped_for_average_pooling_and_its_position_folds(small_model: Make) -> None:
     model = small_model(pool="avg")
-    folded = dataclasses.replace(model.spec, tokens=TokenSchema(positions_cover_prefix=False))
+    folded = model.spec.with_backbone(tokens=TokenSchema(positions_cover_prefix=False))
     state, _ = adapt(model.state_dict(), model.spec, folded)
     close(state["cls_token"], model.cls_token + model.pos_embed[:, :1])
     images = torch.randn(2, 3, 16, 16)
     close(build(folded, state)(images), model(images))
-    without = dataclasses.replace(model.spec, tokens=TokenSchema(cls=False))
+    without = model.spec.with_backbone(tokens=TokenSchema(cls=False))
     state, report = adapt(model.state_dict(), model.spec, without)
     close(build(without, state).embed(images), model.embed(images)[:, 1:])
     assert "cls_token" in {change.name for change in report.changes if change.action == "dropped"}
@@ -277,7 +288,7 @@ def test_cls_is_dropped_for_average_pooling_and_its_position_folds(small_model: 
 
 def test_pooling_is_switched_with_its_norm_and_head(small_model: Make) -> None:
     model = small_model()
-    target = dataclasses.replace(model.spec, pool="avg")
+    target = model.spec.with_backbone(pool="avg")
     state, _ = adapt(model.state_dict(), model.spec, target)
     images = torch.randn(2, 3, 16, 16)
     features = model.forward_features(images)
@@ -292,7 +303,7 @@ def test_multimodal_reuse_as_the_vision_tower_of_clip(small_model: Make) -> None
     from pipeline.models.clip_bridge import from_clip, to_clip
 
     model = small_model(embed_norm=True, eps=1e-5, registers=2)
-    target = dataclasses.replace(model.spec, grid=(6, 6), num_classes=12, tokens=TokenSchema())
+    target = ModelSpec.classifier(dataclasses.replace(model.spec.backbone, grid=(6, 6), tokens=TokenSchema()), 12)
     state, report = adapt(model.state_dict(), model.spec, target)
     assert report.count("dropped") == 1
     tower = to_clip(state, target)
@@ -341,7 +352,7 @@ def test_feature_maps_at_larger_inputs(small_model: Make, options: dict[str, obj
     for layer in model.transformer.layers:
         x = layer(x)
         outputs.append(model.mlp_head[0](x) if norm else x)
-    prefix = model.spec.tokens.num_prefix
+    prefix = model.spec.backbone.tokens.num_prefix
     for found, number in zip(maps, (0, 1, 3), strict=True):
         for row, column in ((0, 0), (2, 7), (7, 11)):
             close(found[:, :, row, column], outputs[number][:, prefix + row * 12 + column])
@@ -350,7 +361,7 @@ def test_feature_maps_at_larger_inputs(small_model: Make, options: dict[str, obj
 
 def test_feature_maps_are_those_of_surgery_to_that_size(small_model: Make) -> None:
     model = small_model(registers=1)
-    larger = dataclasses.replace(model.spec, grid=(8, 12))
+    larger = model.spec.with_backbone(grid=(8, 12))
     state, _ = adapt(model.state_dict(), model.spec, larger)
     images = torch.randn(2, 3, 32, 48)
     for found, expected in zip(

@@ -110,20 +110,22 @@ def save(bundle: Path, model: MiniViT, *, learn_positions: bool = False) -> None
     """Keep a model as a finished stage would; positions that know where they are stand in for learnt ones."""
     spec = model.spec
     if learn_positions:
-        rows, columns = torch.meshgrid(*(torch.linspace(0, 1, n) for n in spec.grid), indexing="ij")
+        rows, columns = torch.meshgrid(*(torch.linspace(0, 1, n) for n in spec.backbone.grid), indexing="ij")
         angles = torch.stack([math.pi * f * axis.flatten() for axis in (rows, columns) for f in (1, 2, 3)], dim=1)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)  # [N, 12]
-        field = waves @ torch.randn(12, spec.embed_dim) + 1.2 * torch.randn(spec.num_patches, spec.embed_dim)
+        field = waves @ torch.randn(12, spec.backbone.embed_dim) + 1.2 * torch.randn(
+            spec.backbone.num_patches, spec.backbone.embed_dim
+        )
         with torch.no_grad():
             assert model.pos_embed is not None
-            model.pos_embed[0, -spec.num_patches :] = 0.1 * field
-    save_bundle(bundle, model.state_dict(), spec, Preprocess(MEAN, STD, 1, spec.image_size), CLASSES, {})
+            model.pos_embed[0, -spec.backbone.num_patches :] = 0.1 * field
+    save_bundle(bundle, model.state_dict(), spec, Preprocess(MEAN, STD, 1, spec.backbone.image_size), CLASSES, {})
 
 
 def hand_on(run: Path, source: str, target: str, like: Any, *, image_size: int, patch_size: int) -> None:
     """Start a stage from another one's model, through real surgery, and let "training" change it a little."""
     parent = load_bundle(run / "stages" / source / "model")
-    spec = build_spec(like.variant, image_size=image_size, channels=1, num_classes=10, patch_size=patch_size)
+    spec = build_spec(like.backbone.variant, image_size=image_size, channels=1, num_classes=10, patch_size=patch_size)
     state, report = adapt(parent.state, parent.spec, spec, from_classes=CLASSES, to_classes=CLASSES)
     home = run / "stages" / target
     model = MiniViT.from_spec(spec)

@@ -12,7 +12,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError
 from pipeline.models.costs import count_parameters, forward_flops
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.stages.folder import RunFolder, Status
 from pipeline.stages.inputs import VERSION
 from pipeline.stages.plan import Plan, StagePlan
@@ -82,13 +82,13 @@ def test_models_follow_the_fan_out(config: PipelineConfig) -> None:
     larger, finer = stage(result, "larger").training, stage(result, "finer").training
     assert larger is not None
     assert finer is not None
-    assert [(m.starts_from, m.spec["variant"], m.surgeries) for m in larger.models] == [
+    assert [(m.starts_from, m.spec["backbone"]["variant"], m.surgeries) for m in larger.models] == [
         ("pretrain/nano", "nano", ["positions 7x7 -> 14x14"]),
         ("pretrain/micro", "micro", ["positions 7x7 -> 14x14"]),
     ]
     assert [m.starts_from for m in finer.models] == ["larger (from pretrain/nano)", "larger (from pretrain/micro)"]
     assert finer.models[1].surgeries == ["patch kernel 4x4 -> 2x2"]
-    spec = ViTSpec.from_dict(finer.models[1].spec)
+    spec = ModelSpec.from_dict(finer.models[1].spec)
     assert finer.models[1].parameters == count_parameters(spec)
     assert finer.models[1].gflops == {f"{s}x{s}": forward_flops(spec, (s, s)) / 1e9 for s in (28, 20, 36)}
 

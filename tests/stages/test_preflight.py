@@ -46,7 +46,9 @@ def findings(raw: dict[str, Any]) -> Findings:
 
 def export(folder: str, **changes: Any) -> str:
     spec = build_spec("nano", **{"image_size": 28, "channels": 1, "num_classes": 10} | changes)
-    preprocess = Preprocess((0.5,) * spec.channels, (0.5,) * spec.channels, spec.channels, (28, 28))
+    preprocess = Preprocess(
+        (0.5,) * spec.backbone.channels, (0.5,) * spec.backbone.channels, spec.backbone.channels, (28, 28)
+    )
     save_bundle(folder, MiniViT.from_spec(spec).state_dict(), spec, preprocess, None, {})
     return f"./{folder}"
 

@@ -8,7 +8,6 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError
 from pipeline.models import surgery
-from pipeline.models.spec import ViTSpec
 from pipeline.models.variants import build_spec
 from pipeline.stages import resolve
 from pipeline.stages.resolve import (
@@ -78,14 +77,16 @@ def test_spec_of_a_variant(config: PipelineConfig) -> None:
 
 def test_without_a_variant_the_source_decides(config: PipelineConfig) -> None:
     larger = stage_spec(branch(config, "larger"), 10, NANO)
-    assert (larger.variant, larger.grid, larger.patch, larger.embed_dim) == ("nano", (14, 14), (4, 4), NANO.embed_dim)
+    backbone = larger.backbone
+    assert (backbone.variant, backbone.grid, backbone.patch) == ("nano", (14, 14), (4, 4))
+    assert backbone.embed_dim == NANO.backbone.embed_dim
     finer = stage_spec(branch(config, "finer"), 7, larger)
-    assert (finer.grid, finer.patch, finer.num_classes) == ((14, 14), (2, 2), 7)
+    assert (finer.backbone.grid, finer.backbone.patch, finer.num_classes) == ((14, 14), (2, 2), 7)
 
 
 def test_settings_of_the_stage_go_before_the_source(raw: dict[str, Any]) -> None:
     raw["stages"]["larger"]["model"] |= {"pool": "avg", "class_token": False, "registers": 2, "drop_path": 0.1}
-    spec = stage_spec(branch(parse_config(raw, "c"), "larger"), 10, NANO)
+    spec = stage_spec(branch(parse_config(raw, "c"), "larger"), 10, NANO).backbone
     assert (spec.pool, spec.tokens.cls, spec.tokens.registers, spec.drop_path) == ("avg", False, 2, 0.1)
 
 
@@ -201,5 +202,4 @@ def test_surgeries_name_what_changes() -> None:
 
 def test_positions_that_are_computed_are_said_to_be() -> None:
     small = build_spec("nano", image_size=28, channels=1, num_classes=10, positions="sincos")
-    large = ViTSpec.from_dict({**small.to_dict(), "grid": [14, 14]})
-    assert surgeries(small, large) == ["sine-cosine positions 7x7 -> 14x14"]
+    assert surgeries(small, small.with_backbone(grid=(14, 14))) == ["sine-cosine positions 7x7 -> 14x14"]

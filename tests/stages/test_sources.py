@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
 from pipeline.models.clip_bridge import to_clip
 from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import ModelSpec
 from pipeline.models.timm_bridge import to_timm
 from pipeline.models.variants import build_spec
 from pipeline.stages.context import RunContext, open_datasets
@@ -144,23 +145,23 @@ def test_a_path_gives_the_spec_of_its_model_without_its_weights(config: Pipeline
 def test_foreign_weights_give_a_spec_without_being_downloaded(config: PipelineConfig) -> None:
     stage = config.stages["larger"]
     described = describe_source(config, "timm:vit_tiny_patch16_224", stage)
-    spec = described.spec
-    assert (spec.embed_dim, spec.depth, spec.grid, spec.num_classes) == (192, 12, (14, 14), 1000)
+    spec = described.spec.backbone
+    assert (spec.embed_dim, spec.depth, spec.grid, described.spec.num_classes) == (192, 12, (14, 14), 1000)
     assert len(described.classes or []) == 1000
     with pytest.raises(ModelError, match=r"^timm:resnet18: is a ResNet, not a plain "):
         describe_source(config, "timm:resnet18", stage)
 
 
 def test_settings_say_what_a_bare_file_does_not(raw: dict[str, Any], tmp_path: Path) -> None:
-    clip = dataclasses.replace(SPEC, embed_norm=True, eps=1e-5, activation="gelu", channels=3)
+    clip = SPEC.with_backbone(embed_norm=True, eps=1e-5, activation="gelu", channels=3)
     save_file(to_clip(MiniViT.from_spec(clip).state_dict(), clip), tmp_path / "clip.safetensors")
     raw["stages"]["larger"]["init_from"] = str(tmp_path / "clip.safetensors")
     raw["stages"]["larger"]["model"] |= {"num_heads": 2, "activation": "gelu"}
     config = parse_config(raw, "c")
     source = describe_source(config, str(tmp_path / "clip.safetensors"), config.stages["larger"]).spec
-    assert (source.num_heads, source.activation) == (2, "gelu")
+    assert (source.backbone.num_heads, source.backbone.activation) == (2, "gelu")
     larger = next(branch for branch in stage_branches(config) if branch.id == "larger")
-    spec = stage_spec(larger, 10, source)
+    spec = stage_spec(larger, 10, source).backbone
     assert (spec.grid, spec.channels, spec.embed_norm, spec.activation) == ((14, 14), 1, True, "gelu")
 
 
@@ -170,7 +171,7 @@ def test_weights_imported_by_an_earlier_start_are_described_by_their_bundle(
     file = tmp_path / "theirs.safetensors"
     save_file(to_timm(MiniViT.from_spec(SPEC).state_dict(), SPEC), file)
     config = context.config
-    assert describe_source(config, str(file), config.stages["larger"]).spec.variant == "timm"
+    assert describe_source(config, str(file), config.stages["larger"]).spec.backbone.variant == "timm"
     folder = resolve_source(context, "larger", str(file)).path
     assert import_folder(context.folder, str(file), config.stages["larger"]) == folder
     save_bundle(folder, MiniViT.from_spec(SPEC).state_dict(), SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), None, {})
@@ -256,7 +257,7 @@ def test_an_evaluation_calls_its_data_by_name(trained: RunContext) -> None:
 
 
 def test_more_classes_than_the_head_has(trained: RunContext) -> None:
-    spec = dataclasses.replace(SPEC, num_classes=7)
+    spec = ModelSpec.classifier(SPEC.backbone, 7)
     preprocess = Preprocess((0.5,), (0.5,), 1, (28, 28))
     folder = trained.folder.stage("finer").model
     save_bundle(folder, MiniViT.from_spec(spec).state_dict(), spec, preprocess, None, {})

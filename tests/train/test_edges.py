@@ -24,7 +24,7 @@ from pipeline.config.training import OptimizerConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stream.augment import load_augmented
 from pipeline.stream.mix import mix
@@ -88,13 +88,15 @@ def with_setting(raw: dict[str, Any], path: str, value: Any) -> None:
     raw[name] = value
 
 
-def images(stage: TrainStage, spec: ViTSpec, step: int) -> tuple[Tensor, Tensor]:
+def images(stage: TrainStage, spec: ModelSpec, step: int) -> tuple[Tensor, Tensor]:
     """Augmented and mixed images [B, C, H, W] in 0..1, and the share [B] of each one's own label."""
     rng = np.random.default_rng(step)
     drawn, shares = [], []
     for _ in range(BATCH):
         both = [cv2.imencode(".png", rng.integers(256, size=(11, 9, 1), dtype=np.uint8))[1].tobytes() for _ in "ab"]
-        one, other = (load_augmented(data, spec.image_size, 1, WHITE, stage.data.augment, rng) for data in both)
+        one, other = (
+            load_augmented(data, spec.backbone.image_size, 1, WHITE, stage.data.augment, rng) for data in both
+        )
         share = 1.0
         if stage.data.augment.mixup or stage.data.augment.cutmix:
             one, (share, _) = mix(one, other, stage.data.augment, rng)
@@ -103,7 +105,7 @@ def images(stage: TrainStage, spec: ViTSpec, step: int) -> tuple[Tensor, Tensor]
     return torch.stack(drawn), torch.tensor(shares, dtype=torch.float32)
 
 
-def train(stage: TrainStage, spec: ViTSpec) -> list[Tensor]:
+def train(stage: TrainStage, spec: ModelSpec) -> list[Tensor]:
     """What a few steps leave: losses, weights and their average."""
     torch.manual_seed(0)
     model = MiniViT.from_spec(spec, init=stage.model.init)
@@ -113,7 +115,7 @@ def train(stage: TrainStage, spec: ViTSpec) -> list[Tensor]:
     peaks = [group["lr"] * group["lr_scale"] for group in optimizer.param_groups]
     assert stage.ema is not None
     ema = ShardedEMA([SimpleNamespace(weights=weights) for weights in model.parameters()], stage.ema)
-    task = task_of(stage.task).module(model, [""] * CLASSES, Preprocess((0.0,), (1.0,), 1, spec.image_size))
+    task = task_of(stage.task).module(model, [""] * CLASSES, Preprocess((0.0,), (1.0,), 1, spec.backbone.image_size))
     losses = []
     for step in range(STEPS):
         pixels, share = images(stage, spec, step)

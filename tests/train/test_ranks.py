@@ -294,7 +294,9 @@ def test_sine_cosine_positions_are_saved_as_they_were_computed(
 ) -> None:
     storage, folder = LocalStorage(root / case("resume", "sincos", stage, precision)), step_folder(4)
     state = StateReader(storage, folder, verify(storage, folder)).model_state()
-    table = sincos_positions(program.SPEC.grid, program.SPEC.embed_dim, program.SPEC.tokens.num_prefix)
+    table = sincos_positions(
+        program.SPEC.backbone.grid, program.SPEC.backbone.embed_dim, program.SPEC.backbone.tokens.num_prefix
+    )
     assert not torch.equal(table, table.bfloat16().float())
     assert torch.equal(state["pos_embed"], table)
 

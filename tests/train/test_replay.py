@@ -17,7 +17,7 @@ CLASSES, SIDE, SAMPLES = 3, 2, 20
 JOB: Any = SimpleNamespace(
     seed=0,
     stage=SimpleNamespace(resolution=ResolutionConfig()),
-    spec=SimpleNamespace(num_classes=CLASSES, patch=(1, 1)),
+    spec=SimpleNamespace(num_classes=CLASSES, backbone=SimpleNamespace(patch=(1, 1))),
     preprocess=Preprocess((0.0,), (1.0,), 1, (SIDE, SIDE)),
 )
 

@@ -98,7 +98,7 @@ def make_job(sources: dict[str, Source]) -> Make:
             folder=folder,
             stage=stage,
             spec=spec,
-            preprocess=Preprocess((0.4,), (0.3,), 1, spec.image_size),
+            preprocess=Preprocess((0.4,), (0.3,), 1, spec.backbone.image_size),
             classes=CLASSES,
             train=[sources["train"]],
             val=sources["val"],
