@@ -171,7 +171,7 @@ def trainer(job: SavesJob) -> tuple[TrainState, Callable[[], float]]:
 def make_saver(job: SavesJob, state: TrainState) -> Saver:
     (job.folder / ATTEMPT).write_text("bench")
     spec = SimpleNamespace(to_dict=lambda: {"variant": job.variant})
-    stage = SimpleNamespace(checkpoint=CheckpointConfig(keep_last=1), global_batch_size=1)
+    stage = SimpleNamespace(checkpoint=CheckpointConfig(keep_last=1), global_batch_size=1, best_by=None)
     named: dict[str, Any] = {"attempt": "bench", "digest": "bench", "keep_steps": None, "run_ids": {}}
     place = str(job.folder / "checkpoints")
     train_job: Any = SimpleNamespace(folder=job.folder, checkpoints=place, spec=spec, stage=stage, **named)

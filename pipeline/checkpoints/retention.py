@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.checkpoints.manifest import NAME, Manifest
 from pipeline.checkpoints.selection import committed, course, step_folder, step_folders
 from pipeline.checkpoints.storage import Storage
+from pipeline.metrics.schema import Better, best
 
 
-def best_step(metrics: Mapping[int, Mapping[str, float]], name: str) -> int | None:
-    """The step that is best by a metric (a loss is least), the earliest of equals; None if none was measured.
+def best_step(metrics: Mapping[int, Mapping[str, float]], metric: str, better: Better) -> int | None:
+    """The step that is best by a metric, the earliest of equals; None if none was measured.
 
     `metrics` are step -> what was measured of the weights of exactly that step. Values that are not finite never win.
     """
-    sign = -1 if name.endswith("loss") else 1
-    found = {step: sign * values.get(name, math.nan) for step, values in metrics.items()}
-    measured = [step for step, value in found.items() if math.isfinite(value)]
-    return max(measured, key=lambda step: (found[step], -step), default=None)
+    return best({step: metrics[step].get(metric) for step in sorted(metrics)}, better)
 
 
 @dataclass(frozen=True)
 class Retention:
-    """`last` newest ones; the first of every `every_steps` steps; the best by `best_metric`."""
+    """`last` newest ones; the first of every `every_steps` steps; the best by a metric."""
 
     last: int
     every_steps: int | None = None
-    best_metric: str | None = None
+    best_by: tuple[str, Better] | None = None
 
     def kept(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
         """The steps to keep, of those that are committed: step -> its metrics."""
@@ -39,7 +36,7 @@ class Retention:
             for step in steps:
                 firsts.setdefault(step // self.every_steps, step)
             kept |= {step for stretch, step in firsts.items() if stretch > 0}
-        best = best_step(metrics, self.best_metric) if self.best_metric else None
+        best = best_step(metrics, *self.best_by) if self.best_by else None
         return kept if best is None else kept | {best}
 
 

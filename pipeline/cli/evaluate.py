@@ -32,7 +32,7 @@ from pipeline.cli.shards_options import IMAGE_KEY, LABEL_KEY
 @click.option(
     "--out",
     type=UserPath(path_type=Path),
-    help="Folder for evaluation.json, per_class.csv and confusion.npz.",
+    help="Folder for evaluation.json and the tables and pictures beside it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
@@ -72,15 +72,17 @@ def command(
 
 
 def table(evaluation: dict[str, Any]) -> str:
-    """One row per model."""
+    """One row per model, one column per measure."""
+    from pipeline.metrics.outcome import schema_of
+
     models = evaluation["models"]
-    width = max(map(len, ["model", *models]))
-    rows = [f"{'model':<{width}}  accuracy    top-5    loss  samples"]
-    for name, figures in models.items():
-        rows.append(
-            f"{name:<{width}}  {figures['accuracy']:8.2%} {figures['top5']:8.2%} {figures['loss']:7.4f} "
-            f"{figures['samples']:8,}"
-        )
+    measures = schema_of(evaluation).ranked
+    rows = [["model", *(measure.words for measure in measures), "samples"]]
+    for name, found in models.items():
+        told = [measure.text(found[measure.name], 2) if measure.name in found else "" for measure in measures]
+        rows.append([name, *told, f"{found['samples']:,}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     if bad := evaluation["bad_samples"]["bad"]:
-        rows.append(f"left out: {bad:,} bad samples")
-    return "\n".join(rows)
+        lines.append(f"left out: {bad:,} bad samples")
+    return "\n".join(lines)

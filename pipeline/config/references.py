@@ -76,7 +76,7 @@ def _dataset_faults(config: PipelineConfig) -> Iterator[str]:
 
 
 def _stage_faults(config: PipelineConfig) -> Iterator[str]:
-    without_val: dict[str, str] = {}  # stage whose best variant is wanted, but cannot be found -> who wants it
+    without_val: dict[str, str] = {}  # stage whose best variant is wanted, but cannot be found -> the fault
     for name, stage in config.stages.items():
         for path, reference in stage_sources(name, stage):
             problem = _reference_problem(config, reference)
@@ -84,12 +84,13 @@ def _stage_faults(config: PipelineConfig) -> Iterator[str]:
             if problem:
                 yield f"{path}: found '{reference}', {problem}."
             elif fanned_out(config, reference) and isinstance(source, TrainStage) and source.data.val is None:
-                without_val.setdefault(reference, path)
-    for source_name, path in without_val.items():
-        yield (
-            f"stages.{source_name}.data.val: missing; {path} takes the best variant of {source_name}, "
-            f"which is found by accuracy on it; {allowed('', config.datasets)}."
-        )
+                measure = source.task.measured.selected.words
+                without_val.setdefault(
+                    reference,
+                    f"stages.{reference}.data.val: missing; {path} takes the best variant of {reference}, "
+                    f"which is found by {measure} on it; {allowed('', config.datasets)}.",
+                )
+    yield from without_val.values()
 
 
 def _reference_problem(config: PipelineConfig, reference: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import DataConfig, DatasetConfig
+from pipeline.config.fields import allowed, show
 from pipeline.config.paths import PathText
 from pipeline.config.section import Length, Positive, Section
 from pipeline.config.task import AnyTask, default_task
@@ -20,6 +21,7 @@ from pipeline.config.training import (
     ResolutionConfig,
     ScheduleConfig,
 )
+from pipeline.metrics.schema import VAL, Better
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -130,7 +132,16 @@ class TrainStage(StageBase):
                 f"global_batch_size: {self.global_batch_size} is not divisible by data.lanes = {self.data.lanes}; "
                 "take a multiple of it, or fewer lanes"
             )
+        keep_best, measured = self.checkpoint.keep_best, [VAL + name for name in self.task.measured.names]
+        if keep_best is not None and keep_best not in measured:
+            raise ValueError(f"checkpoint.keep_best: found {show(keep_best)}, {allowed(keep_best, measured)}")
         return self
+
+    @property
+    def best_by(self) -> tuple[str, Better] | None:
+        """The metric by which the best checkpoint is kept, and which way it is better."""
+        keep_best = self.checkpoint.keep_best
+        return None if keep_best is None else (keep_best, self.task.measured.better(keep_best))
 
 
 class EvaluateStage(StageBase):

@@ -162,8 +162,10 @@ class CheckpointConfig(Section):
     )
     keep_last: Positive = 2
     keep_every: Length | None = Field(default=None, description="and the first one of every such length")
-    keep_best: Literal["val/loss", "val/accuracy", "val/top5"] | None = Field(
-        default=None, description="and the best by this metric; a validation that beats it is committed at once"
+    keep_best: str | None = Field(
+        default=None,
+        description="and the best by this measure of the task, such as val/loss; a validation that beats it is "
+        "committed at once",
     )
     storage: PathText | None = Field(
         default=None, description="folder or fsspec URL (s3://bucket/prefix) for checkpoints; default: the run's folder"

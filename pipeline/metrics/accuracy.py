@@ -10,14 +10,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOP = 5
-CLASSIFICATION = Schema(
-    (
-        LOSS,
-        Measure("accuracy", "Accuracy", "higher", share=True),
-        Measure("top5", "Top-5 accuracy", "higher", share=True),
-    ),
-    selects="accuracy",
-)
+ACCURACY = Measure("accuracy", "Accuracy", "higher", share=True)
+TOP5 = Measure("top5", "Top-5 accuracy", "higher", share=True)
+CLASSIFICATION = Schema((LOSS, ACCURACY, TOP5), selects="accuracy")
 
 
 def top_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ Key = TypeVar("Key", bound=Hashable)
 Better = Literal["higher", "lower"]
 
 
+VAL = "val/"  # opens the names under which a training stage logs the measures of a validation
+
+
 class Measure(NamedTuple):
     """One figure: its name in files and settings, its title for people. A `share`, of 1, is shown in percent."""
 
@@ -19,9 +22,15 @@ class Measure(NamedTuple):
     better: Better
     share: bool = False
 
-    def text(self, value: float) -> str:
+    @property
+    def words(self) -> str:
+        """The title within a sentence: mean IoU, but AP."""
+        first, *others = self.title.split(" ")
+        return " ".join([first.lower() if first.istitle() else first, *others])
+
+    def text(self, value: float, digits: int = 1) -> str:
         """81.3 % for a share, else four significant digits."""
-        return f"{100 * value:.1f} %" if self.share else f"{value:.4g}"
+        return f"{100 * value:.{digits}f} %" if self.share else f"{value:.4g}"
 
 
 LOSS = Measure("loss", "Loss", "lower")
@@ -49,9 +58,18 @@ class Schema:
         """The measure that picks between models."""
         return self[self.selects]
 
+    @property
+    def ranked(self) -> tuple[Measure, ...]:
+        """The measures, the selecting one first."""
+        return (self.selected, *(measure for measure in self.measures if measure.name != self.selects))
+
     def __getitem__(self, name: str) -> Measure:
         """The measure of that name. Raises KeyError if there is none."""
         return {measure.name: measure for measure in self.measures}[name]
+
+    def better(self, metric: str) -> Better:
+        """Which way a metric such as `val/loss` is better. Raises KeyError if it is none of these measures."""
+        return self[metric.removeprefix(VAL)].better
 
     def of(self, found: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         """Those of a row's values, such as `val/loss`, that are measures, by their names and in their order."""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, ModelError
+from pipeline.metrics.outcome import selected_values
+from pipeline.metrics.schema import best
 from pipeline.models.bundle import DESCRIPTION, Bundle, Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 
@@ -88,8 +90,8 @@ def load_pretrained(path: str | os.PathLike[str]) -> PretrainedMiniViT:
 def find_bundle(path: str | os.PathLike[str]) -> Path:
     """The bundle's folder in an export, a stage's folder or a run's.
 
-    Of a stage that fans out it is the branch with the best validation accuracy, of a run the training stage that ended
-    last. Raises `ModelError` where none is found, or branches cannot be compared.
+    Of a stage that fans out it is the branch that was best in validation, of a run the training stage that ended last.
+    Raises `ModelError` where none is found, or branches cannot be compared.
     """
     folder = locate(path)
     if (folder / "stages").is_dir():
@@ -139,15 +141,15 @@ def _finished(files: Iterable[Path]) -> dict[Path, dict[str, Any]]:
 
 
 def _best_branch(stage: Path, branches: dict[Path, dict[str, Any]]) -> Path:
-    """The branch whose last validation accuracy is highest, the first of equals, as in `stages.sources`."""
-    accuracies = {folder: status.get("result", {}).get("accuracy") for folder, status in branches.items()}
-    unknown = [folder.name for folder, accuracy in accuracies.items() if accuracy is None]
+    """The branch that was best in its last validation, the first of equals, as in `stages.sources`."""
+    measure, values = selected_values(branches)
+    unknown = [folder.name for folder, value in values.items() if value is None]
     if len(branches) > 1 and unknown:
         raise ModelError(
-            f"{stage}: fans out, and its branch {unknown[0]} has no validation accuracy to pick the best by; "
+            f"{stage}: fans out, and its branch {unknown[0]} has no validation {measure.words} to pick the best by; "
             f"give one branch's folder, such as {stage / unknown[0]}"
         )
-    return max(accuracies, key=lambda folder: accuracies[folder] or 0.0)
+    return best(values, measure.better) or next(iter(branches))
 
 
 def _status(folder: Path) -> dict[str, Any]:

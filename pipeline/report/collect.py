@@ -19,6 +19,9 @@ from pydantic import ValidationError
 
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
 from pipeline.errors import CheckpointError, ModelError
+from pipeline.metrics.confusion import CONFUSION
+from pipeline.metrics.outcome import schema_of
+from pipeline.metrics.schema import VAL, Measure, Schema, best
 from pipeline.models.spec import ModelSpec
 
 Row = dict[str, Any]
@@ -46,7 +49,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model's figures of an evaluate stage.
+    """One model's measures, by name, of an evaluate stage.
 
     `dataset` is an entry of the pipeline's `datasets`; `confusion` is int64 [pairs, 3]: true class, predicted class,
     count, of the pairs that occur.
@@ -56,12 +59,16 @@ class Evaluation:
     dataset: str
     model: str
     classes: list[str]
-    loss: float | None
-    accuracy: float | None
-    top5: float | None
+    schema: Schema
+    measures: dict[str, float]
     samples: int | None
     bad_samples: int | None
     confusion: np.ndarray | None
+
+    @property
+    def told(self) -> list[tuple[Measure, float]]:
+        """The measures and their values, the selecting one first."""
+        return [(m, self.measures[m.name]) for m in self.schema.ranked if m.name in self.measures]
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,22 @@ class Branch:
     @property
     def trains(self) -> bool:
         return isinstance(self.config, TrainStage)
+
+    @property
+    def schema(self) -> Schema:
+        """What it measures: as it was when it ran, else as its task says now. Only for a stage that trains."""
+        assert isinstance(self.config, TrainStage)
+        return schema_of(self.status) if self.status.get("schema") else self.config.task.measured
+
+    @property
+    def measure(self) -> Measure:
+        """The measure that such stages are compared by."""
+        return self.schema.selected
+
+    @property
+    def validated(self) -> Series:
+        """The values of that measure in validation."""
+        return self.series(VAL + self.measure.name)
 
     @property
     def started(self) -> datetime | None:
@@ -141,9 +164,11 @@ class Run:
     def selected(self, reference: str) -> list[Branch]:
         """The one branch a reference means, once all branches of its stage are finished; until then, all of them."""
         fan = self.fan(reference)
-        accuracies = [branch.series("val/accuracy").last for branch in fan if branch.state == "finished"]
-        known = [accuracy for accuracy in accuracies if accuracy is not None]
-        return [fan[known.index(max(known))]] if known and len(known) == len(fan) else fan
+        if not fan or any(branch.state != "finished" or not branch.trains for branch in fan):
+            return fan
+        values = [branch.validated.last for branch in fan]
+        chosen = best(dict(enumerate(values)), fan[0].measure.better)
+        return fan if chosen is None or None in values else [fan[chosen]]
 
     def parents(self, branch: Branch) -> list[Branch]:
         """The branches whose model this one starts from, evaluates or exports."""
@@ -158,9 +183,11 @@ class Run:
             return judged or [parent for model in config.models for parent in self.fan(model)]
         return self.selected(config.model) if isinstance(config, ExportStage) else []
 
-    def evaluation_of(self, branch: Branch) -> Evaluation | None:
-        """The newest evaluation of a branch's model."""
-        return next((e for e in reversed(self.evaluations) if e.model == branch.id), None)
+    def tested(self, branch: Branch) -> float | None:
+        """The measure that a branch is compared by, in the newest evaluation of its model that has it."""
+        name = branch.measure.name
+        found = (e.measures[name] for e in reversed(self.evaluations) if e.model == branch.id and name in e.measures)
+        return next(found, None)
 
 
 def read_run(folder: Path) -> Run:
@@ -212,19 +239,18 @@ def read_branch(folder: Path, id: str, stage: str, variant: str | None, config: 
 
 
 def read_evaluations(branch: Branch) -> list[Evaluation]:
-    """The models judged by one evaluate stage, from its evaluation.json and confusion.npz."""
+    """The models judged by one evaluate stage, from its evaluation.json and, where classes were told, confusion.npz."""
     assert isinstance(branch.config, EvaluateStage)
     found = read_json(branch.folder / "evaluation.json") or {}
-    arrays = read_arrays(branch.folder / "confusion.npz")
+    schema, arrays = schema_of(found), read_arrays(branch.folder / CONFUSION)
     return [
         Evaluation(
             stage=branch.id,
             dataset=branch.config.data,
             model=model,
             classes=arrays["classes"].tolist() if "classes" in arrays else [],
-            loss=figures.get("loss"),
-            accuracy=figures.get("accuracy"),
-            top5=figures.get("top5"),
+            schema=schema,
+            measures=schema.of(figures),
             samples=figures.get("samples"),
             bad_samples=figures.get("bad_samples"),
             confusion=arrays.get(f"arr_{number}"),

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from pipeline.metrics.schema import VAL, Measure, Schema
 from pipeline.report.collect import Branch, Run, Series
-from pipeline.report.text import share_text
 from pipeline.report.theme import GRID, INK, MUTED, as_percent, color, step_axis, themed
 
 MAX_POINTS = 400
@@ -31,14 +31,18 @@ class Panel:
     zero_based: bool = False
 
 
-PANELS = (
-    Panel("loss", "Loss", "train/loss", "val/loss"),
-    Panel("accuracy", "Accuracy", "train/accuracy", "val/accuracy", share=True),
+COURSE = (
     Panel("lr", "Learning rate", "train/lr", zero_based=True),
     Panel("size", "Image size (px)", "train/image_size", stepped=True),
     Panel("speed", "Images per second", "speed/images_per_s", zero_based=True),
     Panel("wait", "Share of time waiting for data", "speed/data_wait_share", share=True, zero_based=True),
 )
+
+
+def panels_of(schema: Schema) -> list[Panel]:
+    """The charts of a stage: what its task measures, then how training went."""
+    measures = (Panel(m.name, m.title, f"train/{m.name}", VAL + m.name, share=m.share) for m in schema.measures)
+    return [*measures, *COURSE]
 
 
 def thin_out(series: Series, limit: int = MAX_POINTS) -> Series:
@@ -137,30 +141,35 @@ def describe_panel(panel: Panel, branches: Sequence[Branch]) -> str:
     return f"{panel.title} over steps. " + "; ".join(parts) + "."
 
 
-def draw_accuracies(run: Run) -> Figure | None:
-    """Accuracy of every branch, from its start (after surgery) to its end, and on the test data."""
-    rows = [(branch, branch.series("val/accuracy")) for branch in run.trained]
-    rows = [(branch, val) for branch, val in rows if val]
-    if not rows:
-        return None
+def validated_measures(run: Run) -> list[Measure]:
+    """What the stages of a run are compared by, of those that were validated."""
+    return list(dict.fromkeys(branch.measure for branch in run.trained if branch.validated))
+
+
+def draw_outcomes(run: Run, measure: Measure) -> Figure:
+    """A validated measure of every branch compared by it: at its start (after surgery), its end, and on test data."""
+    rows = [branch for branch in run.trained if branch.measure == measure and branch.validated]
+    values = [(branch.validated.at(0), branch.validated.last, run.tested(branch)) for branch in rows]
+    right = 1.0 if measure.share else 1.05 * max(value for told in values for value in told if value is not None)
     with themed():
         figure = Figure(figsize=(8.4, 0.9 + 0.5 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        for y, (branch, val) in enumerate(rows):
-            start, end = val.at(0), float(val.values[-1])
-            axes.barh(y, end, height=0.56, color=color(0), alpha=0.85)
+        for y, (start, end, test) in enumerate(values):
+            assert end is not None
+            bars = [(end, color(0), 0.85), *([] if start is None else [(start, GRID, 1.0)])]
+            for length, shade, alpha in sorted(bars, reverse=True):  # the shorter one lies on the longer
+                axes.barh(y, length, height=0.56, color=shade, alpha=alpha)
             if start is not None:
-                axes.barh(y, start, height=0.56, color=GRID)
                 axes.plot([start, start], [y - 0.28, y + 0.28], color=INK, lw=1.6)
-            test = run.evaluation_of(branch)
-            if test is not None and test.accuracy is not None:
-                axes.plot(test.accuracy, y, "D", ms=6, color=color(1), mec="none")
-            told = f"{share_text(start)} → {share_text(end)}" if start is not None else share_text(end)
-            axes.text(1.02, y, told, va="center", fontsize=9.5, color=INK, fontweight="bold")
-        axes.set_yticks(range(len(rows)), [branch.id for branch, _ in rows])
+            if test is not None:
+                axes.plot(test, y, "D", ms=6, color=color(1), mec="none")
+            told = " → ".join(measure.text(value) for value in (start, end) if value is not None)
+            axes.text(1.02 * right, y, told, va="center", fontsize=9.5, color=INK, fontweight="bold")
+        axes.set_yticks(range(len(rows)), [branch.id for branch in rows])
         axes.tick_params(axis="y", labelcolor=INK, labelsize=10)
-        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
-        as_percent(axes.xaxis)
+        axes.set(xlim=(0, right), ylim=(len(rows) - 0.4, -0.6))
+        if measure.share:
+            as_percent(axes.xaxis)
         axes.grid(axis="x")
         axes.grid(axis="y", visible=False)
         axes.legend(
@@ -172,3 +181,13 @@ def draw_accuracies(run: Run) -> Figure | None:
             loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.1, labelcolor=MUTED,
         )  # fmt: skip
     return figure
+
+
+def describe_outcomes(run: Run, measure: Measure) -> str:
+    """The chart in words."""
+    told = [
+        f"{branch.id} {measure.text(values[0])} to {measure.text(values[-1])}"
+        for branch in run.trained
+        if branch.measure == measure and len(values := branch.validated.values)
+    ]
+    return f"Validation {measure.words} of each stage, start to end: {'; '.join(told)}."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.config.schema import TrainStage
 from pipeline.report.collect import Branch, Run
-from pipeline.report.text import share_text, size_text
+from pipeline.report.text import size_text
 
 BOX_WIDTH, BOX_HEIGHT = 196, 112
 GAP_ALONG, GAP_ACROSS = 52, 22
@@ -142,12 +142,14 @@ def details(run: Run, branch: Branch) -> list[str]:
 
 
 def result_line(run: Run, branch: Branch) -> str:
-    """The accuracy a training stage ended with."""
-    val = branch.series("val/accuracy").last
-    test = run.evaluation_of(branch)
-    if test is not None and test.accuracy is not None:
-        return f"{share_text(test.accuracy)} test"
-    return f"{share_text(val)} val" if val is not None else ""
+    """How good a training stage's model is, by the measure it is compared by."""
+    if not branch.trains:
+        return ""
+    val, test, measure = branch.validated.last, run.tested(branch), branch.measure
+    value, where = (val, "val") if test is None else (test, "test")
+    if value is None:
+        return ""
+    return f"{measure.text(value)} {where}" if measure.share else f"{measure.words} {measure.text(value)} {where}"
 
 
 def shorten(text: str, limit: int) -> str:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from PIL import Image
 
 from pipeline.errors import PipelineError
+from pipeline.metrics.pictures import read_pictures
 from pipeline.report.attention import Glance, glances
 from pipeline.report.collect import Branch, Evaluation, Run
 from pipeline.report.confusion import Confusion, describe_confusion, draw_confusion, most_confused
-from pipeline.report.curves import PANELS, describe_panel, draw_accuracies, draw_panel
+from pipeline.report.curves import (
+    describe_outcomes,
+    describe_panel,
+    draw_outcomes,
+    draw_panel,
+    panels_of,
+    validated_measures,
+)
 from pipeline.report.graph import draw_graph
 from pipeline.report.positions import PositionMaps, collect_maps, describe_positions, draw_positions
 from pipeline.report.theme import to_svg
+
+SMALL = 168  # px; pictures whose shorter side is below this are enlarged pixel by pixel
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,24 @@ class Group:
 
     title: str
     pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture that a stage has left, as a `data:` URL; `small` says that its own pixels are meant to be seen."""
+
+    image: str
+    small: bool
+    caption: str
+
+
+@dataclass(frozen=True)
+class Album:
+    """Pictures of one title that one stage has left."""
+
+    branch: Branch
+    title: str
+    photos: list[Photo]
 
 
 @dataclass(frozen=True)
@@ -83,22 +114,24 @@ def graphs(run: Run) -> tuple[Markup, Markup]:
     return Markup(draw_graph(run)), Markup(draw_graph(run, vertical=True))
 
 
-def accuracy_picture(run: Run) -> Picture | None:
-    figure = draw_accuracies(run)
-    if figure is None:
-        return None
-    told = [f"{b.id} {s.values[0]:.1%} to {s.values[-1]:.1%}" for b in run.trained if (s := b.series("val/accuracy"))]
-    return picture(figure, "accuracies", f"Validation accuracy of each stage, start to end: {'; '.join(told)}.")
+def outcomes(run: Run) -> list[Group]:
+    """A chart for each measure that stages of the run are compared by."""
+    groups = []
+    for measure in validated_measures(run):
+        drawn = picture(draw_outcomes(run, measure), f"outcome-{measure.name}", describe_outcomes(run, measure))
+        groups.append(Group(f"{measure.title} per stage", [drawn]))
+    return groups
 
 
 def curve_groups(run: Run) -> list[Group]:
     """The training curves of each stage; branches of a fan-out share the charts."""
     groups = []
-    for stage, members in groupby(run.trained, key=lambda branch: branch.stage):
+    for stage, group in groupby(run.trained, key=lambda branch: branch.stage):
+        members = list(group)
         branches = [branch for branch in members if branch.rows]
         drawn = [
             picture(figure, f"curve-{stage}-{panel.slug}", describe_panel(panel, branches))
-            for panel in PANELS
+            for panel in panels_of(members[0].schema)
             if (figure := draw_panel(panel, branches)) is not None
         ]
         if drawn:
@@ -114,6 +147,24 @@ def judged_models(run: Run) -> list[JudgedModel]:
         drawn = picture(figure, f"confusion-{i}", describe_confusion(evaluation)) if figure else None
         judged.append(JudgedModel(evaluation, drawn, most_confused(evaluation)))
     return judged
+
+
+def albums(run: Run, gaps: Gaps) -> list[Album]:
+    """What tasks have drawn, by stage and title."""
+    found = []
+    for branch in run.branches:
+        with gaps.noted(f"The pictures of {branch.id}"):
+            for title, group in groupby(read_pictures(branch.folder), key=lambda entry: entry[1].title):
+                photos = [photo(file, entry.caption) for file, entry in group]
+                found.append(Album(branch, title, photos))
+    return found
+
+
+def photo(file: Path, caption: str) -> Photo:
+    with Image.open(file) as image:
+        small = min(image.size) < SMALL
+    encoded = base64.b64encode(file.read_bytes()).decode("ascii")
+    return Photo(f"data:image/png;base64,{encoded}", small, caption)
 
 
 def position_groups(run: Run, gaps: Gaps) -> list[Group]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pipeline.errors import CheckpointError
 from pipeline.report.collect import Branch, Run, read_run
 from pipeline.report.confusion import draw_confusion
-from pipeline.report.curves import PANELS, draw_panel
+from pipeline.report.curves import draw_panel, panels_of
 from pipeline.report.positions import collect_maps, draw_positions
 from pipeline.report.theme import to_png
 
@@ -35,7 +35,7 @@ def stage_figures(run: Run, branch: Branch) -> dict[str, Figure]:
     """Figures of one stage by file name."""
     figures: dict[str, Figure | None] = {}
     if branch.trains:
-        figures |= {f"curve-{panel.slug}": draw_panel(panel, [branch]) for panel in PANELS}
+        figures |= {f"curve-{panel.slug}": draw_panel(panel, [branch]) for panel in panels_of(branch.schema)}
         maps = collect_maps(run, branch)
         lowest = min((float(entry.similarity.min()) for entry in maps), default=0.0)
         figures |= {f"positions-{entry.slug}": draw_positions(entry, lowest) for entry in maps}

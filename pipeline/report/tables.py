@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config.schema import EvaluateStage, TrainStage
 from pipeline.models.costs import count_parameters
 from pipeline.report.collect import Branch, Row, Run, as_time
-from pipeline.report.text import NOTHING, count_text, duration_text, shape_text, share_text, size_text
+from pipeline.report.text import NOTHING, count_text, duration_text, shape_text, size_text, value_text
 from pipeline.shards.bad_samples import TEST, TRAIN, VAL, summarise
 
 LIBRARIES = ("minivit-pipeline", "torch", "deepspeed", "ray", "mlflow", "webdataset", "timm", "numpy")
@@ -31,6 +31,7 @@ class ResultRow:
     parameters: str
     image_size: str
     patch: str
+    measure: str
     start: str
     end: str
     test: str
@@ -126,9 +127,8 @@ def result_row(run: Run, branch: Branch) -> ResultRow:
     config = branch.config
     assert isinstance(config, TrainStage)
     spec = branch.spec
-    val = branch.series("val/accuracy")
+    measure, val = branch.measure, branch.validated
     speed = branch.series("speed/images_per_s")
-    test = run.evaluation_of(branch)
     return ResultRow(
         id=branch.id,
         state=branch.state,
@@ -137,9 +137,10 @@ def result_row(run: Run, branch: Branch) -> ResultRow:
         parameters=count_text(count_parameters(spec)) if spec else NOTHING,
         image_size=size_text(spec.backbone.image_size if spec else config.model.image_size),
         patch=size_text(spec.backbone.patch) if spec else NOTHING,
-        start=share_text(val.at(0)),
-        end=share_text(val.last),
-        test=share_text(test.accuracy if test else None),
+        measure=measure.words,
+        start=value_text(measure, val.at(0)),
+        end=value_text(measure, val.last),
+        test=value_text(measure, run.tested(branch)),
         wall_time=duration_text(branch.seconds) if branch.seconds is not None else NOTHING,
         speed=f"{np.median(speed.values):,.0f}" if speed else NOTHING,
     )

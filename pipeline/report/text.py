@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.metrics.schema import Measure
+
 NOTHING = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -26,9 +28,9 @@ def count_text(count: int) -> str:
     return str(count)
 
 
-def share_text(share: float | None) -> str:
-    """81.3 %, or a dash for what is not known."""
-    return NOTHING if share is None else f"{100 * share:.1f} %"
+def value_text(measure: Measure, value: float | None) -> str:
+    """81.3 % for a share, or a dash for what is not known."""
+    return NOTHING if value is None else measure.text(value)
 
 
 def size_text(size: int | tuple[int, int]) -> str:

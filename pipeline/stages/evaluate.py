@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import EvaluateStage
-from pipeline.metrics.confusion import CONFUSION, PER_CLASS
+from pipeline.metrics.outcome import schema_of
+from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import TEST, files_of
 from pipeline.stages.context import RunContext, class_names
@@ -64,7 +65,7 @@ class EvaluateStageRun:
         )
 
     def run(self, status: Status) -> dict[str, Any]:
-        """Evaluate all models on the cluster; returns each one's accuracy."""
+        """Evaluate all models on the cluster; returns each one's measures."""
         StageJob(
             context=self.context,
             id=self.id,
@@ -74,26 +75,34 @@ class EvaluateStageRun:
             make=lambda workers: self._job(),
         ).run()
         evaluation = json.loads((self.folder.path / NAME).read_text())
+        schema = schema_of(evaluation)
+        measures = {model: schema.of(found) for model, found in evaluation["models"].items()}
         for model, found in evaluation["models"].items():
-            self.context.say(self.id, f"{model}: {found['accuracy']:.4f} of {found['samples']:,} samples right")
+            told = [f"{m.words} {m.text(found[m.name], 2)}" for m in schema.ranked if m.name in found]
+            self.context.say(self.id, f"{model}: {', '.join(told)}; {found['samples']:,} samples")
         return {
-            "accuracies": {model: found["accuracy"] for model, found in evaluation["models"].items()},
+            "measures": measures,
             "samples": evaluation["samples"],
             "bad_samples": {"test": self._tell_left_out()},
         }
 
     def _tell_left_out(self) -> dict[str, Any]:
         """Bad samples of the data set, under its own name."""
-        manifest, mend = self.folder.path / TEST, "accuracies are over the others"
+        manifest, mend = self.folder.path / TEST, "the measures are over the others"
         return tell_left_out(self.context, self.id, self.stage.data, manifest, [self.data.index], mend)
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
-        files = [(self.folder.path / name, None) for name in (NAME, PER_CLASS, CONFUSION)]
+        """All that the evaluation has written."""
+        written = self.folder.path
+        names = [NAME, *(path.name for path in sorted(written.iterdir()) if path.suffix in (".csv", ".npz"))]
+        files: list[tuple[Path, str | None]] = [(written / name, None) for name in names]
+        files += [(written / PICTURES, PICTURES)] if (written / PICTURES).is_dir() else []
         return [*files, *manifests(self.folder.path, TEST)]
 
     def metrics(self, result: dict[str, Any]) -> dict[str, float]:
-        accuracies = {f"test/accuracy/{model}": accuracy for model, accuracy in result["accuracies"].items()}
-        return accuracies | {"test/bad_samples": result["bad_samples"]["test"]["bad"]}
+        judged = result["measures"].items()
+        measures = {f"test/{name}/{model}": value for model, found in judged for name, value in found.items()}
+        return measures | {"test/bad_samples": result["bad_samples"]["test"]["bad"]}
 
     def track_inputs(self, run_id: str) -> None:
         tracker, index = self.context.tracker, self.data.index

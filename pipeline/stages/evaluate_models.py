@@ -47,7 +47,7 @@ def evaluate_models(
         batch_size: images per rank at once.
         loader_workers: processes per rank that decode images.
         precision: of weights and activations.
-        out: folder without an evaluation, for `evaluation.json`, `per_class.csv`, `confusion.npz` and `logs`.
+        out: folder without an evaluation, for `evaluation.json`, the tables and pictures beside it, and `logs`.
 
     Raises:
         ModelError, DataError: a model or the data cannot be read.

@@ -35,6 +35,7 @@ class Status:
     init_from: str | None = None  # id of the stage it started from, or a path
     checkpoints: str | None = None  # where a training stage's lie: a path, relative to the stage's folder, or a URL
     keep_best: str | None = None  # the metric by which the best of them is kept
+    schema: dict[str, Any] | None = None  # what a training stage measures
     error: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.checkpoints.manifest import Manifest, verify
@@ -11,6 +12,8 @@ from pipeline.checkpoints.selection import committed, step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import Storage, open_storage
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.metrics.outcome import schema_of
+from pipeline.metrics.schema import VAL
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.pretrained import locate
 from pipeline.models.spec import ModelSpec
@@ -83,7 +86,7 @@ def _best(folder: Path, status: Status, storage: Storage, there: str) -> int:
     if status.keep_best is None:
         raise CheckpointError(
             f"{folder}: its checkpoint.keep_best is not set, so no checkpoint is kept as the best; take last or one of "
-            f"{there}, or set keep_best: val/accuracy and run the pipeline"
+            f"{there}, or set keep_best: {VAL}{schema_of(asdict(status)).selects} and run the pipeline"
         )
     step = best_checkpoint(storage, status)
     if step is None:
@@ -102,4 +105,6 @@ def best_checkpoint(storage: Storage, status: Status) -> int | None:
     """The step of the best committed checkpoint by the stage's `keep_best`; None without one."""
     if status.keep_best is None:
         return None
-    return best_step({step: m.metrics for step, m in own_checkpoints(storage, status).items()}, status.keep_best)
+    better = schema_of(asdict(status)).better(status.keep_best)
+    found = {step: manifest.metrics for step, manifest in own_checkpoints(storage, status).items()}
+    return best_step(found, status.keep_best, better)

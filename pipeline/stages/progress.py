@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from pipeline.metrics.schema import Schema
 from pipeline.train.ledger import LedgerTail
 
 LINE_EVERY_S = 15.0
+SPEED = "speed/images_per_s"
 
 
 @dataclass
@@ -22,6 +24,7 @@ class Watched:
     """A stage whose metrics file is followed."""
 
     ledger: LedgerTail
+    schema: Schema
     total_steps: int
     first_step: int
     bar: TaskID | None = None
@@ -54,13 +57,13 @@ class Progress:
     def say(self, message: str) -> None:
         self.console.print(message, markup=False)
 
-    def watch(self, stage_id: str, folder: Path, total_steps: int, first_step: int) -> None:
+    def watch(self, stage_id: str, folder: Path, schema: Schema, total_steps: int, first_step: int) -> None:
         """Follow a training stage from now on; again, where it starts once more."""
         self.unwatch(stage_id)
         bar = None
         if self.console.is_terminal:
             bar = self._bars.add_task(stage_id, total=total_steps, completed=first_step, numbers="starting workers")
-        self._watched[stage_id] = Watched(LedgerTail(folder), total_steps, first_step, bar=bar)
+        self._watched[stage_id] = Watched(LedgerTail(folder), schema, total_steps, first_step, bar=bar)
 
     def unwatch(self, stage_id: str) -> None:
         watched = self._watched.pop(stage_id, None)
@@ -70,18 +73,14 @@ class Progress:
     def poll(self) -> None:
         """Read the metrics files again and show what is new."""
         for stage_id, watched in list(self._watched.items()):
-            rows = [
-                row for row in watched.ledger.new_rows() if "train/loss" in row and row["step"] > watched.first_step
-            ]
+            rows = [row for row in watched.ledger.new_rows() if SPEED in row and row["step"] > watched.first_step]
             if not rows:
                 continue
             row = rows[-1]
             step = int(row["step"])
-            accuracy = f"accuracy {row['train/accuracy']:.3f}  " if "train/accuracy" in row else ""
-            numbers = (
-                f"loss {row['train/loss']:.3f}  {accuracy}"
-                f"{row['speed/images_per_s']:,.0f} images/s  {row['train/image_size']:.0f} px"
-            )
+            measures = watched.schema.of(row, "train/").items()
+            numbers = "".join(f"{watched.schema[name].words} {value:.3f}  " for name, value in measures)
+            numbers += f"{row[SPEED]:,.0f} images/s  {row['train/image_size']:.0f} px"
             if row["train/skipped_steps"]:
                 numbers += f"  {row['train/skipped_steps']:.0f} steps skipped, not finite"
             if watched.bar is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -15,6 +15,8 @@ from pipeline.checkpoints.manifest import hash_file
 from pipeline.config.references import is_foreign
 from pipeline.config.schema import PipelineConfig, Stage
 from pipeline.errors import ConfigError
+from pipeline.metrics.outcome import selected_values
+from pipeline.metrics.schema import best
 from pipeline.models.bundle import (
     DESCRIPTION,
     WEIGHTS,
@@ -47,9 +49,9 @@ class Source:
 def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source:
     """The finished model that `reference` stands for.
 
-    A stage that fans out stands for its branch with the best validation accuracy; a path for the model of an export, a
-    stage's folder or a run's; foreign weights are brought into the run's folder, once, as a bundle. Raises
-    `ConfigError` if there is none to compare, `ModelError` if there is no model.
+    A stage that fans out stands for its best branch in validation; a path for the model of an export, a stage's folder
+    or a run's; foreign weights are brought into the run's folder, once, as a bundle. Raises `ConfigError` if there is
+    none to compare, `ModelError` if there is no model.
     """
     branch_ids = reference_ids(context.config, reference)
     if len(branch_ids) > 1:
@@ -123,19 +125,19 @@ def other_normalisation(source: Preprocess, stage: Preprocess) -> str | None:
 
 
 def best_branch(context: RunContext, stage_id: str, branch_ids: list[str]) -> str:
-    """The branch whose last validation accuracy is highest; the first of equals."""
-    accuracies: dict[str, float] = {}
-    for branch_id in branch_ids:
-        status = context.folder.stage(branch_id).status()
-        accuracy = status.result.get("accuracy") if status else None
-        if accuracy is None:
+    """The branch that was best in its last validation, by the measure that its task selects by; the first of equals."""
+    statuses = {branch_id: context.folder.stage(branch_id).status() for branch_id in branch_ids}
+    written = {branch_id: asdict(status) if status else {} for branch_id, status in statuses.items()}
+    measure, values = selected_values(written)
+    for branch_id, value in values.items():
+        if value is None:
             stage_name = branch_id.partition("/")[0]
             raise ConfigError(
-                f"stages.{stage_id}: {stage_name!r} fans out, and {branch_id} has no validation accuracy to pick the "
-                f"best by; set stages.{stage_name}.data.val, or name one branch"
+                f"stages.{stage_id}: {stage_name!r} fans out, and {branch_id} has no validation {measure.words} to "
+                f"pick the best by; set stages.{stage_name}.data.val, or name one branch"
             )
-        accuracies[branch_id] = accuracy
-    best = max(accuracies, key=accuracies.__getitem__)
-    listed = ", ".join(f"{branch} {accuracy:.4f}" for branch, accuracy in accuracies.items())
-    context.say(stage_id, f"takes {best}, the best by validation accuracy ({listed})")
-    return best
+    chosen = best(values, measure.better)
+    assert chosen is not None
+    listed = ", ".join(f"{branch_id} {value:.4f}" for branch_id, value in values.items())
+    context.say(stage_id, f"takes {chosen}, the best by validation {measure.words} ({listed})")
+    return chosen

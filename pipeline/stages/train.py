@@ -15,6 +15,8 @@ from pipeline.checkpoints.storage import open_storage
 from pipeline.config.schema import TrainStage
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
+from pipeline.metrics.pictures import FOLDER as PICTURES
+from pipeline.metrics.schema import VAL
 from pipeline.models.bundle import Preprocess, load_bundle, load_description, save_bundle
 from pipeline.models.spec import ModelSpec
 from pipeline.models.surgery import adapt
@@ -81,6 +83,7 @@ class TrainStageRun:
         init = self._prepare_start(status)
         status.checkpoints = self.checkpoints if self.stage.checkpoint.storage else self.folder.checkpoints.name
         status.keep_best = self.stage.checkpoint.keep_best
+        status.schema = self.stage.task.measured.to_dict()
         self.folder.write_status(status)
         stage_job: StageJob[TrainJob] = StageJob(
             context=self.context,
@@ -106,7 +109,8 @@ class TrainStageRun:
         self._say_what_is_kept(status, selection, workers, again or status.attempts > 1)
         job = self.job(status, init, selection)
         (self.folder.path / ATTEMPT).write_text(job.attempt)
-        self.context.progress.watch(self.id, self.folder.path, job.total_steps, first_step(job))
+        schema = self.stage.task.measured
+        self.context.progress.watch(self.id, self.folder.path, schema, job.total_steps, first_step(job))
         return job
 
     @property
@@ -213,18 +217,16 @@ class TrainStageRun:
 
     def _result(self, job: TrainJob) -> dict[str, Any]:
         rows = read_metrics(self.folder.path)
-        validated = [row for row in rows if "val/accuracy" in row]
+        validations = {row["step"]: found for row in rows if (found := self.stage.task.measured.of(row, VAL))}
         speeds = [row["speed/images_per_s"] for row in rows if "speed/images_per_s" in row]
         waits = [row["speed/data_wait_share"] for row in rows if "speed/data_wait_share" in row]
-        at_start = [row for row in validated if row["step"] == 0]
         return {
             "steps": job.total_steps,
             "samples": job.total_steps * self.stage.global_batch_size,
             "images_per_s": statistics.median(speeds) if speeds else None,
             "data_wait_share": statistics.median(waits) if waits else None,
-            "start_accuracy": at_start[0]["val/accuracy"] if at_start else None,
-            "accuracy": validated[-1]["val/accuracy"] if validated else None,
-            "loss": validated[-1]["val/loss"] if validated else None,
+            "start": validations.get(0),
+            "measures": validations[max(validations)] if validations else {},
             "bad_samples": self._tell_left_out(),
             "image_size": list(self.spec.backbone.image_size),
             "patch_size": list(self.spec.backbone.patch),
@@ -247,7 +249,8 @@ class TrainStageRun:
         names = ("surgery.json", "surgery.txt", "metrics.jsonl", "events.jsonl")
         files = [(self.folder.path / name, None) for name in names]
         bad = manifests(self.folder.path, bad_samples.TRAIN, bad_samples.VAL)
-        return [*files, *bad, (self.folder.model, "model")]
+        pictures = [(folder, PICTURES)] if (folder := self.folder.path / PICTURES).is_dir() else []
+        return [*files, *bad, *pictures, (self.folder.model, "model")]
 
     def metrics(self, result: dict[str, Any]) -> dict[str, float]:
         """Rank 0 has logged them step by step."""

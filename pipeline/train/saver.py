@@ -53,7 +53,7 @@ class Saver:
     def __init__(self, state: TrainState, job: TrainJob, beat: Callable[[], None]) -> None:
         self._state, self._job, self._beat = state, job, beat
         self._storage = open_storage(job.checkpoints)
-        self._retention = Retention(job.stage.checkpoint.keep_last, job.keep_steps, job.stage.checkpoint.keep_best)
+        self._retention = Retention(job.stage.checkpoint.keep_last, job.keep_steps, job.stage.best_by)
         # A group of its own: the loop goes on with collectives while the thread gathers what the ranks have written.
         self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_SAVE)
         self._copies = copies_of(state.engine.device)

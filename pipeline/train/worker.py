@@ -147,10 +147,10 @@ class TrainWorker:
 
     def _is_best(self) -> bool:
         """Whether these weights were validated, and are better by `keep_best` than all that were committed."""
-        name = self.job.stage.checkpoint.keep_best
-        if name not in self.val_metrics:
+        best_by = self.job.stage.best_by
+        if best_by is None or not self.val_metrics:
             return False
-        return best_step(self.measured | {self.step: self.val_metrics}, name) == self.step
+        return best_step(self.measured | {self.step: self.val_metrics}, *best_by) == self.step
 
     def _report_collective(self, lr: float) -> None:
         height, width = self.size_at(self.step - 1)

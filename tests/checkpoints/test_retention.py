@@ -16,7 +16,8 @@ from pipeline.checkpoints.storage import LocalStorage
 Commit = Callable[..., str]
 LOSSES = st.dictionaries(st.integers(1, 200), st.sampled_from([0.5, 1.0, 2.0]) | st.floats(0, 10), min_size=1)
 ODD_LOSSES = st.dictionaries(st.integers(1, 200), st.none() | st.floats(), min_size=1)
-RETENTIONS = st.builds(Retention, st.integers(1, 5), st.none() | st.integers(1, 50), st.none() | st.just("val/loss"))
+BEST_BY = st.none() | st.just(("val/loss", "lower"))
+RETENTIONS = st.builds(Retention, st.integers(1, 5), st.none() | st.integers(1, 50), BEST_BY)
 
 
 def prune_at(storage: LocalStorage, step: int, retention: Retention) -> None:
@@ -33,7 +34,7 @@ def test_what_is_kept_is_what_was_asked_for(losses: dict[int, float], retention:
     metrics = {step: {"val/loss": loss} for step, loss in losses.items()}
     kept = retention.kept(metrics)
     assert set(sorted(losses)[-retention.last :]) <= kept <= set(losses)
-    if retention.best_metric:
+    if retention.best_by:
         assert min(losses.values()) in {losses[step] for step in kept}
     if retention.every_steps:
         stretches = {step // retention.every_steps for step in losses} - {0}
@@ -55,13 +56,14 @@ def test_removing_at_every_commit_keeps_what_removing_once_keeps(
 
 def test_an_accuracy_is_best_when_it_is_highest_and_first() -> None:
     metrics = {1: {"val/accuracy": 0.5}, 2: {"val/accuracy": 0.9}, 3: {"val/accuracy": 0.9}, 4: {}, 5: {}}
-    assert Retention(1, None, "val/accuracy").kept(metrics) == {2, 5}
-    assert Retention(1, None, "val/top5").kept(metrics) == {5}
+    assert Retention(1, None, ("val/accuracy", "higher")).kept(metrics) == {2, 5}
+    assert Retention(1, None, ("val/top5", "higher")).kept(metrics) == {5}
 
 
 @given(ODD_LOSSES)
 def test_the_best_is_the_least_finite_loss_and_the_earliest_of_equals(losses: dict[int, float | None]) -> None:
-    best = best_step({step: {} if loss is None else {"val/loss": loss} for step, loss in losses.items()}, "val/loss")
+    metrics = {step: {} if loss is None else {"val/loss": loss} for step, loss in losses.items()}
+    best = best_step(metrics, "val/loss", "lower")
     finite = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
     assert best == (min(finite, key=lambda step: (finite[step], step)) if finite else None)
 
@@ -78,7 +80,7 @@ def test_former_results_and_steps_to_come_neither_count_nor_go(storage: LocalSto
     """A stage that runs again with other settings in the same place; a run that passed over its newest checkpoint."""
     for step, digest in ((1, "former"), (2, "d"), (3, "d"), (8, "d"), (9, "former")):
         committed(storage, step, digest=digest, metrics={"val/loss": -float(step)})
-    prune_at(storage, 3, Retention(1, best_metric="val/loss"))
+    prune_at(storage, 3, Retention(1, best_by=("val/loss", "lower")))
     assert steps(storage) == [1, 3, 8, 9]
 
 

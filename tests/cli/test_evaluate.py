@@ -1,15 +1,27 @@
 from __future__ import annotations
 
 from pipeline.cli.evaluate import table
+from pipeline.metrics.schema import LOSS, Measure, Schema
 
 
 def test_one_row_per_model_and_what_was_left_out() -> None:
     figures = {"accuracy": 0.5, "top5": 0.875, "loss": 1.25, "samples": 1234, "bad_samples": 2}
     rows = table({"models": {"runs/a": figures, "b": figures}, "bad_samples": {"bad": 2}}).splitlines()
     assert [row.split() for row in rows] == [
-        ["model", "accuracy", "top-5", "loss", "samples"],
-        ["runs/a", "50.00%", "87.50%", "1.2500", "1,234"],
-        ["b", "50.00%", "87.50%", "1.2500", "1,234"],
+        ["model", "accuracy", "loss", "top-5", "accuracy", "samples"],
+        ["runs/a", "50.00", "%", "1.25", "87.50", "%", "1,234"],
+        ["b", "50.00", "%", "1.25", "87.50", "%", "1,234"],
         ["left", "out:", "2", "bad", "samples"],
     ]
     assert len({len(row) for row in rows[:3]}) == 1
+
+
+def test_the_columns_are_what_the_task_measures() -> None:
+    schema = Schema((LOSS, Measure("miou", "Mean IoU", "higher", share=True)), selects="miou")
+    models = {"a": {"loss": 0.5, "miou": 0.25, "samples": 3}, "b": {"loss": 0.5, "samples": 3}}
+    rows = table({"schema": schema.to_dict(), "models": models, "bad_samples": {"bad": 0}}).splitlines()
+    assert [row.split() for row in rows] == [
+        ["model", "mean", "IoU", "loss", "samples"],
+        ["a", "25.00", "%", "0.5", "3"],
+        ["b", "0.5", "3"],
+    ]

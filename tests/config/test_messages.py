@@ -157,6 +157,12 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
             100,
             "stages.pretrain.global_batch_size: 100 is not divisible by data.lanes = 64; take a multiple of it, ",
         ),
+        (
+            "stages.pretrain.checkpoint",
+            {"keep_best": "val/acuracy"},
+            "stages.pretrain.checkpoint.keep_best: found 'val/acuracy', did you mean 'val/accuracy'? "
+            "Allowed: val/loss, val/accuracy, val/top5",
+        ),
         ("stages.finetune.init_from", REMOVE, "stages.finetune.init_from: missing, as a finetune stage starts from "),
         ("stages.pretrain.model.variant", REMOVE, "stages.pretrain.model.variant: missing, and there is no init_from "),
         ("datasets.train.std", [0.5, 0.5], "datasets.train.std: 2 values for the 1 of mean; give one per channel in "),

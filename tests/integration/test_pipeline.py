@@ -78,10 +78,10 @@ def test_every_stage_finished(joined: Any, first_run: Any) -> None:
 
 
 def test_training_learns_and_hands_on_what_it_learnt(joined: Any, first_run: Any) -> None:
-    best = joined.status("all", joined.status("all", "larger")["init_from"])["result"]["accuracy"]
+    best = joined.status("all", joined.status("all", "larger")["init_from"])["result"]["measures"]["accuracy"]
     assert best > 0.6  # of four classes
-    assert joined.status("all", "larger")["result"]["start_accuracy"] > 0.5
-    assert joined.status("all", "finer")["result"]["start_accuracy"] > 0.5
+    assert joined.status("all", "larger")["result"]["start"]["accuracy"] > 0.5
+    assert joined.status("all", "finer")["result"]["start"]["accuracy"] > 0.5
 
 
 def test_sizes_and_shapes_are_those_of_the_config(joined: Any, first_run: Any) -> None:
@@ -153,7 +153,7 @@ def test_all_metrics_are_in_mlflow(joined: Any, children: dict[str, Any]) -> Non
         assert run.data.params["optimizer.lr"] == "0.003"
         assert len(run.inputs.dataset_inputs) == 2
     assert children["evaluate"].data.metrics["test/accuracy/finer"] == pytest.approx(
-        joined.status("all", "evaluate")["result"]["accuracies"]["finer"]
+        joined.status("all", "evaluate")["result"]["measures"]["finer"]["accuracy"]
     )
 
 

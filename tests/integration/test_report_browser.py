@@ -159,8 +159,8 @@ def test_the_page_loads_whole_and_fits(
 def test_a_finished_run_shows_pictures_of_every_kind(browser: Browser, finished: Path) -> None:
     browser.open(finished, 1280)
     drawn = "document.querySelectorAll('#{} {}').length"
-    assert browser.evaluate(drawn.format("curves", "figure.chart svg")) == 18
-    assert browser.evaluate(drawn.format("confusion", "figure.chart svg")) == 4
+    assert browser.evaluate(drawn.format("curves", "figure.chart svg")) == 21
+    assert browser.evaluate(drawn.format("evaluation", "figure.chart svg")) == 4
     assert browser.evaluate(drawn.format("positions", "figure.chart svg")) == 7
     assert browser.evaluate(drawn.format("attention", "figure.glance")) == 24
     lines = (

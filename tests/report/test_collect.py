@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CheckpointError
+from pipeline.metrics.schema import LOSS, Schema
 from pipeline.report.collect import as_time, read_arrays, read_lines, read_run
 
 
@@ -25,8 +26,8 @@ def test_what_a_stage_recorded_as_its_source_goes_before_what_accuracy_suggests(
 
 def test_evaluations_belong_to_the_models_they_judge(built_run: Path) -> None:
     run = read_run(built_run)
-    found = run.evaluation_of(run.by_id["pretrain/nano"])
-    assert found is not None
+    found = next(e for e in run.evaluations if e.model == "pretrain/nano")
+    assert run.tested(run.by_id["pretrain/nano"]) == found.measures["accuracy"]
     assert found.dataset == "test"
     assert found.confusion is not None
     assert found.confusion[:, 2].sum() == 10_000
@@ -89,3 +90,19 @@ def test_damaged_arrays_are_none(tmp_path: Path) -> None:
     data[200:300] = bytes(100)
     path.write_bytes(data)
     assert read_arrays(path) == {}
+
+
+def test_the_best_of_a_fan_out_is_what_its_own_measure_says(finished_run: Path) -> None:
+    """Without a value for one branch, or with one unfinished, any of them may be meant."""
+    schema = Schema((LOSS,), "loss").to_dict()
+    homes = {name: finished_run / "stages" / "pretrain" / name for name in ("nano", "micro")}
+    for (name, home), loss in zip(homes.items(), (0.2, 0.9), strict=True):
+        status = json.loads((home / "status.json").read_text())
+        (home / "status.json").write_text(json.dumps({**status, "schema": schema}))
+        (home / "metrics.jsonl").write_text(json.dumps({"step": 5, "val/loss": loss}) + "\n")
+        assert read_run(finished_run).by_id[f"pretrain/{name}"].measure == LOSS
+    run = read_run(finished_run)
+    assert [b.id for b in run.selected("pretrain")] == ["pretrain/nano"]
+    assert run.tested(run.by_id["pretrain/nano"]) == 0.4
+    (homes["micro"] / "metrics.jsonl").write_text("")
+    assert len(read_run(finished_run).selected("pretrain")) == 2

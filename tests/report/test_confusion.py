@@ -1,5 +1,6 @@
 import numpy as np
 
+from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.report.collect import Evaluation
 from pipeline.report.confusion import MAX_DRAWN, MAX_LABELLED, class_names, draw_confusion, most_confused, row_shares
 
@@ -9,7 +10,7 @@ def evaluation(counts: np.ndarray | None, classes: list[str]) -> Evaluation:
     pairs = None
     if counts is not None:
         pairs = np.array([(*pair, count) for pair, count in np.ndenumerate(counts) if count])
-    return Evaluation("test", "test", "pretrain", classes, 0.1, 0.9, 1.0, 10, 0, pairs)
+    return Evaluation("test", "test", "pretrain", classes, CLASSIFICATION, {"accuracy": 0.9}, 10, 0, pairs)
 
 
 def names(count: int) -> list[str]:
@@ -43,7 +44,7 @@ def test_many_classes_are_drawn_without_names() -> None:
 def test_very_many_classes_have_their_most_confused_pairs_alone() -> None:
     classes = 30_000  # whose matrix would hold 7.2 GB
     pairs = np.array([(0, 0, 9), (0, classes - 1, 1), (classes - 1, 7, 4)])
-    found = Evaluation("test", "test", "pretrain", names(classes), 0.1, 0.9, 1.0, 14, 0, pairs)
+    found = Evaluation("test", "test", "pretrain", names(classes), CLASSIFICATION, {}, 14, 0, pairs)
     assert classes > MAX_DRAWN
     assert draw_confusion(found) is None
     told = [(p.true, p.predicted, p.count, p.share) for p in most_confused(found)]

@@ -4,10 +4,20 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.metrics.accuracy import ACCURACY, CLASSIFICATION
 from pipeline.report.collect import Series, read_run
-from pipeline.report.curves import PANELS, describe_panel, draw_accuracies, draw_panel, restart_steps, thin_out
+from pipeline.report.curves import (
+    describe_outcomes,
+    describe_panel,
+    draw_outcomes,
+    draw_panel,
+    panels_of,
+    restart_steps,
+    thin_out,
+    validated_measures,
+)
 
-BY_SLUG = {panel.slug: panel for panel in PANELS}
+BY_SLUG = {panel.slug: panel for panel in panels_of(CLASSIFICATION)}
 
 
 @given(st.integers(1, 3000), st.integers(1, 400))
@@ -55,7 +65,9 @@ def test_words_say_where_a_curve_starts_and_ends(built_run: Path) -> None:
 
 
 def test_a_bar_for_each_stage_that_was_validated(built_run: Path) -> None:
-    figure = draw_accuracies(read_run(built_run))
-    assert figure is not None
+    run = read_run(built_run)
+    assert validated_measures(run) == [ACCURACY]
+    figure = draw_outcomes(run, ACCURACY)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["pretrain/nano", "pretrain/micro", "finetune-56", "finetune-patch2"]
+    assert "finetune-56 71.0 % to 85.7 %" in describe_outcomes(run, ACCURACY)

@@ -6,7 +6,7 @@ from PIL import Image
 from pipeline.errors import CheckpointError
 from pipeline.report.plots import save_plots
 
-CURVES = {f"curve-{slug}.png" for slug in ("loss", "accuracy", "lr", "size", "speed", "wait")}
+CURVES = {f"curve-{slug}.png" for slug in ("loss", "accuracy", "top5", "lr", "size", "speed", "wait")}
 
 
 def test_a_training_stage_has_curves_positions_and_its_confusion(built_run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import pytest
 
-from pipeline.report.text import count_text, duration_text, shape_text, share_text, size_text
+from pipeline.metrics.accuracy import ACCURACY
+from pipeline.report.text import count_text, duration_text, shape_text, size_text, value_text
 
 
 @pytest.mark.parametrize(
@@ -18,5 +19,5 @@ def test_counts(count: int, text: str) -> None:
 def test_sizes_shapes_and_shares() -> None:
     assert (size_text(28), size_text((28, 28)), size_text((28, 56))) == ("28", "28", "28\N{MULTIPLICATION SIGN}56")
     assert shape_text((1, 50, 64)) == "1\N{MULTIPLICATION SIGN}50\N{MULTIPLICATION SIGN}64"
-    assert shape_text(None) == share_text(None) == "\N{EN DASH}"
-    assert share_text(0.8137) == "81.4 %"
+    assert shape_text(None) == value_text(ACCURACY, None) == "\N{EN DASH}"
+    assert value_text(ACCURACY, 0.8137) == "81.4 %"

@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> RunFolder:
 def test_status_is_read_back(run: RunFolder) -> None:
     folder = run.stage("pretrain/nano")
     assert folder.status() is None
-    status = Status(FINISHED, "pretrain", "d", {"seed": 1}, started=2.0, attempts=1, result={"accuracy": 0.5})
+    status = Status(FINISHED, "pretrain", "d", {"seed": 1}, started=2.0, attempts=1, result={"steps": 5})
     folder.write_status(status)
     assert folder.status() == status
     assert run.stage_ids() == ["pretrain/nano"]

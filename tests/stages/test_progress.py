@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.metrics.accuracy import CLASSIFICATION
+from pipeline.metrics.schema import LOSS, Measure, Schema
 from pipeline.stages.progress import Progress, clock
 from pipeline.train.ledger import MetricsLedger
 
@@ -25,7 +27,7 @@ def test_clock(seconds: float, text: str) -> None:
 def test_a_log_file_gets_a_line_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         ledger = MetricsLedger(tmp_path, 0)
-        progress.watch("pretrain", tmp_path, 100, 0)
+        progress.watch("pretrain", tmp_path, CLASSIFICATION, 100, 0)
         progress.poll()  # nothing to say yet
         ledger.append(10, 80, ROW)
         progress.poll()
@@ -41,18 +43,29 @@ def test_a_log_file_gets_a_line_now_and_then(tmp_path: Path, capsys: pytest.Capt
 def test_training_on_mixed_samples_shows_no_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         ledger = MetricsLedger(tmp_path, 0)
-        progress.watch("pretrain", tmp_path, 100, 0)
+        progress.watch("pretrain", tmp_path, CLASSIFICATION, 100, 0)
         ledger.append(10, 80, {name: value for name, value in ROW.items() if name != "train/accuracy"})
         progress.poll()
         ledger.close()
     assert capsys.readouterr().err == "pretrain: step 10/100  loss 1.250  1,234 images/s  28 px  about 3:00 left\n"
 
 
+def test_the_measures_shown_are_the_task_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = Schema((LOSS, Measure("miou", "Mean IoU", "higher", share=True), Measure("ap", "AP", "higher")), "miou")
+    with Progress() as progress:
+        ledger = MetricsLedger(tmp_path, 0)
+        progress.watch("pretrain", tmp_path, schema, 100, 0)
+        ledger.append(10, 80, {**ROW, "train/miou": 0.25, "train/loss_part": 3.0})
+        progress.poll()
+        ledger.close()
+    assert capsys.readouterr().err.startswith("pretrain: step 10/100  loss 1.250  mean IoU 0.250  1,234 images/s")
+
+
 def test_a_row_of_validation_alone_is_no_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         ledger = MetricsLedger(tmp_path, 0)
         ledger.append(0, 0, {"val/loss": 1.0})
-        progress.watch("pretrain", tmp_path, 100, 0)
+        progress.watch("pretrain", tmp_path, CLASSIFICATION, 100, 0)
         progress.poll()
         ledger.close()
     assert capsys.readouterr().err == ""

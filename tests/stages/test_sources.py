@@ -14,6 +14,8 @@ from pipeline.config.data import PlainConfig
 from pipeline.config.load import dump_config, parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError, ModelError
+from pipeline.metrics.accuracy import CLASSIFICATION
+from pipeline.metrics.schema import LOSS, Schema
 from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
 from pipeline.models.clip_bridge import to_clip
 from pipeline.models.minivit import MiniViT
@@ -41,7 +43,10 @@ def finish(context: RunContext, branch_id: str, accuracy: float | None, step: in
     state = {name: value + step for name, value in MiniViT.from_spec(SPEC).state_dict().items()}
     names = [f"class {label}" for label in range(10)]
     save_bundle(folder.model, state, SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), names, {})
-    folder.write_status(Status(FINISHED, "pretrain", "d", {}, ended=float(step), result={"accuracy": accuracy}))
+    measures = {} if accuracy is None else {"loss": 1.0, "accuracy": accuracy}
+    schema = CLASSIFICATION.to_dict()
+    status = Status(FINISHED, "pretrain", "d", {}, ended=float(step), schema=schema, result={"measures": measures})
+    folder.write_status(status)
     return folder.model
 
 
@@ -54,6 +59,21 @@ def test_a_fan_out_stands_for_its_best_branch(context: RunContext, capsys: pytes
     assert said == (
         "larger: takes pretrain/micro, the best by validation accuracy (pretrain/nano 0.5000, pretrain/micro 0.6250)\n"
     )
+
+
+def test_a_task_that_selects_by_its_loss_stands_for_the_branch_with_the_least(
+    context: RunContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for branch_id, loss in {"pretrain/nano": 0.25, "pretrain/micro": 0.5}.items():
+        finish(context, branch_id, None)
+        folder = context.folder.stage(branch_id)
+        status = folder.status()
+        assert status is not None
+        status.schema, status.result = Schema((LOSS,), "loss").to_dict(), {"measures": {"loss": loss}}
+        folder.write_status(status)
+    context.progress = Progress()
+    assert resolve_source(context, "larger", "pretrain").name == "pretrain/nano"
+    assert "the best by validation loss (pretrain/nano 0.2500" in capsys.readouterr().err
 
 
 def test_the_first_of_equals_is_taken(context: RunContext) -> None:
@@ -239,8 +259,12 @@ def test_an_evaluation_names_every_model_and_its_data(trained: RunContext) -> No
     assert [source.name for source in stage.sources] == ["pretrain/nano", "finer"]
     assert stage.inputs()["data"]["digest"] == trained.datasets["test"].index.digest
     assert set(stage.inputs()["models"]) == {"pretrain/nano", "finer"}
-    result = {"accuracies": {"finer": 0.5}, "bad_samples": {"test": {"bad": 3}}}
-    assert stage.metrics(result) == {"test/accuracy/finer": 0.5, "test/bad_samples": 3}
+    result = {"measures": {"finer": {"loss": 2.0, "accuracy": 0.5}}, "bad_samples": {"test": {"bad": 3}}}
+    assert stage.metrics(result) == {
+        "test/loss/finer": 2.0,
+        "test/accuracy/finer": 0.5,
+        "test/bad_samples": 3,
+    }
 
 
 def test_an_evaluation_calls_its_data_by_name(trained: RunContext) -> None:

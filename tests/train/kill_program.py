@@ -102,7 +102,7 @@ def save_all(root: Path, first: int, attempt: str, report: Callable[[int], None]
     """Commit the steps from `first` on, two of which stay."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     (root / ATTEMPT).write_text(attempt)
-    stage = SimpleNamespace(checkpoint=CheckpointConfig(keep_last=2), global_batch_size=8)
+    stage = SimpleNamespace(checkpoint=CheckpointConfig(keep_last=2), global_batch_size=8, best_by=None)
     fixed = {"keep_steps": None, "run_ids": {}, "spec": SimpleNamespace(to_dict=dict)}
     job = SimpleNamespace(
         folder=root, checkpoints=str(root / "checkpoints"), attempt=attempt, digest="d", stage=stage, **fixed

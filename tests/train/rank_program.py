@@ -183,7 +183,7 @@ class Trainer:
     def saver(self, root: str) -> Saver:
         """Commits below `root`, where it is made."""
         checkpoint = CheckpointConfig(keep_last=9)
-        stage = SimpleNamespace(checkpoint=checkpoint, global_batch_size=GLOBAL_BATCH_SIZE)
+        stage = SimpleNamespace(checkpoint=checkpoint, global_batch_size=GLOBAL_BATCH_SIZE, best_by=None)
         job = SimpleNamespace(
             folder=Path(root),
             checkpoints=root,

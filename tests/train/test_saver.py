@@ -51,7 +51,7 @@ def state() -> State:
 def make_saver(tmp_path: Path, state: State) -> Callable[..., Saver]:
     def make(beat: Callable[[], None] = lambda: None, url: str | None = None, **checkpoint: Any) -> Saver:
         config = CheckpointConfig(keep_last=9, **checkpoint)
-        stage = SimpleNamespace(checkpoint=config, global_batch_size=8)
+        stage = SimpleNamespace(checkpoint=config, global_batch_size=8, best_by=None)
         (tmp_path / ATTEMPT).write_text("mine")
         named = {"digest": "d", "attempt": "mine", "keep_steps": None, "run_ids": {"stage": "x"}}
         spec = SimpleNamespace(to_dict=dict)
