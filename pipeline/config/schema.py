@@ -127,6 +127,8 @@ class TrainStage(StageBase):
             raise ValueError(
                 "model.variant: missing, and there is no init_from to take the model from; set one of them"
             )
+        if fault := self._mixing_fault():
+            raise ValueError(fault)
         if self.global_batch_size > self.data.lanes and self.global_batch_size % self.data.lanes:
             raise ValueError(
                 f"global_batch_size: {self.global_batch_size} is not divisible by data.lanes = {self.data.lanes}; "
@@ -142,6 +144,15 @@ class TrainStage(StageBase):
         """The metric by which the best checkpoint is kept, and which way it is better."""
         keep_best = self.checkpoint.keep_best
         return None if keep_best is None else (keep_best, self.task.measured.better(keep_best))
+
+    def _mixing_fault(self) -> str | None:
+        """Why samples cannot be mixed as `data` asks, as `field: sentence`."""
+        parts = {f"data.mixture.{name}.augment": part.augment for name, part in self.data.mixture.items()}
+        for path, augment in {"data.augment": self.data.augment, **parts}.items():
+            if augment is not None and augment.mixes and (reason := self.task.unmixable()):
+                name = "mixup" if augment.mixup else "cutmix"
+                return f"{path}.{name}: found {getattr(augment, name)}, but {reason}; set mixup and cutmix to 0"
+        return None
 
 
 class EvaluateStage(StageBase):

@@ -16,6 +16,7 @@ from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.metrics.schema import Schema
 
 PACKAGE = "pipeline.tasks"  # above this one, so its types are imported by name when a pipeline file asks for them
+TARGETS = "pipeline.targets"  # so is this
 DEFAULT = "classification"
 
 
@@ -27,9 +28,20 @@ class TaskConfig(Section):
     measured: ClassVar[Schema]  # what training, validation and evaluation measure
     targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; without any, images are enough
 
-    def views(self) -> Mapping[str, ViewGroup]:
-        """The groups of views of each sample; labels that lie in the picture follow the first view of the first."""
+    def views(self, *, evaluation: bool = False) -> Mapping[str, ViewGroup]:
+        """The groups of views of each sample; labels that lie in the picture follow the first view of the first.
+
+        An `evaluation` sees one view of the first group.
+        """
         return IMAGE
+
+    def unmixable(self) -> str | None:
+        """Why mixup and CutMix cannot be asked for; None where they can."""
+        kinds = importlib.import_module(TARGETS)
+        if sum(group.count for group in self.views().values()) > 1:
+            return f"the task {self.type} sees several views of each sample, which cannot be mixed"
+        fixed = [kind for kind in self.targets if not kinds.target_kind(kind).mixes]
+        return f"the {fixed[0]} that the task {self.type} learns from cannot be mixed" if fixed else None
 
     @classmethod
     def chosen_by(cls, raw: Any) -> SectionType:

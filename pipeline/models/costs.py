@@ -8,8 +8,13 @@ from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
 
 def count_parameters(spec: ModelSpec) -> int:
     """Trainable parameters (sine-cosine positions are not)."""
-    heads = (head_kind(head.kind).num_parameters(head, spec.backbone) for head in spec.heads.values())
-    return backbone_parameters(spec.backbone) + sum(heads)
+    return backbone_parameters(spec.backbone) + sum(head_parameters(spec, name) for name in spec.heads)
+
+
+def head_parameters(spec: ModelSpec, name: str) -> int:
+    """Trainable parameters of the head of that name."""
+    head = spec.heads[name]
+    return head_kind(head.kind).num_parameters(head, spec.backbone)
 
 
 def backbone_parameters(spec: ViTSpec) -> int:

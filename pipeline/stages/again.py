@@ -56,7 +56,7 @@ def _expected(
     """The inputs that a branch may have, the digests of models as recorded; none where its data is not there."""
     match branch.stage:
         case TrainStage() as stage if datasets.keys() >= set(used_datasets(stage.data)):
-            train, val, classes = stage_data(datasets, stage.data, f"stages.{branch.stage_name}")
+            train, val, classes = stage_data(datasets, stage.data, stage.task, f"stages.{branch.stage_name}")
             given: dict[str, Any] = {"classes": classes, "seed": config.seed, "train": train, "val": val}
             given["init_from"] = recorded.get("init_from")
             return [train_inputs(stage, spec=model.spec, **given) for model in models[branch.id].values()]

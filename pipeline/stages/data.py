@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.fields import allowed
 from pipeline.config.targets import TargetConfig
+from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError
 from pipeline.stages.context import class_names
 from pipeline.stages.usable import keys_of
@@ -15,6 +16,8 @@ from pipeline.stream.source import Source
 from pipeline.targets.base import ClassMap, Target
 from pipeline.targets.class_id import ClassId
 from pipeline.train.job import Dataset
+
+VAL = ""  # stands for the validation data, which may be one of the training data sets with classes of its own
 
 
 class Labelling(NamedTuple):
@@ -55,28 +58,32 @@ def stage_labels(names: Mapping[str, Sequence[str]], data: DataConfig, where: st
 
 
 def stage_data(
-    datasets: Mapping[str, Dataset], data: DataConfig, where: str
+    datasets: Mapping[str, Dataset], data: DataConfig, task: TaskConfig, where: str
 ) -> tuple[list[Source], Source | None, list[str]]:
-    """Training sources, validation source and class names of a stage; raises as `stage_labels` and `class_names` do."""
-    names = {name: class_names(name, datasets[name]) for name in used_datasets(data)}
-    labels = stage_labels(names, data, where)
-    train = [
-        Source(
-            name,
-            datasets[name].index,
-            datasets[name].config,
-            part.augment or data.augment,
-            weight,
-            class_targets(datasets[name], labels.train[name]),
-        )
-        for (name, part), weight in zip(data.parts.items(), data.weights, strict=True)
-    ]
+    """Training sources, validation source and class names of a stage; raises as `stage_labels` and `class_names` do.
+
+    Of a task that needs no labels there are no classes, and the labels of its data are not looked at.
+    """
+    classes, targets = stage_targets(datasets, data, where) if task.targets else ([], {})
+    train = []
+    for (name, part), weight in zip(data.parts.items(), data.weights, strict=True):
+        index, config, augment = datasets[name].index, datasets[name].config, part.augment or data.augment
+        train.append(Source(name, index, config, augment, weight, targets.get(name, {})))
     if data.val is None:
-        return train, None, labels.classes
-    assert labels.val is not None
+        return train, None, classes
     val = datasets[data.val]
-    targets = class_targets(val, labels.val)
-    return train, Source(data.val, val.index, val.config, data.augment, 1, targets), labels.classes
+    return train, Source(data.val, val.index, val.config, data.augment, 1, targets.get(VAL, {})), classes
+
+
+def stage_targets(
+    datasets: Mapping[str, Dataset], data: DataConfig, where: str
+) -> tuple[list[str], dict[str, dict[str, Target]]]:
+    """The classes of a stage, and the targets of its training data sets by name and of the validation data."""
+    labels = stage_labels({name: class_names(name, datasets[name]) for name in used_datasets(data)}, data, where)
+    targets = {name: class_targets(datasets[name], classes) for name, classes in labels.train.items()}
+    if data.val is not None and labels.val is not None:
+        targets[VAL] = class_targets(datasets[data.val], labels.val)
+    return labels.classes, targets
 
 
 def plain_source(name: str, dataset: Dataset, classes: Sequence[str]) -> Source:

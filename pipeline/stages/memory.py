@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import EngineConfig
-from pipeline.models.spec import Pair, ViTSpec
+from pipeline.models.spec import ViTSpec
 
 FP32 = 4
 MOMENTS = {"adamw": 2, "lamb": 2, "sgd": 1}  # fp32 tensors kept per weight
@@ -58,15 +58,14 @@ def rank_memory(parameters: int, stage: TrainStage, world_size: int, activations
     ]
 
 
-def activation_bytes(spec: ViTSpec, images: int, grid: Pair, engine: EngineConfig) -> int:
-    """Bytes kept for the backward pass of `images` images of `grid` patches.
+def activation_bytes(spec: ViTSpec, tokens: int, engine: EngineConfig) -> int:
+    """Bytes kept for the backward pass of an encoder that sees so many tokens, of all images together.
 
     Per token and layer 8 D + 2 M values (the inputs of both norms, of qkv, of the projection and of the two linear
     layers, of the activation, and q, k and v) and one fp32 log-sum-exp per head. With activation checkpointing a layer
     keeps all but its feed-forward's D + 2 M values, or its input alone; one at a time has the rest while it is computed
     again.
     """
-    tokens = images * (grid[0] * grid[1] + spec.tokens.num_prefix)
     width, dim = 2 if engine.precision == "bf16" else FP32, spec.embed_dim
     feed_forward, everything = width * (dim + 2 * spec.mlp_dim), width * (8 * dim + 2 * spec.mlp_dim)
     attention = FP32 * spec.num_heads

@@ -34,7 +34,7 @@ def stage_order(
     data = branch.stage.data
     used = {*data.parts, *([data.val] if data.val else [])}
     opened = open_datasets(config.model_copy(update={"datasets": {name: config.datasets[name] for name in used}}))
-    sources, *_ = stage_data(opened, data, f"stages.{branch.stage_name}")
+    sources, *_ = stage_data(opened, data, branch.stage.task, f"stages.{branch.stage_name}")
     seed = stage_seed(config.seed, branch.id)
     rows: list[dict[str, Any]] = [
         {"slot": slot, "rank": rank, "shard": key.partition("/")[0], "key": key.partition("/")[2]}

@@ -35,6 +35,7 @@ class ModelPlan:
 
     spec: dict[str, Any]
     parameters: int
+    head_parameters: dict[str, int]  # of them, those of each head
     # Forward pass of one image, multiply-adds counted as two, by image size "HxW" or "HxW/PxQ" at another patch.
     gflops: dict[str, float]
     memory: list[RankMemory]  # for ZeRO 0, 1, 2, 3

@@ -79,7 +79,7 @@ def _stages(stages: list[StagePlan]) -> Table:
 
 
 def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
-    table = _table("Models", "stage", "model", "starts from", "patch", "grid", "parameters", "GFLOPs/image")
+    table = _table("Models", "stage", "model", "starts from", "patch", "grid", "parameters", "heads", "GFLOPs/image")
     for stage, training in trainings:
         for model in training.models:
             table.add_row(
@@ -89,6 +89,7 @@ def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
                 _size(model.spec["backbone"]["patch"]),
                 _size(model.spec["backbone"]["grid"]),
                 _count(model.parameters),
+                "\n".join(f"{name} {_count(number)}" for name, number in model.head_parameters.items()),
                 _least_and_most(model),
             )
     return _spaced(table)

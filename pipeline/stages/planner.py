@@ -10,7 +10,7 @@ from pipeline.cluster.session import idle_gpus_here
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import EvaluateStage, PipelineConfig, TrainStage
 from pipeline.errors import DataError
-from pipeline.models.costs import count_parameters, forward_flops
+from pipeline.models.costs import count_parameters, head_parameters
 from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.again import reasons_to_run_again
@@ -38,6 +38,7 @@ from pipeline.stages.resolve import (
     worker_resources,
 )
 from pipeline.stream.source import Source, build_mixture
+from pipeline.tasks.task import task_of
 from pipeline.train.job import Dataset
 from pipeline.train.schedule import micro_batches_at, step_shapes
 
@@ -196,18 +197,18 @@ class Planner:
 def _model(
     spec: ModelSpec, stage: TrainStage, ranks: int, shares: Balance, origin: str | None, changes: list[str]
 ) -> ModelPlan:
-    parameters = count_parameters(spec)
-    share = shares.step_samples[1]
-    activations = 0
-    backbone = spec.backbone
+    parameters, backbone, task = count_parameters(spec), spec.backbone, task_of(stage.task)
+    share, tokens = shares.step_samples[1], 0
     shapes = step_shapes(stage, backbone)
     for size, patch in shapes:
         images = math.ceil(share / micro_batches_at(size, patch, backbone, share, stage.micro_batch_size))
-        activations = max(activations, activation_bytes(backbone, images, whole_patches(size, patch), stage.engine))
+        tokens = max(tokens, images * task.encoder_tokens(spec, whole_patches(size, patch)))
+    activations = activation_bytes(backbone, tokens, stage.engine)
     return ModelPlan(
         spec=spec.to_dict(),
         parameters=parameters,
-        gflops={_shape(size, patch, backbone): forward_flops(spec, size, patch) / 1e9 for size, patch in shapes},
+        head_parameters={name: head_parameters(spec, name) for name in spec.heads},
+        gflops={_shape(size, patch, backbone): task.forward_flops(spec, size, patch) / 1e9 for size, patch in shapes},
         memory=rank_memory(parameters, stage, ranks, activations),
         starts_from=origin,
         surgeries=changes,

@@ -114,7 +114,7 @@ class _Preflight:
         for origin, source in self._sources(branch, stage).items():
             with self._noting():
                 parent = source.spec if source else None
-                spec = stage_spec(branch, len(classes) if classes else 1, parent)
+                spec = stage_spec(branch, 1 if classes is None else len(classes), parent)
                 found[origin] = Model(spec, classes, background, parent, head_known=classes is not None)
         seen = {name for known in self._upstream(stage.init_from) for name in self.trained_on[known]}
         self.trained_on[branch.id] = seen | stage.data.parts.keys()
@@ -155,9 +155,11 @@ class _Preflight:
         """The classes of a training stage, with its samples' order checked too; None as long as they are not known."""
         where, used = f"stages.{branch.stage_name}", used_datasets(stage.data)
         if self.datasets.keys() >= set(used):
-            train, _, classes = stage_data(self.datasets, stage.data, where)
+            train, _, classes = stage_data(self.datasets, stage.data, stage.task, where)
             check_order(where, stage, train)
             return classes
+        if not stage.task.targets:
+            return []
         known = {name: names for name in used if (names := self._names(name)) is not None}
         if known.keys() >= stage.data.parts.keys():
             data = stage.data if stage.data.val in known else stage.data.model_copy(update={"val": None})

@@ -10,12 +10,14 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from pipeline.config.fields import show
 from pipeline.config.references import source_stage, stage_sources
 from pipeline.config.schema import ExportStage, PipelineConfig, ReportStage, ResourcesConfig, Stage, TrainStage
 from pipeline.config.training import Size
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.spec import FIXED_FIELDS, ModelSpec, Pair, ViTSpec, whole_patches
 from pipeline.models.variants import TOKEN_FIELDS, build_backbone
+from pipeline.tasks.task import task_of
 from pipeline.train.schedule import step_shapes
 
 
@@ -93,15 +95,15 @@ def stage_spec(branch: Branch, num_classes: int, source: ModelSpec | None = None
     """
     stage, where = branch.stage, f"stages.{branch.stage_name}"
     assert isinstance(stage, TrainStage)
+    settings, task = _model_settings(stage, where), task_of(stage.task)
     try:
         if branch.variant is not None:
-            overrides = stage.model.overrides()
             size, channels = stage.model.image_size, stage.model.channels
-            backbone = build_backbone(branch.variant, image_size=size, channels=channels, **overrides)
+            backbone = build_backbone(branch.variant, image_size=size, channels=channels, **settings)
         else:
             assert source is not None
-            backbone = _like(source.backbone, stage)
-        spec = ModelSpec.classifier(backbone, num_classes)
+            backbone = _like(source.backbone, stage, settings)
+        spec = task.model_spec(backbone, num_classes)
     except ModelError as error:
         section = "" if str(error).startswith("model.") else "model."
         raise ConfigError(f"{where}.{section}{error}") from None
@@ -111,9 +113,21 @@ def stage_spec(branch: Branch, num_classes: int, source: ModelSpec | None = None
     return spec
 
 
-def _like(source: ViTSpec, stage: TrainStage) -> ViTSpec:
+def _model_settings(stage: TrainStage, where: str) -> dict[str, Any]:
+    """The model's fields that the stage sets itself, with those that its task needs."""
+    given, needed = stage.model.overrides(), task_of(stage.task).backbone_fields()
+    for name, value in needed.items():
+        if given.get(name, value) != value:
+            raise ConfigError(
+                f"{where}.model.{name}: found {show(given[name])}, but the task {stage.task.type} needs {show(value)}; "
+                "leave it out"
+            )
+    return given | needed
+
+
+def _like(source: ViTSpec, stage: TrainStage, settings: dict[str, Any]) -> ViTSpec:
     """The source's spec with the stage's own settings in place of its."""
-    settings = stage.model.overrides()
+    settings = dict(settings)
     patch = as_pair(settings.pop("patch_size", source.patch))
     tokens = dataclasses.replace(
         source.tokens, **{theirs: settings.pop(ours) for ours, theirs in TOKEN_FIELDS.items() if ours in settings}

@@ -46,7 +46,7 @@ class TrainStageRun:
         self.context, self.id, self.stage = context, branch.id, with_absolute_paths(branch.stage)
         self.folder: StageFolder = context.folder.stage(branch.id)
         where = f"stages.{branch.stage_name}"
-        self.train, self.val, self.classes = stage_data(context.datasets, self.stage.data, where)
+        self.train, self.val, self.classes = stage_data(context.datasets, self.stage.data, self.stage.task, where)
         self.source = resolve_source(context, self.id, self.stage.init_from) if self.stage.init_from else None
         parent = load_description(self.source.path).spec if self.source else None
         self.spec: ModelSpec = stage_spec(branch, len(self.classes), parent)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ class TaskModule(nn.Module, ABC):
     Measures travel as sums, so that they add up over micro-batches, ranks and restarts; `sum_names` says what they are.
     """
 
-    sum_names: ClassVar[tuple[str, ...]]
+    sum_names: tuple[str, ...]
 
     def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
         """`preprocess.eval` is how evaluation and prediction bring images to the model's size."""

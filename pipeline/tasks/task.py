@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.task import TaskConfig
+from pipeline.models import costs
+from pipeline.models.spec import HeadSpec, ModelSpec, Pair, ViTSpec
 
 if TYPE_CHECKING:
     from pipeline.models.bundle import Preprocess
@@ -16,6 +18,26 @@ if TYPE_CHECKING:
 
 class BaseTask(TaskConfig):
     """The base of every `Task`; its fields are the settings of the `task` section."""
+
+    @abstractmethod
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+        """Name -> head. `num_classes` is 0 where the task's labels are of no classes."""
+
+    def backbone_fields(self) -> dict[str, Any]:
+        """Settings of a stage's `model` section that the task cannot do without."""
+        return {}
+
+    def model_spec(self, backbone: ViTSpec, num_classes: int) -> ModelSpec:
+        """The model that the task trains. Raises ModelError for heads that do not fit the backbone."""
+        return ModelSpec(backbone, self.heads(backbone, num_classes), self.type)
+
+    def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
+        """Of one image in training; both sizes are (height, width) in pixels."""
+        return costs.forward_flops(spec, image_size, patch)
+
+    def encoder_tokens(self, spec: ModelSpec, grid: Pair) -> int:
+        """Tokens that the encoder sees of one image of `grid` patches in training."""
+        return grid[0] * grid[1] + spec.backbone.tokens.num_prefix
 
     @abstractmethod
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.checkpoints.storage import told_if_unwritable
-from pipeline.config.task import default_task
+from pipeline.config.task import task_class
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.metrics.collector import Collector
@@ -118,13 +118,13 @@ def evaluate_model_collective(
     model.load_state_dict(bundle.state)
     model.to(device=device, dtype=dtype)
     plain = job.data.config.eval or bundle.preprocess.eval
-    settings = task_of(default_task())
+    settings = task_of(task_class(bundle.spec.task)())
     task = settings.module(model, job.classes, replace(bundle.preprocess, eval=plain))
     batches = EvalLoader(
         job.data,
         channels=bundle.spec.backbone.channels,
         targets=settings.targets,
-        views=settings.views(),
+        views=settings.views(evaluation=True),
         size=bundle.spec.backbone.image_size,
         plain=plain,
         rank=dist.get_rank(),

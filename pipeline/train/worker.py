@@ -271,7 +271,7 @@ class TrainWorker:
             data,
             channels=self.job.spec.backbone.channels,
             targets=self.job.stage.task.targets,
-            views=self.job.stage.task.views(),
+            views=self.job.stage.task.views(evaluation=True),
             size=self.job.spec.backbone.image_size,
             plain=self.job.preprocess.eval,
             rank=self.rank,

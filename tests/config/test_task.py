@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.config.load import dump_config, load_config, parse_config
 from pipeline.config.schema import TrainStage
 from pipeline.config.task import TaskConfig, task_class, task_types
+from pipeline.config.views import ViewGroup
 from pipeline.errors import ConfigError
 from pipeline.tasks.classification import Task as Classification
 
@@ -60,3 +63,45 @@ def test_wrong_tasks_are_refused(raw: dict[str, Any], section: Any, sentence: st
     with pytest.raises(ConfigError) as caught:
         task_of(raw, section)
     assert str(caught.value).startswith(f"c.yaml: stages.pretrain.{sentence}")
+
+
+class Fixed(Classification):
+    """Labels that cannot be mixed."""
+
+    def unmixable(self) -> str | None:
+        return "the mask that the task drawing learns from cannot be mixed"
+
+
+class Several(Classification):
+    def views(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
+        return {"global": ViewGroup(2), "local": ViewGroup(4, (8, 8))}
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (
+            {"train": "a", "augment": {"mixup": 0.8}},
+            "data.augment.mixup: found 0.8, but the mask ",
+        ),
+        (
+            {"mixture": {"a": {}, "b": {"augment": {"cutmix": 1.0}}}},
+            "data.mixture.b.augment.cutmix: found 1.0, but the mask that the task drawing learns from cannot be mixed; "
+            "set mixup and cutmix to 0",
+        ),
+        ({"train": "a"}, None),
+    ],
+)
+def test_mixing_is_refused_where_labels_cannot_be_mixed(data: dict[str, Any], sentence: str | None) -> None:
+    stage = {"type": "pretrain", "model": {"variant": "nano"}, "duration": "1 steps", "global_batch_size": 64}
+    assert TrainStage.model_validate({**stage, "data": data, "task": Classification()})
+    if sentence is None:
+        assert TrainStage.model_validate({**stage, "data": data, "task": Fixed()})
+        return
+    with pytest.raises(ValidationError, match=re.escape(sentence)):
+        TrainStage.model_validate({**stage, "data": data, "task": Fixed()})
+
+
+def test_samples_of_several_views_cannot_be_mixed() -> None:
+    assert Classification().unmixable() is None
+    assert Several().unmixable() == "the task classification sees several views of each sample, which cannot be mixed"

@@ -42,7 +42,8 @@ def test_a_step_takes_what_the_plan_says(measured: dict[str, Any], stage: int, p
         "engine": {"precision": precision, "zero_stage": stage},
     }
     config, spec = TrainStage.model_validate(raw), build_spec(VARIANT, image_size=224, num_classes=1000)
-    activations = activation_bytes(spec.backbone, IMAGES, spec.backbone.grid, config.engine)
+    tokens = IMAGES * (spec.backbone.num_patches + spec.backbone.tokens.num_prefix)
+    activations = activation_bytes(spec.backbone, tokens, config.engine)
     planned = rank_memory(count_parameters(spec), config, 1, activations)[stage]
     found = measured[f"{stage}-{precision}"]
     kept = planned.weights + planned.optimizer + planned.ema

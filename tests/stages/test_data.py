@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from pipeline.shards.index import DatasetIndex, make_index
 from pipeline.shards.scan import ShardRecord
 from pipeline.stages.data import stage_data
 from pipeline.stream.source import Source
+from pipeline.tasks.classification import Task as Classification
 from pipeline.train.job import Dataset
 
 
@@ -31,7 +32,7 @@ DATASETS = {
 
 
 def sources(**data: Any):
-    return stage_data(DATASETS, DataConfig(**data), "stages.s")
+    return stage_data(DATASETS, DataConfig(**data), Classification(), "stages.s")
 
 
 def numbers(source: Source) -> tuple[int, ...]:
@@ -42,6 +43,17 @@ def numbers(source: Source) -> tuple[int, ...]:
 def test_one_data_set_keeps_its_labels() -> None:
     (train,), val, classes = sources(train="photos")
     assert (train.name, train.weight, numbers(train), val, classes) == ("photos", 1, (0, 1), None, ["cat", "dog"])
+
+
+def test_a_task_without_labels_has_no_classes_whatever_the_data_hold() -> None:
+    class Unlabelled(Classification):
+        targets: ClassVar[tuple[str, ...]] = ()
+
+    mixture = DataConfig(mixture={"photos": {}, "lonely": {}}, val="odd")
+    train, val, classes = stage_data(DATASETS, mixture, Unlabelled(), "stages.s")
+    assert classes == []
+    assert val is not None
+    assert [source.targets for source in (*train, val)] == [{}, {}, {}]
 
 
 def test_classes_of_one_name_are_one_class() -> None:

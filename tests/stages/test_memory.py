@@ -70,9 +70,9 @@ def test_activations_by_hand() -> None:
     spec = build_spec("nano", image_size=28, channels=1, num_classes=10)
     half, full = EngineConfig(precision="bf16"), EngineConfig(precision="fp32")
     per_token = 2 * (8 * 64 + 2 * 256) + 4 * 2
-    assert activation_bytes(spec.backbone, 3, (7, 7), half) == 3 * (49 + 1) * 4 * per_token
-    assert activation_bytes(spec.backbone, 3, (14, 7), half) == 3 * (98 + 1) * 4 * per_token
-    assert activation_bytes(spec.backbone, 1, (7, 7), full) == 50 * 4 * (4 * (8 * 64 + 2 * 256) + 4 * 2)
+    assert activation_bytes(spec.backbone, 3 * 50, half) == 3 * (49 + 1) * 4 * per_token
+    assert activation_bytes(spec.backbone, 3 * 99, half) == 3 * (98 + 1) * 4 * per_token
+    assert activation_bytes(spec.backbone, 50, full) == 50 * 4 * (4 * (8 * 64 + 2 * 256) + 4 * 2)
 
 
 def test_checkpointed_activations_by_hand() -> None:
@@ -82,5 +82,5 @@ def test_checkpointed_activations_by_hand() -> None:
         EngineConfig(precision="fp32", activation_checkpointing=choice) for choice in ("selective", "full")
     )
     attention, feed_forward = 4 * 7 * 64 + 4 * 2, 4 * (64 + 2 * 256)
-    assert activation_bytes(spec.backbone, 1, (7, 7), selective) == 50 * (4 * attention + feed_forward)
-    assert activation_bytes(spec.backbone, 1, (7, 7), full) == 50 * (4 * 4 * 64 + attention + feed_forward)
+    assert activation_bytes(spec.backbone, 50, selective) == 50 * (4 * attention + feed_forward)
+    assert activation_bytes(spec.backbone, 50, full) == 50 * (4 * 4 * 64 + attention + feed_forward)

@@ -11,7 +11,7 @@ from rich.console import Console
 from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError
-from pipeline.models.costs import count_parameters, forward_flops
+from pipeline.models.costs import count_parameters, forward_flops, head_parameters
 from pipeline.models.spec import ModelSpec
 from pipeline.stages.folder import RunFolder, Status
 from pipeline.stages.inputs import VERSION
@@ -90,6 +90,7 @@ def test_models_follow_the_fan_out(config: PipelineConfig) -> None:
     assert finer.models[1].surgeries == ["patch kernel 4x4 -> 2x2"]
     spec = ModelSpec.from_dict(finer.models[1].spec)
     assert finer.models[1].parameters == count_parameters(spec)
+    assert finer.models[1].head_parameters == {"mlp_head": head_parameters(spec, "mlp_head")}
     assert finer.models[1].gflops == {f"{s}x{s}": forward_flops(spec, (s, s)) / 1e9 for s in (28, 20, 36)}
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import parse_config
-from pipeline.config.schema import PipelineConfig
+from pipeline.config.schema import PipelineConfig, TrainStage
 from pipeline.errors import ConfigError
 from pipeline.models import surgery
+from pipeline.models.spec import HeadSpec, ModelSpec, ViTSpec
 from pipeline.models.variants import build_spec
 from pipeline.stages import resolve
 from pipeline.stages.resolve import (
@@ -21,6 +22,7 @@ from pipeline.stages.resolve import (
     surgeries,
     worker_resources,
 )
+from pipeline.tasks.classification import Task as Classification
 
 NANO = build_spec("nano", image_size=28, channels=1, num_classes=10)
 
@@ -82,6 +84,32 @@ def test_without_a_variant_the_source_decides(config: PipelineConfig) -> None:
     assert backbone.embed_dim == NANO.backbone.embed_dim
     finer = stage_spec(branch(config, "finer"), 7, larger)
     assert (finer.backbone.grid, finer.backbone.patch, finer.num_classes) == ((14, 14), (2, 2), 7)
+
+
+class Masked(Classification):
+    """A task with a head of its own that needs the mask token."""
+
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+        return {"scores": HeadSpec("classifier", 5)}
+
+    def backbone_fields(self) -> dict[str, Any]:
+        return {"mask_token": True}
+
+
+@pytest.mark.parametrize("source", [None, NANO])
+def test_heads_and_tokens_are_those_that_the_task_needs(config: PipelineConfig, source: ModelSpec | None) -> None:
+    plain = branch(config, "larger" if source else "pretrain/nano")
+    assert isinstance(plain.stage, TrainStage)
+    spec = stage_spec(plain._replace(stage=plain.stage.model_copy(update={"task": Masked()})), 0, source)
+    assert spec.heads == {"scores": HeadSpec("classifier", 5)}
+    assert spec.backbone.tokens.mask
+    model = plain.stage.model.model_copy(update={"mask_token": False})
+    against = plain._replace(stage=plain.stage.model_copy(update={"task": Masked(), "model": model}))
+    with pytest.raises(ConfigError) as caught:
+        stage_spec(against, 0, source)
+    assert str(caught.value) == (
+        f"stages.{plain.stage_name}.model.mask_token: found false, but the task classification needs true; leave it out"
+    )
 
 
 def test_settings_of_the_stage_go_before_the_source(raw: dict[str, Any]) -> None:

@@ -26,14 +26,15 @@ from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import open_storage
+from pipeline.config.task import task_class
 from pipeline.config.training import CheckpointConfig, EngineConfig, OptimizerConfig
 from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.compiled import compile_layers
 from pipeline.models.minivit import MiniViT
-from pipeline.models.variants import build_spec
+from pipeline.models.variants import build_backbone, build_spec
 from pipeline.stream.batch import Batch
-from pipeline.tasks.base import Outputs
+from pipeline.tasks.base import Outputs, TaskModule
 from pipeline.tasks.classification.module import Classification
 from pipeline.train.device import compute_deterministically, precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
@@ -46,22 +47,13 @@ from pipeline.train.saver import ATTEMPT, Saver
 from pipeline.train.state import TrainState
 
 CLASSES, SIDE, GLOBAL_BATCH_SIZE, EMA_DECAY, CLIP = 3, 8, 8, 0.7, 1.0
-SPEC = build_spec(
-    "nano",
-    image_size=SIDE,
-    channels=1,
-    num_classes=CLASSES,
-    depth=2,
-    embed_dim=32,
-    num_heads=2,
-    registers=1,
-    drop_path=0.3,
-)
+TRUNK = {"channels": 1, "depth": 2, "embed_dim": 32, "num_heads": 2, "registers": 1, "drop_path": 0.3}
+SPEC = build_spec("nano", image_size=SIDE, num_classes=CLASSES, **TRUNK)
 PREPROCESS = Preprocess((0.5,), (0.5,), 1, (SIDE, SIDE))
 
 
 def global_batch(step: int) -> Batch:
-    """The same samples in every process; mixed labels and a stand-in of weight 0 among them."""
+    """The same samples in every process, labelled in every way; mixed ones and a stand-in of weight 0 among them."""
     generator = torch.Generator().manual_seed(step)
     size = GLOBAL_BATCH_SIZE
     weights = torch.ones(size)
@@ -72,12 +64,20 @@ def global_batch(step: int) -> Batch:
             "label": torch.randint(CLASSES, (size,), generator=generator),
             "label_mix": torch.randint(CLASSES, (size,), generator=generator),
             "label_share": torch.rand(size, generator=generator),
+            "mask": class_maps(size, generator),
         },
         weights=weights,
         slots=step * size + torch.arange(size),
         keys=[str(row) for row in range(size)],
         step=step,
     )
+
+
+def class_maps(size: int, generator: torch.Generator) -> Tensor:
+    """int8 [size, H, W]: of each more is ignored (-1) than of the one before."""
+    classes = torch.randint(CLASSES, (size, SIDE, SIDE), generator=generator)
+    ignored = torch.rand(size, SIDE, SIDE, generator=generator) < torch.arange(size)[:, None, None] / size
+    return classes.where(~ignored, -1).to(torch.int8)
 
 
 def share(batch: Batch, shares: list[int]) -> Batch:
@@ -87,7 +87,9 @@ def share(batch: Batch, shares: list[int]) -> Batch:
 
 
 def optimizer_config(name: str) -> OptimizerConfig:
-    """Of an optimiser by its name; `plain` is SGD without momentum, which keeps no state."""
+    """Of an optimiser by its name; `plain` is SGD without momentum, which keeps no state, `gradient` the barest one."""
+    if name == "gradient":
+        return OptimizerConfig(name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
     fixed = {"weight_decay": 0.05, "layer_decay": 0.8}
     if name in ("sgd", "plain"):
         return OptimizerConfig(name="sgd", lr=0.1, momentum=0.9 if name == "sgd" else 0.0, **fixed)
@@ -144,25 +146,45 @@ MODELS = {
 MODELS["lamb"] = MODELS["plain"] = MODELS["vit"]  # trained by the optimiser of that name, the others by AdamW
 
 
-def optimizer_of(model_name: str) -> str:
-    return model_name if model_name in ("lamb", "plain") else "adamw"
+Settings = dict[str, Any]  # of a stage's `task` section
+
+
+def optimizer_of(model: str | Settings) -> str:
+    return model if isinstance(model, str) and model in ("lamb", "plain") else "adamw"
+
+
+def task_module(model: str | Settings) -> TaskModule:
+    """A classifier of a name in `MODELS`, or a task with the model that it asks for."""
+    names = [str(number) for number in range(CLASSES)]
+    if isinstance(model, str):
+        return Classification(MODELS[model](), PREPROCESS, names, label_smoothing=0.1)
+    task = task_class(model["type"])(**model)
+    backbone = build_backbone("nano", image_size=SIDE, **TRUNK, **task.backbone_fields())
+    spec = task.model_spec(backbone, CLASSES if task.targets else 0)
+    return task.module(MiniViT.from_spec(spec), names if task.targets else [], PREPROCESS)
 
 
 class Trainer:
     """The parts of a training stage, put together as `train.worker` does."""
 
     def __init__(
-        self, zero_stage: int, precision: str, optimizer: str, model_name: str = "vit", *, compiled: bool = False
+        self,
+        zero_stage: int,
+        precision: str,
+        optimizer: str,
+        model: str | Settings = "vit",
+        *,
+        compiled: bool = False,
     ) -> None:
         torch.manual_seed(0)
-        model = MODELS[model_name]()
+        task = task_module(model)
+        model = task.model
         if compiled:
             assert compile_layers(model.to(select_device()), 1)
         config = optimizer_config(optimizer)
         groups = parameter_groups(model, config)
         optimiser = build_optimizer(groups, config, GLOBAL_BATCH_SIZE, partitioned=zero_stage > 0)
         settings = EngineConfig.model_construct(zero_stage=zero_stage, precision=precision)
-        task = Classification(model, PREPROCESS, [""] * CLASSES, label_smoothing=0.1)
         self.engine = Engine(task, optimiser, settings, clip_grad_norm=CLIP, model=model)
         self.ema = ShardedEMA(self.engine.flats, EMA_DECAY)
         self.state = TrainState(self.engine, self.ema)
@@ -239,7 +261,17 @@ def steps(
     }
 
 
-def save_and_go_on(zero_stage: int, precision: str, model: str, root: str, shares: list[int]) -> dict[str, Any]:
+def gradient(task: Settings, shares: list[int], micro_batches: int) -> dict[str, Any]:
+    """Loss and gradient of a global batch, which one step of plain SGD without weight decay shows."""
+    trainer = Trainer(0, "fp32", "gradient", task)
+    before = trainer.weights()
+    losses = trainer.train(0, 1, shares, micro_batches)
+    return {"loss": losses[0], "gradient": {name: before[name] - value for name, value in trainer.weights().items()}}
+
+
+def save_and_go_on(
+    zero_stage: int, precision: str, model: str | Settings, root: str, shares: list[int]
+) -> dict[str, Any]:
     """Two steps, a checkpoint, two more steps while it is being written, and another."""
     trainer = Trainer(zero_stage, precision, optimizer_of(model), model)
     saver = trainer.saver(root)
@@ -251,7 +283,9 @@ def save_and_go_on(zero_stage: int, precision: str, model: str, root: str, share
     return {"losses": losses}
 
 
-def resume(zero_stage: int, precision: str, model: str, source: str, root: str, shares: list[int]) -> dict[str, Any]:
+def resume(
+    zero_stage: int, precision: str, model: str | Settings, source: str, root: str, shares: list[int]
+) -> dict[str, Any]:
     """Two more steps from a checkpoint of perhaps another world size or ZeRO stage, by a new engine."""
     trainer = Trainer(zero_stage, precision, optimizer_of(model), model)
     storage, folder = open_storage(source), step_folder(2)
@@ -389,6 +423,7 @@ def first_samples() -> str:
 CASES = (
     first_samples,
     steps,
+    gradient,
     save_and_go_on,
     resume,
     not_finite,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pipeline.config.section import Rate
 from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.metrics.schema import Schema
+from pipeline.models.spec import HeadSpec, ViTSpec, classifier_heads
 from pipeline.tasks.task import BaseTask
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ class Task(BaseTask):
 
     measured: ClassVar[Schema] = CLASSIFICATION
     targets: ClassVar[tuple[str, ...]] = ("class_id",)
+
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+        return classifier_heads(backbone, num_classes)
 
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
         from pipeline.tasks.classification.module import Classification
