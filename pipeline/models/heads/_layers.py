@@ -1,0 +1,80 @@
+"""Which layers a head on patches reads, and the checks that such heads share. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ModelError
+from pipeline.models.heads.base import HeadKind, Reads
+
+if TYPE_CHECKING:
+    from pipeline.models.spec import HeadSpec, ViTSpec
+
+LAYERS, CELLS = "layers", "cells"
+
+
+class PatchKind(HeadKind):
+    """Heads that give every patch its outputs, from the maps of one layer or of several side by side.
+
+    The option `layers` numbers them from 0; default: the last one. `options` are the further ones, each a whole number
+    above 0.
+    """
+
+    options: Collection[str] = ()
+
+    def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
+        if spec.outputs < 1:
+            raise ModelError(f"heads: a {spec.kind} head has {spec.outputs} outputs; it must have at least 1")
+        known = (LAYERS, *self.options)
+        for name, value in spec.options.items():
+            if name not in known:
+                raise ModelError(f"heads: a {spec.kind} head has no option {name!r}; known are {', '.join(known)}")
+            if name != LAYERS and value < 1:
+                raise ModelError(f"heads: {name} of a {spec.kind} head is {value}; it must be at least 1")
+        check_layers(layers_read(spec, backbone), backbone.depth)
+
+    def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads:
+        return Reads(layers=layers_read(spec, backbone))
+
+
+def layers_read(spec: HeadSpec, backbone: ViTSpec) -> tuple[int, ...]:
+    """Numbers of the layers whose maps the head reads."""
+    return tuple(spec.options.get(LAYERS) or (backbone.depth - 1,))
+
+
+def check_layers(layers: tuple[int, ...], depth: int) -> None:
+    """Raise `ModelError` for layers that are not there or not in order, or if the last is missing."""
+    missing = [number for number in layers if not 0 <= number < depth]
+    if missing:
+        raise ModelError(
+            f"layers: a head is to read layer {missing[0]}, but the model has the layers 0 to {depth - 1}; take those"
+        )
+    if list(layers) != sorted(set(layers)):
+        raise ModelError(f"layers: found {list(layers)}; give different numbers in ascending order")
+    if layers[-1] != depth - 1:
+        raise ModelError(
+            f"layers: {list(layers)} leave out the last layer {depth - 1}, and what no head reads is not trained; "
+            f"add {depth - 1}, or set model.depth to {layers[-1] + 1}"
+        )
+
+
+def norm_parameters(spec: HeadSpec, backbone: ViTSpec) -> int:
+    """Of one LayerNorm for each layer that is read."""
+    return 2 * input_dim(spec, backbone)
+
+
+def cells_per_patch(spec: HeadSpec) -> int:
+    """Outputs along each side of a patch."""
+    cells: int = spec.options.get(CELLS, 1)
+    return cells
+
+
+def cell_parameters(spec: HeadSpec, dim: int) -> int:
+    """Of the matrix and bias that give every cell its outputs from `dim` inputs."""
+    return (dim + 1) * spec.outputs * cells_per_patch(spec) ** 2
+
+
+def input_dim(spec: HeadSpec, backbone: ViTSpec) -> int:
+    """Width of all the maps side by side."""
+    return len(layers_read(spec, backbone)) * backbone.embed_dim

@@ -1,0 +1,70 @@
+"""What the modules of heads on patches share.
+
+Legend: B batch, P prefix tokens, (h, w) grid, N = h * w patches, D width, L layers that are read, K outputs, r cells
+along each side of a patch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.heads._layers import layers_read
+from pipeline.models.heads.head import Features, Head
+from pipeline.models.products import linear
+from pipeline.models.spec import HeadSpec, Pair, ViTSpec
+
+SMALL = 0.02  # standard deviation
+
+
+class PatchHead(Head):
+    """A head whose input are the maps of L layers, each through a LayerNorm of its own.
+
+    LayerNorm, not the BatchNorm of many linear probes: what a rank or a micro-batch is changes no result.
+    """
+
+    def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
+        super().__init__()
+        self.layers = layers_read(spec, backbone)
+        self.norms = nn.ModuleList(nn.LayerNorm(backbone.embed_dim, eps=backbone.eps) for _ in self.layers)
+
+    def patches(self, features: Features) -> Tensor:
+        """[B, N, L*D]."""
+        maps = [
+            norm(features.layers[n][:, features.num_prefix :]) for n, norm in zip(self.layers, self.norms, strict=True)
+        ]
+        return maps[0] if len(maps) == 1 else torch.cat(maps, dim=2)
+
+
+class CellOutputs(nn.Module):
+    """Outputs of the r x r cells of each patch, linear in its token: borders come out finer than the patches.
+
+    Rows of both parameters are the classes.
+    """
+
+    def __init__(self, dim: int, outputs: int, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+        self.weight = nn.Parameter(torch.empty(outputs, cells * cells, dim))
+        self.bias = nn.Parameter(torch.zeros(outputs, cells * cells))
+        self.initialise()
+
+    def forward(self, tokens: Tensor, grid: Pair) -> Tensor:
+        """[B, N, D] -> [B, K, h*r, w*r]."""
+        outputs = linear(tokens, self.weight.flatten(0, 1), self.bias.flatten())
+        if self.cells == 1:
+            return outputs.transpose(1, 2).unflatten(2, grid)
+        (h, w), r = grid, self.cells
+        return (
+            outputs.view(len(tokens), h, w, -1, r, r).permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, h * r, w * r)
+        )
+
+    def initialise(self) -> None:
+        """Small, so that the first loss is that of a guess."""
+        nn.init.trunc_normal_(self.weight, std=SMALL)
+        nn.init.zeros_(self.bias)
+
+
+def as_map(tokens: Tensor, features: Features) -> Tensor:
+    """[B, N, K] -> [B, K, h, w]."""
+    return tokens.transpose(1, 2).unflatten(2, features.grid)

@@ -1,0 +1,61 @@
+"""Segmenter's decoder (Strudel et al. 2021): one token per class attends with the patches, then marks its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ModelError
+from pipeline.models.costs import layer_flops, layer_parameters
+from pipeline.models.heads._layers import PatchKind, input_dim, norm_parameters
+
+if TYPE_CHECKING:
+    from pipeline.models.heads.head import Head
+    from pipeline.models.spec import HeadSpec, Pair, ViTSpec
+
+DEPTH = 2
+
+
+class _MaskTransformer(PatchKind):
+    """The option `depth` is its number of layers, which are of the backbone's width and kind; default: 2."""
+
+    options = ("depth",)
+    vectors = ("class_tokens",)
+
+    def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
+        super().check(spec, backbone)
+        if spec.outputs < 2:
+            raise ModelError(
+                "heads: a mask_transformer compares classes and has only 1; give it 2 or more, or take a linear head"
+            )
+
+    def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:
+        return "class_tokens", "mask_norm.weight", "mask_norm.bias"
+
+    def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
+        dim, decoder = backbone.embed_dim, decoder_spec(spec, backbone)
+        embed = (input_dim(spec, backbone) + 1) * dim
+        own = 2 * dim + 2 * dim * dim  # the last norm, and the two projections
+        per_class = (dim + 2) * spec.outputs
+        return norm_parameters(spec, backbone) + embed + decoder.depth * layer_parameters(decoder) + own + per_class
+
+    def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        dim, decoder, patches = backbone.embed_dim, decoder_spec(spec, backbone), grid[0] * grid[1]
+        tokens = patches + spec.outputs
+        embed = 2 * patches * input_dim(spec, backbone) * dim
+        masks = 2 * tokens * dim * dim + 2 * patches * dim * spec.outputs
+        return embed + decoder.depth * layer_flops(decoder, tokens, tokens) + masks
+
+    def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
+        from pipeline.models.heads.mask_transformer.module import MaskTransformer
+
+        return MaskTransformer(spec, backbone)
+
+
+def decoder_spec(spec: HeadSpec, backbone: ViTSpec) -> ViTSpec:
+    """Its layers: the backbone's, without dropout, drop path and layer scale."""
+    depth: int = spec.options.get("depth", DEPTH)
+    return replace(backbone, depth=depth, dropout=0.0, drop_path=0.0, layer_scale=None)
+
+
+HEAD = _MaskTransformer()

@@ -1,0 +1,91 @@
+"""Semantic segmentation: a class for every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.config.section import Positive, Rate, Section
+from pipeline.config.views import ViewGroup
+from pipeline.errors import ModelError
+from pipeline.metrics.iou import SEGMENTATION
+from pipeline.metrics.schema import Schema
+from pipeline.models.heads import head_kind, head_kinds
+from pipeline.models.heads._layers import PatchKind
+from pipeline.models.spec import HeadSpec, ViTSpec, as_pair, whole_patches
+from pipeline.tasks.task import BaseTask
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.tasks.segmentation.module import Segmentation
+
+HEAD = "seg_head"
+
+
+class Inference(Section):
+    """How images are seen in validation, evaluation and prediction."""
+
+    size: Positive | tuple[Positive, Positive] | None = Field(
+        default=None, description="pixels, one number or [height, width]; default: the model's"
+    )
+    stride: Positive | None = Field(
+        default=None,
+        description="pixels between windows of the model's size, whose overlaps are averaged; default: no windows",
+    )
+
+    def check(self, backbone: ViTSpec) -> None:
+        """Raise `ModelError` for what a backbone cannot see, or where windows would leave gaps."""
+        if self.size is not None:
+            whole_patches(as_pair(self.size), backbone.patch)
+        window = min(backbone.image_size)
+        if self.stride is not None and self.stride > window:
+            raise ModelError(
+                f"task.inference.stride: is {self.stride}, which skips pixels between windows of {window} pixels; "
+                f"take at most {window}"
+            )
+
+
+class Task(BaseTask):
+    """Cross-entropy over labelled pixels; mean IoU on labels at their own size picks between models."""
+
+    targets: ClassVar[tuple[str, ...]] = ("mask",)
+    measured: ClassVar[Schema] = SEGMENTATION
+
+    type: Literal["segmentation"] = "segmentation"
+    head: str = Field(default="linear", description="linear, conv (3x3, ReLU, 1x1) or mask_transformer (Segmenter)")
+    layers: Annotated[list[int], Field(min_length=1)] | None = Field(
+        default=None, description="numbers, from 0, of the layers whose maps the head reads; default: the last one"
+    )
+    head_options: dict[str, Positive] = Field(
+        default_factory=dict,
+        description="further settings of the head: cells of linear and conv, outputs along each side of a patch, for "
+        "finer borders; hidden of conv, its channels; depth of mask_transformer",
+    )
+    label_smoothing: Rate = 0.0
+    inference: Inference = Inference()
+
+    @field_validator("head")
+    @classmethod
+    def gives_maps(cls, name: str) -> str:
+        kinds = [kind for kind in head_kinds() if isinstance(head_kind(kind), PatchKind)]
+        if name not in kinds:
+            raise ValueError(f"a head that gives outputs for every patch: {', '.join(kinds)}")
+        return name
+
+    def views(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
+        size = self.inference.size if evaluation else None
+        return {"image": ViewGroup(size=None if size is None else as_pair(size))}
+
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+        self.inference.check(backbone)
+        layers = {} if self.layers is None else {"layers": self.layers}
+        options: dict[str, Any] = {**layers, **self.head_options}
+        return {HEAD: HeadSpec(self.head, num_classes, options)}
+
+    def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> Segmentation:
+        from pipeline.tasks.segmentation.module import Segmentation
+
+        return Segmentation(model, self, classes, preprocess)

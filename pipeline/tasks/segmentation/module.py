@@ -1,0 +1,120 @@
+"""Semantic segmentation: cross-entropy per labelled pixel, judged on labels at their own size.
+
+Legend: B batch, K classes, (h, w) grid of patches, (H, W) a view or an image's own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.metrics.iou import IoUCounts, full_labels, mean_iou, overlaps, pixel_accuracy
+from pipeline.models.spec import Pair, as_pair
+from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
+from pipeline.tasks.segmentation.full_size import class_map, full_size_logits, likeliest
+from pipeline.tasks.segmentation.pictures import Overlays
+from pipeline.tasks.segmentation.windows import windowed_logits
+
+if TYPE_CHECKING:
+    from pipeline.metrics.collector import Collector
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.stream.batch import Batch
+    from pipeline.tasks.segmentation import Task
+
+IGNORED = -1
+
+
+class Segmentation(TaskModule):
+    """The model, and what it is trained and judged by; pixels that are not labelled count nowhere.
+
+    Sums: the loss, the labelled pixels, and `metrics.iou.overlaps` row by row.
+    """
+
+    def __init__(self, model: MiniViT, task: Task, classes: Sequence[str], preprocess: Preprocess) -> None:
+        super().__init__(model, preprocess)
+        self.task, self.num_classes = task, len(classes)
+        counts = (f"{what} {name}" for what in ("right", "labelled", "predicted") for name in classes)
+        self.sum_names = ("loss", "pixels", *counts)
+
+    def normalisers(self, batch: Batch) -> Tensor:
+        """float64 [1]: labelled pixels."""
+        return labelled(batch.targets["mask"], batch.weights)[None]
+
+    def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
+        """At the view's resolution, to which logits are interpolated bilinearly."""
+        images, labels = views["image"], targets["mask"]
+        logits = F.interpolate(self.model(images).float(), images.shape[2:], mode="bilinear")
+        losses = F.cross_entropy(
+            logits, labels.long(), ignore_index=IGNORED, reduction="none", label_smoothing=self.task.label_smoothing
+        )
+        loss = losses.sum(dim=(1, 2)) @ weights
+        with torch.no_grad():
+            counted = labels.masked_fill((weights == 0)[:, None, None], IGNORED)
+            counts = overlaps(logits.max(dim=1).indices, counted, self.num_classes)
+            sums = torch.stack([loss.detach().double(), labelled(labels, weights)])
+        return Outputs(loss[None], torch.cat([sums, counts.flatten().double()]))
+
+    def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
+        """On the labels at their own size; `predicted` are the class maps [H, W]."""
+        images = views["image"]
+        view = (images.shape[2], images.shape[3])
+        loss = torch.zeros((), dtype=torch.float64, device=images.device)
+        counts = torch.zeros(3, self.num_classes, dtype=torch.int64, device=images.device)
+        maps = []
+        for logits, labels, weight in zip(self.logits(images), full_labels(targets), weights.tolist(), strict=True):
+            maps.append(torch.zeros_like(labels, dtype=torch.int64))
+            if not weight or not labels.numel():
+                continue
+            full = labels.shape[0], labels.shape[1]
+            for first, band in full_size_logits(logits, full, view, self.preprocess.eval):
+                part = labels[first : first + band.shape[1]]
+                losses = F.cross_entropy(band[None], part[None].long(), ignore_index=IGNORED, reduction="sum")
+                loss += losses.double()
+                guess = likeliest(band)
+                counts += overlaps(guess, part, self.num_classes)
+                maps[-1][first : first + band.shape[1]] = guess
+        sums = torch.cat([torch.stack([loss, counts[1].sum().double()]), counts.flatten().double()])
+        return Evaluated(sums, maps)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, K, h, w]: of the whole images, or of windows over them where the settings say so."""
+        stride = self.task.inference.stride
+        if stride is None:
+            logits: Tensor = self.model(images)
+            return logits
+        backbone = self.model.spec.backbone
+        return windowed_logits(self.model, images, backbone.image_size, as_pair(stride), self.model.patch)
+
+    def means(self, sums: Tensor) -> dict[str, float]:
+        loss, pixels = sums[:2].tolist()
+        counts = sums[2:].view(3, self.num_classes)
+        return {
+            "loss": loss / max(pixels, 1.0),
+            "mean_iou": mean_iou(counts),
+            "pixel_accuracy": pixel_accuracy(counts),
+        }
+
+    def collectors(self, *, validation: bool) -> dict[str, Collector]:
+        if validation:
+            return {}
+        return {"iou": IoUCounts(self.num_classes), "pictures": Overlays(self.preprocess.eval)}
+
+    def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[Any]:
+        """Class maps, uint8 or int16 [H, W] arrays at the images' own sizes."""
+        view = (images.shape[2], images.shape[3])
+        dtype = torch.uint8 if self.num_classes <= 256 else torch.int16
+        return [
+            class_map(logits, size, view, self.preprocess.eval).to(dtype).cpu().numpy()
+            for logits, size in zip(self.logits(images), sizes, strict=True)
+        ]
+
+
+def labelled(labels: Tensor, weights: Tensor) -> Tensor:
+    """float64: labelled pixels of labels [B, H, W], each times the weight of its sample."""
+    pixels: Tensor = ((labels >= 0).sum(dim=(1, 2)) * weights.double()).sum()
+    return pixels
