@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from pipeline.images.decode import MAX_PIXELS, BadImage, Data, Pixels
 from pipeline.images.geometry import Size
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-HEADER = struct.Struct(">IIBB")  # width, height, depth, colour type
+HEADER = struct.Struct(">IIBB2xB")  # width, height, depth, colour type, interlacing
 HEADER_AT = 16
-GREY, PALETTE = 0, 3
+COLOR_AT = HEADER_AT + 9
+GREY = 0
 COLORS = {2: "RGB", 4: "grey with transparency", 6: "RGB with transparency"}
 TO_FULL_RANGE = {1: 255, 2: 85, 4: 17}  # by which decoders multiply grey values of so many bits
 OPACITY = 0.55  # of a class map drawn over a picture
@@ -27,7 +29,7 @@ GOLDEN = 0.618034  # steps of it along a circle fill it evenly, however many the
 class MapHeader(NamedTuple):
     size: Size
     depth: int  # bits per id
-    palette: bool
+    interlaced: bool
 
 
 def read_map_header(data: Data) -> MapHeader:
@@ -35,24 +37,25 @@ def read_map_header(data: Data) -> MapHeader:
     start = bytes(data[:HEADER_AT])
     if not start.startswith(SIGNATURE) or not start.endswith(b"IHDR") or len(data) < HEADER_AT + HEADER.size:
         raise BadImage(f"the mask is {_what(start)}, not a PNG whose palette indices or grey values are class ids")
-    width, height, depth, color = HEADER.unpack_from(data, HEADER_AT)
+    width, height, depth, color, interlaced = HEADER.unpack_from(data, HEADER_AT)
     if color in COLORS:
         raise BadImage(f"the mask is {COLORS[color]}, not palette indices or grey values that are class ids")
     if width * height > MAX_PIXELS:
         raise BadImage(f"the mask has {width} x {height} pixels, more than {MAX_PIXELS}")
-    return MapHeader((height, width), depth, color == PALETTE)
+    return MapHeader((height, width), depth, bool(interlaced))
 
 
 def decode_class_map(data: Data) -> np.ndarray:
-    """Class ids, uint8 or (of 16 bits) uint16 [height, width]. Raises BadImage."""
-    header = read_map_header(data)
-    try:
-        ids = cv2.imdecode(np.frombuffer(_without_palette(bytes(data)), np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        ids = None
+    """Class ids, uint8 or (of 16 bits) uint16 [height, width]; they may be read-only. Raises BadImage."""
+    header, whole = read_map_header(data), bytes(data)
+    ids = _unfiltered(whole, header)
+    if ids is None:
+        with contextlib.suppress(cv2.error):
+            ids = cv2.imdecode(np.frombuffer(_without_palette(whole), np.uint8), cv2.IMREAD_UNCHANGED)
+            ids = ids if header.depth not in TO_FULL_RANGE or ids is None else ids // TO_FULL_RANGE[header.depth]
     if ids is None or ids.shape != header.size:
         raise BadImage("the mask is cut off or damaged")
-    return ids // TO_FULL_RANGE[header.depth] if header.depth in TO_FULL_RANGE else ids
+    return ids
 
 
 def draw_classes(picture: Pixels, classes: np.ndarray) -> None:
@@ -77,20 +80,42 @@ def class_colors(count: int) -> Pixels:
     return colors
 
 
+def _unfiltered(data: bytes, header: MapHeader) -> np.ndarray | None:
+    """Ids of 8 bits whose rows were packed as they are, as palettes mostly are; None for all else.
+
+    That takes half the time of OpenCV's decoder, which looks at every row.
+    """
+    if header.depth != 8 or header.interlaced:
+        return None
+    height, width = header.size
+    pixels = b"".join(data[at + 8 : end] for at, end, name in _chunks(data) if name == b"IDAT")
+    unpacked = zlib.decompressobj()
+    try:
+        rows = unpacked.decompress(pixels, height * (width + 1))
+        unpacked.decompress(unpacked.unconsumed_tail, 1)  # the sum of all bytes, which is compared
+    except zlib.error:
+        return None
+    if not unpacked.eof or len(rows) != height * (width + 1):
+        return None
+    ids = np.frombuffer(rows, np.uint8).reshape(height, width + 1)
+    return None if ids[:, 0].any() else ids[:, 1:]
+
+
 def _without_palette(data: bytes) -> bytes:
     """The file as a grey PNG of nothing but pixels: decoders would look palette indices up in the palette."""
     header = bytearray(data[HEADER_AT - 4 : HEADER_AT + 13])
-    header[4 + HEADER.size - 1] = GREY
-    pixels = next((at for at, name in _chunks(data) if name == b"IDAT"), len(data))
+    header[COLOR_AT - HEADER_AT + 4] = GREY
+    pixels = next((at for at, _, name in _chunks(data) if name == b"IDAT"), len(data))
     return data[: HEADER_AT - 4] + header + struct.pack(">I", zlib.crc32(header)) + data[pixels:]
 
 
-def _chunks(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Where each chunk of a PNG starts, and its name."""
+def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Where each chunk of a PNG starts and its content ends, and its name."""
     at = len(SIGNATURE)
     while at + 8 <= len(data):
-        yield at, data[at + 4 : at + 8]
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        yield at, end, data[at + 4 : at + 8]
+        at = end + 4
 
 
 def _what(start: bytes) -> str:

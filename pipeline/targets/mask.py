@@ -109,10 +109,22 @@ class Mask(Target):
             ids = decode_class_map(data)
         except BadImage as bad:
             raise BadLabel(str(bad)) from None
-        value = cv2.LUT(ids, self._classes[:256]) if ids.dtype == np.uint8 else self._classes[ids]
-        if value.min() == OUTSIDE:
-            raise BadLabel(self._outside(np.unique(ids[value == OUTSIDE]).tolist()))
+        if self._plain and ids.dtype == np.uint8:
+            value: np.ndarray = ids.view(
+                np.int8
+            )  # 255 is -1, and what lies between it and the classes is below or above
+            outside = value.min() < IGNORED or value.max() >= self.num_classes
+        else:
+            value = cv2.LUT(ids, self._classes[:256]) if ids.dtype == np.uint8 else self._classes[ids]
+            outside = value.min() == OUTSIDE
+        if outside:
+            raise BadLabel(self._outside(np.unique(ids[self._classes[ids] == OUTSIDE]).tolist()))
         return value
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether ids are the stage's classes, and 255 ignored."""
+        return self.ignore == 255 and self.dtype == "int8" and self.numbers == tuple(range(self.num_classes))
 
     @cached_property
     def _classes(self) -> np.ndarray:

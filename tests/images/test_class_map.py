@@ -33,7 +33,7 @@ def test_ids_are_as_stored_in_every_depth(color: int, depths: tuple[int, ...]) -
     for depth in depths:
         ids = np.random.default_rng(0).integers(1 << depth, size=(13, 21))
         data = memoryview(png(ids, depth, color))
-        assert read_map_header(data) == ((13, 21), depth, color == PALETTE)
+        assert read_map_header(data) == ((13, 21), depth, False)
         found = decode_class_map(data)
         np.testing.assert_array_equal(found, ids)
         assert found.dtype == (np.uint16 if depth == 16 else np.uint8)
@@ -43,6 +43,17 @@ def test_transparency_and_words_in_between_change_nothing() -> None:
     ids = np.arange(200, dtype=np.uint8).reshape(10, 20)
     more = chunk(b"tRNS", bytes(range(200))) + chunk(b"tEXt", b"Comment\0IDAT of sorts") + chunk(b"gAMA", b"\0\0\x20\0")
     np.testing.assert_array_equal(decode_class_map(png(ids, 8, PALETTE, more)), ids)
+
+
+def test_filtered_and_interlaced_rows_are_decoded_too() -> None:
+    ids = np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8)
+    for filters in (cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_FILTER_UP, cv2.IMWRITE_PNG_ALL_FILTERS):
+        data = cv2.imencode(".png", ids, [cv2.IMWRITE_PNG_FILTER, filters])[1].tobytes()
+        np.testing.assert_array_equal(decode_class_map(data), ids)
+    interlaced = bytearray(png(np.zeros((1, 1), np.uint8), 8, GREY))
+    interlaced[28] = 1
+    interlaced[29:33] = struct.pack(">I", zlib.crc32(interlaced[12:29]))
+    assert decode_class_map(bytes(interlaced)).tolist() == [[0]]
 
 
 def test_what_is_no_class_map_is_told_by_its_name() -> None:

@@ -40,6 +40,14 @@ def test_ids_become_the_stages_classes_and_ignored_ones_minus_one() -> None:
     assert value.tolist() == [[-1, 1, 0], [0, -1, 1]]
 
 
+@pytest.mark.parametrize("outside", [4, 127, 128, 254])
+def test_no_id_slips_through(outside: int) -> None:
+    for classes in (CLASSES, ClassMap(NAMES, (1, 0, 2, 3), 4)):
+        assert build(classes).decode(members([[2, 3, 255]]), (1, 3)).tolist() == [[2, 3, -1]]
+        with pytest.raises(BadLabel, match=f"class ids {outside}, and"):
+            build(classes).decode(members([[0, 3, outside, 255]]), (1, 4))
+
+
 def test_many_classes_take_two_bytes() -> None:
     names = tuple(map(str, range(300)))
     target = build(ClassMap.same(names), ignore=65535)
