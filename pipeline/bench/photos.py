@@ -77,8 +77,8 @@ def write_shard(folder: Path, name: str, prefix: str, masks: bool, number: int) 
 
 
 def class_map(height: int, width: int, rng: np.random.Generator) -> bytes:
-    """A palette PNG of blobs with soft outlines and a margin of ignored pixels around them, as VOC's."""
-    hills = cv2.resize(rng.uniform(0, MASK_CLASSES, (6, 8)), (width, height), interpolation=cv2.INTER_CUBIC)
+    """A palette PNG of a few blobs with a margin of ignored pixels around each, as VOC's."""
+    hills = cv2.resize(rng.uniform(0, MASK_CLASSES, (2, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
     ids = hills.clip(0, MASK_CLASSES - 1).astype(np.uint8)
     ids[cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0] = 255
     image = Image.fromarray(ids)

@@ -70,9 +70,13 @@ class Geometry:
 
     def within(self) -> bool:
         """Whether everything that it makes lies in the source."""
-        seen = transform(inverted(self.matrix), corners(self.size))
-        height, width = self.source
-        return bool((seen >= -ROUNDING).all() and (seen <= (width + ROUNDING, height + ROUNDING)).all())
+        rows = inverted(self.matrix).tolist()
+        corners = [(x, y) for x in (0, self.size[1]) for y in (0, self.size[0])]
+        return all(
+            -ROUNDING <= a * x + b * y + c <= side + ROUNDING
+            for (a, b, c), side in zip(rows, self.source[::-1], strict=True)
+            for x, y in corners
+        )
 
     def inverse(self) -> Geometry:
         """The way back; whatever was cut off on the way out is missing there."""
@@ -100,7 +104,8 @@ class Geometry:
             rows, bad_rows = nearest(back[1, 1], back[1, 2], self.size[0], mask.shape[0])
             columns, bad_columns = nearest(back[0, 0], back[0, 2], self.size[1], mask.shape[1])
             out = mask[rows][:, columns]
-            out[bad_rows] = out[:, bad_columns] = fill
+            if bad_rows.any() or bad_columns.any():
+                out[bad_rows] = out[:, bad_columns] = fill
         else:
             out = cv2.warpAffine(
                 mask,
@@ -195,11 +200,6 @@ def transform(matrix: Matrix, points: np.ndarray) -> np.ndarray:
 def shifted(matrix: Matrix, by: float) -> Matrix:
     """The same map in coordinates whose origin lies `by` further right and down."""
     return np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2].sum(axis=1) * by - by])
-
-
-def corners(size: Size) -> np.ndarray:
-    height, width = size
-    return as_matrix([[0, 0], [width, 0], [0, height], [width, height]])
 
 
 def as_matrix(rows: list[list[float]]) -> Matrix:
