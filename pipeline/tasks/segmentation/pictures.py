@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,9 @@ from pipeline.images.plain import spans
 from pipeline.metrics.iou import full_labels
 from pipeline.metrics.pictures import save_picture
 
-MOST = 12  # images that are shown
-SIDE, GAP, LINE = 160, 8, 18  # pixels: longest side of a picture, space, height of a line of the legend
-IN_A_LINE = 4  # classes in the legend
-TITLE = "Segmentations"
+MOST = 9  # images that are shown
+SIDE, GAP, LINE = 220, 6, 18  # pixels: longest side of an image, space, height of a line of the legend
+IN_A_LINE = 5  # classes in the legend
 
 
 class Shown(NamedTuple):
@@ -58,11 +57,10 @@ class Overlays:
         return {}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """One sheet: the image, what is labelled, what is predicted; and what the colours mean."""
-        if self.shown:
-            shown = [self.shown[slot] for slot in sorted(self.shown)]
-            caption = f"{model}: each image, its labels, and the prediction"
-            save_picture(folder, f"segmentation-{model}", sheet(shown, classes), TITLE, caption)
+        """A picture of each: the image, what is labelled, what is predicted."""
+        for slot, one in sorted(self.shown.items()):
+            title = f"Segmentations by {model}: image, labels, prediction"
+            save_picture(folder, f"segmentation-{model}-{slot:03d}", drawn(one, classes), title, f"image {slot}")
 
 
 def at_full_size(view: np.ndarray, full: tuple[int, int], how: PlainConfig) -> np.ndarray:
@@ -76,36 +74,35 @@ def at_full_size(view: np.ndarray, full: tuple[int, int], how: PlainConfig) -> n
     return image
 
 
-def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: the image under the colours of its class map, int [H, W]; pixels of -1 stay as they are."""
-    drawn = image.copy()
-    draw_classes(drawn, classes)
-    return drawn
-
-
-def sheet(shown: Sequence[Shown], classes: Sequence[str]) -> Image.Image:
-    """Two images in a row, each with its labels and its prediction, above what the colours mean."""
-    cell, half = SIDE + GAP, 3 * (SIDE + GAP) + GAP
-    rows = -(-len(shown) // 2)
-    key = legend(classes, 2 * half)
-    drawing = Image.new("RGB", (2 * half, rows * cell + key.height), "white")
-    for number, one in enumerate(shown):
-        parts = one.image, overlay(one.image, one.labels), overlay(one.image, one.predicted)
-        for place, part in enumerate(parts):
-            picture = Image.fromarray(part)
-            picture = picture.resize([max(round(side * SIDE / max(picture.size)), 1) for side in picture.size])
-            drawing.paste(picture, (number % 2 * half + place * cell, number // 2 * cell))
-    drawing.paste(key, (0, rows * cell))
+def drawn(one: Shown, classes: Sequence[str]) -> Image.Image:
+    """The image, its labels over it, and the prediction over it; below, the classes that occur."""
+    parts = [
+        Image.fromarray(part) for part in (one.image, *(overlay(one.image, m) for m in (one.labels, one.predicted)))
+    ]
+    width, height = [max(round(side * SIDE / max(parts[0].size)), 1) for side in parts[0].size]
+    seen = np.union1d(one.labels, one.predicted)
+    key = legend({number: classes[number] for number in seen[seen >= 0].tolist()}, 3 * (SIDE + GAP))
+    drawing = Image.new("RGB", (key.width, height + GAP + key.height), "white")
+    for place, part in enumerate(parts):
+        drawing.paste(part.resize((width, height)), (place * (SIDE + GAP), 0))
+    drawing.paste(key, (0, height + GAP))
     return drawing
 
 
-def legend(classes: Sequence[str], width: int) -> Image.Image:
-    """The classes' names beside their colours."""
-    lines = -(-len(classes) // IN_A_LINE)
-    drawing = Image.new("RGB", (width, lines * LINE), "white")
+def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: the image under the colours of its class map, int [H, W]; pixels of -1 stay as they are."""
+    painted = image.copy()
+    draw_classes(painted, classes)
+    return painted
+
+
+def legend(names: Mapping[int, str], width: int) -> Image.Image:
+    """Classes' names beside their colours."""
+    drawing = Image.new("RGB", (width, -(-len(names) // IN_A_LINE) * LINE), "white")
     draw = ImageDraw.Draw(drawing)
-    for number, (name, colour) in enumerate(zip(classes, class_colors(len(classes)).tolist(), strict=True)):
-        top, left = number // IN_A_LINE * LINE, number % IN_A_LINE * (width // IN_A_LINE)
-        draw.rectangle((left, top, left + LINE - 6, top + LINE - 6), fill=tuple(colour))
+    palette = class_colors(max(names, default=-1) + 1).tolist()
+    for place, (number, name) in enumerate(names.items()):
+        top, left = place // IN_A_LINE * LINE, place % IN_A_LINE * (width // IN_A_LINE)
+        draw.rectangle((left, top, left + LINE - 6, top + LINE - 6), fill=tuple(palette[number]))
         draw.text((left + LINE, top), name, fill="black")
     return drawing

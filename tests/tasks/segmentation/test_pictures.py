@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.config.data import SQUASH, PlainConfig
 from pipeline.images.class_map import class_colors
 from pipeline.images.plain import plain
-from pipeline.tasks.segmentation.pictures import MOST, Overlays, at_full_size, overlay
+from pipeline.tasks.segmentation.pictures import LINE, MOST, Overlays, Shown, at_full_size, drawn, overlay
 
 
 def batch(first: int, count: int, weights: list[float] | None = None) -> SimpleNamespace:
@@ -34,7 +34,7 @@ def predictions(count: int) -> list[torch.Tensor]:
     return [torch.zeros(20, 30, dtype=torch.int64)] * count
 
 
-def test_a_sheet_shows_the_first_good_images_of_all_ranks(tmp_path: Path) -> None:
+def test_the_first_good_images_of_all_ranks_are_shown(tmp_path: Path) -> None:
     ranks = [Overlays(SQUASH), Overlays(SQUASH)]
     ranks[0].add(predictions(3), batch(3, 3, [1, 0, 1]))
     ranks[1].add(predictions(3), batch(0, 3))
@@ -42,18 +42,28 @@ def test_a_sheet_shows_the_first_good_images_of_all_ranks(tmp_path: Path) -> Non
     ranks[0].merge(ranks[1].state())
     assert sorted(ranks[0].shown) == [0, 1, 2, 3, 5, MOST - 2, MOST - 1]
     ranks[0].write(tmp_path, "finetune", ["wall", "bag"])
-    (described,) = (tmp_path / "pictures").glob("*.json")
-    said = json.loads(described.read_text())
-    assert "finetune" in said["caption"]
-    with Image.open(tmp_path / "pictures" / said["file"]) as sheet:
-        assert sheet.mode == "RGB"
-        pixels = np.array(sheet).reshape(-1, 3)
+    described = sorted((tmp_path / "pictures").glob("*.json"))
+    assert len(described) == 7
+    said = json.loads(described[0].read_text())
+    assert "finetune" in said["title"]
+    with Image.open(tmp_path / "pictures" / said["file"]) as drawn:
+        assert drawn.mode == "RGB"
+        pixels = np.array(drawn).reshape(-1, 3)
     # Both classes' colours are there over the image's grey, and in the legend as they are.
     seen = {tuple(row) for row in np.unique(pixels, axis=0).tolist()}
     grey = np.full((1, 1, 3), 100, np.uint8)
     for number, colour in enumerate(class_colors(2).tolist()):
         assert tuple(colour) in seen
         assert tuple(overlay(grey, np.full((1, 1), number))[0, 0].tolist()) in seen
+
+
+def test_the_legend_names_what_occurs() -> None:
+    image = np.full((20, 30, 3), 100, np.uint8)
+    few = drawn(Shown(image, np.full((20, 30), -1), np.full((20, 30), 3)), [f"class {n}" for n in range(150)])
+    most = drawn(
+        Shown(image, np.arange(600).reshape(20, 30) % 150, np.zeros((20, 30), int)), [str(n) for n in range(150)]
+    )
+    assert few.height + 29 * LINE == most.height
 
 
 def test_nothing_is_written_of_no_images(tmp_path: Path) -> None:
