@@ -22,29 +22,23 @@ MANTISSA_BITS = 24  # of fp32, which hold a uniform draw exactly
 class DropPath(nn.Module):
     """Leaves out residual branches per sample (Huang et al. 2016), the others scaled to keep the expectation.
 
-    `rates` are the layers' probabilities. While `keys` (int64 [B], one per sample of the next batch) are set, the draws
-    depend on them alone, so that a sample is treated alike whatever else is in its batch and on whichever rank;
-    otherwise they come from torch's generator.
+    `rates` are the layers' probabilities. The draws depend on the samples' keys alone, so that a sample is treated
+    alike whatever else is in its batch and on whichever rank.
     """
-
-    keys: Tensor | None
 
     def __init__(self, rates: Sequence[float]) -> None:
         super().__init__()
         self.rates = tuple(rates)
-        self.keys = None
 
-    def forward(self, x: Tensor) -> Tensor | None:
-        """For a batch [B, ...]: factors [L, 2, B, 1, 1] of the branches, 0 or 1 / (1 - rate); None if all are kept."""
-        if not self.training or not any(self.rates):
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor | None:
+        """For a batch [B, ...] with keys int64 [B]: factors [L, 2, B, 1, 1] of the branches, 0 or 1 / (1 - rate).
+
+        None if all are kept, as they are without keys.
+        """
+        if keys is None or not any(self.rates):
             return None
-        draws = 2 * len(self.rates)
-        if self.keys is None:
-            uniform = torch.rand(draws, len(x), device=x.device)
-        else:
-            assert len(self.keys) == len(x), f"{len(self.keys)} keys for a batch of {len(x)}"
-            assert self.keys.device == x.device, f"keys on {self.keys.device} for a batch on {x.device}"
-            uniform = keyed_uniform(self.keys, draws)
+        assert len(keys) == len(x), f"{len(keys)} keys for a batch of {len(x)}"
+        uniform = keyed_uniform(keys, 2 * len(self.rates))
         rates = constant(self.rates, x.device).view(-1, 1, 1, 1, 1)
         kept = uniform.view(len(self.rates), 2, len(x), 1, 1) >= rates
         return (kept / (1 - rates)).to(x.dtype)
@@ -52,13 +46,13 @@ class DropPath(nn.Module):
 
 def sample_keys(seed: int, slots: Tensor) -> Tensor:
     """int64 [B] keys of the samples in these slots (int64 [B]) of the stream, under a 64-bit seed."""
-    return _mix(_mix(slots + GOLDEN) ^ (seed - (1 << 64) if seed >> 63 else seed))
+    return mix(mix(slots + GOLDEN) ^ (seed - (1 << 64) if seed >> 63 else seed))
 
 
 def keyed_bits(keys: Tensor, count: int) -> Tensor:
     """int64 [count, B]: the first `count` numbers of the stream of each key, which are all different."""
     steps = torch.arange(1, count + 1, device=keys.device)[:, None] * GOLDEN
-    return _mix(keys + steps)
+    return mix(keys + steps)
 
 
 def keyed_uniform(keys: Tensor, count: int) -> Tensor:
@@ -66,7 +60,8 @@ def keyed_uniform(keys: Tensor, count: int) -> Tensor:
     return _shift_right(keyed_bits(keys, count), 64 - MANTISSA_BITS).float() / (1 << MANTISSA_BITS)
 
 
-def _mix(x: Tensor) -> Tensor:
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's function from int64 to int64, one to one."""
     for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=False):
         x = (x ^ _shift_right(x, shift)) * multiplier
     return x ^ _shift_right(x, SHIFTS[-1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.models.drop_path import DropPath
+from pipeline.models.dropout import dropout, layer_keys
 from pipeline.models.layers import ActivatedLinear, LayerScale, Linear
 from pipeline.models.products import attention, linear
 from pipeline.models.spec import ViTSpec
@@ -27,10 +29,10 @@ Recompute = Literal["none", "selective", "full"]
 class SelfAttention(nn.Module):
     """`nn.MultiheadAttention` of a sequence with itself: same keys, one product for q, k, v, fused attention."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float, qk_norm: bool, eps: float) -> None:
+    def __init__(self, dim: int, num_heads: int, rate: float, qk_norm: bool, eps: float) -> None:
+        """`rate` is that of dropout of the weights."""
         super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
+        self.num_heads, self.rate = num_heads, rate
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = Linear(dim, dim)
@@ -40,10 +42,13 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """[B, T, D] -> [B, num_queries or T, D]; only the first `num_queries` tokens ask, all of them answer."""
+    def forward(self, x: Tensor, num_queries: int | None = None, keys: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, num_queries or T, D]; only the first `num_queries` tokens ask, all of them answer.
+
+        `keys` as of `dropout`.
+        """
         q, k, v = self._project(x, num_queries)
-        out = attention(q, k, v, dropout=self.dropout if self.training else 0.0)
+        out = attention(q, k, v, None if keys is None else partial(dropout, keys=keys, rate=self.rate))
         attended: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return attended
 
@@ -73,51 +78,55 @@ class EncoderLayer(nn.Module):
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
         dim = spec.embed_dim
-        self.norm_first = spec.norm == "pre"
+        self.norm_first, self.rate = spec.norm == "pre", spec.dropout
         self.self_attn = SelfAttention(dim, spec.num_heads, spec.dropout, spec.qk_norm, spec.eps)
         self.linear1 = Linear(dim, spec.mlp_dim)
         self.linear2 = ActivatedLinear(spec.mlp_dim, dim, spec.activation, spec.dropout)
         self.norm1 = nn.LayerNorm(dim, eps=spec.eps)
         self.norm2 = nn.LayerNorm(dim, eps=spec.eps)
-        self.dropout1, self.dropout2 = (nn.Dropout(spec.dropout) if spec.dropout else nn.Identity() for _ in range(2))
         self.ls1, self.ls2 = (
             nn.Identity() if spec.layer_scale is None else LayerScale(dim, spec.layer_scale) for _ in range(2)
         )
         self.recompute: Recompute = "none"
 
-    def forward(self, x: Tensor, num_outputs: int | None = None, branches: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, num_outputs: int | None = None, branches: Tensor | None = None, keys: Tensor | None = None
+    ) -> Tensor:
         """[B, T, D] -> [B, num_outputs or T, D].
 
         With `num_outputs` only the first tokens are computed. `branches` [2, B, 1, 1] are factors of the two residual
-        branches.
+        branches, `keys` [4, B] those of dropout at each of `dropout.SITES`; there is none without.
         """
         residual = x if num_outputs is None else x[:, :num_outputs]
         attended, fed = (None, None) if branches is None else branches
+        of_attention, of_feed_forward = (None, None) if keys is None else keys.split(2)
         if self.norm_first:
-            x = residual + _times(self._attend(self.norm1(x), num_outputs), attended)
-            return x + _times(self._feed_forward(x), fed)
-        x = self.norm1(residual + _times(self._attend(x, num_outputs), attended))
-        y: Tensor = self.norm2(x + _times(self._feed_forward(x), fed))
+            x = residual + _times(self._attend(self.norm1(x), num_outputs, of_attention), attended)
+            return x + _times(self._feed_forward(x, of_feed_forward), fed)
+        x = self.norm1(residual + _times(self._attend(x, num_outputs, of_attention), attended))
+        y: Tensor = self.norm2(x + _times(self._feed_forward(x, of_feed_forward), fed))
         return y
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, H, T, T], fp32, of this layer's input."""
         return self.self_attn.weights(self.norm1(x) if self.norm_first else x)
 
-    def _attend(self, x: Tensor, num_queries: int | None) -> Tensor:
-        branch: Tensor = self.ls1(self.dropout1(self.self_attn(x, num_queries)))
+    def _attend(self, x: Tensor, num_queries: int | None, keys: Tensor | None) -> Tensor:
+        of_weights, of_output = (None, None) if keys is None else keys
+        branch: Tensor = self.ls1(dropout(self.self_attn(x, num_queries, of_weights), of_output, self.rate))
         return branch
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
+    def _feed_forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
         if self.recompute == "selective" and torch.is_grad_enabled():
-            branch: Tensor = checkpoint(self._feed_forward_branch, x, use_reentrant=False)
+            branch: Tensor = checkpoint(self._feed_forward_branch, x, keys, use_reentrant=False)
             return branch
-        return self._feed_forward_branch(x)
+        return self._feed_forward_branch(x, keys)
 
-    def _feed_forward_branch(self, x: Tensor) -> Tensor:
+    def _feed_forward_branch(self, x: Tensor, keys: Tensor | None) -> Tensor:
         if self.norm_first:
             x = self.norm2(x)
-        branch: Tensor = self.ls2(self.dropout2(self.linear2(self.linear1(x))))
+        of_hidden, of_output = (None, None) if keys is None else keys
+        branch: Tensor = self.ls2(dropout(self.linear2(self.linear1(x), of_hidden), of_output, self.rate))
         return branch
 
 
@@ -142,10 +151,17 @@ class _Placed(torch.autograd.Function):
 
 
 class Encoder(nn.Module):
-    """A stack of layers under `layers.N`, without a final norm, as the tutorial builds it."""
+    """A stack of layers under `layers.N`, without a final norm, as the tutorial builds it.
+
+    What training leaves out, paths and values, depends on `keys` alone (int64 [B], one per sample of the next batch)
+    while they are set; else on keys that torch's generator gives.
+    """
+
+    keys: Tensor | None
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
+        self.keys, self.rate = None, spec.dropout
         # nn.TransformerEncoder copies one layer, so its layers start out equal.
         first = EncoderLayer(spec)
         self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(spec.depth))
@@ -163,7 +179,8 @@ class Encoder(nn.Module):
 
     def layer_outputs(self, x: Tensor, num_outputs: int | None = None) -> Iterator[Tensor]:
         """[B, T, D] -> the output [B, T, D] of each layer, the last one's cut to `num_outputs` tokens."""
-        branches = self.drop_path(x)
+        keys = self._keys(x)
+        branches = self.drop_path(x, keys)
         checkpointing = self.recompute == "full" and torch.is_grad_enabled()
         inputs = x.new_empty(len(self.layers), *x.shape) if checkpointing else None
         for index, layer in enumerate(self.layers):
@@ -173,9 +190,19 @@ class Encoder(nn.Module):
                 x,
                 num_outputs if index == len(self.layers) - 1 else None,
                 None if branches is None else branches[index],
+                None if keys is None or not self.rate else layer_keys(keys, index),
             )
             x = layer(*arguments) if inputs is None else checkpoint(layer, *arguments, use_reentrant=False)
             yield x
+
+    def _keys(self, x: Tensor) -> Tensor | None:
+        """int64 [B] of the samples of a batch [B, T, D]; None where nothing is left out."""
+        if not self.training or not (self.rate or any(self.drop_path.rates)):
+            return None
+        if self.keys is None:
+            return torch.randint(-(1 << 63), (1 << 63) - 1, (len(x),), device=x.device)
+        assert self.keys.device == x.device, f"keys on {self.keys.device} for a batch on {x.device}"
+        return self.keys
 
     def layer_of(self, name: str) -> int:
         """Layer of one of its parameters for layer-wise decay: the first block is 1."""

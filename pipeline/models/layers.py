@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.dropout import dropout
 from pipeline.models.products import linear
 
 
@@ -32,17 +33,16 @@ class ActivatedLinear(nn.Linear):
     `recomputed` says that activations are checkpointed, so that nothing is gained by keeping less of them here.
     """
 
-    def __init__(self, in_features: int, out_features: int, activation: str, dropout: float) -> None:
+    def __init__(self, in_features: int, out_features: int, activation: str, rate: float) -> None:
         super().__init__(in_features, out_features)
-        self.activation = activation
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.activation, self.rate = activation, rate
         self.recomputed = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        dropping = self.training and isinstance(self.dropout, nn.Dropout)
-        if self.activation == "gelu" and not dropping and not self.recomputed:
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """[B, T, in] -> [B, T, out]; `keys` as of `dropout`."""
+        if self.activation == "gelu" and keys is None and not self.recomputed:
             return linear(x, self.weight, self.bias, gelu=True)
-        return linear(self.dropout(ACTIVATIONS[self.activation](x)), self.weight, self.bias)
+        return linear(dropout(ACTIVATIONS[self.activation](x), keys, self.rate), self.weight, self.bias)
 
 
 class LayerScale(nn.Module):

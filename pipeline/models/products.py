@@ -5,6 +5,7 @@ Legend: B batch, T tokens, H heads, d = D / H, I inputs and O outputs of a linea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,17 +37,31 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Te
     return product
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Scaled dot-product attention: q [B, H, Q, d], k and v [B, H, T, d] -> [B, H, Q, d]."""
-    if not dropout and attends_by_products(q, k):
-        attended: Tensor = _AttentionByProducts.apply(q, k, v, kept_samples(q, k))
+def attention(q: Tensor, k: Tensor, v: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Scaled dot-product attention: q [B, H, Q, d], k and v [B, H, T, d] -> [B, H, Q, d].
+
+    `drop` is done to its weights [B, H, Q, T], which are then computed as a whole.
+    """
+    if drop is not None:
+        attended = _attention_dropping(q, k, v, drop)
+    elif attends_by_products(q, k):
+        attended = _AttentionByProducts.apply(q, k, v, kept_samples(q, k))
     elif not computes_in_fp32(q):
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    elif dropout or not in_pieces(q):
-        attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=dropout).to(q.dtype)
+        attended = F.scaled_dot_product_attention(q, k, v)
+    elif not in_pieces(q):
+        attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
     else:
         attended = _AttentionInFp32.apply(q, k, v)
     return attended
+
+
+def _attention_dropping(q: Tensor, k: Tensor, v: Tensor, drop: Callable[[Tensor], Tensor]) -> Tensor:
+    dtype = q.dtype
+    if computes_in_fp32(q):
+        q, k, v = q.float(), k.float(), v.float()
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    weights = scores.float().softmax(dim=-1).to(v.dtype)
+    return (drop(weights) @ v).to(dtype)
 
 
 class _LinearInFp32(torch.autograd.Function):

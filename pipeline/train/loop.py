@@ -111,8 +111,6 @@ class TrainingStep:
         everything as it was and return False. `patch` is the step's, (height, width) in pixels; default: the model's
         own.
         """
-        # Dropout is keyed by (seed, step, rank), so that a resumed run draws what an undisturbed one draws.
-        torch.manual_seed(derive_seed(self.seed, step, dist.get_rank()))
         task: TaskModule = self.engine.module
         normalisers = task.normalisers(batch)
         dist.all_reduce(normalisers)

@@ -7,34 +7,35 @@ from hypothesis import strategies as st
 
 from pipeline.models.drop_path import DropPath, keyed_uniform, sample_keys
 
+KEYS = sample_keys(0, torch.arange(20_000))
 SEEDS = st.integers(0, 2**64 - 1)
 
 
-def test_nothing_is_dropped_in_evaluation_or_at_rate_0() -> None:
+def test_nothing_is_dropped_without_keys_or_at_rate_0() -> None:
     x = torch.zeros(3, 2, 2)
-    assert DropPath([0.0, 0.5]).eval()(x) is None
-    assert DropPath([0.0, 0.0]).train()(x) is None
+    assert DropPath([0.0, 0.5])(x, None) is None
+    assert DropPath([0.0, 0.0])(x, KEYS[:3]) is None
 
 
 def test_factors_keep_the_expectation() -> None:
-    torch.manual_seed(0)
-    factors = DropPath([0.0, 0.25]).train()(torch.zeros(20_000, 1, 1))
+    factors = DropPath([0.0, 0.25])(torch.zeros(20_000, 1, 1), KEYS)
     assert factors is not None
     assert factors.shape == (2, 2, 20_000, 1, 1)
     assert (factors[0] == 1).all()
     assert factors[1].unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert factors[1].mean(dim=(1, 2, 3)).tolist() == pytest.approx([1.0, 1.0], abs=0.02)
-    assert factors.to(torch.bfloat16).dtype == DropPath([0.5]).train()(torch.zeros(1, dtype=torch.bfloat16)).dtype
+    half = DropPath([0.5])(torch.zeros(1, dtype=torch.bfloat16), KEYS[:1])
+    assert half is not None
+    assert half.dtype == torch.bfloat16
 
 
 @given(SEEDS, st.permutations(range(40)), st.integers(1, 39))
 def test_a_sample_is_treated_alike_whatever_else_is_in_its_batch(seed: int, slots: list[int], cut: int) -> None:
     """On any rank, in any micro-batch and in any order: the draws follow the slot."""
-    drop_path = DropPath([0.2, 0.5, 0.8]).train()
+    drop_path = DropPath([0.2, 0.5, 0.8])
 
     def factors(of: list[int]) -> torch.Tensor:
-        drop_path.keys = sample_keys(seed, torch.tensor(of))
-        drawn = drop_path(torch.zeros(len(of), 1, 1))
+        drawn = drop_path(torch.zeros(len(of), 1, 1), sample_keys(seed, torch.tensor(of)))
         assert drawn is not None
         return drawn
 

@@ -14,7 +14,7 @@ Randomise = Callable[[nn.Module], None]
 
 @pytest.mark.parametrize("num_queries", [None, 1, 3])
 def test_attention_equals_stock(num_queries: int | None, randomise: Randomise) -> None:
-    ours = SelfAttention(32, 4, dropout=0.0, qk_norm=False, eps=1e-6)
+    ours = SelfAttention(32, 4, rate=0.0, qk_norm=False, eps=1e-6)
     stock = nn.MultiheadAttention(32, 4, batch_first=True)
     randomise(stock)
     ours.load_state_dict(stock.state_dict())
@@ -24,7 +24,7 @@ def test_attention_equals_stock(num_queries: int | None, randomise: Randomise) -
 
 
 def test_attention_weights_sum_to_one(randomise: Randomise) -> None:
-    ours = SelfAttention(32, 4, dropout=0.0, qk_norm=True, eps=1e-6)
+    ours = SelfAttention(32, 4, rate=0.0, qk_norm=True, eps=1e-6)
     randomise(ours)
     weights = ours.weights(torch.randn(2, 7, 32))
     assert weights.shape == (2, 4, 7, 7)
