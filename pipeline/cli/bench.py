@@ -116,6 +116,26 @@ def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json
     show(measure(variant, sizes, batch_size=batch_size, threads=threads, rounds=rounds), as_json)
 
 
+@group.command("masked")
+@click.option("--variant", default="tiny", show_default=True, help="Model.")
+@click.option("--image-size", default=224, show_default=True, type=click.IntRange(1), help="Pixels.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images a step.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Passes of each, in turn.")
+@AS_JSON
+def masked(
+    variant: str, image_size: int, precision: str, batch_size: int, threads: int, rounds: int, as_json: bool
+) -> None:
+    """What a masked autoencoder's step costs, forward and backward, to that of an encoder which sees all patches."""
+    from pipeline.bench.masked import measure
+
+    result = measure(
+        variant, image_size=image_size, batch_size=batch_size, threads=threads, rounds=rounds, precision=precision
+    )
+    show(result, as_json)
+
+
 @group.command("surgery")
 @click.option("--variant", default="large", show_default=True, help="Model whose state is adapted; large has 304 M.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats.")

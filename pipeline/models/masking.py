@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.drop_path import keyed_bits, sample_keys
+from pipeline.models.mask_ratio import num_masked
 from pipeline.models.spec import Pair
 
 MASKING = 0x4D61736B  # "Mask": what else is drawn from the same keys is independent of the masks
@@ -27,11 +28,6 @@ class Masking(NamedTuple):
         count = self.masked.shape[1] + self.visible.shape[1]
         mask = torch.zeros(len(self.masked), count, dtype=torch.bool, device=self.masked.device)
         return mask.scatter_(1, self.masked, True)
-
-
-def num_masked(num_patches: int, ratio: float) -> int:
-    """M: how many of an image's patches a ratio masks, at least one and not all of several."""
-    return max(min(round(ratio * num_patches), num_patches - 1), 1)
 
 
 def random_masking(keys: Tensor, grid: Pair, ratio: float, unit: int = 1) -> Masking:

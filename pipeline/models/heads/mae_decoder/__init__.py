@@ -1,0 +1,50 @@
+"""The decoder of masked autoencoders (He et al. 2022): pixels of masked patches from the encoder's visible ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ModelError
+from pipeline.models.heads.base import HeadKind
+
+if TYPE_CHECKING:
+    from pipeline.models.heads.head import Head
+    from pipeline.models.spec import HeadSpec, Pair, ViTSpec
+
+
+class _MAEDecoder(HeadKind):
+    """Its options are `dim`, its width, and `depth`, its layers. The task calls it, with the masks."""
+
+    output = "pixels"
+    vectors = ("mask_token",)
+
+    def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
+        dim, depth = spec.options["dim"], spec.options["depth"]
+        if dim < 4 or dim % 4:
+            raise ModelError(
+                f"heads: a decoder {dim} wide has no sine-cosine positions; take a multiple of 4 for decoder.dim"
+            )
+        if depth < 1:
+            raise ModelError(f"heads: a decoder has at least one layer, found {depth}; set decoder.depth")
+
+    def reads(self, spec: HeadSpec, backbone: ViTSpec) -> None:
+        return None
+
+    def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
+        from pipeline.models.heads.mae_decoder.shape import decoder_parameters
+
+        return decoder_parameters(spec, backbone)
+
+    def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        """With all patches masked, which is the most."""
+        from pipeline.models.heads.mae_decoder.shape import decoder_flops
+
+        return decoder_flops(spec, backbone, visible=0, masked=grid[0] * grid[1])
+
+    def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
+        from pipeline.models.heads.mae_decoder.module import MAEDecoder
+
+        return MAEDecoder(spec, backbone)
+
+
+HEAD = _MAEDecoder()

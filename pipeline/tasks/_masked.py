@@ -1,0 +1,100 @@
+"""What tasks that predict the pixels of masked patches share.
+
+Legend: B batch, C channels, (H, W) image, (h, w) grid, (p, q) patch, N patches, M masked ones, D width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.metrics.collector import Collector
+from pipeline.models.bundle import Preprocess
+from pipeline.models.masking import Masking, random_masking
+from pipeline.models.minivit import MiniViT
+from pipeline.models.patch_embed import patchify
+from pipeline.models.spec import Pair, whole_patches
+from pipeline.tasks._reconstructions import Reconstruction, Reconstructions
+from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
+
+EPS = 1e-6  # added to the variance of a patch, as in MAE's code: a flat patch has targets of 0
+
+
+class MaskedModule(TaskModule):
+    """Predicts the pixels of masked patches, drawn from a sample's key; in evaluation from its position, so for good.
+
+    The loss is the mean over the masked pixels of the global batch. All images of a step have equally many, so that is
+    the mean over samples of each one's mean. With `norm_pixels` each patch is a target with mean 0 and variance 1.
+    """
+
+    sum_names = ("loss", "samples")
+
+    def __init__(
+        self, model: MiniViT, preprocess: Preprocess, mask_ratio: float, mask_unit: int, norm_pixels: bool
+    ) -> None:
+        super().__init__(model, preprocess)
+        self.mask_ratio, self.mask_unit, self.norm_pixels = mask_ratio, mask_unit, norm_pixels
+
+    @abstractmethod
+    def reconstruct(self, images: Tensor, masking: Masking, grid: Pair, keys: Tensor) -> Tensor:
+        """Predicted pixels [B, M, C*p*q] of the masked patches of images [B, C, H, W] whose keys are int64 [B]."""
+
+    @abstractmethod
+    def distance(self, predicted: Tensor, pixels: Tensor) -> Tensor:
+        """Loss of each pixel, fp32 [B, M, C*p*q]."""
+
+    @abstractmethod
+    def norm(self, tokens: Tensor) -> Tensor:
+        """The norm [B, D] that follows the encoder, which belongs to the head."""
+
+    def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
+        losses, _ = self._losses(views["image"], weights, keys["image"])
+        return Outputs(losses.sum()[None], self._sums(losses, weights))
+
+    def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
+        losses, predicted = self._losses(views["image"], weights, keys["image"])
+        return Evaluated(self._sums(losses, weights), predicted)
+
+    def _losses(self, images: Tensor, weights: Tensor, keys: Tensor) -> tuple[Tensor, Reconstruction]:
+        """Weighted losses, fp32 [B], and what was predicted, in the scale of the images."""
+        patch = self.model.patch
+        grid = whole_patches((images.shape[-2], images.shape[-1]), patch)
+        masking = random_masking(keys, grid, self.mask_ratio, self.mask_unit)
+        predicted = self.reconstruct(images, masking, grid, keys).float()
+        pixels = masked_pixels(images, masking, patch)
+        mean, deviation = patch_scale(pixels) if self.norm_pixels else (0.0, 1.0)
+        losses = self.distance(predicted, (pixels - mean) / deviation).mean(dim=(1, 2)) * weights
+        return losses, Reconstruction(predicted.detach() * deviation + mean, masking, patch)
+
+    def _sums(self, losses: Tensor, weights: Tensor) -> Tensor:
+        return torch.stack([losses.detach().double().sum(), weights.double().sum()])
+
+    def means(self, sums: Tensor) -> dict[str, float]:
+        loss, samples = sums.tolist()
+        return {"loss": loss / max(samples, 1.0)}
+
+    def collectors(self, *, validation: bool) -> dict[str, Collector]:
+        return {} if validation else {"reconstructions": Reconstructions(self.preprocess)}
+
+    def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[float]]:
+        """Features of whole images, D numbers each: the class token or the mean of the patches, as the model pools."""
+        backbone, tokens = self.model.spec.backbone, self.model.forward_features(images)
+        average = backbone.pool == "avg"
+        pooled = tokens[:, backbone.tokens.num_prefix :].mean(dim=1) if average else tokens[:, 0]
+        features: list[list[float]] = self.norm(pooled).float().tolist()
+        return features
+
+
+def masked_pixels(images: Tensor, masking: Masking, patch: Pair) -> Tensor:
+    """[B, C, H, W] -> fp32 [B, M, C*p*q], the pixels of the masked patches."""
+    return patchify(images, patch).take_along_dim(masking.masked[..., None], dim=1).float()
+
+
+def patch_scale(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, M, C*p*q] -> mean and deviation [B, M, 1] of the pixels of each patch."""
+    variance, mean = torch.var_mean(pixels, dim=-1, correction=0, keepdim=True)
+    return mean, (variance + EPS).sqrt()
