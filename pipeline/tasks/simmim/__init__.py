@@ -1,0 +1,52 @@
+"""SimMIM (Xie et al. 2022): pretraining without labels, by the pixels of patches that [MASK] tokens stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.section import Positive
+from pipeline.metrics.schema import LOSS, Schema
+from pipeline.models.mask_ratio import num_masked
+from pipeline.models.spec import HeadSpec, whole_patches
+from pipeline.tasks.task import BaseTask
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.models.spec import ModelSpec, Pair, ViTSpec
+    from pipeline.tasks.base import TaskModule
+
+
+class Task(BaseTask):
+    type: Literal["simmim"] = "simmim"
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.6, description="share of the patches that [MASK] tokens stand for"
+    )
+    mask_unit: Positive = Field(default=1, description="patches along each side of the squares that are masked as one")
+    norm_pixels: bool = Field(default=False, description="targets have mean 0 and variance 1 in each patch")
+
+    measured: ClassVar[Schema] = Schema((LOSS,), "loss")
+
+    def backbone_fields(self) -> dict[str, Any]:
+        return {"mask_token": True}
+
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+        return {"pixel_head": HeadSpec("simmim")}
+
+    def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
+        from pipeline.tasks.simmim.module import SimMIM
+
+        return SimMIM(model, preprocess, self.mask_ratio, self.mask_unit, self.norm_pixels)
+
+    def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
+        """Of the encoder on all patches, and of the head on the masked ones."""
+        from pipeline.models.costs import backbone_flops
+
+        backbone = spec.backbone
+        masked = num_masked(prod(whole_patches(image_size, patch)), self.mask_ratio)
+        head = 2 * masked * backbone.embed_dim * backbone.channels * prod(patch)
+        return backbone_flops(backbone, image_size, patch) + head
