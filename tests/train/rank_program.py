@@ -14,6 +14,7 @@ import time
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +40,7 @@ from pipeline.tasks.classification.module import Classification
 from pipeline.train.device import compute_deterministically, precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
+from pipeline.train.evaluate import evaluate_collective
 from pipeline.train.first_samples import FirstSamples
 from pipeline.train.loop import Meter, TrainingStep
 from pipeline.train.micro_batch import cut, to_device
@@ -58,13 +60,17 @@ def global_batch(step: int) -> Batch:
     size = GLOBAL_BATCH_SIZE
     weights = torch.ones(size)
     weights[step % size] = 0
+    maps = class_maps(size, generator)
     return Batch(
         views={"image": torch.randint(0, 256, (size, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)},
         targets={
             "label": torch.randint(CLASSES, (size,), generator=generator),
             "label_mix": torch.randint(CLASSES, (size,), generator=generator),
             "label_share": torch.rand(size, generator=generator),
-            "mask": class_maps(size, generator),
+            "mask": maps,
+            "mask_full": maps.flatten(),
+            "mask_full.offsets": SIDE**2 * torch.arange(size + 1),
+            "mask_full_size": torch.full((size, 2), SIDE, dtype=torch.int32),
         },
         weights=weights,
         slots=step * size + torch.arange(size),
@@ -269,6 +275,21 @@ def gradient(task: Settings, shares: list[int], micro_batches: int) -> dict[str,
     return {"loss": losses[0], "gradient": {name: before[name] - value for name, value in trainer.weights().items()}}
 
 
+def evaluated(task: Settings, shares: list[int]) -> dict[str, Any]:
+    """Measures of a global batch, and the files that rank 0 writes."""
+    torch.manual_seed(0)
+    module = task_module(task)
+    collectors = module.collectors(validation=False).values()
+    measures = evaluate_collective(module, torch.float32, [share(global_batch(0), shares)], collectors=collectors)
+    files: dict[str, bytes] = {}
+    if dist.get_rank() == 0:
+        with TemporaryDirectory() as folder:
+            for collector in collectors:
+                collector.write(Path(folder), "model", [str(number) for number in range(CLASSES)])
+            files = {path.name: path.read_bytes() for path in Path(folder).rglob("*.*")}
+    return {"measures": measures, "files": files}
+
+
 def save_and_go_on(
     zero_stage: int, precision: str, model: str | Settings, root: str, shares: list[int]
 ) -> dict[str, Any]:
@@ -423,6 +444,7 @@ def first_samples() -> str:
 CASES = (
     first_samples,
     steps,
+    evaluated,
     gradient,
     save_and_go_on,
     resume,

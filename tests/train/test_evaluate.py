@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.errors import DataError
+from pipeline.metrics.pictures import read_pictures, save_picture
 from pipeline.models.bundle import Preprocess, save_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
@@ -23,7 +24,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.write import ShardWriter
 from pipeline.stream.source import Source
 from pipeline.targets.class_id import ClassId
-from pipeline.train.evaluate import evaluate_worker
+from pipeline.train.evaluate import evaluate_worker, publish
 from pipeline.train.job import EvaluateJob, RankContext
 from pipeline.train.stall import StallWatch
 
@@ -142,3 +143,23 @@ def test_names_of_classes_are_text(evaluate: Callable[..., Path]) -> None:
     with np.load(folder / "confusion.npz", allow_pickle=False) as arrays:
         assert {name: arrays[name].dtype.kind for name in arrays.files} == {"classes": "U", "arr_0": "i", "arr_1": "i"}
     assert not os.path.exists(folder / "confusion.npz.npz")
+
+
+def test_what_an_attempt_that_was_killed_left_is_not_in_the_files(
+    evaluate: Callable[..., Path], tmp_path: Path
+) -> None:
+    stage = tmp_path / "stage"
+    for folder in (stage / ".drafts", stage):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "per_class.csv").write_text("model,class\nhalf")
+    assert evaluate() == stage
+    assert len((stage / "per_class.csv").read_text().splitlines()) == 1 + 2 * 4
+    assert not (stage / ".drafts").exists()
+
+
+def test_files_that_replace_older_ones_replace_whole_folders(tmp_path: Path) -> None:
+    for folder, name in ((tmp_path / "stage", "old"), (tmp_path / "drafts", "new")):
+        save_picture(folder, name, np.zeros((2, 2), np.uint8), "title", name)
+    publish(tmp_path / "drafts", tmp_path / "stage")
+    assert [picture.caption for _, picture in read_pictures(tmp_path / "stage")] == ["new"]
+    assert not (tmp_path / "drafts").exists()

@@ -34,6 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(run_ranks: Callable[..., list[Results]], tmp_path_factory: pytest.TempPathFactory) -> Results:
     """One rank with one micro-batch."""
     cases = {name: ["gradient", [{"type": name, **settings}, [8], 1]] for name, settings in TASKS.items()}
+    cases |= {f"{name} judged": ["evaluated", [{"type": name, **settings}, [8]]] for name, settings in TASKS.items()}
     return run_ranks(1, tmp_path_factory.mktemp("one") / "ranks", cases)[0]
 
 
@@ -46,6 +47,7 @@ def together(
     for name, settings in TASKS.items():
         task, saved, again = {"type": name, **settings}, str(root / name), str(root / f"{name} again")
         cases[name] = ["gradient", [task, SHARES, MICRO_BATCHES]]
+        cases[f"{name} judged"] = ["evaluated", [task, [3, 2, 3]]]
         cases[f"{name} saved"] = ["save_and_go_on", [2, "bf16", task, saved, SHARES]]
         cases[f"{name} again"] = ["resume", [2, "bf16", task, saved, again, SHARES]]
     return run_ranks(3, tmp_path_factory.mktemp("three") / "ranks", cases)
@@ -61,6 +63,21 @@ def test_loss_and_gradient_are_those_of_the_global_batch(alone: Results, togethe
         assert rank[name]["gradient"].keys() == expected["gradient"].keys()
         for parameter, gradient in expected["gradient"].items():
             torch.testing.assert_close(rank[name]["gradient"][parameter], gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_evaluation_s_measures_and_files_are_those_of_one_rank(
+    alone: Results, together: list[Results], name: str
+) -> None:
+    expected = alone[f"{name} judged"]
+    assert expected["measures"]["samples"] == 7
+    assert expected["files"]
+    for rank in together:
+        assert rank[f"{name} judged"]["measures"] == pytest.approx(expected["measures"], rel=1e-6)
+    found = together[0][f"{name} judged"]["files"]
+    assert found.keys() == expected["files"].keys()
+    for file in (file for file in found if file.endswith(".csv")):
+        assert found[file] == expected["files"][file]
 
 
 @pytest.mark.parametrize("name", TASKS)
