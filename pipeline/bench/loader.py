@@ -19,7 +19,6 @@ from pipeline.bench import loader_peers as peers
 from pipeline.bench.photos import MASK_CLASSES
 from pipeline.bench.processes import cpu_seconds
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
-from pipeline.config.targets import TargetConfig
 from pipeline.config.training import ResolutionConfig
 from pipeline.config.views import IMAGE
 from pipeline.shards.index import DatasetIndex
@@ -29,7 +28,7 @@ from pipeline.stream.loader import TrainLoader
 from pipeline.stream.parts import TrainParts
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source, build_mixture
-from pipeline.targets.base import ClassMap, Target
+from pipeline.targets.base import Target
 from pipeline.targets.class_id import ClassId
 from pipeline.targets.mask import Mask
 
@@ -174,9 +173,7 @@ def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: E
 
 
 def source(index: DatasetIndex) -> Source:
-    num_classes = len(index.classes or []) or (index.label_range or (0, 0))[1] + 1
-    classes = ClassMap.same(tuple(map(str, range(num_classes))))
-    targets: dict[str, Target] = {"class_id": ClassId.build((index.keys.label,), TargetConfig(), classes)}
+    targets: dict[str, Target] = {"class_id": ClassId(index.members["class_id"])}
     targets["mask"] = Mask(Mask.default_members, tuple(range(MASK_CLASSES)), MASK_CLASSES)
     return Source("bench", index, DatasetConfig(shards="bench"), CROP, 1, targets)
 

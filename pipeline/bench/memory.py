@@ -40,7 +40,8 @@ def repeated(index: DatasetIndex, folder: Path, times: int) -> DatasetIndex:
             for suffix in ("", SUFFIX):
                 os.link(Path(index.url, record.name + suffix), folder / (name + suffix))
             records.append(replace(record, name=name))
-    larger = make_index(str(folder), sorted(records, key=lambda record: record.name), index.classes, index.keys)
+    ordered = sorted(records, key=lambda record: record.name)
+    larger = make_index(str(folder), ordered, index.classes, index.keys, index.members)
     write_index(larger)
     return larger
 

@@ -21,6 +21,7 @@ from pipeline.stream.order import Order, share_of_step
 SHARDS, SAMPLES_PER_SHARD, BYTES_PER_SHARD = 200_000, 10_000, 1_100_000_000
 RANKS, WORKERS, WINDOW = 4_096, 8, 512
 LANES = RANKS * WORKERS
+SUMMARY = {"missing": 0, "bad": 0, "unusable": 0, "low": 0, "high": 999}
 
 
 def measure(rounds: int) -> dict[str, Any]:
@@ -34,12 +35,12 @@ def measure(rounds: int) -> dict[str, Any]:
                 SAMPLES_PER_SHARD,
                 BYTES_PER_SHARD,
                 hashlib.sha256(str(number).encode()).hexdigest(),
-                0,
-                999,
+                targets={"class_id": SUMMARY},
             )
             for number in range(SHARDS)
         ]
-        write_index(make_index(folder, records, [str(label) for label in range(1000)]))
+        classes = {"class_id": [str(label) for label in range(1000)]}
+        write_index(make_index(folder, records, classes, members={"class_id": ("cls",)}))
         command = [sys.executable, "-m", "pipeline.bench.scale", folder]
         found = [
             json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -16,8 +16,10 @@ from pipeline.config.yaml_text import to_yaml
 from pipeline.shards.build import write_index
 from pipeline.shards.index import make_index
 from pipeline.shards.write import ShardWriter
+from pipeline.targets import tool_targets
 
 CLASSES = ["black", "dark", "light", "white"]
+MEMBERS = {"class_id": ("cls",)}
 SIDE = 16
 NAME = "miniature"
 RANK, RAYLET = "ray::RayTrainWorker", "raylet/raylet"
@@ -28,12 +30,12 @@ def write_shards(folder: Path) -> None:
     folder.mkdir(parents=True)
     records = []
     for prefix, samples, samples_per_shard in (("train", 96, 48), ("val", 21, 21), ("test", 37, 20)):
-        with ShardWriter(folder, prefix, samples_per_shard) as writer:
+        with ShardWriter(folder, prefix, samples_per_shard, tool_targets(MEMBERS)) as writer:
             for number in range(samples):
                 label = number % len(CLASSES)
                 writer.write(f"{prefix}-{number}", {"png": picture(label, number), "cls": str(label).encode()})
         records.extend(writer.records)
-    write_index(make_index(str(folder), records, CLASSES))
+    write_index(make_index(str(folder), records, {"class_id": CLASSES}, members=MEMBERS))
 
 
 def picture(label: int, number: int) -> bytes:

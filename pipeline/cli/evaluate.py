@@ -8,14 +8,14 @@ from typing import Any, Literal
 import click
 
 from pipeline.cli.paths import UserPath
-from pipeline.cli.shards_options import IMAGE_KEY, LABEL_KEY
+from pipeline.cli.shards_options import IMAGE_KEY, TARGET
 
 
 @click.command("evaluate")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--data", required=True, metavar="SHARDS", help="Folder, glob or URL of shards, or CONFIG.yaml:NAME.")
 @IMAGE_KEY
-@LABEL_KEY
+@TARGET
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1), help="Images per rank at once.")
 @click.option(
     "--precision",
@@ -39,7 +39,7 @@ def command(
     models: tuple[str, ...],
     data: str,
     image_key: str | None,
-    label_key: str | None,
+    targets: dict[str, str],
     batch_size: int,
     precision: Literal["fp32", "bf16"],
     workers: int,
@@ -61,7 +61,7 @@ def command(
 
     found = evaluate_models(
         models,
-        named_set(data, image_key, label_key),
+        named_set(data, image_key, targets),
         ClusterConfig(workers=workers, gpus_per_worker=gpus_per_worker),
         batch_size=batch_size,
         loader_workers=loader_workers,

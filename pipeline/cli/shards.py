@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import click
 
 from pipeline.cli.paths import PATTERN, UserPath
-from pipeline.cli.shards_options import IMAGE_KEY, LABEL_KEY, WORKERS, summarise, tell_lacking
+from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, summarise, tell_lacking
 from pipeline.cli.shards_rewrite import regroup_command, reshard_command, split_command
 
 MOST_FAULTS = 20  # lines of each kind that `verify` prints
@@ -51,9 +51,14 @@ def make_group() -> None:
 
 @group.command("index")
 @click.argument("pattern", type=PATTERN)
-@click.option("--classes", help="Label names in order: a,b,c or a file with one a line.")
+@click.option(
+    "--classes",
+    multiple=True,
+    metavar="[KIND=]NAMES",
+    help="Names of the classes in order, of one kind of labels: a,b,c or a file with one a line.",
+)
 @IMAGE_KEY
-@LABEL_KEY
+@TARGET
 @click.option(
     "--headers-only",
     is_flag=True,
@@ -62,9 +67,9 @@ def make_group() -> None:
 @WORKERS
 def index_command(
     pattern: str,
-    classes: str | None,
+    classes: tuple[str, ...],
     image_key: str | None,
-    label_key: str | None,
+    targets: dict[str, str],
     headers_only: bool,
     workers: int | None,
 ) -> None:
@@ -72,19 +77,19 @@ def index_command(
 
     CONFIG.yaml:NAME names a data set of a pipeline and uses its keys. The tars may come from any tool that names
     members as WebDataset does, and lie anywhere that fsspec reaches. Shards whose index still fits are not read again.
-    Samples without image or label are counted.
+    Samples without image or label are counted; labels are those that --target names or the usual members hold.
     """
     from pipeline.shards.build import build_index
-    from pipeline.shards.class_file import read_class_names
+    from pipeline.shards.class_file import read_classes
     from pipeline.shards.named import named_set
 
-    names = None if classes is None else read_class_names(classes)
-    one = named_set(pattern, image_key, label_key)
+    names = read_classes(classes)
+    one = named_set(pattern, image_key, targets)
     index = build_index(
         one.pattern,
         classes=names,
-        image_key=one.image_key,
-        label_key=one.label_key,
+        image_key=one.config.image_key,
+        targets=one.members,
         headers_only=headers_only,
         workers=workers,
     )
@@ -97,14 +102,14 @@ def index_command(
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Decode every image, and look for doubles.")
 @click.option("--all", "print_all", is_flag=True, help=f"Print every fault, not only {MOST_FAULTS} of each kind.")
 @IMAGE_KEY
-@LABEL_KEY
+@TARGET
 @WORKERS
 def verify_command(
     patterns: tuple[str, ...],
     decode: bool,
     print_all: bool,
     image_key: str | None,
-    label_key: str | None,
+    targets: dict[str, str],
     workers: int | None,
 ) -> None:
     """Read every byte of the shards that PATTERN means; print each fault, and exit with status 3 if there is one.
@@ -118,7 +123,7 @@ def verify_command(
     from pipeline.shards.named import named_sets
     from pipeline.shards.verify import Kind, verify
 
-    sets = [one for pattern in patterns for one in named_sets(pattern, image_key, label_key)]
+    sets = [one for pattern in patterns for one in named_sets(pattern, image_key, targets)]
     found: Counter[Kind] = Counter()
     for fault in verify(*sets, decode_images=decode, workers=workers):
         found[fault.kind] += 1
@@ -183,10 +188,10 @@ def order_command(
 @click.option("--plot", type=UserPath(dir_okay=False, path_type=Path), help="Write histograms to this PNG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @IMAGE_KEY
-@LABEL_KEY
+@TARGET
 @WORKERS
 def stats_command(
-    pattern: str, plot: Path | None, as_json: bool, image_key: str | None, label_key: str | None, workers: int | None
+    pattern: str, plot: Path | None, as_json: bool, image_key: str | None, targets: dict[str, str], workers: int | None
 ) -> None:
     """Counts, bytes, formats, image sizes and classes of the shards that PATTERN, or CONFIG.yaml:NAME, means."""
     import json
@@ -194,19 +199,23 @@ def stats_command(
     from pipeline.shards.named import named_set
     from pipeline.shards.stats import dataset_stats, draw
 
-    stats, sizes = dataset_stats(*named_set(pattern, image_key, label_key).open(), workers)
+    stats, sizes = dataset_stats(named_set(pattern, image_key, targets), workers)
     if plot is not None:
         draw(stats, sizes, plot)
     if as_json:
         click.echo(json.dumps(stats, indent=1, ensure_ascii=False))
         return
-    per_class = stats.pop("per_class")
+    labels = stats.pop("targets")
     for name, value in stats.items():
         if isinstance(value, dict):
             value = "   ".join(f"{key} {count:,}" for key, count in value.items())
         click.echo(f"{name.replace('_', ' '):20} {value if isinstance(value, str) else f'{value:,}'}")
-    most = sorted(per_class.items(), key=lambda item: -item[1])
-    click.echo("largest classes      " + ", ".join(f"{name} {count:,}" for name, count in most[:10]))
+    for kind, found in labels.items():
+        click.echo(f"{f'without {kind}':20} {found['without']:,}")
+        if "per_class" in found:
+            most = sorted(found["per_class"].items(), key=lambda item: -item[1])
+            click.echo(f"{f'{kind} classes':20} {found['classes']:,}; {found['counted']} of the largest: ", nl=False)
+            click.echo(", ".join(f"{name} {count:,}" for name, count in most[:10]))
 
 
 @group.command("preview")
@@ -224,7 +233,7 @@ def stats_command(
     help="Colour behind transparent pixels; default: the data set's, else white.",
 )
 @IMAGE_KEY
-@LABEL_KEY
+@TARGET
 def preview_command(
     pattern: str,
     out: Path,
@@ -234,15 +243,15 @@ def preview_command(
     seed: int,
     background: tuple[int, int, int] | None,
     image_key: str | None,
-    label_key: str | None,
+    targets: dict[str, str],
 ) -> None:
     """Write a contact sheet, a PNG with some samples of the shards that PATTERN, or CONFIG.yaml:NAME, means."""
     from pipeline.shards.named import named_set
     from pipeline.shards.preview import contact_sheet
 
-    one = named_set(pattern, image_key, label_key)
-    background = background or one.background
-    contact_sheet(*one.open(), out, count=count, columns=columns, side=side, seed=seed, background=background)
+    one = named_set(pattern, image_key, targets)
+    background = background or one.config.background
+    contact_sheet(one, out, count=count, columns=columns, side=side, seed=seed, background=background)
     click.echo(f"{out}: written")
 
 

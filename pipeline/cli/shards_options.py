@@ -12,13 +12,37 @@ if TYPE_CHECKING:
 IMAGE_KEY = click.option(
     "--image-key", help="Extensions of the image member, first match wins, such as 'png;jpg'; default: the index's."
 )
-LABEL_KEY = click.option("--label-key", help="Extension of the label member; default: the index's, else cls.")
+
+
+def as_members(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """KIND=MEMBER options as a mapping. Raises BadParameter for what is none, or names no kind."""
+    from pipeline.targets import target_kinds
+
+    found = {}
+    for text in given:
+        kind, equals, member = text.partition("=")
+        if not equals or not member or kind not in target_kinds():
+            raise click.BadParameter(
+                f"found {text!r}, expected KIND=MEMBER, such as class_id=cls; kinds: {', '.join(target_kinds())}"
+            )
+        found[kind] = member
+    return found
+
+
+TARGET = click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="KIND=MEMBER",
+    callback=as_members,
+    help="Extension of a kind of labels, such as class_id=cls or mask=seg.png; default: the index's.",
+)
 WORKERS = click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
 
 
 def summarise(index: DatasetIndex) -> None:
     """Print one line about an index."""
-    classes = f", {len(index.classes)} classes" if index.classes is not None else ""
+    classes = "".join(f", {len(names)} classes of {kind}" for kind, names in index.classes.items())
     click.echo(
         f"{index.url}: {len(index.shards):,} shards, {index.num_samples:,} samples, "
         f"{int(index.sizes.sum()) / 1e6:,.1f} MB{classes}, digest {index.digest}"
@@ -27,9 +51,9 @@ def summarise(index: DatasetIndex) -> None:
 
 def tell_lacking(index: DatasetIndex, pattern: str) -> None:
     """Print how many samples lack an image or a label: in total, and in the worst shards."""
-    from pipeline.shards.lacks import tell_lacks
+    from pipeline.shards.lacks import tell_lacks, unusable
 
     for line in tell_lacks(index):
         click.echo(line)
-    if index.lacks:
+    if unusable(index, index.members):
         click.echo(f"  `minivit shards verify {pattern!r}` names each")

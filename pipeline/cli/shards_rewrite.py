@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.paths import PATTERN, UserPath
-from pipeline.cli.shards_options import IMAGE_KEY, LABEL_KEY, WORKERS, summarise, tell_lacking
+from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, summarise, tell_lacking
 
 OUT = click.option("--out", type=UserPath(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
 SAMPLES_PER_SHARD = click.option(
@@ -19,9 +19,11 @@ SAMPLES_PER_SHARD = click.option(
 @click.argument("pattern", type=PATTERN)
 @OUT
 @IMAGE_KEY
-@LABEL_KEY
+@TARGET
 @WORKERS
-def regroup_command(pattern: str, out: Path, image_key: str | None, label_key: str | None, workers: int | None) -> None:
+def regroup_command(
+    pattern: str, out: Path, image_key: str | None, targets: dict[str, str], workers: int | None
+) -> None:
     """Rewrite the tars of PATTERN with the members of each sample side by side, bytes unchanged, and index them.
 
     For tars whose samples are scattered, and for files that are several tars in one.
@@ -29,8 +31,8 @@ def regroup_command(pattern: str, out: Path, image_key: str | None, label_key: s
     from pipeline.shards.named import named_set
     from pipeline.shards.regroup import regroup
 
-    one = named_set(pattern, image_key, label_key)
-    index = regroup(one.pattern, out, image_key=one.image_key, label_key=one.label_key, workers=workers)
+    one = named_set(pattern, image_key, targets)
+    index = regroup(one.pattern, out, image_key=one.config.image_key, targets=one.members, workers=workers)
     summarise(index)
     tell_lacking(index, str(out))
 
@@ -49,7 +51,7 @@ def reshard_command(
     from pipeline.shards.named import named_set
     from pipeline.shards.rewrite import split
 
-    index, _ = named_set(pattern).open()
+    index = named_set(pattern).open()
     parts = {prefix: 1.0}
     summarise(
         split(index, out, parts=parts, samples_per_shard=samples_per_shard, shuffle_seed=shuffle, workers=workers)
@@ -70,7 +72,7 @@ def split_command(
     from pipeline.shards.named import named_set
     from pipeline.shards.rewrite import split
 
-    index, _ = named_set(pattern).open()
+    index = named_set(pattern).open()
     shares = dict(_share(part) for part in parts)
     summarise(split(index, out, parts=shares, samples_per_shard=samples_per_shard, shuffle_seed=seed, workers=workers))
 

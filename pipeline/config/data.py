@@ -8,23 +8,21 @@ from contextlib import suppress
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.class_names import class_name, repeated
+from pipeline.config.fields import allowed
 from pipeline.config.paths import PathText
 from pipeline.config.section import Positive, Section, Share
+from pipeline.config.targets import AnyTargets, TargetsConfig, every_kind, is_extension
 
 Area = Annotated[float, Field(gt=0, le=1)]  # of an image, as a share
 AspectRatio = Annotated[float, Field(gt=0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]  # red, green, blue
 WHITE: Color = (255, 255, 255)
+Classes = list[str] | dict[str, list[str]] | None
 MAX_BLOCK = 1000  # samples after which the weights of a mixture come out even, at most
-
-
-def is_extension(text: str) -> bool:
-    """Whether a text can name a member of a sample by its extension."""
-    return "/" not in text and bool(text.strip().lstrip("."))
 
 
 class CacheConfig(Section):
@@ -58,12 +56,16 @@ class DatasetConfig(Section):
 
     shards: PathText
     make: str | None = Field(default=None, description="built-in data set that `run` writes there if it is missing")
-    classes: list[str] | None = Field(default=None, description="label names; default: those in the index")
+    classes: list[str] | dict[str, list[str]] | None = Field(
+        default=None, description="names of the classes, or those of each kind of target; default: those in the index"
+    )
     image_key: str | None = Field(
         default=None, description="extensions of the image member, first match wins; default: the index's (png;jpg;..)"
     )
-    label_key: str | None = Field(
-        default=None, description="extension of the label member, a decimal class number; default: the index's (cls)"
+    targets: AnyTargets = Field(
+        default=TargetsConfig(),
+        description="labels by kind: the extension of the member, such as `class_id: cls`, or settings; default: the "
+        "index's",
     )
     cache: CacheConfig | None = Field(default=None, description="local copy of remote shards; default: none")
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -79,18 +81,18 @@ class DatasetConfig(Section):
 
     @field_validator("classes")
     @classmethod
-    def one_spelling(cls, names: list[str] | None) -> list[str] | None:
-        if names == []:
+    def one_spelling(cls, classes: Classes) -> Classes:
+        if classes is not None and not (classes if isinstance(classes, list) else all(classes.values()) and classes):
             raise ValueError("names, or null for those in the index")
-        return names and [class_name(name) for name in names]
+        if isinstance(classes, dict):
+            return {kind: [class_name(name) for name in names] for kind, names in classes.items()}
+        return classes and [class_name(name) for name in classes]
 
-    @field_validator("image_key", "label_key")
+    @field_validator("image_key")
     @classmethod
-    def names_extensions(cls, key: str | None, info: ValidationInfo) -> str | None:
-        extensions = [] if key is None else key.split(";") if info.field_name == "image_key" else [key]
-        if not all(map(is_extension, extensions)):
-            several = ", or 'png;jpg' for either" if info.field_name == "image_key" else ""
-            raise ValueError(f"the extension of a member such as 'jpg'{several}")
+    def names_extensions(cls, key: str | None) -> str | None:
+        if not all(map(is_extension, [] if key is None else key.split(";"))):
+            raise ValueError("the extension of a member such as 'jpg', or 'png;jpg' for either")
         return key
 
     @field_validator("background", mode="before")
@@ -108,15 +110,24 @@ class DatasetConfig(Section):
 
     @model_validator(mode="after")
     def one_class_per_name(self) -> Self:
-        if "" in (self.classes or []):
-            raise ValueError(f"classes: number {(self.classes or []).index('')} is blank; give each class a name")
-        if twice := repeated(self.classes or []):
-            name, numbers = twice
-            found = " and ".join(map(str, numbers))
-            raise ValueError(
-                f"classes: {name!r} names the classes {found}, which would merge into one; rename one of them"
-            )
+        by_kind = self.classes if isinstance(self.classes, dict) else {"": self.classes or []}
+        for kind, names in by_kind.items():
+            where = f"classes.{kind}" if kind else "classes"
+            if kind and kind not in (kinds := list(every_kind().model_fields)):
+                raise ValueError(f"{where}: no kind of target; {allowed(kind, kinds)}")
+            if "" in names:
+                raise ValueError(f"{where}: number {names.index('')} is blank; give each class a name")
+            if twice := repeated(names):
+                name, numbers = twice
+                found = " and ".join(map(str, numbers))
+                raise ValueError(
+                    f"{where}: {name!r} names the classes {found}, which would merge into one; rename one of them"
+                )
         return self
+
+    def classes_of(self, kind: str) -> list[str] | None:
+        """The names of a kind's classes; a list alone is for the kind that a task uses."""
+        return self.classes.get(kind) if isinstance(self.classes, dict) else self.classes
 
     @model_validator(mode="after")
     def one_mean_per_std(self) -> Self:

@@ -108,7 +108,8 @@ class Setting:
             count = f" of {len(args)}" if origin is tuple and Ellipsis not in args else _bounds(self.bounds)
             return f"a list{count}, each {Setting.of(args[0]).describe()}"
         if origin is dict:
-            return "a mapping of names to " + ("names" if args[1] is str else "sections")
+            values = "names" if args[1] is str else "lists" if get_origin(args[1]) is list else "sections"
+            return f"a mapping of names to {values}"
         if (section := self.section(None)) is not None:
             return "a section with the keys " + ", ".join(section.model_fields)
         return PLAIN[annotation] + _bounds(self.bounds)

@@ -2,12 +2,98 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, Self
 
-from pipeline.config.section import Section
+from pydantic import (
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    ValidationInfo,
+    create_model,
+    model_validator,
+)
+
+from pipeline.config.section import Section, SectionType
+
+PACKAGE = "pipeline.targets"  # above this one, so its kinds are imported by name when a pipeline file asks for them
+
+
+def is_extension(text: str) -> bool:
+    """Whether a text can name a member of a sample by its extension."""
+    return "/" not in text and bool(text.strip().lstrip("."))
+
+
+def as_extension(text: str) -> str:
+    """An extension in its one spelling."""
+    return text.strip().lstrip(".").lower()
 
 
 class TargetConfig(Section):
-    """What every kind has."""
+    """What every kind has; a text alone is the member."""
 
     member: str | None = Field(default=None, description="extension of the member; default: the index's")
+
+    @model_validator(mode="before")
+    @classmethod
+    def member_alone(cls, raw: Any) -> Any:
+        return {"member": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def names_extension(self) -> Self:
+        if self.member is not None and not is_extension(self.member):
+            raise ValueError(f"member: found {self.member!r}, expected an extension such as 'cls' or 'seg.png'")
+        return self
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The extensions that are read; none where the index decides."""
+        return () if self.member is None else (as_extension(self.member),)
+
+    def meanings(self, names: Sequence[str]) -> list[str | None]:
+        """The class that each of the data set's classes means; None where it is ignored."""
+        return list(names)
+
+
+class TargetsConfig(Section):
+    """The settings of no kind; `every_kind` has a field for each that there is."""
+
+    @classmethod
+    def chosen_by(cls, raw: Any) -> SectionType:
+        return every_kind()
+
+    def of(self, kind: str) -> TargetConfig | None:
+        """The settings of a kind, where there are any."""
+        found: TargetConfig | None = getattr(self, kind, None)
+        return found
+
+    def given(self) -> dict[str, TargetConfig]:
+        """The kinds that have settings."""
+        return {kind: config for kind in type(self).model_fields if (config := self.of(kind)) is not None}
+
+
+@cache
+def every_kind() -> type[TargetsConfig]:
+    kinds = importlib.import_module(PACKAGE)
+    fields: dict[str, Any] = {name: (kinds.target_kind(name).config | None, None) for name in kinds.target_kinds()}
+    found: type[TargetsConfig] = create_model("TargetsConfig", __base__=TargetsConfig, **fields)
+    return found
+
+
+def read_targets(raw: Any, info: ValidationInfo) -> TargetsConfig:
+    """As strict as what it stands in."""
+    if isinstance(raw, TargetsConfig):
+        return raw
+    if not isinstance(raw, Mapping):
+        raise ValueError("a mapping of kinds, such as class_id or mask, to extensions of members")
+    if info.mode == "json":
+        found = every_kind().model_validate_json(json.dumps(raw), strict=True)
+    else:
+        found = every_kind().model_validate(raw)
+    return found if found.given() else TargetsConfig()  # equal, however nothing was said
+
+
+AnyTargets = Annotated[SerializeAsAny[TargetsConfig], PlainValidator(read_targets)]

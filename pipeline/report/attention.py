@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,9 +23,11 @@ from pipeline.images.plain import plain
 from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.shards.index import load_index, load_offsets
-from pipeline.shards.members import Keys, Unusable, parse_label
+from pipeline.shards.members import Keys, Unusable
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import TornTar, read_sample
+from pipeline.targets import tool_targets
+from pipeline.targets.base import BadLabel, Target
 
 NUM_IMAGES = 6
 LOOKED_THROUGH = 64  # samples among which images of different classes are sought
@@ -81,25 +84,27 @@ def glances(bundle: Path, dataset: DatasetConfig) -> list[Glance]:
     images = choose(first_images(dataset, found.preprocess.channels))
     if not images:
         raise DataError(f"{dataset.shards}: the first {LOOKED_THROUGH} samples hold no readable image")
-    classes = dataset.classes or found.classes or []
+    classes = dataset.classes_of("class_id") or found.classes or []
     return [look(model, found.preprocess, classes, image) for image in images]
 
 
 def first_images(dataset: DatasetConfig, channels: int) -> Iterator[TestImage]:
     """The readable images among the first samples of the first shard that has any."""
     index = load_index(dataset.shards)
-    keys = index.keys.override(dataset.image_key, dataset.label_key)
+    keys = index.keys.override(dataset.image_key)
+    config = dataset.targets.of("class_id")
+    labels = tool_targets({"class_id": (config and config.members) or index.members.get("class_id", ("cls",))})
     shard = next((shard for shard in index.shards if shard.samples), None)
     if shard is None:
         return
     offsets = load_offsets(shard)[: LOOKED_THROUGH + 1].tolist()
     for start, stop in pairwise(offsets):
-        image = decode(read_range(shard.url, start, stop), keys, channels, dataset.background)
+        image = decode(read_range(shard.url, start, stop), keys, labels[0], channels, dataset.background)
         if image is not None:
             yield image
 
 
-def decode(sample: bytes, keys: Keys, channels: int, background: Color) -> TestImage | None:
+def decode(sample: bytes, keys: Keys, labels: Target, channels: int, background: Color) -> TestImage | None:
     """The image and label in the bytes of one sample; None if it holds no image that can be read."""
     try:
         key, members = read_sample(sample)
@@ -107,7 +112,9 @@ def decode(sample: bytes, keys: Keys, channels: int, background: Color) -> TestI
         pixels = decode_image(image, read_header(image), channels, background)
     except (TornTar, Unusable, BadImage):
         return None
-    label = parse_label(bytes(members.get(keys.label, b"")))
+    label = None
+    with suppress(BadLabel):
+        label = labels.number(labels.decode(members, None))
     return TestImage(key, pixels, label)
 
 

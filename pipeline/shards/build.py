@@ -20,9 +20,11 @@ from pipeline.shards.index_check import INDEX_NAME, no_shards
 from pipeline.shards.members import Keys
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern
-from pipeline.shards.scan import ShardRecord, guess_image, scan_shard
+from pipeline.shards.scan import ShardRecord, first_extensions, guess_image, scan_shard
 from pipeline.shards.sidecar import SUFFIX, read_sidecar, write_sidecar
 from pipeline.shards.tar import TornTar
+from pipeline.targets import Members, default_members, target_kind, tool_targets
+from pipeline.targets.base import Target
 
 Listing = dict[str, tuple[int, int]]  # name: (bytes, mtime in ns)
 
@@ -30,9 +32,9 @@ Listing = dict[str, tuple[int, int]]  # name: (bytes, mtime in ns)
 def build_index(
     pattern: str,
     *,
-    classes: list[str] | None = None,
+    classes: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
     image_key: str | None = None,
-    label_key: str | None = None,
+    targets: Members | None = None,
     headers_only: bool = False,
     workers: int | None = None,
 ) -> DatasetIndex:
@@ -40,9 +42,11 @@ def build_index(
 
     Shards of the folder that were indexed before and are still there stay in `index.json`. A shard is not read again
     if its index and sidecar fit it (size, hash named in both; local ones also must not have been written since); for
-    other keys than before, its headers and labels are. Classes and keys default to those of the earlier index, else to
-    none, the usual extensions of images (or the only one there is in the first shard) and "cls". With `headers_only`,
-    headers and labels alone are read: of a remote shard only ranges, but a changed image of equal size goes unnoticed.
+    other members than before, its headers and labels are. Classes, by kind of target, and members default to those of
+    the earlier index; else to none, the usual extensions of images (or the only one there is in the first shard), and
+    the kinds of targets whose usual members the first shard has. With `headers_only`, headers and labels alone are
+    read: of a remote shard only ranges, but a changed image of equal size goes unnoticed. A list of classes is that of
+    the one kind with classes.
     Raises DataError if nothing matches, a tar is torn or its samples do not lie together, labels lie outside the
     classes, or the folder takes no files.
     """
@@ -58,23 +62,27 @@ def build_index(
         if packed := parsed.select_packed(listing):
             print(f"left out: {advice(parsed.folder, packed)}", file=sys.stderr)
         earlier = _earlier_index(parsed.folder, listing)
-        keys = _keys(earlier, image_key, label_key, [store.join(parsed.folder, name) for name in names])
+        old = set(earlier.names) if earlier.members and not _is_older(earlier) else set()
+        new = [store.join(parsed.folder, name) for name in names if name not in old]
+        keys, members = _members(earlier, image_key, targets, new)
         known = {record.name: record for record in earlier.records() if record.name in listing}
-        if (keys, headers_only) != (earlier.keys, earlier.headers_only):
-            names = sorted({*names, *known})  # one index, one kind of hash, image and label
-        jobs = _jobs(names, known, earlier, keys, headers_only, listing)
-        fresh = _scan_all(ScanTask(pattern, parsed.folder, keys), jobs, workers)
+        same = keys == earlier.keys and members == earlier.members and not _is_older(earlier)
+        if not same or headers_only != earlier.headers_only:
+            names = sorted({*names, *known})  # one index, one kind of hash, image and targets
+        jobs = _jobs(names, known, earlier, same, headers_only, listing)
+        fresh = _scan_all(ScanTask(pattern, parsed.folder, keys, tool_targets(members)), jobs, workers)
         rows = {**known, **{record.name: record for record in fresh}}
         ordered = [rows[name] for name in sorted(rows)]
-        index = make_index(parsed.folder, ordered, classes or earlier.classes, keys, headers_only=headers_only)
+        named = {**earlier.classes, **_by_kind(classes, members)}
+        index = make_index(parsed.folder, ordered, named, keys, members, headers_only=headers_only)
         write_index(index)
     return index.select(chosen)
 
 
 def write_index(index: DatasetIndex) -> None:
     """Put `index.json` in place, unless it already says the same. Raises DataError if the labels leave the classes."""
-    if index.classes is not None:
-        _check_labels(index, index.classes)
+    for kind, classes in index.classes.items():
+        _check_labels(index, kind, classes)
     url, data = store.join(index.url, INDEX_NAME), encode_index(index)
     if INDEX_NAME in store.list_sizes(index.url) and store.read_bytes(url) == data:
         return
@@ -116,11 +124,12 @@ class ScanTask:
     pattern: str
     folder: str
     keys: Keys
+    targets: Sequence[Target]
 
     def __call__(self, job: ScanJob) -> ShardRecord | str:
         url = store.join(self.folder, job.name)
         try:
-            scan = scan_shard(url, self.keys, headers_only=job.headers_only)
+            scan = scan_shard(url, self.keys, self.targets, headers_only=job.headers_only)
         except TornTar as tear:
             return f"{url}: {tear}; {tear.mend}, then index again"
         for fault in scan.faults():
@@ -141,17 +150,17 @@ def _jobs(
     names: Sequence[str],
     known: Mapping[str, ShardRecord],
     earlier: DatasetIndex,
-    keys: Keys,
+    same: bool,
     headers_only: bool,
     listing: Listing,
 ) -> list[ScanJob]:
-    """What is to be read: tars that are new or changed, and the headers of the others if the keys are."""
+    """What is to be read: tars that are new or changed, and the headers of the others unless `same` members count."""
     jobs = []
     for name in names:
         record = known.get(name)
         if record is None or headers_only != earlier.headers_only or not _fits(record, earlier.url, listing):
             jobs.append(ScanJob(name, headers_only, None))
-        elif keys != earlier.keys:
+        elif not same:
             jobs.append(ScanJob(name, True, None if headers_only else record.sha256))
     return jobs
 
@@ -175,22 +184,40 @@ def _earlier_index(folder: str, listing: Listing) -> DatasetIndex:
             print(
                 f"{folder}: its index cannot be read and is rebuilt; give its classes with --classes", file=sys.stderr
             )
-            return make_index(folder, [], None)
-        if not index.keys.image:
+            return make_index(folder, [])
+        if _is_older(index):
             print(f"{folder}: its index has an older format and is updated", file=sys.stderr)
         return index
-    return make_index(folder, [], None)
+    return make_index(folder, [])
 
 
-def _keys(earlier: DatasetIndex, image_key: str | None, label_key: str | None, urls: Sequence[str]) -> Keys:
-    """The keys given, else the earlier index's, else what the first shard suggests."""
-    keys = earlier.keys if earlier.keys.image else Keys(label=earlier.keys.label)
-    if image_key is None and not earlier.names:
-        guessed = guess_image(urls[0], keys)
-        if guessed != keys:
-            print(f"{urls[0]}: uses the members named {guessed.image_key} as images", file=sys.stderr)
-        keys = guessed
-    return keys.override(image_key, label_key)
+def _is_older(index: DatasetIndex) -> bool:
+    """Whether it was read from a file of an earlier format."""
+    return index.members.keys() != index.columns.keys()
+
+
+def _members(
+    earlier: DatasetIndex, image_key: str | None, targets: Members | None, new: Sequence[str]
+) -> tuple[Keys, Members]:
+    """The members given, else the earlier index's, else what the first of the `new` shards with samples suggests."""
+    keys, members = earlier.keys, dict(earlier.members)
+    first, found = next(((url, found) for url in new if (found := first_extensions(url))), ("", set()))
+    if found:
+        if not earlier.names and image_key is None and (guessed := guess_image(found, keys)) != keys:
+            print(f"{first}: uses the members named {guessed.image_key} as images", file=sys.stderr)
+            keys = guessed
+        if _is_older(earlier):  # which named a label whether there was one or not
+            members = {kind: one for kind, one in members.items() if found.issuperset(one)}
+        members = default_members(found) | members
+    return keys.override(image_key), members | dict(targets or {})
+
+
+def _by_kind(classes: Mapping[str, Sequence[str]] | Sequence[str] | None, members: Members) -> dict[str, list[str]]:
+    """Names of classes by kind; a list alone is for the one kind with classes, else for class numbers."""
+    if isinstance(classes, Mapping):
+        return {kind: list(names) for kind, names in classes.items()}
+    classed = [kind for kind in members if target_kind(kind).classed]
+    return {} if classes is None else {classed[0] if len(classed) == 1 else "class_id": list(classes)}
 
 
 def _fits(record: ShardRecord, folder: str, listing: Listing) -> bool:
@@ -207,15 +234,17 @@ def _fits(record: ShardRecord, folder: str, listing: Listing) -> bool:
     return (sidecar.sha256, sidecar.samples) == (record.sha256, record.samples)
 
 
-def _check_labels(index: DatasetIndex, classes: list[str]) -> None:
+def _check_labels(index: DatasetIndex, kind: str, classes: Sequence[str]) -> None:
     repeated = {name for name in classes if classes.count(name) > 1} if len(set(classes)) < len(classes) else set()
     if repeated:
         raise DataError(
             f"{index.url}: the class name {min(repeated)!r} is given twice; give each class a name of its own"
         )
-    for name, label in zip(index.names, index.label_max, strict=True):
-        if label is not None and label >= len(classes):
+    target = target_kind(kind)
+    for i, name in enumerate(index.names if kind in index.columns else []):
+        known = target.known_classes(index.summary(kind, i))
+        if known is not None and known > len(classes):
             raise DataError(
-                f"{store.join(index.url, name)}: holds label {label}, but {len(classes)} classes allow 0 to "
+                f"{store.join(index.url, name)}: holds label {known - 1}, but {len(classes)} classes allow 0 to "
                 f"{len(classes) - 1}; name all classes, or correct the label"
             )

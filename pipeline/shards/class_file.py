@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.class_names import class_name, repeated
 from pipeline.config.paths import expand
 from pipeline.errors import DataError
+from pipeline.targets import target_kinds
 
 SUFFIXES = {".txt", ".csv", ".tsv", ".names", ".json", ".yaml"}  # of a file's name rather than a class's
 
@@ -41,6 +43,23 @@ def read_class_names(given: str) -> list[str]:
             f"--classes {given}: {name!r} is given at {place} {where}, but class names must differ; rename one of them"
         )
     return found
+
+
+def read_classes(given: Sequence[str]) -> list[str] | dict[str, list[str]] | None:
+    """The names that `KIND=NAMES` options give, by kind; of one alone without a kind, the list.
+
+    Raises DataError as `read_class_names`, and for several without kinds.
+    """
+    parted = [
+        (kind, names) if kind in target_kinds() else ("", text)
+        for text in given
+        for kind, _, names in [text.partition("=")]
+    ]
+    if [kind for kind, _ in parted] == [""]:
+        return read_class_names(parted[0][1])
+    if any(not kind for kind, _ in parted):
+        raise DataError(f"--classes: several need their kinds, KIND=NAMES; kinds: {', '.join(target_kinds())}")
+    return {kind: read_class_names(names) for kind, names in parted} or None
 
 
 def _text(path: Path) -> str:

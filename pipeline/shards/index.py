@@ -1,4 +1,4 @@
-"""The index of a folder of shards: how many samples each tar holds, its bytes, hash and labels.
+"""The index of a folder of shards: how many samples each tar holds, its bytes, hash, and what its targets sum up to.
 
 `index.json` is column-wise and read whole, also for hundreds of thousands of shards; where the samples of a shard lie
 is in its sidecar, read when the shard's turn comes.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -20,19 +20,25 @@ from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.cache import RangeCache
 from pipeline.shards.index_check import INDEX_NAME, check_against, no_index
-from pipeline.shards.members import DEFAULT_KEYS, Keys
+from pipeline.shards.members import DEFAULT_KEYS, Keys, extension
 from pipeline.shards.pattern import parse_pattern
-from pipeline.shards.scan import NOTHING, Lacks, ShardRecord
+from pipeline.shards.scan import ShardRecord, columns_of
 from pipeline.shards.sidecar import SUFFIX, mend, parse_sidecar, read_sidecar, sidecar_bytes
+from pipeline.targets import Members, target_kind
+from pipeline.targets.base import Merge, Summary, total
 
-FORMAT, VERSION = "minivit-shards", 3
-COLUMNS = "name", "samples", "bytes", "sha256", "label_min", "label_max"
+FORMAT, VERSION = "minivit-shards", 4
+COLUMNS = "name", "samples", "bytes", "sha256"
+OLDER = 2, 3  # versions that indexing again brings up to date from headers and labels
 HASH_DIGITS = 64  # of a SHA-256
 DIGEST_CHARACTERS = 32  # MLflow takes up to 36
 
 
+Columns = Mapping[str, list[int | None]]  # a value per shard
+
+
 class OlderIndex(DataError):
-    """An index of the format before; indexing again brings it up to date from headers and labels alone."""
+    """An index of an earlier format; indexing again brings it up to date from headers and labels alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +60,22 @@ class DatasetIndex:
     """The shards that a pattern selects from one folder, as columns."""
 
     url: str  # of the folder
-    classes: list[str] | None
-    keys: Keys  # the members that the label bounds and `lacks` come from
+    classes: Mapping[str, list[str]]  # by kind of target
+    keys: Keys  # the images that `without_image` counts
+    members: Members  # of the kinds of targets that `columns` counts
     names: list[str]
     counts: np.ndarray  # int64 [num_shards], samples in each
     sizes: np.ndarray  # int64 [num_shards], bytes of each
     sha256: (
         str  # the HASH_DIGITS of each, one behind the other: a list of them would be slow to load and twice as large
     )
-    label_min: list[int | None]
-    label_max: list[int | None]
-    lacks: dict[int, Lacks]  # by position, of the shards that hold samples without image or label
+    without_image: Mapping[int, int]  # samples, by the shard's position; none where it is not there
+    columns: Mapping[str, Columns]  # what the samples of each shard sum up to, by kind of target
     headers_only: bool = False  # the hashes are those of headers and labels, not of whole tars
 
     def __post_init__(self) -> None:
-        if self.classes is not None:
-            object.__setattr__(self, "classes", [class_name(name) for name in self.classes])
+        classes = {kind: [class_name(name) for name in names] for kind, names in self.classes.items()}
+        object.__setattr__(self, "classes", classes)
 
     @property
     def shards(self) -> Sequence[ShardInfo]:
@@ -79,16 +85,14 @@ class DatasetIndex:
     def num_samples(self) -> int:
         return int(self.counts.sum())
 
-    @property
-    def label_range(self) -> tuple[int, int] | None:
-        """The smallest and largest class number; None if no sample has one."""
-        low = [label for label in self.label_min if label is not None]
-        high = [label for label in self.label_max if label is not None]
-        return (min(low), max(high)) if low and high else None
-
     @cached_property
-    def total_lacks(self) -> Lacks:
-        return reduce(Lacks.plus, self.lacks.values(), NOTHING)
+    def totals(self) -> dict[str, Summary]:
+        """What all samples sum up to, by kind of target."""
+        return {kind: total(columns, columns_of(target_kind(kind))) for kind, columns in self.columns.items()}
+
+    def summary(self, kind: str, i: int) -> Summary:
+        """What the samples of a shard sum up to."""
+        return {name: values[i] for name, values in self.columns[kind].items()}
 
     @cached_property
     def digest(self) -> str:
@@ -99,8 +103,9 @@ class DatasetIndex:
 
     def records(self) -> list[ShardRecord]:
         counts, sizes = self.counts.tolist(), self.sizes.tolist()
-        lacks = [self.lacks.get(i, NOTHING) for i in range(len(self.names))]
-        columns = self.names, counts, sizes, self._hashes(), self.label_min, self.label_max, lacks
+        images = [self.without_image.get(i, 0) for i in range(len(self.names))]
+        targets = [{kind: self.summary(kind, i) for kind in self.columns} for i in range(len(self.names))]
+        columns = self.names, counts, sizes, self._hashes(), images, targets
         return [ShardRecord(*row) for row in zip(*columns, strict=True)]
 
     def hash_of(self, i: int) -> str:
@@ -116,7 +121,7 @@ class DatasetIndex:
             return self
         rows = dict(zip(self.names, self.records(), strict=True))
         chosen = [rows[name] for name in names]
-        return make_index(self.url, chosen, self.classes, self.keys, headers_only=self.headers_only)
+        return make_index(self.url, chosen, self.classes, self.keys, self.members, headers_only=self.headers_only)
 
 
 class _Shards(Sequence[ShardInfo]):
@@ -143,23 +148,27 @@ class _Shards(Sequence[ShardInfo]):
 def make_index(
     url: str,
     records: Sequence[ShardRecord],
-    classes: list[str] | None,
+    classes: Mapping[str, Sequence[str]] | None = None,
     keys: Keys = DEFAULT_KEYS,
+    members: Members | None = None,
     *,
     headers_only: bool = False,
 ) -> DatasetIndex:
-    """An index from its rows."""
+    """An index from its rows, each of which sums up the kinds of targets that `members` names."""
     return DatasetIndex(
         url,
-        classes,
+        {kind: list(names) for kind, names in (classes or {}).items()},
         keys,
+        members or {},
         names=[record.name for record in records],
         counts=np.array([record.samples for record in records], np.int64),
         sizes=np.array([record.bytes for record in records], np.int64),
         sha256="".join(record.sha256 for record in records),
-        label_min=[record.label_min for record in records],
-        label_max=[record.label_max for record in records],
-        lacks={i: record.lacks for i, record in enumerate(records) if record.lacks != NOTHING},
+        without_image={i: record.without_image for i, record in enumerate(records) if record.without_image},
+        columns={
+            kind: {name: [record.targets[kind][name] for record in records] for name in columns_of(target_kind(kind))}
+            for kind in members or {}
+        },
         headers_only=headers_only,
     )
 
@@ -216,19 +225,23 @@ def load_offsets(shard: ShardInfo, cache: RangeCache | None = None) -> np.ndarra
 
 
 def encode_index(index: DatasetIndex) -> bytes:
-    columns = index.names, index.counts.tolist(), index.sizes.tolist(), index.sha256, index.label_min, index.label_max
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "classes": index.classes,
         "image_key": index.keys.image_key,
-        "label_key": index.keys.label,
+        "classes": index.classes,
         "hash_of": "headers" if index.headers_only else "content",
         "num_shards": len(index.names),
         "num_samples": index.num_samples,
         "num_bytes": int(index.sizes.sum()),
-        "shards": dict(zip(COLUMNS, columns, strict=True)),
-        "lacks": index.lacks,
+        "shards": dict(
+            zip(COLUMNS, (index.names, index.counts.tolist(), index.sizes.tolist(), index.sha256), strict=True)
+        ),
+        "without_image": index.without_image,
+        "targets": {
+            kind: {"members": members, "columns": _sparse(index.columns[kind], columns_of(target_kind(kind)))}
+            for kind, members in index.members.items()
+        },
     }
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
@@ -236,36 +249,83 @@ def encode_index(index: DatasetIndex) -> bytes:
 def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetIndex:
     """The index of all shards of a folder from its file. Raises DataError if it is not one.
 
-    With `older`, format 2 is read too: it does not record which samples lack an image, so its image keys are empty.
+    With `older`, earlier formats are read too, of which only the shards, the keys and the classes are taken; nothing is
+    known of their targets but the member of the labels.
     """
     url = store.join(folder, INDEX_NAME)
     try:
         document = json.loads(data)
         version = document["version"]
-        if document["format"] != FORMAT or version not in (VERSION - 1, VERSION):
+        if document["format"] != FORMAT or version not in (*OLDER, VERSION):
             raise ValueError(f"format {document['format']!r} version {version!r}")
-        shards = document["shards"]
-        names, counts, sizes, hashes, low, high = (shards[column] for column in COLUMNS)
-        lengths = {len(names), len(counts), len(sizes), len(low), len(high), document["num_shards"]}
+        names, counts, sizes, hashes = (document["shards"][column] for column in COLUMNS)
+        lengths = {len(names), len(counts), len(sizes), document["num_shards"]}
         if len(lengths) != 1 or len(hashes) != HASH_DIGITS * len(names):
             raise ValueError("columns of different lengths")
         joined = "\0".join(names) + "\0" if names else ""
         if "/" in joined or not joined.count(".tar\0") == joined.count("\0") == len(names):
             raise ValueError("a shard's name that is not a tar of this folder")
-        keys = Keys((), document["label_key"])
-        if version == VERSION:
-            keys = keys.override(document["image_key"], None)
+        read = _read_older if version in OLDER else _read_targets
+        keys = DEFAULT_KEYS.override(document.get("image_key"))
+        classes, members, without_image, summed_up = read(document)
         headers_only = document["hash_of"] == "headers"
-        columns = names, _column(counts), _column(sizes), hashes, low, high, _lacks(document, len(names))
-        index = DatasetIndex(folder, document["classes"], keys, *columns, headers_only=headers_only)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        columns = names, _column(counts), _column(sizes), hashes, without_image, summed_up
+        index = DatasetIndex(folder, classes, keys, members, *columns, headers_only=headers_only)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, DataError) as error:
         raise DataError(f"{url}: not an index of format {VERSION} ({error!r}); {mend(folder)}") from None
     if version != VERSION and not older:
         raise OlderIndex(
-            f"{url}: has format {version}, which does not say which samples lack an image; {mend(folder)} to bring it "
-            f"to format {VERSION}"
+            f"{url}: has format {version}, which knows no labels but class numbers; {mend(folder)} to bring it to "
+            f"format {VERSION}"
         )
     return index
+
+
+Read = tuple[dict[str, list[str]], Members, dict[int, int], dict[str, Columns]]
+
+
+def _read_targets(document: dict[str, Any]) -> Read:
+    """Classes, members, samples without image and columns."""
+    shards = document["num_shards"]
+    without_image = {int(i): int(count) for i, count in document["without_image"].items()}
+    if any(not 0 <= i < shards or count < 0 for i, count in without_image.items()):
+        raise ValueError("counts of samples without image that cannot be")
+    members, columns = {}, {}
+    for kind, target in document["targets"].items():
+        members[kind] = tuple(extension(one, one) for one in target["members"])
+        columns[kind] = _dense(target["columns"], columns_of(target_kind(kind)), shards)
+    return document["classes"], members, without_image, columns
+
+
+def _read_older(document: dict[str, Any]) -> Read:
+    """As `_read_targets`, of formats that had one label, of which nothing is counted here."""
+    names = document["classes"]
+    member = extension(document["label_key"], document["label_key"])
+    return {} if names is None else {"class_id": names}, {"class_id": (member,)}, {}, {}
+
+
+def _sparse(columns: Columns, rules: Mapping[str, Merge]) -> dict[str, Any]:
+    """Columns as the file has them: counts, which are mostly 0, by the shard's position."""
+    return {
+        name: {i: value for i, value in enumerate(columns[name]) if value} if rule == "sum" else columns[name]
+        for name, rule in rules.items()
+    }
+
+
+def _dense(columns: dict[str, Any], rules: Mapping[str, Merge], shards: int) -> Columns:
+    """The inverse of `_sparse`. Raises ValueError for columns that cannot be."""
+    found = {}
+    for name, rule in rules.items():
+        values = columns[name]
+        if rule == "sum":
+            values = {int(i): int(count) for i, count in values.items()}
+            if any(not 0 <= i < shards or count < 0 for i, count in values.items()):
+                raise ValueError(f"counts of {name} samples that cannot be")
+            values = [values.get(i, 0) for i in range(shards)]
+        if len(values) != shards:
+            raise ValueError("columns of different lengths")
+        found[name] = values
+    return found
 
 
 def _column(values: list[Any]) -> np.ndarray:
@@ -273,13 +333,6 @@ def _column(values: list[Any]) -> np.ndarray:
     if column.ndim != 1 or (column.size and column.min() < 0):
         raise ValueError("a negative count")
     return column
-
-
-def _lacks(document: dict[str, Any], num_shards: int) -> dict[int, Lacks]:
-    lacks = {int(i): Lacks(*counts) for i, counts in document.get("lacks", {}).items()}
-    if any(not 0 <= i < num_shards or min(counts) < 0 for i, counts in lacks.items()):
-        raise ValueError("counts of unusable samples that cannot be")
-    return lacks
 
 
 def _others(names: list[str]) -> str:

@@ -2,52 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.members import Keys
-from pipeline.shards.scan import Lacks, first_extensions
+from pipeline.shards.scan import first_extensions
+from pipeline.targets.base import Summary
 
 WORST = 5  # shards named one by one
 
 
 def tell_lacks(index: DatasetIndex) -> Iterator[str]:
-    """One line for the total and one for each of the worst shards; none if all samples have both.
+    """For each kind of target one line for the total and one for each of the worst shards; none if nothing lacks.
 
     Where no sample can be used, the first ones' members are named too.
     """
-    if not index.lacks:
+    kinds = [kind for kind in index.members if unusable(index, [kind])]
+    for kind in kinds:
+        yield from _of_kind(index, kind)
+    if not index.members:
+        yield from _of_kind(index, None)
+
+
+def lacking(index: DatasetIndex, kinds: Iterable[str]) -> str:
+    """How many of all samples lack something of the kinds, and what."""
+    totals = {kind: index.totals[kind] for kind in kinds}
+    number = unusable(index, totals)
+    return (
+        f"{number:,} of {index.num_samples:,} samples cannot be used: {_reasons(index, without_image(index), totals)}"
+    )
+
+
+def unusable(index: DatasetIndex, kinds: Iterable[str]) -> int:
+    """How many samples lack the image or the label of one of the kinds; of several, at the least."""
+    return max([without_image(index), *(index.totals[kind]["unusable"] or 0 for kind in kinds)])
+
+
+def without_image(index: DatasetIndex) -> int:
+    return sum(index.without_image.values())
+
+
+def members_there(index: DatasetIndex) -> str:
+    """What the first samples hold, in words."""
+    first = index.shards[int(np.flatnonzero(index.counts)[0])]
+    return f"the samples hold the members {', '.join(sorted(first_extensions(first.url)))}"
+
+
+def _of_kind(index: DatasetIndex, kind: str | None) -> Iterator[str]:
+    kinds = [] if kind is None else [kind]
+    if not unusable(index, kinds):
         return
-    yield lacking(index)
-    if index.total_lacks.unusable == index.num_samples:
-        first = index.shards[int(np.flatnonzero(index.counts)[0])]
-        names = ", ".join(sorted(first_extensions(first.url)))
-        yield f"  the samples hold the members {names}; say with --image-key and --label-key which to read"
+    yield lacking(index, kinds)
+    if unusable(index, kinds) == index.num_samples:
+        yield f"  {members_there(index)}; say with --image-key and --target KIND=MEMBER which to read"
     if len(index.names) == 1:
         return
-    worst = sorted(index.lacks.items(), key=lambda item: -item[1].unusable)
-    for i, lacks in worst[:WORST]:
-        yield f"  {index.names[i]}: {unusable(lacks, int(index.counts[i]))}: {reasons(lacks, index.keys)}"
+    bad = {i: _unusable_in(index, i, kind) for i in range(len(index.names))}
+    worst = sorted((item for item in bad.items() if item[1]), key=lambda item: -item[1])
+    for i, number in worst[:WORST]:
+        summaries = {one: index.summary(one, i) for one in kinds}
+        why = _reasons(index, index.without_image.get(i, 0), summaries)
+        yield f"  {index.names[i]}: {number:,} of {int(index.counts[i]):,} samples cannot be used: {why}"
     if len(worst) > WORST:
         yield f"  and {len(worst) - WORST:,} more shards"
 
 
-def lacking(index: DatasetIndex) -> str:
-    """How many of all samples lack something, and what."""
-    return f"{unusable(index.total_lacks, index.num_samples)}: {reasons(index.total_lacks, index.keys)}"
+def _unusable_in(index: DatasetIndex, i: int, kind: str | None) -> int:
+    return index.without_image.get(i, 0) if kind is None else index.columns[kind]["unusable"][i] or 0
 
 
-def unusable(lacks: Lacks, samples: int) -> str:
-    return f"{lacks.unusable:,} of {samples:,} samples cannot be used"
-
-
-def reasons(lacks: Lacks, keys: Keys) -> str:
+def _reasons(index: DatasetIndex, images: int, summaries: dict[str, Summary]) -> str:
     """What samples lack, by the members that were looked for."""
-    parts = {
-        f"without image ({keys.image_key})": lacks.image,
-        f"without label ({keys.label})": lacks.label,
-        f"whose label ({keys.label}) is not a class number": lacks.number,
-    }
+    parts = {f"without image ({index.keys.image_key})": images}
+    for kind, summary in summaries.items():
+        members = ", ".join(index.members[kind])
+        parts[f"without {kind} ({members})"] = summary["missing"] or 0
+        parts[f"whose {kind} ({members}) cannot be read"] = summary["bad"] or 0
     return ", ".join(f"{number:,} {text}" for text, number in parts.items() if number)

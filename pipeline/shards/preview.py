@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.config.data import WHITE, Color
-from pipeline.images.decode import BadImage, read_header
-from pipeline.images.load import Box, load_box
+from pipeline.errors import DataError
+from pipeline.images.decode import BadImage, Pixels, read_header
+from pipeline.images.geometry import Box, Geometry, Trail
+from pipeline.images.load import load_box
 from pipeline.shards import store
 from pipeline.shards.index import DatasetIndex, load_offsets
-from pipeline.shards.members import Keys, Unusable, parse_label
+from pipeline.shards.members import Keys, Unusable
+from pipeline.shards.named import NamedSet
 from pipeline.shards.tar import TornTar, read_sample
+from pipeline.targets.base import BadLabel, Target
 
 GAP, CAPTION, MARGIN = 8, 30, 12  # pixels
 FONT_SIZE = 11
@@ -22,8 +27,7 @@ PAPER, INK, FAINT, FAULT = "white", "#1a1a1a", "#777777", "#b3261e"
 
 
 def contact_sheet(
-    index: DatasetIndex,
-    keys: Keys,
+    one: NamedSet,
     path: Path,
     *,
     count: int = 48,
@@ -33,8 +37,11 @@ def contact_sheet(
     background: Color = WHITE,
 ) -> None:
     """Write a PNG of `count` samples drawn by `seed`, in the order of the shards. Raises DataError."""
+    index = one.open()
+    keys, targets = one.keys(index), one.targets(index)
+    names = one.classes(index, [target.kind for target in targets])
     chosen = np.random.default_rng(seed).permutation(index.num_samples)[:count]
-    cells = [cell(index, keys, int(row), side, background) for row in np.sort(chosen)]
+    cells = [cell(index, keys, targets, names, int(row), side, background) for row in np.sort(chosen)]
     rows = -(-max(len(cells), 1) // columns)
     size = (2 * MARGIN + columns * (side + GAP) - GAP, 2 * MARGIN + rows * (side + CAPTION + GAP) - GAP)
     sheet = Image.new("RGB", size, PAPER)
@@ -54,9 +61,15 @@ def contact_sheet(
 
 
 def cell(
-    index: DatasetIndex, keys: Keys, row: int, side: int, background: Color
+    index: DatasetIndex,
+    keys: Keys,
+    targets: Sequence[Target],
+    names: Mapping[str, Sequence[str]],
+    row: int,
+    side: int,
+    background: Color,
 ) -> tuple[Image.Image | None, str, str]:
-    """Picture (None where it is bad), label or fault, and key of the sample at a position of the data set."""
+    """Picture with its labels (None where it is bad), their captions or its fault, and key of a sample."""
     ends = np.cumsum(index.counts)
     number = int(np.searchsorted(ends, row, side="right"))
     shard, sample = index.shards[number], row - int(ends[number] - index.counts[number])
@@ -65,18 +78,36 @@ def cell(
         key, members = read_sample(store.read_range(shard.url, start, stop))
     except TornTar as tear:
         return None, f"the tar {tear}", f"#{sample}"
-    label = parse_label(bytes(members.get(keys.label, b"")))
-    names = index.classes or []
-    title = "no label" if label is None else names[label] if label < len(names) else str(label)
     try:
         data = bytes(keys.image_of(members))
         header = read_header(data)
         scale = side / max(header.height, header.width)
         size = max(round(header.height * scale), 1), max(round(header.width * scale), 1)
-        pixels = load_box(data, header, Box(0, 0, header.height, header.width), size, 3, background, exact=True)
+        whole, trail = Box(0, 0, header.height, header.width), Trail()
+        pixels = load_box(data, header, whole, size, 3, background, exact=True, trail=trail)
     except (BadImage, Unusable) as bad:
         return None, str(bad), key
-    return Image.fromarray(pixels), title, key
+    pixels = np.array(pixels)  # to draw into
+    captions = [caption for target in targets if (caption := drawn(pixels, target, members, trail.geometry, names))]
+    return Image.fromarray(pixels), ", ".join(captions) or "no label", key
+
+
+def drawn(
+    picture: Pixels,
+    target: Target,
+    members: Mapping[str, memoryview],
+    geometry: Geometry,
+    names: Mapping[str, Sequence[str]],
+) -> str:
+    """The caption of a label, after drawing it; empty where there is none, the fault where it is bad."""
+    if not members.keys() >= set(target.members):
+        return ""
+    try:
+        value = target.decode(members, geometry.source)
+    except (BadLabel, DataError) as error:
+        return str(error)
+    moved = target.transform(value, geometry) if target.moves else value
+    return target.draw(picture, moved, names.get(target.kind, []))
 
 
 def fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:

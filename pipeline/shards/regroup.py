@@ -20,6 +20,7 @@ from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern
 from pipeline.shards.tar import SKIP_CHUNK, TarStream, TornTar, members
 from pipeline.shards.write import TarWriter
+from pipeline.targets import Members
 
 Span = tuple[int, int]  # first byte and end of a member, headers included
 
@@ -29,7 +30,7 @@ def regroup(
     out: Path,
     *,
     image_key: str | None = None,
-    label_key: str | None = None,
+    targets: Members | None = None,
     workers: int | None = None,
 ) -> DatasetIndex:
     """Write each tar of a pattern into `out` under its own name, samples in the order they begin in, and index them.
@@ -50,7 +51,7 @@ def regroup(
             if said:
                 print(said, file=sys.stderr)
     chosen = f"{out}/{{{','.join(names)}}}" if len(names) > 1 else f"{out}/{names[0]}"
-    return build_index(chosen, image_key=image_key, label_key=label_key, workers=workers)
+    return build_index(chosen, image_key=image_key, targets=targets, workers=workers)
 
 
 @dataclass(frozen=True)

@@ -88,5 +88,5 @@ def split(
     names = ",".join(name for name, _ in jobs)
     pattern = f"{out}/{{{names}}}" if len(jobs) > 1 else f"{out}/{names}"
     return build_index(
-        pattern, classes=index.classes, image_key=index.keys.image_key, label_key=index.keys.label, workers=workers
+        pattern, classes=index.classes, image_key=index.keys.image_key, targets=index.members, workers=workers
     )

@@ -1,21 +1,22 @@
-"""Reading one tar from end to end: its samples, labels and hash in a single pass."""
+"""Reading one tar from end to end: its samples, what their targets hold, and its hash in a single pass."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from pipeline.shards import store
-from pipeline.shards.members import DEFAULT_KEYS, LONGEST_LABEL, Keys, parse_label, split_name
+from pipeline.shards.members import DEFAULT_KEYS, Keys, split_name
 from pipeline.shards.remote import RemoteFile
 from pipeline.shards.sidecar import Sidecar
 from pipeline.shards.tar import SKIP_CHUNK, Member, TarStream, TornTar, first_content, members
+from pipeline.targets.base import COUNTS, BadLabel, Merge, Summary, Target, total
 
 IMAGE_SUFFIXES = {"png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm"}
 LOOKED_AT = 16  # samples that show what the images of a data set are named; each may take a request
@@ -24,63 +25,64 @@ HEADER_PIECE = 32 << 10  # bytes of one request where only headers and labels ar
 
 @dataclass
 class SampleScan:
-    """One sample as it lies in the tar. `label` is None if its member is missing or not a number."""
+    """One sample as it lies in the tar."""
 
     key: str
     start: int
     extensions: dict[str, int] = field(default_factory=dict)  # bytes of each
-    label: int | None = None
-
-
-class Lacks(NamedTuple):
-    """How many samples cannot be used, by what they lack; `unusable` counts one that lacks several things once."""
-
-    image: int = 0  # none, or one without bytes
-    label: int = 0
-    number: int = 0  # the label is not a class number
-    unusable: int = 0
-
-    def plus(self, other: Lacks) -> Lacks:
-        return Lacks(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
-
-NOTHING = Lacks()
+    content: dict[str, bytes] = field(default_factory=dict)  # of those that the targets have read
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A shard's row in the index; the label bounds are None if no sample has a class number."""
+    """A shard's row in the index."""
 
     name: str
     samples: int
     bytes: int
     sha256: str
-    label_min: int | None
-    label_max: int | None
-    lacks: Lacks = NOTHING
+    without_image: int = 0  # samples; an image without bytes is none
+    targets: Mapping[str, Summary] = field(default_factory=dict)  # by kind
 
 
-@dataclass
 class Tally:
     """What the samples of a shard add up to."""
 
-    keys: Keys
-    labels: set[int] = field(default_factory=set)
-    lacks: Lacks = NOTHING
+    def __init__(self, keys: Keys, targets: Sequence[Target]) -> None:
+        self._keys, self._targets, self._without_image = keys, targets, 0
+        self._columns: dict[str, dict[str, list[int | None]]] = {
+            target.kind: {name: [] for name in columns_of(target)} for target in targets
+        }
 
-    def add(self, extensions: Mapping[str, int], label: int | None) -> None:
-        """A sample, by the bytes of its members."""
-        if label is not None:
-            self.labels.add(label)
-        image = self.keys.image_extension(extensions)
-        no_image = image is None or not extensions[image]
-        if no_image or label is None:
-            no_label = self.keys.label not in extensions
-            self.lacks = self.lacks.plus(Lacks(no_image, no_label, label is None and not no_label, 1))
+    def add(self, sizes: Mapping[str, int], content: Mapping[str, bytes]) -> None:
+        """A sample: the bytes of its members, and those members that the targets read."""
+        image = self._keys.image_extension(sizes)
+        no_image = image is None or not sizes[image]
+        self._without_image += no_image
+        for target in self._targets:
+            row = summary_of(target, sizes, content)
+            row["unusable"] = int(no_image or row["missing"] or row["bad"])
+            for name, values in self._columns[target.kind].items():
+                values.append(row.get(name))
 
     def record(self, name: str, sidecar: Sidecar) -> ShardRecord:
-        low, high = (min(self.labels), max(self.labels)) if self.labels else (None, None)
-        return ShardRecord(name, sidecar.samples, sidecar.tar_bytes, sidecar.sha256, low, high, self.lacks)
+        summaries = {target.kind: total(self._columns[target.kind], columns_of(target)) for target in self._targets}
+        return ShardRecord(name, sidecar.samples, sidecar.tar_bytes, sidecar.sha256, self._without_image, summaries)
+
+
+def columns_of(target: Target | type[Target]) -> dict[str, Merge]:
+    """The columns that the index has of a kind."""
+    return {**COUNTS, **target.columns}
+
+
+def summary_of(target: Target, sizes: Mapping[str, int], content: Mapping[str, bytes]) -> dict[str, int]:
+    """One sample's columns, but for `unusable`."""
+    if not sizes.keys() >= set(target.members):
+        return {"missing": 1, "bad": 0}
+    try:
+        return {"missing": 0, "bad": 0, **target.summarise(sizes, content)}
+    except BadLabel:
+        return {"missing": 0, "bad": 1}
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,14 @@ class ShardScan:
     sidecar: Sidecar
     samples: list[SampleScan]
     keys: Keys
+    targets: Sequence[Target]
     unread_bytes: int  # behind the end-of-archive marker, but for padding
     links: int  # members of samples that are links, which hold no bytes
 
     def record(self, name: str) -> ShardRecord:
-        tally = Tally(self.keys)
+        tally = Tally(self.keys, self.targets)
         for sample in self.samples:
-            tally.add(sample.extensions, sample.label)
+            tally.add(sample.extensions, sample.content)
         return tally.record(name, self.sidecar)
 
     def faults(self) -> Iterator[str]:
@@ -114,12 +117,14 @@ class ShardScan:
             )
 
 
-def scan_shard(url: str, keys: Keys = DEFAULT_KEYS, *, headers_only: bool = False) -> ShardScan:
+def scan_shard(
+    url: str, keys: Keys = DEFAULT_KEYS, targets: Sequence[Target] = (), *, headers_only: bool = False
+) -> ShardScan:
     """Read a tar once, forwards. Raises TornTar (no file named) for a damaged one, DataError for an unreadable one.
 
     With `headers_only`, headers and labels alone are read, by ranges where the tar is remote; the hash is theirs.
     """
-    digest = hashlib.sha256()
+    digest, wanted = hashlib.sha256(), reads_of(targets)
     with open_skipping(url) if headers_only else store.open_url(url) as file:
         stream = SkippingStream(file, digest.update, url) if headers_only else TarStream(file, digest.update)
         samples: list[SampleScan] = []
@@ -129,22 +134,30 @@ def scan_shard(url: str, keys: Keys = DEFAULT_KEYS, *, headers_only: bool = Fals
             if extension is None:
                 continue
             end = member.end
-            if extension == keys.label and member.size <= LONGEST_LABEL:
-                samples[-1].label = parse_label(stream.read(member.size))
+            if member.size <= wanted.get(extension, -1):
+                samples[-1].content[extension] = stream.read(member.size)
         unread_bytes = stream.drain()
     starts = [sample.start for sample in samples]
     offsets = np.array([*starts, end if samples else 0], np.uint64)
     sidecar = Sidecar(stream.position, digest.hexdigest(), offsets)
-    return ShardScan(sidecar, samples, keys, unread_bytes, stream.links)
+    return ShardScan(sidecar, samples, keys, targets, unread_bytes, stream.links)
 
 
-def guess_image(url: str, keys: Keys) -> Keys:
-    """The keys, unless the first samples of a shard have images under one other extension alone: then with that."""
-    extensions = first_extensions(url)
+def reads_of(targets: Sequence[Target]) -> dict[str, int]:
+    """The longest members that are read, in bytes, by extension."""
+    wanted: dict[str, int] = {}
+    for target in targets:
+        for extension in target.members if target.reads else ():
+            wanted[extension] = max(target.reads, wanted.get(extension, 0))
+    return wanted
+
+
+def guess_image(extensions: set[str], keys: Keys) -> Keys:
+    """The keys, unless the first samples' members are images under one other extension alone: then that."""
     images = [extension for extension in extensions if extension.rpartition(".")[2] in IMAGE_SUFFIXES]
     if len(images) != 1 or keys.image_extension(extensions):
         return keys
-    return Keys((images[0],), keys.label)
+    return Keys((images[0],))
 
 
 def first_extensions(url: str) -> set[str]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, read_header
-from pipeline.shards.index import DatasetIndex, ShardInfo
+from pipeline.shards.index import ShardInfo
 from pipeline.shards.members import Keys, Unusable
+from pipeline.shards.named import NamedSet
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.samples import shard_samples
+from pipeline.targets import tool_targets
+from pipeline.targets.base import BadLabel, Target
 
 PERCENTILES = 0, 5, 50, 95, 100
 MOST_BARS = 40  # classes drawn one by one
+NO_CLASSES: dict[str, Any] = {"per_class": {}, "counted": "samples"}
 
 
 @dataclass
@@ -25,7 +30,8 @@ class ShardStats:
     """Of one shard; `sizes` are rows of image height, width and file bytes."""
 
     formats: Counter[str] = field(default_factory=Counter)
-    labels: Counter[int] = field(default_factory=Counter)
+    labels: dict[str, Counter[int]] = field(default_factory=dict)  # by kind of target: class -> what is counted
+    without: Counter[str] = field(default_factory=Counter)  # samples without a usable label, by kind
     sizes: list[tuple[int, int, int]] = field(default_factory=list)
     without_image: int = 0
     unreadable: int = 0
@@ -34,12 +40,16 @@ class ShardStats:
 @dataclass(frozen=True)
 class StatsTask:
     keys: Keys
+    targets: Sequence[Target]
 
     def __call__(self, shard: ShardInfo) -> ShardStats:
-        stats = ShardStats()
+        stats = ShardStats(labels={target.kind: Counter() for target in self.targets})
         for _, _, members, _ in shard_samples(shard):
-            with contextlib.suppress(Unusable):
-                stats.labels[self.keys.label_of(members or {})] += 1
+            for target in self.targets:
+                try:
+                    stats.labels[target.kind].update(target.count(target.decode(members or {}, None)))
+                except (BadLabel, DataError):
+                    stats.without[target.kind] += 1
             try:
                 image = self.keys.image_of(members or {})
                 header = read_header(image)
@@ -53,21 +63,26 @@ class StatsTask:
         return stats
 
 
-def dataset_stats(index: DatasetIndex, keys: Keys, workers: int | None = None) -> tuple[dict[str, Any], np.ndarray]:
-    """Figures for people and JSON, and [num_images, 3] of height, width and bytes. Only image headers are decoded.
+def dataset_stats(one: NamedSet, workers: int | None = None) -> tuple[dict[str, Any], np.ndarray]:
+    """Figures for people and JSON, and [num_images, 3] of height, width and bytes. Of images, only headers are decoded.
 
     Raises DataError where a shard cannot be read.
     """
-    total = ShardStats()
-    for stats in map_shards(StatsTask(keys), index.shards, label="reading", workers=workers):
+    index = one.open()
+    # As the numbers stand in the shards, whatever classes there are.
+    targets = tool_targets(
+        {target.kind: target.members for target in one.targets(index)}, None, one.config.targets.given()
+    )
+    total = ShardStats(labels={target.kind: Counter() for target in targets})
+    for stats in map_shards(StatsTask(one.keys(index), targets), index.shards, label="reading", workers=workers):
         total.formats += stats.formats
-        total.labels += stats.labels
+        total.without += stats.without
+        for kind, labels in stats.labels.items():
+            total.labels[kind] += labels
         total.sizes += stats.sizes
         total.without_image += stats.without_image
         total.unreadable += stats.unreadable
     sizes = np.array(total.sizes, np.int64).reshape(-1, 3)
-    names = index.classes or []
-    per_class = {names[label] if label < len(names) else str(label): n for label, n in sorted(total.labels.items())}
     return {
         "shards": len(index.names),
         "samples": index.num_samples,
@@ -80,11 +95,29 @@ def dataset_stats(index: DatasetIndex, keys: Keys, workers: int | None = None) -
         "height": spread(sizes[:, 0]),
         "width": spread(sizes[:, 1]),
         "image_bytes": spread(sizes[:, 2]),
-        "without_label": index.num_samples - sum(total.labels.values()),
-        "classes": len(per_class),
-        "samples_per_class": spread(np.array(list(per_class.values()), np.int64)),
-        "per_class": per_class,
+        "targets": {
+            target.kind: {
+                "without": total.without[target.kind],
+                **class_stats(
+                    total.labels[target.kind], target, one.classes(index, [target.kind]).get(target.kind, [])
+                ),
+            }
+            for target in targets
+        },
     }, sizes
+
+
+def class_stats(counts: Counter[int], target: Target, names: Sequence[str]) -> dict[str, Any]:
+    """What is counted of each class; nothing of targets without classes."""
+    if not target.classed:
+        return {}
+    named = {names[label] if label < len(names) else str(label): count for label, count in sorted(counts.items())}
+    return {
+        "classes": len(named),
+        "counted": target.counted,
+        "spread": spread(np.array(list(named.values()), np.int64)),
+        "per_class": named,
+    }
 
 
 def spread(values: np.ndarray) -> dict[str, int]:
@@ -106,7 +139,8 @@ def draw(stats: dict[str, Any], sizes: np.ndarray, path: Path) -> None:
     left.legend(frameon=False)
     middle.hist(sizes[:, 2] / 1e3, bins=40)
     middle.set(xlabel="kilobytes of an image", title=f"{stats['bytes'] / 1e6:,.1f} MB in {stats['shards']:,} shards")
-    counts = sorted(stats["per_class"].items(), key=lambda item: -item[1])
+    classed = next((one for one in stats["targets"].values() if "per_class" in one), NO_CLASSES)
+    counts = sorted(classed["per_class"].items(), key=lambda item: -item[1])
     if len(counts) <= MOST_BARS:
         right.bar(range(len(counts)), [count for _, count in counts])
         names = [name[:18] for name, _ in counts]
@@ -114,7 +148,7 @@ def draw(stats: dict[str, Any], sizes: np.ndarray, path: Path) -> None:
     else:
         right.fill_between(range(len(counts)), [count for _, count in counts], step="mid")
         right.set_xlabel("class, the most frequent first")
-    right.set(ylabel="samples", title=f"{stats['classes']:,} classes", ylim=(0, None))
+    right.set(ylabel=classed["counted"], title=f"{len(counts):,} classes", ylim=(0, None))
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

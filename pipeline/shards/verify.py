@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,19 +12,22 @@ import numpy as np
 from pipeline.config.data import WHITE
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, decode, read_header
+from pipeline.images.geometry import Size
 from pipeline.shards import store
 from pipeline.shards.build import regroup_mend
 from pipeline.shards.compressed import advice
 from pipeline.shards.doubles import EMPTY, Doubles, Fingerprints, fingerprint, overlap
-from pipeline.shards.index import DatasetIndex, ShardInfo, load_index
-from pipeline.shards.members import Keys, Unusable, parse_label
-from pipeline.shards.named import NamedSet
+from pipeline.shards.index import ShardInfo, load_index
+from pipeline.shards.members import Keys, Unusable
+from pipeline.shards.named import NamedSet, named_set
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern
 from pipeline.shards.samples import shard_samples
-from pipeline.shards.scan import SampleScan, ShardScan, duplicate_keys, scan_shard
+from pipeline.shards.scan import SampleScan, ShardScan, duplicate_keys, reads_of, scan_shard
 from pipeline.shards.sidecar import mend, read_sidecar
 from pipeline.shards.tar import TornTar
+from pipeline.targets import tool_targets
+from pipeline.targets.base import BadLabel, Target
 
 
 class Kind(enum.Enum):
@@ -80,7 +84,7 @@ def verify(*sets: NamedSet | str, decode_images: bool = True, workers: int | Non
     Raises DataError if there is no index to compare with.
     """
     seen: list[tuple[NamedSet, Doubles]] = []
-    for one in [NamedSet(one, one) if isinstance(one, str) else one for one in sets]:
+    for one in [named_set(one) if isinstance(one, str) else one for one in sets]:
         doubles = Doubles(load_index(one.pattern, check=False))
         yield from _of_set(one, doubles, decode_images, workers)
         for earlier, theirs in seen:
@@ -91,11 +95,12 @@ def verify(*sets: NamedSet | str, decode_images: bool = True, workers: int | Non
 
 def _of_set(one: NamedSet, doubles: Doubles, decode_images: bool, workers: int | None) -> Iterator[Fault]:
     index, parsed = doubles.index, parse_pattern(one.pattern)
-    keys = one.keys(index)
-    if index.headers_only and keys.label != index.keys.label:
+    targets = one.targets(index)
+    if index.headers_only and (others := reads_of(targets).keys() - reads_of(tool_targets(index.members))):
+        asked = next(target for target in targets if others & set(target.members))
         raise DataError(
-            f"{index.url}: was indexed by headers and {index.keys.label!r} labels alone, and {keys.label!r} is asked "
-            f"for; {mend(one.pattern)} --label-key {keys.label}"
+            f"{index.url}: was indexed by headers and the labels that were asked for then, and {asked.members[0]!r} is "
+            f"asked for; {mend(one.pattern)} --target {asked.kind}={asked.members[0]}"
         )
     listing, known = store.list_sizes(index.url, index.names), set(index.names)
     for name in parsed.select(listing):
@@ -104,7 +109,7 @@ def _of_set(one: NamedSet, doubles: Doubles, decode_images: bool, workers: int |
     if packed := parsed.select_packed(listing):
         url, message = advice(index.url, packed).split(": ", 1)
         yield Fault(url, None, message)
-    task = VerifyTask(one.pattern, keys, num_classes(one, index), index.headers_only, decode_images)
+    task = VerifyTask(one.pattern, one.keys(index), targets, index.headers_only, decode_images)
     for number, (faults, found) in enumerate(map_shards(task, index.shards, label="verifying", workers=workers)):
         yield from faults
         doubles.add(number, found)
@@ -112,31 +117,25 @@ def _of_set(one: NamedSet, doubles: Doubles, decode_images: bool, workers: int |
         yield Fault(*double, Kind.DOUBLE)
 
 
-def num_classes(one: NamedSet, index: DatasetIndex) -> int | None:
-    """How many classes there are, if anybody says."""
-    classes = one.classes or index.classes
-    return None if classes is None else len(classes)
-
-
 @dataclass(frozen=True)
 class VerifyTask:
     pattern: str
     keys: Keys
-    num_classes: int | None
+    targets: Sequence[Target]
     headers_only: bool
     decode_images: bool
 
     def __call__(self, shard: ShardInfo) -> tuple[list[Fault], Fingerprints]:
         found = Fingerprints.of([])
         try:
-            scan = scan_shard(shard.url, self.keys, headers_only=self.headers_only)
+            scan = scan_shard(shard.url, self.keys, self.targets, headers_only=self.headers_only)
         except (TornTar, DataError) as error:
             return [unreadable(shard, error)], found
         faults = self._of_scan(shard, scan)
         damaged = any(fault.kind is Kind.SHARD for fault in faults)
         if self.decode_images:
             try:
-                of_images, found = images_of(shard, self.keys)
+                of_images, found = contents_of(shard, self.keys, self.targets)
             except DataError as error:
                 of_images = [unreadable(shard, error)]
             # Samples that are not where the sidecar says follow from damage that was reported.
@@ -163,12 +162,12 @@ class VerifyTask:
         else:
             if not size and not self.decode_images:
                 yield "the image has no bytes"
-        if self.keys.label not in sample.extensions:
-            yield f"no label member (looked for {self.keys.label}; found {', '.join(sample.extensions)})"
-        elif sample.label is None:
-            yield f"its label ({self.keys.label}) is not a class number"
-        elif self.num_classes is not None and sample.label >= self.num_classes:
-            yield f"label {sample.label} is outside the {self.num_classes} classes"
+        for target in self.targets:
+            lacks = [one for one in target.members if one not in sample.extensions]
+            if lacks:
+                yield f"no {target.kind} member (looked for {lacks[0]}; found {', '.join(sample.extensions)})"
+            elif target.reads:
+                yield from target.verify(sample.content, None)
 
 
 def unreadable(shard: ShardInfo, error: Exception) -> Fault:
@@ -196,8 +195,8 @@ def _against_index(shard: ShardInfo, scan: ShardScan) -> Iterator[str]:
         yield "its sidecar's offsets are not where the samples begin"
 
 
-def images_of(shard: ShardInfo, keys: Keys) -> tuple[list[Fault], Fingerprints]:
-    """Images of a shard that cannot be decoded, and what its samples are known by."""
+def contents_of(shard: ShardInfo, keys: Keys, targets: Sequence[Target]) -> tuple[list[Fault], Fingerprints]:
+    """Images and labels of a shard that cannot be decoded, and what its samples are known by."""
     faults, rows = [], []
     for _, key, members, tear in shard_samples(shard):
         if members is None:
@@ -206,12 +205,30 @@ def images_of(shard: ShardInfo, keys: Keys) -> tuple[list[Fault], Fingerprints]:
             continue
         extension = keys.image_extension(members)
         image = members[extension] if extension is not None else None
-        label = parse_label(bytes(members.get(keys.label, b"")))
         if image is not None:
             try:
                 header = read_header(image)
                 decode(image, header, 1 if header.mode == "L" else 3, WHITE)
             except BadImage as bad:
                 faults.append(Fault(shard.url, key, str(bad), Kind.SAMPLE))
-        rows.append((fingerprint(image or b""), -1 if label is None else label))
+            else:
+                wrong = wrong_labels(members, targets, (header.height, header.width))
+                faults += [Fault(shard.url, key, message, Kind.SAMPLE) for message in wrong]
+        rows.append((fingerprint(image or b""), known_label(members, targets)))
     return faults, Fingerprints.of(rows)
+
+
+def wrong_labels(members: dict[str, memoryview], targets: Sequence[Target], image: Size) -> Iterator[str]:
+    """What is wrong with labels that are too large to be looked at with the headers."""
+    for target in targets:
+        if not target.reads and members.keys() >= set(target.members):
+            yield from target.verify(members, image)
+
+
+def known_label(members: dict[str, memoryview], targets: Sequence[Target]) -> int:
+    """What tells the labels of two equal images apart; -1: nothing."""
+    for target in targets:
+        if target.reads:
+            with contextlib.suppress(BadLabel, DataError):
+                return target.number(target.decode(members, None))
+    return -1

@@ -6,17 +6,18 @@ import contextlib
 import hashlib
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from pipeline.shards import store
-from pipeline.shards.members import DEFAULT_KEYS, Keys, parse_label
-from pipeline.shards.scan import ShardRecord, Tally
+from pipeline.shards.members import DEFAULT_KEYS, Keys
+from pipeline.shards.scan import ShardRecord, Tally, reads_of
 from pipeline.shards.sidecar import SUFFIX, Sidecar, write_sidecar
 from pipeline.shards.tar import BLOCK, read_sample
+from pipeline.targets.base import Target
 
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
@@ -25,11 +26,12 @@ class TarWriter:
     """One tar, built under a temporary name and moved into place, with its sidecar, by `finish`.
 
     As a context manager it leaves nothing behind unless it was finished. Headers carry no time, owner or machine, so
-    equal samples give equal files. Raises DataError when the disk is full or refuses.
+    equal samples give equal files. The row that `finish` returns summarises the given targets. Raises DataError when
+    the disk is full or refuses.
     """
 
-    def __init__(self, path: Path, keys: Keys = DEFAULT_KEYS):
-        self.path, self.keys, self.tally = path, keys, Tally(keys)
+    def __init__(self, path: Path, keys: Keys = DEFAULT_KEYS, targets: Sequence[Target] = ()):
+        self.path, self.tally, self._wanted = path, Tally(keys, targets), reads_of(targets)
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.starts: list[int] = []
         self.position = 0
@@ -84,8 +86,9 @@ class TarWriter:
         self.temporary.unlink(missing_ok=True)
 
     def _count(self, members: Mapping[str, bytes | memoryview]) -> None:
-        label = parse_label(bytes(members.get(self.keys.label, b"")))
-        self.tally.add({extension: len(data) for extension, data in members.items()}, label)
+        sizes = {extension: len(data) for extension, data in members.items()}
+        read = {one: bytes(members[one]) for one, most in self._wanted.items() if sizes.get(one, most + 1) <= most}
+        self.tally.add(sizes, read)
 
     def _put(self, data: bytes) -> None:
         try:
@@ -103,15 +106,16 @@ class ShardWriter:
     before an error stay. Raises DataError when the disk is full or refuses.
     """
 
-    def __init__(self, folder: Path, prefix: str, samples_per_shard: int):
-        self.folder, self.prefix, self.samples_per_shard = folder, prefix, samples_per_shard
+    def __init__(self, folder: Path, prefix: str, samples_per_shard: int, targets: Sequence[Target] = ()):
+        self.folder, self.prefix, self.samples_per_shard, self.targets = folder, prefix, samples_per_shard, targets
         self.records: list[ShardRecord] = []
         self.current: TarWriter | None = None
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Add a sample: its bytes by extension."""
         if self.current is None:
-            self.current = TarWriter(self.folder / shard_name(self.prefix, len(self.records)))
+            name = shard_name(self.prefix, len(self.records))
+            self.current = TarWriter(self.folder / name, targets=self.targets)
         self.current.write(key, members)
         if len(self.current.starts) == self.samples_per_shard:
             self._finish()

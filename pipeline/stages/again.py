@@ -7,8 +7,8 @@ from typing import Any
 
 from pipeline.config.references import stage_sources
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
-from pipeline.stages.context import class_names
-from pipeline.stages.data import plain_source, stage_data, used_datasets
+from pipeline.config.task import default_task
+from pipeline.stages.data import evaluated_classes, plain_source, stage_data, used_datasets
 from pipeline.stages.folder import FINISHED, Status
 from pipeline.stages.inputs import changes, differences, evaluate_inputs, export_inputs, train_inputs
 from pipeline.stages.preflight import Model
@@ -64,8 +64,9 @@ def _expected(
             names = [name for reference in stage.models for name in reference_ids(config, reference) or [reference]]
             data = datasets[stage.data]
             digests = {name: recorded.get("models", {}).get(name, "new") for name in names}
-            classes = class_names(stage.data, data)
-            source = plain_source(stage.data, data, classes)
+            kinds = default_task().targets
+            classes = evaluated_classes(stage.data, data, kinds)
+            source = plain_source(stage.data, data, classes, kinds)
             return [evaluate_inputs(stage, models=digests, data=source, classes=classes)]
         case ExportStage() as stage:
             return [export_inputs(stage, model=recorded.get("model", "new"))]

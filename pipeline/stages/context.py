@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.shards.index import load_index
 from pipeline.shards.make import ensure_made, maker
 from pipeline.stages.folder import RunFolder
-from pipeline.stages.usable import check_usable, labels_counted
+from pipeline.stages.usable import check_usable, counted
+from pipeline.targets import target_kind
 from pipeline.tracking.store import Store, choose_store
 from pipeline.train.job import Dataset
 
@@ -100,35 +101,46 @@ def absolute(dataset: DatasetConfig) -> DatasetConfig:
     return dataset.model_copy(update=changes)
 
 
-def label_names(name: str, dataset: Dataset) -> list[str]:
-    """The label names of a data set: the config's, the index's, or plain numbers; none where it holds no labels.
+def label_names(name: str, dataset: Dataset, kind: str) -> list[str]:
+    """The names of a kind's classes in a data set: the config's, the index's, or plain numbers; none if nobody knows.
 
     Raises `DataError` for numbers that cannot be classes.
     """
-    if not labels_counted(dataset):
-        return list(dataset.config.classes or [])
-    named = dataset.config.classes or dataset.index.classes
-    highest = (dataset.index.label_range or (0, -1))[1]
-    if named is None and highest >= MOST_NUMBERED:
+    named = dataset.config.classes_of(kind)
+    if not counted(dataset, kind):
+        return list(named or [])
+    named = named or dataset.index.classes.get(kind)
+    known = target_kind(kind).known_classes(dataset.index.totals[kind]) or 0
+    if named is None and known > MOST_NUMBERED:
         raise DataError(
-            f"datasets.{name}: {dataset.config.shards} holds labels up to {highest}, which look like identifiers; "
-            "number the classes from 0, or take another label_key"
+            f"datasets.{name}: {dataset.config.shards} holds labels up to {known - 1}, which look like identifiers; "
+            f"number the classes from 0, or name another member in datasets.{name}.targets.{kind}"
         )
-    return list(named or map(str, range(highest + 1)))
+    return list(named or map(str, range(known)))
 
 
-def class_names(name: str, dataset: Dataset) -> list[str]:
-    """The label names of a data set. Raises `DataError` if its shards hold a label beyond them, or nothing usable."""
-    check_usable(name, dataset)
-    lowest, highest = (labels_counted(dataset) and dataset.index.label_range) or (0, -1)
-    names = label_names(name, dataset)
-    if highest >= len(names) or lowest < 0:
+def class_names(name: str, dataset: Dataset, kinds: Sequence[str]) -> dict[str, list[str]]:
+    """The names of the classes of each of the kinds that has any.
+
+    Raises `DataError` if the shards hold a label beyond them, or nothing usable.
+    """
+    check_usable(name, dataset, kinds)
+    return {kind: _class_names(name, dataset, kind) for kind in kinds if target_kind(kind).classed}
+
+
+def _class_names(name: str, dataset: Dataset, kind: str) -> list[str]:
+    names = label_names(name, dataset, kind)
+    known = target_kind(kind).known_classes(dataset.index.totals[kind]) if counted(dataset, kind) else None
+    if known is not None and known > len(names):
         raise DataError(
-            f"datasets.{name}: {dataset.config.shards} holds labels {lowest} to {highest}, but there are "
-            f"{len(names)} classes (0 to {len(names) - 1}); correct `classes` or the labels and index the shards again"
+            f"datasets.{name}: {dataset.config.shards} holds labels up to {known - 1}, but there are {len(names)} "
+            f"classes (0 to {len(names) - 1}); correct `classes` or the labels and index the shards again"
         )
     if not names:
-        raise DataError(f"datasets.{name}: {dataset.config.shards} holds no labels; index it again with its label key")
+        raise DataError(
+            f"datasets.{name}: nobody names the classes of the {kind} in {dataset.config.shards}; list them in "
+            f"datasets.{name}.classes, or run `minivit shards index '{dataset.config.shards}' --classes {kind}=FILE`"
+        )
     if twice := repeated(names):
         raise DataError(
             f"datasets.{name}: {dataset.config.shards} names the classes {' and '.join(map(str, twice[1]))} both "

@@ -7,21 +7,20 @@ from typing import NamedTuple
 
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.fields import allowed
-from pipeline.config.targets import TargetConfig
 from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError
 from pipeline.stages.context import class_names
-from pipeline.stages.usable import keys_of
+from pipeline.stages.usable import members_of
 from pipeline.stream.source import Source
+from pipeline.targets import target_kind
 from pipeline.targets.base import ClassMap, Target
-from pipeline.targets.class_id import ClassId
 from pipeline.train.job import Dataset
 
-VAL = ""  # stands for the validation data, which may be one of the training data sets with classes of its own
+Names = Mapping[str, Sequence[str]]  # of classes, by data set
 
 
 class Labelling(NamedTuple):
-    """The classes of a stage, and which of them each data set's labels mean."""
+    """The classes of a stage, and which of them each data set's labels mean, of one kind of target."""
 
     classes: list[str]
     train: dict[str, ClassMap]
@@ -33,28 +32,29 @@ def used_datasets(data: DataConfig) -> list[str]:
     return list(dict.fromkeys([*data.parts, *([data.val] if data.val else [])]))
 
 
-def stage_labels(names: Mapping[str, Sequence[str]], data: DataConfig, where: str) -> Labelling:
+def stage_labels(names: Names, meanings: Mapping[str, Sequence[str | None]], data: DataConfig, where: str) -> Labelling:
     """The labelling of a stage, whose dotted path is `where`, from its data sets' class names.
 
-    Classes of equal names are one class, after `label_map` has renamed them; they are numbered as they first appear.
+    `meanings` are what each class counts as, None where it is ignored. Classes of equal names are one class, after
+    `label_map` has renamed them; they are numbered as they first appear.
     Raises ConfigError for an unknown class in a label map or the validation set, and for fewer than two classes.
     """
-    renamed = {name: _renamed(names[name], data, name, where) for name in data.parts}
-    classes = list(dict.fromkeys(label for labels in renamed.values() for label in labels))
+    renamed = {name: _renamed(meanings[name], data, name, where) for name in data.parts}
+    classes = list(dict.fromkeys(label for labels in renamed.values() for label in labels if label is not None))
     refuse_one_class(classes, where, data.parts)
-    train = {name: _class_map(labels, classes) for name, labels in renamed.items()}
+    train = {name: _class_map(names[name], labels, classes) for name, labels in renamed.items()}
     if data.val is None:
         return Labelling(classes, train)
     known = set(classes)
     both = {old: new for part in data.parts.values() for old, new in part.label_map.items()}
-    val_names = [name if name in known else both.get(name, name) for name in names[data.val]]
-    unknown = [name for name in val_names if name not in known]
+    val_names = [name if name is None or name in known else both.get(name, name) for name in meanings[data.val]]
+    unknown = [name for name in val_names if name is not None and name not in known]
     if unknown:
         raise ConfigError(
             f"{where}.data.val: its class {unknown[0]!r} is none of the {len(classes)} classes of the training data; "
             f"{allowed(unknown[0], classes[:100])}; correct `classes` of datasets.{data.val}"
         )
-    return Labelling(classes, train, _class_map(val_names, classes))
+    return Labelling(classes, train, _class_map(names[data.val], val_names, classes))
 
 
 def stage_data(
@@ -62,39 +62,69 @@ def stage_data(
 ) -> tuple[list[Source], Source | None, list[str]]:
     """Training sources, validation source and class names of a stage; raises as `stage_labels` and `class_names` do.
 
-    Of a task that needs no labels there are no classes, and the labels of its data are not looked at.
+    The classes are those of the first kind of targets that the task needs and that has any.
     """
-    classes, targets = stage_targets(datasets, data, where) if task.targets else ([], {})
-    train = []
-    for (name, part), weight in zip(data.parts.items(), data.weights, strict=True):
-        index, config, augment = datasets[name].index, datasets[name].config, part.augment or data.augment
-        train.append(Source(name, index, config, augment, weight, targets.get(name, {})))
+    kinds = task.targets
+    names = {name: class_names(name, datasets[name], kinds) for name in used_datasets(data)}
+    labels: dict[str, Labelling] = {}
+    for kind in (kind for kind in kinds if target_kind(kind).classed):
+        own = {name: found[kind] for name, found in names.items()}
+        labels[kind] = stage_labels(
+            own, {name: meant(name, datasets[name].config, kind, own[name]) for name in own}, data, where
+        )
+    classes = next((labelling.classes for labelling in labels.values()), [])
+
+    def targets(name: str, *, val: bool = False) -> dict[str, Target]:
+        maps = {kind: found.val if val else found.train[name] for kind, found in labels.items()}
+        return build_targets(datasets[name], kinds, maps)
+
+    train = [
+        Source(name, datasets[name].index, datasets[name].config, part.augment or data.augment, weight, targets(name))
+        for (name, part), weight in zip(data.parts.items(), data.weights, strict=True)
+    ]
     if data.val is None:
         return train, None, classes
     val = datasets[data.val]
-    return train, Source(data.val, val.index, val.config, data.augment, 1, targets.get(VAL, {})), classes
+    return train, Source(data.val, val.index, val.config, data.augment, 1, targets(data.val, val=True)), classes
 
 
-def stage_targets(
-    datasets: Mapping[str, Dataset], data: DataConfig, where: str
-) -> tuple[list[str], dict[str, dict[str, Target]]]:
-    """The classes of a stage, and the targets of its training data sets by name and of the validation data."""
-    labels = stage_labels({name: class_names(name, datasets[name]) for name in used_datasets(data)}, data, where)
-    targets = {name: class_targets(datasets[name], classes) for name, classes in labels.train.items()}
-    if data.val is not None and labels.val is not None:
-        targets[VAL] = class_targets(datasets[data.val], labels.val)
-    return labels.classes, targets
+def meant(name: str, dataset: DatasetConfig, kind: str, names: Sequence[str]) -> list[str | None]:
+    """What each of a data set's classes counts as. Raises ConfigError where its settings name other classes."""
+    config = dataset.targets.of(kind)
+    try:
+        return list(names) if config is None else config.meanings(names)
+    except ConfigError as error:
+        raise ConfigError(f"datasets.{name}.targets.{kind}.{error}") from None
 
 
-def plain_source(name: str, dataset: Dataset, classes: Sequence[str]) -> Source:
-    """A data set whose labels are the model's."""
-    targets = class_targets(dataset, ClassMap.same(tuple(classes)))
-    return Source(name, dataset.index, dataset.config, AugmentConfig(), 1, targets)
+def plain_source(name: str, dataset: Dataset, classes: Sequence[str], kinds: Sequence[str]) -> Source:
+    """A data set whose classes, in groups or not, are the model's."""
+    numbers = {label: number for number, label in enumerate(classes)}
+    maps: dict[str, ClassMap | None] = {}
+    for kind, names in class_names(name, dataset, kinds).items():
+        labels = meant(name, dataset.config, kind, names)
+        maps[kind] = ClassMap(
+            tuple(names), tuple(-1 if label is None else numbers[label] for label in labels), len(classes)
+        )
+    return Source(name, dataset.index, dataset.config, AugmentConfig(), 1, build_targets(dataset, kinds, maps))
 
 
-def class_targets(dataset: Dataset, classes: ClassMap) -> dict[str, Target]:
+def evaluated_classes(name: str, dataset: Dataset, kinds: Sequence[str]) -> list[str]:
+    """The classes of a data set by itself, in groups or not: those of the first of the kinds that has any."""
+    for kind, names in class_names(name, dataset, kinds).items():
+        return list(dict.fromkeys(label for label in meant(name, dataset.config, kind, names) if label is not None))
+    return []
+
+
+def build_targets(dataset: Dataset, kinds: Sequence[str], maps: Mapping[str, ClassMap | None]) -> dict[str, Target]:
     """The targets of a data set, by kind."""
-    return {ClassId.kind: ClassId.build((keys_of(dataset).label,), TargetConfig(), classes)}
+    found = {}
+    for kind in kinds:
+        target = target_kind(kind)
+        found[kind] = target.build(
+            members_of(dataset, kind), dataset.config.targets.of(kind) or target.config(), maps.get(kind)
+        )
+    return found
 
 
 def refuse_one_class(classes: Sequence[str], where: str, datasets: Iterable[str]) -> None:
@@ -140,17 +170,19 @@ def check_background(name: str, dataset: DatasetConfig, model: str, expected: tu
         )
 
 
-def _renamed(names: Sequence[str], data: DataConfig, name: str, where: str) -> list[str]:
-    label_map, known = data.parts[name].label_map, set(names)
+def _renamed(labels: Sequence[str | None], data: DataConfig, name: str, where: str) -> list[str | None]:
+    label_map, known = data.parts[name].label_map, set(labels)
     for old in label_map:
         if old not in known:
+            names = [label for label in labels if label is not None]
             raise ConfigError(
                 f"{where}.data.mixture.{name}.label_map: {old!r} is no class of {name}; {allowed(old, names[:100])}"
             )
-    return [label_map.get(label, label) for label in names]
+    return [label and label_map.get(label, label) for label in labels]
 
 
-def _class_map(names: list[str], classes: list[str]) -> ClassMap:
-    """The class of each name."""
+def _class_map(names: Sequence[str], labels: Sequence[str | None], classes: list[str]) -> ClassMap:
+    """The class of each of a data set's own, by what it counts as."""
     numbers = {label: number for number, label in enumerate(classes)}
-    return ClassMap(tuple(names), tuple(numbers[label] for label in names), len(classes))
+    meant = tuple(-1 if label is None else numbers[label] for label in labels)
+    return ClassMap(tuple(names), meant, len(classes))

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import EvaluateStage
+from pipeline.config.task import default_task
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import TEST, files_of
-from pipeline.stages.context import RunContext, class_names
-from pipeline.stages.data import check_background, check_classes, plain_source
+from pipeline.stages.context import RunContext
+from pipeline.stages.data import check_background, check_classes, evaluated_classes, plain_source
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import evaluate_inputs
 from pipeline.stages.jobs import StageJob
@@ -31,7 +32,8 @@ class EvaluateStageRun:
         self.context, self.id, self.stage = context, branch.id, branch.stage
         self.folder = context.folder.stage(branch.id)
         self.data = context.datasets[self.stage.data]
-        self.classes = class_names(self.stage.data, self.data)
+        self.kinds = default_task().targets
+        self.classes = evaluated_classes(self.stage.data, self.data, self.kinds)
         self.sources = [source for reference in self.stage.models for source in self._sources(reference)]
 
     def _sources(self, reference: str) -> list[Source]:
@@ -47,7 +49,7 @@ class EvaluateStageRun:
 
     def inputs(self) -> dict[str, Any]:
         models = {source.name: source.digest for source in self.sources}
-        data = plain_source(self.stage.data, self.data, self.classes)
+        data = plain_source(self.stage.data, self.data, self.classes, self.kinds)
         return evaluate_inputs(self.stage, models=models, data=data, classes=self.classes)
 
     def _job(self) -> EvaluateJob:
@@ -57,7 +59,7 @@ class EvaluateStageRun:
         return EvaluateJob(
             folder=self.folder.path.absolute(),
             models={source.name: source.path.absolute() for source in self.sources},
-            data=plain_source(self.stage.data, self.data, self.classes),
+            data=plain_source(self.stage.data, self.data, self.classes, self.kinds),
             classes=self.classes,
             batch_size=self.stage.batch_size,
             loader_workers=self.stage.loader_workers,

@@ -13,6 +13,7 @@ from pipeline.cluster.session import connect
 from pipeline.config.data import DatasetConfig
 from pipeline.config.references import names_weights
 from pipeline.config.schema import ClusterConfig
+from pipeline.config.task import default_task
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Bundle, load_description, save_bundle
 from pipeline.models.foreign import describe_foreign, load_foreign
@@ -20,8 +21,8 @@ from pipeline.models.pretrained import find_bundle
 from pipeline.shards.bad_samples import TEST, files_of
 from pipeline.shards.index import load_index
 from pipeline.shards.named import NamedSet
-from pipeline.stages.context import absolute, class_names
-from pipeline.stages.data import check_classes, plain_source
+from pipeline.stages.context import absolute
+from pipeline.stages.data import check_classes, evaluated_classes, plain_source
 from pipeline.train.evaluate import NAME, evaluate_worker
 from pipeline.train.job import Dataset, EvaluateJob
 
@@ -59,7 +60,8 @@ def evaluate_models(
         models = {reference: _bundle(reference, Path(scratch, str(i))) for i, reference in enumerate(references)}
         described = {reference: load_description(path) for reference, path in models.items()}
         dataset = _dataset(data, described)
-        classes = class_names(data.name, dataset)
+        kinds = default_task().targets
+        classes = evaluated_classes(data.name, dataset, kinds)
         for reference, model in described.items():
             check_classes(COMMAND, data.name, classes, reference, model.spec.num_classes, model.classes)
         folder = out or Path(scratch, "out")
@@ -67,7 +69,7 @@ def evaluate_models(
         job = EvaluateJob(
             folder=folder.absolute(),
             models={reference: path.absolute() for reference, path in models.items()},
-            data=plain_source(data.name, dataset, classes),
+            data=plain_source(data.name, dataset, classes, kinds),
             classes=classes,
             batch_size=batch_size,
             loader_workers=loader_workers,
@@ -99,9 +101,9 @@ def _dataset(data: NamedSet, models: dict[str, Bundle]) -> Dataset:
         )
     config = DatasetConfig(
         shards=data.pattern,
-        classes=data.classes,
-        image_key=data.image_key,
-        label_key=data.label_key,
+        classes=data.config.classes,
+        image_key=data.config.image_key,
+        targets=data.config.targets,
         background=next(iter(backgrounds)),
     )
     return Dataset(absolute(config), load_index(data.pattern))

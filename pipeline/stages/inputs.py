@@ -31,7 +31,7 @@ RESOLVED: dict[type[Section], dict[str, str]] = {
     DatasetConfig: {
         "shards": "the digest of their index says what they hold, wherever they lie",
         "image_key": "the members that are read, which the index may name too",
-        "label_key": "the members that are read, which the index may name too",
+        "targets": "the members that are read, which the index may name too, and what they mean",
         "classes": "the stage's classes, and which of them each label is",
         "mean": "the model's preprocessing, which is that of the training data",
         "std": "the model's preprocessing, which is that of the training data",

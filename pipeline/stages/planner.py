@@ -95,7 +95,8 @@ class Planner:
             state = TO_BE_MADE if dataset.make else MISSING
             if state == MISSING:
                 self.notes.append(f"datasets.{name}: {error}")
-            classes = len(dataset.classes) if dataset.classes else None
+            lists = dataset.classes.values() if isinstance(dataset.classes, dict) else [dataset.classes or []]
+            classes = max(map(len, lists)) or None
             return DatasetPlan(name, dataset.shards, state, classes=classes, problem=str(error))
         index = self.indexes[name]
         counts = index.counts
@@ -107,7 +108,8 @@ class Planner:
             samples=index.num_samples,
             bytes=int(index.sizes.sum()),
             samples_per_shard=(int(counts.min()), int(counts.max())),
-            classes=len(label_names(name, self.datasets[name])) or None,
+            classes=max([len(label_names(name, self.datasets[name], kind)) for kind in index.members], default=0)
+            or None,
             digest=index.digest,
         )
 

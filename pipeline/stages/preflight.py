@@ -6,7 +6,7 @@ The checks are the functions that stages call when their turn comes, applied to 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +14,26 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.checkpoints.storage import Storage, open_storage, try_to_write
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
+from pipeline.config.task import default_task
 from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.export import check_format, check_model
 from pipeline.models.spec import ModelSpec
 from pipeline.stages.context import class_names, tracking_store
-from pipeline.stages.data import check_background, check_classes, stage_data, stage_labels, used_datasets
+from pipeline.stages.data import (
+    check_background,
+    check_classes,
+    evaluated_classes,
+    meant,
+    stage_data,
+    stage_labels,
+    used_datasets,
+)
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.overlap import Overlaps
 from pipeline.stages.resolve import Branch, check_channels, reference_ids, stage_branches, stage_spec
 from pipeline.stages.usable import usable_warning
 from pipeline.stream.source import Source, build_mixture
+from pipeline.targets import target_kind
 from pipeline.tracking.store import check_store
 from pipeline.train.job import Dataset
 
@@ -74,6 +84,7 @@ class _Preflight:
         self.findings = Findings()
         self.trained_on: dict[str, set[str]] = {}  # branch id -> data sets that its model has seen, and its sources'
         self.overlaps = Overlaps(datasets)
+        self.kinds: dict[str, dict[str, None]] = {}  # of targets that stages need of each data set
         self.described: dict[tuple[str, str], Bundle] = {}  # (stage, reference) -> a model from outside the pipeline
 
     def run(self) -> Findings:
@@ -88,7 +99,7 @@ class _Preflight:
         with self._noting():
             check_store(tracking_store(self.config))
         self.findings.warnings += self.overlaps.warnings()
-        found = (usable_warning(name, dataset) for name, dataset in self.datasets.items())
+        found = (usable_warning(name, dataset, self.kinds.get(name, ())) for name, dataset in self.datasets.items())
         self.findings.warnings += [warning for warning in found if warning]
         return self.findings
 
@@ -107,6 +118,8 @@ class _Preflight:
         with self._noting():
             check_exclude(self.config, branch.stage_name, stage)
         classes: list[str] | None = None
+        for name in used_datasets(stage.data):
+            self._need(name, stage.task.targets)
         with self._noting():
             classes = self._classes(branch, stage)
         background = self.config.datasets[next(iter(stage.data.parts))].background
@@ -123,8 +136,11 @@ class _Preflight:
 
     def _evaluate(self, branch: Branch, stage: EvaluateStage) -> None:
         classes: list[str] | None = None
+        kinds = default_task().targets
+        self._need(stage.data, kinds)
         with self._noting():
-            classes = self._names(stage.data)
+            dataset = self.datasets.get(stage.data)
+            classes = evaluated_classes(stage.data, dataset, kinds) if dataset else self._names(stage.data, kinds[0])
         for number, reference in enumerate(stage.models):
             for name, _, model in self._models(branch, reference, f"models[{number}]"):
                 with self._noting():
@@ -158,18 +174,24 @@ class _Preflight:
             train, _, classes = stage_data(self.datasets, stage.data, stage.task, where)
             check_order(where, stage, train)
             return classes
-        if not stage.task.targets:
+        kind = next((kind for kind in stage.task.targets if target_kind(kind).classed), None)
+        if kind is None:
             return []
-        known = {name: names for name in used if (names := self._names(name)) is not None}
+        known = {name: names for name in used if (names := self._names(name, kind)) is not None}
         if known.keys() >= stage.data.parts.keys():
             data = stage.data if stage.data.val in known else stage.data.model_copy(update={"val": None})
-            return stage_labels(known, data, where).classes
+            meanings = {name: meant(name, self.config.datasets[name], kind, names) for name, names in known.items()}
+            return stage_labels(known, meanings, data, where).classes
         return None
 
-    def _names(self, name: str) -> list[str] | None:
-        """The class names of a data set; those of the config where the shards are not there."""
+    def _names(self, name: str, kind: str) -> list[str] | None:
+        """The names of a kind's classes in a data set; those of the config where the shards are not there."""
         dataset = self.datasets.get(name)
-        return class_names(name, dataset) if dataset else self.config.datasets[name].classes
+        return class_names(name, dataset, [kind])[kind] if dataset else self.config.datasets[name].classes_of(kind)
+
+    def _need(self, name: str, kinds: Iterable[str]) -> None:
+        """Note the kinds of targets that a stage needs of a data set."""
+        self.kinds.setdefault(name, {}).update(dict.fromkeys(kinds))
 
     def _upstream(self, reference: str | None) -> list[str]:
         """The branches that a reference may mean."""

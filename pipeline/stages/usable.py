@@ -1,48 +1,70 @@
-"""Whether the samples of a data set have the image and the label that a run reads, as far as its index knows."""
+"""Whether the samples of a data set have the image and the labels that a run reads, as far as its index knows."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pipeline.errors import DataError
-from pipeline.shards.lacks import lacking
+from pipeline.shards.lacks import lacking, members_there, unusable
 from pipeline.shards.members import Keys
+from pipeline.targets import target_kind
 from pipeline.train.job import Dataset
 
 
 def keys_of(dataset: Dataset) -> Keys:
-    """The members that a run reads: the config's, else the index's."""
-    return dataset.index.keys.override(dataset.config.image_key, dataset.config.label_key)
+    """The members that are read as images: the config's, else the index's."""
+    return dataset.index.keys.override(dataset.config.image_key)
 
 
-def labels_counted(dataset: Dataset) -> bool:
-    """Whether the index has read the labels that a run reads."""
-    return keys_of(dataset).label == dataset.index.keys.label
+def members_of(dataset: Dataset, kind: str) -> tuple[str, ...]:
+    """The members that are read for a kind of target: the config's, else the index's; none where neither names any."""
+    config = dataset.config.targets.of(kind)
+    return (config and config.members) or dataset.index.members.get(kind, ())
 
 
-def check_usable(name: str, dataset: Dataset) -> None:
-    """Raise DataError if a run could use no sample, or its classes are unknown."""
-    index, asked, where = dataset.index, keys_of(dataset), f"datasets.{name}: {dataset.config.shards}"
+def counted(dataset: Dataset, kind: str) -> bool:
+    """Whether the index has looked at the labels that a run reads."""
+    return dataset.index.members.get(kind) == members_of(dataset, kind) != ()
+
+
+def check_usable(name: str, dataset: Dataset, kinds: Collection[str]) -> None:
+    """Raise DataError if a run could use no sample, or the classes of a kind that it needs are unknown."""
+    index, where = dataset.index, f"datasets.{name}: {dataset.config.shards}"
     if not index.num_samples:
         raise DataError(f"{where} holds no samples; correct `shards`, or write samples there and index them")
-    if not labels_counted(dataset):
-        if dataset.config.classes is None:
+    for kind in kinds:
+        members = members_of(dataset, kind)
+        if not members:
             raise DataError(
-                f"{where} was indexed with the label key {index.keys.label!r}, so the classes of {asked.label!r} are "
-                f"not known; run `minivit shards index '{dataset.config.shards}' --label-key {asked.label}`, or name "
+                f"{where} has no {kind} that its index knows of; {members_there(index)}; name the member that holds it "
+                f"in datasets.{name}.targets.{kind}, or run `minivit shards index '{dataset.config.shards}' --target "
+                f"{kind}=MEMBER`"
+            )
+        if not counted(dataset, kind) and target_kind(kind).classed and dataset.config.classes_of(kind) is None:
+            known = ", ".join(index.members.get(kind, ["none"]))
+            raise DataError(
+                f"{where} was indexed with the {kind} member {known!r}, so the classes of {members[0]!r} are not "
+                f"known; run `minivit shards index '{dataset.config.shards}' --target {kind}={members[0]}`, or name "
                 "the `classes`"
             )
-    elif index.keys == asked and index.total_lacks.unusable == index.num_samples:
-        raise DataError(f"{where}: {lacking(index)}; correct image_key and label_key, or write the shards with both")
+    looked_at = [kind for kind in kinds if counted(dataset, kind)]
+    if index.keys == keys_of(dataset) and unusable(index, looked_at) == index.num_samples:
+        raise DataError(
+            f"{where}: {lacking(index, looked_at)}; correct image_key and targets, or write the shards with both"
+        )
 
 
-def usable_warning(name: str, dataset: Dataset) -> str | None:
+def usable_warning(name: str, dataset: Dataset, kinds: Collection[str]) -> str | None:
     """A sentence where some samples cannot be used, or the index does not know whether they can."""
     index, keys = dataset.index, keys_of(dataset)
-    if index.keys != keys:
+    asked = {kind: members_of(dataset, kind) for kind in kinds}
+    if index.keys != keys or not all(counted(dataset, kind) for kind in kinds):
+        reads = [keys.image_key, *(", ".join(members) for members in asked.values())]
+        looked = [index.keys.image_key, *(", ".join(index.members.get(kind, ["nothing"])) for kind in kinds)]
         return (
-            f"datasets.{name}: reads {keys.image_key} and {keys.label}, but its index looked for "
-            f"{index.keys.image_key} and {index.keys.label}, so samples without them are found only during the run; "
-            f"`minivit shards index CONFIG.yaml:{name}` counts them"
+            f"datasets.{name}: reads {' and '.join(reads)}, but its index looked for {' and '.join(looked)}, so "
+            f"samples without them are found only during the run; `minivit shards index CONFIG.yaml:{name}` counts them"
         )
-    if index.lacks:
-        return f"datasets.{name}: {lacking(index)}; training skips them"
+    if unusable(index, kinds):
+        return f"datasets.{name}: {lacking(index, kinds)}; training skips them"
     return None

@@ -29,8 +29,8 @@ class Source:
 
     @property
     def keys(self) -> Keys:
-        """Which members are image and label: the config's, else the index's."""
-        return self.index.keys.override(self.config.image_key, self.config.label_key)
+        """Which member is the image: the config's, else the index's."""
+        return self.index.keys.override(self.config.image_key)
 
 
 def evaluation_of(train: Sequence[Source], val: Source | None) -> PlainConfig:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
 
+from pipeline.config.targets import TargetConfig
 from pipeline.errors import ConfigError
-from pipeline.targets.base import Target
+from pipeline.targets.base import ClassMap, Target
+
+Members = Mapping[str, tuple[str, ...]]  # the extensions that each kind reads
 
 
 def target_kinds() -> list[str]:
@@ -23,3 +27,28 @@ def target_kind(name: str) -> type[Target]:
     own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Target)]
     (target,) = (value for value in own if value.__module__ == module.__name__)
     return target
+
+
+def tool_targets(
+    members: Members,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    configs: Mapping[str, TargetConfig] | None = None,
+) -> list[Target]:
+    """The targets of a data set as the tools read them: its classes keep their own numbers."""
+    found = []
+    for kind, extensions in members.items():
+        chosen, names = target_kind(kind), (classes or {}).get(kind)
+        config = (configs or {}).get(kind) or chosen.config()
+        found.append(chosen.build(extensions, config, None if names is None else ClassMap.same(tuple(names))))
+    return found
+
+
+def default_members(extensions: set[str]) -> dict[str, tuple[str, ...]]:
+    """The kinds whose default members are all among some extensions."""
+    return {
+        kind: target.default_members for kind, target in _all_kinds() if extensions.issuperset(target.default_members)
+    }
+
+
+def _all_kinds() -> Iterator[tuple[str, type[Target]]]:
+    return ((kind, target_kind(kind)) for kind in target_kinds())

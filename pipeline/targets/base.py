@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
 from pipeline.config.targets import TargetConfig
+from pipeline.errors import DataError
+from pipeline.images.decode import Pixels
 from pipeline.images.geometry import Box, Geometry, Size
+
+Merge = Literal["sum", "min", "max"]
+Summary = Mapping[str, int | None]  # by column; None where no sample has anything to say
+
+# Columns that the index has of every kind: samples without it, those whose label is bad, and those that lack it or
+# the image.
+COUNTS: Mapping[str, Merge] = {"missing": "sum", "bad": "sum", "unusable": "sum"}
 
 
 class Field(NamedTuple):
@@ -64,14 +73,18 @@ class Target(ABC):
     mixes: ClassVar[bool] = False  # whether mixup and CutMix can be asked for
     moves: ClassVar[bool] = False  # whether it lies in the picture, and moves with it
 
+    classed: ClassVar[bool] = True  # whether it has classes
     config: ClassVar[type[TargetConfig]] = TargetConfig  # its settings in `datasets.X.targets`
+    reads: ClassVar[int] = 0  # bytes of a member that indexing reads, if it is no longer; 0: only that it is there
+    columns: ClassVar[Mapping[str, Merge]] = {}  # of the index, besides COUNTS
+    counted: ClassVar[str] = "samples"  # what `count` counts
 
     members: tuple[str, ...]  # extensions that are read
 
     @classmethod
     @abstractmethod
-    def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap) -> Self:
-        """The target of a data set with these settings and classes."""
+    def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap | None) -> Self:
+        """The target of a data set with these settings and classes; without them, for the tools, any number is one."""
 
     @abstractmethod
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
@@ -102,6 +115,40 @@ class Target(ABC):
     def pack(self, value: Any, fields: Mapping[str, Any], row: int) -> None:
         """Write one sample: `fields[name][row] = ...`, ragged fields alike, with an array [entries, ...]."""
 
+    def summarise(self, sizes: Mapping[str, int], content: Mapping[str, bytes]) -> dict[str, int]:
+        """Its own columns of one sample that has all members: their bytes, and what was read of them.
+
+        Raises BadLabel for a label that is known to be bad.
+        """
+        for extension in self.members:
+            if not sizes[extension]:
+                raise BadLabel(f"the member {extension} has no bytes")
+        return {}
+
+    @classmethod
+    def known_classes(cls, summary: Summary) -> int | None:
+        """How many classes a summary tells of; None where it does not."""
+        return None
+
+    def verify(self, members: Mapping[str, Any], image: Size | None) -> Iterator[str]:
+        """What is wrong with a sample's label."""
+        try:
+            self.decode(members, image)
+        except (BadLabel, DataError) as error:
+            yield str(error)
+
+    def count(self, value: Any) -> Mapping[int, int]:
+        """How much of each class there is, in `counted`."""
+        return {}
+
+    def number(self, value: Any) -> int:
+        """What tells the labels of two equal images apart; -1: nothing."""
+        return -1
+
+    def draw(self, picture: Pixels, value: Any, names: Sequence[str]) -> str:
+        """Draw a label, moved there, into a picture, uint8 [height, width, 3]; returns a caption."""
+        return ""
+
     def member(self, members: Mapping[str, Any], noun: str = "label") -> Any:
         """The first of its members. Raises BadLabel where a sample has none."""
         extension = self.members[0]
@@ -113,3 +160,15 @@ class Target(ABC):
 def empty(field: Field) -> np.ndarray:
     """What a ragged field holds of a sample without any entry."""
     return np.empty((0, *(side for side in field.shape[1:] if side is not None)), field.dtype)
+
+
+def total(columns: Mapping[str, Iterable[int | None]], rules: Mapping[str, Merge]) -> Summary:
+    """Columns of several summaries as one."""
+    found: dict[str, int | None] = {}
+    for name, rule in rules.items():
+        values = [value for value in columns[name] if value is not None]
+        if rule == "sum":
+            found[name] = sum(values)
+        else:
+            found[name] = (min if rule == "min" else max)(values, default=None)
+    return found

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
 from pipeline.config.targets import TargetConfig
 from pipeline.errors import DataError
+from pipeline.images.decode import Pixels
 from pipeline.images.geometry import Size
-from pipeline.targets.base import BadLabel, ClassMap, Field, Mixing, Target
+from pipeline.targets.base import BadLabel, ClassMap, Field, Merge, Mixing, Summary, Target
 
 NUMBER = re.compile(rb"(?:\xef\xbb\xbf)?\s*(\d{1,18})\s*")  # Windows tools may write a byte order mark
 LONGEST = 64  # bytes; whatever is longer is not a class number
@@ -28,27 +29,30 @@ class ClassLabel(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassId(Target):
-    """`numbers` are the stage's classes of the data set's own."""
+    """`numbers` are the stage's classes of the data set's own; None where nobody says which there are."""
 
     kind: ClassVar[str] = "class_id"
     default_members: ClassVar[tuple[str, ...]] = ("cls",)
     mixes: ClassVar[bool] = True
+    reads: ClassVar[int] = LONGEST
+    columns: ClassVar[Mapping[str, Merge]] = {"low": "min", "high": "max"}
 
-    numbers: tuple[int, ...]
-    num_classes: int  # of the stage
+    numbers: tuple[int, ...] | None = None
+    num_classes: int = 0  # of the stage
 
     @classmethod
-    def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap) -> Self:
+    def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap | None) -> Self:
+        if classes is None:
+            return cls(members)
         return cls(members, classes.numbers, classes.num_classes)
 
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
         return FIELDS
 
     def decode(self, members: Mapping[str, Any], image: Size | None) -> ClassLabel:
-        text = bytes(self.member(members))
-        number = parse_number(text)
-        if number is None:
-            raise BadLabel(f"the label is {text[:40].decode('utf-8', 'replace')!r}, not a class number")
+        number = read_number(self.member(members))
+        if self.numbers is None:
+            return ClassLabel(number, number)
         if number >= len(self.numbers):
             raise DataError(
                 f"has label {number}, and labels must be 0 to {len(self.numbers) - 1} for {len(self.numbers)} classes; "
@@ -59,7 +63,7 @@ class ClassId(Target):
 
     def inputs(self) -> dict[str, Any]:
         same = self.numbers == tuple(range(self.num_classes))
-        return {"label_key": self.members[0], **({} if same else {"labels": list(self.numbers)})}
+        return {"label_key": self.members[0], **({} if same else {"labels": list(self.numbers or ())})}
 
     def mix(self, value: ClassLabel, other: ClassLabel, how: Mixing) -> ClassLabel:
         return ClassLabel(value.label, other.label, how.share)
@@ -67,8 +71,29 @@ class ClassId(Target):
     def pack(self, value: ClassLabel, fields: Mapping[str, Any], row: int) -> None:
         fields["label"][row], fields["label_mix"][row], fields["label_share"][row] = value
 
+    def summarise(self, sizes: Mapping[str, int], content: Mapping[str, bytes]) -> dict[str, int]:
+        number = read_number(content.get(self.members[0], b""))
+        return {"low": number, "high": number}
 
-def parse_number(text: bytes) -> int | None:
-    """The class number a member holds, or None if it is not a plain decimal number."""
+    @classmethod
+    def known_classes(cls, summary: Summary) -> int | None:
+        high = summary.get("high")
+        return None if high is None else high + 1
+
+    def count(self, value: ClassLabel) -> Mapping[int, int]:
+        return {value.label: 1}
+
+    def number(self, value: ClassLabel) -> int:
+        return value.label
+
+    def draw(self, picture: Pixels, value: ClassLabel, names: Sequence[str]) -> str:
+        return names[value.label] if value.label < len(names) else str(value.label)
+
+
+def read_number(data: bytes | memoryview) -> int:
+    """The class number that a member holds. Raises BadLabel where it is not a plain decimal number."""
+    text = bytes(data)
     match = NUMBER.fullmatch(text) if len(text) <= LONGEST else None
-    return int(match[1]) if match else None
+    if match is None:
+        raise BadLabel(f"the label is {text[:40].decode('utf-8', 'replace')!r}, not a class number")
+    return int(match[1])

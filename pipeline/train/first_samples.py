@@ -43,5 +43,5 @@ class FirstSamples:
         reasons = counted(sum(every, Counter[str]()))
         raise DataError(
             f"{self._name}: all of the first {self._seen} samples are bad: {reasons}; check the shards with `minivit "
-            "shards verify CONFIG.yaml`, and the image_key and label_key of the data set"
+            "shards verify CONFIG.yaml`, and the image_key and targets of the data set"
         )

@@ -26,7 +26,7 @@ def test_tildes_and_variables_make_no_folders_of_their_name(here: Path) -> None:
     for command in (make, ["index", "$DATA/train-{000000..000000}.tar", "--classes=~/names.txt"]):
         result = CliRunner().invoke(group, command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
-    assert load_index(str(here / "home" / "data")).classes == ["cat", "dog"]
+    assert load_index(str(here / "home" / "data")).classes == {"class_id": ["cat", "dog"]}
     assert [path.name for path in here.iterdir()] == ["home"]
 
 

@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 def test_index_then_verify(folder: Path) -> None:
     done = minivit("index", str(folder), "--classes", "cat,dog")
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{folder}: 1 shards, 3 samples, 0.0 MB, 2 classes" in done.stdout
+    assert f"{folder}: 1 shards, 3 samples, 0.0 MB, 2 classes of class_id" in done.stdout
     assert minivit("verify", str(folder)).stdout == f"{folder}: valid\n"
 
 
@@ -69,7 +69,7 @@ def test_verify_says_shard_and_key_and_ends_with_3(folder: Path) -> None:
     assert minivit("index", str(folder)).returncode == 0
     done = minivit("verify", str(folder))
     assert done.returncode == 3
-    assert done.stdout == f"{path} y: no label member (looked for cls; found png, cla)\n"
+    assert done.stdout == f"{path} y: no class_id member (looked for cls; found png, cla)\n"
     assert done.stderr.startswith("error: ")
     assert "1 fault of samples, which a run leaves out: correct them" in done.stderr
 
@@ -79,7 +79,7 @@ def test_classes_from_a_file(folder: Path) -> None:
     names.write_text("cat, black\ndög\n\n")
     result = CliRunner().invoke(group, ["index", str(folder), "--classes", str(names)], catch_exceptions=False)
     assert result.exit_code == 0
-    assert load_index(str(folder)).classes == ["cat, black", "dög"]
+    assert load_index(str(folder)).classes == {"class_id": ["cat, black", "dög"]}
     assert isinstance(CliRunner().invoke(group, ["index", str(folder), "--classes", " ,"]).exception, DataError)
 
 
@@ -90,7 +90,7 @@ def test_make_folder(tmp_path: Path) -> None:
     arguments = ["make", "folder", "--src", str(tmp_path / "src"), "--out", str(tmp_path / "out"), "--prefix", "val"]
     result = CliRunner().invoke(group, arguments, catch_exceptions=False)
     assert "1 shards, 2 samples" in result.output
-    assert load_index(f"{tmp_path}/out/val-000000.tar").classes == ["cat", "dog"]
+    assert load_index(f"{tmp_path}/out/val-000000.tar").classes == {"class_id": ["cat", "dog"]}
 
 
 def test_every_option_of_a_maker_is_an_option_of_its_command() -> None:
@@ -126,11 +126,10 @@ def test_index_counts_what_lacks_an_image_or_label(folder: Path, tmp_path: Path)
     done = minivit("index", str(folder))
     assert done.returncode == 0
     assert done.stdout.splitlines()[1:] == [
-        "28 of 31 samples cannot be used: 28 without image (png;jpg;jpeg;webp), "
-        "28 whose label (cls) is not a class number",
+        "28 of 31 samples cannot be used: 28 without image (png;jpg;jpeg;webp), 28 whose class_id (cls) cannot be read",
         *(
             f"  b-{number}.tar: {number + 1} of {number + 1} samples cannot be used: {number + 1} without image "
-            f"(png;jpg;jpeg;webp), {number + 1} whose label (cls) is not a class number"
+            f"(png;jpg;jpeg;webp), {number + 1} whose class_id (cls) cannot be read"
             for number in (6, 5, 4, 3, 2)
         ),
         "  and 2 more shards",
@@ -144,8 +143,8 @@ def test_index_of_samples_with_other_members_names_these_once(folder: Path) -> N
             tar.addfile(tarfile.TarInfo(name))
     lines = minivit("index", str(folder)).stdout.splitlines()
     assert lines[1:] == [
-        "1 of 1 samples cannot be used: 1 without image (png;jpg;jpeg;webp), 1 without label (cls)",
-        "  the samples hold the members left, right, y; say with --image-key and --label-key which to read",
+        "1 of 1 samples cannot be used: 1 without image (png;jpg;jpeg;webp)",
+        "  the samples hold the members left, right, y; say with --image-key and --target KIND=MEMBER which to read",
         f"  `minivit shards verify '{folder}'` names each",
     ]
 
@@ -200,13 +199,13 @@ def test_a_tar_in_pieces_is_regrouped_as_the_index_advises(tmp_path: Path) -> No
 
 
 def test_the_tools_read_the_members_that_they_are_told_to(folder: Path) -> None:
-    image = ["--image-key", "jpg;png", "--label-key", "txt"]
-    assert "3 without label (txt)" in minivit("index", str(folder), *image).stdout
-    assert minivit("verify", str(folder), "--label-key", "cls").returncode == 0
+    image = ["--image-key", "jpg;png", "--target", "class_id=txt"]
+    assert "3 without class_id (txt)" in minivit("index", str(folder), *image).stdout
+    assert minivit("verify", str(folder), "--target", "class_id=cls").returncode == 0
     assert minivit("verify", str(folder)).returncode == 3
     runner = CliRunner()
     stats = runner.invoke(group, ["stats", str(folder), "--image-key", "tif", "--json"], catch_exceptions=False)
     assert json.loads(stats.output)["without_image"] == 3
     out = str(folder / "sheet.png")
-    runner.invoke(group, ["preview", str(folder), "--label-key", "cls", "--out", out], catch_exceptions=False)
+    runner.invoke(group, ["preview", str(folder), "--target", "class_id=cls", "--out", out], catch_exceptions=False)
     assert Path(out).is_file()

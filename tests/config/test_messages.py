@@ -35,9 +35,19 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
     [
         ("clustr", {}, "clustr: unknown key, did you mean 'cluster'? Allowed: name, seed, "),
         (
-            "datasets.train.lable_key",
+            "datasets.train.target",
             "cls",
-            "datasets.train.lable_key: unknown key, did you mean 'label_key'? Allowed: shards, ",
+            "datasets.train.target: unknown key, did you mean 'targets'? Allowed: shards, ",
+        ),
+        (
+            "datasets.train.targets.masks",
+            "seg.png",
+            "datasets.train.targets.masks: unknown key, did you mean 'mask'? Allowed: class_id, ",
+        ),
+        (
+            "datasets.train.targets.mask",
+            {"ignored": 0},
+            "datasets.train.targets.mask.ignored: unknown key, did you mean 'ignore'? Allowed: member, ignore, groups.",
         ),
         ("stages.pretrain.model.dept", 3, "stages.pretrain.model.dept: unknown key, did you mean 'depth'? Allowed: "),
         ("stages.finetune.lr", 3, "stages.finetune.lr: unknown key; did you mean 'optimizer.lr'? Allowed: "),
@@ -207,9 +217,29 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
             "datasets.train.image_key: found 'png;', expected the extension of a member such as 'jpg', or 'png;jpg' fo",
         ),
         (
-            "datasets.train.label_key",
-            "a/cls",
-            "datasets.train.label_key: found 'a/cls', expected the extension of a member such as 'jpg'.",
+            "datasets.train.targets",
+            {"class_id": "a/cls"},
+            "datasets.train.targets.class_id.member: found 'a/cls', expected an extension such as 'cls' or",
+        ),
+        (
+            "datasets.train.targets",
+            "cls",
+            "datasets.train.targets: found 'cls', expected a mapping of kinds, such as class_id",
+        ),
+        (
+            "datasets.train.targets.mask",
+            3,
+            "datasets.train.targets.mask: found 3, expected a section with the keys",
+        ),
+        (
+            "datasets.train.classes",
+            {"mask": []},
+            "datasets.train.classes: found a mapping, expected names, or null for ",
+        ),
+        (
+            "datasets.train.classes",
+            {"masks": ["a"]},
+            "datasets.train.classes.masks: no kind of target; did you mean 'mask'? Allowed: class_id, ",
         ),
         ("datasets", None, "datasets: found nothing, expected a mapping of names to sections."),
     ],

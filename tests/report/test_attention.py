@@ -26,6 +26,9 @@ from pipeline.report.attention import (
 from pipeline.report.collect import read_run
 from pipeline.shards.members import Keys
 from pipeline.shards.write import tar_member
+from pipeline.targets import tool_targets
+
+(LABELS,) = tool_targets({"class_id": ("cls",)})
 
 
 def picture(url: str) -> np.ndarray:
@@ -77,8 +80,8 @@ def test_a_sample_without_a_readable_image_is_passed_over(content: bytes) -> Non
         info = tarfile.TarInfo("a.png")
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))
-    assert decode(buffer.getvalue()[: 512 + 512 * bool(content)], Keys(), 3, WHITE) is None
-    assert decode(b"torn", Keys(), 3, WHITE) is None
+    assert decode(buffer.getvalue()[: 512 + 512 * bool(content)], Keys(), LABELS, 3, WHITE) is None
+    assert decode(b"torn", Keys(), LABELS, 3, WHITE) is None
 
 
 def test_transparent_pixels_show_the_background() -> None:
@@ -86,7 +89,7 @@ def test_transparent_pixels_show_the_background() -> None:
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(picture_file, "PNG")
     sample = tar_member("a.png", picture_file.getvalue())
     for channels in (1, 3):
-        shown = decode(sample, Keys(), channels, (9, 9, 9))
+        shown = decode(sample, Keys(), LABELS, channels, (9, 9, 9))
         assert shown is not None
         assert (shown.pixels.shape, set(shown.pixels.ravel().tolist())) == ((4, 4, channels), {9})
 

@@ -17,10 +17,11 @@ from pipeline.shards import members
 from pipeline.shards.build import build_index, folder_lock
 from pipeline.shards.index import load_index, load_offsets
 from pipeline.shards.members import Keys
-from pipeline.shards.scan import NOTHING, Lacks, scan_shard
+from pipeline.shards.scan import scan_shard
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
 from pipeline.shards.verify import verify
+from pipeline.targets import tool_targets
 
 
 def test_indexes_what_webdataset_wrote_and_agrees_with_its_reader(tmp_path: Path, samples: Callable) -> None:
@@ -67,7 +68,8 @@ def test_a_tar_rewritten_with_the_same_size_is_read_again(folder: Path, samples:
     newer = (folder / "train-000000.tar.idx").stat().st_mtime_ns + 1
     os.utime(path, ns=(newer, newer))
     build_index(str(folder), workers=1)
-    assert load_index(f"{folder}/train-000000.tar").label_range == (7, 7)
+    found = load_index(f"{folder}/train-000000.tar").totals["class_id"]
+    assert (found["low"], found["high"]) == (7, 7)
 
 
 def test_a_second_pattern_joins_the_same_index(folder: Path) -> None:
@@ -80,12 +82,16 @@ def test_a_second_pattern_joins_the_same_index(folder: Path) -> None:
     assert load_index(str(folder)).names == ["train-000001.tar", "train-000002.tar"]
 
 
-def test_classes_and_label_key_stay_until_given_anew(folder: Path) -> None:
+def test_classes_and_members_stay_until_given_anew(folder: Path) -> None:
     names = [f"class {i}" for i in range(10)]
-    assert build_index(str(folder), classes=names, workers=1).classes == names
-    assert build_index(str(folder), workers=1).classes == names
-    assert build_index(str(folder), label_key="txt", workers=1).label_range is None
-    assert build_index(str(folder), workers=1).keys.label == "txt"
+    assert build_index(str(folder), classes=names, workers=1).classes == {"class_id": names}
+    assert build_index(str(folder), workers=1).classes == {"class_id": names}
+    found = build_index(str(folder), targets={"class_id": ("txt",)}, workers=1).totals["class_id"]
+    assert (found["low"], found["bad"], found["unusable"]) == (None, 8, 8)
+    again = build_index(str(folder), targets={"mask": ("png",)}, classes={"mask": ["wall"]}, workers=1)
+    assert again.members == {"class_id": ("txt",), "mask": ("png",)}
+    assert again.classes == {"class_id": names, "mask": ["wall"]}
+    assert again.totals["mask"] == {"missing": 0, "bad": 0, "unusable": 0}
 
 
 @pytest.mark.parametrize(
@@ -114,9 +120,10 @@ def test_nothing_to_index(tmp_path: Path, folder: Path) -> None:
 
 def test_repeated_members_do_not_hide_each_other(tmp_path: Path, write_tar: Callable) -> None:
     write_tar(tmp_path / "a.tar", [("k", {"cls": b"1"}), ("k", {"cls": b"2"}), ("README", {}), ("l", {"cls": b"x"})])
-    scan = scan_shard(str(tmp_path / "a.tar"))
-    assert [(sample.key, sample.label) for sample in scan.samples] == [("k", 1), ("k", 2), ("l", None)]
-    assert scan.record("a.tar").label_max == 2
+    scan = scan_shard(str(tmp_path / "a.tar"), targets=tool_targets({"class_id": ("cls",)}))
+    assert [(one.key, one.content["cls"]) for one in scan.samples] == [("k", b"1"), ("k", b"2"), ("l", b"x")]
+    found = scan.record("a.tar").targets["class_id"]
+    assert (found["low"], found["high"], found["bad"], found["unusable"]) == (1, 2, 1, 3)
 
 
 def test_the_lock_lets_one_in_at_a_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +157,7 @@ def test_a_tar_whose_samples_lie_apart_is_refused_with_a_cure_that_works(tmp_pat
     assert not (tmp_path / "index.json").exists()
     subprocess.run("mkdir x && tar -xf a.tar -C x && tar --sort=name -cf a.tar -C x .", shell=True, cwd=tmp_path)
     index = build_index(str(tmp_path), workers=1)
-    assert (index.num_samples, index.total_lacks) == (9, NOTHING)
+    assert (index.num_samples, index.totals["class_id"]["unusable"]) == (9, 0)
 
 
 def test_several_tars_in_one_file_are_refused(tmp_path: Path, samples: Callable, write_tar: Callable) -> None:
@@ -163,26 +170,14 @@ def test_several_tars_in_one_file_are_refused(tmp_path: Path, samples: Callable,
 def test_other_keys_are_read_from_headers_and_the_hash_stays(folder: Path) -> None:
     before = build_index(str(folder), workers=1)
     sidecar = (folder / "train-000000.tar.idx").stat().st_mtime_ns
-    other = build_index(f"{folder}/train-000000.tar", image_key="txt", label_key="png", workers=1)
-    assert (other.total_lacks, other.keys) == (Lacks(image=5, number=5, unusable=5), Keys(("txt",), "png"))
-    assert load_index(str(folder)).total_lacks == Lacks(image=8, number=8, unusable=8)
+    part, png = f"{folder}/train-000000.tar", {"class_id": ("png",)}
+    other = build_index(part, image_key="txt", targets=png, workers=1)
+    assert (other.keys, other.members, sum(other.without_image.values())) == (Keys(("txt",)), png, 5)
+    assert other.totals["class_id"] == {"missing": 0, "bad": 5, "unusable": 5, "low": None, "high": None}
+    assert load_index(str(folder)).totals["class_id"]["unusable"] == 8
     assert load_index(str(folder)).digest == before.digest
     assert (folder / "train-000000.tar.idx").stat().st_mtime_ns == sidecar
     assert build_index(str(folder), workers=1).keys == other.keys
-
-
-def test_an_index_of_format_2_is_brought_up_to_date(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    classes = list("abcdefghij")
-    before = build_index(str(folder), classes=classes, label_key="cls", workers=1)
-    document = json.loads((folder / "index.json").read_text())
-    del document["image_key"], document["lacks"]
-    (folder / "index.json").write_text(json.dumps(document | {"version": 2}))
-    with pytest.raises(DataError, match=r"has format 2.*run `minivit shards index .*to bring it to format 3"):
-        load_index(str(folder))
-    index = build_index(str(folder), workers=1)
-    assert (index.digest, index.classes, index.keys) == (before.digest, classes, Keys())
-    assert "older format" in capsys.readouterr().err
-    assert load_index(str(folder)).digest == before.digest
 
 
 def test_samples_that_an_older_version_cut_otherwise_get_a_new_sidecar(
@@ -194,8 +189,8 @@ def test_samples_that_an_older_version_cut_otherwise_get_a_new_sidecar(
         older.setattr(members, "META_NAME", re.compile("__[^/]*__($|/)"))
         assert build_index(str(tmp_path), workers=1).num_samples == 4
     document = json.loads((tmp_path / "index.json").read_text())
-    del document["image_key"], document["lacks"]
-    (tmp_path / "index.json").write_text(json.dumps(document | {"version": 2}))
+    older = {"version": 3, "label_key": "cls", "classes": None}
+    (tmp_path / "index.json").write_text(json.dumps(document | older))
     build_index(str(tmp_path), workers=1)
     [shard] = load_index(str(tmp_path)).shards
     assert (shard.samples, len(load_offsets(shard))) == (3, 4)

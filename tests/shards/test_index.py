@@ -20,6 +20,9 @@ from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
 
 LABELS = st.one_of(st.none(), st.integers(0, 10**9))
+COUNTS = {name: st.integers(0, 3) for name in ("missing", "bad", "unusable")}
+CLASS_ID = st.fixed_dictionaries({**COUNTS, "low": LABELS, "high": LABELS})
+MEMBERS = {"class_id": ("cls",), "mask": ("seg.png",)}
 RECORDS = st.lists(
     st.builds(
         ShardRecord,
@@ -27,19 +30,23 @@ RECORDS = st.lists(
         samples=st.integers(0, 10**5),
         bytes=st.integers(1024, 2**50),
         sha256=st.binary(min_size=32, max_size=32).map(bytes.hex),
-        label_min=LABELS,
-        label_max=LABELS,
+        without_image=st.integers(0, 2),
+        targets=st.fixed_dictionaries({"class_id": CLASS_ID, "mask": st.fixed_dictionaries(COUNTS)}),
     ),
     unique_by=lambda record: record.name,
     max_size=20,
 )
 
 
-@given(RECORDS, st.none() | st.lists(st.text(), max_size=3))
-def test_the_file_gives_back_the_index(records: list[ShardRecord], classes: list[str] | None) -> None:
-    index = make_index("/data", records, classes)
+@given(RECORDS, st.dictionaries(st.sampled_from(list(MEMBERS)), st.lists(st.text(), max_size=3)))
+def test_the_file_gives_back_the_index(records: list[ShardRecord], classes: dict[str, list[str]]) -> None:
+    index = make_index("/data", records, classes, members=MEMBERS)
     again = decode_index(encode_index(index), "/data")
-    assert (again.records(), again.classes, again.digest) == (records, index.classes, index.digest)
+    assert (again.records(), again.classes, again.members) == (records, index.classes, MEMBERS)
+    assert (again.digest, again.totals) == (index.digest, index.totals)
+    lows = [low for record in records if (low := record.targets["class_id"]["low"]) is not None]
+    assert again.totals["class_id"]["low"] == min(lows, default=None)
+    assert again.totals["mask"]["missing"] == sum(record.targets["mask"]["missing"] for record in records)
     assert again.num_samples == sum(record.samples for record in records)
     assert len(again.digest) <= 36
 
@@ -65,7 +72,8 @@ def test_offsets_cut_out_each_sample(samples: Callable, write_tar: Callable, cou
                 found.append(read_sample(read_range(shard.url, start, stop)))
         assert found == written
         labels = [int(members["cls"]) for _, members in written]
-        assert index.label_range == ((min(labels), max(labels)) if labels else None)
+        bounds = {"low": min(labels), "high": max(labels)} if labels else {}
+        assert index.totals == ({"class_id": {"missing": 0, "bad": 0, "unusable": 0, **bounds}} if labels else {})
 
 
 def test_selects_part_of_a_folder(folder: Path) -> None:
@@ -83,12 +91,48 @@ def test_the_digest_names_content_not_place(folder: Path, tmp_path: Path) -> Non
     assert load_index(str(moved)).digest == digest
 
 
+def make_older(folder: Path, version: int) -> None:
+    """The folder's index as an earlier version wrote it."""
+    path = folder / "index.json"
+    document = json.loads(path.read_text())
+    shards = document["shards"] | {"label_min": [0] * document["num_shards"], "label_max": [9] * document["num_shards"]}
+    document |= {"version": version, "label_key": "cls", "classes": document["classes"].get("class_id"), "lacks": {}}
+    document["shards"] = shards
+    for name in ("without_image", "targets", *(["image_key"] if version == 2 else [])):
+        del document[name]
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_older_index_is_brought_up_to_date_from_headers(
+    tmp_path: Path, write_tar: Callable, version: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "a.tar", [("a", {"png": b"x", "cls": b"1", "seg.png": b"x"}), ("b", {"png": b"x"})])
+    index = build_index(str(tmp_path), classes={"class_id": ["cat", "dog"]}, workers=1)
+    written = (tmp_path / "a.tar.idx").stat().st_mtime_ns
+    make_older(tmp_path, version)
+    capsys.readouterr()
+    again = build_index(str(tmp_path), workers=1)
+    assert "its index has an older format and is updated" in capsys.readouterr().err
+    assert (again.records(), again.classes, again.digest) == (index.records(), index.classes, index.digest)
+    assert again.members == {"class_id": ("cls",), "mask": ("seg.png",)}
+    assert (tmp_path / "a.tar.idx").stat().st_mtime_ns == written
+    assert load_index(str(tmp_path)).totals["mask"] == {"missing": 1, "bad": 0, "unusable": 1}
+
+
+def test_shards_without_labels_are_indexed_without(tmp_path: Path, write_tar: Callable) -> None:
+    write_tar(tmp_path / "a.tar", [("a", {"png": b"x"}), ("b", {"txt": b"x"})])
+    index = build_index(str(tmp_path), workers=1)
+    assert (index.members, index.totals, dict(index.without_image)) == ({}, {}, {0: 1})
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
         (lambda f: (f / "index.json").unlink(), "holds shards but no index.json"),
         (lambda f: (f / "index.json").write_text("{"), "index.json: not an index"),
         (lambda f: (f / "index.json").write_text('{"format":"minivit-shards","version":9}'), "version 9"),
+        (lambda f: make_older(f, 3), "index.json: has format 3, which knows no labels but class numbers"),
         (lambda f: (f / "train-000002.tar.idx").unlink(), r"train-000002.tar.idx: missing"),
         (lambda f: (f / "train-000002.tar.idx").write_bytes(b"x"), r"train-000002.tar.idx: 1 bytes"),
         (lambda f: (f / "train-000002.tar").write_bytes(b"x" * 10), r"train-000002.tar: 10 bytes, but"),
@@ -148,8 +192,12 @@ def test_patterns_that_miss(folder: Path, pattern: str, words: str) -> None:
 
 def test_a_vast_index_loads_quickly_without_touching_a_tar(tmp_path: Path) -> None:
     names = (f"train-{i:06d}.tar" for i in range(200_000))
-    records = [ShardRecord(name, 10_000, 2**30, f"{i:064x}", 0, 999) for i, name in enumerate(names)]
-    (tmp_path / "index.json").write_bytes(encode_index(make_index(str(tmp_path), records, None)))
+    summary = {"missing": 0, "bad": 0, "unusable": 0, "low": 0, "high": 999}
+    records = [
+        ShardRecord(name, 10_000, 2**30, f"{i:064x}", targets={"class_id": summary}) for i, name in enumerate(names)
+    ]
+    index = make_index(str(tmp_path), records, members={"class_id": ("cls",)})
+    (tmp_path / "index.json").write_bytes(encode_index(index))
     code = (
         "import sys, time; from pipeline.shards.index import load_index; began = time.monotonic();"
         "index = load_index(sys.argv[1], check=False); shard = index.shards[199_999];"

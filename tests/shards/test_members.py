@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.shards.members import Keys, Unusable, parse_label, split_name, split_plain_name
+from pipeline.shards.members import Keys, Unusable, split_name, split_plain_name
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=300)
 
@@ -39,40 +39,18 @@ def test_names_split_as_webdataset_splits_them(name: str) -> None:
     assert split_name(name) == (None if key is None else (key, extension.lower()))
 
 
-@pytest.mark.parametrize(
-    ("text", "label"),
-    [
-        (b"7", 7),
-        (b" 042\n", 42),
-        (b"\xef\xbb\xbf7\r\n", 7),
-        (b"", None),
-        (b"-1", None),
-        (b"cat", None),
-        ("٣".encode(), None),
-        (b"7" + b" " * 64, None),
-    ],
-)
-def test_labels_are_decimal_numbers(text: bytes, label: int | None) -> None:
-    assert parse_label(text) == label
-
-
 def test_the_first_image_key_that_is_there_wins() -> None:
-    keys = Keys().override(" .TIF ; img.png", "Label")
-    assert (keys.image, keys.image_key, keys.label) == (("tif", "img.png"), "tif;img.png", "label")
+    keys = Keys().override(" .TIF ; img.png")
+    assert (keys.image, keys.image_key) == (("tif", "img.png"), "tif;img.png")
     assert keys.image_of({"img.png": 1, "tif": 2}) == 2
-    assert keys.label_of({"label": b"3\n"}) == 3
 
 
 def test_what_is_lacking_is_named_with_what_is_there() -> None:
     with pytest.raises(Unusable, match=r"no image member \(looked for png, jpg, jpeg, webp; found tif, cls\)"):
         Keys().image_of({"tif": b"", "cls": b""})
-    with pytest.raises(Unusable, match=r"no label member \(looked for cls; found tif\)"):
-        Keys().label_of({"tif": b""})
-    with pytest.raises(Unusable, match=r"the label is '-1', not a class number"):
-        Keys().label_of({"cls": b"-1"})
 
 
 @pytest.mark.parametrize("key", ["", "png;;jpg", ".", "a/b"])
 def test_a_key_that_names_no_extension_is_refused(key: str) -> None:
     with pytest.raises(DataError, match="names no extension of a member"):
-        Keys().override(key, None)
+        Keys().override(key)

@@ -7,7 +7,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.shards.build import build_index
 from pipeline.shards.members import Keys
-from pipeline.shards.named import NamedSet, named_set, named_sets
+from pipeline.shards.named import named_set, named_sets
 
 CONFIG = """
 name: t
@@ -31,20 +31,22 @@ def config(folder: Path) -> str:
 
 
 def test_a_pattern_is_itself(folder: Path) -> None:
-    build_index(str(folder), label_key="txt", workers=1)
-    one = named_set(str(folder), image_key="png")
-    assert one == NamedSet(str(folder), str(folder), "png")
-    assert one.open()[1] == Keys(("png",), "txt")
+    build_index(str(folder), targets={"class_id": ("txt",)}, workers=1)
+    one = named_set(str(folder), image_key="png", targets={"mask": "png"})
+    index = one.open()
+    assert (one.name, one.pattern, one.keys(index)) == (str(folder), str(folder), Keys(("png",)))
+    assert {target.kind: target.members for target in one.targets(index)} == {"class_id": ("txt",), "mask": ("png",)}
     assert named_set("s3://bucket/c.yaml/train-*.tar").pattern == "s3://bucket/c.yaml/train-*.tar"
 
 
-def test_data_sets_of_a_config_bring_their_keys(config: str, folder: Path) -> None:
+def test_data_sets_of_a_config_bring_their_members(config: str, folder: Path) -> None:
+    index = build_index(str(folder), workers=1)
     train, val = named_sets(config)
-    assert (train.name, train.pattern, train.image_key, train.background) == ("train", str(folder), "txt", (1, 2, 3))
-    assert (val.name, val.classes) == ("val", ["a", "b"])
-    assert named_set(f"{config}:train", label_key="txt") == NamedSet(
-        "train", str(folder), "txt", "txt", None, (1, 2, 3)
-    )
+    assert (train.name, train.pattern, train.keys(index)) == ("train", str(folder), Keys(("txt",)))
+    assert train.config.background == (1, 2, 3)
+    assert (val.name, val.classes(index, ["class_id"])) == ("val", {"class_id": ["a", "b"]})
+    again = named_set(f"{config}:train", targets={"class_id": "txt"})
+    assert (again.keys(index), again.members) == (Keys(("txt",)), {"class_id": ("txt",)})
 
 
 def test_wrong_names_are_one_sentence(config: str) -> None:

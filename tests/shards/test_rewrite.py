@@ -31,7 +31,7 @@ def test_resharding_evens_out_and_keeps_order_and_bytes(source: DatasetIndex, tm
     assert source.counts.tolist() == [5, 0, 3, 40]
     assert out.counts.tolist() == [10, 10, 10, 9, 9]
     assert contents(out) == contents(source)
-    assert (out.classes, out.label_range) == (source.classes, source.label_range)
+    assert (out.classes, out.totals) == (source.classes, source.totals)
 
 
 def test_splitting_puts_each_sample_in_one_part(source: DatasetIndex, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.shards.members import Keys
-from pipeline.shards.scan import Lacks, duplicate_keys, guess_image, scan_shard, scattered
+from pipeline.shards.scan import duplicate_keys, first_extensions, guess_image, scan_shard, scattered
 from pipeline.shards.tar import TornTar
+from pipeline.targets import tool_targets
 
+TARGETS = tool_targets({"class_id": ("cls",), "mask": ("seg.png",)})
 EXTENSIONS = st.lists(st.sampled_from(["png", "cls", "json"]), min_size=1, max_size=3, unique=True)
 
 
@@ -23,10 +25,10 @@ def test_each_member_is_in_exactly_one_sample(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "scan.tar"
     write_tar(path, [(key, dict.fromkeys(extensions, b"5")) for key, extensions in groups])
-    scan = scan_shard(str(path))
+    scan = scan_shard(str(path), targets=TARGETS)
     assert [(s.key, e) for s in scan.samples for e in s.extensions] == [(key, e) for key, es in groups for e in es]
     assert all(len(set(sample.extensions)) == len(sample.extensions) for sample in scan.samples)
-    assert all(sample.label == (5 if "cls" in sample.extensions else None) for sample in scan.samples)
+    assert all(sample.content == ({"cls": b"5"} if "cls" in sample.extensions else {}) for sample in scan.samples)
     keys = [sample.key for sample in scan.samples]
     assert len(list(duplicate_keys(scan.samples))) == len(keys) - len(set(keys))
     assert scan.sidecar.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -44,7 +46,9 @@ def test_members_without_a_sample_do_not_count(tmp_path: Path) -> None:
 
 def test_an_endless_label_is_not_read_as_a_number(tmp_path: Path, write_tar: Callable) -> None:
     write_tar(tmp_path / "a.tar", [("a", {"cls": b"1" * 5000})])
-    assert scan_shard(str(tmp_path / "a.tar")).samples[0].label is None
+    scan = scan_shard(str(tmp_path / "a.tar"), targets=TARGETS)
+    assert scan.samples[0].content == {}
+    assert scan.record("a").targets["class_id"]["bad"] == 1
 
 
 def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
@@ -107,7 +111,10 @@ def test_what_samples_lack_is_counted(tmp_path: Path, write_tar: Callable) -> No
             ("README", {"md": b""}),
         ],
     )
-    assert scan_shard(str(tmp_path / "a.tar")).record("a.tar").lacks == Lacks(image=2, label=2, number=1, unusable=4)
+    record = scan_shard(str(tmp_path / "a.tar"), targets=TARGETS).record("a.tar")
+    assert record.without_image == 2
+    assert record.targets["class_id"] == {"missing": 2, "bad": 1, "unusable": 4, "low": 1, "high": 1}
+    assert record.targets["mask"] == {"missing": 5, "bad": 0, "unusable": 5}
 
 
 @pytest.mark.parametrize(
@@ -123,4 +130,4 @@ def test_an_image_under_one_other_extension_is_found(
     tmp_path: Path, write_tar: Callable, members: dict[str, bytes], expected: tuple[str, ...]
 ) -> None:
     path = write_tar(tmp_path / "a.tar", [("a", members), ("b", members)])
-    assert guess_image(str(path), Keys()).image == expected
+    assert guess_image(first_extensions(str(path)), Keys()).image == expected

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.shards.build import build_index
+from pipeline.shards.named import named_set
 from pipeline.shards.preview import contact_sheet
 from pipeline.shards.stats import dataset_stats, draw
 
@@ -29,27 +30,44 @@ def build(folder: Path, write_tar):
 
 
 def test_figures_of_a_small_set(tmp_path: Path, write_tar) -> None:
-    index = build(tmp_path, write_tar)
-    stats, sizes = dataset_stats(index, index.keys, workers=1)
-    assert (stats["samples"], stats["images"], stats["unreadable_images"], stats["without_label"]) == (4, 3, 1, 1)
+    build(tmp_path, write_tar)
+    stats, sizes = dataset_stats(named_set(str(tmp_path)), workers=1)
+    assert (stats["samples"], stats["images"], stats["unreadable_images"]) == (4, 3, 1)
+    labels = stats["targets"]["class_id"]
+    assert (labels["without"], labels["classes"], labels["counted"]) == (1, 2, "samples")
     assert stats["formats"] == {"PNG RGB": 2, "JPEG RGB": 1}
-    assert stats["per_class"] == {"cat": 1, "dög": 2}
+    assert labels["per_class"] == {"cat": 1, "dög": 2}
     assert (stats["height"]["p0"], stats["height"]["p50"], stats["height"]["p100"]) == (10, 30, 50)
     assert sizes[:, :2].tolist() == [[10, 20], [30, 40], [50, 20]]
 
 
 def test_the_picture_is_drawn(tmp_path: Path, write_tar) -> None:
-    index = build(tmp_path, write_tar)
-    stats, sizes = dataset_stats(index, index.keys, workers=1)
-    stats["per_class"] = {"$a_{$": 1, "日本 $1": 2}  # no formulas
+    build(tmp_path, write_tar)
+    stats, sizes = dataset_stats(named_set(str(tmp_path)), workers=1)
+    stats["targets"]["class_id"]["per_class"] = {"$a_{$": 1, "日本 $1": 2}  # no formulas
     draw(stats, sizes, tmp_path / "stats.png")
     assert np.asarray(Image.open(tmp_path / "stats.png")).std() > 10
 
 
 def test_the_contact_sheet_shows_good_and_bad(tmp_path: Path, write_tar) -> None:
-    index = build(tmp_path, write_tar)
-    contact_sheet(index, index.keys, tmp_path / "sheet.png", count=4, columns=2, side=64)
+    build(tmp_path, write_tar)
+    contact_sheet(named_set(str(tmp_path)), tmp_path / "sheet.png", count=4, columns=2, side=64)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape[:2] == (2 * 12 + 2 * (64 + 30 + 8) - 8, 2 * 12 + 2 * (64 + 8) - 8)
     assert ((sheet == 99).all(axis=2)).sum() > 3 * 20 * 40, "three grey pictures"
     assert (sheet == [0xB3, 0x26, 0x1E]).all(axis=2).any(), "one frame of a bad one"
+
+
+def test_masks_are_counted_by_pixels_and_drawn_over_the_picture(tmp_path: Path, write_tar) -> None:
+    classes = np.zeros((10, 20), np.uint8)
+    classes[:, :5], classes[:, 5] = 1, 255
+    mask = cv2.imencode(".png", classes)[1].tobytes()
+    write_tar(tmp_path / "a.tar", [("s0", {"png": picture(10, 20), "seg.png": mask})])
+    build_index(str(tmp_path), classes={"mask": ["wall", "door"]}, workers=1)
+    stats, _ = dataset_stats(named_set(str(tmp_path)), workers=1)
+    labels = stats["targets"]["mask"]
+    assert (labels["counted"], labels["per_class"]) == ("pixels", {"wall": 140, "door": 50})
+    contact_sheet(named_set(str(tmp_path)), tmp_path / "sheet.png", count=1, columns=1, side=60)
+    tile = np.asarray(Image.open(tmp_path / "sheet.png"))[12 + 15 : 12 + 45, 12:72]
+    assert (tile[:, 16:18] == 99).all(), "where the label is ignored"
+    assert len(np.unique(tile.reshape(-1, 3), axis=0)) == 3, "two colours beside it"

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
-from pipeline.shards.named import NamedSet
+from pipeline.shards.named import named_set
 from pipeline.shards.verify import Kind, verify
 
 
@@ -76,13 +76,16 @@ def test_bad_samples_are_named_by_key(tmp_path: Path, write_tar: Callable) -> No
     ]
     write_tar(tmp_path / "a.tar", build)
     build_index(str(tmp_path), workers=1)
-    index = (tmp_path / "index.json").read_text().replace('"classes":null', '"classes":["a","b"]')
+    index = (tmp_path / "index.json").read_text().replace('"classes":{}', '"classes":{"class_id":["a","b"]}')
     (tmp_path / "index.json").write_text(index)
     assert [(key, message) for _, key, message in faults(tmp_path)] == [
         ("good", "this key was there before"),
-        ("unlabelled", "no label member (looked for cls; found png)"),
-        ("word", "its label (cls) is not a class number"),
-        ("outside", "label 2 is outside the 2 classes"),
+        ("unlabelled", "no class_id member (looked for cls; found png)"),
+        ("word", "the label is 'cat', not a class number"),
+        (
+            "outside",
+            "has label 2, and labels must be 0 to 1 for 2 classes; correct the label or the dataset's `classes`",
+        ),
         ("blind", "no image member (looked for png, jpg, jpeg, webp; found cls)"),
     ]
 
@@ -142,16 +145,35 @@ def test_a_torn_shard_is_one_fault(folder: Path, kept: int) -> None:
 def test_the_members_named_by_other_keys_are_looked_at(tmp_path: Path, write_tar: Callable) -> None:
     write_tar(tmp_path / "a.tar", [("a", {"left.png": png(1), "right.png": b"torn", "y": b"1"})])
     build_index(str(tmp_path), workers=1)
-    assert len(list(verify(str(tmp_path), workers=1))) == 2
-    assert list(verify(NamedSet("x", str(tmp_path), "left.png", "y"), workers=1)) == []
-    [fault] = verify(NamedSet("x", str(tmp_path), "right.png", "y"), workers=1)
+    assert len(list(verify(str(tmp_path), workers=1))) == 1
+    assert list(verify(named_set(str(tmp_path), "left.png", {"class_id": "y"}), workers=1)) == []
+    [fault] = verify(named_set(str(tmp_path), "right.png", {"class_id": "y"}), workers=1)
     assert "no readable image header" in fault.message
 
 
 def test_an_index_of_headers_knows_one_label(folder: Path) -> None:
     build_index(str(folder), headers_only=True, workers=1)
-    with pytest.raises(DataError, match=r"--label-key txt"):
-        list(verify(NamedSet("x", str(folder), label_key="txt"), workers=1))
+    with pytest.raises(DataError, match=r"--target class_id=txt"):
+        list(verify(named_set(str(folder), targets={"class_id": "txt"}), workers=1))
+
+
+def test_masks_are_looked_at_beside_their_images(tmp_path: Path, write_tar: Callable) -> None:
+    mask = {size: cv2.imencode(".png", np.full((size, size), 1, np.uint8))[1].tobytes() for size in (6, 5)}
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            ("good", {"png": png(1), "seg.png": mask[6]}),
+            ("small", {"png": png(2), "seg.png": mask[5]}),
+            ("torn", {"png": png(3), "seg.png": b"torn"}),
+            ("none", {"png": png(4)}),
+        ],
+    )
+    index = build_index(str(tmp_path), classes={"mask": ["wall", "door"]}, workers=1)
+    assert index.totals == {"mask": {"missing": 1, "bad": 0, "unusable": 1}}
+    found = {fault.key: fault.message for fault in verify(str(tmp_path), workers=1)}
+    assert found.keys() == {"small", "torn", "none"}
+    assert "5 x 5 pixels, and its image 6 x 6" in found["small"]
+    assert found["none"] == "no mask member (looked for seg.png; found png)"
 
 
 def test_compressed_tars_and_links_are_faults(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pipeline.shards.index import load_index, make_index
 from pipeline.shards.scan import scan_shard
 from pipeline.shards.sidecar import read_sidecar
 from pipeline.shards.write import ShardWriter, TarWriter
+from pipeline.targets import tool_targets
 
 
 @settings(deadline=None, max_examples=30)
@@ -24,14 +25,15 @@ def test_writes_what_a_scan_finds(
     tmp_path_factory: pytest.TempPathFactory, samples: Callable, count: int, per_shard: int
 ) -> None:
     folder = tmp_path_factory.mktemp("w")
-    with ShardWriter(folder, "train", per_shard) as writer:
+    targets = tool_targets({"class_id": ("cls",), "mask": ("txt",)})
+    with ShardWriter(folder, "train", per_shard, targets) as writer:
         for key, members in samples(count):
             writer.write(key, members)
     assert [record.samples for record in writer.records] == [
         min(per_shard, count - first) for first in range(0, count, per_shard)
     ]
     for record in writer.records:
-        scan = scan_shard(str(folder / record.name))
+        scan = scan_shard(str(folder / record.name), targets=targets)
         assert scan.record(record.name) == record
         assert scan.sidecar.encode() == read_sidecar(str(folder / record.name)).encode()
 
@@ -77,7 +79,7 @@ def test_killed_at_any_moment_no_index_vouches_for_another_tar(tmp_path: Path, s
     with TarWriter(tmp_path / "x.tar") as tar:
         tar.write("old", {"cls": b"1"})
         record = tar.finish()
-    write_index(make_index(str(tmp_path), [record], None))
+    write_index(make_index(str(tmp_path), [record]))
     module, _, name = moment.rpartition(".")
     code = f"""
 import os, pathlib, tarfile
@@ -99,7 +101,7 @@ with TarWriter(pathlib.Path({str(tmp_path)!r}) / "x.tar") as tar:
 def test_killed_between_tar_and_sidecar_the_mismatch_shows(tmp_path: Path) -> None:
     with TarWriter(tmp_path / "x.tar") as tar:
         tar.write("old", {"cls": b"1"})
-        write_index(make_index(str(tmp_path), [tar.finish()], None))
+        write_index(make_index(str(tmp_path), [tar.finish()]))
     code = f"""
 import os, pathlib
 import pipeline.shards.write as write
@@ -111,7 +113,7 @@ with write.TarWriter(pathlib.Path({str(tmp_path)!r}) / "x.tar") as tar:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     with pytest.raises(DataError, match=r"x.tar.idx: missing; run `minivit shards index"):
         load_index(str(tmp_path))
-    assert build_index(str(tmp_path), workers=1).label_range == (2, 2)
+    assert build_index(str(tmp_path), workers=1).totals["class_id"]["low"] == 2
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:

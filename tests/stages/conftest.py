@@ -17,6 +17,7 @@ from pipeline.stages.context import RunContext
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.progress import Progress
 from pipeline.stages.stop import StopRequest
+from pipeline.targets import tool_targets
 from pipeline.tracking.runs import Tracker
 from pipeline.tracking.store import choose_store
 
@@ -87,11 +88,12 @@ def make_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
     def make(prefix: str, samples: int, samples_per_shard: int, classes: list[str] | None) -> None:
         folder = tmp_path / "data"
-        with ShardWriter(folder, prefix, samples_per_shard) as writer:
+        members = {"class_id": ("cls",)}
+        with ShardWriter(folder, prefix, samples_per_shard, tool_targets(members)) as writer:
             for number in range(samples):
                 writer.write(f"{prefix}-{number}", {"png": b"not decoded here", "cls": str(number % 10).encode()})
         records.extend(writer.records)
-        write_index(make_index(str(folder), records, classes))
+        write_index(make_index(str(folder), records, classes and {"class_id": classes}, members=members))
 
     return make
 

@@ -17,8 +17,9 @@ from pipeline.train.job import Dataset
 
 
 def dataset(*classes: str) -> Dataset:
-    record = ShardRecord("a.tar", 10, 1000, "0" * 64, 0, len(classes) - 1)
-    index: DatasetIndex = make_index("data", [record], None)
+    summary = {"missing": 0, "bad": 0, "unusable": 0, "low": 0, "high": len(classes) - 1}
+    record = ShardRecord("a.tar", 10, 1000, "0" * 64, targets={"class_id": summary})
+    index: DatasetIndex = make_index("data", [record], members={"class_id": ("cls",)})
     return Dataset(DatasetConfig(shards="data", classes=list(classes)), index)
 
 

@@ -79,9 +79,9 @@ EXPORT = ExportStage(type="export", model="pretrain")
 
 
 def source(name: str, config: DatasetConfig = DATASET, content: str = "0") -> Source:
-    record = ShardRecord("a.tar", 10, 1000, content * 64, 0, 1)
-    index = make_index("data", [record], None)
-    member = index.keys.override(None, config.label_key).label
+    index = make_index("data", [ShardRecord("a.tar", 10, 1000, content * 64)])
+    named = config.targets.of("class_id")
+    member = (named and named.member) or "cls"
     return Source(name, index, config, AugmentConfig(), 1, {"class_id": ClassId((member,), (0, 1), 2)})
 
 
@@ -233,7 +233,7 @@ def test_keys_are_those_that_are_read_whoever_names_them() -> None:
     """An index that names the member, and a config that names the same one, read the same images."""
     named = dataclasses.replace(source("val"), config=DatasetConfig(shards="data", image_key="png;jpg;jpeg;webp"))
     assert evaluate_digest(data=named) == evaluate_digest()
-    index = dataclasses.replace(source("val").index, keys=source("val").index.keys.override("left.png", None))
+    index = dataclasses.replace(source("val").index, keys=source("val").index.keys.override("left.png"))
     by_index = dataclasses.replace(source("val"), index=index)
     by_config = dataclasses.replace(source("val"), config=DatasetConfig(shards="data", image_key="left.png"))
     assert evaluate_digest(data=by_index) == evaluate_digest(data=by_config) != evaluate_digest()

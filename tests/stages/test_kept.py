@@ -44,7 +44,7 @@ def inputs(**settings: Any) -> dict[str, Any]:
     """As a status records them, with these settings of the stage."""
     stage = STAGE.model_copy(update=settings)
     config = DatasetConfig(shards="data", mean=PREPROCESS.mean, std=PREPROCESS.std, background=PREPROCESS.background)
-    source = Source("train", make_index("data", [], None), config, AugmentConfig())
+    source = Source("train", make_index("data", []), config, AugmentConfig())
     found = train_inputs(stage, spec=SPEC, classes=CLASSES, seed=0, train=[source], val=None, init_from=None)
     return json.loads(json.dumps(found))
 

@@ -10,10 +10,10 @@ from pipeline.train.job import Dataset
 def index(folder: str, **hashes: str) -> DatasetIndex:
     """Shards of ten samples by name, each with a hash; none in a shard whose name begins with `empty`."""
     records = [
-        ShardRecord(f"{name}.tar", 0 if name.startswith("empty") else 10, 1000, digit * 64, 0, 1)
+        ShardRecord(f"{name}.tar", 0 if name.startswith("empty") else 10, 1000, digit * 64)
         for name, digit in hashes.items()
     ]
-    return make_index(folder, records, ["cat", "dog"])
+    return make_index(folder, records)
 
 
 TRAIN = index("data", a="1", b="2", empty="0")

@@ -380,16 +380,18 @@ def inputs(context: RunContext, raw: dict[str, Any], branch_id: str) -> str:
     return inputs_digest(STAGE_RUNS[type(branch.stage)](context, branch).inputs())
 
 
-@pytest.mark.parametrize("key", ["image_key", "label_key"])
-def test_other_images_and_other_labels_are_other_inputs(trained: RunContext, raw: dict[str, Any], key: str) -> None:
+@pytest.mark.parametrize(("key", "value"), [("image_key", "other"), ("targets", {"class_id": "other"})])
+def test_other_images_and_other_labels_are_other_inputs(
+    trained: RunContext, raw: dict[str, Any], key: str, value: Any
+) -> None:
     """Of what a stage trains on, what it validates on, and what is evaluated."""
     for settings in raw["datasets"].values():
         settings["classes"] = [f"class {label}" for label in range(10)]
     before = {branch_id: inputs(trained, raw, branch_id) for branch_id in ("pretrain/nano", "larger", "evaluate")}
-    raw["datasets"]["test"][key] = "other"
+    raw["datasets"]["test"][key] = value
     after = {branch_id: inputs(trained, raw, branch_id) for branch_id in before}
     assert [branch_id for branch_id in before if before[branch_id] != after[branch_id]] == ["pretrain/nano", "evaluate"]
-    raw["datasets"]["train"][key] = "other"
+    raw["datasets"]["train"][key] = value
     assert inputs(trained, raw, "larger") != before["larger"]
 
 

@@ -227,7 +227,7 @@ def test_members_are_those_of_the_index_unless_the_config_names_others(kit, tmp_
         return {"img.png": members["png"], "seg.png": b"no picture", "y": members["cls"]}
 
     kit.write_shards(tmp_path, [20], spoil=renamed)
-    index = build_index(str(tmp_path), image_key="img.png", label_key="y", workers=1)
+    index = build_index(str(tmp_path), image_key="img.png", targets={"class_id": ("y",)}, workers=1)
     named = {"class_id": replace(CLASSES, members=("y",))}
     with kit.train_loader([kit.source(index, targets=named)]) as loader:
         assert next(loader).weights.eq(1).all()

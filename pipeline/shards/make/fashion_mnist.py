@@ -17,6 +17,7 @@ from pipeline.shards.make._fashion_mnist_files import Split, located, read_split
 from pipeline.shards.parallel import track
 from pipeline.shards.scan import ShardRecord
 from pipeline.shards.write import TarWriter, shard_name
+from pipeline.targets import tool_targets
 
 CLASSES = [
     "T-shirt/top",
@@ -30,6 +31,7 @@ CLASSES = [
     "Bag",
     "Ankle boot",
 ]
+MEMBERS = {"class_id": ("cls",)}
 SAMPLES_PER_SHARD = 5_000
 
 
@@ -54,7 +56,8 @@ def make(
             data = read_split(folder, split)
             check_split(data, folder, split)
             records += _write_split(out, split, data, valid)
-    index = make_index(str(out), sorted(records, key=lambda record: record.name), CLASSES)
+    ordered = sorted(records, key=lambda record: record.name)
+    index = make_index(str(out), ordered, {"class_id": CLASSES}, members=MEMBERS)
     write_index(index)
     return index
 
@@ -65,7 +68,7 @@ def _valid_records(out: Path) -> dict[str, ShardRecord | None]:
         index = load_index(str(out), check=False)
     except DataError:
         return {}
-    if index.classes != CLASSES:
+    if index.classes != {"class_id": CLASSES}:
         return {}
     records: dict[str, ShardRecord | None] = {}
     for record, shard in zip(index.records(), index.shards, strict=True):
@@ -84,7 +87,7 @@ def _write_split(out: Path, split: str, data: Split, valid: dict[str, ShardRecor
         kept = valid.get(name)
         if kept is not None:
             return kept
-        with TarWriter(out / name) as tar:
+        with TarWriter(out / name, targets=tool_targets(MEMBERS)) as tar:
             for i in range(first, min(first + SAMPLES_PER_SHARD, len(data.labels))):
                 members = {"png": encode(data.images[i]), "cls": str(data.labels[i]).encode()}
                 tar.write(f"{split}-{i:05d}", members)

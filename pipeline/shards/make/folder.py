@@ -180,6 +180,7 @@ def _check_classes(layout: Layout, rejected: Mapping[str, set[str]], src: Path, 
 def _agree_on_classes(out: Path, classes: list[str]) -> None:
     """Splits in one folder share one index, so they must share the numbering of classes, too."""
     index = earlier_index(out)
-    if index and classes and index.classes is not None and index.classes != classes:
-        differing = sorted(set(index.classes) ^ set(classes))[:3]
+    named = index.classes.get("class_id") if index else None
+    if classes and named is not None and named != classes:
+        differing = sorted(set(named) ^ set(classes))[:3]
         raise DataError(f"{out}: its index has other classes ({', '.join(differing)} ...); choose another --out")

@@ -168,7 +168,7 @@ def make(
     rejected = _rejected(pairing, report)
     if len(rejected) == len(files):
         raise DataError(f"{images}: none of the {len(files):,} pairs can be used, as {report.path} says; fix them")
-    index = build_index(str(out), classes=names, workers=workers)
+    index = build_index(str(out), classes={"mask": names}, workers=workers)
     print("\n".join(summary(images, pairing, rejected, report)), file=sys.stderr)
     if not small_ids:
         print(f"ignored pixels hold {ids.ignore}: set `ignore: {ids.ignore}` of the data set's mask", file=sys.stderr)

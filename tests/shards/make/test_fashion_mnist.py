@@ -52,7 +52,7 @@ def test_every_image_and_label_without_loss(src: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     index = make("fashion-mnist", out, src=src)
     assert index.counts.tolist() == [10, 10, 10, 5]
-    assert index.classes == fashion_mnist.CLASSES
+    assert index.classes == {"class_id": fashion_mnist.CLASSES}
     for split in ("train", "test"):
         images, labels, keys = read_all(f"{out}/{split}-*.tar")
         data = read_split(src, split)
@@ -140,7 +140,7 @@ def test_files_that_are_something_else(src: Path, write_idx: WriteIdx, tmp_path:
 def test_the_real_one(tmp_path: Path) -> None:
     assert ensure_made("fashion-mnist", f"{tmp_path}/train-{{000000..000011}}.tar").num_samples == 60_000
     test = ensure_made("fashion_mnist", f"{tmp_path}/test-*.tar")
-    assert (test.num_samples, test.label_range) == (10_000, (0, 9))
+    assert (test.num_samples, test.totals["class_id"]["high"]) == (10_000, 9)
     images, labels, _ = read_all(f"{tmp_path}/test-000001.tar")
     data = read_split(DEBIAN_FOLDER, "test")
     np.testing.assert_array_equal(images, data.images[5000:])

@@ -64,7 +64,7 @@ def contents(folder: Path) -> dict[tuple[str, int], str]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_file_once_as_it_is(src: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
     index = make("folder", tmp_path / "out", src=src, samples_per_shard=4, workers=workers)
-    assert (index.classes, index.counts.tolist()) == (CLASSES, [4, 4, 4, 4, 4, 1])
+    assert (index.classes["class_id"], index.counts.tolist()) == (CLASSES, [4, 4, 4, 4, 4, 1])
     files = list(src.rglob("im.*"))
     expected = {
         (hashlib.sha256(path.read_bytes()).hexdigest(), CLASSES.index(path.relative_to(src).parts[0])) for path in files
@@ -87,7 +87,7 @@ def test_the_seed_alone_decides_the_order(src: Path, tmp_path: Path) -> None:
     ]
     assert digests[0] == digests[1] != digests[2]
     first = load_index(f"{tmp_path}/out0/train-000000.tar")
-    assert first.label_range != (0, 0), "a first shard of one class has not been shuffled"
+    assert first.totals["class_id"]["high"] > 0, "a first shard of one class has not been shuffled"
 
 
 def test_unreadable_files_are_reported(src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,8 +135,8 @@ def test_shards_indexed_by_the_version_before_are_kept(src: Path, tmp_path: Path
     out = tmp_path / "out"
     digest = make("folder", out, src=src, samples_per_shard=4, workers=1).digest
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
-    older = json.loads((out / "index.json").read_text()) | {"version": 2}
-    del older["image_key"], older["lacks"]
+    older = json.loads((out / "index.json").read_text()) | {"version": 3, "label_key": "cls"}
+    older["classes"] = older["classes"]["class_id"]
     for again in (
         lambda: make("folder", out, src=src, samples_per_shard=4, workers=1),
         lambda: ensure_made("fashion-mnist", str(out)),  # no source is looked for, and nothing written anew
@@ -216,8 +216,9 @@ def test_splits_are_made_in_one_go_and_share_the_classes(tmp_path: Path, capsys:
     write_images(tmp_path / "src" / "test", 2)  # unlabelled
     out = tmp_path / "out"
     index = make("folder", out, src=tmp_path / "src", workers=1)
-    assert (index.names, index.classes) == (["train-000000.tar", "val-000000.tar"], ["cat", "dog", "ox"])
-    assert (index.counts.tolist(), index.label_min, index.label_max) == ([6, 2], [0, 1], [2, 1])
+    assert (index.names, index.classes) == (["train-000000.tar", "val-000000.tar"], {"class_id": ["cat", "dog", "ox"]})
+    columns = index.columns["class_id"]
+    assert (index.counts.tolist(), columns["low"], columns["high"]) == ([6, 2], [0, 1], [2, 1])
     assert capsys.readouterr().err.splitlines()[1:] == [
         "  class  train  val  unreadable",
         "  cat        3    0           0",
@@ -249,7 +250,7 @@ def test_names_of_any_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (src / "tea" / os.fsdecode(b"kaputt\xfc\t.png")).write_bytes(b"no image")
     for _ in range(2):
         index = make("folder", tmp_path / "out", src=src, workers=1)
-        assert (index.num_samples, index.classes) == (4, [r"caf\xe9", "tea"])
+        assert (index.num_samples, index.classes) == (4, {"class_id": [r"caf\xe9", "tea"]})
         table = capsys.readouterr().err
         assert r"  caf\xe9      2           0" in table
         assert "  tea          2           1" in table
@@ -294,7 +295,7 @@ def test_images_without_labels(src: Path, tmp_path: Path, capsys: pytest.Capture
     (src / "loose.png").write_bytes((src / "cat" / "im.0.png").read_bytes())
     out = tmp_path / "out"
     index = make("folder", out, src=src, labels="none", workers=1)
-    assert (index.num_samples, index.classes) == (22, None)
+    assert (index.num_samples, index.classes, index.members) == (22, {}, {})
     assert {tuple(members) for _, _, members, _ in shard_samples(index.shards[0])} == {("png",), ("jpg",), ("webp",)}
     assert "  images  taken  unreadable\n  train      22           0\n" in capsys.readouterr().err
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}

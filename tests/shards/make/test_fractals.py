@@ -19,8 +19,8 @@ def images(index) -> list[np.ndarray]:
 
 def test_any_number_of_labelled_images_at_any_size(tmp_path: Path) -> None:
     index = make(tmp_path, classes=3, per_class=4, size=50, samples_per_shard=5, workers=1)
-    assert (index.num_samples, index.counts.tolist(), index.label_range) == (12, [5, 5, 2], (0, 2))
-    assert index.classes == ["fractal-0000", "fractal-0001", "fractal-0002"]
+    assert (index.num_samples, index.counts.tolist(), index.totals["class_id"]["high"]) == (12, [5, 5, 2], 2)
+    assert index.classes == {"class_id": ["fractal-0000", "fractal-0001", "fractal-0002"]}
     assert list(verify(str(tmp_path), workers=1)) == []
     assert all(image.shape == (50, 50, 3) and (image > 0).mean() > 0.02 for image in images(index))
 
