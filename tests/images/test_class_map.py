@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.images.class_map import class_colors, decode_class_map, draw_classes, read_map_header
 from pipeline.images.decode import BadImage
@@ -81,6 +84,16 @@ def test_colours_differ_and_stay_when_classes_are_added() -> None:
     np.testing.assert_array_equal(colors[:9], class_colors(9))
     apart = np.linalg.norm(colors[:, None].astype(int) - colors[None], axis=-1) + 1000 * np.eye(len(colors))
     assert apart.min() > 12
+
+
+@settings(max_examples=200)
+@given(st.sampled_from([1, 8, 16]), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=4))
+def test_damage_ends_in_ids_or_in_a_reason(depth: int, changes: list[tuple[int, int]]) -> None:
+    data = bytearray(png(np.arange(600).reshape(20, 30) % (1 << depth), depth, GREY))
+    for place, byte in changes:
+        data[33 + place % (len(data) - 33)] = byte  # behind the size, by which decoding may take long
+    with contextlib.suppress(BadImage):
+        assert decode_class_map(bytes(data)).ndim == 2
 
 
 def test_ignored_pixels_are_not_painted() -> None:
