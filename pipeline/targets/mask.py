@@ -110,9 +110,8 @@ class Mask(Target):
         except BadImage as bad:
             raise BadLabel(str(bad)) from None
         if self._plain and ids.dtype == np.uint8:
-            value: np.ndarray = ids.view(
-                np.int8
-            )  # 255 is -1, and what lies between it and the classes is below or above
+            # 255 is -1, and what lies between it and the classes is below that or above them.
+            value: np.ndarray = ids.view(np.int8)
             outside = value.min() < IGNORED or value.max() >= self.num_classes
         else:
             value = cv2.LUT(ids, self._classes[:256]) if ids.dtype == np.uint8 else self._classes[ids]
