@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from pipeline.targets.base import BadLabel, Target
 NUM_IMAGES = 6
 LOOKED_THROUGH = 64  # samples among which images of different classes are sought
 MAX_HEADS = 6
+CLASSIFIER = "classifier"  # kind of head
 LARGEST = 168  # px of an image's shorter side on the page
 
 
@@ -48,27 +50,29 @@ class TestImage:
 
 @dataclass(frozen=True)
 class Glance:
-    """One image with the model's attention on it; pictures are `data:` URLs of PNG files.
+    """One image with the model's attention on it, and its class if the model tells classes of images apart.
 
-    Those of attention have one pixel for each patch, opaque where the model looks, and are meant to be laid over the
-    image and enlarged smoothly. `small` says that the image's own pixels are meant to be seen.
+    Pictures are `data:` URLs of PNG files. Those of attention have one pixel for each patch, opaque where the model
+    looks, and are meant to be laid over the image and enlarged smoothly. `small` says that the image's own pixels are
+    meant to be seen.
     """
 
     image: str
     small: bool
     mean: str
     heads: list[str]
-    true: str | None
-    predicted: str
-    probability: float
+    name: str  # of its class, or of the sample
+    predicted: str | None = None
+    probability: float = 0.0
 
     @property
     def correct(self) -> bool:
-        return self.true == self.predicted
+        return self.name == self.predicted
 
     @property
     def alt(self) -> str:
-        return f"{self.true or 'unlabelled image'}, predicted {self.predicted} ({self.probability:.0%})"
+        told = "" if self.predicted is None else f", predicted {self.predicted} ({self.probability:.0%})"
+        return f"{self.name}{told}"
 
 
 def glances(bundle: Path, dataset: DatasetConfig) -> list[Glance]:
@@ -133,23 +137,26 @@ def choose(images: Iterator[TestImage], limit: int = NUM_IMAGES) -> list[TestIma
 
 @torch.inference_mode()
 def look(model: MiniViT, preprocess: Preprocess, classes: list[str], image: TestImage) -> Glance:
-    """Prediction and attention of one image."""
-    seen = plain(image.pixels, preprocess.image_size, preprocess.background, preprocess.eval)
-    batch = preprocess.normalise(torch.from_numpy(seen).permute(2, 0, 1)[None])  # [1, C, H, W]
-    probability, predicted = model(batch)[0].softmax(-1).max(-1)
-    weights = attention_of_patches(model, batch)
+    """Attention on one image and, by a classifier, its prediction."""
 
     def name(label: int) -> str:
         return classes[label] if label < len(classes) else f"class {label}"
+
+    seen = plain(image.pixels, preprocess.image_size, preprocess.background, preprocess.eval)
+    batch = preprocess.normalise(torch.from_numpy(seen).permute(2, 0, 1)[None])  # [1, C, H, W]
+    weights = attention_of_patches(model, batch)
+    told: dict[str, Any] = {}
+    if any(head.kind == CLASSIFIER for head in model.spec.heads.values()):
+        probability, predicted = model(batch)[0].softmax(-1).max(-1)
+        told = {"predicted": name(int(predicted)), "probability": float(probability)}
 
     return Glance(
         image=data_url(reduce(image.pixels)),
         small=min(image.pixels.shape[:2]) < LARGEST,
         mean=data_url(heat(weights.mean(axis=0))),
         heads=[data_url(heat(head)) for head in weights[:MAX_HEADS]],
-        true=None if image.label is None else name(image.label),
-        predicted=name(int(predicted)),
-        probability=float(probability),
+        name=image.key if image.label is None else name(image.label),
+        **told,
     )
 
 

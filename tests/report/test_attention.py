@@ -10,8 +10,10 @@ from PIL import Image
 
 from pipeline.config.data import WHITE, DatasetConfig
 from pipeline.errors import DataError
+from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
-from pipeline.models.variants import build_spec
+from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.variants import build_backbone, build_spec
 from pipeline.report.attention import (
     LARGEST,
     NUM_IMAGES,
@@ -21,6 +23,7 @@ from pipeline.report.attention import (
     decode,
     glances,
     heat,
+    look,
     reduce,
 )
 from pipeline.report.collect import read_run
@@ -38,11 +41,19 @@ def picture(url: str) -> np.ndarray:
 def test_images_of_different_classes_are_shown_with_what_the_model_makes_of_them(built_run: Path) -> None:
     dataset = read_run(built_run).config.datasets["test"]
     found = glances(built_run / "stages" / "finetune-56" / "model", dataset)
-    assert [glance.true for glance in found] == ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal"]
-    assert all(0.1 <= glance.probability <= 1 for glance in found)
+    assert [glance.name for glance in found] == ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal"]
+    assert all(0.1 <= glance.probability <= 1 and glance.predicted for glance in found)
     assert picture(found[0].image).shape == (28, 28, 3)
     assert picture(found[0].mean).shape == (14, 14, 4)
     assert len(found[0].heads) == 3
+
+
+def test_a_model_that_tells_no_images_apart_predicts_none() -> None:
+    backbone = build_backbone("nano", image_size=8, patch_size=4, channels=1, depth=1)
+    model = MiniViT.from_spec(ModelSpec(backbone, {"seg_head": HeadSpec("linear", 3)}, "segmentation")).eval()
+    pixels = np.zeros((8, 8, 1), np.uint8)
+    found = look(model, Preprocess((0.5,), (0.5,), 1, (8, 8)), [], TestImage("shard/7", pixels, None))
+    assert (found.alt, found.predicted, picture(found.mean).shape) == ("shard/7", None, (2, 2, 4))
 
 
 def test_missing_shards_are_an_error_a_user_can_mend(built_run: Path, tmp_path: Path) -> None:

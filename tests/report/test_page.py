@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from pipeline.errors import CheckpointError
+from pipeline.metrics.pictures import save_picture
+from pipeline.metrics.schema import LOSS, Measure, Schema
 from pipeline.report.page import SECTIONS, write_report
 
 
@@ -100,6 +102,27 @@ def test_a_damaged_manifest_costs_the_table_and_is_named(finished_run: Path) -> 
     page = write_report(finished_run).read_text(encoding="utf-8")
     assert "The table of bad samples could not be drawn" in page
     assert "quarantine.rank0-worker0.jsonl:1 is no line" in page
+
+
+def test_a_task_shows_what_it_measures_and_has_drawn(unfinished_run: Path) -> None:
+    """Which task it is, the page knows from nothing but what stages have left."""
+    stages, loss = unfinished_run / "stages", Measure("noise", "Noise left", "lower")
+    nano, test = stages / "pretrain" / "nano", stages / "test"
+    row = {"step": 100, "time": 9.0, "train/noise": 0.75, "val/noise": 0.5}
+    (nano / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    status = json.loads((nano / "status.json").read_text())
+    (nano / "status.json").write_text(json.dumps({**status, "schema": Schema((loss,), "noise").to_dict()}))
+    schema = Schema((LOSS, Measure("mean_iou", "Mean IoU", "higher", share=True)), "mean_iou")
+    models = {"./export": {"loss": 0.25, "mean_iou": 0.625, "samples": 9, "bad_samples": 0}}
+    for name, caption in (("b", "a second scene"), ("a", "a <first> scene")):
+        save_picture(test, name, np.zeros((4, 6, 3), np.uint8), "Class maps", caption)
+    (test / "evaluation.json").write_text(json.dumps({"schema": schema.to_dict(), "models": models}))
+    page = write_report(unfinished_run).read_text(encoding="utf-8")
+    for text in ("noise left 0.5 val", "Noise left per stage", "<dd>62.50 %</dd>", "Class maps <small>test</small>"):
+        assert text in page
+    assert page.index("a &lt;first&gt; scene") < page.index("a second scene")
+    assert "Accuracy" not in page
+    assert "No picture" not in page  # nothing was said of classes
 
 
 def test_a_run_that_has_only_a_pipeline_has_a_page(unfinished_run: Path) -> None:
