@@ -13,7 +13,9 @@ from PIL import Image
 
 from pipeline import load_model
 from pipeline.errors import DataError, ModelError
-from pipeline.models import MiniViT, Preprocess, build_spec, save_bundle
+from pipeline.models import HeadSpec, MiniViT, ModelSpec, Preprocess, build_backbone, build_spec, save_bundle
+from pipeline.tasks.base import TaskModule
+from pipeline.tasks.classification.module import Classification
 
 CLASSES = ["ant", "bee", "cat"]
 
@@ -139,6 +141,42 @@ def test_predict_names_an_unreadable_image(tmp_path: Path) -> None:
     (tmp_path / "image.png").write_text("not an image")
     with pytest.raises(DataError, match=r"image\.png: cannot be read as an image"):
         load_model(tmp_path / "model").predict([tmp_path / "image.png"])
+
+
+def test_a_model_that_segments_gives_class_maps_at_the_images_own_sizes(tmp_path: Path) -> None:
+    spec = ModelSpec(
+        build_backbone("nano", image_size=28, channels=1, depth=1), {"head": HeadSpec("linear", 3)}, "segmentation"
+    )
+    torch.manual_seed(0)
+    state = MiniViT.from_spec(spec).state_dict()
+    save_bundle(tmp_path / "model", state, spec, Preprocess((0.5,), (0.5,), 1, (28, 28)), CLASSES, {})
+    model = load_model(tmp_path / "model")
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 60), dtype=np.uint8))
+    wide.save(tmp_path / "wide.png")
+    from_image, from_path, turned = model.predict([wide, tmp_path / "wide.png", wide.transpose(Image.ROTATE_90)])
+    assert (from_image.shape, from_path.shape, turned.shape) == ((30, 60), (30, 60), (60, 30))
+    assert np.array_equal(from_image, from_path)
+    [shares] = model.summarise([wide], 3)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert shares == {name: pytest.approx((from_image == n).mean()) for n, name in enumerate(CLASSES) if name in shares}
+
+
+def test_a_model_whose_task_predicts_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path / "model", "a")
+    model = load_model(tmp_path / "model")
+    monkeypatch.setattr(Classification, "predict", TaskModule.predict)
+    with pytest.raises(ModelError, match=r"a model of the task classification has nothing to say of images"):
+        model.predict([Image.new("L", (28, 28))])
+
+
+def test_a_task_that_there_is_not_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model" / "model.json"
+    write_model(tmp_path / "model", "a")
+    description = json.loads(path.read_text())
+    description["spec"]["task"] = "clasification"
+    path.write_text(json.dumps(description))
+    with pytest.raises(ModelError, match=r"the model's task: found 'clasification', .*classification"):
+        load_model(tmp_path / "model")
 
 
 def test_importing_the_package_is_light() -> None:

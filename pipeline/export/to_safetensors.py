@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.models.bundle import Bundle, save_bundle
+from pipeline.models.bundle import Bundle
 
 
 def write(bundle: Bundle, folder: Path) -> Path:
     """`folder/model.safetensors` and `folder/model.json`; returns the folder."""
-    return save_bundle(folder, bundle.state, bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
+    return bundle.save(folder)

@@ -97,6 +97,10 @@ class Bundle:
         if self.classes is not None:
             object.__setattr__(self, "classes", [class_name(name) for name in self.classes])
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """See `save_bundle`."""
+        return save_bundle(folder, self.state, self.spec, self.preprocess, self.classes, self.provenance)
+
 
 def save_bundle(
     folder: str | os.PathLike[str],

@@ -51,6 +51,13 @@ def load_foreign(reference: str, **unreadable: Any) -> Bundle:
     return _from_file(path, unreadable)
 
 
+def import_foreign(reference: str, folder: Path, **unreadable: Any) -> Path:
+    """`load_foreign(reference)` as a bundle in `folder`, which is returned; what is no ViT is not even downloaded."""
+    if reference.startswith(TIMM):
+        describe_foreign(reference, **unreadable)
+    return load_foreign(reference, **unreadable).save(folder)
+
+
 def describe_foreign(reference: str, **unreadable: Any) -> Bundle:
     """`load_foreign(reference)` without its weights: `state` is empty, and of timm's models nothing is downloaded."""
     path = Path(reference)

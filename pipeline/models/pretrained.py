@@ -1,90 +1,20 @@
-"""From a folder on disk to a model that answers: `load_model` and `.predict`."""
+"""Where the bundle of a finished model lies: in an export, a stage's folder or a run's."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from pipeline.errors import DataError, ModelError
+from pipeline.errors import ModelError
 from pipeline.metrics.outcome import selected_values
 from pipeline.metrics.schema import best
-from pipeline.models.bundle import DESCRIPTION, Bundle, Preprocess, load_bundle
-from pipeline.models.minivit import MiniViT
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from pipeline.models.bundle import DESCRIPTION
 
 TRAIN_STAGES = ("pretrain", "finetune")
 SUPERSEDED = ".superseded-"  # in the name of a folder that a stage left behind when it ran again
-
-
-class PretrainedMiniViT(MiniViT):
-    """A MiniViT with what it needs to be used on images: `preprocess` and `classes`."""
-
-    preprocess: Preprocess
-    classes: list[str] | None
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle) -> PretrainedMiniViT:
-        """The bundle's model in fp32 and eval mode."""
-        model = cls.from_spec(bundle.spec, init="torch")
-        assert isinstance(model, cls)
-        model.load_state_dict(bundle.state)
-        model.preprocess, model.classes = bundle.preprocess, bundle.classes
-        return model.float().eval()
-
-    @torch.inference_mode()
-    def predict(
-        self, images: Sequence[str | os.PathLike[str] | Image], top_k: int = 5
-    ) -> list[list[tuple[str, float]]]:
-        """The `top_k` most probable (label, probability) of each image, a path or a PIL image.
-
-        Label is the class's name, or its number where the model has no names. `DataError` for an unreadable image.
-        """
-        if not images:
-            return []
-        batch = torch.stack([self._read(image) for image in images]).to(self.patch_embed.proj.weight.device)
-        probabilities = self(self.preprocess.normalise(batch)).float().softmax(dim=-1)
-        top = probabilities.topk(min(top_k, self.spec.num_classes), dim=-1)
-        return [
-            [(self._label(index), value) for index, value in zip(indices, values, strict=True)]
-            for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
-
-    def _label(self, index: int) -> str:
-        return str(index) if self.classes is None else self.classes[index]
-
-    def _read(self, image: str | os.PathLike[str] | Image) -> Tensor:
-        """uint8 [C, H, W] at the model's size and channels."""
-        from pipeline.images.decode import BadImage, flatten  # slow to import, needed only here
-        from pipeline.images.plain import load_plain, plain
-
-        size, channels, background = self.preprocess.image_size, self.preprocess.channels, self.preprocess.background
-        how = self.preprocess.eval
-        if channels not in (1, 3):
-            raise ModelError(f"predict: reads images of 1 or 3 channels; this model takes {channels}")
-        if isinstance(image, (str, os.PathLike)):
-            try:
-                pixels = load_plain(Path(image).read_bytes(), size, channels, background, how)
-            except (OSError, BadImage) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise DataError(
-                    f"{os.fspath(image)}: cannot be read as an image ({reason}); give a PNG, JPEG or WebP file"
-                ) from None
-        else:
-            pixels = plain(flatten(image, channels, background), size, background, how)
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-
-
-def load_pretrained(path: str | os.PathLike[str]) -> PretrainedMiniViT:
-    """See `pipeline.load_model`."""
-    return PretrainedMiniViT.from_bundle(load_bundle(find_bundle(path)))
 
 
 def find_bundle(path: str | os.PathLike[str]) -> Path:

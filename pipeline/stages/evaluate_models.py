@@ -15,8 +15,8 @@ from pipeline.config.references import names_weights
 from pipeline.config.schema import ClusterConfig
 from pipeline.config.task import default_task
 from pipeline.errors import ConfigError
-from pipeline.models.bundle import Bundle, load_description, save_bundle
-from pipeline.models.foreign import describe_foreign, load_foreign
+from pipeline.models.bundle import Bundle, load_description
+from pipeline.models.foreign import import_foreign
 from pipeline.models.pretrained import find_bundle
 from pipeline.shards.bad_samples import TEST, files_of
 from pipeline.shards.index import load_index
@@ -84,11 +84,7 @@ def evaluate_models(
 
 def _bundle(reference: str, scratch: Path) -> Path:
     """The bundle of a model; weights from elsewhere become one in `scratch`."""
-    if not names_weights(reference):
-        return find_bundle(reference)
-    describe_foreign(reference)  # refuses what is no plain ViT without a download
-    bundle = load_foreign(reference)
-    return save_bundle(scratch, bundle.state, bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
+    return import_foreign(reference, scratch) if names_weights(reference) else find_bundle(reference)
 
 
 def _dataset(data: NamedSet, models: dict[str, Bundle]) -> Dataset:

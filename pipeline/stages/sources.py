@@ -24,9 +24,8 @@ from pipeline.models.bundle import (
     Preprocess,
     check_weights,
     load_description,
-    save_bundle,
 )
-from pipeline.models.foreign import BESIDE, describe_foreign, load_foreign
+from pipeline.models.foreign import BESIDE, describe_foreign, import_foreign
 from pipeline.models.pretrained import find_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import RunFolder
@@ -77,8 +76,7 @@ def imported(context: RunContext, stage_id: str, reference: str) -> Path:
     folder = import_folder(context.folder, reference, stage)
     with _importing:
         if not (folder / DESCRIPTION).is_file():
-            bundle = load_foreign(reference, **unreadable(stage))
-            save_bundle(folder, bundle.state, bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
+            import_foreign(reference, folder, **unreadable(stage))
             context.say(stage_id, f"{reference} is imported to {folder}")
     return folder
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from pipeline.errors import ModelError
 from pipeline.metrics.collector import Collector
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
@@ -89,5 +90,15 @@ class TaskModule(nn.Module, ABC):
             images: normalised [B, C, H, W], at the model's size.
             sizes: (height, width) of the images before they were brought to that size.
             options: the task's own.
+
+        Raises:
+            ModelError: the task predicts nothing of images.
         """
-        raise NotImplementedError
+        raise ModelError(
+            f"predict: a model of the task {self.model.spec.task} has nothing to say of images; fine-tune it for "
+            "another task first"
+        )
+
+    def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
+        """Of each image's prediction at most `limit` names with their shares, largest first; by default none."""
+        return [{} for _ in self.predict(images, sizes)]

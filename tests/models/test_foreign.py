@@ -21,7 +21,7 @@ from pipeline.export import export
 from pipeline.models import Bundle, MiniViT, Preprocess
 from pipeline.models.clip_bridge import to_clip
 from pipeline.models.foreign import describe_foreign, load_foreign
-from pipeline.models.pretrained import PretrainedMiniViT
+from pipeline.tasks.pretrained import PretrainedMiniViT
 
 Make = Callable[..., MiniViT]
 

@@ -70,3 +70,6 @@ class Classification(TaskModule):
             [(self.classes[index], value) for index, value in zip(indices, values, strict=True)]
             for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
+
+    def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
+        return [dict(pairs) for pairs in self.predict(images, sizes, top_k=limit)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,7 +38,7 @@ class Segmentation(TaskModule):
 
     def __init__(self, model: MiniViT, task: Task, classes: Sequence[str], preprocess: Preprocess) -> None:
         super().__init__(model, preprocess)
-        self.task, self.num_classes = task, len(classes)
+        self.task, self.classes, self.num_classes = task, list(classes), len(classes)
         counts = (f"{what} {name}" for what in ("right", "labelled", "predicted") for name in classes)
         self.sum_names = ("loss", "pixels", *counts)
 
@@ -111,6 +112,14 @@ class Segmentation(TaskModule):
         return [
             class_map(logits, size, view, self.preprocess.eval).to(dtype).cpu().numpy()
             for logits, size in zip(self.logits(images), sizes, strict=True)
+        ]
+
+    def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
+        """The share of the pixels that each class has."""
+        counts = [np.bincount(found.ravel(), minlength=self.num_classes) for found in self.predict(images, sizes)]
+        return [
+            {self.classes[n]: float(pixels[n] / pixels.sum()) for n in (-pixels).argsort()[:limit] if pixels[n]}
+            for pixels in counts
         ]
 
 
