@@ -30,6 +30,9 @@ from pipeline.cli.shards_options import IMAGE_KEY, TARGET
     "--loader-workers", default=1, show_default=True, type=click.IntRange(0), help="Processes per rank that decode."
 )
 @click.option(
+    "--task", metavar="YAML", help="A `task` section, such as '{type: T, ...}'; default: the models' own task."
+)
+@click.option(
     "--out",
     type=UserPath(path_type=Path),
     help="Folder for evaluation.json and the tables and pictures beside it.",
@@ -45,6 +48,7 @@ def command(
     workers: int,
     gpus_per_worker: int,
     loader_workers: int,
+    task: str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -55,6 +59,7 @@ def command(
     """
     import json
 
+    from pipeline.config.load import parse_task
     from pipeline.config.schema import ClusterConfig
     from pipeline.shards.named import named_set
     from pipeline.stages.evaluate_models import evaluate_models
@@ -66,6 +71,7 @@ def command(
         batch_size=batch_size,
         loader_workers=loader_workers,
         precision=precision,
+        task=None if task is None else parse_task(task, "--task"),
         out=out,
     )
     click.echo(json.dumps(found, indent=1) if as_json else table(found))

@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.fields import show
+from pipeline.config.fields import Setting, show
 from pipeline.config.messages import sentences
 from pipeline.config.overrides import apply_overrides
 from pipeline.config.paths import expand
 from pipeline.config.references import reference_faults
 from pipeline.config.schema import PipelineConfig
-from pipeline.config.yaml_text import read_yaml, to_yaml
+from pipeline.config.task import AnyTask, TaskConfig
+from pipeline.config.yaml_text import parse_yaml, read_yaml, to_yaml
 from pipeline.errors import ConfigError
+
+TASK: TypeAdapter[TaskConfig] = TypeAdapter(AnyTask)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -44,6 +47,16 @@ def parse_config(raw: Mapping[str, Any], source: str) -> PipelineConfig:
     if faults:
         raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
     return config
+
+
+def parse_task(text: str, source: str) -> TaskConfig:
+    """The task that a `task` section in YAML describes; `source` opens each sentence of the ConfigError."""
+    raw = parse_yaml(text, source)
+    try:
+        return TASK.validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as error:
+        faults = sentences(error, raw, Setting.of(AnyTask))
+        raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults)) from None
 
 
 def dump_config(config: PipelineConfig) -> str:

@@ -15,30 +15,30 @@ FIELD_PREFIX = re.compile(r"([^:]+): (.+)", re.DOTALL)
 ROOT = Setting.of(PipelineConfig)
 
 
-def sentences(error: ValidationError, raw: Any) -> list[str]:
+def sentences(error: ValidationError, raw: Any, root: Setting = ROOT) -> list[str]:
     """One sentence per fault: dotted path, what was found, what is allowed, the nearest valid name.
 
-    `raw` is the data that was validated. Faults come in the order of the file's keys, each path once: pydantic reports
-    every arm of a union, also those that the user cannot have meant.
+    `raw` is the data that was validated, as the setting `root`. Faults come in the order of the file's keys, each path
+    once: pydantic reports every arm of a union, also those that the user cannot have meant.
     """
     found: dict[str, str] = {}
     for fault in error.errors(include_url=False):
-        path, setting, meant = locate(fault["loc"], raw)
+        path, setting, meant = locate(fault["loc"], raw, root)
         if not meant:
             continue
-        place, text = _sentence(fault, path, setting, raw)
+        place, text = _sentence(fault, path, setting, raw, root)
         found.setdefault(place, text)
     return [f"{place}: {text}" if place else text for place, text in found.items()]
 
 
-def locate(loc: Sequence[Any], raw: Any) -> tuple[list[Any], Setting | None, bool]:
+def locate(loc: Sequence[Any], raw: Any, root: Setting = ROOT) -> tuple[list[Any], Setting | None, bool]:
     """The path in the user's data of an error location, the setting there (None: the schema has none), and whether the
     user can have meant what it complains of.
 
     pydantic's locations also hold the chosen type of a stage and the arm of a union, which no user wrote.
     """
     path: list[Any] = []
-    setting: Setting | None = ROOT
+    setting: Setting | None = root
     keys = list(loc)
     while keys and setting is not None:
         if setting.is_union:
@@ -58,11 +58,11 @@ def locate(loc: Sequence[Any], raw: Any) -> tuple[list[Any], Setting | None, boo
     return path, setting, True
 
 
-def _sentence(fault: Any, path: list[Any], setting: Setting | None, raw: Any) -> tuple[str, str]:
+def _sentence(fault: Any, path: list[Any], setting: Setting | None, raw: Any, root: Setting) -> tuple[str, str]:
     value = lookup(raw, path)
     match fault["type"]:
         case "extra_forbidden":
-            parent_path, parent, _ = locate(fault["loc"][:-1], raw)
+            parent_path, parent, _ = locate(fault["loc"][:-1], raw, root)
             return dotted(path), unknown_key(str(path[-1]), parent, lookup(raw, parent_path))
         case "missing":
             assert setting is not None

@@ -7,8 +7,9 @@ from typing import Any
 
 from pipeline.config.references import stage_sources
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
-from pipeline.config.task import default_task
-from pipeline.stages.data import evaluated_classes, plain_source, stage_data, used_datasets
+from pipeline.config.task import DEFAULT, task_class
+from pipeline.stages.data import stage_data, used_datasets
+from pipeline.stages.evaluated import evaluated_data
 from pipeline.stages.folder import FINISHED, Status
 from pipeline.stages.inputs import changes, differences, evaluate_inputs, export_inputs, train_inputs
 from pipeline.stages.preflight import Model
@@ -64,10 +65,11 @@ def _expected(
             names = [name for reference in stage.models for name in reference_ids(config, reference) or [reference]]
             data = datasets[stage.data]
             digests = {name: recorded.get("models", {}).get(name, "new") for name in names}
-            kinds = default_task().targets
-            classes = evaluated_classes(stage.data, data, kinds)
-            source = plain_source(stage.data, data, classes, kinds)
-            return [evaluate_inputs(stage, models=digests, data=source, classes=classes)]
+            known = [model.spec.task for name in names for model in models.get(name, {}).values()]
+            recorded_type = recorded.get("task", {}).get("type", DEFAULT)  # of weights from elsewhere
+            task = stage.task or task_class(next(iter(known), recorded_type))()
+            source, classes = evaluated_data(stage.data, data, task)
+            return [evaluate_inputs(stage, task=task, models=digests, data=source, classes=classes)]
         case ExportStage() as stage:
             return [export_inputs(stage, model=recorded.get("model", "new"))]
     return []

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import EvaluateStage
-from pipeline.config.task import default_task
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import TEST, files_of
 from pipeline.stages.context import RunContext
-from pipeline.stages.data import check_background, check_classes, evaluated_classes, plain_source
+from pipeline.stages.data import check_background, check_classes
+from pipeline.stages.evaluated import evaluated_data, evaluated_task
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import evaluate_inputs
 from pipeline.stages.jobs import StageJob
@@ -32,25 +32,25 @@ class EvaluateStageRun:
         self.context, self.id, self.stage = context, branch.id, branch.stage
         self.folder = context.folder.stage(branch.id)
         self.data = context.datasets[self.stage.data]
-        self.kinds = default_task().targets
-        self.classes = evaluated_classes(self.stage.data, self.data, self.kinds)
         self.sources = [source for reference in self.stage.models for source in self._sources(reference)]
+        described = {source.name: load_description(source.path) for source in self.sources}
+        types = {name: model.spec.task for name, model in described.items()}
+        self.task = evaluated_task(self.stage.task, types, f"stages.{self.id}")
+        self.labelled, self.classes = evaluated_data(self.stage.data, self.data, self.task)
+        for name, model in described.items():
+            check_background(self.stage.data, self.data.config, name, model.preprocess.background)
+            if self.classes:
+                where, heads = f"stages.{self.id}", model.spec.num_classes
+                check_classes(where, self.stage.data, self.classes, name, heads, model.classes)
 
     def _sources(self, reference: str) -> list[Source]:
         """All branches of a stage, or the one model that is named."""
         names = reference_ids(self.context.config, reference) or [reference]
-        sources = [resolve_source(self.context, self.id, name) for name in names]
-        for source in sources:
-            model = load_description(source.path)
-            where, heads = f"stages.{self.id}", model.spec.num_classes
-            check_background(self.stage.data, self.data.config, source.name, model.preprocess.background)
-            check_classes(where, self.stage.data, self.classes, source.name, heads, model.classes)
-        return sources
+        return [resolve_source(self.context, self.id, name) for name in names]
 
     def inputs(self) -> dict[str, Any]:
         models = {source.name: source.digest for source in self.sources}
-        data = plain_source(self.stage.data, self.data, self.classes, self.kinds)
-        return evaluate_inputs(self.stage, models=models, data=data, classes=self.classes)
+        return evaluate_inputs(self.stage, task=self.task, models=models, data=self.labelled, classes=self.classes)
 
     def _job(self) -> EvaluateJob:
         """What the ranks need to start, from the first sample on."""
@@ -59,7 +59,8 @@ class EvaluateStageRun:
         return EvaluateJob(
             folder=self.folder.path.absolute(),
             models={source.name: source.path.absolute() for source in self.sources},
-            data=plain_source(self.stage.data, self.data, self.classes, self.kinds),
+            task=self.task,
+            data=self.labelled,
             classes=self.classes,
             batch_size=self.stage.batch_size,
             loader_workers=self.stage.loader_workers,

@@ -13,7 +13,7 @@ from pipeline.cluster.session import connect
 from pipeline.config.data import DatasetConfig
 from pipeline.config.references import names_weights
 from pipeline.config.schema import ClusterConfig
-from pipeline.config.task import default_task
+from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Bundle, load_description
 from pipeline.models.foreign import import_foreign
@@ -22,7 +22,8 @@ from pipeline.shards.bad_samples import TEST, files_of
 from pipeline.shards.index import load_index
 from pipeline.shards.named import NamedSet
 from pipeline.stages.context import absolute
-from pipeline.stages.data import check_classes, evaluated_classes, plain_source
+from pipeline.stages.data import check_classes
+from pipeline.stages.evaluated import evaluated_data, evaluated_task
 from pipeline.train.evaluate import NAME, evaluate_worker
 from pipeline.train.job import Dataset, EvaluateJob
 
@@ -37,6 +38,7 @@ def evaluate_models(
     batch_size: int,
     loader_workers: int,
     precision: Literal["fp32", "bf16"],
+    task: TaskConfig | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Judge each model on every sample of a data set, exactly once; returns what `evaluation.json` holds.
@@ -48,11 +50,12 @@ def evaluate_models(
         batch_size: images per rank at once.
         loader_workers: processes per rank that decode images.
         precision: of weights and activations.
+        task: what the models are evaluated as; default: their own task with its default settings.
         out: folder without an evaluation, for `evaluation.json`, the tables and pictures beside it, and `logs`.
 
     Raises:
         ModelError, DataError: a model or the data cannot be read.
-        ConfigError: the classes differ, the models ask for different pixels, or `out` holds an evaluation.
+        ConfigError: the classes or tasks differ, the models ask for different pixels, or `out` holds an evaluation.
     """
     if out is not None and (out / NAME).exists():
         raise ConfigError(f"--out: {out} holds an evaluation already; give another folder")
@@ -60,16 +63,17 @@ def evaluate_models(
         models = {reference: _bundle(reference, Path(scratch, str(i))) for i, reference in enumerate(references)}
         described = {reference: load_description(path) for reference, path in models.items()}
         dataset = _dataset(data, described)
-        kinds = default_task().targets
-        classes = evaluated_classes(data.name, dataset, kinds)
-        for reference, model in described.items():
+        task = evaluated_task(task, {name: model.spec.task for name, model in described.items()}, COMMAND)
+        labelled, classes = evaluated_data(data.name, dataset, task)
+        for reference, model in described.items() if classes else ():
             check_classes(COMMAND, data.name, classes, reference, model.spec.num_classes, model.classes)
         folder = out or Path(scratch, "out")
         folder.mkdir(parents=True, exist_ok=True)
         job = EvaluateJob(
             folder=folder.absolute(),
             models={reference: path.absolute() for reference, path in models.items()},
-            data=plain_source(data.name, dataset, classes, kinds),
+            task=task,
+            data=labelled,
             classes=classes,
             batch_size=batch_size,
             loader_workers=loader_workers,

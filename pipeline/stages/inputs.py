@@ -39,7 +39,11 @@ RESOLVED: dict[type[Section], dict[str, str]] = {
     DataConfig: {"exclude": "the digest of the manifest's lines"},
     ModelConfig: {"variant": "the spec"},
     TrainStage: {"init_from": "the digest of that model"},
-    EvaluateStage: {"models": "the digests of those models", "data": "the data set's own inputs"},
+    EvaluateStage: {
+        "models": "the digests of those models",
+        "data": "the data set's own inputs",
+        "task": "the models' own where it is left out",
+    },
     ExportStage: {"model": "the digest of that model"},
 }
 # Settings that change how fast, how safely or how visibly a stage runs, but not what it computes.
@@ -101,16 +105,18 @@ def train_inputs(
 
 
 def evaluate_inputs(
-    stage: EvaluateStage, *, models: Mapping[str, str], data: Source, classes: Sequence[str]
+    stage: EvaluateStage, *, task: TaskConfig, models: Mapping[str, str], data: Source, classes: Sequence[str]
 ) -> dict[str, Any]:
     """All that decides what an evaluation measures; `models` maps names to the models' digests."""
-    return {
+    inputs = {
         "version": VERSION,
         "settings": settings(stage),
         "models": dict(models),
         "data": source_inputs(data),
         "classes": list(classes),
+        "task": settings(task) or None,
     }
+    return _without_none(inputs)
 
 
 def export_inputs(stage: ExportStage, *, model: str) -> dict[str, Any]:

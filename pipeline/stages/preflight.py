@@ -6,7 +6,7 @@ The checks are the functions that stages call when their turn comes, applied to 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.checkpoints.storage import Storage, open_storage, try_to_write
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
-from pipeline.config.task import default_task
 from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.export import check_format, check_model
 from pipeline.models.spec import ModelSpec
@@ -28,6 +27,7 @@ from pipeline.stages.data import (
     stage_labels,
     used_datasets,
 )
+from pipeline.stages.evaluated import evaluated_task
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.overlap import Overlaps
 from pipeline.stages.resolve import Branch, check_channels, reference_ids, stage_branches, stage_spec
@@ -135,22 +135,33 @@ class _Preflight:
             self.overlaps.add(branch.stage_name, self.trained_on[branch.id], stage.data.val)
 
     def _evaluate(self, branch: Branch, stage: EvaluateStage) -> None:
+        models = [
+            (name, model)
+            for number, reference in enumerate(stage.models)
+            for name, _, model in self._models(branch, reference, f"models[{number}]")
+        ]
         classes: list[str] | None = None
-        kinds = default_task().targets
-        self._need(stage.data, kinds)
         with self._noting():
-            dataset = self.datasets.get(stage.data)
-            classes = evaluated_classes(stage.data, dataset, kinds) if dataset else self._names(stage.data, kinds[0])
-        for number, reference in enumerate(stage.models):
-            for name, _, model in self._models(branch, reference, f"models[{number}]"):
+            if types := {name: model.spec.task for name, model in models}:
+                kinds = evaluated_task(stage.task, types, f"stages.{branch.id}").targets
+                self._need(stage.data, kinds)
+                classes = self._evaluated_classes(stage.data, kinds)
+        for name, model in models:
+            with self._noting():
+                check_background(stage.data, self.config.datasets[stage.data], name, model.background)
+            if classes and model.head_known:
                 with self._noting():
-                    check_background(stage.data, self.config.datasets[stage.data], name, model.background)
-                if classes is not None and model.head_known:
-                    with self._noting():
-                        heads = model.spec.num_classes
-                        check_classes(f"stages.{branch.id}", stage.data, classes, name, heads, model.classes)
-            for known in self._upstream(reference):
-                self.overlaps.add(branch.id, self.trained_on[known], stage.data)
+                    heads = model.spec.num_classes
+                    check_classes(f"stages.{branch.id}", stage.data, classes, name, heads, model.classes)
+        for known in (known for reference in stage.models for known in self._upstream(reference)):
+            self.overlaps.add(branch.id, self.trained_on[known], stage.data)
+
+    def _evaluated_classes(self, name: str, kinds: Sequence[str]) -> list[str] | None:
+        """The classes that models are evaluated on; None as long as they are not known."""
+        dataset = self.datasets.get(name)
+        if dataset or not kinds:
+            return evaluated_classes(name, dataset, kinds) if dataset else []
+        return self._names(name, kinds[0])
 
     def _export(self, branch: Branch, stage: ExportStage) -> None:
         models = self._models(branch, stage.model, "model")

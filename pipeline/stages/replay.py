@@ -93,5 +93,7 @@ def report(found: dict[str, Any]) -> list[str]:
         lines.append(f"in the backward pass: {found['anomaly'].splitlines()[0]}")
     if len(lines) == 1:
         lines.append("all of it is finite: with other weights, precision or ranks it may not have been")
-    lines += [f"slot {s['slot']}  {s['key']}  label {s['label']}  loss {s['loss']:.4g}" for s in samples[:5]]
+    for sample in samples[:5]:
+        label = f"  label {sample['label']}" if "label" in sample else ""
+        lines.append(f"slot {sample['slot']}  {sample['key']}{label}  loss {sample['loss']:.4g}")
     return lines

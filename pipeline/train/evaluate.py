@@ -12,11 +12,9 @@ import torch
 import torch.distributed as dist
 
 from pipeline.checkpoints.storage import told_if_unwritable
-from pipeline.config.task import task_class
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.metrics.collector import Collector
-from pipeline.metrics.schema import Schema
 from pipeline.models.bundle import load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.shards.bad_samples import TEST, summarise
@@ -98,18 +96,18 @@ def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
             shutil.rmtree(drafts, ignore_errors=True)
             drafts.mkdir(parents=True)
         for name, path in job.models.items():
-            schema, results[name], collectors = evaluate_model_collective(job, path, device, context.watch)
+            results[name], collectors = evaluate_model_collective(job, path, device, context.watch)
             if dist.get_rank() == 0:
                 for collector in collectors:
                     collector.write(drafts, name, job.classes)
         if dist.get_rank() == 0:
             publish(drafts, job.folder)
-            write_evaluation(job, schema, results)
+            write_evaluation(job, results)
 
 
 def evaluate_model_collective(
     job: EvaluateJob, path: Path, device: torch.device, watch: StallWatch
-) -> tuple[Schema, dict[str, float], Collection[Collector]]:
+) -> tuple[dict[str, float], Collection[Collector]]:
     """Measures of one bundle and, on rank 0, all that was collected. Raises DataError if too many samples are bad."""
     watch.beat()
     bundle = load_bundle(path)
@@ -118,13 +116,12 @@ def evaluate_model_collective(
     model.load_state_dict(bundle.state)
     model.to(device=device, dtype=dtype)
     plain = job.data.config.eval or bundle.preprocess.eval
-    settings = task_of(task_class(bundle.spec.task)())
-    task = settings.module(model, job.classes, replace(bundle.preprocess, eval=plain))
+    task = task_of(job.task).module(model, job.classes, replace(bundle.preprocess, eval=plain))
     batches = EvalLoader(
         job.data,
         channels=bundle.spec.backbone.channels,
-        targets=settings.targets,
-        views=settings.views(evaluation=True),
+        targets=job.task.targets,
+        views=job.task.views(evaluation=True),
         size=bundle.spec.backbone.image_size,
         plain=plain,
         rank=dist.get_rank(),
@@ -139,7 +136,7 @@ def evaluate_model_collective(
         metrics = evaluate_collective(task, dtype, batches, watch.beat, collectors)
     seen, expected = metrics["samples"] + metrics["bad_samples"], job.data.index.num_samples
     assert seen == expected, f"{seen} samples seen of {expected}"
-    return settings.measured, metrics, collectors
+    return metrics, collectors
 
 
 def publish(drafts: Path, folder: Path) -> None:
@@ -152,7 +149,7 @@ def publish(drafts: Path, folder: Path) -> None:
     drafts.rmdir()
 
 
-def write_evaluation(job: EvaluateJob, schema: Schema, results: Mapping[str, Mapping[str, float]]) -> None:
+def write_evaluation(job: EvaluateJob, results: Mapping[str, Mapping[str, float]]) -> None:
     """The summary, last of all files: with it an evaluation is complete."""
     evaluation = {
         "dataset": job.data.index.url,
@@ -160,7 +157,7 @@ def write_evaluation(job: EvaluateJob, schema: Schema, results: Mapping[str, Map
         "classes": len(job.classes),
         "precision": job.precision,
         "bad_samples": summarise(job.folder / TEST, job.data.index.num_samples).to_dict(),
-        "schema": schema.to_dict(),
+        "schema": job.task.measured.to_dict(),
         "models": {name: as_json(metrics) for name, metrics in results.items()},
     }
     write_json(job.folder / NAME, evaluation)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import TrainStage
+from pipeline.config.task import TaskConfig
 from pipeline.errors import Interrupted
 from pipeline.models.spec import ModelSpec, Pair
 from pipeline.shards.index import DatasetIndex
@@ -96,6 +97,7 @@ class EvaluateJob:
 
     folder: Path
     models: dict[str, Path]  # id -> bundle
+    task: TaskConfig  # which they are evaluated as
     data: Source
     classes: list[str]
     batch_size: int

@@ -118,7 +118,7 @@ class TrainingStep:
         sums = torch.zeros_like(meter.sums)
         for micro in split(batch, micro_batches):
             views, keys = normalised_views(micro, task.preprocess, self.dtype), view_keys(micro, self.key_seed)
-            with per_step(task, keys=keys["image"], patch=patch):
+            with per_step(task, keys=next(iter(keys.values())), patch=patch):
                 outputs = self.engine(views, micro.targets, micro.weights, keys)
             self.engine.backward((outputs.losses * scales).sum())
             sums += outputs.sums

@@ -142,7 +142,7 @@ def losses_and_backward(
 
     def loss_and_backward(one: Batch) -> Tensor:
         views, keys = normalised_views(one, job.preprocess, parameter.dtype), view_keys(one, key_seed)
-        with per_step(task, keys=keys["image"], patch=patch):
+        with per_step(task, keys=next(iter(keys.values())), patch=patch):
             losses = task(views, one.targets, one.weights, keys).losses
         (losses / divisors).sum().backward()
         return losses.detach().cpu()

@@ -37,6 +37,7 @@ from pipeline.stages.inputs import (
 )
 from pipeline.stream.source import Source
 from pipeline.targets.class_id import ClassId
+from pipeline.tasks.classification import Task as Classification
 
 GOLDEN = Path(__file__).with_name("defaults.json")
 SPEC = build_spec("nano", image_size=28, channels=3, num_classes=2)
@@ -50,6 +51,7 @@ LOOKED_UP = {
     (TrainStage, "init_from"),
     (EvaluateStage, "models"),
     (EvaluateStage, "data"),
+    (EvaluateStage, "task"),
     (ExportStage, "model"),
 }
 
@@ -99,7 +101,12 @@ def train_digest(stage: TrainStage = TRAIN, **changes: Any) -> str:
 
 
 def evaluate_digest(stage: EvaluateStage = EVALUATE, **changes: Any) -> str:
-    given = {"models": {"pretrain": "weights"}, "data": source("val"), "classes": CLASSES}
+    given = {
+        "task": Classification(),
+        "models": {"pretrain": "weights"},
+        "data": source("val"),
+        "classes": CLASSES,
+    }
     return inputs_digest(evaluate_inputs(stage, **given | changes))
 
 
@@ -196,6 +203,13 @@ def test_lists_name_settings_that_exist_with_a_reason(table: dict[type[Section],
         assert all(reasons.values())
 
 
+def test_digests_of_finished_classification_stages_stay() -> None:
+    """As they were before there were other tasks: what was finished then is not trained again."""
+    assert train_digest() == "024efadddef0840b583522a894491c2b"
+    assert evaluate_digest() == "7e00f9dc68eade2d0fc64b5923988b50"
+    assert export_digest() == "cdf1bbe883cf89446d7616dd5ecc554f"
+
+
 def test_what_is_looked_up_is_an_input() -> None:
     assert train_digest(init_from="other weights") != train_digest()
     assert train_digest(spec=SPEC.with_backbone(depth=2)) != train_digest()
@@ -211,6 +225,7 @@ def test_what_is_looked_up_is_an_input() -> None:
     assert evaluate_digest(models={"pretrain": "other"}) != evaluate_digest()
     assert evaluate_digest(data=source("val", content="1")) != evaluate_digest()
     assert evaluate_digest(classes=["cat", "cow"]) != evaluate_digest()
+    assert evaluate_digest(task=Classification(label_smoothing=0.1)) != evaluate_digest()
     assert export_digest(model="other") != export_digest()
 
 

@@ -49,7 +49,7 @@ from pipeline.train.saver import ATTEMPT, Saver
 from pipeline.train.state import TrainState
 
 CLASSES, SIDE, GLOBAL_BATCH_SIZE, EMA_DECAY, CLIP = 3, 8, 8, 0.7, 1.0
-TRUNK = {"channels": 1, "depth": 2, "embed_dim": 32, "num_heads": 2, "registers": 1, "drop_path": 0.3}
+TRUNK = {"channels": 1, "depth": 2, "embed_dim": 32, "num_heads": 2, "registers": 1, "dropout": 0.1, "drop_path": 0.3}
 SPEC = build_spec("nano", image_size=SIDE, num_classes=CLASSES, **TRUNK)
 PREPROCESS = Preprocess((0.5,), (0.5,), 1, (SIDE, SIDE))
 

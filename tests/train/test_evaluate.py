@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from pipeline.config.data import AugmentConfig, DatasetConfig
+from pipeline.config.task import default_task
 from pipeline.errors import DataError
 from pipeline.metrics.pictures import read_pictures, save_picture
 from pipeline.models.bundle import Preprocess, save_bundle
@@ -67,6 +68,7 @@ def evaluate(tmp_path: Path) -> Callable[..., Path]:
         job = EvaluateJob(
             folder=tmp_path / "stage",
             models=models,
+            task=default_task(),
             data=Source("test", index, DatasetConfig(shards=str(tmp_path / "data")), AugmentConfig(), 1, targets),
             classes=classes,
             batch_size=8,

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from pipeline.config.data import DatasetConfig
+from pipeline.config.load import parse_task
+from pipeline.errors import ConfigError
+from pipeline.shards.index import make_index
+from pipeline.shards.scan import ShardRecord
+from pipeline.stages.evaluated import evaluated_data, evaluated_task
+from pipeline.tasks.classification import Task as Classification
+from pipeline.train.job import Dataset
+
+
+class Unlabelled(Classification):
+    targets: ClassVar[tuple[str, ...]] = ()
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    summary = {"missing": 0, "bad": 0, "unusable": 0, "low": 0, "high": 1}
+    record = ShardRecord("a.tar", 10, 1000, "0" * 64, targets={"class_id": summary})
+    index = make_index("data", [record], members={"class_id": ("cls",)})
+    return Dataset(DatasetConfig(shards="data", classes=["cat", "dog"]), index)
+
+
+def test_models_are_evaluated_as_what_they_were_trained_for_or_as_asked() -> None:
+    types = {"pretrain": "classification", "finer": "classification"}
+    assert evaluated_task(None, types, "stages.judge") == Classification()
+    asked = Classification(label_smoothing=0.1)
+    assert evaluated_task(asked, types, "stages.judge") is asked
+
+
+def test_models_of_other_tasks_are_refused_with_what_they_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        evaluated_task(Classification(), {"pretrain": "mae"}, "stages.judge")
+    assert str(caught.value) == (
+        "stages.judge.task: found classification, but pretrain is a mae model; evaluate it as that"
+    )
+    with pytest.raises(ConfigError) as caught:
+        evaluated_task(None, {"finer": "classification", "pretrain": "mae"}, "stages.judge")
+    assert str(caught.value) == (
+        "stages.judge.models: pretrain is a mae model, but finer is a classification model; "
+        "evaluate the models of each task by themselves"
+    )
+
+
+def test_labels_are_looked_at_only_where_the_task_needs_them(dataset: Dataset) -> None:
+    source, classes = evaluated_data("val", dataset, Classification())
+    assert (list(source.targets), classes) == (["class_id"], ["cat", "dog"])
+    source, classes = evaluated_data("val", dataset, Unlabelled())
+    assert (list(source.targets), classes) == ([], [])
+
+
+def test_a_task_on_the_command_line_is_read_as_in_a_file() -> None:
+    assert parse_task("{type: classification, label_smoothing: 0.1}", "--task") == Classification(label_smoothing=0.1)
+    for text, sentence in (
+        ("{type: clasification}", "--task: type: found 'clasification', did you mean 'classification'? Allowed: "),
+        ("{smoothing: 1}", "--task: smoothing: unknown key, did you mean 'label_smoothing'? Allowed: type, "),
+        ("{label_smoothing: 2}", "--task: label_smoothing: found 2, expected a number from 0 below 1."),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parse_task(text, "--task")
+        assert str(caught.value).startswith(sentence)
