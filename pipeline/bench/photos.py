@@ -33,7 +33,7 @@ PHOTOS = {
     "sklearn": ["datasets/images/china.jpg", "datasets/images/flower.jpg"],
 }
 NUM_CLASSES = 10
-MASK_CLASSES = 21
+MASK_CLASSES, MASK_BLOBS = 21, 4
 
 
 def photographs() -> list[np.ndarray]:
@@ -78,8 +78,9 @@ def write_shard(folder: Path, name: str, prefix: str, masks: bool, number: int) 
 
 def class_map(height: int, width: int, rng: np.random.Generator) -> bytes:
     """A palette PNG of a few blobs with a margin of ignored pixels around each, as VOC's."""
-    hills = cv2.resize(rng.uniform(0, MASK_CLASSES, (2, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
-    ids = hills.clip(0, MASK_CLASSES - 1).astype(np.uint8)
+    hills = cv2.resize(rng.uniform(0, MASK_BLOBS, (2, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+    classes = rng.choice(MASK_CLASSES, MASK_BLOBS, replace=False).astype(np.uint8)
+    ids = classes[hills.clip(0, MASK_BLOBS - 1).astype(int)]
     ids[cv2.morphologyEx(ids, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0] = 255
     image = Image.fromarray(ids)
     image.putpalette(rng.bytes(768))

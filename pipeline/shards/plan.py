@@ -13,28 +13,29 @@ from pipeline.shards import store
 SOURCE = {"num_files", "listing_sha256"}  # entries that describe the source's files, not the settings
 
 
-def agree_on_plan(out: Path, prefix: str, plan: Mapping[str, Any], elsewhere: str = "--out or --prefix") -> None:
-    """Note what `PREFIX-*.tar` are made of, or compare it with what was noted before.
+def agree_on_plan(out: Path, prefix: str, plan: Mapping[str, Any], elsewhere: str = "--out or --prefix") -> bool:
+    """Note what `PREFIX-*.tar` are made of, or compare it with what was noted before; whether there are none yet.
 
     Raises DataError if the shards that are there were made of something else; `elsewhere` names the options that avoid
     it.
     """
     path = out / f".{prefix}.plan.json"
-    if path.is_file():
-        earlier = json.loads(path.read_bytes())
-        changed = [name for name, value in plan.items() if earlier.get(name) != value]
-        settings = [name for name in changed if name not in SOURCE]
-        if changed:
-            why = (
-                f"were made with another {' and '.join(settings)}"
-                if settings
-                else "are older than their source: files were added, removed or changed since"
-            )
-            raise DataError(
-                f"{out}: its {prefix!r} shards {why}; choose another {elsewhere}, or delete those shards and "
-                f"this plan and run the command again: {path}"
-            )
-    elif list(out.glob(f"{prefix}-*.tar")):
-        raise DataError(f"{out}: holds {prefix!r} shards of another origin; choose another {elsewhere}")
-    else:
+    if not any(out.glob(f"{prefix}-*.tar")):
         store.write_bytes(str(path), json.dumps(dict(plan)).encode())
+        return True
+    if not path.is_file():
+        raise DataError(f"{out}: holds {prefix!r} shards of another origin; choose another {elsewhere}")
+    earlier = json.loads(path.read_bytes())
+    changed = [name for name, value in plan.items() if earlier.get(name) != value]
+    settings = [name for name in changed if name not in SOURCE]
+    if changed:
+        why = (
+            f"were made with another {' and '.join(settings)}"
+            if settings
+            else "are older than their source: files were added, removed or changed since"
+        )
+        raise DataError(
+            f"{out}: its {prefix!r} shards {why}; choose another {elsewhere}, or delete those shards and "
+            f"this plan and run the command again: {path}"
+        )
+    return False

@@ -17,10 +17,12 @@ LONGEST_STEM = 60  # keeps member names within the 100 bytes that a plain tar he
 
 
 class Rejections:
-    """The file that lists what was left out and why, kept over interrupted runs."""
+    """The file that lists what was left out and why, kept over interrupted runs; `anew`: of no earlier one."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, anew: bool):
         self.path = path
+        if anew:
+            path.unlink(missing_ok=True)
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
         self.reasons = dict(line.split("\t", 1) for line in lines if "\t" in line)
 

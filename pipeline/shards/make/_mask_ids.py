@@ -69,7 +69,7 @@ def ids_of(num_classes: int, ignore: int | None, remap: str | None) -> Ids:
     elif not 0 <= ignore < MOST_IDS or (remap is None and ignore < num_classes):
         raise DataError(
             f"--ignore {ignore}: is the id of a class, of which --classes names {num_classes}; take an id of no class, "
-            f"or have it moved: --remap with {ignore}=ignore"
+            f"or say which ids are the classes, as --remap 1-{num_classes}=0, which ignores all others"
         )
     if remap is None:
         table[ignore] = IGNORED

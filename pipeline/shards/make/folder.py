@@ -113,16 +113,12 @@ def make(
     _agree_on_classes(out, layout.classes)
     rejected = {}
     for split, files in layout.splits.items():
-        plan = Plan(
-            seed,
-            samples_per_shard,
-            len(files),
-            listing_hash((file.path, file.size) for file in files),
-            max_side,
-            quality,
-        )
-        agree_on_plan(out, split, asdict(plan) | ({} if labels == "top" else {"labels": labels}))
-        rejected[split] = _write_shards(ShardTask(str(src), str(out), split, max_side, quality), files, plan, workers)
+        listing = listing_hash((file.path, file.size) for file in files)
+        plan = Plan(seed, samples_per_shard, len(files), listing, max_side, quality)
+        anew = agree_on_plan(out, split, asdict(plan) | ({} if labels == "top" else {"labels": labels}))
+        report = Rejections(out / f"{split}-rejected.txt", anew=anew)
+        task = ShardTask(str(src), str(out), split, max_side, quality)
+        rejected[split] = _write_shards(task, files, plan, report, workers)
     _check_classes(layout, rejected, src, out)
     index = _index(out, layout, samples_per_shard, workers)
     print(f"{src}:\n{summary(layout, tree, rejected)}", file=sys.stderr)
@@ -134,7 +130,7 @@ def make(
     return index
 
 
-def _write_shards(task: ShardTask, files: list[File], plan: Plan, workers: int | None) -> set[str]:
+def _write_shards(task: ShardTask, files: list[File], plan: Plan, report: Rejections, workers: int | None) -> set[str]:
     """Write the shards of a split that are missing; the paths of the files that all of them leave out."""
     out = Path(task.out)
     order = np.random.Generator(np.random.PCG64(plan.seed)).permutation(len(files)).tolist()
@@ -144,7 +140,6 @@ def _write_shards(task: ShardTask, files: list[File], plan: Plan, workers: int |
         jobs.append((number, [(first + i, files[row].path, files[row].label) for i, row in enumerate(chosen)]))
     there = finished(out)
     missing = [job for job in jobs if shard_name(task.prefix, job[0]) not in there]
-    report = Rejections(out / f"{task.prefix}-rejected.txt")
     for rejected in map_shards(task, missing, label=f"writing {task.prefix}", workers=workers):
         report.add(rejected)
     return {file.path for file in files if visible(file.path) in report.reasons} if report.reasons else set()

@@ -113,7 +113,7 @@ class ShardTask:
         ids, count = sorted(outside), self.ids.num_classes
         return DataError(
             f"{self.masks / visible(outside[ids[0]])}: has the id {some(list(map(str, ids)))}, but --classes names "
-            f"{count}, 0 to {count - 1}; name all classes, or map such ids with --remap, as {ids[0]}=ignore"
+            f"{count}, 0 to {count - 1}; name all classes, or take those alone by --remap 0-{count - 1}=0"
         )
 
 
@@ -163,8 +163,8 @@ def make(
     files = [(f"{pair.image}\0{pair.mask}", pair.size) for pair in pairing.pairs]
     small_ids = ids.ignore == 255
     plan = Plan(seed, samples_per_shard, len(files), listing_hash(files), ignore, remap, small_ids)
-    agree_on_plan(out, prefix, asdict(plan))
-    report = _write_shards(ShardTask(images, masks, out, prefix, ids), pairing.pairs, plan, workers)
+    report = Rejections(out / f"{prefix}-rejected.txt", anew=agree_on_plan(out, prefix, asdict(plan)))
+    _write_shards(ShardTask(images, masks, out, prefix, ids), pairing.pairs, plan, report, workers)
     rejected = _rejected(pairing, report)
     if len(rejected) == len(files):
         raise DataError(f"{images}: none of the {len(files):,} pairs can be used, as {report.path} says; fix them")
@@ -175,7 +175,7 @@ def make(
     return index
 
 
-def _write_shards(task: ShardTask, pairs: list[Pair], plan: Plan, workers: int | None) -> Rejections:
+def _write_shards(task: ShardTask, pairs: list[Pair], plan: Plan, report: Rejections, workers: int | None) -> None:
     """Write the shards that are missing."""
     order = np.random.Generator(np.random.PCG64(plan.seed)).permutation(len(pairs)).tolist()
     there = finished(task.out)
@@ -184,10 +184,8 @@ def _write_shards(task: ShardTask, pairs: list[Pair], plan: Plan, workers: int |
         if shard_name(task.prefix, number) not in there:
             chosen = order[first : first + plan.samples_per_shard]
             jobs.append((number, first, [pairs[row] for row in chosen]))
-    report = Rejections(task.out / f"{task.prefix}-rejected.txt")
     for rejected in map_shards(task, jobs, label=f"writing {task.prefix}", workers=workers):
         report.add(rejected)
-    return report
 
 
 def _rejected(pairing: Pairing, report: Rejections) -> list[str]:

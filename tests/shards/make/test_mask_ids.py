@@ -63,5 +63,5 @@ def test_what_is_no_map(given: str, message: str) -> None:
 
 
 def test_a_class_cannot_be_ignored_without_a_map() -> None:
-    with pytest.raises(DataError, match=r"--ignore 0: is the id of a class.*--remap with 0=ignore"):
+    with pytest.raises(DataError, match=r"--ignore 0: is the id of a class.*--remap 1-3=0"):
         ids_of(3, 0, None)

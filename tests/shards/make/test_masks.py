@@ -109,11 +109,25 @@ def test_what_cannot_be_used_is_left_out_and_named(pairs: Path, capsys: pytest.C
         assert "4 images with masks taken\nnot taken: 2 pairs: the mask has N x N pixels, and its image N x N\n" in told
 
 
+def test_what_was_mended_is_no_longer_named(pairs: Path) -> None:
+    mask = (pairs / "masks" / "0.png").read_bytes()
+    (pairs / "masks" / "0.png").write_bytes(mask[:-20])
+    assert run(pairs).num_samples == 9
+    (pairs / "masks" / "0.png").write_bytes(mask)
+    for path in (pairs / "out").glob("train-*.tar"):
+        path.unlink()
+    assert run(pairs).num_samples == 10
+    assert not (pairs / "out" / "train-rejected.txt").exists()
+
+
 def test_too_few_names_are_an_error_that_tells_the_ids(pairs: Path) -> None:
     with pytest.raises(DataError, match=r"masks/\d.png: has the id 2, but --classes names 2, 0 to 1; name all"):
         run(pairs, classes="sky,grass")
     assert not list((pairs / "out").glob("*.tar"))
     assert run(pairs).num_samples == 10, "with the name that was missing, it goes on"
+    with pytest.raises(DataError, match="--remap 0-1=0"):
+        run(pairs, classes="sky,grass", prefix="few")
+    assert run(pairs, classes=NAMES, prefix="few", remap="0-1=0").num_samples == 20, "no shard was made without it"
 
 
 def test_splits_are_made_one_by_one(pairs: Path) -> None:
