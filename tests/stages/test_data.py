@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from pipeline.config.data import DataConfig, DatasetConfig
+from pipeline.config.task import task_class
 from pipeline.errors import ConfigError
 from pipeline.shards.index import DatasetIndex, make_index
 from pipeline.shards.scan import ShardRecord
-from pipeline.stages.data import stage_data
+from pipeline.stages.data import evaluated_classes, plain_source, stage_data
 from pipeline.stream.source import Source
+from pipeline.targets.mask import Mask
 from pipeline.tasks.classification import Task as Classification
 from pipeline.train.job import Dataset
 
@@ -82,6 +84,35 @@ def test_the_validation_set_goes_through_the_same_renaming() -> None:
     }
     _, val, classes = sources(mixture=mixture, val="val")
     assert (classes, numbers(val)) == (["animal", "house", "kitten"], (0, 0))
+
+
+def masked(*classes: str, **groups: list[str]) -> Dataset:
+    """Class maps of these classes, in these groups."""
+    record = ShardRecord("a.tar", 10, 1000, "0" * 64, targets={"mask": {"missing": 0, "bad": 0, "unusable": 0}})
+    index = make_index("data", [record], members={"mask": ("seg.png",)})
+    targets = {"mask": {"ignore": 9, "groups": groups}} if groups else {}
+    return Dataset(DatasetConfig(shards="data", classes={"mask": list(classes)}, targets=targets), index)
+
+
+def test_classes_of_a_mask_are_those_of_its_groups() -> None:
+    scenes = masked("wall", "boot", "coat", "shirt", tops=["shirt", "coat"], feet=["boot"])
+    plain = masked("tops", "feet")
+    task = task_class("segmentation")()
+    found = stage_data({"scenes": scenes, "plain": plain}, DataConfig(train="scenes", val="plain"), task, "stages.s")
+    (train,), val, classes = found
+    assert classes == ["feet", "tops"]
+    assert train.targets["mask"] == Mask(("seg.png",), (-1, 0, 1, 1), 2, 9)
+    assert val.targets["mask"] == Mask(("seg.png",), (1, 0), 2, 255)
+    assert evaluated_classes("scenes", scenes, ["mask"]) == classes
+    alone = plain_source("scenes", scenes, classes, ["mask"])
+    assert alone.targets == train.targets
+
+
+def test_a_group_of_a_class_that_is_none_is_named_with_its_setting() -> None:
+    scenes = masked("wall", "boot", feet=["boots"])
+    message = r"datasets\.scenes\.targets\.mask\.groups\.feet: 'boots' is no class; did you mean 'boot'"
+    with pytest.raises(ConfigError, match=message):
+        stage_data({"scenes": scenes}, DataConfig(train="scenes"), task_class("segmentation")(), "stages.s")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.training import ResolutionConfig
-from pipeline.config.views import IMAGE
+from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.write import TarWriter
@@ -81,6 +81,7 @@ def in_process(
     start_slot: int = 0,
     augment: AugmentConfig = PLAIN,
     quarantine_path: Path | None = None,
+    views: Mapping[str, ViewGroup] = IMAGE,
 ) -> list[list[Batch]]:
     """The batches of every rank, [steps][ranks], with all loader workers' code run one after the other."""
     sources = data if isinstance(data, list) else [source(data, augment)]
@@ -92,7 +93,7 @@ def in_process(
             mixture=mixture,
             channels=1,
             targets=["class_id"],
-            views=IMAGE,
+            views=views,
             rank=rank,
             world_size=world_size,
             quarantine_path=quarantine_path,

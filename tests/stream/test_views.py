@@ -1,0 +1,106 @@
+"""Several views of each sample: each by draws of its own, the first as it is alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config.data import SQUASH, AugmentConfig
+from pipeline.config.views import ViewGroup
+from pipeline.stream.draws import AUGMENT, SlotDraws
+from pipeline.stream.loader import EvalLoader
+
+AUGMENTED = AugmentConfig(crop="random_resized", erase=0.5)
+GROUPS = {"global": ViewGroup(2), "local": ViewGroup(3, (4, 6))}
+SETTINGS = {"global_batch_size": 16, "lanes": 8, "window": 5, "augment": AUGMENTED}
+
+
+@pytest.fixture(scope="module")
+def noise(kit, tmp_path_factory):
+    """Images of noise, in which each crop is another; s5 is torn."""
+
+    def spoil(number: int, members: dict[str, bytes]) -> dict[str, bytes]:
+        pixels = np.random.default_rng(number).integers(256, size=(24, 24), dtype=np.uint8)
+        return {**members, "png": b"torn" if number == 5 else kit.encode(pixels)}
+
+    return kit.write_shards(tmp_path_factory.mktemp("noise"), [40], spoil=spoil)
+
+
+def test_groups_have_their_numbers_and_sizes(noise, kit) -> None:
+    ((batch,),) = kit.in_process(noise, world_size=1, workers=2, steps=1, views=GROUPS, **SETTINGS)
+    shapes = {name: tuple(views.shape) for name, views in batch.views.items()}
+    assert shapes == {"global": (16, 2, 1, 8, 8), "local": (16, 3, 1, 4, 6)}
+    assert all(views.dtype == torch.uint8 for views in batch.views.values())
+    first, second = batch.views["global"].unbind(dim=1)
+    assert not any(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_view_depends_on_its_number_and_on_no_other(noise, kit) -> None:
+    def images(views: dict[str, ViewGroup]) -> dict[str, torch.Tensor]:
+        steps = kit.in_process(noise, world_size=1, workers=1, steps=3, views=views, **SETTINGS)
+        return {name: torch.cat([step[0].views[name] for step in steps]) for name in views}
+
+    both, alone, more = images(GROUPS), images({"image": ViewGroup()}), images({"all": ViewGroup(4)})
+    assert torch.equal(both["global"][:, 0], alone["image"])
+    assert torch.equal(both["global"], more["all"][:, :2])
+    other = images({"one": ViewGroup(), "two": ViewGroup(), "local": ViewGroup(1, (4, 6))})
+    assert torch.equal(other["two"], both["global"][:, 1])
+    assert torch.equal(other["local"], both["local"][:, 0])
+
+
+@settings(max_examples=10, deadline=None)
+@given(world_size=st.integers(1, 8), workers=st.integers(1, 3), start=st.integers(0, 4))
+def test_views_are_the_same_for_every_split_and_after_a_restart(noise, kit, world_size, workers, start) -> None:
+    def rows(steps: list) -> list:
+        return sorted(
+            (slot, key, float(weight), *(batch.views[name][row].numpy().tobytes() for name in GROUPS))
+            for step in steps
+            for batch in step
+            for row, (slot, key, weight) in enumerate(zip(batch.slots.tolist(), batch.keys, batch.weights, strict=True))
+        )
+
+    whole = kit.in_process(noise, world_size=1, workers=1, steps=start + 2, views=GROUPS, **SETTINGS)
+    tail = {"start_slot": start * 16, "steps": 2, "views": GROUPS, **SETTINGS}
+    assert rows(kit.in_process(noise, world_size=world_size, workers=workers, **tail)) == rows(whole[start:])
+
+
+def test_a_stand_in_has_all_views_of_a_neighbour(noise, kit) -> None:
+    steps = kit.in_process(
+        noise, world_size=1, workers=1, steps=5, views=GROUPS, **{**SETTINGS, "global_batch_size": 8}
+    )
+    bad = [(step[0], row) for step in steps for row in (step[0].weights == 0).nonzero()[:, 0].tolist()]
+    assert [batch.keys[row] for batch, row in bad] == ["train-000000.tar/s5"]
+    for batch, row in bad:
+        assert all(view.any() for name in GROUPS for view in batch.views[name][row])
+
+
+def test_mixing_several_views_is_our_own_mistake(noise, kit) -> None:
+    augment = AugmentConfig(mixup=0.5)
+    with pytest.raises(AssertionError, match="several views of a sample cannot be mixed"):
+        kit.in_process(noise, world_size=1, workers=1, steps=1, views=GROUPS, **{**SETTINGS, "augment": augment})
+
+
+def test_evaluation_shows_the_first_group_once(noise, kit) -> None:
+    loader = EvalLoader(
+        kit.source(noise),
+        channels=1,
+        targets=[],
+        views={"local": ViewGroup(3, (4, 6)), "global": ViewGroup(2)},
+        size=(8, 8),
+        plain=SQUASH,
+        rank=0,
+        world_size=1,
+        batch_size=8,
+        loader_workers=0,
+    )
+    batch = next(iter(loader))
+    assert {name: tuple(views.shape) for name, views in batch.views.items()} == {"local": (8, 1, 4, 6)}
+
+
+def test_views_share_no_draws() -> None:
+    draws = SlotDraws(0, AUGMENT)
+    assert len({draws.at(slot, view).random() for slot in range(30) for view in range(8)}) == 240
+    assert draws.at(7, 0).random() == draws.at(7).random()
