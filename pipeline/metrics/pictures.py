@@ -33,7 +33,7 @@ def save_picture(folder: Path, name: str, image: np.ndarray | Image.Image, title
     """
     pictures = folder / FOLDER
     pictures.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"[^\w.-]+", "-", name)
+    stem = re.sub(r"[^\w.-]+", "-", name).lstrip(".-")
     path = pictures / f"{stem}.png"
     drawn = image if isinstance(image, Image.Image) else Image.fromarray(image)
     drawn.save(path, optimize=True)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -19,12 +15,11 @@ from pydantic import ValidationError
 
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
 from pipeline.errors import CheckpointError, ModelError
-from pipeline.metrics.confusion import CONFUSION
+from pipeline.metrics.confusion import CONFUSION, PER_CLASS
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.schema import VAL, Measure, Schema, best
 from pipeline.models.spec import ModelSpec
-
-Row = dict[str, Any]
+from pipeline.report.files import Row, as_time, is_number, read_arrays, read_json, read_lines, read_table
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Evaluation:
     """One model's measures, by name, of an evaluate stage.
 
     `dataset` is an entry of the pipeline's `datasets`; `confusion` is int64 [pairs, 3]: true class, predicted class,
-    count, of the pairs that occur.
+    count, of the pairs that occur; `per_class` are the rows of per_class.csv about it, column -> text.
     """
 
     stage: str
@@ -64,6 +59,7 @@ class Evaluation:
     samples: int | None
     bad_samples: int | None
     confusion: np.ndarray | None
+    per_class: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def told(self) -> list[tuple[Measure, float]]:
@@ -243,6 +239,7 @@ def read_evaluations(branch: Branch) -> list[Evaluation]:
     assert isinstance(branch.config, EvaluateStage)
     found = read_json(branch.folder / "evaluation.json") or {}
     schema, arrays = schema_of(found), read_arrays(branch.folder / CONFUSION)
+    per_class = read_table(branch.folder / PER_CLASS)
     return [
         Evaluation(
             stage=branch.id,
@@ -254,18 +251,10 @@ def read_evaluations(branch: Branch) -> list[Evaluation]:
             samples=figures.get("samples"),
             bad_samples=figures.get("bad_samples"),
             confusion=arrays.get(f"arr_{number}"),
+            per_class=[row for row in per_class if row.get("model") == model],
         )
         for number, (model, figures) in enumerate((found.get("models") or {}).items())
     ]
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file; none if it is missing or torn."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
-        return {}
 
 
 def read_spec(bundle: Path) -> ModelSpec | None:
@@ -275,43 +264,3 @@ def read_spec(bundle: Path) -> ModelSpec | None:
         return ModelSpec.from_dict(found["spec"]) if found else None
     except (KeyError, TypeError, ModelError):
         return None
-
-
-def read_json(path: Path) -> Row | None:
-    """An object from a JSON file, or None if it is missing or torn."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def read_lines(path: Path) -> list[Row]:
-    """Objects from a JSON-lines file; a line torn by a crash is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def as_time(value: Any) -> datetime | None:
-    """A moment from unix seconds or an ISO 8601 string, in local time."""
-    try:
-        if isinstance(value, str):
-            return datetime.fromisoformat(value).astimezone()
-        return datetime.fromtimestamp(value).astimezone() if is_number(value) else None
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -28,6 +28,7 @@ from pipeline.report.curves import (
 )
 from pipeline.report.graph import draw_graph
 from pipeline.report.positions import PositionMaps, collect_maps, describe_positions, draw_positions
+from pipeline.report.tables import ClassTable, class_table
 from pipeline.report.theme import to_svg
 
 SMALL = 168  # px; pictures whose shorter side is below this are enlarged pixel by pixel
@@ -74,6 +75,7 @@ class JudgedModel:
     evaluation: Evaluation
     picture: Picture | None
     confused: list[Confusion]
+    classes: ClassTable | None
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def judged_models(run: Run) -> list[JudgedModel]:
     for i, evaluation in enumerate(run.evaluations):
         figure = draw_confusion(evaluation)
         drawn = picture(figure, f"confusion-{i}", describe_confusion(evaluation)) if figure else None
-        judged.append(JudgedModel(evaluation, drawn, most_confused(evaluation)))
+        judged.append(JudgedModel(evaluation, drawn, most_confused(evaluation), class_table(evaluation)))
     return judged
 
 

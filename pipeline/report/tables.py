@@ -12,11 +12,13 @@ import numpy as np
 
 from pipeline.config.schema import EvaluateStage, TrainStage
 from pipeline.models.costs import count_parameters
-from pipeline.report.collect import Branch, Row, Run, as_time
-from pipeline.report.text import NOTHING, count_text, duration_text, shape_text, size_text, value_text
+from pipeline.report.collect import Branch, Evaluation, Run
+from pipeline.report.files import Row, as_time
+from pipeline.report.text import NOTHING, count_text, duration_text, figure_text, shape_text, size_text, value_text
 from pipeline.shards.bad_samples import TEST, TRAIN, VAL, summarise
 
 LIBRARIES = ("minivit-pipeline", "torch", "deepspeed", "ray", "mlflow", "webdataset", "timm", "numpy")
+MAX_CLASSES = 200  # with more, a table of classes would be no help
 WORST_FIRST = ("failed", "interrupted", "running")
 
 
@@ -37,6 +39,14 @@ class ResultRow:
     test: str
     wall_time: str
     speed: str
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """What an evaluation says of each class, ready to print."""
+
+    columns: list[str]
+    rows: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,16 @@ def result_row(run: Run, branch: Branch) -> ResultRow:
         wall_time=duration_text(branch.seconds) if branch.seconds is not None else NOTHING,
         speed=f"{np.median(speed.values):,.0f}" if speed else NOTHING,
     )
+
+
+def class_table(evaluation: Evaluation) -> ClassTable | None:
+    """The figures per class, whatever they are; None if there are none, or of too many classes to read."""
+    rows = evaluation.per_class
+    if not 0 < len(rows) <= MAX_CLASSES:
+        return None
+    figures = [column for column in rows[0] if column not in (None, "model", "class")]
+    told = [[row.get("class", ""), *(figure_text(row[column]) for column in figures)] for row in rows]
+    return ClassTable(["class", *figures], told)
 
 
 def left_out(run: Run) -> list[LeftOut]:

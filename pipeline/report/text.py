@@ -33,6 +33,16 @@ def value_text(measure: Measure, value: float | None) -> str:
     return NOTHING if value is None else measure.text(value)
 
 
+def figure_text(figure: str) -> str:
+    """A figure of a CSV file: 12,345 or 0.812; text as it is, and a dash for nothing."""
+    if figure.isascii() and figure.isdigit():
+        return f"{int(figure):,}"
+    try:
+        return f"{float(figure):.3f}"
+    except ValueError:
+        return figure or NOTHING
+
+
 def size_text(size: int | tuple[int, int]) -> str:
     """28 for a square, 28×56 (height by width) for a rectangle."""
     height, width = (size, size) if isinstance(size, int) else size

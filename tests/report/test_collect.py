@@ -1,12 +1,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.errors import CheckpointError
 from pipeline.metrics.schema import LOSS, Schema
-from pipeline.report.collect import as_time, read_arrays, read_lines, read_run
+from pipeline.report.collect import read_run
 
 
 def test_fan_outs_are_branches_and_their_best_is_what_the_next_stage_starts_from(built_run: Path) -> None:
@@ -43,13 +42,6 @@ def test_a_replayed_step_counts_once_and_a_torn_line_not_at_all(finished_run: Pa
     assert loss.last == 9.5
 
 
-def test_lines_that_are_not_objects_are_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    path.write_bytes(b'3\n{"event": "a"}\n\xff\xfe\n\n{"event": "b"}\n')
-    assert read_lines(path) == [{"event": "a"}, {"event": "b"}]
-    assert read_lines(tmp_path / "absent.jsonl") == []
-
-
 def test_an_unfinished_run_is_read_as_far_as_it_goes(unfinished_run: Path) -> None:
     run = read_run(unfinished_run)
     states = {branch.id: branch.state for branch in run.branches}
@@ -65,31 +57,6 @@ def test_a_folder_without_a_readable_pipeline_is_refused(tmp_path: Path, content
         (tmp_path / "pipeline.yaml").write_text(content)
     with pytest.raises(CheckpointError, match=r"pipeline\.yaml"):
         read_run(tmp_path)
-
-
-def test_times_are_seconds_or_iso_strings() -> None:
-    assert as_time(0.0) == as_time("1970-01-01T00:00:00+00:00")
-    assert as_time(float("nan")) is None
-    assert as_time("yesterday") is None
-    assert as_time(True) is None
-
-
-@pytest.mark.parametrize("keep", [0, 400])
-def test_torn_arrays_are_none(tmp_path: Path, keep: int) -> None:
-    path = tmp_path / "confusion.npz"
-    np.savez_compressed(path, classes=np.arange(9999))
-    assert read_arrays(path).keys() == {"classes"}
-    path.write_bytes(path.read_bytes()[:keep])
-    assert read_arrays(path) == {}
-
-
-def test_damaged_arrays_are_none(tmp_path: Path) -> None:
-    path = tmp_path / "confusion.npz"
-    np.savez_compressed(path, classes=np.arange(9999))
-    data = bytearray(path.read_bytes())
-    data[200:300] = bytes(100)
-    path.write_bytes(data)
-    assert read_arrays(path) == {}
 
 
 def test_the_best_of_a_fan_out_is_what_its_own_measure_says(finished_run: Path) -> None:

@@ -116,9 +116,16 @@ def test_a_task_shows_what_it_measures_and_has_drawn(unfinished_run: Path) -> No
     models = {"./export": {"loss": 0.25, "mean_iou": 0.625, "samples": 9, "bad_samples": 0}}
     for name, caption in (("b", "a second scene"), ("a", "a <first> scene")):
         save_picture(test, name, np.zeros((4, 6, 3), np.uint8), "Class maps", caption)
+    (test / "per_class.csv").write_text("model,class,iou\n./export,boot,0.5\nother,boot,0.25\n")
     (test / "evaluation.json").write_text(json.dumps({"schema": schema.to_dict(), "models": models}))
     page = write_report(unfinished_run).read_text(encoding="utf-8")
-    for text in ("noise left 0.5 val", "Noise left per stage", "<dd>62.50 %</dd>", "Class maps <small>test</small>"):
+    for text in (
+        "noise left 0.5 val",
+        "Noise left per stage",
+        "<dd>62.50 %</dd>",
+        "Class maps <small>test</small>",
+        "0.500",
+    ):
         assert text in page
     assert page.index("a &lt;first&gt; scene") < page.index("a second scene")
     assert "Accuracy" not in page

@@ -1,10 +1,14 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.models.costs import count_parameters
-from pipeline.report.collect import read_run
+from pipeline.report.collect import Evaluation, read_run
 from pipeline.report.tables import (
+    ClassTable,
     all_events,
+    class_table,
     environment,
     header_facts,
     missing,
@@ -93,3 +97,12 @@ def test_versions_the_run_recorded_go_before_those_of_this_machine(finished_run:
     assert "torch" in dict(environment(read_run(finished_run)))
     (finished_run / "run.json").write_text(json.dumps({"environment": {"torch": "9.9"}}))
     assert environment(read_run(finished_run)) == [("torch", "9.9")]
+
+
+def test_figures_of_classes_are_shown_whatever_they_are() -> None:
+    rows = [{"model": "a", "class": name, "pixels": "12345", "iou": iou} for name, iou in (("7", "0.81234"), ("b", ""))]
+    evaluation = Evaluation("test", "test", "a", [], CLASSIFICATION, {}, 9, 0, None, rows)
+    table = class_table(evaluation)
+    assert table == ClassTable(["class", "pixels", "iou"], [["7", "12,345", "0.812"], ["b", "12,345", NOTHING]])
+    assert class_table(replace(evaluation, per_class=rows * 101)) is None
+    assert class_table(replace(evaluation, per_class=[])) is None
