@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ModelError
 from pipeline.models.costs import layer_flops, layer_parameters
 from pipeline.models.heads._layers import PatchKind, input_dim, norm_parameters
 
@@ -21,13 +20,6 @@ class _MaskTransformer(PatchKind):
 
     options = ("depth",)
     vectors = ("class_tokens",)
-
-    def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
-        super().check(spec, backbone)
-        if spec.outputs < 2:
-            raise ModelError(
-                "heads: a mask_transformer compares classes and has only 1; give it 2 or more, or take a linear head"
-            )
 
     def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:
         return "class_tokens", "mask_norm.weight", "mask_norm.bias"
