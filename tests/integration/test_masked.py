@@ -1,0 +1,57 @@
+"""Pretraining without labels, and what it leaves for those who have some: one run, of both tasks, for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import load_model
+from pipeline.metrics.pictures import read_pictures
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+RUN = "masked"
+
+
+@pytest.fixture(scope="module")
+def run(joined: Any, kit: Any, shards: Path) -> Any:
+    """MAE at several sizes under ZeRO-3 and SimMIM; a classifier from the first; both as they rebuild test images."""
+    several = {"mode": "random", "sizes": [kit.side - 4, kit.side, kit.side + 4]}
+    stages = {
+        "mae": kit.pretrain(task={"type": "mae"}, resolution=several, engine={"zero_stage": 3}),
+        "simmim": kit.pretrain(task={"type": "simmim", "mask_unit": 2}),
+        "tuned": kit.pretrain(
+            type="finetune", init_from="mae", model={"image_size": kit.side, "patch_size": 4, "channels": 1}
+        ),
+        "rebuild": {"type": "evaluate", "models": ["mae"], "data": "test"},
+        "report": {"type": "report"},
+    }
+    done = joined.minivit("run", joined.write(kit.config(shards, RUN, stages)), timeout_s=800)
+    assert done.code == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("stage", ["mae", "simmim"])
+def test_it_learns_without_labels(joined: Any, run: Any, stage: str) -> None:
+    losses = [row["val/loss"] for row in joined.rows(RUN, stage) if "val/loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_fine_tuning_starts_from_the_encoder_and_says_what_it_drops(joined: Any, run: Any) -> None:
+    assert "the source's head 'decoder' (mae_decoder) is dropped" in run.stdout + run.stderr
+
+
+def test_reconstructions_are_in_the_report(joined: Any, run: Any) -> None:
+    pictures = read_pictures(joined.stage(RUN, "rebuild"))
+    assert pictures
+    assert {picture.title for _, picture in pictures} == {"Reconstructions by mae"}
+    assert "Reconstructions by mae" in (joined.folder / "runs" / RUN / "report.html").read_text()
+
+
+def test_a_pretrained_model_gives_features(joined: Any, run: Any, kit: Any, tmp_path: Path) -> None:
+    model = load_model(joined.stage(RUN, "mae"))
+    (tmp_path / "one.png").write_bytes(kit.picture(0, 0))
+    [features] = model.predict([tmp_path / "one.png"])
+    assert len(features) == model.spec.backbone.embed_dim
