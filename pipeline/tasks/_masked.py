@@ -40,8 +40,8 @@ class MaskedModule(TaskModule):
         self.mask_ratio, self.mask_unit, self.norm_pixels = mask_ratio, mask_unit, norm_pixels
 
     @abstractmethod
-    def reconstruct(self, images: Tensor, masking: Masking, grid: Pair, keys: Tensor) -> Tensor:
-        """Predicted pixels [B, M, C*p*q] of the masked patches of images [B, C, H, W] whose keys are int64 [B]."""
+    def reconstruct(self, images: Tensor, masking: Masking, grid: Pair) -> Tensor:
+        """Predicted pixels [B, M, C*p*q] of the masked patches of images [B, C, H, W]."""
 
     @abstractmethod
     def distance(self, predicted: Tensor, pixels: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class MaskedModule(TaskModule):
         patch = self.model.patch
         grid = whole_patches((images.shape[-2], images.shape[-1]), patch)
         masking = random_masking(keys, grid, self.mask_ratio, self.mask_unit)
-        predicted = self.reconstruct(images, masking, grid, keys).float()
+        predicted = self.reconstruct(images, masking, grid).float()
         pixels = masked_pixels(images, masking, patch)
         mean, deviation = patch_scale(pixels) if self.norm_pixels else (0.0, 1.0)
         losses = self.distance(predicted, (pixels - mean) / deviation).mean(dim=(1, 2)) * weights

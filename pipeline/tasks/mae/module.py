@@ -21,7 +21,7 @@ class MAE(MaskedModule):
         assert isinstance(head, MAEDecoder)
         return head
 
-    def reconstruct(self, images: Tensor, masking: Masking, grid: Pair, keys: Tensor) -> Tensor:
+    def reconstruct(self, images: Tensor, masking: Masking, grid: Pair) -> Tensor:
         encoded = self.model.forward_features(images, keep=masking.visible)
         pixels: Tensor = self.decoder(encoded, masking, grid, self.model.patch)
         return pixels

@@ -21,7 +21,7 @@ class SimMIM(MaskedModule):
         assert isinstance(head, SimMIMHead)
         return head
 
-    def reconstruct(self, images: Tensor, masking: Masking, grid: Pair, keys: Tensor) -> Tensor:
+    def reconstruct(self, images: Tensor, masking: Masking, grid: Pair) -> Tensor:
         encoded = self.model.forward_features(images, mask=masking.as_mask())
         pixels: Tensor = self.head(encoded, masking, self.model.patch)
         return pixels
