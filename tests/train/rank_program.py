@@ -34,7 +34,7 @@ from pipeline.models.bundle import Preprocess
 from pipeline.models.compiled import compile_layers
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_backbone, build_spec
-from pipeline.stream.batch import Batch
+from pipeline.stream.batch import OFFSETS, Batch
 from pipeline.tasks.base import Outputs, TaskModule
 from pipeline.tasks.classification.module import Classification
 from pipeline.train.device import compute_deterministically, precision_dtype, select_device
@@ -84,6 +84,14 @@ def class_maps(size: int, generator: torch.Generator) -> Tensor:
     classes = torch.randint(CLASSES, (size, SIDE, SIDE), generator=generator)
     ignored = torch.rand(size, SIDE, SIDE, generator=generator) < torch.arange(size)[:, None, None] / size
     return classes.where(~ignored, -1).to(torch.int8)
+
+
+def full_class_maps(size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Class maps as evaluation has them, each of a size of its own, in one row."""
+    sizes = torch.tensor([[SIDE + row, SIDE + 3] for row in range(size)], dtype=torch.int32)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.prod(dim=1).cumsum(dim=0)])
+    classes = torch.randint(-1, CLASSES, (int(offsets[-1]),), generator=generator, dtype=torch.int8)
+    return {"mask_full": classes, f"mask_full{OFFSETS}": offsets, "mask_full_size": sizes}
 
 
 def share(batch: Batch, shares: list[int]) -> Batch:

@@ -16,6 +16,9 @@ from pipeline.checkpoints.storage import LocalStorage
 
 TASKS: dict[str, dict[str, Any]] = {  # type -> settings; a line for each task
     "classification": {"label_smoothing": 0.1},
+    "segmentation": {"head": "conv", "label_smoothing": 0.1},
+    "mae": {},
+    "simmim": {},
 }
 SHARES, MICRO_BATCHES = [3, 0, 5], 4  # of each rank; more micro-batches than most have samples
 
