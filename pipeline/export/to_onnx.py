@@ -6,22 +6,23 @@ from pathlib import Path
 
 import torch
 
-from pipeline.export.files import write_description
+from pipeline.export.files import output_names, write_description
 from pipeline.export.to_torch_export import example_images, fixed_size_model
 from pipeline.files import write_whole
 from pipeline.models.bundle import Bundle
 
 
 def write(bundle: Bundle, folder: Path) -> Path:
-    """`folder/model.onnx` (input `images`: normalised fp32 [B, C, H, W]; output `logits`) and `folder/model.json`.
+    """`folder/model.onnx` (input `images`: normalised fp32 [B, C, H, W]) and `folder/model.json`.
 
-    Positions are baked at the model's size: exporters have written another cubic than the one that trained.
+    Outputs are those of `MiniViT.forward`, a classifier's is `logits`; see `output_names`. Positions are baked at the
+    model's size: exporters have written another cubic than the one that trained.
     """
     program = torch.onnx.export(
         fixed_size_model(bundle),
         (example_images(bundle),),
         input_names=["images"],
-        output_names=["logits"],
+        output_names=output_names(bundle.spec),
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         dynamo=True,
         verbose=False,

@@ -64,6 +64,15 @@ def backbone_flops(
     return patch_embed + (spec.depth - 1) * layer_flops(spec, length, length) + layer_flops(spec, length, read)
 
 
+def layer_values(spec: ViTSpec) -> int:
+    """Values per token that a layer keeps for the backward pass (Korthikanti et al. 2022): 8 D + 2 M.
+
+    They are the inputs of both norms, of qkv, of the projection and of the two linear layers, of the activation, and q,
+    k and v.
+    """
+    return 8 * spec.embed_dim + 2 * spec.mlp_dim
+
+
 def layer_flops(spec: ViTSpec, length: int, queries: int) -> int:
     """One layer over `length` tokens of which `queries` have outputs."""
     dim = spec.embed_dim

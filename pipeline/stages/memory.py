@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import EngineConfig
-from pipeline.models.spec import ViTSpec
+from pipeline.models.costs import layer_values
+from pipeline.models.heads import head_kind
+from pipeline.models.spec import ModelSpec, Pair, ViTSpec
 
 FP32 = 4
 MOMENTS = {"adamw": 2, "lamb": 2, "sgd": 1}  # fp32 tensors kept per weight
@@ -37,7 +39,7 @@ class RankMemory:
 
 def rank_memory(parameters: int, stage: TrainStage, world_size: int, activations: int) -> list[RankMemory]:
     """Bytes per rank for ZeRO 0, 1, 2 and 3."""
-    width = 2 if stage.engine.precision == "bf16" else FP32
+    width = value_bytes(stage.engine)
     moments = parameters * FP32 * MOMENTS[stage.optimizer.name]
     copy = parameters * FP32
     ema = parameters * FP32 if stage.ema else 0
@@ -61,13 +63,12 @@ def rank_memory(parameters: int, stage: TrainStage, world_size: int, activations
 def activation_bytes(spec: ViTSpec, tokens: int, engine: EngineConfig) -> int:
     """Bytes kept for the backward pass of an encoder that sees so many tokens, of all images together.
 
-    Per token and layer 8 D + 2 M values (the inputs of both norms, of qkv, of the projection and of the two linear
-    layers, of the activation, and q, k and v) and one fp32 log-sum-exp per head. With activation checkpointing a layer
+    Per token and layer `costs.layer_values` and one fp32 log-sum-exp per head. With activation checkpointing a layer
     keeps all but its feed-forward's D + 2 M values, or its input alone; one at a time has the rest while it is computed
     again.
     """
-    width, dim = 2 if engine.precision == "bf16" else FP32, spec.embed_dim
-    feed_forward, everything = width * (dim + 2 * spec.mlp_dim), width * (8 * dim + 2 * spec.mlp_dim)
+    width, dim = value_bytes(engine), spec.embed_dim
+    feed_forward, everything = width * (dim + 2 * spec.mlp_dim), width * layer_values(spec)
     attention = FP32 * spec.num_heads
     kept, again = {
         "none": (everything + attention, 0),
@@ -75,3 +76,14 @@ def activation_bytes(spec: ViTSpec, tokens: int, engine: EngineConfig) -> int:
         "full": (width * dim, everything + attention),
     }[engine.activation_checkpointing]
     return tokens * (spec.depth * kept + again)
+
+
+def head_bytes(spec: ModelSpec, images: int, grid: Pair, engine: EngineConfig) -> int:
+    """Bytes that the heads keep for the backward pass of so many images of `grid` patches."""
+    heads = ((head_kind(head.kind), head) for head in spec.heads.values())
+    return images * value_bytes(engine) * sum(kind.kept_values(head, spec.backbone, grid) for kind, head in heads)
+
+
+def value_bytes(engine: EngineConfig) -> int:
+    """Of an activation."""
+    return 2 if engine.precision == "bf16" else FP32

@@ -17,7 +17,7 @@ from pipeline.stages.again import reasons_to_run_again
 from pipeline.stages.balance import Balance, balance
 from pipeline.stages.context import find_datasets, label_names
 from pipeline.stages.folder import RunFolder, Status
-from pipeline.stages.memory import activation_bytes, rank_memory
+from pipeline.stages.memory import activation_bytes, head_bytes, rank_memory
 from pipeline.stages.plan import (
     MISSING,
     READY,
@@ -200,12 +200,13 @@ def _model(
     spec: ModelSpec, stage: TrainStage, ranks: int, shares: Balance, origin: str | None, changes: list[str]
 ) -> ModelPlan:
     parameters, backbone, task = count_parameters(spec), spec.backbone, task_of(stage.task)
-    share, tokens = shares.step_samples[1], 0
+    share, activations = shares.step_samples[1], 0
     shapes = step_shapes(stage, backbone)
     for size, patch in shapes:
         images = math.ceil(share / micro_batches_at(size, patch, backbone, share, stage.micro_batch_size))
-        tokens = max(tokens, images * task.encoder_tokens(spec, whole_patches(size, patch)))
-    activations = activation_bytes(backbone, tokens, stage.engine)
+        grid = whole_patches(size, patch)
+        encoder = activation_bytes(backbone, images * task.encoder_tokens(spec, grid), stage.engine)
+        activations = max(activations, encoder + head_bytes(spec, images, grid, stage.engine))
     return ModelPlan(
         spec=spec.to_dict(),
         parameters=parameters,

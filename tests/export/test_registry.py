@@ -11,7 +11,7 @@ import pytest
 from pipeline import export as registry
 from pipeline.errors import ConfigError, ModelError
 from pipeline.export import FORMATS, check_format, check_model, export
-from pipeline.models import Bundle
+from pipeline.models import Bundle, HeadSpec, ModelSpec
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -93,3 +93,14 @@ def test_a_model_is_refused_ahead_exactly_where_it_cannot_be_written(
                 check_model(name, bundle.spec)
             with pytest.raises(ModelError, match=r"^model\."):
                 export(name, bundle, tmp_path / str(number))
+
+
+@pytest.mark.parametrize(("name", "form"), [("timm", "timm's ViT"), ("clip", "CLIP's vision tower")])
+def test_heads_that_a_format_cannot_hold_are_named(name: str, form: str, make_bundle: Callable[..., Bundle]) -> None:
+    spec = ModelSpec(make_bundle().spec.backbone, {"seg_head": HeadSpec("linear", 3)}, "segmentation")
+    with pytest.raises(ModelError) as caught:
+        check_model(name, spec)
+    assert str(caught.value) == (
+        f"heads: {form} holds a classifier's heads alone, and those of this segmentation model are 'seg_head' "
+        "(linear); export to safetensors, onnx or torch-export"
+    )

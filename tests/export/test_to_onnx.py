@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from pipeline.export import export
+from pipeline.export.files import output_names
 from pipeline.models import Bundle, MiniViT
+from pipeline.models.spec import HeadSpec, ModelSpec
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -27,3 +29,12 @@ def test_runtime_gives_the_same_logits_for_any_batch(
         torch.testing.assert_close(torch.from_numpy(logits), model_of(bundle)(images), atol=1e-4, rtol=1e-4)
     assert not [node for node in path.parent.iterdir() if node.name.startswith(".draft")]
     assert json.loads((path.parent / "model.json").read_text())["classes"] == ["ant", "bee", "cat"]
+
+
+def test_outputs_are_named_by_the_heads_that_give_them(make_bundle: Callable[..., Bundle]) -> None:
+    backbone, linear = make_bundle(dist_token=True).spec.backbone, HeadSpec("linear", 3)
+    decoder = HeadSpec("mae_decoder", options={"dim": 32, "depth": 1})
+    assert output_names(ModelSpec.classifier(backbone, 3)) == ["logits"]
+    assert output_names(ModelSpec(backbone, {"head": linear}, "segmentation")) == ["logits"]
+    assert output_names(ModelSpec(backbone, {"one": linear, "other": linear}, "several")) == ["one", "other"]
+    assert output_names(ModelSpec(backbone, {"decoder": decoder}, "mae")) == ["features"]

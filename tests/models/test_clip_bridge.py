@@ -176,7 +176,7 @@ def test_surgery_takes_the_tower_to_another_size(tower: tuple[Tower, Any]) -> No
         image_size=64,
         patch_size=8,
         num_classes=3,
-        **{name: getattr(spec, name) for name in ("embed_dim", "depth", "num_heads", "mlp_dim", "activation")},
+        **{name: getattr(spec.backbone, name) for name in ("embed_dim", "depth", "num_heads", "mlp_dim", "activation")},
         embed_norm=True,
         registers=2,
     )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.models import VARIANTS, MiniViT, ModelSpec, build_spec
+from pipeline.models import VARIANTS, HeadSpec, MiniViT, ModelSpec, build_spec
 from pipeline.models.encoder import SelfAttention
 from pipeline.models.heads.head import Features
 
@@ -318,3 +318,22 @@ def test_sine_cosine_positions_keep_their_digits_in_any_precision(move: Callable
     assert dtype != torch.float32
     assert model(torch.randn(1, 3, 32, 32, dtype=dtype)).dtype == dtype
     assert model(torch.randn(1, 3, 48, 32, dtype=dtype)).dtype == dtype
+
+
+def test_several_heads_answer_by_name_and_one_that_is_not_called_leaves_the_features(small_model: Make) -> None:
+    backbone = small_model().spec.backbone
+    heads = {"mlp_head": HeadSpec("classifier", 5), "dense": HeadSpec("linear", 5, {"layers": [0, 1]})}
+    decoder = {"decoder": HeadSpec("mae_decoder", options={"dim": 16, "depth": 1})}
+    images = torch.randn(2, 3, 24, 16)
+    both = small_model(ModelSpec(backbone, heads | decoder, "several"))
+    outputs = both(images)
+    assert list(outputs) == ["mlp_head", "dense"]
+    assert (outputs["mlp_head"].shape, outputs["dense"].shape) == ((2, 5), (2, 5, 6, 4))
+    one = small_model(ModelSpec(backbone, {"mlp_head": heads["mlp_head"]}))
+    one.load_state_dict({name: both.state_dict()[name] for name in one.state_dict()})
+    torch.testing.assert_close(one(images), outputs["mlp_head"], atol=1e-5, rtol=1e-5)
+    alone = small_model(ModelSpec(backbone, decoder, "mae"))
+    torch.testing.assert_close(alone(images), alone.forward_features(images))
+    assert {alone.layer_of(name) for name in alone.state_dict() if name.startswith("decoder.")} == {3}
+    assert not alone.decays("decoder.mask_token")
+    assert alone.decays("decoder.embed.weight")

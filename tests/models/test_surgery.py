@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ModelError
-from pipeline.models import MiniViT, ModelSpec, TokenSchema, adapt
+from pipeline.models import HeadSpec, MiniViT, ModelSpec, TokenSchema, adapt
 from pipeline.models.costs import forward_flops
+from pipeline.models.heads import head_kind
 from pipeline.models.surgery_probe import probe_outputs
 
 Make = Callable[..., MiniViT]
@@ -282,3 +283,61 @@ def test_wrong_spec_or_classes_are_refused(small_model: Make, small_spec: MakeSp
         adapt(model.state_dict(), small_spec(image_size=32), small_spec())
     with pytest.raises(ModelError, match="to_classes: holds 1 names, but the head has 5"):
         adapt(model.state_dict(), model.spec, model.spec, to_classes=["a"])
+
+
+@pytest.fixture
+def decoder(small_spec: MakeSpec) -> ModelSpec:
+    """Of masked pretraining, on the backbone of `small_spec`."""
+    heads = {"decoder": HeadSpec("mae_decoder", options={"dim": 16, "depth": 1})}
+    return ModelSpec(small_spec().backbone, heads, "mae")
+
+
+def test_a_model_of_another_task_gives_its_backbone(small_spec: MakeSpec, decoder: ModelSpec) -> None:
+    """Its head is dropped by name, and the head that it has not starts anew, small."""
+    torch.manual_seed(0)
+    source = MiniViT.from_spec(decoder).state_dict()
+    state, report = adapt(source, decoder, small_spec(), to_classes=list("abcde"))
+    kept = {name for name in source if not name.startswith("decoder.")}
+    assert all(torch.equal(state[name], source[name]) for name in kept)
+    assert {c.name for c in report.changes if c.action == "dropped"} == source.keys() - kept
+    assert {c.name for c in report.changes if c.action == "initialised"} == state.keys() - kept
+    assert report.heads == (
+        "the source's head 'decoder' (mae_decoder) is dropped",
+        "its head 'mlp_head' (classifier) starts anew",
+    )
+    assert all(sentence in report.summary() for sentence in report.heads)
+    assert state["mlp_head.1.weight"].std().item() == pytest.approx(0.02, rel=0.2)
+    assert not state["mlp_head.1.bias"].any()
+
+
+def test_a_head_of_the_same_kind_and_other_shapes_starts_anew(decoder: ModelSpec) -> None:
+    wider = dataclasses.replace(decoder, heads={"decoder": HeadSpec("mae_decoder", options={"dim": 24, "depth": 1})})
+    source = MiniViT.from_spec(decoder).state_dict()
+    state, report = adapt(source, decoder, wider)
+    assert state["decoder.embed.weight"].shape == (24, 32)
+    assert report.heads == ("its head 'decoder' (mae_decoder) starts anew",)
+    same, report = adapt(source, decoder, decoder)
+    assert all(torch.equal(same[name], source[name]) for name in source)
+    assert report.heads == ()
+
+
+def test_dense_heads_keep_their_rows_by_class_name(small_spec: MakeSpec) -> None:
+    def model(outputs: int, kind: str) -> ModelSpec:
+        return ModelSpec(small_spec().backbone, {"head": HeadSpec(kind, outputs)}, "segmentation")
+
+    for kind in ("linear", "conv", "mask_transformer"):
+        source = MiniViT.from_spec(model(3, kind)).state_dict()
+        names = {"from_classes": list("abc"), "to_classes": list("cxbay")}
+        state, report = adapt(source, model(3, kind), model(5, kind), **names)
+        for tensor in head_kind(kind).class_tensors(HeadSpec(kind, 3)):
+            assert torch.equal(state[f"head.{tensor}"][[3, 2, 0]], source[f"head.{tensor}"])
+        assert report.heads == ()
+        assert report.count("initialised") == 0
+
+
+def test_a_second_vote_starts_as_a_copy_of_the_first(small_model: Make, small_spec: MakeSpec) -> None:
+    model, target = small_model(), small_spec(dist_token=True, num_classes=3)
+    state, report = adapt(model.state_dict(), model.spec, target, from_classes=list("abcde"), to_classes=list("exa"))
+    assert torch.equal(state["dist_head.weight"], state["mlp_head.1.weight"])
+    assert torch.equal(state["dist_head.weight"][[0, 2]], model.mlp_head[1].weight[[4, 0]])
+    assert report.heads == ("its head 'dist_head' (distillation) starts as a copy of 'mlp_head'",)

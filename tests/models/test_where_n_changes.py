@@ -90,7 +90,9 @@ def test_fine_tuning_at_another_resolution(small_model: Make, old: Pair, new: Pa
     state, report = adapt(model.state_dict(), model.spec, target)
     kernel, positions, prefix = parts(model)
     images = torch.randn(2, 3, *new)
-    close(build(target, state)(images), directly(model, images, kernel, bicubic(positions, target.grid), prefix))
+    close(
+        build(target, state)(images), directly(model, images, kernel, bicubic(positions, target.backbone.grid), prefix)
+    )
     assert [(change.name, change.action) for change in report.changed] == [("pos_embed", "resized")]
 
 
@@ -291,8 +293,9 @@ def test_pooling_is_switched_with_its_norm_and_head(small_model: Make) -> None:
     target = model.spec.with_backbone(pool="avg")
     state, _ = adapt(model.state_dict(), model.spec, target)
     images = torch.randn(2, 3, 16, 16)
+    norm, matrix = model.mlp_head
     features = model.forward_features(images)
-    close(build(target, state)(images), model.mlp_head(features[:, 1:].mean(dim=1)))
+    close(build(target, state)(images), matrix(norm(features[:, 1:].mean(dim=1))))
 
 
 # ---- multimodal reuse

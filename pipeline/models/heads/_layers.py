@@ -59,6 +59,11 @@ def check_layers(layers: tuple[int, ...], depth: int) -> None:
         )
 
 
+def map_values(spec: HeadSpec, backbone: ViTSpec) -> int:
+    """Values per patch that are kept before the norms and after them."""
+    return 2 * input_dim(spec, backbone)
+
+
 def norm_parameters(spec: HeadSpec, backbone: ViTSpec) -> int:
     """Of one LayerNorm for each layer that is read."""
     return 2 * input_dim(spec, backbone)

@@ -61,6 +61,10 @@ class HeadKind(ABC):
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
         """Operations of its matrix products for one image of `grid` patches; a multiply and an add are two."""
 
+    def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        """Values per image of `grid` patches that it keeps for the backward pass; 0 where these are a vector or two."""
+        return 0
+
     @abstractmethod
     def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
         """The module, newly initialised; this alone imports torch."""

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.models.heads._layers import CELLS, PatchKind, cell_parameters, cells_per_patch, input_dim, norm_parameters
+from pipeline.models.heads._layers import (
+    CELLS,
+    PatchKind,
+    cell_parameters,
+    cells_per_patch,
+    input_dim,
+    map_values,
+    norm_parameters,
+)
 
 if TYPE_CHECKING:
     from pipeline.models.heads.head import Head
@@ -30,6 +38,9 @@ class _Conv(PatchKind):
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
         outputs = spec.outputs * cells_per_patch(spec) ** 2
         return 2 * grid[0] * grid[1] * hidden_dim(spec) * (9 * input_dim(spec, backbone) + outputs)
+
+    def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        return grid[0] * grid[1] * (map_values(spec, backbone) + hidden_dim(spec))
 
     def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
         from pipeline.models.heads.conv.module import ConvHead

@@ -41,6 +41,12 @@ class _MAEDecoder(HeadKind):
 
         return decoder_flops(spec, backbone, visible=0, masked=grid[0] * grid[1])
 
+    def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        """With all patches masked, as of `flops`."""
+        from pipeline.models.heads.mae_decoder.shape import decoder_values
+
+        return decoder_values(spec, backbone, grid[0] * grid[1])
+
     def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
         from pipeline.models.heads.mae_decoder.module import MAEDecoder
 

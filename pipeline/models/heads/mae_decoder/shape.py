@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
-from pipeline.models.costs import layer_flops, layer_parameters
+from pipeline.models.costs import layer_flops, layer_parameters, layer_values
 from pipeline.models.spec import HeadSpec, Pair, TokenSchema, ViTSpec
 
 HEAD_DIM = 32  # of the paper's decoder: 512 wide, 16 heads
@@ -48,6 +48,13 @@ def decoder_parameters(head: HeadSpec, backbone: ViTSpec) -> int:
     dim, pixels = spec.embed_dim, backbone.channels * prod(backbone.patch)
     embed = 2 * backbone.embed_dim + (backbone.embed_dim + 1) * dim
     return embed + dim + spec.depth * layer_parameters(spec) + 2 * dim + (dim + 1) * pixels
+
+
+def decoder_values(head: HeadSpec, backbone: ViTSpec, patches: int) -> int:
+    """Values of one image of so many patches that it keeps for the backward pass."""
+    spec = decoder_spec(head, backbone)
+    tokens = patches + spec.tokens.num_prefix
+    return tokens * (spec.depth * layer_values(spec) + 3 * spec.embed_dim)
 
 
 def decoder_flops(head: HeadSpec, backbone: ViTSpec, *, visible: int, masked: int, patch: Pair | None = None) -> int:

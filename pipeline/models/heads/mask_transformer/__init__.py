@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.models.costs import layer_flops, layer_parameters
-from pipeline.models.heads._layers import PatchKind, input_dim, norm_parameters
+from pipeline.models.costs import layer_flops, layer_parameters, layer_values
+from pipeline.models.heads._layers import PatchKind, input_dim, map_values, norm_parameters
 
 if TYPE_CHECKING:
     from pipeline.models.heads.head import Head
@@ -37,6 +37,12 @@ class _MaskTransformer(PatchKind):
         embed = 2 * patches * input_dim(spec, backbone) * dim
         masks = 2 * tokens * dim * dim + 2 * patches * dim * spec.outputs
         return embed + decoder.depth * layer_flops(decoder, tokens, tokens) + masks
+
+    def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        decoder, patches = decoder_spec(spec, backbone), grid[0] * grid[1]
+        tokens = patches + spec.outputs
+        outputs = 3 * backbone.embed_dim * tokens + 2 * spec.outputs * patches
+        return patches * map_values(spec, backbone) + decoder.depth * tokens * layer_values(decoder) + outputs
 
     def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
         from pipeline.models.heads.mask_transformer.module import MaskTransformer

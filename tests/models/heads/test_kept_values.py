@@ -1,0 +1,55 @@
+"""What heads keep for the backward pass, in closed form and as measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.models.drop_path import sample_keys
+from pipeline.models.heads import head_kind
+from pipeline.models.heads.head import Features
+from pipeline.models.heads.mae_decoder.shape import mae_decoder
+from pipeline.models.masking import random_masking
+from pipeline.models.spec import HeadSpec
+from pipeline.models.variants import build_backbone
+
+IMAGES, GRID = 3, (8, 8)
+BACKBONE = build_backbone("nano", image_size=32, depth=3)
+HEADS = {
+    "linear": HeadSpec("linear", 5),
+    "linear, two layers": HeadSpec("linear", 5, {"layers": [0, 2]}),
+    "conv": HeadSpec("conv", 5),
+    "conv, three layers": HeadSpec("conv", 5, {"layers": [0, 1, 2], "hidden": 64}),
+    "mask_transformer": HeadSpec("mask_transformer", 5),
+    "mae_decoder": mae_decoder(BACKBONE),
+}
+
+
+@pytest.mark.parametrize("spec", HEADS.values(), ids=HEADS.keys())
+def test_kept_values_are_about_those_that_wait_for_the_backward_pass(spec: HeadSpec) -> None:
+    kind = head_kind(spec.kind)
+    head = kind.build(spec, BACKBONE)
+    weights = {parameter.data_ptr() for parameter in head.parameters()}
+    tokens = [torch.randn(IMAGES, 65, 64, requires_grad=True) for _ in range(3)]
+    kept: dict[int, int] = {}
+    alive: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        if kind.reads(spec, BACKBONE) is None:
+            masking = random_masking(sample_keys(0, torch.arange(IMAGES)), GRID, 0.75)
+            head(tokens[-1][:, : 1 + masking.visible.shape[1]] * 1.0, masking, GRID, (4, 4))
+        else:
+            layers = {number: one * 1.0 for number, one in enumerate(tokens)}
+            head(Features(layers[2], layers, GRID, 1, (32, 32)))
+    assert sum(kept.values()) / 4 == pytest.approx(IMAGES * kind.kept_values(spec, BACKBONE, GRID), rel=0.25)
+
+
+def test_a_classifier_keeps_next_to_nothing() -> None:
+    assert head_kind("classifier").kept_values(HeadSpec("classifier", 5), BACKBONE, GRID) == 0
