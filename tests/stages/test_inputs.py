@@ -18,7 +18,7 @@ from pipeline.config.schema import EvaluateStage, ExportStage, TrainStage
 from pipeline.config.section import Duration, Section
 from pipeline.config.task import TaskConfig, task_class, task_types
 from pipeline.config.training import EngineConfig, ModelConfig, OptimizerConfig
-from pipeline.models.spec import TokenSchema, ViTSpec
+from pipeline.models.spec import HeadSpec, ModelSpec, TokenSchema, ViTSpec
 from pipeline.models.variants import build_spec
 from pipeline.shards.index import make_index
 from pipeline.shards.scan import ShardRecord
@@ -31,6 +31,7 @@ from pipeline.stages.inputs import (
     evaluate_inputs,
     export_inputs,
     inputs_digest,
+    model_inputs,
     non_defaults,
     settings,
     train_inputs,
@@ -331,6 +332,27 @@ def test_tasks_whose_settings_are_all_defaults_differ() -> None:
 
     assert settings(TRAIN.model_copy(update={"task": Other()}))["task"] == {"type": "other"}
     assert "task" not in settings(TRAIN)
+
+
+def test_a_classifier_has_the_inputs_that_it_had_before_models_had_heads() -> None:
+    written = {
+        "variant": "nano",
+        "channels": 3,
+        "grid": [7, 7],
+        "patch": [4, 4],
+        "embed_dim": 64,
+        "depth": 4,
+        "num_heads": 2,
+        "mlp_dim": 256,
+        "num_classes": 2,
+    }
+    assert model_inputs(SPEC) == written
+    other = ModelSpec(SPEC.backbone, {"head": HeadSpec("linear", 2)}, "segmentation")
+    heads = {"head": {"kind": "linear", "outputs": 2}}
+    assert model_inputs(other) == {k: v for k, v in written.items() if k != "num_classes"} | {
+        "heads": heads,
+        "task": "segmentation",
+    }
 
 
 def test_null_is_not_a_default_that_is_something() -> None:
