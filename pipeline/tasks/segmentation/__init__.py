@@ -33,7 +33,8 @@ class Inference(Section):
     )
     stride: Positive | None = Field(
         default=None,
-        description="pixels between windows of the model's size, whose overlaps are averaged; default: no windows",
+        description="pixels between windows of the model's size, down to whole patches; overlaps are averaged; "
+        "default: no windows",
     )
 
     def check(self, backbone: ViTSpec) -> None:

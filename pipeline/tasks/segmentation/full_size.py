@@ -6,7 +6,6 @@ Legend: K classes, (h, w) grid of logits, (H, W) the image's own size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,11 +25,8 @@ def full_size_logits(logits: Tensor, full: Pair, view: Pair, how: PlainConfig) -
     the nearest one that was seen. Yields the first row of each band, and fp32 [K, rows, W].
     """
     down, across = (
-        torch.tensor(matrix, dtype=torch.float32, device=logits.device)
-        for matrix in (
-            axis_weights(side, span, seen, cells)
-            for side, span, seen, cells in zip(full, spans(full, view, how), view, logits.shape[1:], strict=True)
-        )
+        torch.from_numpy(axis_weights(*axis)).to(logits.device)
+        for axis in zip(full, spans(full, view, how), view, logits.shape[1:], strict=True)
     )
     columns = logits.float() @ across.T  # [K, h, W]
     rows = max(MOST_VALUES // (logits.shape[0] * full[1]), 1)
@@ -48,7 +44,6 @@ def likeliest(logits: Tensor) -> Tensor:
     return logits.max(dim=0).indices
 
 
-@lru_cache(maxsize=4096)
 def axis_weights(full: int, span: Span, side: int, cells: int) -> np.ndarray:
     """float32 [full, cells]: shares of the cells in each pixel of an axis; rows sum to 1.
 
@@ -58,6 +53,5 @@ def axis_weights(full: int, span: Span, side: int, cells: int) -> np.ndarray:
     seen = span.first + (centres - span.start) * span.length / (span.stop - span.start)
     seen = seen.clip(span.first, span.first + span.length)
     where = (seen * cells / side - 0.5).clip(0, cells - 1)
-    weights = (1 - np.abs(where[:, None] - np.arange(cells))).clip(0)
-    weights.setflags(write=False)
-    return weights.astype(np.float32)
+    weights: np.ndarray = (1 - np.abs(where[:, None] - np.arange(cells))).clip(0).astype(np.float32)
+    return weights

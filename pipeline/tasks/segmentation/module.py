@@ -74,8 +74,8 @@ class Segmentation(TaskModule):
             full = labels.shape[0], labels.shape[1]
             for first, band in full_size_logits(logits, full, view, self.preprocess.eval):
                 part = labels[first : first + band.shape[1]]
-                losses = F.cross_entropy(band[None], part[None].long(), ignore_index=IGNORED, reduction="sum")
-                loss += losses.double()
+                losses = F.cross_entropy(band[None], part[None].long(), ignore_index=IGNORED, reduction="none")
+                loss += losses.sum(dtype=torch.float64)
                 guess = likeliest(band)
                 counts += overlaps(guess, part, self.num_classes)
                 maps[-1][first : first + band.shape[1]] = guess
