@@ -74,6 +74,15 @@ class TargetsConfig(Section):
         """The kinds that have settings."""
         return {kind: config for kind in type(self).model_fields if (config := self.of(kind)) is not None}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its kinds: the class that has a field for each is made in every process, so a pickle cannot name it."""
+        return with_settings, (self.given(),)
+
+
+def with_settings(given: Mapping[str, TargetConfig]) -> TargetsConfig:
+    """What has these settings."""
+    return every_kind()(**given) if given else TargetsConfig()
+
 
 @cache
 def every_kind() -> type[TargetsConfig]:
