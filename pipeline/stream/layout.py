@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -18,15 +19,12 @@ Ragged = dict[str, dict[int, np.ndarray]]  # by field and row
 
 
 class Region(NamedTuple):
-    """One array in the memory."""
+    """One array in the memory, from byte `start` to `stop`."""
 
     start: int
+    stop: int
     dtype: str
     shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Layout:
     groups: Mapping[str, tuple[int, ...]]  # shape of a sample's views: [C, H, W], or [V, C, H, W]
     fields: Mapping[str, Field]
 
+    @cached_property
     def regions(self) -> dict[str, Region]:
         found, end = {}, 0
         arrays = {VIEWS + group: ("uint8", shape) for group, shape in self.groups.items()}
@@ -44,18 +43,19 @@ class Layout:
             if not field.ragged:
                 arrays[name] = (field.dtype, tuple(side for side in field.shape if side is not None))
         for name, (dtype, shape) in arrays.items():
-            found[name] = Region(-(-end // ALIGNMENT) * ALIGNMENT, dtype, (self.size, *shape))
-            end = found[name].start + found[name].bytes
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            end = start + self.size * math.prod(shape) * np.dtype(dtype).itemsize
+            found[name] = Region(start, end, dtype, (self.size, *shape))
         return found
 
     @property
     def bytes(self) -> int:
         """Of all of them."""
-        return max(region.start + region.bytes for region in self.regions().values())
+        return max(region.stop for region in self.regions.values())
 
     def arrays(self, memory: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays in a memory, uint8 [bytes]."""
         return {
-            name: memory[region.start : region.start + region.bytes].view(region.dtype).reshape(region.shape)
-            for name, region in self.regions().items()
+            name: memory[region.start : region.stop].view(region.dtype).reshape(region.shape)
+            for name, region in self.regions.items()
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
 from pipeline.config.targets import TargetConfig
@@ -58,8 +59,12 @@ class ClassId(Target):
                 f"has label {number}, and labels must be 0 to {len(self.numbers) - 1} for {len(self.numbers)} classes; "
                 "correct the label or the dataset's `classes`"
             )
-        label = self.numbers[number]
-        return ClassLabel(label, label)
+        return self._labels[number]
+
+    @cached_property
+    def _labels(self) -> list[ClassLabel]:
+        """By the data set's class; made once, as there are far more samples."""
+        return [ClassLabel(label, label) for label in self.numbers or ()]
 
     def inputs(self) -> dict[str, Any]:
         same = self.numbers == tuple(range(self.num_classes))
