@@ -94,7 +94,7 @@ def test_label_outside_the_classes(workplace: Any, raw: dict[str, Any]) -> None:
     done = workplace.minivit("run", workplace.write(raw))
     assert done.code == 3
     assert "datasets.train" in done.error
-    assert "labels 0 to 3, but there are 3 classes" in done.error
+    assert "labels up to 3, but there are 3 classes" in done.error
 
 
 def test_run_folder_of_another_config(workplace: Any, raw: dict[str, Any]) -> None:
