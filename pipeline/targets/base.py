@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
 from pipeline.config.targets import TargetConfig
 from pipeline.errors import DataError
-from pipeline.images.decode import Pixels
-from pipeline.images.geometry import Box, Geometry, Size
+
+if TYPE_CHECKING:  # an index needs no image libraries
+    from pipeline.images.decode import Pixels
+    from pipeline.images.geometry import Box, Geometry, Size
 
 Merge = Literal["sum", "min", "max"]
 Summary = Mapping[str, int | None]  # by column; None where no sample has anything to say

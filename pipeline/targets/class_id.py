@@ -6,13 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from pipeline.config.targets import TargetConfig
 from pipeline.errors import DataError
-from pipeline.images.decode import Pixels
-from pipeline.images.geometry import Size
 from pipeline.targets.base import BadLabel, ClassMap, Field, Merge, Mixing, Summary, Target
+
+if TYPE_CHECKING:  # an index needs no image libraries
+    from pipeline.images.decode import Pixels
+    from pipeline.images.geometry import Size
 
 NUMBER = re.compile(rb"(?:\xef\xbb\xbf)?\s*(\d{1,18})\s*")  # Windows tools may write a byte order mark
 LONGEST = 64  # bytes; whatever is longer is not a class number

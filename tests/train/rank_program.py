@@ -154,7 +154,7 @@ class Wide(nn.Module):
 MODELS = {
     "wide": Wide,
     "vit": lambda: MiniViT.from_spec(SPEC),
-    "sincos": lambda: MiniViT.from_spec(replace(SPEC, positions="sincos")),
+    "sincos": lambda: MiniViT.from_spec(SPEC.with_backbone(positions="sincos")),
     "tied": Tied,
 }
 MODELS["lamb"] = MODELS["plain"] = MODELS["vit"]  # trained by the optimiser of that name, the others by AdamW

@@ -12,7 +12,7 @@ from pipeline.config.training import ResolutionConfig
 from pipeline.models.variants import build_spec
 from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes
 
-SPEC = build_spec("nano", image_size=(32, 64), patch_size=(4, 8), num_classes=2)
+SPEC = build_spec("nano", image_size=(32, 64), patch_size=(4, 8), num_classes=2).backbone
 
 
 def stage(**resolution: Any) -> TrainStage:
@@ -56,7 +56,7 @@ def test_no_micro_batch_has_more_tokens_than_asked(down: int, across: int, sampl
     parts = micro_batches_at(size, (4, 8), SPEC, samples, micro)
     assert parts >= 1
     per_part = samples / parts
-    assert per_part * math.prod((size[0] // 4, size[1] // 8)) <= micro * SPEC.backbone.num_patches + 1e-6
+    assert per_part * math.prod((size[0] // 4, size[1] // 8)) <= micro * SPEC.num_patches + 1e-6
 
 
 def test_a_finer_patch_takes_more_micro_batches() -> None:
