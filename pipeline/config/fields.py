@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic.fields import FieldInfo
 
 from pipeline.config.section import Duration, Section
@@ -133,6 +133,8 @@ def _bounds(bounds: Iterable[Any]) -> str:
                 words.append(f"up to {limit}")
             case MinLen(min_length=limit):
                 words.append(f"of at least {limit}")
+            case MultipleOf(multiple_of=divisor):
+                words.append(f"divisible by {divisor}")
     return "".join(f" {word}" for word in words)
 
 

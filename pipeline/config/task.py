@@ -26,6 +26,7 @@ class TaskConfig(Section):
     type: str = DEFAULT
 
     measured: ClassVar[Schema]  # what training, validation and evaluation measure
+    measuring: ClassVar[frozenset[str]] = frozenset()  # settings that only decide how models are measured
     targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; without any, images are enough
 
     def views(self, *, evaluation: bool = False) -> Mapping[str, ViewGroup]:

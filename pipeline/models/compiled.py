@@ -7,12 +7,12 @@ import logging
 import torch
 from torch import nn
 
-from pipeline.models.encoder import EncoderLayer
+from pipeline.models.encoder import Encoder, EncoderLayer
 
 logger = logging.getLogger(__name__)
 
-# One layer has several graphs per image size: all tokens or only those the head reads, in training, with a micro-batch
-# a sample smaller, and in evaluation.
+# The layers of an encoder, and of a decoder, have several graphs per image size: all tokens or only those that are
+# read, in training, with a micro-batch a sample smaller, and in evaluation.
 GRAPHS_PER_SIZE = 6
 
 
@@ -32,7 +32,8 @@ def compile_layers(model: nn.Module, image_sizes: int) -> bool:
             reason[0] if reason else type(error).__name__,
         )
         return False
-    torch._dynamo.config.recompile_limit = GRAPHS_PER_SIZE * image_sizes
+    encoders = sum(isinstance(module, Encoder) for module in model.modules())
+    torch._dynamo.config.recompile_limit = GRAPHS_PER_SIZE * image_sizes * encoders
     torch._dynamo.config.suppress_errors = True
     for module in model.modules():
         if isinstance(module, EncoderLayer):

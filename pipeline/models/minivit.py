@@ -228,6 +228,8 @@ class MiniViT(nn.Module):
             raise ModelError(
                 f"n_layers: {n_layers}, but there are {depth} layers; take 1 to {depth}, or numbers from 0"
             )
+        if norm and "mlp_head" not in self.heads:
+            raise ModelError("norm: the norm is a classifier's, and this model has none; leave it out")
         maps = {}
         outputs = itertools.islice(self.transformer.layer_outputs(self.embed(images)), max(wanted) + 1)
         for number, x in enumerate(outputs):

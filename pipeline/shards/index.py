@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from pipeline.config.class_names import class_name
-from pipeline.errors import DataError
+from pipeline.errors import DataError, PipelineError
 from pipeline.shards import store
 from pipeline.shards.cache import RangeCache
 from pipeline.shards.index_check import INDEX_NAME, check_against, no_index
@@ -271,7 +271,7 @@ def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetInd
         headers_only = document["hash_of"] == "headers"
         columns = names, _column(counts), _column(sizes), hashes, without_image, summed_up
         index = DatasetIndex(folder, classes, keys, members, *columns, headers_only=headers_only)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, DataError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, PipelineError) as error:
         raise DataError(f"{url}: not an index of format {VERSION} ({error!r}); {mend(folder)}") from None
     if version != VERSION and not older:
         raise OlderIndex(

@@ -131,8 +131,8 @@ def refuse_one_class(classes: Sequence[str], where: str, datasets: Iterable[str]
     """Raise ConfigError for fewer than two classes: there is nothing to tell apart."""
     if len(classes) < 2:
         raise ConfigError(
-            f"{where}.data: {' + '.join(datasets)} has the one class {classes[0]!r}, and a classifier needs at least "
-            "two; add data of another class, or correct the labels and index the shards again"
+            f"{where}.data: {' + '.join(datasets)} has the one class {classes[0]!r}, and there must be at least "
+            "two to tell apart; add data of another class, or correct the labels and index the shards again"
         )
 
 

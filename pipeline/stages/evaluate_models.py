@@ -63,7 +63,7 @@ def evaluate_models(
         models = {reference: _bundle(reference, Path(scratch, str(i))) for i, reference in enumerate(references)}
         described = {reference: load_description(path) for reference, path in models.items()}
         dataset = _dataset(data, described)
-        task = evaluated_task(task, {name: model.spec.task for name, model in described.items()}, COMMAND)
+        task = evaluated_task(task, {name: model.spec for name, model in described.items()}, COMMAND)
         labelled, classes = evaluated_data(data.name, dataset, task)
         for reference, model in described.items() if classes else ():
             check_classes(COMMAND, data.name, classes, reference, model.spec.num_classes, model.classes)

@@ -87,9 +87,12 @@ def train_inputs(
 
     Raises `DataError` where `data.exclude` is no manifest.
     """
+    given = settings(stage)
+    if task := {name: value for name, value in given.pop("task", {}).items() if name not in stage.task.measuring}:
+        given["task"] = task
     inputs = {
         "version": VERSION,
-        "settings": settings(stage),
+        "settings": given,
         "spec": model_inputs(spec),
         "preprocess": {name: list(getattr(train[0].config, name)) for name in ("mean", "std", "background")}
         | ({"eval": how} if (how := settings(evaluation_of(train, val))) else {}),

@@ -142,8 +142,8 @@ class _Preflight:
         ]
         classes: list[str] | None = None
         with self._noting():
-            if types := {name: model.spec.task for name, model in models}:
-                kinds = evaluated_task(stage.task, types, f"stages.{branch.id}").targets
+            if specs := {name: model.spec for name, model in models}:
+                kinds = evaluated_task(stage.task, specs, f"stages.{branch.id}").targets
                 self._need(stage.data, kinds)
                 classes = self._evaluated_classes(stage.data, kinds)
         for name, model in models:

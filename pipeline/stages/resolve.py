@@ -103,9 +103,13 @@ def stage_spec(branch: Branch, num_classes: int, source: ModelSpec | None = None
         else:
             assert source is not None
             backbone = _like(source.backbone, stage, settings)
-        spec = task.model_spec(backbone, num_classes)
     except ModelError as error:
         section = "" if str(error).startswith("model.") else "model."
+        raise ConfigError(f"{where}.{section}{error}") from None
+    try:
+        spec = task.model_spec(backbone, num_classes)
+    except ModelError as error:
+        section = "" if str(error).startswith(("model.", "task.")) else "task."
         raise ConfigError(f"{where}.{section}{error}") from None
     check_sizes(branch, backbone)
     if source is not None:

@@ -15,7 +15,7 @@ from pydantic import model_validator
 from pipeline.config.class_names import class_name
 from pipeline.config.fields import allowed
 from pipeline.config.targets import TargetConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.images.class_map import decode_class_map, draw_classes, read_map_header
 from pipeline.images.decode import BadImage, Pixels
 from pipeline.images.geometry import Geometry, Size
@@ -31,8 +31,10 @@ class MaskConfig(TargetConfig):
     ignore: Annotated[int, Setting(ge=0, lt=MOST_IDS)] = Setting(
         default=255, description="id of pixels that have no class, which neither training nor measures see"
     )
-    groups: dict[str, list[str]] | None = Setting(
-        default=None, description="classes that count as one, by its name; classes in no group are ignored"
+    groups: dict[str, Annotated[list[str], Setting(min_length=1)]] | None = Setting(
+        default=None,
+        min_length=1,
+        description="classes that count as one, by its name; classes in no group are ignored",
     )
 
     @model_validator(mode="after")
@@ -117,7 +119,7 @@ class Mask(Target):
             value = cv2.LUT(ids, self._classes[:256]) if ids.dtype == np.uint8 else self._classes[ids]
             outside = value.min() == OUTSIDE
         if outside:
-            raise BadLabel(self._outside(np.unique(ids[self._classes[ids] == OUTSIDE]).tolist()))
+            raise DataError(self._outside(np.unique(ids[self._classes[ids] == OUTSIDE]).tolist()))
         return value
 
     @cached_property
@@ -137,7 +139,10 @@ class Mask(Target):
     def _outside(self, ids: list[int]) -> str:
         named = ", ".join(map(str, ids[:MOST_NAMED])) + (" ..." if len(ids) > MOST_NAMED else "")
         last = (MOST_CLASSES if self.numbers is None else len(self.numbers)) - 1
-        return f"the mask has the class ids {named}, and ids must be 0 to {last}, or {self.ignore} where ignored"
+        return (
+            f"has the class ids {named} in its mask, and ids must be 0 to {last}, or {self.ignore} where ignored; "
+            "name all classes, or correct the ids (`minivit shards make masks --remap`)"
+        )
 
     def transform(self, value: np.ndarray, geometry: Geometry) -> np.ndarray:
         return geometry.warp_mask(value, IGNORED)

@@ -100,5 +100,8 @@ class TaskModule(nn.Module, ABC):
         )
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
-        """Of each image's prediction at most `limit` names with their shares, largest first; by default none."""
-        return [{} for _ in self.predict(images, sizes)]
+        """Of each image's prediction at most `limit` names with their shares, largest first.
+
+        Raises ModelError where the task names nothing.
+        """
+        raise ModelError("this model was trained without labels, so it names nothing; fine-tune it first")

@@ -27,8 +27,12 @@ class BaseTask(TaskConfig):
         """Settings of a stage's `model` section that the task cannot do without."""
         return {}
 
+    def check(self, backbone: ViTSpec) -> None:
+        """Raise ModelError for settings that a backbone cannot serve, in training or in evaluation."""
+
     def model_spec(self, backbone: ViTSpec, num_classes: int) -> ModelSpec:
         """The model that the task trains. Raises ModelError for heads that do not fit the backbone."""
+        self.check(backbone)
         return ModelSpec(backbone, self.heads(backbone, num_classes), self.type)
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:

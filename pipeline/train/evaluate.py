@@ -36,7 +36,6 @@ DRAFTS = ".drafts"  # folder of files of models evaluated so far
 @torch.no_grad()
 def evaluate_collective(
     task: TaskModule,
-    dtype: torch.dtype,
     batches: Iterable[Batch],
     beat: Callable[[], None] = lambda: None,
     collectors: Collection[Collector] = (),
@@ -53,7 +52,7 @@ def evaluate_collective(
     sums = torch.zeros(len(task.sum_names) + 2, dtype=torch.float64, device=device)
     with on_device(batches, device) as moved:
         for batch in moved:
-            views = normalised_views(batch, task.preprocess, dtype)
+            views = normalised_views(batch, task.preprocess)
             evaluated = task(views, batch.targets, batch.weights, view_keys(batch, EVALUATION_SEED))
             good, real = batch.weights > 0, batch.slots >= 0
             counts = torch.stack([good.sum(), (~good & real).sum()])
@@ -133,7 +132,7 @@ def evaluate_model_collective(
     watch.beat()
     collectors = task.collectors(validation=False).values()
     with watch.following(batches.bytes_read):
-        metrics = evaluate_collective(task, dtype, batches, watch.beat, collectors)
+        metrics = evaluate_collective(task, batches, watch.beat, collectors)
     seen, expected = metrics["samples"] + metrics["bad_samples"], job.data.index.num_samples
     assert seen == expected, f"{seen} samples seen of {expected}"
     return metrics, collectors

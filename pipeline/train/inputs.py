@@ -13,9 +13,12 @@ from pipeline.stream.batch import Batch
 from pipeline.train.seeds import derive_seed
 
 
-def normalised_views(batch: Batch, preprocess: Preprocess, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Group -> the batch's views, [B, C, H, W] or [B, V, C, H, W], as the model takes them."""
-    return {group: preprocess.normalise(pixels, dtype) for group, pixels in batch.views.items()}
+def normalised_views(batch: Batch, preprocess: Preprocess) -> dict[str, Tensor]:
+    """Group -> the batch's views, fp32 [B, C, H, W] or [B, V, C, H, W].
+
+    The patch embedding casts them to its own precision; in bf16 pixels that a task predicts would lose half a level.
+    """
+    return {group: preprocess.normalise(pixels) for group, pixels in batch.views.items()}
 
 
 def view_keys(batch: Batch, seed: int) -> dict[str, Tensor]:

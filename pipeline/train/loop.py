@@ -94,7 +94,6 @@ class TrainingStep:
     """One optimiser step on this rank's share of a global batch."""
 
     engine: Engine
-    dtype: torch.dtype
     ema: ShardedEMA | None
     seed: int
 
@@ -117,7 +116,7 @@ class TrainingStep:
         scales = (dist.get_world_size() / normalisers.clamp(min=1)).float()
         sums = torch.zeros_like(meter.sums)
         for micro in split(batch, micro_batches):
-            views, keys = normalised_views(micro, task.preprocess, self.dtype), view_keys(micro, self.key_seed)
+            views, keys = normalised_views(micro, task.preprocess), view_keys(micro, self.key_seed)
             with per_step(task, keys=next(iter(keys.values())), patch=patch):
                 outputs = self.engine(views, micro.targets, micro.weights, keys)
             self.engine.backward((outputs.losses * scales).sum())

@@ -141,7 +141,7 @@ def losses_and_backward(
     divisors = normalisers.to(parameter.device)
 
     def loss_and_backward(one: Batch) -> Tensor:
-        views, keys = normalised_views(one, job.preprocess, parameter.dtype), view_keys(one, key_seed)
+        views, keys = normalised_views(one, job.preprocess), view_keys(one, key_seed)
         with per_step(task, keys=next(iter(keys.values())), patch=patch):
             losses = task(views, one.targets, one.weights, keys).losses
         (losses / divisors).sum().backward()

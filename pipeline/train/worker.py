@@ -27,7 +27,7 @@ from pipeline.stream.order import step_shares
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks.task import task_of
 from pipeline.train.control import Control
-from pipeline.train.device import compute_deterministically, precision_dtype, select_device
+from pipeline.train.device import compute_deterministically, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.evaluate import evaluate_collective
@@ -53,7 +53,6 @@ class TrainWorker:
         self.device = select_device()
         if stage.engine.deterministic:
             compute_deterministically()
-        self.dtype = precision_dtype(stage.engine.precision)
         model = self._model()
         task = task_of(stage.task).module(model, job.classes, job.preprocess)
         groups = parameter_groups(model, stage.optimizer)
@@ -78,7 +77,7 @@ class TrainWorker:
         self.engine.before_change = self.saver.wait_copied
         self.control = Control(job, context, self.engine.device)
         self.size_at = job.sizes()
-        self.step_once = TrainingStep(self.engine, self.dtype, self.ema, job.seed)
+        self.step_once = TrainingStep(self.engine, self.ema, job.seed)
         self.ledger = MetricsLedger(job.folder, self.step) if self.rank == 0 else None
 
     def _model(self) -> MiniViT:
@@ -249,7 +248,7 @@ class TrainWorker:
         loader = self._eval_loader(self.job.val)
         with self.meter.away(), averaged, self.watch.following(loader.bytes_read):
             collectors = self.engine.module.collectors(validation=True).values()
-            means = evaluate_collective(self.engine.module, self.dtype, loader, self.watch.beat, collectors)
+            means = evaluate_collective(self.engine.module, loader, self.watch.beat, collectors)
         self.val_metrics = {f"val/{name}": value for name, value in means.items()}
         self._log(self.val_metrics | self._bad_samples())
 

@@ -125,11 +125,11 @@ def test_a_group_of_a_class_that_is_none_is_named_with_its_setting() -> None:
         ),
         (
             {"mixture": {"photos": {"label_map": {"cat": "animal", "dog": "animal"}}}},
-            r"^stages\.s\.data: photos has the one class 'animal', and a classifier needs at least two;",
+            r"^stages\.s\.data: photos has the one class 'animal', and there must be at least two to tell apart;",
         ),
         (
             {"train": "lonely"},
-            r"^stages\.s\.data: lonely has the one class 'cat', and a classifier needs ",
+            r"^stages\.s\.data: lonely has the one class 'cat', and there must be ",
         ),
     ],
 )

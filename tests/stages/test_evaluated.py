@@ -7,6 +7,8 @@ import pytest
 from pipeline.config.data import DatasetConfig
 from pipeline.config.load import parse_task
 from pipeline.errors import ConfigError
+from pipeline.models.spec import ModelSpec
+from pipeline.models.variants import build_backbone
 from pipeline.shards.index import make_index
 from pipeline.shards.scan import ShardRecord
 from pipeline.stages.evaluated import evaluated_data, evaluated_task
@@ -18,6 +20,20 @@ class Unlabelled(Classification):
     targets: ClassVar[tuple[str, ...]] = ()
 
 
+def spec(task: str) -> ModelSpec:
+    return ModelSpec(build_backbone("nano", image_size=32, patch_size=8), {}, task)
+
+
+@pytest.mark.parametrize(
+    ("inference", "fault"),
+    [("{stride: 40}", "stride: is 40, which skips pixels"), ("{size: 33}", "size: the height 33 is not a multiple")],
+)
+def test_settings_that_a_model_cannot_serve_are_refused(inference: str, fault: str) -> None:
+    asked = parse_task(f"{{type: segmentation, inference: {inference}}}", "--task")
+    with pytest.raises(ConfigError, match=rf"^stages\.judge\.task\.inference\.{fault}.* \(for one\)$"):
+        evaluated_task(asked, {"one": spec("segmentation")}, "stages.judge")
+
+
 @pytest.fixture
 def dataset() -> Dataset:
     summary = {"missing": 0, "bad": 0, "unusable": 0, "low": 0, "high": 1}
@@ -27,7 +43,7 @@ def dataset() -> Dataset:
 
 
 def test_models_are_evaluated_as_what_they_were_trained_for_or_as_asked() -> None:
-    types = {"pretrain": "classification", "finer": "classification"}
+    types = {"pretrain": spec("classification"), "finer": spec("classification")}
     assert evaluated_task(None, types, "stages.judge") == Classification()
     asked = Classification(label_smoothing=0.1)
     assert evaluated_task(asked, types, "stages.judge") is asked
@@ -35,12 +51,12 @@ def test_models_are_evaluated_as_what_they_were_trained_for_or_as_asked() -> Non
 
 def test_models_of_other_tasks_are_refused_with_what_they_are() -> None:
     with pytest.raises(ConfigError) as caught:
-        evaluated_task(Classification(), {"pretrain": "mae"}, "stages.judge")
+        evaluated_task(Classification(), {"pretrain": spec("mae")}, "stages.judge")
     assert str(caught.value) == (
         "stages.judge.task: found classification, but pretrain is a mae model; evaluate it as that"
     )
     with pytest.raises(ConfigError) as caught:
-        evaluated_task(None, {"finer": "classification", "pretrain": "mae"}, "stages.judge")
+        evaluated_task(None, {"finer": spec("classification"), "pretrain": spec("mae")}, "stages.judge")
     assert str(caught.value) == (
         "stages.judge.models: pretrain is a mae model, but finer is a classification model; "
         "evaluate the models of each task by themselves"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.images.geometry import flipped
 from pipeline.targets import target_kind
 from pipeline.targets.base import BadLabel, ClassMap
@@ -44,7 +44,7 @@ def test_ids_become_the_stages_classes_and_ignored_ones_minus_one() -> None:
 def test_no_id_slips_through(outside: int) -> None:
     for classes in (CLASSES, ClassMap(NAMES, (1, 0, 2, 3), 4)):
         assert build(classes).decode(members([[2, 3, 255]]), (1, 3)).tolist() == [[2, 3, -1]]
-        with pytest.raises(BadLabel, match=f"class ids {outside}, and"):
+        with pytest.raises(DataError, match=f"class ids {outside} in its mask, and"):
             build(classes).decode(members([[0, 3, outside, 255]]), (1, 4))
 
 
@@ -67,7 +67,6 @@ def test_tools_read_masks_whose_classes_nobody_names() -> None:
         ({"jpg": b"", "cls": b"3"}, (1, 1), r"no mask member \(looked for seg.png; found jpg, cls\)"),
         (members([[0, 1]]), (2, 2), "the mask has 2 x 1 pixels, and its image 2 x 2"),
         (members([[0, 1]]), (2, 1), "as its EXIF data turn it"),
-        (members([[0, 9, 9, 4]]), (1, 4), "has the class ids 4, 9, and ids must be 0 to 3, or 255 where ignored"),
         (members(np.zeros((2, 2, 3))), (2, 2), "is RGB, not palette indices or grey"),
         ({"seg.png": b"\xff\xd8\xff"}, (1, 1), "a JPEG, which blurs ids"),
     ],
@@ -75,6 +74,11 @@ def test_tools_read_masks_whose_classes_nobody_names() -> None:
 def test_bad_masks_say_what_is_wrong(given: dict[str, memoryview], image: tuple[int, int], reason: str) -> None:
     with pytest.raises(BadLabel, match=reason):
         build().decode(given, image)
+
+
+def test_ids_outside_the_classes_are_the_data_sets_fault() -> None:
+    with pytest.raises(DataError, match=r"^has the class ids 4, 9 in its mask, and ids must be 0 to 3, or 255 where"):
+        build().decode(members([[0, 9, 9, 4]]), (1, 4))
 
 
 def test_it_moves_with_the_picture_and_is_packed_as_the_fields_say() -> None:

@@ -203,8 +203,7 @@ class Trainer:
         self.ema = ShardedEMA(self.engine.flats, EMA_DECAY)
         self.state = TrainState(self.engine, self.ema)
         self.meter = Meter.on(self.engine.device, task)
-        dtype = precision_dtype(precision)
-        self.step_once = TrainingStep(self.engine, dtype, self.ema, seed=0)
+        self.step_once = TrainingStep(self.engine, self.ema, seed=0)
 
     def train(self, first: int, last: int, shares: list[int], micro_batches: int) -> list[float]:
         """Run the steps from `first` up to `last`; returns the loss of each."""
@@ -288,7 +287,7 @@ def evaluated(task: Settings, shares: list[int]) -> dict[str, Any]:
     torch.manual_seed(0)
     module = task_module(task)
     collectors = module.collectors(validation=False).values()
-    measures = evaluate_collective(module, torch.float32, [share(global_batch(0), shares)], collectors=collectors)
+    measures = evaluate_collective(module, [share(global_batch(0), shares)], collectors=collectors)
     files: dict[str, bytes] = {}
     if dist.get_rank() == 0:
         with TemporaryDirectory() as folder:

@@ -68,7 +68,7 @@ def test_evaluation_counts_each_sample_once_whatever_the_batch(task: Classificat
     seen, true = [0, 1, 2, 3, 0], [0, 1, 1, 3, 2]
     confusion = ConfusionCounts(CLASSES)
     parts = batches(seen, true, size)
-    means = evaluate_collective(task, torch.float32, parts, collectors=[confusion])
+    means = evaluate_collective(task, parts, collectors=[confusion])
     assert (means["accuracy"], means["samples"], means["bad_samples"]) == (pytest.approx(0.6), 5, 0)
     assert confusion.table().tolist() == [[0, 0, 1], [1, 1, 1], [1, 2, 1], [2, 0, 1], [3, 3, 1]]
 
@@ -77,7 +77,7 @@ def test_evaluation_counts_each_sample_once_whatever_the_batch(task: Classificat
 def test_bad_samples_are_counted_and_padding_is_not(task: Classification) -> None:
     parts = list(batches([0, 1, 2, 3, 0], [0, 1, 1, 3, 2], 4))
     parts[0].weights[1] = parts[1].weights[0] = 0
-    means = evaluate_collective(task, torch.float32, parts)
+    means = evaluate_collective(task, parts)
     assert (means["accuracy"], means["samples"], means["bad_samples"]) == (pytest.approx(2 / 3), 3, 2)
 
 
@@ -86,13 +86,13 @@ def test_an_evaluation_without_any_good_sample_is_an_error(task: Classification)
     parts = list(batches([0, 1], [0, 1], 2))
     parts[0].weights.zero_()
     with pytest.raises(DataError, match="none of the 2 samples to evaluate on is good"):
-        evaluate_collective(task, torch.float32, parts)
+        evaluate_collective(task, parts)
 
 
 @pytest.mark.usefixtures("one_rank")
 def test_validation_and_evaluation_give_the_same_loss(task: Classification) -> None:
     smoothing = classification(Brightness(), label_smoothing=0.3)
-    results = [evaluate_collective(task, torch.float32, batches([0, 1, 2], [0, 1, 1], 2)) for task in (task, smoothing)]
+    results = [evaluate_collective(task, batches([0, 1, 2], [0, 1, 1], 2)) for task in (task, smoothing)]
     assert results[0] == results[1]
 
 
@@ -108,7 +108,7 @@ def test_evaluation_needs_no_memory_for_pairs_of_classes() -> None:
             few = super().forward(images)
             return nn.functional.pad(few, (0, classes - few.shape[1]))
 
-    means = evaluate_collective(classification(Wide(), classes), torch.float32, parts, collectors=[confusion])
+    means = evaluate_collective(classification(Wide(), classes), parts, collectors=[confusion])
     assert means["accuracy"] == pytest.approx(2 / 3)
     assert confusion.table().tolist() == [[0, 0, 1], [1, 1, 1], [classes - 1, 2, 1]]
 
@@ -117,7 +117,7 @@ def test_evaluation_needs_no_memory_for_pairs_of_classes() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_leaves_the_mode_as_it_was(task: Classification, training: bool) -> None:
     task.train(training)
-    evaluate_collective(task, torch.float32, batches([0, 1], [0, 1], 2))
+    evaluate_collective(task, batches([0, 1], [0, 1], 2))
     assert task.training == task.model.training == training
     assert task.model.trained == 0
 
@@ -211,7 +211,7 @@ def test_the_host_never_waits_for_the_device_within_a_micro_batch(patch: tuple[i
     spec = build_spec("nano", image_size=8, patch_size=4, channels=1, num_classes=CLASSES, depth=2, drop_path=0.5)
     model = MiniViT.from_spec(spec).train()
     task = classification(model)
-    step = TrainingStep(PlainEngine(task), torch.float32, None, seed=0)
+    step = TrainingStep(PlainEngine(task), None, seed=0)
     meter = Meter.on(torch.device("cpu"), task)
     batch = next(batches([0, 1, 2, 3], [0, 1, 2, 3], 4))
     batch.views["image"] = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)

@@ -184,7 +184,7 @@ def test_what_was_measured_is_what_a_checkpoint_hands_over(steady: TrainJob) -> 
     try:
         data = worker._eval_loader(steady.val)
         task = task_of(steady.stage.task).module(model, CLASSES, steady.preprocess)
-        means = evaluate_collective(task, worker.dtype, data)
+        means = evaluate_collective(task, data)
     finally:
         worker.close()
     assert {f"val/{name}": value for name, value in means.items()} == pytest.approx(measured(steady)[6], rel=1e-5)

@@ -29,9 +29,11 @@ class PatchKind(HeadKind):
         known = (LAYERS, *self.options)
         for name, value in spec.options.items():
             if name not in known:
-                raise ModelError(f"heads: a {spec.kind} head has no option {name!r}; known are {', '.join(known)}")
+                raise ModelError(
+                    f"head_options: a {spec.kind} head has no option {name!r}; known are {', '.join(known)}"
+                )
             if name != LAYERS and value < 1:
-                raise ModelError(f"heads: {name} of a {spec.kind} head is {value}; it must be at least 1")
+                raise ModelError(f"head_options: {name} of a {spec.kind} head is {value}; it must be at least 1")
         check_layers(layers_read(spec, backbone), backbone.depth)
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads:

@@ -19,7 +19,7 @@ from pipeline.images.class_map import decode_class_map, read_map_header
 from pipeline.images.decode import BadImage, read_header
 from pipeline.shards.build import build_index
 from pipeline.shards.class_file import read_class_names
-from pipeline.shards.index import DatasetIndex
+from pipeline.shards.index import INDEX_NAME, DatasetIndex, load_index
 from pipeline.shards.make._files import Rejections, finished, image_fault, listing_hash, sample_key
 from pipeline.shards.make._folder_classes import some
 from pipeline.shards.make._folder_tree import read_tree
@@ -156,6 +156,7 @@ def make(
             "letters, digits, '_' and '-'"
         )
     names = read_class_names(classes)
+    refuse_other_classes(out, names)
     ids = ids_of(len(names), ignore, remap)
     image_tree = read_tree(images, out, "--images is a folder of images")
     mask_tree = read_tree(masks, out, "--masks is a folder of PNGs")
@@ -173,6 +174,18 @@ def make(
     if not small_ids:
         print(f"ignored pixels hold {ids.ignore}: set `ignore: {ids.ignore}` of the data set's mask", file=sys.stderr)
     return index
+
+
+def refuse_other_classes(out: Path, names: list[str]) -> None:
+    """Raise DataError where shards in `out` have masks of other classes: one index names the classes of all."""
+    if not (out / INDEX_NAME).is_file():
+        return
+    known = load_index(str(out), check=False).classes.get("mask")
+    if known is not None and known != names:
+        raise DataError(
+            f"{out}: holds shards whose masks have the classes {some(known)}, not {some(names)}; give the same "
+            "--classes, or another --out"
+        )
 
 
 def _write_shards(task: ShardTask, pairs: list[Pair], plan: Plan, report: Rejections, workers: int | None) -> None:

@@ -26,7 +26,7 @@ HEAD = "seg_head"
 
 
 class Inference(Section):
-    """How images are seen in validation, evaluation and prediction."""
+    """How images are seen in validation and evaluation; prediction sees them whole, at the model's size."""
 
     size: Positive | tuple[Positive, Positive] | None = Field(
         default=None, description="pixels, one number or [height, width]; default: the model's"
@@ -40,7 +40,10 @@ class Inference(Section):
     def check(self, backbone: ViTSpec) -> None:
         """Raise `ModelError` for what a backbone cannot see, or where windows would leave gaps."""
         if self.size is not None:
-            whole_patches(as_pair(self.size), backbone.patch)
+            try:
+                whole_patches(as_pair(self.size), backbone.patch)
+            except ModelError as error:
+                raise ModelError(f"task.inference.size: {str(error).partition(': ')[2]}") from None
         window = min(backbone.image_size)
         if self.stride is not None and self.stride > window:
             raise ModelError(
@@ -53,6 +56,7 @@ class Task(BaseTask):
     """Cross-entropy over labelled pixels; mean IoU on labels at their own size picks between models."""
 
     targets: ClassVar[tuple[str, ...]] = ("mask",)
+    measuring: ClassVar[frozenset[str]] = frozenset({"inference"})
     measured: ClassVar[Schema] = SEGMENTATION
 
     type: Literal["segmentation"] = "segmentation"
@@ -73,15 +77,17 @@ class Task(BaseTask):
     def gives_maps(cls, name: str) -> str:
         kinds = [kind for kind in head_kinds() if isinstance(head_kind(kind), PatchKind)]
         if name not in kinds:
-            raise ValueError(f"a head that gives outputs for every patch: {', '.join(kinds)}")
+            raise ValueError(f"a head with outputs for every patch, one of {', '.join(kinds)}")
         return name
 
     def views(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
         size = self.inference.size if evaluation else None
         return {"image": ViewGroup(size=None if size is None else as_pair(size))}
 
-    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+    def check(self, backbone: ViTSpec) -> None:
         self.inference.check(backbone)
+
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
         layers = {} if self.layers is None else {"layers": self.layers}
         options: dict[str, Any] = {**layers, **self.head_options}
         return {HEAD: HeadSpec(self.head, num_classes, options)}

@@ -68,7 +68,7 @@ class Segmentation(TaskModule):
         counts = torch.zeros(3, self.num_classes, dtype=torch.int64, device=images.device)
         maps = []
         for logits, labels, weight in zip(self.logits(images), full_labels(targets), weights.tolist(), strict=True):
-            maps.append(torch.zeros_like(labels, dtype=torch.int64))
+            maps.append(torch.zeros_like(labels))
             if not weight or not labels.numel():
                 continue
             full = labels.shape[0], labels.shape[1]
@@ -78,7 +78,7 @@ class Segmentation(TaskModule):
                 loss += losses.sum(dtype=torch.float64)
                 guess = likeliest(band)
                 counts += overlaps(guess, part, self.num_classes)
-                maps[-1][first : first + band.shape[1]] = guess
+                maps[-1][first : first + band.shape[1]] = guess.to(labels.dtype)
         sums = torch.cat([torch.stack([loss, counts[1].sum().double()]), counts.flatten().double()])
         return Evaluated(sums, maps)
 

@@ -49,4 +49,4 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], said: str) -> None
 )
 def test_what_the_backbone_cannot_do_is_refused_in_a_sentence(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=re.escape(said)):
-        ModelSpec(BACKBONE, Task(**settings).heads(BACKBONE, 6), "segmentation")
+        Task(**settings).model_spec(BACKBONE, 6)
