@@ -16,6 +16,7 @@ Size = tuple[int, int]  # height, width
 Matrix = np.ndarray  # float64 [2, 3]: what maps (x, y, 1)
 
 ROUNDING = 1e-6  # pixels
+WARP_LIMIT = (1 << 15) - 1  # pixels along a side, from which OpenCV warps nothing
 
 
 class Box(NamedTuple):
@@ -106,6 +107,8 @@ class Geometry:
             out = mask[rows][:, columns]
             if bad_rows.any() or bad_columns.any():
                 out[bad_rows] = out[:, bad_columns] = fill
+        elif max(mask.shape) >= WARP_LIMIT:
+            out = gathered(mask, back, self.size, fill)
         else:
             out = cv2.warpAffine(
                 mask,
@@ -204,6 +207,14 @@ def shifted(matrix: Matrix, by: float) -> Matrix:
 
 def as_matrix(rows: list[list[float]]) -> Matrix:
     return np.array(rows, dtype=np.float64)
+
+
+def gathered(mask: np.ndarray, back: np.ndarray, size: Size, fill: int) -> np.ndarray:
+    """The nearest pixels of a mask, where `back` maps the output's centres to; slower than a warp, for any size."""
+    across, down = np.arange(size[1]) + 0.5, (np.arange(size[0]) + 0.5)[:, None]
+    columns, rows = (np.floor(a * across + b * down + c).astype(np.int64) for a, b, c in back)
+    inside = (rows >= 0) & (rows < mask.shape[0]) & (columns >= 0) & (columns < mask.shape[1])
+    return np.where(inside, mask[np.where(inside, rows, 0), np.where(inside, columns, 0)], mask.dtype.type(fill))
 
 
 def nearest(step: float, start: float, length: int, full: int) -> tuple[np.ndarray, np.ndarray]:

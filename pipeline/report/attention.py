@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -88,8 +88,9 @@ def glances(bundle: Path, dataset: DatasetConfig) -> list[Glance]:
     images = choose(first_images(dataset, found.preprocess.channels))
     if not images:
         raise DataError(f"{dataset.shards}: the first {LOOKED_THROUGH} samples hold no readable image")
-    classes = dataset.classes_of("class_id") or found.classes or []
-    return [look(model, found.preprocess, classes, image) for image in images]
+    named = dataset.classes_of("class_id") or load_index(dataset.shards, check=False).classes.get("class_id")
+    labels, classes = named or found.classes or [], found.classes or []
+    return [look(model, found.preprocess, labels, classes, image) for image in images]
 
 
 def first_images(dataset: DatasetConfig, channels: int) -> Iterator[TestImage]:
@@ -136,11 +137,13 @@ def choose(images: Iterator[TestImage], limit: int = NUM_IMAGES) -> list[TestIma
 
 
 @torch.inference_mode()
-def look(model: MiniViT, preprocess: Preprocess, classes: list[str], image: TestImage) -> Glance:
-    """Attention on one image and, by a classifier, its prediction."""
+def look(
+    model: MiniViT, preprocess: Preprocess, labels: Sequence[str], classes: Sequence[str], image: TestImage
+) -> Glance:
+    """Attention on one image and, by a classifier, its prediction; `labels` name the data's, `classes` the model's."""
 
-    def name(label: int) -> str:
-        return classes[label] if label < len(classes) else f"class {label}"
+    def name(names: Sequence[str], label: int) -> str:
+        return names[label] if label < len(names) else f"class {label}"
 
     seen = plain(image.pixels, preprocess.image_size, preprocess.background, preprocess.eval)
     batch = preprocess.normalise(torch.from_numpy(seen).permute(2, 0, 1)[None])  # [1, C, H, W]
@@ -148,14 +151,14 @@ def look(model: MiniViT, preprocess: Preprocess, classes: list[str], image: Test
     told: dict[str, Any] = {}
     if any(head.kind == CLASSIFIER for head in model.spec.heads.values()):
         probability, predicted = model(batch)[0].softmax(-1).max(-1)
-        told = {"predicted": name(int(predicted)), "probability": float(probability)}
+        told = {"predicted": name(classes, int(predicted)), "probability": float(probability)}
 
     return Glance(
         image=data_url(reduce(image.pixels)),
         small=min(image.pixels.shape[:2]) < LARGEST,
         mean=data_url(heat(weights.mean(axis=0))),
         heads=[data_url(heat(head)) for head in weights[:MAX_HEADS]],
-        name=image.key if image.label is None else name(image.label),
+        name=image.key if image.label is None else name(labels, image.label),
         **told,
     )
 

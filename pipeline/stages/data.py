@@ -76,7 +76,7 @@ def stage_data(
 
     def targets(name: str, *, val: bool = False) -> dict[str, Target]:
         maps = {kind: found.val if val else found.train[name] for kind, found in labels.items()}
-        return build_targets(datasets[name], kinds, maps)
+        return build_targets(name, datasets[name], kinds, maps)
 
     train = [
         Source(name, datasets[name].index, datasets[name].config, part.augment or data.augment, weight, targets(name))
@@ -106,7 +106,7 @@ def plain_source(name: str, dataset: Dataset, classes: Sequence[str], kinds: Seq
         maps[kind] = ClassMap(
             tuple(names), tuple(-1 if label is None else numbers[label] for label in labels), len(classes)
         )
-    return Source(name, dataset.index, dataset.config, AugmentConfig(), 1, build_targets(dataset, kinds, maps))
+    return Source(name, dataset.index, dataset.config, AugmentConfig(), 1, build_targets(name, dataset, kinds, maps))
 
 
 def evaluated_classes(name: str, dataset: Dataset, kinds: Sequence[str]) -> list[str]:
@@ -116,14 +116,18 @@ def evaluated_classes(name: str, dataset: Dataset, kinds: Sequence[str]) -> list
     return []
 
 
-def build_targets(dataset: Dataset, kinds: Sequence[str], maps: Mapping[str, ClassMap | None]) -> dict[str, Target]:
-    """The targets of a data set, by kind."""
+def build_targets(
+    name: str, dataset: Dataset, kinds: Sequence[str], maps: Mapping[str, ClassMap | None]
+) -> dict[str, Target]:
+    """The targets of a data set, by kind. Raises ConfigError for settings that do not fit its classes."""
     found = {}
     for kind in kinds:
         target = target_kind(kind)
-        found[kind] = target.build(
-            members_of(dataset, kind), dataset.config.targets.of(kind) or target.config(), maps.get(kind)
-        )
+        config = dataset.config.targets.of(kind) or target.config()
+        try:
+            found[kind] = target.build(members_of(dataset, kind), config, maps.get(kind))
+        except ConfigError as error:
+            raise ConfigError(f"datasets.{name}.targets.{error}") from None
     return found
 
 

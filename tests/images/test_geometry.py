@@ -86,3 +86,13 @@ def test_evaluation_is_centred(resize: str) -> None:
     shown = geometry((30, 50), (16, 24), PlainConfig(resize=resize, crop_pct=1.0 if resize == "pad" else 0.8))
     np.testing.assert_allclose(shown.apply([[25.0, 15.0]]), [[12.0, 8.0]], atol=0.5)
     assert shown.within() == (resize != "pad")
+
+
+def test_a_mask_that_is_too_long_to_warp_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = warped(FULL, np.array([[0.9, -0.3, 2.0], [0.3, 0.9, -1.0]]))
+    expected = turn.warp_mask(labels())
+    monkeypatch.setattr("pipeline.images.geometry.WARP_LIMIT", 1)
+    same = turn.warp_mask(labels()) == expected
+    assert same.mean() > 0.98, "but for centres between two pixels"
+    long = warped((40_000, 3), np.array([[1.0, 0.1, 0.0], [0.0, 1.0, 0.0]]))
+    assert long.warp_mask(np.ones((40_000, 3), np.int8)).max() == 1

@@ -52,7 +52,7 @@ def test_a_model_that_tells_no_images_apart_predicts_none() -> None:
     backbone = build_backbone("nano", image_size=8, patch_size=4, channels=1, depth=1)
     model = MiniViT.from_spec(ModelSpec(backbone, {"seg_head": HeadSpec("linear", 3)}, "segmentation")).eval()
     pixels = np.zeros((8, 8, 1), np.uint8)
-    found = look(model, Preprocess((0.5,), (0.5,), 1, (8, 8)), [], TestImage("shard/7", pixels, None))
+    found = look(model, Preprocess((0.5,), (0.5,), 1, (8, 8)), [], [], TestImage("shard/7", pixels, None))
     assert (found.alt, found.predicted, picture(found.mean).shape) == ("shard/7", None, (2, 2, 4))
 
 
