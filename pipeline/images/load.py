@@ -42,8 +42,8 @@ def load_box(
 ) -> Pixels:
     """A box of the image, resized to `size`; a JPEG is decoded no larger and no further down than the box needs.
 
-    `trail` is told what is really shown: a JPEG decoded at a fraction of its size is cut between the pixels it has
-    there, up to 7 of the image's beside the box.
+    `trail` records the region that is shown: a JPEG decoded at a fraction of its size is cut at the pixels it then has,
+    up to 7 pixels of the full image away from the box.
     """
     if header.frame:
         shrink = next((s for s in SHRINKS if box.height >= s * size[0] and box.width >= s * size[1]), 1)

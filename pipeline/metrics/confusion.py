@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pipeline.files import write_whole
-from pipeline.metrics.files import append_rows
+from pipeline.metrics.files import PER_CLASS, append_rows
 
-PER_CLASS, CONFUSION = "per_class.csv", "confusion.npz"
+CONFUSION = "confusion.npz"
 MAX_PENDING = 1 << 20  # pairs that wait to be counted; 8 bytes each
 
 

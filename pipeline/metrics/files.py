@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+PER_CLASS = "per_class.csv"  # a row per model and class
+
 
 def append_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Add rows to a CSV file, which starts with its header."""

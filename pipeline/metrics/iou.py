@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.metrics.files import append_rows
+from pipeline.metrics.files import PER_CLASS, append_rows
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ SEGMENTATION = Schema(
     ),
     selects="mean_iou",
 )
-PER_CLASS = "per_class.csv"
 
 
 def overlaps(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:

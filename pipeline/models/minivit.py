@@ -190,8 +190,7 @@ class MiniViT(nn.Module):
         for number, x in enumerate(outputs):
             if number in reads.layers:
                 layers[number] = x
-        size = images.shape[-2], images.shape[-1]
-        return Features(x, layers, whole_patches(size, self.patch), self.spec.backbone.tokens.num_prefix, size)
+        return Features(x, layers, self._grid(images), self.spec.backbone.tokens.num_prefix)
 
     def apply_heads(self, features: Features) -> Tensor | dict[str, Tensor]:
         """What `forward` gives, of `features(images)`."""

@@ -39,7 +39,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class SurgeryReport:
-    """Every tensor of the old and new state dict, by what became of it; `heads` are sentences on those not kept."""
+    """What happened to every tensor of the old and new state dict; `heads` has a sentence for each head not kept."""
 
     changes: tuple[Change, ...]
     probe: Probe

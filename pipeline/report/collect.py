@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
 from pipeline.errors import CheckpointError, ModelError
-from pipeline.metrics.confusion import CONFUSION, PER_CLASS
+from pipeline.metrics.confusion import CONFUSION
+from pipeline.metrics.files import PER_CLASS
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.schema import VAL, Measure, Schema, best
 from pipeline.models.spec import ModelSpec

@@ -21,6 +21,8 @@ from pipeline.models.spec import Pair, whole_patches
 from pipeline.tasks._reconstructions import Reconstruction, Reconstructions
 from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
 
+Scale = tuple[Tensor, Tensor] | tuple[float, float]
+
 EPS = 1e-6  # added to the variance of a patch, as in MAE's code: a flat patch has targets of 0
 
 
@@ -47,28 +49,35 @@ class MaskedModule(TaskModule):
     def distance(self, predicted: Tensor, pixels: Tensor) -> Tensor:
         """Loss of each pixel, fp32 [B, M, C*p*q]."""
 
-    @abstractmethod
+    @property
+    def head(self) -> Any:
+        """The model's only head."""
+        (head,) = self.model.heads.values()
+        return head
+
     def norm(self, tokens: Tensor) -> Tensor:
         """The norm [B, D] that follows the encoder, which belongs to the head."""
+        normed: Tensor = self.head.norm(tokens)
+        return normed
 
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
-        losses, _ = self._losses(views["image"], weights, keys["image"])
+        losses, *_ = self._losses(views["image"], weights, keys["image"])
         return Outputs(losses.sum()[None], self._sums(losses, weights))
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
-        losses, predicted = self._losses(views["image"], weights, keys["image"])
-        return Evaluated(self._sums(losses, weights), predicted)
+        losses, found, (mean, deviation) = self._losses(views["image"], weights, keys["image"])
+        return Evaluated(self._sums(losses, weights), found._replace(pixels=found.pixels * deviation + mean))
 
-    def _losses(self, images: Tensor, weights: Tensor, keys: Tensor) -> tuple[Tensor, Reconstruction]:
-        """Weighted losses, fp32 [B], and what was predicted, in the scale of the images."""
+    def _losses(self, images: Tensor, weights: Tensor, keys: Tensor) -> tuple[Tensor, Reconstruction, Scale]:
+        """Weighted losses, fp32 [B], and what was predicted, which a mean and deviation bring to the images' scale."""
         patch = self.model.patch
         grid = whole_patches((images.shape[-2], images.shape[-1]), patch)
         masking = random_masking(keys, grid, self.mask_ratio, self.mask_unit)
         predicted = self.reconstruct(images, masking, grid).float()
         pixels = masked_pixels(images, masking, patch)
-        mean, deviation = patch_scale(pixels) if self.norm_pixels else (0.0, 1.0)
-        losses = self.distance(predicted, (pixels - mean) / deviation).mean(dim=(1, 2)) * weights
-        return losses, Reconstruction(predicted.detach() * deviation + mean, masking, patch)
+        scale: Scale = patch_scale(pixels) if self.norm_pixels else (0.0, 1.0)
+        losses = self.distance(predicted, (pixels - scale[0]) / scale[1]).mean(dim=(1, 2)) * weights
+        return losses, Reconstruction(predicted.detach(), masking, patch), scale
 
     def _sums(self, losses: Tensor, weights: Tensor) -> Tensor:
         return torch.stack([losses.detach().double().sum(), weights.double().sum()])

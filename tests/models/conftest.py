@@ -36,6 +36,29 @@ def small_spec() -> Callable[..., ModelSpec]:
 
 
 @pytest.fixture
+def kept_bytes() -> Callable[[nn.Module, Callable[[], object]], int]:
+    """Measures the bytes that wait for the backward pass after a call, besides the weights of a module."""
+
+    def measure(module: nn.Module, call: Callable[[], object]) -> int:
+        weights = {parameter.data_ptr() for parameter in module.parameters()}
+        kept: dict[int, int] = {}
+        alive: list[torch.Tensor] = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if tensor.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            call()
+        return sum(kept.values())
+
+    return measure
+
+
+@pytest.fixture
 def small_model(small_spec: Callable[..., ModelSpec], randomise: Callable[[nn.Module], None]) -> Callable[..., MiniViT]:
     """A randomised model of `small_spec`, in eval mode."""
 

@@ -18,7 +18,7 @@ SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_head
 
 def read(model: MiniViT, tokens: Tensor) -> Tensor:
     """The logits of the encoder's whole output [B, P+N, D]."""
-    return model.apply_heads(Features(tokens, {}, (0, 0), model.spec.backbone.tokens.num_prefix, (0, 0)))
+    return model.apply_heads(Features(tokens, {}, (0, 0), model.spec.backbone.tokens.num_prefix))
 
 
 class StockMiniViT(nn.Module):

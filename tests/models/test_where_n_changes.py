@@ -33,7 +33,7 @@ def build(spec: ModelSpec, state: dict[str, Tensor]) -> MiniViT:
 
 def read(model: MiniViT, tokens: Tensor) -> Tensor:
     """The logits of the encoder's whole output [B, P+N, D]."""
-    return model.apply_heads(Features(tokens, {}, (0, 0), model.spec.backbone.tokens.num_prefix, (0, 0)))
+    return model.apply_heads(Features(tokens, {}, (0, 0), model.spec.backbone.tokens.num_prefix))
 
 
 def classifier(spec: ModelSpec, **changes: object) -> ModelSpec:

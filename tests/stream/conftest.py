@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
+from pipeline.config.data import SQUASH, AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.training import ResolutionConfig
 from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.write import TarWriter
 from pipeline.stream.batch import Batch, assemble
-from pipeline.stream.loader import TrainLoader
+from pipeline.stream.loader import EvalLoader, TrainLoader
 from pipeline.stream.parts import TrainParts
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source, build_mixture
@@ -133,6 +133,22 @@ def train_loader(sources: DatasetIndex | list[Source], *, data: dict | None = No
     return TrainLoader(sources, config, **{**defaults, **settings})
 
 
+def eval_loader(source: Source, **settings: object) -> EvalLoader:
+    """The real loader of one rank; keyword arguments replace the defaults."""
+    defaults = {
+        "channels": 1,
+        "targets": list(source.targets),
+        "views": IMAGE,
+        "size": (8, 8),
+        "plain": SQUASH,
+        "rank": 0,
+        "world_size": 1,
+        "batch_size": 8,
+        "loader_workers": 0,
+    }
+    return EvalLoader(source, **{**defaults, **settings})
+
+
 class Kit:
     """What the tests of this folder share."""
 
@@ -142,6 +158,7 @@ class Kit:
     source = staticmethod(source)
     in_process = staticmethod(in_process)
     train_loader = staticmethod(train_loader)
+    eval_loader = staticmethod(eval_loader)
     num_classes = NUM_CLASSES
     plain = PLAIN
 

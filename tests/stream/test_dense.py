@@ -10,14 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.data import SQUASH, AugmentConfig, DatasetConfig
-from pipeline.config.views import IMAGE
+from pipeline.config.data import AugmentConfig
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.write import TarWriter
 from pipeline.stream.batch import Batch
-from pipeline.stream.loader import EvalLoader
-from pipeline.stream.source import Source
 from pipeline.targets.mask import Mask
 
 NUM_CLASSES, STEP = 5, 40  # a class shows as STEP * (class + 1)
@@ -81,19 +78,8 @@ def test_bad_masks_are_told(scenes: DatasetIndex, kit) -> None:
     assert reasons == {"no mask member (looked for seg.png; found png)"}
 
 
-def test_in_evaluation_labels_keep_their_size(scenes: DatasetIndex) -> None:
-    loader = EvalLoader(
-        Source("val", scenes, DatasetConfig(shards="unused"), AugmentConfig(), 1, {"mask": MASK}),
-        channels=1,
-        targets=["mask"],
-        views=IMAGE,
-        size=(6, 6),
-        plain=SQUASH,
-        rank=0,
-        world_size=1,
-        batch_size=8,
-        loader_workers=0,
-    )
+def test_in_evaluation_labels_keep_their_size(scenes: DatasetIndex, kit) -> None:
+    loader = kit.eval_loader(kit.source(scenes, targets={"mask": MASK}), size=(6, 6))
     for batch in loader:
         values, offsets = batch.targets["mask_full"], batch.targets["mask_full.offsets"].tolist()
         for row, (key, weight) in enumerate(zip(batch.keys, batch.weights.tolist(), strict=True)):

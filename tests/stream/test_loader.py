@@ -15,12 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.data import SQUASH, AugmentConfig, DatasetConfig
-from pipeline.config.views import IMAGE
+from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
-from pipeline.stream.loader import EvalLoader
-from pipeline.stream.source import Source
 from pipeline.targets.class_id import ClassId
 from pipeline.train.micro_batch import tensors_of
 
@@ -28,20 +25,9 @@ CLASSES = ClassId(("cls",), tuple(range(10)), 10)
 AUGMENT = AugmentConfig(mixup=0.5, erase=0.5)
 
 
-def evaluate(index, rank=0, world_size=1, batch_size=8, workers=0, **settings) -> list:
-    loader = EvalLoader(
-        Source("val", index, DatasetConfig(shards="unused"), AugmentConfig(), 1, {"class_id": CLASSES}),
-        channels=1,
-        targets=["class_id"],
-        views=IMAGE,
-        size=(8, 8),
-        plain=SQUASH,
-        rank=rank,
-        world_size=world_size,
-        batch_size=batch_size,
-        loader_workers=workers,
-        **settings,
-    )
+def evaluate(kit, index, rank=0, world_size=1, batch_size=8, workers=0, **settings) -> list:
+    place = {"rank": rank, "world_size": world_size, "batch_size": batch_size, "loader_workers": workers}
+    loader = kit.eval_loader(kit.source(index), **place, **settings)
     batches = list(loader)
     assert len(batches) == len(loader)
     return batches
@@ -71,18 +57,7 @@ def test_transparent_pixels_show_the_background_of_their_data_set(kit, tmp_path)
         expected[2:4, 2:4] = 0
         with kit.train_loader([kit.source(index, config=config)]) as loader:
             batch = next(iter(loader))
-        (seen,) = EvalLoader(
-            Source("val", index, config, AugmentConfig()),
-            channels=1,
-            targets=[],
-            views=IMAGE,
-            size=(8, 8),
-            plain=SQUASH,
-            rank=0,
-            world_size=1,
-            batch_size=8,
-            loader_workers=0,
-        )
+        (seen,) = kit.eval_loader(kit.source(index, config=config, targets={}))
         for images in (batch.views["image"], seen.views["image"]):
             assert (images.squeeze() == expected).all()
 
@@ -189,8 +164,10 @@ def children_of(pid: int) -> list[int]:
 
 @settings(max_examples=30, deadline=None)
 @given(world_size=st.integers(1, 8), batch_size=st.integers(1, 90))
-def test_evaluation_sees_each_sample_once_in_equally_many_batches(uneven, world_size: int, batch_size: int) -> None:
-    ranks = [evaluate(uneven, rank, world_size, batch_size) for rank in range(world_size)]
+def test_evaluation_sees_each_sample_once_in_equally_many_batches(
+    uneven, kit, world_size: int, batch_size: int
+) -> None:
+    ranks = [evaluate(kit, uneven, rank, world_size, batch_size) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     assert len({tuple(batch.views["image"].shape) for batches in ranks for batch in batches}) == 1
     batches = [batch for batches in ranks for batch in batches]
@@ -203,20 +180,20 @@ def test_evaluation_sees_each_sample_once_in_equally_many_batches(uneven, world_
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_evaluation_by_processes_keeps_the_order_of_batches(uneven, workers: int) -> None:
-    for ours, theirs in zip(evaluate(uneven, workers=workers), evaluate(uneven), strict=True):
+def test_evaluation_by_processes_keeps_the_order_of_batches(uneven, kit, workers: int) -> None:
+    for ours, theirs in zip(evaluate(kit, uneven, workers=workers), evaluate(kit, uneven), strict=True):
         assert ours.keys == theirs.keys
         assert torch.equal(ours.views["image"], theirs.views["image"])
 
 
-def test_evaluation_resizes_and_nothing_else(uneven) -> None:
-    batch = evaluate(uneven)[1]
+def test_evaluation_resizes_and_nothing_else(uneven, kit) -> None:
+    batch = evaluate(kit, uneven)[1]
     np.testing.assert_array_equal(batch.views["image"][:, 0, -1, -1].numpy(), np.arange(8, 16))
 
 
 def test_evaluation_gives_a_bad_sample_no_weight(kit, tmp_path) -> None:
     index = kit.write_shards(tmp_path, [5], spoil=lambda n, members: {**members, "png": b"torn"} if n == 3 else members)
-    (batch,) = evaluate(index, quarantine_path=tmp_path / "bad.jsonl")
+    (batch,) = evaluate(kit, index, quarantine_path=tmp_path / "bad.jsonl")
     assert batch.weights.tolist() == [1, 1, 1, 0, 1]
     assert batch.keys[3] == "train-000000.tar/s3"
     assert "s3" in (tmp_path / "bad.rank0-worker0.jsonl").read_text()

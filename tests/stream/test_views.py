@@ -8,10 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.data import SQUASH, AugmentConfig
+from pipeline.config.data import AugmentConfig
 from pipeline.config.views import ViewGroup
 from pipeline.stream.draws import AUGMENT, SlotDraws
-from pipeline.stream.loader import EvalLoader
 
 AUGMENTED = AugmentConfig(crop="random_resized", erase=0.5)
 GROUPS = {"global": ViewGroup(2), "local": ViewGroup(3, (4, 6))}
@@ -84,17 +83,8 @@ def test_mixing_several_views_is_our_own_mistake(noise, kit) -> None:
 
 
 def test_evaluation_shows_the_first_group_once(noise, kit) -> None:
-    loader = EvalLoader(
-        kit.source(noise),
-        channels=1,
-        targets=[],
-        views={"local": ViewGroup(3, (4, 6)), "global": ViewGroup(2)},
-        size=(8, 8),
-        plain=SQUASH,
-        rank=0,
-        world_size=1,
-        batch_size=8,
-        loader_workers=0,
+    loader = kit.eval_loader(
+        kit.source(noise), targets=[], views={"local": ViewGroup(3, (4, 6)), "global": ViewGroup(2)}
     )
     batch = next(iter(loader))
     assert {name: tuple(views.shape) for name, views in batch.views.items()} == {"local": (8, 1, 4, 6)}

@@ -40,6 +40,15 @@ class PatchKind(HeadKind):
         return Reads(layers=layers_read(spec, backbone))
 
 
+class CellKind(PatchKind):
+    """Such heads whose last module, `classes`, is linear and gives each patch the outputs of one or several cells."""
+
+    vectors = ("classes.bias",)
+
+    def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:
+        return "classes.weight", "classes.bias"
+
+
 def layers_read(spec: HeadSpec, backbone: ViTSpec) -> tuple[int, ...]:
     """Numbers of the layers whose maps the head reads."""
     return tuple(spec.options.get(LAYERS) or (backbone.depth - 1,))

@@ -23,17 +23,11 @@ class Features(NamedTuple):
     layers: Mapping[int, Tensor]
     grid: Pair
     num_prefix: int
-    image_size: Pair  # pixels
 
     @property
     def patches(self) -> Tensor:
         """[B, N, D] of the last layer."""
         return self.tokens[:, self.num_prefix :]
-
-    def map(self, tokens: Tensor | None = None) -> Tensor:
-        """[B, D, h, w] of tokens [B, P+N, D], by default those of the last layer."""
-        patches = self.patches if tokens is None else tokens[:, self.num_prefix :]
-        return patches.transpose(1, 2).unflatten(2, self.grid)
 
 
 class Head(nn.Module):

@@ -146,8 +146,8 @@ def make(
     """Shards of images and class maps that lie in two folders under the same names.
 
     Image files stay as they are, and masks whose ids do; ignored pixels become 255 (65535 for more than 255 classes).
-    What is left out is told, with the reason, and unreadable files and masks of another size are listed in
-    `PREFIX-rejected.txt`. A run that was cut short resumes. Raises DataError where no mask fits an image, a mask has
+    Skipped files are reported with the reason; unreadable files and masks of the wrong size are listed in
+    `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError where no mask fits an image, a mask has
     ids without a class, or `out` holds shards of the same prefix made of other files or with other settings.
     """
     if samples_per_shard < 1 or not re.fullmatch(r"[A-Za-z0-9_-]+", prefix):

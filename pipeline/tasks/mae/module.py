@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pipeline.models.heads.mae_decoder.module import MAEDecoder
 from pipeline.models.masking import Masking
 from pipeline.models.spec import Pair
 from pipeline.tasks._masked import MaskedModule
-
-HEAD = "decoder"
 
 
 class MAE(MaskedModule):
     """Squared error of the predicted pixels (He et al. 2022)."""
 
-    @property
-    def decoder(self) -> MAEDecoder:
-        head = self.model.heads[HEAD]
-        assert isinstance(head, MAEDecoder)
-        return head
-
     def reconstruct(self, images: Tensor, masking: Masking, grid: Pair) -> Tensor:
         encoded = self.model.forward_features(images, keep=masking.visible)
-        pixels: Tensor = self.decoder(encoded, masking, grid, self.model.patch)
+        pixels: Tensor = self.head(encoded, masking, grid, self.model.patch)
         return pixels
 
     def distance(self, predicted: Tensor, pixels: Tensor) -> Tensor:
         return (predicted - pixels).square()
-
-    def norm(self, tokens: Tensor) -> Tensor:
-        normed: Tensor = self.decoder.norm(tokens)
-        return normed

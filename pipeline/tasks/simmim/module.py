@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pipeline.models.heads.simmim.module import SimMIMHead
 from pipeline.models.masking import Masking
 from pipeline.models.spec import Pair
 from pipeline.tasks._masked import MaskedModule
 
-HEAD = "pixel_head"
-
 
 class SimMIM(MaskedModule):
     """Absolute error of the predicted pixels (Xie et al. 2022)."""
-
-    @property
-    def head(self) -> SimMIMHead:
-        head = self.model.heads[HEAD]
-        assert isinstance(head, SimMIMHead)
-        return head
 
     def reconstruct(self, images: Tensor, masking: Masking, grid: Pair) -> Tensor:
         encoded = self.model.forward_features(images, mask=masking.as_mask())
@@ -28,7 +19,3 @@ class SimMIM(MaskedModule):
 
     def distance(self, predicted: Tensor, pixels: Tensor) -> Tensor:
         return (predicted - pixels).abs()
-
-    def norm(self, tokens: Tensor) -> Tensor:
-        normed: Tensor = self.head.norm(tokens)
-        return normed

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.models.heads._layers import (
     CELLS,
-    PatchKind,
+    CellKind,
     cell_parameters,
     cells_per_patch,
     input_dim,
@@ -21,14 +21,10 @@ if TYPE_CHECKING:
 HIDDEN = 256
 
 
-class _Conv(PatchKind):
+class _Conv(CellKind):
     """The option `hidden` is the number of channels in between; default: 256. `cells` as of a linear head."""
 
     options = ("hidden", CELLS)
-    vectors = ("classes.bias",)
-
-    def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:
-        return "classes.weight", "classes.bias"
 
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
         hidden = hidden_dim(spec)

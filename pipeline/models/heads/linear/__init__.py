@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.models.heads._layers import (
     CELLS,
-    PatchKind,
+    CellKind,
     cell_parameters,
     cells_per_patch,
     input_dim,
@@ -19,14 +19,10 @@ if TYPE_CHECKING:
     from pipeline.models.spec import HeadSpec, Pair, ViTSpec
 
 
-class _Linear(PatchKind):
+class _Linear(CellKind):
     """LayerNorm and a 1x1 convolution; the option `cells` gives every patch as many outputs along each side, not 1."""
 
     options = (CELLS,)
-    vectors = ("classes.bias",)
-
-    def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:
-        return "classes.weight", "classes.bias"
 
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
         return norm_parameters(spec, backbone) + cell_parameters(spec, input_dim(spec, backbone))
