@@ -50,8 +50,8 @@ def write_shards(folder: Path, sizes: Sequence[int], side: int = 8, spoil: Spoil
     return build_index(str(folder), workers=1)
 
 
-def fixed_size(side: int = 8) -> Callable[[int], tuple[int, int]]:
-    return partial(size_at, total_steps=100, base_size=(side, side), resolution=ResolutionConfig(), seed=0)
+def fixed_size(height: int = 8, width: int = 8) -> Callable[[int], tuple[int, int]]:
+    return partial(size_at, total_steps=100, base_size=(height, width), resolution=ResolutionConfig(), seed=0)
 
 
 def source(index: DatasetIndex, augment: AugmentConfig = PLAIN, **settings: object) -> Source:

@@ -41,14 +41,10 @@ def scenes(tmp_path: Path, kit) -> DatasetIndex:
     return build_index(str(tmp_path), workers=1)
 
 
-def size_at(step: int) -> tuple[int, int]:
-    return SIZE
-
-
 def train(scenes: DatasetIndex, kit, workers: int = 0, augment: AugmentConfig = MOVES) -> Iterator[Batch]:
     sources = [kit.source(scenes, augment, targets={"mask": MASK})]
     data = {"loader_workers": workers, "augment": augment}
-    with kit.train_loader(sources, data=data, targets=["mask"], size_at=size_at) as loader:
+    with kit.train_loader(sources, data=data, targets=["mask"], size_at=kit.fixed_size(*SIZE)) as loader:
         yield from islice(loader, 12)
 
 

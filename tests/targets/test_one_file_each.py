@@ -63,7 +63,7 @@ def index(kinds: list[str], tmp_path: Path) -> DatasetIndex:
 
 def batches(index: DatasetIndex, kinds: list[str], count: int) -> Iterator[Batch]:
     config = DatasetConfig(shards="unused")
-    targets = build_targets(Dataset(config, index), kinds, {})
+    targets = build_targets("t", Dataset(config, index), kinds, {})
     source = Source("t", index, config, AugmentConfig(crop="none", flip=True), 1, targets)
     with TrainLoader(
         [source],
