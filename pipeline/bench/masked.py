@@ -64,7 +64,7 @@ def measure(
     }
     tokens = prod(backbone.grid) + backbone.tokens.num_prefix
     return {
-        "token_share": task.encoder_tokens(spec, backbone.grid) / tokens,
+        "token_share": task.encoder_tokens(spec, backbone.image_size, backbone.patch) / tokens,
         **{
             name: {
                 "seconds": medians[name],

@@ -203,10 +203,14 @@ def _model(
     share, activations = shares.step_samples[1], 0
     shapes = step_shapes(stage, backbone)
     for size, patch in shapes:
-        images = math.ceil(share / micro_batches_at(size, patch, backbone, share, stage.micro_batch_size))
-        grid = whole_patches(size, patch)
-        encoder = activation_bytes(backbone, images * task.encoder_tokens(spec, grid), stage.engine)
-        activations = max(activations, encoder + head_bytes(spec, images, grid, stage.engine))
+        micro_batches = micro_batches_at(size, patch, backbone, share, stage.micro_batch_size, task.views())
+        samples = math.ceil(share / micro_batches)
+        encoder = activation_bytes(backbone, samples * task.encoder_tokens(spec, size, patch), stage.engine)
+        heads = sum(
+            head_bytes(spec, samples * count, whole_patches(seen, patch), stage.engine)
+            for count, seen in task.seen(size)
+        )
+        activations = max(activations, encoder + heads)
     return ModelPlan(
         spec=spec.to_dict(),
         parameters=parameters,

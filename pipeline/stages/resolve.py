@@ -7,6 +7,7 @@ is one branch whose id is its name.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -170,15 +171,22 @@ def stage_image_sizes(stage: TrainStage) -> list[Pair]:
 
 
 def check_sizes(branch: Branch, spec: ViTSpec) -> None:
-    """Raise ConfigError if an image size of the stage is not a whole number of patches, of each size it may have."""
+    """Raise ConfigError if the images or views of the stage are not whole patches, of each size it may have."""
     assert isinstance(branch.stage, TrainStage)
-    for size, patch in step_shapes(branch.stage, spec):
+    shapes = step_shapes(branch.stage, spec)
+    for size, patch in shapes:
         setting = "resolution.sizes" if patch == spec.patch else "resolution.patch_sizes"
         try:
             whole_patches(size, patch)
         except ModelError as error:
             reason = str(error).removeprefix("image_size: ")
             raise ConfigError(f"stages.{branch.stage_name}.{setting}: {reason}") from None
+    for (_, patch), (name, group) in itertools.product(shapes, branch.stage.task.views().items()):
+        try:
+            whole_patches(group.size or spec.image_size, patch)
+        except ModelError as error:
+            reason = str(error).removeprefix("image_size: ")
+            raise ConfigError(f"stages.{branch.stage_name}.task.views.{name}.size: {reason}") from None
 
 
 def check_channels(config: PipelineConfig, stage_name: str) -> None:

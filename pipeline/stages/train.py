@@ -24,6 +24,7 @@ from pipeline.shards import bad_samples
 from pipeline.shards.store import is_local, local_path
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import stage_data
+from pipeline.stages.enlarged import enlarged_views
 from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.inputs import train_inputs
 from pipeline.stages.jobs import StageJob
@@ -81,6 +82,8 @@ class TrainStageRun:
     def run(self, status: Status) -> dict[str, Any]:
         """Train to the end, on whatever workers there are; returns the stage's result."""
         init = self._prepare_start(status)
+        for sentence in enlarged_views(self.stage, self.train, self.spec.backbone.image_size):
+            self._tell("enlarged", sentence)
         status.checkpoints = self.checkpoints if self.stage.checkpoint.storage else self.folder.checkpoints.name
         status.keep_best = self.stage.checkpoint.keep_best
         status.schema = self.stage.task.measured.to_dict()

@@ -142,7 +142,7 @@ class TrainFiller(Filler):
             parts.quarantine(worker),
             channels=parts.channels,
             targets=parts.targets,
-            views=[group.size for group in parts.views.values() for _ in range(group.count)],
+            views=[group for group in parts.views.values() for _ in range(group.count)],
             num_lanes=len(lanes),
         )
         for source, place in parts.mixture.next_turns(parts.start_slot, lanes):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.config.data import PlainConfig
+from pipeline.config.views import ViewGroup
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, Data, Pixels
 from pipeline.images.geometry import Geometry, Size, Trail
@@ -97,7 +98,7 @@ class TrainSamples:
 
     A sample's treatment depends on the seed, its slot and the size alone. Mixup and CutMix mix it with its neighbour
     in the window (places 0 and 1, 2 and 3, ...), which the same worker reads anyway; the odd last one stays pure.
-    `views` are the sizes of its views, None for the step's; `num_lanes` are those of this worker.
+    `views` are the groups of its views, one for each view; `num_lanes` are those of this worker.
     """
 
     def __init__(
@@ -109,13 +110,15 @@ class TrainSamples:
         *,
         channels: int,
         targets: Sequence[str],
-        views: Sequence[Size | None],
+        views: Sequence[ViewGroup],
         num_lanes: int,
     ) -> None:
         self._sources, self._mixture, self._windows, self._quarantine = sources, mixture, windows, quarantine
         self._members = [Members(source, targets) for source in sources]
         self._targets = [[source.targets[kind] for kind in targets] for source in sources]
-        self._channels, self._views, self._others = channels, views, list(enumerate(views))[1:]
+        self._channels = channels
+        # By source: how each view is made.
+        self._ways = [[(view.size, view.augment(source.augment)) for view in views] for source in sources]
         self._augment_draws, self._mix_draws = SlotDraws(mixture.seed, AUGMENT), SlotDraws(mixture.seed, MIX)
         self._mixes = [source.augment.mixes for source in sources]
         assert len(views) == 1 or not any(self._mixes), "several views of a sample cannot be mixed"
@@ -149,16 +152,18 @@ class TrainSamples:
         source = spot.source
         if self._mixes[source] and (slot, size) in self._recent:
             return self._recent[slot, size]
-        augment, channels = self._sources[source].augment, self._channels
+        ways, channels = self._ways[source], self._channels
         background, draws = self._sources[source].config.background, self._augment_draws
 
         def load_views(data: Data, trail: Trail | None) -> tuple[Pixels, ...]:
-            first = load_augmented(data, self._views[0] or size, channels, background, augment, draws.at(slot), trail)
-            others = [
-                load_augmented(data, own or size, channels, background, augment, draws.at(slot, view))
-                for view, own in self._others
-            ]
-            return (first, *others)
+            return tuple(
+                [
+                    load_augmented(
+                        data, own or size, channels, background, augment, draws.at(slot, view), None if view else trail
+                    )
+                    for view, (own, augment) in enumerate(ways)
+                ]
+            )
 
         one = self._members[source].load(window, index, load_views, move=True)
         if self._mixes[source]:

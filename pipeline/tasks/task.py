@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.task import TaskConfig
 from pipeline.models import costs
-from pipeline.models.spec import HeadSpec, ModelSpec, Pair, ViTSpec
+from pipeline.models.spec import HeadSpec, ModelSpec, Pair, ViTSpec, whole_patches
 
 if TYPE_CHECKING:
     from pipeline.models.bundle import Preprocess
@@ -35,13 +36,18 @@ class BaseTask(TaskConfig):
         self.check(backbone)
         return ModelSpec(backbone, self.heads(backbone, num_classes), self.type)
 
-    def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
-        """Of one image in training; both sizes are (height, width) in pixels."""
-        return costs.forward_flops(spec, image_size, patch)
+    def seen(self, image_size: Pair) -> list[tuple[int, Pair]]:
+        """What training sees of a sample in a step of that size: (number of views, their height and width) by group."""
+        return [(group.count, group.size or image_size) for group in self.views().values()]
 
-    def encoder_tokens(self, spec: ModelSpec, grid: Pair) -> int:
-        """Tokens that the encoder sees of one image of `grid` patches in training."""
-        return grid[0] * grid[1] + spec.backbone.tokens.num_prefix
+    def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
+        """Of all views of one sample in training; both sizes are (height, width) in pixels."""
+        return sum(count * costs.forward_flops(spec, size, patch) for count, size in self.seen(image_size))
+
+    def encoder_tokens(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
+        """Tokens that the encoder sees of all views of one sample in training."""
+        prefix = spec.backbone.tokens.num_prefix
+        return sum(count * (prod(whole_patches(size, patch)) + prefix) for count, size in self.seen(image_size))
 
     @abstractmethod
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import ResolutionConfig
+from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.models.spec import Pair, ViTSpec, whole_patches
 from pipeline.train.seeds import PATCH, derive_seed
 
@@ -38,12 +40,21 @@ def _in_proportion(height: int, base: Pair) -> Pair:
     return height, height * base[1] // base[0]
 
 
-def micro_batches_at(size: Pair, patch: Pair, spec: ViTSpec, rank_samples: int, micro_batch_size: int | None) -> int:
+def micro_batches_at(
+    size: Pair,
+    patch: Pair,
+    spec: ViTSpec,
+    rank_samples: int,
+    micro_batch_size: int | None,
+    views: Mapping[str, ViewGroup] = IMAGE,
+) -> int:
     """Backward passes of a step on images of `size` px: enough for the fullest rank, more where there are more tokens.
 
-    `micro_batch_size` is meant for the model's own grid; None is all of a rank's `rank_samples` at once.
+    `micro_batch_size` counts images of the model's own grid: of samples of several views, which have more patches
+    together, there are fewer in a micro-batch. None is all of a rank's `rank_samples` at once.
     """
     if micro_batch_size is None:
         return 1
-    growth = max(math.prod(whole_patches(size, patch)) / spec.num_patches, 1.0)
+    patches = sum(group.count * math.prod(whole_patches(group.size or size, patch)) for group in views.values())
+    growth = max(patches / spec.num_patches, 1.0)
     return math.ceil(rank_samples * growth / micro_batch_size)

@@ -88,7 +88,7 @@ class TrainWorker:
             model.load_state_dict(load_bundle(self.job.init).state)
         model.transformer.recompute_activations(stage.engine.activation_checkpointing)
         if stage.engine.compile:
-            compile_layers(model.to(self.device), len(step_shapes(stage, spec.backbone)))
+            compile_layers(model.to(self.device), len(step_shapes(stage, spec.backbone)) * len(stage.task.views()))
         return model
 
     def _resume_collective(self, folder: str) -> None:
@@ -185,7 +185,8 @@ class TrainWorker:
         """Backward passes of a step, on every rank: enough for the largest share."""
         stage, size, patch = self.job.stage, self.size_at(step), self._patch_at(step)
         _, largest_share = step_shares(stage.data.lanes, stage.global_batch_size, self.world_size)
-        return micro_batches_at(size, patch, self.job.spec.backbone, largest_share, stage.micro_batch_size)
+        views, backbone = stage.task.views(), self.job.spec.backbone
+        return micro_batches_at(size, patch, backbone, largest_share, stage.micro_batch_size, views)
 
     def _count_skipped_collective(self, applied: bool) -> None:
         """Stop, with all of the state committed, where step after step is skipped."""

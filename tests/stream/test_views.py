@@ -66,6 +66,23 @@ def test_views_are_the_same_for_every_split_and_after_a_restart(noise, kit, worl
     assert rows(kit.in_process(noise, world_size=world_size, workers=workers, **tail)) == rows(whole[start:])
 
 
+def test_each_group_crops_by_a_scale_of_its_own(kit, tmp_path) -> None:
+    """Of images whose columns are 0 to 239, a crop shows as many as it is wide; `augment` decides the rest."""
+
+    def ramp(number: int, members: dict[str, bytes]) -> dict[str, bytes]:
+        return {**members, "png": kit.encode(np.tile(np.arange(240, dtype=np.uint8), (240, 1)))}
+
+    index = kit.write_shards(tmp_path, [40], spoil=ramp)
+    views = {"global": ViewGroup(2, (24, 24), (0.5, 1.0)), "local": ViewGroup(3, (24, 24), (0.05, 0.1))}
+    settings = {**SETTINGS, "augment": AugmentConfig(crop="none", flip=False)}
+    steps = kit.in_process(index, world_size=1, workers=1, steps=2, views={**views, "whole": ViewGroup()}, **settings)
+    for (batch,) in steps:
+        seen = {name: (v.amax(dim=(-1, -2)).int() - v.amin(dim=(-1, -2)).int()) for name, v in batch.views.items()}
+        assert seen["global"].min() > 0.5**0.5 * 3 / 4 * 240 - 20
+        assert seen["local"].max() < 0.1**0.5 * 4 / 3 * 240
+        assert seen["whole"].min() > 200, "a group without a scale crops as `augment` says"
+
+
 def test_a_stand_in_has_all_views_of_a_neighbour(noise, kit) -> None:
     steps = kit.in_process(
         noise, world_size=1, workers=1, steps=5, views=GROUPS, **{**SETTINGS, "global_batch_size": 8}

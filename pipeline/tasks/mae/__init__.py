@@ -50,8 +50,8 @@ class Task(BaseTask):
 
         return MAE(model, preprocess, self.mask_ratio, 1, self.norm_pixels)
 
-    def encoder_tokens(self, spec: ModelSpec, grid: Pair) -> int:
-        return self.num_visible(grid) + spec.backbone.tokens.num_prefix
+    def encoder_tokens(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
+        return self.num_visible(whole_patches(image_size, patch)) + spec.backbone.tokens.num_prefix
 
     def num_visible(self, grid: Pair) -> int:
         """Patches of an image that the encoder sees."""

@@ -1,0 +1,68 @@
+"""Views that are larger than what they show of an image: told before a stage trains on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pipeline.config.data import AugmentConfig
+from pipeline.config.schema import TrainStage
+from pipeline.errors import DataError
+from pipeline.images.decode import BadImage, read_header
+from pipeline.images.geometry import Size
+from pipeline.shards.members import Unusable
+from pipeline.stream.read import BadSample, Reader
+from pipeline.stream.source import Source
+
+LOOKED_AT = 16  # images at the beginning of a data set, by whose sizes the others are judged
+
+
+def enlarged_views(stage: TrainStage, sources: Sequence[Source], size: Size) -> Iterator[str]:
+    """A sentence for each group of views and data set where crops are enlarged; `size` is that of the model's images.
+
+    Nothing is said of tasks that see each sample once.
+    """
+    groups = stage.task.views()
+    if sum(group.count for group in groups.values()) == 1:
+        return
+    for source in sources:
+        sizes = first_sizes(source)
+        for name, group in groups.items():
+            view, augment = group.size or size, group.augment(source.augment)
+            share = sum(enlarged_share(image, view, augment) for image in sizes) / max(len(sizes), 1)
+            if round(100 * share):
+                heights, widths = zip(*sizes, strict=True)
+                yield (
+                    f"task.views.{name}: {100 * share:.0f} % of its crops of {source.name} have fewer pixels than the "
+                    f"view's {view[0]} x {view[1]} and are enlarged (the first {len(sizes)} images are up to "
+                    f"{max(heights)} x {max(widths)}); a smaller size or a larger scale avoids it"
+                )
+
+
+def enlarged_share(image: Size, view: Size, augment: AugmentConfig) -> float:
+    """The share of an image's crops that have fewer pixels than the view, which are enlarged to it."""
+    least, most = augment.scale if augment.crop == "random_resized" else (1.0, 1.0)
+    needed = view[0] * view[1] / (image[0] * image[1])  # of the image's area
+    if least == most:
+        return float(least < needed)
+    return min(max((needed - least) / (most - least), 0.0), 1.0)
+
+
+def first_sizes(source: Source) -> list[Size]:
+    """Height and width of the images among a data set's first samples; none where they cannot be read."""
+    index = source.index
+    shard = int(np.flatnonzero(index.counts)[0])
+    rows = np.arange(min(int(index.counts[shard]), LOOKED_AT))
+    sizes = []
+    try:
+        samples = Reader(index, source.config.cache).read(np.full(len(rows), shard), rows)
+    except DataError:  # the ranks will say so
+        return []
+    for number in rows.tolist():
+        try:
+            header = read_header(source.keys.image_of(samples.members(number)[1]))
+        except (BadImage, BadSample, Unusable):
+            continue
+        sizes.append((header.height, header.width))
+    return sizes
