@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
+from pipeline.tasks.ranks import Ranks
 
 Tensors = Mapping[str, Tensor]
 
@@ -26,6 +28,15 @@ class Outputs(NamedTuple):
 
     losses: Tensor  # fp32 [T]: sums over the micro-batch, by weight and coefficient; not yet divided by the normalisers
     sums: Tensor  # float64 [S], detached
+    rows: Tensors = MappingProxyType({})  # name -> fp32 or int64 [B, ...], what a coupled loss reads of each
+    shared: Tensors = MappingProxyType({})  # name, unlike those of rows -> fp32, what it reads that is of no sample
+
+
+class Coupled(NamedTuple):
+    """What a loss that couples samples makes of a rank's share of the global batch."""
+
+    loss: Tensor  # fp32 []: the rank's part; those of all ranks add up to the loss of the global batch
+    sums: Tensor  # float64 [S], detached, on top of those of the micro-batches
 
 
 class Evaluated(NamedTuple):
@@ -42,6 +53,7 @@ class TaskModule(nn.Module, ABC):
     """
 
     sum_names: tuple[str, ...]
+    coupled: bool = False  # whether `couple` adds to the loss what depends on several samples at once
 
     def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
         """`preprocess.eval` is how evaluation and prediction bring images to the model's size."""
@@ -63,6 +75,18 @@ class TaskModule(nn.Module, ABC):
     @abstractmethod
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
         """Training losses of a micro-batch."""
+
+    def couple(self, rows: Tensors, shared: Tensors, weights: Tensor, ranks: Ranks, seed: int) -> Coupled:
+        """The part of the loss that couples samples, from what `loss` returned of them; reads no parameters.
+
+        Args:
+            rows: name -> [n, ...] of this rank's share, whatever micro-batches it was cut into.
+            shared: as it was returned for the first micro-batch.
+            weights: fp32 [n]; samples of weight 0 must not count anywhere.
+            ranks: the other ranks' rows, or sums over them. What every rank computes alike is divided by `ranks.count`.
+            seed: of what is drawn for the step; the same on every rank.
+        """
+        raise NotImplementedError(f"{type(self).__name__} couples no samples")
 
     @abstractmethod
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -15,12 +16,14 @@ from pipeline.checkpoints.manifest import Window
 from pipeline.models.per_step import per_step
 from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
-from pipeline.tasks.base import TaskModule
+from pipeline.tasks.base import Outputs, TaskModule
+from pipeline.tasks.ranks import Ranks
+from pipeline.train.coupled import backward_coupled
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.inputs import normalised_views, view_keys
 from pipeline.train.micro_batch import split
-from pipeline.train.seeds import DROP_PATH, derive_seed
+from pipeline.train.seeds import COUPLED, DROP_PATH, derive_seed
 
 
 @dataclass
@@ -96,6 +99,7 @@ class TrainingStep:
     engine: Engine
     ema: ShardedEMA | None
     seed: int
+    largest_share: int  # samples of a step on the rank that has most
 
     def __post_init__(self) -> None:
         self.key_seed = derive_seed(self.seed, DROP_PATH)
@@ -114,13 +118,18 @@ class TrainingStep:
         normalisers = task.normalisers(batch)
         dist.all_reduce(normalisers)
         scales = (dist.get_world_size() / normalisers.clamp(min=1)).float()
-        sums = torch.zeros_like(meter.sums)
-        for micro in split(batch, micro_batches):
-            views, keys = normalised_views(micro, task.preprocess), view_keys(micro, self.key_seed)
-            with per_step(task, keys=next(iter(keys.values())), patch=patch):
-                outputs = self.engine(views, micro.targets, micro.weights, keys)
-            self.engine.backward((outputs.losses * scales).sum())
-            sums += outputs.sums
+        forward = partial(self._forward, patch=patch)
+        parts = list(split(batch, micro_batches))
+        if task.coupled:
+            ranks = Ranks(dist.get_world_size(), max(self.largest_share, micro_batches))
+            seed = derive_seed(self.seed, COUPLED, step)
+            sums = backward_coupled(task, forward, self.engine.backward, parts, scales, ranks, seed)
+        else:
+            sums = torch.zeros_like(meter.sums)
+            for micro in parts:
+                outputs = forward(micro)
+                self.engine.backward((outputs.losses * scales).sum())
+                sums += outputs.sums
         meter.steps += 1
         if not self.engine.step():
             meter.skipped += 1
@@ -129,3 +138,10 @@ class TrainingStep:
             self.ema.update(step + 1)
         meter.sums += sums
         return True
+
+    def _forward(self, micro: Batch, patch: Pair | None) -> Outputs:
+        task: TaskModule = self.engine.module
+        views, keys = normalised_views(micro, task.preprocess), view_keys(micro, self.key_seed)
+        with per_step(task, keys=next(iter(keys.values())), patch=patch):
+            outputs: Outputs = self.engine(views, micro.targets, micro.weights, keys)
+        return outputs

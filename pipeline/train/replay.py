@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,14 +20,16 @@ from pipeline.models.minivit import MiniViT
 from pipeline.models.per_step import per_step
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import TrainLoader
-from pipeline.tasks.base import TaskModule
+from pipeline.tasks.base import Outputs, TaskModule
+from pipeline.tasks.ranks import ALONE
 from pipeline.tasks.task import task_of
+from pipeline.train.coupled import Coupling, couple
 from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.inputs import normalised_views, view_keys
 from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.micro_batch import split, to_device
 from pipeline.train.schedule import patch_at
-from pipeline.train.seeds import DROP_PATH, derive_seed
+from pipeline.train.seeds import COUPLED, DROP_PATH, derive_seed
 from pipeline.train.stall import StallWatch
 
 NAME = "replay.json"
@@ -110,14 +112,21 @@ def examine(task: TaskModule, job: TrainJob, batch: Batch, beat: Callable[[], No
     anomalies: list[str] = []
     hook = FirstNotFinite(task.model)
     normalisers = task.normalisers(batch).clamp(min=1).float()
-    terms = torch.stack(list(losses_and_backward(task, job, batch, normalisers, beat, anomalies)))  # [B, T]
+    device, forward = next(task.parameters()).device, forward_of(task, job, batch.step)
+    samples = [to_device(one, device) for one in split(batch, len(batch.slots))]
+    coupling = coupling_of(task, forward, samples, derive_seed(job.seed, COUPLED, batch.step))
+    terms = []  # of the loss of one sample after the other, on the CPU
+    for row, one in enumerate(samples):
+        terms.append(loss_and_backward(forward, one, row, normalisers.to(device), coupling, anomalies))
+        beat()
     hook.close()
-    losses = (terms / own_normalisers(task, batch)).sum(dim=1)
+    losses = (torch.stack(terms) / own_normalisers(task, batch)).sum(dim=1)
     gradients = {name: p.grad.float() for name, p in task.model.named_parameters() if p.grad is not None}
     norm = torch.nn.utils.get_total_norm(list(gradients.values()))
     ranked = losses.nan_to_num(nan=float("inf")).argsort(descending=True)[:MOST_SAMPLES].tolist()
     return {
-        "loss": float((terms.sum(dim=0) / normalisers.cpu()).sum()),
+        "loss": float((torch.stack(terms).sum(dim=0) / normalisers.cpu()).sum())
+        + (float(coupling.loss) if coupling else 0.0),
         "gradient_norm": float(norm),
         "gradients_not_finite": [name for name, value in gradients.items() if not value.isfinite().all()],
         "losses_not_finite": int((~losses.isfinite()).sum()),
@@ -132,31 +141,54 @@ def own_normalisers(task: TaskModule, batch: Batch) -> Tensor:
     return torch.stack([task.normalisers(one) for one in split(batch, len(batch.slots))]).clamp(min=1).float()
 
 
-def losses_and_backward(
-    task: TaskModule, job: TrainJob, batch: Batch, normalisers: Tensor, beat: Callable[[], None], anomalies: list[str]
-) -> Iterator[Tensor]:
-    """Terms of the loss [T] of one sample after the other, on the CPU; what anomaly detection says is added."""
-    parameter, key_seed = next(task.parameters()), derive_seed(job.seed, DROP_PATH)
-    patch = patch_at(batch.step, job.spec.backbone.patch, job.stage.resolution, job.seed)
-    divisors = normalisers.to(parameter.device)
+def forward_of(task: TaskModule, job: TrainJob, step: int) -> Callable[[Batch], Outputs]:
+    """What the step made of a part of its batch."""
+    key_seed = derive_seed(job.seed, DROP_PATH)
+    patch = patch_at(step, job.spec.backbone.patch, job.stage.resolution, job.seed)
 
-    def loss_and_backward(one: Batch) -> Tensor:
-        views, keys = normalised_views(one, job.preprocess), view_keys(one, key_seed)
+    def forward(part: Batch) -> Outputs:
+        views, keys = normalised_views(part, job.preprocess), view_keys(part, key_seed)
         with per_step(task, keys=next(iter(keys.values())), patch=patch):
-            losses = task(views, one.targets, one.weights, keys).losses
-        (losses / divisors).sum().backward()
-        return losses.detach().cpu()
+            outputs: Outputs = task(views, part.targets, part.weights, keys)
+        return outputs
 
-    for one in split(batch, len(batch.slots)):
-        one = to_device(one, parameter.device)
-        try:
-            with warnings.catch_warnings(action="ignore"), torch.autograd.detect_anomaly(check_nan=True):
-                losses = loss_and_backward(one)
-        except RuntimeError as error:
-            anomalies.append(str(error))
-            losses = loss_and_backward(one)  # to the end: which gradients are concerned
-        beat()
-        yield losses
+    return forward
+
+
+@torch.no_grad()
+def coupling_of(
+    task: TaskModule, forward: Callable[[Batch], Outputs], samples: Sequence[Batch], seed: int
+) -> Coupling | None:
+    """Of a task that couples samples."""
+    if not task.coupled:
+        return None
+    outputs, weights = [forward(one) for one in samples], torch.cat([one.weights for one in samples])
+    with torch.enable_grad():
+        return couple(task, outputs, weights, ALONE, seed)
+
+
+def loss_and_backward(
+    forward: Callable[[Batch], Outputs],
+    sample: Batch,
+    row: int,
+    normalisers: Tensor,
+    coupling: Coupling | None,
+    anomalies: list[str],
+) -> Tensor:
+    """Terms of a sample's own loss [T], on the CPU; what anomaly detection says is added to `anomalies`."""
+
+    def once() -> Tensor:
+        outputs = forward(sample)
+        loss = (outputs.losses / normalisers).sum()
+        (loss + coupling.pull(outputs, row) if coupling else loss).backward()
+        return outputs.losses.detach().cpu()
+
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.autograd.detect_anomaly(check_nan=True):
+            return once()
+    except RuntimeError as error:
+        anomalies.append(str(error))
+        return once()  # to the end: which gradients are concerned
 
 
 def describe(batch: Batch, row: int, loss: float) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # Each stands for the step in a key, so that no step shares its seed. The stream's draws have keys of another kind.
-INITIAL_WEIGHTS, DROP_PATH, PATCH = (2**63 + purpose for purpose in range(3))
+INITIAL_WEIGHTS, DROP_PATH, PATCH, COUPLED = (2**63 + purpose for purpose in range(4))
 
 
 def derive_seed(*key: int) -> int:

@@ -77,7 +77,8 @@ class TrainWorker:
         self.engine.before_change = self.saver.wait_copied
         self.control = Control(job, context, self.engine.device)
         self.size_at = job.sizes()
-        self.step_once = TrainingStep(self.engine, self.ema, job.seed)
+        _, self.largest_share = step_shares(stage.data.lanes, stage.global_batch_size, self.world_size)
+        self.step_once = TrainingStep(self.engine, self.ema, job.seed, self.largest_share)
         self.ledger = MetricsLedger(job.folder, self.step) if self.rank == 0 else None
 
     def _model(self) -> MiniViT:
@@ -184,9 +185,8 @@ class TrainWorker:
     def _micro_batches(self, step: int) -> int:
         """Backward passes of a step, on every rank: enough for the largest share."""
         stage, size, patch = self.job.stage, self.size_at(step), self._patch_at(step)
-        _, largest_share = step_shares(stage.data.lanes, stage.global_batch_size, self.world_size)
         views, backbone = stage.task.views(), self.job.spec.backbone
-        return micro_batches_at(size, patch, backbone, largest_share, stage.micro_batch_size, views)
+        return micro_batches_at(size, patch, backbone, self.largest_share, stage.micro_batch_size, views)
 
     def _count_skipped_collective(self, applied: bool) -> None:
         """Stop, with all of the state committed, where step after step is skipped."""

@@ -35,8 +35,9 @@ from pipeline.models.compiled import compile_layers
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_backbone, build_spec
 from pipeline.stream.batch import OFFSETS, Batch
-from pipeline.tasks.base import Outputs, TaskModule
+from pipeline.tasks.base import Coupled, Outputs, TaskModule, Tensors
 from pipeline.tasks.classification.module import Classification
+from pipeline.tasks.ranks import Ranks
 from pipeline.train.device import compute_deterministically, precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
@@ -151,6 +152,27 @@ class Wide(nn.Module):
         return self.head(self.layers(images.to(self.head.weight.dtype).flatten(1)))
 
 
+class Scattered(Classification):
+    """A classifier whose logits, scaled by a learned value, must also lie apart: from one another, and in a slice."""
+
+    coupled = True
+
+    def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
+        found = super().loss(views, targets, weights, keys)
+        rows = {"logits": self.model(views["image"]).float(), "key": keys["image"]}
+        return found._replace(rows=rows, shared={"scale": self.model.mlp_head[1].bias.float().sum().exp()})
+
+    def couple(self, rows: Tensors, shared: Tensors, weights: Tensor, ranks: Ranks, seed: int) -> Coupled:
+        mine = rows["logits"] * shared["scale"]
+        others, counts = ranks.gather(mine), ranks.gather(weights)
+        apart = torch.exp(-torch.cdist(mine, others).square()) @ counts
+        direction = torch.randn(CLASSES, generator=torch.Generator().manual_seed(seed % 2**63), device=mine.device)
+        spread = ranks.sum((weights * (mine @ direction).square()).sum()) / counts.sum()
+        loss = (weights * apart).sum() / counts.sum() + (spread - 1).square() / ranks.count
+        assert ranks.gather(rows["key"]).dtype == torch.int64
+        return Coupled(loss, torch.tensor([float(loss) * GLOBAL_BATCH_SIZE, 0, 0, 0, 0], dtype=torch.float64))
+
+
 MODELS = {
     "wide": Wide,
     "vit": lambda: MiniViT.from_spec(SPEC),
@@ -158,6 +180,7 @@ MODELS = {
     "tied": Tied,
 }
 MODELS["lamb"] = MODELS["plain"] = MODELS["vit"]  # trained by the optimiser of that name, the others by AdamW
+MODELS["scattered"] = MODELS["vit"]
 
 
 Settings = dict[str, Any]  # of a stage's `task` section
@@ -171,7 +194,8 @@ def task_module(model: str | Settings) -> TaskModule:
     """A classifier of a name in `MODELS`, or a task with the model that it asks for."""
     names = [str(number) for number in range(CLASSES)]
     if isinstance(model, str):
-        return Classification(MODELS[model](), PREPROCESS, names, label_smoothing=0.1)
+        kind = Scattered if model == "scattered" else Classification
+        return kind(MODELS[model](), PREPROCESS, names, label_smoothing=0.1)
     task = task_class(model["type"])(**model)
     backbone = build_backbone("nano", image_size=SIDE, **TRUNK, **task.backbone_fields())
     spec = task.model_spec(backbone, CLASSES if task.targets else 0)
@@ -203,7 +227,7 @@ class Trainer:
         self.ema = ShardedEMA(self.engine.flats, EMA_DECAY)
         self.state = TrainState(self.engine, self.ema)
         self.meter = Meter.on(self.engine.device, task)
-        self.step_once = TrainingStep(self.engine, self.ema, seed=0)
+        self.step_once = TrainingStep(self.engine, self.ema, 0, GLOBAL_BATCH_SIZE)
 
     def train(self, first: int, last: int, shares: list[int], micro_batches: int) -> list[float]:
         """Run the steps from `first` up to `last`; returns the loss of each."""
@@ -274,9 +298,12 @@ def steps(
     }
 
 
-def gradient(task: Settings, shares: list[int], micro_batches: int) -> dict[str, Any]:
+def gradient(
+    task: str | Settings, shares: list[int], micro_batches: int, zero_stage: int = 0, recompute: bool = False
+) -> dict[str, Any]:
     """Loss and gradient of a global batch, which one step of plain SGD without weight decay shows."""
-    trainer = Trainer(0, "fp32", "gradient", task)
+    trainer = Trainer(zero_stage, "fp32", "gradient", task)
+    trainer.engine.model.transformer.recompute_activations(recompute)
     before = trainer.weights()
     losses = trainer.train(0, 1, shares, micro_batches)
     return {"loss": losses[0], "gradient": {name: before[name] - value for name, value in trainer.weights().items()}}

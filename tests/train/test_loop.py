@@ -211,7 +211,7 @@ def test_the_host_never_waits_for_the_device_within_a_micro_batch(patch: tuple[i
     spec = build_spec("nano", image_size=8, patch_size=4, channels=1, num_classes=CLASSES, depth=2, drop_path=0.5)
     model = MiniViT.from_spec(spec).train()
     task = classification(model)
-    step = TrainingStep(PlainEngine(task), None, seed=0)
+    step = TrainingStep(PlainEngine(task), None, 0, 4)
     meter = Meter.on(torch.device("cpu"), task)
     batch = next(batches([0, 1, 2, 3], [0, 1, 2, 3], 4))
     batch.views["image"] = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
