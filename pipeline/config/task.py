@@ -29,7 +29,7 @@ class TaskConfig(Section):
     measuring: ClassVar[frozenset[str]] = frozenset()  # settings that only decide how models are measured
     targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; without any, images are enough
 
-    def views(self, *, evaluation: bool = False) -> Mapping[str, ViewGroup]:
+    def view_groups(self, *, evaluation: bool = False) -> Mapping[str, ViewGroup]:
         """The groups of views of each sample; labels that lie in the picture follow the first view of the first.
 
         An `evaluation` sees one view of the first group.
@@ -39,7 +39,7 @@ class TaskConfig(Section):
     def unmixable(self) -> str | None:
         """Why mixup and CutMix cannot be asked for; None where they can."""
         kinds = importlib.import_module(TARGETS)
-        if sum(group.count for group in self.views().values()) > 1:
+        if sum(group.count for group in self.view_groups().values()) > 1:
             return f"the task {self.type} sees several views of each sample, which cannot be mixed"
         fixed = [kind for kind in self.targets if not kinds.target_kind(kind).mixes]
         return f"the {fixed[0]} that the task {self.type} learns from cannot be mixed" if fixed else None

@@ -23,7 +23,7 @@ def enlarged_views(stage: TrainStage, sources: Sequence[Source], size: Size) -> 
 
     Nothing is said of tasks that see each sample once.
     """
-    groups = stage.task.views()
+    groups = stage.task.view_groups()
     if sum(group.count for group in groups.values()) == 1:
         return
     for source in sources:

@@ -86,7 +86,7 @@ def rank_slots(
         stage.data.model_copy(update={"loader_workers": loader_workers}),
         channels=stage.model.channels,
         targets=stage.task.targets,
-        views=stage.task.views(),
+        views=stage.task.view_groups(),
         seed=seed,
         rank=rank,
         world_size=world_size,

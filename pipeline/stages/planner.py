@@ -203,7 +203,7 @@ def _model(
     share, activations = shares.step_samples[1], 0
     shapes = step_shapes(stage, backbone)
     for size, patch in shapes:
-        micro_batches = micro_batches_at(size, patch, backbone, share, stage.micro_batch_size, task.views())
+        micro_batches = micro_batches_at(size, patch, backbone, share, stage.micro_batch_size, task.view_groups())
         samples = math.ceil(share / micro_batches)
         encoder = activation_bytes(backbone, samples * task.encoder_tokens(spec, size, patch), stage.engine)
         heads = sum(

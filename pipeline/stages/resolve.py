@@ -181,7 +181,7 @@ def check_sizes(branch: Branch, spec: ViTSpec) -> None:
         except ModelError as error:
             reason = str(error).removeprefix("image_size: ")
             raise ConfigError(f"stages.{branch.stage_name}.{setting}: {reason}") from None
-    for (_, patch), (name, group) in itertools.product(shapes, branch.stage.task.views().items()):
+    for (_, patch), (name, group) in itertools.product(shapes, branch.stage.task.view_groups().items()):
         try:
             whole_patches(group.size or spec.image_size, patch)
         except ModelError as error:

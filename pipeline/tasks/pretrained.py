@@ -65,7 +65,7 @@ class PretrainedMiniViT(MiniViT):
 
     def _read(self, images: Sequence[str | os.PathLike[str] | Image]) -> tuple[Tensor, list[Pair]]:
         """Normalised [B, C, H, W] at the size that the task looks at, and the images' own sizes."""
-        group = next(iter(task_class(self.spec.task)().views(evaluation=True).values()))
+        group = next(iter(task_class(self.spec.task)().view_groups(evaluation=True).values()))
         pixels, sizes = [], []
         for image in images:
             seen, size = _read(image, group.size or self.preprocess.image_size, self.preprocess)

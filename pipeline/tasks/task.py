@@ -38,7 +38,7 @@ class BaseTask(TaskConfig):
 
     def seen(self, image_size: Pair) -> list[tuple[int, Pair]]:
         """What training sees of a sample in a step of that size: (number of views, their height and width) by group."""
-        return [(group.count, group.size or image_size) for group in self.views().values()]
+        return [(group.count, group.size or image_size) for group in self.view_groups().values()]
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
         """Of all views of one sample in training; both sizes are (height, width) in pixels."""

@@ -120,7 +120,7 @@ def evaluate_model_collective(
         job.data,
         channels=bundle.spec.backbone.channels,
         targets=job.task.targets,
-        views=job.task.views(evaluation=True),
+        views=job.task.view_groups(evaluation=True),
         size=bundle.spec.backbone.image_size,
         plain=plain,
         rank=dist.get_rank(),

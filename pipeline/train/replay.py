@@ -94,7 +94,7 @@ def loader(job: ReplayJob) -> TrainLoader:
         train.stage.data,
         channels=train.spec.backbone.channels,
         targets=train.stage.task.targets,
-        views=train.stage.task.views(),
+        views=train.stage.task.view_groups(),
         seed=train.seed,
         rank=0,
         world_size=1,

@@ -89,7 +89,7 @@ class TrainWorker:
             model.load_state_dict(load_bundle(self.job.init).state)
         model.transformer.recompute_activations(stage.engine.activation_checkpointing)
         if stage.engine.compile:
-            compile_layers(model.to(self.device), len(step_shapes(stage, spec.backbone)) * len(stage.task.views()))
+            compile_layers(model.to(self.device), len(step_shapes(stage, spec.backbone)) * len(stage.task.view_groups()))
         return model
 
     def _resume_collective(self, folder: str) -> None:
@@ -185,7 +185,7 @@ class TrainWorker:
     def _micro_batches(self, step: int) -> int:
         """Backward passes of a step, on every rank: enough for the largest share."""
         stage, size, patch = self.job.stage, self.size_at(step), self._patch_at(step)
-        views, backbone = stage.task.views(), self.job.spec.backbone
+        views, backbone = stage.task.view_groups(), self.job.spec.backbone
         return micro_batches_at(size, patch, backbone, self.largest_share, stage.micro_batch_size, views)
 
     def _count_skipped_collective(self, applied: bool) -> None:
@@ -210,7 +210,7 @@ class TrainWorker:
             job.stage.data,
             channels=job.spec.backbone.channels,
             targets=job.stage.task.targets,
-            views=job.stage.task.views(),
+            views=job.stage.task.view_groups(),
             seed=job.seed,
             rank=self.rank,
             world_size=self.world_size,
@@ -271,7 +271,7 @@ class TrainWorker:
             data,
             channels=self.job.spec.backbone.channels,
             targets=self.job.stage.task.targets,
-            views=self.job.stage.task.views(evaluation=True),
+            views=self.job.stage.task.view_groups(evaluation=True),
             size=self.job.spec.backbone.image_size,
             plain=self.job.preprocess.eval,
             rank=self.rank,

@@ -73,7 +73,7 @@ class Fixed(Classification):
 
 
 class Several(Classification):
-    def views(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
+    def view_groups(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
         return {"global": ViewGroup(2), "local": ViewGroup(4, (8, 8))}
 
 

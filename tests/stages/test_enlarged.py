@@ -31,7 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def told(source: Source, views: dict[str, ViewGroup]) -> list[str]:
-    stage: Any = SimpleNamespace(task=SimpleNamespace(views=lambda: views))
+    stage: Any = SimpleNamespace(task=SimpleNamespace(view_groups=lambda: views))
     return list(enlarged_views(stage, [source], (32, 32)))
 
 

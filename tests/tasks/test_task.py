@@ -9,7 +9,7 @@ from pipeline.tasks.classification import Task as Classification
 
 
 class Several(Classification):
-    def views(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
+    def view_groups(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
         return {"global": ViewGroup(2), "local": ViewGroup(6, (8, 8))}
 
 

@@ -33,7 +33,7 @@ def stage(**resolution: Any) -> TrainStage:
 
 
 class Several(Classification):
-    def views(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
+    def view_groups(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
         return {"global": ViewGroup(2), "local": ViewGroup(4, (8, 12))}
 
 

@@ -80,7 +80,7 @@ class Task(BaseTask):
             raise ValueError(f"a head with outputs for every patch, one of {', '.join(kinds)}")
         return name
 
-    def views(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
+    def view_groups(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
         size = self.inference.size if evaluation else None
         return {"image": ViewGroup(size=None if size is None else as_pair(size))}
 

@@ -194,8 +194,8 @@ def test_windows_slide_over_a_larger_view() -> None:
     model = Painted()
     task = Task(inference={"size": 32, "stride": 8})
     module = Segmentation(model, task, CLASSES, preprocess()).eval()
-    assert task.views(evaluation=True)["image"].size == (32, 32)
-    assert task.views()["image"].size is None
+    assert task.view_groups(evaluation=True)["image"].size == (32, 32)
+    assert task.view_groups()["image"].size is None
     batch = eval_batch([quarters(32, 48)], view=32)
     sums, _ = call(module, batch)
     assert set(model.calls) == {(SIZE, SIZE)}
