@@ -83,6 +83,16 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
 def program() -> SimpleNamespace:
     """The names of `rank_program.py`."""
     return SimpleNamespace(**runpy.run_path(str(PROGRAM)))

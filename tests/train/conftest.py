@@ -1,22 +1,12 @@
-"""A process group of one rank, and a double of torch with GPUs. Several ranks: `run_ranks`, in the folder above."""
+"""A double of torch with GPUs."""
 
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
-
-
-@pytest.fixture(scope="session")
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture

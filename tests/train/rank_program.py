@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pipeline.train.engine as engine_module
@@ -27,6 +28,7 @@ from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import open_storage
+from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
 from pipeline.config.task import task_class
 from pipeline.config.training import CheckpointConfig, EngineConfig, OptimizerConfig
 from pipeline.errors import DataError
@@ -34,6 +36,8 @@ from pipeline.models.bundle import Preprocess
 from pipeline.models.compiled import compile_layers
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_backbone, build_spec
+from pipeline.probe.measure import Measurement
+from pipeline.probe.rows import Rows
 from pipeline.stream.batch import OFFSETS, Batch
 from pipeline.tasks.base import Coupled, Outputs, TaskModule, Tensors
 from pipeline.tasks.classification.module import Classification
@@ -475,7 +479,20 @@ def first_samples() -> str:
     return ""
 
 
+def probe() -> dict[str, Any]:
+    """What frozen features are worth, of this rank's part of the same samples in every process; many are equal."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % CLASSES
+    features = torch.randint(-1, 2, (300, 4), generator=generator) + F.one_hot(labels, 4)
+    parts = [Rows(features[some].float(), labels[some]) for some in (slice(0, 201), slice(201, 300))]
+    mine = [Rows(*(rows.tensor_split(dist.get_world_size())[dist.get_rank()] for rows in part)) for part in parts]
+    methods = MethodsConfig(knn=KnnConfig(), linear=LinearConfig(), retrieval=RetrievalConfig())
+    measured = Measurement(*mine, CLASSES, where="methods", tell=lambda words: None).measure_collective(methods)
+    return {"measures": measured.measures, "chosen": measured.chosen}
+
+
 CASES = (
+    probe,
     first_samples,
     steps,
     evaluated,

@@ -1,0 +1,78 @@
+"""How frozen features are measured: the settings of each method, of a `probe` stage or of an online kNN."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.section import Positive, Section
+
+RANDOM, PIXELS = BASELINES = ("random", "pixels")  # what stands among the models of a probe, and is none
+FEATURES = ("cls", "patches", "both")
+Pooling = Literal["cls", "patches", "both"]
+Above = Annotated[float, Field(gt=0)]
+
+
+class KnnConfig(Section):
+    """Nearest neighbours by cosine, whose votes weigh exp(cosine / temperature)."""
+
+    k: Positive | list[Positive] | None = Field(
+        default=None,
+        description="neighbours, or several numbers to choose from on a tenth of the training data; default: 5, 10, "
+        "20, 50, 100 and 200, as far as the data go",
+    )
+    temperature: Above = 0.07
+
+    @model_validator(mode="after")
+    def has_k(self) -> Self:
+        if self.k == []:
+            raise ValueError("k: empty; give at least one number of neighbours, or leave it out")
+        return self
+
+    @property
+    def asked(self) -> list[int]:
+        """The numbers of neighbours that are named; none where the data decide."""
+        return [] if self.k is None else [self.k] if isinstance(self.k, int) else list(self.k)
+
+
+class LinearConfig(Section):
+    """Logistic regression on standardised features, to convergence."""
+
+    l2: list[Above] = Field(
+        default=[1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1],
+        min_length=1,
+        description="strengths of l2 / 2 * |W|^2 beside the mean cross-entropy, chosen from on a tenth of the training "
+        "data",
+    )
+    max_iterations: Positive = Field(default=200, description="of L-BFGS for each strength")
+
+
+class RetrievalConfig(Section):
+    """Each test sample asks for the others of its class."""
+
+    at: list[Positive] = Field(default=[1, 5, 10], min_length=1, description="the k of recall among the first k")
+
+
+class MethodsConfig(Section):
+    knn: KnnConfig | None = None
+    linear: LinearConfig | None = None
+    retrieval: RetrievalConfig | None = None
+
+    @model_validator(mode="after")
+    def measures_something(self) -> Self:
+        if self.knn is None and self.linear is None and self.retrieval is None:
+            raise ValueError("at least one of knn, linear and retrieval, such as knn: {}")
+        return self
+
+
+class ProbeData(Section):
+    train: str = Field(description="name of an entry of `datasets`: the neighbours, and what the probe is fitted to")
+    test: str = Field(description="name of an entry of `datasets`: what is told apart, and retrieved from")
+
+
+class OnlineKnnConfig(ProbeData):
+    """kNN accuracy of the features while a model trains, the metric val/knn."""
+
+    k: Positive = 20
+    temperature: Above = 0.07

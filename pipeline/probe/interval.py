@@ -1,0 +1,15 @@
+"""How sure a share is."""
+
+from __future__ import annotations
+
+import math
+
+Z = 1.959963984540054  # of 95 %
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share, `right` of `total` independent samples (Wilson 1927)."""
+    share, spread = right / total, Z * Z / total
+    centre = (share + spread / 2) / (1 + spread)
+    reach = Z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
+    return max(centre - reach, 0.0), min(centre + reach, 1.0)

@@ -1,0 +1,160 @@
+"""All that is measured of the features of one model, by each method that is asked for.
+
+What a method leaves open is chosen on a part of the training data; then all of it serves the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
+from pipeline.errors import ConfigError, DataError, ModelError
+from pipeline.metrics.schema import Measure, Schema
+from pipeline.probe.interval import wilson
+from pipeline.probe.knn import DEFAULT_KS, best_k, right_by_k
+from pipeline.probe.linear import best_l2, fit, num_right, standardiser
+from pipeline.probe.retrieval import retrieve
+from pipeline.probe.rows import Beat, Rows, counts_of_ranks, summed
+from pipeline.probe.split import held_out, num_held_out
+
+KNN = Measure("knn", "kNN accuracy", "higher", share=True)
+LINEAR = Measure("linear", "Linear accuracy", "higher", share=True)
+MAP = Measure("map", "mAP", "higher", share=True)
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Measured:
+    """Of one model: its measures, 95 % intervals of those that are shares of the samples, and what was chosen."""
+
+    measures: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    def add_share(self, name: str, right: int, total: int) -> None:
+        self.measures[name], self.intervals[name] = right / total, wilson(right, total)
+
+
+def schema_of(methods: MethodsConfig) -> Schema:
+    """What these methods measure; the first of them picks between models."""
+    measures = [KNN] if methods.knn else []
+    measures += [LINEAR] if methods.linear else []
+    if methods.retrieval:
+        measures += [*map(recall, methods.retrieval.at), MAP]
+    return Schema(tuple(measures), measures[0].name)
+
+
+def recall(k: int) -> Measure:
+    """Share of the queries that find their class among the first k."""
+    return Measure(f"recall_at_{k}", f"Recall@{k}", "higher", share=True)
+
+
+def neighbours(config: KnnConfig, samples: int, where: str) -> list[int]:
+    """The numbers of neighbours to try, given so many training samples.
+
+    Raises ConfigError if there are fewer samples than a number asks for; of several numbers, without those on which one
+    is chosen.
+    """
+    asked = config.asked or [k for k in DEFAULT_KS if k <= samples - num_held_out(samples)] or [1]
+    most = samples - num_held_out(samples) if len(asked) > 1 else samples
+    if max(asked) > most:
+        held = f", and {num_held_out(samples):,} of them are held out to choose k on" if most < samples else ""
+        raise ConfigError(
+            f"{where}.k: found {max(asked)}, but the training data have {samples:,} good samples{held}; take at most "
+            f"{most:,}"
+        )
+    return asked
+
+
+def check_recall(config: RetrievalConfig, samples: int, where: str) -> None:
+    """Raise ConfigError if a gallery of so many samples, the query not among them, is smaller than a k."""
+    if max(config.at) > samples - 1:
+        raise ConfigError(
+            f"{where}.at: found {max(config.at)}, but the test data have {samples:,} good samples, one of which is the "
+            f"query; take at most {samples - 1:,}"
+        )
+
+
+class Measurement:
+    """The methods on the features of one model: this rank's training and test samples.
+
+    `tell` is called with what is being computed, `where` is the dotted path of the methods. Every method that is named
+    `*_collective` must be called by all ranks; so must the constructor, which raises DataError where no sample is good
+    and ModelError for features that are no finite numbers.
+    """
+
+    def __init__(
+        self, train: Rows, test: Rows, classes: int, *, where: str, tell: Tell = print, beat: Beat = lambda: None
+    ) -> None:
+        self.train, self.test, self.classes = train, test, classes
+        self.where, self.tell, self.beat = where, tell, beat
+        self.num_train, self.num_test = (sum(counts_of_ranks(rows.labels)) for rows in (train, test))
+        for what, count in (("training", self.num_train), ("test", self.num_test)):
+            if not count:
+                raise DataError(f"none of the {what} samples is good; `minivit shards verify` says what is wrong")
+        wrong = torch.stack([(~rows.features.isfinite()).any(dim=1).sum() for rows in (train, test)])
+        if found := int(summed(wrong).sum()):
+            raise ModelError(
+                f"the features of {found:,} of {self.num_train + self.num_test:,} images are not finite; its weights "
+                "are damaged, or precision: fp32 is needed"
+            )
+        held = held_out(train.labels)
+        self.fitted, self.validation = train.where(~held), train.where(held)
+
+    def measure_collective(self, methods: MethodsConfig) -> Measured:
+        """By each method. Raises ConfigError for more neighbours than there are."""
+        measured = Measured()
+        if methods.knn:
+            self.knn_collective(methods.knn, measured)
+        if methods.linear:
+            self.linear_collective(methods.linear, measured)
+        if methods.retrieval:
+            self.retrieval_collective(methods.retrieval, measured)
+        return measured
+
+    def knn_collective(self, config: KnnConfig, measured: Measured) -> None:
+        self.tell("nearest neighbours")
+        ks = neighbours(config, self.num_train, f"{self.where}.knn")
+        if len(ks) > 1:
+            k = best_k(self._right_by_k(self.validation, self.fitted, ks, config))
+        else:
+            [k] = ks
+        measured.add_share(KNN.name, self._right_by_k(self.test, self.train, [k], config)[k], self.num_test)
+        measured.chosen["k"] = k
+
+    def _right_by_k(self, queries: Rows, gallery: Rows, ks: list[int], config: KnnConfig) -> dict[int, int]:
+        return right_by_k(queries, gallery, ks, self.classes, config.temperature, self.beat)
+
+    def linear_collective(self, config: LinearConfig, measured: Measured) -> None:
+        """Each strength starts from the solution of the next stronger one; the last fit is to all training samples."""
+        standardise = standardiser(self.train.features)
+        fitted, validation, train, test = (
+            Rows(standardise(rows.features), rows.labels)
+            for rows in (self.fitted, self.validation, self.train, self.test)
+        )
+        solutions, right, weights = {}, {}, None
+        for l2 in sorted(set(config.l2), reverse=True) if len(config.l2) > 1 else ():
+            self.tell(f"linear probe with l2 = {l2:g}")
+            weights = fit(fitted, self.classes, l2, config.max_iterations, weights, self.beat)
+            solutions[l2], right[l2] = weights, num_right(validation, weights)
+        l2 = best_l2(right) if right else config.l2[0]
+        self.tell(f"linear probe with l2 = {l2:g} on all training data")
+        weights = fit(train, self.classes, l2, config.max_iterations, solutions.get(l2), self.beat)
+        measured.add_share(LINEAR.name, num_right(test, weights), self.num_test)
+        measured.chosen["l2"] = l2
+
+    def retrieval_collective(self, config: RetrievalConfig, measured: Measured) -> None:
+        """Of the test samples; those that are alone in their class ask for nothing."""
+        self.tell("retrieval")
+        check_recall(config, self.num_test, f"{self.where}.retrieval")
+        found = retrieve(self.test, config.at, self.beat)
+        measured.chosen["queries"] = found.queries
+        if found.queries:
+            for k, hits in found.hits.items():
+                measured.add_share(recall(k).name, hits, found.queries)
+            measured.measures[MAP.name] = found.mean_average_precision

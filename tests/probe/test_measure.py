@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
+from pipeline.errors import ConfigError, DataError, ModelError
+from pipeline.probe.measure import Measurement, check_recall, neighbours, schema_of
+from pipeline.probe.rows import Rows
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+ALL = MethodsConfig(knn=KnnConfig(), linear=LinearConfig(l2=[1e-3, 1e-1]), retrieval=RetrievalConfig(at=[1, 5]))
+
+
+def measurement(train: Rows, test: Rows) -> Measurement:
+    return Measurement(train, test, 4, where="methods", tell=lambda words: None)
+
+
+def test_every_method_has_its_measures_and_intervals(train: Rows, test: Rows) -> None:
+    measured = measurement(train, test).measure_collective(ALL)
+    assert tuple(measured.measures) == schema_of(ALL).names == ("knn", "linear", "recall_at_1", "recall_at_5", "map")
+    assert measured.intervals.keys() == measured.measures.keys() - {"map"}
+    for name, (low, high) in measured.intervals.items():
+        assert low < measured.measures[name] < high
+    assert measured.measures["linear"] > 0.5
+    assert measured.chosen.keys() == {"k", "l2", "queries"}
+
+
+def test_k_is_chosen_without_a_look_at_the_test(train: Rows, test: Rows) -> None:
+    wrong = Rows(test.features, (test.labels + 1) % 4)
+    chosen = [measurement(train, rows).measure_collective(ALL).chosen for rows in (test, wrong)]
+    assert chosen[0] == chosen[1]
+
+
+def test_a_single_k_and_l2_are_taken_as_they_are(train: Rows, test: Rows) -> None:
+    methods = MethodsConfig(knn=KnnConfig(k=400), linear=LinearConfig(l2=[0.5]))
+    assert measurement(train, test).measure_collective(methods).chosen == {"k": 400, "l2": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("k", "samples", "expected"),
+    [
+        (401, 400, "methods.knn.k: found 401, but the training data have 400 good samples; take at most 400"),
+        ([5, 361], 400, "have 400 good samples, and 40 of them are held out to choose k on; take at most 360"),
+    ],
+)
+def test_more_neighbours_than_there_are(k: Any, samples: int, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        neighbours(KnnConfig(k=k), samples, "methods.knn")
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [(60_000, [5, 10, 20, 50, 100, 200]), (100, [5, 10, 20, 50]), (3, [1])]
+)
+def test_by_default_what_the_data_can_give(samples: int, expected: list[int]) -> None:
+    assert neighbours(KnnConfig(), samples, "") == expected
+
+
+def test_a_gallery_smaller_than_k() -> None:
+    with pytest.raises(ConfigError, match=r"methods\.retrieval\.at: found 10, but the test data have 10 good samples"):
+        check_recall(RetrievalConfig(), 10, "methods.retrieval")
+
+
+def test_no_good_sample(train: Rows, test: Rows) -> None:
+    with pytest.raises(DataError, match="none of the test samples is good"):
+        measurement(train, test.where(torch.zeros(len(test.labels), dtype=torch.bool)))
+
+
+def test_features_that_are_no_numbers(train: Rows, test: Rows) -> None:
+    train.features[3, 1] = torch.nan
+    with pytest.raises(ModelError, match="the features of 1 of 550 images are not finite"):
+        measurement(train, test)
+
+
+def test_any_number_of_ranks_measures_the_same(run_ranks: Any, program: Any, tmp_path: Path) -> None:
+    alone = program.probe()
+    assert len(alone["chosen"]) == 3
+    for rank in run_ranks(2, tmp_path / "two", {"probe": ["probe", []]}):
+        assert rank["probe"]["chosen"] == alone["chosen"]
+        assert rank["probe"]["measures"] == pytest.approx(alone["measures"], abs=1e-12)
