@@ -208,7 +208,8 @@ def _members(
             keys = guessed
         if _is_older(earlier):  # which named a label whether there was one or not
             members = {kind: one for kind, one in members.items() if found.issuperset(one)}
-        members = default_members(found) | members
+        taken = {member for one in (*members.values(), *(targets or {}).values()) for member in one}
+        members = default_members(found - taken) | members
     return keys.override(image_key), members | dict(targets or {})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 # First word of every key, so that draws for different purposes never share a stream.
-SHARDS, RING, WINDOW, AUGMENT, MIX, RESOLUTION, MIXTURE = range(7)
+SHARDS, RING, WINDOW, AUGMENT, MIX, RESOLUTION, MIXTURE, PICK = range(8)
 
 
 def generator(seed: int, purpose: int, *place: int) -> np.random.Generator:

@@ -14,7 +14,7 @@ from pipeline.images.geometry import Geometry, Size, Trail
 from pipeline.images.plain import load_plain
 from pipeline.shards.members import Unusable
 from pipeline.stream.augment import load_augmented
-from pipeline.stream.draws import AUGMENT, MIX, SlotDraws
+from pipeline.stream.draws import AUGMENT, MIX, PICK, SlotDraws
 from pipeline.stream.mix import mix
 from pipeline.stream.mixture import Mixture, Spot
 from pipeline.stream.quarantine import Quarantine
@@ -120,6 +120,8 @@ class TrainSamples:
         # By source: how each view is made.
         self._ways = [[(view.size, view.augment(source.augment)) for view in views] for source in sources]
         self._augment_draws, self._mix_draws = SlotDraws(mixture.seed, AUGMENT), SlotDraws(mixture.seed, MIX)
+        self._pick_draws = SlotDraws(mixture.seed, PICK)
+        self._picks = [any(target.picks for target in found) for found in self._targets]
         self._mixes = [source.augment.mixes for source in sources]
         assert len(views) == 1 or not any(self._mixes), "several views of a sample cannot be mixed"
         self._keep = 2 * num_lanes * len(sources)  # a pair per lane
@@ -166,6 +168,10 @@ class TrainSamples:
             )
 
         one = self._members[source].load(window, index, load_views, move=True)
+        if self._picks[source]:
+            pairs, draw = zip(self._targets[source], one.values, strict=True), self._pick_draws.at
+            picked = (target.pick(value, draw(slot)) if target.picks else value for target, value in pairs)
+            one = one._replace(values=tuple(picked))
         if self._mixes[source]:
             self._recent[slot, size] = one
             if len(self._recent) > self._keep:

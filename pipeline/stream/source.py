@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import Order
 from pipeline.stream.quarantine import load_excluded
 from pipeline.targets.base import Target
+from pipeline.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,12 @@ class Source:
     def keys(self) -> Keys:
         """Which member is the image: the config's, else the index's."""
         return self.index.keys.override(self.config.image_key)
+
+    def with_tokenizer(self, tokenizer: Tokenizer | None) -> Source:
+        """The data set as a model with that tokenizer reads it."""
+        if tokenizer is None:
+            return self
+        return replace(self, targets={kind: one.with_tokenizer(tokenizer) for kind, one in self.targets.items()})
 
 
 def evaluation_of(train: Sequence[Source], val: Source | None) -> PlainConfig:

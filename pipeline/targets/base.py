@@ -15,6 +15,7 @@ from pipeline.errors import DataError
 if TYPE_CHECKING:  # an index needs no image libraries
     from pipeline.images.decode import Pixels
     from pipeline.images.geometry import Box, Geometry, Size
+    from pipeline.text.tokenizer import Tokenizer
 
 Merge = Literal["sum", "min", "max"]
 Summary = Mapping[str, int | None]  # by column; None where no sample has anything to say
@@ -74,6 +75,7 @@ class Target(ABC):
     default_members: ClassVar[tuple[str, ...]]
     mixes: ClassVar[bool] = False  # whether mixup and CutMix can be asked for
     moves: ClassVar[bool] = False  # whether it lies in the picture, and moves with it
+    picks: ClassVar[bool] = False  # whether a sample may have several labels, of which training draws one
 
     classed: ClassVar[bool] = True  # whether it has classes
     config: ClassVar[type[TargetConfig]] = TargetConfig  # its settings in `datasets.X.targets`
@@ -108,6 +110,14 @@ class Target(ABC):
     def transform(self, value: Any, geometry: Geometry) -> Any:
         """As the label moves with its image; only asked where it `moves`."""
         return value
+
+    def pick(self, value: Any, rng: np.random.Generator) -> Any:
+        """The one label that training sees this time; only asked where it `picks`."""
+        return value
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> Self:
+        """The target as a model with that tokenizer reads it."""
+        return self
 
     def mix(self, value: Any, other: Any, how: Mixing) -> Any:
         """The label of an image that was mixed with another."""

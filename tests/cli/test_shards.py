@@ -164,7 +164,7 @@ def test_verify_tells_doubles_from_damage(folder: Path) -> None:
 def test_verify_prints_the_first_faults_of_each_kind(folder: Path) -> None:
     with tarfile.open(folder / "b-0.tar", "w") as tar:
         for number in range(25):
-            tar.addfile(tarfile.TarInfo(f"{number}.txt"))
+            tar.addfile(tarfile.TarInfo(f"{number}.note"))
     with tarfile.open(folder / "c-0.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("c.cls"))
     minivit("index", str(folder))
@@ -199,8 +199,8 @@ def test_a_tar_in_pieces_is_regrouped_as_the_index_advises(tmp_path: Path) -> No
 
 
 def test_the_tools_read_the_members_that_they_are_told_to(folder: Path) -> None:
-    image = ["--image-key", "jpg;png", "--target", "class_id=txt"]
-    assert "3 without class_id (txt)" in minivit("index", str(folder), *image).stdout
+    image = ["--image-key", "jpg;png", "--target", "class_id=note"]
+    assert "3 without class_id (note)" in minivit("index", str(folder), *image).stdout
     assert minivit("verify", str(folder), "--target", "class_id=cls").returncode == 0
     assert minivit("verify", str(folder)).returncode == 3
     runner = CliRunner()

@@ -22,7 +22,7 @@ def _write_tar(path: Path, samples: Samples) -> Path:
 
 def _samples(count: int, first: int = 0) -> Samples:
     return [
-        (f"s{i:04d}", {"png": bytes([i % 256]) * (i * 37 % 1200 + 1), "txt": b"", "cls": str(i % 10).encode()})
+        (f"s{i:04d}", {"png": bytes([i % 256]) * (i * 37 % 1200 + 1), "note": b"", "cls": str(i % 10).encode()})
         for i in range(first, first + count)
     ]
 

@@ -86,10 +86,10 @@ def test_classes_and_members_stay_until_given_anew(folder: Path) -> None:
     names = [f"class {i}" for i in range(10)]
     assert build_index(str(folder), classes=names, workers=1).classes == {"class_id": names}
     assert build_index(str(folder), workers=1).classes == {"class_id": names}
-    found = build_index(str(folder), targets={"class_id": ("txt",)}, workers=1).totals["class_id"]
+    found = build_index(str(folder), targets={"class_id": ("note",)}, workers=1).totals["class_id"]
     assert (found["low"], found["bad"], found["unusable"]) == (None, 8, 8)
     again = build_index(str(folder), targets={"mask": ("png",)}, classes={"mask": ["wall"]}, workers=1)
-    assert again.members == {"class_id": ("txt",), "mask": ("png",)}
+    assert again.members == {"class_id": ("note",), "mask": ("png",)}
     assert again.classes == {"class_id": names, "mask": ["wall"]}
     assert again.totals["mask"] == {"missing": 0, "bad": 0, "unusable": 0}
 
@@ -171,8 +171,8 @@ def test_other_keys_are_read_from_headers_and_the_hash_stays(folder: Path) -> No
     before = build_index(str(folder), workers=1)
     sidecar = (folder / "train-000000.tar.idx").stat().st_mtime_ns
     part, png = f"{folder}/train-000000.tar", {"class_id": ("png",)}
-    other = build_index(part, image_key="txt", targets=png, workers=1)
-    assert (other.keys, other.members, sum(other.without_image.values())) == (Keys(("txt",)), png, 5)
+    other = build_index(part, image_key="note", targets=png, workers=1)
+    assert (other.keys, other.members, sum(other.without_image.values())) == (Keys(("note",)), png, 5)
     assert other.totals["class_id"] == {"missing": 0, "bad": 5, "unusable": 5, "low": None, "high": None}
     assert load_index(str(folder)).totals["class_id"]["unusable"] == 8
     assert load_index(str(folder)).digest == before.digest

@@ -121,7 +121,7 @@ def test_an_older_index_is_brought_up_to_date_from_headers(
 
 
 def test_shards_without_labels_are_indexed_without(tmp_path: Path, write_tar: Callable) -> None:
-    write_tar(tmp_path / "a.tar", [("a", {"png": b"x"}), ("b", {"txt": b"x"})])
+    write_tar(tmp_path / "a.tar", [("a", {"png": b"x"}), ("b", {"note": b"x"})])
     index = build_index(str(tmp_path), workers=1)
     assert (index.members, index.totals, dict(index.without_image)) == ({}, {}, {0: 1})
 

@@ -12,7 +12,7 @@ from pipeline.shards.named import named_set, named_sets
 CONFIG = """
 name: t
 datasets:
-  train: {{shards: "{folder}", image_key: txt, background: [1, 2, 3]}}
+  train: {{shards: "{folder}", image_key: note, background: [1, 2, 3]}}
   val: {{shards: "{folder}", classes: [a, b]}}
 stages:
   pretrain:
@@ -31,22 +31,22 @@ def config(folder: Path) -> str:
 
 
 def test_a_pattern_is_itself(folder: Path) -> None:
-    build_index(str(folder), targets={"class_id": ("txt",)}, workers=1)
+    build_index(str(folder), targets={"class_id": ("note",)}, workers=1)
     one = named_set(str(folder), image_key="png", targets={"mask": "png"})
     index = one.open()
     assert (one.name, one.pattern, one.keys(index)) == (str(folder), str(folder), Keys(("png",)))
-    assert {target.kind: target.members for target in one.targets(index)} == {"class_id": ("txt",), "mask": ("png",)}
+    assert {target.kind: target.members for target in one.targets(index)} == {"class_id": ("note",), "mask": ("png",)}
     assert named_set("s3://bucket/c.yaml/train-*.tar").pattern == "s3://bucket/c.yaml/train-*.tar"
 
 
 def test_data_sets_of_a_config_bring_their_members(config: str, folder: Path) -> None:
     index = build_index(str(folder), workers=1)
     train, val = named_sets(config)
-    assert (train.name, train.pattern, train.keys(index)) == ("train", str(folder), Keys(("txt",)))
+    assert (train.name, train.pattern, train.keys(index)) == ("train", str(folder), Keys(("note",)))
     assert train.config.background == (1, 2, 3)
     assert (val.name, val.classes(index, ["class_id"])) == ("val", {"class_id": ["a", "b"]})
-    again = named_set(f"{config}:train", targets={"class_id": "txt"})
-    assert (again.keys(index), again.members) == (Keys(("txt",)), {"class_id": ("txt",)})
+    again = named_set(f"{config}:train", targets={"class_id": "note"})
+    assert (again.keys(index), again.members) == (Keys(("note",)), {"class_id": ("note",)})
 
 
 def test_wrong_names_are_one_sentence(config: str) -> None:

@@ -153,8 +153,8 @@ def test_the_members_named_by_other_keys_are_looked_at(tmp_path: Path, write_tar
 
 def test_an_index_of_headers_knows_one_label(folder: Path) -> None:
     build_index(str(folder), headers_only=True, workers=1)
-    with pytest.raises(DataError, match=r"--target class_id=txt"):
-        list(verify(named_set(str(folder), targets={"class_id": "txt"}), workers=1))
+    with pytest.raises(DataError, match=r"--target class_id=note"):
+        list(verify(named_set(str(folder), targets={"class_id": "note"}), workers=1))
 
 
 def test_masks_are_looked_at_beside_their_images(tmp_path: Path, write_tar: Callable) -> None:

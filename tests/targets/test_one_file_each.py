@@ -40,13 +40,13 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         pipeline.targets, "__path__", [*pipeline.targets.__path__, str(Path(__file__).parent / "kinds")]
     )
     every_kind.cache_clear()
-    yield ["boxes", "text"]
+    yield ["boxes", "spoken"]
     every_kind.cache_clear()
 
 
 @pytest.fixture
 def index(kinds: list[str], tmp_path: Path) -> DatasetIndex:
-    """Sample i has i mod 3 white boxes on black, and a caption; the boxes of s4 and the language of s7 are broken."""
+    """Sample i has i mod 3 white boxes on black, and a note; the boxes of s4 and the language of s7 are broken."""
     with TarWriter(tmp_path / "a.tar") as tar:
         for number in range(12):
             image = np.zeros((SIDE, SIDE, 1), np.uint8)
@@ -54,7 +54,7 @@ def index(kinds: list[str], tmp_path: Path) -> DatasetIndex:
             for left, top, right, bottom, _ in boxes:
                 image[top:bottom, left:right] = 255
             members = {"png": cv2.imencode(".png", image)[1].tobytes(), "boxes.json": json.dumps(boxes).encode()}
-            members |= {"txt": b"x" * number, "lang": b"de"}
+            members |= {"note": b"x" * number, "lang": b"de"}
             members |= {"boxes.json": b"["} if number == 4 else {"lang": b"?"} if number == 7 else {}
             tar.write(f"s{number}", members)
         tar.finish()
@@ -85,7 +85,7 @@ def test_boxes_lie_where_they_are_seen_and_are_cut_into_micro_batches(index: Dat
     for micro in (micro for batch in batches(index, kinds, 8) for micro in split(batch, 4)):
         boxes, offsets = micro.targets["boxes"], micro.targets["boxes.offsets"].tolist()
         assert micro.targets["box_label.offsets"].tolist() == offsets
-        texts = micro.targets["text.offsets"].tolist()
+        texts = micro.targets["note.offsets"].tolist()
         for row, (key, weight) in enumerate(zip(micro.keys, micro.weights.tolist(), strict=True)):
             number, own = int(key.rpartition("s")[2]), slice(*offsets[row : row + 2])
             labels = micro.targets["box_label"][own].tolist()
@@ -93,7 +93,7 @@ def test_boxes_lie_where_they_are_seen_and_are_cut_into_micro_batches(index: Dat
                 assert (number in (4, 7), labels, micro.targets["language"][row]) == (True, [], -1)
                 continue
             assert labels == list(range(number % 3))
-            assert micro.targets["text"][slice(*texts[row : row + 2])].tolist() == [ord("x")] * number
+            assert micro.targets["note"][slice(*texts[row : row + 2])].tolist() == [ord("x")] * number
             shown = np.zeros((SIDE, SIDE), np.uint8)
             for left, top, right, bottom in boxes[own].int().tolist():
                 shown[top:bottom, left:right] = 255
@@ -104,24 +104,24 @@ def test_boxes_lie_where_they_are_seen_and_are_cut_into_micro_batches(index: Dat
 
 
 def test_the_tools_know_them(index: DatasetIndex, kinds: list[str], tmp_path: Path) -> None:
-    assert index.members == {"boxes": ("boxes.json",), "text": ("txt", "lang")}
+    assert index.members == {"boxes": ("boxes.json",), "spoken": ("note", "lang")}
     counts = {"missing": 0, "bad": 1, "unusable": 1}
     assert index.totals["boxes"] == {**counts, "boxes": 11, "most": 2}
     found = {(fault.key, fault.message) for fault in verify(str(tmp_path), workers=1) if fault.kind.is_fault}
     assert found == {("s4", "the boxes are no JSON"), ("s7", "no language '?'")}
     stats, _ = dataset_stats(named_set(str(tmp_path)), workers=1)
     assert stats["targets"]["boxes"]["per_class"] == {"left": 7, "right": 4}
-    assert stats["targets"]["text"] == {"without": 1}
+    assert stats["targets"]["spoken"] == {"without": 1}
     contact_sheet(named_set(str(tmp_path)), tmp_path / "sheet.png", count=12)
     assert (cv2.imread(str(tmp_path / "sheet.png")) == (0, 0, 255)).all(axis=2).any(), "a red frame"
 
 
 def test_a_data_set_names_their_members_and_settings(kinds: list[str]) -> None:
-    given = {"boxes": "b.json", "text": {"member": "caption", "language": "l"}}
+    given = {"boxes": "b.json", "spoken": {"member": "caption", "language": "l"}}
     config = DatasetConfig(shards="data", targets=given, classes={"boxes": ["a", "b"]})
     assert {kind: one.members for kind, one in config.targets.given().items()} == {
         "boxes": ("b.json",),
-        "text": ("caption", "l"),
+        "spoken": ("caption", "l"),
     }
     assert config.classes_of("boxes") == ["a", "b"]
-    assert target_kind("text").default_members == ("txt", "lang")
+    assert target_kind("spoken").default_members == ("note", "lang")

@@ -1,4 +1,4 @@
-"""A kind of a test: a caption, and its language in another member."""
+"""A kind of a test: a note, and its language in another member."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pipeline.targets.base import BadLabel, ClassMap, Field, Target
 LANGUAGES = "en", "de"
 
 
-class Caption(NamedTuple):
+class Note(NamedTuple):
     text: bytes
     language: int
 
 
-class TextConfig(TargetConfig):
+class SpokenConfig(TargetConfig):
     language: str | None = None
 
     @property
@@ -29,11 +29,11 @@ class TextConfig(TargetConfig):
 
 
 @dataclass(frozen=True)
-class TextTarget(Target):
-    kind: ClassVar[str] = "text"
-    default_members: ClassVar[tuple[str, ...]] = ("txt", "lang")
+class Spoken(Target):
+    kind: ClassVar[str] = "spoken"
+    default_members: ClassVar[tuple[str, ...]] = ("note", "lang")
     classed: ClassVar[bool] = False
-    config: ClassVar[type[TargetConfig]] = TextConfig
+    config: ClassVar[type[TargetConfig]] = SpokenConfig
 
     @classmethod
     def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap | None) -> Self:
@@ -43,13 +43,13 @@ class TextTarget(Target):
         return {"members": list(self.members)}
 
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
-        return {"text": Field("uint8", (None,)), "language": Field("int8", fill=-1)}
+        return {"note": Field("uint8", (None,)), "language": Field("int8", fill=-1)}
 
-    def decode(self, members: Mapping[str, Any], image: Size | None) -> Caption:
+    def decode(self, members: Mapping[str, Any], image: Size | None) -> Note:
         text, language = bytes(self.member(members)), bytes(members[self.members[1]]).decode()
         if language not in LANGUAGES:
             raise BadLabel(f"no language {language!r}")
-        return Caption(text, LANGUAGES.index(language))
+        return Note(text, LANGUAGES.index(language))
 
-    def pack(self, value: Caption, fields: Mapping[str, Any], row: int) -> None:
-        fields["text"][row], fields["language"][row] = np.frombuffer(value.text, np.uint8), value.language
+    def pack(self, value: Note, fields: Mapping[str, Any], row: int) -> None:
+        fields["note"][row], fields["language"][row] = np.frombuffer(value.text, np.uint8), value.language
