@@ -113,6 +113,17 @@ def test_predict_ranks_labels(tmp_path: Path) -> None:
     assert sum(p for _, p in model.predict([tmp_path / "image.png"])[0]) == pytest.approx(1.0)
 
 
+def test_predict_refuses_options_that_the_task_does_not_know_and_a_path_alone(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "a")
+    model = load_model(tmp_path / "model")
+    with pytest.raises(
+        ModelError, match=r"^predict: topk is not an option of a classification model; known are: top_k"
+    ):
+        model.predict([Image.new("L", (28, 28))], topk=2)
+    with pytest.raises(DataError, match=r"^predict: takes a list of images; give \['image.png'\]"):
+        model.predict("image.png")
+
+
 def test_predict_converts_size_and_channels(tmp_path: Path) -> None:
     write_model(tmp_path / "model", "a", classes=None, channels=3)
     grey = Image.fromarray(np.zeros((90, 40), dtype=np.uint8))
@@ -156,6 +167,11 @@ def test_a_model_that_segments_gives_class_maps_at_the_images_own_sizes(tmp_path
     from_image, from_path, turned = model.predict([wide, tmp_path / "wide.png", wide.transpose(Image.ROTATE_90)])
     assert (from_image.shape, from_path.shape, turned.shape) == ((30, 60), (30, 60), (60, 30))
     assert np.array_equal(from_image, from_path)
+    finer = {"inference": {"size": 56}}
+    save_bundle(tmp_path / "finer", state, spec, model.preprocess, CLASSES, {}, finer)
+    [at_56] = load_model(tmp_path / "finer").predict([wide])
+    assert at_56.shape == (30, 60)
+    assert not np.array_equal(at_56, from_image), "seen at the size that it was measured at"
     [shares] = model.summarise([wide], 3)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert shares == {name: pytest.approx((from_image == n).mean()) for n, name in enumerate(CLASSES) if name in shares}

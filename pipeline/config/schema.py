@@ -162,7 +162,7 @@ class EvaluateStage(StageBase):
     models: list[PathText] = Field(min_length=1, description="stages, STAGE/VARIANT, paths to exports or timm:NAME")
     data: str = Field(description="name of an entry of `datasets`")
     task: AnyTask | None = Field(
-        default=None, description="what the models are evaluated as; default: their own task with its default settings"
+        default=None, description="what the models are evaluated as; default: their own task, measured as in training"
     )
     batch_size: Positive = 256
     precision: Literal["bf16", "fp32"] = Field(default="fp32", description="of weights and activations")

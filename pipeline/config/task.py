@@ -26,7 +26,7 @@ class TaskConfig(Section):
     type: str = DEFAULT
 
     measured: ClassVar[Schema]  # what training, validation and evaluation measure
-    measuring: ClassVar[frozenset[str]] = frozenset()  # settings that only decide how models are measured
+    measuring: ClassVar[frozenset[str]] = frozenset()  # settings that only decide how models are measured, and predict
     targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; without any, images are enough
 
     def view_groups(self, *, evaluation: bool = False) -> Mapping[str, ViewGroup]:
@@ -35,6 +35,11 @@ class TaskConfig(Section):
         An `evaluation` sees one view of the first group.
         """
         return IMAGE
+
+    @property
+    def measuring_settings(self) -> dict[str, Any]:
+        """Those of `measuring` that are not at their defaults, as plain data; they go with the finished model."""
+        return self.model_dump(mode="json", include=set(self.measuring), exclude_defaults=True)
 
     def unmixable(self) -> str | None:
         """Why mixup and CutMix cannot be asked for; None where they can."""

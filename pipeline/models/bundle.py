@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -85,13 +86,17 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model at rest. `classes` are label names in the order of the logits, or None; `provenance` is free-form."""
+    """A model at rest. `classes` are label names in the order of the logits, or None; `provenance` is free-form.
+
+    `task_settings` are those of its task by which it was measured, and predicts.
+    """
 
     state: dict[str, Tensor]
     spec: ModelSpec
     preprocess: Preprocess
     classes: list[str] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    task_settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.classes is not None:
@@ -99,7 +104,9 @@ class Bundle:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """See `save_bundle`."""
-        return save_bundle(folder, self.state, self.spec, self.preprocess, self.classes, self.provenance)
+        return save_bundle(
+            folder, self.state, self.spec, self.preprocess, self.classes, self.provenance, self.task_settings
+        )
 
 
 def save_bundle(
@@ -109,6 +116,7 @@ def save_bundle(
     preprocess: Preprocess,
     classes: Sequence[str] | None,
     provenance: dict[str, Any],
+    task_settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write a bundle; the folder appears whole or not at all, replacing an older one. Returns it.
 
@@ -118,6 +126,8 @@ def save_bundle(
     check_state(state, spec, "the state to be saved")
     _check_description(spec, preprocess, classes, str(folder))
     description = describe(spec, preprocess, classes, provenance)
+    if task_settings:
+        description["task_settings"] = dict(task_settings)
     place = folder.resolve()  # "." has no name to put a draft beside
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -170,6 +180,7 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
         spec = ModelSpec.from_dict(raw["spec"])
         preprocess = Preprocess.from_dict(raw["preprocess"])
         classes, provenance, version = raw["classes"], raw["provenance"], raw["format_version"]
+        task_settings = dict(raw.get("task_settings", {}))
     except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
         raise ModelError(f"{path}: is not a model description ({error!r}); export the model again") from error
     if version not in (1, FORMAT_VERSION):
@@ -177,7 +188,7 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
             f"{path}: has format version {version}; this version of the package reads 1 to {FORMAT_VERSION}"
         )
     _check_description(spec, preprocess, classes, str(path))
-    return Bundle({}, spec, preprocess, classes, provenance)
+    return Bundle({}, spec, preprocess, classes, provenance, task_settings)
 
 
 def check_weights(folder: Path, spec: ModelSpec) -> None:

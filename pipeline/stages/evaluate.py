@@ -34,8 +34,7 @@ class EvaluateStageRun:
         self.data = context.datasets[self.stage.data]
         self.sources = [source for reference in self.stage.models for source in self._sources(reference)]
         described = {source.name: load_description(source.path) for source in self.sources}
-        specs = {name: model.spec for name, model in described.items()}
-        self.task = evaluated_task(self.stage.task, specs, f"stages.{self.id}")
+        self.task = evaluated_task(self.stage.task, described, f"stages.{self.id}")
         self.labelled, self.classes = evaluated_data(self.stage.data, self.data, self.task)
         for name, model in described.items():
             check_background(self.stage.data, self.data.config, name, model.preprocess.background)

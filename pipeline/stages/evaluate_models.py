@@ -50,7 +50,7 @@ def evaluate_models(
         batch_size: images per rank at once.
         loader_workers: processes per rank that decode images.
         precision: of weights and activations.
-        task: what the models are evaluated as; default: their own task with its default settings.
+        task: what the models are evaluated as; default: their own task, measured as in training.
         out: folder without an evaluation, for `evaluation.json`, the tables and pictures beside it, and `logs`.
 
     Raises:
@@ -63,7 +63,7 @@ def evaluate_models(
         models = {reference: _bundle(reference, Path(scratch, str(i))) for i, reference in enumerate(references)}
         described = {reference: load_description(path) for reference, path in models.items()}
         dataset = _dataset(data, described)
-        task = evaluated_task(task, {name: model.spec for name, model in described.items()}, COMMAND)
+        task = evaluated_task(task, described, COMMAND)
         labelled, classes = evaluated_data(data.name, dataset, task)
         for reference, model in described.items() if classes else ():
             check_classes(COMMAND, data.name, classes, reference, model.spec.num_classes, model.classes)

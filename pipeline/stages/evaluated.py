@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.config.task import TaskConfig, task_class
+from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.spec import ModelSpec
 from pipeline.stages.data import evaluated_classes, plain_source
 from pipeline.stream.source import Source
-from pipeline.tasks.task import task_of
+from pipeline.tasks.task import Trained, own_task, task_of
 from pipeline.train.job import Dataset
 
 
-def evaluated_task(asked: TaskConfig | None, models: Mapping[str, ModelSpec], where: str) -> TaskConfig:
-    """The task that models are evaluated as: the one `asked` for, or else their own with its default settings.
+def evaluated_task(asked: TaskConfig | None, models: Mapping[str, Trained], where: str) -> TaskConfig:
+    """The task that models are evaluated as: the one `asked` for, or else their own, measured as in training.
 
     Args:
         asked: the stage's `task` section.
-        models: name -> spec, which says what task it was trained for.
+        models: by name; each says what task it was trained for.
         where: the stage's dotted path.
 
     Raises:
         ConfigError: a model was trained for another task, or they for different ones, or the settings do not fit one.
     """
-    types = {name: spec.task for name, spec in models.items()}
+    types = {name: model.spec.task for name, model in models.items()}
     first, trained_for = next(iter(types.items()))
     wanted = asked.type if asked else trained_for
     for name, other in types.items():
@@ -35,10 +34,15 @@ def evaluated_task(asked: TaskConfig | None, models: Mapping[str, ModelSpec], wh
                 f"{where}.models: {name} is a {other} model, but {first} is a {wanted} model; "
                 "evaluate the models of each task by themselves"
             )
-    task = asked or task_class(wanted)()
-    for name, spec in models.items():
+    task = asked or own_task(models[first])
+    for name, model in models.items():
+        if not asked and (own := own_task(model)) != task:
+            raise ConfigError(
+                f"{where}.task: {name} was measured with {own.measuring_settings}, but {first} with "
+                f"{task.measuring_settings}; say in `task` how to evaluate them, or evaluate them by themselves"
+            )
         try:
-            task_of(task).check(spec.backbone)
+            task_of(task).check(model.spec.backbone)
         except ModelError as error:
             raise ConfigError(f"{where}.{error} (for {name})") from None
     return task

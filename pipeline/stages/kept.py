@@ -14,7 +14,7 @@ from pipeline.checkpoints.storage import Storage, open_storage
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.schema import VAL
-from pipeline.models.bundle import Bundle, Preprocess
+from pipeline.models.bundle import Bundle, Preprocess, load_description
 from pipeline.models.pretrained import locate
 from pipeline.models.spec import ModelSpec
 from pipeline.stages.folder import Status, checkpointing_stages
@@ -54,7 +54,9 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
         "digest": manifest.digest,
         "metrics": manifest.metrics,
     }
-    return Bundle(state, spec, preprocess, inputs["classes"], provenance)
+    finished = folder / "model"
+    task_settings = load_description(finished).task_settings if finished.is_dir() else {}
+    return Bundle(state, spec, preprocess, inputs["classes"], provenance, task_settings)
 
 
 def only_stage(path: Path) -> tuple[Path, Status]:

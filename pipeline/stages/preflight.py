@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.checkpoints.storage import Storage, open_storage, try_to_write
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
@@ -34,6 +34,7 @@ from pipeline.stages.resolve import Branch, check_channels, reference_ids, stage
 from pipeline.stages.usable import usable_warning
 from pipeline.stream.source import Source, build_mixture
 from pipeline.targets import target_kind
+from pipeline.tasks.task import Trained
 from pipeline.tracking.store import check_store
 from pipeline.train.job import Dataset
 
@@ -47,6 +48,7 @@ class Model(NamedTuple):
     spec: ModelSpec
     classes: list[str] | None
     background: tuple[int, ...]  # that transparent pixels show
+    task_settings: Mapping[str, Any]  # by which it is measured
     source: ModelSpec | None = None  # of the model that it starts from
     head_known: bool = True  # false while the data that decides the number of classes is not there
 
@@ -123,12 +125,13 @@ class _Preflight:
         with self._noting():
             classes = self._classes(branch, stage)
         background = self.config.datasets[next(iter(stage.data.parts))].background
+        settings = stage.task.measuring_settings
         found = self.findings.models.setdefault(branch.id, {})
         for origin, source in self._sources(branch, stage).items():
             with self._noting():
                 parent = source.spec if source else None
                 spec = stage_spec(branch, 1 if classes is None else len(classes), parent)
-                found[origin] = Model(spec, classes, background, parent, head_known=classes is not None)
+                found[origin] = Model(spec, classes, background, settings, parent, head_known=classes is not None)
         seen = {name for known in self._upstream(stage.init_from) for name in self.trained_on[known]}
         self.trained_on[branch.id] = seen | stage.data.parts.keys()
         if stage.data.val:
@@ -142,8 +145,9 @@ class _Preflight:
         ]
         classes: list[str] | None = None
         with self._noting():
-            if specs := {name: model.spec for name, model in models}:
-                kinds = evaluated_task(stage.task, specs, f"stages.{branch.id}").targets
+            if models:
+                trained: dict[str, Trained] = dict(models)
+                kinds = evaluated_task(stage.task, trained, f"stages.{branch.id}").targets
                 self._need(stage.data, kinds)
                 classes = self._evaluated_classes(stage.data, kinds)
         for name, model in models:
@@ -232,7 +236,8 @@ class _Preflight:
             self.findings.faults.append(ConfigError(f"stages.{branch.stage_name}.{setting}: {error}"))
             return []
         described = self.described[key]
-        return [(reference, "", Model(described.spec, described.classes, described.preprocess.background))]
+        background, settings = described.preprocess.background, described.task_settings
+        return [(reference, "", Model(described.spec, described.classes, background, settings))]
 
 
 def check_order(where: str, stage: TrainStage, train: list[Source]) -> None:

@@ -53,6 +53,7 @@ class TaskModule(nn.Module, ABC):
     """
 
     sum_names: tuple[str, ...]
+    predict_options: frozenset[str] = frozenset()  # what `predict` takes besides the images
     coupled: bool = False  # whether `couple` adds to the loss what depends on several samples at once
 
     def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
@@ -113,7 +114,7 @@ class TaskModule(nn.Module, ABC):
         Args:
             images: normalised [B, C, H, W], at the model's size.
             sizes: (height, width) of the images before they were brought to that size.
-            options: the task's own.
+            options: those of `predict_options`.
 
         Raises:
             ModelError: the task predicts nothing of images.

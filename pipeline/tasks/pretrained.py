@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config.task import task_class
 from pipeline.errors import DataError, ModelError
 from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.pretrained import find_bundle
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import TaskModule
-from pipeline.tasks.task import task_of
+from pipeline.tasks.task import BaseTask, own_task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,15 +28,13 @@ class PretrainedMiniViT(MiniViT):
 
     preprocess: Preprocess
     classes: list[str] | None
+    task: BaseTask
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> PretrainedMiniViT:
         """The bundle's model in fp32 and eval mode. Raises `ModelError` for a task that there is not."""
-        try:
-            task_class(bundle.spec.task)
-        except ValueError as error:
-            raise ModelError(f"the model's task: {str(error).removeprefix('type: ')}") from None
         model = cls.from_spec(bundle.spec, init="torch")
+        model.task = own_task(bundle)
         model.load_state_dict(bundle.state)
         model.preprocess, model.classes = bundle.preprocess, bundle.classes
         return model.float().eval()
@@ -47,11 +44,18 @@ class PretrainedMiniViT(MiniViT):
 
         Of a classifier it is the `top_k` (5) most probable (label, probability), where a label is the class's name, or
         its number without names; a model that segments gives class maps, arrays of numbers at the images' own sizes.
-        Raises `DataError` for an unreadable image, `ModelError` where the task predicts nothing of images.
+        Raises `DataError` for an unreadable image, `ModelError` for options that the task does not know, or where it
+        predicts nothing of images.
         """
+        task = self._task()
+        if unknown := options.keys() - task.predict_options:
+            known = ", ".join(sorted(task.predict_options)) or "none"
+            raise ModelError(
+                f"predict: {min(unknown)} is not an option of a {self.spec.task} model; known are: {known}"
+            )
         pixels, sizes = self._read(images)
         with torch.inference_mode():
-            return self._task().predict(pixels, sizes, **options) if sizes else []
+            return task.predict(pixels, sizes, **options) if sizes else []
 
     def summarise(self, images: Sequence[str | os.PathLike[str] | Image], limit: int) -> list[dict[str, float]]:
         """Of each image's prediction at most `limit` names with their shares, largest first; errors as of `predict`."""
@@ -61,11 +65,13 @@ class PretrainedMiniViT(MiniViT):
 
     def _task(self) -> TaskModule:
         names = self.classes or [str(number) for number in range(self.spec.num_classes)]
-        return task_of(task_class(self.spec.task)()).module(self, names, self.preprocess).eval()
+        return self.task.module(self, names, self.preprocess).eval()
 
     def _read(self, images: Sequence[str | os.PathLike[str] | Image]) -> tuple[Tensor, list[Pair]]:
         """Normalised [B, C, H, W] at the size that the task looks at, and the images' own sizes."""
-        group = next(iter(task_class(self.spec.task)().view_groups(evaluation=True).values()))
+        if isinstance(images, (str, os.PathLike)):
+            raise DataError(f"predict: takes a list of images; give [{os.fspath(images)!r}]")
+        group = next(iter(self.task.view_groups(evaluation=True).values()))
         pixels, sizes = [], []
         for image in images:
             seen, size = _read(image, group.size or self.preprocess.image_size, self.preprocess)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.config.task import TaskConfig
+from pydantic import ValidationError
+
+from pipeline.config.task import TaskConfig, task_class
+from pipeline.errors import ModelError
 from pipeline.models import costs
 from pipeline.models.spec import HeadSpec, ModelSpec, Pair, ViTSpec, whole_patches
 
@@ -61,3 +65,23 @@ def task_of(config: TaskConfig) -> BaseTask:
     """The task that a stage's `task` section is."""
     assert isinstance(config, BaseTask)
     return config
+
+
+class Trained(Protocol):
+    """A model at rest, or one that will be."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+    @property
+    def task_settings(self) -> Mapping[str, Any]:
+        """By which it was measured; see `TaskConfig.measuring`."""
+
+
+def own_task(model: Trained) -> BaseTask:
+    """The task that a model was trained for, as it was measured. Raises `ModelError` for one that there is not."""
+    try:
+        return task_of(task_class(model.spec.task).model_validate_json(json.dumps(dict(model.task_settings))))
+    except ValidationError as error:
+        raise ModelError(f"the model's task_settings: {error}; export the model again") from None
+    except ValueError as error:
+        raise ModelError(f"the model's task: {str(error).removeprefix('type: ')}") from None

@@ -89,7 +89,9 @@ class TrainWorker:
             model.load_state_dict(load_bundle(self.job.init).state)
         model.transformer.recompute_activations(stage.engine.activation_checkpointing)
         if stage.engine.compile:
-            compile_layers(model.to(self.device), len(step_shapes(stage, spec.backbone)) * len(stage.task.view_groups()))
+            compile_layers(
+                model.to(self.device), len(step_shapes(stage, spec.backbone)) * len(stage.task.view_groups())
+            )
         return model
 
     def _resume_collective(self, folder: str) -> None:
@@ -304,7 +306,8 @@ class TrainWorker:
                 "digest": job.digest,
                 "metrics": self.val_metrics,
             }
-            save_bundle(job.folder / "model", state, job.spec, job.preprocess, job.classes, provenance)
+            settings = job.stage.task.measuring_settings
+            save_bundle(job.folder / "model", state, job.spec, job.preprocess, job.classes, provenance, settings)
         dist.barrier()
 
     def close(self) -> None:

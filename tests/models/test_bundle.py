@@ -71,6 +71,12 @@ def test_class_names_have_one_spelling(bundle: Bundle) -> None:
     assert other.classes == ["ä", r"caf\xe9", "cat", "dog", "elk"]
 
 
+def test_settings_that_it_was_measured_by_are_kept(bundle: Bundle, tmp_path: Path) -> None:
+    measured = dataclasses.replace(bundle, task_settings={"inference": {"size": 56}})
+    assert load_bundle(measured.save(tmp_path / "model")).task_settings == {"inference": {"size": 56}}
+    assert "task_settings" not in json.loads((bundle.save(tmp_path / "model") / "model.json").read_text())
+
+
 def test_saving_again_replaces(bundle: Bundle, tmp_path: Path) -> None:
     save(bundle, tmp_path / "model")
     save(dataclasses.replace(bundle, provenance={"run": "y"}), tmp_path / "model")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from pipeline.config.data import DatasetConfig
 from pipeline.config.load import parse_task
 from pipeline.errors import ConfigError
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.spec import ModelSpec
 from pipeline.models.variants import build_backbone
 from pipeline.shards.index import make_index
@@ -20,8 +21,9 @@ class Unlabelled(Classification):
     targets: ClassVar[tuple[str, ...]] = ()
 
 
-def spec(task: str) -> ModelSpec:
-    return ModelSpec(build_backbone("nano", image_size=32, patch_size=8), {}, task)
+def model(task: str, **settings: Any) -> Bundle:
+    spec = ModelSpec(build_backbone("nano", image_size=32, patch_size=8), {}, task)
+    return Bundle({}, spec, Preprocess((0.5,) * 3, (0.5,) * 3, 3, (32, 32)), task_settings=settings)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def spec(task: str) -> ModelSpec:
 def test_settings_that_a_model_cannot_serve_are_refused(inference: str, fault: str) -> None:
     asked = parse_task(f"{{type: segmentation, inference: {inference}}}", "--task")
     with pytest.raises(ConfigError, match=rf"^stages\.judge\.task\.inference\.{fault}.* \(for one\)$"):
-        evaluated_task(asked, {"one": spec("segmentation")}, "stages.judge")
+        evaluated_task(asked, {"one": model("segmentation")}, "stages.judge")
 
 
 @pytest.fixture
@@ -43,20 +45,29 @@ def dataset() -> Dataset:
 
 
 def test_models_are_evaluated_as_what_they_were_trained_for_or_as_asked() -> None:
-    types = {"pretrain": spec("classification"), "finer": spec("classification")}
+    types = {"pretrain": model("classification"), "finer": model("classification")}
     assert evaluated_task(None, types, "stages.judge") == Classification()
     asked = Classification(label_smoothing=0.1)
     assert evaluated_task(asked, types, "stages.judge") is asked
 
 
+def test_models_are_measured_as_in_training_and_all_alike() -> None:
+    windowed, whole = model("segmentation", inference={"size": [64, 32], "stride": 16}), model("segmentation")
+    task = evaluated_task(None, {"one": windowed, "other": windowed}, "stages.judge")
+    assert task == parse_task("{type: segmentation, inference: {size: [64, 32], stride: 16}}", "--task")
+    assert evaluated_task(parse_task("{type: segmentation}", "--task"), {"one": windowed}, "x").measuring_settings == {}
+    with pytest.raises(ConfigError, match=r"^judge\.task: other was measured with \{\}, but one with \{'inference'"):
+        evaluated_task(None, {"one": windowed, "other": whole}, "judge")
+
+
 def test_models_of_other_tasks_are_refused_with_what_they_are() -> None:
     with pytest.raises(ConfigError) as caught:
-        evaluated_task(Classification(), {"pretrain": spec("mae")}, "stages.judge")
+        evaluated_task(Classification(), {"pretrain": model("mae")}, "stages.judge")
     assert str(caught.value) == (
         "stages.judge.task: found classification, but pretrain is a mae model; evaluate it as that"
     )
     with pytest.raises(ConfigError) as caught:
-        evaluated_task(None, {"finer": spec("classification"), "pretrain": spec("mae")}, "stages.judge")
+        evaluated_task(None, {"finer": model("classification"), "pretrain": model("mae")}, "stages.judge")
     assert str(caught.value) == (
         "stages.judge.models: pretrain is a mae model, but finer is a classification model; "
         "evaluate the models of each task by themselves"

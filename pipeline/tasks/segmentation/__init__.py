@@ -26,7 +26,7 @@ HEAD = "seg_head"
 
 
 class Inference(Section):
-    """How images are seen in validation and evaluation; prediction sees them whole, at the model's size."""
+    """How images are seen in validation, evaluation and prediction."""
 
     size: Positive | tuple[Positive, Positive] | None = Field(
         default=None, description="pixels, one number or [height, width]; default: the model's"
