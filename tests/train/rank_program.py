@@ -366,7 +366,7 @@ def not_finite(zero_stage: int, precision: str, shares: list[int]) -> dict[str, 
     task_loss = task.loss
 
     def spoilt(*inputs: Any) -> Outputs:
-        losses, sums = task_loss(*inputs)
+        losses, sums, *_ = task_loss(*inputs)
         factor = float("inf") if dist.get_rank() == dist.get_world_size() - 1 else 1.0
         return Outputs(losses * factor, sums * factor)
 

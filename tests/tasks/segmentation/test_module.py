@@ -73,7 +73,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_labelled_pixels(settings: dic
     logits = F.interpolate(module.model(batch.views["image"]), (SIZE, SIZE), mode="bilinear")
     smoothing = settings.get("label_smoothing", 0.0)
     expected = F.cross_entropy(logits, batch.targets["mask"].long(), ignore_index=-1, label_smoothing=smoothing)
-    losses, sums = call(module, batch)
+    losses, sums, *_ = call(module, batch)
     torch.testing.assert_close(losses[0] / module.normalisers(batch)[0], expected.double(), rtol=1e-5, atol=0)
     assert module.means(sums)["loss"] == pytest.approx(expected.item(), rel=1e-5)
     kept = batch.targets["mask"] >= 0
@@ -89,7 +89,7 @@ def test_cutting_a_batch_changes_neither_loss_nor_gradient() -> None:
         total = sum(module.normalisers(cut(batch, slice(*part))) for part in bounds)
         sums = torch.zeros(2 + 3 * K, dtype=torch.float64)
         for part in bounds:
-            losses, own = call(module, cut(batch, slice(*part)))
+            losses, own, *_ = call(module, cut(batch, slice(*part)))
             (losses / total).sum().backward()
             sums += own
         gradient = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
