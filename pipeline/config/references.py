@@ -10,14 +10,16 @@ from pipeline.config.fields import allowed
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
 
 TIMM = "timm:"  # opens a reference to a model of timm's
+TEACHER = "task.teacher"  # where a training stage names the model that it learns from
 WEIGHTS_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # all but the first are refused when read
 
 
 def stage_sources(name: str, stage: Stage) -> list[tuple[str, str]]:
     """The models that a stage reads, as (dotted path, reference): stages, STAGE/VARIANT, paths or timm's names."""
     match stage:
-        case TrainStage(init_from=str(source)):
-            return [(f"stages.{name}.init_from", source)]
+        case TrainStage(init_from=init_from, task=task):
+            read = {"init_from": init_from, TEACHER: task.taught_by}
+            return [(f"stages.{name}.{setting}", source) for setting, source in read.items() if source is not None]
         case EvaluateStage(models=models):
             return [(f"stages.{name}.models[{i}]", model) for i, model in enumerate(models)]
         case ExportStage(model=model):

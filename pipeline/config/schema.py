@@ -127,6 +127,8 @@ class TrainStage(StageBase):
             raise ValueError(
                 "model.variant: missing, and there is no init_from to take the model from; set one of them"
             )
+        if fault := self.task.lacks():
+            raise ValueError(f"task.{fault}")
         if fault := self._mixing_fault():
             raise ValueError(fault)
         if self.global_batch_size > self.data.lanes and self.global_batch_size % self.data.lanes:

@@ -41,6 +41,15 @@ class TaskConfig(Section):
         """Those of `measuring` that are not at their defaults, as plain data; they go with the finished model."""
         return self.model_dump(mode="json", include=set(self.measuring), exclude_defaults=True)
 
+    @property
+    def taught_by(self) -> str | None:
+        """The finished model that it learns from, named by the setting `teacher` as `init_from` names one."""
+        return None
+
+    def lacks(self) -> str | None:
+        """What a stage cannot train without, as `field: sentence`; a finished model can do without it."""
+        return None
+
     def unmixable(self) -> str | None:
         """Why mixup and CutMix cannot be asked for; None where they can."""
         kinds = importlib.import_module(TARGETS)

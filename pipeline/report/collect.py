@@ -168,17 +168,22 @@ class Run:
         return fan if chosen is None or None in values else [fan[chosen]]
 
     def parents(self, branch: Branch) -> list[Branch]:
-        """The branches whose model this one starts from, evaluates or exports."""
+        """The branches whose model this one starts from, learns from, evaluates or exports."""
         config = branch.config
         if isinstance(config, TrainStage):
-            source = branch.status.get("init_from")
-            if isinstance(source, str) and source in self.by_id:
-                return [self.by_id[source]]
-            return self.selected(config.init_from) if config.init_from else []
+            named = {"init_from": config.init_from, "teacher": config.task.taught_by}
+            return [parent for key, reference in named.items() for parent in self._source(branch, key, reference)]
         if isinstance(config, EvaluateStage):
             judged = [self.by_id[e.model] for e in self.evaluations if e.stage == branch.id and e.model in self.by_id]
             return judged or [parent for model in config.models for parent in self.fan(model)]
         return self.selected(config.model) if isinstance(config, ExportStage) else []
+
+    def _source(self, branch: Branch, key: str, reference: str | None) -> list[Branch]:
+        """The branches that one of a training stage's models may be of: the one in its status, once that is known."""
+        found = branch.status.get(key)
+        if isinstance(found, str) and found in self.by_id:
+            return [self.by_id[found]]
+        return self.selected(reference) if reference else []
 
     def tested(self, branch: Branch) -> float | None:
         """The measure that a branch is compared by, in the newest evaluation of its model that has it."""

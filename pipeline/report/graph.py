@@ -1,4 +1,4 @@
-"""The graph of stages as SVG: a box for each branch, arrows along `init_from`, `models` and `model`."""
+"""The graph of stages as SVG: a box for each branch, arrows along `init_from`, `teacher`, `models` and `model`."""
 
 from __future__ import annotations
 

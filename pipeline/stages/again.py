@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config.references import stage_sources
+from pipeline.config.references import TEACHER, stage_sources
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
 from pipeline.config.task import DEFAULT, task_class
 from pipeline.stages.data import stage_data, used_datasets
@@ -59,7 +59,7 @@ def _expected(
         case TrainStage() as stage if datasets.keys() >= set(used_datasets(stage.data)):
             train, val, classes = stage_data(datasets, stage.data, stage.task, f"stages.{branch.stage_name}")
             given: dict[str, Any] = {"classes": classes, "seed": config.seed, "train": train, "val": val}
-            given["init_from"] = recorded.get("init_from")
+            given |= {name: recorded.get(name) for name in ("init_from", "teacher")}
             return [train_inputs(stage, spec=model.spec, **given) for model in models[branch.id].values()]
         case EvaluateStage() as stage if stage.data in datasets:
             names = [name for reference in stage.models for name in reference_ids(config, reference) or [reference]]
@@ -79,6 +79,7 @@ def _starts_elsewhere(config: PipelineConfig, branch: Branch, status: Status) ->
     """Whether the one model that a branch starts from is none of those that its reference means now."""
     if status.init_from is None or isinstance(branch.stage, EvaluateStage):
         return False
-    references = [reference for _, reference in stage_sources(branch.stage_name, branch.stage)]
+    sources = stage_sources(branch.stage_name, branch.stage)
+    references = [reference for path, reference in sources if not path.endswith(TEACHER)]
     names = {name for reference in references for name in reference_ids(config, reference) or [reference]}
     return status.init_from not in names

@@ -33,6 +33,7 @@ class Status:
     spans: list[list[float]] = field(default_factory=list)  # [start, end] of each attempt; a killed one has no end
     mlflow_run_id: str | None = None
     init_from: str | None = None  # id of the stage it started from, or a path
+    teacher: str | None = None  # the same of the model it learns from
     checkpoints: str | None = None  # where a training stage's lie: a path, relative to the stage's folder, or a URL
     keep_best: str | None = None  # the metric by which the best of them is kept
     schema: dict[str, Any] | None = None  # what a training stage measures

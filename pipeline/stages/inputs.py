@@ -21,10 +21,11 @@ from pipeline.config.training import EngineConfig, ModelConfig
 from pipeline.models.spec import ModelSpec
 from pipeline.stream.quarantine import manifest_digest
 from pipeline.stream.source import Source, evaluation_of
+from pipeline.tasks.distillation import Task as Distillation
 
 VERSION = 2  # of what the inputs mean; every stage runs again when it is raised
 NAMED = "models", "train"  # inputs that map names to digests or data sets
-DIGESTS = "exclude", "init_from", "model"  # inputs of which only the digest is known
+DIGESTS = "exclude", "init_from", "teacher", "model"  # inputs of which only the digest is known
 
 # Settings that count by what they resolve to.
 RESOLVED: dict[type[Section], dict[str, str]] = {
@@ -39,6 +40,7 @@ RESOLVED: dict[type[Section], dict[str, str]] = {
     DataConfig: {"exclude": "the digest of the manifest's lines"},
     ModelConfig: {"variant": "the spec"},
     TrainStage: {"init_from": "the digest of that model"},
+    Distillation: {"teacher": "the digest of that model"},
     EvaluateStage: {
         "models": "the digests of those models",
         "data": "the data set's own inputs",
@@ -82,10 +84,12 @@ def train_inputs(
     train: Sequence[Source],
     val: Source | None,
     init_from: str | None,
+    teacher: str | None = None,
 ) -> dict[str, Any]:
-    """All that decides what a training stage computes; `init_from` is the digest of the model it starts from.
+    """All that decides what a training stage computes.
 
-    Raises `DataError` where `data.exclude` is no manifest.
+    `init_from` and `teacher` are the digests of the models that it starts from and learns from. Raises `DataError`
+    where `data.exclude` is no manifest.
     """
     given = settings(stage)
     if task := {name: value for name, value in given.pop("task", {}).items() if name not in stage.task.measuring}:
@@ -103,6 +107,7 @@ def train_inputs(
         "val": source_inputs(val) if val else None,
         "exclude": manifest_digest(stage.data.exclude) if stage.data.exclude else None,
         "init_from": init_from,
+        "teacher": teacher,
     }
     return _without_none(inputs)
 

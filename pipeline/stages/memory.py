@@ -10,10 +10,11 @@ without the attention matrix, which fused attention does not keep.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import EngineConfig
-from pipeline.models.costs import layer_values
+from pipeline.models.costs import count_parameters, layer_values
 from pipeline.models.heads import head_kind
 from pipeline.models.spec import ModelSpec, Pair, ViTSpec
 
@@ -31,14 +32,17 @@ class RankMemory:
     optimizer: int
     ema: int
     activations: int
+    teacher: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.ema + self.activations
+        return self.weights + self.gradients + self.optimizer + self.ema + self.activations + self.teacher
 
 
-def rank_memory(parameters: int, stage: TrainStage, world_size: int, activations: int) -> list[RankMemory]:
-    """Bytes per rank for ZeRO 0, 1, 2 and 3."""
+def rank_memory(
+    parameters: int, stage: TrainStage, world_size: int, activations: int, teacher: int = 0
+) -> list[RankMemory]:
+    """Bytes per rank for ZeRO 0, 1, 2 and 3; `teacher` are those of a frozen model, which every rank has whole."""
     width = value_bytes(stage.engine)
     moments = parameters * FP32 * MOMENTS[stage.optimizer.name]
     copy = parameters * FP32
@@ -55,6 +59,7 @@ def rank_memory(parameters: int, stage: TrainStage, world_size: int, activations
             optimizer=shared(moments + (0 if zero == 0 and width == FP32 else copy), zero >= 1),
             ema=shared(ema, zero >= 1),
             activations=activations,
+            teacher=teacher,
         )
         for zero in range(4)
     ]
@@ -82,6 +87,19 @@ def head_bytes(spec: ModelSpec, images: int, grid: Pair, engine: EngineConfig) -
     """Bytes that the heads keep for the backward pass of so many images of `grid` patches."""
     heads = ((head_kind(head.kind), head) for head in spec.heads.values())
     return images * value_bytes(engine) * sum(kind.kept_values(head, spec.backbone, grid) for kind, head in heads)
+
+
+def teacher_bytes(spec: ModelSpec, images: int, engine: EngineConfig) -> int:
+    """Bytes of a frozen model's weights and of the widest layer of its forward pass on so many images.
+
+    Nothing is kept for a backward pass: at most there are a layer's input and output, and the two sides of its
+    feed-forward. The images are fp32, resized to its size.
+    """
+    backbone, width = spec.backbone, value_bytes(engine)
+    pixels = images * FP32 * backbone.channels * prod(backbone.image_size)
+    tokens = images * (backbone.num_patches + backbone.tokens.num_prefix)
+    layer = tokens * width * (2 * backbone.embed_dim + 2 * backbone.mlp_dim)
+    return count_parameters(spec) * width + pixels + layer
 
 
 def value_bytes(engine: EngineConfig) -> int:

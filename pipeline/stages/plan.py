@@ -30,6 +30,17 @@ class DatasetPlan:
 
 
 @dataclass(frozen=True)
+class TeacherPlan:
+    """The frozen model that a stage learns from; its memory is part of each rank's."""
+
+    reference: str
+    variant: str
+    image_size: Pair
+    parameters: int
+    gflops: float  # forward pass of one image, which comes on top of the student's
+
+
+@dataclass(frozen=True)
 class ModelPlan:
     """A model that a stage may train: one, or one per branch that may turn out the best to start from."""
 
@@ -41,6 +52,7 @@ class ModelPlan:
     memory: list[RankMemory]  # for ZeRO 0, 1, 2, 3
     starts_from: str | None
     surgeries: list[str]
+    teacher: TeacherPlan | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def render(plan: Plan) -> RenderableType:
     parts: list[RenderableType] = [_datasets(plan.datasets), _stages(plan.stages)]
     trainings = [(stage, stage.training) for stage in plan.stages if stage.training]
     if trainings:
-        parts += [_models(trainings), _memory(trainings), _balance(trainings)]
+        parts += [_models(trainings), *_teachers(trainings), _memory(trainings), _balance(trainings)]
     for heading, lines in (("Surgeries ahead", list(_surgeries(trainings))), ("Notes", plan.notes)):
         if lines:
             parts.append(Text("\n".join([heading, *(f"  {line}" for line in lines), ""])))
@@ -93,6 +93,24 @@ def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
                 _least_and_most(model),
             )
     return _spaced(table)
+
+
+def _teachers(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[Table]:
+    """Where a stage learns from a teacher, what that is and what it costs on top."""
+    taught = [(stage.id, model.teacher) for stage, training in trainings for model in training.models if model.teacher]
+    if taught:
+        columns = ("stage", "teacher", "model", "px", "parameters", "GFLOPs/image")
+        table = _table("Teachers (frozen; their GFLOPs come on top, their memory is part of a rank's)", *columns)
+        for stage_id, teacher in taught:
+            table.add_row(
+                stage_id,
+                teacher.reference,
+                teacher.variant,
+                _size(teacher.image_size),
+                _count(teacher.parameters),
+                f"{teacher.gflops:.3g}",
+            )
+        yield _spaced(table)
 
 
 def _memory(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:

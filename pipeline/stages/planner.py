@@ -10,14 +10,14 @@ from pipeline.cluster.session import idle_gpus_here
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import EvaluateStage, PipelineConfig, TrainStage
 from pipeline.errors import DataError
-from pipeline.models.costs import count_parameters, head_parameters
+from pipeline.models.costs import count_parameters, forward_flops, head_parameters
 from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.again import reasons_to_run_again
 from pipeline.stages.balance import Balance, balance
 from pipeline.stages.context import find_datasets, label_names
 from pipeline.stages.folder import RunFolder, Status
-from pipeline.stages.memory import activation_bytes, head_bytes, rank_memory
+from pipeline.stages.memory import activation_bytes, head_bytes, rank_memory, teacher_bytes
 from pipeline.stages.plan import (
     MISSING,
     READY,
@@ -26,9 +26,10 @@ from pipeline.stages.plan import (
     ModelPlan,
     Plan,
     StagePlan,
+    TeacherPlan,
     TrainingPlan,
 )
-from pipeline.stages.preflight import Findings, preflight
+from pipeline.stages.preflight import Findings, Model, preflight
 from pipeline.stages.resolve import (
     Branch,
     dependencies,
@@ -192,15 +193,16 @@ class Planner:
                 names = " + ".join(stage.data.parts)
                 self.notes.append(f"The classes of {names} are not known yet: heads are counted for one class.")
             changes = surgeries(model.source, model.spec) if model.source else []
-            planned.append(_model(model.spec, stage, ranks, shares, origin or None, changes))
+            planned.append(_model(model, stage, ranks, shares, origin or None, changes))
         return planned
 
 
 def _model(
-    spec: ModelSpec, stage: TrainStage, ranks: int, shares: Balance, origin: str | None, changes: list[str]
+    model: Model, stage: TrainStage, ranks: int, shares: Balance, origin: str | None, changes: list[str]
 ) -> ModelPlan:
+    spec = model.spec
     parameters, backbone, task = count_parameters(spec), spec.backbone, task_of(stage.task)
-    share, activations = shares.step_samples[1], 0
+    share, activations, of_teacher = shares.step_samples[1], 0, 0
     shapes = step_shapes(stage, backbone)
     for size, patch in shapes:
         micro_batches = micro_batches_at(size, patch, backbone, share, stage.micro_batch_size, task.view_groups())
@@ -211,15 +213,25 @@ def _model(
             for count, seen in task.seen(size)
         )
         activations = max(activations, encoder + heads)
+        if model.teacher:
+            of_teacher = max(of_teacher, teacher_bytes(model.teacher.spec, samples, stage.engine))
     return ModelPlan(
         spec=spec.to_dict(),
         parameters=parameters,
         head_parameters={name: head_parameters(spec, name) for name in spec.heads},
         gflops={_shape(size, patch, backbone): task.forward_flops(spec, size, patch) / 1e9 for size, patch in shapes},
-        memory=rank_memory(parameters, stage, ranks, activations),
+        memory=rank_memory(parameters, stage, ranks, activations, of_teacher),
         starts_from=origin,
         surgeries=changes,
+        teacher=_teacher(model.teacher.spec, stage) if model.teacher else None,
     )
+
+
+def _teacher(spec: ModelSpec, stage: TrainStage) -> TeacherPlan:
+    assert stage.task.taught_by is not None
+    backbone, gflops = spec.backbone, forward_flops(spec) / 1e9
+    parameters = count_parameters(spec)
+    return TeacherPlan(stage.task.taught_by, backbone.variant, backbone.image_size, parameters, gflops)
 
 
 def _shape(size: Pair, patch: Pair, spec: ViTSpec) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.checkpoints.storage import Storage, open_storage, try_to_write
+from pipeline.config.references import TEACHER
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
 from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.export import check_format, check_model
@@ -30,7 +31,7 @@ from pipeline.stages.data import (
 from pipeline.stages.evaluated import evaluated_task
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.overlap import Overlaps
-from pipeline.stages.resolve import Branch, check_channels, reference_ids, stage_branches, stage_spec
+from pipeline.stages.resolve import Branch, check_channels, check_teacher, reference_ids, stage_branches, stage_spec
 from pipeline.stages.usable import usable_warning
 from pipeline.stream.source import Source, build_mixture
 from pipeline.targets import target_kind
@@ -50,6 +51,7 @@ class Model(NamedTuple):
     background: tuple[int, ...]  # that transparent pixels show
     task_settings: Mapping[str, Any]  # by which it is measured
     source: ModelSpec | None = None  # of the model that it starts from
+    teacher: Model | None = None  # the model that it learns from
     head_known: bool = True  # false while the data that decides the number of classes is not there
 
 
@@ -127,15 +129,33 @@ class _Preflight:
         background = self.config.datasets[next(iter(stage.data.parts))].background
         settings = stage.task.measuring_settings
         found = self.findings.models.setdefault(branch.id, {})
+        teachers = self._teachers(branch, stage)
         for origin, source in self._sources(branch, stage).items():
-            with self._noting():
-                parent = source.spec if source else None
-                spec = stage_spec(branch, 1 if classes is None else len(classes), parent)
-                found[origin] = Model(spec, classes, background, settings, parent, head_known=classes is not None)
-        seen = {name for known in self._upstream(stage.init_from) for name in self.trained_on[known]}
+            for name, teacher in teachers.items():
+                with self._noting():
+                    key = f"{origin or 'random'}, taught by {name}" if len(teachers) > 1 else origin
+                    found[key] = self._model(branch, classes, background, settings, source, teacher)
+        upstream = [*self._upstream(stage.init_from), *self._upstream(stage.task.taught_by)]
+        seen = {name for known in upstream for name in self.trained_on[known]}
         self.trained_on[branch.id] = seen | stage.data.parts.keys()
         if stage.data.val:
             self.overlaps.add(branch.stage_name, self.trained_on[branch.id], stage.data.val)
+
+    def _model(
+        self,
+        branch: Branch,
+        classes: list[str] | None,
+        background: tuple[int, ...],
+        settings: Mapping[str, Any],
+        source: Model | None,
+        teacher: Model | None,
+    ) -> Model:
+        """What a branch trains, from a source and by a teacher that it may have; raises ConfigError where it cannot."""
+        parent, taught_by = source.spec if source else None, teacher.spec if teacher else None
+        spec = stage_spec(branch, 1 if classes is None else len(classes), parent, taught_by)
+        if teacher:
+            check_teacher(branch, spec, classes if teacher.head_known else None, teacher.spec, teacher.classes)
+        return Model(spec, classes, background, settings, parent, teacher, head_known=classes is not None)
 
     def _evaluate(self, branch: Branch, stage: EvaluateStage) -> None:
         models = [
@@ -219,6 +239,12 @@ class _Preflight:
         found = self._models(branch, stage.init_from, "init_from")
         times = Counter(name for name, _, _ in found)
         return {f"{name} (from {origin})" if times[name] > 1 else name: model for name, origin, model in found}
+
+    def _teachers(self, branch: Branch, stage: TrainStage) -> Mapping[str, Model | None]:
+        """The models that a branch may learn from, by the id or path that has each."""
+        if stage.task.taught_by is None:
+            return {"": None}
+        return {name: model for name, _, model in self._models(branch, stage.task.taught_by, TEACHER)}
 
     def _models(self, branch: Branch, reference: str, setting: str) -> list[tuple[str, str, Model]]:
         """The models that a reference may mean: the id or path that has each, what that starts from, and the model."""

@@ -88,9 +88,12 @@ def _branches(config: PipelineConfig, stage_name: str) -> list[Branch]:
     return [Branch(stage_name, stage_name, next(iter(stage.model.variants), None), stage)]
 
 
-def stage_spec(branch: Branch, num_classes: int, source: ModelSpec | None = None) -> ModelSpec:
+def stage_spec(
+    branch: Branch, num_classes: int, source: ModelSpec | None = None, teacher: ModelSpec | None = None
+) -> ModelSpec:
     """The model that a training branch trains; `source` is the one it starts from, needed where it names no variant.
 
+    `teacher` is the one it learns from, needed where the task is taught by one.
     Raises ConfigError, with the dotted path, where the settings do not make a model, an image size does not fit the
     patch, or the source's weights cannot become this model.
     """
@@ -108,7 +111,7 @@ def stage_spec(branch: Branch, num_classes: int, source: ModelSpec | None = None
         section = "" if str(error).startswith("model.") else "model."
         raise ConfigError(f"{where}.{section}{error}") from None
     try:
-        spec = task.model_spec(backbone, num_classes)
+        spec = task.model_spec(backbone, num_classes, teacher)
     except ModelError as error:
         section = "" if str(error).startswith(("model.", "task.")) else "task."
         raise ConfigError(f"{where}.{section}{error}") from None
@@ -214,9 +217,21 @@ def check_channels(config: PipelineConfig, stage_name: str) -> None:
             )
 
 
-def unreadable(stage: Stage) -> dict[str, Any]:
-    """Settings of a stage that stand in for what a file of foreign weights does not say."""
-    if not isinstance(stage, TrainStage):
+def check_teacher(
+    branch: Branch, student: ModelSpec, classes: list[str] | None, teacher: ModelSpec, names: list[str] | None
+) -> None:
+    """Raise ConfigError for a teacher that a branch's model cannot learn from; see `BaseTask.check_teacher`."""
+    assert isinstance(branch.stage, TrainStage)
+    try:
+        task_of(branch.stage.task).check_teacher(student, classes, teacher, names)
+    except ModelError as error:
+        where = f"stages.{branch.stage_name}.task.teacher"
+        raise ConfigError(f"{where}: '{branch.stage.task.taught_by}' cannot teach this stage: {error}") from None
+
+
+def unreadable(stage: Stage, reference: str) -> dict[str, Any]:
+    """Settings of a stage that stand in for what a file of foreign weights that it starts from does not say."""
+    if not isinstance(stage, TrainStage) or stage.init_from != reference:
         return {}
     given = {name: getattr(stage.model, name) for name in ("num_heads", "eps", "activation")}
     return {name: value for name, value in given.items() if value is not None}

@@ -76,7 +76,7 @@ def imported(context: RunContext, stage_id: str, reference: str) -> Path:
     folder = import_folder(context.folder, reference, stage)
     with _importing:
         if not (folder / DESCRIPTION).is_file():
-            import_foreign(reference, folder, **unreadable(stage))
+            import_foreign(reference, folder, **unreadable(stage, reference))
             context.say(stage_id, f"{reference} is imported to {folder}")
     return folder
 
@@ -85,7 +85,7 @@ def import_folder(run: RunFolder, reference: str, stage: Stage) -> Path:
     """Where the bundle of foreign weights lies, or will lie, in a run's folder."""
     file = Path(reference)
     files = [file, *(file.parent / name for name in BESIDE)] if file.is_file() else []
-    key = [reference, unreadable(stage), *(hash_file(file) for file in files if file.is_file())]
+    key = [reference, unreadable(stage, reference), *(hash_file(file) for file in files if file.is_file())]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", reference).strip("-.")[-80:]
     return run.path / IMPORTED / f"{name}-{digest}"
@@ -99,7 +99,7 @@ def describe_source(config: PipelineConfig, reference: str, stage: Stage) -> Bun
     if is_foreign(config, reference):
         folder = import_folder(RunFolder(Path(config.runs_dir) / config.name), reference, stage)
         if not (folder / DESCRIPTION).is_file():
-            return describe_foreign(reference, **unreadable(stage))
+            return describe_foreign(reference, **unreadable(stage, reference))
     else:
         folder = find_bundle(reference)
     described = load_description(folder)

@@ -29,7 +29,7 @@ from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.inputs import train_inputs
 from pipeline.stages.jobs import StageJob
 from pipeline.stages.left_out import manifests, tell_left_out
-from pipeline.stages.resolve import Branch, stage_spec
+from pipeline.stages.resolve import Branch, check_teacher, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
 from pipeline.stream.source import build_mixture, evaluation_of
 from pipeline.tracking.forward import MetricsForwarder
@@ -49,8 +49,12 @@ class TrainStageRun:
         where = f"stages.{branch.stage_name}"
         self.train, self.val, self.classes = stage_data(context.datasets, self.stage.data, self.stage.task, where)
         self.source = resolve_source(context, self.id, self.stage.init_from) if self.stage.init_from else None
+        self.teacher = resolve_source(context, self.id, taught_by) if (taught_by := self.stage.task.taught_by) else None
         parent = load_description(self.source.path).spec if self.source else None
-        self.spec: ModelSpec = stage_spec(branch, len(self.classes), parent)
+        teacher = load_description(self.teacher.path) if self.teacher else None
+        self.spec: ModelSpec = stage_spec(branch, len(self.classes), parent, teacher.spec if teacher else None)
+        if teacher:
+            check_teacher(branch, self.spec, self.classes, teacher.spec, teacher.classes)
         dataset = self.train[0].config
         self.preprocess = Preprocess(
             dataset.mean,
@@ -77,11 +81,15 @@ class TrainStageRun:
             train=self.train,
             val=self.val,
             init_from=self.source.digest if self.source else None,
+            teacher=self.teacher.digest if self.teacher else None,
         )
 
     def run(self, status: Status) -> dict[str, Any]:
         """Train to the end, on whatever workers there are; returns the stage's result."""
         init = self._prepare_start(status)
+        if self.teacher:
+            status.teacher = self.teacher.name
+            self.context.say(self.id, f"learns from {self.teacher.name}")
         for sentence in enlarged_views(self.stage, self.train, self.spec.backbone.image_size):
             self._tell("enlarged", sentence)
         status.checkpoints = self.checkpoints if self.stage.checkpoint.storage else self.folder.checkpoints.name
@@ -188,7 +196,7 @@ class TrainStageRun:
 
         return TrainJob(
             folder=self.folder.path.absolute(),
-            stage=stage,
+            stage=self._with_teacher(),
             spec=self.spec,
             preprocess=self.preprocess,
             classes=self.classes,
@@ -210,6 +218,13 @@ class TrainStageRun:
             resume_from=selection.folder,
             measured=self._measured(selection.manifest),
         )
+
+    def _with_teacher(self) -> TrainStage:
+        """The stage as ranks need it: its task names the teacher by the path of its bundle."""
+        if self.teacher is None:
+            return self.stage
+        task = self.stage.task.model_copy(update={"teacher": str(self.teacher.path.absolute())})
+        return self.stage.model_copy(update={"task": task})
 
     def _measured(self, resumed: Manifest | None) -> dict[int, dict[str, float]]:
         """Metrics of the checkpoints up to the one that a run resumes from; only `keep_best` needs them."""

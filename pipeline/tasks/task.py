@@ -35,14 +35,25 @@ class BaseTask(TaskConfig):
     def check(self, backbone: ViTSpec) -> None:
         """Raise ModelError for settings that a backbone cannot serve, in training or in evaluation."""
 
-    def model_spec(self, backbone: ViTSpec, num_classes: int) -> ModelSpec:
-        """The model that the task trains. Raises ModelError for heads that do not fit the backbone."""
+    def model_spec(self, backbone: ViTSpec, num_classes: int, teacher: ModelSpec | None = None) -> ModelSpec:
+        """The model that the task trains, with `teacher` where it is `taught_by` one.
+
+        Raises ModelError for heads that do not fit the backbone.
+        """
         self.check(backbone)
         return ModelSpec(backbone, self.heads(backbone, num_classes), self.type)
 
     def seen(self, image_size: Pair) -> list[tuple[int, Pair]]:
         """What training sees of a sample in a step of that size: (number of views, their height and width) by group."""
         return [(group.count, group.size or image_size) for group in self.view_groups().values()]
+
+    def check_teacher(
+        self, student: ModelSpec, classes: Sequence[str] | None, teacher: ModelSpec, names: Sequence[str] | None
+    ) -> None:
+        """Raise ModelError for a teacher that a student cannot learn from.
+
+        `classes` are the stage's, `names` those of the teacher; either is None as long as nobody knows them.
+        """
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
         """Of all views of one sample in training; both sizes are (height, width) in pixels."""

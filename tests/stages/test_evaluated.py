@@ -60,6 +60,15 @@ def test_models_are_measured_as_in_training_and_all_alike() -> None:
         evaluated_task(None, {"one": windowed, "other": whole}, "judge")
 
 
+def test_a_student_of_features_is_measured_beside_its_teacher_alone() -> None:
+    with pytest.raises(ConfigError) as caught:
+        evaluated_task(None, {"student": model("distillation")}, "stages.judge")
+    assert str(caught.value) == (
+        "stages.judge.models: student is a distillation model, which is measured beside its teacher alone, in "
+        "validation while it trains; fine-tune it to evaluate what it has learnt"
+    )
+
+
 def test_models_of_other_tasks_are_refused_with_what_they_are() -> None:
     with pytest.raises(ConfigError) as caught:
         evaluated_task(Classification(), {"pretrain": model("mae")}, "stages.judge")

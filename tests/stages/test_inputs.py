@@ -39,6 +39,7 @@ from pipeline.stages.inputs import (
 from pipeline.stream.source import Source
 from pipeline.targets.class_id import ClassId
 from pipeline.tasks.classification import Task as Classification
+from pipeline.tasks.distillation import Task as Distillation
 
 GOLDEN = Path(__file__).with_name("defaults.json")
 SPEC = build_spec("nano", image_size=28, channels=3, num_classes=2)
@@ -50,6 +51,7 @@ LOOKED_UP = {
     (DataConfig, "exclude"),
     (ModelConfig, "variant"),
     (TrainStage, "init_from"),
+    (Distillation, "teacher"),
     (EvaluateStage, "models"),
     (EvaluateStage, "data"),
     (EvaluateStage, "task"),
@@ -213,6 +215,8 @@ def test_digests_of_finished_classification_stages_stay() -> None:
 
 def test_what_is_looked_up_is_an_input() -> None:
     assert train_digest(init_from="other weights") != train_digest()
+    assert train_digest(teacher="weights") != train_digest()
+    assert train_digest(teacher="other weights") != train_digest(teacher="weights")
     assert train_digest(spec=SPEC.with_backbone(depth=2)) != train_digest()
     assert train_digest(seed=1) != train_digest()
     swapped = {"class_id": ClassId(("cls",), (1, 0), 2)}
@@ -228,6 +232,13 @@ def test_what_is_looked_up_is_an_input() -> None:
     assert evaluate_digest(classes=["cat", "cow"]) != evaluate_digest()
     assert evaluate_digest(task=Classification(label_smoothing=0.1)) != evaluate_digest()
     assert export_digest(model="other") != export_digest()
+
+
+def test_a_teacher_counts_by_its_weights_whatever_it_is_called() -> None:
+    def taught_by(teacher: str, digest: str) -> str:
+        return train_digest(TRAIN.model_copy(update={"task": Distillation(teacher=teacher)}), teacher=digest)
+
+    assert taught_by("pretrain", "1") == taught_by("./export", "1") != taught_by("pretrain", "2")
 
 
 def test_the_content_of_an_exclude_manifest_is_an_input_and_its_place_is_not(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import EngineConfig
+from pipeline.models.costs import count_parameters
 from pipeline.models.variants import build_spec
-from pipeline.stages.memory import activation_bytes, rank_memory
+from pipeline.stages.memory import activation_bytes, rank_memory, teacher_bytes
 
 
 def stage(precision: str = "bf16", optimizer: str = "adamw", ema: float | None = None) -> TrainStage:
@@ -52,6 +53,19 @@ def test_bytes_per_parameter_on_one_rank(
     """Without ZeRO, and with any stage of it."""
     totals = [memory.total for memory in rank_memory(1000, stage(precision, optimizer, ema), 1, 0)]
     assert totals == [1000 * plain, *[1000 * partitioned] * 3]
+
+
+def test_a_teacher_is_whole_on_every_rank() -> None:
+    without, taught = rank_memory(1000, stage(), 8, 5), rank_memory(1000, stage(), 8, 5, 77)
+    assert [one.total + 77 for one in without] == [one.total for one in taught]
+
+
+def test_a_teacher_takes_its_weights_and_one_layer_of_its_images() -> None:
+    spec = build_spec("nano", image_size=28, channels=1, num_classes=10)
+    of_one, of_three = (teacher_bytes(spec, images, EngineConfig()) for images in (1, 3))
+    per_image = 4 * 28 * 28 + 2 * 50 * (2 * 64 + 2 * 256)
+    assert of_three - of_one == 2 * per_image
+    assert of_one - per_image == 2 * count_parameters(spec)
 
 
 @given(st.integers(1, 10**10), st.integers(1, 4096))

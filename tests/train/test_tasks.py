@@ -13,13 +13,20 @@ from pipeline.checkpoints.manifest import verify
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
+from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.minivit import MiniViT
+from pipeline.models.variants import build_spec
 
-TASKS: dict[str, dict[str, Any]] = {  # type -> settings; a line for each task
+TEACHER = "teacher"  # stands for the path of a bundle
+TASKS: dict[str, dict[str, Any]] = {  # name -> settings; a line for each task
     "classification": {"label_smoothing": 0.1},
     "segmentation": {"head": "conv", "label_smoothing": 0.1},
     "mae": {},
     "simmim": {},
+    "distillation": {"signal": "soft", "label_smoothing": 0.1, "teacher": TEACHER},
+    "distillation of features": {"type": "distillation", "loss": "smooth_l1", "teacher": TEACHER},
 }
+WITHOUT_FILES = {"distillation of features"}  # an evaluation of these leaves measures alone
 SHARES, MICRO_BATCHES = [3, 0, 5], 4  # of each rank; more micro-batches than most have samples
 
 pytestmark = pytest.mark.timeout(600)
@@ -34,21 +41,45 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(run_ranks: Callable[..., list[Results]], tmp_path_factory: pytest.TempPathFactory) -> Results:
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Name -> settings with type; the teacher is a classifier of another size, patch, width and normalisation."""
+    torch.manual_seed(1)
+    spec = build_spec(
+        "nano", image_size=12, patch_size=3, num_classes=3, channels=1, depth=2, embed_dim=48, num_heads=2
+    )
+    state = {
+        name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in MiniViT.from_spec(spec).state_dict().items()
+    }
+    teacher = tmp_path_factory.mktemp("teacher") / "model"
+    save_bundle(teacher, state, spec, Preprocess((0.3,), (0.2,), 1, (12, 12)), ["2", "0", "1"], {})
+    places = {TEACHER: str(teacher)}
+    return {
+        name: {"type": name, **{key: places.get(value, value) for key, value in settings.items()}}
+        for name, settings in TASKS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(
+    run_ranks: Callable[..., list[Results]], tmp_path_factory: pytest.TempPathFactory, tasks: dict[str, dict[str, Any]]
+) -> Results:
     """One rank with one micro-batch."""
-    cases = {name: ["gradient", [{"type": name, **settings}, [8], 1]] for name, settings in TASKS.items()}
-    cases |= {f"{name} judged": ["evaluated", [{"type": name, **settings}, [8]]] for name, settings in TASKS.items()}
+    cases = {name: ["gradient", [task, [8], 1]] for name, task in tasks.items()}
+    cases |= {f"{name} judged": ["evaluated", [task, [8]]] for name, task in tasks.items()}
     return run_ranks(1, tmp_path_factory.mktemp("one") / "ranks", cases)[0]
 
 
 @pytest.fixture(scope="module")
 def together(
-    run_ranks: Callable[..., list[Results]], tmp_path_factory: pytest.TempPathFactory, root: Path
+    run_ranks: Callable[..., list[Results]],
+    tmp_path_factory: pytest.TempPathFactory,
+    root: Path,
+    tasks: dict[str, dict[str, Any]],
 ) -> list[Results]:
     """Three ranks with unequal shares."""
     cases: dict[str, Any] = {}
-    for name, settings in TASKS.items():
-        task, saved, again = {"type": name, **settings}, str(root / name), str(root / f"{name} again")
+    for name, task in tasks.items():
+        saved, again = str(root / name), str(root / f"{name} again")
         cases[name] = ["gradient", [task, SHARES, MICRO_BATCHES]]
         cases[f"{name} judged"] = ["evaluated", [task, [3, 2, 3]]]
         cases[f"{name} saved"] = ["save_and_go_on", [2, "bf16", task, saved, SHARES]]
@@ -74,7 +105,7 @@ def test_an_evaluation_s_measures_and_files_are_those_of_one_rank(
 ) -> None:
     expected = alone[f"{name} judged"]
     assert expected["measures"]["samples"] == 7
-    assert expected["files"]
+    assert bool(expected["files"]) == (name not in WITHOUT_FILES)
     for rank in together:
         assert rank[f"{name} judged"]["measures"] == pytest.approx(expected["measures"], rel=1e-6)
     found = together[0][f"{name} judged"]["files"]

@@ -24,7 +24,7 @@ class Classification(TaskModule):
     The target of a sample is label_share * onehot(label) + (1 - label_share) * onehot(label_mix).
     """
 
-    sum_names = ("loss", "right", "right_top5", "samples", "unmixed")
+    sum_names: tuple[str, ...] = ("loss", "right", "right_top5", "samples", "unmixed")
     predict_options = frozenset({"top_k"})
 
     def __init__(self, model: MiniViT, preprocess: Preprocess, classes: Sequence[str], label_smoothing: float) -> None:
@@ -33,14 +33,19 @@ class Classification(TaskModule):
 
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
         logits = self.model(views["image"]).float()
+        losses = self.label_losses(logits, targets) * weights
+        unmixed = targets["label_share"] == 1
+        return Outputs(losses.sum()[None], self._sums(losses, logits, targets["label"], weights, unmixed))
+
+    def label_losses(self, logits: Tensor, targets: Tensors) -> Tensor:
+        """Cross-entropy [B] of logits [B, K] against the labels, mixed and smoothed."""
         log_probs, share = F.log_softmax(logits, dim=-1), targets["label_share"]
         own = log_probs.gather(1, targets["label"][:, None])[:, 0]
         partner = log_probs.gather(1, targets["label_mix"][:, None])[:, 0]
         target_log_prob = share * own + (1 - share) * partner
         if self.label_smoothing:
             target_log_prob = torch.lerp(target_log_prob, log_probs.mean(dim=-1), self.label_smoothing)
-        losses = -target_log_prob * weights
-        return Outputs(losses.sum()[None], self._sums(losses, logits, targets["label"], weights, share == 1))
+        return -target_log_prob
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
         logits, labels = self.model(views["image"]).float(), targets["label"]

@@ -24,6 +24,7 @@ HEADS = {
     "conv, three layers": HeadSpec("conv", 5, {"layers": [0, 1, 2], "hidden": 64}),
     "mask_transformer": HeadSpec("mask_transformer", 5),
     "mae_decoder": mae_decoder(BACKBONE),
+    "feature_projection": HeadSpec("feature_projection", 96),
 }
 
 
@@ -36,7 +37,9 @@ def test_kept_values_are_about_those_that_wait_for_the_backward_pass(
     tokens = [torch.randn(IMAGES, 65, 64, requires_grad=True) for _ in range(3)]
 
     def call() -> None:
-        if kind.reads(spec, BACKBONE) is None:
+        if spec.kind == "feature_projection":
+            head(tokens[-1] * 1.0)
+        elif kind.reads(spec, BACKBONE) is None:
             masking = random_masking(sample_keys(0, torch.arange(IMAGES)), GRID, 0.75)
             head(tokens[-1][:, : 1 + masking.visible.shape[1]] * 1.0, masking, GRID, (4, 4))
         else:

@@ -16,10 +16,12 @@ class Distillation(Head, Linear):
     def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         super().__init__(backbone.embed_dim, spec.outputs)
 
-    def forward(self, features: Features, classifier: Classifier, logits: Tensor) -> Tensor:  # type: ignore[override]
-        """The mean [B, K] of the classifier's logits [B, K] and its own."""
+    def forward(  # type: ignore[override]
+        self, features: Features, classifier: Classifier, logits: Tensor | None
+    ) -> Tensor:
+        """The mean [B, K] of the classifier's logits [B, K] and its own; its own where there are no others."""
         own = Linear.forward(self, classifier[0](features.tokens[:, 1]))
-        return (logits + own) / 2
+        return own if logits is None else (logits + own) / 2
 
     def initialise(self) -> None:
         nn.init.trunc_normal_(self.weight, std=0.02)

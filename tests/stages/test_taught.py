@@ -1,0 +1,183 @@
+"""A stage that learns from a teacher: its edges in the graph, its checks before the run, and its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.config.load import parse_config
+from pipeline.config.schema import TrainStage
+from pipeline.errors import ConfigError
+from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.costs import count_parameters, forward_flops
+from pipeline.models.minivit import MiniViT
+from pipeline.models.variants import build_spec
+from pipeline.stages.context import RunContext, find_datasets, open_datasets
+from pipeline.stages.folder import FINISHED, Status
+from pipeline.stages.inputs import inputs_digest
+from pipeline.stages.memory import teacher_bytes
+from pipeline.stages.plan import Plan, StagePlan
+from pipeline.stages.plan_tables import render
+from pipeline.stages.planner import plan, read_statuses
+from pipeline.stages.preflight import preflight
+from pipeline.stages.resolve import dependencies, stage_branches
+from pipeline.stages.train import TrainStageRun
+
+CLASSES = [f"class {number}" for number in range(10)]
+MICRO = build_spec("micro", image_size=28, channels=1, num_classes=10)
+
+
+@pytest.fixture(autouse=True)
+def with_student(make_shards: Callable[..., None], raw: dict[str, Any]) -> None:
+    """`student` learns from the answers of `pretrain/micro`."""
+    make_shards("train", 96, 48, CLASSES)
+    make_shards("test", 20, 20, CLASSES)
+    for settings in raw["datasets"].values():
+        del settings["make"]
+    raw["stages"] = {name: raw["stages"][name] for name in ("pretrain", "report")}
+    raw["stages"]["student"] = {
+        "type": "pretrain",
+        "model": {"variant": "nano", "image_size": 28, "channels": 1},
+        "task": {"type": "distillation", "signal": "hard", "teacher": "pretrain/micro"},
+        "data": {"train": "train", "lanes": 8, "window": 4},
+        "duration": "5 steps",
+        "global_batch_size": 16,
+    }
+
+
+def export(folder: str, classes: list[str] | None = None, **changes: Any) -> str:
+    spec = build_spec("micro", **{"image_size": 28, "channels": 1, "num_classes": 10} | changes)
+    channels = spec.backbone.channels
+    preprocess = Preprocess((0.5,) * channels, (0.5,) * channels, channels, spec.backbone.image_size)
+    save_bundle(folder, MiniViT.from_spec(spec).state_dict(), spec, preprocess, classes, {})
+    return f"./{folder}"
+
+
+def stage(result: Plan, branch_id: str) -> StagePlan:
+    return next(s for s in result.stages if s.id == branch_id)
+
+
+def taught_by(raw: dict[str, Any], teacher: str, **task: Any) -> dict[str, Any]:
+    raw["stages"]["student"]["task"] |= {"teacher": teacher, **task}
+    return raw
+
+
+def test_a_student_comes_after_its_teacher(raw: dict[str, Any]) -> None:
+    config = parse_config(raw, "c")
+    assert dependencies(config, "student") == ["pretrain/micro"]
+    assert [branch.id for branch in stage_branches(config)].index("student") == 2
+    everything = parse_config(taught_by(raw, "pretrain"), "c")
+    assert dependencies(everything, "student") == ["pretrain/nano", "pretrain/micro"]
+
+
+def test_the_plan_counts_the_teacher(raw: dict[str, Any]) -> None:
+    result = plan(parse_config(raw, "c"))
+    training = stage(result, "student").training
+    assert training is not None
+    [model] = training.models
+    assert model.teacher is not None
+    assert (model.teacher.reference, model.teacher.variant) == ("pretrain/micro", "micro")
+    assert model.teacher.parameters == count_parameters(MICRO)
+    assert model.teacher.gflops == forward_flops(MICRO) / 1e9
+    config = parse_config(raw, "c").stages["student"]
+    assert isinstance(config, TrainStage)
+    assert {memory.teacher for memory in model.memory} == {teacher_bytes(MICRO, 16, config.engine)}
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(render(result))
+    assert "Teachers (frozen" in capture.get()
+
+
+def test_a_teacher_that_may_be_one_of_several_gives_a_model_for_each(raw: dict[str, Any]) -> None:
+    result = plan(parse_config(taught_by(raw, "pretrain", signal="features"), "c"))
+    training = stage(result, "student").training
+    assert training is not None
+    found = {model.starts_from: model.spec["heads"]["projection"]["outputs"] for model in training.models}
+    assert found == {"random, taught by pretrain/nano": 64, "random, taught by pretrain/micro": 96}
+
+
+def test_a_student_is_held_against_what_its_teacher_has_seen(raw: dict[str, Any]) -> None:
+    raw["datasets"]["other"] = raw["datasets"]["train"] | {"shards": "data/train-000001.tar"}
+    raw["datasets"]["first"] = raw["datasets"]["test"] | {"shards": "data/train-000000.tar"}
+    raw["stages"]["student"]["data"] |= {"train": "other", "val": "first"}
+    config = parse_config(raw, "c")
+    [warning] = preflight(config, find_datasets(config)[0]).warnings
+    assert warning.startswith("datasets.first: 1 of 1 shards (train-000000.tar) are in datasets.train too")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "task", "sentence"),
+    [
+        ({"channels": 3}, {}, "cannot teach this stage: it takes images of 3 channels, and the student's have 1;"),
+        ({"num_classes": 7}, {}, "cannot teach this stage: its 7 classes have no names, and the student has 10 "),
+        (
+            {"classes": ["emu", *CLASSES[1:]]},
+            {},
+            "cannot teach this stage: it does not know the class 'class 0' (1 of 10 are missing); its classes are "
+            "'emu', 'class 1', 'class 2', 'class 3', 'class 4', ...; name the data's `classes` as the teacher does, ",
+        ),
+        ({"class_token": False}, {"signal": "features"}, "cannot teach this stage: it has no class token to learn "),
+    ],
+)
+def test_teachers_that_cannot_teach_are_refused_before_anything_starts(
+    raw: dict[str, Any], teacher: dict[str, Any], task: dict[str, Any], sentence: str
+) -> None:
+    config = parse_config(taught_by(raw, export("t", **teacher), **task), "c")
+    with pytest.raises(ConfigError) as caught:
+        plan(config)
+    assert str(caught.value).startswith(f"stages.student.task.teacher: './t' {sentence}")
+
+
+def test_a_teacher_that_is_not_there(raw: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^stages\.student\.task\.teacher: gone: does not exist;"):
+        plan(parse_config(taught_by(raw, "./gone"), "c"))
+
+
+def test_classes_in_another_order_and_more_of_them_are_fine(raw: dict[str, Any]) -> None:
+    teacher = export("t", classes=["more", *CLASSES[::-1]], num_classes=11)
+    assert stage(plan(parse_config(taught_by(raw, teacher), "c")), "student").training is not None
+
+
+def finish(context: RunContext, raw: dict[str, Any]) -> None:
+    """All training stages have finished, as a run leaves them."""
+    context.config = parse_config(raw, "c")
+    context.datasets = open_datasets(context.config)
+    for branch in stage_branches(context.config):
+        if isinstance(branch.stage, TrainStage):
+            run = TrainStageRun(context, branch)
+            folder, inputs = context.folder.stage(branch.id), run.inputs()
+            save_bundle(
+                folder.model, MiniViT.from_spec(run.spec).state_dict(), run.spec, run.preprocess, run.classes, {}
+            )
+            folder.write_status(Status(FINISHED, branch.stage.type, inputs_digest(inputs), inputs, ended=1.0))
+
+
+def test_a_finished_student_is_skipped_until_its_teacher_changes(raw: dict[str, Any], context: RunContext) -> None:
+    finish(context, raw)
+    assert stage(plan(context.config, statuses=read_statuses(context.config)), "student").skipped
+    raw["stages"]["pretrain"]["ema"] = 0.9
+    config = parse_config(raw, "c")
+    assert stage(plan(config, statuses=read_statuses(config)), "student").runs_again == "pretrain/micro does"
+
+
+def test_the_digest_follows_the_teachers_weights_and_ranks_get_the_path(
+    raw: dict[str, Any], context: RunContext
+) -> None:
+    finish(context, raw)
+    [branch] = [branch for branch in stage_branches(context.config) if branch.id == "student"]
+    before = TrainStageRun(context, branch)
+    folder = context.folder.stage("pretrain/micro").model
+    assert before._with_teacher().task.taught_by == str(folder.absolute())
+    assert before.stage.task.taught_by == "pretrain/micro"
+    save_bundle(folder, MiniViT.from_spec(MICRO).state_dict(), MICRO, before.preprocess, CLASSES, {})
+    assert TrainStageRun(context, branch).inputs()["teacher"] != before.inputs()["teacher"]
+
+
+def test_a_student_from_an_export(raw: dict[str, Any], context: RunContext) -> None:
+    raw["stages"] = {"student": taught_by(raw, export("t"))["stages"]["student"]}
+    finish(context, raw)
+    assert (Path(context.config.runs_dir) / "quick" / "stages" / "student" / "model").is_dir()
