@@ -46,6 +46,11 @@ class TaskConfig(Section):
         """The finished model that it learns from, named by the setting `teacher` as `init_from` names one."""
         return None
 
+    @property
+    def shards_teacher(self) -> bool:
+        """Whether each rank keeps only a share of that model's weights."""
+        return False
+
     def lacks(self) -> str | None:
         """What a stage cannot train without, as `field: sentence`; a finished model can do without it."""
         return None

@@ -52,6 +52,7 @@ RESOLVED: dict[type[Section], dict[str, str]] = {
 WITHOUT_EFFECT: dict[type[Section], dict[str, str]] = {
     DatasetConfig: {"make": "says how shards come to be there", "cache": "holds copies"},
     DataConfig: {"loader_workers": "the order of the samples does not depend on who reads them"},
+    Distillation: {"shard": "the same weights, gathered layer by layer"},
     EngineConfig: {
         "zero_stage": "the same sums, shared among ranks in another way",
         "compile": "the same mathematics in other kernels",

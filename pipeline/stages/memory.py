@@ -14,7 +14,7 @@ from math import prod
 
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import EngineConfig
-from pipeline.models.costs import count_parameters, layer_values
+from pipeline.models.costs import count_parameters, layer_parameters, layer_values
 from pipeline.models.heads import head_kind
 from pipeline.models.spec import ModelSpec, Pair, ViTSpec
 
@@ -42,7 +42,7 @@ class RankMemory:
 def rank_memory(
     parameters: int, stage: TrainStage, world_size: int, activations: int, teacher: int = 0
 ) -> list[RankMemory]:
-    """Bytes per rank for ZeRO 0, 1, 2 and 3; `teacher` are those of a frozen model, which every rank has whole."""
+    """Bytes per rank for ZeRO 0, 1, 2 and 3; `teacher` are those of a frozen model."""
     width = value_bytes(stage.engine)
     moments = parameters * FP32 * MOMENTS[stage.optimizer.name]
     copy = parameters * FP32
@@ -89,17 +89,19 @@ def head_bytes(spec: ModelSpec, images: int, grid: Pair, engine: EngineConfig) -
     return images * value_bytes(engine) * sum(kind.kept_values(head, spec.backbone, grid) for kind, head in heads)
 
 
-def teacher_bytes(spec: ModelSpec, images: int, engine: EngineConfig) -> int:
-    """Bytes of a frozen model's weights and of the widest layer of its forward pass on so many images.
+def teacher_bytes(spec: ModelSpec, images: int, engine: EngineConfig, ranks: int = 1) -> int:
+    """Bytes of a frozen model's weights, shared out among so many ranks, and of its forward pass on so many images.
 
     Nothing is kept for a backward pass: at most there are a layer's input and output, and the two sides of its
-    feed-forward. The images are fp32, resized to its size.
+    feed-forward. The images are fp32, resized to its size. On several ranks two layers are gathered at a time, one
+    that computes and the next.
     """
     backbone, width = spec.backbone, value_bytes(engine)
     pixels = images * FP32 * backbone.channels * prod(backbone.image_size)
     tokens = images * (backbone.num_patches + backbone.tokens.num_prefix)
     layer = tokens * width * (2 * backbone.embed_dim + 2 * backbone.mlp_dim)
-    return count_parameters(spec) * width + pixels + layer
+    gathered = 2 * layer_parameters(backbone) if ranks > 1 else 0
+    return (-(-count_parameters(spec) // ranks) + gathered) * width + pixels + layer
 
 
 def value_bytes(engine: EngineConfig) -> int:

@@ -214,7 +214,8 @@ def _model(
         )
         activations = max(activations, encoder + heads)
         if model.teacher:
-            of_teacher = max(of_teacher, teacher_bytes(model.teacher.spec, samples, stage.engine))
+            among = ranks if stage.task.shards_teacher else 1
+            of_teacher = max(of_teacher, teacher_bytes(model.teacher.spec, samples, stage.engine, among))
     return ModelPlan(
         spec=spec.to_dict(),
         parameters=parameters,

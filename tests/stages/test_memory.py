@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import EngineConfig
-from pipeline.models.costs import count_parameters
+from pipeline.models.costs import count_parameters, layer_parameters
 from pipeline.models.variants import build_spec
 from pipeline.stages.memory import activation_bytes, rank_memory, teacher_bytes
 
@@ -66,6 +66,13 @@ def test_a_teacher_takes_its_weights_and_one_layer_of_its_images() -> None:
     per_image = 4 * 28 * 28 + 2 * 50 * (2 * 64 + 2 * 256)
     assert of_three - of_one == 2 * per_image
     assert of_one - per_image == 2 * count_parameters(spec)
+
+
+def test_a_sharded_teacher_takes_its_share_and_two_layers() -> None:
+    spec = build_spec("nano", image_size=28, channels=1, num_classes=10)
+    whole, share = (teacher_bytes(spec, 1, EngineConfig(), ranks) for ranks in (1, 4))
+    parameters = count_parameters(spec)
+    assert whole - share == 2 * (parameters - -(-parameters // 4) - 2 * layer_parameters(spec.backbone))
 
 
 @given(st.integers(1, 10**10), st.integers(1, 4096))

@@ -24,6 +24,7 @@ TASKS: dict[str, dict[str, Any]] = {  # name -> settings; a line for each task
     "mae": {},
     "simmim": {},
     "distillation": {"signal": "soft", "label_smoothing": 0.1, "teacher": TEACHER},
+    "distillation, sharded": {"type": "distillation", "signal": "hard", "teacher": TEACHER, "shard": True},
     "distillation of features": {"type": "distillation", "loss": "smooth_l1", "teacher": TEACHER},
 }
 WITHOUT_FILES = {"distillation of features"}  # an evaluation of these leaves measures alone

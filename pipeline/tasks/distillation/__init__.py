@@ -37,6 +37,9 @@ class Task(BaseTask):
         default=None,
         description="a stage, STAGE/VARIANT, an export, timm:NAME, or a safetensors file, as for init_from",
     )
+    shard: bool = Field(
+        default=False, description="each rank keeps a share of the teacher's weights, gathered layer by layer"
+    )
     signal: Literal["hard", "soft", "features"] = Field(
         default="features",
         description="what the student learns of the teacher: the class it names, its probabilities, or its tokens",
@@ -76,6 +79,10 @@ class Task(BaseTask):
     @property
     def taught_by(self) -> str | None:
         return self.teacher
+
+    @property
+    def shards_teacher(self) -> bool:
+        return self.shard
 
     def lacks(self) -> str | None:
         if self.teacher is not None:
@@ -142,7 +149,9 @@ class Task(BaseTask):
         from pipeline.tasks.distillation.logits import LogitDistillation
         from pipeline.tasks.distillation.teacher import Teacher
 
-        teacher = None if self.teacher is None else Teacher(load_bundle(Path(self.teacher)), preprocess)
+        teacher = None
+        if self.teacher is not None:
+            teacher = Teacher(load_bundle(Path(self.teacher)), preprocess, shard=self.shard)
         if not self.answers:
             return FeatureDistillation(model, preprocess, teacher, self.tokens, self.loss)
         assert teacher is not None

@@ -33,11 +33,11 @@ class Teacher:
     images [B, C, H, W] and one of the student's weights, beside which the teacher computes.
     """
 
-    def __init__(self, bundle: Bundle, preprocess: Preprocess) -> None:
+    def __init__(self, bundle: Bundle, preprocess: Preprocess, *, shard: bool = False) -> None:
         with torch.device("meta"):
             model = MiniViT.from_spec(bundle.spec, init="torch")
         model.load_state_dict(bundle.state, assign=True)
-        self._frozen = Frozen(model)
+        self._frozen = Frozen(model, shard=shard)
         self.spec, self.classes = bundle.spec, bundle.classes
         self.preprocess, self.student = bundle.preprocess, preprocess
 
