@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from pipeline.cli.paths import UserPath
 from pipeline.cli.shards_options import IMAGE_KEY, TARGET
+
+if TYPE_CHECKING:
+    from pipeline.config.probe import MethodsConfig
+    from pipeline.metrics.schema import Measure
 
 
 @click.command("evaluate")
@@ -33,9 +38,22 @@ from pipeline.cli.shards_options import IMAGE_KEY, TARGET
     "--task", metavar="YAML", help="A `task` section, such as '{type: T, ...}'; default: the models' own task."
 )
 @click.option(
+    "--probe",
+    metavar="METHODS",
+    help="Judge frozen features instead, by knn, linear, retrieval, or several with commas between.",
+)
+@click.option("--train", metavar="SHARDS", help="For --probe: labelled shards that features are fitted to.")
+@click.option(
+    "--features",
+    default="both",
+    show_default=True,
+    type=click.Choice(["cls", "patches", "both"]),
+    help="For --probe: the class token, the mean of the patches, or both.",
+)
+@click.option(
     "--out",
     type=UserPath(path_type=Path),
-    help="Folder for evaluation.json and the tables and pictures beside it.",
+    help="Folder for evaluation.json (of --probe: probe.json) and the tables and pictures beside it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
@@ -49,6 +67,9 @@ def command(
     gpus_per_worker: int,
     loader_workers: int,
     task: str | None,
+    probe: str | None,
+    train: str | None,
+    features: Literal["cls", "patches", "both"],
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -56,6 +77,9 @@ def command(
 
     A MODEL is a run, RUN/STAGE, an export, timm:NAME or a safetensors file. Images are resized and normalised as the
     model says; the shards' classes must be the model's. Runs on the Ray cluster at RAY_ADDRESS, else on this machine.
+
+    With --probe, classes are told apart by the models' features alone: those of SHARDS after those of --train. Then a
+    MODEL may have any task, and `random` (the first model with initial weights) and `pixels` may stand beside it.
     """
     import json
 
@@ -64,17 +88,36 @@ def command(
     from pipeline.shards.named import named_set
     from pipeline.stages.evaluate_models import evaluate_models
 
-    found = evaluate_models(
-        models,
-        named_set(data, image_key, targets),
-        ClusterConfig(workers=workers, gpus_per_worker=gpus_per_worker),
-        batch_size=batch_size,
-        loader_workers=loader_workers,
-        precision=precision,
-        task=None if task is None else parse_task(task, "--task"),
-        out=out,
-    )
+    named = named_set(data, image_key, targets)
+    cluster = ClusterConfig(workers=workers, gpus_per_worker=gpus_per_worker)
+    how: Any = {"batch_size": batch_size, "loader_workers": loader_workers, "precision": precision, "out": out}
+    if probe is not None:
+        from pipeline.stages.probe_models import probe_models
+
+        methods = chosen_methods(probe, train, task)
+        fitted = named_set(str(train), image_key, targets)
+        found = probe_models(models, fitted, named, cluster, methods=methods, features=features, **how)
+    elif train is not None:
+        raise click.UsageError("--train: is for --probe; name its methods, such as --probe knn,linear")
+    else:
+        chosen = None if task is None else parse_task(task, "--task")
+        found = evaluate_models(models, named, cluster, task=chosen, **how)
     click.echo(json.dumps(found, indent=1) if as_json else table(found))
+
+
+def chosen_methods(names: str, train: str | None, task: str | None) -> MethodsConfig:
+    """The methods of `--probe`, at their default settings. Raises click.UsageError."""
+    from pipeline.config.fields import allowed
+    from pipeline.config.probe import MethodsConfig
+
+    if train is None:
+        raise click.UsageError("--probe: needs --train SHARDS, the labelled images that features are fitted to")
+    if task is not None:
+        raise click.UsageError("--task: --probe looks at features, whatever the task; leave one of the two out")
+    chosen = [name.strip() for name in names.split(",")]
+    if wrong := [name for name in chosen if name not in MethodsConfig.model_fields]:
+        raise click.UsageError(f"--probe: found {wrong[0]!r}, {allowed(wrong[0], MethodsConfig.model_fields)}")
+    return MethodsConfig.model_validate({name: {} for name in chosen})
 
 
 def table(evaluation: dict[str, Any]) -> str:
@@ -89,6 +132,20 @@ def table(evaluation: dict[str, Any]) -> str:
         rows.append([name, *told, f"{found['samples']:,}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    if bad := evaluation["bad_samples"]["bad"]:
+    lines += intervals(models, measures)
+    left_out = evaluation["bad_samples"]
+    if bad := sum(part["bad"] for part in ([left_out] if "bad" in left_out else left_out.values())):
         lines.append(f"left out: {bad:,} bad samples")
     return "\n".join(lines)
+
+
+def intervals(models: dict[str, Any], measures: Sequence[Measure]) -> list[str]:
+    """A line that says how sure the shares are; none where nobody has worked it out."""
+    reach = [
+        (high - low) / 2
+        for found in models.values()
+        for measure in measures
+        if (interval := found.get("intervals", {}).get(measure.name))
+        for low, high in [interval]
+    ]
+    return [f"95 % intervals (Wilson): at most {100 * max(reach):.2f} points to either side"] if reach else []

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pipeline.config.section import Positive, Section
 
 RANDOM, PIXELS = BASELINES = ("random", "pixels")  # what stands among the models of a probe, and is none
-FEATURES = ("cls", "patches", "both")
+LABELS = "class_id"  # the kind of target that features are judged by
 Pooling = Literal["cls", "patches", "both"]
 Above = Annotated[float, Field(gt=0)]
 
@@ -62,7 +62,7 @@ class MethodsConfig(Section):
     @model_validator(mode="after")
     def measures_something(self) -> Self:
         if self.knn is None and self.linear is None and self.retrieval is None:
-            raise ValueError("at least one of knn, linear and retrieval, such as knn: {}")
+            raise ValueError("at least one of knn, linear and retrieval, with its settings or {}")
         return self
 
 
@@ -76,3 +76,6 @@ class OnlineKnnConfig(ProbeData):
 
     k: Positive = 20
     temperature: Above = 0.07
+    features: Pooling = Field(
+        default="both", description="the class token, the mean of the patches, or both side by side"
+    )

@@ -7,7 +7,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from pipeline.config.fields import allowed
-from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
+from pipeline.config.probe import BASELINES
+from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ProbeStage, Stage, TrainStage
 
 TIMM = "timm:"  # opens a reference to a model of timm's
 TEACHER = "task.teacher"  # where a training stage names the model that it learns from
@@ -22,6 +23,9 @@ def stage_sources(name: str, stage: Stage) -> list[tuple[str, str]]:
             return [(f"stages.{name}.{setting}", source) for setting, source in read.items() if source is not None]
         case EvaluateStage(models=models):
             return [(f"stages.{name}.models[{i}]", model) for i, model in enumerate(models)]
+        case ProbeStage(models=models):
+            named = [(f"stages.{name}.models[{i}]", model) for i, model in enumerate(models)]
+            return [(path, model) for path, model in named if model not in BASELINES]
         case ExportStage(model=model):
             return [(f"stages.{name}.model", model)]
     return []
@@ -70,8 +74,13 @@ def _dataset_faults(config: PipelineConfig) -> Iterator[str]:
             data = f"stages.{name}.data"
             used = {f"{data}.train": stage.data.train, f"{data}.val": stage.data.val}
             used |= {f"{data}.mixture.{dataset}": dataset for dataset in stage.data.mixture}
+            if knn := stage.eval.knn:
+                where = f"stages.{name}.eval.knn"
+                used |= {f"{where}.train": knn.train, f"{where}.test": knn.test}
         elif isinstance(stage, EvaluateStage):
             used = {f"stages.{name}.data": stage.data}
+        elif isinstance(stage, ProbeStage):
+            used = {f"stages.{name}.data.train": stage.data.train, f"stages.{name}.data.test": stage.data.test}
         for path, dataset in used.items():
             if dataset is not None and dataset not in config.datasets:
                 yield f"{path}: found '{dataset}', which is not a data set; {allowed(dataset, config.datasets)}."
@@ -80,6 +89,8 @@ def _dataset_faults(config: PipelineConfig) -> Iterator[str]:
 def _stage_faults(config: PipelineConfig) -> Iterator[str]:
     without_val: dict[str, str] = {}  # stage whose best variant is wanted, but cannot be found -> the fault
     for name, stage in config.stages.items():
+        if isinstance(stage, ProbeStage) and (taken := config.stages.keys() & set(BASELINES) & set(stage.models)):
+            yield f"stages.{min(taken)}: means a baseline in stages.{name}.models; give the stage another name."
         for path, reference in stage_sources(name, stage):
             problem = _reference_problem(config, reference)
             source = config.stages.get(reference)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.data import DataConfig, DatasetConfig
 from pipeline.config.fields import allowed, show
 from pipeline.config.paths import PathText
+from pipeline.config.probe import BASELINES, KnnConfig, LinearConfig, MethodsConfig, Pooling, ProbeData
 from pipeline.config.section import Length, Positive, Section
 from pipeline.config.task import AnyTask, default_task
 from pipeline.config.training import (
@@ -21,7 +22,8 @@ from pipeline.config.training import (
     ResolutionConfig,
     ScheduleConfig,
 )
-from pipeline.metrics.schema import VAL, Better
+from pipeline.metrics.accuracy import KNN
+from pipeline.metrics.schema import VAL, Better, Schema
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -136,16 +138,21 @@ class TrainStage(StageBase):
                 f"global_batch_size: {self.global_batch_size} is not divisible by data.lanes = {self.data.lanes}; "
                 "take a multiple of it, or fewer lanes"
             )
-        keep_best, measured = self.checkpoint.keep_best, [VAL + name for name in self.task.measured.names]
+        keep_best, measured = self.checkpoint.keep_best, [VAL + name for name in self.measured.names]
         if keep_best is not None and keep_best not in measured:
             raise ValueError(f"checkpoint.keep_best: found {show(keep_best)}, {allowed(keep_best, measured)}")
         return self
 
     @property
+    def measured(self) -> Schema:
+        """What a validation measures: what the task does, and how features tell the classes of labelled data apart."""
+        return self.task.measured if self.eval.knn is None else self.task.measured.plus(KNN)
+
+    @property
     def best_by(self) -> tuple[str, Better] | None:
         """The metric by which the best checkpoint is kept, and which way it is better."""
         keep_best = self.checkpoint.keep_best
-        return None if keep_best is None else (keep_best, self.task.measured.better(keep_best))
+        return None if keep_best is None else (keep_best, self.measured.better(keep_best))
 
     def _mixing_fault(self) -> str | None:
         """Why samples cannot be mixed as `data` asks, as `field: sentence`."""
@@ -171,6 +178,33 @@ class EvaluateStage(StageBase):
     loader_workers: Annotated[int, Field(ge=0)] = Field(default=1, description="processes per rank that decode images")
 
 
+class ProbeStage(StageBase):
+    """What the frozen features of every model in `models` are worth on labelled data."""
+
+    type: Literal["probe"]
+    models: list[PathText] = Field(
+        min_length=1,
+        description="stages, STAGE/VARIANT, paths to exports or timm:NAME; and random (the first model's shape with "
+        "initial weights) and pixels",
+    )
+    data: ProbeData
+    methods: MethodsConfig = MethodsConfig(knn=KnnConfig(), linear=LinearConfig())
+    features: Pooling = Field(
+        default="both", description="the class token, the mean of the patches, or both side by side"
+    )
+    batch_size: Positive = 256
+    precision: Literal["bf16", "fp32"] = Field(default="fp32", description="of weights and activations")
+    loader_workers: Annotated[int, Field(ge=0)] = Field(default=1, description="processes per rank that decode images")
+
+    @model_validator(mode="after")
+    def has_a_model(self) -> Self:
+        if set(self.models) <= set(BASELINES):
+            raise ValueError(
+                "models: random and pixels stand beside a model, whose shape and images they take; name one too"
+            )
+        return self
+
+
 class ExportStage(StageBase):
     type: Literal["export"]
     model: PathText
@@ -181,7 +215,7 @@ class ReportStage(StageBase):
     type: Literal["report"]
 
 
-Stage = Annotated[TrainStage | EvaluateStage | ExportStage | ReportStage, Field(discriminator="type")]
+Stage = Annotated[TrainStage | EvaluateStage | ProbeStage | ExportStage | ReportStage, Field(discriminator="type")]
 
 
 class TrainConfig(Section):

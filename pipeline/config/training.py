@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.paths import PathText
+from pipeline.config.probe import OnlineKnnConfig
 from pipeline.config.section import Duration, Length, Positive, Rate, Section, Share
 
 Size = int | tuple[int, int]
@@ -175,3 +176,6 @@ class CheckpointConfig(Section):
 class EvalConfig(Section):
     every: Length = Duration(value=1, unit="epochs")
     batch_size: Positive = 256
+    knn: OnlineKnnConfig | None = Field(
+        default=None, description="kNN accuracy of the features on labelled data, measured too as val/knn"
+    )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 TOP = 5
 ACCURACY = Measure("accuracy", "Accuracy", "higher", share=True)
 TOP5 = Measure("top5", "Top-5 accuracy", "higher", share=True)
+KNN = Measure("knn", "kNN accuracy", "higher", share=True)  # of frozen features
 CLASSIFICATION = Schema((LOSS, ACCURACY, TOP5), selects="accuracy")
 
 

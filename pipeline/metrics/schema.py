@@ -67,6 +67,10 @@ class Schema:
         """The measure of that name. Raises KeyError if there is none."""
         return {measure.name: measure for measure in self.measures}[name]
 
+    def plus(self, *measures: Measure) -> Schema:
+        """With more measures behind these, and the same one that picks."""
+        return Schema((*self.measures, *measures), self.selects)
+
     def better(self, metric: str) -> Better:
         """Which way a metric such as `val/loss` is better. Raises KeyError if it is none of these measures."""
         return self[metric.removeprefix(VAL)].better

@@ -14,8 +14,6 @@ from torch import Tensor
 from pipeline.probe.rows import Beat, Rows, gathered, silent, summed
 from pipeline.probe.similarity import cosine_of, nearest, row_of
 
-DEFAULT_KS = (5, 10, 20, 50, 100, 200)  # of which those are tried that the data can give
-
 
 def vote(cosines: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
     """The class int64 [Q] of queries with neighbours of these cosines and classes [Q, k]; of equals the first class."""

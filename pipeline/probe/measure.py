@@ -12,16 +12,17 @@ from typing import Any
 import torch
 
 from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
-from pipeline.errors import ConfigError, DataError, ModelError
+from pipeline.errors import DataError, ModelError
+from pipeline.metrics.accuracy import KNN
 from pipeline.metrics.schema import Measure, Schema
 from pipeline.probe.interval import wilson
-from pipeline.probe.knn import DEFAULT_KS, best_k, right_by_k
+from pipeline.probe.knn import best_k, right_by_k
+from pipeline.probe.limits import check_recall, neighbours
 from pipeline.probe.linear import best_l2, fit, num_right, standardiser
 from pipeline.probe.retrieval import retrieve
 from pipeline.probe.rows import Beat, Rows, counts_of_ranks, summed
-from pipeline.probe.split import held_out, num_held_out
+from pipeline.probe.split import held_out
 
-KNN = Measure("knn", "kNN accuracy", "higher", share=True)
 LINEAR = Measure("linear", "Linear accuracy", "higher", share=True)
 MAP = Measure("map", "mAP", "higher", share=True)
 
@@ -52,32 +53,6 @@ def schema_of(methods: MethodsConfig) -> Schema:
 def recall(k: int) -> Measure:
     """Share of the queries that find their class among the first k."""
     return Measure(f"recall_at_{k}", f"Recall@{k}", "higher", share=True)
-
-
-def neighbours(config: KnnConfig, samples: int, where: str) -> list[int]:
-    """The numbers of neighbours to try, given so many training samples.
-
-    Raises ConfigError if there are fewer samples than a number asks for; of several numbers, without those on which one
-    is chosen.
-    """
-    asked = config.asked or [k for k in DEFAULT_KS if k <= samples - num_held_out(samples)] or [1]
-    most = samples - num_held_out(samples) if len(asked) > 1 else samples
-    if max(asked) > most:
-        held = f", and {num_held_out(samples):,} of them are held out to choose k on" if most < samples else ""
-        raise ConfigError(
-            f"{where}.k: found {max(asked)}, but the training data have {samples:,} good samples{held}; take at most "
-            f"{most:,}"
-        )
-    return asked
-
-
-def check_recall(config: RetrievalConfig, samples: int, where: str) -> None:
-    """Raise ConfigError if a gallery of so many samples, the query not among them, is smaller than a k."""
-    if max(config.at) > samples - 1:
-        raise ConfigError(
-            f"{where}.at: found {max(config.at)}, but the test data have {samples:,} good samples, one of which is the "
-            f"query; take at most {samples - 1:,}"
-        )
 
 
 class Measurement:

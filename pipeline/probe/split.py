@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pipeline.models.drop_path import sample_keys
+from pipeline.probe.limits import num_held_out
 from pipeline.probe.rows import counts_of_ranks, first_row
 
-SHARE, MOST = 0.1, 10_000  # of all training samples, and in number
 CHOICE = 0x50726F6265  # "Probe": key of which samples are held out
 
 
@@ -19,8 +19,3 @@ def held_out(rows: Tensor) -> Tensor:
     chosen = torch.zeros(total, dtype=torch.bool)
     chosen[draws.argsort(stable=True)[: num_held_out(total)]] = True
     return chosen[first : first + len(rows)].to(rows.device)
-
-
-def num_held_out(total: int) -> int:
-    """Of so many training samples."""
-    return max(min(round(SHARE * total), MOST), 1)

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, Stage, TrainStage
+from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ProbeStage, Stage, TrainStage
 from pipeline.errors import CheckpointError, ModelError
 from pipeline.metrics.confusion import CONFUSION
 from pipeline.metrics.files import PER_CLASS
@@ -69,6 +69,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What a probe stage found of the frozen features of each of its models, by name: the rows of probe.json."""
+
+    stage: str
+    train: str  # entries of the pipeline's `datasets`
+    test: str
+    features: str
+    schema: Schema
+    models: dict[str, Row]
+
+
+@dataclass(frozen=True)
 class Branch:
     """One stage, or one variant of a stage that fans out: what is under `stages/<id>/`."""
 
@@ -95,7 +107,7 @@ class Branch:
     def schema(self) -> Schema:
         """What it measures: as it was when it ran, else as its task says now. Only for a stage that trains."""
         assert isinstance(self.config, TrainStage)
-        return schema_of(self.status) if self.status.get("schema") else self.config.task.measured
+        return schema_of(self.status) if self.status.get("schema") else self.config.measured
 
     @property
     def measure(self) -> Measure:
@@ -145,6 +157,7 @@ class Run:
     record: Row
     branches: list[Branch]
     evaluations: list[Evaluation] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
 
     @cached_property
     def by_id(self) -> dict[str, Branch]:
@@ -176,6 +189,8 @@ class Run:
         if isinstance(config, EvaluateStage):
             judged = [self.by_id[e.model] for e in self.evaluations if e.stage == branch.id and e.model in self.by_id]
             return judged or [parent for model in config.models for parent in self.fan(model)]
+        if isinstance(config, ProbeStage):
+            return [parent for model in config.models for parent in self.fan(model)]
         return self.selected(config.model) if isinstance(config, ExportStage) else []
 
     def _source(self, branch: Branch, key: str, reference: str | None) -> list[Branch]:
@@ -209,7 +224,8 @@ def read_run(folder: Path) -> Run:
     branches = [branch for name, stage in config.stages.items() for branch in read_branches(folder, name, stage)]
     evaluations = [e for branch in branches if branch.config.type == "evaluate" for e in read_evaluations(branch)]
     digest = str(record.get("digest") or hashlib.sha256(text).hexdigest())
-    return Run(folder, config, digest, record, branches, evaluations)
+    probes = [probe for branch in branches if branch.config.type == "probe" if (probe := read_probe(branch))]
+    return Run(folder, config, digest, record, branches, evaluations, probes)
 
 
 def read_branches(folder: Path, stage: str, config: Stage) -> list[Branch]:
@@ -261,6 +277,16 @@ def read_evaluations(branch: Branch) -> list[Evaluation]:
         )
         for number, (model, figures) in enumerate((found.get("models") or {}).items())
     ]
+
+
+def read_probe(branch: Branch) -> Probe | None:
+    """What a probe stage has left; None if it has not come to its end."""
+    assert isinstance(branch.config, ProbeStage)
+    found, data = read_json(branch.folder / "probe.json"), branch.config.data
+    if found is None:
+        return None
+    models = found.get("models") or {}
+    return Probe(branch.id, data.train, data.test, str(found.get("features", "")), schema_of(found), models)
 
 
 def read_spec(bundle: Path) -> ModelSpec | None:

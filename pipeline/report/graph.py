@@ -138,6 +138,8 @@ def details(run: Run, branch: Branch) -> list[str]:
         return [f"{spec.variant} · {size_text(spec.image_size)} px · patch {size_text(spec.patch)}"]
     if config.type == "evaluate":
         return [f"{len(run.parents(branch))} models on {config.data}"]
+    if config.type == "probe":
+        return [f"{len(config.models)} models on {config.data.test}", f"after {config.data.train}"]
     return [f"{config.model} as", ", ".join(config.formats)] if config.type == "export" else []
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config.schema import EvaluateStage, TrainStage
+from pipeline.config.schema import EvaluateStage, ProbeStage, TrainStage
+from pipeline.metrics.schema import Measure
 from pipeline.models.costs import count_parameters
-from pipeline.report.collect import Branch, Evaluation, Run
+from pipeline.report.collect import Branch, Evaluation, Probe, Run
 from pipeline.report.files import Row, as_time
 from pipeline.report.text import NOTHING, count_text, duration_text, figure_text, shape_text, size_text, value_text
-from pipeline.shards.bad_samples import TEST, TRAIN, VAL, summarise
+from pipeline.shards.bad_samples import PROBED, TEST, TRAIN, VAL, summarise
 
 LIBRARIES = ("minivit-pipeline", "torch", "deepspeed", "ray", "mlflow", "webdataset", "timm", "numpy")
 MAX_CLASSES = 200  # with more, a table of classes would be no help
@@ -45,6 +46,15 @@ class ResultRow:
 class ClassTable:
     """What an evaluation says of each class, ready to print."""
 
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class ProbeTable:
+    """What frozen features are worth, ready to print."""
+
+    probe: Probe
     columns: list[str]
     rows: list[list[str]]
 
@@ -166,11 +176,38 @@ def class_table(evaluation: Evaluation) -> ClassTable | None:
     return ClassTable(["class", *figures], told)
 
 
+def probe_tables(run: Run) -> list[ProbeTable]:
+    """A table for each probe stage that has come to its end."""
+    return [probe_table(probe) for probe in run.probes]
+
+
+def probe_table(probe: Probe) -> ProbeTable:
+    """A row for each model: its measures with their intervals, then what was chosen for it."""
+    measures = probe.schema.measures
+    settings = list(dict.fromkeys(name for row in probe.models.values() for name in row.get("chosen", {})))
+    rows = []
+    for name, row in probe.models.items():
+        told = [interval_text(measure, row) for measure in measures]
+        chosen = [f"{row['chosen'][setting]:,g}" if setting in row["chosen"] else NOTHING for setting in settings]
+        rows.append([name, *told, *chosen])
+    return ProbeTable(probe, ["model", *(measure.title for measure in measures), *settings], rows)
+
+
+def interval_text(measure: Measure, row: Row) -> str:
+    """81.34 % (80.1 to 82.5), or a dash for what was not measured."""
+    if measure.name not in row:
+        return NOTHING
+    text = measure.text(row[measure.name], 2)
+    ends = row.get("intervals", {}).get(measure.name)
+    return f"{text} ({' to '.join(f'{100 * end:.1f}' for end in ends)})" if ends else text
+
+
 def left_out(run: Run) -> list[LeftOut]:
     """The bad samples that each stage has met, finished or not. Raises DataError for a damaged manifest."""
     found = []
     for branch in run.branches:
-        kinds = {"train": TRAIN, "val": VAL} if branch.trains else {"test": TEST}
+        kinds = {"train": TRAIN, "val": VAL, "knn": PROBED} if branch.trains else {"test": TEST}
+        kinds = {"train": TRAIN, "test": PROBED} if isinstance(branch.config, ProbeStage) else kinds
         for data, name in kinds.items():
             told = branch.status.get("result", {}).get("bad_samples", {}).get(data, {})
             bad = summarise(branch.folder / name, int(told.get("samples", 0)))

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.errors import DataError
 
 TRAIN, VAL, TEST = "quarantine.jsonl", "quarantine-val.jsonl", "quarantine.jsonl"  # in a stage's folder
+PROBED = "quarantine-test.jsonl"  # of a probe's test data
 MAX_REASONS = 3
 
 Line = dict[str, Any]

@@ -6,13 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config.references import TEACHER, stage_sources
-from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
+from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ProbeStage, TrainStage
 from pipeline.config.task import DEFAULT, task_class
 from pipeline.stages.data import stage_data, used_datasets
 from pipeline.stages.evaluated import evaluated_data
 from pipeline.stages.folder import FINISHED, Status
-from pipeline.stages.inputs import changes, differences, evaluate_inputs, export_inputs, train_inputs
+from pipeline.stages.inputs import (
+    changes,
+    differences,
+    evaluate_inputs,
+    export_inputs,
+    probe_inputs,
+    train_inputs,
+)
 from pipeline.stages.preflight import Model
+from pipeline.stages.probed import probe_sources
 from pipeline.stages.resolve import Branch, dependencies, reference_ids, stage_branches
 from pipeline.train.job import Dataset
 
@@ -70,6 +78,12 @@ def _expected(
             task = stage.task or task_class(next(iter(known), recorded_type))()
             source, classes = evaluated_data(stage.data, data, task)
             return [evaluate_inputs(stage, task=task, models=digests, data=source, classes=classes)]
+        case ProbeStage() as stage if datasets.keys() >= {stage.data.train, stage.data.test}:
+            names = [name for reference in stage.models for name in reference_ids(config, reference) or [reference]]
+            digests = {name: recorded.get("models", {}).get(name, "new") for name in names}
+            pair = stage.data.train, stage.data.test
+            found = probe_sources(pair, (datasets[pair[0]], datasets[pair[1]]), f"stages.{branch.id}.data")
+            return [probe_inputs(stage, models=digests, **found._asdict(), seed=config.seed)]
         case ExportStage() as stage:
             return [export_inputs(stage, model=recorded.get("model", "new"))]
     return []
@@ -77,7 +91,7 @@ def _expected(
 
 def _starts_elsewhere(config: PipelineConfig, branch: Branch, status: Status) -> bool:
     """Whether the one model that a branch starts from is none of those that its reference means now."""
-    if status.init_from is None or isinstance(branch.stage, EvaluateStage):
+    if status.init_from is None or isinstance(branch.stage, (EvaluateStage, ProbeStage)):
         return False
     sources = stage_sources(branch.stage_name, branch.stage)
     references = [reference for path, reference in sources if not path.endswith(TEACHER)]

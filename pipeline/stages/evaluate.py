@@ -68,14 +68,15 @@ class EvaluateStageRun:
 
     def run(self, status: Status) -> dict[str, Any]:
         """Evaluate all models on the cluster; returns each one's measures."""
-        StageJob(
-            context=self.context,
-            id=self.id,
-            folder=self.folder,
-            resources=self.context.config.resources(self.stage),
-            worker=evaluate_worker,
-            make=lambda workers: self._job(),
-        ).run()
+        with self.context.progress.following(self.id, self.folder.path):
+            StageJob(
+                context=self.context,
+                id=self.id,
+                folder=self.folder,
+                resources=self.context.config.resources(self.stage),
+                worker=evaluate_worker,
+                make=lambda workers: self._job(),
+            ).run()
         evaluation = json.loads((self.folder.path / NAME).read_text())
         schema = schema_of(evaluation)
         measures = {model: schema.of(found) for model, found in evaluation["models"].items()}

@@ -8,26 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.cluster.launch import launch
-from pipeline.cluster.session import connect
 from pipeline.config.data import DatasetConfig
-from pipeline.config.references import names_weights
 from pipeline.config.schema import ClusterConfig
 from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Bundle, load_description
-from pipeline.models.foreign import import_foreign
-from pipeline.models.pretrained import find_bundle
 from pipeline.shards.bad_samples import TEST, files_of
 from pipeline.shards.index import load_index
 from pipeline.shards.named import NamedSet
 from pipeline.stages.context import absolute
 from pipeline.stages.data import check_classes
 from pipeline.stages.evaluated import evaluated_data, evaluated_task
+from pipeline.stages.outside import COMMAND, bundle_of, run_ranks
 from pipeline.train.evaluate import NAME, evaluate_worker
 from pipeline.train.job import Dataset, EvaluateJob
-
-COMMAND = "evaluate"  # as errors name it
 
 
 def evaluate_models(
@@ -60,7 +54,7 @@ def evaluate_models(
     if out is not None and (out / NAME).exists():
         raise ConfigError(f"--out: {out} holds an evaluation already; give another folder")
     with tempfile.TemporaryDirectory(prefix="minivit-evaluate-") as scratch:
-        models = {reference: _bundle(reference, Path(scratch, str(i))) for i, reference in enumerate(references)}
+        models = {reference: bundle_of(reference, Path(scratch, str(i))) for i, reference in enumerate(references)}
         described = {reference: load_description(path) for reference, path in models.items()}
         dataset = _dataset(data, described)
         task = evaluated_task(task, described, COMMAND)
@@ -81,14 +75,9 @@ def evaluate_models(
         )
         for file in files_of(folder / TEST):  # of an attempt that did not end
             file.unlink()
-        _run(job, cluster)
+        run_ranks(evaluate_worker, job, job.folder, cluster)
         evaluation: dict[str, Any] = json.loads((folder / NAME).read_text())
         return evaluation
-
-
-def _bundle(reference: str, scratch: Path) -> Path:
-    """The bundle of a model; weights from elsewhere become one in `scratch`."""
-    return import_foreign(reference, scratch) if names_weights(reference) else find_bundle(reference)
 
 
 def _dataset(data: NamedSet, models: dict[str, Bundle]) -> Dataset:
@@ -107,17 +96,3 @@ def _dataset(data: NamedSet, models: dict[str, Bundle]) -> Dataset:
         background=next(iter(backgrounds)),
     )
     return Dataset(absolute(config), load_index(data.pattern))
-
-
-def _run(job: EvaluateJob, config: ClusterConfig) -> None:
-    with connect(config) as cluster:
-        cluster.require(config, COMMAND, "--workers")
-        launch(
-            evaluate_worker,
-            job,
-            config,
-            workers=config.max_workers,
-            name=COMMAND,
-            folder=job.folder,
-            stall_timeout_s=config.stall_timeout_s,
-        )

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.config.data import DataConfig, DatasetConfig
-from pipeline.config.schema import EvaluateStage, ExportStage, TrainStage
+from pipeline.config.schema import EvaluateStage, ExportStage, ProbeStage, TrainStage
 from pipeline.config.section import Duration, Section
 from pipeline.config.task import DEFAULT, TaskConfig
 from pipeline.config.training import EngineConfig, ModelConfig
@@ -46,6 +46,7 @@ RESOLVED: dict[type[Section], dict[str, str]] = {
         "data": "the data set's own inputs",
         "task": "the models' own where it is left out",
     },
+    ProbeStage: {"models": "the digests of those models", "data": "the data sets' own inputs"},
     ExportStage: {"model": "the digest of that model"},
 }
 # Settings that change how fast, how safely or how visibly a stage runs, but not what it computes.
@@ -69,6 +70,11 @@ WITHOUT_EFFECT: dict[type[Section], dict[str, str]] = {
     },
     EvaluateStage: {
         "batch_size": "each sample is counted once",
+        "loader_workers": "the same samples, read by others",
+        "resources": "the same samples on other workers",
+    },
+    ProbeStage: {
+        "batch_size": "features of a sample depend on it alone",
         "loader_workers": "the same samples, read by others",
         "resources": "the same samples on other workers",
     },
@@ -126,6 +132,20 @@ def evaluate_inputs(
         "task": settings(task) or None,
     }
     return _without_none(inputs)
+
+
+def probe_inputs(
+    stage: ProbeStage, *, models: Mapping[str, str], train: Source, test: Source, classes: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """All that decides what a probe measures; `models` maps names to digests, baselines to that of their model."""
+    return {
+        "version": VERSION,
+        "settings": settings(stage),
+        "models": dict(models),
+        "data": {"train": source_inputs(train), "test": source_inputs(test)},
+        "classes": list(classes),
+        "seed": seed,
+    }
 
 
 def export_inputs(stage: ExportStage, *, model: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class StagePlan:
     depends_on: list[str]
     status: str | None
     training: TrainingPlan | None = None
-    evaluates: int | None = None  # samples of an evaluate stage's data set
+    evaluates: int | None = None  # samples that each model of an evaluation or a probe sees
     runs_again: str | None = None
 
     @property

@@ -72,7 +72,7 @@ def _stages(stages: list[StagePlan]) -> Table:
                 epochs,
                 _count(training.samples),
             ]
-        elif stage.type == "evaluate":
+        elif stage.type in ("evaluate", "probe"):
             row += ["", "", "", "1", _count(stage.evaluates)]
         table.add_row(*row)
     return _spaced(table)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.cluster.session import idle_gpus_here
 from pipeline.config.data import DatasetConfig
-from pipeline.config.schema import EvaluateStage, PipelineConfig, TrainStage
+from pipeline.config.schema import EvaluateStage, PipelineConfig, ProbeStage, Stage, TrainStage
 from pipeline.errors import DataError
 from pipeline.models.costs import count_parameters, forward_flops, head_parameters
 from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
@@ -118,16 +118,23 @@ class Planner:
         stage, needed = branch.stage, dependencies(self.config, branch.id)
         status = self.statuses.get(branch.id)
         training = self._training(branch, stage) if isinstance(stage, TrainStage) else None
-        index = self.indexes.get(stage.data) if isinstance(stage, EvaluateStage) else None
+        judges = self._judges(stage)
         return StagePlan(
             branch.id,
             stage.type,
             needed,
             status.state if status else None,
             training,
-            evaluates=index.num_samples if index else None,
+            evaluates=judges,
             runs_again=self.run_again.get(branch.id),
         )
+
+    def _judges(self, stage: Stage) -> int | None:
+        """Samples that each model of an evaluation or a probe sees; None where nobody knows, or it is neither."""
+        names = [stage.data] if isinstance(stage, EvaluateStage) else []
+        names = [stage.data.train, stage.data.test] if isinstance(stage, ProbeStage) else names
+        known = [self.indexes[name].num_samples for name in names if name in self.indexes]
+        return sum(known) if known and len(known) == len(names) else None
 
     def _training(self, branch: Branch, stage: TrainStage) -> TrainingPlan:
         indexes = [self.indexes[name] for name in stage.data.parts if name in self.indexes]

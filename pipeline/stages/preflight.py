@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.checkpoints.storage import Storage, open_storage, try_to_write
+from pipeline.config.probe import BASELINES, LABELS, KnnConfig, OnlineKnnConfig, Pooling
 from pipeline.config.references import TEACHER
-from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, TrainStage
+from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ProbeStage, TrainStage
 from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.export import check_format, check_model
+from pipeline.metrics.accuracy import KNN
+from pipeline.metrics.schema import VAL
 from pipeline.models.spec import ModelSpec
+from pipeline.probe.limits import neighbours
 from pipeline.stages.context import class_names, tracking_store
 from pipeline.stages.data import (
     check_background,
@@ -31,6 +35,7 @@ from pipeline.stages.data import (
 from pipeline.stages.evaluated import evaluated_task
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.overlap import Overlaps
+from pipeline.stages.probed import check_numbers, check_probed_classes, probe_sources
 from pipeline.stages.resolve import Branch, check_channels, check_teacher, reference_ids, stage_branches, stage_spec
 from pipeline.stages.usable import usable_warning
 from pipeline.stream.source import Source, build_mixture
@@ -98,6 +103,8 @@ class _Preflight:
                     self._train(branch, branch.stage)
                 case EvaluateStage():
                     self._evaluate(branch, branch.stage)
+                case ProbeStage():
+                    self._probe(branch, branch.stage)
                 case ExportStage():
                     self._export(branch, branch.stage)
         with self._noting():
@@ -140,6 +147,16 @@ class _Preflight:
         self.trained_on[branch.id] = seen | stage.data.parts.keys()
         if stage.data.val:
             self.overlaps.add(branch.stage_name, self.trained_on[branch.id], stage.data.val)
+        if stage.eval.knn:
+            self._online_knn(branch, stage.eval.knn)
+
+    def _online_knn(self, branch: Branch, config: OnlineKnnConfig) -> None:
+        where, names = f"stages.{branch.stage_name}.eval.knn", (config.train, config.test)
+        self._labelled_pair(names, where)
+        if dataset := self.datasets.get(config.train):
+            with self._noting():
+                neighbours(KnnConfig(k=config.k), dataset.index.num_samples, where)
+        self.overlaps.add(branch.stage_name, {*self.trained_on[branch.id], config.train}, config.test)
 
     def _model(
         self,
@@ -179,6 +196,34 @@ class _Preflight:
                     check_classes(f"stages.{branch.id}", stage.data, classes, name, heads, model.classes)
         for known in (known for reference in stage.models for known in self._upstream(reference)):
             self.overlaps.add(branch.id, self.trained_on[known], stage.data)
+
+    def _probe(self, branch: Branch, stage: ProbeStage) -> None:
+        where, names = f"stages.{branch.id}", (stage.data.train, stage.data.test)
+        for number, reference in enumerate(stage.models):
+            if reference in BASELINES:
+                continue
+            for name, _, model in self._models(branch, reference, f"models[{number}]"):
+                with self._noting():
+                    check_features(where, stage.features, name, model.spec)
+            for known in self._upstream(reference):
+                self.overlaps.add(branch.id, self.trained_on[known] | {stage.data.train}, stage.data.test)
+        self._labelled_pair(names, f"{where}.data")
+        if self.datasets.keys() >= set(names):
+            train, test = (self.datasets[name].index.num_samples for name in names)
+            with self._noting():
+                check_numbers(stage.methods, train, test, f"{where}.methods")
+
+    def _labelled_pair(self, names: tuple[str, str], where: str) -> None:
+        """Check the labels of the data that features are fitted to and judged by, as far as they are there."""
+        for name in names:
+            self._need(name, [LABELS])
+        with self._noting():
+            if self.datasets.keys() >= set(names):
+                probe_sources(names, (self.datasets[names[0]], self.datasets[names[1]]), where)
+            else:
+                train, test = (self._names(name, LABELS) for name in names)
+                if train and test:
+                    check_probed_classes(names, train, test, where)
 
     def _evaluated_classes(self, name: str, kinds: Sequence[str]) -> list[str] | None:
         """The classes that models are evaluated on; None as long as they are not known."""
@@ -266,6 +311,12 @@ class _Preflight:
         return [(reference, "", Model(described.spec, described.classes, background, settings))]
 
 
+def check_features(where: str, features: Pooling, name: str, spec: ModelSpec) -> None:
+    """Raise ConfigError for features that a model does not have."""
+    if features == "cls" and not spec.backbone.tokens.cls:
+        raise ConfigError(f"{where}.features: found cls, but {name} has no class token; take patches or both")
+
+
 def check_order(where: str, stage: TrainStage, train: list[Source]) -> None:
     """Raise ConfigError where the samples cannot be laid out in lanes, or `data.exclude` is no manifest of them."""
     try:
@@ -288,7 +339,8 @@ def check_exclude(config: PipelineConfig, stage_name: str, stage: TrainStage) ->
 def check_checkpoints(branch: Branch, stage: TrainStage) -> None:
     """Raise ConfigError where checkpoints cannot be stored, or nothing measures which is best."""
     where = f"stages.{branch.stage_name}"
-    if stage.checkpoint.keep_best and stage.data.val is None:
+    measured_elsewhere = stage.eval.knn is not None and stage.checkpoint.keep_best == VAL + KNN.name
+    if stage.checkpoint.keep_best and stage.data.val is None and not measured_elsewhere:
         raise ConfigError(
             f"{where}.checkpoint.keep_best: {stage.checkpoint.keep_best} is measured on validation data, and there is "
             f"none; set {where}.data.val"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,8 @@ from rich.progress import Progress as Bars
 
 from pipeline.metrics.schema import Schema
 from pipeline.train.ledger import LedgerTail
+from pipeline.train.progress import NAME as PROGRESS
+from pipeline.train.progress import Reached, read_progress
 
 LINE_EVERY_S = 15.0
 SPEED = "speed/images_per_s"
@@ -31,8 +35,18 @@ class Watched:
     printed: float = float("-inf")
 
 
+@dataclass
+class Followed:
+    """A job that writes how far it is."""
+
+    folder: Path
+    bar: TaskID | None = None
+    printed: float = float("-inf")
+    reached: Reached | None = None
+
+
 class Progress:
-    """Follows the metrics files of running stages; `say` prints a line without tearing the bars."""
+    """Follows the files of running stages; `say` prints a line without tearing the bars."""
 
     def __init__(self) -> None:
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
@@ -46,6 +60,7 @@ class Progress:
             disable=not self.console.is_terminal,
         )
         self._watched: dict[str, Watched] = {}
+        self._followed: dict[str, Followed] = {}
 
     def __enter__(self) -> Progress:
         self._bars.start()
@@ -70,8 +85,25 @@ class Progress:
         if watched and watched.bar is not None:
             self._bars.remove_task(watched.bar)
 
+    @contextmanager
+    def following(self, stage_id: str, folder: Path) -> Iterator[None]:
+        """Within this context show how far a job without steps is, by its progress file."""
+        (folder / PROGRESS).unlink(missing_ok=True)  # of an earlier start
+        bar = None
+        if self.console.is_terminal:
+            bar = self._bars.add_task(stage_id, total=None, numbers="starting workers")
+        self._followed[stage_id] = Followed(folder, bar)
+        try:
+            yield
+        finally:
+            del self._followed[stage_id]
+            if bar is not None:
+                self._bars.remove_task(bar)
+
     def poll(self) -> None:
-        """Read the metrics files again and show what is new."""
+        """Read the files again and show what is new."""
+        for stage_id, followed in list(self._followed.items()):
+            self._show(stage_id, followed)
         for stage_id, watched in list(self._watched.items()):
             rows = [row for row in watched.ledger.new_rows() if SPEED in row and row["step"] > watched.first_step]
             if not rows:
@@ -89,6 +121,18 @@ class Progress:
                 watched.printed = time.monotonic()
                 left = (watched.total_steps - step) * row["speed/step_time_s"]
                 self.say(f"{stage_id}: step {step}/{watched.total_steps}  {numbers}  about {clock(left)} left")
+
+    def _show(self, stage_id: str, followed: Followed) -> None:
+        reached = read_progress(followed.folder)
+        if reached is None or reached == followed.reached:
+            return
+        followed.reached = reached
+        if followed.bar is not None:
+            self._bars.update(followed.bar, completed=reached.done, total=reached.total or None, numbers=reached.words)
+        elif time.monotonic() - followed.printed >= LINE_EVERY_S:
+            followed.printed = time.monotonic()
+            share = f", {reached.done / reached.total:.0%}" if reached.total else ""
+            self.say(f"{stage_id}: {reached.words}{share}")
 
 
 def clock(seconds: float) -> str:

@@ -12,7 +12,14 @@ from typing import Any, Protocol
 
 from pipeline.cluster.session import connect
 from pipeline.config.load import dump_config
-from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ReportStage, TrainStage
+from pipeline.config.schema import (
+    EvaluateStage,
+    ExportStage,
+    PipelineConfig,
+    ProbeStage,
+    ReportStage,
+    TrainStage,
+)
 from pipeline.errors import CheckpointError, Interrupted
 from pipeline.report.plots import save_plots
 from pipeline.report.tables import installed_versions
@@ -22,6 +29,7 @@ from pipeline.stages.export import ExportStageRun
 from pipeline.stages.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, Status
 from pipeline.stages.inputs import changes, inputs_digest
 from pipeline.stages.preflight import check_storages, preflight
+from pipeline.stages.probe import ProbeStageRun
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
@@ -53,6 +61,7 @@ class StageRun(Protocol):
 STAGE_RUNS: dict[type, Callable[[RunContext, Branch], StageRun]] = {
     TrainStage: TrainStageRun,
     EvaluateStage: EvaluateStageRun,
+    ProbeStage: ProbeStageRun,
     ExportStage: ExportStageRun,
     ReportStage: ReportStageRun,
 }

@@ -29,6 +29,7 @@ from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.inputs import train_inputs
 from pipeline.stages.jobs import StageJob
 from pipeline.stages.left_out import manifests, tell_left_out
+from pipeline.stages.probed import knn_job
 from pipeline.stages.resolve import Branch, check_teacher, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
 from pipeline.stream.source import build_mixture, evaluation_of
@@ -48,6 +49,7 @@ class TrainStageRun:
         self.folder: StageFolder = context.folder.stage(branch.id)
         where = f"stages.{branch.stage_name}"
         self.train, self.val, self.classes = stage_data(context.datasets, self.stage.data, self.stage.task, where)
+        self.knn = knn_job(context.datasets, self.stage.eval.knn, f"{where}.eval.knn")
         self.source = resolve_source(context, self.id, self.stage.init_from) if self.stage.init_from else None
         self.teacher = resolve_source(context, self.id, taught_by) if (taught_by := self.stage.task.taught_by) else None
         parent = load_description(self.source.path).spec if self.source else None
@@ -94,7 +96,7 @@ class TrainStageRun:
             self._tell("enlarged", sentence)
         status.checkpoints = self.checkpoints if self.stage.checkpoint.storage else self.folder.checkpoints.name
         status.keep_best = self.stage.checkpoint.keep_best
-        status.schema = self.stage.task.measured.to_dict()
+        status.schema = self.stage.measured.to_dict()
         self.folder.write_status(status)
         stage_job: StageJob[TrainJob] = StageJob(
             context=self.context,
@@ -120,7 +122,7 @@ class TrainStageRun:
         self._say_what_is_kept(status, selection, workers, again or status.attempts > 1)
         job = self.job(status, init, selection)
         (self.folder.path / ATTEMPT).write_text(job.attempt)
-        schema = self.stage.task.measured
+        schema = self.stage.measured
         self.context.progress.watch(self.id, self.folder.path, schema, job.total_steps, first_step(job))
         return job
 
@@ -217,6 +219,7 @@ class TrainStageRun:
             init=init.absolute() if init else None,
             resume_from=selection.folder,
             measured=self._measured(selection.manifest),
+            knn=self.knn,
         )
 
     def _with_teacher(self) -> TrainStage:
@@ -235,7 +238,7 @@ class TrainStageRun:
 
     def _result(self, job: TrainJob) -> dict[str, Any]:
         rows = read_metrics(self.folder.path)
-        validations = {row["step"]: found for row in rows if (found := self.stage.task.measured.of(row, VAL))}
+        validations = {row["step"]: found for row in rows if (found := self.stage.measured.of(row, VAL))}
         speeds = [row["speed/images_per_s"] for row in rows if "speed/images_per_s" in row]
         waits = [row["speed/data_wait_share"] for row in rows if "speed/data_wait_share" in row]
         return {
@@ -260,13 +263,16 @@ class TrainStageRun:
         if self.val:
             mend = "validation metrics are over the others"
             told["val"] = tell_left_out(self.context, self.id, "val", val, [self.val.index], mend)
+        if self.knn:
+            indexes, probed = [self.knn.train.index, self.knn.test.index], self.folder.path / bad_samples.PROBED
+            told["knn"] = tell_left_out(self.context, self.id, "knn", probed, indexes, "val/knn is over the others")
         return told
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
         """What the run keeps in MLflow: (file or folder, folder there)."""
         names = ("surgery.json", "surgery.txt", "metrics.jsonl", "events.jsonl")
         files = [(self.folder.path / name, None) for name in names]
-        bad = manifests(self.folder.path, bad_samples.TRAIN, bad_samples.VAL)
+        bad = manifests(self.folder.path, bad_samples.TRAIN, bad_samples.VAL, bad_samples.PROBED)
         pictures = [(folder, PICTURES)] if (folder := self.folder.path / PICTURES).is_dir() else []
         return [*files, *bad, *pictures, (self.folder.model, "model")]
 

@@ -6,16 +6,19 @@ Legend: B samples of a micro-batch, T terms of the loss, S sums of measures.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from pipeline.config.probe import Pooling
 from pipeline.errors import ModelError
 from pipeline.metrics.collector import Collector
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
+from pipeline.models.pooled import pooled
 from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
 from pipeline.tasks.ranks import Ranks
@@ -60,9 +63,10 @@ class TaskModule(nn.Module, ABC):
         """`preprocess.eval` is how evaluation and prediction bring images to the model's size."""
         super().__init__()
         self.model, self.preprocess = model, preprocess
+        self._pooling: Pooling | None = None
 
-    def forward(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs | Evaluated:
-        """`loss` in training mode, else `evaluate`: the one call that hooks on the module see.
+    def forward(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs | Evaluated | Tensor:
+        """`loss` in training mode, else `evaluate`, or features: the one call that hooks on the module see.
 
         Args:
             views: group -> normalised [B, C, H, W], or [B, V, C, H, W] where a group has several views.
@@ -70,8 +74,24 @@ class TaskModule(nn.Module, ABC):
             weights: fp32 [B], 0 for samples that must not count anywhere: stand-ins and padding.
             keys: group -> int64 [B], or [B, V]; what is drawn for a sample depends on its keys alone.
         """
+        if self._pooling:
+            return pooled(self.model, views["image"], self._pooling)
         act = self.loss if self.training else self.evaluate
         return act(views, targets, weights, keys)
+
+    @contextmanager
+    def embedding(self, pooling: Pooling) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Within this context the module gives features, as `pooled` makes them, of normalised [B, C, H, W].
+
+        Yields what calls it so.
+        """
+        training, self._pooling = self.training, pooling
+        self.eval()
+        try:
+            yield lambda images: self({"image": images}, {}, images.new_ones(len(images)), {})
+        finally:
+            self._pooling = None
+            self.train(training)
 
     @abstractmethod
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:

@@ -26,6 +26,7 @@ from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.feed import on_device
 from pipeline.train.inputs import normalised_views, view_keys
 from pipeline.train.job import EvaluateJob, RankContext
+from pipeline.train.progress import ProgressFile
 from pipeline.train.stall import StallWatch
 
 NAME = "evaluation.json"
@@ -94,8 +95,9 @@ def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
         if dist.get_rank() == 0:
             shutil.rmtree(drafts, ignore_errors=True)
             drafts.mkdir(parents=True)
-        for name, path in job.models.items():
-            results[name], collectors = evaluate_model_collective(job, path, device, context.watch)
+        progress = ProgressFile(job.folder if dist.get_rank() == 0 else None)
+        for name in job.models:
+            results[name], collectors = evaluate_model_collective(job, name, device, context.watch, progress)
             if dist.get_rank() == 0:
                 for collector in collectors:
                     collector.write(drafts, name, job.classes)
@@ -105,11 +107,11 @@ def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
 
 
 def evaluate_model_collective(
-    job: EvaluateJob, path: Path, device: torch.device, watch: StallWatch
+    job: EvaluateJob, name: str, device: torch.device, watch: StallWatch, progress: ProgressFile
 ) -> tuple[dict[str, float], Collection[Collector]]:
     """Measures of one bundle and, on rank 0, all that was collected. Raises DataError if too many samples are bad."""
     watch.beat()
-    bundle = load_bundle(path)
+    bundle = load_bundle(job.models[name])
     dtype = precision_dtype(job.precision)
     model = MiniViT.from_spec(bundle.spec)
     model.load_state_dict(bundle.state)
@@ -130,9 +132,10 @@ def evaluate_model_collective(
         quarantine_path=job.folder / TEST,
     )
     watch.beat()
+    progress.begin(name, len(batches))
     collectors = task.collectors(validation=False).values()
     with watch.following(batches.bytes_read):
-        metrics = evaluate_collective(task, batches, watch.beat, collectors)
+        metrics = evaluate_collective(task, batches, progress.beating(watch.beat), collectors)
     seen, expected = metrics["samples"] + metrics["bad_samples"], job.data.index.num_samples
     assert seen == expected, f"{seen} samples seen of {expected}"
     return metrics, collectors

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.data import DatasetConfig
+from pipeline.config.probe import MethodsConfig, OnlineKnnConfig, Pooling
 from pipeline.config.schema import TrainStage
 from pipeline.config.task import TaskConfig
 from pipeline.errors import Interrupted
@@ -54,6 +55,16 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class KnnJob:
+    """Labelled data by which the features of a model are judged while it trains."""
+
+    train: Source
+    test: Source
+    num_classes: int
+    config: OnlineKnnConfig
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """One training stage, or one branch of it. Paths are absolute: Ray changes a worker's working directory."""
 
@@ -79,6 +90,7 @@ class TrainJob:
     init: Path | None  # bundle to start from
     resume_from: str | None  # name of the committed checkpoint to go on from
     measured: dict[int, dict[str, float]]  # step -> metrics of the checkpoints committed so far
+    knn: KnnJob | None = None
 
     def sizes(self) -> Callable[[int], Pair]:
         """The image size (height, width) of a step, as a function that travels to the loader's processes."""
@@ -103,3 +115,29 @@ class EvaluateJob:
     batch_size: int
     loader_workers: int
     precision: str
+
+
+@dataclass(frozen=True)
+class ProbedModel:
+    """A bundle, or a baseline beside it: `random` or `pixels`."""
+
+    path: Path
+    baseline: str | None = None
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """What the frozen features of models are worth, fitted to one labelled data set and judged by another."""
+
+    folder: Path
+    models: dict[str, ProbedModel]  # by name
+    train: Source
+    test: Source
+    classes: list[str]
+    methods: MethodsConfig
+    features: Pooling
+    seed: int  # of initial weights
+    batch_size: int
+    loader_workers: int
+    precision: str
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> results of an earlier start

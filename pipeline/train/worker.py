@@ -33,9 +33,10 @@ from pipeline.train.engine import Engine
 from pipeline.train.evaluate import evaluate_collective
 from pipeline.train.feed import on_device
 from pipeline.train.first_samples import FirstSamples
-from pipeline.train.job import RankContext, TrainJob, stage_id
+from pipeline.train.job import KnnJob, RankContext, TrainJob, stage_id
 from pipeline.train.ledger import MetricsLedger, read_metrics
 from pipeline.train.loop import Meter, TrainingStep
+from pipeline.train.online_knn import knn_collective
 from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
 from pipeline.train.saver import Saver, require_current_attempt
 from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes
@@ -244,16 +245,34 @@ class TrainWorker:
             self.ledger.append(self.step, self._slots, metrics)
 
     def _evaluate_collective(self) -> None:
-        """Metrics of the current weights (their average, if there is one) on the validation set."""
-        if self.job.val is None:
+        """Metrics of the current weights (their average, if there is one) on data held out for that."""
+        if self.job.val is None and self.job.knn is None:
             return
         averaged = self.engine.computing_with_collective(self.ema.averages) if self.ema else nullcontext()
-        loader = self._eval_loader(self.job.val)
-        with self.meter.away(), averaged, self.watch.following(loader.bytes_read):
-            collectors = self.engine.module.collectors(validation=True).values()
-            means = evaluate_collective(self.engine.module, loader, self.watch.beat, collectors)
+        with self.meter.away(), averaged:
+            means = self._validate_collective(self.job.val) if self.job.val else {}
+            means |= self._knn_collective(self.job.knn) if self.job.knn else {}
         self.val_metrics = {f"val/{name}": value for name, value in means.items()}
         self._log(self.val_metrics | self._bad_samples())
+
+    def _validate_collective(self, data: Source) -> dict[str, float]:
+        loader = self._eval_loader(data)
+        with self.watch.following(loader.bytes_read):
+            collectors = self.engine.module.collectors(validation=True).values()
+            return evaluate_collective(self.engine.module, loader, self.watch.beat, collectors)
+
+    def _knn_collective(self, knn: KnnJob) -> dict[str, float]:
+        """What the features of the weights that the engine computes with tell of the classes of labelled data."""
+        stage = self.job.stage
+        return knn_collective(
+            self.engine.module,
+            knn,
+            self.job.preprocess,
+            self.watch,
+            batch_size=stage.eval.batch_size,
+            loader_workers=stage.data.loader_workers,
+            folder=self.job.folder,
+        )
 
     def _log_bad_samples(self) -> None:
         """Log the final count, unless the last validation, or a driver killed since, has logged the same."""

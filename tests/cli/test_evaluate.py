@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from pipeline.cli.evaluate import table
+import click
+import pytest
+
+from pipeline.cli.evaluate import chosen_methods, table
+from pipeline.config.probe import KnnConfig
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
 
@@ -25,3 +29,31 @@ def test_the_columns_are_what_the_task_measures() -> None:
         ["a", "25.00", "%", "0.5", "3"],
         ["b", "0.5", "3"],
     ]
+
+
+def test_frozen_features_with_how_sure_the_figures_are() -> None:
+    methods = chosen_methods("knn, retrieval", "shards", None)
+    assert (methods.knn, methods.linear) == (KnnConfig(), None)
+    schema = Schema((Measure("knn", "kNN accuracy", "higher", share=True),), selects="knn")
+    models = {"a": {"knn": 0.8, "intervals": {"knn": [0.775, 0.821]}, "samples": 3}}
+    bad = {"train": {"bad": 1}, "test": {"bad": 2}}
+    rows = table({"schema": schema.to_dict(), "models": models, "bad_samples": bad}).splitlines()
+    assert rows[1:] == [
+        "a           80.00 %        3",
+        "95 % intervals (Wilson): at most 2.30 points to either side",
+        "left out: 3 bad samples",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "task", "expected"),
+    [
+        ("knn", None, None, "--probe: needs --train SHARDS"),
+        ("knn", "shards", "{}", "--task: --probe looks at features"),
+        ("knn,lniear", "shards", None, "found 'lniear', did you mean 'linear'?"),
+    ],
+)
+def test_what_a_probe_refuses(names: str, train: str | None, task: str | None, expected: str) -> None:
+    with pytest.raises(click.UsageError) as caught:
+        chosen_methods(names, train, task)
+    assert expected in str(caught.value)

@@ -115,3 +115,36 @@ def test_each_worker_needs_a_lane_and_a_sample(raw: dict[str, Any], field: str, 
     assert faults(raw) == [
         f"stages.finetune.{path}: 2 is too few for stages.finetune.resources.workers = 3, each of which needs one."
     ]
+
+
+PROBE = {"type": "probe", "models": ["pretrain", "random"], "data": {"train": "train", "test": "test"}}
+
+
+def test_a_probe_names_data_and_models(raw: dict[str, Any]) -> None:
+    raw["stages"]["probe"] = PROBE
+    parse_config(raw, "c")
+    raw["stages"]["probe"] = PROBE | {"models": ["pretrian", "pixels"], "data": {"train": "trian", "test": "test"}}
+    assert [fault.partition(": ")[0] for fault in faults(raw)] == [
+        "stages.probe.data.train",
+        "stages.probe.models[0]",
+    ]
+
+
+def test_a_stage_with_the_name_of_a_baseline(raw: dict[str, Any]) -> None:
+    raw["stages"]["random"] = raw["stages"]["pretrain"]
+    raw["stages"]["probe"] = PROBE
+    assert faults(raw) == ["stages.random: means a baseline in stages.probe.models; give the stage another name."]
+
+
+def test_baselines_alone(raw: dict[str, Any]) -> None:
+    raw["stages"]["probe"] = PROBE | {"models": ["random", "pixels"]}
+    assert faults(raw) == [
+        "stages.probe.models: random and pixels stand beside a model, whose shape and images they take; name one too."
+    ]
+
+
+def test_a_probe_of_no_method(raw: dict[str, Any]) -> None:
+    raw["stages"]["probe"] = PROBE | {"methods": {}}
+    assert faults(raw) == [
+        "stages.probe.methods: found {}, expected at least one of knn, linear and retrieval, with its settings or {}."
+    ]

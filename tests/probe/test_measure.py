@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
-from pipeline.errors import ConfigError, DataError, ModelError
-from pipeline.probe.measure import Measurement, check_recall, neighbours, schema_of
+from pipeline.errors import DataError, ModelError
+from pipeline.probe.measure import Measurement, schema_of
 from pipeline.probe.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -39,31 +39,6 @@ def test_k_is_chosen_without_a_look_at_the_test(train: Rows, test: Rows) -> None
 def test_a_single_k_and_l2_are_taken_as_they_are(train: Rows, test: Rows) -> None:
     methods = MethodsConfig(knn=KnnConfig(k=400), linear=LinearConfig(l2=[0.5]))
     assert measurement(train, test).measure_collective(methods).chosen == {"k": 400, "l2": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("k", "samples", "expected"),
-    [
-        (401, 400, "methods.knn.k: found 401, but the training data have 400 good samples; take at most 400"),
-        ([5, 361], 400, "have 400 good samples, and 40 of them are held out to choose k on; take at most 360"),
-    ],
-)
-def test_more_neighbours_than_there_are(k: Any, samples: int, expected: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        neighbours(KnnConfig(k=k), samples, "methods.knn")
-    assert expected in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("samples", "expected"), [(60_000, [5, 10, 20, 50, 100, 200]), (100, [5, 10, 20, 50]), (3, [1])]
-)
-def test_by_default_what_the_data_can_give(samples: int, expected: list[int]) -> None:
-    assert neighbours(KnnConfig(), samples, "") == expected
-
-
-def test_a_gallery_smaller_than_k() -> None:
-    with pytest.raises(ConfigError, match=r"methods\.retrieval\.at: found 10, but the test data have 10 good samples"):
-        check_recall(RetrievalConfig(), 10, "methods.retrieval")
 
 
 def test_no_good_sample(train: Rows, test: Rows) -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.probe.split import held_out, num_held_out
+from pipeline.probe.limits import num_held_out
+from pipeline.probe.split import held_out
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

@@ -14,7 +14,8 @@ from pydantic import create_model
 
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig, MixturePart, RandAugmentConfig
 from pipeline.config.fields import is_section
-from pipeline.config.schema import EvaluateStage, ExportStage, TrainStage
+from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, ProbeData, RetrievalConfig
+from pipeline.config.schema import EvaluateStage, ExportStage, ProbeStage, TrainStage
 from pipeline.config.section import Duration, Section
 from pipeline.config.task import TaskConfig, task_class, task_types
 from pipeline.config.training import EngineConfig, ModelConfig, OptimizerConfig
@@ -33,6 +34,7 @@ from pipeline.stages.inputs import (
     inputs_digest,
     model_inputs,
     non_defaults,
+    probe_inputs,
     settings,
     train_inputs,
 )
@@ -55,6 +57,9 @@ LOOKED_UP = {
     (EvaluateStage, "models"),
     (EvaluateStage, "data"),
     (EvaluateStage, "task"),
+    (ProbeStage, "models"),
+    (ProbeData, "train"),
+    (ProbeData, "test"),
     (ExportStage, "model"),
 }
 
@@ -80,6 +85,12 @@ TRAIN = TrainStage(
 )
 DATASET = DatasetConfig(shards="data")
 EVALUATE = EvaluateStage(type="evaluate", models=["pretrain"], data="val")
+PROBE = ProbeStage(
+    type="probe",
+    models=["pretrain"],
+    data=ProbeData(train="a", test="val"),
+    methods=MethodsConfig(knn=KnnConfig(k=[5]), linear=LinearConfig(), retrieval=RetrievalConfig()),
+)
 EXPORT = ExportStage(type="export", model="pretrain")
 
 
@@ -111,6 +122,11 @@ def evaluate_digest(stage: EvaluateStage = EVALUATE, **changes: Any) -> str:
         "classes": CLASSES,
     }
     return inputs_digest(evaluate_inputs(stage, **given | changes))
+
+
+def probe_digest(stage: ProbeStage = PROBE, **changes: Any) -> str:
+    given = {"models": {"pretrain": "weights"}, "train": source("a"), "test": source("val")}
+    return inputs_digest(probe_inputs(stage, **{**given, "classes": CLASSES, "seed": 0} | changes))
 
 
 def export_digest(stage: ExportStage = EXPORT, model: str = "weights") -> str:
@@ -169,12 +185,13 @@ def changed(section: Section) -> Iterator[tuple[type[Section], Names, Section]]:
     [
         (TRAIN, train_digest),
         (EVALUATE, evaluate_digest),
+        (PROBE, probe_digest),
         (EXPORT, export_digest),
         (DATASET, lambda config: train_digest(train=[source("a", config), source("b", config)])),
         (DATASET, lambda config: train_digest(val=source("val", config))),
         (DATASET, lambda config: evaluate_digest(data=source("val", config))),
     ],
-    ids=["train", "evaluate", "export", "trained on", "validated on", "evaluated"],
+    ids=["train", "evaluate", "probe", "export", "trained on", "validated on", "evaluated"],
 )
 def test_each_setting_changes_the_digest_or_is_listed_as_without_effect(
     section: Section, digest: Any, request: pytest.FixtureRequest
@@ -231,6 +248,10 @@ def test_what_is_looked_up_is_an_input() -> None:
     assert evaluate_digest(data=source("val", content="1")) != evaluate_digest()
     assert evaluate_digest(classes=["cat", "cow"]) != evaluate_digest()
     assert evaluate_digest(task=Classification(label_smoothing=0.1)) != evaluate_digest()
+    assert probe_digest(models={"pretrain": "other"}) != probe_digest()
+    assert probe_digest(train=source("a", content="1")) != probe_digest()
+    assert probe_digest(test=source("val", content="1")) != probe_digest()
+    assert probe_digest(seed=1) != probe_digest()
     assert export_digest(model="other") != export_digest()
 
 
@@ -399,7 +420,7 @@ def defaults() -> dict[str, Any]:
     """What each input that has a default is when nobody sets it."""
     found = {}
     for section in dict.fromkeys(
-        s for root in (DatasetConfig, TrainStage, EvaluateStage, ExportStage) for s in sections(root)
+        s for root in (DatasetConfig, TrainStage, EvaluateStage, ProbeStage, ExportStage) for s in sections(root)
     ):
         left_out = RESOLVED.get(section, {}).keys() | WITHOUT_EFFECT.get(section, {}).keys()
         for name, field in section.model_fields.items():

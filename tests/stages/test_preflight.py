@@ -60,6 +60,7 @@ def test_a_sound_pipeline_has_no_faults(raw: dict[str, Any]) -> None:
     found.refuse()
 
 
+PROBE = {"type": "probe", "models": ["finer", "random"], "data": {"train": "train", "test": "test"}}
 FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         {"stages.export.formats": ["safetensors", "onix"]},
@@ -129,6 +130,19 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         {"stages.larger.checkpoint.storage": "torn.jsonl/checkpoints"},
         r"stages\.larger\.checkpoint\.storage: torn\.jsonl/checkpoints cannot be written \(.*/torn\.jsonl takes no ",
     ),
+    (
+        {"stages.probe": PROBE | {"data": {"train": "train", "test": "odd"}}},
+        r"stages\.probe\.data\.test: class 'emu' of odd is none of the 10 classes of train; did you mean|allowed",
+    ),
+    (
+        {"stages.probe": PROBE | {"methods": {"knn": {"k": 101}}}},
+        r"stages\.probe\.methods\.knn\.k: found 101, but the training data have 100 good samples; take at most 100",
+    ),
+    (
+        {"stages.probe": PROBE | {"features": "cls"}, "stages.pretrain.model.class_token": False},
+        r"stages\.probe\.features: found cls, but finer has no class token; take patches or both",
+    ),
+    ({"stages.probe": PROBE | {"models": ["finer", "./gone"]}}, r"stages\.probe\.models\[1\]: gone: does not exist;"),
 ]
 
 

@@ -79,3 +79,14 @@ def test_what_is_said_is_taken_word_by_word(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_stage_that_is_not_watched_may_be_left(tmp_path: Path) -> None:
     Progress().unwatch("never")
+
+
+def test_a_job_without_steps_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "progress.json").write_text('["of an earlier start", 1, 2]')
+    with Progress() as progress, progress.following("probe", tmp_path):
+        progress.poll()  # nothing to say yet
+        (tmp_path / "progress.json").write_text('["mae: features of train", 30, 120]')
+        progress.poll()
+        (tmp_path / "progress.json").write_text('["mae: kNN", 0, 0]')
+        progress.poll()  # too soon for another line
+    assert capsys.readouterr().err.splitlines() == ["probe: mae: features of train, 25%"]

@@ -469,6 +469,17 @@ def memory(zero_stage: int, precision: str, variant: str, images: int) -> dict[s
     }
 
 
+def embedded(zero_stage: int, shares: list[int], looks: bool) -> dict[str, Any]:
+    """Three steps of a task without labels; after the first, perhaps, this rank's features of the first batch."""
+    trainer, features = Trainer(zero_stage, "fp32", "adamw", {"type": "mae"}), torch.empty(0)
+    losses = trainer.train(0, 1, shares, 1)
+    if looks:
+        images = PREPROCESS.normalise(share(global_batch(0), shares).views["image"])
+        with torch.no_grad(), trainer.engine.module.embedding("both") as embed:
+            features = embed(images)
+    return {"features": features, "losses": losses + trainer.train(1, 3, shares, 1)}
+
+
 def first_samples() -> str:
     """What a rank says of first batches without a good sample, each rank's bad for another reason."""
     batch = share(replace(global_batch(0), weights=torch.zeros(GLOBAL_BATCH_SIZE)), [5, 3])
@@ -494,6 +505,7 @@ def probe() -> dict[str, Any]:
 
 CASES = (
     probe,
+    embedded,
     first_samples,
     steps,
     evaluated,

@@ -17,6 +17,7 @@ from pipeline.checkpoints.selection import committed, step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.config.data import AugmentConfig, DatasetConfig
+from pipeline.config.probe import OnlineKnnConfig
 from pipeline.config.schema import TrainStage
 from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess
@@ -30,7 +31,7 @@ from pipeline.stream.source import Source
 from pipeline.targets.class_id import ClassId
 from pipeline.tasks.task import task_of
 from pipeline.train.evaluate import evaluate_collective
-from pipeline.train.job import RankContext, TrainJob
+from pipeline.train.job import KnnJob, RankContext, TrainJob
 from pipeline.train.ledger import read_metrics
 from pipeline.train.saver import ATTEMPT
 from pipeline.train.stall import StallWatch
@@ -76,7 +77,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
 def make_job(sources: dict[str, Source]) -> Make:
     """A stage in a folder; its rate is so high that validations get worse now and then."""
 
-    def make(folder: Path, checkpoint: dict[str, Any], **changes: Any) -> TrainJob:
+    def make(folder: Path, checkpoint: dict[str, Any], knn: OnlineKnnConfig | None = None, **changes: Any) -> TrainJob:
         spec = build_spec("nano", image_size=SIDE, channels=1, num_classes=4, depth=1, embed_dim=16, num_heads=1)
         stage = TrainStage.model_validate(
             {
@@ -90,6 +91,7 @@ def make_job(sources: dict[str, Source]) -> Make:
                 "ema": 0.5,
                 "engine": {"precision": "fp32"},
                 "checkpoint": {"keep_last": 99, **checkpoint},
+                "eval": {"knn": knn},
             }
         )
         folder.mkdir(exist_ok=True)
@@ -188,6 +190,20 @@ def test_what_was_measured_is_what_a_checkpoint_hands_over(steady: TrainJob) -> 
     finally:
         worker.close()
     assert {f"val/{name}": value for name, value in means.items()} == pytest.approx(measured(steady)[6], rel=1e-5)
+
+
+def test_neighbours_judge_a_stage_without_validation_data(
+    make_job: Make, sources: dict[str, Source], tmp_path: Path
+) -> None:
+    config = OnlineKnnConfig(train="train", test="val", k=3)
+    job = make_job(tmp_path, {"keep_best": "val/knn"}, val=None, total_steps=4, knn=config)
+    job = replace(job, knn=KnnJob(sources["train"], sources["val"], len(CLASSES), config))
+    train_worker(job, context(job))
+    rows = [row for row in read_metrics(job.folder) if "val/knn" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert "val/loss" not in rows[0]
+    assert rows[-1]["val/knn"] > 0.5
+    assert measured(job)[4] == {"val/knn": rows[-1]["val/knn"]}
 
 
 def test_data_of_which_nothing_is_good_stop_the_stage_at_its_first_batch(

@@ -28,6 +28,10 @@ class PatchHead(Head):
         self.layers = layers_read(spec, backbone)
         self.norms = nn.ModuleList(nn.LayerNorm(backbone.embed_dim, eps=backbone.eps) for _ in self.layers)
 
+    @property
+    def encoder_norm(self) -> nn.Module:
+        return self.norms[-1]
+
     def patches(self, features: Features) -> Tensor:
         """[B, N, L*D]."""
         maps = [

@@ -33,5 +33,10 @@ class Features(NamedTuple):
 class Head(nn.Module):
     """A head. `forward(features)` gives its output; what a task calls itself may take other arguments."""
 
+    @property
+    def encoder_norm(self) -> nn.Module | None:
+        """The norm that follows the encoder's last layer, which the head begins with; None if it has none."""
+        return getattr(self, "norm", None)
+
     def initialise(self) -> None:
         """Set what starts otherwise than an initialiser leaves it: all matrices drawn, all biases zero."""

@@ -22,6 +22,10 @@ class Classifier(Head, nn.Sequential):
         logits: Tensor = self[1](self[0](features.patches.mean(dim=1) if self.average else features.tokens[:, 0]))
         return logits
 
+    @property
+    def encoder_norm(self) -> nn.Module:
+        return self[0]
+
     def initialise(self) -> None:
         """Small, so the first loss is that of a guess, ln(classes)."""
         matrix = self[1]

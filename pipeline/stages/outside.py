@@ -1,0 +1,60 @@
+"""What commands do on models without a pipeline: from where these come, and how ranks are started for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.cluster.launch import launch
+from pipeline.cluster.session import connect
+from pipeline.config.references import names_weights
+from pipeline.config.schema import ClusterConfig
+from pipeline.models.foreign import import_foreign
+from pipeline.models.pretrained import find_bundle
+from pipeline.stages.progress import Progress
+from pipeline.train.job import RankContext
+
+COMMAND = "evaluate"  # as errors name it
+POLL_S = 0.5
+
+
+def bundle_of(reference: str, scratch: Path) -> Path:
+    """The bundle of a run, RUN/STAGE or an export; weights from elsewhere become one in `scratch`. ModelError."""
+    return import_foreign(reference, scratch) if names_weights(reference) else find_bundle(reference)
+
+
+def run_ranks(worker: Callable[[Any, RankContext], None], job: Any, folder: Path, config: ClusterConfig) -> None:
+    """Run a job on the cluster until it has ended, with its progress on the terminal; its folder has the logs."""
+    with connect(config) as cluster, Progress() as progress:
+        cluster.require(config, COMMAND, "--workers")
+        with progress.following(COMMAND, folder), polled(progress):
+            launch(
+                worker,
+                job,
+                config,
+                workers=config.max_workers,
+                name=COMMAND,
+                folder=folder,
+                stall_timeout_s=config.stall_timeout_s,
+            )
+
+
+@contextmanager
+def polled(progress: Progress) -> Iterator[None]:
+    """Within this context a thread shows what is new."""
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.wait(POLL_S):
+            progress.poll()
+
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

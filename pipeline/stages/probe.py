@@ -1,0 +1,147 @@
+"""A probe stage: what the frozen features of finished models are worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.probe import BASELINES
+from pipeline.config.schema import ProbeStage
+from pipeline.metrics.outcome import schema_of
+from pipeline.metrics.schema import Schema
+from pipeline.shards.bad_samples import PROBED, TRAIN
+from pipeline.stages.context import RunContext
+from pipeline.stages.folder import Status
+from pipeline.stages.inputs import probe_inputs
+from pipeline.stages.jobs import StageJob
+from pipeline.stages.left_out import manifests, tell_left_out
+from pipeline.stages.probed import probe_sources
+from pipeline.stages.resolve import Branch, reference_ids
+from pipeline.stages.sources import Source, resolve_source
+from pipeline.train.job import ProbedModel, ProbeJob
+from pipeline.train.probe import NAME, part_of, probe_worker
+
+
+class ProbeStageRun:
+    """One probe stage in one `minivit run`."""
+
+    def __init__(self, context: RunContext, branch: Branch) -> None:
+        assert isinstance(branch.stage, ProbeStage)
+        self.context, self.id, self.stage = context, branch.id, branch.stage
+        self.folder = context.folder.stage(branch.id)
+        names = self.stage.data.train, self.stage.data.test
+        datasets = context.datasets[names[0]], context.datasets[names[1]]
+        self.data = probe_sources(names, datasets, f"stages.{self.id}.data")
+        self.sources = {
+            reference: self._sources(reference) for reference in self.stage.models if reference not in BASELINES
+        }
+
+    def _sources(self, reference: str) -> list[Source]:
+        """All branches of a stage, or the one model that is named."""
+        names = reference_ids(self.context.config, reference) or [reference]
+        return [resolve_source(self.context, self.id, name) for name in names]
+
+    @property
+    def first(self) -> Source:
+        """The model whose shape and images the baselines share."""
+        return next(iter(self.sources.values()))[0]
+
+    def inputs(self) -> dict[str, Any]:
+        digests = {source.name: source.digest for sources in self.sources.values() for source in sources}
+        digests |= {reference: self.first.digest for reference in self.stage.models if reference in BASELINES}
+        return probe_inputs(
+            self.stage,
+            models=digests,
+            train=self.data.train,
+            test=self.data.test,
+            classes=self.data.classes,
+            seed=self.context.config.seed,
+        )
+
+    def models(self) -> dict[str, ProbedModel]:
+        """By name, in the order of the stage."""
+        found: dict[str, ProbedModel] = {}
+        for reference in self.stage.models:
+            if reference in BASELINES:
+                found[reference] = ProbedModel(self.first.path.absolute(), reference)
+            else:
+                found |= {source.name: ProbedModel(source.path.absolute()) for source in self.sources[reference]}
+        return found
+
+    def _job(self) -> ProbeJob:
+        """What the ranks need to measure the models that no earlier start has."""
+        job = ProbeJob(
+            folder=self.folder.path.absolute(),
+            models=self.models(),
+            train=self.data.train,
+            test=self.data.test,
+            classes=self.data.classes,
+            methods=self.stage.methods,
+            features=self.stage.features,
+            seed=self.context.config.seed,
+            batch_size=self.stage.batch_size,
+            loader_workers=self.stage.loader_workers,
+            precision=self.stage.precision,
+        )
+        files = {name: part_of(job, name) for name in job.models}
+        job.done.update({name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()})
+        if job.done:
+            self.context.say(self.id, f"measured before: {', '.join(job.done)}")
+        return job
+
+    def run(self, status: Status) -> dict[str, Any]:
+        """Probe all models on the cluster; returns each one's measures."""
+        with self.context.progress.following(self.id, self.folder.path):
+            StageJob(
+                context=self.context,
+                id=self.id,
+                folder=self.folder,
+                resources=self.context.config.resources(self.stage),
+                worker=probe_worker,
+                make=lambda workers: self._job(),
+            ).run()
+        found = json.loads((self.folder.path / NAME).read_text())
+        schema = schema_of(found)
+        for model, measured in found["models"].items():
+            self.context.say(self.id, f"{model}: {', '.join(told(schema, measured))}; {measured['samples']:,} samples")
+        return {
+            "measures": {model: schema.of(measured) for model, measured in found["models"].items()},
+            "samples": found["samples"],
+            "bad_samples": self._tell_left_out(),
+        }
+
+    def _tell_left_out(self) -> dict[str, Any]:
+        """Bad samples of both data sets, each under its own name."""
+        mend = "features are those of the others"
+        return {
+            what: tell_left_out(self.context, self.id, source.name, self.folder.path / name, [source.index], mend)
+            for what, source, name in (("train", self.data.train, TRAIN), ("test", self.data.test, PROBED))
+        }
+
+    def artifacts(self) -> list[tuple[Path, str | None]]:
+        return [(self.folder.path / NAME, None), *manifests(self.folder.path, TRAIN, PROBED)]
+
+    def metrics(self, result: dict[str, Any]) -> dict[str, float]:
+        judged = result["measures"].items()
+        measures = {f"test/{name}/{model}": value for model, found in judged for name, value in found.items()}
+        bad = {f"{what}/bad_samples": float(found["bad"]) for what, found in result["bad_samples"].items()}
+        return measures | bad
+
+    def track_inputs(self, run_id: str) -> None:
+        tracker, stage = self.context.tracker, self.stage
+        tracker.params(run_id, stage.model_dump(mode="json", exclude={"resources"}))
+        for what, source in (("train", self.data.train), ("test", self.data.test)):
+            tracker.dataset(run_id, source.name, source.index.url, source.index.digest, what)
+
+
+def told(schema: Schema, measured: dict[str, Any]) -> list[str]:
+    """The measures of a model in words, with the 95 % intervals of those that have one."""
+    words = []
+    for measure in schema.ranked:
+        if measure.name in measured:
+            text = f"{measure.words} {measure.text(measured[measure.name], 2)}"
+            if interval := measured["intervals"].get(measure.name):
+                text += f" ({' to '.join(measure.text(end, 2) for end in interval)})"
+            words.append(text)
+    return words

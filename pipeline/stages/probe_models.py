@@ -1,0 +1,107 @@
+"""Frozen features of finished models judged on shards, without a pipeline: what `minivit evaluate --probe` runs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.config.data import DatasetConfig
+from pipeline.config.probe import BASELINES, MethodsConfig, Pooling
+from pipeline.config.schema import ClusterConfig
+from pipeline.errors import ConfigError
+from pipeline.models.bundle import load_description
+from pipeline.shards.bad_samples import PROBED, TRAIN, files_of
+from pipeline.shards.index import load_index
+from pipeline.shards.named import NamedSet
+from pipeline.stages.context import absolute
+from pipeline.stages.outside import COMMAND, bundle_of, run_ranks
+from pipeline.stages.preflight import check_features
+from pipeline.stages.probed import check_numbers, probe_sources
+from pipeline.train.job import Dataset, ProbedModel, ProbeJob
+from pipeline.train.probe import NAME, probe_worker
+
+
+def probe_models(
+    references: Sequence[str],
+    train: NamedSet,
+    test: NamedSet,
+    cluster: ClusterConfig,
+    *,
+    methods: MethodsConfig,
+    features: Pooling,
+    batch_size: int,
+    loader_workers: int,
+    precision: Literal["fp32", "bf16"],
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Fit each method to the features of `train` and judge them by those of `test`; returns what `probe.json` holds.
+
+    Args:
+        references: runs, RUN/STAGE, exports, `timm:NAME` or safetensors files; and `random` or `pixels` beside one.
+        train: labelled shards.
+        test: shards with the same classes.
+        cluster: the ranks, and the Ray cluster if it is not to be this machine.
+        methods: what is measured.
+        features: class token, mean of the patches, or both.
+        batch_size: images per rank at once.
+        loader_workers: processes per rank that decode images.
+        precision: of weights and activations.
+        out: folder without a probe, for `probe.json` and `logs`.
+
+    Raises:
+        ModelError, DataError: a model or the data cannot be read.
+        ConfigError: there is no model, the classes differ, there are fewer samples than a k, or `out` holds a probe.
+    """
+    if out is not None and (out / NAME).exists():
+        raise ConfigError(f"--out: {out} holds a probe already; give another folder")
+    if set(references) <= set(BASELINES):
+        raise ConfigError(f"{COMMAND}: random and pixels stand beside a model, whose shape they take; name one too")
+    with tempfile.TemporaryDirectory(prefix="minivit-probe-") as scratch:
+        models = _models(references, Path(scratch))
+        for name, model in models.items():
+            check_features(COMMAND, features, name, load_description(model.path).spec)
+        data = probe_sources((train.name, test.name), (_dataset(train), _dataset(test)), COMMAND)
+        check_numbers(methods, data.train.index.num_samples, data.test.index.num_samples, "--probe")
+        folder = (out or Path(scratch, "out")).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        job = ProbeJob(
+            folder=folder,
+            models=models,
+            **data._asdict(),
+            methods=methods,
+            features=features,
+            seed=0,
+            batch_size=batch_size,
+            loader_workers=loader_workers,
+            precision=precision,
+        )
+        for file in [*files_of(folder / TRAIN), *files_of(folder / PROBED)]:  # of an attempt that did not end
+            file.unlink()
+        run_ranks(probe_worker, job, folder, cluster)
+        found: dict[str, Any] = json.loads((folder / NAME).read_text())
+        return found
+
+
+def _models(references: Sequence[str], scratch: Path) -> dict[str, ProbedModel]:
+    """By reference; the baselines beside the first model."""
+    bundles = {
+        reference: bundle_of(reference, scratch / str(number)).absolute()
+        for number, reference in enumerate(references)
+        if reference not in BASELINES
+    }
+    first = next(iter(bundles.values()))
+    return {name: ProbedModel(first, name) if name in BASELINES else ProbedModel(bundles[name]) for name in references}
+
+
+def _dataset(data: NamedSet) -> Dataset:
+    """Images are resized as each model says."""
+    config = DatasetConfig(
+        shards=data.pattern,
+        classes=data.config.classes,
+        image_key=data.config.image_key,
+        targets=data.config.targets,
+    )
+    return Dataset(absolute(config), load_index(data.pattern))

@@ -1,0 +1,66 @@
+"""What a probe needs of its data: two labelled sets, whose classes are the same by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pipeline.config.fields import allowed
+from pipeline.config.probe import LABELS, MethodsConfig, OnlineKnnConfig
+from pipeline.errors import ConfigError
+from pipeline.probe.limits import check_recall, neighbours
+from pipeline.stages.data import evaluated_classes, plain_source, refuse_one_class
+from pipeline.stream.source import Source
+from pipeline.train.job import Dataset, KnnJob
+
+KINDS = (LABELS,)
+
+
+class ProbeSources(NamedTuple):
+    """The two data sets with their labels, which are numbers of the classes: those of the training data."""
+
+    train: Source
+    test: Source
+    classes: list[str]
+
+
+def probe_sources(names: tuple[str, str], datasets: tuple[Dataset, Dataset], where: str) -> ProbeSources:
+    """The training and the test data of a probe, whose `data` section has the dotted path `where`.
+
+    Raises DataError for data without labels, ConfigError for one class alone and for test data of other classes.
+    """
+    train, test = datasets
+    classes = evaluated_classes(names[0], train, KINDS)
+    tested = evaluated_classes(names[1], test, KINDS)
+    check_probed_classes(names, classes, tested, where)
+    return ProbeSources(
+        plain_source(names[0], train, classes, KINDS), plain_source(names[1], test, classes, KINDS), classes
+    )
+
+
+def check_probed_classes(names: tuple[str, str], classes: Sequence[str], tested: Sequence[str], where: str) -> None:
+    """Raise ConfigError for one class alone, and for a class that only the test data have."""
+    refuse_one_class(classes, where.removesuffix(".data"), names[:1])
+    unknown = next((name for name in tested if name not in set(classes)), None)
+    if unknown is not None:
+        raise ConfigError(
+            f"{where}.test: class {unknown!r} of {names[1]} is none of the {len(classes)} classes of {names[0]}; "
+            f"{allowed(unknown, classes[:100])}; take data of the same classes, or name the `classes` of both alike"
+        )
+
+
+def check_numbers(methods: MethodsConfig, train: int, test: int, where: str) -> None:
+    """Raise ConfigError where so many training and test samples are fewer than a k; `where` is the methods' path."""
+    if methods.knn:
+        neighbours(methods.knn, train, f"{where}.knn")
+    if methods.retrieval:
+        check_recall(methods.retrieval, test, f"{where}.retrieval")
+
+
+def knn_job(datasets: Mapping[str, Dataset], config: OnlineKnnConfig | None, where: str) -> KnnJob | None:
+    """What ranks need to measure features while they train; errors as of `probe_sources`."""
+    if config is None:
+        return None
+    names = config.train, config.test
+    train, test, classes = probe_sources(names, (datasets[names[0]], datasets[names[1]]), where)
+    return KnnJob(train, test, len(classes), config)
