@@ -104,8 +104,8 @@ class StateReader:
         return state
 
     def model_state(self) -> dict[str, Tensor]:
-        """The finished model: the average of the weights where one was kept, in fp32."""
-        state = self.whole(WEIGHTS) | self.whole("ema")
+        """The finished model in fp32: the average of the weights where one was kept, else the teacher they had."""
+        state = self.whole(WEIGHTS) | self.whole("teacher") | self.whole("ema")
         return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
     def _fill(self, target: Tensor, piece: Piece) -> None:

@@ -17,6 +17,7 @@ from pipeline.config.training import EngineConfig
 from pipeline.models.costs import count_parameters, layer_parameters, layer_values
 from pipeline.models.heads import head_kind
 from pipeline.models.spec import ModelSpec, Pair, ViTSpec
+from pipeline.tasks.task import task_of
 
 FP32 = 4
 MOMENTS = {"adamw": 2, "lamb": 2, "sgd": 1}  # fp32 tensors kept per weight
@@ -32,7 +33,7 @@ class RankMemory:
     optimizer: int
     ema: int
     activations: int
-    teacher: int = 0
+    teacher: int = 0  # with the fp32 average that a moving one is made of
 
     @property
     def total(self) -> int:
@@ -47,6 +48,7 @@ def rank_memory(
     moments = parameters * FP32 * MOMENTS[stage.optimizer.name]
     copy = parameters * FP32
     ema = parameters * FP32 if stage.ema else 0
+    follows = task_of(stage.task).follows
 
     def shared(amount: int, is_shared: bool) -> int:
         return -(-amount // world_size) if is_shared else amount
@@ -59,7 +61,7 @@ def rank_memory(
             optimizer=shared(moments + (0 if zero == 0 and width == FP32 else copy), zero >= 1),
             ema=shared(ema, zero >= 1),
             activations=activations,
-            teacher=teacher,
+            teacher=teacher + (shared(parameters * FP32, zero >= 1) if follows else 0),
         )
         for zero in range(4)
     ]

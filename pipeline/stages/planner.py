@@ -220,6 +220,8 @@ def _model(
             for count, seen in task.seen(size)
         )
         activations = max(activations, encoder + heads)
+        if task.follows:  # the teacher sees the views of the first group
+            of_teacher = max(of_teacher, teacher_bytes(spec, samples * task.seen(size)[0][0], stage.engine))
         if model.teacher:
             among = ranks if stage.task.shards_teacher else 1
             of_teacher = max(of_teacher, teacher_bytes(model.teacher.spec, samples, stage.engine, among))

@@ -22,6 +22,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.surgery import adapt
 from pipeline.shards import bad_samples
 from pipeline.shards.store import is_local, local_path
+from pipeline.stages.collapse import CollapseWatch
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import stage_data
 from pipeline.stages.enlarged import enlarged_views
@@ -33,6 +34,7 @@ from pipeline.stages.probed import knn_job
 from pipeline.stages.resolve import Branch, check_teacher, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
 from pipeline.stream.source import build_mixture, evaluation_of
+from pipeline.tasks.task import task_of
 from pipeline.tracking.forward import MetricsForwarder
 from pipeline.train.job import TrainJob
 from pipeline.train.ledger import LedgerTail, read_metrics
@@ -109,9 +111,9 @@ class TrainStageRun:
             resizable=True,
         )
         assert status.mlflow_run_id is not None
-        rows = LedgerTail(self.folder.path).new_rows
+        ledger, watch = LedgerTail(self.folder.path), CollapseWatch(lambda sentence: self._tell("collapse", sentence))
         try:
-            with MetricsForwarder(self.context.tracker, status.mlflow_run_id, rows):
+            with MetricsForwarder(self.context.tracker, status.mlflow_run_id, lambda: watch.look(ledger.new_rows())):
                 return self._result(stage_job.run())
         finally:
             self.context.progress.unwatch(self.id)
@@ -169,6 +171,7 @@ class TrainStageRun:
         kept = f"resumes at step {manifest.step} ({manifest.slots:,} samples) from {selection.folder}; "
         kept += "kept: weights, optimiser"
         kept += ", average" if self.stage.ema else ""
+        kept += ", teacher" if task_of(self.stage.task).follows else ""
         kept += ", position in the data"
         now = (workers, self.stage.engine.zero_stage)
         if (manifest.world_size, manifest.zero_stage) != now:

@@ -21,6 +21,7 @@ from pipeline.models.minivit import MiniViT
 from pipeline.models.pooled import pooled
 from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
+from pipeline.tasks._teacher import Frozen
 from pipeline.tasks.ranks import Ranks
 
 Tensors = Mapping[str, Tensor]
@@ -58,6 +59,8 @@ class TaskModule(nn.Module, ABC):
     sum_names: tuple[str, ...]
     predict_options: frozenset[str] = frozenset()  # what `predict` takes besides the images
     coupled: bool = False  # whether `couple` adds to the loss what depends on several samples at once
+    follower: Frozen[MiniViT] | None = None  # a teacher whose weights are the moving average of the model's
+    momentum: float = 0.0  # weight of the past in that average, at first
 
     def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
         """`preprocess.eval` is how evaluation and prediction bring images to the model's size."""

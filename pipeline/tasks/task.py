@@ -6,7 +6,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import ValidationError
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 class BaseTask(TaskConfig):
     """The base of every `Task`; its fields are the settings of the `task` section."""
+
+    follows: ClassVar[bool] = False  # whether a moving average of the model teaches it; see `train.teacher`
 
     @abstractmethod
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:

@@ -24,6 +24,7 @@ from pipeline.train.engine import Engine
 from pipeline.train.inputs import normalised_views, view_keys
 from pipeline.train.micro_batch import split
 from pipeline.train.seeds import COUPLED, DROP_PATH, derive_seed
+from pipeline.train.teacher import MovingTeacher
 
 
 @dataclass
@@ -100,6 +101,7 @@ class TrainingStep:
     ema: ShardedEMA | None
     seed: int
     largest_share: int  # samples of a step on the rank that has most
+    teacher: MovingTeacher | None = None
 
     def __post_init__(self) -> None:
         self.key_seed = derive_seed(self.seed, DROP_PATH)
@@ -136,6 +138,8 @@ class TrainingStep:
             return False
         if self.ema:
             self.ema.update(step + 1)
+        if self.teacher:
+            self.teacher.update_collective(step + 1)
         meter.sums += sums
         return True
 

@@ -14,8 +14,9 @@ from pipeline.checkpoints.state_reader import StateReader
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
 from pipeline.train.flats import Flat, shapes_of, slice_span
+from pipeline.train.teacher import MovingTeacher
 
-EMA = "ema"
+EMA, TEACHER = "ema", "teacher"
 
 
 class Other(NamedTuple):
@@ -27,13 +28,13 @@ class Other(NamedTuple):
 
 
 class TrainState:
-    """Master weights, optimiser state and average of this rank, with what the model has besides.
+    """Master weights, optimiser state, average and teacher of this rank, with what the model has besides.
 
     Schedules, generators and the place in the data are functions of the step, so the manifest's numbers hold them.
     """
 
-    def __init__(self, engine: Engine, ema: ShardedEMA | None) -> None:
-        self.engine, self.ema = engine, ema
+    def __init__(self, engine: Engine, ema: ShardedEMA | None, teacher: MovingTeacher | None = None) -> None:
+        self.engine, self.ema, self.teacher = engine, ema, teacher
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.shapes = shapes_of(engine.model)
         self._others = list(self._find_others(engine.model))
@@ -66,8 +67,9 @@ class TrainState:
     def _of_flat(self, number: int, flat: Flat) -> dict[str, Tensor]:
         values = {key: value for key, value in flat.state.items() if isinstance(value, Tensor)}
         state = {key: value.view(-1) if value.dim() else value for key, value in values.items()}
-        average = {EMA: self.ema.averages[number]} if self.ema else {}
-        return {WEIGHTS: flat.weights, **state, **average}
+        kept = {EMA: self.ema, TEACHER: self.teacher}
+        averages = {key: average.averages[number] for key, average in kept.items() if average}
+        return {WEIGHTS: flat.weights, **state, **averages}
 
     @torch.no_grad()
     def load_collective(self, reader: StateReader) -> None:
@@ -83,10 +85,12 @@ class TrainState:
             for span in other.spans:
                 reader.read_into(other.value[: span.numel], span.parameter, span.start, WEIGHTS)
         self.engine.refresh_collective()
+        if self.teacher:
+            self.teacher.refresh_collective()
 
     def _load_optimizer(self, flat: Flat, reader: StateReader) -> None:
         """Make room for the state that torch's optimisers only make in their first step, and set its scalars."""
-        for key in reader.keys - {WEIGHTS, EMA}:
+        for key in reader.keys - {WEIGHTS, EMA, TEACHER}:
             flat.state[key] = torch.zeros_like(flat.key, requires_grad=False)
         for key, value in reader.scalars.items():
             flat.state[key] = value.to(flat.weights.device, copy=True)

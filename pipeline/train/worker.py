@@ -42,6 +42,7 @@ from pipeline.train.saver import Saver, require_current_attempt
 from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes
 from pipeline.train.seeds import INITIAL_WEIGHTS, derive_seed
 from pipeline.train.state import TrainState
+from pipeline.train.teacher import MovingTeacher
 
 
 class TrainWorker:
@@ -65,7 +66,8 @@ class TrainWorker:
         self.engine = Engine(task, optimizer, stage.engine, clip_grad_norm=clip, model=model)
         self.watch.beat()
         self.ema = ShardedEMA(self.engine.flats, stage.ema) if stage.ema else None
-        self.state = TrainState(self.engine, self.ema)
+        self.teacher = MovingTeacher(self.engine, task, job.total_steps) if task.follower else None
+        self.state = TrainState(self.engine, self.ema, self.teacher)
         self.meter = Meter.on(self.engine.device, task)
         self.step, self.skipped_in_a_row = 0, 0
         self.val_metrics: dict[str, float] = {}  # of the current weights; empty while they are not validated
@@ -79,7 +81,7 @@ class TrainWorker:
         self.control = Control(job, context, self.engine.device)
         self.size_at = job.sizes()
         _, self.largest_share = step_shares(stage.data.lanes, stage.global_batch_size, self.world_size)
-        self.step_once = TrainingStep(self.engine, self.ema, job.seed, self.largest_share)
+        self.step_once = TrainingStep(self.engine, self.ema, job.seed, self.largest_share, self.teacher)
         self.ledger = MetricsLedger(job.folder, self.step) if self.rank == 0 else None
 
     def _model(self) -> MiniViT:
@@ -90,9 +92,8 @@ class TrainWorker:
             model.load_state_dict(load_bundle(self.job.init).state)
         model.transformer.recompute_activations(stage.engine.activation_checkpointing)
         if stage.engine.compile:
-            compile_layers(
-                model.to(self.device), len(step_shapes(stage, spec.backbone)) * len(stage.task.view_groups())
-            )
+            sizes = len(step_shapes(stage, spec.backbone)) * len(stage.task.view_groups())
+            compile_layers(model.to(self.device), sizes)
         return model
 
     def _resume_collective(self, folder: str) -> None:

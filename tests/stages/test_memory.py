@@ -11,6 +11,8 @@ from pipeline.config.training import EngineConfig
 from pipeline.models.costs import count_parameters, layer_parameters
 from pipeline.models.variants import build_spec
 from pipeline.stages.memory import activation_bytes, rank_memory, teacher_bytes
+from pipeline.tasks.lejepa import Task as LeJEPA
+from pipeline.tasks.simdino import Task as SimDINO
 
 
 def stage(precision: str = "bf16", optimizer: str = "adamw", ema: float | None = None) -> TrainStage:
@@ -53,6 +55,15 @@ def test_bytes_per_parameter_on_one_rank(
     """Without ZeRO, and with any stage of it."""
     totals = [memory.total for memory in rank_memory(1000, stage(precision, optimizer, ema), 1, 0)]
     assert totals == [1000 * plain, *[1000 * partitioned] * 3]
+
+
+def test_the_average_that_a_moving_teacher_is_made_of_is_shared_out() -> None:
+    plain, taught = (
+        rank_memory(1000, stage().model_copy(update={"task": task}), 4, 0, 7) for task in (LeJEPA(), SimDINO())
+    )
+    assert [memory.teacher for memory in plain] == [7, 7, 7, 7]
+    assert [memory.teacher for memory in taught] == [4007, 1007, 1007, 1007]
+    assert [a.total - b.total for a, b in zip(taught, plain, strict=True)] == [4000, 1000, 1000, 1000]
 
 
 def test_a_teacher_is_whole_on_every_rank() -> None:

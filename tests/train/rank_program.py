@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipeline.checkpoints.storage import open_storage
 from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
 from pipeline.config.task import task_class
 from pipeline.config.training import CheckpointConfig, EngineConfig, OptimizerConfig
+from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess, load_description
 from pipeline.models.compiled import compile_layers
@@ -39,6 +41,7 @@ from pipeline.models.variants import build_backbone, build_spec
 from pipeline.probe.measure import Measurement
 from pipeline.probe.rows import Rows
 from pipeline.stream.batch import OFFSETS, Batch
+from pipeline.stream.parts import shape_of
 from pipeline.tasks.base import Coupled, Outputs, TaskModule, Tensors
 from pipeline.tasks.classification.module import Classification
 from pipeline.tasks.ranks import Ranks
@@ -52,14 +55,16 @@ from pipeline.train.micro_batch import cut, to_device
 from pipeline.train.optim import build_optimizer, parameter_groups
 from pipeline.train.saver import ATTEMPT, Saver
 from pipeline.train.state import TrainState
+from pipeline.train.teacher import MovingTeacher
 
 CLASSES, SIDE, GLOBAL_BATCH_SIZE, EMA_DECAY, CLIP = 3, 8, 8, 0.7, 1.0
+TOTAL_STEPS = 10  # of the schedule of a moving teacher
 TRUNK = {"channels": 1, "depth": 2, "embed_dim": 32, "num_heads": 2, "registers": 1, "dropout": 0.1, "drop_path": 0.3}
 SPEC = build_spec("nano", image_size=SIDE, num_classes=CLASSES, **TRUNK)
 PREPROCESS = Preprocess((0.5,), (0.5,), 1, (SIDE, SIDE))
 
 
-def global_batch(step: int) -> Batch:
+def global_batch(step: int, groups: Mapping[str, ViewGroup] = IMAGE) -> Batch:
     """The same samples in every process, labelled in every way; mixed ones and a stand-in of weight 0 among them."""
     generator = torch.Generator().manual_seed(step)
     size = GLOBAL_BATCH_SIZE
@@ -67,7 +72,12 @@ def global_batch(step: int) -> Batch:
     weights[step % size] = 0
     maps = class_maps(size, generator)
     return Batch(
-        views={"image": torch.randint(0, 256, (size, 1, SIDE, SIDE), dtype=torch.uint8, generator=generator)},
+        views={
+            name: torch.randint(
+                0, 256, (size, *shape_of(group, 1, (SIDE, SIDE))), dtype=torch.uint8, generator=generator
+            )
+            for name, group in groups.items()
+        },
         targets={
             "label": torch.randint(CLASSES, (size,), generator=generator),
             "label_mix": torch.randint(CLASSES, (size,), generator=generator),
@@ -194,6 +204,11 @@ def optimizer_of(model: str | Settings) -> str:
     return model if isinstance(model, str) and model in ("lamb", "plain") else "adamw"
 
 
+def view_groups(model: str | Settings, *, evaluation: bool = False) -> Mapping[str, ViewGroup]:
+    """What the task sees of each sample."""
+    return IMAGE if isinstance(model, str) else task_class(model["type"])(**model).view_groups(evaluation=evaluation)
+
+
 def task_module(model: str | Settings) -> TaskModule:
     """A classifier of a name in `MODELS`, or a task with the model that it asks for."""
     names = [str(number) for number in range(CLASSES)]
@@ -220,7 +235,7 @@ class Trainer:
         compiled: bool = False,
     ) -> None:
         torch.manual_seed(0)
-        task = task_module(model)
+        task, task_settings = task_module(model), model
         model = task.model
         if compiled:
             assert compile_layers(model.to(select_device()), 1)
@@ -230,16 +245,18 @@ class Trainer:
         settings = EngineConfig.model_construct(zero_stage=zero_stage, precision=precision)
         self.engine = Engine(task, optimiser, settings, clip_grad_norm=CLIP, model=model)
         self.ema = ShardedEMA(self.engine.flats, EMA_DECAY)
-        self.state = TrainState(self.engine, self.ema)
+        self.teacher = MovingTeacher(self.engine, task, TOTAL_STEPS) if task.follower else None
+        self.state = TrainState(self.engine, self.ema, self.teacher)
         self.meter = Meter.on(self.engine.device, task)
-        self.step_once = TrainingStep(self.engine, self.ema, 0, GLOBAL_BATCH_SIZE)
+        self.step_once = TrainingStep(self.engine, self.ema, 0, GLOBAL_BATCH_SIZE, self.teacher)
+        self.groups = view_groups(task_settings)
 
     def train(self, first: int, last: int, shares: list[int], micro_batches: int) -> list[float]:
         """Run the steps from `first` up to `last`; returns the loss of each."""
         losses = []
         for step in range(first, last):
             self.engine.set_lr(1.0)
-            batch = to_device(share(global_batch(step), shares), self.engine.device)
+            batch = to_device(share(global_batch(step, self.groups), shares), self.engine.device)
             assert self.step_once(batch, step, micro_batches, self.meter)
             losses.append(self.meter.report_collective(self.engine.module, GLOBAL_BATCH_SIZE)["train/loss"])
         return losses
@@ -319,7 +336,8 @@ def evaluated(task: Settings, shares: list[int]) -> dict[str, Any]:
     torch.manual_seed(0)
     module = task_module(task)
     collectors = module.collectors(validation=False).values()
-    measures = evaluate_collective(module, [share(global_batch(0), shares)], collectors=collectors)
+    batch = global_batch(0, view_groups(task, evaluation=True))
+    measures = evaluate_collective(module, [share(batch, shares)], collectors=collectors)
     files: dict[str, bytes] = {}
     if dist.get_rank() == 0:
         with TemporaryDirectory() as folder:

@@ -1,0 +1,62 @@
+"""The projector of joint-embedding methods: a small MLP behind the encoder, dropped by fine-tuning."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ModelError
+from pipeline.models.heads.base import HeadKind, Reads
+
+if TYPE_CHECKING:
+    from pipeline.models.heads.head import Head
+    from pipeline.models.spec import HeadSpec, Pair, ViTSpec
+
+LAYERS, GROWTH = 3, 4  # by default; the hidden layers' width as a multiple of the encoder's
+
+
+class _Projection(HeadKind):
+    """Embeddings of `outputs` values. Options: `hidden`, a width, and `layers`, of which all but the last have it.
+
+    With the option `patches` patches are projected too, by the task, so that the encoder computes all tokens.
+    """
+
+    output = "embedding"
+
+    def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
+        for name, value in {"dim": spec.outputs, **spec.options}.items():
+            if name != "patches" and value < 1:
+                raise ModelError(f"projection.{name}: is {value}; it must be at least 1")
+
+    def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads:
+        return Reads(num_tokens=None if backbone.pool == "avg" or spec.options.get("patches") else 1)
+
+    def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
+        return 2 * backbone.embed_dim + sum((given + 1) * made for given, made in pairwise(widths(spec, backbone)))
+
+    def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        return 2 * _tokens(spec, grid) * sum(given * made for given, made in pairwise(widths(spec, backbone)))
+
+    def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        """The norm's input, and of each layer the input before and after its activation."""
+        return _tokens(spec, grid) * (2 * backbone.embed_dim + 2 * sum(widths(spec, backbone)[1:-1]))
+
+    def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
+        from pipeline.models.heads.projection.module import Projection
+
+        return Projection(spec, backbone)
+
+
+def widths(spec: HeadSpec, backbone: ViTSpec) -> list[int]:
+    """Of the input and of each layer's output."""
+    hidden = spec.options.get("hidden") or GROWTH * backbone.embed_dim
+    return [backbone.embed_dim, *[hidden] * (spec.options.get("layers", LAYERS) - 1), spec.outputs]
+
+
+def _tokens(spec: HeadSpec, grid: Pair) -> int:
+    """That are projected of one image."""
+    return 1 + (prod(grid) if spec.options.get("patches") else 0)
+
+
+HEAD = _Projection()

@@ -1,0 +1,39 @@
+"""Telling of a model whose embeddings have collapsed, while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from pipeline.metrics.effective_rank import EFFECTIVE_RANK
+from pipeline.metrics.schema import VAL
+
+COLLAPSED = 2.0  # effective rank below which all images are nearly the same to a model
+NAMES = (f"train/{EFFECTIVE_RANK.name}", VAL + EFFECTIVE_RANK.name)
+
+Row = Mapping[str, float]
+
+
+class CollapseWatch:
+    """Hands rows of metrics on and tells of the first one that shows a collapse, and of the end of it."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._collapsed = tell, False
+
+    def look(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows, in their order."""
+        for row in rows:
+            for name in NAMES:
+                if name in row:
+                    self._look(row["step"], row[name])
+            yield row
+
+    def _look(self, step: float, rank: float) -> None:
+        collapsed = rank < COLLAPSED
+        if collapsed and not self._collapsed:
+            self._tell(
+                f"the embeddings have collapsed at step {step:.0f}: their effective rank is {rank:.2f}, so that all "
+                "images look alike to the model; raise the weight of the task's regulariser, or lower optimizer.lr"
+            )
+        elif self._collapsed and not collapsed:
+            self._tell(f"the embeddings are no longer collapsed at step {step:.0f}: their effective rank is {rank:.2f}")
+        self._collapsed = collapsed

@@ -1,0 +1,38 @@
+"""LeJEPA (Balestriero & LeCun 2025): views of an image predict each other's embeddings, which are kept Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.section import Positive
+from pipeline.metrics.effective_rank import EFFECTIVE_RANK
+from pipeline.metrics.schema import LOSS, Measure, Schema
+from pipeline.tasks._joint import JointTask
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.tasks.base import TaskModule
+
+
+class Task(JointTask):
+    """No teacher, no stop-gradient, and one coefficient; evaluation measures the effective rank of the features."""
+
+    type: Literal["lejepa"] = "lejepa"
+    regulariser: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.05, description="weight of SIGReg, lambda in the paper; that of the prediction is 1 minus this"
+    )
+    slices: Positive = Field(default=256, description="random directions in which a step looks at the embeddings")
+
+    measured: ClassVar[Schema] = Schema(
+        (LOSS, Measure("prediction", "Prediction", "lower"), Measure("sigreg", "SIGReg", "lower"), EFFECTIVE_RANK),
+        EFFECTIVE_RANK.name,
+    )
+
+    def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
+        from pipeline.tasks.lejepa.module import LeJEPA
+
+        return LeJEPA(model, preprocess, self.regulariser, self.slices)

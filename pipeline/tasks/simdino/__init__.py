@@ -1,0 +1,71 @@
+"""SimDINO and SimDINOv2 (Wu et al. 2025): a moving average of the model teaches it, a coding rate prevents collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.section import Section
+from pipeline.metrics.effective_rank import EFFECTIVE_RANK
+from pipeline.metrics.schema import LOSS, Measure, Schema
+from pipeline.models import costs
+from pipeline.tasks._joint import JointTask
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.models.spec import ModelSpec, Pair
+    from pipeline.tasks.base import TaskModule
+
+
+class PatchLossConfig(Section):
+    """What masked patches of the global views are for the teacher, which sees them (iBOT, Zhou et al. 2022)."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.3, description="share of the patches of the student's global views that [MASK] tokens stand for"
+    )
+
+
+class Task(JointTask):
+    """Embeddings of unit length; evaluation measures the effective rank of the features."""
+
+    type: Literal["simdino"] = "simdino"
+    momentum: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.996, description="weight of the past in the teacher, at first; it rises to 1 along a cosine"
+    )
+    coding_rate: Annotated[float, Field(gt=0)] = Field(default=1.0, description="weight of the coding rate")
+    distortion: Annotated[float, Field(gt=0)] = Field(
+        default=0.5, description="squared error up to which embeddings are coded, epsilon^2 in the paper"
+    )
+    patch_loss: PatchLossConfig | None = Field(default=None, description="of SimDINOv2; default: none")
+
+    follows: ClassVar[bool] = True
+    measured: ClassVar[Schema] = Schema(
+        (
+            LOSS,
+            Measure("alignment", "Alignment", "lower"),
+            Measure("patches", "Patch alignment", "lower"),
+            Measure("coding_rate", "Coding rate", "higher"),
+            EFFECTIVE_RANK,
+        ),
+        EFFECTIVE_RANK.name,
+    )
+
+    def backbone_fields(self) -> dict[str, Any]:
+        return {"mask_token": True} if self.patch_loss else {}
+
+    def head_options(self) -> dict[str, Any]:
+        return super().head_options() | ({"patches": True} if self.patch_loss else {})
+
+    def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
+        """Of all views of one sample, and of the teacher on the global ones."""
+        count, size = self.seen(image_size)[0]
+        return super().forward_flops(spec, image_size, patch) + count * costs.forward_flops(spec, size, patch)
+
+    def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
+        from pipeline.tasks.simdino.module import SimDINO
+
+        return SimDINO(model, preprocess, self)

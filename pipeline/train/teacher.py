@@ -1,0 +1,73 @@
+"""A teacher that follows the model it teaches: the moving average of its weights (Tarvainen & Valpola 2017)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.checkpoints.shard_file import Span
+from pipeline.tasks.base import TaskModule
+from pipeline.train.engine import Engine
+
+
+class MovingTeacher:
+    """The fp32 average of each flat of master weights, shared out as `ShardedEMA`'s, and the teacher made of them.
+
+    The teacher is whole on every rank, in the type that the model computes in. The weight of the past rises from the
+    task's `momentum` to 1 over `total_steps` steps along a cosine (BYOL, Grill et al. 2020). Every rank creates,
+    updates and refreshes it alike.
+    """
+
+    def __init__(self, engine: Engine, task: TaskModule, total_steps: int) -> None:
+        assert task.follower is not None, "the task has no teacher that follows its model"
+        self._engine, self._holder = engine, task.follower
+        self._momentum, self._total_steps = task.momentum, total_steps
+        self._live = [flat.weights for flat in engine.flats]
+        self.averages: list[Tensor] = [weights.clone() for weights in self._live]
+        self._spans = self._gather_spans()
+        self.refresh_collective()
+
+    def _gather_spans(self) -> list[list[list[Span]]]:
+        """Of each flat what it holds on each rank; without ZeRO all ranks hold the same."""
+        mine = [flat.spans for flat in self._engine.flats]
+        if self._engine.zero_stage == 0:
+            return [[spans] for spans in mine]
+        every: list[list[list[Span]]] = [mine] * dist.get_world_size()
+        dist.all_gather_object(every, mine)
+        return [list(spans) for spans in zip(*every, strict=True)]
+
+    def momentum_at(self, step: int) -> float:
+        """The weight of the past in the update after step number `step` (from 1)."""
+        progress = min((step - 1) / max(self._total_steps - 1, 1), 1.0)
+        return 1 - (1 - self._momentum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    @torch.no_grad()
+    def update_collective(self, step: int) -> None:
+        """Move the averages towards the weights after optimiser step number `step`, and the teacher with them."""
+        torch._foreach_lerp_(self.averages, self._live, 1 - self.momentum_at(step))
+        self.refresh_collective()
+
+    @torch.no_grad()
+    def refresh_collective(self) -> None:
+        """Write the averages of all ranks into the teacher's weights."""
+        teacher: nn.Module = self._holder.beside(next(self._engine.model.parameters()))
+        weights = {name: parameter.data.view(-1) for name, parameter in teacher.named_parameters()}
+        dtype = next(iter(weights.values())).dtype
+        for average, of_ranks in zip(self.averages, self._spans, strict=True):
+            values = self._of_all_ranks(average.to(dtype))
+            for flat, spans in zip(values, of_ranks, strict=True):
+                for span in spans:
+                    part = flat[span.offset : span.offset + span.numel]
+                    weights[span.parameter][span.start : span.start + span.numel].copy_(part)
+
+    def _of_all_ranks(self, flat: Tensor) -> Tensor:
+        """[ranks, n] of flats [n], which are of one size under ZeRO; without it there is one for all."""
+        if self._engine.zero_stage == 0:
+            return flat[None]
+        raw = flat.view(torch.uint8)  # back ends gather bytes of any type
+        gathered = raw.new_empty(dist.get_world_size() * len(raw))
+        dist.all_gather_into_tensor(gathered, raw)
+        return gathered.view(flat.dtype).view(dist.get_world_size(), -1)
