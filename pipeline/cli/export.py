@@ -12,7 +12,11 @@ from pipeline.cli.paths import UserPath
 @click.command("export")
 @click.argument("model", type=UserPath(path_type=Path), metavar="RUN[/STAGE]")
 @click.option(
-    "--format", "name", default="safetensors", show_default=True, help="safetensors, timm, clip, onnx or torch-export."
+    "--format",
+    "name",
+    default="safetensors",
+    show_default=True,
+    help="safetensors, timm, clip, open-clip, hf-clip, onnx or torch-export.",
 )
 @click.option(
     "--checkpoint",

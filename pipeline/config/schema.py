@@ -131,6 +131,11 @@ class TrainStage(StageBase):
             )
         if fault := self.task.lacks():
             raise ValueError(f"task.{fault}")
+        if self.task.coupled and self.global_batch_size == 1:
+            raise ValueError(
+                f"global_batch_size: found 1, but the task {self.task.type} compares samples with each other; take at "
+                "least 2"
+            )
         if fault := self._mixing_fault():
             raise ValueError(fault)
         if self.global_batch_size > self.data.lanes and self.global_batch_size % self.data.lanes:

@@ -12,6 +12,7 @@ from pydantic import PlainValidator, SerializeAsAny, ValidationInfo
 
 from pipeline.config.fields import allowed, show
 from pipeline.config.section import Section, SectionType
+from pipeline.config.text import TokenizerConfig
 from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.metrics.schema import Schema
 
@@ -27,6 +28,9 @@ class TaskConfig(Section):
 
     measured: ClassVar[Schema]  # what training, validation and evaluation measure
     measuring: ClassVar[frozenset[str]] = frozenset()  # settings that only decide how models are measured, and predict
+    evaluates: ClassVar[frozenset[str]] = frozenset()  # types of models, besides its own, that can be judged as this
+    coupled: ClassVar[bool] = False  # whether its loss compares samples with each other, so that one alone has none
+    names_classes: ClassVar[bool] = False  # whether models are asked about whatever classes the data have
     targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; without any, images are enough
 
     def view_groups(self, *, evaluation: bool = False) -> Mapping[str, ViewGroup]:
@@ -53,6 +57,10 @@ class TaskConfig(Section):
 
     def lacks(self) -> str | None:
         """What a stage cannot train without, as `field: sentence`; a finished model can do without it."""
+        return None
+
+    def tokenizing(self) -> TokenizerConfig | None:
+        """How texts become tokens; None where the task reads none."""
         return None
 
     def unmixable(self) -> str | None:

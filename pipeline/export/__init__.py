@@ -21,20 +21,37 @@ if TYPE_CHECKING:
 class Format(NamedTuple):
     """A row of the table: the module with `write(bundle, folder) -> Path`, imported when used.
 
-    `files` are what `write` leaves in the folder. `narrow` formats cannot hold every model: their modules have
-    `check(spec)` too. `packages` come with the extra of the format's name.
+    `files` are what `write` leaves in the folder, `others` what it leaves of some models. `narrow` formats cannot hold
+    every model: their modules have `check(spec)` too. `packages` come with the extra of the format's name.
     """
 
     module: str
     files: tuple[str, ...]
     narrow: bool = False
     packages: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 FORMATS = {
-    "safetensors": Format("to_safetensors", files=("model.json", "model.safetensors")),
+    "safetensors": Format("to_safetensors", files=("model.json", "model.safetensors"), others=("tokenizer.json",)),
     "timm": Format("to_timm", files=("config.json", "model.safetensors"), narrow=True),
     "clip": Format("to_clip", files=("config.json", "model.safetensors"), narrow=True),
+    "open-clip": Format(
+        "to_open_clip",
+        files=("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        narrow=True,
+    ),
+    "hf-clip": Format(
+        "to_hf_clip",
+        files=(
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
+        narrow=True,
+    ),
     "onnx": Format("to_onnx", files=("model.json", "model.onnx"), packages=("onnx", "onnxscript")),
     "torch-export": Format("to_torch_export", files=("model.json", "model.pt2")),
 }
@@ -77,7 +94,7 @@ def check_out(name: str, out: Path) -> None:
     if not out.is_dir():
         raise ModelError(f"{out}: is a file; name a folder to export to")
     draft = r"(\.[0-9a-f]{8}-)?"  # of a file that a killed export left
-    ours = re.compile(draft + "(" + "|".join(map(re.escape, FORMATS[name].files)) + ")")
+    ours = re.compile(draft + "(" + "|".join(map(re.escape, (*FORMATS[name].files, *FORMATS[name].others))) + ")")
     others = sorted(path.name for path in out.iterdir() if not ours.fullmatch(path.name))
     if others:
         raise ModelError(

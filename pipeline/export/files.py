@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_json
-from pipeline.models.bundle import DESCRIPTION, Bundle, Preprocess, describe
+from pipeline.files import write_json, write_whole
+from pipeline.models.bundle import DESCRIPTION, TOKENIZER, Bundle, Preprocess, describe
 from pipeline.models.heads import head_kind
 from pipeline.models.spec import ModelSpec
+from pipeline.text.tokenizer import Tokenizer
 
 
 def write_description(bundle: Bundle, folder: Path) -> None:
@@ -29,3 +30,21 @@ def output_names(spec: ModelSpec) -> list[str]:
 def own_words(preprocess: Preprocess) -> dict[str, Any]:
     """What timm and open_clip have no words for, or fewer: read when such an export is imported again."""
     return {"background": list(preprocess.background), "eval": preprocess.eval.model_dump()}
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """`tokenizer.json` and `tokenizer_config.json`, as `transformers.AutoTokenizer` reads them.
+
+    Texts are filled up with end tokens: models read a text at the first, and no text has a token for nothing.
+    """
+    end = tokenizer.name(tokenizer.end)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": tokenizer.length,
+        "bos_token": tokenizer.name(tokenizer.start),
+        "eos_token": end,
+        "pad_token": end,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    write_whole(folder / TOKENIZER, lambda path: path.write_text(tokenizer.content, encoding="utf-8"))

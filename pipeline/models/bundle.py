@@ -1,4 +1,7 @@
-"""A bundle: a folder with `model.safetensors` and `model.json`, all that is needed to use a model."""
+"""A bundle: a folder with all that is needed to use a model.
+
+It holds `model.safetensors`, `model.json` and, of a model that reads texts, `tokenizer.json`.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,13 @@ from pipeline.config.data import SQUASH, WHITE, Color, PlainConfig
 from pipeline.errors import ModelError
 from pipeline.files import sync
 from pipeline.models.constants import constant
+from pipeline.models.heads.text_tower.shape import text_length
 from pipeline.models.resizing import plain_config
 from pipeline.models.spec import ModelSpec, Pair
 from pipeline.models.state import check_state
+from pipeline.text.tokenizer import Tokenizer, load_tokenizer
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+WEIGHTS, DESCRIPTION, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 FORMAT_VERSION = 2  # 1 described a classifier's backbone and its number of classes
 
 
@@ -35,7 +40,7 @@ class Preprocess:
     """How images become the model's input: `image_size` (height, width) px, then (value / 255 - mean) / std.
 
     Transparent pixels show `background`, red, green and blue in 0 to 255; grey models take its luminance. `eval` says
-    how images are resized where nothing is drawn at random.
+    how images are resized where nothing is drawn at random; `tokenizer`, how texts are read, if they are.
     """
 
     mean: tuple[float, ...]
@@ -44,6 +49,7 @@ class Preprocess:
     image_size: Pair
     background: Color = WHITE
     eval: PlainConfig = SQUASH
+    tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -72,9 +78,9 @@ class Preprocess:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; `eval` holds only what is not at its default."""
-        described = asdict(self)
-        del described["eval"]
+        """Plain data, but for the tokenizer; `eval` holds only what is not at its default."""
+        described = asdict(replace(self, tokenizer=None))
+        del described["eval"], described["tokenizer"]
         evaluation = self.eval.model_dump(exclude_defaults=True)
         return described | ({"eval": evaluation} if evaluation else {})
 
@@ -136,8 +142,10 @@ def save_bundle(
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
         (draft / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-        for name in (WEIGHTS, DESCRIPTION):
-            sync(draft / name)
+        if preprocess.tokenizer:
+            (draft / TOKENIZER).write_text(preprocess.tokenizer.content)
+        for file in draft.iterdir():
+            sync(file)
         _replace_folder(draft, place)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -188,6 +196,8 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
             f"{path}: has format version {version}; this version of the package reads 1 to {FORMAT_VERSION}"
         )
     _check_description(spec, preprocess, classes, str(path))
+    if (length := text_length(spec)) is not None:
+        preprocess = replace(preprocess, tokenizer=load_tokenizer(folder / TOKENIZER, length))
     return Bundle({}, spec, preprocess, classes, provenance, task_settings)
 
 

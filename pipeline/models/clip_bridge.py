@@ -83,6 +83,7 @@ HUGGING_FACE = Layout(
     transposed=True,
     split=("q_proj", "k_proj", "v_proj"),
 )
+MODULES = "embed_norm", "mlp_head.0", "norm"  # with a weight and a bias; what else stands in `top` is a tensor
 LAYOUTS = {"openai": OPENAI, "hugging_face": HUGGING_FACE}
 # What Hugging Face's layout holds besides the vision tower, and what it could compute.
 NOT_VISION = re.compile(r"(text_model|text_projection|logit_scale|logit_bias)\b.*|.*\.position_ids")
@@ -159,9 +160,13 @@ def to_clip(state: Mapping[str, Tensor], model: ModelSpec, layout: str = "openai
     """
     check_expressible(model)
     check_state(state, model, "the state to convert")
-    spec = model.backbone
+    return vision_tensors(state, model.backbone, layout)
+
+
+def vision_tensors(state: Mapping[str, Tensor], spec: ViTSpec, layout: str) -> dict[str, Tensor]:
+    """`to_clip` of a state whose embedding is a classifier's head."""
     chosen = LAYOUTS[layout]
-    new = {theirs: state[ours] for ours, theirs in _paired_keys(chosen, spec.depth).items() if ours in state}
+    new = tower_tensors(state, chosen, spec.depth)
     new[chosen.top["cls_token"]] = state["cls_token"].flatten()
     new[chosen.top["pos_embed"]] = _positions(state, spec)
     weight, bias = state["mlp_head.1.weight"], state["mlp_head.1.bias"]
@@ -169,22 +174,27 @@ def to_clip(state: Mapping[str, Tensor], model: ModelSpec, layout: str = "openai
     if bias.any():
         key = f"{chosen.top['mlp_head.0']}.bias"
         new[key] = new[key] + _through_projection(weight, bias)
-    if chosen.split:
-        for layer in range(spec.depth):
-            for part in ("weight", "bias"):
-                whole = state[f"transformer.layers.{layer}.{ATTENTION}.in_proj_{part}"]
-                own = f"{chosen.layer_prefix.format(layer)}{chosen.layer[ATTENTION]}"
-                for name, third in zip(chosen.split, whole.chunk(3), strict=True):
-                    new[f"{own}.{name}.{part}"] = third.contiguous()
     return {chosen.prefix + key: tensor for key, tensor in new.items()}
+
+
+def tower_tensors(state: Mapping[str, Tensor], layout: Layout, depth: int) -> dict[str, Tensor]:
+    """What a layout takes as it is, and the attention's matrices as it has them; without its prefix."""
+    new = {theirs: state[ours] for ours, theirs in _paired_keys(layout, depth).items() if ours in state}
+    for layer in range(depth if layout.split else 0):
+        for part in ("weight", "bias"):
+            whole = state[f"transformer.layers.{layer}.{ATTENTION}.in_proj_{part}"]
+            own = f"{layout.layer_prefix.format(layer)}{layout.layer[ATTENTION]}"
+            for name, third in zip(layout.split or (), whole.chunk(3), strict=True):
+                new[f"{own}.{name}.{part}"] = third.contiguous()
+    return new
 
 
 def _paired_keys(layout: Layout, depth: int) -> dict[str, str]:
     """Our keys -> the layout's, of tensors that are taken as they are, up to a dimension of one."""
     keys: dict[str, str] = {}
     for ours, theirs in layout.top.items():
-        module = ours in ("embed_norm", "mlp_head.0")
-        keys |= {f"{ours}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")} if module else {ours: theirs}
+        parts = [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
+        keys |= dict(parts) if ours in MODULES else {ours: theirs}
     for layer in range(depth):
         for ours, theirs in layout.layer.items():
             names = [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
@@ -235,8 +245,14 @@ def _read_spec(
 def check_expressible(model: ModelSpec) -> None:
     """Raise `ModelError`, naming the field, where CLIP's vision tower cannot be this model."""
     model.require_classifier("CLIP's vision tower")
-    spec = model.backbone
-    wanted = {"norm": "pre", "embed_norm": True, "pool": "cls", "qk_norm": False, "layer_scale": None, "eps": CLIP_EPS}
+    check_tower(model.backbone)
+    if model.backbone.eps != CLIP_EPS:
+        raise ModelError(f"model.eps: is {model.backbone.eps}; CLIP's vision tower has {CLIP_EPS}")
+
+
+def check_tower(spec: ViTSpec) -> None:
+    """Raise `ModelError`, naming the field, where the image tower of a CLIP of any eps cannot be this backbone."""
+    wanted = {"norm": "pre", "embed_norm": True, "pool": "cls", "qk_norm": False, "layer_scale": None}
     for name, value in wanted.items():
         if getattr(spec, name) != value:
             raise ModelError(f"model.{name}: is {getattr(spec, name)}; CLIP's vision tower has {value}")

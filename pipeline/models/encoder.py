@@ -29,10 +29,12 @@ Recompute = Literal["none", "selective", "full"]
 class SelfAttention(nn.Module):
     """`nn.MultiheadAttention` of a sequence with itself: same keys, one product for q, k, v, fused attention."""
 
-    def __init__(self, dim: int, num_heads: int, rate: float, qk_norm: bool, eps: float) -> None:
-        """`rate` is that of dropout of the weights."""
+    def __init__(
+        self, dim: int, num_heads: int, rate: float, qk_norm: bool, eps: float, *, causal: bool = False
+    ) -> None:
+        """`rate` is that of dropout of the weights; where `causal`, a token sees itself and those before it."""
         super().__init__()
-        self.num_heads, self.rate = num_heads, rate
+        self.num_heads, self.rate, self.causal = num_heads, rate, causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = Linear(dim, dim)
@@ -48,7 +50,8 @@ class SelfAttention(nn.Module):
         `keys` as of `dropout`.
         """
         q, k, v = self._project(x, num_queries)
-        out = attention(q, k, v, None if keys is None else partial(dropout, keys=keys, rate=self.rate))
+        drop = None if keys is None else partial(dropout, keys=keys, rate=self.rate)
+        out = attention(q, k, v, drop, causal=self.causal)
         attended: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return attended
 
@@ -75,11 +78,11 @@ class SelfAttention(nn.Module):
 class EncoderLayer(nn.Module):
     """`nn.TransformerEncoderLayer`, pre- or post-norm, with optional layer scale, drop path and qk-norm."""
 
-    def __init__(self, spec: ViTSpec) -> None:
+    def __init__(self, spec: ViTSpec, *, causal: bool = False) -> None:
         super().__init__()
         dim = spec.embed_dim
         self.norm_first, self.rate = spec.norm == "pre", spec.dropout
-        self.self_attn = SelfAttention(dim, spec.num_heads, spec.dropout, spec.qk_norm, spec.eps)
+        self.self_attn = SelfAttention(dim, spec.num_heads, spec.dropout, spec.qk_norm, spec.eps, causal=causal)
         self.linear1 = Linear(dim, spec.mlp_dim)
         self.linear2 = ActivatedLinear(spec.mlp_dim, dim, spec.activation, spec.dropout)
         self.norm1 = nn.LayerNorm(dim, eps=spec.eps)
@@ -159,11 +162,12 @@ class Encoder(nn.Module):
 
     keys: Tensor | None
 
-    def __init__(self, spec: ViTSpec) -> None:
+    def __init__(self, spec: ViTSpec, *, causal: bool = False) -> None:
+        """Where `causal`, a token sees itself and those before it, as texts are read."""
         super().__init__()
         self.keys, self.rate = None, spec.dropout
         # nn.TransformerEncoder copies one layer, so its layers start out equal.
-        first = EncoderLayer(spec)
+        first = EncoderLayer(spec, causal=causal)
         self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(spec.depth))
         # The rate grows linearly with depth.
         self.drop_path = DropPath([spec.drop_path * index / max(spec.depth - 1, 1) for index in range(spec.depth)])

@@ -37,12 +37,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Te
     return product
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, drop: Callable[[Tensor], Tensor] | None = None, *, causal: bool = False
+) -> Tensor:
     """Scaled dot-product attention: q [B, H, Q, d], k and v [B, H, T, d] -> [B, H, Q, d].
 
-    `drop` is done to its weights [B, H, Q, T], which are then computed as a whole.
+    `drop` is done to its weights [B, H, Q, T], which are then computed as a whole. Where `causal`, query i sees the
+    first i + 1 keys.
     """
-    if drop is not None:
+    if causal:
+        assert drop is None, "causal attention drops nothing"
+        if computes_in_fp32(q):
+            attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True).to(q.dtype)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    elif drop is not None:
         attended = _attention_dropping(q, k, v, drop)
     elif attends_by_products(q, k):
         attended = _AttentionByProducts.apply(q, k, v, kept_samples(q, k))

@@ -38,7 +38,7 @@ class EvaluateStageRun:
         self.labelled, self.classes = evaluated_data(self.stage.data, self.data, self.task)
         for name, model in described.items():
             check_background(self.stage.data, self.data.config, name, model.preprocess.background)
-            if self.classes:
+            if self.classes and not self.task.names_classes:
                 where, heads = f"stages.{self.id}", model.spec.num_classes
                 check_classes(where, self.stage.data, self.classes, name, heads, model.classes)
 

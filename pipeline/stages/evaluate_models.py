@@ -59,7 +59,7 @@ def evaluate_models(
         dataset = _dataset(data, described)
         task = evaluated_task(task, described, COMMAND)
         labelled, classes = evaluated_data(data.name, dataset, task)
-        for reference, model in described.items() if classes else ():
+        for reference, model in described.items() if classes and not task.names_classes else ():
             check_classes(COMMAND, data.name, classes, reference, model.spec.num_classes, model.classes)
         folder = out or Path(scratch, "out")
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,9 @@ def evaluated_task(asked: TaskConfig | None, models: Mapping[str, Trained], wher
     first, trained_for = next(iter(types.items()))
     wanted = asked.type if asked else trained_for
     for name, other in types.items():
-        if other != wanted and asked:
+        if asked and other != wanted and other not in asked.evaluates:
             raise ConfigError(f"{where}.task: found {wanted}, but {name} is a {other} model; evaluate it as that")
-        if other != wanted:
+        if not asked and other != wanted:
             raise ConfigError(
                 f"{where}.models: {name} is a {other} model, but {first} is a {wanted} model; "
                 "evaluate the models of each task by themselves"

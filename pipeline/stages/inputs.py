@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.data import DataConfig, DatasetConfig
@@ -115,8 +116,13 @@ def train_inputs(
         "exclude": manifest_digest(stage.data.exclude) if stage.data.exclude else None,
         "init_from": init_from,
         "teacher": teacher,
+        "tokenizer": file_digest(texts.file) if (texts := stage.task.tokenizing()) and texts.file else None,
     }
     return _without_none(inputs)
+
+
+def file_digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def evaluate_inputs(

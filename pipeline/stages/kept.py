@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pipeline.checkpoints.manifest import Manifest, verify
@@ -14,10 +14,12 @@ from pipeline.checkpoints.storage import Storage, open_storage
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.schema import VAL
-from pipeline.models.bundle import Bundle, Preprocess, load_description
+from pipeline.models.bundle import TOKENIZER, Bundle, Preprocess, load_description
+from pipeline.models.heads.text_tower.shape import text_length
 from pipeline.models.pretrained import locate
 from pipeline.models.spec import ModelSpec
 from pipeline.stages.folder import Status, checkpointing_stages
+from pipeline.text.tokenizer import load_tokenizer
 from pipeline.train.job import stage_id
 
 STEP = re.compile(r"step-(\d+)")
@@ -45,6 +47,8 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
     inputs = status.inputs  # the manifest has their digest
     pixels = {"channels": spec.backbone.channels, "image_size": spec.backbone.image_size, **inputs["preprocess"]}
     preprocess = Preprocess.from_dict(pixels)
+    if (length := text_length(spec)) is not None:
+        preprocess = replace(preprocess, tokenizer=load_tokenizer(folder / TOKENIZER, length))
     provenance = {
         "stage": stage_id(folder),
         "checkpoint": storage.url(step_folder(step)),

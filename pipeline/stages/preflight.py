@@ -184,9 +184,10 @@ class _Preflight:
         with self._noting():
             if models:
                 trained: dict[str, Trained] = dict(models)
-                kinds = evaluated_task(stage.task, trained, f"stages.{branch.id}").targets
-                self._need(stage.data, kinds)
-                classes = self._evaluated_classes(stage.data, kinds)
+                task = evaluated_task(stage.task, trained, f"stages.{branch.id}")
+                self._need(stage.data, task.targets)
+                found = self._evaluated_classes(stage.data, task.targets)
+                classes = None if task.names_classes else found
         for name, model in models:
             with self._noting():
                 check_background(stage.data, self.config.datasets[stage.data], name, model.background)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import secrets
 import statistics
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.probed import knn_job
 from pipeline.stages.resolve import Branch, check_teacher, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
+from pipeline.stages.tokenizer import stage_tokenizer
 from pipeline.stream.source import build_mixture, evaluation_of
 from pipeline.tasks.task import task_of
 from pipeline.tracking.forward import MetricsForwarder
@@ -49,7 +51,7 @@ class TrainStageRun:
         assert isinstance(branch.stage, TrainStage)
         self.context, self.id, self.stage = context, branch.id, with_absolute_paths(branch.stage)
         self.folder: StageFolder = context.folder.stage(branch.id)
-        where = f"stages.{branch.stage_name}"
+        self.where = where = f"stages.{branch.stage_name}"
         self.train, self.val, self.classes = stage_data(context.datasets, self.stage.data, self.stage.task, where)
         self.knn = knn_job(context.datasets, self.stage.eval.knn, f"{where}.eval.knn")
         self.source = resolve_source(context, self.id, self.stage.init_from) if self.stage.init_from else None
@@ -59,15 +61,6 @@ class TrainStageRun:
         self.spec: ModelSpec = stage_spec(branch, len(self.classes), parent, teacher.spec if teacher else None)
         if teacher:
             check_teacher(branch, self.spec, self.classes, teacher.spec, teacher.classes)
-        dataset = self.train[0].config
-        self.preprocess = Preprocess(
-            dataset.mean,
-            dataset.std,
-            self.spec.backbone.channels,
-            self.spec.backbone.image_size,
-            dataset.background,
-            evaluation_of(self.train, self.val),
-        )
 
         workers = context.config.resources(self.stage).max_workers
         if self.stage.global_batch_size < workers:
@@ -75,6 +68,22 @@ class TrainStageRun:
                 f"stages.{branch.stage_name}.global_batch_size: {self.stage.global_batch_size} samples cannot be "
                 f"shared by {workers} workers; take at least one each"
             )
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """Of the model; the first time, its tokenizer may have to be trained."""
+        dataset, parent = self.train[0].config, None
+        if self.source:
+            parent = load_description(self.source.path).preprocess
+        return Preprocess(
+            dataset.mean,
+            dataset.std,
+            self.spec.backbone.channels,
+            self.spec.backbone.image_size,
+            dataset.background,
+            evaluation_of(self.train, self.val),
+            stage_tokenizer(self.stage.task, self.spec, self.train, parent, self.folder.path, self.where),
+        )
 
     def inputs(self) -> dict[str, Any]:
         return train_inputs(
@@ -205,8 +214,8 @@ class TrainStageRun:
             spec=self.spec,
             preprocess=self.preprocess,
             classes=self.classes,
-            train=self.train,
-            val=self.val,
+            train=[source.with_tokenizer(self.preprocess.tokenizer) for source in self.train],
+            val=self.val and self.val.with_tokenizer(self.preprocess.tokenizer),
             seed=seed,
             samples_per_epoch=samples_per_epoch,
             total_steps=steps(stage.duration),

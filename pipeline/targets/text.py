@@ -72,12 +72,12 @@ class Text(Target):
         return {"member": self.members[0], **({} if self.field is None else {"field": self.field})}
 
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
-        """L tokens a caption: of the one that was drawn, with a number that equal ones share; in evaluation, of all."""
+        """L tokens of the caption that was drawn, and a number that equal ones share; in evaluation, of all of them."""
         if self.tokenizer is None:
             return {}
         length = self.tokenizer.length
         if evaluation:
-            return {"all_tokens": Field("int32", (None, length))}
+            return {"all_tokens": Field("int32", (None, length)), "all_captions": Field("int64", (None,))}
         return {"tokens": Field("int32", (length,)), "caption": Field("int64")}
 
     def decode(self, members: Mapping[str, Any], image: Size | None) -> tuple[str, ...]:
@@ -118,6 +118,7 @@ class Text(Target):
             fields["tokens"][row], fields["caption"][row] = tokens[0], number_of(tokens[0])
         else:
             fields["all_tokens"][row] = tokens
+            fields["all_captions"][row] = np.array([number_of(one) for one in tokens], np.int64)
 
     def summarise(self, sizes: Mapping[str, int], content: Mapping[str, bytes]) -> dict[str, int]:
         member = self.members[0]

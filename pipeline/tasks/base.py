@@ -147,6 +147,14 @@ class TaskModule(nn.Module, ABC):
             "another task first"
         )
 
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Normalised [B, C, H, W] -> fp32 [B, E] of length 1, comparable with those of texts; `ModelError` else."""
+        raise ModelError(f"encode_image: a {self.model.spec.task} model knows no texts; train one with the task clip")
+
+    def embed_sentences(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> fp32 [texts, E] of length 1, comparable with those of images; `ModelError` else."""
+        raise ModelError(f"encode_text: a {self.model.spec.task} model knows no texts; train one with the task clip")
+
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
         """Of each image's prediction at most `limit` names with their shares, largest first.
 

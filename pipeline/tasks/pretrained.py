@@ -63,6 +63,20 @@ class PretrainedMiniViT(MiniViT):
         with torch.inference_mode():
             return self._task().summarise(pixels, sizes, limit) if sizes else []
 
+    def encode_image(self, images: Sequence[str | os.PathLike[str] | Image]) -> Tensor:
+        """Embeddings fp32 [images, E] of length 1; a product with those of texts is their similarity.
+
+        Raises `DataError` for an unreadable image, `ModelError` for a model that knows no texts.
+        """
+        pixels, _ = self._read(images)
+        with torch.inference_mode():
+            return self._task().embed_images(pixels)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings fp32 [texts, E] of length 1. Raises `ModelError` for a model that knows no texts."""
+        with torch.inference_mode():
+            return self._task().embed_sentences([texts] if isinstance(texts, str) else texts)
+
     def _task(self) -> TaskModule:
         names = self.classes or [str(number) for number in range(self.spec.num_classes)]
         return self.task.module(self, names, self.preprocess).eval()

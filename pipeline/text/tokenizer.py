@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,15 @@ class Tokenizer:
     def end(self) -> int:
         """The token that ends each text."""
         return int(self._plain.encode("").ids[-1])
+
+    @cached_property
+    def start(self) -> int:
+        """The token that begins each text; the end token where none does."""
+        return int(self._plain.encode("").ids[0])
+
+    def name(self, token: int) -> str:
+        """A token's text."""
+        return str(self._plain.id_to_token(token))
 
     @cached_property
     def size(self) -> int:
@@ -79,3 +89,13 @@ class Tokenizer:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"content": self.content, "length": self.length}  # without what was made of them
+
+
+def load_tokenizer(path: Path, length: int) -> Tokenizer:
+    """The tokenizer of a file. Raises `ModelError` where it cannot be read or used."""
+    try:
+        tokenizer = Tokenizer(path.read_text(encoding="utf-8"), length)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); name a tokenizer.json") from None
+    tokenizer.check(str(path))
+    return tokenizer

@@ -119,7 +119,7 @@ def evaluate_model_collective(
     plain = job.data.config.eval or bundle.preprocess.eval
     task = task_of(job.task).module(model, job.classes, replace(bundle.preprocess, eval=plain))
     batches = EvalLoader(
-        job.data,
+        job.data.with_tokenizer(bundle.preprocess.tokenizer),
         channels=bundle.spec.backbone.channels,
         targets=job.task.targets,
         views=job.task.view_groups(evaluation=True),

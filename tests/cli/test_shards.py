@@ -105,7 +105,10 @@ def test_every_option_of_a_maker_is_an_option_of_its_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["make", "nothing", "--out", "x"], "there are: fashion-mnist, fashion-mnist-few, fashion-scenes, folder"),
+        (
+            ["make", "nothing", "--out", "x"],
+            "there are: fashion-items, fashion-mnist, fashion-mnist-few, fashion-scenes, folder",
+        ),
         (["index", "pipe:cat x"], "refused"),
         (["index", "none/*.tar"], "matches no shards"),
         (["verify", "none"], "matches no shards"),

@@ -105,3 +105,14 @@ def test_mixing_is_refused_where_labels_cannot_be_mixed(data: dict[str, Any], se
 def test_samples_of_several_views_cannot_be_mixed() -> None:
     assert Classification().unmixable() is None
     assert Several().unmixable() == "the task classification sees several views of each sample, which cannot be mixed"
+
+
+def test_a_loss_that_compares_samples_needs_two(raw: dict[str, Any]) -> None:
+    raw["stages"]["pretrain"] |= {"global_batch_size": 1}
+    with pytest.raises(ConfigError, match="global_batch_size: found 1, but the task clip compares samples"):
+        task_of(raw, {"type": "clip"})
+
+
+def test_what_trains_nothing_is_no_training_task(raw: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"task.type: found zero_shot, which trains nothing; train with clip"):
+        task_of(raw, {"type": "zero_shot"})

@@ -147,6 +147,8 @@ def test_an_evaluation_sees_all_captions(source: Source) -> None:
     assert [stop - start for start, stop in pairwise(offsets)] == [i % 4 for i in range(24)]
     expected = [f"{number} {word}" for number in range(24) for word in ("one", "two", "three")[: number % 4]]
     assert batch.targets["all_tokens"].tolist() == TOKENIZER.encode(expected).tolist()
+    rows = batch.targets["all_tokens"].numpy()
+    assert batch.targets["all_captions"].tolist() == [number_of(row) for row in rows]
     assert batch.reasons == ["the caption is empty"] * 6
 
 

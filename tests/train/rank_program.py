@@ -45,6 +45,7 @@ from pipeline.stream.parts import shape_of
 from pipeline.tasks.base import Coupled, Outputs, TaskModule, Tensors
 from pipeline.tasks.classification.module import Classification
 from pipeline.tasks.ranks import Ranks
+from pipeline.text.training import train_tokenizer
 from pipeline.train.device import compute_deterministically, precision_dtype, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
@@ -61,7 +62,9 @@ CLASSES, SIDE, GLOBAL_BATCH_SIZE, EMA_DECAY, CLIP = 3, 8, 8, 0.7, 1.0
 TOTAL_STEPS = 10  # of the schedule of a moving teacher
 TRUNK = {"channels": 1, "depth": 2, "embed_dim": 32, "num_heads": 2, "registers": 1, "dropout": 0.1, "drop_path": 0.3}
 SPEC = build_spec("nano", image_size=SIDE, num_classes=CLASSES, **TRUNK)
-PREPROCESS = Preprocess((0.5,), (0.5,), 1, (SIDE, SIDE))
+LENGTH = 6  # tokens of a caption
+TOKENIZER = train_tokenizer(["one two three"], 270, LENGTH)
+PREPROCESS = Preprocess((0.5,), (0.5,), 1, (SIDE, SIDE), tokenizer=TOKENIZER)
 
 
 def global_batch(step: int, groups: Mapping[str, ViewGroup] = IMAGE) -> Batch:
@@ -86,12 +89,33 @@ def global_batch(step: int, groups: Mapping[str, ViewGroup] = IMAGE) -> Batch:
             "mask_full": maps.flatten(),
             "mask_full.offsets": SIDE**2 * torch.arange(size + 1),
             "mask_full_size": torch.full((size, 2), SIDE, dtype=torch.int32),
+            **captions(size, generator),
         },
         weights=weights,
         slots=step * size + torch.arange(size),
         keys=[str(row) for row in range(size)],
         step=step,
     )
+
+
+def captions(size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A caption of each sample, the one that was drawn, and one to three for evaluation; some are equal."""
+    words = torch.randint(5, (size,), generator=generator)
+    counts = 1 + torch.arange(size) % 3
+    every = torch.randint(8, (int(counts.sum()),), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(dim=0)])
+    tokens, all_tokens = (
+        torch.from_numpy(TOKENIZER.encode([f"{number} two" for number in numbers.tolist()]))
+        for numbers in (words, every)
+    )
+    return {
+        "tokens": tokens,
+        "caption": words,
+        "all_tokens": all_tokens,
+        "all_tokens.offsets": offsets,
+        "all_captions": every,
+        "all_captions.offsets": offsets,
+    }
 
 
 def class_maps(size: int, generator: torch.Generator) -> Tensor:

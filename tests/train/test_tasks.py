@@ -29,6 +29,8 @@ TASKS: dict[str, dict[str, Any]] = {  # name -> settings; a line for each task
     "distillation": {"signal": "soft", "label_smoothing": 0.1, "teacher": TEACHER},
     "distillation, sharded": {"type": "distillation", "signal": "hard", "teacher": TEACHER, "shard": True},
     "distillation of features": {"type": "distillation", "loss": "smooth_l1", "teacher": TEACHER},
+    "clip": {"text": {"length": 6, "dim": 16, "depth": 2}, "embedding_dim": 24, "tokenizer": {"size": 270}},
+    "clip, sigmoid": {"type": "clip", "loss": "sigmoid", "text": {"length": 6}, "tokenizer": {"size": 270}},
 }
 WITHOUT_FILES = {"distillation of features"}  # an evaluation of these leaves measures alone
 SHARES, MICRO_BATCHES = [3, 0, 5], 4  # of each rank; more micro-batches than most have samples

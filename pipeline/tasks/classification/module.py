@@ -31,8 +31,13 @@ class Classification(TaskModule):
         super().__init__(model, preprocess)
         self.classes, self.label_smoothing = list(classes), label_smoothing
 
+    def logits(self, images: Tensor) -> Tensor:
+        """Normalised [B, C, H, W] -> [B, K]."""
+        logits: Tensor = self.model(images)
+        return logits
+
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
-        logits = self.model(views["image"]).float()
+        logits = self.logits(views["image"]).float()
         losses = self.label_losses(logits, targets) * weights
         unmixed = targets["label_share"] == 1
         return Outputs(losses.sum()[None], self._sums(losses, logits, targets["label"], weights, unmixed))
@@ -48,7 +53,7 @@ class Classification(TaskModule):
         return -target_log_prob
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
-        logits, labels = self.model(views["image"]).float(), targets["label"]
+        logits, labels = self.logits(views["image"]).float(), targets["label"]
         losses = F.cross_entropy(logits, labels, reduction="none") * weights
         return Evaluated(self._sums(losses, logits, labels, weights, torch.ones_like(labels)), logits)
 
@@ -71,7 +76,7 @@ class Classification(TaskModule):
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[tuple[str, float]]]:
         """The `top_k` (5) most probable (class, probability) of each image."""
         top_k = min(options.get("top_k", 5), len(self.classes))
-        top = self.model(images).float().softmax(dim=-1).topk(top_k, dim=-1)
+        top = self.logits(images).float().softmax(dim=-1).topk(top_k, dim=-1)
         return [
             [(self.classes[index], value) for index, value in zip(indices, values, strict=True)]
             for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)

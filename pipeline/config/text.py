@@ -1,0 +1,33 @@
+"""How a stage's texts become tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.paths import PathText
+from pipeline.config.section import Positive, Section
+
+
+class TokenizerConfig(Section):
+    """A `tokenizer.json`, or else byte-level BPE of a size, trained on the run's captions; a text alone is the file."""
+
+    file: PathText | None = Field(
+        default=None,
+        description="a tokenizer.json of the `tokenizers` library; default: that of the model it starts from, else one "
+        "trained on the captions",
+    )
+    size: Annotated[int, Field(ge=258)] = Field(default=8192, description="tokens; 256 of them are the bytes")
+    captions: Positive = Field(default=200_000, description="samples whose captions it is trained on, at most")
+
+    @model_validator(mode="before")
+    @classmethod
+    def file_alone(cls, raw: Any) -> Any:
+        return {"file": raw} if isinstance(raw, str) else raw
+
+    @model_validator(mode="after")
+    def file_or_trained(self) -> Self:
+        if self.file is not None and self.model_fields_set & {"size", "captions"}:
+            raise ValueError("size: is that of the file; leave out size and captions, or the file")
+        return self

@@ -1,0 +1,107 @@
+"""Both towers of a CLIP, for `transformers.CLIPModel.from_pretrained(FOLDER)` and `AutoTokenizer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from pipeline.errors import ModelError
+from pipeline.export.files import write_tokenizer
+from pipeline.files import write_json, write_whole
+from pipeline.models.bundle import Bundle
+from pipeline.models.clip_bridge import check_tower
+from pipeline.models.clip_towers import TEMPERATURE, text_head, to_clip_towers
+from pipeline.models.resizing import RESAMPLE
+from pipeline.models.spec import ModelSpec
+from pipeline.text.tokenizer import Tokenizer
+
+OTHER_POOLING = 2  # with this end token `transformers` reads texts elsewhere, as its first version did
+
+
+def check(spec: ModelSpec) -> None:
+    """Raise `ModelError` where `transformers` has no such model."""
+    text_head(spec, "CLIPModel")
+    check_tower(spec.backbone)
+    if "bias" in spec.heads[TEMPERATURE].options:
+        raise ModelError("task.loss: is sigmoid, whose bias a CLIPModel has no place for; export to open-clip")
+    for name in ("image_size", "patch"):
+        height, width = getattr(spec.backbone, name)
+        if height != width:
+            raise ModelError(f"model.{name}: is {height} x {width}; a CLIPModel has square ones")
+
+
+def write(bundle: Bundle, folder: Path) -> Path:
+    """`config.json`, `model.safetensors`, `preprocessor_config.json` and the tokenizer; returns the folder.
+
+    `ModelError` where `transformers` has no such model.
+    """
+    tokenizer = bundle.preprocess.tokenizer
+    assert tokenizer is not None
+    if tokenizer.end == OTHER_POOLING:
+        raise ModelError(f"tokenizer: its end token is {OTHER_POOLING}, at which a CLIPModel does not read texts")
+    tensors = to_clip_towers(bundle.state, bundle.spec, "hugging_face")
+    write_json(folder / "config.json", model_config(bundle.spec, tokenizer))
+    write_json(folder / "preprocessor_config.json", preprocessor_config(bundle))
+    write_tokenizer(tokenizer, folder)
+    copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    write_whole(folder / "model.safetensors", lambda path: save_file(copies, path, metadata={"format": "pt"}))
+    return folder
+
+
+def model_config(model: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
+    spec, text = model.backbone, text_head(model, "CLIPModel")
+    shared = {"hidden_act": spec.activation, "layer_norm_eps": spec.eps, "attention_dropout": 0.0}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": text.outputs,
+        "logit_scale_init_value": 2.6592,
+        "text_config": {
+            **shared,
+            "vocab_size": text.options["tokens"],
+            "hidden_size": text.options["dim"],
+            "intermediate_size": 4 * text.options["dim"],
+            "num_hidden_layers": text.options["depth"],
+            "num_attention_heads": text.options["num_heads"],
+            "max_position_embeddings": text.options["length"],
+            "projection_dim": text.outputs,
+            "bos_token_id": tokenizer.start,
+            "eos_token_id": tokenizer.end,
+            "pad_token_id": tokenizer.end,
+        },
+        "vision_config": {
+            **shared,
+            "hidden_size": spec.embed_dim,
+            "intermediate_size": spec.mlp_dim,
+            "num_hidden_layers": spec.depth,
+            "num_attention_heads": spec.num_heads,
+            "num_channels": spec.channels,
+            "image_size": spec.image_size[0],
+            "patch_size": spec.patch[0],
+            "projection_dim": text.outputs,
+        },
+    }
+
+
+def preprocessor_config(bundle: Bundle) -> dict[str, Any]:
+    """How `CLIPImageProcessor` brings images to the model's size, as far as it can."""
+    preprocess, how = bundle.preprocess, bundle.preprocess.eval
+    height, width = preprocess.image_size
+    whole = {"height": round(height / how.crop_pct), "width": round(width / how.crop_pct)}
+    filter_name = "bilinear" if how.interpolation == "auto" else how.interpolation
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": preprocess.channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": min(whole.values())} if how.resize == "shorter" else whole,
+        "resample": RESAMPLE.index(filter_name),
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }

@@ -1,0 +1,75 @@
+"""Both towers of a CLIP, for `open_clip.create_model("local-dir:FOLDER")` and `open_clip.get_tokenizer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from pipeline.errors import ModelError
+from pipeline.export.files import own_words, write_tokenizer
+from pipeline.files import write_json, write_whole
+from pipeline.models.bundle import Bundle
+from pipeline.models.clip_bridge import check_tower
+from pipeline.models.clip_towers import TEMPERATURE, text_head, to_clip_towers
+from pipeline.models.resizing import to_clip_config
+from pipeline.models.spec import ModelSpec
+
+
+def check(spec: ModelSpec) -> None:
+    """Raise `ModelError` where open_clip has no such model."""
+    text_head(spec, "open_clip")
+    check_tower(spec.backbone)
+    if spec.backbone.channels != 3:
+        raise ModelError(f"model.channels: is {spec.backbone.channels}; open_clip's image tower has 3")
+
+
+def write(bundle: Bundle, folder: Path) -> Path:
+    """`open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer; returns the folder.
+
+    `ModelError` where open_clip has no such model.
+    """
+    spec, tokenizer = bundle.spec.backbone, bundle.preprocess.tokenizer
+    text = text_head(bundle.spec, "open_clip")
+    assert tokenizer is not None
+    tensors = to_clip_towers(bundle.state, bundle.spec, "openai")
+    norm = {"norm_kwargs": {"eps": spec.eps}}
+    highest = tokenizer.end == tokenizer.size - 1
+    temperature = bundle.spec.heads[TEMPERATURE].options
+    config: dict[str, Any] = {
+        "model_cfg": {
+            "embed_dim": text.outputs,
+            "quick_gelu": spec.activation == "quick_gelu",
+            **({"init_logit_bias": temperature["bias"]} if "bias" in temperature else {}),
+            "vision_cfg": {
+                "image_size": list(spec.image_size),
+                "patch_size": spec.patch[0] if spec.patch[0] == spec.patch[1] else list(spec.patch),
+                "layers": spec.depth,
+                "width": spec.embed_dim,
+                "head_width": spec.embed_dim // spec.num_heads,
+                "mlp_ratio": spec.mlp_dim / spec.embed_dim,
+                **norm,
+            },
+            "text_cfg": {
+                "context_length": text.options["length"],
+                "vocab_size": text.options["tokens"],
+                "width": text.options["dim"],
+                "heads": text.options["num_heads"],
+                "layers": text.options["depth"],
+                "hf_tokenizer_name": "tokenizer.json",  # which any name makes it look for beside this file
+                **({} if highest else {"pool_type": "eos", "eos_id": tokenizer.end}),
+                **norm,
+            },
+        },
+        "preprocess_cfg": {
+            "mean": list(bundle.preprocess.mean),
+            "std": list(bundle.preprocess.std),
+            **to_clip_config(bundle.preprocess.eval, bundle.preprocess.background),
+        },
+    }
+    write_json(folder / "open_clip_config.json", config | own_words(bundle.preprocess))
+    write_tokenizer(tokenizer, folder)
+    copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    write_whole(folder / "open_clip_model.safetensors", lambda path: save_file(copies, path, metadata={"format": "pt"}))
+    return folder

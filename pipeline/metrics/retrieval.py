@@ -1,0 +1,125 @@
+"""Finding texts by images and images by texts: the share of queries whose answer is among the k nearest (recall@k).
+
+Equal captions are one caption: whoever finds one of them has found all. Ties count against a model, so that one which
+makes the same of everything finds nothing.
+
+Legend: N images, M captions, U different ones, E width of the embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline.metrics.files import append_rows
+from pipeline.metrics.schema import LOSS, Measure, Schema
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AT = 1, 5, 10
+TO_TEXT, TO_IMAGE = "image_to_text", "text_to_image"
+RETRIEVAL = Schema(
+    (
+        LOSS,
+        *(Measure(f"{TO_TEXT}_r{k}", f"Image to text recall@{k}", "higher", share=True) for k in AT),
+        *(Measure(f"{TO_IMAGE}_r{k}", f"Text to image recall@{k}", "higher", share=True) for k in AT),
+    ),
+    selects=f"{TO_TEXT}_r1",
+)
+FILE = "retrieval.csv"
+ROWS = 1024  # queries compared at once
+
+
+class Pairs(NamedTuple):
+    """Images with their captions, as embeddings of length 1."""
+
+    slots: np.ndarray  # int64 [N], of the images
+    images: np.ndarray  # fp32 [N, E]
+    owners: np.ndarray  # int64 [M], the slot of each caption's image
+    texts: np.ndarray  # fp32 [M, E]
+    numbers: np.ndarray  # int64 [M], the same for equal captions
+
+    def ordered(self) -> Pairs:
+        """In the order of the data."""
+        images, texts = np.argsort(self.slots), np.argsort(self.owners, kind="stable")
+        return Pairs(
+            self.slots[images], self.images[images], self.owners[texts], self.texts[texts], self.numbers[texts]
+        )
+
+
+class Embedded(NamedTuple):
+    """Of a batch: its images [B, E], all their captions [m, E], and what the loss reads that is of no sample."""
+
+    images: Tensor
+    texts: Tensor
+    shared: Mapping[str, Tensor]
+
+
+class Retrieval:
+    """A `Collector` of all pairs of an evaluation; `loss` says what a task makes of them as one batch."""
+
+    def __init__(self, loss: Callable[[Pairs, Mapping[str, Tensor]], float]) -> None:
+        self._loss, self._parts = loss, list[Pairs]()
+        self._shared: Mapping[str, Tensor] = {}
+
+    def add(self, predicted: Embedded, batch: Any) -> None:
+        self._shared = predicted.shared
+        images, texts = (values.float().cpu().numpy() for values in predicted[:2])
+        offsets = batch.targets["all_tokens.offsets"].numpy()
+        good, slots = batch.weights.cpu().numpy() > 0, batch.slots.cpu().numpy()
+        kept = np.repeat(good, np.diff(offsets))
+        owners = np.repeat(slots, np.diff(offsets))
+        numbers = batch.targets["all_captions"].cpu().numpy()
+        self._parts.append(Pairs(slots[good], images[good], owners[kept], texts[kept], numbers[kept]))
+
+    def state(self) -> Pairs:
+        return Pairs(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
+
+    def merge(self, state: Pairs) -> None:
+        self._parts.append(state)
+
+    def measures(self) -> dict[str, float]:
+        pairs = self.state().ordered()
+        return {"loss": self._loss(pairs, self._shared), **recalls(pairs)}
+
+    def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
+        """A row for each direction and k."""
+        found = recalls(self.state().ordered())
+        rows = [(model, way, k, f"{found[f'{way}_r{k}']:.6f}") for way in (TO_TEXT, TO_IMAGE) for k in AT]
+        append_rows(folder / FILE, ("model", "query", "k", "recall"), rows)
+
+
+def recalls(pairs: Pairs) -> dict[str, float]:
+    """recall@k both ways; every image is a query, and so is every caption."""
+    _, first, same = np.unique(pairs.numbers, return_index=True, return_inverse=True)  # [U], [M]
+    image = np.searchsorted(pairs.slots, pairs.owners)  # [M], the row of each caption's image
+    texts = pairs.texts[first]
+    owns = np.stack([image, same], axis=1)
+    of_images = ranks(pairs.images, texts, owns)
+    of_texts = ranks(texts, pairs.images, owns[:, ::-1])[same]
+    return {
+        f"{way}_r{k}": float((found < k).mean())
+        for way, found in ((TO_TEXT, of_images), (TO_IMAGE, of_texts))
+        for k in AT
+    }
+
+
+def ranks(queries: np.ndarray, answers: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Of each query [Q, E], how many wrong answers [A, E] are at least as near as the nearest right one, int64 [Q].
+
+    `right` are pairs (query, answer), int64 [n, 2].
+    """
+    found = np.empty(len(queries), np.int64)
+    right = right[np.argsort(right[:, 0], kind="stable")]
+    for start in range(0, len(queries), ROWS):
+        near = queries[start : start + ROWS] @ answers.T
+        own = right[slice(*np.searchsorted(right[:, 0], (start, start + ROWS)))] - (start, 0)
+        is_right = np.zeros(near.shape, bool)
+        is_right[own[:, 0], own[:, 1]] = True
+        best = np.where(is_right, near, -np.inf).max(axis=1)
+        found[start : start + ROWS] = ((near >= best[:, None]) & ~is_right).sum(axis=1)
+    return found

@@ -1,0 +1,77 @@
+"""Weights of a model of images and texts to CLIP's two towers (Radford et al. 2021); outputs are equal.
+
+The layouts are those of `clip_bridge`: `openai`, which open_clip shares, and `hugging_face`, that of `CLIPModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.models.clip_bridge import HUGGING_FACE, OPENAI, Layout, check_tower, tower_tensors, vision_tensors
+from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.state import check_state
+
+IMAGE, TEXT, TEMPERATURE = "image_projection", "text_tower", "temperature"  # heads, as the task clip names them
+TEXT_LAYOUTS: dict[str, Layout] = {
+    "openai": replace(
+        OPENAI,
+        prefix="",
+        top={
+            "token_embedding.weight": "token_embedding.weight",
+            "positions": "positional_embedding",
+            "norm": "ln_final",
+        },
+        projection="text_projection",
+    ),
+    "hugging_face": replace(
+        HUGGING_FACE,
+        top={
+            "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+            "positions": "text_model.embeddings.position_embedding.weight",
+            "norm": "text_model.final_layer_norm",
+        },
+        layer_prefix="text_model.encoder.layers.{}.",
+        projection="text_projection.weight",
+    ),
+}
+
+
+def text_head(model: ModelSpec, form: str) -> HeadSpec:
+    """The text tower of a model. Raises `ModelError` where it has none."""
+    if {head.kind for head in model.heads.values()} != {"embedding", "text_tower", "temperature"}:
+        raise ModelError(
+            f"heads: {form} holds an image tower and a text tower, and this {model.task} model has not both; "
+            "train it with the task clip, or export to another format"
+        )
+    return model.heads[TEXT]
+
+
+def to_clip_towers(state: Mapping[str, Tensor], model: ModelSpec, layout: str) -> dict[str, Tensor]:
+    """A state dict of both towers. Raises `ModelError` for what CLIP's cannot express."""
+    text = text_head(model, "CLIP")
+    check_tower(model.backbone)
+    check_state(state, model, "the state to convert")
+    new = vision_tensors(_as_classifier(state), model.backbone, layout)
+    chosen, tower = TEXT_LAYOUTS[layout], _below(state, TEXT)
+    new |= tower_tensors(tower, chosen, text.options["depth"])
+    matrix = tower["projection.weight"]  # [E, D]
+    new[chosen.projection] = matrix if chosen.transposed else matrix.t().contiguous()
+    return new | {name: value.reshape(()) for name, value in _below(state, TEMPERATURE).items()}
+
+
+def _below(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{head}."): value for key, value in state.items() if key.startswith(f"{head}.")}
+
+
+def _as_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image tower as one whose embedding is a classifier's head, the form that the bridge converts."""
+    heads = tuple(f"{head}." for head in (IMAGE, TEXT, TEMPERATURE))
+    image = {key: value for key, value in state.items() if not key.startswith(heads)}
+    own = _below(state, IMAGE)
+    image |= {f"mlp_head.0.{part}": own[f"norm.{part}"] for part in ("weight", "bias")}
+    matrix = own["projection.weight"]
+    return image | {"mlp_head.1.weight": matrix, "mlp_head.1.bias": matrix.new_zeros(len(matrix))}

@@ -1,0 +1,43 @@
+"""What similarities are multiplied by before they are compared, learned; and what is then added (SigLIP)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ModelError
+from pipeline.models.heads.base import HeadKind
+
+if TYPE_CHECKING:
+    from pipeline.models.heads.head import Head
+    from pipeline.models.spec import HeadSpec, Pair, ViTSpec
+
+
+class _Temperature(HeadKind):
+    """Its options are `scale`, what it starts as, `most`, what it stays below, and `bias`, what that starts as.
+
+    Without `bias` there is none. The task calls it.
+    """
+
+    vectors = ("logit_scale", "logit_bias")
+
+    def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
+        scale, most = spec.options["scale"], spec.options["most"]
+        if not 1 <= scale <= most:
+            raise ModelError(f"temperature: starts at a scale of {scale:g}, which must lie between 1 and {most:g}")
+
+    def reads(self, spec: HeadSpec, backbone: ViTSpec) -> None:
+        return None
+
+    def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
+        return 1 + ("bias" in spec.options)
+
+    def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        return 0
+
+    def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
+        from pipeline.models.heads.temperature.module import Temperature
+
+        return Temperature(spec)
+
+
+HEAD = _Temperature()

@@ -1,0 +1,53 @@
+"""What a text tower is made of, and its work, in closed form. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipeline.models.costs import layer_flops, layer_parameters, layer_values
+from pipeline.models.spec import HeadSpec, ModelSpec, TokenSchema, ViTSpec
+
+
+def text_length(spec: ModelSpec) -> int | None:
+    """The tokens of a text that a model reads; None if it reads none."""
+    return next((head.options["length"] for head in spec.heads.values() if head.kind == "text_tower"), None)
+
+
+def text_spec(head: HeadSpec, backbone: ViTSpec) -> ViTSpec:
+    """Its pre-norm transformer; activation and eps are the backbone's, as CLIP's towers share theirs."""
+    return replace(
+        backbone,
+        variant="text",
+        embed_dim=head.options["dim"],
+        depth=head.options["depth"],
+        num_heads=head.options["num_heads"],
+        mlp_dim=4 * head.options["dim"],
+        norm="pre",
+        dropout=0.0,
+        drop_path=0.0,
+        pool="cls",
+        tokens=TokenSchema(),
+        qk_norm=False,
+        layer_scale=None,
+        positions="none",
+        embed_norm=False,
+    )
+
+
+def tower_parameters(head: HeadSpec, backbone: ViTSpec) -> int:
+    """Its trainable parameters."""
+    spec = text_spec(head, backbone)
+    rows = head.options["tokens"] + head.options["length"]
+    return rows * spec.embed_dim + spec.depth * layer_parameters(spec) + (2 + head.outputs) * spec.embed_dim
+
+
+def tower_values(head: HeadSpec, backbone: ViTSpec) -> int:
+    """Values of one text that it keeps for the backward pass."""
+    spec = text_spec(head, backbone)
+    return head.options["length"] * spec.depth * layer_values(spec)
+
+
+def tower_flops(head: HeadSpec, backbone: ViTSpec) -> int:
+    """Operations of its matrix products for one text."""
+    spec, length = text_spec(head, backbone), head.options["length"]
+    return spec.depth * layer_flops(spec, length, length) + 2 * spec.embed_dim * head.outputs

@@ -1,0 +1,78 @@
+"""The tokenizer of a stage that reads texts: given, inherited or trained on its captions, and kept in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.task import TaskConfig
+from pipeline.config.text import TokenizerConfig
+from pipeline.errors import ConfigError
+from pipeline.files import write_whole
+from pipeline.models.bundle import TOKENIZER, Preprocess
+from pipeline.models.heads.text_tower.shape import text_length
+from pipeline.models.spec import ModelSpec
+from pipeline.shards.scan import scan_shard
+from pipeline.stream.source import Source
+from pipeline.targets.base import BadLabel
+from pipeline.targets.text import Text
+from pipeline.text.tokenizer import Tokenizer, load_tokenizer
+from pipeline.text.training import train_tokenizer
+
+
+def stage_tokenizer(
+    task: TaskConfig, spec: ModelSpec, train: Sequence[Source], parent: Preprocess | None, folder: Path, where: str
+) -> Tokenizer | None:
+    """How a stage's model reads texts; None if it reads none. `parent` is of the model that it starts from.
+
+    It is made once: a stage that goes on finds it in its folder. Raises ConfigError, with the dotted path `where`, for
+    an inherited one of more tokens than the model has, and where there are no captions to train one on.
+    """
+    length, config = text_length(spec), task.tokenizing()
+    if length is None or config is None:
+        return None
+    kept = folder / TOKENIZER
+    if not kept.is_file():
+        made = _made(config, length, train, parent, where)
+        write_whole(kept, lambda draft: draft.write_text(made.content, encoding="utf-8"))
+    return load_tokenizer(kept, length)
+
+
+def _made(
+    config: TokenizerConfig, length: int, train: Sequence[Source], parent: Preprocess | None, where: str
+) -> Tokenizer:
+    if config.file is not None:
+        return load_tokenizer(Path(config.file), length)
+    if parent is not None and parent.tokenizer is not None:
+        if parent.tokenizer.size > config.size:
+            raise ConfigError(
+                f"{where}.task.tokenizer.size: is {config.size}, but the model that the stage starts from has "
+                f"{parent.tokenizer.size} tokens; take that"
+            )
+        return Tokenizer(parent.tokenizer.content, length)
+    captions = list(captions_of(train, config.captions))
+    if not captions:
+        raise ConfigError(
+            f"{where}.data: has no good caption to train a tokenizer on; `minivit shards verify` says what is wrong"
+        )
+    return train_tokenizer(captions, config.size, length)
+
+
+def captions_of(sources: Sequence[Source], most: int) -> Iterator[str]:
+    """The captions of at most so many samples, spread over all shards; of tars only headers and captions are read."""
+    shards = [(source, shard) for source in sources for shard in source.index.shards]
+    order = np.random.default_rng(0).permutation(len(shards))  # the same choice every time
+    for number in order.tolist():
+        source, shard = shards[number]
+        target = source.targets["text"]
+        assert isinstance(target, Text)
+        for sample in scan_shard(shard.url, source.keys, [target], headers_only=True).samples[:most]:
+            try:
+                yield from target.decode(sample.content, None)
+            except BadLabel:
+                continue
+            most -= 1
+        if most <= 0:
+            return

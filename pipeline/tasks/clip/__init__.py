@@ -1,0 +1,92 @@
+"""Contrastive pretraining on images and their captions: CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.section import Positive, Section
+from pipeline.config.text import TokenizerConfig
+from pipeline.metrics.retrieval import RETRIEVAL
+from pipeline.metrics.schema import Schema
+from pipeline.models.spec import HeadSpec, ViTSpec
+from pipeline.tasks.task import BaseTask
+from pipeline.text.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.models.spec import ModelSpec, Pair
+    from pipeline.tasks.base import TaskModule
+
+IMAGE, TEXT, TEMPERATURE = "image_projection", "text_tower", "temperature"  # heads
+SCALES = {"softmax": 1 / 0.07, "sigmoid": 10.0}  # at the start, as the papers have it
+SIGMOID_BIAS = -10.0  # so that the many that are no pair do not rule the first steps
+
+
+class TextTowerConfig(Section):
+    """The transformer that reads captions."""
+
+    length: Annotated[int, Field(ge=3)] = Field(
+        default=32, description="tokens of a text, of which the first and the last are special; the rest is cut off"
+    )
+    dim: Positive | None = Field(default=None, description="width; default: the image encoder's")
+    depth: Positive | None = Field(default=None, description="layers; default: the image encoder's")
+    num_heads: Positive | None = Field(default=None, description="default: a head for 64 channels, at least one")
+
+
+class Task(BaseTask):
+    """A text tower beside the image encoder; recall of each other's items picks between models."""
+
+    targets: ClassVar[tuple[str, ...]] = ("text",)
+    measured: ClassVar[Schema] = RETRIEVAL
+    coupled: ClassVar[bool] = True
+
+    type: Literal["clip"] = "clip"
+    loss: Literal["softmax", "sigmoid"] = Field(default="softmax", description="CLIP's, or SigLIP's")
+    embedding_dim: Positive | None = Field(
+        default=None, description="width of what images and texts are compared by; default: the image encoder's"
+    )
+    text: TextTowerConfig = TextTowerConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    max_scale: Annotated[float, Field(ge=1)] = Field(
+        default=100.0, description="what similarities are multiplied by is learned, and held below this"
+    )
+
+    def tokenizing(self) -> TokenizerConfig:
+        return self.tokenizer
+
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+        """Raises `ModelError` for a file that is no tokenizer."""
+        width, text = self.embedding_dim or backbone.embed_dim, self.text
+        dim = text.dim or backbone.embed_dim
+        file = self.tokenizer.file
+        options = {
+            "tokens": self.tokenizer.size if file is None else load_tokenizer(Path(file), text.length).size,
+            "length": text.length,
+            "dim": dim,
+            "depth": text.depth or backbone.depth,
+            "num_heads": text.num_heads or max(dim // 64, 1),
+        }
+        temperature = {"scale": min(SCALES[self.loss], self.max_scale), "most": self.max_scale}
+        if self.loss == "sigmoid":
+            temperature["bias"] = SIGMOID_BIAS
+        return {
+            IMAGE: HeadSpec("embedding", width),
+            TEXT: HeadSpec("text_tower", width, options),
+            TEMPERATURE: HeadSpec("temperature", 0, temperature),
+        }
+
+    def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
+        """Of one image and its caption."""
+        from pipeline.models.heads.text_tower.shape import tower_flops
+
+        return super().forward_flops(spec, image_size, patch) + tower_flops(spec.heads[TEXT], spec.backbone)
+
+    def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
+        from pipeline.tasks.clip.module import Clip
+
+        return Clip(model, preprocess)

@@ -1,0 +1,105 @@
+"""Images and their captions, told from all others of the global batch; judged by finding one by the other.
+
+Legend: B samples of a micro-batch, n of a rank, L tokens of a text, E width of the embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.metrics import retrieval
+from pipeline.metrics.collector import Collector
+from pipeline.models.bundle import Preprocess
+from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import Pair
+from pipeline.tasks.base import Coupled, Evaluated, Outputs, TaskModule, Tensors
+from pipeline.tasks.clip import TEMPERATURE, TEXT
+from pipeline.tasks.clip.losses import LOSSES, Pairs, contrastive
+from pipeline.tasks.ranks import ALONE, Ranks
+
+
+class Clip(TaskModule):
+    """Two encoders into one space. Targets: `tokens`, int32 [B, L], and `caption`, int64 [B], equal for equal texts.
+
+    The loss is sigmoid's where the model has a bias for it. Sums are over steps of the loss of the global batch, the
+    scale, and whether it was at its bound.
+    """
+
+    coupled = True
+    sum_names = ("loss", "scale", "bound", "steps")
+
+    def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
+        super().__init__(model, preprocess)
+        if preprocess.tokenizer is None:
+            raise ModelError("tokenizer: the model has none, so it cannot read texts; export it again")
+        self.tokenizer = preprocess.tokenizer
+        options = model.spec.heads[TEMPERATURE].options
+        self.most, self.loss_of_rows = options["most"], LOSSES["sigmoid" if "bias" in options else "softmax"]
+
+    def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
+        rows = {
+            "images": self.embed_images(views["image"]),
+            "texts": self.embed_texts(targets["tokens"]),
+            "captions": targets["caption"],
+        }
+        none = torch.zeros(len(self.sum_names), dtype=torch.float64, device=weights.device)
+        return Outputs(weights.new_zeros(1), none, rows, self.model.get_submodule(TEMPERATURE)())
+
+    def couple(self, rows: Tensors, shared: Tensors, weights: Tensor, ranks: Ranks, seed: int) -> Coupled:
+        pairs = Pairs(rows["images"], rows["texts"], rows["captions"], weights)
+        loss = contrastive(self.loss_of_rows, pairs, shared["scale"], shared.get("bias"), ranks)
+        scale, one = shared["scale"].detach(), loss.detach().new_ones(()) / ranks.count
+        bound = (scale >= 0.999 * self.most).float()
+        return Coupled(loss, torch.stack([loss.detach(), scale * one, bound * one, one]).double())
+
+    def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
+        """`predicted` are embeddings of the images and of all their captions."""
+        none = torch.zeros(len(self.sum_names), dtype=torch.float64, device=weights.device)
+        images, texts = self.embed_images(views["image"]), self.embed_texts(targets["all_tokens"])
+        return Evaluated(none, retrieval.Embedded(images, texts, self.model.get_submodule(TEMPERATURE)()))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Normalised [B, C, H, W] -> fp32 [B, E], of length 1."""
+        return F.normalize(self.model(images).float(), dim=-1)
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """Int [B, L] -> fp32 [B, E], of length 1."""
+        return F.normalize(self.model.get_submodule(TEXT)(tokens, self.tokenizer.end).float(), dim=-1)
+
+    def embed_sentences(self, texts: Sequence[str]) -> Tensor:
+        """Fp32 [texts, E], of length 1."""
+        tokens = torch.from_numpy(self.tokenizer.encode(texts))
+        return self.embed_texts(tokens.to(next(self.model.parameters()).device))
+
+    def means(self, sums: Tensor) -> dict[str, float]:
+        """Of an evaluation none: its loss is of all its pairs at once."""
+        loss, scale, bound, steps = sums.tolist()
+        return {"loss": loss / steps, "scale": scale / steps, "scale_at_bound": bound / steps} if steps else {}
+
+    def collectors(self, *, validation: bool) -> dict[str, Collector]:
+        return {"retrieval": retrieval.Retrieval(self._loss_of)}
+
+    @torch.no_grad()
+    def _loss_of(self, pairs: retrieval.Pairs, shared: Tensors) -> float:
+        """Of all images, each with its first caption, as one batch."""
+        first = np.searchsorted(pairs.owners, pairs.slots)
+        images, texts, captions = map(torch.from_numpy, (pairs.images, pairs.texts[first], pairs.numbers[first]))
+        scale, bias = shared["scale"].cpu(), shared["bias"].cpu() if "bias" in shared else None
+        return float(
+            contrastive(self.loss_of_rows, Pairs(images, texts, captions, torch.ones(len(images))), scale, bias, ALONE)
+        )
+
+    def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
+        raise ModelError("a clip model names nothing by itself; evaluate it as zero_shot, or compare its embeddings")
+
+    def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[float]]:
+        """The embeddings of images, E numbers each, of length 1."""
+        found: list[list[float]] = self.embed_images(images).tolist()
+        return found

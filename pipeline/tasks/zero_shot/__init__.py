@@ -1,0 +1,55 @@
+"""Zero-shot classification: a model of images and texts judged as a classifier whose classes are named in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.errors import ModelError
+from pipeline.metrics.accuracy import CLASSIFICATION
+from pipeline.metrics.schema import Schema
+from pipeline.models.spec import HeadSpec, ViTSpec
+from pipeline.tasks.task import BaseTask
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.tasks.base import TaskModule
+
+
+class Task(BaseTask):
+    """A class is the mean of what its prompts are embedded as (Radford et al. 2021); nothing is trained."""
+
+    type: Literal["zero_shot"] = "zero_shot"
+    templates: Annotated[list[str], Field(min_length=1)] = Field(
+        default=["a {}", "a photo of a {}"], description="prompts, where {} stands for the name of a class"
+    )
+    names: dict[str, str] = Field(
+        default_factory=dict, description="what classes are called in prompts, where that is not their name"
+    )
+
+    measured: ClassVar[Schema] = CLASSIFICATION
+    targets: ClassVar[tuple[str, ...]] = ("class_id",)
+    evaluates: ClassVar[frozenset[str]] = frozenset({"clip"})
+    names_classes: ClassVar[bool] = True
+
+    @field_validator("templates")
+    @classmethod
+    def hold_a_name(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"found {template!r}; write {{}} once, where the name of the class belongs")
+        return templates
+
+    def lacks(self) -> str:
+        return "type: found zero_shot, which trains nothing; train with clip, and evaluate that as zero_shot"
+
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+        raise ModelError(f"task.{self.lacks()}")
+
+    def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
+        from pipeline.tasks.zero_shot.module import ZeroShot
+
+        return ZeroShot(model, preprocess, classes, self)
