@@ -32,6 +32,7 @@ class TaskConfig(Section):
     coupled: ClassVar[bool] = False  # whether its loss compares samples with each other, so that one alone has none
     names_classes: ClassVar[bool] = False  # whether models are asked about whatever classes the data have
     targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; without any, images are enough
+    judged_alone: ClassVar[bool] = True  # whether an evaluation can do without what a model was trained beside
 
     def view_groups(self, *, evaluation: bool = False) -> Mapping[str, ViewGroup]:
         """The groups of views of each sample; labels that lie in the picture follow the first view of the first.

@@ -35,7 +35,7 @@ def evaluated_task(asked: TaskConfig | None, models: Mapping[str, Trained], wher
                 "evaluate the models of each task by themselves"
             )
     task = asked or own_task(models[first])
-    if task.lacks() or task.taught_by:
+    if not task.judged_alone:
         raise ConfigError(
             f"{where}.models: {first} is a {wanted} model, which is measured beside its teacher alone, in validation "
             "while it trains; fine-tune it to evaluate what it has learnt"

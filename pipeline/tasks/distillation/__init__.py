@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -31,6 +31,8 @@ Tokens = Literal["patches", "cls"]
 
 class Task(BaseTask):
     """Of `hard` and `soft` the student is a classifier, and its data have labels; of `features` they need none."""
+
+    judged_alone: ClassVar[bool] = False
 
     type: Literal["distillation"] = "distillation"
     teacher: PathText | None = Field(
