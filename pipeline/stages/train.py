@@ -34,6 +34,7 @@ from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.probed import knn_job
 from pipeline.stages.resolve import Branch, check_teacher, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
+from pipeline.stages.temperature import TemperatureWatch
 from pipeline.stages.tokenizer import stage_tokenizer
 from pipeline.stream.source import build_mixture, evaluation_of
 from pipeline.tasks.task import task_of
@@ -120,9 +121,15 @@ class TrainStageRun:
             resizable=True,
         )
         assert status.mlflow_run_id is not None
-        ledger, watch = LedgerTail(self.folder.path), CollapseWatch(lambda sentence: self._tell("collapse", sentence))
+        ledger = LedgerTail(self.folder.path)
+        collapse = CollapseWatch(lambda sentence: self._tell("collapse", sentence))
+        temperature = TemperatureWatch(lambda sentence: self._tell("temperature", sentence))
         try:
-            with MetricsForwarder(self.context.tracker, status.mlflow_run_id, lambda: watch.look(ledger.new_rows())):
+            with MetricsForwarder(
+                self.context.tracker,
+                status.mlflow_run_id,
+                lambda: temperature.look(collapse.look(ledger.new_rows())),
+            ):
                 return self._result(stage_job.run())
         finally:
             self.context.progress.unwatch(self.id)

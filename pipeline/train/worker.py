@@ -18,6 +18,7 @@ from pipeline.checkpoints.storage import open_storage, told_if_unwritable
 from pipeline.errors import TrainingError
 from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.compiled import compile_layers
+from pipeline.models.encoder import Encoder
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import Pair
 from pipeline.shards import bad_samples
@@ -90,7 +91,8 @@ class TrainWorker:
         model = MiniViT.from_spec(spec, init=stage.model.init)
         if self.job.init and not self.job.resume_from:
             model.load_state_dict(load_bundle(self.job.init).state)
-        model.transformer.recompute_activations(stage.engine.activation_checkpointing)
+        for encoder in (module for module in model.modules() if isinstance(module, Encoder)):
+            encoder.recompute_activations(stage.engine.activation_checkpointing)
         if stage.engine.compile:
             sizes = len(step_shapes(stage, spec.backbone)) * len(stage.task.view_groups())
             compile_layers(model.to(self.device), sizes)
