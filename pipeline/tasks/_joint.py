@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -51,6 +51,8 @@ class ProjectorConfig(Section):
 
 class JointTask(BaseTask):
     """Global views show much of an image; local ones show little of it and cost fewer tokens (Caron et al. 2020)."""
+
+    coupled: ClassVar[bool] = True
 
     views: dict[Literal["global", "local"], ViewsConfig] = Field(
         default={"global": ViewsConfig()}, description="groups of views: global and, if wanted, local"

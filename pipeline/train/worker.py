@@ -248,10 +248,11 @@ class TrainWorker:
             self.ledger.append(self.step, self._slots, metrics)
 
     def _evaluate_collective(self) -> None:
-        """Metrics of the current weights (their average, if there is one) on data held out for that."""
+        """Metrics of the current weights (their average or teacher, if there is one) on data held out for that."""
         if self.job.val is None and self.job.knn is None:
             return
-        averaged = self.engine.computing_with_collective(self.ema.averages) if self.ema else nullcontext()
+        kept = self.ema or self.teacher
+        averaged = self.engine.computing_with_collective(kept.averages) if kept else nullcontext()
         with self.meter.away(), averaged:
             means = self._validate_collective(self.job.val) if self.job.val else {}
             means |= self._knn_collective(self.job.knn) if self.job.knn else {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.bench.synthetic import CLASSES, SIDE, write_shards
 from pipeline.checkpoints.manifest import verify
@@ -20,7 +21,7 @@ from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.config.probe import OnlineKnnConfig
 from pipeline.config.schema import TrainStage
 from pipeline.errors import DataError
-from pipeline.models.bundle import Preprocess
+from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.shards.bad_samples import TRAIN, VAL, read_manifest
@@ -29,6 +30,8 @@ from pipeline.shards.index import load_index
 from pipeline.shards.write import TarWriter
 from pipeline.stream.source import Source
 from pipeline.targets.class_id import ClassId
+from pipeline.tasks.pretrained import PretrainedMiniViT
+from pipeline.tasks.simdino import Task as SimDINO
 from pipeline.tasks.task import task_of
 from pipeline.train.evaluate import evaluate_collective
 from pipeline.train.job import KnnJob, RankContext, TrainJob
@@ -190,6 +193,30 @@ def test_what_was_measured_is_what_a_checkpoint_hands_over(steady: TrainJob) -> 
     finally:
         worker.close()
     assert {f"val/{name}": value for name, value in means.items()} == pytest.approx(measured(steady)[6], rel=1e-5)
+
+
+def test_the_teacher_is_validated_and_is_the_finished_model(make_job: Make, tmp_path: Path) -> None:
+    job, task = make_job(tmp_path, {}, total_steps=4), SimDINO(momentum=0.5)
+    stage = job.stage.model_copy(update={"task": task, "ema": None})
+    job = replace(job, stage=stage, spec=task.model_spec(job.spec.backbone, 0), classes=[])
+    train_worker(job, context(job))
+    storage, folder = LocalStorage(Path(job.checkpoints)), step_folder(4)
+    reader = StateReader(storage, folder, verify(storage, folder))
+    weights, teacher, finished = reader.whole("weights"), reader.whole("teacher"), load_bundle(job.folder / "model")
+    assert finished.state.keys() == teacher.keys()
+    assert all(torch.equal(finished.state[name], value) for name, value in teacher.items())
+    assert not all(torch.equal(weights[name], value) for name, value in teacher.items())
+    worker = TrainWorker(replace(job, resume_from=folder), context(job))
+    try:
+        worker._evaluate_collective()
+        again = worker.val_metrics["val/effective_rank"]
+    finally:
+        worker.close()
+    module = task.module(PretrainedMiniViT.from_bundle(finished), [], job.preprocess)
+    spectrum = module.collectors(validation=True)
+    found = evaluate_collective(module, worker._eval_loader(job.val), collectors=spectrum.values())
+    assert found["effective_rank"] == pytest.approx(measured(job)[4]["val/effective_rank"], rel=1e-5)
+    assert again == pytest.approx(found["effective_rank"], rel=1e-5)
 
 
 def test_neighbours_judge_a_stage_without_validation_data(
