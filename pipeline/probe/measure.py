@@ -20,7 +20,7 @@ from pipeline.probe.knn import best_k, right_by_k
 from pipeline.probe.limits import check_recall, neighbours
 from pipeline.probe.linear import best_l2, fit, num_right, standardiser
 from pipeline.probe.retrieval import retrieve
-from pipeline.probe.rows import Beat, Rows, counts_of_ranks, summed
+from pipeline.probe.rows import Beat, Rows, counts_of_ranks, silent, summed
 from pipeline.probe.split import held_out
 
 LINEAR = Measure("linear", "Linear accuracy", "higher", share=True)
@@ -63,9 +63,7 @@ class Measurement:
     and ModelError for features that are no finite numbers.
     """
 
-    def __init__(
-        self, train: Rows, test: Rows, classes: int, *, where: str, tell: Tell = print, beat: Beat = lambda: None
-    ) -> None:
+    def __init__(self, train: Rows, test: Rows, classes: int, *, where: str, tell: Tell, beat: Beat = silent) -> None:
         self.train, self.test, self.classes = train, test, classes
         self.where, self.tell, self.beat = where, tell, beat
         self.num_train, self.num_test = (sum(counts_of_ranks(rows.labels)) for rows in (train, test))

@@ -100,6 +100,7 @@ class ProbeStageRun:
                 resources=self.context.config.resources(self.stage),
                 worker=probe_worker,
                 make=lambda workers: self._job(),
+                reached=lambda job: len(job.done),
             ).run()
         found = json.loads((self.folder.path / NAME).read_text())
         schema = schema_of(found)
