@@ -100,7 +100,7 @@ def _teachers(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[Table
     taught = [(stage.id, model.teacher) for stage, training in trainings for model in training.models if model.teacher]
     if taught:
         columns = ("stage", "teacher", "model", "px", "parameters", "GFLOPs/image")
-        table = _table("Teachers (frozen; their GFLOPs come on top, their memory is part of a rank's)", *columns)
+        table = _table("Teachers (their GFLOPs come on top)", *columns)
         for stage_id, teacher in taught:
             table.add_row(
                 stage_id,
@@ -116,7 +116,7 @@ def _teachers(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[Table
 def _memory(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
     zeros = [f"ZeRO {stage}" for stage in range(4)]
     table = _table(
-        "Memory per rank (* as configured; activations are part of it)",
+        "Memory per rank (* as configured; activations and teachers are part of it)",
         "stage",
         "model",
         "ranks",

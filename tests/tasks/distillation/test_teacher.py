@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.models.bundle import Preprocess, load_bundle
+from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
 from pipeline.models.minivit import MiniViT
+from pipeline.models.variants import build_backbone
 from pipeline.tasks.distillation.teacher import Teacher
+from pipeline.tasks.mae import Task as MAETask
 
 THEIRS = Preprocess((0.3,), (0.2,), 1, (12, 12))
 WEIGHT = torch.zeros(1)
@@ -63,3 +65,14 @@ def test_answers_and_tokens_are_those_of_the_model_in_the_bundle(teacher: str, d
     assert torch.equal(tokens, model.forward_features(images).float())
     assert seen.grid == (4, 4)
     assert not tokens.requires_grad
+
+
+def test_a_teacher_of_another_task_gives_its_encoders_tokens(tmp_path: Path) -> None:
+    """A masked autoencoder with computed positions, whose decoder nobody asks."""
+    task = MAETask()
+    backbone = build_backbone("nano", image_size=12, patch_size=3, channels=1, depth=2, positions="sincos")
+    model = MiniViT.from_spec(task.model_spec(backbone, 0)).eval()
+    folder = save_bundle(tmp_path / "mae", model.state_dict(), model.spec, THEIRS, [], {})
+    images, weight = torch.randn(2, 1, 12, 12), torch.zeros(1, dtype=torch.bfloat16)
+    seen = Teacher(load_bundle(folder), THEIRS).tokens(images, weight)
+    assert torch.equal(seen.patches, model.bfloat16().forward_features(images).float()[:, 1:])
