@@ -20,7 +20,7 @@ from pipeline.train.progress import NAME as PROGRESS
 from pipeline.train.progress import Reached, read_progress
 
 LINE_EVERY_S = 15.0
-SPEED = "speed/images_per_s"
+SPEED, TOKENS = "speed/images_per_s", "speed/tokens_per_s"  # tokens of all views of a sample
 
 
 @dataclass
@@ -113,6 +113,8 @@ class Progress:
             measures = watched.schema.of(row, "train/").items()
             numbers = "".join(f"{watched.schema[name].words} {value:.3f}  " for name, value in measures)
             numbers += f"{row[SPEED]:,.0f} images/s  {row['train/image_size']:.0f} px"
+            if TOKENS in row:
+                numbers += f"  {row[TOKENS]:,.0f} tokens/s"
             if row["train/skipped_steps"]:
                 numbers += f"  {row['train/skipped_steps']:.0f} steps skipped, not finite"
             if watched.bar is not None:

@@ -159,15 +159,17 @@ class TrainWorker:
         return best_step(self.measured | {self.step: self.val_metrics}, *best_by) == self.step
 
     def _report_collective(self, lr: float) -> None:
-        height, width = self.size_at(self.step - 1)
+        size, patch = self.size_at(self.step - 1), self._patch_at(self.step - 1)
+        tokens = task_of(self.job.stage.task).encoder_tokens(self.job.spec, size, patch)  # of all views of a sample
         report = self.meter.report_collective(self.engine.module, self.job.stage.global_batch_size)
         if math.isfinite(norm := self.engine.grad_norm()):
             report["train/grad_norm"] = norm
         report |= {
             "train/lr": lr,
-            "train/image_size": math.sqrt(height * width),
-            "train/patch_size": math.sqrt(math.prod(self._patch_at(self.step - 1))),
+            "train/image_size": math.sqrt(math.prod(size)),
+            "train/patch_size": math.sqrt(math.prod(patch)),
             "train/epoch": self._slots / self.job.samples_per_epoch,
+            "speed/tokens_per_s": report["speed/images_per_s"] * tokens,
             "speed/save_stall_s": self.saver.take_stall_s(),
             "speed/world_size": float(self.world_size),
             **self._samples_by_dataset(),

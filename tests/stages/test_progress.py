@@ -40,6 +40,16 @@ def test_a_log_file_gets_a_line_now_and_then(tmp_path: Path, capsys: pytest.Capt
     ]
 
 
+def test_the_speed_is_shown_in_tokens_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        ledger = MetricsLedger(tmp_path, 0)
+        progress.watch("pretrain", tmp_path, CLASSIFICATION, 100, 0)
+        ledger.append(10, 80, {**ROW, "speed/tokens_per_s": 61700.0})
+        progress.poll()
+        ledger.close()
+    assert "1,234 images/s  28 px  61,700 tokens/s  about" in capsys.readouterr().err
+
+
 def test_training_on_mixed_samples_shows_no_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         ledger = MetricsLedger(tmp_path, 0)

@@ -217,6 +217,10 @@ def test_the_teacher_is_validated_and_is_the_finished_model(make_job: Make, tmp_
     found = evaluate_collective(module, worker._eval_loader(job.val), collectors=spectrum.values())
     assert found["effective_rank"] == pytest.approx(measured(job)[4]["val/effective_rank"], rel=1e-5)
     assert again == pytest.approx(found["effective_rank"], rel=1e-5)
+    speeds = [row for row in read_metrics(job.folder) if "speed/tokens_per_s" in row]
+    tokens = 2 * (job.spec.backbone.num_patches + 1)  # two views
+    assert speeds
+    assert all(row["speed/tokens_per_s"] == pytest.approx(tokens * row["speed/images_per_s"]) for row in speeds)
 
 
 def test_neighbours_judge_a_stage_without_validation_data(
