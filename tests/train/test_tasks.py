@@ -60,7 +60,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     save_bundle(teacher, state, spec, Preprocess((0.3,), (0.2,), 1, (12, 12)), ["2", "0", "1"], {})
     places = {TEACHER: str(teacher)}
     return {
-        name: {"type": name, **{key: places.get(value, value) for key, value in settings.items()}}
+        name: {
+            "type": name,
+            **{key: places.get(value, value) if isinstance(value, str) else value for key, value in settings.items()},
+        }
         for name, settings in TASKS.items()
     }
 
