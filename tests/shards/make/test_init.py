@@ -9,7 +9,15 @@ from pipeline.shards.make import ensure_made, make, maker, names
 
 
 def test_every_file_is_a_data_set_that_can_be_named() -> None:
-    assert names() == ["fashion-mnist", "fashion-mnist-few", "fashion-scenes", "folder", "fractals", "masks"]
+    assert names() == [
+        "fashion-items",
+        "fashion-mnist",
+        "fashion-mnist-few",
+        "fashion-scenes",
+        "folder",
+        "fractals",
+        "masks",
+    ]
     for name in names():
         assert maker(name).__doc__
         assert maker(name.replace("-", "_")) is maker(name)
@@ -18,7 +26,7 @@ def test_every_file_is_a_data_set_that_can_be_named() -> None:
 def test_a_wrong_name_lists_the_right_ones(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"did you mean 'fashion-mnist'\? there are: fashion-mnist, fashion-mnist-few, fashion-scenes, folder",
+        match=r"did you mean 'fashion-mnist'\? there are: fashion-items, fashion-mnist, fashion-mnist-few, ",
     ):
         make("fashion-mnits", tmp_path)
 
