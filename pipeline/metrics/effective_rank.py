@@ -63,5 +63,5 @@ class Spectrum:
         """The singular values, the largest first, as shares of their sum."""
         values = singular_values(self.moments)
         shares = (values / values.sum().clamp(min=1e-300)).tolist()
-        rows = [(model, number, f"{share:.6g}") for number, share in enumerate(shares, start=1)]
+        rows = [(model, number, f"{share:.4f}") for number, share in enumerate(shares, start=1)]
         append_rows(folder / SPECTRUM, ("model", "direction", "share"), rows)
