@@ -75,7 +75,7 @@ def test_it_is_judged_by_captions_and_by_names(joined: Any, run: Any) -> None:
 
 
 def test_an_export_encodes_images_and_texts(joined: Any, run: Any, kit: Any, tmp_path: Path) -> None:
-    exported = load_model(joined.stage(RUN, "export") / "export")
+    exported = load_model(joined.stage(RUN, "export") / "export" / "safetensors")
     (tmp_path / "one.png").write_bytes(kit.picture(0, 0))
     images, texts = exported.encode_image([tmp_path / "one.png"]), exported.encode_text(["a black square", "words"])
     assert (images.shape, texts.shape) == ((1, 64), (2, 64))
