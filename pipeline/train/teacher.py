@@ -69,5 +69,5 @@ class MovingTeacher:
             return flat[None]
         raw = flat.view(torch.uint8)  # back ends gather bytes of any type
         gathered = raw.new_empty(dist.get_world_size() * len(raw))
-        dist.all_gather_into_tensor(gathered, raw)
+        dist.all_gather(list(gathered.chunk(dist.get_world_size())), raw)
         return gathered.view(flat.dtype).view(dist.get_world_size(), -1)
