@@ -31,6 +31,7 @@ from pipeline.train.micro_batch import split, to_device
 from pipeline.train.schedule import patch_at
 from pipeline.train.seeds import COUPLED, DROP_PATH, derive_seed
 from pipeline.train.stall import StallWatch
+from pipeline.train.state import TEACHER
 
 NAME = "replay.json"
 MOST_SAMPLES = 16  # named in the result, the highest losses first
@@ -64,9 +65,8 @@ class FirstNotFinite:
 
 def replay_worker(job: ReplayJob, context: RankContext) -> None:
     """Forward and backward of one batch on this one rank; leaves `replay.json` in the stage's folder."""
-    train, device = job.train, select_device()
-    model = load_model(train, context.watch).to(device=device, dtype=precision_dtype(train.stage.engine.precision))
-    task = task_of(train.stage.task).module(model, train.classes, train.preprocess)
+    train = job.train
+    task = load_task(train, context.watch)
     with loader(job) as batches, context.watch.following(batches.bytes_read):
         batch = next(batches)
     found = examine(task, train, batch, context.watch.beat)
@@ -74,16 +74,22 @@ def replay_worker(job: ReplayJob, context: RankContext) -> None:
     write_json(train.folder / NAME, {"slots": [job.first, job.stop], "step": step, "from": train.resume_from, **found})
 
 
-def load_model(job: TrainJob, watch: StallWatch) -> MiniViT:
-    """The model with the weights that it trains with: not their average."""
-    model = MiniViT.from_spec(job.spec)
+def load_task(job: TrainJob, watch: StallWatch) -> TaskModule:
+    """The task with the weights that it trains with, not their average, and its teacher, as the checkpoint has them."""
+    device, dtype = select_device(), precision_dtype(job.stage.engine.precision)
+    model, of_teacher = MiniViT.from_spec(job.spec), None
     if job.resume_from:
         storage = open_storage(job.checkpoints)
         with storage.reading(job.resume_from):
             manifest = read_manifest(storage, job.resume_from)
             reader = StateReader(storage, job.resume_from, manifest, watch.progress)
             model.load_state_dict(reader.whole(WEIGHTS))
-    return model.train()
+            of_teacher = reader.whole(TEACHER) if TEACHER in reader.keys else None
+    model.train().to(device=device, dtype=dtype)
+    task = task_of(job.stage.task).module(model, job.classes, job.preprocess)
+    if task.follower and of_teacher:
+        task.follower.model.load_state_dict(of_teacher, strict=False)  # the rest is the model's
+    return task
 
 
 def loader(job: ReplayJob) -> TrainLoader:

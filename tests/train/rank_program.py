@@ -54,6 +54,7 @@ from pipeline.train.first_samples import FirstSamples
 from pipeline.train.loop import Meter, TrainingStep
 from pipeline.train.micro_batch import cut, to_device
 from pipeline.train.optim import build_optimizer, parameter_groups
+from pipeline.train.replay import load_task
 from pipeline.train.saver import ATTEMPT, Saver
 from pipeline.train.state import TrainState
 from pipeline.train.teacher import MovingTeacher
@@ -400,6 +401,19 @@ def resume(
     return {"losses": losses}
 
 
+def replayed(task: Settings, source: str) -> dict[str, Any]:
+    """What a replay of the step after a checkpoint computes with."""
+    settings = task_class(task["type"])(**task)
+    stage = SimpleNamespace(task=settings, engine=SimpleNamespace(precision="fp32"))
+    job = SimpleNamespace(
+        stage=stage, spec=task_module(task).model.spec, checkpoints=source, resume_from=step_folder(2), classes=[]
+    )
+    job.preprocess = PREPROCESS
+    found = load_task(job, SimpleNamespace(progress=lambda bytes_read: None))
+    teacher = found.follower.model.state_dict() if found.follower else {}
+    return {"model": found.model.state_dict(), "teacher": teacher}
+
+
 def not_finite(zero_stage: int, precision: str, shares: list[int]) -> dict[str, Any]:
     """A step with an infinite pixel on the last rank between two good ones."""
     trainer = Trainer(zero_stage, precision, "adamw")
@@ -554,6 +568,7 @@ CASES = (
     gradient,
     save_and_go_on,
     resume,
+    replayed,
     not_finite,
     accumulate,
     waits,

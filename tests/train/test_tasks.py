@@ -93,6 +93,7 @@ def together(
         cases[f"{name} judged"] = ["evaluated", [task, [3, 2, 3]]]
         cases[f"{name} saved"] = ["save_and_go_on", [2, "bf16", task, saved, SHARES]]
         cases[f"{name} again"] = ["resume", [2, "bf16", task, saved, again, SHARES]]
+    cases["replayed"] = ["replayed", [tasks["simdino"], str(root / "simdino")]]
     return run_ranks(3, tmp_path_factory.mktemp("three") / "ranks", cases)
 
 
@@ -137,3 +138,16 @@ def test_resume_is_bit_identical(together: list[Results], root: Path, name: str)
         one, other = first.whole(key), second.whole(key)
         assert one.keys() == other.keys()
         assert [parameter for parameter in one if not torch.equal(one[parameter], other[parameter])] == []
+
+
+def test_a_replay_has_the_weights_of_the_checkpoint_and_those_of_its_teacher(
+    together: list[Results], root: Path
+) -> None:
+    storage, folder = LocalStorage(root / "simdino"), step_folder(2)
+    reader = StateReader(storage, folder, verify(storage, folder))
+    for found, key in (("model", "weights"), ("teacher", "teacher")):
+        state, kept = together[0]["replayed"][found], reader.whole(key)
+        assert kept
+        assert [name for name, value in kept.items() if not torch.equal(state[name], value)] == []
+    weights, teacher = reader.whole("weights"), reader.whole("teacher")
+    assert any(not torch.equal(weights[name], value) for name, value in teacher.items()), "the teacher lags behind"
