@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 REMOVE = object()
 DURATION = "a duration such as '10 epochs', '5000 steps' or '1.2M samples'"
 WORKERS = "a whole number above 0 or a section with the keys min, max"
-TYPES = "pretrain, finetune, evaluate, export, report"
+TYPES = "pretrain, finetune, evaluate, probe, export, report"
 
 
 def fault(raw: dict[str, Any], path: str, value: Any) -> str:

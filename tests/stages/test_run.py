@@ -44,6 +44,8 @@ def test_a_folder_of_another_pipeline_is_refused(
 
 
 def test_every_type_of_stage_can_be_run(raw: dict[str, Any]) -> None:
+    data = {"train": "train", "test": "test"}
+    raw["stages"]["probe"] = {"type": "probe", "models": ["finer"], "data": data, "methods": {"knn": {}}}
     config = parse_config(raw, "c")
     assert {type(stage) for stage in config.stages.values()} == set(STAGE_RUNS)
 

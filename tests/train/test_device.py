@@ -25,6 +25,7 @@ NEEDS_CARE = re.compile(r"torch\.(?:cuda|accelerator)\.\w+(?:\.\w+)*|pin_memory|
 ON_A_GPU_ALONE = {
     "bench/peaks.py": ["torch.cuda.get_device_name"],
     "bench/step_process.py": ["torch.accelerator.synchronize", "torch.cuda.max_memory_allocated"],
+    "tasks/lejepa/sigreg.py": ["non_blocking"],
     "train/device.py": ["torch.cuda.current_device", "torch.cuda.is_available", "torch.cuda.set_device"],
     "train/streams.py": [
         "non_blocking",
