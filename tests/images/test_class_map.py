@@ -86,7 +86,7 @@ def test_colours_differ_and_stay_when_classes_are_added() -> None:
     assert apart.min() > 12
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.sampled_from([1, 8, 16]), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=4))
 def test_damage_ends_in_ids_or_in_a_reason(depth: int, changes: list[tuple[int, int]]) -> None:
     data = bytearray(png(np.arange(600).reshape(20, 30) % (1 << depth), depth, GREY))
