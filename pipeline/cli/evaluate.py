@@ -78,8 +78,8 @@ def command(
     A MODEL is a run, RUN/STAGE, an export, timm:NAME or a safetensors file. Images are resized and normalised as the
     model says; the shards' classes must be the model's. Runs on the Ray cluster at RAY_ADDRESS, else on this machine.
 
-    With --probe, classes are told apart by the models' features alone: those of SHARDS after those of --train. Then a
-    MODEL may have any task, and `random` (the first model with initial weights) and `pixels` may stand beside it.
+    With --probe, the models stay frozen: each method is fitted to the features of --train and judged on those of
+    SHARDS. A MODEL may then have any task; `random` (the first model with initial weights) and `pixels` are baselines.
     """
     import json
 

@@ -68,7 +68,7 @@ class MethodsConfig(Section):
 
 class ProbeData(Section):
     train: str = Field(description="name of an entry of `datasets`: the neighbours, and what the probe is fitted to")
-    test: str = Field(description="name of an entry of `datasets`: what is told apart, and retrieved from")
+    test: str = Field(description="name of an entry of `datasets`: the samples to classify, and to retrieve from")
 
 
 class OnlineKnnConfig(ProbeData):

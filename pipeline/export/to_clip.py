@@ -12,7 +12,7 @@ from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.clip_bridge import check_expressible, to_clip
 from pipeline.models.resizing import to_clip_config
-from pipeline.models.spec import ModelSpec
+from pipeline.models.spec import ModelSpec, ViTSpec
 
 
 def check(spec: ModelSpec) -> None:
@@ -31,14 +31,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
         "model_cfg": {
             "embed_dim": bundle.spec.num_classes,
             "quick_gelu": spec.activation == "quick_gelu",
-            "vision_cfg": {
-                "image_size": list(spec.image_size),
-                "patch_size": spec.patch[0] if spec.patch[0] == spec.patch[1] else list(spec.patch),
-                "layers": spec.depth,
-                "width": spec.embed_dim,
-                "head_width": spec.embed_dim // spec.num_heads,
-                "mlp_ratio": spec.mlp_dim / spec.embed_dim,
-            },
+            "vision_cfg": vision_config(spec),
         },
         "preprocess_cfg": {
             "mean": list(bundle.preprocess.mean),
@@ -49,3 +42,15 @@ def write(bundle: Bundle, folder: Path) -> Path:
     config |= own_words(bundle.preprocess)
     write_json(folder / "config.json", config)
     return write_whole(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+
+
+def vision_config(spec: ViTSpec) -> dict[str, Any]:
+    """An image tower in the words of open_clip."""
+    return {
+        "image_size": list(spec.image_size),
+        "patch_size": spec.patch[0] if spec.patch[0] == spec.patch[1] else list(spec.patch),
+        "layers": spec.depth,
+        "width": spec.embed_dim,
+        "head_width": spec.embed_dim // spec.num_heads,
+        "mlp_ratio": spec.mlp_dim / spec.embed_dim,
+    }

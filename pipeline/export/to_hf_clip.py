@@ -12,7 +12,8 @@ from pipeline.export.files import write_tokenizer
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.clip_bridge import check_tower
-from pipeline.models.clip_towers import TEMPERATURE, text_head, to_clip_towers
+from pipeline.models.clip_towers import text_head, to_clip_towers
+from pipeline.models.heads.text_tower.shape import TEMPERATURE
 from pipeline.models.resizing import RESAMPLE
 from pipeline.models.spec import ModelSpec
 from pipeline.text.tokenizer import Tokenizer

@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 
 from pipeline.errors import ModelError
 from pipeline.export.files import own_words, write_tokenizer
+from pipeline.export.to_clip import vision_config
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.clip_bridge import check_tower
-from pipeline.models.clip_towers import TEMPERATURE, text_head, to_clip_towers
+from pipeline.models.clip_towers import text_head, to_clip_towers
+from pipeline.models.heads.text_tower.shape import TEMPERATURE
 from pipeline.models.resizing import to_clip_config
 from pipeline.models.spec import ModelSpec
 
@@ -42,15 +44,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
             "embed_dim": text.outputs,
             "quick_gelu": spec.activation == "quick_gelu",
             **({"init_logit_bias": temperature["bias"]} if "bias" in temperature else {}),
-            "vision_cfg": {
-                "image_size": list(spec.image_size),
-                "patch_size": spec.patch[0] if spec.patch[0] == spec.patch[1] else list(spec.patch),
-                "layers": spec.depth,
-                "width": spec.embed_dim,
-                "head_width": spec.embed_dim // spec.num_heads,
-                "mlp_ratio": spec.mlp_dim / spec.embed_dim,
-                **norm,
-            },
+            "vision_cfg": vision_config(spec) | norm,
             "text_cfg": {
                 "context_length": text.options["length"],
                 "vocab_size": text.options["tokens"],

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.clip_bridge import HUGGING_FACE, OPENAI, Layout, check_tower, tower_tensors, vision_tensors
+from pipeline.models.heads.text_tower.shape import IMAGE, TEMPERATURE, TEXT
 from pipeline.models.spec import HeadSpec, ModelSpec
 from pipeline.models.state import check_state
 
-IMAGE, TEXT, TEMPERATURE = "image_projection", "text_tower", "temperature"  # heads, as the task clip names them
 TEXT_LAYOUTS: dict[str, Layout] = {
     "openai": replace(
         OPENAI,

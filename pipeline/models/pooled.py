@@ -35,3 +35,11 @@ def pooled(model: MiniViT, images: Tensor, pooling: Pooling) -> Tensor:
     if norm is None:
         return torch.cat([F.layer_norm(part.float(), part.shape[-1:], eps=spec.eps) for part in parts], dim=1)
     return torch.cat([norm(part) for part in parts], dim=1).float()
+
+
+def features_of(model: MiniViT, images: Tensor) -> list[list[float]]:
+    """Of each image, normalised [B, C, H, W], D numbers: the class token or the mean of the patches, as it pools."""
+    features: list[list[float]] = pooled(
+        model, images, "patches" if model.spec.backbone.pool == "avg" else "cls"
+    ).tolist()
+    return features

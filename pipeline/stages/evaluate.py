@@ -13,7 +13,7 @@ from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import TEST, files_of
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import check_background, check_classes
-from pipeline.stages.evaluated import evaluated_data, evaluated_task
+from pipeline.stages.evaluated import evaluated_data, evaluated_task, told, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import evaluate_inputs
 from pipeline.stages.jobs import StageJob
@@ -81,8 +81,7 @@ class EvaluateStageRun:
         schema = schema_of(evaluation)
         measures = {model: schema.of(found) for model, found in evaluation["models"].items()}
         for model, found in evaluation["models"].items():
-            told = [f"{m.words} {m.text(found[m.name], 2)}" for m in schema.ranked if m.name in found]
-            self.context.say(self.id, f"{model}: {', '.join(told)}; {found['samples']:,} samples")
+            self.context.say(self.id, f"{model}: {', '.join(told(schema, found))}; {found['samples']:,} samples")
         return {
             "measures": measures,
             "samples": evaluation["samples"],
@@ -103,9 +102,7 @@ class EvaluateStageRun:
         return [*files, *manifests(self.folder.path, TEST)]
 
     def metrics(self, result: dict[str, Any]) -> dict[str, float]:
-        judged = result["measures"].items()
-        measures = {f"test/{name}/{model}": value for model, found in judged for name, value in found.items()}
-        return measures | {"test/bad_samples": result["bad_samples"]["test"]["bad"]}
+        return tracked_measures(result["measures"]) | {"test/bad_samples": result["bad_samples"]["test"]["bad"]}
 
     def track_inputs(self, run_id: str) -> None:
         tracker, index = self.context.tracker, self.data.index

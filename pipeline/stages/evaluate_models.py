@@ -8,18 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import ClusterConfig
 from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Bundle, load_description
 from pipeline.shards.bad_samples import TEST, files_of
-from pipeline.shards.index import load_index
 from pipeline.shards.named import NamedSet
-from pipeline.stages.context import absolute
 from pipeline.stages.data import check_classes
 from pipeline.stages.evaluated import evaluated_data, evaluated_task
-from pipeline.stages.outside import COMMAND, bundle_of, run_ranks
+from pipeline.stages.outside import COMMAND, bundle_of, dataset_of, run_ranks
 from pipeline.train.evaluate import NAME, evaluate_worker
 from pipeline.train.job import Dataset, EvaluateJob
 
@@ -88,11 +85,4 @@ def _dataset(data: NamedSet, models: dict[str, Bundle]) -> Dataset:
         raise ConfigError(
             f"{first} shows transparent pixels as {list(one)}, but {second} as {list(other)}; evaluate them one by one"
         )
-    config = DatasetConfig(
-        shards=data.pattern,
-        classes=data.config.classes,
-        image_key=data.config.image_key,
-        targets=data.config.targets,
-        background=next(iter(backgrounds)),
-    )
-    return Dataset(absolute(config), load_index(data.pattern))
+    return dataset_of(data, background=next(iter(backgrounds)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError, ModelError
+from pipeline.metrics.schema import Schema
 from pipeline.stages.data import evaluated_classes, plain_source
 from pipeline.stream.source import Source
 from pipeline.tasks.task import Trained, own_task, task_of
@@ -60,3 +62,20 @@ def evaluated_data(name: str, dataset: Dataset, task: TaskConfig) -> tuple[Sourc
     """
     classes = evaluated_classes(name, dataset, task.targets)
     return plain_source(name, dataset, classes, task.targets), classes
+
+
+def told(schema: Schema, measured: Mapping[str, Any]) -> list[str]:
+    """The measures of a model in words, with the 95 % intervals of those that have one."""
+    words, intervals = [], measured.get("intervals", {})
+    for measure in schema.ranked:
+        if measure.name in measured:
+            text = f"{measure.words} {measure.text(measured[measure.name], 2)}"
+            if interval := intervals.get(measure.name):
+                text += f" ({' to '.join(measure.text(end, 2) for end in interval)})"
+            words.append(text)
+    return words
+
+
+def tracked_measures(measures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """What MLflow is sent of the measures of models, by their names."""
+    return {f"test/{name}/{model}": value for model, found in measures.items() for name, value in found.items()}

@@ -10,12 +10,16 @@ from typing import Any
 
 from pipeline.cluster.launch import launch
 from pipeline.cluster.session import connect
+from pipeline.config.data import DatasetConfig
 from pipeline.config.references import names_weights
 from pipeline.config.schema import ClusterConfig
 from pipeline.models.foreign import import_foreign
 from pipeline.models.pretrained import find_bundle
+from pipeline.shards.index import load_index
+from pipeline.shards.named import NamedSet
+from pipeline.stages.context import absolute
 from pipeline.stages.progress import Progress
-from pipeline.train.job import RankContext
+from pipeline.train.job import Dataset, RankContext
 
 COMMAND = "evaluate"  # as errors name it
 POLL_S = 0.5
@@ -24,6 +28,18 @@ POLL_S = 0.5
 def bundle_of(reference: str, scratch: Path) -> Path:
     """The bundle of a run, RUN/STAGE or an export; weights from elsewhere become one in `scratch`. ModelError."""
     return import_foreign(reference, scratch) if names_weights(reference) else find_bundle(reference)
+
+
+def dataset_of(data: NamedSet, **settings: Any) -> Dataset:
+    """Shards as a data set, with `settings` of its section besides its own; without any, images are as models ask."""
+    config = DatasetConfig(
+        shards=data.pattern,
+        classes=data.config.classes,
+        image_key=data.config.image_key,
+        targets=data.config.targets,
+        **settings,
+    )
+    return Dataset(absolute(config), load_index(data.pattern))
 
 
 def run_ranks(worker: Callable[[Any, RankContext], None], job: Any, folder: Path, config: ClusterConfig) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.config.probe import BASELINES
 from pipeline.config.schema import ProbeStage
 from pipeline.metrics.outcome import schema_of
-from pipeline.metrics.schema import Schema
 from pipeline.shards.bad_samples import PROBED, TRAIN
 from pipeline.stages.context import RunContext
+from pipeline.stages.evaluated import told, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import probe_inputs
 from pipeline.stages.jobs import StageJob
@@ -124,25 +124,11 @@ class ProbeStageRun:
         return [(self.folder.path / NAME, None), *manifests(self.folder.path, TRAIN, PROBED)]
 
     def metrics(self, result: dict[str, Any]) -> dict[str, float]:
-        judged = result["measures"].items()
-        measures = {f"test/{name}/{model}": value for model, found in judged for name, value in found.items()}
         bad = {f"{what}/bad_samples": float(found["bad"]) for what, found in result["bad_samples"].items()}
-        return measures | bad
+        return tracked_measures(result["measures"]) | bad
 
     def track_inputs(self, run_id: str) -> None:
         tracker, stage = self.context.tracker, self.stage
         tracker.params(run_id, stage.model_dump(mode="json", exclude={"resources"}))
         for what, source in (("train", self.data.train), ("test", self.data.test)):
             tracker.dataset(run_id, source.name, source.index.url, source.index.digest, what)
-
-
-def told(schema: Schema, measured: dict[str, Any]) -> list[str]:
-    """The measures of a model in words, with the 95 % intervals of those that have one."""
-    words = []
-    for measure in schema.ranked:
-        if measure.name in measured:
-            text = f"{measure.words} {measure.text(measured[measure.name], 2)}"
-            if interval := measured["intervals"].get(measure.name):
-                text += f" ({' to '.join(measure.text(end, 2) for end in interval)})"
-            words.append(text)
-    return words

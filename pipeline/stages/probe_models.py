@@ -8,19 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config.data import DatasetConfig
 from pipeline.config.probe import BASELINES, MethodsConfig, Pooling
 from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import PROBED, TRAIN, files_of
-from pipeline.shards.index import load_index
 from pipeline.shards.named import NamedSet
-from pipeline.stages.context import absolute
-from pipeline.stages.outside import COMMAND, bundle_of, run_ranks
+from pipeline.stages.outside import COMMAND, bundle_of, dataset_of, run_ranks
 from pipeline.stages.preflight import check_features
 from pipeline.stages.probed import check_numbers, probe_sources
-from pipeline.train.job import Dataset, ProbedModel, ProbeJob
+from pipeline.train.job import ProbedModel, ProbeJob
 from pipeline.train.probe import NAME, probe_worker
 
 
@@ -63,7 +60,7 @@ def probe_models(
         models = _models(references, Path(scratch))
         for name, model in models.items():
             check_features(COMMAND, features, name, load_description(model.path).spec)
-        data = probe_sources((train.name, test.name), (_dataset(train), _dataset(test)), COMMAND)
+        data = probe_sources((train.name, test.name), (dataset_of(train), dataset_of(test)), COMMAND)
         check_numbers(methods, data.train.index.num_samples, data.test.index.num_samples, "--probe")
         folder = (out or Path(scratch, "out")).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,14 +91,3 @@ def _models(references: Sequence[str], scratch: Path) -> dict[str, ProbedModel]:
     }
     first = next(iter(bundles.values()))
     return {name: ProbedModel(first, name) if name in BASELINES else ProbedModel(bundles[name]) for name in references}
-
-
-def _dataset(data: NamedSet) -> Dataset:
-    """Images are resized as each model says."""
-    config = DatasetConfig(
-        shards=data.pattern,
-        classes=data.config.classes,
-        image_key=data.config.image_key,
-        targets=data.config.targets,
-    )
-    return Dataset(absolute(config), load_index(data.pattern))

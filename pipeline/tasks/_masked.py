@@ -17,6 +17,7 @@ from pipeline.models.bundle import Preprocess
 from pipeline.models.masking import Masking, random_masking
 from pipeline.models.minivit import MiniViT
 from pipeline.models.patch_embed import patchify
+from pipeline.models.pooled import features_of
 from pipeline.models.spec import Pair, whole_patches
 from pipeline.tasks._reconstructions import Reconstruction, Reconstructions
 from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
@@ -55,11 +56,6 @@ class MaskedModule(TaskModule):
         (head,) = self.model.heads.values()
         return head
 
-    def norm(self, tokens: Tensor) -> Tensor:
-        """The norm [B, D] that follows the encoder, which belongs to the head."""
-        normed: Tensor = self.head.norm(tokens)
-        return normed
-
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
         losses, *_ = self._losses(views["image"], weights, keys["image"])
         return Outputs(losses.sum()[None], self._sums(losses, weights))
@@ -91,11 +87,7 @@ class MaskedModule(TaskModule):
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[float]]:
         """Features of whole images, D numbers each: the class token or the mean of the patches, as the model pools."""
-        backbone, tokens = self.model.spec.backbone, self.model.forward_features(images)
-        average = backbone.pool == "avg"
-        pooled = tokens[:, backbone.tokens.num_prefix :].mean(dim=1) if average else tokens[:, 0]
-        features: list[list[float]] = self.norm(pooled).float().tolist()
-        return features
+        return features_of(self.model, images)
 
 
 def masked_pixels(images: Tensor, masking: Masking, patch: Pair) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pipeline.models.bundle import Preprocess
 from pipeline.models.drop_path import sample_keys
+from pipeline.models.per_step import per_step
+from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
+from pipeline.tasks.base import Outputs, TaskModule
 from pipeline.train.seeds import derive_seed
 
 
@@ -39,3 +43,12 @@ def view_keys(batch: Batch, seed: int) -> dict[str, Tensor]:
 def view_seed(seed: int, number: int) -> int:
     """Of the view of that number; the first one's is the seed itself."""
     return derive_seed(seed, number) if number else seed
+
+
+def outputs_of(
+    call: Callable[..., Outputs], task: TaskModule, part: Batch, key_seed: int, patch: Pair | None
+) -> Outputs:
+    """What a task makes of a part of a batch in training; `call` is the task itself, or the engine around it."""
+    views, keys = normalised_views(part, task.preprocess), view_keys(part, key_seed)
+    with per_step(task, keys=next(iter(keys.values())), patch=patch):
+        return call(views, part.targets, part.weights, keys)

@@ -13,15 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.checkpoints.manifest import Window
-from pipeline.models.per_step import per_step
 from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
-from pipeline.tasks.base import Outputs, TaskModule
+from pipeline.tasks.base import TaskModule
 from pipeline.tasks.ranks import Ranks
 from pipeline.train.coupled import backward_coupled
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
-from pipeline.train.inputs import normalised_views, view_keys
+from pipeline.train.inputs import outputs_of
 from pipeline.train.micro_batch import split
 from pipeline.train.seeds import COUPLED, DROP_PATH, derive_seed
 from pipeline.train.teacher import MovingTeacher
@@ -120,7 +119,7 @@ class TrainingStep:
         normalisers = task.normalisers(batch)
         dist.all_reduce(normalisers)
         scales = (dist.get_world_size() / normalisers.clamp(min=1)).float()
-        forward = partial(self._forward, patch=patch)
+        forward = partial(outputs_of, self.engine, task, key_seed=self.key_seed, patch=patch)
         parts = list(split(batch, micro_batches))
         if task.coupled:
             ranks = Ranks(dist.get_world_size(), max(self.largest_share, micro_batches))
@@ -142,10 +141,3 @@ class TrainingStep:
             self.teacher.update_collective(step + 1)
         meter.sums += sums
         return True
-
-    def _forward(self, micro: Batch, patch: Pair | None) -> Outputs:
-        task: TaskModule = self.engine.module
-        views, keys = normalised_views(micro, task.preprocess), view_keys(micro, self.key_seed)
-        with per_step(task, keys=next(iter(keys.values())), patch=patch):
-            outputs: Outputs = self.engine(views, micro.targets, micro.weights, keys)
-        return outputs

@@ -17,7 +17,6 @@ from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import open_storage
 from pipeline.files import write_json
 from pipeline.models.minivit import MiniViT
-from pipeline.models.per_step import per_step
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import TrainLoader
 from pipeline.tasks.base import Outputs, TaskModule
@@ -25,7 +24,7 @@ from pipeline.tasks.ranks import ALONE
 from pipeline.tasks.task import task_of
 from pipeline.train.coupled import Coupling, couple
 from pipeline.train.device import precision_dtype, select_device
-from pipeline.train.inputs import normalised_views, view_keys
+from pipeline.train.inputs import outputs_of
 from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.micro_batch import split, to_device
 from pipeline.train.schedule import patch_at
@@ -118,7 +117,9 @@ def examine(task: TaskModule, job: TrainJob, batch: Batch, beat: Callable[[], No
     anomalies: list[str] = []
     hook = FirstNotFinite(task.model)
     normalisers = task.normalisers(batch).clamp(min=1).float()
-    device, forward = next(task.parameters()).device, forward_of(task, job, batch.step)
+    device = next(task.parameters()).device
+    patch = patch_at(batch.step, job.spec.backbone.patch, job.stage.resolution, job.seed)
+    forward = partial(outputs_of, task, task, key_seed=derive_seed(job.seed, DROP_PATH), patch=patch)
     samples = [to_device(one, device) for one in split(batch, len(batch.slots))]
     coupling = coupling_of(task, forward, samples, derive_seed(job.seed, COUPLED, batch.step))
     terms = []  # of the loss of one sample after the other, on the CPU
@@ -145,20 +146,6 @@ def examine(task: TaskModule, job: TrainJob, batch: Batch, beat: Callable[[], No
 def own_normalisers(task: TaskModule, batch: Batch) -> Tensor:
     """[B, T]: what the terms of each sample's loss would be divided by, were it alone."""
     return torch.stack([task.normalisers(one) for one in split(batch, len(batch.slots))]).clamp(min=1).float()
-
-
-def forward_of(task: TaskModule, job: TrainJob, step: int) -> Callable[[Batch], Outputs]:
-    """What the step made of a part of its batch."""
-    key_seed = derive_seed(job.seed, DROP_PATH)
-    patch = patch_at(step, job.spec.backbone.patch, job.stage.resolution, job.seed)
-
-    def forward(part: Batch) -> Outputs:
-        views, keys = normalised_views(part, job.preprocess), view_keys(part, key_seed)
-        with per_step(task, keys=next(iter(keys.values())), patch=patch):
-            outputs: Outputs = task(views, part.targets, part.weights, keys)
-        return outputs
-
-    return forward
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.config.load import parse_config
 from pipeline.stages.context import RunContext, open_datasets
-from pipeline.stages.probe import ProbeStageRun, told
+from pipeline.stages.evaluated import told
+from pipeline.stages.probe import ProbeStageRun
 from pipeline.stages.resolve import stage_branches
 from pipeline.stages.sources import Source
 from pipeline.train.probe import part_of

@@ -121,4 +121,4 @@ def test_predicts_features_of_whole_images(task: BaseTask, pool: str) -> None:
     assert [len(row) for row in features] == [32] * 3
     pooled = module.model.forward_features(images)
     pooled = pooled[:, 0] if pool == "cls" else pooled[:, 2:].mean(dim=1)
-    assert torch.allclose(torch.tensor(features), module.norm(pooled), atol=1e-5)
+    assert torch.allclose(torch.tensor(features), module.head.norm(pooled), atol=1e-5)

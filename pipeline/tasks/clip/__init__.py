@@ -12,6 +12,7 @@ from pipeline.config.section import Positive, Section
 from pipeline.config.text import TokenizerConfig
 from pipeline.metrics.retrieval import RETRIEVAL
 from pipeline.metrics.schema import Schema
+from pipeline.models.heads.text_tower.shape import IMAGE, TEMPERATURE, TEXT, tower_flops
 from pipeline.models.spec import HeadSpec, ViTSpec
 from pipeline.tasks.task import BaseTask
 from pipeline.text.tokenizer import load_tokenizer
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pipeline.models.spec import ModelSpec, Pair
     from pipeline.tasks.base import TaskModule
 
-IMAGE, TEXT, TEMPERATURE = "image_projection", "text_tower", "temperature"  # heads
 SCALES = {"softmax": 1 / 0.07, "sigmoid": 10.0}  # at the start, as the papers have it
 SIGMOID_BIAS = -10.0  # so that the many that are no pair do not rule the first steps
 
@@ -82,8 +82,6 @@ class Task(BaseTask):
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
         """Of one image and its caption."""
-        from pipeline.models.heads.text_tower.shape import tower_flops
-
         return super().forward_flops(spec, image_size, patch) + tower_flops(spec.heads[TEXT], spec.backbone)
 
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:

@@ -17,10 +17,10 @@ from pipeline.errors import ModelError
 from pipeline.metrics import retrieval
 from pipeline.metrics.collector import Collector
 from pipeline.models.bundle import Preprocess
+from pipeline.models.heads.text_tower.shape import TEMPERATURE, TEXT
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import Coupled, Evaluated, Outputs, TaskModule, Tensors
-from pipeline.tasks.clip import TEMPERATURE, TEXT
 from pipeline.tasks.clip.losses import LOSSES, Pairs, contrastive
 from pipeline.tasks.ranks import ALONE, Ranks
 

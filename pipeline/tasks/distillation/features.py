@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
+from pipeline.models.pooled import features_of
 from pipeline.models.spec import Pair, whole_patches
 from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.distillation.teacher import Seen, Teacher
@@ -77,11 +78,7 @@ class FeatureDistillation(TaskModule):
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[float]]:
         """Features of whole images: the class token or the mean of the patches, as the model pools, before the head."""
-        backbone, tokens = self.model.spec.backbone, self.model.forward_features(images)
-        average = backbone.pool == "avg"
-        pooled = tokens[:, backbone.tokens.num_prefix :].mean(dim=1) if average else tokens[:, 0]
-        features: list[list[float]] = self.head.norm(pooled).float().tolist()
-        return features
+        return features_of(self.model, images)
 
 
 def patch_targets(seen: Seen, grid: Pair) -> Tensor:

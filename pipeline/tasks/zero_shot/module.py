@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.models.heads.text_tower.shape import TEMPERATURE
 from pipeline.tasks.classification.module import Classification
-from pipeline.tasks.clip import TEMPERATURE
 from pipeline.tasks.clip.module import Clip
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pipeline.models.costs import layer_flops, layer_parameters, layer_values
 from pipeline.models.spec import HeadSpec, ModelSpec, TokenSchema, ViTSpec
 
+IMAGE, TEXT, TEMPERATURE = "image_projection", "text_tower", "temperature"  # heads of a model of images and texts
+
 
 def text_length(spec: ModelSpec) -> int | None:
     """The tokens of a text that a model reads; None if it reads none."""
