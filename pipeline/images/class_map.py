@@ -61,7 +61,7 @@ def decode_class_map(data: Data) -> np.ndarray:
 def draw_classes(picture: Pixels, classes: np.ndarray) -> None:
     """Colours over an RGB picture, in place, where `classes` [height, width] is not negative."""
     seen = classes >= 0
-    colors = class_colors(int(classes.max(initial=-1)) + 1)
+    colors = class_colors(int(classes.max(where=seen, initial=0)) + 1)
     picture[seen] = (picture[seen] * (1 - OPACITY) + colors[classes[seen]] * OPACITY).round()
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -23,6 +23,11 @@ from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
 from pipeline.tasks._teacher import Frozen
 from pipeline.tasks.ranks import Ranks
+
+if TYPE_CHECKING:  # what the drawing of predictions needs, is slow to import
+    import numpy as np
+
+    from pipeline.images.decode import Pixels
 
 Tensors = Mapping[str, Tensor]
 
@@ -146,6 +151,21 @@ class TaskModule(nn.Module, ABC):
             f"predict: a model of the task {self.model.spec.task} has nothing to say of images; fine-tune it for "
             "another task first"
         )
+
+    def draw(self, picture: Pixels, predicted: Any) -> Pixels:
+        """A picture, uint8 [H, W, 3] of the image's own size, with what `predict` gave for it; by default untouched."""
+        return picture
+
+    def record(self, predicted: Any) -> dict[str, Any]:
+        """What `predict` gave for an image, ready for JSON; by default that is features. Maps belong into `files`."""
+        return {"features": predicted}
+
+    def files(self, predicted: Any) -> dict[str, np.ndarray]:
+        """What `predict` gave for an image as maps, by what their PNG files' names end in (such as `.seg.png`).
+
+        Arrays are uint8 [H, W], [H, W, 3] or uint16 [H, W]; by default there are none.
+        """
+        return {}
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Normalised [B, C, H, W] -> fp32 [B, E] of length 1, comparable with those of texts; `ModelError` else."""

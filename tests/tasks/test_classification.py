@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -134,3 +137,16 @@ def test_every_measure_of_the_schema_comes_out_of_the_sums() -> None:
     sums = apply(task, targets, torch.ones(4))[1]
     assert len(sums) == len(task.sum_names)
     assert tuple(task.means(sums)) == task_class("classification").measured.names
+
+
+def test_a_prediction_is_drawn_and_recorded() -> None:
+    task = classification(torch.tensor([[0.0, 2.0, 1.0]]))
+    predicted = task.predict(torch.empty(1, 1, 2, 2), [(40, 60)])[0]
+    record = json.loads(json.dumps(task.record(predicted)))
+    assert list(record["classes"]) == ["class 1", "class 2", "class 0"]
+    assert sum(record["classes"].values()) == pytest.approx(1)
+    picture = np.full((40, 60, 3), 90, np.uint8)
+    drawn = task.draw(picture, predicted)
+    assert drawn.shape == picture.shape
+    assert (drawn != picture).any()
+    assert task.files(predicted) == {}

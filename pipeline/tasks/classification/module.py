@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.images.decode import Pixels
+from pipeline.images.drawing import write_lines
 from pipeline.metrics.accuracy import top_sums
 from pipeline.metrics.collector import Collector
 from pipeline.metrics.confusion import ConfusionCounts
@@ -16,6 +18,8 @@ from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
+
+SHOWN = 3  # classes in a picture
 
 
 class Classification(TaskModule):
@@ -81,6 +85,14 @@ class Classification(TaskModule):
             [(self.classes[index], value) for index, value in zip(indices, values, strict=True)]
             for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
+
+    def draw(self, picture: Pixels, predicted: Sequence[tuple[str, float]]) -> Pixels:
+        """The likeliest classes in a corner."""
+        return write_lines(picture, [f"{name} {share:.0%}" for name, share in predicted[:SHOWN]])
+
+    def record(self, predicted: Sequence[tuple[str, float]]) -> dict[str, Any]:
+        """`classes`: name -> probability, best first."""
+        return {"classes": dict(predicted)}
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
         return [dict(pairs) for pairs in self.predict(images, sizes, top_k=limit)]

@@ -13,14 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.images.class_map import class_colors
+from pipeline.images.drawing import write_lines
 from pipeline.metrics.iou import IoUCounts, full_labels, mean_iou, overlaps, pixel_accuracy
 from pipeline.models.spec import Pair, as_pair
 from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.segmentation.full_size import class_map, full_size_logits, likeliest
-from pipeline.tasks.segmentation.pictures import Overlays
+from pipeline.tasks.segmentation.pictures import Overlays, overlay
 from pipeline.tasks.segmentation.windows import windowed_logits
 
 if TYPE_CHECKING:
+    from pipeline.images.decode import Pixels
     from pipeline.metrics.collector import Collector
     from pipeline.models.bundle import Preprocess
     from pipeline.models.minivit import MiniViT
@@ -116,11 +119,28 @@ class Segmentation(TaskModule):
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
         """The share of the pixels that each class has."""
-        counts = [np.bincount(found.ravel(), minlength=self.num_classes) for found in self.predict(images, sizes)]
-        return [
-            {self.classes[n]: float(pixels[n] / pixels.sum()) for n in (-pixels).argsort()[:limit] if pixels[n]}
-            for pixels in counts
-        ]
+        found = [self._shares(one) for one in self.predict(images, sizes)]
+        return [{self.classes[n]: share for n, share in list(shares.items())[:limit]} for shares in found]
+
+    def draw(self, picture: Pixels, predicted: np.ndarray) -> Pixels:
+        """Colours over the picture, and the names of those that cover most of it."""
+        largest = list(self._shares(predicted))
+        colors = class_colors(self.num_classes).tolist()
+        painted = overlay(picture, predicted)
+        return write_lines(painted, [self.classes[n] for n in largest], [tuple(colors[n]) for n in largest])
+
+    def record(self, predicted: np.ndarray) -> dict[str, Any]:
+        """`classes`: name -> share of the pixels, largest first."""
+        return {"classes": {self.classes[n]: share for n, share in self._shares(predicted).items()}}
+
+    def files(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
+        """The class map, as the target kind `mask` reads it."""
+        return {".seg.png": predicted.astype(np.uint8 if self.num_classes <= 256 else np.uint16)}
+
+    def _shares(self, predicted: np.ndarray) -> dict[int, float]:
+        """Class -> share of the pixels of a class map, largest first, of those that are there."""
+        pixels = np.bincount(predicted.ravel(), minlength=self.num_classes)
+        return {int(n): float(pixels[n] / pixels.sum()) for n in (-pixels).argsort(kind="stable") if pixels[n]}
 
 
 def labelled(labels: Tensor, weights: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -201,3 +202,22 @@ def test_windows_slide_over_a_larger_view() -> None:
     assert set(model.calls) == {(SIZE, SIZE)}
     assert len(model.calls) == 9
     assert module.means(sums)["mean_iou"] > 0.95
+
+
+def test_a_class_map_is_drawn_recorded_and_kept() -> None:
+    module = Segmentation(Painted(), Task(), CLASSES, preprocess())
+    predicted = np.zeros((40, 60), np.uint8)
+    predicted[20:] = 2
+    predicted[:10, :6] = 1
+    record = json.loads(json.dumps(module.record(predicted)))
+    assert record == {"classes": {"shoe": 0.5, "wall": 0.475, "bag": 0.025}}
+    kept = module.files(predicted)
+    assert list(kept) == [".seg.png"]
+    assert kept[".seg.png"].dtype == np.uint8
+    assert (kept[".seg.png"] == predicted).all()
+    picture = np.full((40, 60, 3), 90, np.uint8)
+    drawn = module.draw(picture, predicted)
+    assert drawn.shape == picture.shape
+    assert (picture == 90).all()
+    assert len({tuple(color) for color in drawn[np.array([39, 39]), np.array([0, 59])].tolist()}) == 1
+    assert tuple(drawn[39, 59]) != tuple(drawn[10, 59]) != (90, 90, 90)
