@@ -7,9 +7,9 @@ Everywhere activations have the dtype of the weights. What differs is how produc
   in fp32, from and to half precision in memory, which is what matrix units do too. Outside of `torch.compile` and
   exported graphs, which fuse for themselves, that happens in rows that stay in the cache, with what is cheap computed
   again in the backward pass (`products`).
-- In bf16 on a CPU that has arithmetic for it: products by oneDNN, which adds the bias on the way. Where that is vector
-  units (AVX512-BF16, twice as fast as fp32), not matrix ones, attention is a few such products too: torch's fused one
-  takes up to three times as long. Compilers leave both as they are.
+- In bf16 on a CPU that has arithmetic for it: products by oneDNN, which adds the bias on the way. Attention is a few
+  such products too, up to as many tokens as that is faster than torch's fused one, which takes up to three times as
+  long on vector units (AVX512-BF16) and five times on matrix units (AMX). Compilers leave both as they are.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ ARITHMETIC = {dtype: cpu_arithmetic(dtype) for dtype in (torch.bfloat16, torch.f
 PIECE_VALUES = 1 << 19
 # Attention scores of one sample, all heads, up to which they are held at once: 16 MB in fp32, 1,024 tokens of 4 heads.
 SCORES_VALUES = 1 << 22
-
+# Keys up to which attention by products is the faster one. On AMX, 28 px in patches of 4 (50 tokens) gain 4x to 5x, 224 px
+# in patches of 16 (197) 1.4x to 1.6x, 384 px (577) 1.05x to 1.4x; 785 tokens lose up to a fifth.
+PRODUCTS_KEYS: dict[Arithmetic, int] = {"vector": SCORES_VALUES, "matrix": 640}
 # Attention's weights kept for the backward pass, in values per token and channel: a sixth of what a layer keeps else.
 KEPT_VALUES = 2
 
@@ -63,8 +65,9 @@ def multiplies_natively(x: Tensor) -> bool:
 
 def attends_by_products(q: Tensor, k: Tensor) -> bool:
     """Whether attention of q [B, H, Q, d] and k [B, H, T, d] is computed as products in half precision."""
-    fits = q.shape[1] * q.shape[2] * k.shape[2] <= SCORES_VALUES
-    return fits and multiplies_natively(q) and ARITHMETIC[q.dtype] == "vector"
+    if not multiplies_natively(q):
+        return False
+    return q.shape[1] * q.shape[2] * k.shape[2] <= SCORES_VALUES and k.shape[2] <= PRODUCTS_KEYS[ARITHMETIC[q.dtype]]
 
 
 def kept_samples(q: Tensor, k: Tensor) -> int:

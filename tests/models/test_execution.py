@@ -41,14 +41,24 @@ def test_arithmetic_is_the_best_there_is(
     assert execution.cpu_arithmetic(torch.bfloat16) == expected
 
 
-def test_attention_is_products_where_bf16_has_vectors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "vector"})
+@pytest.mark.parametrize("arithmetic", ["vector", "matrix"])
+def test_attention_is_products_where_bf16_has_arithmetic(monkeypatch: pytest.MonkeyPatch, arithmetic: str) -> None:
+    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: arithmetic})
     q = torch.zeros(2, 3, 5, 8, dtype=torch.bfloat16)
     assert attends_by_products(q, q)
     assert not attends_by_products(q.float(), q.float())
     assert not attends_by_products(q.to("meta"), q.to("meta"))
     with torch.autocast("cpu"):
         assert not attends_by_products(q, q)
+
+
+def test_matrix_units_attend_to_long_sequences_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k = (torch.zeros(1, 1, tokens, 8, dtype=torch.bfloat16) for tokens in (1, 1025))
+    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "matrix"})
+    assert attends_by_products(k, q)
+    assert not attends_by_products(q, k)
+    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "vector"})
+    assert attends_by_products(q, k)
 
 
 def test_pieces_are_for_cpus_and_not_for_autocast() -> None:
