@@ -40,8 +40,8 @@ ARITHMETIC = {dtype: cpu_arithmetic(dtype) for dtype in (torch.bfloat16, torch.f
 PIECE_VALUES = 1 << 19
 # Attention scores of one sample, all heads, up to which they are held at once: 16 MB in fp32, 1,024 tokens of 4 heads.
 SCORES_VALUES = 1 << 22
-# Keys up to which attention by products is the faster one. On AMX, 28 px in patches of 4 (50 tokens) gain 4x to 5x, 224 px
-# in patches of 16 (197) 1.4x to 1.6x, 384 px (577) 1.05x to 1.4x; 785 tokens lose up to a fifth.
+# Keys up to which attention by products is the faster one. On AMX, 28 px in patches of 4 (50 tokens) gain 4x to 5x, 224
+# px in patches of 16 (197) 1.4x to 1.6x, 384 px (577) 1.05x to 1.4x; 785 tokens lose up to a fifth.
 PRODUCTS_KEYS: dict[Arithmetic, int] = {"vector": SCORES_VALUES, "matrix": 640}
 # Attention's weights kept for the backward pass, in values per token and channel: a sixth of what a layer keeps else.
 KEPT_VALUES = 2
