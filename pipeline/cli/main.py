@@ -20,7 +20,7 @@ COMMANDS = {
     "checkpoints": ("pipeline.cli.checkpoints", "group", "List, verify, inspect and reshard the checkpoints of a run."),
     "export": ("pipeline.cli.export", "command", "Write a finished model in a format downstream code reads."),
     "evaluate": ("pipeline.cli.evaluate", "command", "Judge finished models on a data set."),
-    "predict": ("pipeline.cli.predict", "command", "Classify images with a finished model."),
+    "predict": ("pipeline.cli.predict", "command", "Show what a finished model sees in images."),
     "report": ("pipeline.cli.report", "command", "Write the HTML page of a run."),
     "bench": ("pipeline.cli.bench", "group", "Measure this pipeline against its peers."),
 }

@@ -3,29 +3,89 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.cli.paths import UserPath
+from pipeline.cli.paths import PATTERN, UserPath
 
 
 @click.command("predict")
 @click.argument("model", type=UserPath(path_type=Path), metavar="RUN[/STAGE]|EXPORT")
-@click.argument("images", nargs=-1, required=True, type=UserPath(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=PATTERN, metavar="IMAGES|FOLDER|SHARDS...")
+@click.option("--out", type=UserPath(path_type=Path), help="Folder for predictions.jsonl, drawn pictures and maps.")
+@click.option("--coco", is_flag=True, help="With --out: write boxes as COCO's results, coco_results.json, too.")
+@click.option(
+    "--coco-ids",
+    type=UserPath(path_type=Path),
+    metavar="FILE",
+    help="COCO's annotation file whose ids of images and categories --coco takes; default: those of the shards' JSON.",
+)
 @click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Names to show per image.")
+@click.option("--option", "given", multiple=True, metavar="NAME=YAML", help="Of the task's predictions, with --out.")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Images at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def command(model: Path, images: tuple[Path, ...], top: int, as_json: bool) -> None:
-    """Print what the model sees in each of IMAGES: likely classes, or the share of the pixels that each class has."""
+def command(
+    model: Path,
+    images: tuple[str, ...],
+    out: Path | None,
+    coco: bool,
+    coco_ids: Path | None,
+    top: int,
+    given: tuple[str, ...],
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Show what the model sees in images: files, folders of them at any depth, or shards.
+
+    Without --out, prints likely classes, or the share of the pixels that each class has. With --out, writes one line
+    per image to predictions.jsonl, and for each the picture with its prediction drawn and the maps that the task gives,
+    under the image's own name. Images that cannot be read are listed in failed.txt, and the exit status is then 3.
+    """
+    from pipeline import load_model
+    from pipeline.shards.pictures import pictures
+    from pipeline.tasks.coco_results import CocoIds
+    from pipeline.tasks.predictions import Predictor, summaries, write_predictions
+
+    if out is None and (coco or coco_ids or given):
+        raise click.UsageError("--coco, --coco-ids and --option: are for --out; name a folder for the results")
+    if coco_ids is not None and not coco:
+        raise click.UsageError("--coco-ids: is for --coco; add it")
+    loaded, found = load_model(model), pictures(images, out)
+    if out is None:
+        show(summaries(loaded, found, top, batch_size), as_json=as_json)
+        return
+    options = {"top_k": top} if "top_k" in loaded.task_module().predict_options else {}
+    ids = (CocoIds() if coco_ids is None else CocoIds.read(coco_ids)) if coco else None
+    predictor = Predictor(loaded, options | parsed(given), batch_size)
+    write_predictions(predictor, found, out, ids)
+    click.echo(f"{out}: predictions of {len(found):,} images")
+
+
+def show(rows: Any, *, as_json: bool) -> None:
+    """Print names with their shares, image by image."""
     import json
 
-    from pipeline import load_model
-
-    seen = load_model(model).summarise(list(images), top)
     if as_json:
-        rows = [{"image": str(image), "classes": found} for image, found in zip(images, seen, strict=True)]
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps([{"image": image, "classes": found} for image, found in rows], indent=1))
         return
-    for image, found in zip(images, seen, strict=True):
-        click.echo(f"{image}")
+    for image, found in rows:
+        click.echo(image)
         for name, share in found.items():
             click.echo(f"  {share:6.1%}  {name}")
+
+
+def parsed(given: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=YAML options as values. Raises UsageError."""
+    import yaml
+
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            options[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not name.strip():
+            raise click.UsageError(f"--option: found {text!r}, expected NAME=YAML, such as threshold=0.5")
+    return options

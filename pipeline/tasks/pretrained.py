@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,10 @@ from pipeline.tasks.task import BaseTask, own_task
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from pipeline.images.decode import Data, Pixels
+
+    AnyImage = str | os.PathLike[str] | Image | np.ndarray
+
 
 class PretrainedMiniViT(MiniViT):
     """A MiniViT with what it needs to be used on images: `preprocess`, `classes`, and the predictions of its task."""
@@ -39,62 +43,65 @@ class PretrainedMiniViT(MiniViT):
         model.preprocess, model.classes = bundle.preprocess, bundle.classes
         return model.float().eval()
 
-    def predict(self, images: Sequence[str | os.PathLike[str] | Image], **options: Any) -> list[Any]:
-        """What the model's task says of each image, a path or a PIL image.
+    def predict(self, images: Sequence[AnyImage], **options: Any) -> list[Any]:
+        """What the model's task says of each image: a path, a PIL image, or a uint8 array [H, W] or [H, W, 1 or 3].
 
         Of a classifier it is the `top_k` (5) most probable (label, probability), where a label is the class's name, or
         its number without names; a model that segments gives class maps, arrays of numbers at the images' own sizes.
-        Raises `DataError` for an unreadable image, `ModelError` for options that the task does not know, or where it
-        predicts nothing of images.
+        `task_module()` draws, records and keeps what this gives. Raises `DataError` for an unreadable image,
+        `ModelError` for options that the task does not know, or where it predicts nothing of images.
         """
-        task = self._task()
-        if unknown := options.keys() - task.predict_options:
-            known = ", ".join(sorted(task.predict_options)) or "none"
-            raise ModelError(
-                f"predict: {min(unknown)} is not an option of a {self.spec.task} model; known are: {known}"
-            )
+        task = self.task_module()
+        check_options(task, options)
         pixels, sizes = self._read(images)
         with torch.inference_mode():
             return task.predict(pixels, sizes, **options) if sizes else []
 
-    def summarise(self, images: Sequence[str | os.PathLike[str] | Image], limit: int) -> list[dict[str, float]]:
+    def summarise(self, images: Sequence[AnyImage], limit: int) -> list[dict[str, float]]:
         """Of each image's prediction at most `limit` names with their shares, largest first; errors as of `predict`."""
         pixels, sizes = self._read(images)
         with torch.inference_mode():
-            return self._task().summarise(pixels, sizes, limit) if sizes else []
+            return self.task_module().summarise(pixels, sizes, limit) if sizes else []
 
-    def encode_image(self, images: Sequence[str | os.PathLike[str] | Image]) -> Tensor:
+    def encode_image(self, images: Sequence[AnyImage]) -> Tensor:
         """Embeddings fp32 [images, E] of length 1; a product with those of texts is their similarity.
 
         Raises `DataError` for an unreadable image, `ModelError` for a model that knows no texts.
         """
         pixels, _ = self._read(images)
         with torch.inference_mode():
-            return self._task().embed_images(pixels)
+            return self.task_module().embed_images(pixels)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Embeddings fp32 [texts, E] of length 1. Raises `ModelError` for a model that knows no texts."""
         with torch.inference_mode():
-            return self._task().embed_sentences([texts] if isinstance(texts, str) else texts)
+            return self.task_module().embed_sentences([texts] if isinstance(texts, str) else texts)
 
-    def _task(self) -> TaskModule:
+    def task_module(self) -> TaskModule:
+        """The model with its task, which predicts and shows what it predicted: `draw`, `record`, `files`."""
         names = self.classes or [str(number) for number in range(self.spec.num_classes)]
         return self.task.module(self, names, self.preprocess).eval()
 
-    def _read(self, images: Sequence[str | os.PathLike[str] | Image]) -> tuple[Tensor, list[Pair]]:
+    def _read(self, images: Sequence[AnyImage]) -> tuple[Tensor, list[Pair]]:
         """Normalised [B, C, H, W] at the size that the task looks at, and the images' own sizes."""
         if isinstance(images, (str, os.PathLike)):
             raise DataError(f"predict: takes a list of images; give [{os.fspath(images)!r}]")
+        views = [_read(image, self.view_size, self.preprocess) for image in images]
+        return self.batch_of([seen for seen, _ in views]), [size for _, size in views]
+
+    @property
+    def view_size(self) -> Pair:
+        """Height and width in pixels at which the task looks at images."""
         group = next(iter(self.task.view_groups(evaluation=True).values()))
-        pixels, sizes = [], []
-        for image in images:
-            seen, size = _read(image, group.size or self.preprocess.image_size, self.preprocess)
-            pixels.append(torch.from_numpy(seen.transpose(2, 0, 1).copy()))
-            sizes.append(size)
-        if not images:
-            return torch.empty(0), []
+        return group.size or self.preprocess.image_size
+
+    def batch_of(self, views: Sequence[Pixels]) -> Tensor:
+        """Normalised [B, C, H, W] of images at the size that the task looks at, uint8 [H, W, C]."""
+        if not views:
+            return torch.empty(0)
         kernel = self.patch_embed.proj.weight
-        return self.preprocess.normalise(torch.stack(pixels).to(kernel.device), kernel.dtype), sizes
+        pixels = torch.from_numpy(np.stack(views).transpose(0, 3, 1, 2).copy())
+        return self.preprocess.normalise(pixels.to(kernel.device), kernel.dtype)
 
 
 def load_pretrained(path: str | os.PathLike[str]) -> PretrainedMiniViT:
@@ -102,24 +109,63 @@ def load_pretrained(path: str | os.PathLike[str]) -> PretrainedMiniViT:
     return PretrainedMiniViT.from_bundle(load_bundle(find_bundle(path)))
 
 
-def _read(image: str | os.PathLike[str] | Image, size: Pair, preprocess: Preprocess) -> tuple[np.ndarray, Pair]:
-    """uint8 [H, W, C] at a size and the model's channels, and the size (height, width) of the upright image."""
-    from pipeline.images.decode import BadImage, flatten  # slow to import, needed only here
-    from pipeline.images.geometry import Trail
-    from pipeline.images.plain import load_plain, plain
+def check_options(task: TaskModule, options: Mapping[str, Any]) -> None:
+    """Raise ModelError for an option that the task's predictions do not know."""
+    if unknown := options.keys() - task.predict_options:
+        known = ", ".join(sorted(task.predict_options)) or "none"
+        raise ModelError(
+            f"predict: {min(unknown)} is not an option of a {task.model.spec.task} model; known are: {known}"
+        )
 
-    channels, background, how = preprocess.channels, preprocess.background, preprocess.eval
-    if channels not in (1, 3):
-        raise ModelError(f"predict: reads images of 1 or 3 channels; this model takes {channels}")
-    if not isinstance(image, (str, os.PathLike)):
-        pixels = flatten(image, channels, background)
-        return plain(pixels, size, background, how), (pixels.shape[0], pixels.shape[1])
+
+def view_of(data: Data, size: Pair, preprocess: Preprocess) -> tuple[Pixels, Pair]:
+    """uint8 [H, W, C] of an image file at a size and the model's channels, and the upright image's own size.
+
+    Raises `BadImage`, and `ModelError` for a model of other than 1 or 3 channels.
+    """
+    from pipeline.images.geometry import Trail
+    from pipeline.images.plain import load_plain
+
+    check_channels(preprocess)
     trail = Trail()
+    seen = load_plain(data, size, preprocess.channels, preprocess.background, preprocess.eval, trail)
+    return seen, trail.geometry.source
+
+
+def check_channels(preprocess: Preprocess) -> None:
+    if preprocess.channels not in (1, 3):
+        raise ModelError(f"predict: reads images of 1 or 3 channels; this model takes {preprocess.channels}")
+
+
+def _read(image: AnyImage, size: Pair, preprocess: Preprocess) -> tuple[Pixels, Pair]:
+    """As `view_of`. Raises `DataError` for an image that cannot be read."""
+    from pipeline.images.decode import BadImage, flatten  # slow to import, needed only here
+    from pipeline.images.plain import plain
+
+    check_channels(preprocess)
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if not isinstance(image, (str, os.PathLike)):
+        pixels = flatten(image, preprocess.channels, preprocess.background)
+        return plain(pixels, size, preprocess.background, preprocess.eval), (pixels.shape[0], pixels.shape[1])
     try:
-        seen = load_plain(Path(image).read_bytes(), size, channels, background, how, trail)
+        return view_of(Path(image).read_bytes(), size, preprocess)
     except (OSError, BadImage) as error:
         reason = error.strerror if isinstance(error, OSError) else error
+        raise unreadable(os.fspath(image), str(reason)) from None
+
+
+def unreadable(name: str, reason: str) -> DataError:
+    """The error for an image that cannot be read."""
+    return DataError(f"{name}: cannot be read as an image ({reason}); give a PNG, JPEG or WebP file")
+
+
+def _from_array(array: np.ndarray) -> Image:
+    from PIL import Image
+
+    grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.dtype != np.uint8 or not array.size or grey.ndim not in (2, 3) or grey.shape[2:] not in ((), (3,)):
         raise DataError(
-            f"{os.fspath(image)}: cannot be read as an image ({reason}); give a PNG, JPEG or WebP file"
-        ) from None
-    return seen, trail.geometry.source
+            f"predict: found an array of {array.dtype} {list(array.shape)}; give uint8 [H, W] or [H, W, 1 or 3], RGB"
+        )
+    return Image.fromarray(np.ascontiguousarray(grey))

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from pipeline.cli.export import command as export_command
@@ -14,6 +15,8 @@ from pipeline.errors import DataError, ModelError
 from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
+from pipeline.shards.build import build_index
+from pipeline.shards.write import TarWriter
 
 CLASSES = ["ankle boot", "bag", "coat"]
 
@@ -83,3 +86,83 @@ def test_an_unknown_format_lists_the_known_ones(model: Path, tmp_path: Path) -> 
     result = CliRunner().invoke(export_command, [str(model), "--format", "onix", "--out", str(tmp_path / "out")])
     assert result.exception is not None
     assert "onnx" in str(result.exception)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(command, list(map(str, arguments)))
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def snapshot(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_results_lie_under_the_images_own_names(model: Path, tmp_path: Path) -> None:
+    for level, name in enumerate(("a/x.png", "b/x.png", "b/deep/x.jpg")):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((90, 120), 100 * level, np.uint8)).save(path)
+    out = tmp_path / "photos" / "out"
+    for _ in range(2):
+        result = run(model, tmp_path / "photos", "--out", out, "--batch-size", "2", "--top", "2")
+        assert result.exit_code == 0, result.output
+        rows = lines(out)
+        assert [row["files"] for row in rows] == [
+            [f"{name}.drawn.jpg"] for name in ("a/x.png", "b/deep/x.jpg", "b/x.png")
+        ]
+        for row in rows:
+            assert (row["height"], row["width"]) == (90, 120)
+            assert len(row["classes"]) == 2
+            with Image.open(out / row["files"][0]) as drawn:
+                assert drawn.size == (120, 90)
+        first = snapshot(out)
+    assert snapshot(out) == first
+    printed = json.loads(run(model, rows[0]["image"], "--json", "--top", "2").output)
+    assert printed == [{"image": rows[0]["image"], "classes": pytest.approx(rows[0]["classes"])}]
+
+
+def test_a_broken_image_is_told_of_and_costs_no_other(model: Path, images: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a1.png").write_bytes(Path(images[0]).read_bytes()[:40])
+    out = tmp_path / "out"
+    result = run(model, tmp_path, tmp_path / "none.png", "--out", out)
+    assert isinstance(result.exception, DataError)
+    assert "2 of 4 images could not be read" in str(result.exception)
+    assert [row["image"] for row in lines(out)] == images
+    told = (out / "failed.txt").read_text().splitlines()
+    assert [line.partition("\t")[0] for line in told] == [str(tmp_path / "a1.png"), str(tmp_path / "none.png")]
+    assert told[1].endswith("\tNo such file or directory")
+    (tmp_path / "a1.png").unlink()
+    assert run(model, tmp_path, "--out", out).exit_code == 0
+    assert not (out / "failed.txt").exists()
+
+
+def test_shards_are_images_too(model: Path, images: list[str], tmp_path: Path) -> None:
+    with TarWriter(tmp_path / "s" / "train-000000.tar") as tar:
+        for number, path in enumerate(images):
+            tar.write(f"{number:03d}", {"png": Path(path).read_bytes()})
+        tar.finish()
+    build_index(str(tmp_path / "s"))
+    assert run(model, tmp_path / "s", "--out", tmp_path / "out").exit_code == 0
+    found = [(row["files"], row["classes"]) for row in lines(tmp_path / "out")]
+    assert [files for files, _ in found] == [[f"train-000000/{key}.drawn.jpg"] for key in ("000", "001")]
+    printed = json.loads(run(model, tmp_path / "s", "--json").output)
+    assert [row["classes"] for row in printed] == [pytest.approx(classes) for _, classes in found]
+
+
+def test_options_without_a_meaning_are_refused(model: Path, images: list[str], tmp_path: Path) -> None:
+    assert run(model, images[0], "--coco").exit_code == 2
+    assert run(model, images[0], "--out", tmp_path / "out", "--option", "top_k").exit_code == 2
+    assert run(model, images[0], "--out", tmp_path / "out", "--coco-ids", "x").exit_code == 2
+    with pytest.raises(ModelError, match="--coco: the model's task finds no boxes"):
+        run_raising(model, images[0], "--out", tmp_path / "out", "--coco")
+    with pytest.raises(ModelError, match="predict: topk is not an option of a classification model"):
+        run_raising(model, images[0], "--out", tmp_path / "out", "--option", "topk=3")
+    assert run(model, images[0], "--out", tmp_path / "out", "--option", "top_k=1").exit_code == 0
+    assert len(lines(tmp_path / "out")[0]["classes"]) == 1
+
+
+def run_raising(*arguments: object) -> None:
+    CliRunner().invoke(command, list(map(str, arguments)), catch_exceptions=False)

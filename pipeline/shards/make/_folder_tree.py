@@ -48,7 +48,9 @@ class Tree:
         return [*self.loose, *(image for images in self.images.values() for image in images)]
 
 
-def read_tree(src: Path, out: Path, meant: str = "--src is a folder with one folder of images per class") -> Tree:
+def read_tree(
+    src: Path, out: Path | None, meant: str = "--src is a folder with one folder of images per class"
+) -> Tree:
     """Every folder below `src` once: real ones first, then links, which may lead back up or to one another.
 
     `meant` says what the option is for, by whose name errors begin.
@@ -60,7 +62,7 @@ def read_tree(src: Path, out: Path, meant: str = "--src is a folder with one fol
 class Reader:
     """Remembers folders by device and inode."""
 
-    def __init__(self, src: Path, out: Path, meant: str):
+    def __init__(self, src: Path, out: Path | None, meant: str):
         self.src, self.tree, self.links = src, Tree(), list[str]()
         self.option = meant.partition(" ")[0]
         root = src.resolve()
@@ -71,8 +73,8 @@ class Reader:
         if not root.is_dir():
             raise DataError(f"{src}: not a folder; {meant}")
         self.output = out
-        self.out = identity(out) if out.exists() else None
-        if self.out == identity(root):
+        self.out = identity(out) if out is not None and out.exists() else None
+        if self.out is not None and self.out == identity(root):
             raise DataError(f"{src}: is {self.option} and --out at once; choose another --out")
 
     def read(self) -> Tree:
@@ -126,7 +128,7 @@ class Reader:
             found = identity(self.src / folder)
         except OSError as error:
             raise self.unlistable(folder, error) from None
-        if found == self.out:
+        if self.output is not None and found == self.out:
             if holds_images(self.output):
                 raise DataError(
                     f"{self.output}: is --out, but holds images of {self.option}, which would be left out; choose "

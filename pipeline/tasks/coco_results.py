@@ -1,0 +1,97 @@
+"""COCO's results format: a list with one entry per box, as pycocotools' `loadRes` reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from pipeline.config.class_names import class_name
+from pipeline.errors import DataError, ModelError
+from pipeline.shards.pictures import Found
+
+
+@dataclass(frozen=True)
+class CocoIds:
+    """Ids of images by the names of their files without suffix, and of categories by name.
+
+    Where there are none, images are numbered from 1 in their order, and categories have their class's number.
+    """
+
+    images: Mapping[str, int] = field(default_factory=dict)
+    categories: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> CocoIds:
+        """Those of an annotation file. Raises DataError."""
+        try:
+            content = json.loads(path.read_bytes())
+            images = {PurePath(image["file_name"]).stem: int(image["id"]) for image in content["images"]}
+            return cls(images, {class_name(one["name"]): int(one["id"]) for one in content["categories"]})
+        except OSError as error:
+            raise DataError(f"--coco-ids {path}: cannot be read ({error.strerror}); correct the path") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"--coco-ids {path}: is no annotation file of COCO ({type(error).__name__}: {error}); give one with "
+                "`images` and `categories`"
+            ) from None
+
+
+class CocoResults:
+    """Gathers boxes, image by image."""
+
+    def __init__(self, ids: CocoIds):
+        self.ids, self.rows = ids, list[dict[str, Any]]()
+        self._images: dict[int, str] = {}  # id -> name
+
+    def add(self, found: Found, record: Mapping[str, Any]) -> None:
+        """Take in the boxes, and the key points where there are some, of an image's record.
+
+        Raises ModelError for a record without boxes, and DataError for what has no id, or that of another image.
+        """
+        if "boxes" not in record:
+            raise ModelError("--coco: the model's task finds no boxes; leave --coco out, or take a detector")
+        image = self._image_id(found)
+        points, scores = record.get("keypoints"), record.get("scores")
+        classes, labels = record.get("classes"), record.get("labels")
+        for row, (x0, y0, x1, y1) in enumerate(record["boxes"]):
+            found_points = [] if points is None else points[row]
+            mean = sum(point[2] for point in found_points) / max(len(found_points), 1)
+            self.rows.append(
+                {
+                    "image_id": image,
+                    "category_id": self._category_id(labels[row] if labels else None, classes[row] if classes else 1),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "score": scores[row] if scores else mean,
+                }
+                | ({} if points is None else {"keypoints": [value for point in found_points for value in point]})
+            )
+
+    def _image_id(self, found: Found) -> int:
+        """What the sample's JSON says, or else the id of the file's name."""
+        said = {}
+        if "json" in found.members:
+            try:
+                said = json.loads(bytes(found.members["json"]))
+            except ValueError:
+                said = {}
+        number = said.get("image_id") if isinstance(said, dict) else None
+        if not isinstance(number, int):
+            stem = PurePath(found.below).stem
+            if self.ids.images and stem not in self.ids.images:
+                raise DataError(f"--coco-ids: names no image {stem!r}, as {found.name} needs; give the file that does")
+            number = self.ids.images.get(stem, len(self._images) + 1)
+        if (other := self._images.setdefault(number, found.name)) != found.name:
+            raise DataError(
+                f"--coco: {other} and {found.name} both have the image id {number}; predict them one by one"
+            )
+        return number
+
+    def _category_id(self, label: str | None, number: int) -> int:
+        if not self.ids.categories or label is None:
+            return number
+        if label not in self.ids.categories:
+            raise DataError(f"--coco-ids: names no category {label!r}, which the model finds; give the file that does")
+        return self.ids.categories[label]

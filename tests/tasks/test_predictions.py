@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.images.class_map import decode_class_map
+from pipeline.models import MiniViT, ModelSpec, Preprocess
+from pipeline.models.bundle import Bundle
+from pipeline.models.variants import build_backbone
+from pipeline.shards.pictures import pictures
+from pipeline.tasks.predictions import Predictor, png_of, write_predictions
+from pipeline.tasks.pretrained import PretrainedMiniViT
+from pipeline.tasks.segmentation import Task
+
+
+def segmenter() -> PretrainedMiniViT:
+    task = Task()
+    backbone = build_backbone("nano", image_size=16, patch_size=4, depth=1, embed_dim=32, num_heads=2)
+    spec = ModelSpec(backbone, task.heads(backbone, 3), "segmentation")
+    preprocess = Preprocess((0.5,) * 3, (0.25,) * 3, 3, (16, 16))
+    bundle = Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess, ["wall", "bag", "shoe"])
+    return PretrainedMiniViT.from_bundle(bundle)
+
+
+def test_maps_are_kept_beside_the_drawn_picture(tmp_path: Path) -> None:
+    model = segmenter()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    write_predictions(Predictor(model), pictures([str(tmp_path)]), tmp_path / "out")
+    row = json.loads((tmp_path / "out" / "predictions.jsonl").read_text())
+    assert row["files"] == ["x.png.seg.png", "x.png.drawn.jpg"]
+    kept = decode_class_map((tmp_path / "out" / "x.png.seg.png").read_bytes())
+    (predicted,) = model.predict([tmp_path / "x.png"])
+    assert (kept == predicted).all()
+    assert sum(row["classes"].values()) == pytest.approx(1)
+
+
+def test_paths_pictures_and_arrays_are_predicted_alike(tmp_path: Path) -> None:
+    model = segmenter()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    first, *others = model.predict([tmp_path / "x.png", Image.fromarray(pixels), pixels])
+    for other in others:
+        assert (first == other).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pngs_hold_every_value(dtype: Any) -> None:
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (5, 7)).astype(dtype)
+    found = cv2.imdecode(np.frombuffer(png_of(values), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert found.dtype == dtype
+    assert (found == values).all()
+
+
+def test_colours_are_red_first(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    (tmp_path / "x.png").write_bytes(png_of(values))
+    assert (np.asarray(Image.open(tmp_path / "x.png")) == values).all()
