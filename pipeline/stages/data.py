@@ -32,16 +32,18 @@ def used_datasets(data: DataConfig) -> list[str]:
     return list(dict.fromkeys([*data.parts, *([data.val] if data.val else [])]))
 
 
-def stage_labels(names: Names, meanings: Mapping[str, Sequence[str | None]], data: DataConfig, where: str) -> Labelling:
+def stage_labels(
+    names: Names, meanings: Mapping[str, Sequence[str | None]], data: DataConfig, where: str, least: int = 2
+) -> Labelling:
     """The labelling of a stage, whose dotted path is `where`, from its data sets' class names.
 
     `meanings` are what each class counts as, None where it is ignored. Classes of equal names are one class, after
     `label_map` has renamed them; they are numbered as they first appear.
-    Raises ConfigError for an unknown class in a label map or the validation set, and for fewer than two classes.
+    Raises ConfigError for an unknown class in a label map or the validation set, and for fewer than `least` classes.
     """
     renamed = {name: _renamed(meanings[name], data, name, where) for name in data.parts}
     classes = list(dict.fromkeys(label for labels in renamed.values() for label in labels if label is not None))
-    refuse_one_class(classes, where, data.parts)
+    refuse_too_few(classes, where, data.parts, least)
     train = {name: _class_map(names[name], labels, classes) for name, labels in renamed.items()}
     if data.val is None:
         return Labelling(classes, train)
@@ -69,9 +71,8 @@ def stage_data(
     labels: dict[str, Labelling] = {}
     for kind in (kind for kind in kinds if target_kind(kind).classed):
         own = {name: found[kind] for name, found in names.items()}
-        labels[kind] = stage_labels(
-            own, {name: meant(name, datasets[name].config, kind, own[name]) for name in own}, data, where
-        )
+        meanings = {name: meant(name, datasets[name].config, kind, own[name]) for name in own}
+        labels[kind] = stage_labels(own, meanings, data, where, target_kind(kind).least_classes)
     classes = next((labelling.classes for labelling in labels.values()), [])
 
     def targets(name: str, *, val: bool = False) -> dict[str, Target]:
@@ -131,9 +132,13 @@ def build_targets(
     return found
 
 
-def refuse_one_class(classes: Sequence[str], where: str, datasets: Iterable[str]) -> None:
-    """Raise ConfigError for fewer than two classes: there is nothing to tell apart."""
-    if len(classes) < 2:
+def refuse_too_few(classes: Sequence[str], where: str, datasets: Iterable[str], least: int = 2) -> None:
+    """Raise ConfigError for fewer than `least` classes: of one alone there is nothing to tell apart."""
+    if not classes:
+        raise ConfigError(
+            f"{where}.data: no class of {' + '.join(datasets)} counts; name some in the groups of their targets"
+        )
+    if len(classes) < least:
         raise ConfigError(
             f"{where}.data: {' + '.join(datasets)} has the one class {classes[0]!r}, and there must be at least "
             "two to tell apart; add data of another class, or correct the labels and index the shards again"
@@ -147,7 +152,6 @@ def check_classes(
 
     Raises ConfigError where they are not; `where` is the stage's dotted path.
     """
-    refuse_one_class(classes, where, [dataset])
     if num_classes != len(classes):
         raise ConfigError(
             f"{where}.data: {dataset} has {len(classes)} classes, but the head of {model} has {num_classes}; "

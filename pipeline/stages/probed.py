@@ -9,7 +9,7 @@ from pipeline.config.fields import allowed
 from pipeline.config.probe import LABELS, MethodsConfig, OnlineKnnConfig
 from pipeline.errors import ConfigError
 from pipeline.probe.limits import check_recall, neighbours
-from pipeline.stages.data import evaluated_classes, plain_source, refuse_one_class
+from pipeline.stages.data import evaluated_classes, plain_source, refuse_too_few
 from pipeline.stream.source import Source
 from pipeline.train.job import Dataset, KnnJob
 
@@ -40,7 +40,7 @@ def probe_sources(names: tuple[str, str], datasets: tuple[Dataset, Dataset], whe
 
 def check_probed_classes(names: tuple[str, str], classes: Sequence[str], tested: Sequence[str], where: str) -> None:
     """Raise ConfigError for one class alone, and for a class that only the test data have."""
-    refuse_one_class(classes, where.removesuffix(".data"), names[:1])
+    refuse_too_few(classes, where.removesuffix(".data"), names[:1])
     unknown = next((name for name in tested if name not in set(classes)), None)
     if unknown is not None:
         raise ConfigError(

@@ -15,7 +15,8 @@ Members = Mapping[str, tuple[str, ...]]  # the extensions that each kind reads
 
 def target_kinds() -> list[str]:
     """The names of all kinds, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if name != "base" and not name.startswith("_"))
 
 
 def target_kind(name: str) -> type[Target]:
@@ -44,10 +45,9 @@ def tool_targets(
 
 
 def default_members(extensions: set[str]) -> dict[str, tuple[str, ...]]:
-    """The kinds whose default members are all among some extensions."""
-    return {
-        kind: target.default_members for kind, target in _all_kinds() if extensions.issuperset(target.default_members)
-    }
+    """The kinds that some extensions tell of: those whose default members are all among them."""
+    told = ((kind, target.default_members) for kind, target in _all_kinds() if target.told_by_name)
+    return {kind: members for kind, members in told if extensions.issuperset(members)}
 
 
 def _all_kinds() -> Iterator[tuple[str, type[Target]]]:

@@ -73,11 +73,13 @@ class Target(ABC):
 
     kind: ClassVar[str]
     default_members: ClassVar[tuple[str, ...]]
+    told_by_name: ClassVar[bool] = True  # whether members of these names hold it, and not perhaps something else
     mixes: ClassVar[bool] = False  # whether mixup and CutMix can be asked for
     moves: ClassVar[bool] = False  # whether it lies in the picture, and moves with it
     picks: ClassVar[bool] = False  # whether a sample may have several labels, of which training draws one
 
     classed: ClassVar[bool] = True  # whether it has classes
+    least_classes: ClassVar[int] = 2  # that there is something to learn from
     config: ClassVar[type[TargetConfig]] = TargetConfig  # its settings in `datasets.X.targets`
     reads: ClassVar[int] = 0  # bytes of a member that indexing reads, if it is no longer; 0: only that it is there
     columns: ClassVar[Mapping[str, Merge]] = {}  # of the index, besides COUNTS

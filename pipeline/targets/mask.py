@@ -10,15 +10,13 @@ from typing import Annotated, Any, ClassVar, Self
 import cv2
 import numpy as np
 from pydantic import Field as Setting
-from pydantic import model_validator
 
-from pipeline.config.class_names import class_name
-from pipeline.config.fields import allowed
 from pipeline.config.targets import TargetConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.images.class_map import decode_class_map, draw_classes, read_map_header
 from pipeline.images.decode import BadImage, Pixels
 from pipeline.images.geometry import Geometry, Size
+from pipeline.targets._groups import GroupsConfig
 from pipeline.targets.base import BadLabel, ClassMap, Field, Target
 
 IGNORED, OUTSIDE = -1, -2
@@ -27,37 +25,10 @@ MOST_CLASSES = 1 << 15  # of an int16
 MOST_NAMED = 5  # ids or classes, in one line
 
 
-class MaskConfig(TargetConfig):
+class MaskConfig(GroupsConfig):
     ignore: Annotated[int, Setting(ge=0, lt=MOST_IDS)] = Setting(
         default=255, description="id of pixels that have no class, which neither training nor measures see"
     )
-    groups: dict[str, Annotated[list[str], Setting(min_length=1)]] | None = Setting(
-        default=None,
-        min_length=1,
-        description="classes that count as one, by its name; classes in no group are ignored",
-    )
-
-    @model_validator(mode="after")
-    def one_group_per_class(self) -> Self:
-        seen: dict[str, str] = {}
-        for group, names in (self.groups or {}).items():
-            for name in map(class_name, names):
-                if name in seen:
-                    raise ValueError(
-                        f"groups: class {name!r} is in {seen[name]!r} and in {group!r}; take it out of one"
-                    )
-                seen[name] = group
-        return self
-
-    def meanings(self, names: Sequence[str]) -> list[str | None]:
-        """The group of each class. Raises ConfigError for groups of classes that the data set does not have."""
-        if self.groups is None:
-            return list(names)
-        group_of = {class_name(name): group for group, members in self.groups.items() for name in members}
-        for name in group_of:
-            if name not in names:
-                raise ConfigError(f"groups.{group_of[name]}: {name!r} is no class; {allowed(name, names[:100])}")
-        return [group_of.get(name) for name in names]
 
 
 @dataclass(frozen=True)

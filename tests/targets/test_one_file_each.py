@@ -40,7 +40,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         pipeline.targets, "__path__", [*pipeline.targets.__path__, str(Path(__file__).parent / "kinds")]
     )
     every_kind.cache_clear()
-    yield ["boxes", "spoken"]
+    yield ["rectangles", "spoken"]
     every_kind.cache_clear()
 
 
@@ -58,7 +58,7 @@ def index(kinds: list[str], tmp_path: Path) -> DatasetIndex:
             members |= {"boxes.json": b"["} if number == 4 else {"lang": b"?"} if number == 7 else {}
             tar.write(f"s{number}", members)
         tar.finish()
-    return build_index(str(tmp_path), classes={"boxes": ["left", "right"]}, workers=1)
+    return build_index(str(tmp_path), classes={"rectangles": ["left", "right"]}, workers=1)
 
 
 def batches(index: DatasetIndex, kinds: list[str], count: int) -> Iterator[Batch]:
@@ -104,24 +104,24 @@ def test_boxes_lie_where_they_are_seen_and_are_cut_into_micro_batches(index: Dat
 
 
 def test_the_tools_know_them(index: DatasetIndex, kinds: list[str], tmp_path: Path) -> None:
-    assert index.members == {"boxes": ("boxes.json",), "spoken": ("note", "lang")}
+    assert index.members == {"rectangles": ("boxes.json",), "spoken": ("note", "lang")}
     counts = {"missing": 0, "bad": 1, "unusable": 1}
-    assert index.totals["boxes"] == {**counts, "boxes": 11, "most": 2}
+    assert index.totals["rectangles"] == {**counts, "boxes": 11, "most": 2}
     found = {(fault.key, fault.message) for fault in verify(str(tmp_path), workers=1) if fault.kind.is_fault}
     assert found == {("s4", "the boxes are no JSON"), ("s7", "no language '?'")}
     stats, _ = dataset_stats(named_set(str(tmp_path)), workers=1)
-    assert stats["targets"]["boxes"]["per_class"] == {"left": 7, "right": 4}
+    assert stats["targets"]["rectangles"]["per_class"] == {"left": 7, "right": 4}
     assert stats["targets"]["spoken"] == {"without": 1}
     contact_sheet(named_set(str(tmp_path)), tmp_path / "sheet.png", count=12)
     assert (cv2.imread(str(tmp_path / "sheet.png")) == (0, 0, 255)).all(axis=2).any(), "a red frame"
 
 
 def test_a_data_set_names_their_members_and_settings(kinds: list[str]) -> None:
-    given = {"boxes": "b.json", "spoken": {"member": "caption", "language": "l"}}
-    config = DatasetConfig(shards="data", targets=given, classes={"boxes": ["a", "b"]})
+    given = {"rectangles": "b.json", "spoken": {"member": "caption", "language": "l"}}
+    config = DatasetConfig(shards="data", targets=given, classes={"rectangles": ["a", "b"]})
     assert {kind: one.members for kind, one in config.targets.given().items()} == {
-        "boxes": ("b.json",),
+        "rectangles": ("b.json",),
         "spoken": ("caption", "l"),
     }
-    assert config.classes_of("boxes") == ["a", "b"]
+    assert config.classes_of("rectangles") == ["a", "b"]
     assert target_kind("spoken").default_members == ("note", "lang")

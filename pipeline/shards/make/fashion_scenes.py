@@ -112,7 +112,8 @@ def make(
         print(f"{out}: all {len(jobs):,} shards are there; nothing to draw", file=sys.stderr)
     write_names(out / "classes.txt", [BACKGROUND, *CLASSES])
     write_names(out / "groups.txt", [BACKGROUND, *GROUPS])
-    return build_index(str(out), classes={"mask": [BACKGROUND, *CLASSES]}, workers=workers)
+    named = {kind: [BACKGROUND, *CLASSES] for kind in ("mask", "boxes")}
+    return build_index(str(out), classes=named, targets={"boxes": ("json",)}, workers=workers)
 
 
 def write_names(path: Path, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A kind of a test: boxes with classes, as many as an image has."""
+"""A kind of a test: rectangles with classes, as many as an image has."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Boxes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BoxesTarget(Target):
-    kind: ClassVar[str] = "boxes"
+class Rectangles(Target):
+    kind: ClassVar[str] = "rectangles"
     default_members: ClassVar[tuple[str, ...]] = ("boxes.json",)
     moves: ClassVar[bool] = True
     reads: ClassVar[int] = 1 << 20

@@ -1,0 +1,129 @@
+"""COCO's annotations of one image, as a JSON member holds them, in arrays."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline.targets.base import BadLabel
+
+if TYPE_CHECKING:  # an index needs no image libraries
+    from pipeline.images.geometry import Size
+
+
+class Annotations(NamedTuple):
+    """The n annotations of an image, in their order; `raw` has what else is said of each, such as its keypoints."""
+
+    boxes: np.ndarray  # float64 [n, 4]: left, top, right, bottom in pixels, within the image
+    categories: np.ndarray  # int64 [n], as in the file; -1 where there is none
+    names: list[str | None]  # of the categories, where the file has them too
+    areas: np.ndarray  # float64 [n], square pixels: of the segmentation, or else of the box
+    crowds: np.ndarray  # bool [n]: several objects that nobody told apart
+    raw: list[Mapping[str, Any]]
+
+
+def read_annotations(data: bytes, member: str, image: Size | None) -> Annotations:
+    """The annotations {"bbox": [x, y, width, height], "category_id", "area", "iscrowd"} of a member.
+
+    The JSON is {"width", "height", "annotations": [...]}, of which only the last has to be there, or the list alone. A
+    box that reaches beyond the image is cut at its border: COCO has some. `image` is the size of the image where it is
+    known, else what the JSON says.
+
+    Raises:
+        BadLabel: no such JSON, another size than the image's, or a box that is inverted, empty or outside the image.
+    """
+    listed, size = _listed(data, member, image)
+    boxes = np.array([_box(one, number) for number, one in enumerate(listed)], np.float64).reshape(-1, 4)
+    if size is not None:
+        boxes = _within(boxes, size)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = [_number(one, "area", number, float(sides[number].prod())) for number, one in enumerate(listed)]
+    return Annotations(
+        boxes,
+        np.array([_category(one, number) for number, one in enumerate(listed)], np.int64),
+        [name if isinstance(name := one.get("category"), str) else None for one in listed],
+        np.array(areas, np.float64),
+        np.array([bool(_number(one, "iscrowd", number, 0)) for number, one in enumerate(listed)], bool),
+        listed,
+    )
+
+
+def _listed(data: bytes, member: str, image: Size | None) -> tuple[list[Mapping[str, Any]], Size | None]:
+    """The annotations as they stand in the JSON, and the size of the image."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        raise BadLabel(f"the member {member} is no JSON") from None
+    listed = found.get("annotations") if isinstance(found, dict) else found
+    if not isinstance(listed, list):
+        names = ", ".join(map(str, found)) if isinstance(found, dict) else "no fields"
+        raise BadLabel(f"the member {member} has no list 'annotations' (found {names[:200]})")
+    for number, one in enumerate(listed):
+        if not isinstance(one, dict):
+            raise BadLabel(f"annotation {number} is {_short(one)}, not an object with a bbox")
+    sides = (found.get("height"), found.get("width")) if isinstance(found, dict) else (None, None)
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        return listed, image
+    if image is not None and sides != image:
+        (height, width), (full, across) = sides, image
+        turned = "; boxes are of the image as its EXIF data turn it" if sides == image[::-1] else ""
+        raise BadLabel(
+            f"the annotations are of {width} x {height} pixels, and their image has {across} x {full}{turned}"
+        )
+    return listed, sides  # type: ignore[return-value]  # both are numbers here
+
+
+def _box(one: Mapping[str, Any], number: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom. Raises BadLabel."""
+    box = one.get("bbox")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+        raise BadLabel(f"annotation {number} has the bbox {_short(box)}, not four numbers [x, y, width, height]")
+    x, y, width, height = map(float, box)
+    if width < 0 or height < 0:
+        raise BadLabel(f"annotation {number} has the inverted bbox {_short(box)}; width and height must be above 0")
+    if not width or not height:
+        raise BadLabel(f"annotation {number} has the bbox {_short(box)}, which has no area")
+    return x, y, x + width, y + height
+
+
+def _within(boxes: np.ndarray, size: Size) -> np.ndarray:
+    """Boxes [n, 4] cut at the border of the image. Raises BadLabel for one of which nothing remains."""
+    height, width = size
+    cut = boxes.clip(0, [width, height, width, height])
+    gone = np.flatnonzero((cut[:, 2:] <= cut[:, :2]).any(axis=1))
+    if len(gone):
+        left, top, right, bottom = boxes[gone[0]].tolist()
+        raise BadLabel(
+            f"annotation {gone[0]} has a box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}), outside its image of "
+            f"{width} x {height} pixels"
+        )
+    return cut
+
+
+def _category(one: Mapping[str, Any], number: int) -> int:
+    """The category id, -1 where there is none. Raises BadLabel for what is no whole number."""
+    found = one.get("category_id", -1)
+    if not isinstance(found, int) or isinstance(found, bool) or abs(found) >= 1 << 62:
+        raise BadLabel(f"annotation {number} has the category_id {_short(found)}, not a whole number")
+    return found
+
+
+def _number(one: Mapping[str, Any], name: str, number: int, default: float) -> float:
+    """What an annotation says under a name. Raises BadLabel for what is no number from 0 up."""
+    found = one.get(name, default)
+    if not _is_number(found) or found < 0:
+        raise BadLabel(f"annotation {number} has the {name} {_short(found)}, not a number from 0 up")
+    return float(found)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
