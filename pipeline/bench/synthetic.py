@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,41 @@ from PIL import Image
 
 from pipeline.config.yaml_text import to_yaml
 from pipeline.shards.build import write_index
-from pipeline.shards.index import make_index
+from pipeline.shards.index import DatasetIndex, make_index
 from pipeline.shards.write import ShardWriter
 from pipeline.targets import tool_targets
 
 CLASSES = ["black", "dark", "light", "white"]
 MEMBERS = {"class_id": ("cls",)}
+CAPTIONED = MEMBERS | {"text": ("txt",)}
+SPLITS = (("train", 96, 48), ("val", 21, 21), ("test", 37, 20))  # samples, and samples in a shard
 SIDE = 16
 NAME = "miniature"
 RANK, RAYLET = "ray::RayTrainWorker", "raylet/raylet"
 
 
-def write_shards(folder: Path) -> None:
-    """Three small data sets of grey images: train, val and test."""
+def write_shards(
+    folder: Path, *, splits: Sequence[tuple[str, int, int]] = SPLITS, side: int = SIDE, captions: bool = False
+) -> DatasetIndex:
+    """Small data sets of grey images, by default train, val and test; with captions or without."""
     folder.mkdir(parents=True)
-    records = []
-    for prefix, samples, samples_per_shard in (("train", 96, 48), ("val", 21, 21), ("test", 37, 20)):
-        with ShardWriter(folder, prefix, samples_per_shard, tool_targets(MEMBERS)) as writer:
+    records, kinds = [], CAPTIONED if captions else MEMBERS
+    for prefix, samples, samples_per_shard in splits:
+        with ShardWriter(folder, prefix, samples_per_shard, tool_targets(kinds)) as writer:
             for number in range(samples):
                 label = number % len(CLASSES)
-                writer.write(f"{prefix}-{number}", {"png": picture(label, number), "cls": str(label).encode()})
+                members = {"png": picture(label, number, side), "cls": str(label).encode()}
+                if captions:
+                    members["txt"] = f"a {CLASSES[label]} square, number {number}".encode()
+                writer.write(f"{prefix}-{number}", members)
         records.extend(writer.records)
-    write_index(make_index(str(folder), records, {"class_id": CLASSES}, members=MEMBERS))
+    index = make_index(str(folder), records, {"class_id": CLASSES}, members=kinds)
+    write_index(index)
+    return index
 
 
-def picture(label: int, number: int) -> bytes:
-    noise = np.random.default_rng([label, number]).integers(0, 30, (SIDE, SIDE), dtype=np.uint8)
+def picture(label: int, number: int, side: int = SIDE) -> bytes:
+    noise = np.random.default_rng([label, number]).integers(0, 30, (side, side), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise + np.uint8(20 + 65 * label)).save(file, "PNG")
     return file.getvalue()

@@ -136,6 +136,84 @@ def masked(
     show(result, as_json)
 
 
+@group.command("objectives")
+@click.option(
+    "--task", "tasks", multiple=True, help="Objective; may be given several times; default: every one that trains."
+)
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    default=["tiny", "nano"],
+    show_default=True,
+    help="Model; may be given several times. Patches of 16 px train on 224 px, those of 4 px on 28 px.",
+)
+@click.option("--batch-size", type=click.IntRange(2), help="Images a step; default: 16 of 224 px, 128 of 28 px.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Steps of each, in turn.")
+@AS_JSON
+def objectives(
+    tasks: tuple[str, ...],
+    variants: tuple[str, ...],
+    batch_size: int | None,
+    precision: str,
+    threads: int,
+    rounds: int,
+    as_json: bool,
+) -> None:
+    """A step of each objective through the engine against a bare loop of the same mathematics, on one batch."""
+    from pipeline.bench.objectives import measure
+    from pipeline.bench.tasks import known_tasks
+
+    names = known_tasks(tasks)
+    result = measure(names, list(variants), batch_size=batch_size, precision=precision, threads=threads, rounds=rounds)
+    if as_json:
+        show(result, as_json)
+        return
+    for variant in variants:
+        for name, found in result[variant].items():
+            ours, bare = (found[loop]["step_s"] * 1000 for loop in ("ours", "bare_loop"))
+            ratios = f"ratio {found['ratio']:.3f}, of CPU time {found['cpu_ratio']:.3f}"
+            click.echo(f"{variant:8} {name:16} {ours:8,.0f} ms   bare loop {bare:8,.0f} ms   {ratios}")
+
+
+@group.command("parity")
+@click.argument("config", type=UserPath(), default="configs/quickstart.yaml")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--stage", default="pretrain", show_default=True, help="Training stage whose recipe both follow.")
+@click.option("--test", default="test", show_default=True, help="Data set that both are tested on.")
+@click.option("--variant", default="nano", show_default=True, help="Model.")
+@click.option("--epochs", default=6, show_default=True, type=click.IntRange(1), help="Length of each training.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Trainings of each.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of the plain loop.")
+@AS_JSON
+def parity(
+    config: str,
+    overrides: tuple[str, ...],
+    stage: str,
+    test: str,
+    variant: str,
+    epochs: int,
+    seeds: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Test accuracy of the pipeline against timm's model in a plain PyTorch loop, on the same shards and recipe."""
+    from pipeline.bench.parity import measure
+    from pipeline.config.load import load_config
+
+    loaded = load_config(config, overrides)
+    result = measure(loaded, stage, test=test, variant=variant, epochs=epochs, seeds=seeds, threads=threads)
+    if as_json:
+        show(result, as_json)
+        return
+    for name in ("ours", "timm", "difference"):
+        found = result[name]
+        each = "  ".join(f"{100 * value:6.2f}" for value in found["seeds"])
+        click.echo(f"{name:10} {each}   mean {100 * found['mean']:.2f} ± {100 * found['deviation']:.2f} %")
+
+
 @group.command("surgery")
 @click.option("--variant", default="large", show_default=True, help="Model whose state is adapted; large has 304 M.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats.")

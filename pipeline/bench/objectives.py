@@ -1,0 +1,208 @@
+"""A step of every task through our engine, against a bare loop of the same mathematics."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline.bench.objectives_bare import BareStep
+from pipeline.bench.step_process import on_its_own
+from pipeline.bench.synthetic import CLASSES, write_shards
+from pipeline.bench.tasks import task_settings, write_teacher
+from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
+from pipeline.config.task import task_class
+from pipeline.config.training import EngineConfig, OptimizerConfig, ResolutionConfig
+from pipeline.models.bundle import Preprocess
+from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import ModelSpec
+from pipeline.models.variants import VARIANTS, build_backbone, build_spec
+from pipeline.stages.data import stage_data
+from pipeline.stages.tokenizer import stage_tokenizer
+from pipeline.stream.batch import Batch
+from pipeline.stream.loader import TrainLoader
+from pipeline.stream.resolution import size_at
+from pipeline.stream.source import Source
+from pipeline.tasks.base import TaskModule
+from pipeline.tasks.task import BaseTask, task_of
+from pipeline.train.engine import Engine
+from pipeline.train.job import Dataset
+from pipeline.train.loop import Meter, TrainingStep
+from pipeline.train.optim import build_optimizer, parameter_groups
+from pipeline.train.teacher import MovingTeacher
+
+MEAN, STD = (0.4, 0.4, 0.4), (0.3, 0.3, 0.3)
+OPTIMIZER = OptimizerConfig(lr=1e-4)
+SEED, TOTAL_STEPS = 0, 1000
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: a task on a model, with batches of so many images."""
+
+    task: str
+    variant: str
+    batch_size: int
+    image_size: int
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A training of a model; `step` takes its number."""
+
+    step: Callable[[int], None]
+    model: MiniViT
+
+
+def measure(
+    names: Sequence[str], variants: Sequence[str], *, batch_size: int | None, precision: str, threads: int, rounds: int
+) -> dict[str, Any]:
+    """Seconds of a step of both, by variant and task: one step of each in turn, in one process; medians.
+
+    `ratio` is the bare loop's seconds to ours, the median over rounds: 1 where the engine costs nothing; `cpu_ratio` is
+    that of CPU time, for machines that do other things at the same time, with one thread. Variants with
+    patches of 16 px train on 224 px, by default 16 images a step, others on 28 px, 128 images a step.
+    """
+    found: dict[str, Any] = {"settings": {"precision": precision, "threads": threads, "rounds": rounds}}
+    for variant in variants:
+        large = VARIANTS[variant].patch > 8
+        size, batch = (224, batch_size or 16) if large else (28, batch_size or 128)
+        found[variant] = {}
+        for name in names:
+            case = Case(name, variant, batch, size, precision, threads)
+            found[variant][name] = on_its_own(measure_case, case, rounds)
+    return found
+
+
+def measure_case(case: Case, rounds: int) -> dict[str, Any]:
+    """Both loops in this process, which is a world of one rank."""
+    torch.set_num_threads(case.threads)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    # What DeepSpeed says when it is imported would stand in the middle of the figures.
+    with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):
+        dist.init_process_group("gloo", init_method=f"file://{scratch}/store", rank=0, world_size=1)
+        try:
+            module, batch = prepare(case, Path(scratch))
+            loops = {"bare_loop": bare_loop(case, module, batch), "ours": our_loop(case, module, batch)}
+            took: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
+            for number in range(1 + rounds):
+                for name, loop in loops.items():
+                    found = seconds_of(partial(loop.step, number))
+                    if number:  # the first round warms up
+                        took[name].append(found)
+        finally:
+            dist.destroy_process_group()
+    apart = steps_apart(module.model, *(loop.model for loop in loops.values()))
+    return {"batch_size": case.batch_size, **compare(case, took), "steps_apart": apart}
+
+
+def seconds_of(step: Callable[[], None]) -> tuple[float, float]:
+    """That pass, and that all threads of this process compute."""
+    began, computed = time.perf_counter(), time.process_time()
+    step()
+    return time.perf_counter() - began, time.process_time() - computed
+
+
+def compare(case: Case, took: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+    """Medians over rounds, and of the ratios of each round."""
+    result: dict[str, Any] = {}
+    for name, rounds in took.items():
+        step_s, cpu_s = (statistics.median(each) for each in zip(*rounds, strict=True))
+        result[name] = {"step_s": step_s, "cpu_s": cpu_s, "images_per_s": case.batch_size / step_s}
+    pairs = list(zip(took["bare_loop"], took["ours"], strict=True))
+    for number, name in enumerate(("ratio", "cpu_ratio")):
+        result[name] = statistics.median(bare[number] / ours[number] for bare, ours in pairs)
+    return result
+
+
+def prepare(case: Case, scratch: Path) -> tuple[TaskModule, Batch]:
+    """The task with its model in fp32, and a batch of shards that have labels of every kind it may ask for."""
+    size, patch = case.image_size, VARIANTS[case.variant].patch
+    shards = write_shards(
+        scratch / "shards", splits=[("train", case.batch_size, case.batch_size)], side=size, captions=True
+    )
+    preprocess = Preprocess(MEAN, STD, 3, (size, size))
+    teacher = build_spec(case.variant, image_size=size, num_classes=len(CLASSES))
+    write_teacher(scratch / "teacher", teacher, preprocess, CLASSES)
+    settings = task_settings(case.task, size, patch, scratch / "teacher")
+    task = task_of(task_class(case.task).model_validate(settings))
+    config = DatasetConfig(shards=str(scratch / "shards"), mean=MEAN, std=STD)
+    plain = AugmentConfig(crop="none")
+    data = DataConfig(train="train", augment=plain, lanes=1, window=case.batch_size, loader_workers=0)
+    train, _, classes = stage_data({"train": Dataset(config, shards)}, data, task, "bench")
+    spec = model_spec(task, case, teacher, len(classes))
+    tokenizer = stage_tokenizer(task, spec, train, None, scratch, "bench")
+    preprocess = Preprocess(MEAN, STD, 3, (size, size), tokenizer=tokenizer)
+    batch = first_batch(case, task, [source.with_tokenizer(tokenizer) for source in train], data)
+    torch.manual_seed(SEED)
+    return task.module(MiniViT.from_spec(spec), classes, preprocess), batch
+
+
+def first_batch(case: Case, task: BaseTask, train: Sequence[Source], data: DataConfig) -> Batch:
+    size = case.image_size, case.image_size
+    with TrainLoader(
+        train,
+        data,
+        channels=3,
+        targets=task.targets,
+        views=task.view_groups(),
+        seed=SEED,
+        rank=0,
+        world_size=1,
+        global_batch_size=case.batch_size,
+        size_at=partial(size_at, total_steps=1, base_size=size, resolution=ResolutionConfig(), seed=SEED),
+    ) as loader:
+        return next(loader)
+
+
+def model_spec(task: BaseTask, case: Case, teacher: ModelSpec, num_classes: int) -> ModelSpec:
+    backbone = build_backbone(case.variant, image_size=case.image_size, **task.backbone_fields())
+    return task.model_spec(backbone, num_classes, teacher if task.taught_by else None)
+
+
+def our_loop(case: Case, module: TaskModule, batch: Batch) -> Loop:
+    """Steps as `train.worker` puts them together, on one batch."""
+    module = deepcopy(module)
+    settings = EngineConfig.model_validate({"precision": case.precision})
+    groups = parameter_groups(module.model, OPTIMIZER)
+    optimizer = build_optimizer(groups, OPTIMIZER, case.batch_size, partitioned=True)
+    engine = Engine(module, optimizer, settings, clip_grad_norm=OPTIMIZER.clip_grad_norm, model=module.model)
+    teacher = MovingTeacher(engine, module, TOTAL_STEPS) if module.follower else None
+    step_once, meter = TrainingStep(engine, None, SEED, case.batch_size, teacher), Meter.on(engine.device, module)
+
+    def step(number: int) -> None:
+        engine.set_lr(1.0)
+        assert step_once(batch, number, 1, meter)
+
+    return Loop(step, module.model)
+
+
+def bare_loop(case: Case, module: TaskModule, batch: Batch) -> Loop:
+    bare = BareStep(deepcopy(module), batch, OPTIMIZER, case.precision, SEED, TOTAL_STEPS)
+    return Loop(bare.step, bare.module.model)
+
+
+@torch.no_grad()
+def steps_apart(start: MiniViT, one: MiniViT, other: MiniViT) -> float:
+    """How far two models, trained from the same start, are from each other, as a share of how far they have come.
+
+    Next to nothing in fp32. In bf16 what is rounded away is another part each time.
+    """
+    first, a, b = (
+        torch.cat([value.float().flatten() for value in model.parameters()]) for model in (start, one, other)
+    )
+    return float((a - b).norm() / (a - first).norm())
