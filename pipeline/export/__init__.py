@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from pipeline.config.export import GraphConfig
 from pipeline.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ class Format(NamedTuple):
     """A row of the table: the module with `write(bundle, folder) -> Path`, imported when used.
 
     `files` are what `write` leaves in the folder, `others` what it leaves of some models. `narrow` formats cannot hold
-    every model: their modules have `check(spec)` too. `packages` come with the extra of the format's name.
+    every model: their modules have `check(spec)` too. `graph` formats hold operators, and their `write` takes a
+    `GraphConfig` too. `packages` come with the extra of the format's name.
     """
 
     module: str
     files: tuple[str, ...]
     narrow: bool = False
+    graph: bool = False
     packages: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
@@ -52,21 +55,33 @@ FORMATS = {
         ),
         narrow=True,
     ),
-    "onnx": Format("to_onnx", files=("model.json", "model.onnx"), packages=("onnx", "onnxscript")),
-    "torch-export": Format("to_torch_export", files=("model.json", "model.pt2")),
+    "onnx": Format(
+        "to_onnx",
+        files=("model.json", "model.onnx"),
+        graph=True,
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        others=("text.onnx", "tokenizer.json", "tokenizer_config.json"),
+    ),
+    "torch-export": Format(
+        "to_torch_export",
+        files=("model.json", "model.pt2"),
+        graph=True,
+        others=("text.pt2", "tokenizer.json", "tokenizer_config.json"),
+    ),
 }
 
 
-def export(name: str, bundle: Bundle, out: str | os.PathLike[str]) -> Path:
+def export(name: str, bundle: Bundle, out: str | os.PathLike[str], graph: GraphConfig | None = None) -> Path:
     """Write a bundle in a format into the folder `out`, made if need be; returns the file or folder to hand on.
 
-    An earlier export in the same format is replaced. Raises `ConfigError` and `ModelError` as `check_format`,
-    `check_model` and `check_out` do.
+    `graph` is how formats that hold operators are written. An earlier export in the same format is replaced. Raises
+    `ConfigError` and `ModelError` as `check_format`, `check_model` and `check_out` do.
     """
     check_format(name)
     check_model(name, bundle.spec)
     check_out(name, Path(out))
-    path: Path = _module(name).write(bundle, Path(out))
+    how = (graph or GraphConfig(),) if FORMATS[name].graph else ()
+    path: Path = _module(name).write(bundle, Path(out), *how)
     return path
 
 

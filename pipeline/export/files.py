@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import DESCRIPTION, TOKENIZER, Bundle, Preprocess, describe
-from pipeline.models.heads import head_kind
-from pipeline.models.spec import ModelSpec
 from pipeline.text.tokenizer import Tokenizer
 
 
-def write_description(bundle: Bundle, folder: Path) -> None:
-    """`model.json` beside a graph: what it expects of its input, and what its outputs are called."""
-    write_json(folder / DESCRIPTION, describe(bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance))
-
-
-def output_names(spec: ModelSpec) -> list[str]:
-    """What a graph's outputs are called: the head's own word where there is one, names of heads, or `features`."""
-    answering = {}
-    for name, head in spec.heads.items():
-        kind = head_kind(head.kind)
-        if kind.reads(head, spec.backbone) is not None and kind.refines(head) is None:
-            answering[name] = kind.output
-    return list(answering) if len(answering) > 1 else [*answering.values()] or ["features"]
+def write_description(bundle: Bundle, folder: Path, graphs: Mapping[str, Any]) -> None:
+    """`model.json` beside graphs: of what model they are, and what each expects of its inputs and calls its outputs."""
+    described = describe(bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
+    settings = {"task_settings": bundle.task_settings} if bundle.task_settings else {}
+    write_json(folder / DESCRIPTION, described | settings | {"graphs": dict(graphs)})
 
 
 def own_words(preprocess: Preprocess) -> dict[str, Any]:

@@ -1,32 +1,92 @@
-"""ONNX: the graph at the model's own size, any batch."""
+"""ONNX: graphs of a model in a stated opset, run by onnxruntime before they count as written."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from pipeline.export.files import output_names, write_description
-from pipeline.export.to_torch_export import example_images, fixed_size_model
+from pipeline.config.export import GraphConfig
+from pipeline.errors import ModelError
+from pipeline.export.files import write_description, write_tokenizer
+from pipeline.export.graph import IMAGE_GRAPH, Traced, graphs
 from pipeline.files import write_whole
 from pipeline.models.bundle import Bundle
 
+TOLERANCE = 1e-4  # of outputs, in units of the largest where that is above 1
+FEW = 1e-3  # share of whole numbers, such as classes of pixels, that may differ where two are as likely
 
-def write(bundle: Bundle, folder: Path) -> Path:
-    """`folder/model.onnx` (input `images`: normalised fp32 [B, C, H, W]) and `folder/model.json`.
 
-    Outputs are those of `MiniViT.forward`, a classifier's is `logits`; see `output_names`. Positions are baked at the
-    model's size: exporters have written another cubic than the one that trained.
+def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
+    """`folder/model.onnx`, further graphs beside it, and `folder/model.json` with their inputs, outputs and opset.
+
+    See `graph.graphs` for what they take. Raises `ModelError` where onnxruntime does not run a graph, or to other
+    outputs.
     """
-    program = torch.onnx.export(
-        fixed_size_model(bundle),
-        (example_images(bundle),),
-        input_names=["images"],
-        output_names=output_names(bundle.spec),
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    write_description(bundle, folder)
-    return write_whole(folder / "model.onnx", lambda path: program.save(path, external_data=False))
+    traced = graphs(bundle, config)
+    for name, graph in traced.items():
+        program = torch.onnx.export(
+            graph.module,
+            tuple(graph.inputs.values()),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes=graph.dynamic_shapes(),
+            opset_version=config.opset,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        program.model.metadata_props["opset"] = str(config.opset)
+        write_whole(folder / f"{name}.onnx", partial(_save, program=program, graph=graph, opset=config.opset))
+    described = {f"{name}.onnx": graph.described() for name, graph in traced.items()}
+    write_description(bundle, folder, graphs={"opset": config.opset, **described})
+    if bundle.preprocess.tokenizer:
+        write_tokenizer(bundle.preprocess.tokenizer, folder)
+    return folder / f"{IMAGE_GRAPH}.onnx"
+
+
+def _save(path: Path, program: Any, graph: Traced, opset: int) -> None:
+    program.save(path, external_data=False)
+    _check(path, graph, opset)
+
+
+def _check(path: Path, graph: Traced, opset: int) -> None:
+    """Run a graph on what it was not traced with. Raises `ModelError` as `write` does."""
+    for inputs in graph.trials():
+        expected = graph.expected(inputs)
+        found = _run(path, inputs, opset)
+        for name, one, other in zip(graph.outputs, expected, found, strict=True):
+            if not _alike(one.numpy(), other):
+                raise ModelError(
+                    f"onnx: onnxruntime computes another {name!r} than the model, of inputs of the shapes "
+                    f"{[list(x.shape) for x in inputs.values()]}; set graph.any_size: false, or another graph.opset"
+                )
+
+
+def _run(path: Path, inputs: dict[str, Tensor], opset: int) -> list[np.ndarray]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised, and told here
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        outputs: list[np.ndarray] = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+    except Exception as error:  # its classes are those of a C++ library
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"onnx: onnxruntime {onnxruntime.__version__} does not run the graph, whose opset is {opset} ({reason}); "
+            "set graph.opset to one that it knows, or install a newer onnxruntime"
+        ) from error
+    return outputs
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not np.issubdtype(one.dtype, np.floating):
+        return bool((one != other).mean() <= FEW)
+    return bool(np.abs(one - other).max(initial=0) <= TOLERANCE * max(np.abs(one).max(initial=0), 1))

@@ -1,40 +1,26 @@
-"""`torch.export`: a graph that runs without this package's code."""
+"""`torch.export`: graphs that run without this package's code."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from pipeline.export.files import write_description
+from pipeline.config.export import GraphConfig
+from pipeline.export.files import write_description, write_tokenizer
+from pipeline.export.graph import IMAGE_GRAPH, graphs
 from pipeline.files import write_whole
 from pipeline.models.bundle import Bundle
-from pipeline.models.minivit import MiniViT
-from pipeline.models.surgery import adapt
 
 
-def write(bundle: Bundle, folder: Path) -> Path:
-    """`folder/model.pt2` (any batch of normalised fp32 [B, C, H, W] at the model's size) and `folder/model.json`."""
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(fixed_size_model(bundle), (example_images(bundle),), dynamic_shapes=({0: batch},))
-    write_description(bundle, folder)
-    return write_whole(folder / "model.pt2", lambda path: torch.export.save(program, path))
-
-
-def fixed_size_model(bundle: Bundle) -> MiniViT:
-    """The fp32 eval model whose positions are those of `preprocess.image_size`, so that no graph interpolates."""
-    backbone = bundle.spec.backbone
-    grid = backbone.grid_for(bundle.preprocess.image_size)
-    baked = bundle.spec.with_backbone(grid=grid)
-    state = {name: tensor.float() for name, tensor in bundle.state.items()}
-    if grid != backbone.grid:
-        state, _ = adapt(state, bundle.spec, baked)
-    model = MiniViT.from_spec(baked, init="torch")
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def example_images(bundle: Bundle) -> Tensor:
-    """Two images of zeros: exporters take a batch of one for a constant."""
-    return torch.zeros(2, bundle.spec.backbone.channels, *bundle.preprocess.image_size)
+def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
+    """`folder/model.pt2`, further graphs beside it, and `folder/model.json`; see `graph.graphs` for what they take."""
+    traced = graphs(bundle, config)
+    for name, graph in traced.items():
+        program = torch.export.export(graph.module, tuple(graph.inputs.values()), dynamic_shapes=graph.dynamic_shapes())
+        write_whole(folder / f"{name}.pt2", partial(torch.export.save, program))
+    write_description(bundle, folder, graphs={f"{name}.pt2": graph.described() for name, graph in traced.items()})
+    if bundle.preprocess.tokenizer:
+        write_tokenizer(bundle.preprocess.tokenizer, folder)
+    return folder / f"{IMAGE_GRAPH}.pt2"

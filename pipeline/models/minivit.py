@@ -20,7 +20,7 @@ from pipeline.models.heads.base import Reads
 from pipeline.models.heads.head import Features, Head
 from pipeline.models.init import initialise
 from pipeline.models.patch_embed import PatchEmbed
-from pipeline.models.pos_embed import fit_positions, sincos_positions
+from pipeline.models.pos_embed import fit_positions, is_known, sincos_positions
 from pipeline.models.spec import (
     Activation,
     FewerPatches,
@@ -279,7 +279,7 @@ class MiniViT(nn.Module):
         """
         if self.pos_embed is None:
             return None
-        if grid == self.spec.backbone.grid:
+        if is_known(grid) and grid == self.spec.backbone.grid:
             return self.pos_embed.to(dtype)
         return fit_positions(
             self.pos_embed.float(), self.spec.backbone.grid, grid, self.spec.backbone.fewer_patches

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.models.resize import resize_tensor
+from pipeline.models.resize import graph_matrix, resize_tensor
 from pipeline.models.spec import FewerPatches, Pair
 
 
@@ -19,17 +19,24 @@ def resize_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair) -> Tenso
 
     Grids are compared, never counts: (2, 8) -> (4, 4) is a change. What comes before the N grid rows is left untouched.
     """
-    if tuple(old_grid) == tuple(new_grid):
+    known = is_known(new_grid)
+    if known and tuple(old_grid) == tuple(new_grid):
         return pos_embed
     num_prefix = pos_embed.shape[1] - old_grid[0] * old_grid[1]
     prefix, grid = pos_embed[:, :num_prefix], pos_embed[0, num_prefix:]
     dtype = torch.promote_types(pos_embed.dtype, torch.float32)
     down, across = (
-        resize_tensor(old, new, dtype, pos_embed.device) for old, new in zip(old_grid, new_grid, strict=True)
+        resize_tensor(old, new, dtype, pos_embed.device) if known else graph_matrix(old, new, pos_embed.device)
+        for old, new in zip(old_grid, new_grid, strict=True)
     )
     grid = grid.to(dtype).unflatten(0, old_grid)  # [h, w, D]
     grid = torch.einsum("ah,bw,hwd->abd", down, across, grid)
     return torch.cat([prefix, grid.flatten(0, 1)[None].to(pos_embed.dtype)], dim=1)
+
+
+def is_known(grid: Pair) -> bool:
+    """Whether a grid is numbers, and not what a graph for images of any size has in their place while it is traced."""
+    return all(isinstance(side, int) for side in grid)
 
 
 def fit_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair, fewer_patches: FewerPatches) -> Tensor:
@@ -37,9 +44,10 @@ def fit_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair, fewer_patch
 
     Resized; or, with fewer patches and `slice`, cut off after P+N' rows as the tutorial does, whatever their places.
     """
-    missing = old_grid[0] * old_grid[1] - new_grid[0] * new_grid[1]
-    if fewer_patches == "slice" and missing > 0:
-        return pos_embed[:, : pos_embed.shape[1] - missing]
+    if fewer_patches == "slice":
+        missing = old_grid[0] * old_grid[1] - new_grid[0] * new_grid[1]
+        if missing > 0:
+            return pos_embed[:, : pos_embed.shape[1] - missing]
     return resize_positions(pos_embed, old_grid, new_grid)
 
 

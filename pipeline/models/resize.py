@@ -45,6 +45,18 @@ def resize_tensor(old: int, new: int, dtype: torch.dtype, device: torch.device) 
     return _tensor(resize_matrix, old, new, dtype, device)
 
 
+def graph_matrix(old: int, new: int, device: torch.device) -> torch.Tensor:
+    """`resize_matrix` in fp32 as operators of a graph, in which `new` is known only when it runs."""
+    places = torch.arange(new, dtype=torch.float32, device=device)
+    scale = old / (places[-1:] + 1)
+    distance = (torch.arange(old, device=device)[None, :] + 0.5 - ((places + 0.5) * scale)[:, None]).abs()
+    x = distance / scale.clamp(min=1)
+    near = ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
+    far = CUBIC_A * (((x - 5) * x + 8) * x - 4)
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
 def kernel_tensor(old: int, new: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """`kernel_matrix` as a tensor, kept likewise."""
     return _tensor(kernel_matrix, old, new, dtype, device)

@@ -157,6 +157,16 @@ class ModelSpec:
         """Rows of the heads whose outputs are classes; 0 without such a head."""
         return next((h.outputs for h in self.heads.values() if head_kind(h.kind).class_tensors(h)), 0)
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What a forward pass gives: the head's own word where there is one, names of several heads, or `features`."""
+        answering = {}
+        for name, head in self.heads.items():
+            kind = head_kind(head.kind)
+            if kind.reads(head, self.backbone) is not None and kind.refines(head) is None:
+                answering[name] = kind.output
+        return tuple(answering) if len(answering) > 1 else tuple(answering.values()) or ("features",)
+
     def with_backbone(self, **changes: Any) -> ModelSpec:
         """The same heads on a backbone that differs in these fields."""
         return replace(self, backbone=replace(self.backbone, **changes))

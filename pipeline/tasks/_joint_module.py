@@ -45,6 +45,7 @@ class JointModule(TaskModule):
     """
 
     coupled = True
+    any_size = True
 
     def __init__(
         self, model: MiniViT, preprocess: Preprocess, terms: tuple[str, ...], step_terms: tuple[str, ...]

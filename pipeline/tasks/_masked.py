@@ -35,6 +35,7 @@ class MaskedModule(TaskModule):
     """
 
     sum_names = ("loss", "samples")
+    any_size = True
 
     def __init__(
         self, model: MiniViT, preprocess: Preprocess, mask_ratio: float, mask_unit: int, norm_pixels: bool

@@ -55,6 +55,14 @@ class Evaluated(NamedTuple):
     predicted: Any  # what the task's collectors take in
 
 
+class Graph(NamedTuple):
+    """A further graph of an export: what computes it, two examples [2, ...] of each input, and its outputs' names."""
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+
+
 class TaskModule(nn.Module, ABC):
     """A task on a model, which alone has parameters.
 
@@ -66,6 +74,7 @@ class TaskModule(nn.Module, ABC):
     coupled: bool = False  # whether `couple` adds to the loss what depends on several samples at once
     follower: Frozen[MiniViT] | None = None  # a teacher whose weights are the moving average of the model's
     momentum: float = 0.0  # weight of the past in that average, at first
+    any_size: bool = False  # whether what is `exported` takes images of any size that is a multiple of the patch
 
     def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
         """`preprocess.eval` is how evaluation and prediction bring images to the model's size."""
@@ -151,6 +160,23 @@ class TaskModule(nn.Module, ABC):
             f"predict: a model of the task {self.model.spec.task} has nothing to say of images; fine-tune it for "
             "another task first"
         )
+
+    def exported(self) -> nn.Module:
+        """What exported graphs compute of normalised images [B, C, H, W], post-processing that needs no sizes included.
+
+        It gives a tensor [B, ...], or several in the order of `output_names`; no shape depends on what the images show.
+        By default that is what the model gives.
+        """
+        return self.model
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What the outputs of `exported` are called; by default as `ModelSpec.output_names` has it."""
+        return self.model.spec.output_names
+
+    def exported_beside(self) -> dict[str, Graph]:
+        """Graphs of anything but images, by the names of their files; by default there are none."""
+        return {}
 
     def draw(self, picture: Pixels, predicted: Any) -> Pixels:
         """A picture, uint8 [H, W, 3] of the image's own size, with what `predict` gave for it; by default untouched."""

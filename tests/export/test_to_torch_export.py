@@ -2,39 +2,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pipeline.config.export import GraphConfig
+from pipeline.config.task import task_class
 from pipeline.export import export
-from pipeline.models import Bundle, HeadSpec, MiniViT, ModelSpec
+from pipeline.models import Bundle, MiniViT
 
 
-@pytest.mark.parametrize("image_size", [28, 56])
+@pytest.mark.parametrize("any_size", [True, False])
 def test_loaded_graph_gives_the_same_logits_for_any_batch(
-    make_bundle: Callable[..., Bundle], model_of: Callable[[Bundle], MiniViT], tmp_path: Path, image_size: int
+    make_bundle: Callable[..., Bundle], model_of: Callable[[Bundle], MiniViT], tmp_path: Path, any_size: bool
 ) -> None:
-    bundle = make_bundle(image_size=image_size)
-    program = torch.export.load(export("torch-export", bundle, tmp_path / "out")).module()
-    for batch in (1, 5):
-        images = torch.randn(batch, 1, image_size, image_size)
+    """Of a model that looks at images at another size than that of its positions."""
+    bundle = make_bundle(image_size=56)
+    program = torch.export.load(export("torch-export", bundle, tmp_path / "out", GraphConfig(any_size=any_size)))
+    program = program.module()
+    for batch, height in ((1, 56), (5, 28 if any_size else 56)):
+        images = torch.randn(batch, 1, height, 56)
         torch.testing.assert_close(program(images), model_of(bundle)(images), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("head", "shape"),
+    ("task", "settings", "shape"),
     [
-        (HeadSpec("linear", 3), (2, 3, 7, 7)),
-        (HeadSpec("mae_decoder", options={"dim": 32, "depth": 1}), (2, 50, 64)),
+        ("mae", {"decoder": {"dim": 32, "depth": 1}}, (2, 50, 64)),
+        ("lejepa", {}, (2, 64)),
     ],
-    ids=["dense", "features"],
 )
-def test_other_heads_are_exported_too(
-    make_bundle: Callable[..., Bundle], tmp_path: Path, head: HeadSpec, shape: tuple[int, ...]
+def test_models_without_classes_are_exported_too(
+    make_bundle: Callable[..., Bundle], tmp_path: Path, task: str, settings: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
     """A head that the model calls is the output; a model without one gives its features."""
     plain = make_bundle()
-    spec = ModelSpec(plain.spec.backbone, {"head": head}, "another")
+    spec = task_class(task)(**settings).model_spec(plain.spec.backbone, 0)
     model = MiniViT.from_spec(spec).eval()
     bundle = Bundle(model.state_dict(), spec, plain.preprocess)
     program = torch.export.load(export("torch-export", bundle, tmp_path / "out")).module()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.metrics import retrieval
@@ -20,7 +20,7 @@ from pipeline.models.bundle import Preprocess
 from pipeline.models.heads.text_tower.shape import TEMPERATURE, TEXT
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import Pair
-from pipeline.tasks.base import Coupled, Evaluated, Outputs, TaskModule, Tensors
+from pipeline.tasks.base import Coupled, Evaluated, Graph, Outputs, TaskModule, Tensors
 from pipeline.tasks.clip.losses import LOSSES, Pairs, contrastive
 from pipeline.tasks.ranks import ALONE, Ranks
 
@@ -33,6 +33,7 @@ class Clip(TaskModule):
     """
 
     coupled = True
+    any_size = True
     sum_names = ("loss", "scale", "bound", "steps")
 
     def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
@@ -78,6 +79,15 @@ class Clip(TaskModule):
         tokens = torch.from_numpy(self.tokenizer.encode(texts))
         return self.embed_texts(tokens.to(next(self.model.parameters()).device))
 
+    def exported(self) -> nn.Module:
+        return Embeds(self.model)
+
+    def exported_beside(self) -> dict[str, Graph]:
+        """The text tower: int64 [B, L] of the tokenizer to fp32 [B, E], of length 1."""
+        tokens = torch.from_numpy(self.tokenizer.encode(["a", "b c"])).long()
+        text = Embeds(self.model.get_submodule(TEXT), self.tokenizer.end)
+        return {"text": Graph(text, {"tokens": tokens}, ("embedding",))}
+
     def means(self, sums: Tensor) -> dict[str, float]:
         """Of an evaluation none: its loss is of all its pairs at once."""
         loss, scale, bound, steps = sums.tolist()
@@ -103,3 +113,14 @@ class Clip(TaskModule):
         """The embeddings of images, E numbers each, of length 1."""
         found: list[list[float]] = self.embed_images(images).tolist()
         return found
+
+
+class Embeds(nn.Module):
+    """What a tower gives, in fp32 and of length 1; `arguments` are what it takes besides its input."""
+
+    def __init__(self, tower: nn.Module, *arguments: int) -> None:
+        super().__init__()
+        self.tower, self.arguments = tower, arguments
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.normalize(self.tower(inputs, *self.arguments).float(), dim=-1)

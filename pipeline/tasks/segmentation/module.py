@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.images.class_map import class_colors
 from pipeline.images.drawing import write_lines
@@ -94,6 +94,18 @@ class Segmentation(TaskModule):
         backbone = self.model.spec.backbone
         return windowed_logits(self.model, images, backbone.image_size, as_pair(stride), self.model.patch)
 
+    @property
+    def any_size(self) -> bool:  # type: ignore[override]
+        """Whole images of any size; the number of windows over one is part of a graph."""
+        return self.task.inference.stride is None
+
+    def exported(self) -> nn.Module:
+        return ClassMaps(self)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return "class_map", "logits"
+
     def means(self, sums: Tensor) -> dict[str, float]:
         loss, pixels = sums[:2].tolist()
         counts = sums[2:].view(3, self.num_classes)
@@ -141,6 +153,18 @@ class Segmentation(TaskModule):
         """Class -> share of the pixels of a class map, largest first, of those that are there."""
         pixels = np.bincount(predicted.ravel(), minlength=self.num_classes)
         return {int(n): float(pixels[n] / pixels.sum()) for n in (-pixels).argsort(kind="stable") if pixels[n]}
+
+
+class ClassMaps(nn.Module):
+    """Of images [B, C, H, W] the likeliest class of each pixel, int64 [B, H, W], and fp32 logits [B, K, h, w]."""
+
+    def __init__(self, task: Segmentation) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.task.logits(images).float()
+        return F.interpolate(logits, images.shape[2:], mode="bilinear").argmax(dim=1), logits
 
 
 def labelled(labels: Tensor, weights: Tensor) -> Tensor:

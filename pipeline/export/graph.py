@@ -1,0 +1,117 @@
+"""What is traced into graphs: a task's post-processed outputs of images, and what it computes besides.
+
+Legend: B batch, C channels, (H, W) image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.export import GraphConfig
+from pipeline.models.bundle import Bundle
+from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import ViTSpec
+from pipeline.tasks.base import TaskModule
+from pipeline.tasks.task import own_task
+
+IMAGES, IMAGE_GRAPH = "images", "model"
+LEAST_GRID = 2  # patches along each side that a graph for any size takes: tracers make a constant of 1
+EXAMPLES = 2  # a batch of one would be taken for a constant, too
+
+
+class Axis(NamedTuple):
+    """An axis of any length, or of any multiple of `times`."""
+
+    name: str
+    times: int = 1
+    least: int = 1
+
+    def __str__(self) -> str:
+        return self.name if self.times == 1 else f"{self.times}*{self.name}"
+
+    def dim(self) -> Any:
+        """As exporters take it."""
+        dim = torch.export.Dim(self.name, min=self.least)
+        return dim if self.times == 1 else self.times * dim
+
+
+class Traced(NamedTuple):
+    """What becomes the graph of a file: examples of its inputs, the axes of each that are free, its outputs' names."""
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    axes: dict[str, dict[int, Axis]]
+    outputs: tuple[str, ...]
+
+    def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
+        """The free axes of each input, as exporters take them."""
+        return tuple({number: axis.dim() for number, axis in self.axes[name].items()} for name in self.inputs)
+
+    def described(self) -> dict[str, Any]:
+        """Plain data for `model.json`: shapes of the inputs, with names of free axes, and the outputs' names."""
+        shapes = {
+            name: [str(self.axes[name].get(number, side)) for number, side in enumerate(x.shape)]
+            for name, x in self.inputs.items()
+        }
+        return {"inputs": shapes, "outputs": list(self.outputs)}
+
+    def trials(self) -> list[dict[str, Tensor]]:
+        """Inputs unlike the examples: another batch and, where that is free, another size."""
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for sizes in (False, True) if any(len(axes) > 1 for axes in self.axes.values()) else (False,):
+            inputs = {}
+            for name, example in self.inputs.items():
+                shape = [EXAMPLES + 1, *example.shape[1:]]
+                for number, axis in self.axes[name].items() if sizes else ():
+                    shape[number] = (LEAST_GRID + 1) * axis.times
+                drawn = torch.randn(shape, generator=generator)
+                inputs[name] = drawn if example.is_floating_point() else example[[0, *range(EXAMPLES)]]
+            found.append(inputs)
+        return found
+
+    @torch.no_grad()
+    def expected(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """The outputs of what is traced, in the order of their names."""
+        found = self.module(*inputs.values())
+        if isinstance(found, Tensor):
+            return [found]
+        return list(found.values() if isinstance(found, dict) else found)
+
+
+def graphs(bundle: Bundle, config: GraphConfig) -> dict[str, Traced]:
+    """The graphs of a model by the names of their files; `model` is the one of images.
+
+    Its input are normalised fp32 [B, C, H, W] of any batch. Where model, task and settings allow it, H and W are any
+    multiples of the patch, else those at which the task looks at images. No graph resizes by an operator of its own:
+    exporters have written another cubic than the one that trained.
+    """
+    task = own_task(bundle)
+    names = bundle.classes or [str(number) for number in range(bundle.spec.num_classes)]
+    model = MiniViT.from_spec(bundle.spec, init="torch")
+    model.load_state_dict(bundle.state)
+    module = task.module(model.float(), names, bundle.preprocess).eval()
+    size = next(iter(task.view_groups(evaluation=True).values())).size or bundle.preprocess.image_size
+    images = torch.zeros(EXAMPLES, bundle.spec.backbone.channels, *size)
+    batch = Axis("batch")
+    axes = {0: batch} | (_size_axes(bundle.spec.backbone) if config.any_size and takes_any_size(module) else {})
+    found = {IMAGE_GRAPH: Traced(module.exported().eval(), {IMAGES: images}, {IMAGES: axes}, module.output_names)}
+    for name, graph in module.exported_beside().items():
+        free = {key: {0: batch} for key in graph.inputs}
+        found[name] = Traced(graph.module.eval(), graph.inputs, free, graph.outputs)
+    return found
+
+
+def takes_any_size(module: TaskModule) -> bool:
+    """Whether one graph serves all sizes: which positions a tutorial's model slices depends on the size."""
+    backbone = module.model.spec.backbone
+    return module.any_size and (backbone.positions == "none" or backbone.fewer_patches == "resize")
+
+
+def _size_axes(backbone: ViTSpec) -> dict[int, Axis]:
+    down, across = backbone.patch
+    return {2: Axis("rows", down, LEAST_GRID), 3: Axis("columns", across, LEAST_GRID)}
