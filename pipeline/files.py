@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -40,6 +41,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, whole."""
     text = json.dumps(value, indent=1) + "\n"
     write_whole(path, lambda draft: draft.write_text(text))
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def takes_no_files(path: Path) -> str | None:

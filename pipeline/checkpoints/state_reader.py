@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -25,6 +25,9 @@ class Piece:
     path: str
     position: int
     dtype: torch.dtype
+
+
+FINISHED = ("ema", "teacher", WEIGHTS)  # what stands for the finished model, the first that there is
 
 
 class StateReader:
@@ -105,8 +108,16 @@ class StateReader:
 
     def model_state(self) -> dict[str, Tensor]:
         """The finished model in fp32: the average of the weights where one was kept, else the teacher they had."""
-        state = self.whole(WEIGHTS) | self.whole("teacher") | self.whole("ema")
-        return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        return dict(self.tensors(FINISHED))
+
+    def tensors(self, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter and buffer in fp32, one after the other: the first of these kinds of state that it has."""
+        for name, shape in self.shapes.items():
+            found = self._pieces.get(name, {})
+            if key := next((key for key in keys if found.get(key)), None):
+                flat = torch.empty(prod(shape), dtype=found[key][0].dtype)
+                self.read_into(flat, name, 0, key)
+                yield name, (flat.float() if flat.is_floating_point() else flat).reshape(shape)
 
     def _fill(self, target: Tensor, piece: Piece) -> None:
         """Read straight into the target where its memory can take the bytes as they are."""

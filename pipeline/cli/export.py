@@ -16,7 +16,7 @@ from pipeline.cli.paths import UserPath
     "name",
     default="safetensors",
     show_default=True,
-    help="safetensors, timm, clip, open-clip, hf-clip, onnx or torch-export.",
+    help="safetensors, timm, hf, clip, open-clip, hf-clip, onnx or torch-export.",
 )
 @click.option(
     "--checkpoint",
@@ -24,17 +24,49 @@ from pipeline.cli.paths import UserPath
     help="Export a committed checkpoint instead of the finished model; the stage need not have finished.",
 )
 @click.option(
+    "--weights",
+    metavar="last|ema|best|step-N|soup-K",
+    help="Other weights than the finished model's: the last checkpoint's as optimised, or averaged; the best one's; "
+    "those of a step; the mean of the last K.",
+)
+@click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="Of ONNX's operators.")
+@click.option("--fixed-size", is_flag=True, help="Graphs take images of the model's size alone.")
+@click.option("--license", "license_name", metavar="NAME", help="Of the weights, for the model card: apache-2.0.")
+@click.option(
     "--out",
     type=UserPath(path_type=Path),
     required=True,
     help="New or empty folder, or one with an export in this format.",
 )
-def command(model: Path, name: str, checkpoint: str | None, out: Path) -> None:
+def command(
+    model: Path,
+    name: str,
+    checkpoint: str | None,
+    weights: str | None,
+    opset: int,
+    fixed_size: bool,
+    license_name: str | None,
+    out: Path,
+) -> None:
     """Write the model of RUN's last training stage, or of RUN/STAGE, to a folder."""
+    from pipeline.config.export import GraphConfig, check_weights
+    from pipeline.errors import ConfigError
     from pipeline.export import export
     from pipeline.models.bundle import load_bundle
-    from pipeline.models.pretrained import find_bundle
-    from pipeline.stages.kept import checkpoint_bundle
+    from pipeline.models.pretrained import find_bundle, locate
+    from pipeline.stages.kept import checkpoint_bundle, only_stage, weights_bundle
+    from pipeline.stages.story import story_of
 
-    bundle = checkpoint_bundle(model, checkpoint) if checkpoint else load_bundle(find_bundle(model))
-    click.echo(str(export(name, bundle, out)))
+    if weights and checkpoint:
+        raise ConfigError("--weights: --checkpoint is given too; give one of them")
+    if weights or checkpoint:
+        folder, _ = only_stage(locate(model))
+        if weights:
+            bundle = weights_bundle(folder, check_weights(weights))
+        else:
+            bundle = checkpoint_bundle(folder, str(checkpoint))
+    else:
+        folder = find_bundle(model)
+        bundle = load_bundle(folder)
+    graph = GraphConfig(opset=opset, any_size=not fixed_size)
+    click.echo(str(export(name, bundle, out, graph, story_of(folder, license_name))))

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.config.section import Section
+from pipeline.errors import ConfigError
+
+STEP, SOUP = re.compile(r"step-(\d+)"), re.compile(r"soup-(\d+)")
+LAST, EMA, BEST = "last", "ema", "best"
+
+
+def check_weights(text: str) -> str:
+    """The same words of an argument. Raises `ConfigError` for others."""
+    try:
+        return _weights(text)
+    except ValueError as error:
+        raise ConfigError(f"--weights: found {text!r}, expected {error}") from None
+
+
+def _weights(text: str) -> str:
+    soup = SOUP.fullmatch(text)
+    if text not in (LAST, EMA, BEST) and not STEP.fullmatch(text) and not (soup and int(soup[1]) > 1):
+        raise ValueError("last, ema, best, step-N of a checkpoint, or soup-K of the last K of them, at least two")
+    return text
+
+
+# Which weights of a training stage are meant: of its last checkpoint as they were optimised, or their moving average;
+# those of the best checkpoint or of one step, the average where it is kept; the mean over the last K checkpoints.
+Weights = Annotated[str, AfterValidator(_weights)]
 
 
 class GraphConfig(Section):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import DataConfig, DatasetConfig
+from pipeline.config.export import GraphConfig, Weights
 from pipeline.config.fields import allowed, show
 from pipeline.config.paths import PathText
 from pipeline.config.probe import BASELINES, KnnConfig, LinearConfig, MethodsConfig, Pooling, ProbeData
@@ -214,6 +215,16 @@ class ExportStage(StageBase):
     type: Literal["export"]
     model: PathText
     formats: list[str] = Field(default_factory=lambda: ["safetensors"])
+    weights: Weights | None = Field(
+        default=None,
+        description="last, ema, best, step-N or soup-K (the mean of the last K) of the stage's checkpoints; default: "
+        "the finished model",
+    )
+    graph: GraphConfig = GraphConfig()
+    license: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="the Hub's word for the licence of the weights, such as apache-2.0, for the model card",
+    )
 
 
 class ReportStage(StageBase):

@@ -30,6 +30,7 @@ class TaskConfig(Section):
     measuring: ClassVar[frozenset[str]] = frozenset()  # settings that only decide how models are measured, and predict
     evaluates: ClassVar[frozenset[str]] = frozenset()  # types of models, besides its own, that can be judged as this
     coupled: ClassVar[bool] = False  # whether its loss compares samples with each other, so that one alone has none
+    pipeline_tag: ClassVar[str] = "image-feature-extraction"  # the Hub's word for what its models do
     names_classes: ClassVar[bool] = False  # whether models are asked about whatever classes the data have
     targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; without any, images are enough
     judged_alone: ClassVar[bool] = True  # whether an evaluation can do without what a model was trained beside

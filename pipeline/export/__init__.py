@@ -15,6 +15,8 @@ from pipeline.config.export import GraphConfig
 from pipeline.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from pipeline.config.data import PlainConfig
+    from pipeline.export.story import Story
     from pipeline.models.bundle import Bundle
     from pipeline.models.spec import ModelSpec
 
@@ -23,8 +25,9 @@ class Format(NamedTuple):
     """A row of the table: the module with `write(bundle, folder) -> Path`, imported when used.
 
     `files` are what `write` leaves in the folder, `others` what it leaves of some models. `narrow` formats cannot hold
-    every model: their modules have `check(spec)` too. `graph` formats hold operators, and their `write` takes a
-    `GraphConfig` too. `packages` come with the extra of the format's name.
+    every model: their modules have `check(spec)`, and `check_images(how, size)` where not every way that images come to
+    a model's size can be said. `graph` formats hold operators, and their `write` takes a `GraphConfig` too. `packages`
+    come with the extra of the format's name. LIBRARY, USE and `notes(bundle)` of a module are for the model card.
     """
 
     module: str
@@ -35,9 +38,12 @@ class Format(NamedTuple):
     others: tuple[str, ...] = ()
 
 
+COMMON = ("README.md", "manifest.json")  # of every export
+
 FORMATS = {
     "safetensors": Format("to_safetensors", files=("model.json", "model.safetensors"), others=("tokenizer.json",)),
     "timm": Format("to_timm", files=("config.json", "model.safetensors"), narrow=True),
+    "hf": Format("to_hf", files=("config.json", "model.safetensors", "preprocessor_config.json"), narrow=True),
     "clip": Format("to_clip", files=("config.json", "model.safetensors"), narrow=True),
     "open-clip": Format(
         "to_open_clip",
@@ -71,17 +77,32 @@ FORMATS = {
 }
 
 
-def export(name: str, bundle: Bundle, out: str | os.PathLike[str], graph: GraphConfig | None = None) -> Path:
+def export(
+    name: str,
+    bundle: Bundle,
+    out: str | os.PathLike[str],
+    graph: GraphConfig | None = None,
+    story: Story | None = None,
+) -> Path:
     """Write a bundle in a format into the folder `out`, made if need be; returns the file or folder to hand on.
 
-    `graph` is how formats that hold operators are written. An earlier export in the same format is replaced. Raises
-    `ConfigError` and `ModelError` as `check_format`, `check_model` and `check_out` do.
+    `graph` is how formats that hold operators are written, `story` what the model card tells. Beside what a format has
+    there is that card, and a manifest of all other files by their SHA-256. An earlier export in the same format is
+    replaced. Raises `ConfigError` and `ModelError` as `check_format`, `check_model` and `check_out` do.
     """
+    from pipeline.export.card import write_card
+    from pipeline.export.story import Story
+    from pipeline.models.integrity import MANIFEST, write_manifest
+
     check_format(name)
-    check_model(name, bundle.spec)
+    check_model(name, bundle.spec, bundle.preprocess.eval)
     check_out(name, Path(out))
     how = (graph or GraphConfig(),) if FORMATS[name].graph else ()
-    path: Path = _module(name).write(bundle, Path(out), *how)
+    folder, module = Path(out), _module(name)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    path: Path = module.write(bundle, folder, *how)
+    write_manifest(folder, sorted(file.name for file in folder.iterdir() if file.name not in COMMON))
+    write_card(module, bundle, folder, story or Story())
     return path
 
 
@@ -96,10 +117,28 @@ def check_format(name: str) -> None:
         raise ModelError(f"format: {name} needs the package {missing[0]}; pip install 'minivit-pipeline[{name}]'")
 
 
-def check_model(name: str, spec: ModelSpec) -> None:
-    """Raise `ModelError` for a model that a known format cannot hold, naming the field."""
-    if FORMATS[name].narrow:
-        _module(name).check(spec)
+def check_model(name: str, spec: ModelSpec, how: PlainConfig | None = None) -> None:
+    """Raise `ModelError` for a model that a known format cannot hold, naming the field and the formats that can.
+
+    `how` is how images come to the model's size, where that is known.
+    """
+    if fault := _fault(name, spec, how):
+        others = [other for other in FORMATS if not _fault(other, spec, how)]
+        raise ModelError(f"{fault}; {', '.join(others[:-1])} and {others[-1]} can hold this model")
+
+
+def _fault(name: str, spec: ModelSpec, how: PlainConfig | None) -> str | None:
+    """Why a format cannot hold a model."""
+    if not FORMATS[name].narrow:
+        return None
+    module = _module(name)
+    try:
+        module.check(spec)
+        if how is not None and hasattr(module, "check_images"):
+            module.check_images(how, spec.backbone.image_size)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def check_out(name: str, out: Path) -> None:
@@ -109,7 +148,9 @@ def check_out(name: str, out: Path) -> None:
     if not out.is_dir():
         raise ModelError(f"{out}: is a file; name a folder to export to")
     draft = r"(\.[0-9a-f]{8}-)?"  # of a file that a killed export left
-    ours = re.compile(draft + "(" + "|".join(map(re.escape, (*FORMATS[name].files, *FORMATS[name].others))) + ")")
+    ours = re.compile(
+        draft + "(" + "|".join(map(re.escape, (*FORMATS[name].files, *FORMATS[name].others, *COMMON))) + ")"
+    )
     others = sorted(path.name for path in out.iterdir() if not ours.fullmatch(path.name))
     if others:
         raise ModelError(

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from pipeline.export.files import own_words
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.clip_bridge import check_expressible, to_clip
 from pipeline.models.resizing import to_clip_config
 from pipeline.models.spec import ModelSpec, ViTSpec
+from pipeline.models.weights_file import save_tensors
+
+LIBRARY = "open_clip"
+USE = """`model.safetensors` has the names of OpenAI's and open_clip's image tower (`visual.*`), `config.json` its
+settings: `open_clip.model.VisionTransformer` loads it without the prefix, and `minivit` stages start from it."""
 
 
 def check(spec: ModelSpec) -> None:
@@ -26,7 +29,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
     `ModelError` where CLIP's tower cannot be this model.
     """
     spec = bundle.spec.backbone
-    tensors = {name: tensor.contiguous().clone() for name, tensor in to_clip(bundle.state, bundle.spec).items()}
+    tensors = to_clip(bundle.state, bundle.spec)
     config: dict[str, Any] = {
         "model_cfg": {
             "embed_dim": bundle.spec.num_classes,
@@ -41,7 +44,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
     }
     config |= own_words(bundle.preprocess)
     write_json(folder / "config.json", config)
-    return write_whole(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    return write_whole(folder / "model.safetensors", lambda path: save_tensors(path, tensors))
 
 
 def vision_config(spec: ViTSpec) -> dict[str, Any]:
@@ -54,3 +57,8 @@ def vision_config(spec: ViTSpec) -> dict[str, Any]:
         "head_width": spec.embed_dim // spec.num_heads,
         "mlp_ratio": spec.mlp_dim / spec.embed_dim,
     }
+
+
+def notes(bundle: Bundle) -> list[str]:
+    """What the format has no words for: nothing."""
+    return []

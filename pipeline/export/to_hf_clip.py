@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from pipeline.errors import ModelError
 from pipeline.export.files import write_tokenizer
 from pipeline.files import write_json, write_whole
@@ -16,8 +14,16 @@ from pipeline.models.clip_towers import text_head, to_clip_towers
 from pipeline.models.heads.text_tower.shape import TEMPERATURE
 from pipeline.models.resizing import RESAMPLE
 from pipeline.models.spec import ModelSpec
+from pipeline.models.weights_file import save_tensors
 from pipeline.text.tokenizer import Tokenizer
 
+LIBRARY = "transformers"
+USE = """```python
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+model = CLIPModel.from_pretrained("{folder}")
+processor, tokenizer = AutoImageProcessor.from_pretrained("{folder}"), AutoTokenizer.from_pretrained("{folder}")
+```"""
 OTHER_POOLING = 2  # with this end token `transformers` reads texts elsewhere, as its first version did
 
 
@@ -46,8 +52,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
     write_json(folder / "config.json", model_config(bundle.spec, tokenizer))
     write_json(folder / "preprocessor_config.json", preprocessor_config(bundle))
     write_tokenizer(tokenizer, folder)
-    copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    write_whole(folder / "model.safetensors", lambda path: save_file(copies, path, metadata={"format": "pt"}))
+    write_whole(folder / "model.safetensors", lambda path: save_tensors(path, tensors))
     return folder
 
 
@@ -106,3 +111,8 @@ def preprocessor_config(bundle: Bundle) -> dict[str, Any]:
         "image_mean": list(preprocess.mean),
         "image_std": list(preprocess.std),
     }
+
+
+def notes(bundle: Bundle) -> list[str]:
+    """What the format has no words for."""
+    return ["Images are squashed; its processor does not pad."] if bundle.preprocess.eval.resize == "pad" else []

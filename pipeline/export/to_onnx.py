@@ -17,6 +17,13 @@ from pipeline.export.graph import IMAGE_GRAPH, Traced, graphs
 from pipeline.files import write_whole
 from pipeline.models.bundle import Bundle
 
+LIBRARY = "onnx"
+USE = """```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{folder}/model.onnx")
+outputs = session.run(None, {{"images": images}})  # normalised float32 [B, C, H, W]; model.json names all shapes
+```"""
 TOLERANCE = 1e-4  # of outputs, in units of the largest where that is above 1
 FEW = 1e-3  # share of whole numbers, such as classes of pixels, that may differ where two are as likely
 
@@ -90,3 +97,8 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
     if not np.issubdtype(one.dtype, np.floating):
         return bool((one != other).mean() <= FEW)
     return bool(np.abs(one - other).max(initial=0) <= TOLERANCE * max(np.abs(one).max(initial=0), 1))
+
+
+def notes(bundle: Bundle) -> list[str]:
+    """What the format has no words for."""
+    return ["Images are to be resized and normalised as above by the caller."]

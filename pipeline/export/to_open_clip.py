@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from pipeline.errors import ModelError
 from pipeline.export.files import own_words, write_tokenizer
 from pipeline.export.to_clip import vision_config
@@ -17,6 +15,15 @@ from pipeline.models.clip_towers import text_head, to_clip_towers
 from pipeline.models.heads.text_tower.shape import TEMPERATURE
 from pipeline.models.resizing import to_clip_config
 from pipeline.models.spec import ModelSpec
+from pipeline.models.weights_file import save_tensors
+
+LIBRARY = "open_clip"
+USE = """```python
+import open_clip
+
+model, _, transform = open_clip.create_model_and_transforms("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
+```"""
 
 
 def check(spec: ModelSpec) -> None:
@@ -64,6 +71,10 @@ def write(bundle: Bundle, folder: Path) -> Path:
     }
     write_json(folder / "open_clip_config.json", config | own_words(bundle.preprocess))
     write_tokenizer(tokenizer, folder)
-    copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    write_whole(folder / "open_clip_model.safetensors", lambda path: save_file(copies, path, metadata={"format": "pt"}))
+    write_whole(folder / "open_clip_model.safetensors", lambda path: save_tensors(path, tensors))
     return folder
+
+
+def notes(bundle: Bundle) -> list[str]:
+    """What the format has no words for: nothing."""
+    return []

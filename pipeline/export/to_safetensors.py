@@ -6,7 +6,20 @@ from pathlib import Path
 
 from pipeline.models.bundle import Bundle
 
+LIBRARY: str | None = None
+USE = """```python
+from pipeline import load_model  # pip install minivit-pipeline
+
+model = load_model("{folder}")
+model.predict(["image.png"])
+```"""
+
 
 def write(bundle: Bundle, folder: Path) -> Path:
     """`folder/model.safetensors` and `folder/model.json`; returns the folder."""
     return bundle.save(folder)
+
+
+def notes(bundle: Bundle) -> list[str]:
+    """What the format has no words for: nothing."""
+    return []

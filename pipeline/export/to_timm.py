@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from pipeline.export.files import own_words
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.resizing import to_timm_config
 from pipeline.models.spec import ModelSpec
 from pipeline.models.timm_bridge import timm_config, to_timm
+from pipeline.models.weights_file import save_tensors
+
+LIBRARY = "timm"
+USE = """```python
+import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg), is_training=False)
+```"""
 
 
 def check(spec: ModelSpec) -> None:
@@ -25,7 +32,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
     `timm.create_model("local-dir:FOLDER", pretrained=True)` reads both. `ModelError` where timm has no such model.
     """
     architecture, arguments = timm_config(bundle.spec)
-    tensors = {name: tensor.contiguous().clone() for name, tensor in to_timm(bundle.state, bundle.spec).items()}
+    tensors = to_timm(bundle.state, bundle.spec)
     backbone = bundle.spec.backbone
     height, width = backbone.image_size
     config = {
@@ -44,4 +51,12 @@ def write(bundle: Bundle, folder: Path) -> Path:
     }
     config |= own_words(bundle.preprocess)
     write_json(folder / "config.json", config)
-    return write_whole(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    return write_whole(folder / "model.safetensors", lambda path: save_tensors(path, tensors))
+
+
+def notes(bundle: Bundle) -> list[str]:
+    """What the format has no words for."""
+    found = ["timm pads with the mean, not with the background."] if bundle.preprocess.eval.resize == "pad" else []
+    if bundle.preprocess.eval.interpolation == "auto":
+        found.append("Images are resized bilinearly, where `auto` differs by little.")
+    return found if bundle.spec.is_classifier else [*found, "The heads of its pretraining are left out."]

@@ -13,6 +13,14 @@ from pipeline.export.graph import IMAGE_GRAPH, graphs
 from pipeline.files import write_whole
 from pipeline.models.bundle import Bundle
 
+LIBRARY = "pytorch"
+USE = """```python
+import torch
+
+model = torch.export.load("{folder}/model.pt2").module()
+outputs = model(images)  # normalised float32 [B, C, H, W]; model.json names all shapes
+```"""
+
 
 def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
     """`folder/model.pt2`, further graphs beside it, and `folder/model.json`; see `graph.graphs` for what they take."""
@@ -24,3 +32,8 @@ def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
     if bundle.preprocess.tokenizer:
         write_tokenizer(bundle.preprocess.tokenizer, folder)
     return folder / f"{IMAGE_GRAPH}.pt2"
+
+
+def notes(bundle: Bundle) -> list[str]:
+    """What the format has no words for."""
+    return ["Images are to be resized and normalised as above by the caller."]

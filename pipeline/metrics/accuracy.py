@@ -13,6 +13,7 @@ TOP = 5
 ACCURACY = Measure("accuracy", "Accuracy", "higher", share=True)
 TOP5 = Measure("top5", "Top-5 accuracy", "higher", share=True)
 KNN = Measure("knn", "kNN accuracy", "higher", share=True)  # of frozen features
+ACCURACIES = (ACCURACY.name, TOP5.name, KNN.name)  # shares of samples that are independent of each other
 CLASSIFICATION = Schema((LOSS, ACCURACY, TOP5), selects="accuracy")
 
 

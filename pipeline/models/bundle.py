@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.config.class_names import class_name
@@ -29,6 +29,7 @@ from pipeline.models.heads.text_tower.shape import text_length
 from pipeline.models.resizing import plain_config
 from pipeline.models.spec import ModelSpec, Pair
 from pipeline.models.state import check_state
+from pipeline.models.weights_file import save_tensors
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS, DESCRIPTION, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
@@ -139,8 +140,7 @@ def save_bundle(
     draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     draft.mkdir()
     try:
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-        save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(draft / WEIGHTS, state)
         (draft / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
         if preprocess.tokenizer:
             (draft / TOKENIZER).write_text(preprocess.tokenizer.content)

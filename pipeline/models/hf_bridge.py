@@ -139,7 +139,11 @@ def _renamed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[tuple
     refuse_unplaced(SOURCE, unknown)
     dim = new["patch_embed.proj.weight"].shape[0] if "patch_embed.proj.weight" in new else 0
     head = new.get("mlp_head.1.weight")
-    if head is not None and head.shape[1] != dim:
+    if head is not None and head.shape[1] == 2 * dim and not head[:, dim:].any():
+        new["mlp_head.1.weight"] = head[
+            :, :dim
+        ].contiguous()  # DINOv2's, which reads the mean of the patches for nothing
+    elif head is not None and head.shape[1] != dim:
         log.warning("%s: its classifier reads %d channels beside CLS and is left out", SOURCE, head.shape[1] - dim)
         del new["mlp_head.1.weight"], new["mlp_head.1.bias"]
     return new, parts

@@ -171,13 +171,25 @@ class ModelSpec:
         """The same heads on a backbone that differs in these fields."""
         return replace(self, backbone=replace(self.backbone, **changes))
 
-    def require_classifier(self, form: str) -> None:
-        """Raise `ModelError` unless these are a classifier's heads, the only ones that a `form` of weights can hold."""
-        if self.heads.keys() != classifier_heads(self.backbone, self.num_classes).keys():
+    @property
+    def is_classifier(self) -> bool:
+        """Whether its heads are those of a classifier, and no others."""
+        return self.heads.keys() == classifier_heads(self.backbone, self.num_classes).keys()
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether it has no heads but those that served its pretraining."""
+        return all(head_kind(head.kind).dropped for head in self.heads.values())
+
+    def require_classifier(self, form: str, *, or_backbone: bool = False) -> None:
+        """Raise `ModelError` unless these are a classifier's heads, the only ones that a `form` of weights can hold.
+
+        With `or_backbone` heads of pretraining will do, which the form leaves out.
+        """
+        if not (self.is_classifier or (or_backbone and self.is_backbone)):
             found = ", ".join(f"{name!r} ({head.kind})" for name, head in self.heads.items()) or "none"
             raise ModelError(
-                f"heads: {form} holds a classifier's heads alone, and those of this {self.task} model are {found}; "
-                "export to safetensors, onnx or torch-export"
+                f"heads: {form} holds a classifier's heads alone, and those of this {self.task} model are {found}"
             )
 
     @property

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.models.backbone import bare_backbone, bare_spec
 from pipeline.models.recognise import refuse_unplaced, seems_to_be
 from pipeline.models.spec import Activation, ModelSpec, Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
@@ -67,16 +68,17 @@ TOP_KEYS = {
 def timm_config(model: ModelSpec) -> tuple[str, dict[str, Any]]:
     """(architecture, arguments) for `timm.create_model(architecture, **arguments)` to build the same model.
 
+    One with heads of pretraining alone is a backbone of 0 classes, whose output is its pooled token behind the norm.
     Raises `ModelError` for what timm's Vision Transformer cannot express.
     """
     _check_expressible(model)
-    spec = model.backbone
+    spec = model.backbone if model.is_classifier else bare_spec(model.backbone)
     size, _ = TIMM_SIZES.get((spec.embed_dim, spec.depth), ("tiny", 3))
     arguments: dict[str, Any] = {
         "img_size": list(spec.image_size),
         "patch_size": list(spec.patch),
         "in_chans": spec.channels,
-        "num_classes": model.num_classes,
+        "num_classes": model.num_classes if model.is_classifier else 0,
         "embed_dim": spec.embed_dim,
         "depth": spec.depth,
         "num_heads": spec.num_heads,
@@ -106,6 +108,8 @@ def to_timm(state: Mapping[str, Tensor], model: ModelSpec) -> dict[str, Tensor]:
     _check_expressible(model)
     check_state(state, model, "the state to convert")
     spec = model.backbone
+    if not model.is_classifier:
+        state, spec = bare_backbone(state, model)
     new = {theirs: state[ours] for ours, theirs in TOP_KEYS.items() if ours in state}
     for layer in range(spec.depth):
         for ours, theirs in LAYER_KEYS:
@@ -174,8 +178,8 @@ def _mlp_ratio(embed_dim: int, mlp_dim: int) -> float:
 
 
 def _check_expressible(model: ModelSpec) -> None:
-    model.require_classifier("timm's ViT")
-    spec = model.backbone
+    model.require_classifier("timm's ViT", or_backbone=True)
+    spec = model.backbone if model.is_classifier else bare_spec(model.backbone)
     kind = "CLIP's ViT" if spec.embed_norm else "ViT"
     allowed: dict[str, tuple[Any, ...]] = {
         "norm": ("pre",),

@@ -11,8 +11,10 @@ from pipeline.models.bundle import load_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import export_inputs
+from pipeline.stages.kept import weights_bundle
 from pipeline.stages.resolve import Branch
 from pipeline.stages.sources import resolve_source
+from pipeline.stages.story import story_of
 
 
 class ExportStageRun:
@@ -30,8 +32,17 @@ class ExportStageRun:
     def run(self, status: Status) -> dict[str, Any]:
         """Write every format to `export/<format>`; returns where each one is."""
         status.init_from = self.source.name
-        bundle = load_bundle(self.source.path)
-        written = {name: export(name, bundle, self.folder.path / "export" / name) for name in self.stage.formats}
+        weights = self.stage.weights
+        if weights is None:
+            bundle = load_bundle(self.source.path)
+        else:
+            bundle = weights_bundle(self.context.folder.stage(self.source.name).path, weights)
+            self.context.say(
+                self.id, f"{self.source.name}: takes the weights {weights}, of {bundle.provenance['checkpoint']}"
+            )
+        story = story_of(self.source.path, self.stage.license)
+        folders = {name: self.folder.path / "export" / name for name in self.stage.formats}
+        written = {name: export(name, bundle, out, self.stage.graph, story) for name, out in folders.items()}
         for name, path in written.items():
             self.context.say(self.id, f"{self.source.name} as {name}: {path}")
         return {"formats": {name: str(path) for name, path in written.items()}}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from pipeline.checkpoints.manifest import Manifest, verify
 from pipeline.checkpoints.retention import best_step
 from pipeline.checkpoints.selection import committed, step_folder
-from pipeline.checkpoints.state_reader import StateReader
+from pipeline.checkpoints.shard_file import WEIGHTS as OPTIMISED
+from pipeline.checkpoints.state_reader import FINISHED, StateReader
 from pipeline.checkpoints.storage import Storage, open_storage
+from pipeline.config.export import EMA, LAST, SOUP, STEP
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.schema import VAL
@@ -22,8 +27,6 @@ from pipeline.stages.folder import Status, checkpointing_stages
 from pipeline.text.tokenizer import load_tokenizer
 from pipeline.train.job import stage_id
 
-STEP = re.compile(r"step-(\d+)")
-
 
 def checkpoint_bundle(path: Path, which: str) -> Bundle:
     """The model of a checkpoint: `best` by the stage's `keep_best`, `last`, or `step-N`; the weights' average if kept.
@@ -34,33 +37,87 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
     folder, status = only_stage(locate(path))
     assert status.checkpoints is not None
     storage = open_storage(status.checkpoints)
-    step = chosen_step(folder, status, storage, which)
-    with storage.reading(step_folder(step)):
-        try:
-            manifest = verify(storage, step_folder(step))
-        except CheckpointError as error:
-            hint = f"`minivit checkpoints verify {folder}` shows which are intact"
-            raise CheckpointError(f"{error}; take another one, {hint}") from None
-        reader = StateReader(storage, step_folder(step), manifest)
-        state = reader.model_state()
+    return _bundle(folder, status, storage, [chosen_step(folder, status, storage, which)], FINISHED)
+
+
+def weights_bundle(path: Path, weights: str) -> Bundle:
+    """The model with the weights that `config.export.Weights` describes; `path` and errors as of `checkpoint_bundle`.
+
+    One copy of the model is in memory, and of checkpoints that are averaged (model soups, Wortsman et al. 2022; of one
+    run: Izmailov et al. 2018) one tensor at a time.
+    """
+    folder, status = only_stage(locate(path))
+    assert status.checkpoints is not None
+    storage = open_storage(status.checkpoints)
+    if soup := SOUP.fullmatch(weights):
+        steps, wanted = list(own_checkpoints(storage, status)), int(soup[1])
+        if len(steps) < wanted:
+            raise CheckpointError(
+                f"{folder}: {weights} is the mean of {wanted} checkpoints, and {len(steps)} are committed; take fewer, "
+                "or keep more with checkpoint.keep_last"
+            )
+        bundle = _bundle(folder, status, storage, steps[-wanted:], FINISHED)
+    elif weights in (LAST, EMA):
+        if weights == EMA and status.inputs["settings"].get("ema") is None:
+            raise CheckpointError(
+                f"{folder}: keeps no moving average of its weights; take last, or set the stage's ema"
+            )
+        keys = (EMA,) if weights == EMA else (OPTIMISED,)
+        bundle = _bundle(folder, status, storage, [chosen_step(folder, status, storage, LAST)], keys)
+    else:
+        bundle = _bundle(folder, status, storage, [chosen_step(folder, status, storage, weights)], FINISHED)
+    return replace(bundle, provenance=bundle.provenance | {"weights": weights})
+
+
+def _bundle(folder: Path, status: Status, storage: Storage, steps: list[int], keys: Sequence[str]) -> Bundle:
+    """The model whose weights are the mean of those in checkpoints."""
+    with ExitStack() as stack:
+        readers = []
+        for step in steps:
+            stack.enter_context(storage.reading(step_folder(step)))
+            manifest = _verified(folder, storage, step)
+            readers.append(StateReader(storage, step_folder(step), manifest))
+        buffers = (*keys, OPTIMISED)  # which have no average
+        state = dict(mean_tensors([reader.tensors(buffers) for reader in readers]))
     spec = ModelSpec.from_dict(manifest.spec)
     inputs = status.inputs  # the manifest has their digest
     pixels = {"channels": spec.backbone.channels, "image_size": spec.backbone.image_size, **inputs["preprocess"]}
     preprocess = Preprocess.from_dict(pixels)
     if (length := text_length(spec)) is not None:
         preprocess = replace(preprocess, tokenizer=load_tokenizer(folder / TOKENIZER, length))
+    urls = [storage.url(step_folder(step)) for step in steps]
     provenance = {
         "stage": stage_id(folder),
-        "checkpoint": storage.url(step_folder(step)),
-        "step": step,
+        "checkpoint": urls[0] if len(urls) == 1 else urls,
+        "step": manifest.step,
         "samples": manifest.slots,
         "ema": inputs["settings"].get("ema"),
         "digest": manifest.digest,
-        "metrics": manifest.metrics,
+        "metrics": manifest.metrics if len(steps) == 1 and keys == FINISHED else {},
     }
     finished = folder / "model"
     task_settings = load_description(finished).task_settings if finished.is_dir() else {}
     return Bundle(state, spec, preprocess, inputs["classes"], provenance, task_settings)
+
+
+def mean_tensors(models: Sequence[Iterator[tuple[str, Tensor]]]) -> Iterator[tuple[str, Tensor]]:
+    """Name by name the mean of the models' tensors, computed in fp64; of whole numbers those of the last model."""
+    for found in zip(*models, strict=True):
+        name, value = found[-1]
+        if len(found) > 1 and value.is_floating_point():
+            total = value.double()
+            for _, other in found[:-1]:
+                total += other
+            value = (total / len(found)).float()
+        yield name, value
+
+
+def _verified(folder: Path, storage: Storage, step: int) -> Manifest:
+    try:
+        return verify(storage, step_folder(step))
+    except CheckpointError as error:
+        hint = f"`minivit checkpoints verify {folder}` shows which are intact"
+        raise CheckpointError(f"{error}; take another one, {hint}") from None
 
 
 def only_stage(path: Path) -> tuple[Path, Status]:

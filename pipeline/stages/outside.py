@@ -14,6 +14,7 @@ from pipeline.config.data import DatasetConfig
 from pipeline.config.references import names_weights
 from pipeline.config.schema import ClusterConfig
 from pipeline.models.foreign import import_foreign
+from pipeline.models.integrity import check_files
 from pipeline.models.pretrained import find_bundle
 from pipeline.shards.index import load_index
 from pipeline.shards.named import NamedSet
@@ -27,7 +28,11 @@ POLL_S = 0.5
 
 def bundle_of(reference: str, scratch: Path) -> Path:
     """The bundle of a run, RUN/STAGE or an export; weights from elsewhere become one in `scratch`. ModelError."""
-    return import_foreign(reference, scratch) if names_weights(reference) else find_bundle(reference)
+    if names_weights(reference):
+        return import_foreign(reference, scratch)
+    folder = find_bundle(reference)
+    check_files(folder)
+    return folder
 
 
 def dataset_of(data: NamedSet, **settings: Any) -> Dataset:

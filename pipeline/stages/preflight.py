@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.checkpoints.storage import Storage, open_storage, try_to_write
+from pipeline.config.data import SQUASH, PlainConfig
+from pipeline.config.export import BEST, EMA, SOUP
 from pipeline.config.probe import BASELINES, LABELS, KnnConfig, OnlineKnnConfig, Pooling
-from pipeline.config.references import TEACHER
+from pipeline.config.references import TEACHER, source_stage
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ProbeStage, TrainStage
 from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.export import check_format, check_model
@@ -58,6 +60,7 @@ class Model(NamedTuple):
     source: ModelSpec | None = None  # of the model that it starts from
     teacher: Model | None = None  # the model that it learns from
     head_known: bool = True  # false while the data that decides the number of classes is not there
+    evaluation: PlainConfig | None = None  # how images come to its size, where that is known
 
 
 @dataclass
@@ -172,7 +175,10 @@ class _Preflight:
         spec = stage_spec(branch, 1 if classes is None else len(classes), parent, taught_by)
         if teacher:
             check_teacher(branch, spec, classes if teacher.head_known else None, teacher.spec, teacher.classes)
-        return Model(spec, classes, background, settings, parent, teacher, head_known=classes is not None)
+        known, said = classes is not None, self.config.datasets
+        data = [branch.stage.data.val, *branch.stage.data.parts] if isinstance(branch.stage, TrainStage) else []
+        evaluation = next((how for name in data if name and (how := said[name].eval)), SQUASH)
+        return Model(spec, classes, background, settings, parent, teacher, head_known=known, evaluation=evaluation)
 
     def _evaluate(self, branch: Branch, stage: EvaluateStage) -> None:
         models = [
@@ -235,6 +241,9 @@ class _Preflight:
 
     def _export(self, branch: Branch, stage: ExportStage) -> None:
         models = self._models(branch, stage.model, "model")
+        if stage.weights is not None:
+            with self._noting():
+                check_kept(self.config, branch, stage.model, stage.weights)
         for number, name in enumerate(stage.formats):
             where = f"stages.{branch.id}.formats[{number}]"
             try:
@@ -244,7 +253,7 @@ class _Preflight:
                 continue
             for source, _, model in models:
                 try:
-                    check_model(name, model.spec)
+                    check_model(name, model.spec, model.evaluation)
                 except ModelError as error:
                     self.findings.faults.append(ConfigError(f"{where}: {name} cannot hold {source}: {error}"))
 
@@ -309,7 +318,31 @@ class _Preflight:
             return []
         described = self.described[key]
         background, settings = described.preprocess.background, described.task_settings
-        return [(reference, "", Model(described.spec, described.classes, background, settings))]
+        how = described.preprocess.eval
+        return [(reference, "", Model(described.spec, described.classes, background, settings, evaluation=how))]
+
+
+def check_kept(config: PipelineConfig, branch: Branch, reference: str, weights: str) -> None:
+    """Raise ConfigError for weights that the checkpoints of what is exported will not hold."""
+    where, source = f"stages.{branch.id}.weights", source_stage(config, reference)
+    stage = config.stages[source] if source else None
+    if not isinstance(stage, TrainStage):
+        raise ConfigError(
+            f"{where}: {weights} is of a training stage's checkpoints; {reference} is none of this pipeline"
+        )
+    if weights == EMA and stage.ema is None:
+        raise ConfigError(f"{where}: is ema, but stages.{source} keeps no average; set stages.{source}.ema: 0.999")
+    if weights == BEST and stage.checkpoint.keep_best is None:
+        best = VAL + stage.measured.selects
+        raise ConfigError(
+            f"{where}: is best, but nothing says by what; set stages.{source}.checkpoint.keep_best: {best}"
+        )
+    soup = SOUP.fullmatch(weights)
+    if soup and stage.checkpoint.keep_last < int(soup[1]) and stage.checkpoint.keep_every is None:
+        raise ConfigError(
+            f"{where}: {weights} needs {soup[1]} checkpoints, but stages.{source}.checkpoint.keep_last is "
+            f"{stage.checkpoint.keep_last}; set it to {soup[1]}"
+        )
 
 
 def check_features(where: str, features: Pooling, name: str, spec: ModelSpec) -> None:

@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 
 from pipeline.config.fields import show
 from pipeline.config.references import source_stage, stage_sources
-from pipeline.config.schema import ExportStage, PipelineConfig, ReportStage, ResourcesConfig, Stage, TrainStage
+from pipeline.config.schema import (
+    EvaluateStage,
+    ExportStage,
+    PipelineConfig,
+    ReportStage,
+    ResourcesConfig,
+    Stage,
+    TrainStage,
+)
 from pipeline.config.training import Size
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.spec import FIXED_FIELDS, ModelSpec, Pair, ViTSpec, whole_patches
@@ -64,6 +72,15 @@ def dependencies(config: PipelineConfig, branch_id: str) -> list[str]:
         return [branch.id for name in others for branch in _branches(config, name)]
     references = [reference for _, reference in stage_sources(stage_name, stage)]
     return list(dict.fromkeys(found for reference in references for found in reference_ids(config, reference)))
+
+
+def judges(config: PipelineConfig, branch_id: str) -> list[str]:
+    """Ids of the stages that measure the model which an export stage writes; its card tells what they found."""
+    stage = config.stages[branch_id.partition("/")[0]]
+    if not isinstance(stage, ExportStage):
+        return []
+    measuring = ((name, other) for name, other in config.stages.items() if isinstance(other, EvaluateStage))
+    return [branch.id for name, other in measuring if stage.model in other.models for branch in _branches(config, name)]
 
 
 def reference_ids(config: PipelineConfig, reference: str) -> list[str]:

@@ -33,7 +33,7 @@ from pipeline.stages.probe import ProbeStageRun
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
-from pipeline.stages.resolve import Branch, dependencies, stage_branches, worker_resources
+from pipeline.stages.resolve import Branch, dependencies, judges, stage_branches, worker_resources
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
@@ -196,7 +196,8 @@ class Execution:
             return []
         ready: list[Branch] = []
         for branch in self.waiting.values():
-            if self.finished.issuperset(dependencies(self.context.config, branch.id)):
+            awaited = [*dependencies(self.context.config, branch.id), *judges(self.context.config, branch.id)]
+            if self.finished.issuperset(awaited):
                 alone = not self.running and not ready
                 if self._has_room(branch) or alone:
                     ready.append(branch)

@@ -26,6 +26,7 @@ from pipeline.models.bundle import (
     load_description,
 )
 from pipeline.models.foreign import BESIDE, describe_foreign, import_foreign
+from pipeline.models.integrity import check_files
 from pipeline.models.pretrained import find_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import RunFolder
@@ -58,6 +59,7 @@ def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source
     if not branch_ids:
         foreign = is_foreign(context.config, reference)
         path = imported(context, stage_id, reference) if foreign else find_bundle(reference)
+        check_files(path)
         return Source(reference, path, bundle_digest(path))
     path = context.folder.stage(branch_ids[0]).model
     return Source(branch_ids[0], path, bundle_digest(path))

@@ -267,6 +267,7 @@ class TrainStageRun:
             "data_wait_share": statistics.median(waits) if waits else None,
             "start": validations.get(0),
             "measures": validations[max(validations)] if validations else {},
+            "val_samples": self.val.index.num_samples if self.val else None,
             "bad_samples": self._tell_left_out(),
             "image_size": list(self.spec.backbone.image_size),
             "patch_size": list(self.spec.backbone.patch),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import DataError, ModelError
 from pipeline.models.bundle import Bundle, Preprocess, load_bundle
+from pipeline.models.integrity import check_files
 from pipeline.models.minivit import MiniViT
 from pipeline.models.pretrained import find_bundle
 from pipeline.models.spec import Pair
@@ -106,7 +107,9 @@ class PretrainedMiniViT(MiniViT):
 
 def load_pretrained(path: str | os.PathLike[str]) -> PretrainedMiniViT:
     """See `pipeline.load_model`."""
-    return PretrainedMiniViT.from_bundle(load_bundle(find_bundle(path)))
+    folder = find_bundle(path)
+    check_files(folder)
+    return PretrainedMiniViT.from_bundle(load_bundle(folder))
 
 
 def check_options(task: TaskModule, options: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config.task import task_class
 from pipeline.errors import ModelError
-from pipeline.export import FORMATS, check_model, export
+from pipeline.export import COMMON, FORMATS, check_model, export
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.variants import build_backbone
@@ -58,7 +58,7 @@ def images() -> Tensor:
 def test_an_export_leaves_its_files(tmp_path: Path, form: str) -> None:
     for _ in range(2):
         export(form, bundle(), tmp_path / "out")
-        assert {path.name for path in (tmp_path / "out").iterdir()} == set(FORMATS[form].files)
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {*FORMATS[form].files, *COMMON}
 
 
 @pytest.mark.parametrize("changes", [{}, {"loss": "sigmoid", "activation": "gelu"}])

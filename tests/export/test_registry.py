@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from pipeline import export as registry
 from pipeline.errors import ConfigError, ModelError
-from pipeline.export import FORMATS, check_format, check_model, check_out, export
+from pipeline.export import COMMON, FORMATS, check_format, check_model, check_out, export
 from pipeline.models import Bundle, HeadSpec, ModelSpec
+from pipeline.models.integrity import check_files
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -26,13 +28,16 @@ def test_every_writer_is_registered() -> None:
     assert files == {row.module for row in FORMATS.values()}
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("open-clip", "hf-clip")])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("open-clip", "hf-clip", "hf")])
 def test_an_export_replaces_an_earlier_one_and_nothing_else(
     name: str, make_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:
     out, bundle = tmp_path / "out", make_bundle(embed_norm=True, eps=1e-5)
     export(name, bundle, out)
-    assert {path.name for path in out.iterdir()} == set(FORMATS[name].files)
+    assert {path.name for path in out.iterdir()} == {*FORMATS[name].files, *COMMON}
+    check_files(out)
+    card = ModelCard.load(out / "README.md")
+    assert card.data.pipeline_tag == "image-classification"
     (out / f".0123abcd-{FORMATS[name].files[1]}").touch()  # left by a killed export
     check_out(name, out)
     if not FORMATS[name].graph:  # graphs take seconds
@@ -50,7 +55,7 @@ def test_a_folder_may_be_the_one_one_stands_in(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     export("safetensors", make_bundle(), ".")
-    assert {path.name for path in tmp_path.resolve().iterdir()} == {"model.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.resolve().iterdir()} == {"model.json", "model.safetensors", *COMMON}
     with pytest.raises(ModelError, match=r"model\.json: is a file"):
         export("safetensors", make_bundle(), tmp_path / "model.json")
 
@@ -58,7 +63,7 @@ def test_a_folder_may_be_the_one_one_stands_in(
 def test_wrong_name_lists_the_right_ones(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"did you mean 'onnx'\? Known are safetensors, timm, clip, open-clip, hf-clip, onnx, torch-export",
+        match=r"did you mean 'onnx'\? Known are safetensors, timm, hf, clip, open-clip, hf-clip, onnx, torch-export",
     ):
         export("onxn", make_bundle(), tmp_path)
 
@@ -84,9 +89,9 @@ def test_extras_are_those_of_the_package() -> None:
 def test_a_model_is_refused_ahead_exactly_where_it_cannot_be_written(
     name: str, make_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:
-    """`nano` is pre-norm with timm's eps: timm holds it, CLIP's tower does not; post-norm is held by neither."""
+    """`nano` is pre-norm with timm's eps: timm and ViT are, CLIP's tower is not; post-norm is held by none."""
     for number, (options, holders) in enumerate(
-        [({}, {"timm"}), ({"norm": "post"}, set()), ({"embed_norm": True, "eps": 1e-5}, {"timm", "clip"})]
+        [({}, {"timm", "hf"}), ({"norm": "post"}, set()), ({"embed_norm": True, "eps": 1e-5}, {"timm", "clip"})]
     ):
         bundle = make_bundle(**options)
         if not FORMATS[name].narrow or name in holders:
@@ -105,5 +110,5 @@ def test_heads_that_a_format_cannot_hold_are_named(name: str, form: str, make_bu
         check_model(name, spec)
     assert str(caught.value) == (
         f"heads: {form} holds a classifier's heads alone, and those of this segmentation model are 'seg_head' "
-        "(linear); export to safetensors, onnx or torch-export"
+        "(linear); safetensors, onnx and torch-export can hold this model"
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 
 from pipeline.checkpoints.manifest import Manifest, Window, write_manifest
 from pipeline.checkpoints.selection import step_folder
@@ -15,6 +16,7 @@ from pipeline.checkpoints.shard_file import Span, write_shard
 from pipeline.checkpoints.storage import open_storage
 from pipeline.cli.export import command as export_command
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
+from pipeline.config.export import check_weights
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import ModelConfig
 from pipeline.errors import CheckpointError, ConfigError, ModelError
@@ -25,7 +27,7 @@ from pipeline.models.variants import build_spec
 from pipeline.shards.index import make_index
 from pipeline.stages.folder import RUNNING, RunFolder, Status
 from pipeline.stages.inputs import train_inputs
-from pipeline.stages.kept import checkpoint_bundle
+from pipeline.stages.kept import checkpoint_bundle, weights_bundle
 from pipeline.stream.source import Source
 
 SPEC = build_spec("nano", image_size=8, channels=1, num_classes=3, depth=1, positions="sincos")
@@ -113,6 +115,34 @@ def test_the_average_of_the_chosen_checkpoint(begin: Begin, place: str, which: s
     assert [bundle.provenance[name] for name in ("stage", "ema", "digest")] == ["pretrain", 0.99, "d"]
 
 
+@pytest.mark.parametrize(
+    ("which", "value", "step"),
+    [("last", 10, 10), ("ema", 5, 10), ("best", 3, 6), ("step-4", 2, 4), ("soup-2", 4.5, 10), ("soup-4", 3.5, 10)],
+)
+def test_weights_of_a_kind(begin: Begin, which: str, value: float, step: int) -> None:
+    """As optimised, averaged while training, or the mean of the averages of several checkpoints."""
+    bundle = weights_bundle(begin() / "pretrain", which)
+    for name, tensor in bundle.state.items():
+        expected = weights(step)[name] if name == "pos_embed" else torch.full_like(tensor, value)
+        torch.testing.assert_close(tensor, expected)
+    assert (bundle.provenance["weights"], bundle.provenance["step"]) == (which, step)
+    assert isinstance(bundle.provenance["checkpoint"], list) == which.startswith("soup")
+
+
+def test_weights_that_are_not_there_are_refused(begin: Begin) -> None:
+    run = begin()
+    with pytest.raises(CheckpointError, match="soup-5 is the mean of 5 checkpoints, and 4 are committed; take fewer"):
+        weights_bundle(run, "soup-5")
+    with pytest.raises(ConfigError, match=r"^--weights: found 'soup-1', expected last, ema, best, step-N"):
+        check_weights("soup-1")
+    status = RunFolder(run).stage("pretrain").status()
+    assert status is not None
+    del status.inputs["settings"]["ema"]
+    RunFolder(run).stage("pretrain").write_status(status)
+    with pytest.raises(CheckpointError, match="pretrain: keeps no moving average of its weights; take last"):
+        weights_bundle(run, "ema")
+
+
 def test_settings_at_their_defaults_are_not_recorded(begin: Begin) -> None:
     folder = begin() / "stages" / "pretrain"
     folder.joinpath("status.json").write_text(
@@ -135,9 +165,11 @@ def test_former_settings_are_not_the_stages(begin: Begin) -> None:
 
 @pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if not form.narrow])
 def test_the_command_writes_it_in_every_format(begin: Begin, tmp_path: Path, name: str) -> None:
-    arguments = [begin() / "pretrain", "--checkpoint", "best", "--format", name, "--out", tmp_path / "out"]
+    arguments = [begin() / "pretrain", "--checkpoint", "best", "--format", name, "--out", tmp_path / "out", "--license"]
+    arguments += ["mit", "--fixed-size"]
     result = CliRunner().invoke(export_command, [str(argument) for argument in arguments], catch_exceptions=False)
     assert Path(result.output.strip()).exists()
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.license == "mit"
     if name == "safetensors":
         assert_is_of(load_bundle(tmp_path / "out"), 6)
 

@@ -68,7 +68,24 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.export.formats": ["clip"]},
-        r"stages\.export\.formats\[0\]: clip cannot hold finer: model\.embed_norm: is False",
+        r"stages\.export\.formats\[0\]: clip cannot hold finer: model\.embed_norm: is False.*; "
+        r"safetensors, timm, hf, onnx and torch-export can hold this model$",
+    ),
+    (
+        {
+            "stages.export.formats": ["hf"],
+            "datasets.test.eval": {"resize": "pad"},
+            "datasets.train.eval": {"resize": "pad"},
+        },
+        r"stages\.export\.formats\[0\]: hf cannot hold finer: eval\.resize: is pad; the image processors of transf",
+    ),
+    (
+        {"stages.export.weights": "soup-9"},
+        r"stages\.export\.weights: soup-9 needs 9 checkpoints, but stages\.finer\.checkpoint\.keep_last is 2; set",
+    ),
+    (
+        {"stages.export.weights": "best", "stages.finer.checkpoint": {}},
+        r"stages\.export\.weights: is best, but nothing says by what; set stages\.finer\.checkpoint\.keep_best: val",
     ),
     (
         {"stages.export.formats": ["timm"], "stages.finer.model.eps": 1e-5},

@@ -25,13 +25,15 @@ class Reads(NamedTuple):
 class HeadKind(ABC):
     """A kind of head; its package has one, called `HEAD`.
 
-    `output` names what it gives in exported graphs. `vectors` are its tokens and positions, on which weight decay does
+    `output` names what it gives in exported graphs. One that serves pretraining alone is `dropped` by whoever uses the
+    model: its backbone is all there is. `vectors` are its tokens and positions, on which weight decay does
     not act whatever their rank. `copies` maps its tensors to those of the head it refines that it starts from.
     """
 
     output: ClassVar[str] = "logits"
     vectors: ClassVar[tuple[str, ...]] = ()
     copies: ClassVar[Mapping[str, str]] = {}
+    dropped: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:

@@ -23,6 +23,7 @@ class Task(BaseTask):
 
     measured: ClassVar[Schema] = CLASSIFICATION
     targets: ClassVar[tuple[str, ...]] = ("class_id",)
+    pipeline_tag: ClassVar[str] = "image-classification"
 
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
         return classifier_heads(backbone, num_classes)

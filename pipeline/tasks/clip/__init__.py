@@ -42,6 +42,7 @@ class Task(BaseTask):
     """A text tower beside the image encoder; recall of each other's items picks between models."""
 
     targets: ClassVar[tuple[str, ...]] = ("text",)
+    pipeline_tag: ClassVar[str] = "zero-shot-image-classification"
     measured: ClassVar[Schema] = RETRIEVAL
     coupled: ClassVar[bool] = True
 

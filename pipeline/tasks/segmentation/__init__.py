@@ -56,6 +56,7 @@ class Task(BaseTask):
     """Cross-entropy over labelled pixels; mean IoU on labels at their own size picks between models."""
 
     targets: ClassVar[tuple[str, ...]] = ("mask",)
+    pipeline_tag: ClassVar[str] = "image-segmentation"
     measuring: ClassVar[frozenset[str]] = frozenset({"inference"})
     measured: ClassVar[Schema] = SEGMENTATION
 

@@ -17,6 +17,7 @@ class _FeatureProjection(HeadKind):
     """LayerNorm and one matrix on each token; `outputs` is the teacher's width. The task calls it."""
 
     output = "features"
+    dropped = True
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if spec.outputs < 1:

@@ -16,6 +16,7 @@ class _MAEDecoder(HeadKind):
     """Its options are `dim`, its width, and `depth`, its layers. The task calls it, with the masks."""
 
     output = "pixels"
+    dropped = True
     vectors = ("mask_token",)
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:

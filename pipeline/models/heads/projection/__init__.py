@@ -23,6 +23,7 @@ class _Projection(HeadKind):
     """
 
     output = "embedding"
+    dropped = True
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         for name, value in {"dim": spec.outputs, **spec.options}.items():

@@ -17,6 +17,7 @@ class _SimMIM(HeadKind):
     """The task calls it, with the masks."""
 
     output = "pixels"
+    dropped = True
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if not backbone.tokens.mask:

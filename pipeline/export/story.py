@@ -1,0 +1,52 @@
+"""What is known of how a model came to be: plain data, for its card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pipeline.metrics.schema import Measure
+
+
+class DataUse(NamedTuple):
+    """A data set that a stage read, by the digest of its index."""
+
+    stage: str
+    role: str  # train, val or test
+    name: str
+    digest: str
+
+
+class Figure(NamedTuple):
+    """A measure of the model, on so many samples of a data set; `interval` is that of 95 % where there is one."""
+
+    measure: Measure
+    value: float
+    data: str
+    digest: str
+    samples: int | None
+    interval: tuple[float, float] | None
+
+
+class Step(NamedTuple):
+    """A training stage on the way to the model; `surgery` says how the weights were brought to its shape."""
+
+    stage: str
+    type: str
+    source: str | None
+    teacher: str | None
+    samples: int | None
+    surgery: str | None
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Story:
+    """The first step is the oldest one that is known."""
+
+    name: str | None = None
+    steps: tuple[Step, ...] = ()
+    data: tuple[DataUse, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    license: str | None = None
+    known: dict[str, Any] = field(default_factory=dict)  # whatever else the model says of itself

@@ -1,0 +1,101 @@
+"""Hugging Face's ViT, DeiT and DINOv2, for the Auto classes of `transformers` and its image-classification pipeline."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.data import PlainConfig
+from pipeline.errors import ModelError
+from pipeline.export.files import own_words
+from pipeline.files import write_json, write_whole
+from pipeline.models.bundle import Bundle, Preprocess
+from pipeline.models.hf_layout import hf_layout, to_hugging_face
+from pipeline.models.resizing import RESAMPLE
+from pipeline.models.spec import ModelSpec, Pair
+from pipeline.models.weights_file import save_tensors
+
+LIBRARY = "transformers"
+USE = """```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = AutoModelForImageClassification.from_pretrained("{folder}")
+pipeline("image-classification", model="{folder}")("image.png")
+```
+
+Without a classifier, `AutoModel` gives the tokens behind the last norm, and `Dinov2Backbone` (with registers
+`Dinov2WithRegistersBackbone`) maps of any layers, for dense use."""
+FILTERS = ("auto", "bilinear", "bicubic")  # others are not resized alike by torchvision, which `transformers` uses
+
+
+def check(spec: ModelSpec) -> None:
+    """Raise `ModelError` where `transformers` has no such model."""
+    hf_layout(spec)
+
+
+def check_images(how: PlainConfig, size: Pair) -> None:
+    """Raise `ModelError` where no processor of `transformers` brings images to that size so."""
+    if how.resize == "pad":
+        raise ModelError("eval.resize: is pad; the image processors of transformers squash or crop")
+    if how.resize == "shorter" and size[0] != size[1]:
+        raise ModelError(
+            f"eval.resize: is shorter, for images of {size[0]} x {size[1]}; the image processors of transformers crop "
+            "squares"
+        )
+    if how.interpolation not in FILTERS:
+        raise ModelError(
+            f"eval.interpolation: is {how.interpolation}; the image processors of transformers resize alike by "
+            f"{' and '.join(FILTERS[1:])} alone"
+        )
+
+
+def write(bundle: Bundle, folder: Path) -> Path:
+    """`config.json`, `model.safetensors` and `preprocessor_config.json`; returns the folder.
+
+    `ModelError` where `transformers` has no such model, or no such way to resize images.
+    """
+    check_images(bundle.preprocess.eval, bundle.preprocess.image_size)
+    tensors, config = to_hugging_face(bundle.state, bundle.spec, bundle.classes)
+    write_json(folder / "config.json", config | {"minivit": own_words(bundle.preprocess)})
+    write_json(folder / "preprocessor_config.json", preprocessor_config(bundle.preprocess))
+    write_whole(folder / "model.safetensors", lambda path: save_tensors(path, tensors))
+    return folder
+
+
+def preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
+    """The processor whose pixels are ours: Pillow's filters, the same sizes and the same centre."""
+    how, (height, width) = preprocess.eval, preprocess.image_size
+    scaled = [math.floor(side / how.crop_pct) for side in (height, width)]
+    crops = how.resize == "shorter" or how.crop_pct < 1
+    size = {"shortest_edge": min(scaled)} if how.resize == "shorter" else {"height": scaled[0], "width": scaled[1]}
+    times = 3 if preprocess.channels == 1 else 1
+    return {
+        "image_processor_type": "BitImageProcessor" if crops else "ViTImageProcessor",
+        "do_convert_rgb": preprocess.channels in (1, 3),
+        "do_resize": True,
+        "size": size,
+        "resample": RESAMPLE.index("bilinear" if how.interpolation == "auto" else how.interpolation),
+        "do_center_crop": crops,
+        **({"crop_size": {"height": height, "width": width}} if crops else {}),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean) * times,
+        "image_std": list(preprocess.std) * times,
+    }
+
+
+def notes(bundle: Bundle) -> list[str]:
+    """What the format has no words for."""
+    found = [
+        "Transparent pixels lose their alpha; here they show the background " + str(list(bundle.preprocess.background))
+    ]
+    if bundle.preprocess.channels == 1:
+        found.append("The model was trained on grey images; its kernel weighs red, green and blue as grey images do.")
+    if bundle.preprocess.eval.interpolation == "auto":
+        found.append("Images are resized bilinearly, where `auto` differs by little.")
+    if not bundle.spec.is_classifier:
+        found.append("The heads of its pretraining are left out; outputs are those of the last norm.")
+    return found

@@ -1,0 +1,197 @@
+"""Weights in the layouts of `transformers`' ViT, DeiT and DINOv2, the inverse of `hf_bridge`; outputs are equal.
+
+Tensors have the names of files on the hub, which every version reads.
+
+Legend: D width, K classes, P prefix tokens, N patches, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.models.backbone import bare_backbone
+from pipeline.models.spec import ModelSpec, ViTSpec
+from pipeline.models.state import check_state
+
+Layout = Literal["vit", "deit", "dinov2", "dinov2_with_registers"]
+
+CLASSIFIERS: dict[Layout, str] = {
+    "vit": "ViTForImageClassification",
+    "deit": "DeiTForImageClassificationWithTeacher",
+    "dinov2": "Dinov2ForImageClassification",
+    "dinov2_with_registers": "Dinov2WithRegistersForImageClassification",
+}
+BACKBONES: dict[Layout, str] = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
+LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in grey, as images are read
+# (ours, of ViT and DeiT, of DINOv2) in a layer.
+LAYER_NAMES = (
+    ("norm1", "layernorm_before", "norm1"),
+    ("norm2", "layernorm_after", "norm2"),
+    ("self_attn.out_proj", "attention.output.dense", "attention.output.dense"),
+    ("linear1", "intermediate.dense", "mlp.fc1"),
+    ("linear2", "output.dense", "mlp.fc2"),
+)
+SCALED = {"ls1": "self_attn.out_proj", "ls2": "linear2"}  # layer scales, and what each can be folded into
+
+
+def hf_layout(model: ModelSpec) -> Layout:
+    """The architecture of `transformers` that holds a model: a classifier, or a backbone without one (DINOv2).
+
+    Raises `ModelError` where there is none.
+    """
+    model.require_classifier("transformers' ViT", or_backbone=True)
+    spec, classifier = model.backbone, model.is_classifier
+    _check_backbone(spec, classifier)
+    if classifier and spec.tokens.dist:
+        if spec.tokens.registers:
+            raise ModelError("model.registers: transformers' DeiT has none beside its distillation token")
+        return "deit"
+    registers = spec.tokens.registers + int(spec.tokens.dist)
+    why_not = _unlike_dinov2(spec)
+    if registers or not classifier:
+        if why_not:
+            kind = "registers" if registers else "no classifier"
+            raise ModelError(f"{why_not}; transformers' DINOv2, its only such model with {kind}, cannot be that")
+        return "dinov2_with_registers" if registers else "dinov2"
+    return "dinov2" if spec.layer_scale is not None and not why_not else "vit"
+
+
+def to_hugging_face(
+    state: Mapping[str, Tensor], model: ModelSpec, classes: Sequence[str] | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A MiniViT's state under the names of `transformers`, and the `config.json` that goes with it.
+
+    Exact, also where it takes a few products: layer scale is folded into ViT's and DeiT's matrices, positions of
+    registers into these, and a grey model takes three channels, of which its kernel weighs red, green and blue as grey
+    images do: `transformers` opens all images in colour. Raises `ModelError` as `hf_layout` does.
+    """
+    layout = hf_layout(model)
+    check_state(state, model, "the state to convert")
+    classifier = model.is_classifier
+    own, spec = (dict(state), model.backbone) if classifier else bare_backbone(state, model)
+    prefix = f"{layout}." if classifier else ""
+    tensors = {prefix + name: tensor for name, tensor in _embeddings(own, spec, layout).items()}
+    for layer in range(spec.depth):
+        names = _layer(own, f"transformer.layers.{layer}.", layout)
+        tensors |= {f"{prefix}encoder.layer.{layer}.{name}": tensor for name, tensor in names.items()}
+    tensors |= {f"{prefix}layernorm.{part}": own[f"mlp_head.0.{part}"] for part in ("weight", "bias")}
+    if classifier:
+        tensors |= _classifiers(own, layout)
+    return tensors, _config(model, spec, layout, classes)
+
+
+def _check_backbone(spec: ViTSpec, classifier: bool) -> None:
+    """Raise `ModelError` for what none of the architectures has."""
+    kind = "transformers' ViT"
+    if spec.norm != "pre":
+        raise ModelError(f"model.norm: is {spec.norm}; {kind} has pre")
+    if not spec.tokens.cls:
+        raise ModelError(f"model.class_token: is false; {kind} has one")
+    if classifier and spec.pool != "cls":
+        raise ModelError(f"model.pool: is {spec.pool}; the classifier of {kind} reads cls")
+    for name in ("qk_norm", "embed_norm"):
+        if getattr(spec, name):
+            raise ModelError(f"model.{name}: is true; {kind} has none")
+
+
+def _unlike_dinov2(spec: ViTSpec) -> str | None:
+    """What of a backbone DINOv2's cannot be."""
+    for name in ("image_size", "patch"):
+        height, width = getattr(spec, name)
+        if height != width:
+            return f"model.{name}: is {height} x {width}, not square"
+    if spec.mlp_dim % spec.embed_dim:
+        return f"model.mlp_dim: is {spec.mlp_dim}, no multiple of the width {spec.embed_dim}"
+    return None
+
+
+def _embeddings(state: Mapping[str, Tensor], spec: ViTSpec, layout: Layout) -> dict[str, Tensor]:
+    kernel, prefix = state["patch_embed.proj.weight"], spec.tokens.num_prefix
+    if spec.channels == 1:
+        kernel = kernel * kernel.new_tensor(LUMA).view(1, 3, 1, 1)
+    table = state.get("pos_embed", kernel.new_zeros(1, 0, spec.embed_dim))
+    rows = prefix + spec.num_patches
+    positions = torch.cat([kernel.new_zeros(1, rows - table.shape[1], spec.embed_dim), table], dim=1)  # [1, P+N, D]
+    found = {
+        "cls_token": state["cls_token"],
+        "patch_embeddings.projection.weight": kernel,
+        "patch_embeddings.projection.bias": state["patch_embed.proj.bias"],
+    }
+    if layout == "deit":
+        found["distillation_token"] = state["dist_token"]
+    if layout in BACKBONES:
+        found["mask_token"] = state.get("mask_token", kernel.new_zeros(1, 1, spec.embed_dim))[0]
+        if "registers" in state:  # which have no positions of their own there
+            found["register_tokens"] = state["registers"] + positions[:, 1:prefix]
+            positions = torch.cat([positions[:, :1], positions[:, prefix:]], dim=1)
+    return {f"embeddings.{name}": tensor for name, tensor in (found | {"position_embeddings": positions}).items()}
+
+
+def _layer(state: Mapping[str, Tensor], prefix: str, layout: Layout) -> dict[str, Tensor]:
+    dinov2 = layout in BACKBONES
+    found = {}
+    for part in ("weight", "bias"):
+        three = state[f"{prefix}self_attn.in_proj_{part}"].chunk(3)
+        for name, tensor in zip(("query", "key", "value"), three, strict=True):
+            found[f"attention.attention.{name}.{part}"] = tensor
+        for ours, of_vit, of_dinov2 in LAYER_NAMES:
+            found[f"{of_dinov2 if dinov2 else of_vit}.{part}"] = state[f"{prefix}{ours}.{part}"]
+    for scale, scaled in SCALED.items():
+        gamma = state.get(f"{prefix}{scale}.gamma")
+        if dinov2:
+            ones = torch.ones_like(state[f"{prefix}norm1.weight"])
+            found[f"layer_scale{scale[-1]}.lambda1"] = ones if gamma is None else gamma
+        elif gamma is not None:
+            name = next(theirs for ours, theirs, _ in LAYER_NAMES if ours == scaled)
+            found[f"{name}.weight"] = found[f"{name}.weight"] * gamma[:, None]
+            found[f"{name}.bias"] = found[f"{name}.bias"] * gamma
+    return found
+
+
+def _classifiers(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    weight, bias = state["mlp_head.1.weight"], state["mlp_head.1.bias"]
+    if layout == "deit":
+        own = {f"distillation_classifier.{part}": state[f"dist_head.{part}"] for part in ("weight", "bias")}
+        return {"cls_classifier.weight": weight, "cls_classifier.bias": bias, **own}
+    if layout in BACKBONES:  # whose classifier reads the mean of the patches beside CLS
+        weight = torch.cat([weight, torch.zeros_like(weight)], dim=1)
+    return {"classifier.weight": weight, "classifier.bias": bias}
+
+
+def _config(model: ModelSpec, spec: ViTSpec, layout: Layout, classes: Sequence[str] | None) -> dict[str, Any]:
+    classifier = model.is_classifier
+    size, patch = (pair[0] if pair[0] == pair[1] else list(pair) for pair in (spec.image_size, spec.patch))
+    config: dict[str, Any] = {
+        "architectures": [(CLASSIFIERS if classifier else BACKBONES)[layout]],
+        "model_type": layout,
+        "hidden_size": spec.embed_dim,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": spec.num_heads,
+        "hidden_act": spec.activation,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": spec.eps,
+        "image_size": size,
+        "patch_size": patch,
+        "num_channels": 3 if spec.channels == 1 else spec.channels,
+        "qkv_bias": True,
+        "torch_dtype": "float32",
+    }
+    if layout in BACKBONES:
+        config |= {"mlp_ratio": spec.mlp_dim // spec.embed_dim, "use_swiglu_ffn": False}
+        config |= {"layerscale_value": 1.0 if spec.layer_scale is None else spec.layer_scale}
+        if spec.tokens.registers:
+            config["num_register_tokens"] = spec.tokens.registers
+    else:
+        config["intermediate_size"] = spec.mlp_dim
+    if classifier:
+        names = classes or [str(number) for number in range(model.num_classes)]
+        config["id2label"] = {str(number): name for number, name in enumerate(names)}
+        config["label2id"] = {name: number for number, name in enumerate(names)}
+        config["problem_type"] = "single_label_classification"
+    return config

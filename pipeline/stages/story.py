@@ -1,0 +1,105 @@
+"""How a model came to be, read from a run's folder: the stages behind it, their data, and what was measured of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.export.story import DataUse, Figure, Step, Story
+from pipeline.metrics.accuracy import ACCURACIES
+from pipeline.metrics.outcome import measures_of, schema_of
+from pipeline.probe.interval import wilson
+from pipeline.stages.folder import FINISHED, RunFolder, Status
+from pipeline.train.evaluate import NAME as EVALUATION
+
+SURGERY = "surgery.txt"
+
+
+def model_story(run: RunFolder, stage_id: str, license_name: str | None = None) -> Story:
+    """The story of the model that a training stage of a run has left, as far as the run's folder knows it."""
+    statuses = list(_ancestors(run, stage_id))
+    return Story(
+        name=run.path.absolute().name,
+        steps=tuple(_step(run, found, status) for found, status in statuses),
+        data=tuple(use for found, status in statuses for use in _data(found, status)),
+        figures=(*_validation(run, stage_id), *_evaluations(run, stage_id)),
+        license=license_name,
+    )
+
+
+def story_of(model: Path, license_name: str | None = None) -> Story:
+    """The same of the folder of a stage, or of its `model`; of any other, nothing but the licence is known."""
+    for folder in (model, *model.absolute().parents):
+        stages = next((parent for parent in folder.absolute().parents if parent.name == "stages"), None)
+        if stages and (folder / "status.json").is_file():
+            return model_story(RunFolder(stages.parent), folder.absolute().relative_to(stages).as_posix(), license_name)
+    return Story(license=license_name)
+
+
+def _ancestors(run: RunFolder, stage_id: str) -> Iterator[tuple[str, Status]]:
+    """The stages that a model went through, oldest first."""
+    status = run.stage(stage_id).status()
+    if status is None:
+        return
+    if status.init_from in run.stage_ids() and status.init_from != stage_id:
+        yield from _ancestors(run, status.init_from)
+    yield stage_id, status
+
+
+def _step(run: RunFolder, stage_id: str, status: Status) -> Step:
+    surgery = run.stage(stage_id).path / SURGERY
+    summary = surgery.read_text(encoding="utf-8").splitlines()[0] if surgery.is_file() else None
+    settings = {**status.inputs.get("settings", {}), "seed": status.inputs.get("seed")}
+    samples = status.result.get("samples")
+    return Step(stage_id, status.type, status.init_from, status.teacher, samples, summary, settings)
+
+
+def _data(stage_id: str, status: Status) -> list[DataUse]:
+    used = [("train", name, found) for name, found in status.inputs.get("train", {}).items()]
+    if val := status.inputs.get("val"):
+        used.append(("val", status.inputs["settings"]["data"].get("val", "val"), val))
+    return [DataUse(stage_id, role, name, found["digest"]) for role, name, found in used]
+
+
+def _validation(run: RunFolder, stage_id: str) -> list[Figure]:
+    """What the last validation of a stage measured."""
+    status = run.stage(stage_id).status()
+    val = status.inputs.get("val") if status else None
+    if status is None or not val:
+        return []
+    name = status.inputs["settings"]["data"].get("val", "val")
+    written = asdict(status)
+    found, samples = measures_of(written), status.result.get("val_samples")
+    return _figures(written, found, f"{name} (validation)", val["digest"], samples)
+
+
+def _evaluations(run: RunFolder, stage_id: str) -> list[Figure]:
+    """What finished stages of the run have measured of a model on data sets of their own."""
+    figures = []
+    for other in run.stage_ids():
+        folder = run.stage(other)
+        status, file = folder.status(), folder.path / EVALUATION
+        if status is None or status.state != FINISHED or not file.is_file():
+            continue
+        evaluation = json.loads(file.read_text(encoding="utf-8"))
+        if found := evaluation.get("models", {}).get(stage_id):
+            digest = status.inputs.get("data", {}).get("digest", "")
+            figures += _figures(evaluation, found, other, digest, found.get("samples"))
+    return figures
+
+
+def _figures(
+    written: Mapping[str, Any], found: Mapping[str, Any], data: str, digest: str, samples: int | None
+) -> list[Figure]:
+    """The measures of a model, with the intervals of those that are shares of independent samples."""
+    figures, schema = [], schema_of(written)
+    for measure in schema.ranked:
+        if (value := found.get(measure.name)) is not None:
+            ends = None
+            if samples and measure.name in ACCURACIES:
+                ends = wilson(round(value * samples), samples)
+            figures.append(Figure(measure, float(value), data, digest, samples, ends))
+    return figures
