@@ -101,14 +101,12 @@ def _bundle(folder: Path, status: Status, storage: Storage, steps: list[int], ke
 
 
 def mean_tensors(models: Sequence[Iterator[tuple[str, Tensor]]]) -> Iterator[tuple[str, Tensor]]:
-    """Name by name the mean of the models' tensors, computed in fp64; of whole numbers those of the last model."""
+    """Name by name the mean of the models' tensors; of whole numbers those of the last model."""
     for found in zip(*models, strict=True):
         name, value = found[-1]
-        if len(found) > 1 and value.is_floating_point():
-            total = value.double()
-            for _, other in found[:-1]:
-                total += other
-            value = (total / len(found)).float()
+        if value.is_floating_point():
+            for count, (_, other) in enumerate(found[:-1], 2):
+                value.lerp_(other, 1 / count)
         yield name, value
 
 
