@@ -98,9 +98,9 @@ def export(
     check_model(name, bundle.spec, bundle.preprocess.eval)
     check_out(name, Path(out))
     how = (graph or GraphConfig(),) if FORMATS[name].graph else ()
-    folder, module = Path(out), _module(name)
+    folder, module = Path(out).absolute(), _module(name)  # a bundle replaces the folder that one may stand in
     (folder / MANIFEST).unlink(missing_ok=True)
-    path: Path = module.write(bundle, folder, *how)
+    path: Path = module.write(bundle, Path(out), *how)
     write_manifest(folder, sorted(file.name for file in folder.iterdir() if file.name not in COMMON))
     write_card(module, bundle, folder, story or Story())
     return path
