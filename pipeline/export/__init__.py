@@ -101,7 +101,8 @@ def export(
     folder, module = Path(out).absolute(), _module(name)  # a bundle replaces the folder that one may stand in
     (folder / MANIFEST).unlink(missing_ok=True)
     path: Path = module.write(bundle, Path(out), *how)
-    write_manifest(folder, sorted(file.name for file in folder.iterdir() if file.name not in COMMON))
+    written = (*FORMATS[name].files, *FORMATS[name].others)
+    write_manifest(folder, [file for file in written if (folder / file).is_file()])
     write_card(module, bundle, folder, story or Story())
     return path
 
