@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,17 @@ def picture(label: int, number: int, side: int = SIDE) -> bytes:
 
 def write_config(folder: Path, shards: Path, steps: int, checkpoint_every: int) -> Path:
     """A pipeline that pretrains on two workers, evaluates and exports; every step is logged."""
-    named = ("train", "val", "test")
-    datasets = {name: {"shards": f"{shards}/{name}-*.tar", "mean": [0.4], "std": [0.3]} for name in named}
-    pretrain: dict[str, Any] = {
+    stages = {
+        "pretrain": pretrain(steps, checkpoint_every),
+        "evaluate": {"type": "evaluate", "models": ["pretrain"], "data": "test"},
+        "export": {"type": "export", "model": "pretrain"},
+    }
+    return write_pipeline(folder, shards, stages)
+
+
+def pretrain(steps: int, checkpoint_every: int) -> dict[str, Any]:
+    """A stage of a thin model."""
+    return {
         "type": "pretrain",
         "model": {"variant": "nano", "depth": 2, "image_size": SIDE, "patch_size": 4, "channels": 1},
         "data": {"train": "train", "val": "val", "lanes": 8, "window": 8},
@@ -70,19 +78,20 @@ def write_config(folder: Path, shards: Path, steps: int, checkpoint_every: int) 
         "checkpoint": {"every": f"{checkpoint_every} steps"},
         "eval": {"every": f"{max(steps // 4, 1)} steps"},
     }
-    stages = {
-        "pretrain": pretrain,
-        "evaluate": {"type": "evaluate", "models": ["pretrain"], "data": "test"},
-        "export": {"type": "export", "model": "pretrain"},
-    }
+
+
+def write_pipeline(folder: Path, shards: Path, stages: Mapping[str, Any]) -> Path:
+    """Stages over the small data sets on two workers."""
+    named = [name for name, *_ in SPLITS]
+    datasets = {name: {"shards": f"{shards}/{name}-*.tar", "mean": [0.4], "std": [0.3]} for name in named}
     path = folder / "pipeline.yaml"
-    path.write_text(to_yaml({"name": NAME, "cluster": {"workers": 2}, "datasets": datasets, "stages": stages}))
+    path.write_text(to_yaml({"name": NAME, "cluster": {"workers": 2}, "datasets": datasets, "stages": dict(stages)}))
     return path
 
 
-def start_driver(folder: Path) -> psutil.Popen:
+def start_driver(folder: Path, *overrides: str) -> psutil.Popen:
     """Run the folder's pipeline, one thread a rank; what it says is added to `driver.log`."""
-    command = [sys.executable, "-m", "pipeline.cli.main", "run", "pipeline.yaml"]
+    command = [sys.executable, "-m", "pipeline.cli.main", "run", "pipeline.yaml", *overrides]
     with (folder / "driver.log").open("a") as log:
         return psutil.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
 

@@ -250,16 +250,32 @@ def recovery(kills: int, as_json: bool) -> None:
 @group.command("chaos")
 @click.option("--kills", default=30, show_default=True, type=click.IntRange(1), help="Kills within one run.")
 @click.option("--seed", default=0, show_default=True, help="Of what is killed, and when.")
+@click.option(
+    "--task",
+    help="Kill this objective once, in the middle, and resume it on as many ranks and on fewer; default: many kills of "
+    "a classifier.",
+)
 @AS_JSON
-def chaos(kills: int, seed: int, as_json: bool) -> None:
+def chaos(kills: int, seed: int, task: str | None, as_json: bool) -> None:
     """Kill ranks, drivers, raylets and process trees at random; exit status 5 unless the run ends as it should."""
     from pipeline.bench.chaos import measure
     from pipeline.errors import CheckpointError
 
+    if task is not None:
+        chaos_of_task(task, as_json)
+        return
     result = measure(kills, seed)
     show(result, as_json)
     if not (result["same_weights"] and result["same_metrics"] and result["same_evaluation"]):
         raise CheckpointError("the disturbed run did not leave what the undisturbed one left; see above")
+
+
+def chaos_of_task(task: str, as_json: bool) -> None:
+    from pipeline.bench.chaos_task import measure
+    from pipeline.bench.tasks import known_tasks
+
+    (name,) = known_tasks([task])
+    show(measure(name), as_json)
 
 
 @group.command("loader")

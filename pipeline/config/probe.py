@@ -36,16 +36,44 @@ class KnnConfig(Section):
         return [] if self.k is None else [self.k] if isinstance(self.k, int) else list(self.k)
 
 
-class LinearConfig(Section):
-    """Logistic regression on standardised features, to convergence."""
+BY_LBFGS, BY_SGD = ("l2", "max_iterations"), ("learning_rates", "epochs", "batch_size")
 
+
+class LinearConfig(Section):
+    """Logistic regression on standardised features: to convergence, or by SGD as papers report it."""
+
+    optimizer: Literal["lbfgs", "sgd"] = Field(
+        default="lbfgs", description="sgd: momentum 0.9 and a cosine, without weight decay"
+    )
     l2: list[Above] = Field(
         default=[1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1],
         min_length=1,
-        description="strengths of l2 / 2 * |W|^2 beside the mean cross-entropy, chosen from on a tenth of the training "
-        "data",
+        description="lbfgs: strengths of l2 / 2 * |W|^2 beside the mean cross-entropy, chosen from on a tenth of the "
+        "training data",
     )
-    max_iterations: Positive = Field(default=200, description="of L-BFGS for each strength")
+    max_iterations: Positive = Field(default=200, description="lbfgs: for each strength")
+    learning_rates: list[Above] = Field(
+        default=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
+        min_length=1,
+        description="sgd: for batches of 256, to which they are scaled; chosen from on a tenth of the training data",
+    )
+    epochs: Positive = Field(default=100, description="sgd: over the training data")
+    batch_size: Positive = Field(default=1024, description="sgd: samples of all ranks in a step")
+
+    @model_validator(mode="after")
+    def of_one_optimizer(self) -> Self:
+        other = BY_LBFGS if self.optimizer == "sgd" else BY_SGD
+        if given := [name for name in other if name in self.model_fields_set and getattr(self, name) != default(name)]:
+            raise ValueError(
+                f"{given[0]}: is no setting of optimizer: {self.optimizer}; leave it out, or take "
+                f"{'lbfgs' if self.optimizer == 'sgd' else 'sgd'}"
+            )
+        return self
+
+
+def default(name: str) -> object:
+    """Of a linear probe's setting: a config that was written out holds all of them."""
+    return LinearConfig.model_fields[name].default
 
 
 class RetrievalConfig(Section):

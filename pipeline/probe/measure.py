@@ -5,11 +5,12 @@ What a method leaves open is chosen on a part of the training data; then all of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
 from pipeline.errors import DataError, ModelError
@@ -21,6 +22,7 @@ from pipeline.probe.limits import check_recall, neighbours
 from pipeline.probe.linear import best_l2, fit, num_right, standardiser
 from pipeline.probe.retrieval import retrieve
 from pipeline.probe.rows import Beat, Rows, counts_of_ranks, silent, summed
+from pipeline.probe.sgd import best_rate, fit_sgd
 from pipeline.probe.split import held_out
 
 LINEAR = Measure("linear", "Linear accuracy", "higher", share=True)
@@ -104,12 +106,22 @@ class Measurement:
         return right_by_k(queries, gallery, ks, self.classes, config.temperature, self.beat)
 
     def linear_collective(self, config: LinearConfig, measured: Measured) -> None:
-        """Each strength starts from the solution of the next stronger one; the last fit is to all training samples."""
+        """What is left open is chosen on the held-out part; the last fit is to all training samples."""
         standardise = standardiser(self.train.features)
-        fitted, validation, train, test = (
+        parts = (
             Rows(standardise(rows.features), rows.labels)
             for rows in (self.fitted, self.validation, self.train, self.test)
         )
+        fitted, validation, train, test = parts
+        choose = self._by_sgd if config.optimizer == "sgd" else self._by_lbfgs
+        weights, chosen = choose(config, fitted, validation, train)
+        measured.add_share(LINEAR.name, num_right(test, weights), self.num_test)
+        measured.chosen |= chosen
+
+    def _by_lbfgs(
+        self, config: LinearConfig, fitted: Rows, validation: Rows, train: Rows
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Each strength starts from the solution of the next stronger one."""
         solutions, right, weights = {}, {}, None
         for l2 in sorted(set(config.l2), reverse=True) if len(config.l2) > 1 else ():
             self.tell(f"linear probe with l2 = {l2:g}")
@@ -118,8 +130,24 @@ class Measurement:
         l2 = best_l2(right) if right else config.l2[0]
         self.tell(f"linear probe with l2 = {l2:g} on all training data")
         weights = fit(train, self.classes, l2, config.max_iterations, solutions.get(l2), self.beat)
-        measured.add_share(LINEAR.name, num_right(test, weights), self.num_test)
-        measured.chosen["l2"] = l2
+        return weights, {"l2": l2}
+
+    def _by_sgd(
+        self, config: LinearConfig, fitted: Rows, validation: Rows, train: Rows
+    ) -> tuple[Tensor, dict[str, float]]:
+        def fits(rows: Rows, rates: Sequence[float]) -> list[Tensor]:
+            return fit_sgd(
+                rows, self.classes, rates, epochs=config.epochs, batch_size=config.batch_size, beat=self.beat
+            )
+
+        rate, rates = config.learning_rates[0], sorted(set(config.learning_rates))
+        if len(rates) > 1:
+            self.tell(f"linear probe by SGD with {len(rates)} learning rates")
+            found = zip(rates, fits(fitted, rates), strict=True)
+            rate = best_rate({each: num_right(validation, weights) for each, weights in found})
+        self.tell(f"linear probe by SGD with the learning rate {rate:g} on all training data")
+        (weights,) = fits(train, [rate])
+        return weights, {"learning_rate": rate}
 
     def retrieval_collective(self, config: RetrievalConfig, measured: Measured) -> None:
         """Of the test samples; those that are alone in their class ask for nothing."""

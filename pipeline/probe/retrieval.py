@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.probe.rows import Beat, Rows, first_row, gathered, silent, summed
+from pipeline.probe.rows import Beat, Rows, blocks_of_all, counts_of_ranks, first_row, gathered, silent, summed
 from pipeline.probe.similarity import ranked, unit
 
-CELLS_AT_ONCE = 1 << 23  # similarities that are sorted at once
+CELLS_AT_ONCE = 1 << 24  # similarities that are sorted at once
 
 
 class Found(NamedTuple):
@@ -26,24 +26,33 @@ class Found(NamedTuple):
 
 
 def retrieve(rows: Rows, at: Sequence[int], beat: Beat = silent) -> Found:
-    """Every sample is a query among all others of all ranks. Collective."""
-    features, labels, first = unit(gathered(rows.features)), gathered(rows.labels), first_row(rows.features)
+    """Every sample is a query among all others of all ranks. Collective.
+
+    Of the others' features a rank holds a block at a time, for which all are sent again for each part of the queries:
+    as many parts on every rank as the one with most queries needs.
+    """
+    labels, first, asked = gathered(rows.labels), first_row(rows.features), unit(rows.features)
     sums = torch.zeros(2 + len(at), dtype=torch.float64, device=rows.features.device)
-    numbers = torch.arange(first, first + len(rows.labels), device=labels.device)
-    for some in numbers.split(max(CELLS_AT_ONCE // len(labels), 1)):
+    at_once = max(CELLS_AT_ONCE // len(labels), 1)
+    for start in range(0, max(counts_of_ranks(rows.labels)), at_once):
         beat()
-        order = _order(features, some)
-        relevant = labels[order] == labels[some, None]  # [Q, N - 1], the most similar first
+        some = asked[start : start + at_once]
+        numbers = torch.arange(first + start, first + start + len(some), device=labels.device)
+        order = _order(some, rows.features, numbers)
+        relevant = labels[order] == labels[numbers, None]  # [Q, N - 1], the most similar first
         sums += _sums(relevant, at)
     queries, precision, *hits = summed(sums).tolist()
     found = {k: int(count) for k, count in zip(at, hits, strict=True)}
     return Found(int(queries), found, precision / queries if queries else 0.0)
 
 
-def _order(features: Tensor, queries: Tensor) -> Tensor:
-    """int64 [Q, N - 1]: the other rows in the order of their similarity to each query."""
-    codes = ranked(features[queries], features)
-    codes[torch.arange(len(queries), device=codes.device), queries] = torch.iinfo(torch.int64).min  # itself, last
+def _order(queries: Tensor, features: Tensor, numbers: Tensor) -> Tensor:
+    """int64 [Q, N - 1]: the other rows in the order of their similarity to each query, whose `numbers` are given.
+
+    `features` are this rank's. Collective.
+    """
+    codes = torch.cat([ranked(queries, unit(block), start) for start, block in blocks_of_all(features)], dim=1)
+    codes[torch.arange(len(queries), device=codes.device), numbers] = torch.iinfo(torch.int64).min  # itself, last
     return codes.argsort(dim=1, descending=True)[:, :-1]
 
 

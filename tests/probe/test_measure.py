@@ -41,6 +41,13 @@ def test_a_single_k_and_l2_are_taken_as_they_are(train: Rows, test: Rows) -> Non
     assert measurement(train, test).measure_collective(methods).chosen == {"k": 400, "l2": 0.5}
 
 
+def test_a_linear_probe_by_sgd_chooses_its_learning_rate(train: Rows, test: Rows) -> None:
+    by_sgd = LinearConfig(optimizer="sgd", learning_rates=[1e-5, 0.1], epochs=20, batch_size=64)
+    measured = measurement(train, test).measure_collective(MethodsConfig(linear=by_sgd))
+    assert measured.chosen == {"learning_rate": 0.1}
+    assert measured.measures["linear"] > 0.5
+
+
 def test_no_good_sample(train: Rows, test: Rows) -> None:
     with pytest.raises(DataError, match="none of the test samples is good"):
         measurement(train, test.where(torch.zeros(len(test.labels), dtype=torch.bool)))
@@ -54,7 +61,7 @@ def test_features_that_are_no_numbers(train: Rows, test: Rows) -> None:
 
 def test_any_number_of_ranks_measures_the_same(run_ranks: Any, program: Any, tmp_path: Path) -> None:
     alone = program.probe()
-    assert len(alone["chosen"]) == 3
+    assert len(alone["chosen"]) == 4
     for rank in run_ranks(2, tmp_path / "two", {"probe": ["probe", []]}):
         assert rank["probe"]["chosen"] == alone["chosen"]
         assert rank["probe"]["measures"] == pytest.approx(alone["measures"], abs=1e-12)

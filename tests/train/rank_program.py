@@ -555,8 +555,11 @@ def probe() -> dict[str, Any]:
     parts = [Rows(features[some].float(), labels[some]) for some in (slice(0, 201), slice(201, 300))]
     mine = [Rows(*(rows.tensor_split(dist.get_world_size())[dist.get_rank()] for rows in part)) for part in parts]
     methods = MethodsConfig(knn=KnnConfig(), linear=LinearConfig(), retrieval=RetrievalConfig())
-    measured = Measurement(*mine, CLASSES, where="methods", tell=lambda words: None).measure_collective(methods)
-    return {"measures": measured.measures, "chosen": measured.chosen}
+    measurement = Measurement(*mine, CLASSES, where="methods", tell=lambda words: None)
+    measured = measurement.measure_collective(methods)
+    by_sgd = measurement.measure_collective(MethodsConfig(linear=LinearConfig(optimizer="sgd", epochs=3)))
+    chosen = measured.chosen | by_sgd.chosen
+    return {"measures": measured.measures | {"by_sgd": by_sgd.measures["linear"]}, "chosen": chosen}
 
 
 CASES = (
