@@ -27,7 +27,7 @@ from pipeline.train.ledger import LedgerTail, read_metrics
 
 STAGE = "pretrain"
 PATCH, BATCH_SIZE, MICRO_BATCH_SIZE = 4, 32, 8  # two micro-batches on each of two ranks, so gradients are cached
-STEPS, CHECKPOINT_EVERY, KILLED_AT = 60, 10, 33  # or a few steps later
+STEPS, CHECKPOINT_EVERY, KILLED_AT = 36, 6, 20  # or a few steps later
 WORKERS, OTHER_WORKERS = 2, 1
 TIMES = ("time", "speed/")
 CLOSE = 1e-3  # what losses of another number of ranks may differ by, as a share: they are summed in another order

@@ -14,6 +14,7 @@ from pipeline.cli.paths import PATTERN, UserPath
 from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, summarise, tell_lacking
 from pipeline.cli.shards_rewrite import regroup_command, reshard_command, split_command
 
+OF_CLASSES = ("without", "classes", "counted", "spread", "per_class")  # figures of labels that get lines of their own
 MOST_FAULTS = 20  # lines of each kind that `verify` prints
 CLICK_TYPES = {int: click.INT, str: click.STRING, Path: UserPath(path_type=Path)}
 
@@ -207,15 +208,23 @@ def stats_command(
         return
     labels = stats.pop("targets")
     for name, value in stats.items():
-        if isinstance(value, dict):
-            value = "   ".join(f"{key} {count:,}" for key, count in value.items())
-        click.echo(f"{name.replace('_', ' '):20} {value if isinstance(value, str) else f'{value:,}'}")
+        show_figure(name.replace("_", " "), value)
     for kind, found in labels.items():
-        click.echo(f"{f'without {kind}':20} {found['without']:,}")
+        show_figure(f"without {kind}", found["without"])
+        for name in (name for name in found if name not in OF_CLASSES):
+            show_figure(f"{kind} {name.replace('_', ' ')}", found[name])
         if "per_class" in found:
             most = sorted(found["per_class"].items(), key=lambda item: -item[1])
             click.echo(f"{f'{kind} classes':20} {found['classes']:,}; {found['counted']} of the largest: ", nl=False)
             click.echo(", ".join(f"{name} {count:,}" for name, count in most[:10]))
+
+
+def show_figure(name: str, value: Any) -> None:
+    """A line of a number, a share, or a spread."""
+    if isinstance(value, dict):
+        value = "   ".join(f"{key} {count:,}" for key, count in value.items())
+    text = value if isinstance(value, str) else f"{value:.1%}" if isinstance(value, float) else f"{value:,}"
+    click.echo(f"{name:20} {text}")
 
 
 @group.command("preview")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from pipeline.targets.base import BadLabel, Target
 
 PERCENTILES = 0, 5, 50, 95, 100
 MOST_BARS = 40  # classes drawn one by one
+Numbers: TypeAlias = "array[int]"
 NO_CLASSES: dict[str, Any] = {"per_class": {}, "counted": "samples"}
 
 
@@ -32,9 +34,30 @@ class ShardStats:
     formats: Counter[str] = field(default_factory=Counter)
     labels: dict[str, Counter[int]] = field(default_factory=dict)  # by kind of target: class -> what is counted
     without: Counter[str] = field(default_factory=Counter)  # samples without a usable label, by kind
+    figures: dict[tuple[str, str], Numbers] = field(default_factory=dict)  # by kind of target and name
+    parts: dict[str, Numbers] = field(default_factory=dict)  # by kind
     sizes: list[tuple[int, int, int]] = field(default_factory=list)
     without_image: int = 0
     unreadable: int = 0
+
+    def add_label(self, target: Target, value: Any) -> None:
+        self.labels[target.kind].update(target.count(value))
+        for name, numbers in target.figures(value).items():
+            self.figures.setdefault((target.kind, name), array("q")).extend(numbers)
+        self.parts.setdefault(target.kind, array("q")).extend(target.parts(value))
+
+    def add(self, other: ShardStats) -> None:
+        self.formats += other.formats
+        self.without += other.without
+        for kind, labels in other.labels.items():
+            self.labels[kind] += labels
+        for name, numbers in other.figures.items():
+            self.figures.setdefault(name, array("q")).extend(numbers)
+        for kind, numbers in other.parts.items():
+            self.parts.setdefault(kind, array("q")).extend(numbers)
+        self.sizes += other.sizes
+        self.without_image += other.without_image
+        self.unreadable += other.unreadable
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,7 @@ class StatsTask:
         for _, _, members, _ in shard_samples(shard):
             for target in self.targets:
                 try:
-                    stats.labels[target.kind].update(target.count(target.decode(members or {}, None)))
+                    stats.add_label(target, target.decode(members or {}, None))
                 except (BadLabel, DataError):
                     stats.without[target.kind] += 1
             try:
@@ -75,13 +98,7 @@ def dataset_stats(one: NamedSet, workers: int | None = None) -> tuple[dict[str, 
     )
     total = ShardStats(labels={target.kind: Counter() for target in targets})
     for stats in map_shards(StatsTask(one.keys(index), targets), index.shards, label="reading", workers=workers):
-        total.formats += stats.formats
-        total.without += stats.without
-        for kind, labels in stats.labels.items():
-            total.labels[kind] += labels
-        total.sizes += stats.sizes
-        total.without_image += stats.without_image
-        total.unreadable += stats.unreadable
+        total.add(stats)
     sizes = np.array(total.sizes, np.int64).reshape(-1, 3)
     return {
         "shards": len(index.names),
@@ -101,6 +118,7 @@ def dataset_stats(one: NamedSet, workers: int | None = None) -> tuple[dict[str, 
                 **class_stats(
                     total.labels[target.kind], target, one.classes(index, [target.kind]).get(target.kind, [])
                 ),
+                **figures_of(total, target.kind),
             }
             for target in targets
         },
@@ -118,6 +136,16 @@ def class_stats(counts: Counter[int], target: Target, names: Sequence[str]) -> d
         "spread": spread(np.array(list(named.values()), np.int64)),
         "per_class": named,
     }
+
+
+def figures_of(total: ShardStats, kind: str) -> dict[str, Any]:
+    """How the numbers of a kind of target spread, and the share of its parts that occur before."""
+    found: dict[str, Any] = {
+        name: spread(np.array(numbers)) for (of, name), numbers in total.figures.items() if of == kind
+    }
+    if parts := total.parts.get(kind):
+        found["duplicates"] = 1 - len(np.unique(parts)) / len(parts)
+    return found
 
 
 def spread(values: np.ndarray) -> dict[str, int]:

@@ -40,7 +40,8 @@ def evaluated_task(asked: TaskConfig | None, models: Mapping[str, Trained], wher
     if not task.judged_alone:
         raise ConfigError(
             f"{where}.models: {first} is a {wanted} model, which is measured beside its teacher alone, in validation "
-            "while it trains; fine-tune it to evaluate what it has learnt"
+            "while it trains; fine-tune it and evaluate that, or judge its features by a probe stage or by `minivit "
+            "evaluate --probe`"
         )
     for name, model in models.items():
         if not asked and (own := own_task(model)) != task:

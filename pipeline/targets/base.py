@@ -155,6 +155,14 @@ class Target(ABC):
         """How much of each class there is, in `counted`."""
         return {}
 
+    def figures(self, value: Any) -> Mapping[str, Sequence[int]]:
+        """Numbers of a sample's label, by what they are, whose spread over the data is worth knowing."""
+        return {}
+
+    def parts(self, value: Any) -> Sequence[int]:
+        """A 64-bit number of each part of a label, the same for equal ones: of how many are there others?"""
+        return ()
+
     def number(self, value: Any) -> int:
         """What tells the labels of two equal images apart; -1: nothing."""
         return -1

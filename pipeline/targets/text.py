@@ -126,11 +126,26 @@ class Text(Target):
             self.decode(content, None)
         return super().summarise(sizes, content)
 
+    def figures(self, value: tuple[str, ...]) -> Mapping[str, Sequence[int]]:
+        return {
+            "captions_per_sample": [len(value)],
+            "bytes": [len(caption.encode()) for caption in value],
+            "words": [len(caption.split()) for caption in value],
+        }
+
+    def parts(self, value: tuple[str, ...]) -> Sequence[int]:
+        return [hash_of(caption.encode()) for caption in value]
+
     def draw(self, picture: Pixels, value: tuple[str, ...], names: Sequence[str]) -> str:
         return " | ".join(value)
 
 
 def number_of(tokens: np.ndarray) -> int:
     """64 bits that tell captions apart by their tokens [L]."""
-    digest = hashlib.blake2b(tokens.tobytes(), digest_size=8).digest()
+    return hash_of(tokens.tobytes())
+
+
+def hash_of(data: bytes) -> int:
+    """64 bits of any bytes."""
+    digest = hashlib.blake2b(data, digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

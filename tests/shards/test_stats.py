@@ -4,8 +4,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from click.testing import CliRunner
 from PIL import Image
 
+from pipeline.cli.shards import group
 from pipeline.shards.build import build_index
 from pipeline.shards.named import named_set
 from pipeline.shards.preview import contact_sheet
@@ -71,3 +73,22 @@ def test_masks_are_counted_by_pixels_and_drawn_over_the_picture(tmp_path: Path, 
     tile = np.asarray(Image.open(tmp_path / "sheet.png"))[12 + 15 : 12 + 45, 12:72]
     assert (tile[:, 16:18] == 99).all(), "where the label is ignored"
     assert len(np.unique(tile.reshape(-1, 3), axis=0)) == 3, "two colours beside it"
+
+
+def test_captions_have_lengths_and_duplicates(tmp_path: Path, write_tar) -> None:
+    captions = ["a cat\na small cat", "ein Kätzchen", "a cat", "\n"]
+    write_tar(
+        tmp_path / "a.tar",
+        [(f"s{number}", {"png": picture(10, 20), "txt": text.encode()}) for number, text in enumerate(captions)],
+    )
+    build_index(str(tmp_path), workers=1)
+    stats, _ = dataset_stats(named_set(str(tmp_path)), workers=1)
+    found = stats["targets"]["text"]
+    assert found["without"] == 1
+    assert (found["captions_per_sample"]["p0"], found["captions_per_sample"]["p100"]) == (1, 2)
+    assert (found["bytes"]["p0"], found["bytes"]["p100"]) == (5, 13)
+    assert (found["words"]["p50"], found["words"]["p100"]) == (2, 3)
+    assert found["duplicates"] == 0.25
+    done = CliRunner().invoke(group, ["stats", str(tmp_path), "--workers", "1"])
+    assert "text duplicates      25.0%" in done.output
+    assert "text words           p0 2" in done.output

@@ -65,7 +65,8 @@ def test_a_student_of_features_is_measured_beside_its_teacher_alone() -> None:
         evaluated_task(None, {"student": model("distillation")}, "stages.judge")
     assert str(caught.value) == (
         "stages.judge.models: student is a distillation model, which is measured beside its teacher alone, in "
-        "validation while it trains; fine-tune it to evaluate what it has learnt"
+        "validation while it trains; fine-tune it and evaluate that, or judge its features by a probe stage or by "
+        "`minivit evaluate --probe`"
     )
 
 

@@ -169,5 +169,6 @@ def test_the_tools_know_captions(tmp_path: Path) -> None:
         "e": "no text member (looked for txt; found png)",
     }
     stats, _ = dataset_stats(named_set(str(tmp_path)), workers=1)
-    assert stats["targets"] == {"text": {"without": 3}}
+    found = stats["targets"]["text"]
+    assert (found["without"], found["words"]["p100"], found["duplicates"]) == (3, 3, 0)
     contact_sheet(named_set(str(tmp_path)), tmp_path / "sheet.png", count=5)

@@ -22,6 +22,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.write import ShardWriter
 from pipeline.stream.source import Source
 from pipeline.targets.class_id import ClassId
+from pipeline.train.features import labelled_batches
 from pipeline.train.job import ProbedModel, ProbeJob, RankContext
 from pipeline.train.probe import part_of, probe_worker
 from pipeline.train.progress import read_progress
@@ -96,6 +97,22 @@ def test_every_model_on_the_good_images(job: ProbeJob) -> None:
     assert {what: bad["bad"] for what, bad in summary["bad_samples"].items()} == {"train": 2, "test": 1}
     assert summary["samples"] == {"train": 60, "test": 24}
     assert read_progress(job.folder).words.startswith("pixels: ")
+
+
+def test_transparent_pixels_show_each_model_s_own_background(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("LA", (8, 8), (255, 0)).save(file, "PNG")
+    with ShardWriter(tmp_path, "train", 2) as writer:
+        for number in range(2):
+            writer.write(f"s{number}", {"png": file.getvalue(), "cls": str(number).encode()})
+    targets = {"class_id": ClassId(("cls",), (0, 1), 2)}
+    data = Source(
+        "t", build_index(str(tmp_path), workers=1), DatasetConfig(shards="unused"), AugmentConfig(), 1, targets
+    )
+    for grey in (0, 90):
+        preprocess = Preprocess((0.5,), (0.5,), 1, (8, 8), background=(grey,) * 3)
+        (batch,) = labelled_batches(data, preprocess, batch_size=2, loader_workers=0, quarantine_path=None)
+        assert batch.views["image"].unique().tolist() == [grey]
 
 
 def test_initial_weights_are_those_of_the_seed(job: ProbeJob) -> None:
