@@ -130,15 +130,15 @@ def stop_at(joined: Any, kit: Any, path: str, run: str, step: int, *overrides: s
 
 
 def test_other_workers_and_zero_stages_in_one_run(joined: Any, kit: Any, shards: Path, stages: dict[str, Any]) -> None:
-    """2 -> 1 -> 3 -> 2 workers and ZeRO 1 -> 3 -> 2 -> 0: the same samples, and the same losses up to float order."""
+    """2 -> 1 -> 3 workers and ZeRO 1 -> 3 -> 0: the same samples, and the same losses up to float order."""
     stages = copy.deepcopy(stages)
-    stages["pretrain"] |= {"duration": "400 steps", "engine": {"precision": "fp32"}, "log_every": 1}
+    stages["pretrain"] |= {"duration": "300 steps", "engine": {"precision": "fp32"}, "log_every": 1}
     stages["pretrain"]["task"] = {"type": "classification", "label_smoothing": 0.1}  # keeps losses far from zero
-    stages["pretrain"]["checkpoint"] = {"every": "400 steps"}
+    stages["pretrain"]["checkpoint"] = {"every": "300 steps"}
     done = joined.minivit("run", joined.write(kit.config(shards, "steady", stages), "steady.yaml"), timeout_s=TIMEOUT_S)
     assert done.code == 0, done.stderr
     path = joined.write(kit.config(shards, "varied", stages), "varied.yaml")
-    engines = [(2, 1), (1, 3), (3, 2), (2, 0)]
+    engines = [(2, 1), (1, 3), (3, 0)]
     said = []
     for number, (workers, zero_stage) in enumerate(engines):
         settings = (f"cluster.workers={workers}", f"stages.pretrain.engine.zero_stage={zero_stage}")

@@ -112,6 +112,21 @@ def test_a_sample_is_masked_alike_wherever_it_is(task: BaseTask) -> None:
     assert not torch.allclose(other.losses, whole.losses, rtol=1e-5), "another slot, another mask"
 
 
+@pytest.mark.parametrize("task", TASKS[::3], ids=IDS[::3])
+def test_it_learns_what_pictures_look_like(task: BaseTask) -> None:
+    """Of waves across the picture; on other masks than it was trained with."""
+    module, slots = module_of(task), torch.arange(32)
+    across = torch.linspace(0, 6, 16) + torch.rand(32, 1, 1, 1) * 6
+    images = across.sin().expand(32, 2, 16, 16) + 0.2 * torch.linspace(-1, 1, 16)[:, None]
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    before = losses_of(module, images, slots + 10_000).losses.item()
+    for step in range(30):
+        optimizer.zero_grad()
+        (losses_of(module, images, slots + 32 * step).losses.sum() / 32).backward()
+        optimizer.step()
+    assert losses_of(module, images, slots + 10_000).losses.item() < 0.85 * before
+
+
 @pytest.mark.parametrize("pool", ["cls", "avg"])
 @pytest.mark.parametrize("task", TASKS[::2], ids=IDS[::2])
 def test_predicts_features_of_whole_images(task: BaseTask, pool: str) -> None:

@@ -38,6 +38,8 @@ CONVERSIONS = [
     *((saved, "fp32", 2, now) for saved, now in product(STAGES, STAGES) if saved != now),
     *((saved, "bf16", 3, now) for saved, now in ((1, 3), (3, 2), (2, 2))),
 ]
+# (saved ZeRO stage, ZeRO stage now) of other models and optimisers: each stage is written and read by two others.
+PAIRS = [(saved, (saved + step) % len(STAGES)) for saved in STAGES for step in (1, 3)]
 
 pytestmark = pytest.mark.timeout(600)  # the first of them waits for all cases of two ranks
 
@@ -91,7 +93,7 @@ def converted(
             if ranks == world_size:
                 name, source = case(saved, precision, ranks, now), case("save", "vit", saved, precision)
                 cases[name] = ["resume", [now, precision, "vit", str(root / source), str(root / name), shares]]
-                if precision == "fp32" and ranks == 3:
+                if precision == "fp32" and ranks == 3 and (saved, now) in PAIRS:
                     for model in ("tied", "lamb"):
                         again, source = case(model, name), case("save", model, saved, precision)
                         cases[again] = [
@@ -311,7 +313,7 @@ def test_resume_on_other_ranks_or_another_stage(
     assert converted[name]["losses"] == pytest.approx(two[0][source]["losses"], rel=tolerance)
 
 
-@pytest.mark.parametrize(("saved", "stage"), list(product(STAGES, STAGES)))
+@pytest.mark.parametrize(("saved", "stage"), PAIRS)
 def test_lamb_goes_on_on_other_ranks(
     two: Results, converted: dict[str, Any], root: Path, saved: int, stage: int
 ) -> None:
@@ -320,7 +322,7 @@ def test_lamb_goes_on_on_other_ranks(
     assert converted[name]["losses"] == pytest.approx(two[0][source]["losses"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("saved", "stage"), list(product(STAGES, STAGES)))
+@pytest.mark.parametrize(("saved", "stage"), PAIRS)
 def test_shared_and_frozen_parameters_and_buffers_survive_every_conversion(
     two: Results, converted: dict[str, Any], root: Path, saved: int, stage: int
 ) -> None:
