@@ -58,6 +58,7 @@ class Case:
     image_size: int
     precision: str
     threads: int
+    micro_batches: int = 1  # of our step; the bare loop has one
 
 
 @dataclass(frozen=True)
@@ -69,21 +70,30 @@ class Loop:
 
 
 def measure(
-    names: Sequence[str], variants: Sequence[str], *, batch_size: int | None, precision: str, threads: int, rounds: int
+    names: Sequence[str],
+    variants: Sequence[str],
+    *,
+    batch_size: int | None,
+    precision: str,
+    threads: int,
+    rounds: int,
+    micro_batches: int = 1,
 ) -> dict[str, Any]:
     """Seconds of a step of both, by variant and task: one step of each in turn, in one process; medians.
 
     `ratio` is the bare loop's seconds to ours, the median over rounds: 1 where the engine costs nothing; `cpu_ratio` is
-    that of CPU time, for machines that do other things at the same time, with one thread. Variants with
-    patches of 16 px train on 224 px, by default 16 images a step, others on 28 px, 128 images a step.
+    that of CPU time, for machines that do other things at the same time, with one thread. Variants with patches of
+    16 px train on 224 px, by default 16 images a step, others on 28 px, 128 images a step. With several `micro_batches`
+    in our step the ratio tells what they cost: losses that couple samples encode them twice.
     """
-    found: dict[str, Any] = {"settings": {"precision": precision, "threads": threads, "rounds": rounds}}
+    settings = {"precision": precision, "threads": threads, "rounds": rounds, "micro_batches": micro_batches}
+    found: dict[str, Any] = {"settings": settings}
     for variant in variants:
         large = VARIANTS[variant].patch > 8
         size, batch = (224, batch_size or 16) if large else (28, batch_size or 128)
         found[variant] = {}
         for name in names:
-            case = Case(name, variant, batch, size, precision, threads)
+            case = Case(name, variant, batch, size, precision, threads, micro_batches)
             found[variant][name] = on_its_own(measure_case, case, rounds)
     return found
 
@@ -186,7 +196,7 @@ def our_loop(case: Case, module: TaskModule, batch: Batch) -> Loop:
 
     def step(number: int) -> None:
         engine.set_lr(1.0)
-        assert step_once(batch, number, 1, meter)
+        assert step_once(batch, number, case.micro_batches, meter)
 
     return Loop(step, module.model)
 

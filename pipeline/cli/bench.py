@@ -150,6 +150,9 @@ def masked(
 )
 @click.option("--batch-size", type=click.IntRange(2), help="Images a step; default: 16 of 224 px, 128 of 28 px.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+@click.option(
+    "--micro-batches", default=1, show_default=True, type=click.IntRange(1), help="Of our step; the bare loop has one."
+)
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads.")
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Steps of each, in turn.")
 @AS_JSON
@@ -158,6 +161,7 @@ def objectives(
     variants: tuple[str, ...],
     batch_size: int | None,
     precision: str,
+    micro_batches: int,
     threads: int,
     rounds: int,
     as_json: bool,
@@ -167,7 +171,15 @@ def objectives(
     from pipeline.bench.tasks import known_tasks
 
     names = known_tasks(tasks)
-    result = measure(names, list(variants), batch_size=batch_size, precision=precision, threads=threads, rounds=rounds)
+    result = measure(
+        names,
+        list(variants),
+        batch_size=batch_size,
+        precision=precision,
+        threads=threads,
+        rounds=rounds,
+        micro_batches=micro_batches,
+    )
     if as_json:
         show(result, as_json)
         return
