@@ -1,4 +1,4 @@
-"""A run that is killed with all its processes, by the command that users prove it with; others are in RESULTS.md."""
+"""Kills at random through the command that users prove it with; thirty of them are in RESULTS.md."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import pytest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
+KILLS = 2
 
-def test_a_task_with_a_teacher_is_resumed_on_as_many_ranks_and_on_fewer(kit: Any, tmp_path: Any) -> None:
-    """As many: to the last bit. Fewer: the same losses up to float order. Four runs, of which one is killed."""
-    done = kit.Workplace(tmp_path).minivit("bench", "chaos", "--task=simdino", "--json", timeout_s=880)
+
+def test_a_run_that_is_killed_at_random_leaves_what_an_undisturbed_one_leaves(kit: Any, tmp_path: Any) -> None:
+    done = kit.Workplace(tmp_path).minivit("bench", "chaos", f"--kills={KILLS}", "--json", timeout_s=880)
     assert done.code == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
-    assert 0 < result["resumed_from"] <= result["killed_at"] < result["steps"]
+    assert result["kills"] >= KILLS - 1  # a short last phase can be over before its kill
+    assert result["starts"] > 1
+    assert result["same_weights"]
     assert result["same_metrics"]
-    assert result["same_state"]
-    assert {"weights", "exp_avg", "exp_avg_sq", "ema", "teacher"} <= set(result["states"])
-    assert result["other_loss_apart"] < 1e-3
+    assert result["same_evaluation"]
