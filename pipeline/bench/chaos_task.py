@@ -31,7 +31,7 @@ STEPS, CHECKPOINT_EVERY, KILLED_AT = 36, 6, 20  # or a few steps later
 WORKERS, OTHER_WORKERS = 2, 1
 TIMES = ("time", "speed/")
 CLOSE = 1e-3  # what losses of another number of ranks may differ by, as a share: they are summed in another order
-PATIENCE_S = 600.0  # for the step at which the run is killed
+PATIENCE_S, ENDING_S = 600.0, 30.0  # for the step at which the run is killed; for its processes to end
 
 
 def measure(task: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def kill(driver: psutil.Popen) -> None:
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(processes)
+        psutil.wait_procs(processes, timeout=ENDING_S)
 
 
 def resumed_from(stage: StageFolder) -> int:
