@@ -53,7 +53,7 @@ def measure(task: str) -> dict[str, Any]:
         to_the_end(other, f"cluster.workers={OTHER_WORKERS}")
         expected, same, resized = (stage_of(each) for each in (undisturbed, folder, other))
         states, differing = compare_states(expected, same)
-        result = {
+        result: dict[str, Any] = {
             "task": task,
             "steps": STEPS,
             "killed_at": killed_at,
