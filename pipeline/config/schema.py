@@ -130,6 +130,11 @@ class TrainStage(StageBase):
             raise ValueError(
                 "model.variant: missing, and there is no init_from to take the model from; set one of them"
             )
+        if self.optimizer.freeze and self.init_from is None:
+            raise ValueError(
+                f"optimizer.freeze: found {self.optimizer.freeze:g}, but without init_from the frozen layers would "
+                "stay random; set init_from, or leave freeze out"
+            )
         if fault := self.task.lacks():
             raise ValueError(f"task.{fault}")
         if self.task.coupled and self.global_batch_size == 1:

@@ -111,6 +111,11 @@ class OptimizerConfig(Section):
     momentum: Rate = 0.9
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    freeze: Share = Field(
+        default=0.0,
+        description="share of the encoder's layers, from the bottom and with the embedding, that stay as they were in "
+        "init_from; 1: only heads are trained",
+    )
 
 
 class ScheduleConfig(Section):

@@ -91,7 +91,7 @@ class Geometry:
         """The output's classes, by the source pixel in which each output pixel's centre lies.
 
         Args:
-            mask: class ids, integers of 8 or 16 bits [source height, source width].
+            mask: class ids, integers of 8 or 16 bits, or float32 measurements [source height, source width].
             fill: what pixels hold that show nothing of the source.
 
         Returns:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.metrics.files import PER_CLASS, append_rows
+from pipeline.metrics.full_maps import full_maps
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
 if TYPE_CHECKING:
@@ -62,14 +63,8 @@ def pixel_accuracy(counts: Tensor) -> float:
 
 
 def full_labels(targets: Mapping[str, Tensor]) -> list[Tensor]:
-    """The class maps [H, W] of a batch for evaluation, each at its own size, from the ragged field they came in."""
-    flat, offsets = targets["mask_full"], targets["mask_full.offsets"].tolist()
-    return [
-        flat[start:stop].view(height, width)
-        for start, stop, (height, width) in zip(
-            offsets[:-1], offsets[1:], targets["mask_full_size"].tolist(), strict=True
-        )
-    ]
+    """The class maps [H, W] of a batch for evaluation, each at its own size."""
+    return full_maps(targets, "mask_full")
 
 
 class IoUCounts:

@@ -27,6 +27,17 @@ def backbone_parameters(spec: ViTSpec) -> int:
     return patch_embed + own_tokens + positions + embed_norm + spec.depth * layer_parameters(spec)
 
 
+def frozen_layers(spec: ViTSpec, share: float) -> int:
+    """How many layers, from the bottom, are a share of them."""
+    return int(share * spec.depth + 0.5)
+
+
+def frozen_parameters(spec: ViTSpec, share: float) -> int:
+    """Parameters of the embedding and of so many layers; none of a share of 0."""
+    above = spec.depth - frozen_layers(spec, share)
+    return backbone_parameters(spec) - above * layer_parameters(spec) if share else 0
+
+
 def layer_parameters(spec: ViTSpec) -> int:
     dim = spec.embed_dim
     attention = 4 * (dim * dim + dim)

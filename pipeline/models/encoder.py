@@ -156,6 +156,8 @@ class _Placed(torch.autograd.Function):
 class Encoder(nn.Module):
     """A stack of layers under `layers.N`, without a final norm, as the tutorial builds it.
 
+    The first `num_frozen` layers run as in evaluation, and no gradient passes them.
+
     What training leaves out, paths and values, depends on `keys` alone (int64 [B], one per sample of the next batch)
     while they are set; else on keys that torch's generator gives.
     """
@@ -165,7 +167,7 @@ class Encoder(nn.Module):
     def __init__(self, spec: ViTSpec, *, causal: bool = False) -> None:
         """Where `causal`, a token sees itself and those before it, as texts are read."""
         super().__init__()
-        self.keys, self.rate = None, spec.dropout
+        self.keys, self.rate, self.num_frozen = None, spec.dropout, 0
         # nn.TransformerEncoder copies one layer, so its layers start out equal.
         first = EncoderLayer(spec, causal=causal)
         self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(spec.depth))
@@ -186,13 +188,20 @@ class Encoder(nn.Module):
         keys = self._keys(x)
         branches = self.drop_path(x, keys)
         checkpointing = self.recompute == "full" and torch.is_grad_enabled()
-        inputs = x.new_empty(len(self.layers), *x.shape) if checkpointing else None
+        learning = len(self.layers) - self.num_frozen
+        inputs = x.new_empty(learning, *x.shape) if checkpointing and learning else None
         for index, layer in enumerate(self.layers):
+            queries = num_outputs if index == len(self.layers) - 1 else None
+            if index < self.num_frozen:
+                with torch.no_grad():
+                    x = layer(x, queries)
+                yield x
+                continue
             if inputs is not None:
-                x = _Placed.apply(x, inputs, index)
+                x = _Placed.apply(x, inputs, index - self.num_frozen)
             arguments = (
                 x,
-                num_outputs if index == len(self.layers) - 1 else None,
+                queries,
                 None if branches is None else branches[index],
                 None if keys is None or not self.rate else layer_keys(keys, index),
             )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.models.attention_maps import attention_maps
+from pipeline.models.costs import frozen_layers
 from pipeline.models.encoder import Encoder
 from pipeline.models.heads import head_kind
 from pipeline.models.heads.base import Reads
@@ -160,6 +161,18 @@ class MiniViT(nn.Module):
             return head_kind(self.spec.heads[owner].kind).layer(rest, self.spec.backbone.depth)
         assert owner in EMBEDDING, f"{name}: no layer is known for it"
         return 0
+
+    def freeze(self, share: float) -> None:
+        """From now on leave the embedding and this share of the layers, from the bottom, as they are; 0: nothing.
+
+        Frozen layers keep nothing for a backward pass, and leave nothing out: no dropout, no drop path.
+        """
+        if not share:
+            return
+        self.transformer.num_frozen = frozen_layers(self.spec.backbone, share)
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] not in self.spec.heads and self.layer_of(name) <= self.transformer.num_frozen:
+                parameter.requires_grad_(False)
 
     def decays(self, name: str) -> bool:
         """Whether weight decay acts on a parameter: on matrices and kernels, not on biases, norms or tokens."""

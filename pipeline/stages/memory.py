@@ -41,13 +41,16 @@ class RankMemory:
 
 
 def rank_memory(
-    parameters: int, stage: TrainStage, world_size: int, activations: int, teacher: int = 0
+    parameters: int, stage: TrainStage, world_size: int, activations: int, teacher: int = 0, frozen: int = 0
 ) -> list[RankMemory]:
-    """Bytes per rank for ZeRO 0, 1, 2 and 3; `teacher` are those of a frozen model."""
-    width = value_bytes(stage.engine)
-    moments = parameters * FP32 * MOMENTS[stage.optimizer.name]
-    copy = parameters * FP32
-    ema = parameters * FP32 if stage.ema else 0
+    """Bytes per rank for ZeRO 0, 1, 2 and 3.
+
+    `teacher` are those of another model, and `frozen` how many of the parameters are not trained.
+    """
+    width, trained = value_bytes(stage.engine), parameters - frozen
+    moments = trained * FP32 * MOMENTS[stage.optimizer.name]
+    copy = trained * FP32
+    ema = trained * FP32 if stage.ema else 0
     follows = task_of(stage.task).follows
 
     def shared(amount: int, is_shared: bool) -> int:
@@ -57,18 +60,20 @@ def rank_memory(
         RankMemory(
             zero_stage=zero,
             weights=shared(parameters * width, zero >= 3),
-            gradients=shared(parameters * FP32, zero >= 2),
+            gradients=shared(trained * FP32, zero >= 2),
             optimizer=shared(moments + (0 if zero == 0 and width == FP32 else copy), zero >= 1),
             ema=shared(ema, zero >= 1),
             activations=activations,
-            teacher=teacher + (shared(parameters * FP32, zero >= 1) if follows else 0),
+            teacher=teacher + (shared(trained * FP32, zero >= 1) if follows else 0),
         )
         for zero in range(4)
     ]
 
 
-def activation_bytes(spec: ViTSpec, tokens: int, engine: EngineConfig) -> int:
+def activation_bytes(spec: ViTSpec, tokens: int, engine: EngineConfig, frozen_layers: int = 0) -> int:
     """Bytes kept for the backward pass of an encoder that sees so many tokens, of all images together.
+
+    Frozen layers keep nothing.
 
     Per token and layer `costs.layer_values` and one fp32 log-sum-exp per head. With activation checkpointing a layer
     keeps all but its feed-forward's D + 2 M values, or its input alone; one at a time has the rest while it is computed
@@ -82,7 +87,8 @@ def activation_bytes(spec: ViTSpec, tokens: int, engine: EngineConfig) -> int:
         "selective": (everything - feed_forward + attention, feed_forward),
         "full": (width * dim, everything + attention),
     }[engine.activation_checkpointing]
-    return tokens * (spec.depth * kept + again)
+    learning = spec.depth - frozen_layers
+    return tokens * (learning * kept + (again if learning else 0))
 
 
 def head_bytes(spec: ModelSpec, images: int, grid: Pair, engine: EngineConfig) -> int:

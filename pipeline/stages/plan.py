@@ -53,6 +53,7 @@ class ModelPlan:
     starts_from: str | None
     surgeries: list[str]
     teacher: TeacherPlan | None = None
+    frozen_parameters: int = 0  # of all, those that are not trained
 
 
 @dataclass(frozen=True)

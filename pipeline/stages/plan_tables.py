@@ -88,7 +88,7 @@ def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
                 model.starts_from or "random",
                 _size(model.spec["backbone"]["patch"]),
                 _size(model.spec["backbone"]["grid"]),
-                _count(model.parameters),
+                _parameters(model),
                 "\n".join(f"{name} {_count(number)}" for name, number in model.head_parameters.items()),
                 _least_and_most(model),
             )
@@ -173,6 +173,11 @@ def _least_and_most(model: ModelPlan) -> str:
 
 def _count(number: int | None) -> str:
     return UNKNOWN if number is None else f"{number:,}"
+
+
+def _parameters(model: ModelPlan) -> str:
+    frozen = f"\n{_count(model.frozen_parameters)} frozen" if model.frozen_parameters else ""
+    return _count(model.parameters) + frozen
 
 
 def _range(least_most: tuple[int, int]) -> str:

@@ -10,7 +10,7 @@ from pipeline.cluster.session import idle_gpus_here
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import EvaluateStage, PipelineConfig, ProbeStage, Stage, TrainStage
 from pipeline.errors import DataError
-from pipeline.models.costs import count_parameters, forward_flops, head_parameters
+from pipeline.models.costs import count_parameters, forward_flops, frozen_layers, frozen_parameters, head_parameters
 from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.again import reasons_to_run_again
@@ -210,11 +210,13 @@ def _model(
     spec = model.spec
     parameters, backbone, task = count_parameters(spec), spec.backbone, task_of(stage.task)
     share, activations, of_teacher = shares.step_samples[1], 0, 0
-    shapes = step_shapes(stage, backbone)
+    shapes, freeze = step_shapes(stage, backbone), stage.optimizer.freeze
+    frozen, layers = frozen_parameters(backbone, freeze), frozen_layers(backbone, freeze)
     for size, patch in shapes:
         micro_batches = micro_batches_at(size, patch, backbone, share, stage.micro_batch_size, task.view_groups())
         samples = math.ceil(share / micro_batches)
-        encoder = activation_bytes(backbone, samples * task.encoder_tokens(spec, size, patch), stage.engine)
+        tokens = samples * task.encoder_tokens(spec, size, patch)
+        encoder = activation_bytes(backbone, tokens, stage.engine, layers)
         heads = sum(
             head_bytes(spec, samples * count, whole_patches(seen, patch), stage.engine)
             for count, seen in task.seen(size)
@@ -228,9 +230,10 @@ def _model(
     return ModelPlan(
         spec=spec.to_dict(),
         parameters=parameters,
+        frozen_parameters=frozen,
         head_parameters={name: head_parameters(spec, name) for name in spec.heads},
         gflops={_shape(size, patch, backbone): task.forward_flops(spec, size, patch) / 1e9 for size, patch in shapes},
-        memory=rank_memory(parameters, stage, ranks, activations, of_teacher),
+        memory=rank_memory(parameters, stage, ranks, activations, of_teacher, frozen),
         starts_from=origin,
         surgeries=changes,
         teacher=_teacher(model.teacher.spec, stage) if model.teacher else None,

@@ -137,9 +137,9 @@ class Mask(Target):
         return ", ".join(titles[:MOST_NAMED]) + (" ..." if len(titles) > MOST_NAMED else "") or "all ignored"
 
 
-def check_size(found: Size, image: Size) -> None:
-    """Raise BadLabel for a mask of another size than its image."""
+def check_size(found: Size, image: Size, noun: str = "mask") -> None:
+    """Raise BadLabel for a map of another size than its image."""
     if found != image:
         (height, width), (full, across) = found, image
-        turned = "; masks are of the image as its EXIF data turn it" if found == image[::-1] else ""
-        raise BadLabel(f"the mask has {width} x {height} pixels, and its image {across} x {full}{turned}")
+        turned = f"; {noun}s are of the image as its EXIF data turn it" if found == image[::-1] else ""
+        raise BadLabel(f"the {noun} has {width} x {height} pixels, and its image {across} x {full}{turned}")

@@ -84,6 +84,7 @@ def load_task(job: TrainJob, watch: StallWatch) -> TaskModule:
             reader = StateReader(storage, job.resume_from, manifest, watch.progress)
             model.load_state_dict(reader.whole(WEIGHTS))
             of_teacher = reader.whole(TEACHER) if TEACHER in reader.keys else None
+    model.freeze(job.stage.optimizer.freeze)
     model.train().to(device=device, dtype=dtype)
     task = task_of(job.stage.task).module(model, job.classes, job.preprocess)
     if task.follower and of_teacher:

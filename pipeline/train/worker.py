@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.retention import best_step
@@ -89,8 +90,9 @@ class TrainWorker:
         torch.manual_seed(derive_seed(self.job.seed, INITIAL_WEIGHTS))
         stage, spec = self.job.stage, self.job.spec
         model = MiniViT.from_spec(spec, init=stage.model.init)
-        if self.job.init and not self.job.resume_from:
+        if self.job.init and (stage.optimizer.freeze or not self.job.resume_from):
             model.load_state_dict(load_bundle(self.job.init).state)
+        model.freeze(stage.optimizer.freeze)
         for encoder in (module for module in model.modules() if isinstance(module, Encoder)):
             encoder.recompute_activations(stage.engine.activation_checkpointing)
         if stage.engine.compile:
@@ -323,6 +325,7 @@ class TrainWorker:
             require_current_attempt(job)
             storage, folder = open_storage(job.checkpoints), step_folder(self.step)
             state = StateReader(storage, folder, read_manifest(storage, folder), self.watch.progress).model_state()
+            state |= self._frozen()
             provenance = {
                 "stage": stage_id(job.folder),
                 "step": self.step,
@@ -334,6 +337,14 @@ class TrainWorker:
             settings = job.stage.task.measuring_settings
             save_bundle(job.folder / "model", state, job.spec, job.preprocess, job.classes, provenance, settings)
         dist.barrier()
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """What was not trained, to the digits that it was given in: checkpoints have it as the engine computes."""
+        names = [name for name, parameter in self.engine.model.named_parameters() if not parameter.requires_grad]
+        if not names or not self.job.init:
+            return {}
+        given = load_bundle(self.job.init).state
+        return {name: given[name] for name in names}
 
     def close(self) -> None:
         """Let go of its files."""

@@ -50,6 +50,17 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
             "datasets.train.targets.mask.ignored: unknown key, did you mean 'ignore'? Allowed: member, ignore, groups.",
         ),
         ("stages.pretrain.model.dept", 3, "stages.pretrain.model.dept: unknown key, did you mean 'depth'? Allowed: "),
+        (
+            "stages.pretrain.optimizer.freeze",
+            0.5,
+            "stages.pretrain.optimizer.freeze: found 0.5, but without init_from the frozen layers would stay random; "
+            "set init_from, or leave freeze out",
+        ),
+        (
+            "stages.finetune.optimizer.freeze",
+            2,
+            "stages.finetune.optimizer.freeze: found 2, expected a number from 0 up",
+        ),
         ("stages.finetune.lr", 3, "stages.finetune.lr: unknown key; did you mean 'optimizer.lr'? Allowed: "),
         (
             "stages.pretrain.data.augment.rand_augment",

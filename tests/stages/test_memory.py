@@ -107,6 +107,25 @@ def test_activations_by_hand() -> None:
     assert activation_bytes(spec.backbone, 50, full) == 50 * 4 * (4 * (8 * 64 + 2 * 256) + 4 * 2)
 
 
+def test_frozen_parameters_take_their_weights_alone() -> None:
+    for precision, width in (("bf16", 2), ("fp32", 4)):
+        everything, some = (rank_memory(1000, stage(precision, ema=0.9), 2, 5, frozen=frozen) for frozen in (0, 600))
+        trained = rank_memory(400, stage(precision, ema=0.9), 2, 5)
+        for whole, half, without in zip(everything, some, trained, strict=True):
+            assert half.weights == whole.weights
+            assert half.total - half.weights == without.total - without.weights
+            assert half.weights - without.weights == 600 * width // (2 if half.zero_stage == 3 else 1)
+
+
+@pytest.mark.parametrize("choice", ["none", "selective", "full"])
+def test_frozen_layers_keep_nothing(choice: str) -> None:
+    spec = build_spec("nano", image_size=28, channels=1, num_classes=10).backbone
+    shallow = build_spec("nano", image_size=28, channels=1, num_classes=10, depth=1).backbone
+    engine = EngineConfig(activation_checkpointing=choice)
+    assert activation_bytes(spec, 50, engine, frozen_layers=3) == activation_bytes(shallow, 50, engine)
+    assert activation_bytes(spec, 50, engine, frozen_layers=4) == 0
+
+
 def test_checkpointed_activations_by_hand() -> None:
     """Four layers keep seven values per channel and token, or one; one layer has all while it is computed again."""
     spec = build_spec("nano", image_size=28, channels=1, num_classes=10)

@@ -90,6 +90,7 @@ def global_batch(step: int, groups: Mapping[str, ViewGroup] = IMAGE) -> Batch:
             "mask_full": maps.flatten(),
             "mask_full.offsets": SIDE**2 * torch.arange(size + 1),
             "mask_full_size": torch.full((size, 2), SIDE, dtype=torch.int32),
+            **depth_maps(size, generator),
             **captions(size, generator),
         },
         weights=weights,
@@ -124,6 +125,15 @@ def class_maps(size: int, generator: torch.Generator) -> Tensor:
     classes = torch.randint(CLASSES, (size, SIDE, SIDE), generator=generator)
     ignored = torch.rand(size, SIDE, SIDE, generator=generator) < torch.arange(size)[:, None, None] / size
     return classes.where(~ignored, -1).to(torch.int8)
+
+
+def depth_maps(size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Depth of each, of which more was not measured (0) than of the one before; of the last nothing."""
+    metres = 0.5 + 5 * torch.rand(size, SIDE, SIDE, generator=generator)
+    hidden = torch.rand(size, SIDE, SIDE, generator=generator) < torch.arange(size)[:, None, None] / (size - 1)
+    depth = metres.where(~hidden, 0)
+    offsets, sizes = SIDE**2 * torch.arange(size + 1), torch.full((size, 2), SIDE, dtype=torch.int32)
+    return {"depth": depth, "depth_full": depth.flatten(), f"depth_full{OFFSETS}": offsets, "depth_full_size": sizes}
 
 
 def full_class_maps(size: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -220,6 +230,16 @@ MODELS = {
 }
 MODELS["lamb"] = MODELS["plain"] = MODELS["vit"]  # trained by the optimiser of that name, the others by AdamW
 MODELS["scattered"] = MODELS["vit"]
+
+
+def half_frozen() -> MiniViT:
+    """The embedding and one of two layers stay as they are."""
+    model = MiniViT.from_spec(SPEC)
+    model.freeze(0.5)
+    return model
+
+
+MODELS["frozen"] = half_frozen
 
 
 Settings = dict[str, Any]  # of a stage's `task` section

@@ -30,6 +30,7 @@ PRECISIONS = ("fp32", "bf16")
 EVERY = [(stage, precision) for stage in STAGES for precision in PRECISIONS if (stage, precision) != (0, "bf16")]
 BF16 = [(stage, "bf16") for stage in STAGES[1:]]
 TIED = [(stage, "fp32") for stage in STAGES]
+FROZEN = [(0, "fp32"), *BF16]
 SMALL = 65  # gradients of 1 on top of one of 256: in bf16 each of them alone would be lost
 SHARES = {1: [8], 2: [5, 3], 3: [3, 0, 5]}
 # (saved ZeRO stage, precision, ranks now, ZeRO stage now), all saved by two ranks.
@@ -72,7 +73,14 @@ def two(run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFact
     cases["first samples"] = ["first_samples", []]
     for name, shares, micro_batches in (("more parts than samples", [7, 1], 3), ("a rank without samples", [8, 0], 2)):
         cases[name] = ["steps", [2, "fp32", shares, micro_batches, str(root / name)]]
-    for model, keys in (("vit", EVERY), ("tied", TIED), ("lamb", TIED), ("plain", TIED), ("sincos", BF16)):
+    for model, keys in (
+        ("vit", EVERY),
+        ("tied", TIED),
+        ("lamb", TIED),
+        ("plain", TIED),
+        ("sincos", BF16),
+        ("frozen", FROZEN),
+    ):
         for stage, precision in keys:
             saved = case("save", model, stage, precision)
             cases[saved] = ["save_and_go_on", [stage, precision, model, str(root / saved), [5, 3]]]
@@ -278,7 +286,9 @@ def test_a_step_that_is_not_finite_changes_nothing_on_any_rank(two: Results, sta
 
 @pytest.mark.parametrize(
     ("model", "stage", "precision"),
-    [("vit", *key) for key in EVERY] + [(model, *key) for model in ("tied", "lamb", "plain") for key in TIED],
+    [("vit", *key) for key in EVERY]
+    + [(model, *key) for model in ("tied", "lamb", "plain") for key in TIED]
+    + [("frozen", *key) for key in FROZEN],
 )
 def test_resume_on_the_same_ranks_is_bit_identical(
     two: Results, root: Path, model: str, stage: int, precision: str
@@ -288,6 +298,20 @@ def test_resume_on_the_same_ranks_is_bit_identical(
         assert rank[again]["losses"] == rank[saved]["losses"]
     for step in (2, 4):
         assert_same_states(saved_state(root, again, step), saved_state(root, saved, step))
+
+
+@pytest.mark.parametrize(("stage", "precision"), FROZEN)
+def test_frozen_layers_stay_as_they_are_and_take_no_state(
+    two: Results, root: Path, program: SimpleNamespace, stage: int, precision: str
+) -> None:
+    model = program.half_frozen()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert {"pos_embed", "transformer.layers.0.linear1.weight"} <= frozen
+    before, after = (saved_state(root, case("save", "frozen", stage, precision), step) for step in (2, 4))
+    for name in before["weights"]:
+        assert torch.equal(before["weights"][name], after["weights"][name]) == (name in frozen)
+    for key in ("exp_avg", "exp_avg_sq", "ema"):
+        assert after[key].keys() == before["weights"].keys() - frozen
 
 
 @pytest.mark.parametrize(("stage", "precision"), BF16)

@@ -22,6 +22,7 @@ VIEWS = {"global": {"count": 2}, "local": {"count": 3, "size": 4}}
 TASKS: dict[str, dict[str, Any]] = {  # name -> settings; a line for each task
     "classification": {"label_smoothing": 0.1},
     "segmentation": {"head": "conv", "label_smoothing": 0.1},
+    "depth": {"head_options": {"hidden": 8}},
     "mae": {},
     "simmim": {},
     "lejepa": {"views": VIEWS, "slices": 16},

@@ -20,8 +20,9 @@ from pipeline.checkpoints.storage import LocalStorage
 from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.config.probe import OnlineKnnConfig
 from pipeline.config.schema import TrainStage
+from pipeline.config.training import EngineConfig, OptimizerConfig
 from pipeline.errors import DataError
-from pipeline.models.bundle import Preprocess, load_bundle
+from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.shards.bad_samples import TRAIN, VAL, read_manifest
@@ -221,6 +222,34 @@ def test_the_teacher_is_validated_and_is_the_finished_model(make_job: Make, tmp_
     tokens = 2 * (job.spec.backbone.num_patches + 1)  # two views
     assert speeds
     assert all(row["speed/tokens_per_s"] == pytest.approx(tokens * row["speed/images_per_s"]) for row in speeds)
+
+
+@pytest.mark.parametrize("task", [None, SimDINO(momentum=0.5)], ids=["labels", "moving teacher"])
+def test_what_is_frozen_is_handed_over_as_it_came(make_job: Make, tmp_path: Path, task: SimDINO | None) -> None:
+    """To the last digit, though the engine computes in bf16; also by a run that was resumed."""
+    job = make_job(tmp_path, {}, total_steps=4, checkpoint_steps=2, eval_steps=NEVER)
+    stage = job.stage.model_copy(
+        update={
+            "optimizer": OptimizerConfig(lr=0.01, freeze=1.0),
+            "engine": EngineConfig(precision="bf16"),
+            "ema": None if task else 0.5,
+            "task": task or job.stage.task,
+        }
+    )
+    spec = task.model_spec(job.spec.backbone, 0) if task else job.spec
+    given, classes = MiniViT.from_spec(spec).state_dict(), [] if task else CLASSES
+    save_bundle(tmp_path / "init", given, spec, job.preprocess, classes, {})
+    job = replace(job, stage=stage, spec=spec, classes=classes, init=tmp_path / "init")
+    train_worker(job, context(job))
+    found = []
+    for _ in range(2):
+        found.append(load_bundle(job.folder / "model").state)
+        train_worker(replace(job, resume_from=step_folder(2)), context(job))
+    for name, value in given.items():
+        of_head = name.partition(".")[0] in spec.heads
+        assert of_head or torch.equal(found[0][name], value)
+        assert torch.equal(found[0][name], found[1][name])
+    assert not all(torch.equal(found[0][name], value) for name, value in given.items())
 
 
 def test_neighbours_judge_a_stage_without_validation_data(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.errors import ModelError
 from pipeline.models.heads.base import HeadKind, Reads
@@ -15,13 +15,15 @@ LAYERS, CELLS = "layers", "cells"
 
 
 class PatchKind(HeadKind):
-    """Heads that give every patch its outputs, from the maps of one layer or of several side by side.
+    """Heads that give every patch its outputs, from the maps of one layer or of several.
 
-    The option `layers` numbers them from 0; default: the last one. `options` are the further ones, each a whole number
-    above 0.
+    The option `layers` numbers them from 0; default: `num_layers` evenly spaced ones with the last. `options` are the
+    further ones, each a whole number above 0.
     """
 
     options: Collection[str] = ()
+    num_layers: ClassVar[int] = 1
+    regresses: ClassVar[bool] = True  # whether outputs can be quantities; not where they are normalised over classes
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if spec.outputs < 1:
@@ -34,10 +36,10 @@ class PatchKind(HeadKind):
                 )
             if name != LAYERS and value < 1:
                 raise ModelError(f"head_options: {name} of a {spec.kind} head is {value}; it must be at least 1")
-        check_layers(layers_read(spec, backbone), backbone.depth)
+        check_layers(layers_read(spec, backbone, self.num_layers), backbone.depth)
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads:
-        return Reads(layers=layers_read(spec, backbone))
+        return Reads(layers=layers_read(spec, backbone, self.num_layers))
 
 
 class CellKind(PatchKind):
@@ -49,9 +51,11 @@ class CellKind(PatchKind):
         return "classes.weight", "classes.bias"
 
 
-def layers_read(spec: HeadSpec, backbone: ViTSpec) -> tuple[int, ...]:
-    """Numbers of the layers whose maps the head reads."""
-    return tuple(spec.options.get(LAYERS) or (backbone.depth - 1,))
+def layers_read(spec: HeadSpec, backbone: ViTSpec, count: int = 1) -> tuple[int, ...]:
+    """Numbers of the layers whose maps the head reads; where none are named, `count` evenly spaced ones."""
+    count = min(count, backbone.depth)
+    spaced = [(place + 1) * backbone.depth // count - 1 for place in range(count)]
+    return tuple(spec.options.get(LAYERS) or spaced)
 
 
 def check_layers(layers: tuple[int, ...], depth: int) -> None:

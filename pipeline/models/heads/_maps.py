@@ -23,9 +23,9 @@ class PatchHead(Head):
     LayerNorm, not the BatchNorm of many linear probes: what a rank or a micro-batch is changes no result.
     """
 
-    def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
+    def __init__(self, spec: HeadSpec, backbone: ViTSpec, layers: tuple[int, ...] | None = None) -> None:
         super().__init__()
-        self.layers = layers_read(spec, backbone)
+        self.layers = layers or layers_read(spec, backbone)
         self.norms = nn.ModuleList(nn.LayerNorm(backbone.embed_dim, eps=backbone.eps) for _ in self.layers)
 
     @property
@@ -34,10 +34,13 @@ class PatchHead(Head):
 
     def patches(self, features: Features) -> Tensor:
         """[B, N, L*D]."""
-        maps = [
-            norm(features.layers[n][:, features.num_prefix :]) for n, norm in zip(self.layers, self.norms, strict=True)
-        ]
+        maps = self.each_layer(features)
         return maps[0] if len(maps) == 1 else torch.cat(maps, dim=2)
+
+    def each_layer(self, features: Features) -> list[Tensor]:
+        """[B, N, D] of each."""
+        layers = zip(self.layers, self.norms, strict=True)
+        return [norm(features.layers[n][:, features.num_prefix :]) for n, norm in layers]
 
 
 class CellOutputs(nn.Module):

@@ -12,9 +12,8 @@ from pipeline.config.views import ViewGroup
 from pipeline.errors import ModelError
 from pipeline.metrics.iou import SEGMENTATION
 from pipeline.metrics.schema import Schema
-from pipeline.models.heads import head_kind, head_kinds
-from pipeline.models.heads._layers import PatchKind
 from pipeline.models.spec import HeadSpec, ViTSpec, as_pair, whole_patches
+from pipeline.tasks._map_head import map_head
 from pipeline.tasks.task import BaseTask
 
 if TYPE_CHECKING:
@@ -61,14 +60,16 @@ class Task(BaseTask):
     measured: ClassVar[Schema] = SEGMENTATION
 
     type: Literal["segmentation"] = "segmentation"
-    head: str = Field(default="linear", description="linear, conv (3x3, ReLU, 1x1) or mask_transformer (Segmenter)")
+    head: str = Field(
+        default="linear", description="linear, conv (3x3, ReLU, 1x1), dpt or mask_transformer (Segmenter)"
+    )
     layers: Annotated[list[int], Field(min_length=1)] | None = Field(
         default=None, description="numbers, from 0, of the layers whose maps the head reads; default: the last one"
     )
     head_options: dict[str, Positive] = Field(
         default_factory=dict,
         description="further settings of the head: cells of linear and conv, outputs along each side of a patch, for "
-        "finer borders; hidden of conv, its channels; depth of mask_transformer",
+        "finer borders; hidden of conv and dpt, their channels; depth of mask_transformer",
     )
     label_smoothing: Rate = 0.0
     inference: Inference = Inference()
@@ -76,10 +77,7 @@ class Task(BaseTask):
     @field_validator("head")
     @classmethod
     def gives_maps(cls, name: str) -> str:
-        kinds = [kind for kind in head_kinds() if isinstance(head_kind(kind), PatchKind)]
-        if name not in kinds:
-            raise ValueError(f"a head with outputs for every patch, one of {', '.join(kinds)}")
-        return name
+        return map_head(name)
 
     def view_groups(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
         size = self.inference.size if evaluation else None

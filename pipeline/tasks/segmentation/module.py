@@ -17,8 +17,8 @@ from pipeline.images.class_map import class_colors
 from pipeline.images.drawing import write_lines
 from pipeline.metrics.iou import IoUCounts, full_labels, mean_iou, overlaps, pixel_accuracy
 from pipeline.models.spec import Pair, as_pair
+from pipeline.tasks._full_size import class_map, full_size_logits, likeliest
 from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
-from pipeline.tasks.segmentation.full_size import class_map, full_size_logits, likeliest
 from pipeline.tasks.segmentation.pictures import Overlays, overlay
 from pipeline.tasks.segmentation.windows import windowed_logits
 

@@ -20,13 +20,15 @@ from pipeline.models.spec import HeadSpec, ModelSpec
 from pipeline.models.variants import build_backbone
 
 K = 5
-KINDS = ["linear", "conv", "mask_transformer"]
+KINDS = ["linear", "conv", "dpt", "mask_transformer"]
 HEADS = {
     "linear": HeadSpec("linear", K),
     "linear, two layers": HeadSpec("linear", K, {"layers": [0, 2]}),
     "linear, cells": HeadSpec("linear", K, {"cells": 3}),
     "conv": HeadSpec("conv", K),
     "conv, narrow, three layers": HeadSpec("conv", K, {"layers": [0, 1, 2], "hidden": 12, "cells": 2}),
+    "dpt": HeadSpec("dpt", K, {"hidden": 12}),
+    "dpt, two layers": HeadSpec("dpt", K, {"layers": [0, 2], "hidden": 7}),
     "mask_transformer": HeadSpec("mask_transformer", K),
     "mask_transformer, one layer, two maps": HeadSpec("mask_transformer", K, {"layers": [1, 2], "depth": 1}),
 }
@@ -64,6 +66,8 @@ def test_counts_are_those_of_the_module(head: HeadSpec, options: dict[str, Any])
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
 def test_outputs_stand_on_the_grid_of_patches_at_any_size(head: HeadSpec, randomise: Randomise) -> None:
     model, cells = model_of(head, randomise), head.options.get("cells", 1)
+    if head.kind == "dpt":
+        cells = 2 ** (len(head.options.get("layers", range(3))) - 2)
     assert model(images()).shape == (2, K, 4 * cells, 6 * cells)
     assert model(images(32, 20)).shape == (2, K, 8 * cells, 5 * cells)
     assert model.bfloat16()(images().bfloat16()).isfinite().all()
@@ -126,6 +130,22 @@ def test_conv_sees_the_neighbours_and_no_farther(randomise: Randomise) -> None:
     assert moved.sum() == 9
 
 
+def test_dpt_reads_evenly_spaced_layers_and_sees_far_beyond_a_patch(randomise: Randomise) -> None:
+    spec = spec_of(HEADS["dpt"], depth=12)
+    assert spec.reads.layers == (2, 5, 8, 11)
+    model = model_of(HEADS["dpt"], randomise, depth=4)
+    head = model.heads["seg_head"]
+    features = model.features(images(36, 20))  # 9 x 5 patches: sides that cannot be halved
+    assert head(features).shape == (2, K, 36, 20)
+    for layer in range(4):
+        tokens = features.layers[layer].clone()
+        tokens[:, features.num_prefix + 2 * 5 + 2] += 1 + torch.randn(32, generator=torch.Generator().manual_seed(1))
+        layers = {**features.layers, layer: tokens}
+        moved = (head(features) != head(features._replace(layers=layers))).any(dim=1)[0]
+        assert moved[8:12, 8:12].all()
+        assert moved[:3].any() == (layer > 0), "five convolutions of the finest map reach five cells"
+
+
 def test_a_mask_transformer_answers_with_normalised_cosines(randomise: Randomise) -> None:
     model = model_of(HEADS["mask_transformer"], randomise)
     head: Any = model.heads["seg_head"]
@@ -144,7 +164,8 @@ def test_a_new_head_guesses(kind: str, init: str) -> None:
     torch.manual_seed(0)
     model = MiniViT.from_spec(spec_of(HeadSpec(kind, K)), init=init)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    loss = F.cross_entropy(model(images()), torch.randint(K, (2, 4, 6)))
+    logits = model(images())
+    loss = F.cross_entropy(logits, torch.randint(K, (2, *logits.shape[2:])))
     assert 0.5 < loss / torch.tensor(float(K)).log() < 1.6
 
 
@@ -159,6 +180,8 @@ def test_a_new_head_guesses(kind: str, init: str) -> None:
         (HeadSpec("linear", K, {"hidden": 8}), "a linear head has no option 'hidden'; known are layers, cells"),
         (HeadSpec("conv", K, {"hidden": 0}), "hidden of a conv head is 0; it must be at least 1"),
         (HeadSpec("mask_transformer", K, {"hidden": 8}), "no option 'hidden'; known are layers, depth"),
+        (HeadSpec("dpt", K, {"layers": [2]}), "a dpt head fuses 2 to 4 layers, found 1"),
+        (HeadSpec("dpt", K, {"cells": 2}), "no option 'cells'; known are layers, hidden"),
         (HeadSpec("linear", 0), "a linear head has 0 outputs; it must have at least 1"),
     ],
 )

@@ -12,7 +12,8 @@ from PIL import Image
 from pipeline.config.data import SQUASH, PlainConfig
 from pipeline.images.class_map import class_colors
 from pipeline.images.plain import plain
-from pipeline.tasks.segmentation.pictures import LINE, MOST, Overlays, Shown, at_full_size, drawn, overlay
+from pipeline.tasks._pictures import MOST, Shown, at_full_size
+from pipeline.tasks.segmentation.pictures import LINE, Overlays, drawn, overlay
 
 
 def batch(first: int, count: int, weights: list[float] | None = None) -> SimpleNamespace:

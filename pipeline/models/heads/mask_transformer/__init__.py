@@ -19,6 +19,7 @@ class _MaskTransformer(PatchKind):
     """The option `depth` is its number of layers, which are of the backbone's width and kind; default: 2."""
 
     options = ("depth",)
+    regresses = False
     vectors = ("class_tokens",)
 
     def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from pipeline.config.data import SQUASH, PlainConfig
 from pipeline.images.plain import plain, spans
-from pipeline.tasks.segmentation import full_size
-from pipeline.tasks.segmentation.full_size import axis_weights, class_map, full_size_logits
+from pipeline.tasks import _full_size
+from pipeline.tasks._full_size import axis_weights, class_map, full_size_logits
 
 HOWS = [
     SQUASH,
@@ -62,7 +62,7 @@ def test_a_class_moves_with_its_place_to_a_fraction_of_a_pixel() -> None:
 def test_bands_hold_few_values_and_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     small = logits(5, (4, 4))
     ((first, whole),) = full_size_logits(small, (40, 30), (32, 32), SQUASH)
-    monkeypatch.setattr(full_size, "MOST_VALUES", 5 * 30 * 7)
+    monkeypatch.setattr(_full_size, "MOST_VALUES", 5 * 30 * 7)
     bands = list(full_size_logits(small, (40, 30), (32, 32), SQUASH))
     assert first == 0
     assert [start for start, _ in bands] == [0, 7, 14, 21, 28, 35]

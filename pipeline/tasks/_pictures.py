@@ -1,0 +1,92 @@
+"""Maps that a task predicts, drawn beside the labels for the first images of a data set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from pipeline.config.data import PlainConfig
+from pipeline.images.plain import spans
+from pipeline.metrics.full_maps import full_maps
+from pipeline.metrics.pictures import save_picture
+
+MOST = 9  # images that are shown
+SIDE, GAP = 220, 6  # pixels: longest side of an image, space
+
+
+class Shown(NamedTuple):
+    """One image at its own size."""
+
+    image: np.ndarray  # uint8 [H, W, 3]
+    labels: np.ndarray  # [H, W], as they are packed
+    predicted: np.ndarray  # [H, W]
+
+
+class FirstMaps(ABC):
+    """A `Collector` of the first images; subclasses draw them. `field` is the ragged one of the labels."""
+
+    field: ClassVar[str]
+    name: ClassVar[str]  # which files' names begin with
+    title: ClassVar[str]  # of the pictures by a model `{model}`
+
+    def __init__(self, how: PlainConfig) -> None:
+        self.how = how
+        self.shown: dict[int, Shown] = {}  # by slot
+
+    def add(self, predicted: Sequence[Tensor], batch: Any) -> None:
+        """Keep those of the batch that are among the first and good."""
+        labels = full_maps(batch.targets, self.field)
+        for row, (slot, weight) in enumerate(zip(batch.slots.tolist(), batch.weights.tolist(), strict=True)):
+            if weight and 0 <= slot < MOST:
+                true, guess = labels[row].cpu().numpy(), predicted[row].cpu().numpy()
+                view = batch.views["image"][row].permute(1, 2, 0).cpu().numpy()
+                height, width = true.shape
+                self.shown[slot] = Shown(at_full_size(view, (height, width), self.how), true, guess)
+
+    def state(self) -> dict[int, Shown]:
+        return self.shown
+
+    def merge(self, state: dict[int, Shown]) -> None:
+        self.shown |= state
+
+    def measures(self) -> dict[str, float]:
+        return {}
+
+    def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
+        """A picture of each: the image, what is labelled, what is predicted."""
+        for slot, one in sorted(self.shown.items()):
+            title = self.title.format(model=model)
+            save_picture(folder, f"{self.name}-{model}-{slot:03d}", self.drawn(one, classes), title, f"image {slot}")
+
+    @abstractmethod
+    def drawn(self, one: Shown, classes: Sequence[str]) -> Image.Image:
+        """The picture of one image."""
+
+
+def at_full_size(view: np.ndarray, full: tuple[int, int], how: PlainConfig) -> np.ndarray:
+    """uint8 [H, W, 3] of a view, uint8 [h, w, C]: what it shows, stretched back; what it does not show is black."""
+    down, across = spans(full, view.shape[:2], how)
+    seen = view[down.first : down.first + down.length, across.first : across.first + across.length]
+    (top, bottom), (left, right) = ((round(axis.start), round(axis.stop)) for axis in (down, across))
+    image = np.zeros((*full, 3), np.uint8)
+    stretched = cv2.resize(seen, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+    image[top:bottom, left:right] = stretched.reshape(bottom - top, right - left, -1)
+    return image
+
+
+def beside(parts: Sequence[np.ndarray], below: Image.Image) -> Image.Image:
+    """Pictures of one size, uint8 [H, W, 3], side by side at SIDE pixels, and something below them."""
+    full_height, full_width = parts[0].shape[:2]
+    width, height = (max(round(side * SIDE / max(full_width, full_height)), 1) for side in (full_width, full_height))
+    drawing = Image.new("RGB", (max(below.width, len(parts) * (SIDE + GAP)), height + GAP + below.height), "white")
+    for place, part in enumerate(parts):
+        drawing.paste(Image.fromarray(part).resize((width, height)), (place * (SIDE + GAP), 0))
+    drawing.paste(below, (0, height + GAP))
+    return drawing

@@ -1,0 +1,61 @@
+"""Depth: metres for every pixel, of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.config.section import Positive, Share
+from pipeline.metrics.depth import DEPTH
+from pipeline.metrics.schema import Schema
+from pipeline.models.spec import HeadSpec, ViTSpec
+from pipeline.tasks._map_head import map_head
+from pipeline.tasks.task import BaseTask
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.tasks.depth.module import DepthEstimation
+
+HEAD = "depth_head"
+
+
+class Task(BaseTask):
+    """Scale-invariant log loss over measured pixels; AbsRel on depth at its own size picks between models."""
+
+    targets: ClassVar[tuple[str, ...]] = ("depth",)
+    measured: ClassVar[Schema] = DEPTH
+
+    type: Literal["depth"] = "depth"
+    head: str = Field(default="dpt", description="dpt (fuses the maps of four layers), linear or conv (3x3, ReLU, 1x1)")
+    layers: Annotated[list[int], Field(min_length=1)] | None = Field(
+        default=None,
+        description="numbers, from 0, of the layers whose maps the head reads; default: four of dpt, else the last one",
+    )
+    head_options: dict[str, Positive] = Field(
+        default_factory=dict,
+        description="further settings of the head: hidden of dpt and conv, their channels; cells of linear and conv, "
+        "outputs along each side of a patch",
+    )
+    scale_invariance: Share = Field(
+        default=0.5,
+        description="of the loss, how little it counts that a whole image is too near or too far: 0 as much as "
+        "anything else, 1 not at all",
+    )
+
+    @field_validator("head")
+    @classmethod
+    def gives_quantities(cls, name: str) -> str:
+        return map_head(name, regresses=True)
+
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+        layers = {} if self.layers is None else {"layers": self.layers}
+        options: dict[str, Any] = {**layers, **self.head_options}
+        return {HEAD: HeadSpec(self.head, 1, options)}
+
+    def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> DepthEstimation:
+        from pipeline.tasks.depth.module import DepthEstimation
+
+        return DepthEstimation(model, self, preprocess)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.metrics.depth import DEPTH, depth_errors, depth_measures
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 4))
+def test_measures_are_those_of_a_plain_formula_however_pixels_are_cut(seed: int, parts: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(0.5, 8, (7, 9)) * (rng.random((7, 9)) < 0.7)
+    metres = rng.uniform(0.5, 8, (7, 9))
+    sums = sum(
+        depth_errors(torch.from_numpy(d), torch.from_numpy(t))
+        for d, t in zip(np.array_split(metres, parts), np.array_split(truth, parts), strict=True)
+    )
+    found = depth_measures(sums.tolist())
+    d, t = metres[truth > 0], truth[truth > 0]
+    assert found["abs_rel"] == pytest.approx((np.abs(d - t) / t).mean(), abs=1e-6)
+    assert found["rmse"] == pytest.approx(np.sqrt(((d - t) ** 2).mean()), abs=1e-6)
+    assert found["delta1"] == pytest.approx((np.maximum(d / t, t / d) < 1.25).mean(), abs=1e-6)
+
+
+def test_nothing_measured_is_no_error() -> None:
+    assert depth_measures(depth_errors(torch.rand(2, 2), torch.zeros(2, 2)).tolist()) == {
+        "abs_rel": 0.0,
+        "rmse": 0.0,
+        "delta1": 0.0,
+    }
+
+
+def test_the_least_relative_error_selects() -> None:
+    assert (DEPTH.selects, DEPTH.better("val/abs_rel"), DEPTH.better("val/delta1")) == ("abs_rel", "lower", "higher")
