@@ -49,15 +49,14 @@ def decode_depth(data: Data) -> np.ndarray:
 
 
 def depth_colors(metres: np.ndarray, limits: tuple[float, float] | None = None) -> Pixels:
-    """RGB of depth [height, width], bright where it is near and black where nothing was measured.
+    """RGB of depth [height, width], red where it is near, blue where it is far, black where nothing was measured.
 
     `limits` are the nearest and the farthest depth that colours tell apart; default: `depth_limits`.
     """
     near, far = (1 / side for side in limits or depth_limits(metres))
     measured = metres > UNMEASURED
-    nearness = (1 / np.where(measured, metres, 1) - far) / max(
-        near - far, 1e-9
-    )  # as disparity shows more of what is near
+    # As disparity, which tells more of what is near apart.
+    nearness = (1 / np.where(measured, metres, 1) - far) / max(near - far, 1e-9)
     colors = cv2.applyColorMap((255 * nearness.clip(0, 1)).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
     return np.where(measured[..., None], colors, 0).astype(np.uint8)
 

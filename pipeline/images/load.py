@@ -1,4 +1,4 @@
-"""A box of an image at a size: what decoding and resizing have to do together, so that neither does too much."""
+"""A box or frame of an image at a size: what decoding and resizing must do together, so that neither does too much."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from pipeline.config.data import Color
 from pipeline.images.decode import Data, Header, Pixels, decode, decode_jpeg
-from pipeline.images.geometry import Box, Geometry, Size, Trail, Turn, cropped, turned
+from pipeline.images.frame import seen_box
+from pipeline.images.geometry import Box, Geometry, Size, Trail, Turn, compose, cropped, inverted, shifted, turned
 
 SHRINKS = (8, 4, 2)
 SMALL_IMAGE = 64 * 64 * 3  # values, below which a call into torch costs more than it saves
@@ -70,6 +71,35 @@ def load_box(
     if trail is not None:
         trail.add(cropped(image.shape[:2], Box(top, left, bottom - top, right - left), size))
     return resize(image[top:bottom, left:right], size)
+
+
+def load_frame(
+    data: Data,
+    header: Header,
+    frame: Geometry,
+    channels: int,
+    background: Color,
+    trail: Trail | None = None,
+) -> Pixels:
+    """What a frame shows of the image in a file, uint8 [height, width, channels]; black beyond the image.
+
+    No more is decoded than it shows, and pixels that become fewer are averaged first. Raises BadImage.
+    """
+    box = seen_box(frame)
+    if box is None:
+        if trail is not None:
+            trail.add(frame)
+        return np.zeros((*frame.size, channels), np.uint8)
+    scale = min(math.sqrt(abs(np.linalg.det(frame.matrix[:, :2]))), 1.0)
+    part_size = max(round(box.height * scale), 1), max(round(box.width * scale), 1)
+    own = Trail()
+    part = load_box(data, header, box, part_size, channels, background, exact=False, trail=own)
+    left = Geometry(part_size, frame.size, compose(inverted(own.geometry.matrix), frame.matrix))
+    if trail is not None:
+        trail.add(own.geometry)
+        trail.add(left)
+    out = cv2.warpAffine(part, shifted(left.matrix, 0.5), frame.size[::-1], flags=cv2.INTER_LINEAR)
+    return out.reshape(*frame.size, channels)
 
 
 def of_stored(box: Box, header: Header, turn: Turn, size: Size) -> Geometry:

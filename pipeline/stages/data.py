@@ -8,12 +8,13 @@ from typing import NamedTuple
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.fields import allowed
 from pipeline.config.task import TaskConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.stages.context import class_names
 from pipeline.stages.usable import members_of
 from pipeline.stream.source import Source
 from pipeline.targets import target_kind
 from pipeline.targets.base import ClassMap, Target
+from pipeline.tasks.task import task_of
 from pipeline.train.job import Dataset
 
 Names = Mapping[str, Sequence[str]]  # of classes, by data set
@@ -74,6 +75,10 @@ def stage_data(
         meanings = {name: meant(name, datasets[name].config, kind, own[name]) for name in own}
         labels[kind] = stage_labels(own, meanings, data, where, target_kind(kind).least_classes)
     classes = next((labelling.classes for labelling in labels.values()), [])
+    try:
+        task_of(task).check_classes(classes)
+    except ModelError as error:
+        raise ConfigError(f"{where}.task.{error}") from None
 
     def targets(name: str, *, val: bool = False) -> dict[str, Target]:
         maps = {kind: found.val if val else found.train[name] for kind, found in labels.items()}

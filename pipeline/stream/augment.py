@@ -7,16 +7,19 @@ reads it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 
 from pipeline.config.data import AugmentConfig, Color
 from pipeline.images.decode import Data, Header, Pixels, read_header
-from pipeline.images.geometry import Box, Size, Trail, flipped, placed
-from pipeline.images.load import load_box
+from pipeline.images.geometry import Box, Geometry, Size, Trail, flipped, placed
+from pipeline.images.load import load_box, load_frame
 from pipeline.stream.rand_augment import brightness, contrast, rand_augment, saturation
 from pipeline.stream.three_augment import three_augment
+
+Frame = Callable[[Size, Size, np.random.Generator], Geometry]  # of an image's size and a view's
 
 CROP_ATTEMPTS = 10
 REFLECTED = 4  # pixels beyond each edge that a simple crop may show
@@ -31,19 +34,23 @@ def load_augmented(
     config: AugmentConfig,
     rng: np.random.Generator,
     trail: Trail | None = None,
+    frame: Frame | None = None,
 ) -> Pixels:
     """The image, cropped, resized to `size` and augmented, uint8 [height, width, channels]; raises BadImage.
 
-    What random erasing covers stays labelled.
+    What random erasing covers stays labelled. With `frame` it is shown as that says, whatever `config.crop` is.
     """
     header = read_header(data)
-    if config.crop == "simple":
+    if frame is not None:
+        seen = frame((header.height, header.width), size, rng)
+        image = load_frame(data, header, seen, channels, background, trail)
+    elif config.crop == "simple":
         image = simple_crop(data, header, size, channels, background, rng, trail)
     else:
         full = header.height, header.width
         box = random_box(full, config, rng) if config.crop == "random_resized" else Box(0, 0, *full)
         image = load_box(data, header, box, size, channels, background, exact=False, trail=trail)
-    if config.crop == "padded":
+    if frame is None and config.crop == "padded":
         image = shift(image, config.padding, rng, trail)
     if config.flip and rng.random() < 0.5:
         if trail is not None:

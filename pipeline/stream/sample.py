@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipeline.config.data import PlainConfig
 from pipeline.config.views import ViewGroup
 from pipeline.errors import DataError
-from pipeline.images.decode import BadImage, Data, Pixels
+from pipeline.images.decode import BadImage, Data, Pixels, read_header
 from pipeline.images.geometry import Geometry, Size, Trail
+from pipeline.images.load import load_frame
 from pipeline.images.plain import load_plain
 from pipeline.shards.members import Unusable
-from pipeline.stream.augment import load_augmented
+from pipeline.stream.augment import Frame, load_augmented
 from pipeline.stream.draws import AUGMENT, MIX, PICK, SlotDraws
 from pipeline.stream.mix import mix
 from pipeline.stream.mixture import Mixture, Spot
 from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.read import BadSample, Samples, WindowReader
 from pipeline.stream.source import Source
-from pipeline.targets.base import BadLabel
+from pipeline.targets.base import BadLabel, Target
 
 NEIGHBOURS = 16  # how many are tried for a stand-in
 PADDING_SLOT = -1
@@ -51,18 +55,23 @@ class Members:
         self._keys = source.keys
         self._targets = [source.targets[kind] for kind in kinds]
         self._moves = any(target.moves for target in self._targets)
+        self._picks = any(target.picks for target in self._targets)
+        self._framing = next((place for place, target in enumerate(self._targets) if target.frames), None)
 
     def load(
         self,
         samples: Samples,
         number: int,
-        load_views: Callable[[Data, Trail | None], tuple[Pixels, ...]],
+        load_views: Callable[[Data, Trail | None, Frame | None], tuple[Pixels, ...]],
         *,
-        move: bool,
+        pick: Callable[[], np.random.Generator] | None = None,
+        cut: Callable[[Target, Any, Data], Any] | None = None,
     ) -> Loaded:
         """Views, targets and `shard/key` of a sample.
 
-        `load_views` tells the trail, if there is one, what the first view shows; `move`: targets are brought there.
+        `load_views` tells the trail, if there is one, what the first view shows, which is what a target frames, if one
+        does. In training targets are brought there, and of several labels one is drawn by the generator that `pick`
+        gives; in evaluation, where there is none, `cut` has a target that frames look at the image for itself.
 
         Raises:
             BadSample: torn, without image or label, or one of them is damaged; has its `key`.
@@ -72,25 +81,39 @@ class Members:
         key = f"#{index}"  # until the tar says
         try:
             key, members = samples.members(number)
-            trail = Trail() if self._moves else None
-            views = load_views(self._keys.image_of(members), trail)
-            values = self._values(members, trail.geometry if trail else None, move=move)
+            data, trail = self._keys.image_of(members), Trail() if self._moves else None
+            if self._framing is None:
+                views = load_views(data, trail, None)
+                values = self._values(members, trail.geometry.source if trail else None, pick)
+            else:
+                header = read_header(data)
+                values = self._values(members, (header.height, header.width), pick)
+                target, value = self._targets[self._framing], values[self._framing]
+                views = load_views(data, trail, partial(target.frame, value) if pick else None)
+                if cut:
+                    values[self._framing] = cut(target, value, data)
+            if pick and trail:
+                values = self._moved(values, trail.geometry)
         except (BadImage, BadLabel, BadSample, Unusable) as error:
             bad = BadSample(str(error))
             bad.key = key
             raise bad from None
         except DataError as error:
             raise DataError(f"{shard}/{key} {error}") from None
-        return Loaded(views, values, f"{shard}/{key}")
+        return Loaded(views, tuple(values), f"{shard}/{key}")
 
-    def _values(self, members: dict[str, memoryview], geometry: Geometry | None, *, move: bool) -> tuple[Any, ...]:
-        if geometry is None:
-            return tuple([target.decode(members, None) for target in self._targets])  # twice as fast as a generator
-        values = [target.decode(members, geometry.source) for target in self._targets]
-        if move:
+    def _values(
+        self, members: dict[str, memoryview], image: Size | None, pick: Callable[[], np.random.Generator] | None
+    ) -> list[Any]:
+        values = [target.decode(members, image) for target in self._targets]
+        if pick and self._picks:
             pairs = zip(self._targets, values, strict=True)
-            values = [target.transform(value, geometry) if target.moves else value for target, value in pairs]
-        return tuple(values)
+            values = [target.pick(value, pick()) if target.picks else value for target, value in pairs]
+        return values
+
+    def _moved(self, values: list[Any], geometry: Geometry) -> list[Any]:
+        pairs = zip(self._targets, values, strict=True)
+        return [target.transform(value, geometry) if target.moves else value for target, value in pairs]
 
 
 class TrainSamples:
@@ -121,7 +144,6 @@ class TrainSamples:
         self._ways = [[(view.size, view.augment(source.augment)) for view in views] for source in sources]
         self._augment_draws, self._mix_draws = SlotDraws(mixture.seed, AUGMENT), SlotDraws(mixture.seed, MIX)
         self._pick_draws = SlotDraws(mixture.seed, PICK)
-        self._picks = [any(target.picks for target in found) for found in self._targets]
         self._mixes = [source.augment.mixes for source in sources]
         assert len(views) == 1 or not any(self._mixes), "several views of a sample cannot be mixed"
         self._keep = 2 * num_lanes * len(sources)  # a pair per lane
@@ -157,21 +179,14 @@ class TrainSamples:
         ways, channels = self._ways[source], self._channels
         background, draws = self._sources[source].config.background, self._augment_draws
 
-        def load_views(data: Data, trail: Trail | None) -> tuple[Pixels, ...]:
-            return tuple(
-                [
-                    load_augmented(
-                        data, own or size, channels, background, augment, draws.at(slot, view), None if view else trail
-                    )
-                    for view, (own, augment) in enumerate(ways)
-                ]
-            )
+        def load_views(data: Data, trail: Trail | None, frame: Frame | None) -> tuple[Pixels, ...]:
+            found = []
+            for view, (own, augment) in enumerate(ways):
+                rng, shown = draws.at(slot, view), None if view else trail
+                found.append(load_augmented(data, own or size, channels, background, augment, rng, shown, frame))
+            return tuple(found)
 
-        one = self._members[source].load(window, index, load_views, move=True)
-        if self._picks[source]:
-            pairs, draw = zip(self._targets[source], one.values, strict=True), self._pick_draws.at
-            picked = (target.pick(value, draw(slot)) if target.picks else value for target, value in pairs)
-            one = one._replace(values=tuple(picked))
+        one = self._members[source].load(window, index, load_views, pick=partial(self._pick_draws.at, slot))
         if self._mixes[source]:
             self._recent[slot, size] = one
             if len(self._recent) > self._keep:
@@ -210,7 +225,7 @@ class PlainSamples:
     def make(self, samples: Samples, number: int) -> Sample:
         """One of the samples; black and of weight 0 where it is bad. Raises DataError."""
         try:
-            one = self._members.load(samples, number, self._load, move=False)
+            one = self._members.load(samples, number, self._load, cut=self._cut)
         except BadSample as bad:
             shard, index = samples.where(number)
             self._quarantine.bad(shard, index, bad.key, str(bad), self._name)
@@ -218,5 +233,10 @@ class PlainSamples:
         self._quarantine.good(self._name)
         return Sample(one.key, one.views, one.values)
 
-    def _load(self, data: Data, trail: Trail | None) -> tuple[Pixels]:
+    def _load(self, data: Data, trail: Trail | None, frame: Frame | None) -> tuple[Pixels]:
         return (load_plain(data, self._size, self._channels, self._background, self._plain, trail),)
+
+    def _cut(self, target: Target, value: Any, data: Data) -> Any:
+        header = read_header(data)
+        load = partial(load_frame, data, header, channels=self._channels, background=self._background)
+        return target.cut(value, (header.height, header.width), self._size, load)

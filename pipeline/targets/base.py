@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -77,6 +77,7 @@ class Target(ABC):
     mixes: ClassVar[bool] = False  # whether mixup and CutMix can be asked for
     moves: ClassVar[bool] = False  # whether it lies in the picture, and moves with it
     picks: ClassVar[bool] = False  # whether a sample may have several labels, of which training draws one
+    frames: ClassVar[bool] = False  # whether it says which part of its image is seen; it `moves`, too
 
     classed: ClassVar[bool] = True  # whether it has classes
     least_classes: ClassVar[int] = 2  # that there is something to learn from
@@ -116,6 +117,20 @@ class Target(ABC):
     def pick(self, value: Any, rng: np.random.Generator) -> Any:
         """The one label that training sees this time; only asked where it `picks`."""
         return value
+
+    def frame(self, value: Any, image: Size, size: Size, rng: np.random.Generator) -> Geometry:
+        """What training shows of an image, at `size`, instead of a crop; only asked where it `frames`.
+
+        Flips, colours and warps follow, from the same generator.
+        """
+        raise NotImplementedError(f"{self.kind} frames nothing")
+
+    def cut(self, value: Any, image: Size, size: Size, load: Callable[[Geometry], Pixels]) -> Any:
+        """The label with what evaluation is to see beside the whole image; only asked where it `frames`.
+
+        `load` gives what a frame at `size` shows, uint8 [height, width, channels].
+        """
+        raise NotImplementedError(f"{self.kind} frames nothing")
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> Self:
         """The target as a model with that tokenizer reads it."""

@@ -93,8 +93,7 @@ class PretrainedMiniViT(MiniViT):
     @property
     def view_size(self) -> Pair:
         """Height and width in pixels at which the task looks at images."""
-        group = next(iter(self.task.view_groups(evaluation=True).values()))
-        return group.size or self.preprocess.image_size
+        return self.task.predict_size(self.preprocess.image_size)
 
     def batch_of(self, views: Sequence[Pixels]) -> Tensor:
         """Normalised [B, C, H, W] of images at the size that the task looks at, uint8 [H, W, C]."""

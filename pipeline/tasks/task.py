@@ -49,6 +49,13 @@ class BaseTask(TaskConfig):
         """What training sees of a sample in a step of that size: (number of views, their height and width) by group."""
         return [(group.count, group.size or image_size) for group in self.view_groups().values()]
 
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Raise ModelError, as `setting: sentence`, for settings that do not fit the names of a stage's classes."""
+
+    def predict_size(self, image_size: Pair) -> Pair:
+        """Height and width at which predictions see images, of a model of `image_size`."""
+        return next(iter(self.view_groups(evaluation=True).values())).size or image_size
+
     def check_teacher(
         self, student: ModelSpec, classes: Sequence[str] | None, teacher: ModelSpec, names: Sequence[str] | None
     ) -> None:

@@ -155,3 +155,15 @@ def test_a_stream_has_one_data_set_or_a_mixture_of_coarse_weights() -> None:
         DataConfig(train="a", mixture={"b": {}})
     with pytest.raises(ValueError, match="come out even after 1001 samples"):
         DataConfig(mixture={"a": {"weight": 1000}, "b": {"weight": 1}})
+
+
+def test_settings_that_name_classes_are_checked_against_those_of_the_data() -> None:
+    summary = {"missing": 0, "bad": 0, "unusable": 0, "instances": 5, "left_out": 0, "keypoints": 3}
+    record = ShardRecord("a.tar", 10, 1000, "0" * 64, targets={"keypoints": summary})
+    index = make_index("data", [record], members={"keypoints": ("json",)}, classes={"keypoints": ["a", "b", "c"]})
+    datasets = {"people": Dataset(DatasetConfig(shards="data"), index)}
+    data = DataConfig(train="people")
+    (source,), _, classes = stage_data(datasets, data, task_class("keypoints")(flip_pairs=[("a", "c")]), "stages.s")
+    assert (classes, source.targets["keypoints"].num_keypoints) == (["a", "b", "c"], 3)
+    with pytest.raises(ConfigError, match=r"^stages\.s\.task\.flip_pairs: 'd' is no keypoint; allowed: a, b, c"):
+        stage_data(datasets, data, task_class("keypoints")(flip_pairs=[("a", "d")]), "stages.s")

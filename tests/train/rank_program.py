@@ -91,6 +91,7 @@ def global_batch(step: int, groups: Mapping[str, ViewGroup] = IMAGE) -> Batch:
             "mask_full.offsets": SIDE**2 * torch.arange(size + 1),
             "mask_full_size": torch.full((size, 2), SIDE, dtype=torch.int32),
             **depth_maps(size, generator),
+            **keypoints(size, generator),
             **captions(size, generator),
         },
         weights=weights,
@@ -134,6 +135,33 @@ def depth_maps(size: int, generator: torch.Generator) -> dict[str, Tensor]:
     depth = metres.where(~hidden, 0)
     offsets, sizes = SIDE**2 * torch.arange(size + 1), torch.full((size, 2), SIDE, dtype=torch.int32)
     return {"depth": depth, "depth_full": depth.flatten(), f"depth_full{OFFSETS}": offsets, "depth_full_size": sizes}
+
+
+def keypoints(size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Of an instance of each, as training sees it, and of 0 to 2 instances in evaluation; some are not labelled."""
+    counts = torch.arange(size) % 3
+    offsets, total = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(dim=0)]), int(counts.sum())
+
+    def labelled(count: int) -> Tensor:
+        flags = torch.randint(3, (count, CLASSES, 1), generator=generator)
+        return torch.cat([SIDE * torch.rand(count, CLASSES, 2, generator=generator), flags], dim=2)
+
+    corners = SIDE / 2 * torch.rand(total, 2, generator=generator, dtype=torch.float64)
+    ragged = {
+        "instance_keypoints": labelled(total).double(),
+        "instance_boxes": torch.cat([corners, corners + SIDE / 2], dim=1),
+        "instance_areas": torch.full((total,), SIDE**2 / 4, dtype=torch.float64),
+    }
+    pixels = torch.randint(0, 256, (total * SIDE**2,), dtype=torch.uint8, generator=generator)
+    return {
+        "keypoints": labelled(size),
+        "mirrored": torch.arange(size) % 2 == 1,
+        **ragged,
+        **{name + OFFSETS: offsets for name in ragged},
+        "instance_views": pixels,
+        f"instance_views{OFFSETS}": SIDE**2 * offsets,
+        "keypoints_size": torch.full((size, 2), SIDE, dtype=torch.int32),
+    }
 
 
 def full_class_maps(size: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -424,7 +452,7 @@ def resume(
 def replayed(task: Settings, source: str) -> dict[str, Any]:
     """What a replay of the step after a checkpoint computes with."""
     settings = task_class(task["type"])(**task)
-    stage = SimpleNamespace(task=settings, engine=SimpleNamespace(precision="fp32"))
+    stage = SimpleNamespace(task=settings, engine=SimpleNamespace(precision="fp32"), optimizer=OptimizerConfig())
     job = SimpleNamespace(
         stage=stage, spec=task_module(task).model.spec, checkpoints=source, resume_from=step_folder(2), classes=[]
     )

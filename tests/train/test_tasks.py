@@ -23,6 +23,7 @@ TASKS: dict[str, dict[str, Any]] = {  # name -> settings; a line for each task
     "classification": {"label_smoothing": 0.1},
     "segmentation": {"head": "conv", "label_smoothing": 0.1},
     "depth": {"head_options": {"hidden": 8}},
+    "keypoints": {"flip_pairs": [["0", "2"]], "flip_test": True},
     "mae": {},
     "simmim": {},
     "lejepa": {"views": VIEWS, "slices": 16},

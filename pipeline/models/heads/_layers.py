@@ -12,16 +12,19 @@ if TYPE_CHECKING:
     from pipeline.models.spec import HeadSpec, ViTSpec
 
 LAYERS, CELLS = "layers", "cells"
+QUANTITIES = "quantities"  # option of a head whose outputs are no classes, but quantities such as depth
 
 
 class PatchKind(HeadKind):
     """Heads that give every patch its outputs, from the maps of one layer or of several.
 
     The option `layers` numbers them from 0; default: `num_layers` evenly spaced ones with the last. `options` are the
-    further ones, each a whole number above 0.
+    further ones, each a whole number above 0. Rows of `row_tensors` are the outputs, which are classes unless the
+    option `quantities` says otherwise.
     """
 
     options: Collection[str] = ()
+    row_tensors: ClassVar[tuple[str, ...]] = ("classes.weight", "classes.bias")
     num_layers: ClassVar[int] = 1
     regresses: ClassVar[bool] = True  # whether outputs can be quantities; not where they are normalised over classes
 
@@ -29,26 +32,28 @@ class PatchKind(HeadKind):
         if spec.outputs < 1:
             raise ModelError(f"heads: a {spec.kind} head has {spec.outputs} outputs; it must have at least 1")
         known = (LAYERS, *self.options)
+        if spec.options.get(QUANTITIES) and not self.regresses:
+            raise ModelError(f"heads: a {spec.kind} head compares classes and gives no quantities; take another one")
         for name, value in spec.options.items():
-            if name not in known:
+            if name not in (*known, QUANTITIES):
                 raise ModelError(
                     f"head_options: a {spec.kind} head has no option {name!r}; known are {', '.join(known)}"
                 )
-            if name != LAYERS and value < 1:
+            if name not in (LAYERS, QUANTITIES) and value < 1:
                 raise ModelError(f"head_options: {name} of a {spec.kind} head is {value}; it must be at least 1")
         check_layers(layers_read(spec, backbone, self.num_layers), backbone.depth)
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads:
         return Reads(layers=layers_read(spec, backbone, self.num_layers))
 
+    def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:
+        return () if spec.options.get(QUANTITIES) else self.row_tensors
+
 
 class CellKind(PatchKind):
     """Such heads whose last module, `classes`, is linear and gives each patch the outputs of one or several cells."""
 
     vectors = ("classes.bias",)
-
-    def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:
-        return "classes.weight", "classes.bias"
 
 
 def layers_read(spec: HeadSpec, backbone: ViTSpec, count: int = 1) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ from pipeline.shards.write import TarWriter, shard_name
 SPLITS = ("train", "val", "test")  # their order is part of every scene's seed
 BACKGROUND = "background"
 GROUPS = ("top", "trousers", "top", "dress", "top", "footwear", "top", "footwear", "bag", "footwear")  # of CLASSES
+KEYPOINTS = "top", "bottom", "left", "right", "centre"  # of an item, in the order of its annotations
 LEAST_SIDE = 64  # the farthest items of a smaller picture are a few pixels wide
 
 
@@ -112,8 +113,9 @@ def make(
         print(f"{out}: all {len(jobs):,} shards are there; nothing to draw", file=sys.stderr)
     write_names(out / "classes.txt", [BACKGROUND, *CLASSES])
     write_names(out / "groups.txt", [BACKGROUND, *GROUPS])
-    named = {kind: [BACKGROUND, *CLASSES] for kind in ("mask", "boxes")}
-    return build_index(str(out), classes=named, targets={"boxes": ("json",)}, workers=workers)
+    named = {**{kind: [BACKGROUND, *CLASSES] for kind in ("mask", "boxes")}, "keypoints": list(KEYPOINTS)}
+    told = {"boxes": ("json",), "keypoints": ("json",)}
+    return build_index(str(out), classes=named, targets=told, workers=workers)
 
 
 def write_names(path: Path, names: list[str]) -> None:

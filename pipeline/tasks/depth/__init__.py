@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from pipeline.config.section import Positive, Share
 from pipeline.metrics.depth import DEPTH
 from pipeline.metrics.schema import Schema
+from pipeline.models.heads._layers import QUANTITIES
 from pipeline.models.spec import HeadSpec, ViTSpec
 from pipeline.tasks._map_head import map_head
 from pipeline.tasks.task import BaseTask
@@ -52,7 +53,7 @@ class Task(BaseTask):
 
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
         layers = {} if self.layers is None else {"layers": self.layers}
-        options: dict[str, Any] = {**layers, **self.head_options}
+        options: dict[str, Any] = {**layers, **self.head_options, QUANTITIES: True}
         return {HEAD: HeadSpec(self.head, 1, options)}
 
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> DepthEstimation:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.images.depth_map import depth_colors, millimetres
@@ -43,6 +43,8 @@ class DepthEstimation(TaskModule):
     """
 
     sum_names = ("loss", "images", "pixels", "relative", "squared", "within")
+    any_size = True
+    output_names = ("metres",)
 
     def __init__(self, model: MiniViT, task: Task, preprocess: Preprocess) -> None:
         super().__init__(model, preprocess)
@@ -90,6 +92,9 @@ class DepthEstimation(TaskModule):
             sums[2:] += depth_errors(maps[-1], truth)
         return Evaluated(sums, maps)
 
+    def exported(self) -> nn.Module:
+        return Metres(self.model)
+
     def means(self, sums: Tensor) -> dict[str, float]:
         loss, images, *errors = sums.tolist()
         return {"loss": loss / max(images, 1.0), **depth_measures(errors)}
@@ -124,6 +129,17 @@ class DepthEstimation(TaskModule):
         )
 
 
+class Metres(nn.Module):
+    """Of images [B, C, H, W] the depth of each pixel, fp32 [B, H, W]."""
+
+    def __init__(self, model: MiniViT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.interpolate(self.model(images).float(), images.shape[2:], mode="bilinear")[:, 0].exp()
+
+
 def measured_images(truth: Tensor) -> Tensor:
     """Bool [B]: which of depth maps [B, H, W] have a measured pixel."""
     return truth.flatten(1).any(dim=1)
@@ -136,6 +152,5 @@ def log_moments(logs: Tensor, truth: Tensor) -> Tensor:
     """
     measured = truth > 0
     errors = (logs - truth.to(logs.dtype).where(measured, 1).log()) * measured
-    return torch.stack(
-        [part.flatten(1).sum(dim=1) for part in (measured.to(logs.dtype), errors, errors.square())], dim=1
-    )
+    parts = measured.to(logs.dtype), errors, errors.square()
+    return torch.stack([part.flatten(1).sum(dim=1) for part in parts], dim=1)

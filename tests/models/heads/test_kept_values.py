@@ -23,6 +23,7 @@ HEADS = {
     "conv": HeadSpec("conv", 5),
     "conv, three layers": HeadSpec("conv", 5, {"layers": [0, 1, 2], "hidden": 64}),
     "dpt": HeadSpec("dpt", 5, {"hidden": 32}),
+    "heat_maps": HeadSpec("heat_maps", 5),
     "mask_transformer": HeadSpec("mask_transformer", 5),
     "mae_decoder": mae_decoder(BACKBONE),
     "feature_projection": HeadSpec("feature_projection", 96),

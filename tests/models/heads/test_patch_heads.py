@@ -20,7 +20,7 @@ from pipeline.models.spec import HeadSpec, ModelSpec
 from pipeline.models.variants import build_backbone
 
 K = 5
-KINDS = ["linear", "conv", "dpt", "mask_transformer"]
+KINDS = ["linear", "conv", "dpt", "heat_maps", "mask_transformer"]
 HEADS = {
     "linear": HeadSpec("linear", K),
     "linear, two layers": HeadSpec("linear", K, {"layers": [0, 2]}),
@@ -29,6 +29,8 @@ HEADS = {
     "conv, narrow, three layers": HeadSpec("conv", K, {"layers": [0, 1, 2], "hidden": 12, "cells": 2}),
     "dpt": HeadSpec("dpt", K, {"hidden": 12}),
     "dpt, two layers": HeadSpec("dpt", K, {"layers": [0, 2], "hidden": 7}),
+    "heat_maps": HeadSpec("heat_maps", K),
+    "heat_maps, two layers": HeadSpec("heat_maps", K, {"layers": [0, 2]}),
     "mask_transformer": HeadSpec("mask_transformer", K),
     "mask_transformer, one layer, two maps": HeadSpec("mask_transformer", K, {"layers": [1, 2], "depth": 1}),
 }
@@ -68,6 +70,8 @@ def test_outputs_stand_on_the_grid_of_patches_at_any_size(head: HeadSpec, random
     model, cells = model_of(head, randomise), head.options.get("cells", 1)
     if head.kind == "dpt":
         cells = 2 ** (len(head.options.get("layers", range(3))) - 2)
+    if head.kind == "heat_maps":
+        cells = 4
     assert model(images()).shape == (2, K, 4 * cells, 6 * cells)
     assert model(images(32, 20)).shape == (2, K, 8 * cells, 5 * cells)
     assert model.bfloat16()(images().bfloat16()).isfinite().all()
@@ -182,6 +186,7 @@ def test_a_new_head_guesses(kind: str, init: str) -> None:
         (HeadSpec("mask_transformer", K, {"hidden": 8}), "no option 'hidden'; known are layers, depth"),
         (HeadSpec("dpt", K, {"layers": [2]}), "a dpt head fuses 2 to 4 layers, found 1"),
         (HeadSpec("dpt", K, {"cells": 2}), "no option 'cells'; known are layers, hidden"),
+        (HeadSpec("mask_transformer", K, {"quantities": True}), "compares classes and gives no quantities"),
         (HeadSpec("linear", 0), "a linear head has 0 outputs; it must have at least 1"),
     ],
 )

@@ -202,8 +202,11 @@ def test_pictures_show_truth_and_prediction_in_the_same_colours(tmp_path: Path) 
 
 
 def test_settings_become_the_head() -> None:
-    assert Task().heads(BACKBONE, 0) == {HEAD: HeadSpec("dpt", 1)}
+    assert Task().heads(BACKBONE, 0) == {HEAD: HeadSpec("dpt", 1, {"quantities": True})}
     task = Task(head="linear", layers=[1], head_options={"cells": 2})
-    assert task.heads(BACKBONE, 0) == {HEAD: HeadSpec("linear", 1, {"layers": [1], "cells": 2})}
-    with pytest.raises(ValidationError, match="one of conv, dpt, linear"):
+    assert task.heads(BACKBONE, 0) == {HEAD: HeadSpec("linear", 1, {"layers": [1], "cells": 2, "quantities": True})}
+    spec = task.model_spec(BACKBONE, 0)
+    assert spec.num_classes == 0, "so that a bundle names no classes"
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    with pytest.raises(ValidationError, match="one of conv, dpt, heat_maps, linear"):
         Task(head="mask_transformer")

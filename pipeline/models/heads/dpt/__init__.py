@@ -31,9 +31,6 @@ class _DPT(PatchKind):
         if not 2 <= count <= self.num_layers:
             raise ModelError(f"layers: a dpt head fuses 2 to {self.num_layers} layers, found {count}; name so many")
 
-    def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:
-        return "classes.weight", "classes.bias"
-
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
         count, dim, c = len(dpt_layers(spec, backbone)), backbone.embed_dim, hidden_dim(spec)
         convolution = (KERNEL * c + 1) * c

@@ -44,6 +44,7 @@ class DPT(PatchHead):
     def initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                assert module.bias is not None
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
         for module in self.modules():

@@ -20,10 +20,8 @@ class _MaskTransformer(PatchKind):
 
     options = ("depth",)
     regresses = False
+    row_tensors = "class_tokens", "mask_norm.weight", "mask_norm.bias"
     vectors = ("class_tokens",)
-
-    def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:
-        return "class_tokens", "mask_norm.weight", "mask_norm.bias"
 
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
         dim, decoder = backbone.embed_dim, decoder_spec(spec, backbone)

@@ -1,0 +1,29 @@
+"""Keypoints in pictures."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from pipeline.images.class_map import class_colors
+from pipeline.images.decode import Pixels
+
+VISIBLE = 2  # COCO's v
+PARTS = 16  # of a pixel, in which OpenCV draws
+SHARE = 60  # of a picture's longer side, the radius of a point
+
+
+def draw_keypoints(picture: Pixels, points: np.ndarray, flags: np.ndarray) -> None:
+    """Points [K, 2] into an RGB picture, in place: filled where v in `flags` [K] is 2, rings where it is 1."""
+    radius = max(round(max(picture.shape[:2]) / SHARE), 2)
+    for (x, y), flag, color in zip(points.tolist(), flags.tolist(), keypoint_colors(len(points)), strict=True):
+        if flag and max(abs(x), abs(y)) < 1 << 20:
+            place = round((x - 0.5) * PARTS), round((y - 0.5) * PARTS)
+            thickness = cv2.FILLED if flag == VISIBLE else 1
+            cv2.circle(picture, place, radius * PARTS, color, thickness, cv2.LINE_AA, shift=4)
+
+
+def keypoint_colors(count: int) -> list[tuple[int, int, int]]:
+    """RGB of each of so many keypoints."""
+    # Colour 0 is that of what lies behind everything, which no keypoint is.
+    return [tuple(color) for color in class_colors(count + 1)[1:].tolist()]

@@ -1,0 +1,154 @@
+"""How well keypoints lie where they should: PCK, and average precision by object keypoint similarity (COCO).
+
+Legend: n instances of an image, K keypoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline.metrics.files import PER_CLASS, append_rows
+from pipeline.metrics.schema import LOSS, Measure, Schema
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEAR = 0.1  # of the larger side of an instance's box
+KEYPOINTS = Schema(
+    (
+        LOSS,
+        Measure("pck", f"PCK@{NEAR}", "higher", share=True),
+        Measure("oks_ap", "OKS AP", "higher", share=True),
+    ),
+    selects="pck",
+)
+# How much COCO forgives each of its 17 keypoints: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles.
+COCO_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
+CATEGORY = 1  # all instances are of one
+
+
+class Judged(NamedTuple):
+    """The instances of one image, in its pixels."""
+
+    truth: np.ndarray  # float64 [n, K, 3]: x, y, v
+    boxes: np.ndarray  # float64 [n, 4]: left, top, right, bottom
+    areas: np.ndarray  # float64 [n]
+    predicted: np.ndarray  # float64 [n, K, 3]: x, y, score
+
+
+def default_sigmas(count: int) -> tuple[float, ...]:
+    """COCO's of 17 keypoints; of another number, the same for each, smaller the more there are."""
+    return COCO_SIGMAS if count == len(COCO_SIGMAS) else (1 / count,) * count
+
+
+def right_keypoints(predicted: Tensor, truth: Tensor, boxes: Tensor) -> Tensor:
+    """Bool [n, K]: labelled keypoints that lie within NEAR of the larger side of their box.
+
+    `predicted` and `truth` are [n, K, 3], `boxes` [n, 4].
+    """
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(dim=1).values
+    distances = (predicted[..., :2] - truth[..., :2]).square().sum(dim=2).sqrt()
+    return (truth[..., 2] > 0) & (distances <= NEAR * sides[:, None])
+
+
+def oks_ap(images: dict[int, Judged], sigmas: Sequence[float]) -> float:
+    """Mean average precision over OKS 0.50, 0.55, ... 0.95, as pycocotools has it; 0 without a labelled keypoint.
+
+    An instance is scored by the mean score of its keypoints.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth, found = COCO(), COCO()
+    truth.dataset = _dataset(images, [_truths(number, one) for number, one in images.items()])
+    found.dataset = _dataset(images, [_guesses(number, one) for number, one in images.items()])
+    with contextlib.redirect_stdout(io.StringIO()):
+        for each in (truth, found):
+            each.createIndex()
+        judge = COCOeval(truth, found, "keypoints")
+        judge.params.kpt_oks_sigmas = np.array(sigmas)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return max(float(judge.stats[0]), 0.0)
+
+
+def _dataset(images: dict[int, Judged], annotations: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    listed = [one for of_image in annotations for one in of_image]
+    return {
+        "images": [{"id": number} for number in images],
+        "categories": [{"id": CATEGORY}],
+        "annotations": [{"id": place, "category_id": CATEGORY, **one} for place, one in enumerate(listed, 1)],
+    }
+
+
+def _truths(image: int, one: Judged) -> list[dict[str, Any]]:
+    rows = zip(one.truth, one.boxes.tolist(), one.areas.tolist(), strict=True)
+    return [
+        {
+            "image_id": image,
+            "keypoints": points.reshape(-1).tolist(),
+            "num_keypoints": int((points[:, 2] > 0).sum()),
+            "bbox": [left, top, right - left, bottom - top],
+            "area": area,
+            "iscrowd": 0,
+        }
+        for points, (left, top, right, bottom), area in rows
+    ]
+
+
+def _guesses(image: int, one: Judged) -> list[dict[str, Any]]:
+    return [
+        {
+            "image_id": image,
+            "keypoints": points.reshape(-1).tolist(),
+            "score": float(points[:, 2].mean()),
+            "area": float(np.ptp(points[:, :2], axis=0).prod()),
+        }
+        for points in one.predicted
+    ]
+
+
+class KeypointResults:
+    """A `Collector` of all instances: OKS AP, and a row per keypoint in `per_class.csv`."""
+
+    def __init__(self, sigmas: Sequence[float]) -> None:
+        self.sigmas, self.images = tuple(sigmas), dict[int, Judged]()  # by slot
+
+    def add(self, predicted: Sequence[Judged], batch: Any) -> None:
+        for slot, weight, one in zip(batch.slots.tolist(), batch.weights.tolist(), predicted, strict=True):
+            if weight and slot >= 0:
+                self.images[slot] = one
+
+    def state(self) -> dict[int, Judged]:
+        return self.images
+
+    def merge(self, state: dict[int, Judged]) -> None:
+        self.images |= state
+
+    def measures(self) -> dict[str, float]:
+        """In the order of the data, so that equal scores are alike however many ranks there are."""
+        return {"oks_ap": oks_ap(dict(sorted(self.images.items())), self.sigmas)}
+
+    def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
+        """How often each keypoint is labelled, and how often it is right."""
+        import torch
+
+        counts = np.zeros((2, len(self.sigmas)), np.int64)
+        for one in self.images.values():
+            parts = (torch.from_numpy(part) for part in (one.predicted, one.truth, one.boxes))
+            counts += np.stack([right_keypoints(*parts).numpy().sum(axis=0), (one.truth[..., 2] > 0).sum(axis=0)])
+        rows = [
+            (model, name, right, labelled, f"{right / labelled:.6f}" if labelled else "")
+            for name, right, labelled in zip(classes, *counts.tolist(), strict=True)
+        ]
+        append_rows(folder / PER_CLASS, ("model", "class", "right", "labelled", "pck"), rows)

@@ -1,0 +1,101 @@
+"""Keypoints of instances, each seen by itself in a view around its box (top-down)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pipeline.config.fields import allowed
+from pipeline.errors import ModelError
+from pipeline.metrics.keypoints import KEYPOINTS, default_sigmas
+from pipeline.metrics.schema import Schema
+from pipeline.models.spec import HeadSpec, Pair, ViTSpec
+from pipeline.tasks.task import BaseTask
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.tasks.keypoints.module import KeypointDetection
+
+HEAD = "keypoint_head"
+FINER = 3  # times the model's size at which a prediction sees whole images, of which it cuts instances
+SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])")
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Task(BaseTask):
+    """A Gaussian for each keypoint, by squared error; PCK on the images' own pixels picks between models."""
+
+    targets: ClassVar[tuple[str, ...]] = ("keypoints",)
+    measuring: ClassVar[frozenset[str]] = frozenset({"sigmas", "flip_test"})
+    measured: ClassVar[Schema] = KEYPOINTS
+
+    type: Literal["keypoints"] = "keypoints"
+    layers: Annotated[list[int], Field(min_length=1)] | None = Field(
+        default=None, description="numbers, from 0, of the layers whose maps the head reads; default: the last one"
+    )
+    sigma: Positive = Field(
+        default=2.0, description="standard deviation of the Gaussians, in quarters of a patch, which heat maps have"
+    )
+    flip_pairs: list[tuple[str, str]] | None = Field(
+        default=None,
+        description="names of keypoints that change places in a mirror; default: those that differ in left and right",
+    )
+    sigmas: list[Positive] | None = Field(
+        default=None,
+        description="how much OKS forgives each keypoint; default: COCO's of 17, else 1 / number for each",
+    )
+    flip_test: bool = Field(default=False, description="average the heat maps of a view and of its mirror image")
+
+    @property
+    def measuring_settings(self) -> dict[str, Any]:
+        """With the pairs, which the flip test needs, too."""
+        pairs = {} if self.flip_pairs is None else {"flip_pairs": [list(pair) for pair in self.flip_pairs]}
+        return {**super().measuring_settings, **pairs}
+
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+        return {HEAD: HeadSpec("heat_maps", num_classes, {} if self.layers is None else {"layers": self.layers})}
+
+    def predict_size(self, image_size: Pair) -> Pair:
+        """Larger, as instances are small parts of it."""
+        return FINER * image_size[0], FINER * image_size[1]
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        self.mirror(classes)
+        self.sigmas_of(classes)
+
+    def mirror(self, names: Sequence[str]) -> list[int]:
+        """The keypoint that stands where each of these stood, in a mirror. Raises ModelError for unknown names."""
+        places, order = {name: place for place, name in enumerate(names)}, list(range(len(names)))
+        for pair in self.flip_pairs if self.flip_pairs is not None else sides_of(names):
+            for name in pair:
+                if name not in places:
+                    raise ModelError(f"flip_pairs: {name!r} is no keypoint; {allowed(name, names)}")
+            one, other = (places[name] for name in pair)
+            if one == other or order[one] != one or order[other] != other:
+                raise ModelError(f"flip_pairs: {list(pair)} is no pair of its own; name each keypoint at most once")
+            order[one], order[other] = other, one
+        return order
+
+    def sigmas_of(self, names: Sequence[str]) -> tuple[float, ...]:
+        """What OKS forgives each keypoint. Raises ModelError for another number of them."""
+        if self.sigmas is not None and len(self.sigmas) != len(names):
+            raise ModelError(
+                f"sigmas: found {len(self.sigmas)} for {len(names)} keypoints; give one for each, in their order"
+            )
+        return default_sigmas(len(names)) if self.sigmas is None else tuple(self.sigmas)
+
+    def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> KeypointDetection:
+        from pipeline.tasks.keypoints.module import KeypointDetection
+
+        return KeypointDetection(model, self, classes, preprocess)
+
+
+def sides_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ in the words left and right alone."""
+    others = {name: SIDE.sub(lambda found: "right" if found[0] == "left" else "left", name) for name in names}
+    return [(name, other) for name, other in others.items() if name < other and other in others]
