@@ -55,13 +55,14 @@ class Scene:
     items: list[Item]
 
 
-def draw_scene(pool: Pool, height: int, width: int, rng: np.random.Generator) -> Scene:
-    """A scene of 0 to MOST_ITEMS items of the pool; `rng` decides everything."""
+def draw_scene(pool: Pool, height: int, width: int, rng: np.random.Generator, count: int | None = None) -> Scene:
+    """A scene of at most `count` items of the pool, by default of 0 to MOST_ITEMS; `rng` decides everything."""
     image, depth = draw_canvas(height, width, rng)
     image *= light(depth)[..., None]
     owner = np.zeros((height, width), np.uint8)
     items: list[Item] = []
-    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MOST_ITEMS + 1))
+    if count is None:
+        count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MOST_ITEMS + 1))
     for depth_mm in sorted(rng.choice(FAR_MM - NEAR_MM, count, replace=False) + NEAR_MM, reverse=True):
         row = int(rng.integers(len(pool.labels)))
         picture = pool.images[row][:, :: rng.choice((1, -1))]

@@ -1,7 +1,7 @@
-"""Scenes of one item each, of Fashion-MNIST's test items: what models of images and texts can be asked to name.
+"""Scenes of one item each: to learn classes from before learning from whole scenes, and to be named by.
 
 Members of a sample:
-- `jpg`: RGB, as those of `fashion-scenes`, whose test scenes are made of the same items.
+- `jpg`: RGB, 96 to 192 pixels a side, as those of `fashion-scenes`, whose items are in the same splits.
 - `cls`: Fashion-MNIST's class.
 - `txt`: a caption, such as "a red ankle boot".
 """
@@ -9,28 +9,22 @@ Members of a sample:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 
-from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.make._fashion_mnist_files import located
 from pipeline.shards.make._scenes_captions import caption
-from pipeline.shards.make._scenes_draw import Scene, draw_scene
+from pipeline.shards.make._scenes_draw import draw_scene
 from pipeline.shards.make._scenes_items import item_pool
 from pipeline.shards.make._scenes_labels import sample_members
+from pipeline.shards.make._scenes_shards import SPLITS, Job, draw_shards
 from pipeline.shards.make.fashion_mnist import CLASSES
-from pipeline.shards.parallel import map_shards
-from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
 
-SPLIT = "test"
 SIDES = 96, 192  # pixels, shortest and longest
-SAMPLES_PER_SHARD = 500
 
 
 @dataclass(frozen=True)
@@ -41,50 +35,48 @@ class ShardTask:
     out: Path
     seed: int
 
-    def __call__(self, job: tuple[int, int, int]) -> None:
-        number, first, stop = job
-        with TarWriter(self.out / shard_name(SPLIT, number)) as tar:
+    def __call__(self, job: Job) -> None:
+        split, number, first, stop = job
+        with TarWriter(self.out / shard_name(split, number)) as tar:
             for index in range(first, stop):
-                scene, rng = self.scene(index)
-                members = sample_members(scene, caption(scene, rng))
-                label = str(scene.items[0].label).encode()
-                tar.write(f"{SPLIT}-{index:08d}", {"jpg": members["jpg"], "cls": label, "txt": members["txt"]})
+                tar.write(f"{split}-{index:08d}", self.members(split, index))
             tar.finish()
 
-    def scene(self, index: int) -> tuple[Scene, np.random.Generator]:
-        """The first of its scenes that holds a single item: a function of seed and number alone."""
-        for attempt in count():
-            rng = np.random.default_rng([self.seed, index, attempt])
-            height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2).tolist()
-            scene = draw_scene(item_pool(self.src, SPLIT), height, width, rng)
-            if len(scene.items) == 1:
-                break
-        return scene, rng
+    def members(self, split: str, number: int) -> dict[str, bytes]:
+        """A picture and its labels: a function of seed, split and number alone."""
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
+        height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2).tolist()
+        scene = draw_scene(item_pool(self.src, split), height, width, rng, count=1)
+        members = sample_members(scene, caption(scene, rng))
+        return {"jpg": members["jpg"], "cls": str(scene.items[0].label).encode(), "txt": members["txt"]}
 
 
 def make(
     out: Path,
     *,
-    samples: Annotated[int, "pictures"] = 1_000,
+    train: Annotated[int, "pictures to train on"] = 40_000,
+    val: Annotated[int, "pictures to validate on, of items that are in no other split"] = 2_000,
+    test: Annotated[int, "pictures to test on, of Fashion-MNIST's test items"] = 1_000,
+    samples_per_shard: Annotated[int, "pictures in each shard"] = 1_000,
     seed: Annotated[int, "key of everything drawn"] = 0,
     src: Annotated[
         Path | None, "folder with Fashion-MNIST's four idx files; default: Debian's package, else the public copy"
     ] = None,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
-    """Scenes of one item of clothing each, with its class and a caption, as test-*.tar.
+    """Scenes of one item of clothing each, with its class and a caption, as train-*.tar, val-*.tar and test-*.tar.
 
     Shards that are there stay. Raises DataError for impossible settings, when no source can be had, or if `out` holds
     others.
     """
-    if samples < 1 or seed < 0:
-        raise DataError(f"samples {samples}, seed {seed}: take at least one sample, and a seed from 0 up")
-    agree_on_plan(out, SPLIT, {"samples": samples, "seed": seed}, elsewhere="--out")
-    starts = range(0, samples, SAMPLES_PER_SHARD)
-    jobs = [(number, first, min(first + SAMPLES_PER_SHARD, samples)) for number, first in enumerate(starts)]
-    missing = [job for job in jobs if not (out / shard_name(SPLIT, job[0])).is_file()]
-    if missing:
-        with located(src) as folder:
-            for _ in map_shards(ShardTask(folder, out, seed), missing, label="drawing items", workers=workers):
-                pass
+    draw_shards(
+        out,
+        {"train": train, "val": val, "test": test},
+        samples_per_shard,
+        {"seed": seed},
+        lambda folder: ShardTask(folder, out, seed),
+        noun="items",
+        src=src,
+        workers=workers,
+    )
     return build_index(str(out), classes={"class_id": CLASSES}, workers=workers)

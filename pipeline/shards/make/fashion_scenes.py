@@ -12,7 +12,6 @@ Members of a sample:
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,17 +22,14 @@ from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.make._fashion_mnist_files import located
 from pipeline.shards.make._scenes_captions import caption
 from pipeline.shards.make._scenes_draw import Scene, draw_scene
 from pipeline.shards.make._scenes_items import item_pool
 from pipeline.shards.make._scenes_labels import sample_members
+from pipeline.shards.make._scenes_shards import SPLITS, Job, draw_shards
 from pipeline.shards.make.fashion_mnist import CLASSES
-from pipeline.shards.parallel import map_shards
-from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
 
-SPLITS = ("train", "val", "test")  # their order is part of every scene's seed
 BACKGROUND = "background"
 GROUPS = ("top", "trousers", "top", "dress", "top", "footwear", "top", "footwear", "bag", "footwear")  # of CLASSES
 KEYPOINTS = "top", "bottom", "left", "right", "centre"  # of an item, in the order of its annotations
@@ -50,7 +46,7 @@ class ShardTask:
     max_side: int
     seed: int
 
-    def __call__(self, job: tuple[str, int, int, int]) -> None:
+    def __call__(self, job: Job) -> None:
         split, number, first, stop = job
         with TarWriter(self.out / shard_name(split, number)) as tar:
             for scene in range(first, stop):
@@ -86,31 +82,20 @@ def make(
     stay: the same call goes on where it stopped, and needs no source if nothing is missing.
     Raises DataError for settings that make no scenes, when no source can be had, or if `out` holds others.
     """
-    counts = dict(zip(SPLITS, (train, val, test), strict=True))
-    if min(counts.values()) < 0 or not any(counts.values()) or samples_per_shard < 1 or seed < 0:
-        raise DataError(
-            f"train {train}, val {val}, test {test}, samples per shard {samples_per_shard}, seed {seed}: take numbers "
-            "from 0 up, at least one scene, and at least one in a shard"
-        )
     if not LEAST_SIDE <= min_side <= max_side:
         raise DataError(
             f"min side {min_side}, max side {max_side}: take {LEAST_SIDE} pixels or more, and max from min up"
         )
-    jobs = []
-    for split, count in counts.items():
-        if count:
-            settings = {"scenes": count, "min-side": min_side, "max-side": max_side, "seed": seed}
-            agree_on_plan(out, split, settings | {"samples-per-shard": samples_per_shard}, elsewhere="--out")
-        for number, first in enumerate(range(0, count, samples_per_shard)):
-            jobs.append((split, number, first, min(first + samples_per_shard, count)))
-    missing = [job for job in jobs if not (out / shard_name(*job[:2])).is_file()]
-    if missing:
-        with located(src) as folder:
-            task = ShardTask(folder, out, min_side, max_side, seed)
-            for _ in map_shards(task, missing, label="drawing scenes", workers=workers):
-                pass
-    else:
-        print(f"{out}: all {len(jobs):,} shards are there; nothing to draw", file=sys.stderr)
+    draw_shards(
+        out,
+        {"train": train, "val": val, "test": test},
+        samples_per_shard,
+        {"min-side": min_side, "max-side": max_side, "seed": seed},
+        lambda folder: ShardTask(folder, out, min_side, max_side, seed),
+        noun="scenes",
+        src=src,
+        workers=workers,
+    )
     write_names(out / "classes.txt", [BACKGROUND, *CLASSES])
     write_names(out / "groups.txt", [BACKGROUND, *GROUPS])
     named = {**{kind: [BACKGROUND, *CLASSES] for kind in ("mask", "boxes")}, "keypoints": list(KEYPOINTS)}

@@ -21,7 +21,7 @@ def samples(index: DatasetIndex) -> dict[str, dict[str, bytes]]:
 
 
 def test_each_picture_shows_the_item_that_its_caption_names(items_src: Path, tmp_path: Path) -> None:
-    index = make("fashion-items", tmp_path / "one", src=items_src, samples=12, workers=1)
+    index = make("fashion-items", tmp_path / "one", src=items_src, train=4, val=3, test=5, workers=1)
     assert index.members == {"class_id": ("cls",), "text": ("txt",)}
     assert index.classes == {"class_id": CLASSES}
     found = samples(index)
@@ -32,10 +32,10 @@ def test_each_picture_shows_the_item_that_its_caption_names(items_src: Path, tmp
         assert text.startswith((f"a {before}", f"an {before}"))
         assert text.endswith(after)
         assert " of " not in text.removeprefix("a pair of"), "no second item"
-    again = make("fashion-items", tmp_path / "two", src=items_src, samples=20, workers=1)
+    again = make("fashion-items", tmp_path / "two", src=items_src, train=9, val=3, test=5, workers=1)
     assert samples(again).items() > found.items()
 
 
 def test_impossible_settings_are_refused(items_src: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^samples 0, seed 0: take at least one sample"):
-        make("fashion-items", tmp_path, src=items_src, samples=0)
+    with pytest.raises(DataError, match=r"^train 0, val 0, test 0, samples per shard 1000, seed 0: .* one of the items"):
+        make("fashion-items", tmp_path, src=items_src, train=0, val=0, test=0)
