@@ -24,6 +24,7 @@ from pipeline.checkpoints.shard_file import Span, write_shard
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.cluster.launch import launch
+from pipeline.cluster.resources import Resources
 from pipeline.cluster.session import connect
 from pipeline.config.schema import ClusterConfig
 from pipeline.config.training import CheckpointConfig, EngineConfig, OptimizerConfig
@@ -84,16 +85,15 @@ class SavesJob:
 
 def on_ranks(job: SavesJob, workers: int) -> dict[str, Any]:
     job.folder.mkdir(parents=True)
-    resources = ClusterConfig(workers=workers)
     name = f"bench-{job.folder.name}"
     launch(
         saves_worker,
         job,
-        resources,
+        Resources(workers, workers),
         workers=workers,
         name=name,
         folder=job.folder,
-        stall_timeout_s=resources.stall_timeout_s,
+        stall_timeout_s=ClusterConfig().stall_timeout_s,
     )
     found: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
     return found

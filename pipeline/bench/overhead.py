@@ -125,7 +125,7 @@ def measure(config: PipelineConfig, stage_name: str, *, rounds: int, steps: int)
             init=None,
         )
         train.folder.mkdir(parents=True)
-        resources = config.resources(branch.stage)
+        resources = context.resources(branch.stage)
         workers = cluster.reserve(branch.id, resources)
         (train.folder / ATTEMPT).write_text(train.attempt)
         measured = OverheadJob(train, rounds, steps)

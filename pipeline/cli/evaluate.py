@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     type=click.Choice(["fp32", "bf16"]),
     help="Of weights and activations.",
 )
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Ranks that share the data.")
-@click.option("--gpus-per-worker", default=0, show_default=True, type=click.IntRange(0, 1), help="1 computes on GPUs.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Ranks that share the data; default: one per GPU, or else per CPU."
+)
+@click.option("--gpus-per-worker", type=click.IntRange(0, 1), help="0 computes on CPUs; default: on GPUs if there are.")
 @click.option(
     "--loader-workers", default=1, show_default=True, type=click.IntRange(0), help="Processes per rank that decode."
 )
@@ -63,8 +65,8 @@ def command(
     targets: dict[str, str],
     batch_size: int,
     precision: Literal["fp32", "bf16"],
-    workers: int,
-    gpus_per_worker: int,
+    workers: int | None,
+    gpus_per_worker: int | None,
     loader_workers: int,
     task: str | None,
     probe: str | None,
@@ -89,7 +91,9 @@ def command(
     from pipeline.stages.evaluate_models import evaluate_models
 
     named = named_set(data, image_key, targets)
-    cluster = ClusterConfig(workers=workers, gpus_per_worker=gpus_per_worker)
+    cluster = ClusterConfig(
+        workers=workers or "auto", gpus_per_worker="auto" if gpus_per_worker is None else gpus_per_worker
+    )
     how: Any = {"batch_size": batch_size, "loader_workers": loader_workers, "precision": precision, "out": out}
     if probe is not None:
         from pipeline.stages.probe_models import probe_models

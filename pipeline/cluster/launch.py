@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.environment import shared_with_ranks
-from pipeline.config.schema import ResourcesConfig
+from pipeline.cluster.resources import Resources
 from pipeline.errors import PipelineError, WorkersLost
 from pipeline.train.job import RankContext
 
@@ -30,7 +30,7 @@ FAULTS_OF_OURS = (
 def launch(
     worker: Callable[[Any, RankContext], None],
     job: Any,
-    resources: ResourcesConfig,
+    resources: Resources,
     *,
     workers: int,
     name: str,
@@ -88,7 +88,7 @@ def launch(
         shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own storage; checkpoints are ours
 
 
-def worker_resources(resources: ResourcesConfig) -> dict[str, float]:
+def worker_resources(resources: Resources) -> dict[str, float]:
     asked = {"CPU": float(resources.cpus_per_worker)}
     return asked | ({"GPU": float(resources.gpus_per_worker)} if resources.gpus_per_worker else {})
 

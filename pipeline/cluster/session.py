@@ -12,16 +12,15 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from pipeline.cluster.resources import Node, Resources, settle, this_machine
 from pipeline.config.schema import ClusterConfig, ResourcesConfig
 from pipeline.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0
-DEVICES = Path("/dev")
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for drivers of submitted jobs
 LOOPBACK = ("127.", "localhost")
 
@@ -37,29 +36,24 @@ ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node that is alive and answers."""
-
-    id: str
-    cpus: int
-    gpus: int
-
-    def holds(self, resources: ResourcesConfig) -> int:
-        """Workers of a stage that fit on it."""
-        by_gpus = [self.gpus // resources.gpus_per_worker] if resources.gpus_per_worker else []
-        return min([self.cpus // resources.cpus_per_worker, *by_gpus])
-
-
 class Cluster:
     """A connected cluster, and which stage of this pipeline holds how many workers of it. Safe among threads."""
 
-    def __init__(self, address: str, list_nodes: Callable[[], list[Node]]) -> None:
-        self.address, self._list_nodes = address, list_nodes
-        self._held: dict[str, tuple[int, ResourcesConfig]] = {}
+    def __init__(self, address: str, list_nodes: Callable[[], list[Node]], *, grows: bool = True) -> None:
+        """`grows`: whether nodes may join."""
+        self.address, self._list_nodes, self._grows = address, list_nodes, grows
+        self._at_first = tuple(list_nodes())
+        self._held: dict[str, tuple[int, Resources]] = {}
         self._lock = threading.Lock()
 
-    def require(self, resources: ResourcesConfig, where: str, setting: str = "cluster.workers") -> None:
+    def settle(self, asked: ResourcesConfig, most: int | None = None) -> Resources:
+        """What was asked for in numbers, the same for as long as this driver runs; see `resources.settle`."""
+        settled = settle(asked, self._at_first, most if self._grows else None)
+        if most is None or asked.workers != "auto":
+            return settled
+        return replace(settled, max_workers=min(settled.max_workers, most))
+
+    def require(self, resources: Resources, where: str, setting: str = "cluster.workers") -> None:
         """Raise `ClusterError` unless this cluster can hold the least workers of a job at once.
 
         `where` names the job in the message, `setting` what the user lowers.
@@ -68,19 +62,22 @@ class Cluster:
         fits, needed = sum(node.holds(resources) for node in nodes), resources.min_workers
         if fits >= needed:
             return
-        each = f"{resources.cpus_per_worker} CPUs"
-        each += f" and {resources.gpus_per_worker} GPUs" if resources.gpus_per_worker else ""
         offered = ", ".join(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in nodes) or "no nodes"
         raise ClusterError(
-            f"{where}: {needed} workers with {each} each do not fit on the cluster at {self.address}, which "
+            f"{where}: {needed} workers with {resources} each do not fit on the cluster at {self.address}, which "
             f"holds {fits} of them ({offered}); lower {setting} or add nodes"
         )
 
-    def idle_gpus(self, asked: Iterable[ResourcesConfig]) -> str | None:
+    def offer(self, resources: Resources) -> str:
+        """How many workers of a stage fit now, as a message."""
+        workers = min(sum(node.holds(resources) for node in self._list_nodes()), resources.max_workers)
+        return f"{workers} worker{'s' * (workers > 1)} with {resources}{' each' * (workers > 1)} on {self.address}"
+
+    def idle_gpus(self, asked: Iterable[Resources]) -> str | None:
         """A sentence if this cluster has GPUs and no stage asks for one; else None."""
         return idle_gpus(sum(node.gpus for node in self._list_nodes()), self.address, asked)
 
-    def reserve(self, holder: str, resources: ResourcesConfig, leaving: Collection[str] = ()) -> int:
+    def reserve(self, holder: str, resources: Resources, leaving: Collection[str] = ()) -> int:
         """Hold as many workers as fit, at most the stage's most, on nodes that are not `leaving`; returns their number.
 
         0, and nothing is held, if that would be fewer than its least. A holder's earlier reservation is given back.
@@ -109,7 +106,7 @@ class Cluster:
         """Workers that a holder has."""
         return self._held[holder][0]
 
-    def _room(self, resources: ResourcesConfig, leaving: Collection[str]) -> int:
+    def _room(self, resources: Resources, leaving: Collection[str]) -> int:
         nodes = [node for node in self._list_nodes() if node.id not in leaving]
         used_cpus = sum(workers * held.cpus_per_worker for workers, held in self._held.values())
         used_gpus = sum(workers * held.gpus_per_worker for workers, held in self._held.values())
@@ -118,19 +115,22 @@ class Cluster:
         return fits if fits >= resources.min_workers else 0
 
 
-def idle_gpus(gpus: int, where: str, asked: Iterable[ResourcesConfig]) -> str | None:
+def idle_gpus(gpus: int, where: str, asked: Iterable[Resources]) -> str | None:
     """A sentence if there are GPUs and no stage asks for one: training on CPUs must not come as a surprise."""
     if not gpus or any(resources.gpus_per_worker for resources in asked):
         return None
     count = "GPU stays" if gpus == 1 else "GPUs stay"
-    return f"{gpus} {count} idle on {where}, as no stage asks for one: cluster.gpus_per_worker=1 computes on GPUs"
+    return f"{gpus} {count} idle on {where}, as no stage asks for one: cluster.gpus_per_worker=auto computes on GPUs"
 
 
-def idle_gpus_here(config: ClusterConfig, asked: Iterable[ResourcesConfig]) -> str | None:
+def elsewhere(config: ClusterConfig) -> str | None:
+    """The address of the cluster that a run would use, if not this machine's own."""
+    return config.address or os.environ.get("RAY_ADDRESS")
+
+
+def idle_gpus_here(config: ClusterConfig, asked: Iterable[Resources]) -> str | None:
     """`idle_gpus` of this machine, if a run would use it; asks neither Ray nor CUDA."""
-    if config.address or os.environ.get("RAY_ADDRESS"):
-        return None
-    return idle_gpus(len(list(DEVICES.glob("nvidia[0-9]*"))), "this machine", asked)
+    return None if elsewhere(config) else idle_gpus(this_machine().gpus, "this machine", asked)
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     Raises `ClusterError` if the address does not answer.
     """
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = elsewhere(config)
     if address is None or address.startswith(LOOPBACK):
         # Despite its name this holds on Linux too: a cluster of this machine alone binds to loopback.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -165,7 +165,10 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise no_answer(address or "this machine", error) from None
     try:
-        yield Cluster(address or "this machine", own_nodes if address is None else answering_nodes)
+        if address is None:
+            yield Cluster("this machine", own_nodes, grows=False)
+        else:
+            yield Cluster(address, answering_nodes)
     finally:
         ray.shutdown()
 

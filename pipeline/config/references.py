@@ -141,7 +141,7 @@ def _cycle_faults(config: PipelineConfig) -> Iterator[str]:
 
 
 def _worker_faults(config: PipelineConfig, name: str, stage: TrainStage) -> Iterator[str]:
-    workers = config.resources(stage).max_workers
+    workers = config.resources(stage).most_workers or 1
     where = f"stages.{name}.resources.workers" if stage.resources else "cluster.workers"
     limits = {"data.lanes": stage.data.lanes, "global_batch_size": stage.global_batch_size}
     for field, limit in limits.items():

@@ -59,16 +59,24 @@ class ElasticWorkers(Section):
 class ResourcesConfig(Section):
     """What one stage asks of the cluster; each worker is one rank."""
 
-    workers: Positive | ElasticWorkers = Field(default=1, description="a number, or {min: 1, max: 8}: as many as fit")
-    cpus_per_worker: Positive = 1
-    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    workers: Positive | ElasticWorkers | Literal["auto"] = Field(
+        default="auto",
+        description="a number, or {min: 1, max: 8}: as many as fit; auto: one per GPU of the cluster, else per CPU",
+    )
+    cpus_per_worker: Positive | Literal["auto"] = Field(
+        default="auto",
+        description="auto: the CPUs of a node shared among its GPUs; without GPUs 1, or an eighth of a node's for "
+        "workers: auto",
+    )
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | Literal["auto"] = Field(
+        default="auto", description="auto: 1 if the cluster has any"
+    )
 
     @property
-    def min_workers(self) -> int:
-        return self.workers.min if isinstance(self.workers, ElasticWorkers) else self.workers
-
-    @property
-    def max_workers(self) -> int:
+    def most_workers(self) -> int | None:
+        """The most that are asked for; None for as many as the cluster has."""
+        if self.workers == "auto":
+            return None
         return self.workers.max if isinstance(self.workers, ElasticWorkers) else self.workers
 
 

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.class_names import repeated
 from pipeline.config.data import DatasetConfig
-from pipeline.config.schema import PipelineConfig
+from pipeline.config.schema import PipelineConfig, Stage
 from pipeline.errors import ConfigError, DataError
 from pipeline.shards.index import load_index
 from pipeline.shards.make import ensure_made, maker
 from pipeline.stages.folder import RunFolder
+from pipeline.stages.resolve import most_workers
 from pipeline.stages.usable import check_usable, counted
 from pipeline.targets import target_kind
 from pipeline.tracking.store import Store, choose_store
 from pipeline.train.job import Dataset
 
 if TYPE_CHECKING:  # a plan needs what is below, and neither a cluster nor a store
+    from pipeline.cluster.resources import Resources
     from pipeline.cluster.session import Cluster
     from pipeline.stages.progress import Progress
     from pipeline.stages.stop import StopRequest
@@ -41,6 +43,10 @@ class RunContext:
     progress: Progress
     stop: StopRequest
     datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def resources(self, stage: Stage) -> Resources:
+        """What a stage takes of the cluster."""
+        return self.cluster.settle(self.config.resources(stage), most_workers(stage))
 
     def say(self, stage_id: str, message: str) -> None:
         self.progress.say(f"{stage_id}: {message}")

@@ -73,7 +73,7 @@ class EvaluateStageRun:
                 context=self.context,
                 id=self.id,
                 folder=self.folder,
-                resources=self.context.config.resources(self.stage),
+                resources=self.context.resources(self.stage),
                 worker=evaluate_worker,
                 make=lambda workers: self._job(),
             ).run()

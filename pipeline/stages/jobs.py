@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from pipeline.cluster.launch import launch
-from pipeline.config.schema import ResourcesConfig
+from pipeline.cluster.resources import Resources
 from pipeline.errors import ClusterError, Interrupted, WorkersLost
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import StageFolder
@@ -35,7 +35,7 @@ class StageJob(Generic[Job]):
     context: RunContext
     id: str
     folder: StageFolder
-    resources: ResourcesConfig
+    resources: Resources
     worker: Callable[[Job, RankContext], None]
     make: Callable[[int], Job]
     reached: Callable[[Job], int] = lambda job: 0

@@ -50,13 +50,14 @@ def dataset_of(data: NamedSet, **settings: Any) -> Dataset:
 def run_ranks(worker: Callable[[Any, RankContext], None], job: Any, folder: Path, config: ClusterConfig) -> None:
     """Run a job on the cluster until it has ended, with its progress on the terminal; its folder has the logs."""
     with connect(config) as cluster, Progress() as progress:
-        cluster.require(config, COMMAND, "--workers")
+        resources = cluster.settle(config)
+        cluster.require(resources, COMMAND, "--workers")
         with progress.following(COMMAND, folder), polled(progress):
             launch(
                 worker,
                 job,
-                config,
-                workers=config.max_workers,
+                resources,
+                workers=resources.max_workers,
                 name=COMMAND,
                 folder=folder,
                 stall_timeout_s=config.stall_timeout_s,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.cluster.session import idle_gpus_here
+from pipeline.cluster.resources import Resources, settle, this_machine
+from pipeline.cluster.session import elsewhere, idle_gpus_here
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import EvaluateStage, PipelineConfig, ProbeStage, Stage, TrainStage
 from pipeline.errors import DataError
@@ -33,10 +35,11 @@ from pipeline.stages.preflight import Findings, Model, preflight
 from pipeline.stages.resolve import (
     Branch,
     dependencies,
+    most_workers,
+    on_workers,
     stage_branches,
     stage_image_sizes,
     surgeries,
-    worker_resources,
 )
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks.task import task_of
@@ -86,7 +89,7 @@ class Planner:
     def plan(self) -> Plan:
         datasets = [self._dataset(name, dataset) for name, dataset in self.config.datasets.items()]
         stages = [self._stage(branch) for branch in stage_branches(self.config)]
-        if idle := idle_gpus_here(self.config.cluster, worker_resources(self.config).values()):
+        if idle := idle_gpus_here(self.config.cluster, map(self._resources, on_workers(self.config).values())):
             self.notes.append(f"{idle}.")
         return Plan(self.config.name, datasets, stages, list(dict.fromkeys([*self.findings.warnings, *self.notes])))
 
@@ -129,6 +132,20 @@ class Planner:
             runs_again=self.run_again.get(branch.id),
         )
 
+    def _resources(self, stage: Stage) -> Resources:
+        """What a stage would take of this machine, which nobody can ask of a cluster ahead."""
+        asked, most = self.config.resources(stage), most_workers(stage)
+        settled = settle(asked, [this_machine()])
+        address = elsewhere(self.config.cluster)
+        if asked.workers == "auto" and address and not self.world_size:
+            self.notes.append(
+                f"cluster.workers: auto takes what the cluster at {address} has; the plan is for "
+                f"{settled.max_workers}, as on this machine; --world-size plans for another number."
+            )
+        if asked.workers == "auto" and most:
+            settled = replace(settled, max_workers=min(settled.max_workers, most))
+        return settled
+
     def _judges(self, stage: Stage) -> int | None:
         """Samples that each model of an evaluation or a probe sees; None where nobody knows, or it is neither."""
         names = [stage.data] if isinstance(stage, EvaluateStage) else []
@@ -142,7 +159,7 @@ class Planner:
         samples_per_epoch = self._samples_per_epoch(stage) if ready else None
         steps = self._steps(branch, stage, samples_per_epoch)
         samples = None if steps is None else steps * stage.global_batch_size
-        ranks = self.world_size or self.config.resources(stage).max_workers
+        ranks = self.world_size or self._resources(stage).max_workers
         mean_bytes = _mean_bytes(indexes, stage.data.weights) if ready else None
         shares = balance(stage, ranks, samples_per_epoch, mean_bytes, where=f"stages.{branch.stage_name}")
         if shares.idle_share > MUCH_IDLE:

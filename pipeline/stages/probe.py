@@ -97,7 +97,7 @@ class ProbeStageRun:
                 context=self.context,
                 id=self.id,
                 folder=self.folder,
-                resources=self.context.config.resources(self.stage),
+                resources=self.context.resources(self.stage),
                 worker=probe_worker,
                 make=lambda workers: self._job(),
                 reached=lambda job: len(job.done),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from pipeline.checkpoints.selection import Selection, newest_valid
@@ -25,7 +26,7 @@ def replay(context: RunContext, slots: str) -> None:
     branch, status = stopped_branch(context)
     stage = TrainStageRun(context, branch)
     first, stop = parse_slots(slots, stage.stage)
-    resources = context.config.resources(stage.stage).model_copy(update={"workers": 1})
+    resources = replace(context.resources(stage.stage), min_workers=1, max_workers=1)
     context.cluster.require(resources, f"stages.{branch.stage_name}")
     selection = newest_valid(open_storage(stage.checkpoints), status.digest)
     job = ReplayJob(stage.job(status, init=None, selection=selection), first, stop)

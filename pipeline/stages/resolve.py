@@ -13,15 +13,7 @@ from typing import Any, NamedTuple
 
 from pipeline.config.fields import show
 from pipeline.config.references import source_stage, stage_sources
-from pipeline.config.schema import (
-    EvaluateStage,
-    ExportStage,
-    PipelineConfig,
-    ReportStage,
-    ResourcesConfig,
-    Stage,
-    TrainStage,
-)
+from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ReportStage, Stage, TrainStage
 from pipeline.config.training import Size
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.spec import FIXED_FIELDS, ModelSpec, Pair, ViTSpec, whole_patches
@@ -55,12 +47,14 @@ def stage_branches(config: PipelineConfig) -> list[Branch]:
     return list(ordered.values())
 
 
-def worker_resources(config: PipelineConfig) -> dict[str, ResourcesConfig]:
-    """What each stage that runs on workers asks of the cluster, by its name."""
-    needy = (
-        (name, stage) for name, stage in config.stages.items() if not isinstance(stage, (ExportStage, ReportStage))
-    )
-    return {name: config.resources(stage) for name, stage in needy}
+def on_workers(config: PipelineConfig) -> dict[str, Stage]:
+    """The stages that run on workers, by name."""
+    return {name: stage for name, stage in config.stages.items() if not isinstance(stage, (ExportStage, ReportStage))}
+
+
+def most_workers(stage: Stage) -> int | None:
+    """As many as have a share of every step; None where a stage has no steps."""
+    return min(stage.data.lanes, stage.global_batch_size) if isinstance(stage, TrainStage) else None
 
 
 def dependencies(config: PipelineConfig, branch_id: str) -> list[str]:

@@ -33,7 +33,7 @@ from pipeline.stages.probe import ProbeStageRun
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
-from pipeline.stages.resolve import Branch, dependencies, judges, stage_branches, worker_resources
+from pipeline.stages.resolve import Branch, dependencies, judges, on_workers, stage_branches
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
@@ -100,13 +100,20 @@ def run_pipeline(config: PipelineConfig) -> None:
         progress.say(f"{config.name}: in {folder.path}; {describe(tracker.store)}")
         parent = stack.enter_context(parent_run(tracker, folder, config.name, progress.say))
         cluster = stack.enter_context(connect(config.cluster))
-        asked = worker_resources(config)
-        for stage_name, resources in asked.items():
-            cluster.require(resources, f"stages.{stage_name}")
-        if idle := cluster.idle_gpus(asked.values()):
-            progress.say(f"{config.name}: {idle}")
         context = RunContext(config, folder, cluster, tracker, parent, progress, StopRequest(progress), datasets)
+        take_resources(context)
         Execution(context).run()
+
+
+def take_resources(context: RunContext) -> None:
+    """See to it that every stage fits on the cluster, and say what it has and is left idle. Raises `ClusterError`."""
+    taken = {name: context.resources(stage) for name, stage in on_workers(context.config).items()}
+    for name, resources in taken.items():
+        context.cluster.require(resources, f"stages.{name}")
+    for resources in dict.fromkeys(taken.values()):
+        context.say(context.config.name, context.cluster.offer(resources))
+    if idle := context.cluster.idle_gpus(taken.values()):
+        context.say(context.config.name, idle)
 
 
 def without_password(config: PipelineConfig) -> PipelineConfig:
@@ -207,7 +214,7 @@ class Execution:
         """Whether the branch has got its workers, if it needs any."""
         if isinstance(branch.stage, (ExportStage, ReportStage)):
             return True
-        return self.context.cluster.reserve(branch.id, self.context.config.resources(branch.stage)) > 0
+        return self.context.cluster.reserve(branch.id, self.context.resources(branch.stage)) > 0
 
     def _collect(self) -> None:
         done, _ = wait(self.running, timeout=POLL_S, return_when=FIRST_COMPLETED)

@@ -63,7 +63,7 @@ class TrainStageRun:
         if teacher:
             check_teacher(branch, self.spec, self.classes, teacher.spec, teacher.classes)
 
-        workers = context.config.resources(self.stage).max_workers
+        workers = context.resources(self.stage).max_workers
         if self.stage.global_batch_size < workers:
             raise ConfigError(
                 f"stages.{branch.stage_name}.global_batch_size: {self.stage.global_batch_size} samples cannot be "
@@ -114,7 +114,7 @@ class TrainStageRun:
             context=self.context,
             id=self.id,
             folder=self.folder,
-            resources=self.context.config.resources(self.stage),
+            resources=self.context.resources(self.stage),
             worker=train_worker,
             make=lambda workers: self._next_job(status, init, workers, again=stage_job.starts > 0),
             reached=first_step,

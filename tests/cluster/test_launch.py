@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster.launch import FAULTS_OF_OURS, describe, root_cause, worker_resources
-from pipeline.config.schema import ResourcesConfig
+from pipeline.cluster.resources import Resources
 from pipeline.errors import DataError, PipelineError
 
 
@@ -53,8 +53,8 @@ def test_the_last_line_tells() -> None:
 
 
 def test_resources_name_gpus_only_where_there_are_some() -> None:
-    assert worker_resources(ResourcesConfig(cpus_per_worker=3)) == {"CPU": 3.0}
-    assert worker_resources(ResourcesConfig(gpus_per_worker=1)) == {"CPU": 1.0, "GPU": 1.0}
+    assert worker_resources(Resources(1, 1, 3)) == {"CPU": 3.0}
+    assert worker_resources(Resources(1, 1, 1, 1)) == {"CPU": 1.0, "GPU": 1.0}
 
 
 PROGRAM = """
@@ -62,7 +62,8 @@ import os, sys
 from pathlib import Path
 from pipeline.cluster.launch import launch
 from pipeline.cluster.session import connect
-from pipeline.config.schema import ClusterConfig, ResourcesConfig
+from pipeline.cluster.resources import Resources
+from pipeline.config.schema import ClusterConfig
 
 def worker(job, context):
     import json, os, queue, sys
@@ -79,7 +80,7 @@ os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "3"
 with connect(ClusterConfig()):
     os.environ["AWS_SECRET_ACCESS_KEY"] = "set after the cluster was started"
     folder = Path(sys.argv[1])
-    resources = ResourcesConfig()
+    resources = Resources(1, 1)
     launch(worker, folder / "seen.json", resources, workers=1, name="job", folder=folder, stall_timeout_s=100.0)
     try:
         launch(too_large, None, resources, workers=1, name="job", folder=folder, stall_timeout_s=100.0)

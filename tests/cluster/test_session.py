@@ -13,9 +13,9 @@ import pytest
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.runtime_env.runtime_env import RuntimeEnv, _merge_runtime_env
 
+from pipeline.cluster.resources import Node, Resources, settle
 from pipeline.cluster.session import (
     Cluster,
-    Node,
     answers_at,
     connect,
     idle_gpus_here,
@@ -61,13 +61,15 @@ def cluster(*nodes: tuple[int, int]) -> Cluster:
     ],
 )
 def test_a_stage_must_fit_as_a_whole(workers: int | ElasticWorkers, cpus: int, gpus: int, fits: bool) -> None:
-    resources = ResourcesConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    asked = ResourcesConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    resources = settle(asked, [])
     if fits:
         cluster((2, 1), (2, 0)).require(resources, "stages.pretrain")
         return
     expected = (
-        rf"^stages\.pretrain: {workers} workers with {cpus} CPUs.* do not fit on the cluster at this machine, which "
-        rf"holds \d of them \(2 CPUs and 1 GPUs, 2 CPUs and 0 GPUs\); lower cluster\.workers or add nodes$"
+        rf"^stages\.pretrain: {workers} workers with {cpus} CPUs?( and 1 GPU)? each do not fit on the cluster at this "
+        rf"machine, which holds \d of them \(2 CPUs and 1 GPUs, 2 CPUs and 0 GPUs\); lower "
+        r"cluster\.workers or add nodes$"
     )
     with pytest.raises(ClusterError, match=expected):
         cluster((2, 1), (2, 0)).require(resources, "stages.pretrain")
@@ -83,29 +85,29 @@ def test_a_stage_must_fit_as_a_whole(workers: int | ElasticWorkers, cpus: int, g
     ],
 )
 def test_gpus_that_nobody_asks_for_are_told_of(gpus: list[int], asked: list[int], count: str | None) -> None:
-    told = cluster(*((2, number) for number in gpus)).idle_gpus(ResourcesConfig(gpus_per_worker=n) for n in asked)
-    sentence = "idle on this machine, as no stage asks for one: cluster.gpus_per_worker=1 computes on GPUs"
+    told = cluster(*((2, number) for number in gpus)).idle_gpus(Resources(1, 1, 1, n) for n in asked)
+    sentence = "idle on this machine, as no stage asks for one: cluster.gpus_per_worker=auto computes on GPUs"
     assert told == (f"{count} {sentence}" if count else None)
 
 
 def test_gpus_of_this_machine_are_counted_without_asking_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    monkeypatch.setattr("pipeline.cluster.session.DEVICES", tmp_path)
+    monkeypatch.setattr("pipeline.cluster.resources.DEVICES", tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    told = idle_gpus_here(ClusterConfig(), [ResourcesConfig()])
+    told = idle_gpus_here(ClusterConfig(), [Resources(1, 1)])
     assert told is not None
     assert told.startswith("2 GPUs stay idle on this machine")
-    assert idle_gpus_here(ClusterConfig(), [ResourcesConfig(gpus_per_worker=1)]) is None
-    assert idle_gpus_here(ClusterConfig(address="10.0.0.1:6379"), [ResourcesConfig()]) is None
+    assert idle_gpus_here(ClusterConfig(), [Resources(1, 1, 1, 1)]) is None
+    assert idle_gpus_here(ClusterConfig(address="10.0.0.1:6379"), [Resources(1, 1)]) is None
 
 
 def test_stages_share_the_cluster() -> None:
     nodes = cluster((4, 0), (4, 0))
-    four, elastic = ResourcesConfig(workers=4), ResourcesConfig(workers=ElasticWorkers(min=2, max=6))
+    four, elastic = Resources(4, 4), Resources(2, 6)
     assert (nodes.reserve("a", four), nodes.held("a")) == (4, 4)
     assert nodes.reserve("b", elastic) == 4
-    assert nodes.reserve("c", ResourcesConfig()) == 0
+    assert nodes.reserve("c", Resources(1, 1)) == 0
     assert (nodes.room("a"), nodes.room("b")) == (4, 4)
     nodes.release("a")
     assert (nodes.room("b"), nodes.held("b")) == (6, 4)
@@ -116,7 +118,7 @@ def test_stages_share_the_cluster() -> None:
 
 def test_nodes_that_leave_are_not_counted() -> None:
     nodes = cluster((2, 0), (3, 0))
-    elastic = ResourcesConfig(workers=ElasticWorkers(min=2, max=8))
+    elastic = Resources(2, 8)
     assert nodes.reserve("a", elastic) == 5
     assert nodes.room("a", leaving=["n1"]) == 2
     assert nodes.reserve("a", elastic, leaving=["n0"]) == 3
@@ -124,8 +126,8 @@ def test_nodes_that_leave_are_not_counted() -> None:
 
 
 def test_a_worker_does_not_span_nodes() -> None:
-    assert cluster((3, 0), (3, 0)).reserve("a", ResourcesConfig(workers=2, cpus_per_worker=2)) == 2
-    assert cluster((3, 0), (3, 0)).reserve("a", ResourcesConfig(workers=3, cpus_per_worker=2)) == 0
+    assert cluster((3, 0), (3, 0)).reserve("a", Resources(2, 2, 2)) == 2
+    assert cluster((3, 0), (3, 0)).reserve("a", Resources(3, 3, 2)) == 0
 
 
 def test_what_does_not_answer_is_no_node(port: int, closed_port: int) -> None:
@@ -183,11 +185,12 @@ def test_a_cluster_of_its_own_that_is_gone_is_not_waited_for() -> None:
     program = """
 import psutil
 from pipeline.cluster.session import connect
-from pipeline.config.schema import ClusterConfig, ResourcesConfig
+from pipeline.cluster.resources import Resources
+from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ClusterError
 
 with connect(ClusterConfig()) as cluster:
-    one = ResourcesConfig(workers=1)
+    one = Resources(1, 1)
     print(cluster.reserve("stage", one), "worker")
     [raylet] = [child for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
     raylet.kill()

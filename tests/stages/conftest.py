@@ -23,6 +23,7 @@ from pipeline.tracking.store import choose_store
 
 PIPELINE: dict[str, Any] = {
     "name": "quick",
+    "cluster": {"workers": 1},
     "datasets": {
         "train": {"shards": "data/train-*.tar", "make": "fashion-mnist", "mean": [0.5], "std": [0.5]},
         "test": {"shards": "data/test-*.tar", "make": "fashion-mnist", "mean": [0.5], "std": [0.5]},
@@ -64,7 +65,7 @@ def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of this machine's devices: no GPU is among them, until a test puts one there."""
     folder = tmp_path / "dev"
     folder.mkdir()
-    monkeypatch.setattr("pipeline.cluster.session.DEVICES", folder)
+    monkeypatch.setattr("pipeline.cluster.resources.DEVICES", folder)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return folder
 

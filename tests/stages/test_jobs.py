@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.session import Cluster, Node
-from pipeline.config.schema import ClusterConfig, ElasticWorkers, ResourcesConfig
+from pipeline.cluster.resources import Node, Resources
+from pipeline.cluster.session import Cluster
+from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ClusterError, DataError, Interrupted, WorkersLost
 from pipeline.stages.folder import StageFolder
 from pipeline.stages.jobs import StageJob
 from pipeline.train.job import RESIZE, STOP, WorkersChange
 
-ELASTIC = ResourcesConfig(workers=ElasticWorkers(min=1, max=4))
+ELASTIC = Resources(1, 4)
 
 
 class Script:
@@ -61,7 +62,7 @@ def stage_job(
     monkeypatch.setattr("pipeline.stages.jobs.GROW_AFTER_S", 0.05)
 
     def make(
-        script: Script, resources: ResourcesConfig = ELASTIC, reached: list[int] | None = None, **cluster: Any
+        script: Script, resources: Resources = ELASTIC, reached: list[int] | None = None, **cluster: Any
     ) -> StageJob[dict[str, int]]:
         monkeypatch.setattr("pipeline.stages.jobs.launch", script)
         steps = iter(reached or [0] * 99)
@@ -177,7 +178,7 @@ def test_what_a_user_got_wrong_is_not_tried_again(stage_job: Callable[..., Any])
 def test_a_fixed_number_of_workers_waits_for_its_nodes(stage_job: Callable[..., Any], nodes: list[Node]) -> None:
     node = nodes.pop()
     script = Script(None)
-    job = stage_job(script, ResourcesConfig(workers=4), wait_s=30)
+    job = stage_job(script, Resources(4, 4), wait_s=30)
     job.context.say = lambda stage_id, message: nodes.append(node)  # it comes back once the job says that it waits
     assert job.run()["workers"] == 4
     assert events(job) == ["wait"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.config.load import parse_config
-from pipeline.config.schema import PipelineConfig
+from pipeline.config.schema import ClusterConfig, PipelineConfig
 from pipeline.errors import ConfigError
 from pipeline.models.costs import count_parameters, forward_flops, head_parameters
 from pipeline.models.spec import ModelSpec
@@ -31,6 +32,13 @@ def with_data(make_shards: Callable[..., None]) -> None:
 @pytest.fixture
 def without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def ranks(result: Plan) -> int:
+    """Of the first stage."""
+    training = result.stages[0].training
+    assert training is not None
+    return training.world_size
 
 
 def stage(result: Plan, branch_id: str) -> StagePlan:
@@ -61,8 +69,26 @@ def test_amounts_come_from_the_index(config: PipelineConfig) -> None:
 @pytest.mark.usefixtures("with_data")
 def test_gpus_that_no_stage_asks_for_are_noted(config: PipelineConfig, devices: Path) -> None:
     (devices / "nvidia0").touch()
-    assert plan(config).notes == [
-        "1 GPU stays idle on this machine, as no stage asks for one: cluster.gpus_per_worker=1 computes on GPUs."
+    on_cpus = config.model_copy(update={"cluster": ClusterConfig(workers=2, gpus_per_worker=0)})
+    assert plan(on_cpus).notes == [
+        "1 GPU stays idle on this machine, as no stage asks for one: cluster.gpus_per_worker=auto computes on GPUs."
+    ]
+
+
+@pytest.mark.usefixtures("with_data")
+def test_auto_plans_for_what_this_machine_has(
+    config: PipelineConfig, devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        (devices / f"nvidia{number}").touch()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(96)))
+    automatic = config.model_copy(update={"cluster": ClusterConfig()})
+    assert ranks(plan(automatic)) == 8
+    assert ranks(plan(automatic, world_size=4)) == 4
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert plan(automatic).notes == [
+        "cluster.workers: auto takes what the cluster at 10.0.0.1:6379 has; the plan is for 8, as on this machine; "
+        "--world-size plans for another number."
     ]
 
 

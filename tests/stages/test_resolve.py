@@ -15,12 +15,12 @@ from pipeline.stages.resolve import (
     Branch,
     check_channels,
     dependencies,
+    on_workers,
     reference_ids,
     stage_branches,
     stage_image_sizes,
     stage_spec,
     surgeries,
-    worker_resources,
 )
 from pipeline.tasks.classification import Task as Classification
 
@@ -47,7 +47,7 @@ def test_branches_come_after_what_they_need(config: PipelineConfig) -> None:
 
 
 def test_exports_and_reports_ask_for_no_workers(config: PipelineConfig) -> None:
-    assert worker_resources(config) == dict.fromkeys(("pretrain", "larger", "finer", "evaluate"), config.cluster)
+    assert list(on_workers(config)) == ["pretrain", "larger", "finer", "evaluate"]
 
 
 @pytest.mark.parametrize(

@@ -37,5 +37,7 @@ def test_each_picture_shows_the_item_that_its_caption_names(items_src: Path, tmp
 
 
 def test_impossible_settings_are_refused(items_src: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^train 0, val 0, test 0, samples per shard 1000, seed 0: .* one of the items"):
+    with pytest.raises(
+        DataError, match=r"^train 0, val 0, test 0, samples per shard 1000, seed 0: .* one of the items"
+    ):
         make("fashion-items", tmp_path, src=items_src, train=0, val=0, test=0)

@@ -1,0 +1,73 @@
+"""What stages take of a cluster: as configured, or what it has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.schema import ElasticWorkers, ResourcesConfig
+
+DEVICES = Path("/dev")
+MOST_CPU_RANKS = 8  # on a node without GPUs: more of them wait for each other longer than more cores compute
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive and answers."""
+
+    id: str
+    cpus: int
+    gpus: int
+
+    def holds(self, resources: Resources) -> int:
+        """Ranks of a stage that fit on it."""
+        by_gpus = [self.gpus // resources.gpus_per_worker] if resources.gpus_per_worker else []
+        return min([self.cpus // resources.cpus_per_worker, *by_gpus])
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage asks of the cluster, in numbers; each worker is one rank."""
+
+    min_workers: int
+    max_workers: int
+    cpus_per_worker: int = 1
+    gpus_per_worker: int = 0
+
+    def __str__(self) -> str:
+        """Of one worker."""
+        cpus = f"{self.cpus_per_worker} CPU{'s' * (self.cpus_per_worker > 1)}"
+        return f"{cpus} and {self.gpus_per_worker} GPU" if self.gpus_per_worker else cpus
+
+
+def settle(asked: ResourcesConfig, nodes: Sequence[Node], most: int | None = None) -> Resources:
+    """`auto` in numbers, for a cluster of these nodes.
+
+    By `auto`, every GPU gets a rank, with its share of its node's CPUs. Without GPUs, every CPU gets a rank, up to
+    MOST_CPU_RANKS a node, which then have several each. `workers: auto` starts on what there is, down to one worker,
+    and grows with the cluster up to `most`; without `most`, it is what fits now.
+    """
+    gpus = int(any(node.gpus for node in nodes)) if asked.gpus_per_worker == "auto" else asked.gpus_per_worker
+    cpus = _cpus(asked, nodes, gpus) if asked.cpus_per_worker == "auto" else asked.cpus_per_worker
+    if isinstance(asked.workers, ElasticWorkers):
+        return Resources(asked.workers.min, asked.workers.max, cpus, gpus)
+    if asked.workers != "auto":
+        return Resources(asked.workers, asked.workers, cpus, gpus)
+    if most is None:
+        most = sum(node.holds(Resources(1, 1, cpus, gpus)) for node in nodes)
+    return Resources(1, max(most, 1), cpus, gpus)
+
+
+def _cpus(asked: ResourcesConfig, nodes: Sequence[Node], gpus: int) -> int:
+    if gpus:
+        shares = [node.cpus // node.gpus for node in nodes if node.gpus]
+    else:
+        shares = [-(-node.cpus // MOST_CPU_RANKS) for node in nodes] if asked.workers == "auto" else []
+    return max(min(shares, default=1), 1)
+
+
+def this_machine() -> Node:
+    """What Ray would find here; asks neither Ray nor CUDA."""
+    return Node("", len(os.sched_getaffinity(0)), len(list(DEVICES.glob("nvidia[0-9]*"))))
