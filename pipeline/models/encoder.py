@@ -44,14 +44,16 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, num_queries: int | None = None, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, num_queries: int | None = None, keys: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """[B, T, D] -> [B, num_queries or T, D]; only the first `num_queries` tokens ask, all of them answer.
 
-        `keys` as of `dropout`.
+        `keys` as of `dropout`; `mask`, bool [B or 1, 1, T, T], says which token (row) sees which, by default all.
         """
         q, k, v = self._project(x, num_queries)
         drop = None if keys is None else partial(dropout, keys=keys, rate=self.rate)
-        out = attention(q, k, v, drop, causal=self.causal)
+        out = attention(q, k, v, drop, causal=self.causal, mask=None if mask is None else mask[:, :, : q.shape[2]])
         attended: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return attended
 
@@ -93,20 +95,26 @@ class EncoderLayer(nn.Module):
         self.recompute: Recompute = "none"
 
     def forward(
-        self, x: Tensor, num_outputs: int | None = None, branches: Tensor | None = None, keys: Tensor | None = None
+        self,
+        x: Tensor,
+        num_outputs: int | None = None,
+        branches: Tensor | None = None,
+        keys: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, num_outputs or T, D].
 
         With `num_outputs` only the first tokens are computed. `branches` [2, B, 1, 1] are factors of the two residual
-        branches, `keys` [4, B] those of dropout at each of `dropout.SITES`; there is none without.
+        branches, `keys` [4, B] those of dropout at each of `dropout.SITES`; there is none without. `mask` as of
+        `SelfAttention`.
         """
         residual = x if num_outputs is None else x[:, :num_outputs]
         attended, fed = (None, None) if branches is None else branches
         of_attention, of_feed_forward = (None, None) if keys is None else keys.split(2)
         if self.norm_first:
-            x = residual + _times(self._attend(self.norm1(x), num_outputs, of_attention), attended)
+            x = residual + _times(self._attend(self.norm1(x), num_outputs, of_attention, mask), attended)
             return x + _times(self._feed_forward(x, of_feed_forward), fed)
-        x = self.norm1(residual + _times(self._attend(x, num_outputs, of_attention), attended))
+        x = self.norm1(residual + _times(self._attend(x, num_outputs, of_attention, mask), attended))
         y: Tensor = self.norm2(x + _times(self._feed_forward(x, of_feed_forward), fed))
         return y
 
@@ -114,9 +122,9 @@ class EncoderLayer(nn.Module):
         """[B, T, D] -> [B, H, T, T], fp32, of this layer's input."""
         return self.self_attn.weights(self.norm1(x) if self.norm_first else x)
 
-    def _attend(self, x: Tensor, num_queries: int | None, keys: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, num_queries: int | None, keys: Tensor | None, mask: Tensor | None) -> Tensor:
         of_weights, of_output = (None, None) if keys is None else keys
-        branch: Tensor = self.ls1(dropout(self.self_attn(x, num_queries, of_weights), of_output, self.rate))
+        branch: Tensor = self.ls1(dropout(self.self_attn(x, num_queries, of_weights, mask), of_output, self.rate))
         return branch
 
     def _feed_forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
@@ -183,8 +191,11 @@ class Encoder(nn.Module):
         """
         return deque(self.layer_outputs(x, num_outputs), maxlen=1).pop()
 
-    def layer_outputs(self, x: Tensor, num_outputs: int | None = None) -> Iterator[Tensor]:
-        """[B, T, D] -> the output [B, T, D] of each layer, the last one's cut to `num_outputs` tokens."""
+    def layer_outputs(self, x: Tensor, num_outputs: int | None = None, mask: Tensor | None = None) -> Iterator[Tensor]:
+        """[B, T, D] -> the output [B, T, D] of each layer, the last one's cut to `num_outputs` tokens.
+
+        `mask` as of `SelfAttention`.
+        """
         keys = self._keys(x)
         branches = self.drop_path(x, keys)
         checkpointing = self.recompute == "full" and torch.is_grad_enabled()
@@ -204,6 +215,7 @@ class Encoder(nn.Module):
                 queries,
                 None if branches is None else branches[index],
                 None if keys is None or not self.rate else layer_keys(keys, index),
+                mask,
             )
             x = layer(*arguments) if inputs is None else checkpoint(layer, *arguments, use_reentrant=False)
             yield x

@@ -38,19 +38,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Te
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, drop: Callable[[Tensor], Tensor] | None = None, *, causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    drop: Callable[[Tensor], Tensor] | None = None,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Scaled dot-product attention: q [B, H, Q, d], k and v [B, H, T, d] -> [B, H, Q, d].
 
     `drop` is done to its weights [B, H, Q, T], which are then computed as a whole. Where `causal`, query i sees the
-    first i + 1 keys.
+    first i + 1 keys; with a `mask`, bool [B or 1, H or 1, Q, T], those that it marks.
     """
-    if causal:
-        assert drop is None, "causal attention drops nothing"
-        if computes_in_fp32(q):
-            attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True).to(q.dtype)
-        else:
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if causal or mask is not None:
+        assert drop is None, "attention that does not see everything drops nothing"
+        one = torch.float32 if computes_in_fp32(q) else q.dtype
+        partly = F.scaled_dot_product_attention(q.to(one), k.to(one), v.to(one), attn_mask=mask, is_causal=causal)
+        attended = partly.to(q.dtype)
     elif drop is not None:
         attended = _attention_dropping(q, k, v, drop)
     elif attends_by_products(q, k):

@@ -106,7 +106,12 @@ class BoxesTarget(Target):
         if not evaluation:
             return {"boxes": Field("float32", (None, 4)), **labels}
         more = {"box_area": Field("float64", (None,)), "box_crowd": Field("bool", (None,))}
-        return {"boxes_full": Field("float64", (None, 4)), **labels, **more, "boxes_full_size": Field("int32", (2,))}
+        return {
+            "boxes_full": Field("float64", (None, 4)),
+            **labels,
+            **more,
+            "boxes_full_size": Field("int32", (2,), fill=1),
+        }
 
     def inputs(self) -> dict[str, Any]:
         given = {"member": self.members[0], "min_visible": self.min_visible, "labels": list(self.numbers or ())}

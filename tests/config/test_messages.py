@@ -42,12 +42,12 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         (
             "datasets.train.targets.masks",
             "seg.png",
-            "datasets.train.targets.masks: unknown key, did you mean 'mask'? Allowed: class_id, ",
+            "datasets.train.targets.masks: unknown key, did you mean 'mask'? Allowed: boxes, class_id, ",
         ),
         (
             "datasets.train.targets.mask",
             {"ignored": 0},
-            "datasets.train.targets.mask.ignored: unknown key, did you mean 'ignore'? Allowed: member, ignore, groups.",
+            "datasets.train.targets.mask.ignored: unknown key, did you mean 'ignore'? Allowed: member, groups, ignore.",
         ),
         ("stages.pretrain.model.dept", 3, "stages.pretrain.model.dept: unknown key, did you mean 'depth'? Allowed: "),
         (
@@ -250,7 +250,7 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         (
             "datasets.train.classes",
             {"masks": ["a"]},
-            "datasets.train.classes.masks: no kind of target; did you mean 'mask'? Allowed: class_id, ",
+            "datasets.train.classes.masks: no kind of target; did you mean 'mask'? Allowed: boxes, class_id, ",
         ),
         ("datasets", None, "datasets: found nothing, expected a mapping of names to sections."),
     ],

@@ -325,7 +325,7 @@ def test_dense_heads_keep_their_rows_by_class_name(small_spec: MakeSpec) -> None
     def model(outputs: int, kind: str) -> ModelSpec:
         return ModelSpec(small_spec().backbone, {"head": HeadSpec(kind, outputs)}, "segmentation")
 
-    for kind in ("linear", "conv", "mask_transformer"):
+    for kind in ("linear", "conv", "mask_transformer", "queries", "pyramid"):
         source = MiniViT.from_spec(model(3, kind)).state_dict()
         names = {"from_classes": list("abc"), "to_classes": list("cxbay")}
         state, report = adapt(source, model(3, kind), model(5, kind), **names)

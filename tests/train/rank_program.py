@@ -93,6 +93,7 @@ def global_batch(step: int, groups: Mapping[str, ViewGroup] = IMAGE) -> Batch:
             **depth_maps(size, generator),
             **keypoints(size, generator),
             **captions(size, generator),
+            **boxes(size, generator),
         },
         weights=weights,
         slots=step * size + torch.arange(size),
@@ -118,6 +119,29 @@ def captions(size: int, generator: torch.Generator) -> dict[str, Tensor]:
         "all_tokens.offsets": offsets,
         "all_captions": every,
         "all_captions.offsets": offsets,
+    }
+
+
+def boxes(size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """None to three objects of each sample, one of which evaluation ignores."""
+    counts = torch.arange(size) % 4
+    total = int(counts.sum())
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(dim=0)])
+    first = torch.rand(total, 2, generator=generator) * SIDE / 2
+    corners = torch.cat([first, first + 1 + torch.rand(total, 2, generator=generator) * SIDE / 2], dim=1).clamp(
+        max=SIDE
+    )
+    found = {
+        "boxes": corners,
+        "box_label": torch.randint(CLASSES, (total,), generator=generator),
+        "boxes_full": corners.double(),
+        "box_area": (corners[:, 2:] - corners[:, :2]).prod(dim=1).double(),
+        "box_crowd": torch.arange(total) == 4,
+    }
+    return {
+        **found,
+        **{f"{name}{OFFSETS}": offsets for name in found},
+        "boxes_full_size": torch.full((size, 2), SIDE, dtype=torch.int32),
     }
 
 

@@ -24,6 +24,8 @@ TASKS: dict[str, dict[str, Any]] = {  # name -> settings; a line for each task
     "segmentation": {"head": "conv", "label_smoothing": 0.1},
     "depth": {"head_options": {"hidden": 8}},
     "keypoints": {"flip_pairs": [["0", "2"]], "flip_test": True},
+    "detection": {"head_options": {"finest": 2, "coarsest": 8, "hidden": 16}},
+    "detection by queries": {"type": "detection", "head": "queries", "head_options": {"queries": 5, "depth": 2}},
     "mae": {},
     "simmim": {},
     "lejepa": {"views": VIEWS, "slices": 16},

@@ -25,6 +25,9 @@ HEADS = {
     "dpt": HeadSpec("dpt", 5, {"hidden": 32}),
     "heat_maps": HeadSpec("heat_maps", 5),
     "mask_transformer": HeadSpec("mask_transformer", 5),
+    "queries": HeadSpec("queries", 5),
+    "pyramid": HeadSpec("pyramid", 5),
+    "pyramid, finer": HeadSpec("pyramid", 5, {"finest": 2, "coarsest": 4, "hidden": 32}),
     "mae_decoder": mae_decoder(BACKBONE),
     "feature_projection": HeadSpec("feature_projection", 96),
 }

@@ -1,0 +1,185 @@
+"""COCO's average precision of boxes, by pycocotools (Lin et al. 2014): exact on any number of ranks.
+
+Legend: N images, n boxes of all images, K classes. Boxes are left, top, right, bottom in pixels of the image itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline.metrics.files import PER_CLASS, append_rows
+from pipeline.metrics.schema import LOSS, Measure, Schema
+
+if TYPE_CHECKING:
+    from pycocotools.cocoeval import COCOeval
+    from torch import Tensor
+
+SIZES = "small", "medium", "large"  # objects below 32 x 32 pixels, below 96 x 96, and others
+DETECTION = Schema(
+    (
+        LOSS,
+        Measure("map", "mAP", "higher", share=True),
+        Measure("map_50", "mAP@0.5", "higher", share=True),
+        Measure("map_75", "mAP@0.75", "higher", share=True),
+        *(Measure(f"map_{size}", f"mAP of {size} objects", "higher", share=True) for size in SIZES),
+    ),
+    selects="map",
+)
+MOST = 100  # predictions of an image that count, COCO's
+
+
+class Found(NamedTuple):
+    """What is predicted for one image, on any device."""
+
+    boxes: Tensor  # fp32 [m, 4]
+    scores: Tensor  # fp32 [m]
+    labels: Tensor  # int64 [m]
+
+
+class Rows(NamedTuple):
+    """Labelled or predicted boxes of many images."""
+
+    slots: np.ndarray  # int64 [n], of the image of each
+    boxes: np.ndarray  # float64 [n, 4]
+    labels: np.ndarray  # int64 [n]
+    values: np.ndarray  # float64 [n]: the area of a labelled object, the score of a predicted one
+    crowds: np.ndarray  # bool [n]
+
+    @classmethod
+    def of(
+        cls, slots: np.ndarray, boxes: np.ndarray, labels: np.ndarray, values: np.ndarray, crowds: np.ndarray
+    ) -> Rows:
+        return cls(
+            np.asarray(slots, np.int64),
+            np.asarray(boxes, np.float64).reshape(-1, 4),
+            np.asarray(labels, np.int64),
+            np.asarray(values, np.float64),
+            np.asarray(crowds, bool),
+        )
+
+
+class State(NamedTuple):
+    images: np.ndarray  # int64 [N], slots
+    labelled: Rows
+    predicted: Rows
+
+
+class AveragePrecision:
+    """A `Collector` of the boxes of an evaluation.
+
+    Images count in the order of the data, so that ties between scores fall alike on any number of ranks. `by_size` says
+    whether small, medium and large objects are measured too, which takes four times as long.
+    """
+
+    def __init__(self, num_classes: int, *, by_size: bool) -> None:
+        self.num_classes, self.by_size = num_classes, by_size
+        self._parts: list[State] = []
+
+    def add(self, predicted: Sequence[Found], batch: Any) -> None:
+        """Take in the images of a batch that are good."""
+        good = ((batch.weights > 0) & (batch.slots >= 0)).cpu().numpy()
+        slots, targets = batch.slots.cpu().numpy(), batch.targets
+        names = ("boxes_full", "box_label", "box_area", "box_crowd")
+        boxes, labels, areas, crowds = (targets[name].cpu().numpy() for name in names)
+        owners = np.repeat(np.arange(len(slots)), np.diff(targets["boxes_full.offsets"].cpu().numpy()))
+        kept = good[owners]
+        labelled = Rows.of(slots[owners[kept]], boxes[kept], labels[kept], areas[kept], crowds[kept])
+        found = [(slot, one) for slot, one, counts in zip(slots.tolist(), predicted, good, strict=True) if counts]
+        parts = []
+        for slot, one in found:
+            guessed, scores, kinds = (part.detach().float().cpu().numpy() for part in one)
+            parts.append(Rows.of(np.full(len(scores), slot), guessed, kinds, scores, np.zeros(len(scores))))
+        self._parts.append(State(slots[good], labelled, joined(parts)))
+
+    def state(self) -> State:
+        return State(
+            np.concatenate([np.empty(0, np.int64), *(part.images for part in self._parts)]),
+            joined([part.labelled for part in self._parts]),
+            joined([part.predicted for part in self._parts]),
+        )
+
+    def merge(self, state: State) -> None:
+        self._parts.append(state)
+
+    def measures(self) -> dict[str, float]:
+        """Those of `DETECTION` that mean something: of no large object there is no precision."""
+        precision = self._precision()
+        found = {"map": precision[..., 0], "map_50": precision[0, ..., 0], "map_75": precision[5, ..., 0]}
+        found |= {f"map_{size}": precision[..., 1 + n] for n, size in enumerate(SIZES)} if self.by_size else {}
+        return {name: value for name, one in found.items() if (value := mean_of(one)) is not None}
+
+    def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
+        """Objects of each class and its average precision, which stays empty where there are none."""
+        precision, labelled = self._precision(), self.state().labelled
+        counts = np.bincount(labelled.labels[~labelled.crowds], minlength=self.num_classes).tolist()
+        rows = []
+        for label, (name, count) in enumerate(zip(classes, counts, strict=True)):
+            values = mean_of(precision[..., label, 0]), mean_of(precision[0, :, label, 0])
+            rows.append((model, name, count, *("" if value is None else f"{value:.6f}" for value in values)))
+        append_rows(folder / PER_CLASS, ("model", "class", "objects", "ap", "ap_50"), rows)
+
+    def _precision(self) -> np.ndarray:
+        """float64 [10 overlaps from 0.5 to 0.95, 101 recalls, K, 1 or 4 sizes]; -1 where there is no object."""
+        return precisions(self.state(), self.num_classes, by_size=self.by_size)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of all parts."""
+    empty = Rows.of(np.empty(0), np.empty((0, 4)), np.empty(0), np.empty(0), np.empty(0))
+    return Rows(*(np.concatenate(column) for column in zip(empty, *parts, strict=True)))
+
+
+def mean_of(precision: np.ndarray) -> float | None:
+    """The mean where there is an object; None if there is none anywhere."""
+    known = precision[precision > -1]
+    return float(known.mean()) if len(known) else None
+
+
+def precisions(state: State, num_classes: int, *, by_size: bool) -> np.ndarray:
+    """As `AveragePrecision._precision`, of a state."""
+    images = np.sort(state.images).tolist()
+    sizes = slice(None) if by_size else slice(1)
+    if not len(state.labelled.slots):
+        return np.full((10, 101, num_classes, 4 if by_size else 1), -1.0)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # it prints its progress
+        judge = judged(state, images, num_classes)
+        judge.params.areaRng = judge.params.areaRng[sizes]
+        judge.params.areaRngLbl = judge.params.areaRngLbl[sizes]
+        judge.params.maxDets = [MOST]
+        judge.evaluate()
+        judge.accumulate()
+    found: np.ndarray = judge.eval["precision"][..., -1]
+    return found
+
+
+def judged(state: State, images: Sequence[int], num_classes: int) -> COCOeval:
+    """Pycocotools' evaluation of the predictions, not yet run."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    sets = []
+    for rows, predicted in ((state.labelled, False), (state.predicted, True)):
+        annotations, order = [], np.argsort(rows.slots, kind="stable").tolist()
+        sides = rows.boxes[:, 2:] - rows.boxes[:, :2]
+        boxes = np.concatenate([rows.boxes[:, :2], sides], axis=1).tolist()
+        areas = (sides.prod(axis=1) if predicted else rows.values).tolist()
+        columns = [column.tolist() for column in (rows.slots, rows.labels, rows.values, rows.crowds)]
+        for number, row in enumerate(order, 1):  # ids from 1: 0 would mean that nothing was matched
+            slot, label, value, crowd = (column[row] for column in columns)
+            one = {"id": number, "image_id": slot, "category_id": label, "bbox": boxes[row], "area": areas[row]}
+            annotations.append(one | {"iscrowd": int(crowd)} | ({"score": value} if predicted else {}))
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": slot} for slot in images],
+            "annotations": annotations,
+            "categories": [{"id": label} for label in range(num_classes)],
+        }
+        coco.createIndex()
+        sets.append(coco)
+    return COCOeval(*sets, iouType="bbox")

@@ -1,0 +1,123 @@
+"""Object detection: a box and a class for every object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.section import Positive, Section, Share
+from pipeline.config.views import ViewGroup
+from pipeline.errors import ModelError
+from pipeline.metrics.average_precision import DETECTION, MOST
+from pipeline.metrics.schema import Schema
+from pipeline.models.heads import head_kind, head_kinds
+from pipeline.models.heads._boxes import BoxKind
+from pipeline.models.spec import HeadSpec, ViTSpec, as_pair, whole_patches
+from pipeline.tasks.task import BaseTask
+
+if TYPE_CHECKING:
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.tasks.detection.module import Detection
+
+HEAD = "box_head"
+
+
+class DetectionInference(Section):
+    """How images are seen, and which boxes are kept, in validation, evaluation and prediction."""
+
+    size: Positive | tuple[Positive, Positive] | None = Field(
+        default=None, description="pixels, one number or [height, width]; default: the model's"
+    )
+    score: Share = Field(default=0.02, description="least score of a box that measures count")
+    shown: Share = Field(default=0.3, description="least score of a box that predictions and pictures have")
+    overlap: Share = Field(
+        default=0.6, description="of boxes of a class that overlap by more (IoU) the best is kept; pyramid only"
+    )
+    most: Annotated[int, Field(gt=0, le=MOST)] = Field(default=MOST, description="boxes of an image, at most")
+
+    def check(self, backbone: ViTSpec) -> None:
+        """Raise `ModelError` for a size that a backbone cannot see."""
+        if self.size is not None:
+            try:
+                whole_patches(as_pair(self.size), backbone.patch)
+            except ModelError as error:
+                raise ModelError(f"task.inference.size: {str(error).partition(': ')[2]}") from None
+
+
+class Task(BaseTask):
+    """Boxes by L1 and GIoU, classes by cross-entropy or focal loss; COCO's mAP picks between models."""
+
+    targets: ClassVar[tuple[str, ...]] = ("boxes",)
+    measuring: ClassVar[frozenset[str]] = frozenset({"inference"})
+    measured: ClassVar[Schema] = DETECTION
+
+    type: Literal["detection"] = "detection"
+    head: str = Field(
+        default="pyramid",
+        description="pyramid (feature maps at several strides, many candidates per object) or queries (DETR, one each)",
+    )
+    layers: Annotated[list[int], Field(min_length=1)] | None = Field(
+        default=None, description="numbers, from 0, of the layers whose maps the head reads; default: the last one"
+    )
+    head_options: dict[str, Positive] = Field(
+        default_factory=dict,
+        description="further settings of the head: finest and coarsest (strides in pixels), hidden and depth of "
+        "pyramid; queries and depth of queries",
+    )
+    denoising: Annotated[int, Field(ge=0, le=16)] | None = Field(
+        default=None,
+        description="of queries: how many moved copies of each box it also learns from (DN-DETR); default: 3",
+    )
+    inference: DetectionInference = DetectionInference()
+
+    @field_validator("head")
+    @classmethod
+    def finds_boxes(cls, name: str) -> str:
+        kinds = [kind for kind in head_kinds() if isinstance(head_kind(kind), BoxKind)]
+        if name not in kinds:
+            raise ValueError(f"a head that finds boxes, one of {', '.join(kinds)}")
+        return name
+
+    @model_validator(mode="after")
+    def denoises_queries(self) -> Task:
+        if self.denoising and not self.one_each:
+            raise ValueError(f"denoising: found {self.denoising}, but a {self.head} head has no queries; leave it out")
+        return self
+
+    @property
+    def kind(self) -> BoxKind:
+        kind = head_kind(self.head)
+        assert isinstance(kind, BoxKind)
+        return kind
+
+    @property
+    def one_each(self) -> bool:
+        """Whether an object is learned by one candidate alone."""
+        return self.kind.matching == "one"
+
+    @property
+    def copies(self) -> int:
+        """Of each box, for denoising."""
+        if not self.one_each:
+            return 0
+        return 3 if self.denoising is None else self.denoising
+
+    def view_groups(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
+        size = self.inference.size if evaluation else None
+        return {"image": ViewGroup(size=None if size is None else as_pair(size))}
+
+    def check(self, backbone: ViTSpec) -> None:
+        self.inference.check(backbone)
+
+    def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
+        options: dict[str, Any] = {} if self.layers is None else {"layers": self.layers}
+        options |= self.head_options | ({"denoising": 1} if self.copies else {})
+        return {HEAD: HeadSpec(self.head, num_classes, options)}
+
+    def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> Detection:
+        from pipeline.tasks.detection.module import Detection
+
+        return Detection(model, self, classes, preprocess)

@@ -1,0 +1,44 @@
+"""What exported graphs give: the best boxes of each image, as many whatever it shows.
+
+Legend: B batch, A candidates, M of them kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.heads._boxes import COORDINATES
+from pipeline.tasks.detection.objects import overlaps, to_corners
+
+if TYPE_CHECKING:
+    from pipeline.tasks.detection.module import Detection
+
+NAMES = "boxes", "scores", "classes"
+
+
+class BestBoxes(nn.Module):
+    """Images -> corners in shares of the view fp32 [B, M, 4], scores fp32 [B, M], best first, and classes int64 [B, M].
+
+    Where an object has many candidates, the score of one that overlaps a better one of its class becomes 0.
+    """
+
+    def __init__(self, task: Detection) -> None:
+        super().__init__()
+        self.model, self.one_each, self.inference = task.model, task.task.one_each, task.task.inference
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        boxes, logits = self.model(images).tensor_split([COORDINATES], dim=2)
+        shares = logits.softmax(dim=2)[..., :-1] if self.one_each else logits.sigmoid()
+        scores, classes = shares.max(dim=2)
+        scores, rows = scores.topk(min(self.inference.most, boxes.shape[1]), dim=1)
+        classes = classes.gather(1, rows)
+        corners = to_corners(boxes.gather(1, rows[..., None].expand(-1, -1, COORDINATES)))
+        if not self.one_each:
+            iou, _ = overlaps(corners[:, :, None], corners[:, None])  # [B, M, M]
+            same = classes[:, :, None] == classes[:, None]
+            better = torch.ones_like(iou[0]).triu(1) > 0
+            scores = scores.masked_fill(((iou > self.inference.overlap) & same & better).any(dim=1), 0.0)
+        return corners, scores, classes

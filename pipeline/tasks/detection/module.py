@@ -1,0 +1,161 @@
+"""Object detection, judged by COCO's average precision on images at their own size.
+
+Legend: B batch, A candidates, K classes, T terms of the loss, (H, W) an image's own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from pipeline.images.boxes import draw_boxes
+from pipeline.metrics.average_precision import AveragePrecision, Found
+from pipeline.models.heads._boxes import COORDINATES
+from pipeline.models.spec import Pair
+from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
+from pipeline.tasks.detection import HEAD
+from pipeline.tasks.detection.exported import NAMES, BestBoxes
+from pipeline.tasks.detection.many import Many
+from pipeline.tasks.detection.objects import Objects, at_full_size, evaluation_objects, to_corners, training_objects
+from pipeline.tasks.detection.one_each import OneEach
+from pipeline.tasks.detection.pictures import Outlines
+
+if TYPE_CHECKING:
+    from pipeline.images.decode import Pixels
+    from pipeline.metrics.collector import Collector
+    from pipeline.models.bundle import Preprocess
+    from pipeline.models.minivit import MiniViT
+    from pipeline.stream.batch import Batch
+    from pipeline.tasks.detection import Task
+
+LOOKED_AT = 1000  # candidates of an image, at most, among which those that overlap are left out
+
+
+class Detection(TaskModule):
+    """The model, and what it is trained and judged by.
+
+    Sums: the T terms of the loss, and what each is divided by.
+    """
+
+    predict_options = frozenset({"score"})
+
+    def __init__(self, model: MiniViT, task: Task, classes: Sequence[str], preprocess: Preprocess) -> None:
+        super().__init__(model, preprocess)
+        self.task, self.classes = task, list(classes)
+        head: Any = model.heads[HEAD]
+        self.learning = (
+            OneEach(len(classes), len(head.queries), task.copies) if task.one_each else Many(head, len(classes))
+        )
+        terms = self.learning.terms
+        self.sum_names = (*(f"loss of {term}" for term in terms), *terms)
+
+    def normalisers(self, batch: Batch) -> Tensor:
+        """float64 [T]."""
+        shape = batch.views["image"].shape
+        return self._divisors(training_objects(batch.targets, (shape[-2], shape[-1])), batch.weights, shape)
+
+    def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
+        images = views["image"]
+        objects = training_objects(targets, (images.shape[2], images.shape[3]))
+        losses, _ = self.learning.losses(self._head(), self.model.features(images), objects, weights, keys["image"])
+        return Outputs(losses, self._sums(losses, objects, weights, images))
+
+    def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
+        """The loss without denoising; `predicted` is what is `Found` in each image, in its own pixels."""
+        images = views["image"]
+        view, how = (images.shape[2], images.shape[3]), self.preprocess.eval
+        objects, features = evaluation_objects(targets, view, how), self.model.features(images)
+        losses, candidates = self.learning.losses(self._head(), features, objects, weights, None)
+        sizes = [(height, width) for height, width in targets["boxes_full_size"].tolist()]
+        found = self._found(candidates, sizes, view, self.task.inference.score)
+        return Evaluated(self._sums(losses, objects, weights, images), found)
+
+    def _head(self) -> Any:
+        return self.model.get_submodule(HEAD)
+
+    @torch.no_grad()
+    def _sums(self, losses: Tensor, objects: Objects, weights: Tensor, images: Tensor) -> Tensor:
+        return torch.cat([losses.double(), self._divisors(objects, weights, images.shape)])
+
+    def _divisors(self, objects: Objects, weights: Tensor, shape: Sequence[int]) -> Tensor:
+        """float64 [T] of views [..., H, W], on the grid of the model's own patch, whatever the step's."""
+        patch = self.model.spec.backbone.patch
+        return self.learning.normalisers(objects, weights, (shape[-2] // patch[0], shape[-1] // patch[1]))
+
+    def means(self, sums: Tensor) -> dict[str, float]:
+        losses, divisors = sums.chunk(2)
+        return {"loss": float((losses / divisors.clamp(min=1)).sum())}
+
+    def collectors(self, *, validation: bool) -> dict[str, Collector]:
+        """In validation the same mAP, but not by size."""
+        precision = AveragePrecision(len(self.classes), by_size=not validation)
+        if validation:
+            return {"precision": precision}
+        return {"precision": precision, "pictures": Outlines(self.preprocess.eval, self.task.inference.shown)}
+
+    def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[Any]:
+        """Boxes in pixels of the image itself, best first: {"boxes", "scores", "labels" (names), "classes" (numbers)}.
+
+        The option `score` is the least that a box must have; default: the setting `inference.shown`.
+        """
+        least, view = options.get("score", self.task.inference.shown), (images.shape[2], images.shape[3])
+        head, features = self._head(), self.model.features(images)
+        return [
+            {
+                "boxes": one.boxes.tolist(),
+                "scores": one.scores.tolist(),
+                "labels": [self.classes[label] for label in one.labels.tolist()],
+                "classes": one.labels.tolist(),
+            }
+            for one in self._found(head(features), sizes, view, least)
+        ]
+
+    def _found(self, candidates: Tensor, sizes: Sequence[Pair], view: Pair, least: float) -> list[Found]:
+        """What remains of candidates [B, A, ...] of at least a score, in pixels of images of these sizes."""
+        boxes, logits = candidates.tensor_split([COORDINATES], dim=2)
+        scores = logits.softmax(dim=2)[..., :-1] if self.task.one_each else logits.sigmoid()
+        found = []
+        for corners, of_classes, size in zip(to_corners(boxes), scores, sizes, strict=True):
+            best, labels = of_classes.max(dim=1)
+            chosen = best.topk(min(LOOKED_AT, len(best))).indices
+            chosen = chosen[best[chosen] >= least]
+            full = at_full_size(corners[chosen], size, view, self.preprocess.eval)
+            there = (full[:, 2:] > full[:, :2]).all(dim=1)
+            full, chosen = full[there], chosen[there]
+            if not self.task.one_each:
+                kept = batched_nms(full, best[chosen], labels[chosen], self.task.inference.overlap)
+                full, chosen = full[kept], chosen[kept]
+            most = self.task.inference.most
+            found.append(Found(full[:most], best[chosen][:most], labels[chosen][:most]))
+        return found
+
+    def exported(self) -> nn.Module:
+        return BestBoxes(self)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return NAMES
+
+    def draw(self, picture: Pixels, predicted: Any) -> Pixels:
+        drawn = picture.copy()
+        boxes = torch.tensor(predicted["boxes"]).view(-1, 4).numpy()
+        captions = [f"{name} {score:.2f}" for name, score in zip(predicted["labels"], predicted["scores"], strict=True)]
+        draw_boxes(drawn, boxes, predicted["classes"], captions)
+        return drawn
+
+    def record(self, predicted: Any) -> dict[str, Any]:
+        return dict(predicted)
+
+    def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
+        """The best score of each class that is found."""
+        found = []
+        for one in self.predict(images, sizes):
+            best: dict[str, float] = {}
+            for name, score in zip(one["labels"], one["scores"], strict=True):  # the best come first
+                best.setdefault(name, score)
+            found.append(dict(list(best.items())[:limit]))
+        return found

@@ -1,0 +1,131 @@
+"""Learning where an object has one candidate: Hungarian matching (DETR, Carion et al. 2020), and denoising beside it.
+
+Legend: B samples, Q queries, M denoising queries, K classes; class K is none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from pipeline.models.drop_path import keyed_uniform, sample_keys
+from pipeline.models.heads._boxes import COORDINATES
+from pipeline.models.heads.head import Features
+from pipeline.models.heads.queries.module import Denoising, QueriesHead
+from pipeline.models.spec import Pair
+from pipeline.tasks.detection.objects import Objects, overlaps, to_corners, to_middles
+
+OF_CLASS, OF_SIDES, OF_OVERLAP = 1.0, 5.0, 2.0  # weights of the losses, and of what matching costs
+BACKGROUND = 0.1  # weight of a query that is to find nothing
+NOISE = 0.4  # by which share of its sides a box is moved, and grows or shrinks, at most
+FLIPPED = 0.2  # share of denoising queries that begin with another class
+NUMBERS = 6  # that are drawn for a denoising query
+DENOISE = 0x646E6F69  # what else is drawn from the same keys is independent
+
+
+class Pairs(NamedTuple):
+    """Candidates and the objects that they are to find, int64 [pairs] each."""
+
+    samples: Tensor
+    candidates: Tensor
+    objects: Tensor
+
+
+class OneEach:
+    """The loss of all layers' candidates. Its terms are those of matched queries and, if any, of denoising ones."""
+
+    def __init__(self, num_classes: int, num_queries: int, copies: int) -> None:
+        self.num_classes, self.num_queries, self.copies = num_classes, num_queries, copies
+        self.terms = ("matched", "denoised") if copies else ("matched",)
+
+    def normalisers(self, objects: Objects, weights: Tensor, grid: Pair) -> Tensor:
+        """float64 [T]: objects that are matched, of which an image has no more than queries, and copies of them."""
+        counts = torch.tensor(objects.counts, dtype=torch.float64).clamp(max=self.num_queries)
+        matched = counts.to(weights.device) @ weights.double()
+        return torch.stack([matched, matched * self.copies][: len(self.terms)])
+
+    def losses(
+        self, head: QueriesHead, features: Features, objects: Objects, weights: Tensor, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """fp32 [T], not yet divided, without keys none of denoising; and the last layer's candidates."""
+        noise, known = None, None
+        if self.copies and keys is not None:
+            noise, known = noisy(objects, keys, self.copies, self.num_classes, self.num_queries)
+        layers = head(features, noise, True)  # one call, around which ZeRO-3 gathers the head's own parameters
+        losses = [self._of_layer(found, objects, weights, known) for found in layers]
+        return torch.stack(losses).mean(dim=0), layers[-1][:, : self.num_queries]
+
+    def _of_layer(self, found: Tensor, objects: Objects, weights: Tensor, known: Pairs | None) -> Tensor:
+        """fp32 [T] of candidates [B, Q + M, 4 + K + 1]."""
+        queries, noisy_ones = found.tensor_split([self.num_queries], dim=1)
+        pairs = matched(queries.detach(), objects)
+        classes = torch.full(queries.shape[:2], self.num_classes, device=found.device)
+        classes[pairs.samples, pairs.candidates] = objects.labels[pairs.objects]
+        each = F.cross_entropy(queries[..., COORDINATES:].transpose(1, 2), classes, reduction="none")  # [B, Q]
+        counted = torch.where(classes == self.num_classes, BACKGROUND, 1.0) * weights[:, None]
+        terms = [OF_CLASS * (each * counted).sum() + box_loss(queries, objects, pairs, weights)]
+        if known is not None:
+            logits = noisy_ones[known.samples, known.candidates, COORDINATES:]
+            each = F.cross_entropy(logits, objects.labels[known.objects], reduction="none")
+            of_class = OF_CLASS * (each * weights[known.samples]).sum()
+            terms.append(of_class + box_loss(noisy_ones, objects, known, weights))
+        elif self.copies:
+            terms.append(found.new_zeros(()))
+        return torch.stack(terms)
+
+
+def box_loss(candidates: Tensor, objects: Objects, pairs: Pairs, weights: Tensor) -> Tensor:
+    """L1 of middles and sides, and GIoU, of all pairs; fp32 []."""
+    boxes, corners = candidates[pairs.samples, pairs.candidates, :COORDINATES], objects.corners[pairs.objects]
+    of_sides = (boxes - to_middles(corners)).abs().sum(dim=1)
+    _, giou = overlaps(to_corners(boxes), corners)
+    return ((OF_SIDES * of_sides + OF_OVERLAP * (1 - giou)) * weights[pairs.samples]).sum()
+
+
+def matched(queries: Tensor, objects: Objects) -> Pairs:
+    """The cheapest pairs of queries [B, Q, 4 + K + 1] and objects in each sample, as many as the fewer of the two."""
+    boxes, shares = queries[..., :COORDINATES], queries[..., COORDINATES:].softmax(dim=-1)
+    own = objects.owners
+    _, giou = overlaps(to_corners(boxes)[own], objects.corners[:, None])  # [n, Q]
+    of_sides = (boxes[own] - to_middles(objects.corners)[:, None]).abs().sum(dim=2)
+    of_class = shares[own].gather(2, objects.labels[:, None, None].expand(-1, shares.shape[1], 1))[..., 0]
+    cost = (OF_SIDES * of_sides - OF_CLASS * of_class - OF_OVERLAP * giou).cpu().numpy()
+    found: list[tuple[int, int, int]] = []
+    for sample, (start, count) in enumerate(zip(objects.starts, objects.counts, strict=True)):
+        rows, columns = linear_sum_assignment(cost[start : start + count])
+        found += [(sample, column, start + row) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
+    pairs = torch.tensor(found, dtype=torch.int64).view(-1, 3).to(queries.device)
+    return Pairs(*pairs.unbind(dim=1))
+
+
+def noisy(objects: Objects, keys: Tensor, copies: int, num_classes: int, most: int) -> tuple[Denoising, Pairs]:
+    """Denoising queries for the first `most` objects of each sample, and which object each is to find.
+
+    What is drawn depends on the samples' keys, int64 [B], alone: the j-th object's copies have the same place in a
+    key's stream, whatever else is in the batch.
+    """
+    counts = torch.tensor(objects.counts, device=keys.device).clamp(max=most)
+    longest = max([*(min(count, most) for count in objects.counts), 0])
+    number = torch.arange(longest * copies, device=keys.device)
+    valid = number // copies < counts[:, None]  # [B, M]
+    uniform = keyed_uniform(sample_keys(DENOISE, keys), longest * copies * NUMBERS)  # [M * NUMBERS, B]
+    u = uniform.T.view(len(keys), -1, NUMBERS)
+    starts = torch.tensor(objects.starts, device=keys.device)
+    rows = (starts[:, None] + number // copies).where(valid, 0)
+    if not len(objects.labels):
+        blank = u.new_zeros(*valid.shape, COORDINATES)
+        empty = rows.new_zeros(0)
+        return Denoising(blank, rows, rows), Pairs(empty, empty, empty)
+    middles = to_middles(objects.corners)[rows]  # [B, M, 4]
+    sides = middles[..., 2:]
+    moved = middles[..., :2] + (2 * u[..., :2] - 1) * NOISE * sides / 2
+    boxes = torch.cat([moved, sides * (1 + (2 * u[..., 2:4] - 1) * NOISE)], dim=2).clamp(0, 1)
+    any_class = (u[..., 5] * num_classes).long().clamp(max=num_classes - 1)
+    labels = torch.where(u[..., 4] < FLIPPED, any_class, objects.labels[rows])
+    groups = (number % copies).expand_as(rows).where(valid, -1)
+    samples, candidates = valid.nonzero(as_tuple=True)
+    return Denoising(boxes, labels, groups), Pairs(samples, candidates, rows[samples, candidates])
