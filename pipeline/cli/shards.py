@@ -6,7 +6,7 @@ import inspect
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 
@@ -16,7 +16,7 @@ from pipeline.cli.shards_rewrite import regroup_command, reshard_command, split_
 
 OF_CLASSES = ("without", "classes", "counted", "spread", "per_class")  # figures of labels that get lines of their own
 MOST_FAULTS = 20  # lines of each kind that `verify` prints
-CLICK_TYPES = {int: click.INT, str: click.STRING, Path: UserPath(path_type=Path)}
+CLICK_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING, Path: UserPath(path_type=Path)}
 
 
 @click.group("shards")
@@ -265,7 +265,7 @@ def preview_command(
 
 
 def _options(function: Callable[..., Any]) -> list[click.Parameter]:
-    """Keyword-only parameters `name: Annotated[type, help]` as click options."""
+    """Keyword-only parameters `name: Annotated[type, help]` as click options; a tuple is given by several."""
     hints = get_type_hints(function, include_extras=True)
     options: list[click.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
@@ -274,12 +274,16 @@ def _options(function: Callable[..., Any]) -> list[click.Parameter]:
         annotated, text = get_args(hints[parameter.name])
         if isinstance(annotated, types.UnionType):
             annotated = get_args(annotated)[0]
+        several = get_origin(annotated) is tuple
+        if several:
+            annotated = get_args(annotated)[0]
         required = parameter.default is parameter.empty
         options.append(
             click.Option(
                 [f"--{parameter.name.replace('_', '-')}"],
                 type=CLICK_TYPES[annotated],
                 required=required,
+                multiple=several,
                 default=None if required else parameter.default,
                 show_default=parameter.default is not None,
                 help=f"{text[0].upper()}{text[1:]}.",

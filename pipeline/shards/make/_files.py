@@ -63,3 +63,10 @@ def finished(out: Path) -> set[str]:
 def sample_key(position: int, name: str) -> str:
     """Unique by its number; the file's name stays readable, for whoever looks for a sample's origin."""
     return f"{position:08d}-{re.sub('[^A-Za-z0-9_-]', '_', Path(name).stem)[:LONGEST_STEM]}"
+
+
+def write_names(path: Path, names: Iterable[str]) -> None:
+    """One name a line: the number of a name is that of its line, from 0."""
+    data = "".join(f"{name}\n" for name in names).encode()
+    if not path.is_file() or path.read_bytes() != data:
+        store.write_bytes(str(path), data)

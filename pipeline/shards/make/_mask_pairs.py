@@ -20,6 +20,17 @@ class Pair(NamedTuple):
     size: int
 
 
+class Words(NamedTuple):
+    """What errors call the second file of a pair, and its folder's option."""
+
+    noun: str = "mask"
+    option: str = "--masks"
+    example: str = "--image-suffix _leftImg8bit.png --mask-suffix _gtFine_labelIds.png"
+
+
+MASKS = Words()
+
+
 @dataclass
 class Pairing:
     pairs: list[Pair]
@@ -27,7 +38,11 @@ class Pairing:
 
 
 def pair_up(
-    images: Iterable[Image], masks: Iterable[Image], suffixes: tuple[str | None, str], only: Path | None
+    images: Iterable[Image],
+    masks: Iterable[Image],
+    suffixes: tuple[str | None, str],
+    only: Path | None,
+    words: Words = MASKS,
 ) -> Pairing:
     """Pairs, and what has no partner. `suffixes` are how names of images (None: any extension) and masks end.
 
@@ -39,12 +54,12 @@ def pair_up(
     names = sorted(by_name.keys() & mask_of.keys())
     left_out = {
         "images whose name ends otherwise": other_images,
-        "masks whose name ends otherwise": other_masks,
-        "images without a mask": [by_name[name].path for name in sorted(by_name.keys() - mask_of.keys())],
-        "masks without an image": [mask_of[name].path for name in sorted(mask_of.keys() - by_name.keys())],
+        f"{words.noun}s whose name ends otherwise": other_masks,
+        f"images without a {words.noun}": [by_name[name].path for name in sorted(by_name.keys() - mask_of.keys())],
+        f"{words.noun}s without an image": [mask_of[name].path for name in sorted(mask_of.keys() - by_name.keys())],
     }
     if not names:
-        raise no_pair(by_name, mask_of, other_masks, suffixes)
+        raise no_pair(by_name, mask_of, other_masks, suffixes, words)
     if only is not None:
         wanted = read_names(only)
         left_out["pairs that --only does not name"] = [by_name[name].path for name in names if name not in wanted]
@@ -74,7 +89,11 @@ def named(files: Iterable[Image], suffix: str | None) -> tuple[dict[str, Image],
 
 
 def no_pair(
-    images: Mapping[str, Image], masks: Mapping[str, Image], others: list[str], suffixes: tuple[str | None, str]
+    images: Mapping[str, Image],
+    masks: Mapping[str, Image],
+    others: list[str],
+    suffixes: tuple[str | None, str],
+    words: Words,
 ) -> DataError:
     """The error where nothing fits, with a name of each side."""
     if not images:
@@ -82,11 +101,10 @@ def no_pair(
     image = next(iter(images.values())).path
     mask = next((file.path for file in masks.values()), next(iter(others), None))
     if mask is None:
-        return DataError("--masks: holds no PNG; correct the path")
+        return DataError(f"{words.option}: holds no PNG; correct the path")
     return DataError(
-        f"no image has a mask of its name: an image is {visible(image)!r} below --images and a mask {visible(mask)!r} "
-        "below --masks; say how names end where they differ, as --image-suffix _leftImg8bit.png --mask-suffix "
-        "_gtFine_labelIds.png"
+        f"no image has a {words.noun} of its name: an image is {visible(image)!r} below --images and a {words.noun} "
+        f"{visible(mask)!r} below {words.option}; say how names end where they differ, as {words.example}"
     )
 
 

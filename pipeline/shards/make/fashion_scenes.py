@@ -19,9 +19,9 @@ from typing import Annotated
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.shards import store
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
+from pipeline.shards.make._files import write_names
 from pipeline.shards.make._scenes_captions import caption
 from pipeline.shards.make._scenes_draw import Scene, draw_scene
 from pipeline.shards.make._scenes_items import item_pool
@@ -101,10 +101,3 @@ def make(
     named = {**{kind: [BACKGROUND, *CLASSES] for kind in ("mask", "boxes")}, "keypoints": list(KEYPOINTS)}
     told = {"boxes": ("json",), "keypoints": ("json",)}
     return build_index(str(out), classes=named, targets=told, workers=workers)
-
-
-def write_names(path: Path, names: list[str]) -> None:
-    """One name a line: the number of a name is that of its line, from 0."""
-    data = "".join(f"{name}\n" for name in names).encode()
-    if not path.is_file() or path.read_bytes() != data:
-        store.write_bytes(str(path), data)

@@ -10,6 +10,8 @@ from pipeline.shards.make import ensure_made, make, maker, names
 
 def test_every_file_is_a_data_set_that_can_be_named() -> None:
     assert names() == [
+        "captions",
+        "coco",
         "fashion-items",
         "fashion-mnist",
         "fashion-mnist-few",
@@ -17,6 +19,7 @@ def test_every_file_is_a_data_set_that_can_be_named() -> None:
         "folder",
         "fractals",
         "masks",
+        "yolo",
     ]
     for name in names():
         assert maker(name).__doc__
@@ -26,7 +29,7 @@ def test_every_file_is_a_data_set_that_can_be_named() -> None:
 def test_a_wrong_name_lists_the_right_ones(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"did you mean 'fashion-mnist'\? there are: fashion-items, fashion-mnist, fashion-mnist-few, ",
+        match=r"did you mean 'fashion-mnist'\? there are: captions, coco, fashion-items, fashion-mnist, ",
     ):
         make("fashion-mnits", tmp_path)
 

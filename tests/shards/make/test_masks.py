@@ -126,7 +126,7 @@ def test_too_few_names_are_an_error_that_tells_the_ids(pairs: Path) -> None:
     assert "--remap 0-1=0" in str(bad.value)
     assert not list((pairs / "out").glob("*.tar"))
     assert run(pairs).num_samples == 10, "with the name that was missing, it goes on"
-    with pytest.raises(DataError, match=r"holds shards whose masks have the classes .*, not sky, grass; give the same"):
+    with pytest.raises(DataError, match=r"holds shards whose classes of mask are .*, not sky, grass; give the same"):
         run(pairs, classes="sky,grass", prefix="few")
     assert run(pairs, classes=NAMES, prefix="few", remap="0-1=0").num_samples == 20, "no shard was made without it"
 

@@ -1,0 +1,180 @@
+"""COCO's annotation files, merged: images by the names of their files, annotations by their ids."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.class_names import class_name
+from pipeline.errors import DataError
+
+ENTRIES = {"images": ("id", "file_name"), "annotations": ("image_id",), "categories": ("id", "name")}
+
+
+@dataclass
+class CocoImage:
+    """What all files say of an image; sides in pixels, 0 where none says them."""
+
+    file_name: str
+    image_id: int
+    width: int
+    height: int
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Coco:
+    images: dict[str, CocoImage] = field(default_factory=dict)  # by file_name
+    categories: dict[int, str] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # annotations by why: in which file, which
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the categories, in the order of their ids."""
+        return [self.categories[number] for number in sorted(self.categories)]
+
+
+def read_coco(paths: Sequence[Path]) -> Coco:
+    """The files' content as one. Raises DataError for a file that is none of COCO's, or that contradicts another."""
+    merged = Coco()
+    origin: dict[str, Path] = {}  # of the size of each image
+    named: dict[int, Path] = {}  # by category id
+    for path in paths:
+        content = _content(path)
+        _add_categories(merged, named, path, content.get("categories") or [])
+        by_id = _add_images(merged, origin, path, content["images"])
+        _add_annotations(merged, path, content["annotations"], by_id)
+    return merged
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"--annotations {path}: cannot be read ({error.strerror}); correct the path") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"--annotations {path}: is no JSON ({error}); give a file such as instances_train.json"
+        ) from None
+    for entry, fields in ENTRIES.items():
+        rows = content.get(entry) if isinstance(content, dict) else None
+        if rows is None and entry == "categories":  # files of captions have none
+            continue
+        if not isinstance(rows, list):
+            raise DataError(
+                f"--annotations {path}: has no list {entry!r}; give a file as of COCO, such as instances_train.json"
+            )
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict) or any(name not in row for name in fields):
+                raise DataError(
+                    f"--annotations {path}: {entry}[{number}] has no {' and '.join(fields)}; write them as COCO does"
+                )
+    return content
+
+
+def _add_categories(merged: Coco, named: dict[int, Path], path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    for row in rows:
+        number, name = row["id"], class_name(str(row["name"]))
+        known = merged.categories.setdefault(number, name)
+        where = named.setdefault(number, path)
+        if known != name:
+            raise DataError(
+                f"--annotations {path}: its category {number} is {name!r}, but {known!r} in {where}; give each "
+                "category one name and id"
+            )
+        twice = next((other for other, one in merged.categories.items() if one == name and other != number), None)
+        if twice is not None:
+            raise DataError(
+                f"--annotations {path}: the category {name!r} has the id {number}, and {twice} in {named[twice]}; give "
+                "each category one name and id"
+            )
+
+
+def _add_images(
+    merged: Coco, origin: dict[str, Path], path: Path, rows: Iterable[Mapping[str, Any]]
+) -> dict[int, CocoImage]:
+    """The file's images by its own ids. Raises DataError where their sizes contradict those of another file."""
+    by_id: dict[int, CocoImage] = {}
+    for row in rows:
+        name, size = str(row["file_name"]), (int(row.get("width") or 0), int(row.get("height") or 0))
+        image = merged.images.setdefault(name, CocoImage(name, row["id"], *size))
+        where = origin.setdefault(name, path)
+        if all(size) and (image.width, image.height) != size:
+            if image.width and image.height:
+                raise DataError(
+                    f"--annotations {path}: {name} has {size[0]} x {size[1]} pixels, but {image.width} x "
+                    f"{image.height} in {where}; take files of the same images, or correct one"
+                )
+            image.width, image.height = size
+            origin[name] = path
+        if by_id.setdefault(row["id"], image) is not image:
+            raise DataError(
+                f"--annotations {path}: {by_id[row['id']].file_name} and {name} share the id {row['id']}; give each "
+                "image an id of its own"
+            )
+    return by_id
+
+
+def _add_annotations(
+    merged: Coco, path: Path, rows: Sequence[Mapping[str, Any]], by_id: Mapping[int, CocoImage]
+) -> None:
+    """Boxes and captions, to their images; of an annotation that is there, what is new of it."""
+    there = {(image.file_name, one["id"]): one for image in by_id.values() for one in image.annotations if "id" in one}
+    for number, row in enumerate(rows):
+        image = by_id.get(row["image_id"])
+        if image is None:
+            _leave_out(merged, "annotations of images that their file does not list", path, number)
+        elif "caption" in row:
+            _add_caption(merged, image, row["caption"], path, number)
+        elif (fault := _fault(row, image)) is not None:
+            _leave_out(merged, fault, path, number)
+        else:
+            known = there.get((image.file_name, row.get("id")))
+            if known is not None and all(known.get(key) == row.get(key) for key in ("category_id", "bbox")):
+                known.update(_described(merged, row, path, number))
+            else:
+                image.annotations.append(_described(merged, row, path, number))
+
+
+def _add_caption(merged: Coco, image: CocoImage, caption: Any, path: Path, number: int) -> None:
+    text = " ".join(caption.split()) if isinstance(caption, str) else ""
+    if text:
+        image.captions.append(text)
+    else:
+        _leave_out(merged, "empty captions", path, number)
+
+
+def _described(merged: Coco, row: Mapping[str, Any], path: Path, number: int) -> dict[str, Any]:
+    """An annotation as shards hold it: with its category's name. Raises DataError for an unknown category."""
+    category = row.get("category_id")
+    if category not in merged.categories:
+        known = ", ".join(map(str, sorted(merged.categories)[:5])) or "none"
+        raise DataError(
+            f"--annotations {path}: annotations[{number}] has the category id {category}, which is not among its "
+            f"categories ({known}{', ...' if len(merged.categories) > 5 else ''}); add it there"
+        )
+    kept = {key: value for key, value in row.items() if key != "image_id"}
+    return {"category_id": category, "category": merged.categories[category], **kept}
+
+
+def _fault(row: Mapping[str, Any], image: CocoImage) -> str | None:
+    """Why an annotation has no box that anything can be learnt from."""
+    box = row.get("bbox")
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(one, (int, float)) for one in box)
+    if not numbers or not all(map(math.isfinite, box)):  # type: ignore[arg-type]  # a list here
+        return "annotations without a bbox of four numbers"
+    x, y, width, height = box  # type: ignore[misc]
+    if width <= 0 or height <= 0:
+        return "annotations whose bbox has no area"
+    if image.width and image.height and not (x < image.width and y < image.height and x + width > 0 and y + height > 0):
+        return "annotations whose bbox is outside the image"
+    return None
+
+
+def _leave_out(merged: Coco, why: str, path: Path, number: int) -> None:
+    merged.left_out.setdefault(why, []).append(f"{path.name} annotations[{number}]")

@@ -1,0 +1,158 @@
+"""Images and their captions as shards: from a table, or as img2dataset writes them, an image beside its text."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pipeline.errors import DataError
+from pipeline.shards.build import build_index
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.make._captions_table import read_captions
+from pipeline.shards.make._files import listing_hash
+from pipeline.shards.make._folder_tree import Image, read_tree
+from pipeline.shards.make._samples import (
+    How,
+    Rejected,
+    Sample,
+    check_taken,
+    digest_of,
+    read_file,
+    read_image,
+    refuse_missing,
+    split,
+    stem,
+    told,
+    write_samples,
+)
+from pipeline.targets.base import BadLabel
+from pipeline.targets.text import Text
+
+MEMBER = "txt"
+
+
+class Item(NamedTuple):
+    """An image to be taken; its captions, one a line, or None where they lie in a file beside it."""
+
+    path: str
+    bytes: int
+    captions: str | None
+    described: bool = False  # there is a JSON beside it
+
+
+@dataclass(frozen=True)
+class Read:
+    """The sample of an item."""
+
+    images: Path
+
+    def __call__(self, item: Item) -> Sample:
+        data, _ = read_image(self.images / item.path, item.path)
+        members = {Path(item.path).suffix.lower()[1:]: data}
+        if item.captions is not None:
+            members[MEMBER] = item.captions.encode()
+            return Sample(item.path, members)
+        beside = stem(item.path)
+        members[MEMBER] = read_file(self.images / f"{beside}.txt", item.path)
+        try:
+            Text((MEMBER,)).decode(members, None)
+        except BadLabel as bad:
+            raise Rejected(item.path, str(bad)) from None
+        if item.described:
+            members["json"] = read_file(self.images / f"{beside}.json", item.path)
+        return Sample(item.path, members)
+
+
+def make(
+    out: Path,
+    *,
+    images: Annotated[
+        Path, "folder of the images; without --table, of images with a text beside each, as img2dataset's"
+    ],
+    table: Annotated[Path | None, "CSV, TSV or JSONL file that names images below --images and their captions"] = None,
+    image_column: Annotated[str, "of --table: the images' paths, with or without suffix"] = "image",
+    caption_column: Annotated[str, "of --table: the captions"] = "caption",
+    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that names images"] = None,
+    most_missing: Annotated[float, "share of the images named in --table that may be missing"] = 0.1,
+    samples_per_shard: Annotated[int, "images in each shard"] = 1_000,
+    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split by its own"] = "train",
+    seed: Annotated[int, "seed of the order in which images are spread over shards, and of --val"] = 0,
+    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+) -> DatasetIndex:
+    """Shards of images and captions, one a line in the member `txt`; a JSON beside an image comes along.
+
+    Several rows of a table for one image are several captions. Images and texts stay as they are. What is left out is
+    reported by reason, and bad files are listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError
+    for a table without these columns or not in UTF-8, for too many missing images, or if `out` holds shards of the same
+    prefix made of other files or with other settings.
+    """
+    how = How(prefix, samples_per_shard, seed, val, workers)
+    if table is None:
+        items, left_out = beside_images(images, out)
+        source = "none"
+    else:
+        items, left_out = of_table(images, table, image_column, caption_column, out, most_missing)
+        source = digest_of([table.read_bytes()])
+    reports = []
+    for name, rows in split([item.path for item in items], how).items():
+        chosen = [items[row] for row in rows]
+        listing = listing_hash([*((item.path, item.bytes) for item in chosen), (source, len(chosen))])
+        plan = {"listing_sha256": listing, "image_column": image_column, "caption_column": caption_column}
+        reports.append(write_samples(out, name, chosen, Read(images), plan, how))
+    taken = check_taken(images, len(items), reports)
+    index = build_index(str(out), workers=workers)
+    print(told(f"{images}: {taken:,} images with captions taken", left_out, reports), file=sys.stderr)
+    return index
+
+
+def of_table(
+    images: Path, table: Path, image_column: str, caption_column: str, out: Path, most_missing: float
+) -> tuple[list[Item], dict[str, list[str]]]:
+    """The images that a table names, in its order, and what is left out. Raises DataError."""
+    captions, empty = read_captions(table, image_column, caption_column)
+    tree = read_tree(images, out, "--images is a folder of images")
+    by_name: dict[str, list[Image]] = {}
+    for file in tree.all_images():
+        for spelling in {file.path, stem(file.path)}:
+            by_name.setdefault(spelling, []).append(file)
+    found, missing, several = dict[str, Item](), list[str](), list[str]()
+    for name, lines in captions.items():
+        files = by_name.get(name.removeprefix("./"), [])
+        if len(files) != 1:
+            (several if files else missing).append(name)
+            continue
+        path, size = files[0]
+        known = found.get(path)
+        found[path] = Item(path, size, "\n".join([*((known.captions or "",) if known else ()), *lines]))
+    refuse_missing(images, missing, len(captions), most_missing, f"that {table} names")
+    left_out = {
+        "rows without image or caption": empty,
+        "images that are not there": missing,
+        "names without suffix that several images have": several,
+        "images that the table does not name": [f.path for f in tree.all_images() if f.path not in found],
+    }
+    return list(found.values()), left_out
+
+
+def beside_images(images: Path, out: Path) -> tuple[list[Item], dict[str, list[str]]]:
+    """Images with a text beside them, in the order of their paths, and those without. Raises DataError."""
+    tree = read_tree(images, out, "--images is a folder of images")
+    files = sorted(tree.all_images())
+    if not files and tree.others[".tar"]:
+        raise DataError(f"{images}: holds tars, which are shards already; run `minivit shards index {images}`")
+    found, without = [], []
+    for file in files:
+        text = images / f"{stem(file.path)}.txt"
+        if text.is_file():
+            size = file.size + text.stat().st_size
+            found.append(Item(file.path, size, None, (images / f"{stem(file.path)}.json").is_file()))
+        else:
+            without.append(file.path)
+    if not found:
+        raise DataError(
+            f"{images}: none of its {len(files):,} images has a text of its name beside it (x.txt of x.jpg); put them "
+            "there, or give --table"
+        )
+    return found, {"images without a text beside them": without}

@@ -1,0 +1,134 @@
+"""COCO's images and annotation files as shards: boxes, outlines, key points, captions, and class maps of stuff.
+
+Members of a sample:
+- the image, its bytes as they are.
+- `json`: width, height, image_id, file_name and COCO's annotations, each with the name of its category; where files
+  hold any annotations but captions.
+- `txt`: the captions, one a line.
+- `seg.png`: the class map of stuff, as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pipeline.config.class_names import visible
+from pipeline.errors import DataError
+from pipeline.images.class_map import decode_class_map, read_map_header
+from pipeline.images.decode import BadImage
+from pipeline.shards.build import build_index
+from pipeline.shards.class_file import read_class_names
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.make._coco_files import read_coco
+from pipeline.shards.make._coco_images import Item, arrange
+from pipeline.shards.make._files import listing_hash, write_names
+from pipeline.shards.make._folder_classes import some
+from pipeline.shards.make._mask_ids import Ids, ids_of
+from pipeline.shards.make._samples import (
+    How,
+    Rejected,
+    Sample,
+    check_said_size,
+    check_taken,
+    digest_of,
+    read_file,
+    read_image,
+    refuse_other_classes,
+    split,
+    told,
+    write_samples,
+)
+from pipeline.targets.base import BadLabel
+from pipeline.targets.mask import check_size
+
+
+@dataclass(frozen=True)
+class Read:
+    """The sample of an item."""
+
+    images: Path
+    stuff: Path | None
+    ids: Ids | None
+
+    def __call__(self, item: Item) -> Sample:
+        data, header = read_image(self.images / item.path, item.path)
+        check_said_size(item.path, (item.height, item.width), (header.height, header.width))
+        members = {Path(item.path).suffix.lower()[1:]: data}
+        if item.described:
+            size = {"width": header.width, "height": header.height}
+            members["json"] = json.dumps(size | json.loads(item.described), separators=(",", ":")).encode()
+        if item.captions:
+            members["txt"] = item.captions.encode()
+        if item.stuff is not None:
+            members["seg.png"] = self._map(item.stuff, (header.height, header.width))
+        return Sample(item.path, members)
+
+    def _map(self, path: str, size: tuple[int, int]) -> bytes:
+        """A class map of stuff. Raises Rejected, and DataError for ids without a class."""
+        assert self.stuff is not None
+        assert self.ids is not None
+        data = read_file(self.stuff / path, path)
+        try:
+            check_size(read_map_header(data).size, size)
+            outside = self.ids.outside(decode_class_map(data))
+        except (BadImage, BadLabel) as bad:
+            raise Rejected(path, str(bad)) from None
+        if outside:
+            raise DataError(
+                f"{self.stuff / visible(path)}: has the id {some(list(map(str, outside)))}, but --stuff-classes names "
+                f"{self.ids.num_classes}, 0 to {self.ids.num_classes - 1}; name all classes"
+            )
+        return data
+
+
+def make(
+    out: Path,
+    *,
+    images: Annotated[Path, "folder of the images"],
+    annotations: Annotated[
+        tuple[Path, ...], "annotation file: instances, person_keypoints, captions; give the option once for each"
+    ],
+    stuff: Annotated[Path | None, "folder of PNGs as large as the images, whose values are class ids"] = None,
+    stuff_classes: Annotated[str | None, "their names from id 0 on: a file with one name a line, or a,b,c"] = None,
+    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that names images"] = None,
+    most_missing: Annotated[float, "share of the annotated images that may be missing"] = 0.1,
+    samples_per_shard: Annotated[int, "images in each shard"] = 1_000,
+    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split by its own"] = "train",
+    seed: Annotated[int, "seed of the order in which images are spread over shards, and of --val"] = 0,
+    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+) -> DatasetIndex:
+    """Shards of images and what COCO's annotation files say of them, all files together.
+
+    Images and class maps stay as they are, and categories keep their ids; `classes.txt` names them in the order of
+    these. What is left out is reported by reason, and bad files are listed in `PREFIX-rejected.txt`. An interrupted run
+    resumes. Raises DataError for files that contradict each other, unknown categories, too many missing images, or if
+    `out` holds shards of the same prefix made of other files or with other settings.
+    """
+    how = How(prefix, samples_per_shard, seed, val, workers)
+    if (stuff is None) != (stuff_classes is None):
+        raise DataError("--stuff and --stuff-classes: give both, class maps and the names of their classes")
+    coco = read_coco(annotations)
+    maps = [] if stuff_classes is None else read_class_names(stuff_classes)
+    classes = {kind: names for kind, names in (("boxes", coco.classes), ("mask", maps)) if names}
+    for kind, names in classes.items():
+        refuse_other_classes(out, kind, names, "--annotations" if kind == "boxes" else "--stuff-classes")
+    items, left_out = arrange(coco, images, stuff, out, most_missing)
+    read = Read(images, stuff, ids_of(len(maps), None, None) if maps else None)
+    source, reports = digest_of(path.read_bytes() for path in annotations), []
+    for name, rows in split([item.path for item in items], how).items():
+        chosen = [items[row] for row in rows]
+        plan = {"listing_sha256": listing_hash([*((item.path, item.bytes) for item in chosen), (source, len(chosen))])}
+        reports.append(write_samples(out, name, chosen, read, plan | {"stuff_classes": maps}, how))
+    taken = check_taken(images, len(items), reports)
+    if coco.classes:
+        write_names(out / "classes.txt", coco.classes)
+    boxes = {"boxes": ("json",)} if coco.classes else {}
+    index = build_index(str(out), classes=classes, targets=boxes, workers=workers)
+    empty = sum(item.empty for item in items)
+    more = f", {empty:,} of them without annotations" if empty and coco.classes else ""
+    print(told(f"{images}: {taken:,} images taken{more}", left_out, reports), file=sys.stderr)
+    return index

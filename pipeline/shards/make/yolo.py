@@ -1,0 +1,120 @@
+"""Images and boxes in YOLO's layout as shards: images/, labels/ and a data.yaml."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pipeline.errors import DataError
+from pipeline.shards.build import build_index
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.make._files import listing_hash, write_names
+from pipeline.shards.make._samples import (
+    How,
+    Rejected,
+    Sample,
+    check_taken,
+    digest_of,
+    read_image,
+    refuse_other_classes,
+    split,
+    told,
+    write_samples,
+)
+from pipeline.shards.make._yolo_tree import Item, labels_of, read_yolo
+from pipeline.targets.base import BadLabel
+from pipeline.targets.boxes import yolo_line
+
+DIGITS = 3  # of a pixel
+
+
+@dataclass(frozen=True)
+class Read:
+    """The sample of an item. Raises DataError for a class without a name."""
+
+    classes: tuple[str, ...]
+
+    def __call__(self, item: Item) -> Sample:
+        data, header = read_image(Path(item.path), item.name)
+        annotations = []
+        for number, line in enumerate(self.lines(item), 1):
+            if line.strip():
+                annotations.append(self.annotation(item, line, number, header.width, header.height))
+        described = {"width": header.width, "height": header.height, "annotations": annotations}
+        told = json.dumps(described, separators=(",", ":")).encode()
+        return Sample(item.name, {Path(item.path).suffix.lower()[1:]: data, "json": told})
+
+    def lines(self, item: Item) -> list[str]:
+        try:
+            return (item.lines or b"").decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise Rejected(item.name, "its file of boxes is no text") from None
+
+    def annotation(self, item: Item, line: str, number: int, width: int, height: int) -> dict[str, object]:
+        """A line as COCO has it, in pixels and cut at the image's border."""
+        try:
+            label, x, y, across, down = yolo_line(line, number)
+        except BadLabel as bad:
+            raise Rejected(item.name, f"in its file of boxes, {bad}") from None
+        if not 0 <= label < len(self.classes):
+            raise DataError(
+                f"{labels_of(item.path)}: line {number} has the class {int(label)}, but {len(self.classes)} classes "
+                f"are named, 0 to {len(self.classes) - 1}; name all classes, or correct the line"
+            )
+        left, right = (max((x - across / 2) * width, 0), min((x + across / 2) * width, width))
+        top, bottom = (max((y - down / 2) * height, 0), min((y + down / 2) * height, height))
+        box = [round(value, DIGITS) for value in (left, top, right - left, bottom - top)]
+        return {
+            "category_id": int(label),
+            "category": self.classes[int(label)],
+            "bbox": box,
+            "area": round(box[2] * box[3], DIGITS),
+            "iscrowd": 0,
+        }
+
+
+def make(
+    out: Path,
+    *,
+    src: Annotated[Path, "a data.yaml, or a folder that holds one, or images/ and labels/"],
+    classes: Annotated[
+        str | None, "class names from 0 on: a file with one name a line, or a,b,c; default: the data.yaml's"
+    ] = None,
+    val: Annotated[
+        str | None, "where there is one split alone, what goes to val-*.tar: a share such as 0.05, or a file of names"
+    ] = None,
+    samples_per_shard: Annotated[int, "images in each shard"] = 1_000,
+    prefix: Annotated[str, "of the shards of a folder without splits; others are named after their split"] = "train",
+    seed: Annotated[int, "seed of the order in which images are spread over shards, and of --val"] = 0,
+    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+) -> DatasetIndex:
+    """Shards of images and their boxes, which become COCO's annotations in pixels, in the member `json`.
+
+    The lines of images/X.jpg lie in labels/X.txt: `class x y width height`, in shares of the image. Images without such
+    a file are taken without boxes. Images stay as they are; `classes.txt` names the classes. Images whose lines cannot
+    be read are listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError for classes without name,
+    or if `out` holds shards of the same prefix made of other files or with other settings.
+    """
+    how = How(prefix, samples_per_shard, seed, val, workers)
+    found = read_yolo(src, classes, prefix, out)
+    if val is not None and len(found.splits) > 1:
+        raise DataError(f"--val {val}: {src} has the splits {', '.join(found.splits)} already; leave it out")
+    refuse_other_classes(out, "boxes", found.classes)
+    items = [item for part in found.splits.values() for item in part]
+    parts = found.splits
+    if val is not None:
+        parts = {name: [items[row] for row in rows] for name, rows in split([i.name for i in items], how).items()}
+    read, reports = Read(tuple(found.classes)), []
+    for name, part in parts.items():
+        labels = digest_of(item.lines or b"" for item in part)
+        listing = listing_hash([*((item.name, item.bytes) for item in part), (labels, len(part))])
+        plan = {"listing_sha256": listing, "classes": found.classes}
+        reports.append(write_samples(out, name, part, read, plan, how))
+    taken = check_taken(src, len(items), reports)
+    write_names(out / "classes.txt", found.classes)
+    index = build_index(str(out), classes={"boxes": found.classes}, targets={"boxes": ("json",)}, workers=workers)
+    print(told(f"{src}: {taken:,} images taken", found.left_out, reports), file=sys.stderr)
+    return index
