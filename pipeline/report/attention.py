@@ -1,4 +1,4 @@
-"""Where a model looks: attention of its last block over a few test images."""
+"""Where a model looks, how far, and what it makes of patches: over a few test images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from pipeline.images.decode import decode as decode_image
 from pipeline.images.plain import plain
 from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
+from pipeline.models.spec import ViTSpec
+from pipeline.report.distances import Distances, measure_distances
+from pipeline.report.filters import Filters, principal_filters
+from pipeline.report.patch_tokens import token_colors
 from pipeline.shards.index import load_index, load_offsets
 from pipeline.shards.members import Keys, Unusable
 from pipeline.shards.store import read_range
@@ -52,9 +56,9 @@ class TestImage:
 class Glance:
     """One image with the model's attention on it, and its class if the model tells classes of images apart.
 
-    Pictures are `data:` URLs of PNG files. Those of attention have one pixel for each patch, opaque where the model
-    looks, and are meant to be laid over the image and enlarged smoothly. `small` says that the image's own pixels are
-    meant to be seen.
+    Pictures are `data:` URLs of PNG files. Those of attention and of tokens have one pixel for each patch. The former
+    are opaque where the model looks, and are meant to be laid over the image and enlarged smoothly. `small` says that
+    the image's own pixels are meant to be seen.
     """
 
     image: str
@@ -64,6 +68,7 @@ class Glance:
     name: str  # of its class, or of the sample
     predicted: str | None = None
     probability: float = 0.0
+    tokens: str = ""
 
     @property
     def correct(self) -> bool:
@@ -75,8 +80,24 @@ class Glance:
         return f"{self.name}{told}"
 
 
-def glances(bundle: Path, dataset: DatasetConfig) -> list[Glance]:
-    """Attention of the bundle's model on the data set's first images, one of each class while there are enough.
+class Inside(NamedTuple):
+    """What is seen in a model."""
+
+    glances: list[Glance]
+    distances: Distances  # means over the images
+    filters: Filters
+
+
+class Look(NamedTuple):
+    """What is seen of one image: as yet without the colours of its tokens, [N, D], which images share."""
+
+    glance: Glance
+    distances: Distances
+    tokens: np.ndarray
+
+
+def look_inside(bundle: Path, dataset: DatasetConfig) -> Inside:
+    """The bundle's model on the data set's first images, one of each class while there are enough.
 
     Raises:
         DataError: the shards are missing or hold no readable image.
@@ -90,7 +111,11 @@ def glances(bundle: Path, dataset: DatasetConfig) -> list[Glance]:
         raise DataError(f"{dataset.shards}: the first {LOOKED_THROUGH} samples hold no readable image")
     named = dataset.classes_of("class_id") or load_index(dataset.shards, check=False).classes.get("class_id")
     labels, classes = named or found.classes or [], found.classes or []
-    return [look(model, found.preprocess, labels, classes, image) for image in images]
+    looks = [look(model, found.preprocess, labels, classes, image) for image in images]
+    colors = token_colors(np.stack([one.tokens for one in looks]), found.spec.backbone.grid)
+    distances = replace(looks[0].distances, heads=np.mean([one.distances.heads for one in looks], axis=0))
+    glances = [replace(one.glance, tokens=data_url(color)) for one, color in zip(looks, colors, strict=True)]
+    return Inside(glances, distances, principal_filters(model.patch_embed.proj.weight.detach().float().numpy()))
 
 
 def first_images(dataset: DatasetConfig, channels: int) -> Iterator[TestImage]:
@@ -139,7 +164,7 @@ def choose(images: Iterator[TestImage], limit: int = NUM_IMAGES) -> list[TestIma
 @torch.inference_mode()
 def look(
     model: MiniViT, preprocess: Preprocess, labels: Sequence[str], classes: Sequence[str], image: TestImage
-) -> Glance:
+) -> Look:
     """Attention on one image and, by a classifier, its prediction; `labels` name the data's, `classes` the model's."""
 
     def name(names: Sequence[str], label: int) -> str:
@@ -147,13 +172,14 @@ def look(
 
     seen = plain(image.pixels, preprocess.image_size, preprocess.background, preprocess.eval)
     batch = preprocess.normalise(torch.from_numpy(seen).permute(2, 0, 1)[None])  # [1, C, H, W]
-    weights = attention_of_patches(model, batch)
+    spec, maps = model.spec.backbone, model.attention_maps(batch)  # [1, depth, heads, P+N, P+N]
+    weights = attention_of_patches(spec, maps[0, -1])
     told: dict[str, Any] = {}
     if any(head.kind == CLASSIFIER for head in model.spec.heads.values()):
         probability, predicted = model(batch)[0].softmax(-1).max(-1)
         told = {"predicted": name(classes, int(predicted)), "probability": float(probability)}
 
-    return Glance(
+    glance = Glance(
         image=data_url(reduce(image.pixels)),
         small=min(image.pixels.shape[:2]) < LARGEST,
         mean=data_url(heat(weights.mean(axis=0))),
@@ -161,15 +187,15 @@ def look(
         name=image.key if image.label is None else name(labels, image.label),
         **told,
     )
+    tokens = model.forward_features(batch)[0, spec.tokens.num_prefix :].float().numpy()
+    return Look(glance, measure_distances(maps.float().numpy(), spec.grid, model.patch), tokens)
 
 
-def attention_of_patches(model: MiniViT, batch: torch.Tensor) -> np.ndarray:
-    """Attention on each patch in the last block, float32 [heads, h, w].
+def attention_of_patches(spec: ViTSpec, maps: torch.Tensor) -> np.ndarray:
+    """Attention on each patch, float32 [heads, h, w], of a block's [heads, P+N, P+N], whose rows attend to columns.
 
     It is that of the class token, or without one the mean over all patches' attention.
     """
-    spec = model.spec.backbone
-    maps = model.attention_maps(batch)[0, -1]  # [heads, P+N, P+N], rows attend to columns
     prefix = spec.tokens.num_prefix
     rows = maps[:, 0] if spec.tokens.cls else maps[:, prefix:].mean(dim=1)
     return rows[:, prefix:].float().reshape(-1, *spec.grid).numpy()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.errors import PipelineError
 from pipeline.metrics.pictures import read_pictures
-from pipeline.report.attention import Glance, glances
+from pipeline.report.attention import Glance, look_inside
 from pipeline.report.collect import Branch, Evaluation, Run
 from pipeline.report.confusion import Confusion, describe_confusion, draw_confusion, most_confused
 from pipeline.report.curves import (
@@ -26,6 +26,8 @@ from pipeline.report.curves import (
     panels_of,
     validated_measures,
 )
+from pipeline.report.distances import describe_distances, draw_distances
+from pipeline.report.filters import describe_filters, draw_filters
 from pipeline.report.graph import draw_graph
 from pipeline.report.positions import PositionMaps, collect_maps, describe_positions, draw_positions
 from pipeline.report.tables import ClassTable, class_table
@@ -80,10 +82,11 @@ class JudgedModel:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Attention of one model on a few test images."""
+    """What is seen in one model: charts, and its attention and tokens on a few test images."""
 
     branch: Branch
     dataset: str
+    charts: list[Picture]
     glances: list[Glance]
 
 
@@ -192,8 +195,8 @@ def position_pictures(found: list[tuple[Branch, PositionMaps]]) -> list[Picture]
 
 
 def galleries(run: Run, gaps: Gaps) -> list[Gallery]:
-    """Attention maps of each evaluated model, latest first, on the first images of the data it was evaluated on."""
-    found = []
+    """The inside of each evaluated model, latest first, on the first images of the data it was evaluated on."""
+    found: list[Gallery] = []
     for evaluation in reversed(run.evaluations):
         branch = run.by_id.get(evaluation.model)
         if branch is None or not (branch.folder / "model" / "model.json").is_file():
@@ -201,5 +204,11 @@ def galleries(run: Run, gaps: Gaps) -> list[Gallery]:
         with gaps.noted(f"Attention of {branch.id}"):
             dataset = run.config.datasets.get(evaluation.dataset)
             if dataset is not None:
-                found.append(Gallery(branch, evaluation.dataset, glances(branch.folder / "model", dataset)))
+                glances, distances, filters = look_inside(branch.folder / "model", dataset)
+                name = f"{branch.id}-{len(found)}"
+                charts = [
+                    picture(draw_distances(distances), f"distances-{name}", describe_distances(branch.id, distances)),
+                    picture(draw_filters(filters), f"filters-{name}", describe_filters(branch.id, filters)),
+                ]
+                found.append(Gallery(branch, evaluation.dataset, charts, glances))
     return found

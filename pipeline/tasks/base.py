@@ -63,6 +63,15 @@ class Graph(NamedTuple):
     outputs: tuple[str, ...]
 
 
+class Compared(NamedTuple):
+    """What the task says of a sample, and what it should have said, both as `draw` takes them."""
+
+    size: Pair | None  # the image's own height and width; None where predictions have no places in the image
+    truth: Any
+    predicted: Any
+    caption: str
+
+
 class TaskModule(nn.Module, ABC):
     """A task on a model, which alone has parameters.
 
@@ -144,6 +153,17 @@ class TaskModule(nn.Module, ABC):
     def collectors(self, *, validation: bool) -> dict[str, Collector]:
         """What an evaluation gathers besides sums, by name; in `validation`, while training waits, what is cheap."""
         return {}
+
+    def mistakes(self, predicted: Any, batch: Batch) -> Tensor | None:
+        """How wrong what `evaluate` predicted of each sample is, fp32 [B]: 0 where it is right.
+
+        The worst are shown, as `compared` gives them; by default nobody can say.
+        """
+        return None
+
+    def compared(self, predicted: Any, batch: Batch, row: int) -> Compared:
+        """One sample of a micro-batch, for which `evaluate` predicted something; asked where there are `mistakes`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how wrong it is")
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[Any]:
         """What the model says of each image in plain data.

@@ -21,6 +21,7 @@ from pipeline.shards.bad_samples import TEST, summarise
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader
 from pipeline.tasks.base import TaskModule
+from pipeline.tasks.examples import examples
 from pipeline.tasks.task import task_of
 from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.feed import on_device
@@ -133,7 +134,7 @@ def evaluate_model_collective(
     )
     watch.beat()
     progress.begin(name, len(batches))
-    collectors = task.collectors(validation=False).values()
+    collectors = [*task.collectors(validation=False).values(), *examples(task)]
     with watch.following(batches.bytes_read):
         metrics = evaluate_collective(task, batches, progress.beating(watch.beat), collectors)
     seen, expected = metrics["samples"] + metrics["bad_samples"], job.data.index.num_samples

@@ -165,7 +165,7 @@ def test_predictions_have_the_images_own_sizes(joined: Any, run: Any, tmp_path: 
 
 
 def test_predictions_are_drawn_for_the_report(joined: Any, run: Any) -> None:
-    pictures = sorted((joined.stage("dense", "evaluate") / "pictures").glob("*.png"))
+    pictures = sorted((joined.stage("dense", "evaluate") / "pictures").glob("segmentation-*.png"))
     assert len(pictures) == 2 * 8  # of both models the first nine scenes but the bad one
     report = (joined.folder / "runs" / "dense" / "report.html").read_text()
     assert "Segmentations" in report

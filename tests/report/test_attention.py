@@ -21,9 +21,9 @@ from pipeline.report.attention import (
     attention_of_patches,
     choose,
     decode,
-    glances,
     heat,
     look,
+    look_inside,
     reduce,
 )
 from pipeline.report.collect import read_run
@@ -40,26 +40,30 @@ def picture(url: str) -> np.ndarray:
 
 def test_images_of_different_classes_are_shown_with_what_the_model_makes_of_them(built_run: Path) -> None:
     dataset = read_run(built_run).config.datasets["test"]
-    found = glances(built_run / "stages" / "finetune-56" / "model", dataset)
+    found, distances, filters = look_inside(built_run / "stages" / "finetune-56" / "model", dataset)
     assert [glance.name for glance in found] == ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal"]
     assert all(0.1 <= glance.probability <= 1 and glance.predicted for glance in found)
     assert picture(found[0].image).shape == (28, 28, 3)
     assert picture(found[0].mean).shape == (14, 14, 4)
     assert len(found[0].heads) == 3
+    assert picture(found[0].tokens).shape == (14, 14, 3)
+    assert distances.heads.shape[1] == 3
+    assert 0 < distances.heads.min() < distances.heads.max() < 56 * 2**0.5
+    assert filters.components.shape[1:] == (4, 4)
 
 
 def test_a_model_that_tells_no_images_apart_predicts_none() -> None:
     backbone = build_backbone("nano", image_size=8, patch_size=4, channels=1, depth=1)
     model = MiniViT.from_spec(ModelSpec(backbone, {"seg_head": HeadSpec("linear", 3)}, "segmentation")).eval()
     pixels = np.zeros((8, 8, 1), np.uint8)
-    found = look(model, Preprocess((0.5,), (0.5,), 1, (8, 8)), [], [], TestImage("shard/7", pixels, None))
+    found, *_ = look(model, Preprocess((0.5,), (0.5,), 1, (8, 8)), [], [], TestImage("shard/7", pixels, None))
     assert (found.alt, found.predicted, picture(found.mean).shape) == ("shard/7", None, (2, 2, 4))
 
 
 def test_missing_shards_are_an_error_a_user_can_mend(built_run: Path, tmp_path: Path) -> None:
     bundle = built_run / "stages" / "finetune-56" / "model"
     with pytest.raises(DataError, match="nowhere"):
-        glances(bundle, DatasetConfig(shards=str(tmp_path / "nowhere")))
+        look_inside(bundle, DatasetConfig(shards=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize("class_token", [True, False])
@@ -68,8 +72,8 @@ def test_attention_is_that_of_the_last_block_on_patches_alone(class_token: bool)
     model = MiniViT.from_spec(spec).eval()
     batch = torch.randn(1, 1, 28, 28)
     with torch.inference_mode():
-        found = attention_of_patches(model, batch)
-        whole = model.attention_maps(batch)[0, -1].numpy()
+        maps = model.attention_maps(batch)[0, -1]
+    found, whole = attention_of_patches(spec.backbone, maps), maps.numpy()
     assert found.shape == (2, 7, 7)
     prefix = 2 + class_token
     expected = whole[:, 0, prefix:] if class_token else whole[:, prefix:, prefix:].mean(axis=1)

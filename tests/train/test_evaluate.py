@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.write import ShardWriter
 from pipeline.stream.source import Source
 from pipeline.targets.class_id import ClassId
+from pipeline.tasks.examples import MOST
 from pipeline.train.evaluate import evaluate_worker, publish
 from pipeline.train.job import EvaluateJob, RankContext
 from pipeline.train.stall import StallWatch
@@ -105,6 +107,11 @@ def test_figures_per_class_and_confusions_agree_with_the_summary(evaluate: Calla
     with np.load(folder / "confusion.npz") as arrays:
         kept = dict(arrays)
     assert kept["classes"].tolist() == [f"class {number}" for number in range(4)]
+    shown = Counter(picture.title.partition(":")[0] for _, picture in read_pictures(folder))
+    assert shown.keys() == {
+        f"{what} by {name}" for what in ("Predictions", "Worst mistakes") for name in ("first", "second")
+    }
+    assert max(shown.values()) == MOST
     for number, (model, figures) in enumerate(evaluation["models"].items()):
         per_class = [row for row in rows if row["model"] == model]
         assert [row["class"] for row in per_class] == kept["classes"].tolist()

@@ -26,7 +26,7 @@ class Item(NamedTuple):
     height: int
     described: bytes  # what the JSON holds besides; nothing where the files are of captions alone
     captions: str
-    bytes: int  # of image and map
+    size: int  # bytes of image and map
     empty: bool  # there are no annotations
 
 

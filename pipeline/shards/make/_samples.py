@@ -140,7 +140,7 @@ def _named(names: Sequence[str], path: Path) -> set[int]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--val {path}: is no share between 0 and 1, and cannot be read ({error})") from None
     wanted = {spelling for line in lines if line.strip() for spelling in (line.strip(),)}
-    known = {}
+    known: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         for spelling in {name, stem(name), name.rpartition("/")[2], stem(name.rpartition("/")[2])}:
             known.setdefault(spelling, []).append(row)

@@ -20,11 +20,11 @@ MEANT = "give a data.yaml with `names` and `train`, or a folder with images/ and
 
 
 class Item(NamedTuple):
-    """An image to be taken: its path below the source, in full, its bytes, and the lines of its boxes."""
+    """An image to be taken: its path below the source, in full, its size in bytes, and the lines of its boxes."""
 
     name: str
     path: str
-    bytes: int
+    size: int
     lines: bytes | None  # None without a file
 
 
@@ -38,7 +38,7 @@ def read_yolo(src: Path, classes: str | None, prefix: str, out: Path) -> Yolo:
     """Classes and images of a data.yaml, or of a folder that holds one, or images/ and labels/. Raises DataError."""
     file = _yaml_of(src)
     if file is None:
-        root, places = src, _places(src, prefix)
+        root, places = src, dict[str, Any](_places(src, prefix))
         names = read_class_names(classes or str(src / "classes.txt"))
     else:
         content = _content(file)

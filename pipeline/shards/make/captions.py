@@ -37,7 +37,7 @@ class Item(NamedTuple):
     """An image to be taken; its captions, one a line, or None where they lie in a file beside it."""
 
     path: str
-    bytes: int
+    size: int  # bytes
     captions: str | None
     described: bool = False  # there is a JSON beside it
 
@@ -98,7 +98,7 @@ def make(
     reports = []
     for name, rows in split([item.path for item in items], how).items():
         chosen = [items[row] for row in rows]
-        listing = listing_hash([*((item.path, item.bytes) for item in chosen), (source, len(chosen))])
+        listing = listing_hash([*((item.path, item.size) for item in chosen), (source, len(chosen))])
         plan = {"listing_sha256": listing, "image_column": image_column, "caption_column": caption_column}
         reports.append(write_samples(out, name, chosen, Read(images), plan, how))
     taken = check_taken(images, len(items), reports)

@@ -121,7 +121,7 @@ def make(
     source, reports = digest_of(path.read_bytes() for path in annotations), []
     for name, rows in split([item.path for item in items], how).items():
         chosen = [items[row] for row in rows]
-        plan = {"listing_sha256": listing_hash([*((item.path, item.bytes) for item in chosen), (source, len(chosen))])}
+        plan = {"listing_sha256": listing_hash([*((item.path, item.size) for item in chosen), (source, len(chosen))])}
         reports.append(write_samples(out, name, chosen, read, plan | {"stuff_classes": maps}, how))
     taken = check_taken(images, len(items), reports)
     if coco.classes:

@@ -110,7 +110,7 @@ def make(
     read, reports = Read(tuple(found.classes)), []
     for name, part in parts.items():
         labels = digest_of(item.lines or b"" for item in part)
-        listing = listing_hash([*((item.name, item.bytes) for item in part), (labels, len(part))])
+        listing = listing_hash([*((item.name, item.size) for item in part), (labels, len(part))])
         plan = {"listing_sha256": listing, "classes": found.classes}
         reports.append(write_samples(out, name, part, read, plan, how))
     taken = check_taken(src, len(items), reports)

@@ -17,7 +17,8 @@ from pipeline.metrics.confusion import ConfusionCounts
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import Pair
-from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
+from pipeline.stream.batch import Batch
+from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
 
 SHOWN = 3  # classes in a picture
 
@@ -78,10 +79,24 @@ class Classification(TaskModule):
     def collectors(self, *, validation: bool) -> dict[str, Collector]:
         return {} if validation else {"confusion": ConfusionCounts(len(self.classes))}
 
+    def mistakes(self, predicted: Tensor, batch: Batch) -> Tensor:
+        """The cross-entropy where the likeliest class is not the right one."""
+        labels, logits = batch.targets["label"], predicted.float()
+        return F.cross_entropy(logits, labels, reduction="none") * (logits.argmax(dim=-1) != labels)
+
+    def compared(self, predicted: Tensor, batch: Batch, row: int) -> Compared:
+        truth = self.classes[int(batch.targets["label"][row])]
+        (guess,) = self._likeliest(predicted[row : row + 1], SHOWN)
+        taken = "rightly" if guess[0][0] == truth else f"taken for {guess[0][0]}"
+        return Compared(None, [(truth, 1.0)], guess, f"{truth}, {taken} ({guess[0][1]:.0%})")
+
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[tuple[str, float]]]:
         """The `top_k` (5) most probable (class, probability) of each image."""
-        top_k = min(options.get("top_k", 5), len(self.classes))
-        top = self.logits(images).float().softmax(dim=-1).topk(top_k, dim=-1)
+        return self._likeliest(self.logits(images), options.get("top_k", 5))
+
+    def _likeliest(self, logits: Tensor, count: int) -> list[list[tuple[str, float]]]:
+        """The `count` most probable classes of logits [B, K], if there are so many, with their probabilities."""
+        top = logits.float().softmax(dim=-1).topk(min(count, len(self.classes)), dim=-1)
         return [
             [(self.classes[index], value) for index, value in zip(indices, values, strict=True)]
             for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)

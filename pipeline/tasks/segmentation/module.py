@@ -18,7 +18,7 @@ from pipeline.images.drawing import write_lines
 from pipeline.metrics.iou import IoUCounts, full_labels, mean_iou, overlaps, pixel_accuracy
 from pipeline.models.spec import Pair, as_pair
 from pipeline.tasks._full_size import class_map, full_size_logits, likeliest
-from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
+from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.segmentation.pictures import Overlays, overlay
 from pipeline.tasks.segmentation.windows import windowed_logits
 
@@ -120,6 +120,19 @@ class Segmentation(TaskModule):
             return {}
         return {"iou": IoUCounts(self.num_classes), "pictures": Overlays(self.preprocess.eval)}
 
+    def mistakes(self, predicted: Sequence[Tensor], batch: Batch) -> Tensor:
+        """The share of the labelled pixels that are wrong."""
+        shares = []
+        for guess, labels in zip(predicted, full_labels(batch.targets), strict=True):
+            counted = labels >= 0
+            shares.append(((guess != labels) & counted).sum() / counted.sum().clamp(min=1))
+        return torch.stack(shares).float()
+
+    def compared(self, predicted: Sequence[Tensor], batch: Batch, row: int) -> Compared:
+        labels, guess = full_labels(batch.targets)[row].cpu().numpy(), predicted[row].cpu().numpy()
+        right = ((guess == labels) & (labels >= 0)).sum() / max((labels >= 0).sum(), 1)
+        return Compared((labels.shape[0], labels.shape[1]), labels, guess, f"{right:.0%} of the labelled pixels right")
+
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[Any]:
         """Class maps, uint8 or int16 [H, W] arrays at the images' own sizes."""
         view = (images.shape[2], images.shape[3])
@@ -150,8 +163,8 @@ class Segmentation(TaskModule):
         return {".seg.png": predicted.astype(np.uint8 if self.num_classes <= 256 else np.uint16)}
 
     def _shares(self, predicted: np.ndarray) -> dict[int, float]:
-        """Class -> share of the pixels of a class map, largest first, of those that are there."""
-        pixels = np.bincount(predicted.ravel(), minlength=self.num_classes)
+        """Class -> share of the pixels of a class map, largest first, of those that are there; -1 is none."""
+        pixels = np.bincount(predicted[predicted >= 0], minlength=self.num_classes)
         return {int(n): float(pixels[n] / pixels.sum()) for n in (-pixels).argsort(kind="stable") if pixels[n]}
 
 

@@ -221,3 +221,21 @@ def test_a_class_map_is_drawn_recorded_and_kept() -> None:
     assert (picture == 90).all()
     assert len({tuple(color) for color in drawn[np.array([39, 39]), np.array([0, 59])].tolist()}) == 1
     assert tuple(drawn[39, 59]) != tuple(drawn[10, 59]) != (90, 90, 90)
+
+
+def test_how_wrong_a_map_is_counts_labelled_pixels_alone() -> None:
+    module = Segmentation(Painted(), Task(), CLASSES, preprocess()).eval()
+    labels = [quarters(32, 48), np.full((8, 8), -1, np.int8)]
+    batch = eval_batch(labels)
+    half = torch.from_numpy(labels[0]).long().clamp(0)
+    half[16:, :24] = 1 - half[16:, :24].clamp(max=1)
+    mistakes = module.mistakes([half, torch.zeros(8, 8)], batch)
+    wrong = ((half.numpy() != labels[0]) & (labels[0] >= 0)).sum() / (labels[0] >= 0).sum()
+    assert mistakes.tolist() == pytest.approx([wrong, 0])
+    found = module.compared([half, torch.zeros(8, 8)], batch, 0)
+    assert found.size == (32, 48)
+    assert found.caption == f"{1 - wrong:.0%} of the labelled pixels right"
+    picture = np.full((32, 48, 3), 90, np.uint8)
+    drawn = module.draw(picture, found.truth)
+    assert drawn.shape == picture.shape
+    assert (module.draw(picture, found.predicted) != drawn).any()
