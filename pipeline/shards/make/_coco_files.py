@@ -31,12 +31,18 @@ class CocoImage:
 class Coco:
     images: dict[str, CocoImage] = field(default_factory=dict)  # by file_name
     categories: dict[int, str] = field(default_factory=dict)
+    points: set[tuple[str, ...]] = field(default_factory=set)  # names of keypoints, as categories have them
     left_out: dict[str, list[str]] = field(default_factory=dict)  # annotations by why: in which file, which
 
     @property
     def classes(self) -> list[str]:
         """The names of the categories, in the order of their ids."""
         return [self.categories[number] for number in sorted(self.categories)]
+
+    @property
+    def keypoints(self) -> list[str]:
+        """The names of keypoints, where all categories that have any have the same."""
+        return list(next(iter(self.points))) if len(self.points) == 1 else []
 
 
 def read_coco(paths: Sequence[Path]) -> Coco:
@@ -80,6 +86,8 @@ def _content(path: Path) -> dict[str, Any]:
 def _add_categories(merged: Coco, named: dict[int, Path], path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     for row in rows:
         number, name = row["id"], class_name(str(row["name"]))
+        if points := row.get("keypoints"):
+            merged.points.add(tuple(class_name(str(point)) for point in points))
         known = merged.categories.setdefault(number, name)
         where = named.setdefault(number, path)
         if known != name:

@@ -113,9 +113,10 @@ def make(
         raise DataError("--stuff and --stuff-classes: give both, class maps and the names of their classes")
     coco = read_coco(annotations)
     maps = [] if stuff_classes is None else read_class_names(stuff_classes)
-    classes = {kind: names for kind, names in (("boxes", coco.classes), ("mask", maps)) if names}
+    named = {"boxes": coco.classes, "keypoints": coco.keypoints, "mask": maps}
+    classes = {kind: names for kind, names in named.items() if names}
     for kind, names in classes.items():
-        refuse_other_classes(out, kind, names, "--annotations" if kind == "boxes" else "--stuff-classes")
+        refuse_other_classes(out, kind, names, "--stuff-classes" if kind == "mask" else "--annotations")
     items, left_out = arrange(coco, images, stuff, out, most_missing)
     read = Read(images, stuff, ids_of(len(maps), None, None) if maps else None)
     source, reports = digest_of(path.read_bytes() for path in annotations), []
@@ -126,8 +127,8 @@ def make(
     taken = check_taken(images, len(items), reports)
     if coco.classes:
         write_names(out / "classes.txt", coco.classes)
-    boxes = {"boxes": ("json",)} if coco.classes else {}
-    index = build_index(str(out), classes=classes, targets=boxes, workers=workers)
+    described = {kind: ("json",) for kind in classes if kind != "mask"}
+    index = build_index(str(out), classes=classes, targets=described, workers=workers)
     empty = sum(item.empty for item in items)
     more = f", {empty:,} of them without annotations" if empty and coco.classes else ""
     print(told(f"{images}: {taken:,} images taken{more}", left_out, reports), file=sys.stderr)

@@ -20,7 +20,7 @@ from pipeline.metrics.depth import depth_errors, depth_measures
 from pipeline.metrics.full_maps import full_maps
 from pipeline.models.spec import Pair
 from pipeline.tasks._full_size import full_size_logits
-from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
+from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.depth.pictures import DepthMaps
 
 if TYPE_CHECKING:
@@ -102,6 +102,18 @@ class DepthEstimation(TaskModule):
     def collectors(self, *, validation: bool) -> dict[str, Collector]:
         return {} if validation else {"pictures": DepthMaps(self.preprocess.eval)}
 
+    def mistakes(self, predicted: Sequence[Tensor], batch: Batch) -> Tensor:
+        """AbsRel of each image over what was measured."""
+        return torch.stack([relative_error(*pair) for pair in zip(predicted, self._truths(batch), strict=True)])
+
+    def compared(self, predicted: Sequence[Tensor], batch: Batch, row: int) -> Compared:
+        truth, guess = self._truths(batch)[row], predicted[row]
+        size, error = (truth.shape[0], truth.shape[1]), float(relative_error(guess, truth))
+        return Compared(size, truth.cpu().numpy(), guess.cpu().numpy(), f"AbsRel {error:.2f}")
+
+    def _truths(self, batch: Batch) -> list[Tensor]:
+        return full_maps(batch.targets, "depth_full")
+
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[np.ndarray]:
         """float32 [H, W] arrays at the images' own sizes, metres."""
         view, found = (images.shape[2], images.shape[3]), []
@@ -138,6 +150,13 @@ class Metres(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return F.interpolate(self.model(images).float(), images.shape[2:], mode="bilinear")[:, 0].exp()
+
+
+def relative_error(guess: Tensor, truth: Tensor) -> Tensor:
+    """fp32 []: mean of |guess - truth| / truth over the measured pixels, in metres; 0 where there are none."""
+    measured = truth > 0
+    errors = ((guess - truth).abs() / truth.clamp(min=1e-6)) * measured
+    return errors.sum().float() / measured.sum().clamp(min=1)
 
 
 def measured_images(truth: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pipeline.images.boxes import draw_boxes
 from pipeline.images.keypoints import VISIBLE, draw_keypoints
 from pipeline.metrics.keypoints import Judged, KeypointResults, right_keypoints
 from pipeline.models.spec import Pair
-from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
+from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.keypoints.heat_maps import gaussians, peaks
 from pipeline.tasks.keypoints.instances import Instances, boxes_of, cut_out, frames, moved
 from pipeline.tasks.keypoints.pictures import FirstInstances
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pipeline.models.minivit import MiniViT
     from pipeline.stream.batch import Batch
     from pipeline.tasks.keypoints import Task
+
+NOWHERE = float(1 << 21)  # pixels; nothing is drawn there
 
 
 class KeypointDetection(TaskModule):
@@ -116,6 +118,18 @@ class KeypointDetection(TaskModule):
         results: dict[str, Collector] = {"results": KeypointResults(self.sigmas)}
         return results if validation else {**results, "pictures": FirstInstances(self.preprocess.eval)}
 
+    def mistakes(self, predicted: Sequence[Judged], batch: Batch) -> Tensor:
+        """The share of an image's labelled keypoints that PCK counts as wrong."""
+        return torch.tensor([wrong_share(one) for one in predicted])
+
+    def compared(self, predicted: Sequence[Judged], batch: Batch, row: int) -> Compared:
+        one, (height, width) = predicted[row], batch.targets["keypoints_size"][row].tolist()
+        labelled = one.truth[:, :, 2:] > 0
+        boxes = {"boxes": one.boxes.tolist(), "names": self.names}
+        truth, guess = (np.where(labelled, points, NOWHERE).tolist() for points in (one.truth, one.predicted))
+        caption = f"{1 - wrong_share(one):.0%} of the labelled keypoints right"
+        return Compared((height, width), {**boxes, "keypoints": truth}, {**boxes, "keypoints": guess}, caption)
+
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[dict[str, Any]]:
         """`boxes` [[x0, y0, x1, y1], ...], `keypoints` [[[x, y, score], ...], ...] of each, and their `names`.
 
@@ -148,6 +162,13 @@ class KeypointDetection(TaskModule):
         raise ModelError(
             "a keypoints model names nothing in an image; `minivit predict --out FOLDER` writes its keypoints"
         )
+
+
+def wrong_share(one: Judged) -> float:
+    """Of the labelled keypoints of an image those that PCK counts as wrong; 0 where there are none."""
+    labelled = one.truth[:, :, 2] > 0
+    right = right_keypoints(*map(torch.from_numpy, (one.predicted, one.truth, one.boxes))).numpy()
+    return float((labelled & ~right).sum() / max(labelled.sum(), 1))
 
 
 class Places(nn.Module):

@@ -19,6 +19,7 @@ from pipeline.shards.named import named_set
 from pipeline.shards.samples import shard_samples
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 27, "name": "bag"}]
+PERSONS = [{"id": 1, "name": "person", "keypoints": ["nose", "foot"]}]
 WIDTH, HEIGHT = 24, 16
 
 Write = Callable[..., Path]
@@ -66,14 +67,13 @@ def test_files_are_merged_into_one_sample_per_image(
 ) -> None:
     points = [5.5, 5.5, 2, 0, 0, 0]
     instances = write("instances", [box(10, 1, [2, 2, 8, 8], id=1), box(10, 27, [0, 0, 4, 4], id=2)])
-    persons = write(
-        "persons", [box(10, 1, [2, 2, 8, 8], id=1, keypoints=points, num_keypoints=1)], categories=CATEGORIES[:1]
-    )
+    persons = write("persons", [box(10, 1, [2, 2, 8, 8], id=1, keypoints=points, num_keypoints=1)], categories=PERSONS)
     spoken = [{"image_id": 10, "id": n, "caption": text} for n, text in enumerate(("a  man\nwaits ", "a bag", " "))]
     captions = write("captions", spoken, categories=None)
     index = run(tmp_path, instances, persons, captions, samples_per_shard=4)
     assert index.counts.tolist() == [4, 2]
-    assert index.classes == {"boxes": ["person", "bag"]}
+    assert index.classes == {"boxes": ["person", "bag"], "keypoints": ["nose", "foot"]}
+    assert index.totals["keypoints"]["instances"] == 1
     assert (tmp_path / "out" / "classes.txt").read_text() == "person\nbag\n"
     found = samples(index)
     assert found.keys() == {f"{n:06d}" for n in range(6)}

@@ -210,3 +210,16 @@ def test_settings_become_the_head() -> None:
     assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     with pytest.raises(ValidationError, match="one of conv, dpt, heat_maps, linear"):
         Task(head="mask_transformer")
+
+
+def test_how_wrong_a_map_is_counts_measured_pixels_alone() -> None:
+    truths = [slope(16, 24), np.zeros((8, 8), np.float32)]
+    batch = eval_batch(truths)
+    guesses = [torch.from_numpy(truths[0]) * 1.25, torch.ones(8, 8)]
+    module = painted()
+    assert module.mistakes(guesses, batch).tolist() == pytest.approx([0.25, 0])
+    found = module.compared(guesses, batch, 0)
+    assert (found.size, found.caption) == ((16, 24), "AbsRel 0.25")
+    picture = np.zeros((16, 24, 3), np.uint8)
+    for value in (found.truth, found.predicted):
+        assert module.draw(picture, value).shape == picture.shape

@@ -15,6 +15,7 @@ from pipeline.config.data import PlainConfig
 from pipeline.errors import ModelError
 from pipeline.images.frame import frame_matrix
 from pipeline.images.geometry import transform
+from pipeline.metrics.keypoints import Judged
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Preprocess
 from pipeline.models.spec import ModelSpec
@@ -259,3 +260,21 @@ def test_pairs_and_sigmas_go_by_the_names() -> None:
         Task(flip_pairs=[["nose", "left ear"], ["nose", "right ear"]]).check_classes(NAMES)
     with pytest.raises(ModelError, match="sigmas: found 1 for 3 keypoints; give one for each, in their order"):
         Task(sigmas=[0.1]).check_classes(NAMES)
+
+
+def test_how_wrong_an_image_is_counts_labelled_keypoints_alone() -> None:
+    module = spots()
+    count = len(module.names)
+    truth = np.full((1, count, 3), 10.0)
+    truth[0, 0, 2] = 0
+    guess = truth.copy()
+    guess[0, :2, 0] = 30
+    one = Judged(truth, np.array([[0.0, 0.0, 40.0, 40.0]]), np.array([1600.0]), guess)
+    batch = SimpleNamespace(targets={"keypoints_size": torch.tensor([[48, 64]])})
+    assert module.mistakes([one], batch).tolist() == pytest.approx([1 / (count - 1)])
+    found = module.compared([one], batch, 0)
+    assert found.size == (48, 64)
+    picture = np.zeros((48, 64, 3), np.uint8)
+    assert (module.draw(picture, found.truth) != module.draw(picture, found.predicted)).any()
+    unlabelled = {**found.truth, "keypoints": [found.truth["keypoints"][0][:1]]}
+    assert (module.draw(picture, unlabelled) == module.draw(picture, {**unlabelled, "keypoints": []})).all()

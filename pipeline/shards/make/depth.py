@@ -1,0 +1,91 @@
+"""Images and depth maps that lie in two folders under the same names, as shards."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pipeline.errors import DataError
+from pipeline.images.decode import BadImage
+from pipeline.images.depth_map import ShallowDepth, decode_depth, read_depth_size
+from pipeline.shards.build import build_index
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.make._files import listing_hash
+from pipeline.shards.make._folder_tree import read_tree
+from pipeline.shards.make._mask_pairs import Pair, Words, pair_up
+from pipeline.shards.make._samples import (
+    How,
+    Rejected,
+    Sample,
+    check_taken,
+    read_file,
+    read_image,
+    split,
+    told,
+    write_samples,
+)
+from pipeline.targets.base import BadLabel
+from pipeline.targets.mask import check_size
+
+MEMBER = "depth.png"
+WORDS = Words("depth map", "--depth", "--image-suffix .jpg --depth-suffix _depth.png")
+
+
+@dataclass(frozen=True)
+class Read:
+    """The sample of a pair. Raises DataError for PNGs of 8 bits or in colours, which no single bad file explains."""
+
+    images: Path
+    depth: Path
+
+    def __call__(self, pair: Pair) -> Sample:
+        image, header = read_image(self.images / pair.image, pair.image)
+        depth = read_file(self.depth / pair.mask, pair.mask)
+        try:
+            check_size(read_depth_size(depth), (header.height, header.width), WORDS.noun)
+            steps = decode_depth(depth)
+        except ShallowDepth as shallow:
+            raise DataError(f"{self.depth / pair.mask}: is {shallow}") from None
+        except (BadImage, BadLabel) as bad:
+            raise Rejected(pair.mask, str(bad)) from None
+        if not steps.any():
+            raise Rejected(pair.mask, "the depth is 0 everywhere: nothing was measured")
+        return Sample(pair.image, {Path(pair.image).suffix.lower()[1:]: image, MEMBER: depth})
+
+
+def make(
+    out: Path,
+    *,
+    images: Annotated[Path, "folder of the images, at any depth"],
+    depth: Annotated[Path, "folder of grey PNGs of 16 bits as large as the images; 0 where nothing was measured"],
+    image_suffix: Annotated[str | None, "how names of images end behind what they share with depth maps"] = None,
+    depth_suffix: Annotated[str, "how names of depth maps end, such as _depth.png"] = ".png",
+    only: Annotated[Path | None, "text file that names the pairs to take, one a line"] = None,
+    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that names images"] = None,
+    samples_per_shard: Annotated[int, "images in each shard"] = 1_000,
+    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split by its own"] = "train",
+    seed: Annotated[int, "seed of the order in which images are spread over shards, and of --val"] = 0,
+    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+) -> DatasetIndex:
+    """Shards of images and depth maps that lie in two folders under the same names.
+
+    Both files stay as they are: steps of a millimetre, or whatever `targets.depth.scale` of the data set says. Skipped
+    files are reported with the reason, and bad ones listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises
+    DataError where no depth map fits an image, or has not 16 bits, or if `out` holds shards of the same prefix made of
+    other files or with other settings.
+    """
+    how = How(prefix, samples_per_shard, seed, val, workers)
+    image_tree = read_tree(images, out, "--images is a folder of images")
+    depth_tree = read_tree(depth, out, "--depth is a folder of PNGs")
+    pairing = pair_up(image_tree.all_images(), depth_tree.all_images(), (image_suffix, depth_suffix), only, WORDS)
+    pairs, reports = pairing.pairs, []
+    for name, rows in split([pair.image for pair in pairs], how).items():
+        chosen = [pairs[row] for row in rows]
+        plan = {"listing_sha256": listing_hash((f"{pair.image}\0{pair.mask}", pair.size) for pair in chosen)}
+        reports.append(write_samples(out, name, chosen, Read(images, depth), plan, how))
+    taken = check_taken(images, len(pairs), reports)
+    index = build_index(str(out), workers=workers)
+    print(told(f"{images}: {taken:,} images with depth maps taken", pairing.left_out, reports), file=sys.stderr)
+    return index
