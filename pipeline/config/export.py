@@ -34,6 +34,16 @@ def _weights(text: str) -> str:
 Weights = Annotated[str, AfterValidator(_weights)]
 
 
+class RegisterConfig(Section):
+    """A version in MLflow's model registry."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:'\"]+$")] = Field(description="of the registered model")
+    alias: Annotated[str, Field(min_length=1)] = Field(
+        default="champion",
+        description="moves to a version that is better, by the measure that its task selects by",
+    )
+
+
 class GraphConfig(Section):
     """Of formats that hold a graph of operators."""
 

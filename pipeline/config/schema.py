@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import DataConfig, DatasetConfig
-from pipeline.config.export import GraphConfig, Weights
+from pipeline.config.export import GraphConfig, RegisterConfig, Weights
 from pipeline.config.fields import allowed, show
 from pipeline.config.paths import PathText
 from pipeline.config.probe import BASELINES, KnnConfig, LinearConfig, MethodsConfig, Pooling, ProbeData
@@ -234,6 +234,9 @@ class ExportStage(StageBase):
         "the finished model",
     )
     graph: GraphConfig = GraphConfig()
+    register_as: RegisterConfig | None = Field(
+        default=None, description="default: the model is not registered in MLflow; only finished models are"
+    )
     license: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
         description="the Hub's word for the licence of the weights, such as apache-2.0, for the model card",

@@ -108,3 +108,7 @@ class EvaluateStageRun:
         tracker, index = self.context.tracker, self.data.index
         tracker.params(run_id, {"models": [source.name for source in self.sources], "data": self.stage.data})
         tracker.dataset(run_id, self.stage.data, index.url, index.digest, "test")
+
+    def finished_model(self, status: Status) -> None:
+        """It trains none."""
+        return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import ExportStage
 from pipeline.export import export
+from pipeline.metrics.outcome import schema_of
 from pipeline.models.bundle import load_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import Status
@@ -15,6 +17,8 @@ from pipeline.stages.kept import weights_bundle
 from pipeline.stages.resolve import Branch
 from pipeline.stages.sources import resolve_source
 from pipeline.stages.story import story_of
+from pipeline.stages.train import finished_model
+from pipeline.tracking.models import register
 
 
 class ExportStageRun:
@@ -45,7 +49,25 @@ class ExportStageRun:
         written = {name: export(name, bundle, out, self.stage.graph, story) for name, out in folders.items()}
         for name, path in written.items():
             self.context.say(self.id, f"{self.source.name} as {name}: {path}")
-        return {"formats": {name: str(path) for name, path in written.items()}}
+        return {"formats": {name: str(path) for name, path in written.items()}, "registered": self._register()}
+
+    def _register(self) -> str | None:
+        """A version in MLflow's registry of the model that its training stage has logged; returns NAME/VERSION."""
+        if (asked := self.stage.register_as) is None:
+            return None
+        folder = self.context.folder.stage(self.source.name)
+        status = folder.status()
+        assert status is not None
+        assert status.mlflow_run_id is not None
+        model, selected = finished_model(self.source.name, folder, status), schema_of(asdict(status)).selected
+        version, wins = register(
+            self.context.tracker, asked.name, status.mlflow_run_id, asked.alias, model, selected.name, selected.better
+        )
+        outcome = "is now" if wins else f"is no better by {selected.words} than"
+        self.context.say(
+            self.id, f"{self.source.name} as {asked.name} version {version}, which {outcome} its {asked.alias}"
+        )
+        return f"{asked.name}/{version}"
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
         return [(self.folder.path / "export", "export")]
@@ -55,3 +77,7 @@ class ExportStageRun:
 
     def track_inputs(self, run_id: str) -> None:
         self.context.tracker.params(run_id, {"model": self.source.name, "formats": list(self.stage.formats)})
+
+    def finished_model(self, status: Status) -> None:
+        """It trains none."""
+        return

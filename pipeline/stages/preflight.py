@@ -244,6 +244,9 @@ class _Preflight:
         if stage.weights is not None:
             with self._noting():
                 check_kept(self.config, branch, stage.model, stage.weights)
+        if stage.register_as is not None:
+            with self._noting():
+                check_registered(self.config, branch, stage)
         for number, name in enumerate(stage.formats):
             where = f"stages.{branch.id}.formats[{number}]"
             try:
@@ -343,6 +346,15 @@ def check_kept(config: PipelineConfig, branch: Branch, reference: str, weights: 
             f"{where}: {weights} needs {soup[1]} checkpoints, but stages.{source}.checkpoint.keep_last is "
             f"{stage.checkpoint.keep_last}; set it to {soup[1]}"
         )
+
+
+def check_registered(config: PipelineConfig, branch: Branch, stage: ExportStage) -> None:
+    """Raise ConfigError for a model that no stage of the pipeline logs in MLflow."""
+    where, source = f"stages.{branch.id}.register_as", source_stage(config, stage.model)
+    if source is None:
+        raise ConfigError(f"{where}: registers a training stage's model; {stage.model} is no stage of this pipeline")
+    if stage.weights is not None:
+        raise ConfigError(f"{where}: registers the finished model; leave stages.{branch.id}.weights out")
 
 
 def check_features(where: str, features: Pooling, name: str, spec: ModelSpec) -> None:

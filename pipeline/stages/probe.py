@@ -132,3 +132,7 @@ class ProbeStageRun:
         tracker.params(run_id, stage.model_dump(mode="json", exclude={"resources"}))
         for what, source in (("train", self.data.train), ("test", self.data.test)):
             tracker.dataset(run_id, source.name, source.index.url, source.index.digest, what)
+
+    def finished_model(self, status: Status) -> None:
+        """It trains none."""
+        return

@@ -37,3 +37,7 @@ class ReportStageRun:
 
     def track_inputs(self, run_id: str) -> None:
         """A page has no settings of its own."""
+
+    def finished_model(self, status: Status) -> None:
+        """It trains none."""
+        return

@@ -37,6 +37,7 @@ from pipeline.stages.resolve import Branch, dependencies, judges, on_workers, st
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
+from pipeline.tracking.models import FinishedModel, log_model
 from pipeline.tracking.runs import Tracker
 from pipeline.tracking.store import describe, shown
 from pipeline.train.job import INTERRUPT, STOP
@@ -56,6 +57,8 @@ class StageRun(Protocol):
     def metrics(self, result: dict[str, Any]) -> dict[str, float]: ...
 
     def track_inputs(self, run_id: str) -> None: ...
+
+    def finished_model(self, status: Status) -> FinishedModel | None: ...
 
 
 STAGE_RUNS: dict[type, Callable[[RunContext, Branch], StageRun]] = {
@@ -301,6 +304,8 @@ class Execution:
             if save_plots(self.context.folder.path, branch.id, Path(scratch)):
                 tracker.artifact(run_id, Path(scratch), "plots")
         tracker.metrics(run_id, stage_run.metrics(status.result))
+        if model := stage_run.finished_model(status):
+            log_model(tracker, run_id, model)
 
     def _set_aside(self, branch: Branch, status: Status, inputs: dict[str, Any]) -> None:
         """Keep what a stage with other inputs left, and say what has changed."""

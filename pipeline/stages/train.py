@@ -16,6 +16,7 @@ from pipeline.checkpoints.storage import open_storage
 from pipeline.config.schema import TrainStage
 from pipeline.errors import ConfigError
 from pipeline.files import write_json
+from pipeline.metrics.outcome import measures_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.metrics.schema import VAL
 from pipeline.models.bundle import Preprocess, load_bundle, load_description, save_bundle
@@ -39,6 +40,7 @@ from pipeline.stages.tokenizer import stage_tokenizer
 from pipeline.stream.source import build_mixture, evaluation_of
 from pipeline.tasks.task import task_of
 from pipeline.tracking.forward import MetricsForwarder
+from pipeline.tracking.models import FinishedModel
 from pipeline.train.job import TrainJob
 from pipeline.train.ledger import LedgerTail, read_metrics
 from pipeline.train.saver import ATTEMPT
@@ -300,6 +302,9 @@ class TrainStageRun:
         """Rank 0 has logged them step by step."""
         return {}
 
+    def finished_model(self, status: Status) -> FinishedModel:
+        return finished_model(self.id, self.folder, status)
+
     def track_inputs(self, run_id: str) -> None:
         tracker = self.context.tracker
         tracker.params(run_id, self.stage.model_dump(mode="json", exclude={"model": {"variant"}}))
@@ -308,6 +313,16 @@ class TrainStageRun:
             for source in sources:
                 name = Path(source.config.shards).name
                 tracker.dataset(run_id, name, source.index.url, source.index.digest, context)
+
+
+def finished_model(stage_id: str, folder: StageFolder, status: Status) -> FinishedModel:
+    """What a training stage has left, for MLflow."""
+    described = load_description(folder.model)
+    preprocess = described.preprocess
+    measures = measures_of({"schema": status.schema, "result": status.result})
+    return FinishedModel(
+        stage_id, folder.model.absolute(), preprocess.channels, preprocess.image_size, status.digest, measures
+    )
 
 
 def first_step(job: TrainJob) -> int:

@@ -32,7 +32,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _told(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
+def told(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
     """The method, with whatever MLflow or its store raises as a `TrackingError`."""
 
     @functools.wraps(method)
@@ -81,7 +81,7 @@ class Tracker:
     def uri(self) -> str:
         return self.store.uri
 
-    @_told
+    @told
     def _experiment(self) -> str:
         """Id of the experiment, which is made if there is none of that name."""
         if found := find_experiment(self.client, self.store):
@@ -94,7 +94,7 @@ class Tracker:
                 return str(found.experiment_id)
             raise
 
-    @_told
+    @told
     def start(self, name: str, *, run_id: str | None, parent: str | None = None) -> str:
         """Begin a run, or go on with the one of that id if the store still has it; returns its id."""
         if run_id and self.has(run_id):
@@ -104,7 +104,7 @@ class Tracker:
         created: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         return created
 
-    @_told
+    @told
     def has(self, run_id: str) -> bool:
         """Whether the store has a run of that id, not deleted."""
         from mlflow.exceptions import MlflowException
@@ -116,7 +116,7 @@ class Tracker:
                 return False
             raise
 
-    @_told
+    @told
     def names(self, run_id: str, names: Iterable[str]) -> dict[str, str]:
         """The names in MLflow of a run's metrics, parameters or tags; tags of the run map changed ones back."""
         from mlflow.entities import RunTag
@@ -129,7 +129,7 @@ class Tracker:
         self._renamed |= {(run_id, name) for name in changed}
         return found
 
-    @_told
+    @told
     def params(self, run_id: str, settings: Mapping[str, Any]) -> None:
         """Log settings as parameters; those the run already has stay as they are, since MLflow forbids changes.
 
@@ -147,29 +147,29 @@ class Tracker:
             if len(value) > MAX_PARAM_LENGTH:
                 self.client.log_text(run_id, value, f"{LONG_PARAMS}/{name}.txt")
 
-    @_told
+    @told
     def metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         names = self.names(run_id, metrics)
         for name, value in metrics.items():
             self.client.log_metric(run_id, names[name], value, step=step)
 
-    @_told
+    @told
     def last_step(self, run_id: str, name: str) -> int:
         """The highest step that a run has a metric for, by its name in MLflow; -1 if it has none."""
         return max((metric.step for metric in self.client.get_metric_history(run_id, name)), default=-1)
 
-    @_told
+    @told
     def batch(self, run_id: str, metrics: list[Any]) -> None:
         """Log up to 1000 of MLflow's own metric entities in one call."""
         self.client.log_batch(run_id, metrics=metrics)
 
-    @_told
+    @told
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         names = self.names(run_id, tags)
         for name, value in tags.items():
             self.client.set_tag(run_id, names[name], value)
 
-    @_told
+    @told
     def dataset(self, run_id: str, name: str, url: str, digest: str, context: str) -> None:
         """Record which data a run consumed, by the digest of its shard index."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -186,7 +186,7 @@ class Tracker:
                 if attempt == DATASET_ATTEMPTS - 1:
                     raise
 
-    @_told
+    @told
     def artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Store a file, or a folder with all it holds, with the run."""
         try:
@@ -198,7 +198,7 @@ class Tracker:
             place = self.client.get_run(run_id).info.artifact_uri
             raise unstorable(self.store, place, path.name, reason(error)) from error
 
-    @_told
+    @told
     def end(self, run_id: str, status: str) -> None:
         """Say how a run ended, unless it was deleted or an earlier start tracked it in another store."""
         if self.has(run_id):

@@ -80,6 +80,10 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         r"stages\.export\.formats\[0\]: hf cannot hold finer: eval\.resize: is pad; the image processors of transf",
     ),
     (
+        {"stages.export.register_as": {"name": "shoes"}, "stages.export.weights": "last"},
+        r"stages\.export\.register_as: registers the finished model; leave stages\.export\.weights out",
+    ),
+    (
         {"stages.export.weights": "soup-9"},
         r"stages\.export\.weights: soup-9 needs 9 checkpoints, but stages\.finer\.checkpoint\.keep_last is 2; set",
     ),

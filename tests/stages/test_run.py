@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline.config.export import RegisterConfig
 from pipeline.config.load import dump_config, parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import CheckpointError
+from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.models.bundle import Preprocess, save_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
@@ -16,6 +19,8 @@ from pipeline.stages.folder import FINISHED, RunFolder, StageFolder, Status
 from pipeline.stages.progress import Progress
 from pipeline.stages.resolve import Branch, stage_branches
 from pipeline.stages.run import STAGE_RUNS, Execution, parent_run, require_same_pipeline, without_password
+from pipeline.stages.train import finished_model
+from pipeline.tracking.models import logged_models
 from pipeline.tracking.runs import Tracker
 
 
@@ -79,6 +84,29 @@ def test_a_finished_stage_is_skipped_until_its_inputs_change(
     said = run_once(context, branch._replace(stage=stage), capsys)
     assert "runs again, because settings.formats (default to ['safetensors', 'torch-export']) changed" in said
     assert folder.path.with_name("export.superseded-1").is_dir()
+
+
+def test_a_finished_model_is_logged_once_and_registered_by_the_export(
+    context: RunContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    branch, _ = export_branch(context)
+    finer = context.folder.stage("finer")
+    run_id = context.tracker.start("quick/finer", run_id=None)
+    result = {"measures": {"loss": 0.4, "accuracy": 0.8}}
+    status = Status(FINISHED, "finetune", "d", {}, mlflow_run_id=run_id, result=result, schema=CLASSIFICATION.to_dict())
+    finer.write_status(status)
+    trained = SimpleNamespace(
+        artifacts=list, metrics=lambda result: {}, finished_model=lambda status: finished_model("finer", finer, status)
+    )
+    for _ in range(2):  # the second time as on a resume
+        Execution(context)._track_outputs(branch._replace(stage_name="finer"), trained, status)
+    asked = branch.stage.model_copy(update={"register_as": RegisterConfig(name="shoes")})
+    said = run_once(context, branch._replace(stage=asked), capsys)
+    assert "finer as shoes version 1, which is now its champion" in said
+    [logged] = logged_models(context.tracker, run_id)
+    champion = context.tracker.client.get_model_version_by_alias("shoes", "champion")
+    assert champion.tags["minivit.model"] == logged.model_id
+    assert (champion.tags["minivit.run"], champion.tags["minivit.value"]) == (run_id, "0.8")
 
 
 def test_every_attempt_records_when_it_ran(

@@ -1,0 +1,131 @@
+"""Finished models in MLflow: logged models that `mlflow.pyfunc.load_model` reads, and versions in its registry."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import __version__
+from pipeline.metrics.schema import VAL, Better
+from pipeline.tracking.runs import Tracker, told
+
+LOADER = "pipeline.tracking.pyfunc"
+VALUE_TAG, METRIC_TAG, STAGE_TAG = "minivit.value", "minivit.metric", "minivit.stage"
+DIGEST_TAG = "minivit.digest"
+FORBIDDEN = re.compile(r"[^\w-]")  # in names of logged models
+
+
+@dataclass(frozen=True)
+class FinishedModel:
+    """A bundle, the stage that trained it, and what its last validation measured; `digest` is of the stage's inputs."""
+
+    stage: str
+    folder: Path
+    channels: int
+    image_size: tuple[int, int]
+    digest: str
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+
+@told
+def log_model(tracker: Tracker, run_id: str, model: FinishedModel) -> str:
+    """A logged model of a run, and its id; the one that an earlier start has completed stays the only one."""
+    for earlier in logged_models(tracker, run_id):
+        if str(earlier.status) == "READY" and earlier.tags.get(DIGEST_TAG) == model.digest:
+            return str(earlier.model_id)
+        tracker.client.delete_logged_model(earlier.model_id)  # its driver was killed while it was written
+    name = FORBIDDEN.sub("-", model.stage)
+    tags = {STAGE_TAG: model.stage, DIGEST_TAG: model.digest}
+    logged = tracker.client.create_logged_model(tracker.experiment_id, name, run_id, tags, model_type="vision")
+    with tempfile.TemporaryDirectory() as scratch:
+        _save(Path(scratch, "model"), model, str(logged.model_id), run_id)
+        tracker.client.log_model_artifacts(logged.model_id, str(Path(scratch, "model")))
+    _link_measures(tracker, run_id, model, str(logged.model_id))
+    tracker.client.finalize_logged_model(logged.model_id, "READY")
+    return str(logged.model_id)
+
+
+def _link_measures(tracker: Tracker, run_id: str, model: FinishedModel, model_id: str) -> None:
+    """Give the model the run's values of its last validation, which logged again as they are leave no second row."""
+    finite = [VAL + name for name, value in model.measures.items() if math.isfinite(value)]
+    for name, key in tracker.names(run_id, finite).items():
+        value, history = model.measures[name.removeprefix(VAL)], tracker.client.get_metric_history(run_id, key)
+        last = max(history, key=lambda metric: metric.step, default=None)
+        if last is not None and last.value == value:
+            tracker.client.log_metric(run_id, key, value, last.timestamp, last.step, model_id=model_id)
+        else:
+            tracker.client.log_metric(run_id, key, value, model_id=model_id)
+
+
+def logged_models(tracker: Tracker, run_id: str) -> list[Any]:
+    """Those of a run, whatever their state."""
+    found = tracker.client.search_logged_models([tracker.experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    return list(found)
+
+
+def _save(path: Path, model: FinishedModel, model_id: str, run_id: str) -> None:
+    """The files of MLflow's format around the bundle: how it is loaded, its signature and an input example."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.pyfunc import save_model
+    from mlflow.types.schema import Schema, TensorSpec
+
+    height, width = model.image_size
+    images = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, model.channels), "images")
+    save_model(
+        str(path),
+        loader_module=LOADER,
+        data_path=str(model.folder),
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+        signature=ModelSignature(inputs=Schema([images])),
+        input_example={"images": np.zeros((1, height, width, model.channels), np.uint8)},
+        pip_requirements=[f"minivit-pipeline=={__version__}"],
+    )
+
+
+@told
+def register(
+    tracker: Tracker, name: str, run_id: str, alias: str, model: FinishedModel, selects: str, better: Better
+) -> tuple[str, bool]:
+    """A version of the registered model `name` for the logged model of a run, and whether it now has the alias.
+
+    The alias moves to it only where the measure `selects` is better than that of the version that has it. A version
+    that an earlier start has made stays the only one.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, model_id = tracker.client, log_model(tracker, run_id, model)
+    if not client.search_registered_models(filter_string=f"name = '{name}'"):
+        client.create_registered_model(name)
+    versions = client.search_model_versions(f"name = '{name}'")
+    version = next((found for found in versions if found.tags.get("minivit.model") == model_id), None)
+    value = model.measures.get(selects)
+    if version is None:
+        tags = {"minivit.model": model_id, "minivit.run": run_id, STAGE_TAG: model.stage, METRIC_TAG: selects}
+        tags |= {} if value is None else {VALUE_TAG: repr(value)}
+        # `models:/ID` would be looked for in the process's own store, whatever the client's is.
+        place = client.get_logged_model(model_id).artifact_location
+        version = client.create_model_version(name, place, run_id, tags, model_id=model_id)
+    try:
+        champion = client.get_model_version_by_alias(name, alias)
+    except MlflowException:
+        champion = None
+    if champion is not None and str(champion.version) == str(version.version):
+        return str(version.version), True
+    wins = champion is None or beats(value, champion.tags.get(VALUE_TAG), better)
+    if wins:
+        client.set_registered_model_alias(name, alias, str(version.version))
+    return str(version.version), wins
+
+
+def beats(value: float | None, champion: str | None, better: Better) -> bool:
+    """Whether a measure is better than that of the champion, by its tag; one that was not measured loses."""
+    if value is None or champion is None:
+        return value is not None
+    return value > float(champion) if better == "higher" else value < float(champion)
