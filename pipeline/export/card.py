@@ -18,7 +18,7 @@ from pipeline.models.bundle import Bundle
 
 CARD = "README.md"
 MOST_CLASSES = 20  # that are named
-FEATURES = "image-feature-extraction"
+FEATURES, CLASSIFIES = "image-feature-extraction", "image-classification"
 
 
 def write_card(module: ModuleType, bundle: Bundle, folder: Path, story: Story) -> None:
@@ -39,6 +39,8 @@ def metadata(module: ModuleType, bundle: Bundle, story: Story) -> dict[str, Any]
 
 def pipeline_tag(bundle: Bundle) -> str:
     """The Hub's word for the task; that of features for a task of which this version knows nothing."""
+    if bundle.spec.is_classifier:
+        return CLASSIFIES
     try:
         return task_class(bundle.spec.task).pipeline_tag
     except ValueError:

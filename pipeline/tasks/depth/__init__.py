@@ -27,6 +27,7 @@ class Task(BaseTask):
     """Scale-invariant log loss over measured pixels; AbsRel on depth at its own size picks between models."""
 
     targets: ClassVar[tuple[str, ...]] = ("depth",)
+    pipeline_tag: ClassVar[str] = "depth-estimation"
     measured: ClassVar[Schema] = DEPTH
 
     type: Literal["depth"] = "depth"

@@ -31,6 +31,7 @@ class Task(BaseTask):
     """A Gaussian for each keypoint, by squared error; PCK on the images' own pixels picks between models."""
 
     targets: ClassVar[tuple[str, ...]] = ("keypoints",)
+    pipeline_tag: ClassVar[str] = "keypoint-detection"
     measuring: ClassVar[frozenset[str]] = frozenset({"sigmas", "flip_test"})
     measured: ClassVar[Schema] = KEYPOINTS
 
