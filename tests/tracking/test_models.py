@@ -27,7 +27,9 @@ def finished(tmp_path: Path) -> FinishedModel:
     return FinishedModel("pretrain/nano", folder, 1, (8, 8), "digest", {"accuracy": 0.5, "loss": 1.0})
 
 
-def test_the_alias_goes_to_the_better_version_alone(tracker: Tracker, finished: FinishedModel) -> None:
+def test_the_alias_goes_to_the_better_version_alone(
+    tracker: Tracker, finished: FinishedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
     for accuracy in (0.5, 0.4, 0.6):
         run_id = tracker.start("stage", run_id=None)
@@ -36,7 +38,10 @@ def test_the_alias_goes_to_the_better_version_alone(tracker: Tracker, finished: 
             found.append(register(tracker, "shoes", run_id, "champion", model, "accuracy", "higher"))
     assert found == [("1", True), ("1", True), ("2", False), ("2", False), ("3", True), ("3", True)]
     champion = tracker.client.get_model_version_by_alias("shoes", "champion")
-    assert champion.model_id == logged_models(tracker, run_id)[0].model_id
+    assert champion.tags["minivit.model"] == logged_models(tracker, run_id)[0].model_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+    loaded = mlflow.pyfunc.load_model("models:/shoes@champion")
+    assert len(loaded.predict(np.zeros((1, 8, 8, 1), np.uint8))) == 1
     assert (str(champion.version), champion.tags["minivit.run"], champion.run_id) == ("3", run_id, run_id)
     assert len(tracker.client.search_model_versions("name = 'shoes'")) == 3
 
