@@ -197,15 +197,15 @@ def test_graphs_give_the_best_boxes_of_each_image(settings: dict[str, Any]) -> N
     with torch.no_grad():
         for parameter in task.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    images = torch.randn(2, 3, SIZE, SIZE)
-    module = task.exported()
-    traced = torch.export.export(module, (images,)).module()
+    images = torch.randn(3, 3, SIZE, SIZE)
+    module = task.exported().eval()
+    traced = torch.export.export(module, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     boxes, scores, classes = traced(images)
     assert task.output_names == ("boxes", "scores", "classes")
     for one, other in zip(module(images), (boxes, scores, classes), strict=True):
         torch.testing.assert_close(one, other)
     for found, box, score, label in zip(
-        task.predict(images, [(SIZE, SIZE)] * 2, score=0.0), boxes, scores, classes, strict=True
+        task.predict(images, [(SIZE, SIZE)] * 3, score=0.0), boxes, scores, classes, strict=True
     ):
         assert found["scores"][0] == pytest.approx(score[0].item(), rel=1e-4)
         assert found["classes"][0] == label[0]

@@ -79,7 +79,7 @@ class QueriesHead(PatchHead):
     def _tokens(self, features: Features, denoising: Denoising | None) -> tuple[Tensor, Tensor]:
         """[B, Q + M + N, D], and the logits that boxes start from, fp32 [1 or B, Q + M, 4]."""
         patches = self.embed(self.patches(features))
-        dtype, batch = patches.dtype, len(patches)
+        dtype, batch = patches.dtype, patches.shape[0]  # `len` would fix the batch of an exported graph
         cells = (_new_cells if is_traced() else _kept_cells)(features.grid, patches.device)
         places = self.place(cells.to(dtype))
         start = self.anchors.float()[None]
