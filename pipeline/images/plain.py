@@ -59,16 +59,6 @@ def plain(pixels: Pixels, size: Size, background: Color, how: PlainConfig = SQUA
     return _render(cut, pixels.shape[:2], size, pixels.shape[2], background, how)
 
 
-def stretched_back(view: Pixels, full: Size, how: PlainConfig) -> Pixels:
-    """What a view [h, w, C] shows of an image of size `full`, in that one's pixels; what it does not show is black."""
-    down, across = spans(full, view.shape[:2], how)
-    seen = view[down.first : down.first + down.length, across.first : across.first + across.length]
-    (top, bottom), (left, right) = ((round(axis.start), round(axis.stop)) for axis in (down, across))
-    image = np.zeros((*full, view.shape[2]), np.uint8)
-    image[top:bottom, left:right] = resize(seen, (bottom - top, right - left))
-    return image
-
-
 def geometry(full: Size, size: Size, how: PlainConfig) -> Geometry:
     """From an image of size `full` to what `plain` shows of it at `size`.
 

@@ -11,13 +11,11 @@ import cv2
 import numpy as np
 
 from pipeline.images.decode import Pixels
-from pipeline.images.plain import stretched_back
 from pipeline.metrics.pictures import save_picture
 from pipeline.stream.batch import Batch
+from pipeline.tasks._pictures import GAP, MOST, SIDE, at_full_size
 from pipeline.tasks.base import TaskModule
 
-MOST = 9  # images of each sort
-SIDE, GAP = 220, 6  # pixels: longer side of a picture, space between two
 PICTURES = "pictures"  # name of a task's own collector of first images
 
 
@@ -88,7 +86,7 @@ class Examples:
         found = self.task.compared(predicted, batch, row)
         view = batch.views["image"][row].permute(1, 2, 0).cpu().numpy()
         view = np.broadcast_to(view, (*view.shape[:2], 3)).copy()
-        image = fitted(view) if found.size is None else stretched_back(view, found.size, self.task.preprocess.eval)
+        image = fitted(view) if found.size is None else at_full_size(view, found.size, self.task.preprocess.eval)
         parts = [image, self.task.draw(image.copy(), found.truth), self.task.draw(image.copy(), found.predicted)]
         gap = np.full((fitted(image).shape[0], GAP, 3), 255, np.uint8)
         row_of = np.concatenate([piece for part in parts for piece in (gap, fitted(part))][1:], axis=1)

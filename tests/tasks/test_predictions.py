@@ -9,27 +9,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config.task import task_class
 from pipeline.images.class_map import decode_class_map
 from pipeline.models import MiniViT, ModelSpec, Preprocess
 from pipeline.models.bundle import Bundle
 from pipeline.models.variants import build_backbone
 from pipeline.shards.pictures import pictures
+from pipeline.tasks.coco_results import CocoIds
 from pipeline.tasks.predictions import Predictor, png_of, write_predictions
 from pipeline.tasks.pretrained import PretrainedMiniViT
-from pipeline.tasks.segmentation import Task
+from pipeline.tasks.task import task_of
 
 
-def segmenter() -> PretrainedMiniViT:
-    task = Task()
-    backbone = build_backbone("nano", image_size=16, patch_size=4, depth=1, embed_dim=32, num_heads=2)
-    spec = ModelSpec(backbone, task.heads(backbone, 3), "segmentation")
+def model_of(kind: str) -> PretrainedMiniViT:
+    """An untrained model of a task with three classes."""
+    task = task_of(task_class(kind)())
+    backbone = build_backbone("nano", image_size=16, patch_size=4, depth=2, embed_dim=32, num_heads=2)
+    spec = ModelSpec(backbone, task.heads(backbone, 3), kind)
     preprocess = Preprocess((0.5,) * 3, (0.25,) * 3, 3, (16, 16))
     bundle = Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess, ["wall", "bag", "shoe"])
     return PretrainedMiniViT.from_bundle(bundle)
 
 
 def test_maps_are_kept_beside_the_drawn_picture(tmp_path: Path) -> None:
-    model = segmenter()
+    model = model_of("segmentation")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     write_predictions(Predictor(model), pictures([str(tmp_path)]), tmp_path / "out")
@@ -42,12 +45,25 @@ def test_maps_are_kept_beside_the_drawn_picture(tmp_path: Path) -> None:
 
 
 def test_paths_pictures_and_arrays_are_predicted_alike(tmp_path: Path) -> None:
-    model = segmenter()
+    model = model_of("segmentation")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     first, *others = model.predict([tmp_path / "x.png", Image.fromarray(pixels), pixels])
     for other in others:
         assert (first == other).all()
+
+
+def test_boxes_are_written_as_coco_has_them(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / "x.png")
+    out = tmp_path / "out"
+    write_predictions(Predictor(model_of("detection"), {"score": 0.0}), pictures([str(tmp_path)]), out, CocoIds())
+    row = json.loads((out / "predictions.jsonl").read_text())
+    results = json.loads((out / "coco_results.json").read_text())
+    assert len(results) == len(row["boxes"]) > 0
+    for (x0, y0, x1, y1), one in zip(row["boxes"], results, strict=True):
+        assert one["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0])
+        assert one["image_id"] == 1
+    assert row["files"] == ["x.png.drawn.jpg"]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -16,10 +16,11 @@ from pipeline.images.boxes import draw_boxes
 from pipeline.metrics.average_precision import AveragePrecision, Found
 from pipeline.models.heads._boxes import COORDINATES
 from pipeline.models.spec import Pair
-from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
+from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.detection import HEAD
 from pipeline.tasks.detection.exported import NAMES, BestBoxes
 from pipeline.tasks.detection.many import Many
+from pipeline.tasks.detection.mistakes import f1
 from pipeline.tasks.detection.objects import Objects, at_full_size, evaluation_objects, to_corners, training_objects
 from pipeline.tasks.detection.one_each import OneEach
 from pipeline.tasks.detection.pictures import Outlines
@@ -97,6 +98,23 @@ class Detection(TaskModule):
             return {"precision": precision}
         return {"precision": precision, "pictures": Outlines(self.preprocess.eval, self.task.inference.shown)}
 
+    def mistakes(self, predicted: Sequence[Found], batch: Batch) -> Tensor:
+        """1 - F1 of the boxes that are shown; crowds count nowhere."""
+        return torch.tensor([1 - f1(*self._pair(predicted, batch, row)) for row in range(len(predicted))])
+
+    def compared(self, predicted: Sequence[Found], batch: Batch, row: int) -> Compared:
+        found, boxes, labels = self._pair(predicted, batch, row)
+        height, width = batch.targets["boxes_full_size"][row].tolist()
+        truth = Found(boxes, torch.ones(len(boxes)), labels)
+        return Compared((height, width), self._told(truth), self._told(found), f"F1 {f1(found, boxes, labels):.2f}")
+
+    def _pair(self, predicted: Sequence[Found], batch: Batch, row: int) -> tuple[Found, Tensor, Tensor]:
+        """What is shown of an image's predictions, and its labelled boxes and classes but for crowds; on the CPU."""
+        one, offsets = Found(*(part.cpu() for part in predicted[row])), batch.targets["boxes_full.offsets"].tolist()
+        own, good = slice(offsets[row], offsets[row + 1]), one.scores >= self.task.inference.shown
+        boxes, labels, crowds = (batch.targets[name][own].cpu() for name in ("boxes_full", "box_label", "box_crowd"))
+        return Found(one.boxes[good], one.scores[good], one.labels[good]), boxes[~crowds], labels[~crowds]
+
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[Any]:
         """Boxes in pixels of the image itself, best first: {"boxes", "scores", "labels" (names), "classes" (numbers)}.
 
@@ -104,15 +122,12 @@ class Detection(TaskModule):
         """
         least, view = options.get("score", self.task.inference.shown), (images.shape[2], images.shape[3])
         head, features = self._head(), self.model.features(images)
-        return [
-            {
-                "boxes": one.boxes.tolist(),
-                "scores": one.scores.tolist(),
-                "labels": [self.classes[label] for label in one.labels.tolist()],
-                "classes": one.labels.tolist(),
-            }
-            for one in self._found(head(features), sizes, view, least)
-        ]
+        return [self._told(one) for one in self._found(head(features), sizes, view, least)]
+
+    def _told(self, one: Found) -> dict[str, list[Any]]:
+        numbers = one.labels.tolist()
+        names = [self.classes[number] for number in numbers]
+        return {"boxes": one.boxes.tolist(), "scores": one.scores.tolist(), "labels": names, "classes": numbers}
 
     def _found(self, candidates: Tensor, sizes: Sequence[Pair], view: Pair, least: float) -> list[Found]:
         """What remains of candidates [B, A, ...] of at least a score, in pixels of images of these sizes."""

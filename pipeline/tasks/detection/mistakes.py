@@ -1,0 +1,31 @@
+"""How wrong what is found in one image is: a number by which images can be ordered.
+
+Legend: m boxes that are found, n labelled ones.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from pipeline.metrics.average_precision import Found
+
+OVERLAP = 0.5  # from which a box of the same class is the labelled one
+
+
+def f1(found: Found, boxes: Tensor, labels: Tensor) -> float:
+    """The harmonic mean of precision and recall, 1 where nothing is and nothing is found.
+
+    The best scores choose first among labelled boxes [n, 4] of classes [n], each of which is found once.
+    """
+    if not len(found.boxes) + len(boxes):
+        return 1.0
+    pairs = 0
+    if len(found.boxes) and len(boxes):
+        overlaps = box_iou(found.boxes.double(), boxes.double()) * (found.labels[:, None] == labels)  # [m, n]
+        for row in found.scores.argsort(descending=True).tolist():
+            best = int(overlaps[row].argmax())
+            if overlaps[row, best] >= OVERLAP:
+                pairs += 1
+                overlaps[:, best] = 0
+    return 2 * pairs / (len(found.boxes) + len(boxes))
