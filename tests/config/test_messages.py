@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 
 REMOVE = object()
 DURATION = "a duration such as '10 epochs', '5000 steps' or '1.2M samples'"
-WORKERS = "a whole number above 0 or a section with the keys min, max"
+WORKERS = "a whole number above 0 or a section with the keys min, max or one of auto"
 TYPES = "pretrain, finetune, evaluate, probe, export, report"
 
 
