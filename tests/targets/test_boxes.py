@@ -66,7 +66,7 @@ def test_cocos_annotations_become_corners_and_the_stages_classes() -> None:
 
 def test_a_category_goes_by_its_name_or_by_ids_that_may_have_holes() -> None:
     target = build(ids=[1, 7, 13, 90])
-    members = coco(annotation(0, 0, 1, 1, category=90), {"bbox": [0, 0, 1, 1], "category": "horse"})
+    members = coco(annotation(0, 0, 1, 1, category=90), {"bbox": [0, 0, 1, 1], "category": " horse"})
     assert target.decode(members, SIZE).labels.tolist() == [3, 2]
     assert target.inputs()["ids"] == [1, 7, 13, 90]
     assert "ids" not in build().inputs()
