@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,3 +82,44 @@ def test_what_beats_a_champion() -> None:
     assert beats(0.4, "0.5", "lower")
     assert beats(0.1, None, "higher")
     assert not beats(None, "0.5", "higher")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """An MLflow server that hands on artifacts, over SQLite."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/m.db", "--artifacts-destination", str(tmp_path / "kept")]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+                    break
+                except OSError:
+                    assert process.poll() is None, (tmp_path / "log").read_text()
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@pytest.mark.integration
+def test_a_server_takes_models_and_hands_them_out(
+    server: str, finished: FinishedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(choose_store(TrackingConfig(uri=server), tmp_path, {}, {}))
+    run_id = tracker.start("stage", run_id=None)
+    model_id = log_model(tracker, run_id, finished)
+    assert log_model(tracker, run_id, finished) == model_id
+    assert register(tracker, "shoes", run_id, "champion", finished, "accuracy", "higher") == ("1", True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    images = np.zeros((1, 9, 7, 1), np.uint8)
+    one, other = (
+        mlflow.pyfunc.load_model(uri).predict(images) for uri in (f"models:/{model_id}", "models:/shoes@champion")
+    )
+    assert one == other
