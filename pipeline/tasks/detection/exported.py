@@ -27,7 +27,7 @@ class BestBoxes(nn.Module):
 
     def __init__(self, task: Detection) -> None:
         super().__init__()
-        self.model, self.one_each, self.inference = task.model, task.task.one_each, task.task.inference
+        self.model, self.one_each, self.inference = task.model, task.one_each, task.task.inference
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         boxes, logits = self.model(images).tensor_split([COORDINATES], dim=2)

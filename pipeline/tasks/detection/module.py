@@ -14,7 +14,8 @@ from torchvision.ops import batched_nms
 
 from pipeline.images.boxes import draw_boxes
 from pipeline.metrics.average_precision import AveragePrecision, Found
-from pipeline.models.heads._boxes import COORDINATES
+from pipeline.models.heads import head_kind
+from pipeline.models.heads._boxes import COORDINATES, BoxKind
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.detection import HEAD
@@ -48,8 +49,11 @@ class Detection(TaskModule):
         super().__init__(model, preprocess)
         self.task, self.classes = task, list(classes)
         head: Any = model.heads[HEAD]
+        kind = head_kind(model.spec.heads[HEAD].kind)  # the model's own: an evaluation's settings name none
+        assert isinstance(kind, BoxKind)
+        self.one_each = kind.matching == "one"
         self.learning = (
-            OneEach(len(classes), len(head.queries), task.copies) if task.one_each else Many(head, len(classes))
+            OneEach(len(classes), len(head.queries), task.copies) if self.one_each else Many(head, len(classes))
         )
         terms = self.learning.terms
         self.sum_names = (*(f"loss of {term}" for term in terms), *terms)
@@ -132,7 +136,7 @@ class Detection(TaskModule):
     def _found(self, candidates: Tensor, sizes: Sequence[Pair], view: Pair, least: float) -> list[Found]:
         """What remains of candidates [B, A, ...] of at least a score, in pixels of images of these sizes."""
         boxes, logits = candidates.tensor_split([COORDINATES], dim=2)
-        scores = logits.softmax(dim=2)[..., :-1] if self.task.one_each else logits.sigmoid()
+        scores = logits.softmax(dim=2)[..., :-1] if self.one_each else logits.sigmoid()
         found = []
         for corners, of_classes, size in zip(to_corners(boxes), scores, sizes, strict=True):
             best, labels = of_classes.max(dim=1)
@@ -141,7 +145,7 @@ class Detection(TaskModule):
             full = at_full_size(corners[chosen], size, view, self.preprocess.eval)
             there = (full[:, 2:] > full[:, :2]).all(dim=1)
             full, chosen = full[there], chosen[there]
-            if not self.task.one_each:
+            if not self.one_each:
                 kept = batched_nms(full, best[chosen], labels[chosen], self.task.inference.overlap)
                 full, chosen = full[kept], chosen[kept]
             most = self.task.inference.most

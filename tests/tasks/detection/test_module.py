@@ -261,3 +261,17 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], said: str) -> None
 def test_what_the_backbone_cannot_see_is_refused_in_a_sentence() -> None:
     with pytest.raises(ModelError, match=r"^task.inference.size: the height 50 is not a multiple of the patch size 4"):
         Task(inference={"size": 50}).model_spec(BACKBONE, 6)
+
+
+def test_a_model_is_judged_by_its_own_head_whatever_the_settings_name() -> None:
+    own = build(head="queries")
+    judged = Task().module(
+        own.model, CLASSES, own.preprocess
+    )  # of an evaluation: no head is named, and pyramid is the default
+    images = torch.rand(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert judged.predict(images, [(SIZE, SIZE)] * 2, score=0.0) == own.predict(
+            images, [(SIZE, SIZE)] * 2, score=0.0
+        )
+        for module in (own.exported(), judged.exported()):
+            torch.testing.assert_close(module(images), own.exported()(images))
