@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
     See `graph.graphs` for what they take. Raises `ModelError` where onnxruntime does not run a graph, or to other
     outputs.
     """
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # constants that it cannot fold are no user's concern
     traced = graphs(bundle, config)
     for name, graph in traced.items():
         program = torch.onnx.export(
