@@ -107,7 +107,7 @@ def test_every_option_of_a_maker_is_an_option_of_its_command() -> None:
     [
         (
             ["make", "nothing", "--out", "x"],
-            "there are: fashion-items, fashion-mnist, fashion-mnist-few, fashion-scenes, folder",
+            "there are: captions, coco, depth, fashion-items, fashion-mnist, fashion-mnist-few, fashion-scenes, folder",
         ),
         (["index", "pipe:cat x"], "refused"),
         (["index", "none/*.tar"], "matches no shards"),

@@ -46,7 +46,7 @@ def bundle(**changes: object) -> Bundle:
 def ours(found: Bundle, images: Tensor) -> tuple[Tensor, Tensor]:
     model = PretrainedMiniViT.from_bundle(found)
     with torch.no_grad():
-        return model._task().embed_images(images), model.encode_text(CAPTIONS)
+        return model.task_module().embed_images(images), model.encode_text(CAPTIONS)
 
 
 @pytest.fixture
@@ -101,6 +101,9 @@ def test_a_bundle_keeps_its_tokenizer(tmp_path: Path, images: Tensor) -> None:
     with pytest.raises(ModelError, match=r"^encode_text: a classification model knows no texts"):
         PretrainedMiniViT.from_bundle(classifier()).encode_text(CAPTIONS)
     (tmp_path / "out" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"tokenizer.json: is not what was written"):
+        load_pretrained(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()  # as a stage's own model has none
     with pytest.raises(ModelError, match=r"tokenizer.json: is no tokenizer.json \(Model missing"):
         load_pretrained(tmp_path / "out")
     (tmp_path / "out" / "tokenizer.json").unlink()

@@ -51,7 +51,7 @@ def test_a_mask_comes_as_classes_of_pixels(make_bundle: Callable[..., Bundle], t
     images = torch.randn(3, 1, 40, 40)
     classes, logits = session.run(["class_map", "logits"], {"images": images.numpy()})
     with torch.no_grad():
-        expected = PretrainedMiniViT.from_bundle(bundle)._task().logits(images)
+        expected = PretrainedMiniViT.from_bundle(bundle).task_module().logits(images)
         full = torch.nn.functional.interpolate(expected, (40, 40), mode="bilinear").argmax(dim=1)
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
     assert (torch.from_numpy(classes) == full).float().mean() > 0.999

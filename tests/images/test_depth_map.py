@@ -13,7 +13,7 @@ def png(array: np.ndarray) -> bytes:
 
 
 def test_all_16_bits_come_back() -> None:
-    steps = np.arange(0, 65535, 15, dtype=np.uint16).reshape(-1, 3)
+    steps = np.arange(0, 65535, 15, dtype=np.uint16).reshape(-1, 17)
     found = decode_depth(png(steps))
     assert found.dtype == np.uint16
     assert np.array_equal(found, steps)
