@@ -301,7 +301,7 @@ def test_bytes_are_signs_of_life_while_a_state_is_loaded_and_a_model_assembled(s
     assert sum(watch.sizes) >= sum(kept.values())
     watch.sizes.clear()
     worker._finish_collective()
-    assert sum(watch.sizes) >= kept["weights"] + kept["ema"]
+    assert sum(watch.sizes) >= kept["ema"]  # of which the finished model is made
     worker.close()
     watch.close()
 
