@@ -53,6 +53,7 @@ class Task(BaseTask):
     targets: ClassVar[tuple[str, ...]] = ("boxes",)
     measuring: ClassVar[frozenset[str]] = frozenset({"inference"})
     measured: ClassVar[Schema] = DETECTION
+    pipeline_tag: ClassVar[str] = "object-detection"
 
     type: Literal["detection"] = "detection"
     head: str = Field(
