@@ -155,7 +155,7 @@ def test_other_workers_and_zero_stages_in_one_run(joined: Any, kit: Any, shards:
     assert [(row["step"], row["samples"]) for row in varied] == [(row["step"], row["samples"]) for row in steady]
     for name in ("train/loss", "val/loss"):
         losses = [[row[name] for row in rows if name in row] for rows in (varied, steady)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # the order of sums tells more with every step
 
 
 def newest(folder: Path) -> Path | None:
