@@ -42,12 +42,12 @@ class Resources:
         return f"{cpus} and {self.gpus_per_worker} GPU" if self.gpus_per_worker else cpus
 
 
-def settle(asked: ResourcesConfig, nodes: Sequence[Node], most: int | None = None) -> Resources:
+def settle(asked: ResourcesConfig, nodes: Sequence[Node], most: int | None = None, *, grows: bool = False) -> Resources:
     """`auto` in numbers, for a cluster of these nodes.
 
     By `auto`, every GPU gets a rank, with its share of its node's CPUs. Without GPUs, every CPU gets a rank, up to
-    MOST_CPU_RANKS a node, which then have several each. `workers: auto` starts on what there is, down to one worker,
-    and grows with the cluster up to `most`; without `most`, it is what fits now.
+    MOST_CPU_RANKS a node, which then have several each. `workers: auto` starts on what there is, down to one worker.
+    It is at most what fits now, and at most `most`; where the cluster `grows`, `most` alone counts, if there is one.
     """
     gpus = int(any(node.gpus for node in nodes)) if asked.gpus_per_worker == "auto" else asked.gpus_per_worker
     cpus = _cpus(asked, nodes, gpus) if asked.cpus_per_worker == "auto" else asked.cpus_per_worker
@@ -55,9 +55,9 @@ def settle(asked: ResourcesConfig, nodes: Sequence[Node], most: int | None = Non
         return Resources(asked.workers.min, asked.workers.max, cpus, gpus)
     if asked.workers != "auto":
         return Resources(asked.workers, asked.workers, cpus, gpus)
-    if most is None:
-        most = sum(node.holds(Resources(1, 1, cpus, gpus)) for node in nodes)
-    return Resources(1, max(most, 1), cpus, gpus)
+    fits = sum(node.holds(Resources(1, 1, cpus, gpus)) for node in nodes)
+    workers = fits if most is None else most if grows else min(fits, most)
+    return Resources(1, max(workers, 1), cpus, gpus)
 
 
 def _cpus(asked: ResourcesConfig, nodes: Sequence[Node], gpus: int) -> int:

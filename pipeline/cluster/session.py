@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from pipeline.cluster.resources import Node, Resources, settle, this_machine
@@ -48,10 +47,7 @@ class Cluster:
 
     def settle(self, asked: ResourcesConfig, most: int | None = None) -> Resources:
         """What was asked for in numbers, the same for as long as this driver runs; see `resources.settle`."""
-        settled = settle(asked, self._at_first, most if self._grows else None)
-        if most is None or asked.workers != "auto":
-            return settled
-        return replace(settled, max_workers=min(settled.max_workers, most))
+        return settle(asked, self._at_first, most, grows=self._grows)
 
     def require(self, resources: Resources, where: str, setting: str = "cluster.workers") -> None:
         """Raise `ClusterError` unless this cluster can hold the least workers of a job at once.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cluster.resources import Resources, settle, this_machine
@@ -134,16 +133,14 @@ class Planner:
 
     def _resources(self, stage: Stage) -> Resources:
         """What a stage would take of this machine, which nobody can ask of a cluster ahead."""
-        asked, most = self.config.resources(stage), most_workers(stage)
-        settled = settle(asked, [this_machine()])
+        asked = self.config.resources(stage)
+        settled = settle(asked, [this_machine()], most_workers(stage))
         address = elsewhere(self.config.cluster)
         if asked.workers == "auto" and address and not self.world_size:
             self.notes.append(
                 f"cluster.workers: auto takes what the cluster at {address} has; the plan is for "
                 f"{settled.max_workers}, as on this machine; --world-size plans for another number."
             )
-        if asked.workers == "auto" and most:
-            settled = replace(settled, max_workers=min(settled.max_workers, most))
         return settled
 
     def _judges(self, stage: Stage) -> int | None:

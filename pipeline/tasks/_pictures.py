@@ -1,9 +1,9 @@
-"""Maps that a task predicts, drawn beside the labels for the first images of a data set."""
+"""What a task predicts of the first images of a data set, drawn beside the labels."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,6 +16,7 @@ from pipeline.config.data import PlainConfig
 from pipeline.images.plain import spans
 from pipeline.metrics.full_maps import full_maps
 from pipeline.metrics.pictures import save_picture
+from pipeline.models.spec import Pair
 
 MOST = 9  # images that are shown
 SIDE, GAP = 220, 6  # pixels: longest side of an image, space
@@ -29,45 +30,59 @@ class Shown(NamedTuple):
     predicted: np.ndarray  # [H, W]
 
 
-class FirstMaps(ABC):
-    """A `Collector` of the first images; subclasses draw them. `field` is the ragged one of the labels."""
+class FirstPictures(ABC):
+    """A `Collector` that draws the first images of a data set; subclasses say what is kept of one, and draw it."""
 
-    field: ClassVar[str]
     name: ClassVar[str]  # which files' names begin with
     title: ClassVar[str]  # of the pictures by a model `{model}`
 
     def __init__(self, how: PlainConfig) -> None:
         self.how = how
-        self.shown: dict[int, Shown] = {}  # by slot
+        self.shown: dict[int, Any] = {}  # by slot
 
-    def add(self, predicted: Sequence[Tensor], batch: Any) -> None:
+    def add(self, predicted: Sequence[Any], batch: Any) -> None:
         """Keep those of the batch that are among the first and good."""
-        labels = full_maps(batch.targets, self.field)
         for row, (slot, weight) in enumerate(zip(batch.slots.tolist(), batch.weights.tolist(), strict=True)):
             if weight and 0 <= slot < MOST:
-                true, guess = labels[row].cpu().numpy(), predicted[row].cpu().numpy()
-                view = batch.views["image"][row].permute(1, 2, 0).cpu().numpy()
-                height, width = true.shape
-                self.shown[slot] = Shown(at_full_size(view, (height, width), self.how), true, guess)
+                self.shown[slot] = self.kept(predicted[row], batch, row)
 
-    def state(self) -> dict[int, Shown]:
+    def image(self, batch: Any, row: int, full: Pair) -> np.ndarray:
+        """uint8 [H, W, 3]: a view of the batch at the image's own size."""
+        return at_full_size(batch.views["image"][row].permute(1, 2, 0).cpu().numpy(), full, self.how)
+
+    def state(self) -> dict[int, Any]:
         return self.shown
 
-    def merge(self, state: dict[int, Shown]) -> None:
+    def merge(self, state: Mapping[int, Any]) -> None:
         self.shown |= state
 
     def measures(self) -> dict[str, float]:
         return {}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """A picture of each: the image, what is labelled, what is predicted."""
+        """A picture of each: what is labelled, what is predicted."""
         for slot, one in sorted(self.shown.items()):
             title = self.title.format(model=model)
             save_picture(folder, f"{self.name}-{model}-{slot:03d}", self.drawn(one, classes), title, f"image {slot}")
 
     @abstractmethod
-    def drawn(self, one: Shown, classes: Sequence[str]) -> Image.Image:
-        """The picture of one image."""
+    def kept(self, predicted: Any, batch: Any, row: int) -> Any:
+        """What is drawn of one image."""
+
+    @abstractmethod
+    def drawn(self, one: Any, classes: Sequence[str]) -> Image.Image:
+        """The picture of what was kept."""
+
+
+class FirstMaps(FirstPictures):
+    """Of tasks that predict maps; `field` is the ragged one of the labels."""
+
+    field: ClassVar[str]
+
+    def kept(self, predicted: Tensor, batch: Any, row: int) -> Shown:
+        labels = full_maps(batch.targets, self.field)[row].cpu().numpy()
+        height, width = labels.shape
+        return Shown(self.image(batch, row, (height, width)), labels, predicted.cpu().numpy())
 
 
 def at_full_size(view: np.ndarray, full: tuple[int, int], how: PlainConfig) -> np.ndarray:

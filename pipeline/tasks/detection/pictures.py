@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +11,9 @@ from PIL import Image
 from pipeline.config.data import PlainConfig
 from pipeline.images.boxes import draw_boxes
 from pipeline.metrics.average_precision import Found
-from pipeline.metrics.pictures import save_picture
-from pipeline.tasks._pictures import at_full_size
+from pipeline.tasks._pictures import GAP, FirstPictures
 
-MOST = 9  # images that are shown
-SIDE, GAP = 320, 6  # pixels: longest side of an image, space
+SIDE = 320  # pixels: longest side of an image
 
 
 class Boxes(NamedTuple):
@@ -33,41 +30,26 @@ class Shown(NamedTuple):
     predicted: Boxes
 
 
-class Outlines:
-    """A `Collector` of the first images of a data set; predictions below a score are not drawn."""
+class Outlines(FirstPictures):
+    """What is labelled, and what is predicted with its score; predictions below a score are not drawn."""
+
+    name, title = "boxes", "Boxes by {model}: labels, prediction"
 
     def __init__(self, how: PlainConfig, least: float) -> None:
-        self.how, self.least = how, least
-        self.shown: dict[int, Shown] = {}  # by slot
+        super().__init__(how)
+        self.least = least
 
-    def add(self, predicted: Sequence[Found], batch: Any) -> None:
-        """Keep those of the batch that are among the first and good."""
-        targets, offsets = batch.targets, batch.targets["boxes_full.offsets"].tolist()
-        for row, (slot, weight) in enumerate(zip(batch.slots.tolist(), batch.weights.tolist(), strict=True)):
-            if not weight or not 0 <= slot < MOST:
-                continue
-            own, one = slice(*offsets[row : row + 2]), predicted[row]
-            labelled = Boxes(targets["boxes_full"][own].cpu().numpy(), targets["box_label"][own].tolist(), [])
-            good = one.scores >= self.least
-            found = Boxes(one.boxes[good].double().cpu().numpy(), one.labels[good].tolist(), one.scores[good].tolist())
-            view = batch.views["image"][row].permute(1, 2, 0).cpu().numpy()
-            height, width = targets["boxes_full_size"][row].tolist()
-            self.shown[slot] = Shown(at_full_size(view, (height, width), self.how), labelled, found)
+    def kept(self, predicted: Found, batch: Any, row: int) -> Shown:
+        targets, good = batch.targets, predicted.scores >= self.least
+        own = slice(*targets["boxes_full.offsets"][row : row + 2].tolist())
+        labelled = Boxes(targets["boxes_full"][own].cpu().numpy(), targets["box_label"][own].tolist(), [])
+        boxes, scores, labels = predicted.boxes[good], predicted.scores[good], predicted.labels[good]
+        found = Boxes(boxes.double().cpu().numpy(), labels.tolist(), scores.tolist())
+        height, width = targets["boxes_full_size"][row].tolist()
+        return Shown(self.image(batch, row, (height, width)), labelled, found)
 
-    def state(self) -> dict[int, Shown]:
-        return self.shown
-
-    def merge(self, state: Mapping[int, Shown]) -> None:
-        self.shown |= state
-
-    def measures(self) -> dict[str, float]:
-        return {}
-
-    def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """A picture of each: what is labelled, and what is predicted with its score."""
-        for slot, one in sorted(self.shown.items()):
-            title = f"Boxes by {model}: labels, prediction"
-            save_picture(folder, f"boxes-{model}-{slot:03d}", drawn(one, classes), title, f"image {slot}")
+    def drawn(self, one: Shown, classes: Sequence[str]) -> Image.Image:
+        return drawn(one, classes)
 
 
 def drawn(one: Shown, classes: Sequence[str]) -> Image.Image:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from pipeline.config.data import PlainConfig
 from pipeline.images.keypoints import VISIBLE, draw_keypoints
 from pipeline.metrics.keypoints import Judged
-from pipeline.metrics.pictures import save_picture
-from pipeline.tasks._pictures import MOST, at_full_size, beside
+from pipeline.tasks._pictures import FirstPictures, beside
 
 
 class Shown(NamedTuple):
@@ -23,43 +20,18 @@ class Shown(NamedTuple):
     instances: Judged
 
 
-class FirstInstances:
-    """A `Collector` of the first images."""
+class FirstInstances(FirstPictures):
+    """Labelled keypoints, rings where they are hidden, and predicted ones."""
 
-    def __init__(self, how: PlainConfig) -> None:
-        self.how = how
-        self.shown: dict[int, Shown] = {}  # by slot
+    name, title = "keypoints", "Keypoints by {model}: labelled, predicted"
 
-    def add(self, predicted: Sequence[Judged], batch: Any) -> None:
-        """Keep those of the batch that are among the first and good."""
-        sizes = batch.targets["keypoints_size"].tolist()
-        for row, (slot, weight) in enumerate(zip(batch.slots.tolist(), batch.weights.tolist(), strict=True)):
-            if weight and 0 <= slot < MOST:
-                view = batch.views["image"][row].permute(1, 2, 0).cpu().numpy()
-                height, width = sizes[row]
-                self.shown[slot] = Shown(at_full_size(view, (height, width), self.how), predicted[row])
+    def kept(self, predicted: Judged, batch: Any, row: int) -> Shown:
+        height, width = batch.targets["keypoints_size"][row].tolist()
+        return Shown(self.image(batch, row, (height, width)), predicted)
 
-    def state(self) -> dict[int, Shown]:
-        return self.shown
-
-    def merge(self, state: dict[int, Shown]) -> None:
-        self.shown |= state
-
-    def measures(self) -> dict[str, float]:
-        return {}
-
-    def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """A picture of each: the labelled keypoints, rings where they are hidden, and the predicted ones."""
-        for slot, (image, found) in sorted(self.shown.items()):
-            parts = image.copy(), image.copy()
-            for truth, guess in zip(found.truth, found.predicted, strict=True):
-                draw_keypoints(parts[0], truth[:, :2], truth[:, 2])
-                draw_keypoints(parts[1], guess[:, :2], np.full(len(guess), VISIBLE))
-            drawing = beside(parts, Image.new("RGB", (1, 1), "white"))
-            save_picture(
-                folder,
-                f"keypoints-{model}-{slot:03d}",
-                drawing,
-                f"Keypoints by {model}: labelled, predicted",
-                f"image {slot}",
-            )
+    def drawn(self, one: Shown, classes: Sequence[str]) -> Image.Image:
+        parts = one.image.copy(), one.image.copy()
+        for truth, guess in zip(one.instances.truth, one.instances.predicted, strict=True):
+            draw_keypoints(parts[0], truth[:, :2], truth[:, 2])
+            draw_keypoints(parts[1], guess[:, :2], np.full(len(guess), VISIBLE))
+        return beside(parts, Image.new("RGB", (1, 1), "white"))
