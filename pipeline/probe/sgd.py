@@ -16,7 +16,7 @@ from pipeline.models.drop_path import sample_keys
 from pipeline.probe.rows import Beat, Rows, counts_of_ranks, first_row, silent, summed
 
 MOMENTUM = 0.9
-RATED_BATCH = 256  # samples that a learning rate is meant for; it grows in proportion (Goyal et al. 2017)
+RATED_BATCH = 256  # batch size of the nominal learning rate, which scales linearly with it (Goyal et al. 2017)
 ORDER = 0x5347442050726F62  # "SGD Prob": key of the order of samples
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.models.spec import HeadSpec, Pair, ViTSpec
 
 QUERIES, DEPTH = 50, 3
-FREQUENCIES = 6  # of the sines and cosines by which a coordinate is told
+FREQUENCIES = 6  # of the sines and cosines that encode a coordinate
 PLACE_DIM = 2 * FREQUENCIES * COORDINATES
 
 

@@ -40,8 +40,8 @@ class Denoising(NamedTuple):
 class QueriesHead(PatchHead):
     """Candidates [B, Q, 4 + K + 1]: a box, a logit for each class, and one for none.
 
-    A query has an anchor, a learned box that its prediction starts from. Places of anchors and patches are told in the
-    same way, so that a query can look at the patches around its anchor.
+    A query has an anchor, a learned box that its prediction starts from. Anchors and patches share one position
+    encoding, so that a query can look at the patches around its anchor.
     """
 
     def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
