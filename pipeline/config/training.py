@@ -13,6 +13,15 @@ from pipeline.config.section import Duration, Length, Positive, Rate, Section, S
 Size = int | tuple[int, int]
 
 
+class WindowsConfig(Section):
+    """Attention within windows, for images much larger than those of pretraining (ViTDet)."""
+
+    size: Positive = Field(description="patches along each side of a window")
+    global_every: Positive = Field(
+        default=3, description="every so many layers one sees the whole image, the last among them"
+    )
+
+
 class ModelConfig(Section):
     """Which MiniViT. `variant` may be a list: the stage fans out.
 
@@ -47,6 +56,9 @@ class ModelConfig(Section):
     positions: Literal["learned", "sincos", "none"] | None = None
     fewer_patches: Literal["resize", "slice"] | None = Field(
         default=None, description="what positions do on smaller grids; slice is the tutorial's"
+    )
+    windows: WindowsConfig | Literal["none"] | None = Field(
+        default=None, description="where layers see no further than a window; none: nowhere, whatever init_from has"
     )
     init: Literal["torch", "timm", "mae"] | None = Field(
         default=None, description="initial weights; default: torch's (the tutorial's) for post-norm, else MAE's"

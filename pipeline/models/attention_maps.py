@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.encoder import EncoderLayer
+from pipeline.models.windows import window_mask
 
 if TYPE_CHECKING:
     from pipeline.models.minivit import MiniViT
@@ -22,11 +23,13 @@ def attention_maps(model: MiniViT, images: Tensor) -> Tensor:
     training = model.training
     model.eval()
     try:
-        x, maps = model.embed(images), []
+        x, grid, maps = model.embed(images), model.grid(images), []
         for layer in model.transformer.layers:
             assert isinstance(layer, EncoderLayer)
-            maps.append(layer.attention_weights(x))
-            x = layer(x)
+            side = layer.window
+            mask = None if side is None else window_mask(grid, side, x.shape[1] - grid[0] * grid[1]).to(x.device)
+            maps.append(layer.attention_weights(x, mask))
+            x = layer(x, grid=grid)
     finally:
         model.train(training)
     return torch.stack(maps, dim=1)

@@ -252,7 +252,7 @@ def check_expressible(model: ModelSpec) -> None:
 
 def check_tower(spec: ViTSpec) -> None:
     """Raise `ModelError`, naming the field, where the image tower of a CLIP of any eps cannot be this backbone."""
-    wanted = {"norm": "pre", "embed_norm": True, "pool": "cls", "qk_norm": False, "layer_scale": None}
+    wanted = {"norm": "pre", "embed_norm": True, "pool": "cls", "qk_norm": False, "layer_scale": None, "windows": None}
     for name, value in wanted.items():
         if getattr(spec, name) != value:
             raise ModelError(f"model.{name}: is {getattr(spec, name)}; CLIP's vision tower has {value}")

@@ -72,7 +72,8 @@ def backbone_flops(
     length = patches + spec.tokens.num_prefix
     read = length if num_tokens is None else num_tokens
     patch_embed = 2 * patches * spec.channels * patch[0] * patch[1] * dim
-    return patch_embed + (spec.depth - 1) * layer_flops(spec, length, length) + layer_flops(spec, length, read)
+    layers = sum(layer_flops(spec, length, length, spec.window_of(layer)) for layer in range(spec.depth - 1))
+    return patch_embed + layers + layer_flops(spec, length, read)
 
 
 def layer_values(spec: ViTSpec) -> int:
@@ -84,11 +85,14 @@ def layer_values(spec: ViTSpec) -> int:
     return 8 * spec.embed_dim + 2 * spec.mlp_dim
 
 
-def layer_flops(spec: ViTSpec, length: int, queries: int) -> int:
-    """One layer over `length` tokens of which `queries` have outputs."""
-    dim = spec.embed_dim
+def layer_flops(spec: ViTSpec, length: int, queries: int, window: int | None = None) -> int:
+    """One layer over `length` tokens of which `queries` have outputs; in windows of so many patches each way."""
+    dim, prefix = spec.embed_dim, spec.tokens.num_prefix
+    read = queries * length
+    if window is not None:
+        read = prefix * length + (queries - prefix) * min(prefix + window**2, length)
     key_value = 2 * length * dim * 2 * dim
     query_out = 2 * queries * dim * 2 * dim
-    attention = 2 * 2 * queries * length * dim
+    attention = 2 * 2 * read * dim
     feed_forward = 2 * 2 * queries * dim * spec.mlp_dim
     return key_value + query_out + attention + feed_forward

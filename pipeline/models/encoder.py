@@ -21,7 +21,8 @@ from pipeline.models.drop_path import DropPath
 from pipeline.models.dropout import dropout, layer_keys
 from pipeline.models.layers import ActivatedLinear, LayerScale, Linear
 from pipeline.models.products import attention, linear
-from pipeline.models.spec import ViTSpec
+from pipeline.models.spec import Pair, ViTSpec
+from pipeline.models.windows import windowed_attention
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -45,22 +46,36 @@ class SelfAttention(nn.Module):
         self.k_norm = nn.LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, num_queries: int | None = None, keys: Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        num_queries: int | None = None,
+        keys: Tensor | None = None,
+        mask: Tensor | None = None,
+        windows: tuple[Pair, int] | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, num_queries or T, D]; only the first `num_queries` tokens ask, all of them answer.
 
-        `keys` as of `dropout`; `mask`, bool [B or 1, 1, T, T], says which token (row) sees which, by default all.
+        `keys` as of `dropout`; `mask`, bool [B or 1, 1, T, T], says which token (row) sees which, by default all. With
+        `windows`, the grid of the patches and a side in patches, these see no further than their window.
         """
         q, k, v = self._project(x, num_queries)
+        if windows is not None:
+            within: Tensor = self.out_proj(windowed_attention(q, k, v, *windows).transpose(1, 2).flatten(2))
+            return within
         drop = None if keys is None else partial(dropout, keys=keys, rate=self.rate)
         out = attention(q, k, v, drop, causal=self.causal, mask=None if mask is None else mask[:, :, : q.shape[2]])
         attended: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return attended
 
-    def weights(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, H, T, T] attention weights in fp32, computed in full: for reports, not for training."""
+    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, H, T, T] attention weights in fp32, computed in full: for reports, not for training.
+
+        `mask`, bool [T, T], says which token (row) sees which, by default all.
+        """
         q, k, _ = self._project(x, None)
         scores = q.float() @ k.float().transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
         return (scores * q.shape[-1] ** -0.5).softmax(dim=-1)
 
     def _project(self, x: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +93,9 @@ class SelfAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """`nn.TransformerEncoderLayer`, pre- or post-norm, with optional layer scale, drop path and qk-norm."""
+    """`nn.TransformerEncoderLayer`, pre- or post-norm, with optional layer scale, drop path, qk-norm and windows."""
+
+    window: int | None = None  # side in patches; None: attention is global
 
     def __init__(self, spec: ViTSpec, *, causal: bool = False) -> None:
         super().__init__()
@@ -101,30 +118,43 @@ class EncoderLayer(nn.Module):
         branches: Tensor | None = None,
         keys: Tensor | None = None,
         mask: Tensor | None = None,
+        grid: Pair | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, num_outputs or T, D].
 
         With `num_outputs` only the first tokens are computed. `branches` [2, B, 1, 1] are factors of the two residual
         branches, `keys` [4, B] those of dropout at each of `dropout.SITES`; there is none without. `mask` as of
-        `SelfAttention`.
+        `SelfAttention`. A layer with a window needs the `grid` of the patches.
         """
         residual = x if num_outputs is None else x[:, :num_outputs]
         attended, fed = (None, None) if branches is None else branches
         of_attention, of_feed_forward = (None, None) if keys is None else keys.split(2)
+        windows = None
+        if self.window is not None:
+            assert grid is not None, "a layer with a window needs the grid of the patches"
+            windows = grid, self.window
         if self.norm_first:
-            x = residual + _times(self._attend(self.norm1(x), num_outputs, of_attention, mask), attended)
+            x = residual + _times(self._attend(self.norm1(x), num_outputs, of_attention, mask, windows), attended)
             return x + _times(self._feed_forward(x, of_feed_forward), fed)
-        x = self.norm1(residual + _times(self._attend(x, num_outputs, of_attention, mask), attended))
+        x = self.norm1(residual + _times(self._attend(x, num_outputs, of_attention, mask, windows), attended))
         y: Tensor = self.norm2(x + _times(self._feed_forward(x, of_feed_forward), fed))
         return y
 
-    def attention_weights(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, H, T, T], fp32, of this layer's input."""
-        return self.self_attn.weights(self.norm1(x) if self.norm_first else x)
+    def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, H, T, T], fp32, of this layer's input; `mask` as of `SelfAttention.weights`."""
+        return self.self_attn.weights(self.norm1(x) if self.norm_first else x, mask)
 
-    def _attend(self, x: Tensor, num_queries: int | None, keys: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _attend(
+        self,
+        x: Tensor,
+        num_queries: int | None,
+        keys: Tensor | None,
+        mask: Tensor | None,
+        windows: tuple[Pair, int] | None,
+    ) -> Tensor:
         of_weights, of_output = (None, None) if keys is None else keys
-        branch: Tensor = self.ls1(dropout(self.self_attn(x, num_queries, of_weights, mask), of_output, self.rate))
+        attended = self.self_attn(x, num_queries, of_weights, mask, windows)
+        branch: Tensor = self.ls1(dropout(attended, of_output, self.rate))
         return branch
 
     def _feed_forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
@@ -179,22 +209,32 @@ class Encoder(nn.Module):
         # nn.TransformerEncoder copies one layer, so its layers start out equal.
         first = EncoderLayer(spec, causal=causal)
         self.layers = nn.ModuleList(copy.deepcopy(first) for _ in range(spec.depth))
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, EncoderLayer)
+            layer.window = spec.window_of(index)
         # The rate grows linearly with depth.
         self.drop_path = DropPath([spec.drop_path * index / max(spec.depth - 1, 1) for index in range(spec.depth)])
         self.recompute: Recompute = "none"
 
-    def forward(self, x: Tensor, num_outputs: int | None = None) -> Tensor:
-        """[B, T, D] -> [B, num_outputs or T, D].
+    def forward(self, x: Tensor, num_outputs: int | None = None, *, grid: Pair | None = None) -> Tensor:
+        """[B, T, D] -> [B, num_outputs or T, D]; `grid` as of `layer_outputs`.
 
         A head that reads only the first tokens needs only their outputs: the last layer then spends its queries, output
         projection and feed-forward on these alone. The result is the same; a sixth of the work at depth 6 is saved.
         """
-        return deque(self.layer_outputs(x, num_outputs), maxlen=1).pop()
+        return deque(self.layer_outputs(x, num_outputs, grid=grid), maxlen=1).pop()
 
-    def layer_outputs(self, x: Tensor, num_outputs: int | None = None, mask: Tensor | None = None) -> Iterator[Tensor]:
+    def layer_outputs(
+        self,
+        x: Tensor,
+        num_outputs: int | None = None,
+        mask: Tensor | None = None,
+        *,
+        grid: Pair | None = None,
+    ) -> Iterator[Tensor]:
         """[B, T, D] -> the output [B, T, D] of each layer, the last one's cut to `num_outputs` tokens.
 
-        `mask` as of `SelfAttention`.
+        `mask` as of `SelfAttention`; `grid`, patches (down, across), where layers have windows.
         """
         keys = self._keys(x)
         branches = self.drop_path(x, keys)
@@ -205,7 +245,7 @@ class Encoder(nn.Module):
             queries = num_outputs if index == len(self.layers) - 1 else None
             if index < self.num_frozen:
                 with torch.no_grad():
-                    x = layer(x, queries)
+                    x = layer(x, queries, grid=grid)
                 yield x
                 continue
             if inputs is not None:
@@ -216,6 +256,7 @@ class Encoder(nn.Module):
                 None if branches is None else branches[index],
                 None if keys is None or not self.rate else layer_keys(keys, index),
                 mask,
+                grid,
             )
             x = layer(*arguments) if inputs is None else checkpoint(layer, *arguments, use_reentrant=False)
             yield x

@@ -94,9 +94,9 @@ def _check_backbone(spec: ViTSpec, classifier: bool) -> None:
         raise ModelError(f"model.class_token: is false; {kind} has one")
     if classifier and spec.pool != "cls":
         raise ModelError(f"model.pool: is {spec.pool}; the classifier of {kind} reads cls")
-    for name in ("qk_norm", "embed_norm"):
+    for name in ("qk_norm", "embed_norm", "windows"):
         if getattr(spec, name):
-            raise ModelError(f"model.{name}: is true; {kind} has none")
+            raise ModelError(f"model.{name}: is set; {kind} has none")
 
 
 def _unlike_dinov2(spec: ViTSpec) -> str | None:

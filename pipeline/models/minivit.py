@@ -199,11 +199,12 @@ class MiniViT(nn.Module):
     def features(self, images: Tensor, reads: Reads | None = None) -> Features:
         """[B, C, H, W] -> what the heads read of it, and no more; or what is asked for."""
         reads = reads or self._reads
-        outputs, layers = self.transformer.layer_outputs(self.embed(images), reads.num_tokens), {}
+        grid, layers = self.grid(images), {}
+        outputs = self.transformer.layer_outputs(self.embed(images), reads.num_tokens, grid=grid)
         for number, x in enumerate(outputs):
             if number in reads.layers:
                 layers[number] = x
-        return Features(x, layers, self._grid(images), self.spec.backbone.tokens.num_prefix)
+        return Features(x, layers, grid, self.spec.backbone.tokens.num_prefix)
 
     def apply_heads(self, features: Features) -> Tensor | dict[str, Tensor]:
         """What `forward` gives, of `features(images)`."""
@@ -223,7 +224,9 @@ class MiniViT(nn.Module):
 
         With `keep`, int64 [B, n], the encoder sees only the patches of these numbers: [B, P+n, D] (He et al. 2022).
         """
-        features: Tensor = self.transformer(self.embed(images, mask, keep))
+        if keep is not None and self.spec.backbone.windows is not None:
+            raise ModelError("keep: patches that are left out have no windows; build the model without windows")
+        features: Tensor = self.transformer(self.embed(images, mask, keep), grid=self.grid(images))
         return features
 
     def forward_intermediates(
@@ -234,7 +237,7 @@ class MiniViT(nn.Module):
         Of the last `n_layers` layers (ViTDet, Segmenter), or of those with these numbers from 0 (DPT); through the
         class head's norm if asked. Raises `ModelError` where there are fewer layers.
         """
-        depth, grid = self.spec.backbone.depth, self._grid(images)
+        depth, grid = self.spec.backbone.depth, self.grid(images)
         wanted = range(depth - n_layers, depth) if isinstance(n_layers, int) else n_layers
         if not wanted or min(wanted) < 0 or max(wanted) >= depth:
             raise ModelError(
@@ -243,7 +246,7 @@ class MiniViT(nn.Module):
         if norm and "mlp_head" not in self.heads:
             raise ModelError("norm: the norm is a classifier's, and this model has none; leave it out")
         maps = {}
-        outputs = itertools.islice(self.transformer.layer_outputs(self.embed(images)), max(wanted) + 1)
+        outputs = itertools.islice(self.transformer.layer_outputs(self.embed(images), grid=grid), max(wanted) + 1)
         for number, x in enumerate(outputs):
             if number in wanted:
                 tokens = self.get_submodule("mlp_head.0")(x) if norm else x
@@ -261,7 +264,7 @@ class MiniViT(nn.Module):
                 f"images: found shape {list(images.shape)}; "
                 f"this model takes [batch, {self.spec.backbone.channels}, height, width]"
             )
-        grid = self._grid(images)
+        grid = self.grid(images)
         x = self.patch_embed(images, self.patch, keep)
         if mask is not None:
             if self.mask_token is None:
@@ -282,7 +285,7 @@ class MiniViT(nn.Module):
             x = torch.cat([*prefix, x + positions], dim=1)
         return x if self.embed_norm is None else self.embed_norm(x)
 
-    def _grid(self, images: Tensor) -> Pair:
+    def grid(self, images: Tensor) -> Pair:
         """Patches (down, across) of these images [B, C, H, W]."""
         return whole_patches((images.shape[-2], images.shape[-1]), self.patch)
 

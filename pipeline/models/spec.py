@@ -37,12 +37,20 @@ class TokenSchema:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Attention within windows of `size` x `size` patches; every `global_every`-th layer, the last too, is global."""
+
+    size: int
+    global_every: int = 3
+
+
+@dataclass(frozen=True)
 class ViTSpec:
     """A backbone but its weights; sizes are (height, width), `grid` counts patches and `patch` pixels.
 
     `embed_norm` is a norm between the embeddings and the encoder, as in CLIP. `fewer_patches` says what positions do on
-    an image with fewer patches than `grid`: they are resized, or sliced as the tutorial does. Raises `ModelError` when
-    the fields do not fit together.
+    an image with fewer patches than `grid`: they are resized, or sliced as the tutorial does. `windows` is None where
+    every layer is global. Raises `ModelError` when the fields do not fit together.
     """
 
     variant: str
@@ -65,6 +73,7 @@ class ViTSpec:
     positions: Positions = "learned"
     embed_norm: bool = False
     fewer_patches: FewerPatches = "resize"
+    windows: Windows | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -86,6 +95,12 @@ class ViTSpec:
         if self.positions == "none":
             return 0
         return self.num_patches + (self.tokens.num_prefix if self.tokens.positions_cover_prefix else 0)
+
+    def window_of(self, layer: int) -> int | None:
+        """Side in patches of the windows that a layer, from 0, attends in; None if it is global."""
+        if self.windows is None or (self.depth - 1 - layer) % self.windows.global_every == 0:
+            return None
+        return self.windows.size
 
     def grid_for(self, image_size: Pair) -> Pair:
         """Patches (down, across) of an image of `image_size` pixels; `ModelError` if pixels are left over."""
@@ -109,6 +124,7 @@ class ViTSpec:
                     "grid": tuple(raw["grid"]),
                     "patch": tuple(raw["patch"]),
                     "tokens": TokenSchema(**raw.get("tokens", {})),
+                    "windows": Windows(**raw["windows"]) if raw.get("windows") else None,
                 }
             )
         except (KeyError, TypeError) as error:
@@ -258,6 +274,8 @@ def _check_sizes(spec: ViTSpec) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ModelError(f"model.{name}: is {value}; it must be at least 1")
+    if spec.windows is not None and min(spec.windows.size, spec.windows.global_every) < 1:
+        raise ModelError(f"model.windows: is {spec.windows}; both of its numbers must be at least 1")
     if spec.tokens.registers < 0:
         raise ModelError(f"model.registers: is {spec.tokens.registers}; it must be at least 0")
     for name in ("dropout", "drop_path"):
@@ -291,6 +309,8 @@ def _check_combinations(spec: ViTSpec) -> None:
         raise ModelError(
             "model.pool: the distillation token needs pool: cls, as its logits are averaged with those of CLS"
         )
+    if spec.windows is not None and spec.dropout:
+        raise ModelError(f"model.windows: attention in windows has no dropout, found {spec.dropout}; set dropout: 0")
     if spec.positions == "sincos" and spec.embed_dim % 4:
         raise ModelError(
             f"model.positions: 'sincos' needs embed_dim divisible by 4, found {spec.embed_dim}; take positions: learned"

@@ -192,6 +192,8 @@ def _check_expressible(model: ModelSpec) -> None:
                 f"model.{name}: is {getattr(spec, name)}; timm's {kind} has {' or '.join(map(str, values))}, "
                 "so export to another format"
             )
+    if spec.windows is not None:
+        raise ModelError("model.windows: timm's ViT has none; export to another format, or set windows: none")
     if spec.tokens.dist and spec.embed_norm:
         raise ModelError("model.embed_norm: timm's distilled ViT has none; drop the distillation token to export")
     if spec.tokens.dist and spec.tokens.registers:

@@ -52,7 +52,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 ROW_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "eps", "dropout", "fewer_patches")
-FREE_FIELDS = ("drop_path", "qk_norm", "layer_scale", "positions", "embed_norm")
+FREE_FIELDS = ("drop_path", "qk_norm", "layer_scale", "positions", "embed_norm", "windows")
 # Ours -> the token schema's.
 TOKEN_FIELDS = {
     "class_token": "cls",
@@ -79,9 +79,9 @@ def build_backbone(
     """The backbone of a named variant at an image size (pixels, one number or (height, width)).
 
     `overrides` are fields of a row, of the token schema (`class_token`, `dist_token`, `mask_token`, `registers`,
-    `prefix_positions`), and `pool`, `drop_path`, `qk_norm`, `layer_scale`, `positions` and `embed_norm`. A changed
-    `embed_dim` keeps the row's ratio of `mlp_dim` to it, but the tutorial's, which is torch's 2048. A model without
-    class token pools by average. Raises `ModelError` on unknown names and impossible combinations.
+    `prefix_positions`), and `pool`, `drop_path`, `qk_norm`, `layer_scale`, `positions`, `embed_norm` and `windows`. A
+    changed `embed_dim` keeps the row's ratio of `mlp_dim` to it, but the tutorial's, which is torch's 2048. A model
+    without class token pools by average. Raises `ModelError` on unknown names and impossible combinations.
     """
     row = find_variant(variant)
     known = (*ROW_FIELDS, *FREE_FIELDS, *TOKEN_FIELDS, "pool")

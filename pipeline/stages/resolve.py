@@ -16,7 +16,7 @@ from pipeline.config.references import source_stage, stage_sources
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ReportStage, Stage, TrainStage
 from pipeline.config.training import Size
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.spec import FIXED_FIELDS, ModelSpec, Pair, ViTSpec, whole_patches
+from pipeline.models.spec import FIXED_FIELDS, ModelSpec, Pair, ViTSpec, Windows, whole_patches
 from pipeline.models.variants import TOKEN_FIELDS, build_backbone
 from pipeline.tasks.task import task_of
 from pipeline.train.schedule import step_shapes
@@ -141,6 +141,8 @@ def _model_settings(stage: TrainStage, where: str) -> dict[str, Any]:
                 f"{where}.model.{name}: found {show(given[name])}, but the task {stage.task.type} needs {show(value)}; "
                 "leave it out"
             )
+    if "windows" in given:
+        given["windows"] = None if given["windows"] == "none" else Windows(**given["windows"])
     return given | needed
 
 

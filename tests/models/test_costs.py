@@ -6,6 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.models import MiniViT, ModelSpec, TokenSchema, build_spec, count_parameters, forward_flops
+from pipeline.models.spec import Windows
 from pipeline.models.variants import VARIANTS
 
 base = build_spec("nano", image_size=(28, 20), num_classes=7)
@@ -23,6 +24,7 @@ SPECS: dict[str, ModelSpec] = {
     "CLIP's": build_spec("nano", image_size=28, num_classes=3, embed_norm=True, activation="quick_gelu"),
     "sine-cosine": base.with_backbone(positions="sincos"),
     "no positions": base.with_backbone(positions="none"),
+    "windows": build_spec("nano", image_size=32, num_classes=3, windows=Windows(4, global_every=2)),
 }
 
 

@@ -15,6 +15,7 @@ from pipeline.models import MiniViT, ModelSpec
 from pipeline.models.hf_bridge import from_hugging_face
 from pipeline.models.hf_layout import hf_layout, to_hugging_face
 from pipeline.models.pooled import pooled
+from pipeline.models.spec import Windows
 from pipeline.models.variants import build_backbone
 from pipeline.models.weights_file import save_tensors
 
@@ -108,7 +109,8 @@ def test_backbones_give_their_tokens_behind_the_last_norm(
     [
         ("classification", {"norm": "post"}, r"^model\.norm: is post; transformers' ViT has pre$"),
         ("classification", {"pool": "avg"}, r"^model\.pool: is avg; the classifier of transformers' ViT reads cls$"),
-        ("classification", {"qk_norm": True}, r"^model\.qk_norm: is true; transformers' ViT has none$"),
+        ("classification", {"qk_norm": True}, r"^model\.qk_norm: is set; transformers' ViT has none$"),
+        ("classification", {"windows": Windows(2)}, r"^model\.windows: is set; transformers' ViT has none$"),
         ("classification", {"class_token": False, "pool": "avg"}, r"^model\.class_token: is false"),
         ("classification", {"dist_token": True, "registers": 1}, r"^model\.registers: transformers' DeiT has none"),
         (

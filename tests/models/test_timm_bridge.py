@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.models import MiniViT, ModelSpec, build_spec
+from pipeline.models.spec import Windows
 from pipeline.models.timm_bridge import from_timm, timm_config, to_timm
 
 Randomise = Callable[[nn.Module], None]
@@ -135,6 +136,8 @@ def test_what_timm_cannot_express_is_refused(small_spec: Callable[..., ModelSpec
         timm_config(small_spec(eps=1e-5))
     with pytest.raises(ModelError, match="distilled"):
         timm_config(small_spec(dist_token=True, registers=1))
+    with pytest.raises(ModelError, match=r"model\.windows: timm's ViT has none"):
+        timm_config(small_spec(windows=Windows(2)))
 
 
 def test_foreign_tensors_are_refused() -> None:

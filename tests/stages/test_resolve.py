@@ -8,7 +8,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig, TrainStage
 from pipeline.errors import ConfigError
 from pipeline.models import surgery
-from pipeline.models.spec import HeadSpec, ModelSpec, ViTSpec
+from pipeline.models.spec import HeadSpec, ModelSpec, ViTSpec, Windows
 from pipeline.models.variants import build_spec
 from pipeline.stages import resolve
 from pipeline.stages.resolve import (
@@ -118,6 +118,15 @@ def test_settings_of_the_stage_go_before_the_source(raw: dict[str, Any]) -> None
     assert (spec.pool, spec.tokens.cls, spec.tokens.registers, spec.drop_path) == ("avg", False, 2, 0.1)
 
 
+def test_windows_are_the_sources_until_a_stage_has_its_own_or_none(raw: dict[str, Any]) -> None:
+    raw["stages"]["larger"]["model"] |= {"windows": {"size": 7}}
+    larger = stage_spec(branch(parse_config(raw, "c"), "larger"), 10, NANO)
+    assert larger.backbone.windows == Windows(7, global_every=3)
+    assert stage_spec(branch(parse_config(raw, "c"), "finer"), 10, larger).backbone.windows == Windows(7, 3)
+    raw["stages"]["finer"]["model"] |= {"windows": "none"}
+    assert stage_spec(branch(parse_config(raw, "c"), "finer"), 10, larger).backbone.windows is None
+
+
 @pytest.mark.parametrize(
     ("stage", "settings", "sentence"),
     [
@@ -143,6 +152,11 @@ def test_settings_of_the_stage_go_before_the_source(raw: dict[str, Any]) -> None
         ),
         ("pretrain", {"class_token": False, "pool": "cls"}, "stages.pretrain.model.pool: 'cls' needs a class token"),
         ("larger", {"image_size": 57}, "stages.larger.model.image_size: the height 57 is not a multiple of the patch"),
+        (
+            "larger",
+            {"windows": {"size": 7}, "dropout": 0.1},
+            "stages.larger.model.windows: attention in windows has no dropout, found 0.1; set dropout: 0",
+        ),
         ("larger", {"num_heads": 3}, "stages.larger.model.num_heads: 3 heads do not divide embed_dim = 64"),
         ("larger", {"depth": 5}, "stages.larger.init_from: 'pretrain' may be a nano with depth = 4, but this stage's "),
         ("larger", {"variant": "micro"}, "stages.larger.init_from: 'pretrain' may be a nano with embed_dim = 64, but "),

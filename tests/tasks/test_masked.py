@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.errors import ModelError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.drop_path import sample_keys
 from pipeline.models.masking import random_masking
 from pipeline.models.minivit import MiniViT
 from pipeline.models.patch_embed import patchify
-from pipeline.models.spec import ModelSpec, Pair
+from pipeline.models.spec import ModelSpec, Pair, Windows
 from pipeline.models.variants import build_backbone
 from pipeline.tasks._masked import MaskedModule, masked_pixels, patch_scale
 from pipeline.tasks.mae import Task as MAETask
@@ -137,3 +138,10 @@ def test_predicts_features_of_whole_images(task: BaseTask, pool: str) -> None:
     pooled = module.model.forward_features(images)
     pooled = pooled[:, 0] if pool == "cls" else pooled[:, 2:].mean(dim=1)
     assert torch.allclose(torch.tensor(features), module.head.norm(pooled), atol=1e-5)
+
+
+def test_what_is_left_out_fills_no_windows() -> None:
+    backbone = build_backbone("nano", image_size=16, patch_size=4, windows=Windows(2), mask_token=True)
+    with pytest.raises(ModelError, match=r"^model\.windows: the encoder sees a few patches of each image"):
+        MAETask().model_spec(backbone, 0)
+    assert SimMIMTask().model_spec(backbone, 0).backbone.windows

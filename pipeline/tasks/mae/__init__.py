@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.config.section import Positive, Section
+from pipeline.errors import ModelError
 from pipeline.metrics.schema import LOSS, Schema
 from pipeline.models.mask_ratio import num_masked
 from pipeline.models.spec import whole_patches
@@ -39,6 +40,13 @@ class Task(BaseTask):
     decoder: DecoderConfig = DecoderConfig()
 
     measured: ClassVar[Schema] = Schema((LOSS,), "loss")
+
+    def check(self, backbone: ViTSpec) -> None:
+        if backbone.windows is not None:
+            raise ModelError(
+                "model.windows: the encoder sees a few patches of each image, which fill no windows; set windows in "
+                "the stages that fine-tune"
+            )
 
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
         from pipeline.models.heads.mae_decoder.shape import mae_decoder

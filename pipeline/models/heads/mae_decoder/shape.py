@@ -39,6 +39,7 @@ def decoder_spec(head: HeadSpec, backbone: ViTSpec) -> ViTSpec:
         layer_scale=None,
         positions="sincos",
         embed_norm=False,
+        windows=None,
     )
 
 

@@ -79,7 +79,7 @@ def denoises(spec: HeadSpec) -> bool:
 def decoder_spec(spec: HeadSpec, backbone: ViTSpec) -> ViTSpec:
     """Its layers: the backbone's, without dropout, drop path and layer scale."""
     depth: int = spec.options.get("depth", DEPTH)
-    return replace(backbone, depth=depth, dropout=0.0, drop_path=0.0, layer_scale=None)
+    return replace(backbone, depth=depth, dropout=0.0, drop_path=0.0, layer_scale=None, windows=None)
 
 
 HEAD = _Queries()

@@ -33,6 +33,7 @@ def text_spec(head: HeadSpec, backbone: ViTSpec) -> ViTSpec:
         layer_scale=None,
         positions="none",
         embed_norm=False,
+        windows=None,
     )
 
 
