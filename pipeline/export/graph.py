@@ -40,12 +40,16 @@ class Axis(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """What becomes the graph of a file: examples of its inputs, the axes of each that are free, its outputs' names."""
+    """What becomes the graph of a file: examples of its inputs, the axes of each that are free, its outputs' names.
+
+    `ranked` as of `TaskModule`.
+    """
 
     module: nn.Module
     inputs: dict[str, Tensor]
     axes: dict[str, dict[int, Axis]]
     outputs: tuple[str, ...]
+    ranked: bool = False
 
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
         """The free axes of each input, as exporters take them."""
@@ -99,7 +103,8 @@ def graphs(bundle: Bundle, config: GraphConfig) -> dict[str, Traced]:
     images = torch.zeros(EXAMPLES, bundle.spec.backbone.channels, *size)
     batch = Axis("batch")
     axes = {0: batch} | (_size_axes(bundle.spec.backbone) if config.any_size and takes_any_size(module) else {})
-    found = {IMAGE_GRAPH: Traced(module.exported().eval(), {IMAGES: images}, {IMAGES: axes}, module.output_names)}
+    exported, outputs = module.exported().eval(), module.output_names
+    found = {IMAGE_GRAPH: Traced(exported, {IMAGES: images}, {IMAGES: axes}, outputs, module.ranked)}
     for name, graph in module.exported_beside().items():
         free = {key: {0: batch} for key in graph.inputs}
         found[name] = Traced(graph.module.eval(), graph.inputs, free, graph.outputs)
@@ -107,9 +112,10 @@ def graphs(bundle: Bundle, config: GraphConfig) -> dict[str, Traced]:
 
 
 def takes_any_size(module: TaskModule) -> bool:
-    """Whether one graph serves all sizes: which positions a tutorial's model slices depends on the size."""
+    """Whether one graph serves all sizes: windows and the positions that a tutorial's model slices depend on it."""
     backbone = module.model.spec.backbone
-    return module.any_size and (backbone.positions == "none" or backbone.fewer_patches == "resize")
+    fits = backbone.positions == "none" or backbone.fewer_patches == "resize"
+    return module.any_size and backbone.windows is None and fits
 
 
 def _size_axes(backbone: ViTSpec) -> dict[int, Axis]:

@@ -8,6 +8,8 @@ Legend: B batch, H heads, P prefix tokens, N = h * w patches, W windows of s x s
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +23,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, grid: Pair, side: int) -
     num_prefix = q.shape[2] - grid[0] * grid[1]
     queries, keys, values = (_windows(x[:, :, num_prefix:], grid, side) for x in (q, k, v))
     if num_prefix:
-        per_image = len(keys) // len(q)
+        per_image = math.prod(_padded(grid, side))
         keys, values = (
             torch.cat([x[:, :, :num_prefix].repeat_interleave(per_image, dim=0), within], dim=2)
             for x, within in ((k, keys), (v, values))

@@ -84,6 +84,7 @@ class TaskModule(nn.Module, ABC):
     follower: Frozen[MiniViT] | None = None  # a teacher whose weights are the moving average of the model's
     momentum: float = 0.0  # weight of the past in that average, at first
     any_size: bool = False  # whether what is `exported` takes images of any size that is a multiple of the patch
+    ranked: bool = False  # whether it gives rows [B, M, ...] by their scores: equal ones may come in either order
 
     def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
         """`preprocess.eval` is how evaluation and prediction bring images to the model's size."""

@@ -1,7 +1,7 @@
 """What a downstream user runs on exports, with nothing of this package: `FOLDER` has one in each format.
 
-Writes `answers.safetensors`: by format the logits of `images.safetensors`, and of `picture.png` through the format's
-own preprocessing.
+Writes `answers.safetensors`: by format the outputs of `images.safetensors`, of `picture.png` through the format's own
+preprocessing, and of `TEXTS` through the format's own tokenizer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+TEXTS = ["a cat", "two dogs and a bird"]
 
 
 def main(folder: Path) -> None:
@@ -59,7 +61,15 @@ def onnx(folder: Path, images: torch.Tensor, picture: Path) -> dict[str, torch.T
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     names = json.loads((folder / "model.json").read_text())["graphs"]["model.onnx"]["outputs"]
     outputs = session.run(names, {"images": images.numpy()})
-    return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
+    found = {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
+    if (folder / "text.onnx").exists():
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        session = onnxruntime.InferenceSession(folder / "text.onnx", providers=["CPUExecutionProvider"])
+        tokens = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
+        found["texts"] = torch.from_numpy(session.run(None, {"tokens": tokens})[0])
+    return found
 
 
 def torch_export(folder: Path, images: torch.Tensor, picture: Path) -> dict[str, torch.Tensor]:

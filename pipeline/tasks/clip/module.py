@@ -83,10 +83,13 @@ class Clip(TaskModule):
         return Embeds(self.model)
 
     def exported_beside(self) -> dict[str, Graph]:
-        """The text tower: int64 [B, L] of the tokenizer to fp32 [B, E], of length 1."""
+        """The text tower: int64 [B, L] of the tokenizer to fp32 [B, E], of length 1.
+
+        Its output is no mere `embedding`: tracers give that name to the lookup of the tokens.
+        """
         tokens = torch.from_numpy(self.tokenizer.encode(["a", "b c"])).long()
         text = Embeds(self.model.get_submodule(TEXT), self.tokenizer.end)
-        return {"text": Graph(text, {"tokens": tokens}, ("embedding",))}
+        return {"text": Graph(text, {"tokens": tokens}, ("text_embedding",))}
 
     def means(self, sums: Tensor) -> dict[str, float]:
         """Of an evaluation none: its loss is of all its pairs at once."""

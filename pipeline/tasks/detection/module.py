@@ -44,6 +44,7 @@ class Detection(TaskModule):
     """
 
     predict_options = frozenset({"score"})
+    ranked = True
 
     def __init__(self, model: MiniViT, task: Task, classes: Sequence[str], preprocess: Preprocess) -> None:
         super().__init__(model, preprocess)

@@ -43,6 +43,6 @@ class TextTower(Head):
         x = self.token_embedding(tokens)
         x = self.transformer(x + self.positions[: tokens.shape[1]].to(x.dtype))
         ends = (tokens == end).int().argmax(dim=1)
-        pooled = x.take_along_dim(ends[:, None, None], dim=1)[:, 0]
+        pooled = x.gather(1, ends[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
         embedding: Tensor = self.projection(self.norm(pooled))
         return embedding
