@@ -23,7 +23,7 @@ from pipeline.config.training import ResolutionConfig
 from pipeline.config.views import IMAGE
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.parallel import track
-from pipeline.stream.batch import Part
+from pipeline.stream.fill import Part
 from pipeline.stream.loader import TrainLoader
 from pipeline.stream.parts import TrainParts
 from pipeline.stream.resolution import size_at

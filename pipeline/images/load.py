@@ -6,8 +6,6 @@ import math
 
 import cv2
 import numpy as np
-import torch
-from torch.nn import functional
 
 from pipeline.config.data import Color
 from pipeline.images.decode import Data, Header, Pixels, decode, decode_jpeg
@@ -140,6 +138,9 @@ def resize(image: Pixels, size: Size) -> Pixels:
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC).reshape(*size, image.shape[2])
     if image.shape[2] == 1 or image.size < SMALL_IMAGE:
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).reshape(*size, image.shape[2])
+    import torch  # here alone, as grey images do without
+    from torch.nn import functional
+
     # Laid out as channels-last with a batch in front, which is what the fast kernel looks for.
     batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     out = functional.interpolate(batch, size, mode="bilinear", antialias=True)

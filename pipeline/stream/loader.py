@@ -15,7 +15,8 @@ from pipeline.stream.order import check_split
 from pipeline.stream.parts import EvalParts, Parts, TrainParts
 from pipeline.stream.prefetch import Prefetcher
 from pipeline.stream.source import Source, build_mixture
-from pipeline.stream.workers import BytesRead, WorkerPool, batches_in_this_thread
+from pipeline.stream.worker_process import BytesRead
+from pipeline.stream.workers import WorkerPool, batches_in_this_thread
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config.data import PlainConfig
 from pipeline.config.views import ViewGroup
 from pipeline.images.geometry import Size
-from pipeline.stream.batch import Part, fill
+from pipeline.stream.fill import Part, fill
 from pipeline.stream.layout import Layout
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import is_share, share_of_lanes, share_of_step

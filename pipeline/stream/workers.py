@@ -7,19 +7,16 @@ buffer itself, and the buffer is free again when they are.
 
 Workers are processes, not threads, as tar, header and label handling hold the interpreter lock. They are forked from a
 fork server: a rank may hold CUDA, Ray's and gloo's threads, none of which survive a fork of the rank itself, and a
-server that has imported this module once starts each worker in milliseconds where `spawn` imports torch anew.
+server that has imported what they run starts each in milliseconds, where `spawn` imports it anew.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import multiprocessing
 import multiprocessing.forkserver
-import os
 import pickle
 import signal
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -27,53 +24,21 @@ from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import recv_handle, send_handle
+from multiprocessing.reduction import send_handle
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 
 from pipeline.errors import DataError
-from pipeline.stream.batch import Batch, Part, assemble
+from pipeline.stream import worker_process
+from pipeline.stream.batch import Batch, assemble
+from pipeline.stream.fill import Part
 from pipeline.stream.parts import Parts
+from pipeline.stream.worker_process import Buffer, BytesRead, Failure, work
 
 BATCHES_AHEAD = 2  # steps that each worker may be ahead of the rank
-NICENESS = 5  # where CPUs are short, the rank's own threads go first
 ROUND_BYTES = 1 << 20  # buffers grow by whole MiB, so that sizes that vary a little share them
 EXIT_S = 5.0
-
-
-class Buffer:
-    """Memory that several processes see; `number` names it among those of a rank."""
-
-    def __init__(self, number: int, size: int, handle: int | None = None) -> None:
-        self.number, self.size = number, size
-        self.handle = os.memfd_create("batch") if handle is None else handle
-        if handle is None:
-            os.ftruncate(self.handle, size)
-        self._memory = mmap.mmap(self.handle, size)
-
-    def memory(self) -> np.ndarray:
-        """As uint8 [size]."""
-        return np.frombuffer(self._memory, np.uint8)
-
-    def close_handle(self) -> None:
-        """The memory lives on for as long as an array of it does."""
-        os.close(self.handle)
-
-
-class BytesRead:
-    """How many bytes a rank's loader workers have read, in memory that they share."""
-
-    def __init__(self, workers: int) -> None:
-        self._of_workers = multiprocessing.get_context("forkserver").RawArray("q", max(workers, 1))
-
-    def add(self, worker: int, size: int) -> None:
-        self._of_workers[worker] += size  # threads race and may lose some: only growth matters
-
-    def total(self) -> int:
-        return sum(self._of_workers)
 
 
 class WorkerPool:
@@ -81,7 +46,7 @@ class WorkerPool:
 
     def __init__(self, parts: Parts, workers: int, bytes_read: BytesRead) -> None:
         self._parts, self._workers = parts, workers
-        multiprocessing.forkserver.set_forkserver_preload([__name__])
+        multiprocessing.forkserver.set_forkserver_preload([worker_process.__name__, *needed_by(parts)])
         context = multiprocessing.get_context("forkserver")
         pickled = pickle.dumps(parts)  # so that a worker unpickles it where its errors are reported
         self._pipes: list[Connection] = []
@@ -166,6 +131,11 @@ class WorkerPool:
         return part
 
 
+def needed_by(parts: Parts) -> list[str]:
+    """What workers would else import one by one: torch resizes images in colour, see `images.load.resize`."""
+    return ["torch"] if parts.channels > 1 else []
+
+
 def died(code: int | None) -> str:
     """The message for a loader worker that ended without reporting an error."""
     if code == -signal.SIGKILL:
@@ -192,62 +162,3 @@ def batches_in_this_thread(parts: Parts, bytes_read: BytesRead) -> Generator[Bat
 
 def steps_of(parts: Parts) -> Iterator[int]:
     return iter(count(parts.first) if parts.stop is None else range(parts.first, parts.stop))
-
-
-class Failure:
-    """What made a worker end: the error itself, to be raised in its rank, and where it arose."""
-
-    def __init__(self, error: Exception) -> None:
-        self.stack = "".join(traceback.format_exception(error))
-        self.error = error if survives_pickling(error) else RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def survives_pickling(error: Exception) -> bool:
-    try:
-        return type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:  # an exception may refuse either in any way
-        return False
-
-
-def work(pickled: bytes, worker: int, workers: int, pipe: Connection, bytes_read: BytesRead) -> None:
-    """What a worker's process runs, until the rank closes the pipe or is gone."""
-    try:
-        set_up_process()
-        parts = pickle.loads(pickled)
-        parts.progress = partial(bytes_read.add, worker)
-        serve(parts, worker, workers, pipe)
-    except Exception as error:
-        with contextlib.suppress(ConnectionError):  # the rank is gone
-            pipe.send(Failure(error))
-    os._exit(0)  # reading threads may hang in a store that does not answer; nothing here needs them to end
-
-
-def set_up_process() -> None:
-    """One thread per worker, behind the rank's own, and Ctrl-C is for the rank to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(NICENESS)
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-
-
-def serve(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
-    filler = parts.filler(worker, workers)
-    buffers: dict[int, Buffer] = {}
-    while (message := next_message(pipe)) is not None:
-        match message:
-            case ("buffer", number, size):
-                buffers[number] = Buffer(number, size, recv_handle(pipe))
-                buffers[number].close_handle()
-            case ("forget", number):
-                del buffers[number]
-            case ("step", step, number):
-                pipe.send(filler.fill(step, buffers[number].memory()))
-
-
-def next_message(pipe: Connection) -> tuple[Any, ...] | None:
-    """The rank's next message; None when it has closed the pipe or is gone."""
-    try:
-        message: tuple[Any, ...] = pipe.recv()
-    except (EOFError, ConnectionError):
-        return None
-    return message

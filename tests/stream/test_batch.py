@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.stream.batch import assemble, fill, put_image
+from pipeline.stream.batch import assemble
+from pipeline.stream.fill import fill, put_image
 from pipeline.stream.layout import Layout
 from pipeline.stream.sample import Sample
 from pipeline.targets.class_id import FIELDS, ClassId, ClassLabel

@@ -1,0 +1,116 @@
+"""What a loader worker's process runs. It loads no torch by itself: images that need it bring it."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import traceback
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipeline.stream.parts import Parts
+
+NICENESS = 5  # where CPUs are short, the rank's own threads go first
+
+
+class Buffer:
+    """Memory that several processes see; `number` names it among those of a rank."""
+
+    def __init__(self, number: int, size: int, handle: int | None = None) -> None:
+        self.number, self.size = number, size
+        self.handle = os.memfd_create("batch") if handle is None else handle
+        if handle is None:
+            os.ftruncate(self.handle, size)
+        self._memory = mmap.mmap(self.handle, size)
+
+    def memory(self) -> np.ndarray:
+        """As uint8 [size]."""
+        return np.frombuffer(self._memory, np.uint8)
+
+    def close_handle(self) -> None:
+        """The memory lives on for as long as an array of it does."""
+        os.close(self.handle)
+
+
+class BytesRead:
+    """How many bytes a rank's loader workers have read, in memory that they share."""
+
+    def __init__(self, workers: int) -> None:
+        self._of_workers = multiprocessing.get_context("forkserver").RawArray("q", max(workers, 1))
+
+    def add(self, worker: int, size: int) -> None:
+        self._of_workers[worker] += size  # threads race and may lose some: only growth matters
+
+    def total(self) -> int:
+        return sum(self._of_workers)
+
+
+class Failure:
+    """What made a worker end: the error itself, to be raised in its rank, and where it arose."""
+
+    def __init__(self, error: Exception) -> None:
+        self.stack = "".join(traceback.format_exception(error))
+        self.error = error if survives_pickling(error) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def survives_pickling(error: Exception) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # an exception may refuse either in any way
+        return False
+
+
+def work(pickled: bytes, worker: int, workers: int, pipe: Connection, bytes_read: BytesRead) -> None:
+    """What a worker's process runs, until the rank closes the pipe or is gone."""
+    try:
+        set_up_process()
+        parts = pickle.loads(pickled)
+        parts.progress = partial(bytes_read.add, worker)
+        serve(parts, worker, workers, pipe)
+    except Exception as error:
+        with contextlib.suppress(ConnectionError):  # the rank is gone
+            pipe.send(Failure(error))
+    os._exit(0)  # reading threads may hang in a store that does not answer; nothing here needs them to end
+
+
+def set_up_process() -> None:
+    """One thread per worker, behind the rank's own, and Ctrl-C is for the rank to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
+    cv2.setNumThreads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # which torch asks when it is imported
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def serve(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
+    filler = parts.filler(worker, workers)
+    buffers: dict[int, Buffer] = {}
+    while (message := next_message(pipe)) is not None:
+        match message:
+            case ("buffer", number, size):
+                buffers[number] = Buffer(number, size, recv_handle(pipe))
+                buffers[number].close_handle()
+            case ("forget", number):
+                del buffers[number]
+            case ("step", step, number):
+                pipe.send(filler.fill(step, buffers[number].memory()))
+
+
+def next_message(pipe: Connection) -> tuple[Any, ...] | None:
+    """The rank's next message; None when it has closed the pipe or is gone."""
+    try:
+        message: tuple[Any, ...] = pipe.recv()
+    except (EOFError, ConnectionError):
+        return None
+    return message
