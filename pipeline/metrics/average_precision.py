@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.metrics.files import PER_CLASS, append_rows
+from pipeline.metrics.files import PER_CLASS, PRECISION_RECALL, append_rows
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
 if TYPE_CHECKING:
@@ -115,7 +115,10 @@ class AveragePrecision:
         return {name: value for name, one in found.items() if (value := mean_of(one)) is not None}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """Objects of each class and its average precision, which stays empty where there are none."""
+        """Objects of each class and its average precision, which stays empty where there are none.
+
+        And the precision of each class that has objects at 101 recalls, with an overlap of 0.5.
+        """
         precision, labelled = self._precision(), self.state().labelled
         counts = np.bincount(labelled.labels[~labelled.crowds], minlength=self.num_classes).tolist()
         rows = []
@@ -123,6 +126,13 @@ class AveragePrecision:
             values = mean_of(precision[..., label, 0]), mean_of(precision[0, :, label, 0])
             rows.append((model, name, count, *("" if value is None else f"{value:.6f}" for value in values)))
         append_rows(folder / PER_CLASS, ("model", "class", "objects", "ap", "ap_50"), rows)
+        points = [
+            (model, name, f"{recall / 100:.2f}", f"{value:.6f}")
+            for label, name in enumerate(classes)
+            for recall, value in enumerate(precision[0, :, label, 0].tolist())
+            if value > -1
+        ]
+        append_rows(folder / PRECISION_RECALL, ("model", "class", "recall", "precision"), points)
 
     def _precision(self) -> np.ndarray:
         """float64 [10 overlaps from 0.5 to 0.95, 101 recalls, K, 1 or 4 sizes]; -1 where there is no object."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PER_CLASS = "per_class.csv"  # a row per model and class
+PRECISION_RECALL = "precision_recall.csv"  # a row per model, class and recall
 
 
 def append_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

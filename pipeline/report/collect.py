@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ProbeStage, Stage, TrainStage
 from pipeline.errors import CheckpointError, ModelError
 from pipeline.metrics.confusion import CONFUSION
-from pipeline.metrics.files import PER_CLASS
+from pipeline.metrics.files import PER_CLASS, PRECISION_RECALL
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.schema import VAL, Measure, Schema, best
 from pipeline.models.spec import ModelSpec
@@ -48,7 +48,8 @@ class Evaluation:
     """One model's measures, by name, of an evaluate stage.
 
     `dataset` is an entry of the pipeline's `datasets`; `confusion` is int64 [pairs, 3]: true class, predicted class,
-    count, of the pairs that occur; `per_class` are the rows of per_class.csv about it, column -> text.
+    count, of the pairs that occur; `per_class` and `precision_recall` are the rows of those tables about it, column ->
+    text.
     """
 
     stage: str
@@ -61,6 +62,7 @@ class Evaluation:
     bad_samples: int | None
     confusion: np.ndarray | None
     per_class: list[dict[str, str]] = field(default_factory=list)
+    precision_recall: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def told(self) -> list[tuple[Measure, float]]:
@@ -261,7 +263,7 @@ def read_evaluations(branch: Branch) -> list[Evaluation]:
     assert isinstance(branch.config, EvaluateStage)
     found = read_json(branch.folder / "evaluation.json") or {}
     schema, arrays = schema_of(found), read_arrays(branch.folder / CONFUSION)
-    per_class = read_table(branch.folder / PER_CLASS)
+    per_class, curves = (read_table(branch.folder / name) for name in (PER_CLASS, PRECISION_RECALL))
     return [
         Evaluation(
             stage=branch.id,
@@ -274,6 +276,7 @@ def read_evaluations(branch: Branch) -> list[Evaluation]:
             bad_samples=figures.get("bad_samples"),
             confusion=arrays.get(f"arr_{number}"),
             per_class=[row for row in per_class if row.get("model") == model],
+            precision_recall=[row for row in curves if row.get("model") == model],
         )
         for number, (model, figures) in enumerate((found.get("models") or {}).items())
     ]

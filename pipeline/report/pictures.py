@@ -30,6 +30,7 @@ from pipeline.report.distances import describe_distances, draw_distances
 from pipeline.report.filters import describe_filters, draw_filters
 from pipeline.report.graph import draw_graph
 from pipeline.report.positions import PositionMaps, collect_maps, describe_positions, draw_positions
+from pipeline.report.precision_recall import describe_precision_recall, draw_precision_recall
 from pipeline.report.tables import ClassTable, class_table
 from pipeline.report.theme import to_svg
 
@@ -145,11 +146,14 @@ def curve_groups(run: Run) -> list[Group]:
 
 
 def judged_models(run: Run) -> list[JudgedModel]:
-    """A confusion matrix for each evaluated model."""
+    """A confusion matrix for each evaluated classifier, precision and recall for each detector."""
     judged = []
     for i, evaluation in enumerate(run.evaluations):
-        figure = draw_confusion(evaluation)
-        drawn = picture(figure, f"confusion-{i}", describe_confusion(evaluation)) if figure else None
+        drawn = None
+        if figure := draw_confusion(evaluation):
+            drawn = picture(figure, f"confusion-{i}", describe_confusion(evaluation))
+        elif figure := draw_precision_recall(evaluation):
+            drawn = picture(figure, f"precision-recall-{i}", describe_precision_recall(evaluation))
         judged.append(JudgedModel(evaluation, drawn, most_confused(evaluation), class_table(evaluation)))
     return judged
 

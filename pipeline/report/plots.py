@@ -11,11 +11,13 @@ from pipeline.report.collect import Branch, Run, read_run
 from pipeline.report.confusion import draw_confusion
 from pipeline.report.curves import draw_panel, panels_of
 from pipeline.report.positions import collect_maps, draw_positions
+from pipeline.report.precision_recall import draw_precision_recall
 from pipeline.report.theme import to_png
 
 
 def save_plots(run_dir: Path, stage_id: str, out_dir: Path) -> list[Path]:
-    """Draw what a stage (`<stage>` or `<stage>/<variant>`) has: curves, confusion matrices, position similarity.
+    """Draw what a stage (`<stage>` or `<stage>/<variant>`) has: curves of training, confusion matrices, precision
+    against recall, position similarity.
 
     Returns the files written into `out_dir`, which is made if missing; none if the stage has logged nothing yet.
 
@@ -41,5 +43,7 @@ def stage_figures(run: Run, branch: Branch) -> dict[str, Figure]:
         figures |= {f"positions-{entry.slug}": draw_positions(entry, lowest) for entry in maps}
     for evaluation in run.evaluations:
         if branch.id in (evaluation.stage, evaluation.model):
-            figures[f"confusion-{evaluation.model.replace('/', '-')}"] = draw_confusion(evaluation)
+            model = evaluation.model.replace("/", "-")
+            figures[f"confusion-{model}"] = draw_confusion(evaluation)
+            figures[f"precision-recall-{model}"] = draw_precision_recall(evaluation)
     return {name: figure for name, figure in figures.items() if figure is not None}

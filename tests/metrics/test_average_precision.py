@@ -148,3 +148,18 @@ def test_each_class_has_a_row(tmp_path: Path) -> None:
         ("b", "0", "", ""),
         ("c", "1", "1.000000", "1.000000"),
     ]
+
+
+def test_precision_falls_with_recall_as_pycocotools_has_it(tmp_path: Path) -> None:
+    images = next(iter(CASES.values()))
+    collected(images, 1).write(tmp_path, "model", ["a", "b", "c"])
+    rows = list(csv.DictReader((tmp_path / "precision_recall.csv").open()))
+    assert {row["model"] for row in rows} == {"model"}
+    judged = [row for row in csv.DictReader((tmp_path / "per_class.csv").open()) if row["ap_50"]]
+    for row in judged:
+        curve = [one for one in rows if one["class"] == row["class"]]
+        assert [one["recall"] for one in curve] == [f"{recall / 100:.2f}" for recall in range(101)]
+        precision = [float(one["precision"]) for one in curve]
+        assert precision == sorted(precision, reverse=True)
+        assert np.mean(precision) == pytest.approx(float(row["ap_50"]), abs=1e-5)
+    assert {one["class"] for one in rows} == {row["class"] for row in judged}

@@ -132,6 +132,18 @@ def test_a_task_shows_what_it_measures_and_has_drawn(unfinished_run: Path) -> No
     assert "No picture" not in page  # nothing was said of classes
 
 
+def test_a_detector_shows_its_precision_and_recall(unfinished_run: Path) -> None:
+    test, schema = unfinished_run / "stages" / "test", Schema((Measure("map", "mAP", "higher", share=True),), "map")
+    points = [f"./export,boot,{recall:.2f},{1 - recall:.2f}" for recall in (0.0, 0.5, 1.0)]
+    test.mkdir()
+    (test / "precision_recall.csv").write_text("\n".join(["model,class,recall,precision", *points, ""]))
+    models = {"./export": {"map": 0.5, "samples": 9, "bad_samples": 0}}
+    (test / "evaluation.json").write_text(json.dumps({"schema": schema.to_dict(), "models": models}))
+    page = write_report(unfinished_run).read_text(encoding="utf-8")
+    assert "Precision against recall of ./export on " in page
+    assert "Average precision: boot 0.50." in page
+
+
 def test_a_run_that_has_only_a_pipeline_has_a_page(unfinished_run: Path) -> None:
     shutil.rmtree(unfinished_run / "stages")
     assert "No stage has logged anything yet." in write_report(unfinished_run).read_text(encoding="utf-8")
