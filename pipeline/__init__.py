@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
+    from pipeline.stages.stream import StageStream
     from pipeline.tasks.pretrained import PretrainedMiniViT
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_model"]
+__all__ = ["__version__", "load_model", "stage_stream"]
 
 
 def load_model(path: str | PathLike[str]) -> PretrainedMiniViT:
@@ -22,3 +24,21 @@ def load_model(path: str | PathLike[str]) -> PretrainedMiniViT:
     from pipeline.tasks.pretrained import load_pretrained  # torch loads only when a model does
 
     return load_pretrained(path)
+
+
+def stage_stream(
+    config: str | PathLike[str],
+    stage: str,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    overrides: Sequence[str] = (),
+) -> StageStream:
+    """The batches that a training stage of a pipeline file trains on, for a training loop of your own.
+
+    A `torch.utils.data.IterableDataset` of dictionaries, exact and resumable on any number of ranks; see `StageStream`.
+    Data sets that the pipeline makes are made first. Raises `ConfigError` and `DataError`.
+    """
+    from pipeline.stages.stream import StageStream
+
+    return StageStream(config, stage, rank=rank, world_size=world_size, overrides=overrides)

@@ -21,8 +21,8 @@ from pipeline.stages.context import open_datasets
 from pipeline.stages.data import stage_data
 from pipeline.stages.evaluated import evaluated_data
 from pipeline.stages.resolve import stage_branches, stage_spec
-from pipeline.stages.train import stage_seed
 from pipeline.stream.source import build_mixture, evaluation_of
+from pipeline.train.seeds import stage_seed
 
 EVALUATE = "evaluate"
 TASK = "classification"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 import statistics
 from functools import cached_property
@@ -44,6 +42,7 @@ from pipeline.tracking.models import FinishedModel
 from pipeline.train.job import TrainJob
 from pipeline.train.ledger import LedgerTail, read_metrics
 from pipeline.train.saver import ATTEMPT
+from pipeline.train.seeds import stage_seed
 from pipeline.train.worker import train_worker
 
 
@@ -337,9 +336,3 @@ def with_absolute_paths(stage: TrainStage) -> TrainStage:
         return stage
     data = stage.data.model_copy(update={"exclude": str(Path(stage.data.exclude).absolute())})
     return stage.model_copy(update={"data": data})
-
-
-def stage_seed(seed: int, stage_id: str) -> int:
-    """Stages draw independently of each other, each the same in every run of a config."""
-    digest = hashlib.sha256(json.dumps([seed, stage_id]).encode()).digest()
-    return int.from_bytes(digest[:4], "little")

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
+import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,22 +25,78 @@ from pipeline.shards.scan import scan_shard
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
 from pipeline.shards.verify import verify
+from pipeline.shards.write import TarWriter
 from pipeline.targets import tool_targets
 
+Samples = Sequence[tuple[str, Mapping[str, bytes]]]
 
-def test_indexes_what_webdataset_wrote_and_agrees_with_its_reader(tmp_path: Path, samples: Callable) -> None:
+
+def by_webdataset(path: Path, samples: Samples) -> None:
     webdataset = pytest.importorskip("webdataset")
-    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
-        for key, members in samples(6):
-            writer.write({"__key__": f"deep/{key}", **members})
-    index = build_index(str(tmp_path))
+    with webdataset.TarWriter(str(path)) as writer:
+        for key, parts in samples:
+            writer.write({"__key__": key, **parts})
+
+
+def by_python(path: Path, samples: Samples, form: int) -> None:
+    with tarfile.open(path, "w", format=form) as file:
+        for key, parts in samples:
+            for extension, data in parts.items():
+                entry = tarfile.TarInfo(f"{key}.{extension}")
+                entry.size = len(data)
+                file.addfile(entry, io.BytesIO(data))
+
+
+def by_command(path: Path, samples: Samples, *command: str) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"needs {command[0]}")
+    folder, names = path.parent / "files", []
+    for key, parts in samples:
+        for extension, data in parts.items():
+            names.append(f"{key}.{extension}")
+            (folder / names[-1]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / names[-1]).write_bytes(data)
+    subprocess.run([*command, "-cf", path, "-C", folder, *names], check=True)
+
+
+def by_ours(path: Path, samples: Samples) -> None:
+    writer = TarWriter(path)
+    for key, parts in samples:
+        writer.write(key, parts)
+    writer.finish()
+
+
+WRITERS: dict[str, Callable[[Path, Samples], None]] = {
+    "ours": by_ours,
+    "webdataset": by_webdataset,
+    "python, gnu": partial(by_python, form=tarfile.GNU_FORMAT),
+    "python, pax": partial(by_python, form=tarfile.PAX_FORMAT),
+    "GNU tar, gnu": lambda path, samples: by_command(path, samples, "tar", "--format=gnu"),
+    "GNU tar, posix": lambda path, samples: by_command(path, samples, "tar", "--format=posix"),
+    "bsdtar": lambda path, samples: by_command(path, samples, "bsdtar"),
+    "bsdtar, gnutar": lambda path, samples: by_command(path, samples, "bsdtar", "--format=gnutar"),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())
+def test_tars_of_all_writers_hold_what_webdataset_reads(
+    write: Callable[[Path, Samples], None], tmp_path: Path, samples: Callable
+) -> None:
+    """Names longer than a header has room for, or beyond ASCII, too."""
+    webdataset = pytest.importorskip("webdataset")
+    folders = ["deep", "n" * 130, f"{'long' * 20}/{'name' * 24}", "größe"]
+    wanted = [
+        (f"{folder}/{number}-{key}", parts) for folder in folders for number, (key, parts) in enumerate(samples(3))
+    ]
+    write(tmp_path / "a.tar", wanted)
+    index = build_index(str(tmp_path / "a.tar"), workers=1)
     offsets = load_offsets(index.shards[0]).tolist()
     ours = [read_sample(read_range(index.shards[0].url, *cut)) for cut in itertools.pairwise(offsets)]
-    theirs = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
-    assert ours == [
+    theirs = [
         (sample["__key__"], {name: data for name, data in sample.items() if not name.startswith("__")})
-        for sample in theirs
+        for sample in webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
     ]
+    assert ours == theirs == wanted
 
 
 def test_in_parallel_as_alone(folder: Path) -> None:

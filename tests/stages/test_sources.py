@@ -32,7 +32,8 @@ from pipeline.stages.report import ReportStageRun
 from pipeline.stages.resolve import stage_branches, stage_spec
 from pipeline.stages.run import STAGE_RUNS
 from pipeline.stages.sources import describe_source, import_folder, other_normalisation, resolve_source
-from pipeline.stages.train import TrainStageRun, stage_seed
+from pipeline.stages.train import TrainStageRun
+from pipeline.train.seeds import stage_seed
 
 SPEC = build_spec("nano", image_size=28, channels=1, num_classes=10, depth=1)
 

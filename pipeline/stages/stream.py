@@ -1,0 +1,164 @@
+"""The data of a training stage for code of your own: the batches that the stage trains on, in the same order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pipeline.config.fields import allowed
+from pipeline.config.load import load_config
+from pipeline.config.schema import PipelineConfig, TrainStage
+from pipeline.errors import ConfigError, DataError
+from pipeline.stages.context import open_datasets
+from pipeline.stages.data import stage_data
+from pipeline.stages.resolve import Branch, as_pair, check_channels, stage_branches
+from pipeline.stream.batch import Batch
+from pipeline.stream.loader import TrainLoader
+from pipeline.stream.resolution import size_at
+from pipeline.stream.source import Source, build_mixture
+from pipeline.train.seeds import stage_seed
+
+SLOTS = "slots"
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a training stage reads, and the key of everything drawn in it."""
+
+    stage: TrainStage
+    sources: list[Source]
+    classes: list[str]
+    seed: int
+
+    @classmethod
+    def open(cls, config: PipelineConfig, stage: str, setting: str) -> StageData:
+        """Of a training stage, or STAGE/VARIANT; of one that fans out, its first branch. Makes data that can be made.
+
+        Raises ConfigError, as `setting: ...`, for another name, DataError if the data cannot be read.
+        """
+        branch = training_branch(config, stage, setting)
+        check_channels(config, branch.stage_name)
+        assert isinstance(branch.stage, TrainStage)
+        data = branch.stage.data
+        used = {*data.parts, *([data.val] if data.val else [])}
+        opened = open_datasets(config.model_copy(update={"datasets": {name: config.datasets[name] for name in used}}))
+        sources, _, classes = stage_data(opened, data, branch.stage.task, f"stages.{branch.stage_name}")
+        return cls(branch.stage, sources, classes, stage_seed(config.seed, branch.id))
+
+    @property
+    def total_steps(self) -> int:
+        """Of the stage."""
+        samples_per_epoch = build_mixture(self.sources, self.stage.data, self.seed).epoch_slots
+        return max(self.stage.duration.steps(samples_per_epoch, self.stage.global_batch_size), 1)
+
+    def loader(self, *, rank: int, world_size: int, start_slot: int, loader_workers: int | None = None) -> TrainLoader:
+        """The stage's own, of one rank; `loader_workers` in place of the stage's."""
+        stage, data = self.stage, self.stage.data
+        if loader_workers is not None:
+            data = data.model_copy(update={"loader_workers": loader_workers})
+        return TrainLoader(
+            self.sources,
+            data,
+            channels=stage.model.channels,
+            targets=stage.task.targets,
+            views=stage.task.view_groups(),
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            global_batch_size=stage.global_batch_size,
+            size_at=partial(
+                size_at,
+                total_steps=self.total_steps,
+                base_size=as_pair(stage.model.image_size),
+                resolution=stage.resolution,
+                seed=self.seed,
+            ),
+            start_slot=start_slot,
+        )
+
+
+class StageStream(IterableDataset[dict[str, Any]]):
+    """One rank's batches of a training stage, from its first step to its last.
+
+    A batch is a dictionary: each group of views, such as `image`, uint8 [B, C, H, W], not normalised; the fields of the
+    targets, such as `label` [B]; `weights`, float32 [B], 0 for stand-ins of bad samples; `__slot__`, int64 [B], the
+    samples' places in the stage's order; and `__key__`, a list of "shard/key". The batches of all ranks of a step are
+    the same global batch for any `world_size`.
+
+    It decodes in processes of its own (`data.loader_workers`), so a `DataLoader` around it takes `batch_size=None` and
+    `num_workers=0`. `state_dict` after any batch, and `load_state_dict` into a stream of any rank and world size,
+    resume with the next batch.
+
+    Raises:
+        ConfigError: the config is refused, has no such training stage, or the stage reads texts.
+        DataError: shards are missing, or cannot be shared among so many ranks.
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str],
+        stage: str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        """`stage` names a training stage or one of its branches, such as `pretrain/nano`; overrides are `KEY=VALUE`."""
+        self.data = StageData.open(load_config(os.fspath(config), overrides), stage, "stage")
+        if "text" in self.data.stage.task.targets:
+            raise ConfigError(f"stage: {stage!r} reads texts by a tokenizer that only its run has; take another stage")
+        self.rank, self.world_size, self.classes = rank, world_size, self.data.classes
+        self.global_batch_size, self.total_steps = self.data.stage.global_batch_size, self.data.total_steps
+        self._first_slot = self._slots = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if get_worker_info() is not None:
+            raise DataError(
+                "num_workers: a stage's stream decodes in processes of its own; give DataLoader num_workers=0 and set "
+                "data.loader_workers"
+            )
+        self._slots, self._first_slot = self._first_slot, 0
+        with self.data.loader(rank=self.rank, world_size=self.world_size, start_slot=self._slots) as loader:
+            for _ in range(self._slots // self.global_batch_size, self.total_steps):
+                batch = next(loader)
+                self._slots += self.global_batch_size
+                yield as_dict(batch)
+
+    def state_dict(self) -> dict[str, int]:
+        """How many slots of the stage were given out, by all ranks together."""
+        return {SLOTS: self._slots}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next iteration where a stream of the same stage stood. Raises DataError for other states."""
+        slots = state.get(SLOTS, -1)
+        if slots < 0 or slots % self.global_batch_size:
+            raise DataError(
+                f"state: {state} is none of a stream whose global batches have {self.global_batch_size} samples"
+            )
+        self._first_slot = self._slots = slots
+
+
+def as_dict(batch: Batch) -> dict[str, Any]:
+    """A batch under names as WebDataset has them."""
+    return {
+        "__key__": batch.keys,
+        "__slot__": batch.slots,
+        "weights": batch.weights,
+        **batch.views,
+        **batch.targets,
+    }
+
+
+def training_branch(config: PipelineConfig, stage: str, setting: str) -> Branch:
+    """A branch by its id, or the first of a stage. Raises ConfigError, as `setting: ...`, for another name."""
+    branches = [branch for branch in stage_branches(config) if isinstance(branch.stage, TrainStage)]
+    for branch in branches:
+        if stage in (branch.id, branch.stage_name):
+            return branch
+    names = list(dict.fromkeys(name for branch in branches for name in (branch.stage_name, branch.id)))
+    raise ConfigError(f"{setting}: found {stage!r}, which is no training stage; {allowed(stage, names)}")
