@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs or resumes a pipeline: on a Ray cluster, over the nodes of a SLURM job, or on this machine.
+# Runs or resumes a pipeline on a Ray cluster, on the nodes of a SLURM job, or on this machine.
 set -euo pipefail
 script=${BASH_SOURCE[0]}
 if [ -n "${SLURM_JOB_ID:-}" ] && [ ! -f "$(dirname "$(readlink -f "$script")")/setup.sh" ]; then
-    # sbatch runs a copy from its spool folder. SLURM knows the original's path as typed, with the arguments after it.
+    # sbatch runs a copy from its spool folder. SLURM keeps the original path as typed, followed by the arguments.
     script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
     script=${script%%$'\n'*}
     [[ $script == /* ]] || script=$SLURM_SUBMIT_DIR/$script

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # Finds or makes the Python environment of this checkout. Sourced by the other scripts, which call `ensure_environment`.
 #
-# An environment that is active and holds the package is used as it is, and so is a container's. Otherwise `.venv` beside
-# pyproject.toml is made, once, with the exact versions of constraints.txt. PYTHON names the interpreter to make it with.
+# An active environment with the package is used as it is, and so is a container's. Otherwise `.venv` is created once
+# beside pyproject.toml, with the exact versions from constraints.txt. PYTHON names the interpreter to create it with.
 
 # No Python started from here imports from the user's working folder: a `queue.py` there would break even pip. Empty
-# entries of PYTHONPATH, as of `PYTHONPATH=$PYTHONPATH:lib`, mean that folder, too.
+# entries of PYTHONPATH, as in `PYTHONPATH=$PYTHONPATH:lib`, mean that folder, too.
 export PYTHONSAFEPATH=1 PYTHONPATH=:${PYTHONPATH:-}:
 while [[ $PYTHONPATH == *::* ]]; do
     PYTHONPATH=${PYTHONPATH//::/:}
@@ -22,15 +22,15 @@ die() {
     exit 1
 }
 
-# ensure_environment base|test|dev: leaves an environment with the package and that extra first on PATH.
-# Each level holds the one before it.
+# ensure_environment base|test|dev: puts an environment with the package and that extra first on PATH.
+# Each level includes the one before it.
 ensure_environment() {
     if active_environment_has_package; then
         require_level "$1"
     else
         install_under_lock "$1"
         export VIRTUAL_ENV=$MINIVIT_VENV PATH=$MINIVIT_VENV/bin:$PATH
-        # Headers that this machine lacked, unpacked by `fetch_headers`; compilers look there of themselves.
+        # Headers missing on this machine, unpacked by `fetch_headers`; CPATH makes compilers search there.
         local headers=("$MINIVIT_VENV"/headers/usr/include/python3*)
         if [ -d "${headers[0]}" ]; then
             export CPATH=${headers[0]}:$MINIVIT_VENV/headers/usr/include${CPATH:+:$CPATH}
@@ -38,7 +38,7 @@ ensure_environment() {
     fi
 }
 
-# Isolated (-I), or a checkout in the working directory would pass for an installed package.
+# Isolated (-I), as a checkout in the working directory would otherwise pass for an installed package.
 has_distribution() { "$1" -I -c "import importlib.metadata as m; m.distribution('$2')" 2>/dev/null; }
 
 active_environment_has_package() {
@@ -47,7 +47,7 @@ active_environment_has_package() {
     has_distribution python minivit-pipeline
 }
 
-# One package stands for each level: an environment of the user's own is looked at, never changed.
+# Probes for one package per level: the user's own environment is inspected, never changed.
 require_level() {
     local probe
     case $1 in
@@ -60,7 +60,7 @@ require_level() {
             "in $MINIVIT_ROOT run  pip install -c constraints.txt -e '.[$1]'  or deactivate the environment"
 }
 
-# Two launches at once must not install into one folder. In a subshell, so that nothing the run starts keeps the lock.
+# Concurrent launches must not install into one folder. In a subshell, so that no process of the run inherits the lock.
 install_under_lock() (
     if command -v flock >/dev/null; then
         exec 9>"$MINIVIT_ROOT/.venv.lock"
@@ -69,7 +69,7 @@ install_under_lock() (
     is_installed "$1" || install "$1"
 )
 
-# What an environment is made from: when any of it changes, it is installed again.
+# Hash of all inputs of an environment: when one changes, the environment is installed again.
 fingerprint() {
     "$MINIVIT_VENV/bin/python" -I -c 'import hashlib, pathlib, sys
 inputs = [pathlib.Path(sys.argv[1], name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
@@ -88,8 +88,8 @@ is_installed() {
     [ "$found" = "$(fingerprint 2>/dev/null)" ]
 }
 
-# Half an installation, an environment moved from elsewhere or one whose interpreter is gone cannot be mended in place.
-# The marker stands while an installation is under way.
+# An incomplete installation, a moved environment or one whose interpreter is gone cannot be repaired in place.
+# The marker exists while an installation is in progress.
 must_start_afresh() {
     local folder=$MINIVIT_VENV
     if [ -f "$MINIVIT_VENV/minivit.stamp" ]; then
@@ -119,7 +119,7 @@ install() {
     [ "$1" = base ] || target+="[$1]"
     [ -t 2 ] || quiet=(--quiet)
     say "Installing into $MINIVIT_VENV; the first time this takes some minutes and 7 GB."
-    # torch and torchvision are named so that they are resolved together with what is built on them.
+    # Naming torch and torchvision resolves them together with the packages that depend on them.
     "$MINIVIT_VENV/bin/python" -m pip install "${quiet[@]}" --disable-pip-version-check \
         --constraint "$MINIVIT_ROOT/constraints.txt" torch torchvision --editable "$target" ||
         die "the installation failed for the reason that pip gives above; the same command starts it again"
@@ -145,7 +145,7 @@ find_python() {
     die "no Python of version 3.11 or newer on PATH: install one (apt-get install python3) or name it, PYTHON=/path/to/python3.11"
 }
 
-# Debian and Ubuntu split venv's pip into a package of its own (python3-venv), which a plain machine lacks.
+# Debian and Ubuntu ship venv's pip in a separate package (python3-venv), which a minimal machine lacks.
 make_venv() {
     local unpacked wheels
     if "$1" -c 'import ensurepip' 2>/dev/null; then
@@ -163,7 +163,7 @@ make_venv() {
     rm -rf "$unpacked"
 }
 
-# DeepSpeed compiles its CPU collectives against Python.h, which is also a package of its own.
+# DeepSpeed compiles its CPU collectives against Python.h, which is also in a separate package.
 fetch_headers() {
     local include
     include=$("$MINIVIT_VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
@@ -179,7 +179,7 @@ unpack_debian_package() (
     trap 'rm -rf "$download"' EXIT
     cd "$download" || exit 1
     fetch() { apt-get -qq -o APT::Sandbox::User=root download "$1" 2>/dev/null; }
-    # A new machine may hold no package lists yet; only root can fetch them.
+    # A new machine may have no package lists yet; only root can fetch them.
     fetch "$1" || { [ "$(id -u)" = 0 ] && apt-get -qq update && fetch "$1"; } || exit 1
     mkdir -p "$2" && dpkg -x ./*.deb "$2"
 )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests in the repository's environment, which the first call makes.
+# Runs the tests in the repository's environment, which the first call creates.
 set -euo pipefail
 # shellcheck source=launch/setup.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh"
