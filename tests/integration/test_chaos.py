@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-KILLS = 2
+KILLS = 1
 
 
 def test_a_run_that_is_killed_at_random_leaves_what_an_undisturbed_one_leaves(kit: Any, tmp_path: Any) -> None:
