@@ -1,4 +1,4 @@
-"""MiniViT pipeline: pretrain Vision Transformers from shards, fine-tune them stage by stage, hand them over."""
+"""MiniViT pipeline: pretrain Vision Transformers from shards, fine-tune them stage by stage, export them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["__version__", "load_model", "stage_stream"]
 def load_model(path: str | PathLike[str]) -> PretrainedMiniViT:
     """A trained model in eval mode, from an export, a stage folder or a run folder (its last finished stage).
 
-    It carries `.preprocess` and `.classes`, and `.predict(images)` gives its task's predictions. Raises `ModelError`
-    where there is no model.
+    It carries `.preprocess` and `.classes`, and `.predict(images)` returns its task's predictions. Raises `ModelError`
+    if there is no model.
     """
-    from pipeline.tasks.pretrained import load_pretrained  # torch loads only when a model does
+    from pipeline.tasks.pretrained import load_pretrained  # imports torch only when a model is loaded
 
     return load_pretrained(path)
 

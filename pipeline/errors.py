@@ -1,10 +1,10 @@
-"""What a user can get wrong. Every message is one sentence: what, where, expected, mend."""
+"""Errors that a user can fix. Every message is one sentence: what, where, expected, remedy."""
 
 from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """A fault the reader of the message can mend; shown without a traceback.
+    """A fault that the reader of the message can fix; shown without a traceback.
 
     `exit_code` is the process's exit status when the error reaches the command line.
     """
@@ -13,7 +13,7 @@ class PipelineError(Exception):
 
 
 class ConfigError(PipelineError):
-    """The YAML, an override or a combination of settings is refused."""
+    """The YAML, an override or a combination of settings is invalid."""
 
     exit_code = 2
 
@@ -31,19 +31,19 @@ class ModelError(PipelineError):
 
 
 class CheckpointError(PipelineError):
-    """A checkpoint or run folder cannot be used as it is."""
+    """A checkpoint or run folder is unusable in its current state."""
 
     exit_code = 5
 
 
 class ClusterError(PipelineError):
-    """The cluster cannot give what the pipeline asks for, or lost it for good."""
+    """The cluster cannot provide what the pipeline asks for, or lost it for good."""
 
     exit_code = 6
 
 
 class WorkersLost(ClusterError):
-    """Ranks died, or could not join, for a reason that is not the user's; the job may be started again."""
+    """Ranks died or could not join through no fault of the user; the job may be restarted."""
 
 
 class TrackingError(PipelineError):
@@ -53,12 +53,12 @@ class TrackingError(PipelineError):
 
 
 class TrainingError(PipelineError):
-    """Training itself went wrong: its loss or gradients are no numbers any more."""
+    """Training failed numerically: its loss or gradients became NaN or infinite."""
 
     exit_code = 8
 
 
 class Interrupted(PipelineError):
-    """A signal ended the run after its work was committed; the same command goes on."""
+    """A signal ended the run after its work was committed; the same command resumes it."""
 
     exit_code = 75

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that outlive a power cut."""
+"""Atomic file writes that survive a power cut."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def sync(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file of the same suffix beside `path`, then put it there in one durable step.
+    """Let `write` fill a file of the same suffix beside `path`, then move it there atomically and durably.
 
-    A reader sees the old file or the new one and never half; so does whoever comes after a kill or a power cut.
+    A reader sees the old file or the new one, never a partial one, even after a kill or a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
@@ -38,7 +38,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole."""
+    """Write a value as JSON, atomically."""
     text = json.dumps(value, indent=1) + "\n"
     write_whole(path, lambda draft: draft.write_text(text))
 
@@ -50,6 +50,6 @@ def hash_file(path: Path) -> str:
 
 
 def takes_no_files(path: Path) -> str | None:
-    """Why a file cannot be made there, nor the folders that it lacks; None if it seems to work."""
+    """Why a file or its missing parent folders cannot be created; None if they apparently can."""
     folder = next(folder for folder in path.absolute().parents if os.path.exists(folder))
     return None if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else f"{folder} takes no files"

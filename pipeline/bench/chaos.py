@@ -1,4 +1,4 @@
-"""Kills at random, one run disturbed by many of them, against an undisturbed run of the same pipeline."""
+"""Compares a run disturbed by many random kills with an undisturbed run of the same pipeline."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pipeline.errors import ClusterError
 from pipeline.stages.folder import FINISHED, RUNNING, RunFolder
 from pipeline.train.ledger import LedgerTail, read_metrics
 
-TRAINING_PER_KILL_S = 15.0  # that many seconds of steps: with a killed raylet they go on until it is missed
+TRAINING_PER_KILL_S = 15.0  # seconds of steps; after a raylet is killed, they continue until this is detected
 PROBE_STEPS, CHECKPOINT_EVERY = 200, 6
-ENDING = {"export": "export", "evaluate": "evaluation"}  # stages, and what they are called as phases
+ENDING = {"export": "export", "evaluate": "evaluation"}  # stages and their names as phases
 PHASES = ("start", "steps", "save", *ENDING.values())
-LONGEST_DELAYS_S = {"start": 25.0, "steps": 4.0, "evaluation": 4.0}  # of a kill after its phase has begun
+LONGEST_DELAYS_S = {"start": 25.0, "steps": 4.0, "evaluation": 4.0}  # between the start of a phase and its kill
 VICTIMS = ("rank", "driver", "raylet", "tree")
-PATIENCE_S = 120.0  # for a phase to come; then the kill strikes wherever the run is
+PATIENCE_S = 120.0  # wait for a phase; after that the kill strikes in any phase
 MOST_STARTS_PER_KILL = 3
 TIMES = ("time", "speed/")
 
@@ -39,7 +39,7 @@ class Chaos:
     random: random.Random
     kills: list[dict[str, str]] = field(default_factory=list)
     starts: int = 0
-    started_at: float = 0.0  # Unix time, as is the next
+    started_at: float = 0.0  # Unix time, like the next field
     last_step_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Chaos:
         return start_driver(self.folder)
 
     def phases(self) -> list[str]:
-        """Where the run is, as far as its folder tells; it exports and evaluates at once."""
+        """Current phases of the run according to its folder; export and evaluation run concurrently."""
         ending = [name for stage, name in ENDING.items() if self._is_running(stage)]
         if ending:
             return ending
@@ -70,10 +70,10 @@ class Chaos:
         status = folder.status()
         if status is None or status.state != RUNNING:
             return False
-        return (folder.path / "status.json").stat().st_mtime > self.started_at  # else it is of a driver that was killed
+        return (folder.path / "status.json").stat().st_mtime > self.started_at  # otherwise from a killed driver
 
     def strike(self, driver: psutil.Popen, phase: str, victim: str) -> bool:
-        """Wait for the phase, then kill; false if there was nothing to kill."""
+        """Wait for the phase, then kill; returns False if there was nothing to kill."""
         due = time.monotonic() + PATIENCE_S
         while not self._has_come(phase) and time.monotonic() < due:
             if driver.poll() is not None or self.is_finished():
@@ -91,7 +91,7 @@ class Chaos:
         return True
 
     def _has_come(self, phase: str) -> bool:
-        """Whether to strike now; a kill whose phase is over strikes in the next, and a start is not waited for."""
+        """Whether to strike now; a kill whose phase is over strikes in the next, and a start needs no wait."""
         now = self.phases()
         if phase == "export" and self._is_finished("export"):
             phase = "evaluation"
@@ -109,9 +109,9 @@ class Chaos:
         return []
 
     def disturb(self, kills: int) -> None:
-        """Run the pipeline to its end through that many kills, starting it again whenever it ended."""
+        """Run the pipeline to its end through `kills` kills, restarting it whenever it ends."""
         phases = self.random.choices(PHASES, k=kills)
-        phases.sort(key=lambda phase: max(PHASES.index(phase), PHASES.index("save")))  # in training: as they were drawn
+        phases.sort(key=lambda phase: max(PHASES.index(phase), PHASES.index("save")))  # in training: in the order drawn
         driver = self.start()
         while phases and not self.is_finished() and self.starts <= MOST_STARTS_PER_KILL * kills:
             if self.strike(driver, phases[0], self.random.choice(VICTIMS)):
@@ -137,7 +137,7 @@ class Chaos:
         return status is not None and status.state == FINISHED
 
     def outcome(self) -> dict[str, Any]:
-        """What the run has left: the hash of the exported weights, its metrics, its evaluation."""
+        """Results of the run: the hash of the exported weights, its metrics, its evaluation."""
         export = self.run.path / "stages/export/export/safetensors/model.safetensors"
         rows = read_metrics(self.run.stage("pretrain").path)
         kept = [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
@@ -156,7 +156,7 @@ def miniature(folder: Path, shards: Path, steps: int, seed: int) -> Chaos:
 
 
 def steps_per_s(folder: Path, shards: Path) -> float:
-    """Of the miniature when nothing disturbs it, its start left out."""
+    """Speed of the undisturbed miniature, excluding its start."""
     probe = miniature(folder, shards, PROBE_STEPS, seed=0)
     probe.to_the_end(probe.start())
     ended_at = {row["step"]: row["time"] for row in read_metrics(probe.run.stage("pretrain").path)}
@@ -164,7 +164,7 @@ def steps_per_s(folder: Path, shards: Path) -> float:
 
 
 def measure(kills: int, seed: int) -> dict[str, Any]:
-    """Disturb a run, and say whether it left what an undisturbed one leaves."""
+    """Disturb a run and compare its results with those of an undisturbed one."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, shards = Path(scratch), Path(scratch) / "shards"
         write_shards(shards)
@@ -178,7 +178,7 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
         disturbed_s = time.monotonic() - began
         expected, found = steady.outcome(), chaos.outcome()
         events = chaos.run.stage("pretrain").path / "events.jsonl"
-        told = events.read_text().splitlines() if events.is_file() else []  # a kill before the first step tells nothing
+        told = events.read_text().splitlines() if events.is_file() else []  # a kill before the first step logs nothing
         lost = [json.loads(line).get("steps_lost", 0) for line in told]
         return {
             "steps": steps,

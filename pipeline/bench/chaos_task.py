@@ -1,4 +1,4 @@
-"""A task killed in the middle: resumed on as many ranks to the same bits, on another number to the same losses."""
+"""Kills a task midway: resumed on the same number of ranks it must match bit for bit, on another number in losses."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ PATCH, BATCH_SIZE, MICRO_BATCH_SIZE = 4, 32, 8  # two micro-batches on each of t
 STEPS, CHECKPOINT_EVERY, KILLED_AT = 36, 6, 20  # or a few steps later
 WORKERS, OTHER_WORKERS = 2, 1
 TIMES = ("time", "speed/")
-CLOSE = 1e-3  # what losses of another number of ranks may differ by, as a share: they are summed in another order
-PATIENCE_S, ENDING_S = 600.0, 30.0  # for the step at which the run is killed; for its processes to end
+CLOSE = 1e-3  # relative tolerance of losses on another number of ranks, which sum in another order
+PATIENCE_S, ENDING_S = 600.0, 30.0  # waits for the step at which the run is killed, and for its processes to end
 
 
 def measure(task: str) -> dict[str, Any]:
-    """Train the task undisturbed, and killed once and resumed, on as many ranks and on fewer.
+    """Train the task undisturbed, and killed once and resumed, on the same number of ranks and on fewer.
 
-    In fp32, where the order of a sum is all that the number of ranks changes. Raises CheckpointError where what is
-    resumed is not what was killed, with the figures.
+    In fp32, where the number of ranks changes only the order of sums. Raises CheckpointError, with the figures, if the
+    resumed run differs from the undisturbed one.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -71,7 +71,7 @@ def measure(task: str) -> dict[str, Any]:
 
 
 def write_pipeline_of(task: str, scratch: Path, folder: Path) -> None:
-    """A folder with the pipeline, beside its shards and what a student learns from."""
+    """Write a folder with the pipeline, beside its shards and the teacher of a student."""
     write_shards(scratch / "shards", captions=True)
     spec = build_spec("nano", image_size=SIDE, patch_size=PATCH, channels=1, depth=2, num_classes=len(CLASSES))
     write_teacher(scratch / "teacher", spec, Preprocess((0.4,), (0.3,), 1, (SIDE, SIDE)), CLASSES)
@@ -95,7 +95,7 @@ def to_the_end(folder: Path, *overrides: str) -> None:
 
 
 def kill_in_the_middle(folder: Path) -> int:
-    """Start the run and kill its driver with all that it started, at the step that is returned."""
+    """Start the run, kill its driver and all descendants, and return the step reached."""
     driver, due, reached = start_driver(folder), time.monotonic() + PATIENCE_S, 0
     tail = LedgerTail(stage_of(folder).path)
     while reached < KILLED_AT:
@@ -118,13 +118,13 @@ def kill(driver: psutil.Popen) -> None:
 
 
 def resumed_from(stage: StageFolder) -> int:
-    """The step of the checkpoint that a killed run went on from."""
+    """Step of the checkpoint from which a killed run resumed."""
     events = [json.loads(line) for line in (stage.path / "events.jsonl").read_text().splitlines()]
     return max((int(event["step"]) for event in events if event.get("event") == "resume"), default=0)
 
 
 def rows_of(stage: StageFolder) -> list[dict[str, float]]:
-    """All that was logged, but for times."""
+    """All logged values except times."""
     rows = read_metrics(stage.path)
     return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
 
@@ -132,7 +132,7 @@ def rows_of(stage: StageFolder) -> list[dict[str, float]]:
 def losses_apart(one: StageFolder, other: StageFolder) -> float:
     """The largest difference of a step's loss, as a share of the largest loss.
 
-    Other samples, or others of them together in a batch, would be another loss.
+    Different samples, or a different grouping into batches, would change the loss.
     """
     first, second = (
         torch.tensor([row["train/loss"] for row in read_metrics(stage.path) if "train/loss" in row])
@@ -144,7 +144,7 @@ def losses_apart(one: StageFolder, other: StageFolder) -> float:
 
 
 def compare_states(one: StageFolder, other: StageFolder) -> tuple[list[str], list[str]]:
-    """What the last checkpoints keep (weights, moments, averages, teacher), and which of it differs in any bit."""
+    """Keys of the last checkpoints' states (weights, moments, averages, teacher), and those that differ in any bit."""
     first, second = (last_state(stage) for stage in (one, other))
     keys = sorted(first.keys | second.keys)
     differing = []

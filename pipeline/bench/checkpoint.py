@@ -1,4 +1,4 @@
-"""What a checkpoint costs: the wait for a save, bandwidth against torch's own, bytes per parameter, resharding."""
+"""Cost of a checkpoint: stall per save, bandwidth compared with torch's, bytes per parameter, resharding."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from pipeline.train.state import TrainState
 from pipeline.train.streams import copies_of
 
 RESULT = "saves.json"
-INTERVAL_S = 60.0  # between two saves, to which a stall is compared
+INTERVAL_S = 60.0  # between two saves, as the reference for a stall
 KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
 WARM_UP_STEPS = 2
 
 
 def measure(variant: str, rounds: int, workers: int) -> dict[str, Any]:
-    """Every figure; the state is that of a model of the variant under AdamW with a moving average."""
+    """Measure all figures for the state of a model of the variant, with AdamW and a moving average."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         spec = build_spec(variant, image_size=224, num_classes=1000)
@@ -74,7 +74,7 @@ def on_meta(spec: Any) -> MiniViT:
 
 @dataclass(frozen=True)
 class SavesJob:
-    """Training of one image a rank and step, with `saves` saves on the way; without any, one at the end."""
+    """Training with one image per rank and step, with `saves` saves during it; without any, one at the end."""
 
     folder: Path
     variant: str
@@ -100,7 +100,7 @@ def on_ranks(job: SavesJob, workers: int) -> dict[str, Any]:
 
 
 def saves_worker(job: SavesJob, ranks: RankContext) -> None:
-    """Train and save by the parts that `train.worker` is made of; rank 0 writes what it took."""
+    """Train and save with the components of `train.worker`; rank 0 writes the measurements."""
     state, advance = trainer(job)
     saver = make_saver(job, state)
     state.engine.before_change = saver.wait_copied
@@ -142,7 +142,7 @@ def all_done_collective(saver: Saver) -> bool:
 
 
 def trainer(job: SavesJob) -> tuple[TrainState, Callable[[], float]]:
-    """The state of a model in training, and a function that makes one step and gives its seconds."""
+    """Returns the state of a model in training, and a function that runs one step and returns its seconds."""
     channels = 1 if job.image_size == 28 else 3
     spec = build_spec(job.variant, image_size=job.image_size, channels=channels, num_classes=1000)
     config = OptimizerConfig()
@@ -179,7 +179,7 @@ def make_saver(job: SavesJob, state: TrainState) -> Saver:
 
 
 def copy_alone(state: TrainState) -> float:
-    """Seconds that it takes to copy this rank's state to the host with nothing beside it."""
+    """Seconds to copy this rank's state to the host with nothing else running."""
     _, tensors = state.parts()
     copies = copies_of(state.engine.device)
     targets = {name: copies.host_memory(tensor) for name, tensor in tensors.items()}
@@ -188,13 +188,13 @@ def copy_alone(state: TrainState) -> float:
         began = time.perf_counter()
         copies.to_host(tensors, targets, after=copies.moment())
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])  # the first one also gets its pages
+    return statistics.median(seconds[1:])  # the first one also allocates its pages
 
 
 def bandwidth(folder: Path, shapes: dict[str, list[int]], rounds: int) -> dict[str, Any]:
     """GB/s of saving and restoring a state of fp32 tensors, against `torch.save` and `torch.load` of the same, in turn.
 
-    Saving ends when the disk has it; restoring fills tensors that are there, and ours checks the hashes first.
+    Saving includes the sync to disk; restoring fills existing tensors, and ours checks the hashes first.
     """
     storage = LocalStorage(folder)
     folder.mkdir(parents=True)

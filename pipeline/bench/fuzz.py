@@ -1,4 +1,4 @@
-"""Random damage to tars and images: nothing may crash, hang, take unbounded memory, or raise what nobody expects."""
+"""Random damage to tars and images: nothing may crash, hang, use unbounded memory, or raise unexpected errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.shards.write import tar_member
 from pipeline.stream.augment import load_augmented
 from pipeline.stream.draws import AUGMENT, SlotDraws
 
-CHUNK = 500  # inputs of one task, after which its findings come back
+CHUNK = 500  # inputs per task, which then returns its findings
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "TIFF": "tif", "BMP": "bmp"}
 MODES = {
     "PNG": ["RGB", "L", "P", "RGBA", "LA", "I;16"],
@@ -38,7 +38,7 @@ CROP = AugmentConfig(rand_augment=RandAugmentConfig(), erase=0.2)
 
 @dataclass
 class Findings:
-    """What became of some inputs."""
+    """Outcomes of some inputs."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
@@ -47,7 +47,7 @@ class Findings:
 
 
 def measure(inputs: int, seed: int, workers: int | None = None) -> dict[str, Any]:
-    """Outcomes of so many damaged samples. Raises DataError if the system had to end a process."""
+    """Outcomes of `inputs` damaged samples. Raises DataError if the system killed a process."""
     chunks = [(seed, first, min(first + CHUNK, inputs)) for first in range(0, inputs, CHUNK)]
     total = Findings()
     for found in map_shards(run_chunk, chunks, label="fuzzing", workers=workers, unit="chunks"):
@@ -84,7 +84,7 @@ def run_chunk(chunk: tuple[int, int, int]) -> Findings:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What the image libraries print about each damage goes nowhere."""
+    """Suppresses what the image libraries print about damaged inputs."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -96,7 +96,7 @@ def quiet() -> Iterator[None]:
 
 
 def read(data: bytes, rng: np.random.Generator) -> str:
-    """What the loader does with a sample's bytes, and the index with a tar's; the way it ended."""
+    """Process a sample's bytes as the loader does, and a tar's as the index does; returns the outcome."""
     try:
         for _ in members(TarStream(io.BytesIO(data)), needs_marker=False):
             pass
@@ -116,7 +116,7 @@ def read(data: bytes, rng: np.random.Generator) -> str:
 
 
 def damaged_sample(rng: np.random.Generator) -> bytes:
-    """A sample of a random format, with bytes changed, cut out, doubled or cut off, in its tar headers or its image."""
+    """A sample in a random format, with bytes changed, removed, duplicated or truncated in its tar or its image."""
     format = str(rng.choice(list(FORMATS)))
     image = encode(format, rng)
     if rng.random() < 0.7:
@@ -148,7 +148,7 @@ def damage(data: bytes, rng: np.random.Generator) -> bytes:
         at = int(rng.integers(len(changed) + 1))
         length = int(rng.integers(1, 40))
         match int(rng.integers(6)):
-            case 0 | 1 | 2:  # most formats keep their most telling bytes at the beginning
+            case 0 | 1 | 2:  # most formats keep their critical bytes at the beginning
                 at = at if rng.random() < 0.5 else at % 64
                 changed[at : at + 1] = bytes([int(rng.integers(256))])
             case 3:

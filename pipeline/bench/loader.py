@@ -1,4 +1,4 @@
-"""Images per second of our loader and of others: same shards, same cores, same crop, flip and batch."""
+"""Images per second of our loader and of others, with the same shards, cores, crop, flip and batch size."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ Loader = Callable[[ExitStack], Iterator[int]]  # yields the number of images of 
 def measure(
     index: DatasetIndex, masks: DatasetIndex | None, image_size: int, *, workers: int, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Median images/s of every loader that is installed; rounds in turn, each loader started anew in each.
+    """Median images/s of every installed loader, over alternating rounds; each round restarts the loaders.
 
-    Ours also reads `masks`, such images with class maps. Images per CPU-second are there for machines that do other
-    things at the same time.
+    Ours also reads `masks`, the same kind of images with class maps. Images per CPU-second are for machines with other
+    load.
     """
     loaders: dict[str, Loader] = {
         "ours": partial(ours, index, image_size, workers),
@@ -90,9 +90,9 @@ def settings(index: DatasetIndex, image_size: int, workers: int) -> dict[str, An
 
 
 def run(load: Loader, seconds: float) -> dict[str, float]:
-    """Images per second and per CPU-second of all its processes, of a loader that is running.
+    """Images per second and per CPU-second, over all its processes, of a warmed-up loader.
 
-    What queues hold when the clock starts is small beside what it makes meanwhile.
+    Batches queued when the clock starts are few compared with those produced meanwhile.
     """
     with ExitStack() as stack:
         batches = load(stack)
@@ -121,7 +121,7 @@ def ours(index: DatasetIndex, image_size: int, workers: int, stack: ExitStack, k
 def train_loader(
     index: DatasetIndex, image_size: int, data: DataConfig, start_slot: int = 0, kind: str = "class_id"
 ) -> TrainLoader:
-    """Ours, of one rank."""
+    """Our loader for a single rank."""
     return TrainLoader(
         [source(index)],
         data,
@@ -138,7 +138,7 @@ def train_loader(
 
 
 def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: ExitStack) -> Iterator[int]:
-    """The same work in threads instead of processes: why the loader does not use them."""
+    """The same work in threads instead of processes, to show why the loader does not use threads."""
     data = DataConfig(train="bench", lanes=LANES, window=WINDOW)
     parts = TrainParts(
         sources=[source(index)],

@@ -1,4 +1,4 @@
-"""The loaders that others use: random resized crop, flip and batches of uint8 images, as their documentation shows."""
+"""Loaders of other libraries: random resized crop, flip and batches of uint8 images, as in their documentation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-SHUFFLE_BUFFER = 256  # samples; theirs hold decoded images or files, ours windows
+SHUFFLE_BUFFER = 256  # samples; theirs buffer decoded images or files, ours uses windows
 
 
 def webdataset_pil(urls: list[str], image_size: int, workers: int, batch_size: int, stack: ExitStack) -> Iterator[int]:
-    """WebDataset, Pillow and torchvision's transforms of PIL images: what timm and open_clip run."""
+    """WebDataset, Pillow and torchvision's transforms of PIL images, as in timm and open_clip."""
     from torchvision.transforms import InterpolationMode, v2
 
     transform = v2.Compose(
@@ -71,8 +71,8 @@ def one_thread(_: int) -> None:
 
 
 def dali(urls: list[str], image_size: int, workers: int, batch_size: int, stack: ExitStack) -> Iterator[int]:
-    """NVIDIA DALI on the CPU, with the decoder that reads no more than the crop."""
-    from nvidia.dali import fn, pipeline_def, types  # not among the dependencies: a gigabyte
+    """NVIDIA DALI on the CPU, with the decoder that decodes only the crop."""
+    from nvidia.dali import fn, pipeline_def, types  # not a dependency, because it takes a gigabyte
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     index_paths = [write_dali_index(url, folder / f"{number}.idx") for number, url in enumerate(urls)]

@@ -1,4 +1,4 @@
-"""What masked pretraining costs: an encoder that sees a quarter of the patches, and a light decoder."""
+"""Cost of masked pretraining: an encoder that sees a quarter of the patches, and a light decoder."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def measure(
 ) -> dict[str, Any]:
     """Forward and backward on the CPU of the encoder on all patches, on the visible ones, and of the whole task.
 
-    They run in turn in one process; seconds are medians. Shares are of the encoder on all patches: `tokens`, of the
-    products' operations, and of the seconds. Without optimiser, which costs the same for all.
+    They alternate in one process; seconds are medians. Shares of tokens, of the products' operations and of seconds
+    are relative to the encoder on all patches. Excludes the optimiser, which costs the same for all.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Peak memory of a loader worker, on a data set and on one of ten times as many shards."""
+"""Peak memory of a loader worker, on a data set and on one with ten times the shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA = DataConfig(train="bench", lanes=32, window=32, loader_workers=1, augment=
 
 
 def measure(index: DatasetIndex, image_size: int, batches: int) -> dict[str, Any]:
-    """Peak bytes of the worker after so many batches of each; the larger set is the same tars under more names."""
+    """Peak memory of the worker after `batches` batches of each; the larger set is the same tars under more names."""
     with tempfile.TemporaryDirectory(dir=index.url) as folder:
         larger = repeated(index, Path(folder), FACTOR)
         small, large = (peak_of_worker(data, image_size, batches) for data in (index, larger))
@@ -32,7 +32,7 @@ def measure(index: DatasetIndex, image_size: int, batches: int) -> dict[str, Any
 
 
 def repeated(index: DatasetIndex, folder: Path, times: int) -> DatasetIndex:
-    """A data set of `times` as many shards, each a link to one that is there."""
+    """A data set with `times` times the shards, each a hard link to an existing one."""
     records = []
     for record in index.records():
         for number in range(times):
@@ -47,7 +47,7 @@ def repeated(index: DatasetIndex, folder: Path, times: int) -> DatasetIndex:
 
 
 def peak_of_worker(index: DatasetIndex, image_size: int, batches: int) -> int:
-    """The most memory that the loader's only worker held while it made so many batches."""
+    """Peak memory of the loader's only worker over `batches` batches."""
     before = set(tree())
     with train_loader(index, image_size, DATA) as loader:
         for _ in range(batches):

@@ -1,4 +1,4 @@
-"""What a random image size per step costs over training at fixed sizes."""
+"""Cost of a random image size per step, compared with training at fixed sizes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipeline.models.variants import build_spec
 def measure(
     variant: str, sizes: list[int], *, batch_size: int, threads: int, rounds: int, precision: str = "fp32"
 ) -> dict[str, Any]:
-    """Seconds of a round of steps, one at each size in random order, to the sum of a step of each fixed-size training.
+    """Time of a round of steps, one at each size in random order, relative to one step of each fixed-size training.
 
-    That is the cost over the token-weighted mean of the fixed sizes' seconds a token. One model of the middle size
-    trains at all sizes, its positions interpolated on the fly; each fixed size has a model of that size. All have
-    processes of their own.
+    This is the cost over the token-weighted mean of the fixed sizes' seconds per token. One model of the middle size
+    trains at all sizes, with positions interpolated on the fly; each fixed size has its own model. Each model has its
+    own process.
     """
     sizes = sorted(sizes)
     spec = build_spec(variant, image_size=sizes[len(sizes) // 2], num_classes=1000)

@@ -50,7 +50,7 @@ SEED, TOTAL_STEPS = 0, 1000
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: a task on a model, with batches of so many images."""
+    """A task, its model and its batch size."""
 
     task: str
     variant: str
@@ -58,12 +58,12 @@ class Case:
     image_size: int
     precision: str
     threads: int
-    micro_batches: int = 1  # of our step; the bare loop has one
+    micro_batches: int = 1  # of our step; the bare loop uses one
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A training of a model; `step` takes its number."""
+    """A training loop; `step` takes the number of the step."""
 
     step: Callable[[int], None]
     model: MiniViT
@@ -79,12 +79,12 @@ def measure(
     rounds: int,
     micro_batches: int = 1,
 ) -> dict[str, Any]:
-    """Seconds of a step of both, by variant and task: one step of each in turn, in one process; medians.
+    """Median seconds of a step of both, by variant and task, alternating in one process.
 
-    `ratio` is the bare loop's seconds to ours, the median over rounds: 1 where the engine costs nothing; `cpu_ratio` is
-    that of CPU time, for machines that do other things at the same time, with one thread. Variants with patches of
-    16 px train on 224 px, by default 16 images a step, others on 28 px, 128 images a step. With several `micro_batches`
-    in our step the ratio tells what they cost: losses that couple samples encode them twice.
+    `ratio` is the bare loop's seconds divided by ours, the median over rounds: 1 means that the engine costs nothing.
+    `cpu_ratio` is that of CPU time, with one thread, for machines with other load. Variants with patches above 8 px
+    train on 224 px, by default 16 images per step, others on 28 px, 128 images per step. With several `micro_batches`
+    in our step, the ratio shows their cost: losses that couple samples encode them twice.
     """
     settings = {"precision": precision, "threads": threads, "rounds": rounds, "micro_batches": micro_batches}
     found: dict[str, Any] = {"settings": settings}
@@ -99,10 +99,10 @@ def measure(
 
 
 def measure_case(case: Case, rounds: int) -> dict[str, Any]:
-    """Both loops in this process, which is a world of one rank."""
+    """Run both loops in this process, as the only rank."""
     torch.set_num_threads(case.threads)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    # What DeepSpeed says when it is imported would stand in the middle of the figures.
+    # DeepSpeed prints on import, which would end up among the figures.
     with tempfile.TemporaryDirectory() as scratch, redirect_stdout(sys.stderr):
         dist.init_process_group("gloo", init_method=f"file://{scratch}/store", rank=0, world_size=1)
         try:
@@ -121,14 +121,14 @@ def measure_case(case: Case, rounds: int) -> dict[str, Any]:
 
 
 def seconds_of(step: Callable[[], None]) -> tuple[float, float]:
-    """That pass, and that all threads of this process compute."""
+    """Wall-clock seconds of a step, and CPU seconds over all threads of this process."""
     began, computed = time.perf_counter(), time.process_time()
     step()
     return time.perf_counter() - began, time.process_time() - computed
 
 
 def compare(case: Case, took: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
-    """Medians over rounds, and of the ratios of each round."""
+    """Medians over rounds of the times and of the ratios."""
     result: dict[str, Any] = {}
     for name, rounds in took.items():
         step_s, cpu_s = (statistics.median(each) for each in zip(*rounds, strict=True))
@@ -140,7 +140,7 @@ def compare(case: Case, took: Mapping[str, Sequence[tuple[float, float]]]) -> di
 
 
 def prepare(case: Case, scratch: Path) -> tuple[TaskModule, Batch]:
-    """The task with its model in fp32, and a batch of shards that have labels of every kind it may ask for."""
+    """Returns the task with its model in fp32, and a batch with labels of every kind it may need."""
     size, patch = case.image_size, VARIANTS[case.variant].patch
     shards = write_shards(
         scratch / "shards", splits=[("train", case.batch_size, case.batch_size)], side=size, captions=True
@@ -185,7 +185,7 @@ def model_spec(task: BaseTask, case: Case, teacher: ModelSpec, num_classes: int)
 
 
 def our_loop(case: Case, module: TaskModule, batch: Batch) -> Loop:
-    """Steps as `train.worker` puts them together, on one batch."""
+    """Steps built as in `train.worker`, on one batch."""
     module = deepcopy(module)
     settings = EngineConfig.model_validate({"precision": case.precision})
     groups = parameter_groups(module.model, OPTIMIZER)
@@ -208,9 +208,9 @@ def bare_loop(case: Case, module: TaskModule, batch: Batch) -> Loop:
 
 @torch.no_grad()
 def steps_apart(start: MiniViT, one: MiniViT, other: MiniViT) -> float:
-    """How far two models, trained from the same start, are from each other, as a share of how far they have come.
+    """Distance between two models trained from the same start, as a share of their distance from it.
 
-    Next to nothing in fp32. In bf16 what is rounded away is another part each time.
+    Almost 0 in fp32. In bf16 the two round differently.
     """
     first, a, b = (
         torch.cat([value.float().flatten() for value in model.parameters()]) for model in (start, one, other)

@@ -1,4 +1,4 @@
-"""The step that one would write by hand around a task's module: forward, loss, backward, clip, AdamW."""
+"""A hand-written step around a task's module: forward, loss, backward, clip, AdamW."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.train.seeds import COUPLED, DROP_PATH, derive_seed
 class BareStep:
     """A task's module on one batch, without engine, ranks and micro-batches.
 
-    In half precision gradients and weights have fp32 copies, one for each group of parameters, as ZeRO keeps them.
+    In half precision, gradients and weights have fp32 copies, one per parameter group, as in ZeRO.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class BareStep:
         lent = [] if dtype == torch.float32 else [group["params"] for group in groups]
         self.gradients = [one_block(weights) for weights in lent]
         self.masters = [MasterCopy(weights) for weights in lent]
-        # The model's parameters that each tensor of the optimiser stands for.
+        # The model's parameters behind each tensor of the optimiser.
         self.blocks = lent or [[weight] for group in groups for weight in group["params"]]
         for group, master in zip(groups, self.masters, strict=False):
             group["params"] = [master.weights]
@@ -46,7 +46,7 @@ class BareStep:
             self.averages = [weight.detach().clone() for weight in self.weights]
 
     def step(self, number: int) -> None:
-        """Step number `number`, from 0."""
+        """Run step `number`, counted from 0."""
         batch, module = self.batch, self.module
         outputs = module(normalised_views(batch, module.preprocess), batch.targets, batch.weights, self.keys)
         self.loss_of(outputs, number).backward()
@@ -71,7 +71,7 @@ class BareStep:
 
     @torch.no_grad()
     def move_teacher(self, number: int) -> None:
-        """As BYOL's (Grill et al. 2020): the weight of the past rises to 1 along a cosine."""
+        """As in BYOL (Grill et al. 2020): the teacher's momentum rises to 1 along a cosine."""
         assert self.module.follower is not None
         progress = number / (self.total_steps - 1)
         past = 1 - (1 - self.module.momentum) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -85,7 +85,7 @@ class BareStep:
 
 
 def one_block(weights: list[nn.Parameter]) -> Tensor:
-    """Zeros that are the gradients of weights for good: freed one by one, they would leave the heap in pieces."""
+    """Permanent gradients of weights, zeros in one block: freed one by one, they would fragment the heap."""
     block = torch.zeros(sum(weight.numel() for weight in weights), dtype=weights[0].dtype)
     for weight, part in zip(weights, block.split([one.numel() for one in weights]), strict=True):
         weight.grad = part.view_as(weight)

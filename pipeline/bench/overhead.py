@@ -1,4 +1,4 @@
-"""What engine, stream and tracking cost: a stage's loop against a bare loop of the same model, in the same ranks."""
+"""Cost of engine, stream and tracking: a stage's loop against a bare loop of the same model, in the same ranks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WARM_UP_STEPS = 10
 
 @dataclass(frozen=True)
 class OverheadJob:
-    """Rounds of `steps` steps of each loop in turn, so that a machine whose speed drifts slows both."""
+    """Rounds of `steps` steps of each loop in turn, so that a drift in the machine's speed affects both."""
 
     train: TrainJob
     rounds: int
@@ -50,7 +50,7 @@ class OverheadJob:
 class BareLoop:
     """The same model, arithmetic, optimiser and share of the batch, data-parallel, on one fixed batch.
 
-    As in the engine, weights in half precision have fp32 master copies, one of each group of parameters.
+    As in the engine, weights in half precision have fp32 master copies, one per parameter group.
     """
 
     def __init__(self, job: TrainJob) -> None:
@@ -104,7 +104,7 @@ def overhead_worker(job: OverheadJob, ranks: RankContext) -> None:
 
 
 def measure(config: PipelineConfig, stage_name: str, *, rounds: int, steps: int) -> dict[str, Any]:
-    """Images/s of the first branch of a training stage and of its bare loop, and the median ratio of the rounds."""
+    """Images/s of a training stage's first branch and of its bare loop, and the median ratio over rounds."""
     with tempfile.TemporaryDirectory() as scratch, Progress() as progress, connect(config.cluster) as cluster:
         config = config.model_copy(update={"runs_dir": scratch})
         tracker = Tracker(choose_store(TrackingConfig(), Path(scratch), {}, {}))

@@ -1,4 +1,4 @@
-"""Whether our training costs quality: accuracy against timm's model in a plain loop, same shards and recipe."""
+"""Compares the accuracy of our training with that of timm's model in a plain loop, with the same shards and recipe."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ TASK = "classification"
 def measure(
     config: PipelineConfig, stage_name: str, *, test: str, variant: str, epochs: int, seeds: int, threads: int
 ) -> dict[str, Any]:
-    """Test accuracy of both after so many epochs, by seed, with means and sample deviations.
+    """Test accuracy of both after `epochs` epochs, by seed, with means and sample standard deviations.
 
-    A seed is that of the order of samples and their augmentation, which both read through our stream, and of the
-    initial weights, which each draws in its own way. `difference` is ours less timm's, seed by seed.
+    A seed sets the sample order and augmentation, which both get from our stream, and the initial weights, which each
+    draws in its own way. `difference` is ours minus timm's, per seed.
     """
     found: dict[str, list[float]] = {"ours": [], "timm": []}
     for seed in range(seeds):
@@ -54,9 +54,9 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def only(config: PipelineConfig, stage_name: str, *, test: str, variant: str, epochs: int, seed: int) -> PipelineConfig:
-    """One training stage of one variant from scratch, and its evaluation.
+    """Reduces a pipeline to one training stage of one variant, from scratch, and its evaluation.
 
-    Raises ConfigError for a stage whose recipe the plain loop does not know.
+    Raises ConfigError if the plain loop does not support the stage's recipe.
     """
     stage = config.stages.get(stage_name)
     if not isinstance(stage, TrainStage) or stage.init_from or stage.task.type != TASK:
@@ -83,7 +83,7 @@ def only(config: PipelineConfig, stage_name: str, *, test: str, variant: str, ep
 
 
 def peer_job(config: PipelineConfig, stage_name: str, test: str, threads: int) -> PeerJob:
-    """What the plain loop needs of a pipeline that `only` made."""
+    """Returns what the plain loop needs of a pipeline from `only`."""
     datasets, where = open_datasets(config), f"stages.{stage_name}"
     (branch,) = (branch for branch in stage_branches(config) if branch.stage_name == stage_name)
     stage = branch.stage
@@ -113,12 +113,12 @@ def peer_job(config: PipelineConfig, stage_name: str, test: str, threads: int) -
 
 
 def train_ours(config: PipelineConfig, stage_name: str) -> float:
-    """Test accuracy of the pipeline, by `minivit run` in a folder of its own."""
+    """Test accuracy of the pipeline, run by `minivit run` in its own folder."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "pipeline.yaml"
         path.write_text(dump_config(config.model_copy(update={"runs_dir": scratch})))
         command = [sys.executable, "-m", "pipeline.cli.main", "run", str(path)]
-        # MLflow's store is that of the scratch folder, whatever the environment says.
+        # Keeps MLflow's store in the scratch folder, whatever the environment sets.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:

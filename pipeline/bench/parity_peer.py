@@ -1,4 +1,4 @@
-"""The peer of `parity`: timm's Vision Transformer in a plain PyTorch loop, as one would write it by hand."""
+"""The peer of `parity`: timm's Vision Transformer in a plain, hand-written PyTorch loop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BATCH_SIZE = 256  # of the evaluation
 
 @dataclass(frozen=True)
 class PeerJob:
-    """A training stage as the plain loop reads it, and the data that its model is tested on."""
+    """A training stage as the plain loop reads it, and its test data."""
 
     stage: TrainStage
     spec: ModelSpec
@@ -38,14 +38,14 @@ class PeerJob:
     test: Source
     total_steps: int
     warmup_steps: int
-    seed: int  # of the order and the augmentation, and of the initial weights
+    seed: int  # of order, augmentation and initial weights
     threads: int
 
 
 def train_peer(job: PeerJob) -> float:
     """Train timm's model by the stage's recipe; returns the accuracy on the test data.
 
-    Weights are fp32; in bf16 the products are, by autocast. Drawn as timm draws them.
+    Weights are fp32, initialised as in timm; with bf16, autocast computes the products in bf16.
     """
     torch.set_num_threads(job.threads)
     torch.manual_seed(job.seed % 2**63)
@@ -66,7 +66,7 @@ def train_peer(job: PeerJob) -> float:
 
 
 def build(stage: TrainStage, model: nn.Module) -> tuple[torch.optim.Optimizer, AveragedModel | None]:
-    """AdamW, which spares biases, norms, tokens and positions from weight decay, and the average of the weights."""
+    """AdamW without weight decay on biases, norms, tokens and positions, and the moving average of the weights."""
     config = stage.optimizer
     groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=model.no_weight_decay())  # type: ignore[operator]
     optimizer = torch.optim.AdamW(groups, lr=peak_lr(config, stage.global_batch_size), betas=config.betas)
@@ -89,14 +89,14 @@ def train_step(job: PeerJob, model: nn.Module, optimizer: torch.optim.Optimizer,
 
 
 def soft_labels(batch: Batch, classes: int) -> Tensor:
-    """Fp32 [B, K]: the label, or both of a mixed image."""
+    """Fp32 [B, K]: the label, or both labels of a mixed image."""
     own, partner = (F.one_hot(batch.targets[name], classes).float() for name in ("label", "label_mix"))
     return torch.lerp(partner, own, batch.targets["label_share"][:, None])
 
 
 @contextmanager
 def batches_of(job: PeerJob) -> Iterator[TrainLoader]:
-    """The stream of the stage, for one rank."""
+    """The stage's stream for one rank."""
     stage, size = job.stage, job.spec.backbone.image_size
     sizes = partial(size_at, total_steps=job.total_steps, base_size=size, resolution=stage.resolution, seed=job.seed)
     with TrainLoader(
@@ -116,7 +116,7 @@ def batches_of(job: PeerJob) -> Iterator[TrainLoader]:
 
 @torch.inference_mode()
 def accuracy(job: PeerJob, model: nn.Module) -> float:
-    """Share of the test data that is named right, each sample once."""
+    """Share of the test samples classified correctly, each counted once."""
     loader = EvalLoader(
         job.test,
         channels=job.spec.backbone.channels,

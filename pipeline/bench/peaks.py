@@ -1,4 +1,4 @@
-"""The processor that is measured, and its peak rate."""
+"""The measured processor and its peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from pipeline.errors import ClusterError
 from pipeline.train.device import select_device
 
-# Dense bf16 TFLOP/s of the tensor cores, with sums in fp32, from NVIDIA's data sheet of each; the first match wins.
-# Where a sheet gives figures "with sparsity", half of them.
+# Dense bf16 TFLOP/s of the tensor cores, accumulating in fp32, from NVIDIA's data sheets; the first match wins. Figures
+# that a sheet gives "with sparsity" are halved.
 BF16_TFLOPS = {
     "H200": 989.5,
     "H100 NVL": 835.5,
@@ -27,7 +27,7 @@ TF32_SHARE = 0.5  # of bf16's rate, on all of these
 
 
 def choose_device(wanted: str | None) -> torch.device:
-    """The device to measure on, in processes started from here too; by default a GPU where there is one."""
+    """The device to measure on, also for processes started from here; by default a GPU if there is one."""
     if wanted == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     device = select_device()
@@ -45,9 +45,9 @@ def processor_name(device: torch.device) -> str:
 
 
 def peak_flops_per_s(processor: str, precision: str, bf16_tflops: float | None = None) -> float | None:
-    """The most operations a second of a processor's tensor cores in a precision; fp32 means TF32.
+    """Peak FLOP/s of a processor's tensor cores in a precision; fp32 means TF32.
 
-    `bf16_tflops` overrides the table. None if neither knows.
+    `bf16_tflops` overrides the table. None if the peak is unknown.
     """
     known = (tflops for name, tflops in BF16_TFLOPS.items() if re.search(rf"\b{name}\b", processor))
     tflops = bf16_tflops or next(known, None)

@@ -1,7 +1,7 @@
-"""Photographs to measure loaders with, cut from those that scikit-image and scikit-learn ship.
+"""Photographs for measuring loaders, cropped from those that scikit-image and scikit-learn ship.
 
-Speed of decoding depends on how much detail a file holds: noise and flat colour mislead. So each picture is a cut of a
-real photograph, scaled, and mirrored into its neighbours where a large picture needs more pixels than there are.
+Decoding speed depends on the detail in a file: noise and flat colour mislead. So each picture is a crop of a real
+photograph, scaled, and tiled with its mirror images if a large picture needs more pixels than the crop has.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pipeline.shards.index import DatasetIndex
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.write import TarWriter, shard_name
 
-SETS = {"500x375": (375, 500, 2048), "2000x1500": (1500, 2000, 384)}  # height, width, how many
+SETS = {"500x375": (375, 500, 2048), "2000x1500": (1500, 2000, 384)}  # height, width, number of pictures
 QUALITY = 90
 SHARDS = 8
-LARGEST_CUT = (750, 1000)  # larger pictures are mirrored, not enlarged: detail per pixel stays about that of a camera
+LARGEST_CUT = (750, 1000)  # larger pictures are mirrored, not enlarged, to keep a camera's detail per pixel
 PHOTOS = {
     "skimage": [
         f"data/{name}"
@@ -37,7 +37,7 @@ MASK_CLASSES, MASK_BLOBS = 21, 4
 
 
 def photographs() -> list[np.ndarray]:
-    """Those of the two packages, uint8 [H, W, 3] as OpenCV reads them. Raises DataError where one is not installed."""
+    """Those of both packages, uint8 [H, W, 3] as OpenCV reads them. Raises DataError if one is not installed."""
     images = []
     for package, names in PHOTOS.items():
         spec = find_spec(package)
@@ -62,7 +62,7 @@ def ensure_photos(folder: Path, name: str, workers: int | None = None, *, masks:
 
 
 def write_shard(folder: Path, name: str, prefix: str, masks: bool, number: int) -> None:
-    """A shard of pictures that depend on the name and the number alone."""
+    """Write a shard of pictures that depend only on its name and number."""
     height, width, samples = SETS[name]
     sources = photographs()
     rng = np.random.default_rng([height, number])
@@ -77,7 +77,7 @@ def write_shard(folder: Path, name: str, prefix: str, masks: bool, number: int) 
 
 
 def class_map(height: int, width: int, rng: np.random.Generator) -> bytes:
-    """A palette PNG of a few blobs with a margin of ignored pixels around each, as VOC's."""
+    """A palette PNG of a few blobs, each with a margin of ignored pixels, as in VOC."""
     hills = cv2.resize(rng.uniform(0, MASK_BLOBS, (2, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
     classes = rng.choice(MASK_CLASSES, MASK_BLOBS, replace=False).astype(np.uint8)
     ids = classes[hills.clip(0, MASK_BLOBS - 1).astype(int)]
@@ -90,7 +90,7 @@ def class_map(height: int, width: int, rng: np.random.Generator) -> bytes:
 
 
 def cut(sources: list[np.ndarray], height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of a random photograph, at most LARGEST_CUT large."""
+    """A random crop of a random photograph, at most LARGEST_CUT large."""
     height, width = min(height, LARGEST_CUT[0]), min(width, LARGEST_CUT[1])
     source = sources[rng.integers(len(sources))]
     scale = min(source.shape[0] / height, source.shape[1] / width) * rng.uniform(0.7, 1)
@@ -103,7 +103,7 @@ def cut(sources: list[np.ndarray], height: int, width: int, rng: np.random.Gener
 
 
 def mirrored(part: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The part and its mirror images side by side, until they fill the size."""
+    """Tile the part and its mirror images until they fill the size."""
     down, across = -(-height // part.shape[0]), -(-width // part.shape[1])
     row = np.concatenate([part[:, :: -1 if i % 2 else 1] for i in range(across)], axis=1)
     return np.concatenate([row[:: -1 if i % 2 else 1] for i in range(down)], axis=0)[:height, :width]

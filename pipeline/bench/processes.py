@@ -1,4 +1,4 @@
-"""What a process and all that it started use of the machine, read from /proc."""
+"""CPU time and memory of a process and its descendants, read from /proc."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def tree(root: int | None = None) -> Iterator[int]:
-    """A process (default: this one) and its descendants that run now."""
+    """Process ids of a process (default: this one) and its running descendants."""
     children: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and (fields := _stat(int(entry.name))):
@@ -28,7 +28,7 @@ def cpu_seconds() -> float:
 
 
 def peak_bytes(pid: int | None = None) -> int:
-    """The most memory that a process (default: this one) has held at once, shared pages included."""
+    """Peak memory of a process (default: this one), including shared pages."""
     for line in Path(f"/proc/{pid or os.getpid()}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -36,7 +36,7 @@ def peak_bytes(pid: int | None = None) -> int:
 
 
 def reset_peak() -> None:
-    """Let the peak of this process begin anew at what it holds now."""
+    """Reset this process's peak to its current memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

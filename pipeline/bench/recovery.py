@@ -1,4 +1,4 @@
-"""How long a run stands still when a rank is killed: from the kill to the first step after it."""
+"""Measures how long a run stops when a rank is killed: from the kill to the first step after it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE_S = 300.0
 
 
 def measure(kills: int) -> dict[str, Any]:
-    """Kill a rank of a run that trains on this machine, again and again, and time each recovery."""
+    """Repeatedly kill a rank of a run on this machine and time each recovery."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_shards(folder / "shards")
@@ -50,7 +50,7 @@ def measure(kills: int) -> dict[str, Any]:
 
 
 def wait_for_step(driver: psutil.Popen, ledger: Path, begun: float, after: float) -> float:
-    """Seconds from `begun` to the first step that ended later than `after` (Unix times)."""
+    """Seconds from `begun` to the first step that ended after `after` (Unix times)."""
     due = time.monotonic() + PATIENCE_S
     while not (rows := [row for row in read_metrics(ledger) if row["time"] > after]):
         require_progress(driver, ledger, due)

@@ -1,4 +1,4 @@
-"""Time to the first batch of a loader that starts at 1 % and at 99 % of an epoch."""
+"""Time to a loader's first batch when it starts at 1 % and at 99 % of an epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EARLY, LATE = 0.01, 0.99
 
 
 def measure(index: DatasetIndex, image_size: int, rounds: int) -> dict[str, Any]:
-    """Median seconds of each, rounds in turn."""
+    """Median seconds of each over alternating rounds."""
     first_batch_s(index, image_size, EARLY)  # starts the fork server, which the others then share
     found: dict[float, list[float]] = {EARLY: [], LATE: []}
     for _ in range(rounds):
@@ -26,7 +26,7 @@ def measure(index: DatasetIndex, image_size: int, rounds: int) -> dict[str, Any]
 
 
 def first_batch_s(index: DatasetIndex, image_size: int, share: float) -> float:
-    """From the start of a loader to its first batch, worker process included."""
+    """Seconds from the start of a loader, including its worker process, to its first batch."""
     steps = index.num_samples // DATA.lanes * DATA.lanes // BATCH_SIZE
     began = time.perf_counter()
     start_slot = int(steps * share) * BATCH_SIZE

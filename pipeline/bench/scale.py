@@ -1,4 +1,4 @@
-"""How soon one rank of a very large job finds its first sample, and in how much memory, loading the index included."""
+"""Time and memory for one rank of a very large job to find its first sample, including loading the index."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUMMARY = {"missing": 0, "bad": 0, "unusable": 0, "low": 0, "high": 999}
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Median seconds from opening the index to knowing the first samples, and the peak memory, of fresh processes."""
+    """Median seconds from opening the index to knowing the first samples, and peak memory, in fresh processes."""
     from pipeline.shards.build import write_index
 
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +58,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def find_first(folder: str) -> dict[str, Any]:
-    """What the last loader worker of the last rank does first, when it resumes in the middle of the fourth epoch."""
+    """Run the first work of the last rank's last loader worker when it resumes in the middle of the fourth epoch."""
     began = time.perf_counter()
     index = load_index(folder, check=False)
     order = Order(index.counts, lanes=LANES, window=WINDOW, seed=0)

@@ -1,4 +1,4 @@
-"""How well the sample order mixes data in the worst order: shards sorted by class."""
+"""Measures how well the sample order shuffles the worst case: shards sorted by class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLASSES, SAMPLES_PER_SHARD, BATCH_SIZE, LANES, WINDOW = 100, 1_000, 256, 64, 512
 
 
 def measure(plot: Path | None = None) -> dict[str, Any]:
-    """Entropy of labels per batch, and how far neighbours of the source end up from each other, in one epoch.
+    """Entropy of labels per batch, and distance between former neighbours of the source, over one epoch.
 
     100 shards of 1,000 samples, each shard of one class; compared with a uniform shuffle of all samples.
     """
@@ -41,14 +41,14 @@ def measure(plot: Path | None = None) -> dict[str, Any]:
 
 
 def batch_entropies(labels: np.ndarray) -> np.ndarray:
-    """In nats, of each batch of a stream's labels."""
+    """Entropy in nats of each batch of a stream's labels."""
     batches = labels[: len(labels) // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE)
     shares = np.stack([np.bincount(batch, minlength=CLASSES) for batch in batches]) / BATCH_SIZE
     return -np.sum(shares * np.log(np.where(shares > 0, shares, 1)), axis=1)
 
 
 def neighbour_distances(source: np.ndarray) -> np.ndarray:
-    """Slots between each two samples that are neighbours in the source, where both are in the stream."""
+    """Slots between every two samples that are neighbours in the source, if both are in the stream."""
     slot_of = np.full(CLASSES * SAMPLES_PER_SHARD, -1)
     slot_of[source] = np.arange(len(source))
     both = (slot_of[:-1] >= 0) & (slot_of[1:] >= 0)

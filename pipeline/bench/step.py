@@ -1,4 +1,4 @@
-"""The training step against stock `nn.TransformerEncoder` and timm: speed, use of the processor, peak memory."""
+"""The training step against stock `nn.TransformerEncoder` and timm: speed, processor utilisation, peak memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CONTENDERS = ("ours", "stock", "timm")
 PEERS = CONTENDERS[1:]
 BACKWARD = 2  # times the products of the forward pass
 DEEP = 24
-STATE_BYTES = {"fp32": 16, "bf16": 20}  # of a parameter; in bf16 its gradient is there in fp32 too while it is applied
-EMULATED_BELOW = 0.1  # of the fp32 rate: such a dtype has no arithmetic of its own here
-EMULATED_BATCHES = (1, 4)  # what peers run then: the first for speed, both for memory, which grows linearly
+STATE_BYTES = {"fp32": 16, "bf16": 20}  # per parameter; in bf16 its gradient also exists in fp32 while it is applied
+EMULATED_BELOW = 0.1  # of the fp32 rate: the processor then has no arithmetic for this dtype
+EMULATED_BATCHES = (1, 4)  # of peers in that case: the first for speed, both for memory, which grows linearly
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def measure(
     device: str | None = None,
     peak_tflops: float | None = None,
 ) -> dict[str, Any]:
-    """Forward, backward and fused AdamW of every contender in every mode, by variant; rounds in turn, medians.
+    """Forward, backward and fused AdamW of every contender in every mode, by variant; medians of alternating rounds.
 
-    `ratio` is ours to the better peer in the same mode; `ratio_to_fp32` to the better peer in fp32, which is what one
-    would use where bf16 is only emulated. FLOP/s count the products that a contender carries out (ours leaves out what
-    the head does not read), as shares of torch's best matrix product in the mode's dtype and in fp32; on a GPU also of
-    its tensor cores' peak (`mfu`; Chowdhery et al. 2022), which `peak_tflops` (in bf16) gives where no table knows it.
+    `ratio` is ours to the better peer in the same mode; `ratio_to_fp32` to the better peer in fp32, the usual choice if
+    bf16 is only emulated. FLOP/s count the products that a contender computes (ours skips what the head does not read),
+    as shares of torch's best matrix product in the mode's dtype and in fp32; on a GPU also of its tensor cores' peak
+    (`mfu`; Chowdhery et al. 2022), which `peak_tflops` (in bf16) sets for GPUs missing from the table.
     """
     processor = processor_name(choose_device(device))
     peaks = {precision: on_its_own(matmul_flops_per_s, precision, threads) for precision in ("fp32", "bf16")}
@@ -88,7 +88,7 @@ def measure(
 def measure_mode(
     spec: ModelSpec, mode: Mode, peaks: dict[str, float], batch_size: int, threads: int, rounds: int
 ) -> dict[str, Any]:
-    """All contenders in one mode, each in a process of its own, a step of each in turn."""
+    """All contenders in one mode, each in its own process, with alternating steps."""
     batches = {
         name: batch_size if name == "ours" else peers_batch(mode.precision, peaks, batch_size) for name in CONTENDERS
     }
@@ -123,14 +123,14 @@ def measure_mode(
 
 
 def add_mfu(result: dict[str, Any], spec: ModelSpec, peak: float | None) -> None:
-    """Add each contender's share of a peak (FLOP/s), where that is known, to what `measure_mode` found."""
+    """Add each contender's share of the peak FLOP/s, if known, to the result of `measure_mode`."""
     if peak is not None:
         for name in CONTENDERS:
             result[name]["mfu"] = result[name]["images_per_s"] * step_flops(spec, name) / peak
 
 
 def peers_batch(precision: str, peaks: dict[str, float], batch_size: int) -> int:
-    """Images that the others run at once: one where the dtype is only emulated."""
+    """Batch size of the peers: one image if the dtype is only emulated."""
     return EMULATED_BATCHES[0] if peaks[precision] < EMULATED_BELOW * peaks["fp32"] else batch_size
 
 
@@ -140,7 +140,7 @@ def better_peer(result: dict[str, Any]) -> float:
 
 
 def peak_memory(contender: Contender, runs: int, wanted: int) -> float:
-    """Peak bytes of a step of `wanted` images; where the contender only `runs` fewer, by two smaller batches."""
+    """Peak bytes of a step of `wanted` images, extrapolated from two smaller batches if it only `runs` fewer."""
     if runs == wanted:
         return contender.peak_bytes(wanted)
     small, large = EMULATED_BATCHES
@@ -149,18 +149,18 @@ def peak_memory(contender: Contender, runs: int, wanted: int) -> float:
 
 
 def step_flops(spec: ModelSpec, name: str) -> int:
-    """Operations in the products of a training step on one image."""
-    carried_out = spec if name == "ours" else spec.with_backbone(pool="avg")  # the others compute all of the last layer
+    """FLOPs in the products of a training step on one image."""
+    carried_out = spec if name == "ours" else spec.with_backbone(pool="avg")  # the others compute the full last layer
     return (1 + BACKWARD) * forward_flops(carried_out)
 
 
 def measure_checkpointing(
     spec: ModelSpec, precision: str, matmul_peaks: dict[str, float], batch_size: int, threads: int
 ) -> dict[str, Any]:
-    """Peak megabytes of our step by what is computed again; the least as a share of keeping everything, ours or timm's.
+    """Peak megabytes of our step by what is recomputed; full recomputation as a share of none, ours or timm's.
 
-    `states_megabytes` are weights, gradients, master copy and moments, which no checkpointing touches;
-    `share_of_activations` is of the rest.
+    `states_megabytes` are weights, gradients, master copy and moments, which checkpointing does not affect;
+    `share_of_activations` is that of the rest.
     """
     peaks = {}
     for recompute in get_args(Recompute):
@@ -181,7 +181,7 @@ def measure_checkpointing(
 
 
 def matmul_flops_per_s(precision: str, threads: int) -> float:
-    """The best rate of a product of two square matrices in a dtype, over sizes and repeats."""
+    """Best FLOP/s of a product of two square matrices in a dtype, over sizes and repeats."""
     from time import perf_counter
 
     from pipeline.train.device import allow_tf32, precision_dtype, select_device

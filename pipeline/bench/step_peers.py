@@ -1,4 +1,4 @@
-"""The models that our step is compared to."""
+"""The models that our step is compared with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.models.spec import ModelSpec
 
 
 class StockViT(nn.Module):
-    """The tutorial's structure out of torch's own parts, pre-norm and GELU."""
+    """The tutorial's structure built from torch's own modules, pre-norm and GELU."""
 
     def __init__(self, model: ModelSpec) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class StockViT(nn.Module):
 
 
 def timm_vit(model_spec: ModelSpec) -> nn.Module:
-    """A model of timm of the same shape, by its settings."""
+    """A timm model of the same shape."""
     from timm.models.vision_transformer import VisionTransformer
 
     spec = model_spec.backbone

@@ -1,4 +1,4 @@
-"""One model that trains in a process of its own, so that its speed and memory are its own, and waits to be asked."""
+"""Trains one model on request in its own process, so that its speed and memory are measured in isolation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class StepJob:
-    """Which model ("ours", "stock" or "timm") is trained, and how."""
+    """The model to train ("ours", "stock" or "timm") and its settings."""
 
     contender: str
     spec: ModelSpec
@@ -50,27 +50,27 @@ class Contender:
         self._pool.shutdown()
 
     def step_s(self, batch_size: int, image_size: int | None = None) -> float:
-        """Seconds of one training step on square images of a size; default: the model's own."""
+        """Seconds of one training step on square images of this size; default: the model's own."""
         return self._pool.submit(_step_s, batch_size, image_size).result()
 
     def peak_bytes(self, batch_size: int) -> int:
-        """The most memory held in two steps, above what the process held before there was a model.
+        """Peak memory over two steps, minus what the process held before it built the model.
 
-        Of a CPU process all resident memory; of a GPU what torch has allocated. Peaks of former steps count.
+        All resident memory of a CPU process; on a GPU, what torch has allocated. Peaks of earlier steps count.
         """
         return self._pool.submit(_peak_bytes, batch_size).result()
 
 
 def on_its_own(function: Callable[..., Result], *arguments: Any) -> Result:
-    """What a function returns in a new process."""
+    """Run a function in a new process and return its result."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 class Training:
-    """Forward, backward and fused AdamW: of the weights in fp32, else as ZeRO does it, by `MasterCopy`.
+    """Forward, backward and fused AdamW: on the weights in fp32, otherwise on a `MasterCopy`, as ZeRO does.
 
-    Gradients have one block for good, as in the engine: freed one by one, they would leave the heap in pieces.
+    Gradients share one permanent block, as in the engine: freed one by one, they would fragment the heap.
     """
 
     def __init__(self, job: StepJob) -> None:
@@ -130,7 +130,7 @@ class MasterCopy:
 
 
 def build_model(job: StepJob) -> nn.Module:
-    """The contender's model; ours compiles layer by layer, as the engine does, the others as a whole."""
+    """The contender's model; ours compiles layer by layer, as in the engine, the others as a whole."""
     if job.contender == "ours":
         model = MiniViT.from_spec(job.spec)
         model.transformer.recompute_activations(job.recompute)
@@ -148,8 +148,8 @@ _HERE: dict[str, Any] = {}
 
 def _begin(job: StepJob) -> None:
     torch.set_num_threads(job.threads)
-    allow_tf32()  # as ranks do
-    # What the libraries load at first use is no model's memory: the optimiser alone brings in torch's compiler.
+    allow_tf32()  # as on ranks
+    # Excludes what libraries load on first use from the model's memory: the optimiser alone imports torch's compiler.
     Training(replace(job, spec=build_spec("nano", image_size=28, num_classes=10, channels=1))).step_s(1, None)
     reset_peak()
     _HERE["base"], _HERE["training"] = peak_bytes(), Training(job)
@@ -161,7 +161,7 @@ def _step_s(batch_size: int, image_size: int | None = None) -> float:
 
 
 def _peak_bytes(batch_size: int) -> int:
-    for _ in range(2):  # the optimiser's state is there from the second step on
+    for _ in range(2):  # the optimiser's state exists from the second step on
         _step_s(batch_size)
     device: torch.device = _HERE["training"].device
     return peak_bytes() - _HERE["base"] if device.type == "cpu" else torch.cuda.max_memory_allocated(device)

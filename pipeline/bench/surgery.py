@@ -1,4 +1,4 @@
-"""Seconds in which a large state is adapted to another grid, patch and head."""
+"""Seconds to adapt a large state to another grid, patch and head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A miniature pipeline to disturb: shards of noise as bright as its label, a thin model, a stage of each kind."""
+"""A miniature pipeline to disturb: shards of noise with its label as brightness, a tiny model, a stage of each kind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.targets import tool_targets
 CLASSES = ["black", "dark", "light", "white"]
 MEMBERS = {"class_id": ("cls",)}
 CAPTIONED = MEMBERS | {"text": ("txt",)}
-SPLITS = (("train", 96, 48), ("val", 21, 21), ("test", 37, 20))  # samples, and samples in a shard
+SPLITS = (("train", 96, 48), ("val", 21, 21), ("test", 37, 20))  # samples, and samples per shard
 SIDE = 16
 NAME = "miniature"
 RANK, RAYLET = "ray::RayTrainWorker", "raylet/raylet"
@@ -31,7 +31,7 @@ RANK, RAYLET = "ray::RayTrainWorker", "raylet/raylet"
 def write_shards(
     folder: Path, *, splits: Sequence[tuple[str, int, int]] = SPLITS, side: int = SIDE, captions: bool = False
 ) -> DatasetIndex:
-    """Small data sets of grey images, by default train, val and test; with captions or without."""
+    """Write small data sets of grey images, by default train, val and test, with or without captions."""
     folder.mkdir(parents=True)
     records, kinds = [], CAPTIONED if captions else MEMBERS
     for prefix, samples, samples_per_shard in splits:
@@ -66,7 +66,7 @@ def write_config(folder: Path, shards: Path, steps: int, checkpoint_every: int) 
 
 
 def pretrain(steps: int, checkpoint_every: int) -> dict[str, Any]:
-    """A stage of a thin model."""
+    """A pretraining stage of a tiny model."""
     return {
         "type": "pretrain",
         "model": {"variant": "nano", "depth": 2, "image_size": SIDE, "patch_size": 4, "channels": 1},
@@ -81,7 +81,7 @@ def pretrain(steps: int, checkpoint_every: int) -> dict[str, Any]:
 
 
 def write_pipeline(folder: Path, shards: Path, stages: Mapping[str, Any]) -> Path:
-    """Stages over the small data sets on two workers."""
+    """Write a pipeline of these stages over the small data sets, on two workers."""
     named = [name for name, *_ in SPLITS]
     datasets = {name: {"shards": f"{shards}/{name}-*.tar", "mean": [0.4], "std": [0.3]} for name in named}
     path = folder / "pipeline.yaml"
@@ -90,12 +90,12 @@ def write_pipeline(folder: Path, shards: Path, stages: Mapping[str, Any]) -> Pat
 
 
 def start_driver(folder: Path, *overrides: str) -> psutil.Popen:
-    """Run the folder's pipeline, one thread a rank; what it says is added to `driver.log`."""
+    """Start the folder's pipeline with one thread per rank; its output is appended to `driver.log`."""
     command = [sys.executable, "-m", "pipeline.cli.main", "run", "pipeline.yaml", *overrides]
     with (folder / "driver.log").open("a") as log:
         return psutil.Popen(command, cwd=folder, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def processes_named(driver: psutil.Popen, name: str) -> list[psutil.Process]:
-    """Those that the driver and its children started whose command has a name: `RANK` or `RAYLET`."""
+    """Descendants of the driver whose command contains a name: `RANK` or `RAYLET`."""
     return [child for child in driver.children(recursive=True) if name in " ".join(child.cmdline()[:1])]

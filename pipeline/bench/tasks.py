@@ -1,4 +1,4 @@
-"""Settings of the tasks that benches train, on images of any size, and the teacher that one of them learns from."""
+"""Settings of the tasks that benchmarks train, for images of any size, and the teacher that one of them needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def known_tasks(names: Sequence[str]) -> list[str]:
-    """The names, or all of `TASKS` for none. Raises ConfigError for one that is not among them."""
+    """The names, or all of `TASKS` if there are none. Raises ConfigError for an unknown name."""
     for name in names:
         if name not in TASKS:
             raise ConfigError(f"--task: found {name!r}, {allowed(name, list(TASKS))}")
@@ -37,7 +37,7 @@ def known_tasks(names: Sequence[str]) -> list[str]:
 
 
 def task_settings(name: str, side: int, patch: int, teacher: Path) -> dict[str, Any]:
-    """The `task` section of one of `TASKS`, for square images of so many pixels; `teacher` is a bundle's folder."""
+    """The `task` section of one of `TASKS`, for square images of `side` pixels; `teacher` is a bundle's folder."""
     settings = {"type": name, **TASKS[name]}
     if "teacher" in settings:
         settings["teacher"] = str(teacher)
@@ -48,6 +48,6 @@ def task_settings(name: str, side: int, patch: int, teacher: Path) -> dict[str, 
 
 
 def write_teacher(folder: Path, spec: ModelSpec, preprocess: Preprocess, classes: list[str]) -> None:
-    """A classifier with initial weights."""
+    """Write the bundle of a classifier with initial weights."""
     torch.manual_seed(1)
     save_bundle(folder, MiniViT.from_spec(spec).state_dict(), spec, preprocess, classes, {})

@@ -1,1 +1,1 @@
-"""Checkpoints: committed by a manifest, or absent."""
+"""Checkpoints: committed by their manifest, or nonexistent."""

@@ -1,4 +1,4 @@
-"""The manifest that makes a folder a checkpoint: every file with its size and SHA-256, and what the state means."""
+"""The manifest that makes a folder a checkpoint: every file with size and SHA-256, and the meaning of the state."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.errors import CheckpointError
 
 FORMAT = 2
 NAME = "manifest.json"
-HASH_THREADS = 8  # files of one checkpoint verified side by side; hashing holds no interpreter lock
+HASH_THREADS = 8  # files of a checkpoint verified in parallel; hashing releases the GIL
 
 
 class NewerFormat(CheckpointError):
-    """A checkpoint that a later version of this package wrote: to pass over it would lose its steps."""
+    """A checkpoint written by a later version of this package: skipping it would lose its steps."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of a checkpoint, by its name in the folder."""
+    """A file of a checkpoint, by its name in the folder."""
 
     name: str
     bytes: int
@@ -33,7 +33,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Window:
-    """What the metrics of the steps since the last report add up to so far; `sums` [rank][metric]."""
+    """Running sums of the metrics since the last report; `sums` [rank][metric]."""
 
     steps: int
     skipped: int
@@ -42,17 +42,17 @@ class Window:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a committed checkpoint holds."""
+    """The content of a committed checkpoint."""
 
     step: int
-    slots: int  # position of the stream: samples consumed
+    slots: int  # position in the stream: samples consumed
     world_size: int
     zero_stage: int
     digest: str  # of the stage's inputs
     spec: dict[str, Any]
     shapes: dict[str, list[int]]  # of every parameter and buffer
     files: list[FileRecord]
-    metrics: dict[str, float]  # of a validation of exactly these weights; empty if there was none at this step
+    metrics: dict[str, float]  # from a validation of exactly these weights; empty if there was none at this step
     window: Window
     run_ids: dict[str, str] = field(default_factory=dict)  # the MLflow runs that it belongs to
     format: int = FORMAT
@@ -73,7 +73,7 @@ def _hash(file: BinaryIO) -> str:
 
 
 def write_manifest(storage: Storage, folder: str, manifest: Manifest) -> None:
-    """Commit a folder whose files are durable. Whatever stops this, there is a whole manifest or none."""
+    """Commit a folder whose files are durable. If interrupted, leaves a complete manifest or none."""
     storage.put(f"{folder}/{NAME}", (json.dumps(asdict(manifest), indent=1) + "\n").encode())
 
 
@@ -113,7 +113,7 @@ def _parse(raw: Mapping[str, Any], where: str) -> Manifest:
 
 
 def verify(storage: Storage, folder: str) -> Manifest:
-    """The manifest of a checkpoint whose every file is there, whole and unchanged; else `CheckpointError`."""
+    """The manifest of a checkpoint. Raises `CheckpointError` unless every file is present, complete and unchanged."""
     manifest = read_manifest(storage, folder)
     sizes = storage.files(folder)
     for record in manifest.files:

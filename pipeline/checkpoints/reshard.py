@@ -1,4 +1,4 @@
-"""Writing a checkpoint anew in another number of files. No run needs that to resume; archives and slow stores may."""
+"""Rewrites a checkpoint with another number of files. No run needs this to resume; archives and slow stores may."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pipeline.checkpoints.shard_file import SUFFIX, Span, write_shard
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import Storage, unwritable
 
-THREADS = 4  # files under way at once: each is held in memory whole
+THREADS = 4  # files in flight; each is held in memory in full
 
 
 def reshard(storage: Storage, folder: str, files: int) -> Manifest:
-    """Write a checkpoint as `files` files of nearly equal size; the old ones go once the new ones are committed.
+    """Rewrite a checkpoint as `files` files of nearly equal size; removes the old ones once the new are committed.
 
-    Raises `CheckpointError` if it does not verify, or the storage has no room for it twice.
+    Raises `CheckpointError` if it fails verification, or the storage has no room for a second copy.
     """
     with storage.reading(folder):
         manifest = verify(storage, folder)
@@ -51,7 +51,7 @@ def reshard(storage: Storage, folder: str, files: int) -> Manifest:
 
 
 def _part(reader: StateReader, part: int, parts: int) -> tuple[list[list[Span]], dict[str, Tensor]]:
-    """Layout and tensors of one of `parts` equal shares: a flat for each set of parameters that have the same state."""
+    """Layout and tensors of one of `parts` equal shares: one flat per set of parameters with the same state."""
     layout: list[list[Span]] = []
     tensors: dict[str, Tensor] = {}
     for kinds, names in _alike(reader).items():
@@ -69,7 +69,7 @@ def _part(reader: StateReader, part: int, parts: int) -> tuple[list[list[Span]],
 
 
 def _alike(reader: StateReader) -> dict[tuple[tuple[str, torch.dtype], ...], list[str]]:
-    """Parameters by the kinds of state that are kept of them, and the types of these."""
+    """Parameters grouped by the kinds of state stored for them and their dtypes."""
     groups: dict[tuple[tuple[str, torch.dtype], ...], list[str]] = defaultdict(list)
     for name in reader.shapes:
         groups[reader.kinds(name)].append(name)
@@ -77,7 +77,7 @@ def _alike(reader: StateReader) -> dict[tuple[tuple[str, torch.dtype], ...], lis
 
 
 def _share(reader: StateReader, names: list[str], part: int, parts: int) -> Iterator[Span]:
-    """The stretches of the parameters, laid end to end, that fall into an equal share of them."""
+    """The spans of the parameters, laid end to end, that fall into one equal share."""
     total = sum(prod(reader.shapes[name]) for name in names)
     first, last = total * part // parts, total * (part + 1) // parts
     position = 0

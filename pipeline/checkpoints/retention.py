@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the last ones, one per stretch of training, and the best by a metric."""
+"""Which checkpoints to keep: the last ones, one per interval of training, and the best by a metric."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pipeline.metrics.schema import Better, best
 
 
 def best_step(metrics: Mapping[int, Mapping[str, float]], metric: str, better: Better) -> int | None:
-    """The step that is best by a metric, the earliest of equals; None if none was measured.
+    """The best step by a metric, the earliest on ties; None if none was measured.
 
-    `metrics` are step -> what was measured of the weights of exactly that step. Values that are not finite never win.
+    `metrics` maps each step to the measures of exactly its weights. Values that are not finite never win.
     """
     return best({step: metrics[step].get(metric) for step in sorted(metrics)}, better)
 
 
 @dataclass(frozen=True)
 class Retention:
-    """`last` newest ones; the first of every `every_steps` steps; the best by a metric."""
+    """Keeps the `last` newest, the first of every `every_steps` steps, and the best by a metric."""
 
     last: int
     every_steps: int | None = None
     best_by: tuple[str, Better] | None = None
 
     def kept(self, metrics: Mapping[int, Mapping[str, float]]) -> set[int]:
-        """The steps to keep, of those that are committed: step -> its metrics."""
+        """The steps to keep among the committed ones, given as step -> its metrics."""
         steps = sorted(metrics)
         kept = set(steps[-self.last :])
         if self.every_steps:
@@ -41,14 +41,14 @@ class Retention:
 
 
 def prune(storage: Storage, retention: Retention, newest: Manifest) -> None:
-    """Remove what is not kept of the checkpoints up to the one just committed, and what was left uncommitted before it.
+    """Remove checkpoints that are not kept, up to the one just committed, and uncommitted folders before it.
 
-    Checkpoints of other settings or of later steps are left alone: they are a former stage's results, or ones that the
-    run passed over when it resumed. Those that a reader holds stay until the next call.
+    Leaves checkpoints of other settings or later steps alone: they are a former stage's results, or the run passed them
+    over when it resumed. A checkpoint locked by a reader stays until the next call.
     """
     found = committed(storage)
     if None in found.values():
-        return  # damaged or of another version: a person should look before anything goes
+        return  # damaged or from another version: a person should look before anything is removed
     mine = course(found.values(), newest.digest, newest.step)
     kept = retention.kept({step: manifest.metrics for step, manifest in mine.items()})
     going = {step_folder(step) for step in mine.keys() - kept}
@@ -59,7 +59,7 @@ def prune(storage: Storage, retention: Retention, newest: Manifest) -> None:
 
 
 def sweep(storage: Storage, folder: str, manifest: Manifest) -> None:
-    """Remove from a committed checkpoint what earlier attempts, killed in mid-write, have left in its folder."""
+    """Remove what earlier attempts, killed while writing, left in the folder of a committed checkpoint."""
     listed = {f"{folder}/{name}" for name in (NAME, *(record.name for record in manifest.files))}
     for path in storage.files(folder).keys() - listed:
         storage.remove(path)

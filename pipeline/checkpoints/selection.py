@@ -15,7 +15,7 @@ STEP = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Selection:
-    """The checkpoint to resume from, and the newer ones that were passed over, each with the reason."""
+    """The checkpoint to resume from, and why each newer one was passed over."""
 
     folder: str | None = None
     manifest: Manifest | None = None
@@ -27,15 +27,15 @@ def step_folder(step: int) -> str:
 
 
 def step_folders(storage: Storage) -> list[str]:
-    """All checkpoint folders, committed or not, oldest first. Steps decide, not clocks: those may jump."""
+    """All checkpoint folders, committed or not, oldest first by step; clocks may jump."""
     steps = [(int(match[1]), name) for name in storage.folders() if (match := STEP.fullmatch(name))]
     return [name for _, name in sorted(steps)]
 
 
 def committed(storage: Storage) -> dict[str, Manifest | None]:
-    """Every committed checkpoint, oldest first: folder -> its manifest, None where that cannot be read.
+    """Every committed checkpoint, oldest first: folder -> its manifest, None if unreadable.
 
-    Their files are not verified.
+    Does not verify their files.
     """
     found: dict[str, Manifest | None] = {}
     for folder in step_folders(storage):
@@ -50,15 +50,15 @@ def committed(storage: Storage) -> dict[str, Manifest | None]:
 def course(manifests: Iterable[Manifest | None], digest: str, last_step: int) -> dict[int, Manifest]:
     """The checkpoints of one stage's settings up to a step: step -> manifest.
 
-    Later ones belong to a course that the run abandoned when it resumed from an earlier checkpoint.
+    Later ones belong to a trajectory that the run abandoned when it resumed from an earlier checkpoint.
     """
     return {m.step: m for m in manifests if m and m.digest == digest and m.step <= last_step}
 
 
 def newest_valid(storage: Storage, digest: str) -> Selection:
-    """The newest checkpoint that verifies and belongs to a stage with these inputs.
+    """The newest checkpoint that passes verification and belongs to a stage with these inputs.
 
-    Raises `NewerFormat` where a later version of this package wrote one.
+    Raises `NewerFormat` if a later version of this package wrote one.
     """
     passed_over = []
     for folder in reversed(step_folders(storage)):

@@ -1,11 +1,11 @@
-"""One rank's file of a checkpoint: flat tensors, and which stretch of which parameter each of their parts is.
+"""One rank's file of a checkpoint: flat tensors, and which span of which parameter each part holds.
 
 The file is safetensors (https://huggingface.co/docs/safetensors): the length of a JSON header in 8 bytes, the header,
-the raw tensors. Nothing in it is code. Its `__metadata__` holds the layout, so that a checkpoint can be read by any
-number of ranks under any ZeRO stage: whoever wants a stretch of a parameter finds where it lies.
+the raw tensors. It contains no code. Its `__metadata__` holds the layout, so that any number of ranks under any ZeRO
+stage can find any span of a parameter.
 
-A tensor `N/KEY` is the state KEY (weights, exp_avg, ...) of flat N: one-dimensional as the layout describes it, or a
-scalar that holds for the whole flat (an optimiser's step).
+A tensor `N/KEY` is the state KEY (weights, exp_avg, ...) of flat N: one-dimensional as in the layout, or a scalar for
+the whole flat (an optimiser's step).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 DTYPES |= {"I32": torch.int32, "I16": torch.int16, "U8": torch.uint8, "BOOL": torch.bool}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LENGTH = struct.Struct("<Q")
-MAX_HEADER_BYTES = 100 << 20  # the format's own bound
-CHUNK = 16 << 20  # bytes hashed and written at a time
+MAX_HEADER_BYTES = 100 << 20  # the format's limit
+CHUNK = 16 << 20  # bytes hashed and written per chunk
 
 
 @dataclass(frozen=True)
 class Span:
-    """Elements `start` to `start + numel` of a parameter (row-major) stand at `offset` of a flat tensor."""
+    """Elements `start` to `start + numel` of a parameter (row-major), stored at `offset` of a flat tensor."""
 
     parameter: str
     start: int
@@ -46,7 +46,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file: where its bytes are, and how to read them."""
+    """A tensor in a file: where its bytes are and how to read them."""
 
     name: str
     dtype: torch.dtype
@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a file holds."""
+    """The content of a file."""
 
     entries: list[Entry]
     layout: list[list[Span]]  # of each flat
@@ -70,9 +70,9 @@ def write_shard(
     tensors: Mapping[str, Tensor],
     progress: Callable[[int], None] = lambda size: None,
 ) -> FileRecord:
-    """Write CPU tensors as one file, hashed on the way; durable when this returns. Raises the storage's errors.
+    """Write CPU tensors to one file and hash them on the way; durable on return. Raises the storage's errors.
 
-    `progress` is called with the bytes of every chunk that has been written.
+    Calls `progress` with the number of bytes of every chunk written.
     """
     header = _header(layout, tensors)
     digest, size = hashlib.sha256(), 0
@@ -108,12 +108,12 @@ def _chunks(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | me
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a flat, contiguous CPU tensor, to read or to write."""
+    """The bytes of a flat, contiguous CPU tensor, to read or write."""
     return tensor.view(torch.uint8).numpy().data
 
 
 def read_header(storage: Storage, path: str, size: int) -> ShardHeader:
-    """The header of a file of `size` bytes. Raises CheckpointError if it is none of ours."""
+    """The header of a file of `size` bytes. Raises CheckpointError if it is not one of ours."""
     try:
         length = LENGTH.unpack(_read(storage, path, 0, LENGTH.size))[0]
         if length > min(MAX_HEADER_BYTES, size):

@@ -1,4 +1,4 @@
-"""Reading any stretch of any parameter's state out of a checkpoint, however many ranks wrote it."""
+"""Reads any span of any parameter's state from a checkpoint, however many ranks wrote it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements `start` to `stop` of a parameter's state: raw values of `dtype` at byte `position` of a file."""
+    """Elements `start` to `stop` of a parameter's state: raw values of `dtype` at byte `position` in a file."""
 
     start: int
     stop: int
@@ -27,13 +27,13 @@ class Piece:
     dtype: torch.dtype
 
 
-FINISHED = ("ema", "teacher", WEIGHTS)  # what stands for the finished model, the first that there is
+FINISHED = ("ema", "teacher", WEIGHTS)  # keys of the finished model; the first that exists counts
 
 
 class StateReader:
     """The state in a checkpoint by parameter and key (`weights`, `exp_avg`, `ema`, ...).
 
-    `progress` is called with the bytes of every read. Raises `CheckpointError` if a file is not a checkpoint's.
+    Calls `progress` with the number of bytes of every read. Raises `CheckpointError` if a file is not a checkpoint's.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class StateReader:
 
     @property
     def keys(self) -> set[str]:
-        """What is kept of parameters: their weights, and whatever optimiser and average added."""
+        """The kinds of state stored: weights, and whatever optimiser and average add."""
         return {key for states in self._pieces.values() for key in states}
 
     def kinds(self, parameter: str) -> tuple[tuple[str, torch.dtype], ...]:
-        """What is kept of a parameter, and in which type."""
+        """The kinds of state stored for a parameter, with their dtypes."""
         return tuple((key, pieces[0].dtype) for key, pieces in self._pieces.get(parameter, {}).items())
 
     def bytes_by_key(self) -> dict[str, int]:
@@ -97,7 +97,7 @@ class StateReader:
             )
 
     def whole(self, key: str) -> dict[str, Tensor]:
-        """That state of every parameter that has it, in its own shape, on the CPU."""
+        """That state of every parameter that has it, in the parameter's shape, on the CPU."""
         state = {}
         for name, shape in self.shapes.items():
             if pieces := self._pieces.get(name, {}).get(key):
@@ -107,11 +107,11 @@ class StateReader:
         return state
 
     def model_state(self) -> dict[str, Tensor]:
-        """The finished model in fp32: the average of the weights where one was kept, else the teacher they had."""
+        """The finished model in fp32: the weights' average if kept, otherwise the teacher's, otherwise the weights."""
         return dict(self.tensors(FINISHED))
 
     def tensors(self, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter and buffer in fp32, one after the other: the first of these kinds of state that it has."""
+        """Each parameter and buffer in turn, in fp32: the first of these kinds of state that it has."""
         for name, shape in self.shapes.items():
             found = self._pieces.get(name, {})
             if key := next((key for key in keys if found.get(key)), None):
@@ -120,7 +120,7 @@ class StateReader:
                 yield name, (flat.float() if flat.is_floating_point() else flat).reshape(shape)
 
     def _fill(self, target: Tensor, piece: Piece) -> None:
-        """Read straight into the target where its memory can take the bytes as they are."""
+        """Read directly into the target if its memory can take the bytes unconverted."""
         if target.device.type == "cpu" and target.dtype == piece.dtype and target.is_contiguous():
             self._storage.read_into(piece.path, piece.position, raw_bytes(target))
             self._progress(target.nbytes)

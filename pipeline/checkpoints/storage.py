@@ -1,7 +1,7 @@
-"""Where checkpoints lie: a folder of a local or shared file system, or a prefix of an object store (S3 and the like).
+"""Where checkpoints are stored: a folder of a local or shared file system, or a prefix of an object store such as S3.
 
-Paths are relative to the root and use '/'. What is written is durable once the call, or the context, has ended: files
-and folders are synced, objects are there when the store has answered.
+Paths are relative to the root and use '/'. Writes are durable once the call, or the context, has ended: files and
+folders are synced, objects exist once the store has answered.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ from pipeline.errors import CheckpointError
 from pipeline.files import sync, takes_no_files, write_whole
 from pipeline.shards.store import filesystem, is_local, local_path, read_range
 
-PROBE = "write-test"  # a small file that comes and goes
-LOCKED_BY = "manifest.json"  # readers of a checkpoint hold a shared lock on it
+PROBE = "write-test"  # a temporary small file
+LOCKED_BY = "manifest.json"  # a checkpoint's readers hold a shared lock on it
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 ALMOST_FULL_BYTES = 1 << 20
 
 
 class Storage(Protocol):
-    """What a checkpoint needs of the place where it lies."""
+    """What checkpoints require from their storage."""
 
     root: str
 
     def url(self, path: str) -> str:
-        """The whole address of a path, for people and for readers of byte ranges."""
+        """The full address of a path, for people and for readers of byte ranges."""
 
     def folders(self) -> list[str]:
-        """Names directly below the root, sorted; none if the root does not exist."""
+        """Sorted names of the folders directly below the root; empty if the root does not exist."""
 
     def files(self, folder: str) -> dict[str, int]:
-        """Path relative to the root -> bytes, of all files directly in a folder."""
+        """Path relative to the root -> size in bytes, for all files directly in a folder."""
 
     def create(self, path: str) -> Any:
-        """Context manager of a binary file to write from its beginning; durable when left without an exception."""
+        """Context manager for writing a binary file from its start; durable on exit without an exception."""
 
     def put(self, path: str, data: bytes) -> None:
-        """Put a small file in place whole: readers see the old one or the new one."""
+        """Write a small file atomically: readers see the old one or the new one."""
 
     def open(self, path: str) -> BinaryIO:
-        """A binary file to read forwards. Raises FileNotFoundError."""
+        """Open a binary file to read forwards. Raises FileNotFoundError."""
 
     def read_into(self, path: str, start: int, buffer: memoryview) -> None:
-        """Fill a buffer of bytes from position `start` on. Raises DataError or OSError, EOFError if the file ends."""
+        """Fill a buffer with bytes from position `start` on. Raises DataError or OSError, EOFError if the file ends."""
 
     def remove(self, path: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
 
     def remove_folder(self, folder: str) -> bool:
-        """Remove a checkpoint, its manifest first, so that half of it is none; false if a reader holds it."""
+        """Remove a checkpoint, manifest first, so that no partial one looks committed; False if a reader holds it."""
 
     def reading(self, folder: str) -> Any:
-        """Context manager that keeps `remove_folder` away from a checkpoint."""
+        """Context manager that protects a checkpoint from `remove_folder`."""
 
     def free_bytes(self) -> int | None:
-        """Room left, None where there is no bound."""
+        """Free space in bytes, None if unlimited."""
 
     def refuses(self) -> str | None:
-        """Why nothing can be written here, as far as can be told without writing; None if it seems to work."""
+        """Why nothing can be written here, judged without writing; None if it apparently can."""
 
 
 def open_storage(url: str | Path) -> Storage:
@@ -73,7 +73,7 @@ def open_storage(url: str | Path) -> Storage:
 
 
 class LocalStorage:
-    """A folder; on a shared file system it is seen alike by all ranks."""
+    """A folder; on a shared file system all ranks see the same content."""
 
     def __init__(self, root: Path) -> None:
         self.path, self.root = root, str(root)
@@ -149,7 +149,7 @@ class LocalStorage:
 
 
 class ObjectStorage:
-    """A prefix of an object store that fsspec reaches. It has no locks; a manifest is one object, put last."""
+    """A prefix of an object store that fsspec supports. It has no locks; a manifest is one object, written last."""
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
@@ -184,7 +184,7 @@ class ObjectStorage:
         except BaseException:
             file.discard()
             with suppress(AttributeError):
-                file.closed = True  # else fsspec would upload what there is when it forgets the file
+                file.closed = True  # otherwise fsspec uploads the partial file when it is garbage-collected
             raise
         file.close()
 
@@ -218,21 +218,21 @@ class ObjectStorage:
         return None
 
     def refuses(self) -> str | None:
-        return None  # only a write would tell
+        return None  # only a write can tell
 
 
 def try_to_write(storage: Storage) -> str | None:
-    """Write and remove a small file; returns why that failed, None if it worked."""
+    """Write and remove a small file; returns why that failed, or None."""
     try:
         storage.put(PROBE, b"")
         storage.remove(PROBE)
-    except Exception as error:  # each store has errors of its own
+    except Exception as error:  # each store has its own errors
         return str(error) or type(error).__name__
     return None
 
 
 def unwritable(storage: Storage, error: BaseException) -> CheckpointError | None:
-    """The error for a full disk or a store that refuses, with its mend; None if `error` tells of something else."""
+    """The error for a full disk or a store that refuses writes, with a remedy; None if `error` has another cause."""
     with suppress(OSError):  # even asking may be refused
         free = storage.free_bytes()
         if free is not None and free < ALMOST_FULL_BYTES:
@@ -246,7 +246,7 @@ def unwritable(storage: Storage, error: BaseException) -> CheckpointError | None
 
 @contextmanager
 def told_if_unwritable(folder: Path) -> Iterator[None]:
-    """Turn the error of a disk that is full or refuses, wherever below a folder it strikes, into one sentence."""
+    """Turn the error of a full or refusing disk, anywhere below a folder, into one sentence."""
     try:
         yield
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Ray: a cluster to run on, and jobs of one process per rank. The only place that imports it."""
+"""Ray: the cluster, and jobs with one process per rank. The only package that imports Ray."""

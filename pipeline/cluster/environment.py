@@ -1,12 +1,11 @@
-"""Environment variables that ranks take from the driver, and inherited ones that would mislead them."""
+"""Environment variables that ranks take from the driver, and inherited ones to drop because they mislead ranks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 
-# Settings of the network, stores, caches and numerical libraries, which a Ray cluster started before the run does not
-# have.
+# Settings of the network, stores, caches and numerical libraries, missing in a Ray cluster started before the run.
 SHARED_PREFIXES = (
     *("AWS_", "AZURE_", "FSSPEC_", "GOOGLE_", "HF_", "S3_"),
     *("CUBLAS_", "CUDA_", "CUDNN_", "DS_", "KMP_", "MKL_", "OMP_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_"),
@@ -15,10 +14,10 @@ SHARED_PREFIXES = (
 PROXIES = ("all_proxy", "http_proxy", "https_proxy", "no_proxy")
 CERTIFICATES = ("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE")
 SHARED_NAMES = {*PROXIES, *(name.upper() for name in PROXIES), *CERTIFICATES}
-# Ray assigns these on each node; the driver's name the devices of another machine.
+# Ray assigns these on each node; the driver's value refers to another machine's devices.
 NOT_SHARED = {"CUDA_VISIBLE_DEVICES"}
 
-# What launchers (torchrun, MPI, SLURM) set for their own processes, and DeepSpeed and NCCL's plugins would take for
+# Set by launchers (torchrun, MPI, SLURM) for their own processes; DeepSpeed and NCCL's plugins would take them for
 # ours: under `mpirun ray start`, every rank would be rank 0.
 LAUNCHER_PREFIXES = ("MPI_LOCAL", "MV2_COMM_WORLD_", "OMPI_", "PMIX_", "PMI_", "TORCHELASTIC_")
 LAUNCHER_NAMES = {
@@ -29,7 +28,7 @@ LAUNCHER_NAMES = {
 
 
 def shared_with_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """The part of a driver's environment that every rank needs."""
+    """The part of the driver's environment that every rank needs."""
     return {
         name: value
         for name, value in environment.items()
@@ -38,7 +37,7 @@ def shared_with_ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def take_environment(shared: Mapping[str, str]) -> None:
-    """Give this process, a rank, the driver's settings, and drop what a launcher has set."""
+    """Apply the driver's settings to this process, a rank, and drop what a launcher has set."""
     for name in list(os.environ):
         if name.startswith(LAUNCHER_PREFIXES) or name in LAUNCHER_NAMES:
             del os.environ[name]

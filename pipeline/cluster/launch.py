@@ -14,7 +14,7 @@ from pipeline.cluster.resources import Resources
 from pipeline.errors import PipelineError, WorkersLost
 from pipeline.train.job import RankContext
 
-# A rank that raises one of these would raise it again: to start it again only hides the fault.
+# A rank that raises one of these would raise it again: restarting would only hide the fault.
 FAULTS_OF_OURS = (
     ArithmeticError,
     AssertionError,
@@ -39,9 +39,9 @@ def launch(
 ) -> None:
     """Run `worker(job, context)` on `workers` ranks, in a process group, until all have returned.
 
-    Each rank's log is in `folder/logs`. A `PipelineError` that any rank raised comes out as it is, and so does a fault
-    of our own code; a rank that died, or failed because another did, becomes `WorkersLost`. Ranks end where none of
-    them gives a sign of life for `stall_timeout_s`.
+    Ranks log to `folder/logs`. A `PipelineError` from any rank is raised unchanged, as is a fault in our own code; a
+    rank that died, or failed because another did, raises `WorkersLost`. The ranks are ended if none of them gives a
+    sign of life for `stall_timeout_s`.
     """
     import ray
     from ray import cloudpickle
@@ -51,10 +51,10 @@ def launch(
     from pipeline.cluster.rank import Ranks, run_rank
     from pipeline.cluster.trainer import Trainer
 
-    # As bytes, since Ray's controller also unpacks this: it should not have to import torch for that.
+    # As bytes, because Ray's controller unpickles this too and should not have to import torch for it.
     payload = cloudpickle.dumps((worker, job))
     trainer = Trainer(
-        # Not as Ray's runtime_env, which its agents write to their logs: there may be keys of stores in it.
+        # Not as Ray's runtime_env, which its agents write to their logs: it may contain credentials of stores.
         partial(run_rank, shared_with_ranks(os.environ)),
         train_loop_config={
             "payload": payload,
@@ -69,7 +69,7 @@ def launch(
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=worker_resources(resources),
         ),
-        run_config=RunConfig(  # type: ignore[arg-type]  # annotated with the one of version 1
+        run_config=RunConfig(  # type: ignore[arg-type]  # annotated with version 1's class
             name=name,
             storage_path=str(folder / "ray"),
             failure_config=FailureConfig(max_failures=0),
@@ -96,13 +96,13 @@ def worker_resources(resources: Resources) -> dict[str, float]:
 def root_cause(
     failure: BaseException | None, kind: type[BaseException] | tuple[type[BaseException], ...]
 ) -> BaseException | None:
-    """The exception of that kind inside what Ray wrapped around it, if there is one."""
+    """The exception of that kind inside Ray's wrappers, if any."""
     while failure is not None and not isinstance(failure, kind):
         failure = getattr(failure, "cause", None) or failure.__cause__
     return failure
 
 
 def describe(error: BaseException) -> str:
-    """The first sentence of the last telling line of a failure's message."""
+    """The first sentence of the last non-empty line of a failure's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].partition(". ")[0] if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""What happens on a rank before and after its work: the process group, its log, as many threads as CPUs.
+"""Set-up and tear-down of a rank: the process group, its log, as many threads as CPUs.
 
-Ray's own torch back end would do the first; but then Ray's controller imports torch too, at every start of a job.
-Imported there, this module must stay light.
+Ray's own torch backend would make the process group, but then Ray's controller imports torch at every job start. The
+controller imports this module too, so it must stay light.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Ranks connect once all have started: to rank 0 and, through it, to each other. A rank that cannot reach rank 0 says so
-# before those that wait for it give up.
+# Once all ranks have started, they connect to rank 0 and, through it, to each other. A rank that cannot reach rank 0
+# reports it before those waiting for it give up.
 REACH_TIMEOUT_S, JOIN_TIMEOUT_S = 60.0, 120.0
 PROBE_S = 5.0
-START_TIMEOUT_S = 600.0  # to import torch, for which a slow file system may take minutes, and to join
+START_TIMEOUT_S = 600.0  # to import torch, which may take minutes on a slow file system, and to join
 
 
 class RanksBackend(Backend):
-    """Ranks set themselves up; NCCL wants every rank to see all GPUs of its node."""
+    """Ranks set themselves up; NCCL needs every rank to see all GPUs of its node."""
 
     share_cuda_visible_devices = True
 
@@ -46,7 +46,7 @@ class Ranks(BackendConfig):
 
 
 def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
-    """Entry of one rank; `environment` is what it shares with the driver."""
+    """Entry point of a rank; `environment` is what it takes from the driver."""
     from ray import cloudpickle, train
 
     take_environment(environment)
@@ -84,7 +84,7 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
 
 
 def write_log_to(path: Path) -> None:
-    """Log to a file; what libraries and loader workers print to standard error goes there as well."""
+    """Log to a file, which also receives what libraries and loader workers print to standard error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=path, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("pipeline").setLevel(logging.INFO)
@@ -99,7 +99,7 @@ def take_device(cpus: int, gpus: int) -> torch.device:
     from pipeline.train.device import select_device, take_gpu
 
     torch.set_num_threads(cpus)
-    if not gpus:  # a cluster that we did not start may show all its GPUs to ranks that asked for none
+    if not gpus:  # a cluster we did not start may expose all its GPUs to ranks that asked for none
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return select_device()
     from ray.train.torch import get_device
@@ -108,9 +108,9 @@ def take_device(cpus: int, gpus: int) -> torch.device:
 
 
 def join_group(rank: int, world_size: int, local_rank: int, device: torch.device) -> torch.distributed.Store:
-    """Make the default process group over all ranks: NCCL where they have GPUs, else gloo.
+    """Make the default process group over all ranks: NCCL if they have GPUs, otherwise gloo.
 
-    Returns a store that all ranks share besides. Raises `WorkersLost` where they cannot reach each other.
+    Also returns a store shared by all ranks. Raises `WorkersLost` if they cannot reach each other.
     """
     import torch
     from ray.train.collective import broadcast_from_rank_zero
@@ -120,7 +120,7 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
     from pipeline.train.stall import GROUP_TIMEOUT
 
     on_gpu = device.type == "cuda"
-    # DeepSpeed asks the environment, and takes the local rank for the index of the GPU.
+    # DeepSpeed reads the environment and takes the local rank for the GPU index.
     local = device.index if on_gpu else local_rank
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(local)}
     store, timeout = None, timedelta(seconds=JOIN_TIMEOUT_S)
@@ -152,16 +152,16 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
 
 
 def bound_device(device: torch.device, world_size: int) -> torch.device | None:
-    """What the group is bound to: ranks with others to their GPUs, so that a barrier need not guess.
+    """The device to bind the group to: the rank's GPU, so that a barrier need not guess, unless there is one rank.
 
-    torch splits every later group from one that is bound, which NCCL was seen to fail at for a rank alone
+    torch splits every later group off a bound one, and NCCL was seen to fail at that with a single rank
     (https://github.com/deepspeedai/DeepSpeed/issues/8248).
     """
     return device if device.type == "cuda" and world_size > 1 else None
 
 
 def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = REACH_TIMEOUT_S) -> None:
-    """Return once rank 0 accepts a connection; its port was open before it was announced. Raises `WorkersLost`."""
+    """Return once rank 0 accepts a connection; it opens its port before announcing it. Raises `WorkersLost`."""
     due = time.monotonic() + timeout_s
     while True:
         try:
@@ -179,7 +179,7 @@ def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = REACH_TIMEO
 
 
 def memory_ran_out(error: Exception, folder: Path) -> ClusterError | None:
-    """The error for a stage that needs more memory than a GPU has: restarting its ranks would not help."""
+    """The error for a stage that runs out of GPU memory, where restarting its ranks would not help."""
     import torch
 
     from pipeline.train.job import stage_id
@@ -199,14 +199,14 @@ def first_sentence(error: Exception) -> str:
 
 
 def leave_group() -> None:
-    """The orderly end: a rank that left the group to the interpreter's exit was once seen to crash there."""
+    """Destroy the process group: a rank that left this to the interpreter's exit was once seen to crash there."""
     import torch
 
     torch.distributed.destroy_process_group()
 
 
 def leaving_nodes() -> tuple[str, ...]:
-    """Ids of the nodes of this job that Ray was told are about to be taken away. Every rank must ask."""
+    """Ids of this job's nodes that Ray knows are about to be taken away. Every rank must call this."""
     from ray.train import get_preemption_info
 
     info = get_preemption_info()

@@ -1,4 +1,4 @@
-"""What stages take of a cluster: as configured, or what it has."""
+"""What stages take from a cluster: as configured, or all it has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.config.schema import ElasticWorkers, ResourcesConfig
 
 DEVICES = Path("/dev")
-MOST_CPU_RANKS = 8  # on a node without GPUs: more of them wait for each other longer than more cores compute
+MOST_CPU_RANKS = 8  # on a node without GPUs: with more, waiting for each other costs more than the extra cores gain
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Node:
     gpus: int
 
     def holds(self, resources: Resources) -> int:
-        """Ranks of a stage that fit on it."""
+        """How many ranks of a stage fit on it."""
         by_gpus = [self.gpus // resources.gpus_per_worker] if resources.gpus_per_worker else []
         return min([self.cpus // resources.cpus_per_worker, *by_gpus])
 
@@ -37,17 +37,17 @@ class Resources:
     gpus_per_worker: int = 0
 
     def __str__(self) -> str:
-        """Of one worker."""
+        """The resources of one worker."""
         cpus = f"{self.cpus_per_worker} CPU{'s' * (self.cpus_per_worker > 1)}"
         return f"{cpus} and {self.gpus_per_worker} GPU" if self.gpus_per_worker else cpus
 
 
 def settle(asked: ResourcesConfig, nodes: Sequence[Node], most: int | None = None, *, grows: bool = False) -> Resources:
-    """`auto` in numbers, for a cluster of these nodes.
+    """Resolve `auto` to numbers, for a cluster of these nodes.
 
-    By `auto`, every GPU gets a rank, with its share of its node's CPUs. Without GPUs, every CPU gets a rank, up to
-    MOST_CPU_RANKS a node, which then have several each. `workers: auto` starts on what there is, down to one worker.
-    It is at most what fits now, and at most `most`; where the cluster `grows`, `most` alone counts, if there is one.
+    With `auto`, every GPU gets a rank, with its share of its node's CPUs. Without GPUs, every CPU gets a rank, up to
+    MOST_CPU_RANKS per node, which then have several CPUs each. `workers: auto` starts on what is available, down to
+    one worker. Its maximum is what fits now, capped at `most`; if the cluster `grows` and `most` is given, just `most`.
     """
     gpus = int(any(node.gpus for node in nodes)) if asked.gpus_per_worker == "auto" else asked.gpus_per_worker
     cpus = _cpus(asked, nodes, gpus) if asked.cpus_per_worker == "auto" else asked.cpus_per_worker
@@ -69,5 +69,5 @@ def _cpus(asked: ResourcesConfig, nodes: Sequence[Node], gpus: int) -> int:
 
 
 def this_machine() -> Node:
-    """What Ray would find here; asks neither Ray nor CUDA."""
+    """This machine as Ray would see it; asks neither Ray nor CUDA."""
     return Node("", len(os.sched_getaffinity(0)), len(list(DEVICES.glob("nvidia[0-9]*"))))

@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster, or starting one on this machine."""
+"""Connects to a Ray cluster, or starts one on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets for drivers of submitted jobs
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for drivers of submitted jobs
 LOOPBACK = ("127.", "localhost")
 
 ENVIRONMENT = {
@@ -28,7 +28,7 @@ ENVIRONMENT = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Room is looked for before a job starts, so whatever takes longer to place is not there any more.
+    # Room is checked before a job starts, so if placement takes longer, the room is gone.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -36,7 +36,7 @@ ENVIRONMENT = {
 
 
 class Cluster:
-    """A connected cluster, and which stage of this pipeline holds how many workers of it. Safe among threads."""
+    """A connected cluster, and how many of its workers each stage of this pipeline holds. Thread-safe."""
 
     def __init__(self, address: str, list_nodes: Callable[[], list[Node]], *, grows: bool = True) -> None:
         """`grows`: whether nodes may join."""
@@ -46,11 +46,11 @@ class Cluster:
         self._lock = threading.Lock()
 
     def settle(self, asked: ResourcesConfig, most: int | None = None) -> Resources:
-        """What was asked for in numbers, the same for as long as this driver runs; see `resources.settle`."""
+        """The requested resources in numbers, fixed for the life of this driver; see `resources.settle`."""
         return settle(asked, self._at_first, most, grows=self._grows)
 
     def require(self, resources: Resources, where: str, setting: str = "cluster.workers") -> None:
-        """Raise `ClusterError` unless this cluster can hold the least workers of a job at once.
+        """Raise `ClusterError` unless this cluster fits a job's minimum number of workers at once.
 
         `where` names the job in the message, `setting` what the user lowers.
         """
@@ -70,13 +70,13 @@ class Cluster:
         return f"{workers} worker{'s' * (workers > 1)} with {resources}{' each' * (workers > 1)} on {self.address}"
 
     def idle_gpus(self, asked: Iterable[Resources]) -> str | None:
-        """A sentence if this cluster has GPUs and no stage asks for one; else None."""
+        """A sentence if this cluster has GPUs and no stage asks for one; otherwise None."""
         return idle_gpus(sum(node.gpus for node in self._list_nodes()), self.address, asked)
 
     def reserve(self, holder: str, resources: Resources, leaving: Collection[str] = ()) -> int:
-        """Hold as many workers as fit, at most the stage's most, on nodes that are not `leaving`; returns their number.
+        """Hold as many workers as fit, up to the stage's maximum, on nodes not `leaving`; returns their number.
 
-        0, and nothing is held, if that would be fewer than its least. A holder's earlier reservation is given back.
+        Returns 0 and holds nothing if fewer than its minimum fit. Releases a holder's earlier reservation.
         """
         with self._lock:
             self._held.pop(holder, None)
@@ -90,7 +90,7 @@ class Cluster:
             self._held.pop(holder, None)
 
     def room(self, holder: str, leaving: Collection[str] = ()) -> int:
-        """Workers that a holder could have if it asked anew."""
+        """Workers that a holder would get if it reserved again."""
         with self._lock:
             mine = self._held.pop(holder)
             try:
@@ -112,7 +112,7 @@ class Cluster:
 
 
 def idle_gpus(gpus: int, where: str, asked: Iterable[Resources]) -> str | None:
-    """A sentence if there are GPUs and no stage asks for one: training on CPUs must not come as a surprise."""
+    """A sentence if there are GPUs but no stage asks for one, so that training on CPUs is no surprise."""
     if not gpus or any(resources.gpus_per_worker for resources in asked):
         return None
     count = "GPU stays" if gpus == 1 else "GPUs stay"
@@ -120,34 +120,34 @@ def idle_gpus(gpus: int, where: str, asked: Iterable[Resources]) -> str | None:
 
 
 def elsewhere(config: ClusterConfig) -> str | None:
-    """The address of the cluster that a run would use, if not this machine's own."""
+    """The address of the cluster that a run would use; None for this machine."""
     return config.address or os.environ.get("RAY_ADDRESS")
 
 
 def idle_gpus_here(config: ClusterConfig, asked: Iterable[Resources]) -> str | None:
-    """`idle_gpus` of this machine, if a run would use it; asks neither Ray nor CUDA."""
+    """`idle_gpus` for this machine, if a run would use it; asks neither Ray nor CUDA."""
     return None if elsewhere(config) else idle_gpus(this_machine().gpus, "this machine", asked)
 
 
 @contextmanager
 def connect(config: ClusterConfig) -> Iterator[Cluster]:
-    """Join the configured (or already running) Ray cluster, else start one on this machine for as long as the context.
+    """Join the configured (or already running) Ray cluster, or start one on this machine for the context's lifetime.
 
-    A cluster started here listens on loopback only and asks for a token that lives as long as it does.
+    A cluster started here listens on loopback only and requires a token that is valid for its lifetime.
     Raises `ClusterError` if the address does not answer.
     """
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     address = elsewhere(config)
     if address is None or address.startswith(LOOPBACK):
-        # Despite its name this holds on Linux too: a cluster of this machine alone binds to loopback.
+        # Despite its name this applies on Linux too: a cluster on this machine alone binds to loopback.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if address is None:
-        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody tells a cluster of its own that a node leaves
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nothing announces leaving nodes to a local cluster
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     else:
         require_answer(address)
-        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes 45 s, and Ray's own default is 20
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes 45 s; Ray's default is 20
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -170,17 +170,17 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
 
 
 def runtime_environment(empty: str) -> dict[str, str]:
-    """What Ray sets up for ranks: an empty working folder, unless this driver is a Ray Job with a folder of its own.
+    """What Ray sets up for ranks: an empty working folder, unless this driver is a Ray Job with its own folder.
 
-    Without one, ranks would import from the driver's, where a `queue.py` would shadow Python's. Ray refuses to replace
-    a job's, and ranks may need what it ships.
+    Without an empty folder, ranks would import from the driver's, where a `queue.py` would shadow Python's. A job's
+    folder stays: Ray refuses to replace it, and ranks may need its content.
     """
     job = json.loads(os.environ.get(JOB_CONFIG, "{}"))
     return {} if "working_dir" in (job.get("runtime_env") or {}) else {"working_dir": empty}
 
 
 def answering_nodes() -> list[Node]:
-    """The nodes that Ray takes for alive and that answer: a lost one does not wait for Ray to notice."""
+    """The nodes that Ray considers alive and that answer, so that a lost node counts before Ray notices."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -194,7 +194,7 @@ def answering_nodes() -> list[Node]:
 
 
 def own_nodes() -> list[Node]:
-    """Those of a cluster that was started here; raises `ClusterError` if its only one is lost: none will come back."""
+    """The nodes of a cluster started here. Raises `ClusterError` if its only node is lost, as none will come back."""
     if nodes := answering_nodes():
         return nodes
     raise ClusterError(
@@ -204,7 +204,7 @@ def own_nodes() -> list[Node]:
 
 
 def answers_at(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Whether something listens there."""
     try:
         socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S).close()
     except OSError:
@@ -213,7 +213,7 @@ def answers_at(host: str, port: int) -> bool:
 
 
 def require_answer(address: str) -> None:
-    """Raise `ClusterError` unless something listens at a HOST:PORT; other forms of address are Ray's to check."""
+    """Raise `ClusterError` unless something listens at a HOST:PORT; Ray checks other forms of address."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdecimal():
         return

@@ -8,7 +8,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
 class Trainer(DataParallelTrainer):
-    """Starts no manager of Ray's data sets, as none are used: an actor that takes three CPU-seconds of every start."""
+    """Starts no manager of Ray data sets, an unused actor that would take three CPU-seconds at every start."""
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [

@@ -1,1 +1,1 @@
-"""The settings of a pipeline: their schema, and how a YAML file becomes one."""
+"""The settings of a pipeline: their schema, and how they are loaded from YAML."""

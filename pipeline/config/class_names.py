@@ -1,4 +1,4 @@
-"""Class names: one spelling for each, whichever system, file or folder they come from."""
+"""Class names in a single spelling, whatever system, file or folder they come from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def visible(text: str) -> str:
 
 
 def repeated(names: Iterable[str]) -> tuple[str, list[int]] | None:
-    """The first name that occurs more than once, and its positions; None if all names differ."""
+    """The first name that occurs more than once and its positions; None if all names differ."""
     places: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         places.setdefault(name, []).append(place)

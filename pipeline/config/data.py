@@ -16,24 +16,24 @@ from pipeline.config.paths import PathText
 from pipeline.config.section import Positive, Section, Share
 from pipeline.config.targets import AnyTargets, TargetsConfig, every_kind, is_extension
 
-Area = Annotated[float, Field(gt=0, le=1)]  # of an image, as a share
+Area = Annotated[float, Field(gt=0, le=1)]  # fraction of an image
 AspectRatio = Annotated[float, Field(gt=0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[Byte, Byte, Byte]  # red, green, blue
 WHITE: Color = (255, 255, 255)
 Classes = list[str] | dict[str, list[str]] | None
-MAX_BLOCK = 1000  # samples after which the weights of a mixture come out even, at most
+MAX_BLOCK = 1000  # most samples after which a mixture matches its weights exactly
 
 
 class CacheConfig(Section):
-    """A folder on each machine for what was read of remote shards; the least recently used goes first."""
+    """A folder on each machine that caches reads of remote shards; evicts the least recently used first."""
 
     folder: PathText
     max_gigabytes: Annotated[float, Field(gt=0)]
 
 
 class PlainConfig(Section):
-    """How an image is brought to the model's size in validation, evaluation and prediction, where nothing is drawn."""
+    """How an image is brought to the model's size, without randomness, in validation, evaluation and prediction."""
 
     resize: Literal["squash", "shorter", "pad"] = Field(
         default="squash",
@@ -100,7 +100,7 @@ class DatasetConfig(Section):
     def color_by_name(cls, given: Any) -> Any:
         color = given
         if isinstance(given, str):
-            from PIL import ImageColor  # few settings need it
+            from PIL import ImageColor  # rarely needed
 
             with suppress(ValueError):
                 color = ImageColor.getrgb(given)
@@ -126,7 +126,7 @@ class DatasetConfig(Section):
         return self
 
     def classes_of(self, kind: str) -> list[str] | None:
-        """The names of a kind's classes; a list alone is for the kind that a task uses."""
+        """The class names of a kind; a plain list applies to the kind that a task uses."""
         return self.classes.get(kind) if isinstance(self.classes, dict) else self.classes
 
     @model_validator(mode="after")
@@ -149,7 +149,7 @@ def scale_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:
     fault = f"{name}: found {wrong[name]:g}, but pixel values lie between 0 and 1"
     if not 1 < (wrong[name] or 0) <= 255:
         return f"{fault}; give the {name} of such values"
-    meant = {"mean": mean, "std": std} if name == "mean" else {"std": std}  # both were measured on one scale
+    meant = {"mean": mean, "std": std} if name == "mean" else {"std": std}  # both were measured on the same scale
     divided = ", ".join(f"{key} [{', '.join(f'{value / 255:.4g}' for value in meant[key])}]" for key in meant)
     return f"{fault}; divide by 255 what was measured from 0 to 255: {divided}"
 
@@ -164,7 +164,7 @@ class RandAugmentConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Training-time augmentation; all of it is drawn from (seed, slot)."""
+    """Training-time augmentation; all random draws derive from (seed, slot)."""
 
     crop: Literal["none", "padded", "simple", "random_resized"] = Field(
         default="random_resized", description="simple: the shorter side fits, the rest is cut off at random (DeiT III)"
@@ -182,7 +182,7 @@ class AugmentConfig(Section):
 
     @property
     def mixes(self) -> bool:
-        """Whether images, and with them their labels, are mixed."""
+        """Whether images are mixed, and their labels with them."""
         return self.mixup > 0 or self.cutmix > 0
 
     @field_validator("scale", "ratio")
@@ -194,7 +194,7 @@ class AugmentConfig(Section):
 
 
 class MixturePart(Section):
-    """The share of one data set in a mixture, and how its samples are treated there."""
+    """The share of one data set in a mixture, and the treatment of its samples there."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     augment: AugmentConfig | None = Field(default=None, description="default: the stage's data.augment")
@@ -240,12 +240,12 @@ class DataConfig(Section):
 
     @property
     def parts(self) -> dict[str, MixturePart]:
-        """The training data sets by name; one alone is a mixture of one."""
+        """The training data sets by name; a single one is a mixture of one."""
         return self.mixture or {str(self.train): MixturePart()}
 
     @property
     def weights(self) -> list[int]:
-        """Those of `parts` as the smallest whole numbers of the same ratio."""
+        """The weights of `parts` as the smallest integers in the same ratio."""
         exact = [Fraction(repr(part.weight)) for part in self.parts.values()]  # as written: 0.1 is a tenth
         whole = [int(weight * math.lcm(*(w.denominator for w in exact))) for weight in exact]
         return [weight // math.gcd(*whole) for weight in whole]

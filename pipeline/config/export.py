@@ -15,7 +15,7 @@ LAST, EMA, BEST = "last", "ema", "best"
 
 
 def check_weights(text: str) -> str:
-    """The same words of an argument. Raises `ConfigError` for others."""
+    """Return a `--weights` argument unchanged. Raises `ConfigError` if it is invalid."""
     try:
         return _weights(text)
     except ValueError as error:
@@ -29,8 +29,8 @@ def _weights(text: str) -> str:
     return text
 
 
-# Which weights of a training stage are meant: of its last checkpoint as they were optimised, or their moving average;
-# those of the best checkpoint or of one step, the average where it is kept; the mean over the last K checkpoints.
+# Which weights of a training stage to take: from its last checkpoint, as optimised or as their moving average; from the
+# best checkpoint or a given step, averaged if an average is kept; or the mean over the last K checkpoints.
 Weights = Annotated[str, AfterValidator(_weights)]
 
 
@@ -45,7 +45,7 @@ class RegisterConfig(Section):
 
 
 class GraphConfig(Section):
-    """Of formats that hold a graph of operators."""
+    """Settings of formats that hold a graph of operators."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = Field(
         default=18, description="version of ONNX's operators; runtimes run graphs of their own version and older ones"

@@ -1,4 +1,4 @@
-"""Reading the schema itself: which setting a dotted path names, and what it may hold, in words."""
+"""Reads the schema itself: which setting a dotted path names, and its allowed values in words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 @dataclass(frozen=True)
 class Setting:
-    """A place in the schema: its type, the bounds on it, and the key that chooses among sections, if one does."""
+    """A place in the schema: its type, its bounds, and the key that chooses among sections, if any."""
 
     annotation: Any
     bounds: tuple[Any, ...] = ()
@@ -27,7 +27,7 @@ class Setting:
 
     @classmethod
     def of(cls, annotation: Any, bounds: Iterable[Any] = (), discriminator: Any = None) -> Setting:
-        """Peels `Annotated` and, where it leaves one type, `None`."""
+        """Strip `Annotated`, and `None` if a single type remains."""
         bounds = tuple(bounds)
         while True:
             origin, args = get_origin(annotation), get_args(annotation)
@@ -44,7 +44,7 @@ class Setting:
                 return cls(annotation, bounds, discriminator)
 
     def section(self, raw: Any) -> type[Section] | None:
-        """The section class here (what `raw` holds chooses among several); None for a plain value."""
+        """The section class here (`raw` chooses among several); None for a plain value."""
         if is_section(self.annotation):
             chosen: type[Section] = self.annotation.chosen_by(raw)
             return chosen
@@ -70,7 +70,7 @@ class Setting:
 
     @property
     def is_union(self) -> bool:
-        """Whether values of several plain types may stand here."""
+        """Whether values of several plain types are allowed here."""
         return get_origin(self.annotation) in UNIONS and not self.discriminator
 
     def keys(self, raw: Any) -> list[str]:
@@ -83,7 +83,7 @@ class Setting:
         return []
 
     def choices(self) -> list[str]:
-        """The texts that may stand here, if they are a fixed few."""
+        """The strings allowed here, if they are a fixed set."""
         fixed = get_args(self.annotation) if get_origin(self.annotation) is Literal else ()
         return [option for option in fixed if isinstance(option, str)]
 
@@ -94,7 +94,7 @@ class Setting:
         return [tag for s in sections for tag in get_args(s.model_fields[self.discriminator].annotation)]
 
     def describe(self) -> str:
-        """What may stand here, in words: 'a whole number above 0'."""
+        """What is allowed here, in words: 'a whole number above 0'."""
         annotation, origin, args = self.annotation, get_origin(self.annotation), get_args(self.annotation)
         if annotation is Duration:
             return "a duration such as '10 epochs', '5000 steps' or '1.2M samples'"
@@ -144,7 +144,7 @@ def dotted(path: Sequence[Any]) -> str:
 
 
 def lookup(raw: Any, path: Sequence[Any]) -> Any:
-    """The raw value at a path, None where there is none."""
+    """The raw value at a path, None if there is none."""
     for key in path:
         if isinstance(raw, Mapping):
             raw = raw.get(key)
@@ -156,14 +156,14 @@ def lookup(raw: Any, path: Sequence[Any]) -> Any:
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The option a misspelt name most likely meant."""
+    """The option that a misspelt name most likely stands for."""
     by_lower = {option.lower(): option for option in options}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.55)
     return by_lower[close[0]] if close else None
 
 
 def allowed(name: str, options: Iterable[str]) -> str:
-    """The end of a sentence about a wrong name: the nearest valid one, if any is near, and all of them."""
+    """The end of a sentence about a wrong name: the nearest valid name, if any is close, and all of them."""
     names = list(options)
     if not names:
         return "there are none"
@@ -172,7 +172,7 @@ def allowed(name: str, options: Iterable[str]) -> str:
 
 
 def show(value: Any) -> str:
-    """A found value as the reader wrote it, shortened."""
+    """A value as the user wrote it, shortened."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

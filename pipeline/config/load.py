@@ -1,4 +1,4 @@
-"""From a YAML file and `key=value` overrides to a checked PipelineConfig, and back."""
+"""Loads a checked PipelineConfig from a YAML file and `key=value` overrides, and dumps one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ TASK: TypeAdapter[TaskConfig] = TypeAdapter(AnyTask)
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     """The pipeline that a YAML file describes, with `dotted.path=value` overrides applied.
 
-    `base: other.yaml`, relative to the file, names a file whose settings are taken where this one has none; sections
-    merge key by key, lists and values replace. Other relative paths stay relative to the current directory.
+    `base: other.yaml`, relative to the file, names a file that supplies settings missing here; sections merge key by
+    key, lists and values replace. Other relative paths stay relative to the current directory.
     Raises ConfigError with one sentence (one line) per fault.
     """
     path = Path(path)
@@ -34,9 +34,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConf
 
 
 def parse_config(raw: Mapping[str, Any], source: str) -> PipelineConfig:
-    """The pipeline that plain data describes; `source` opens each sentence of the ConfigError about its faults.
+    """The pipeline described by plain data; `source` begins each sentence of the ConfigError about its faults.
 
-    Strict as JSON is: text is not turned into numbers, nor true into 1.
+    As strict as JSON: text does not become a number, nor true 1.
     """
     text = json.dumps(raw, default=str)
     try:
@@ -50,7 +50,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> PipelineConfig:
 
 
 def parse_task(text: str, source: str) -> TaskConfig:
-    """The task that a `task` section in YAML describes; `source` opens each sentence of the ConfigError."""
+    """The task that a `task` section in YAML describes; `source` begins each sentence of the ConfigError."""
     raw = parse_yaml(text, source)
     try:
         return TASK.validate_json(json.dumps(raw, default=str), strict=True)

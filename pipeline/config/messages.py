@@ -1,4 +1,4 @@
-"""What pydantic found wrong, said in one plain sentence per fault."""
+"""Turns pydantic's errors into one plain sentence per fault."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT = Setting.of(PipelineConfig)
 def sentences(error: ValidationError, raw: Any, root: Setting = ROOT) -> list[str]:
     """One sentence per fault: dotted path, what was found, what is allowed, the nearest valid name.
 
-    `raw` is the data that was validated, as the setting `root`. Faults come in the order of the file's keys, each path
-    once: pydantic reports every arm of a union, also those that the user cannot have meant.
+    `raw` is the data validated against the setting `root`. Faults follow the order of the file's keys, each path once,
+    because pydantic reports every arm of a union, even those that the user cannot have meant.
     """
     found: dict[str, str] = {}
     for fault in error.errors(include_url=False):
@@ -32,10 +32,10 @@ def sentences(error: ValidationError, raw: Any, root: Setting = ROOT) -> list[st
 
 
 def locate(loc: Sequence[Any], raw: Any, root: Setting = ROOT) -> tuple[list[Any], Setting | None, bool]:
-    """The path in the user's data of an error location, the setting there (None: the schema has none), and whether the
-    user can have meant what it complains of.
+    """The path of an error location in the user's data, the setting there (None if the schema has none), and whether
+    the user can have meant what the error is about.
 
-    pydantic's locations also hold the chosen type of a stage and the arm of a union, which no user wrote.
+    pydantic's locations also contain the chosen type of a stage and the arm of a union, which no user wrote.
     """
     path: list[Any] = []
     setting: Setting | None = root
@@ -88,9 +88,9 @@ def _sentence(fault: Any, path: list[Any], setting: Setting | None, raw: Any, ro
 
 
 def unknown_key(key: str, parent: Setting | None, raw: Any) -> str:
-    """The sentence about a key that the section `parent` does not have."""
+    """The sentence about a key that the section `parent` lacks."""
     keys = parent.keys(raw) if parent else []
-    for name in keys:  # one level too high is the commonest slip: `lr` belongs in `optimizer`
+    for name in keys:  # the most common mistake is one level too high: `lr` belongs in `optimizer`
         inner = parent.child(name, raw) if parent else None
         if inner is not None and inner.section(None) is not None and key in inner.keys(None):
             return f"unknown key; did you mean '{name}.{key}'? Allowed: {', '.join(keys)}."

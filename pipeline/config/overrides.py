@@ -15,10 +15,10 @@ ROOT = Setting.of(PipelineConfig)
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `raw` with each `dotted.path=value` set, in order; values are YAML.
+    """A copy of `raw` with each `dotted.path=value` set in order; values are YAML.
 
-    A path may name any setting of the schema, whether the file sets it or not, and the entries of `datasets` and
-    `stages` that the file has. Raises ConfigError, one sentence per override that is refused.
+    A path may name any setting of the schema, whether the file sets it or not, and the file's entries in `datasets` and
+    `stages`. Raises ConfigError with one sentence per invalid override.
     """
     result = copy.deepcopy(dict(raw))
     faults = []

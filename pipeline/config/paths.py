@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` and environment variables are expanded as a shell would."""
+"""Expands `~` and environment variables in paths, as a shell does."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Annotated
 from pydantic import AfterValidator, PlainSerializer
 
 VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
-# A prefix that may precede a path, and the home that opens it.
+# A prefix that may precede a path, and the home directory at its start.
 HOME = re.compile(r"((?:timm:)?local-dir:|file://|sqlite:///)?(~[^/]*)")
 
 
 def expand(text: str) -> str:
     """Expand `$NAME` and `${NAME}` in a path or URL, and a leading `~` or `~user`; `$$` is one dollar sign.
 
-    Variables are expanded in URLs too, but a `~` stays: it is the server's. Raises ValueError, which says what was
-    expected, for a variable that is not set and for an unknown user.
+    Variables are expanded in URLs too, but a `~` stays: it belongs to the server. Raises ValueError, saying what was
+    expected, for an unset variable or an unknown user.
     """
     path = VARIABLE.sub(_value, text)
     match = HOME.match(path)

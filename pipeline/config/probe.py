@@ -1,4 +1,4 @@
-"""How frozen features are measured: the settings of each method, of a `probe` stage or of an online kNN."""
+"""How frozen features are measured: the settings of each method, for `probe` stages and the online kNN."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config.section import Positive, Section
 
-RANDOM, PIXELS = BASELINES = ("random", "pixels")  # what stands among the models of a probe, and is none
-LABELS = "class_id"  # the kind of target that features are judged by
+RANDOM, PIXELS = BASELINES = ("random", "pixels")  # listed among a probe's models, but not models
+LABELS = "class_id"  # the kind of target used to measure features
 Pooling = Literal["cls", "patches", "both"]
 Above = Annotated[float, Field(gt=0)]
 
@@ -32,7 +32,7 @@ class KnnConfig(Section):
 
     @property
     def asked(self) -> list[int]:
-        """The numbers of neighbours that are named; none where the data decide."""
+        """The configured numbers of neighbours; empty if the data decide."""
         return [] if self.k is None else [self.k] if isinstance(self.k, int) else list(self.k)
 
 
@@ -72,12 +72,12 @@ class LinearConfig(Section):
 
 
 def default(name: str) -> object:
-    """Of a linear probe's setting: a config that was written out holds all of them."""
+    """The default of a linear probe's setting, needed because a dumped config contains all of them."""
     return LinearConfig.model_fields[name].default
 
 
 class RetrievalConfig(Section):
-    """Each test sample asks for the others of its class."""
+    """Each test sample is a query for the others of its class."""
 
     at: list[Positive] = Field(default=[1, 5, 10], min_length=1, description="the k of recall among the first k")
 

@@ -1,4 +1,4 @@
-"""What no single section can check: names that refer to stages and data sets, and resources against batches."""
+"""Checks across sections: references to stages and data sets, and resources against batches."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pipeline.config.fields import allowed
 from pipeline.config.probe import BASELINES
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ProbeStage, Stage, TrainStage
 
-TIMM = "timm:"  # opens a reference to a model of timm's
-TEACHER = "task.teacher"  # where a training stage names the model that it learns from
-WEIGHTS_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # all but the first are refused when read
+TIMM = "timm:"  # prefix of a reference to a timm model
+TEACHER = "task.teacher"  # the setting that names the model a training stage learns from
+WEIGHTS_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # all but the first are rejected when read
 
 
 def stage_sources(name: str, stage: Stage) -> list[tuple[str, str]]:
-    """The models that a stage reads, as (dotted path, reference): stages, STAGE/VARIANT, paths or timm's names."""
+    """The models that a stage reads, as (dotted path, reference): stages, STAGE/VARIANT, paths or timm names."""
     match stage:
         case TrainStage(init_from=init_from, task=task):
             read = {"init_from": init_from, TEACHER: task.taught_by}
@@ -32,7 +32,7 @@ def stage_sources(name: str, stage: Stage) -> list[tuple[str, str]]:
 
 
 def source_stage(config: PipelineConfig, reference: str) -> str | None:
-    """The stage that a reference names (with or without its variant); None if it is a path or timm's."""
+    """The stage that a reference names (with or without its variant); None for a path or a timm name."""
     name = reference.split("/")[0]
     return name if name in config.stages else None
 
@@ -43,12 +43,12 @@ def is_path(reference: str) -> bool:
 
 
 def is_foreign(config: PipelineConfig, reference: str) -> bool:
-    """Whether a reference is to weights from elsewhere: `timm:NAME`, or a file rather than an export's folder."""
+    """Whether a reference means foreign weights: `timm:NAME`, or a file rather than an export's folder."""
     return source_stage(config, reference) is None and names_weights(reference)
 
 
 def names_weights(reference: str) -> bool:
-    """Whether a reference that is no stage's names weights from elsewhere."""
+    """Whether a reference that does not name a stage names foreign weights."""
     return reference.startswith(TIMM) or reference.endswith(WEIGHTS_FILES)
 
 
@@ -62,7 +62,7 @@ def reference_faults(config: PipelineConfig) -> Iterator[str]:
 
 
 def fanned_out(config: PipelineConfig, reference: str) -> bool:
-    """Whether a reference leaves open which of several variants of a stage is meant: it stands for the best of them."""
+    """Whether a reference names a stage with several variants without choosing one, and so stands for the best."""
     stage = config.stages.get(reference)
     return isinstance(stage, TrainStage) and len(stage.model.variants) > 1
 
@@ -87,7 +87,7 @@ def _dataset_faults(config: PipelineConfig) -> Iterator[str]:
 
 
 def _stage_faults(config: PipelineConfig) -> Iterator[str]:
-    without_val: dict[str, str] = {}  # stage whose best variant is wanted, but cannot be found -> the fault
+    without_val: dict[str, str] = {}  # stage whose best variant is needed but cannot be determined -> the fault
     for name, stage in config.stages.items():
         if isinstance(stage, ProbeStage) and (taken := config.stages.keys() & set(BASELINES) & set(stage.models)):
             yield f"stages.{min(taken)}: means a baseline in stages.{name}.models; give the stage another name."
@@ -107,7 +107,7 @@ def _stage_faults(config: PipelineConfig) -> Iterator[str]:
 
 
 def _reference_problem(config: PipelineConfig, reference: str) -> str | None:
-    """What is wrong with a reference to a model, None if nothing is."""
+    """What is wrong with a reference to a model; None if it is valid."""
     trained = [name for name, stage in config.stages.items() if isinstance(stage, TrainStage)]
     name, _, variant = reference.partition("/")
     stage = config.stages.get(name)
@@ -134,7 +134,7 @@ def _cycle_faults(config: PipelineConfig) -> Iterator[str]:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        cycle = error.args[1]  # each stage is what the next one starts from
+        cycle = error.args[1]  # each stage is the starting point of the next
         last, before = cycle[-1], cycle[-2]
         path = next(p for p, ref in stage_sources(last, config.stages[last]) if source_stage(config, ref) == before)
         yield f"{path}: the stages form a cycle, {' -> '.join(cycle)}; one of them must start from something else."

@@ -74,7 +74,7 @@ class ResourcesConfig(Section):
 
     @property
     def most_workers(self) -> int | None:
-        """The most that are asked for; None for as many as the cluster has."""
+        """The most workers asked for; None for as many as the cluster has."""
         if self.workers == "auto":
             return None
         return self.workers.max if isinstance(self.workers, ElasticWorkers) else self.workers
@@ -164,12 +164,12 @@ class TrainStage(StageBase):
 
     @property
     def measured(self) -> Schema:
-        """What a validation measures: what the task does, and how features tell the classes of labelled data apart."""
+        """What a validation measures: the task's measures, and kNN accuracy if configured."""
         return self.task.measured if self.eval.knn is None else self.task.measured.plus(KNN)
 
     @property
     def best_by(self) -> tuple[str, Better] | None:
-        """The metric by which the best checkpoint is kept, and which way it is better."""
+        """The metric that picks the best checkpoint, and which direction is better."""
         keep_best = self.checkpoint.keep_best
         return None if keep_best is None else (keep_best, self.measured.better(keep_best))
 
@@ -198,7 +198,7 @@ class EvaluateStage(StageBase):
 
 
 class ProbeStage(StageBase):
-    """What the frozen features of every model in `models` are worth on labelled data."""
+    """The quality of the frozen features of every model in `models`, on labelled data."""
 
     type: Literal["probe"]
     models: list[PathText] = Field(
@@ -293,5 +293,5 @@ class PipelineConfig(Section):
         return stages
 
     def resources(self, stage: StageBase) -> ResourcesConfig:
-        """What a stage asks of the cluster: its own section, else the pipeline's."""
+        """What a stage asks of the cluster: its own section, otherwise the pipeline's."""
         return stage.resources or self.cluster

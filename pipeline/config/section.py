@@ -1,4 +1,4 @@
-"""What the sections of the schema are built from: their base class, and a typed length of training."""
+"""Building blocks of the schema: the sections' base class, and a typed length of training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MULTIPLIER = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]  # a share below 1
+Rate = Annotated[float, Field(ge=0, lt=1)]  # a fraction below 1
 
 
 class Section(BaseModel):
@@ -52,12 +52,12 @@ class Duration(Section):
         if match is None:
             raise ValueError("a duration such as '10 epochs', '5000 steps' or '1.2M samples'")
         number, multiplier, unit = match.groups()
-        # Decimal, because 1.1 * 10**6 in binary is a little more than 1.1 million, and lengths are rounded up.
+        # Decimal, because 1.1 * 10**6 in binary is slightly above 1.1 million, and lengths are rounded up.
         return {"value": float(Decimal(number) * MULTIPLIER[multiplier]), "unit": unit.rstrip("s") + "s"}
 
     def steps(self, samples_per_epoch: int, global_batch_size: int) -> int:
-        """Number of optimiser steps, rounded up, of this length over a data set."""
-        value = Fraction(Decimal(repr(self.value)))  # as written: 0.1 epochs of 1000 samples are 100, not a hair more
+        """Number of optimiser steps, rounded up, that this length takes on a data set."""
+        value = Fraction(Decimal(repr(self.value)))  # as written: 0.1 epochs of 1000 samples are exactly 100
         if self.unit == "steps":
             return math.ceil(value)
         samples = value * samples_per_epoch if self.unit == "epochs" else value

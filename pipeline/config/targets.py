@@ -1,4 +1,4 @@
-"""The labels of a data set, by kind; a kind's own settings stand in its file in `pipeline.targets`."""
+"""The labels of a data set, by kind; each kind's own settings are defined in its file in `pipeline.targets`."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from pydantic import (
 
 from pipeline.config.section import Section, SectionType
 
-PACKAGE = "pipeline.targets"  # above this one, so its kinds are imported by name when a pipeline file asks for them
+PACKAGE = "pipeline.targets"  # a higher layer, so its kinds are imported by name when a pipeline file asks for them
 
 
 def is_extension(text: str) -> bool:
-    """Whether a text can name a member of a sample by its extension."""
+    """Whether a string is a valid extension of a sample's member."""
     return "/" not in text and bool(text.strip().lstrip("."))
 
 
 def as_extension(text: str) -> str:
-    """An extension in its one spelling."""
+    """An extension in its canonical spelling."""
     return text.strip().lstrip(".").lower()
 
 
 class TargetConfig(Section):
-    """What every kind has; a text alone is the member."""
+    """The settings that every kind has; a plain string is the member."""
 
     member: str | None = Field(default=None, description="extension of the member; default: the index's")
 
@@ -50,23 +50,23 @@ class TargetConfig(Section):
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The extensions that are read; none where the index decides."""
+        """The extensions to read; empty if the index decides."""
         return () if self.member is None else (as_extension(self.member),)
 
     def meanings(self, names: Sequence[str]) -> list[str | None]:
-        """The class that each of the data set's classes means; None where it is ignored."""
+        """The class that each of the data set's classes counts as; None if it is ignored."""
         return list(names)
 
 
 class TargetsConfig(Section):
-    """The settings of no kind; `every_kind` has a field for each that there is."""
+    """The settings of no kind; `every_kind` adds a field for each existing kind."""
 
     @classmethod
     def chosen_by(cls, raw: Any) -> SectionType:
         return every_kind()
 
     def of(self, kind: str) -> TargetConfig | None:
-        """The settings of a kind, where there are any."""
+        """The settings of a kind, if any."""
         found: TargetConfig | None = getattr(self, kind, None)
         return found
 
@@ -75,12 +75,12 @@ class TargetsConfig(Section):
         return {kind: config for kind in type(self).model_fields if (config := self.of(kind)) is not None}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By its kinds: the class that has a field for each is made in every process, so a pickle cannot name it."""
+        """Pickle by kinds: each process creates the class with a field per kind, so a pickle cannot refer to it."""
         return with_settings, (self.given(),)
 
 
 def with_settings(given: Mapping[str, TargetConfig]) -> TargetsConfig:
-    """What has these settings."""
+    """A TargetsConfig with these settings."""
     return every_kind()(**given) if given else TargetsConfig()
 
 
@@ -93,7 +93,7 @@ def every_kind() -> type[TargetsConfig]:
 
 
 def read_targets(raw: Any, info: ValidationInfo) -> TargetsConfig:
-    """As strict as what it stands in."""
+    """Validate as strictly as the enclosing section."""
     if isinstance(raw, TargetsConfig):
         return raw
     if not isinstance(raw, Mapping):
@@ -102,7 +102,7 @@ def read_targets(raw: Any, info: ValidationInfo) -> TargetsConfig:
         found = every_kind().model_validate_json(json.dumps(raw), strict=True)
     else:
         found = every_kind().model_validate(raw)
-    return found if found.given() else TargetsConfig()  # equal, however nothing was said
+    return found if found.given() else TargetsConfig()  # all empty sections are equal
 
 
 AnyTargets = Annotated[SerializeAsAny[TargetsConfig], PlainValidator(read_targets)]

@@ -1,4 +1,4 @@
-"""A stage's `task` section: its `type` names a package of `pipeline.tasks`, whose `Task` has the settings."""
+"""A stage's `task` section: its `type` names a package in `pipeline.tasks`, whose `Task` defines the settings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.config.text import TokenizerConfig
 from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.metrics.schema import Schema
 
-PACKAGE = "pipeline.tasks"  # above this one, so its types are imported by name when a pipeline file asks for them
-TARGETS = "pipeline.targets"  # so is this
+PACKAGE = "pipeline.tasks"  # a higher layer, so its types are imported by name when a pipeline file asks for them
+TARGETS = "pipeline.targets"  # likewise
 DEFAULT = "classification"
 
 
@@ -27,16 +27,16 @@ class TaskConfig(Section):
     type: str = DEFAULT
 
     measured: ClassVar[Schema]  # what training, validation and evaluation measure
-    measuring: ClassVar[frozenset[str]] = frozenset()  # settings that only decide how models are measured, and predict
-    evaluates: ClassVar[frozenset[str]] = frozenset()  # types of models, besides its own, that can be judged as this
-    coupled: ClassVar[bool] = False  # whether its loss compares samples with each other, so that one alone has none
-    pipeline_tag: ClassVar[str] = "image-feature-extraction"  # the Hub's word for what its models do
-    names_classes: ClassVar[bool] = False  # whether models are asked about whatever classes the data have
-    targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; without any, images are enough
-    judged_alone: ClassVar[bool] = True  # whether an evaluation can do without what a model was trained beside
+    measuring: ClassVar[frozenset[str]] = frozenset()  # settings that affect only how models are measured and predict
+    evaluates: ClassVar[frozenset[str]] = frozenset()  # further task types whose models can be evaluated as this one
+    coupled: ClassVar[bool] = False  # whether its loss compares samples, so that a single one has none
+    pipeline_tag: ClassVar[str] = "image-feature-extraction"  # the Hub's name for what its models do
+    names_classes: ClassVar[bool] = False  # whether models can be evaluated on any classes of the data
+    targets: ClassVar[tuple[str, ...]] = ()  # kinds of labels that the data must have; if empty, images suffice
+    judged_alone: ClassVar[bool] = True  # whether an evaluation works without models used only in training
 
     def view_groups(self, *, evaluation: bool = False) -> Mapping[str, ViewGroup]:
-        """The groups of views of each sample; labels that lie in the picture follow the first view of the first.
+        """The groups of views of each sample; labels in image coordinates follow the first view of the first group.
 
         An `evaluation` sees one view of the first group.
         """
@@ -44,29 +44,29 @@ class TaskConfig(Section):
 
     @property
     def measuring_settings(self) -> dict[str, Any]:
-        """Those of `measuring` that are not at their defaults, as plain data; they go with the finished model."""
+        """Settings in `measuring` that differ from their defaults, as plain data, stored with the finished model."""
         return self.model_dump(mode="json", include=set(self.measuring), exclude_defaults=True)
 
     @property
     def taught_by(self) -> str | None:
-        """The finished model that it learns from, named by the setting `teacher` as `init_from` names one."""
+        """The finished model that it learns from: the setting `teacher`, a reference like `init_from`."""
         return None
 
     @property
     def shards_teacher(self) -> bool:
-        """Whether each rank keeps only a share of that model's weights."""
+        """Whether the teacher's weights are sharded across ranks."""
         return False
 
     def lacks(self) -> str | None:
-        """What a stage cannot train without, as `field: sentence`; a finished model can do without it."""
+        """What a stage is missing for training, as `field: sentence`; a finished model does not need it."""
         return None
 
     def tokenizing(self) -> TokenizerConfig | None:
-        """How texts become tokens; None where the task reads none."""
+        """How texts become tokens; None if the task reads no texts."""
         return None
 
     def unmixable(self) -> str | None:
-        """Why mixup and CutMix cannot be asked for; None where they can."""
+        """Why mixup and CutMix are unavailable; None if they are available."""
         kinds = importlib.import_module(TARGETS)
         if sum(group.count for group in self.view_groups().values()) > 1:
             return f"the task {self.type} sees several views of each sample, which cannot be mixed"
@@ -75,7 +75,7 @@ class TaskConfig(Section):
 
     @classmethod
     def chosen_by(cls, raw: Any) -> SectionType:
-        """The section of the type that `raw` names; this one where it names none that there is."""
+        """The section of the type that `raw` names; this one if the type does not exist."""
         try:
             return task_class(named_type(raw))
         except ValueError:
@@ -83,13 +83,13 @@ class TaskConfig(Section):
 
 
 def task_types() -> list[str]:
-    """All types, in the order of their names."""
+    """All task types, sorted by name."""
     modules = pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
     return sorted(name for _, name, is_package in modules if is_package)
 
 
 def task_class(name: Any) -> type[TaskConfig]:
-    """The section of a type. Raises ValueError, as validators do, for a type that there is not."""
+    """The section of a task type. Raises ValueError, as validators do, for an unknown type."""
     if name not in (types := task_types()):
         raise ValueError(f"type: found {show(name)}, {allowed(str(name), types)}")
     chosen: type[TaskConfig] = importlib.import_module(f"{PACKAGE}.{name}").Task
@@ -105,7 +105,7 @@ def default_task() -> TaskConfig:
 
 
 def read_task(raw: Any, info: ValidationInfo) -> TaskConfig:
-    """The task that a section describes, as strict as what it stands in."""
+    """The task that a section describes, validated as strictly as the enclosing section."""
     if isinstance(raw, TaskConfig):
         return raw
     if not isinstance(raw, Mapping):

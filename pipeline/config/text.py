@@ -11,7 +11,7 @@ from pipeline.config.section import Positive, Section
 
 
 class TokenizerConfig(Section):
-    """A `tokenizer.json`, or else byte-level BPE of a size, trained on the run's captions; a text alone is the file."""
+    """A `tokenizer.json`, or byte-level BPE of a size trained on the run's captions; a plain string is the file."""
 
     file: PathText | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""Sections of a training stage besides its data: the model, and how it is trained."""
+"""Sections of a training stage other than its data: the model, and how it is trained."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ class ModelConfig(Section):
 
     @property
     def variants(self) -> list[str]:
-        """The variants named here; empty when the model is that of `init_from`."""
+        """The variants named here; empty if the model comes from `init_from`."""
         if self.variant is None:
             return []
         return self.variant if isinstance(self.variant, list) else [self.variant]
 
     def overrides(self) -> dict[str, Any]:
-        """The fields of the variant that this section sets itself."""
+        """The fields of the variant that this section overrides."""
         base = {"variant", "image_size", "channels", "init"}
         return {k: v for k, v in self.model_dump(exclude=base).items() if v is not None}
 
@@ -172,7 +172,7 @@ class EngineConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the state is committed, where, and which commits stay. The last step is always committed."""
+    """When and where the state is committed, and which commits are kept. The last step is always committed."""
 
     every: Length = Duration(value=1, unit="epochs")
     every_minutes: Annotated[float, Field(gt=0)] | None = Field(

@@ -1,4 +1,4 @@
-"""YAML as this project reads and writes it: the core schema of YAML 1.2 with merge keys, nothing that builds objects.
+"""YAML as this project reads and writes it: the core schema of YAML 1.2 with merge keys, no object construction.
 
 `1e-3` is a number, `yes` and `2026-01-01` are text, and a key that appears twice is an error.
 """
@@ -37,12 +37,12 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"the key {key!r} appears twice", key_node.start_mark
                 )
             seen.add(str(key))
-        # Built depth first, so that an alias that contains itself is an error here and not an endless walk later.
+        # Depth first, so that an alias that contains itself is an error here, not an infinite loop later.
         return super().construct_mapping(node, deep=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever a YAML 1.1 or a YAML 1.2 reader would take for something other than text."""
+    """Quotes anything that a YAML 1.1 or 1.2 reader would not take for text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -71,7 +71,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{FLOAT
 def parse_yaml(text: str, source: str) -> Any:
     """The value of one YAML document. `source` names it in errors, which also give line and column.
 
-    An alias is a copy of what its anchor marks: changing one leaves the other alone.
+    An alias is a copy of its anchor's value: changing one leaves the other alone.
     """
     try:
         return _unshared(yaml.load(text, _Loader))
@@ -102,7 +102,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _files_near(path: Path) -> str:
-    """Where YAML files are instead: beside the missing path, else in configs/, else here."""
+    """Where YAML files are instead: beside the missing path, otherwise in configs/, otherwise here."""
     for folder in dict.fromkeys((path.parent, Path("configs"), Path())):
         found = sorted(p for pattern in ("*.yaml", "*.yml") for p in folder.glob(pattern))
         if found:
@@ -111,5 +111,5 @@ def _files_near(path: Path) -> str:
 
 
 def to_yaml(data: Any) -> str:
-    """YAML text of plain data, in the order of its keys."""
+    """YAML text of plain data, keeping the order of its keys."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=False)

@@ -1,4 +1,4 @@
-"""Export formats by name. A new format is a new file here and a row in `FORMATS`."""
+"""Export formats by name. A new format needs a new file here and a row in `FORMATS`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 class Format(NamedTuple):
     """A row of the table: the module with `write(bundle, folder) -> Path`, imported when used.
 
-    `files` are what `write` leaves in the folder, `others` what it leaves of some models. `narrow` formats cannot hold
-    every model: their modules have `check(spec)`, and `check_images(how, size)` where not every way that images come to
-    a model's size can be said. `graph` formats hold operators, and their `write` takes a `GraphConfig` too. `packages`
-    come with the extra of the format's name. LIBRARY, USE and `notes(bundle)` of a module are for the model card.
+    `write` always leaves `files` in the folder, and for some models `others`. `narrow` formats cannot hold every model:
+    their modules have `check(spec)`, and `check_images(how, size)` if they cannot express every way of resizing images.
+    `graph` formats hold operators, and their `write` also takes a `GraphConfig`. `packages` come with the extra of the
+    format's name. A module's LIBRARY, USE and `notes(bundle)` are for the model card.
     """
 
     module: str
@@ -38,7 +38,7 @@ class Format(NamedTuple):
     others: tuple[str, ...] = ()
 
 
-COMMON = ("README.md", "manifest.json")  # of every export
+COMMON = ("README.md", "manifest.json")  # in every export
 
 FORMATS = {
     "safetensors": Format("to_safetensors", files=("model.json", "model.safetensors"), others=("tokenizer.json",)),
@@ -84,11 +84,11 @@ def export(
     graph: GraphConfig | None = None,
     story: Story | None = None,
 ) -> Path:
-    """Write a bundle in a format into the folder `out`, made if need be; returns the file or folder to hand on.
+    """Write a bundle in a format into the folder `out`, created if needed; returns the file or folder to distribute.
 
-    `graph` is how formats that hold operators are written, `story` what the model card tells. Beside what a format has
-    there is that card, and a manifest of all other files by their SHA-256. An earlier export in the same format is
-    replaced. Raises `ConfigError` and `ModelError` as `check_format`, `check_model` and `check_out` do.
+    `graph` configures formats that hold operators, `story` is the model card's content. Also writes that card, and a
+    manifest of all other files with their SHA-256. Replaces an earlier export in the same format. Raises `ConfigError`
+    and `ModelError` as `check_format`, `check_model` and `check_out` do.
     """
     from pipeline.export.card import write_card
     from pipeline.export.story import Story
@@ -98,7 +98,7 @@ def export(
     check_model(name, bundle.spec, bundle.preprocess.eval)
     check_out(name, Path(out))
     how = (graph or GraphConfig(),) if FORMATS[name].graph else ()
-    folder, module = Path(out).absolute(), _module(name)  # a bundle replaces the folder that one may stand in
+    folder, module = Path(out).absolute(), _module(name)  # absolute: a bundle may replace the working directory
     (folder / MANIFEST).unlink(missing_ok=True)
     path: Path = module.write(bundle, Path(out), *how)
     written = (*FORMATS[name].files, *FORMATS[name].others)
@@ -121,7 +121,7 @@ def check_format(name: str) -> None:
 def check_model(name: str, spec: ModelSpec, how: PlainConfig | None = None) -> None:
     """Raise `ModelError` for a model that a known format cannot hold, naming the field and the formats that can.
 
-    `how` is how images come to the model's size, where that is known.
+    `how` is how images are brought to the model's size, if known.
     """
     if fault := _fault(name, spec, how):
         others = [other for other in FORMATS if not _fault(other, spec, how)]
@@ -148,7 +148,7 @@ def check_out(name: str, out: Path) -> None:
         return
     if not out.is_dir():
         raise ModelError(f"{out}: is a file; name a folder to export to")
-    draft = r"(\.[0-9a-f]{8}-)?"  # of a file that a killed export left
+    draft = r"(\.[0-9a-f]{8}-)?"  # prefix of a file left by a killed export
     ours = re.compile(
         draft + "(" + "|".join(map(re.escape, (*FORMATS[name].files, *FORMATS[name].others, *COMMON))) + ")"
     )

@@ -17,12 +17,12 @@ from pipeline.files import write_whole
 from pipeline.models.bundle import Bundle
 
 CARD = "README.md"
-MOST_CLASSES = 20  # that are named
+MOST_CLASSES = 20  # named on the card
 FEATURES, CLASSIFIES = "image-feature-extraction", "image-classification"
 
 
 def write_card(module: ModuleType, bundle: Bundle, folder: Path, story: Story) -> None:
-    """`folder/README.md`; `module` is the format's writer, whose LIBRARY, USE and `notes` say how it is used."""
+    """Write `folder/README.md`; `module` is the format's writer, whose LIBRARY, USE and `notes` document its use."""
     text = f"---\n{yaml.safe_dump(metadata(module, bundle, story), sort_keys=False, allow_unicode=True)}---\n\n"
     text += "\n".join(_sections(module, bundle, folder, story))
     write_whole(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
@@ -38,7 +38,7 @@ def metadata(module: ModuleType, bundle: Bundle, story: Story) -> dict[str, Any]
 
 
 def pipeline_tag(bundle: Bundle) -> str:
-    """The Hub's word for the task; that of features for a task of which this version knows nothing."""
+    """The Hub's name for the task; feature extraction for a task unknown to this version."""
     if bundle.spec.is_classifier:
         return CLASSIFIES
     try:
@@ -48,7 +48,7 @@ def pipeline_tag(bundle: Bundle) -> str:
 
 
 def title(bundle: Bundle, story: Story) -> str:
-    """The pipeline's name and the stage, as far as they are known."""
+    """The pipeline's name and the stage, as far as known."""
     stage = bundle.provenance.get("stage")
     return " / ".join(str(part) for part in (story.name, stage) if part) or f"MiniViT {bundle.spec.backbone.variant}"
 

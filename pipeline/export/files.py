@@ -1,4 +1,4 @@
-"""What stands beside an exported graph."""
+"""Files that accompany an export."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pipeline.text.tokenizer import Tokenizer
 
 
 def write_description(bundle: Bundle, folder: Path, graphs: Mapping[str, Any]) -> None:
-    """`model.json` beside graphs: of what model they are, and what each expects of its inputs and calls its outputs."""
+    """Write `model.json` beside graphs: the model they come from, and each graph's inputs and output names."""
     described = describe(bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
     settings = {"task_settings": bundle.task_settings} if bundle.task_settings else {}
     write_json(folder / DESCRIPTION, described | settings | {"graphs": dict(graphs)})
 
 
 def own_words(preprocess: Preprocess) -> dict[str, Any]:
-    """What timm and open_clip have no words for, or fewer: read when such an export is imported again."""
+    """Settings that timm and open_clip cannot express, or only partly; read when such an export is imported again."""
     return {"background": list(preprocess.background), "eval": preprocess.eval.model_dump()}
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """`tokenizer.json` and `tokenizer_config.json`, as `transformers.AutoTokenizer` reads them.
+    """Write `tokenizer.json` and `tokenizer_config.json`, as `transformers.AutoTokenizer` reads them.
 
-    Texts are filled up with end tokens: models read a text at the first, and no text has a token for nothing.
+    Texts are padded with end tokens: models read a text at the first one, and there is no padding token.
     """
     end = tokenizer.name(tokenizer.end)
     config = {

@@ -1,4 +1,4 @@
-"""What is traced into graphs: a task's post-processed outputs of images, and what it computes besides.
+"""What is traced into graphs: a task's post-processed outputs for images, and its further computations.
 
 Legend: B batch, C channels, (H, W) image.
 """
@@ -19,8 +19,8 @@ from pipeline.tasks.base import TaskModule
 from pipeline.tasks.task import own_task
 
 IMAGES, IMAGE_GRAPH = "images", "model"
-LEAST_GRID = 2  # patches along each side that a graph for any size takes: tracers make a constant of 1
-EXAMPLES = 2  # a batch of one would be taken for a constant, too
+LEAST_GRID = 2  # minimum patches per side in a graph for any size: tracers turn 1 into a constant
+EXAMPLES = 2  # a batch of one would become a constant too
 
 
 class Axis(NamedTuple):
@@ -34,15 +34,15 @@ class Axis(NamedTuple):
         return self.name if self.times == 1 else f"{self.times}*{self.name}"
 
     def dim(self) -> Any:
-        """As exporters take it."""
+        """The dimension as exporters expect it."""
         dim = torch.export.Dim(self.name, min=self.least)
         return dim if self.times == 1 else self.times * dim
 
 
 class Traced(NamedTuple):
-    """What becomes the graph of a file: examples of its inputs, the axes of each that are free, its outputs' names.
+    """What becomes a file's graph: example inputs, the dynamic axes of each, the outputs' names.
 
-    `ranked` as of `TaskModule`.
+    `ranked` as in `TaskModule`.
     """
 
     module: nn.Module
@@ -52,11 +52,11 @@ class Traced(NamedTuple):
     ranked: bool = False
 
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
-        """The free axes of each input, as exporters take them."""
+        """The dynamic axes of each input, as exporters expect them."""
         return tuple({number: axis.dim() for number, axis in self.axes[name].items()} for name in self.inputs)
 
     def described(self) -> dict[str, Any]:
-        """Plain data for `model.json`: shapes of the inputs, with names of free axes, and the outputs' names."""
+        """Plain data for `model.json`: input shapes, with names of dynamic axes, and the outputs' names."""
         shapes = {
             name: [str(self.axes[name].get(number, side)) for number, side in enumerate(x.shape)]
             for name, x in self.inputs.items()
@@ -64,7 +64,7 @@ class Traced(NamedTuple):
         return {"inputs": shapes, "outputs": list(self.outputs)}
 
     def trials(self) -> list[dict[str, Tensor]]:
-        """Inputs unlike the examples: another batch and, where that is free, another size."""
+        """Inputs that differ from the examples: another batch size and, if dynamic, another image size."""
         generator = torch.Generator().manual_seed(0)
         found = []
         for sizes in (False, True) if any(len(axes) > 1 for axes in self.axes.values()) else (False,):
@@ -80,7 +80,7 @@ class Traced(NamedTuple):
 
     @torch.no_grad()
     def expected(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """The outputs of what is traced, in the order of their names."""
+        """The outputs of the traced module, in the order of their names."""
         found = self.module(*inputs.values())
         if isinstance(found, Tensor):
             return [found]
@@ -88,11 +88,11 @@ class Traced(NamedTuple):
 
 
 def graphs(bundle: Bundle, config: GraphConfig) -> dict[str, Traced]:
-    """The graphs of a model by the names of their files; `model` is the one of images.
+    """The graphs of a model by file name; `model` is the image graph.
 
-    Its input are normalised fp32 [B, C, H, W] of any batch. Where model, task and settings allow it, H and W are any
-    multiples of the patch, else those at which the task looks at images. No graph resizes by an operator of its own:
-    exporters have written another cubic than the one that trained.
+    It takes normalised fp32 [B, C, H, W] of any batch size. If model, task and settings allow it, H and W are any
+    multiples of the patch, otherwise the task's image size. No graph uses a resize operator: exporters have written a
+    different cubic from the one used in training.
     """
     task = own_task(bundle)
     names = bundle.classes or [str(number) for number in range(bundle.spec.num_classes)]
@@ -112,7 +112,7 @@ def graphs(bundle: Bundle, config: GraphConfig) -> dict[str, Traced]:
 
 
 def takes_any_size(module: TaskModule) -> bool:
-    """Whether one graph serves all sizes: windows and the positions that a tutorial's model slices depend on it."""
+    """Whether one graph works for all sizes: windows, and positions that a tutorial's model slices, depend on it."""
     backbone = module.model.spec.backbone
     fits = backbone.positions == "none" or backbone.fewer_patches == "resize"
     return module.any_size and backbone.windows is None and fits

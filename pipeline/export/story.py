@@ -1,4 +1,4 @@
-"""What is known of how a model came to be: plain data, for its card."""
+"""The known history of a model: plain data for its card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DataUse(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A measure of the model, on so many samples of a data set; `interval` is that of 95 % where there is one."""
+    """A measure of the model on `samples` samples of a data set; `interval` is its 95 % interval, if any."""
 
     measure: Measure
     value: float
@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A training stage on the way to the model; `surgery` says how the weights were brought to its shape."""
+    """A training stage in the model's history; `surgery` says how the weights were adapted to its shape."""
 
     stage: str
     type: str
@@ -42,11 +42,11 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Story:
-    """The first step is the oldest one that is known."""
+    """The history of a model. The first step is the oldest known one."""
 
     name: str | None = None
     steps: tuple[Step, ...] = ()
     data: tuple[DataUse, ...] = ()
     figures: tuple[Figure, ...] = ()
     license: str | None = None
-    known: dict[str, Any] = field(default_factory=dict)  # whatever else the model says of itself
+    known: dict[str, Any] = field(default_factory=dict)  # whatever else the model records about itself

@@ -1,4 +1,4 @@
-"""The vision tower of CLIP, in the layout of OpenAI and open_clip; the head is its projection."""
+"""CLIP's vision tower, in the layout of OpenAI and open_clip; the head is its projection."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ settings: `open_clip.model.VisionTransformer` loads it without the prefix, and `
 
 
 def check(spec: ModelSpec) -> None:
-    """Raise `ModelError` where CLIP's tower cannot be this model."""
+    """Raise `ModelError` if CLIP's tower cannot hold this model."""
     check_expressible(spec)
 
 
 def write(bundle: Bundle, folder: Path) -> Path:
-    """`folder/model.safetensors` and `folder/config.json`, in the words of open_clip; returns the weights' path.
+    """Write `folder/model.safetensors` and `folder/config.json` in open_clip's terms; returns the weights' path.
 
-    `ModelError` where CLIP's tower cannot be this model.
+    Raises `ModelError` if CLIP's tower cannot hold this model.
     """
     spec = bundle.spec.backbone
     tensors = to_clip(bundle.state, bundle.spec)
@@ -48,7 +48,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
 
 
 def vision_config(spec: ViTSpec) -> dict[str, Any]:
-    """An image tower in the words of open_clip."""
+    """An image tower in open_clip's terms."""
     return {
         "image_size": list(spec.image_size),
         "patch_size": spec.patch[0] if spec.patch[0] == spec.patch[1] else list(spec.patch),
@@ -60,5 +60,5 @@ def vision_config(spec: ViTSpec) -> dict[str, Any]:
 
 
 def notes(bundle: Bundle) -> list[str]:
-    """What the format has no words for: nothing."""
+    """What the format cannot express: nothing."""
     return []

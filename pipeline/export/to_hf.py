@@ -27,16 +27,16 @@ pipeline("image-classification", model="{folder}")("image.png")
 
 Without a classifier, `AutoModel` gives the tokens behind the last norm, and `Dinov2Backbone` (with registers
 `Dinov2WithRegistersBackbone`) maps of any layers, for dense use."""
-FILTERS = ("auto", "bilinear", "bicubic")  # others are not resized alike by torchvision, which `transformers` uses
+FILTERS = ("auto", "bilinear", "bicubic")  # torchvision, which `transformers` uses, differs from Pillow in others
 
 
 def check(spec: ModelSpec) -> None:
-    """Raise `ModelError` where `transformers` has no such model."""
+    """Raise `ModelError` if `transformers` has no such model."""
     hf_layout(spec)
 
 
 def check_images(how: PlainConfig, size: Pair) -> None:
-    """Raise `ModelError` where no processor of `transformers` brings images to that size so."""
+    """Raise `ModelError` if no `transformers` processor brings images to that size in this way."""
     if how.resize == "pad":
         raise ModelError("eval.resize: is pad; the image processors of transformers squash or crop")
     if how.resize == "shorter" and size[0] != size[1]:
@@ -52,9 +52,9 @@ def check_images(how: PlainConfig, size: Pair) -> None:
 
 
 def write(bundle: Bundle, folder: Path) -> Path:
-    """`config.json`, `model.safetensors` and `preprocessor_config.json`; returns the folder.
+    """Write `config.json`, `model.safetensors` and `preprocessor_config.json`; returns the folder.
 
-    `ModelError` where `transformers` has no such model, or no such way to resize images.
+    Raises `ModelError` if `transformers` has no such model, or no such way to resize images.
     """
     check_images(bundle.preprocess.eval, bundle.preprocess.image_size)
     tensors, config = to_hugging_face(bundle.state, bundle.spec, bundle.classes)
@@ -65,7 +65,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
 
 
 def preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
-    """The processor whose pixels are ours: Pillow's filters, the same sizes and the same centre."""
+    """The processor that yields our pixels: Pillow's filters, the same sizes and the same centre."""
     how, (height, width) = preprocess.eval, preprocess.image_size
     scaled = [math.floor(side / how.crop_pct) for side in (height, width)]
     crops = how.resize == "shorter" or how.crop_pct < 1
@@ -88,7 +88,7 @@ def preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def notes(bundle: Bundle) -> list[str]:
-    """What the format has no words for."""
+    """What the format cannot express."""
     found = [
         "Transparent pixels lose their alpha; here they show the background " + str(list(bundle.preprocess.background))
     ]

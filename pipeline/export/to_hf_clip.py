@@ -1,4 +1,4 @@
-"""Both towers of a CLIP, for `transformers.CLIPModel.from_pretrained(FOLDER)` and `AutoTokenizer`."""
+"""Both towers of a CLIP model, for `transformers.CLIPModel.from_pretrained(FOLDER)` and `AutoTokenizer`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 model = CLIPModel.from_pretrained("{folder}")
 processor, tokenizer = AutoImageProcessor.from_pretrained("{folder}"), AutoTokenizer.from_pretrained("{folder}")
 ```"""
-OTHER_POOLING = 2  # with this end token `transformers` reads texts elsewhere, as its first version did
+OTHER_POOLING = 2  # with this end token `transformers` pools texts elsewhere, as its first version did
 
 
 def check(spec: ModelSpec) -> None:
-    """Raise `ModelError` where `transformers` has no such model."""
+    """Raise `ModelError` if `transformers` has no such model."""
     text_head(spec, "CLIPModel")
     check_tower(spec.backbone)
     if "bias" in spec.heads[TEMPERATURE].options:
@@ -40,9 +40,9 @@ def check(spec: ModelSpec) -> None:
 
 
 def write(bundle: Bundle, folder: Path) -> Path:
-    """`config.json`, `model.safetensors`, `preprocessor_config.json` and the tokenizer; returns the folder.
+    """Write `config.json`, `model.safetensors`, `preprocessor_config.json` and the tokenizer; returns the folder.
 
-    `ModelError` where `transformers` has no such model.
+    Raises `ModelError` if `transformers` has no such model.
     """
     tokenizer = bundle.preprocess.tokenizer
     assert tokenizer is not None
@@ -114,5 +114,5 @@ def preprocessor_config(bundle: Bundle) -> dict[str, Any]:
 
 
 def notes(bundle: Bundle) -> list[str]:
-    """What the format has no words for."""
+    """What the format cannot express."""
     return ["Images are squashed; its processor does not pad."] if bundle.preprocess.eval.resize == "pad" else []

@@ -1,4 +1,4 @@
-"""ONNX: graphs of a model in a stated opset, run by onnxruntime before they count as written."""
+"""ONNX: graphs of a model in a given opset, checked with onnxruntime before they count as written."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ import onnxruntime
 session = onnxruntime.InferenceSession("{folder}/model.onnx")
 outputs = session.run(None, {{"images": images}})  # normalised float32 [B, C, H, W]; model.json names all shapes
 ```"""
-TOLERANCE = 1e-4  # of outputs, in units of the largest where that is above 1
-FEW = 1e-3  # share of whole numbers, such as classes of pixels, that may differ where two are as likely
+TOLERANCE = 1e-4  # on outputs, relative to the largest if that is above 1
+FEW = 1e-3  # fraction of integers, such as pixel classes, that may differ because of ties
 
 
 def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
-    """`folder/model.onnx`, further graphs beside it, and `folder/model.json` with their inputs, outputs and opset.
+    """Write `folder/model.onnx`, further graphs beside it, and `folder/model.json` with inputs, outputs and opset.
 
-    See `graph.graphs` for what they take. Raises `ModelError` where onnxruntime does not run a graph, or to other
+    See `graph.graphs` for their inputs. Raises `ModelError` if onnxruntime cannot run a graph, or computes other
     outputs.
     """
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # constants that it cannot fold are no user's concern
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # users need not know which constants it cannot fold
     traced = graphs(bundle, config)
     for name, graph in traced.items():
         program = torch.onnx.export(
@@ -65,7 +65,7 @@ def _save(path: Path, program: Any, graph: Traced, opset: int) -> None:
 
 
 def _check(path: Path, graph: Traced, opset: int) -> None:
-    """Run a graph on what it was not traced with. Raises `ModelError` as `write` does."""
+    """Run a graph on inputs it was not traced with. Raises `ModelError` as `write` does."""
     for inputs in graph.trials():
         expected = [output.numpy() for output in graph.expected(inputs)]
         found = _run(path, inputs, opset)
@@ -83,11 +83,11 @@ def _run(path: Path, inputs: dict[str, Tensor], opset: int) -> list[np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised, and told here
+    options.log_severity_level = 4  # errors are raised and reported here
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         outputs: list[np.ndarray] = session.run(None, {name: x.numpy() for name, x in inputs.items()})
-    except Exception as error:  # its classes are those of a C++ library
+    except Exception as error:  # the exception classes come from a C++ library
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(
             f"onnx: onnxruntime {onnxruntime.__version__} does not run the graph, whose opset is {opset} ({reason}); "
@@ -114,5 +114,5 @@ def _same_rows(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> b
 
 
 def notes(bundle: Bundle) -> list[str]:
-    """What the format has no words for."""
+    """What the format cannot express."""
     return ["Images are to be resized and normalised as above by the caller."]

@@ -1,4 +1,4 @@
-"""Both towers of a CLIP, for `open_clip.create_model("local-dir:FOLDER")` and `open_clip.get_tokenizer`."""
+"""Both towers of a CLIP model, for `open_clip.create_model("local-dir:FOLDER")` and `open_clip.get_tokenizer`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
 
 
 def check(spec: ModelSpec) -> None:
-    """Raise `ModelError` where open_clip has no such model."""
+    """Raise `ModelError` if open_clip has no such model."""
     text_head(spec, "open_clip")
     check_tower(spec.backbone)
     if spec.backbone.channels != 3:
@@ -35,9 +35,9 @@ def check(spec: ModelSpec) -> None:
 
 
 def write(bundle: Bundle, folder: Path) -> Path:
-    """`open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer; returns the folder.
+    """Write `open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer; returns the folder.
 
-    `ModelError` where open_clip has no such model.
+    Raises `ModelError` if open_clip has no such model.
     """
     spec, tokenizer = bundle.spec.backbone, bundle.preprocess.tokenizer
     text = text_head(bundle.spec, "open_clip")
@@ -58,7 +58,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
                 "width": text.options["dim"],
                 "heads": text.options["num_heads"],
                 "layers": text.options["depth"],
-                "hf_tokenizer_name": "tokenizer.json",  # which any name makes it look for beside this file
+                "hf_tokenizer_name": "tokenizer.json",  # any name makes it look for that file beside this one
                 **({} if highest else {"pool_type": "eos", "eos_id": tokenizer.end}),
                 **norm,
             },
@@ -76,5 +76,5 @@ def write(bundle: Bundle, folder: Path) -> Path:
 
 
 def notes(bundle: Bundle) -> list[str]:
-    """What the format has no words for: nothing."""
+    """What the format cannot express: nothing."""
     return []

@@ -16,10 +16,10 @@ model.predict(["image.png"])
 
 
 def write(bundle: Bundle, folder: Path) -> Path:
-    """`folder/model.safetensors` and `folder/model.json`; returns the folder."""
+    """Write `folder/model.safetensors` and `folder/model.json`; returns the folder."""
     return bundle.save(folder)
 
 
 def notes(bundle: Bundle) -> list[str]:
-    """What the format has no words for: nothing."""
+    """What the format cannot express: nothing."""
     return []

@@ -22,14 +22,14 @@ transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pre
 
 
 def check(spec: ModelSpec) -> None:
-    """Raise `ModelError` where timm has no such model."""
+    """Raise `ModelError` if timm has no such model."""
     timm_config(spec)
 
 
 def write(bundle: Bundle, folder: Path) -> Path:
-    """`folder/model.safetensors` and `folder/config.json` (architecture, arguments, labels); returns the weights' path.
+    """Write `model.safetensors` and `config.json` (architecture, arguments, labels); returns the weights' path.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads both. `ModelError` where timm has no such model.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` reads both. Raises `ModelError` if timm has no such model.
     """
     architecture, arguments = timm_config(bundle.spec)
     tensors = to_timm(bundle.state, bundle.spec)
@@ -55,7 +55,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
 
 
 def notes(bundle: Bundle) -> list[str]:
-    """What the format has no words for."""
+    """What the format cannot express."""
     found = ["timm pads with the mean, not with the background."] if bundle.preprocess.eval.resize == "pad" else []
     if bundle.preprocess.eval.interpolation == "auto":
         found.append("Images are resized bilinearly, where `auto` differs by little.")

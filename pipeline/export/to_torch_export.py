@@ -23,7 +23,7 @@ outputs = model(images)  # normalised float32 [B, C, H, W]; model.json names all
 
 
 def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
-    """`folder/model.pt2`, further graphs beside it, and `folder/model.json`; see `graph.graphs` for what they take."""
+    """Write `folder/model.pt2`, further graphs beside it, and `folder/model.json`; see `graph.graphs` for inputs."""
     traced = graphs(bundle, config)
     for name, graph in traced.items():
         program = torch.export.export(graph.module, tuple(graph.inputs.values()), dynamic_shapes=graph.dynamic_shapes())
@@ -35,5 +35,5 @@ def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
 
 
 def notes(bundle: Bundle) -> list[str]:
-    """What the format has no words for."""
+    """What the format cannot express."""
     return ["Images are to be resized and normalised as above by the caller."]

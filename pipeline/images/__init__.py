@@ -1,1 +1,1 @@
-"""From the bytes of an image file to pixels of the wanted box and size; what loader, tools and models share."""
+"""Decodes image files to pixels of a given box and size; shared by loader, tools and models."""

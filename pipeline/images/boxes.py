@@ -1,6 +1,6 @@
-"""Boxes in pictures: moved with the image, and drawn.
+"""Bounding boxes: moving them with the image, and drawing them.
 
-A box is left, top, right, bottom in pixels, between pixels or not; see `images.geometry` for the coordinates.
+A box is (left, top, right, bottom) in pixels, fractional or not; see `images.geometry` for the coordinates.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pipeline.images.decode import Pixels
 from pipeline.images.geometry import Geometry, Matrix, Size, compose, inverted, transform
 
 LETTERS = cv2.FONT_HERSHEY_PLAIN
-SMALL = 0.75  # size of letters, 7 pixels high
-LINE = 9  # pixels of a caption
+SMALL = 0.75  # font scale: letters 7 pixels high
+LINE = 9  # height of a caption in pixels
 
 
 def moved_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes of the source [n, 4] -> what is seen of them in the output, float64 [n, 4], and its share of their areas.
+    """Boxes of the source [n, 4] -> their visible parts in the output, float64 [n, 4], and the visible area shares.
 
-    A box that a rotation or a shear has turned becomes the upright one around what is seen of it. One of which nothing
-    is seen has a share of 0.
+    A box turned by a rotation or shear becomes the axis-aligned box around its visible part. A box with no visible
+    part has a share of 0.
     """
     outlines = transform(geometry.matrix, _outlines(boxes)).reshape(-1, 4, 2)
     windows = [_window(geometry.size, None)]
@@ -39,9 +39,9 @@ def moved_boxes(boxes: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.n
 
 
 def draw_boxes(picture: Pixels, boxes: np.ndarray, labels: Sequence[int], captions: Sequence[str] = ()) -> None:
-    """Outlines in the colours of their classes into an RGB picture, in place, with a caption each if there are any."""
+    """Draws boxes in the colours of their classes into an RGB picture, in place, each with its caption if given."""
     height, width = picture.shape[:2]
-    # Colour 0 is that of what lies behind everything, which no box is.
+    # Colour 0 is reserved for the background.
     colors = class_colors(max(labels, default=-1) + 2)[1:].tolist()
     thickness = max(round(max(height, width) / 400), 1)
     for (left, top, right, bottom), label in zip(np.rint(boxes).astype(int).tolist(), labels, strict=True):
@@ -56,18 +56,18 @@ def draw_boxes(picture: Pixels, boxes: np.ndarray, labels: Sequence[int], captio
 
 
 def _outlines(boxes: np.ndarray) -> np.ndarray:
-    """The four corners of each box in turn, [n * 4, 2]."""
+    """The four corners of each box in order, [n * 4, 2]."""
     return boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
 
 
 def _window(size: Size, matrix: Matrix | None) -> np.ndarray:
-    """The corners [4, 2] of a rectangle, where a matrix maps them to."""
+    """The corners [4, 2] of an image of this size, mapped by the matrix if there is one."""
     corners = _outlines(np.array([[0, 0, size[1], size[0]]], np.float64))
     return corners if matrix is None else transform(matrix, corners)
 
 
 def _is_upright(matrix: Matrix) -> bool:
-    """Whether what is upright stays so."""
+    """Whether the matrix keeps axis-aligned boxes axis-aligned."""
     return bool((matrix[0, 1] == matrix[1, 0] == 0) or (matrix[0, 0] == matrix[1, 1] == 0))
 
 
@@ -77,7 +77,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def _seen(outline: np.ndarray, windows: Sequence[np.ndarray]) -> tuple[list[float], float]:
-    """The upright box around what all windows show of an outline [4, 2], and its share of the area."""
+    """The axis-aligned box around the part of an outline [4, 2] inside all windows, and that part's area share."""
     rest: np.ndarray = outline.astype(np.float32)
     whole = cv2.contourArea(rest)
     for window in windows:

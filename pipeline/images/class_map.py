@@ -1,4 +1,4 @@
-"""Class maps: PNG files whose palette indices, or grey values, are class ids; and their colours in pictures."""
+"""Class maps: PNG files whose palette indices or grey values are class ids; and the colours to draw them in."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ HEADER_AT = 16
 COLOR_AT = HEADER_AT + 9
 GREY = 0
 COLORS = {2: "RGB", 4: "grey with transparency", 6: "RGB with transparency"}
-TO_FULL_RANGE = {1: 255, 2: 85, 4: 17}  # by which decoders multiply grey values of so many bits
+TO_FULL_RANGE = {1: 255, 2: 85, 4: 17}  # bits per id: the factor by which decoders scale grey values
 OPACITY = 0.55  # of a class map drawn over a picture
 BEHIND = 70
-GOLDEN = 0.618034  # steps of it along a circle fill it evenly, however many there are
+GOLDEN = 0.618034  # hue steps of the golden ratio spread evenly for any number of classes
 
 
 class MapHeader(NamedTuple):
@@ -33,7 +33,7 @@ class MapHeader(NamedTuple):
 
 
 def read_map_header(data: Data) -> MapHeader:
-    """Size and depth of a class map, without decoding it. Raises BadImage for what is none."""
+    """Size and depth of a class map, without decoding it. Raises BadImage if it is not one."""
     start = bytes(data[:HEADER_AT])
     if not start.startswith(SIGNATURE) or not start.endswith(b"IHDR") or len(data) < HEADER_AT + HEADER.size:
         raise BadImage(f"the mask is {_what(start)}, not a PNG whose palette indices or grey values are class ids")
@@ -46,7 +46,7 @@ def read_map_header(data: Data) -> MapHeader:
 
 
 def decode_class_map(data: Data) -> np.ndarray:
-    """Class ids, uint8 or (of 16 bits) uint16 [height, width]; they may be read-only. Raises BadImage."""
+    """Class ids [height, width], uint8, or uint16 if 16-bit; the array may be read-only. Raises BadImage."""
     header, whole = read_map_header(data), bytes(data)
     ids = _unfiltered(whole, header)
     if ids is None:
@@ -59,16 +59,16 @@ def decode_class_map(data: Data) -> np.ndarray:
 
 
 def draw_classes(picture: Pixels, classes: np.ndarray) -> None:
-    """Colours over an RGB picture, in place, where `classes` [height, width] is not negative."""
+    """Blends class colours into an RGB picture, in place, where `classes` [height, width] is not negative."""
     seen = classes >= 0
     colors = class_colors(int(classes.max(where=seen, initial=0)) + 1)
     picture[seen] = (picture[seen] * (1 - OPACITY) + colors[classes[seen]] * OPACITY).round()
 
 
 def class_colors(count: int) -> Pixels:
-    """Colours that tell classes apart, the same for a class however many there are: uint8 [count, 3].
+    """Distinct class colours, uint8 [count, 3]; the colour of a class does not depend on `count`.
 
-    Class 0 is mostly what lies behind everything else, and is a dark grey.
+    Class 0, usually the background, is dark grey.
     """
     classes = np.arange(count)
     hue = (classes * GOLDEN % 1)[:, None] * 6
@@ -81,9 +81,9 @@ def class_colors(count: int) -> Pixels:
 
 
 def _unfiltered(data: bytes, header: MapHeader) -> np.ndarray | None:
-    """Ids of 8 bits whose rows were packed as they are, as palettes mostly are; None for all else.
+    """Ids of an 8-bit PNG whose rows are unfiltered, as palette images usually are; None for all others.
 
-    That takes half the time of OpenCV's decoder, which looks at every row.
+    Takes half the time of OpenCV's decoder, which inspects every row.
     """
     if header.depth != 8 or header.interlaced:
         return None
@@ -92,7 +92,7 @@ def _unfiltered(data: bytes, header: MapHeader) -> np.ndarray | None:
     unpacked = zlib.decompressobj()
     try:
         rows = unpacked.decompress(pixels, height * (width + 1))
-        unpacked.decompress(unpacked.unconsumed_tail, 1)  # the sum of all bytes, which is compared
+        unpacked.decompress(unpacked.unconsumed_tail, 1)  # reads the trailing checksum, which zlib verifies
     except zlib.error:
         return None
     if not unpacked.eof or len(rows) != height * (width + 1):
@@ -102,7 +102,7 @@ def _unfiltered(data: bytes, header: MapHeader) -> np.ndarray | None:
 
 
 def _without_palette(data: bytes) -> bytes:
-    """The file as a grey PNG of nothing but pixels: decoders would look palette indices up in the palette."""
+    """The file as a grey PNG without its palette: decoders would replace palette indices with colours."""
     header = bytearray(data[HEADER_AT - 4 : HEADER_AT + 13])
     header[COLOR_AT - HEADER_AT + 4] = GREY
     pixels = next((at for at, _, name in _chunks(data) if name == b"IDAT"), len(data))
@@ -110,7 +110,7 @@ def _without_palette(data: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Where each chunk of a PNG starts and its content ends, and its name."""
+    """Yields start, end of content and name of each chunk of a PNG."""
     at = len(SIGNATURE)
     while at + 8 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")

@@ -1,7 +1,7 @@
-"""From the bytes of an image file to pixels: the header is judged first, then the fastest decoder for it runs.
+"""Decodes image files: checks the header first, then runs the fastest decoder for it.
 
-JPEG is decoded no further than the last row that is wanted and at no larger a scale, by libjpeg-turbo; opaque PNG and
-WebP by OpenCV; everything else, and whatever those refuse, by Pillow. Transparent pixels show the background.
+libjpeg-turbo decodes JPEG only down to the last row needed, and at the smallest scale that suffices; OpenCV decodes
+opaque PNG and WebP; Pillow decodes everything else, and whatever those reject. Transparent pixels show the background.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from PIL import Image, ImageOps
 
 from pipeline.config.data import Color
 
-Pixels = np.ndarray  # uint8 [height, width, channels], RGB where channels is 3
+Pixels = np.ndarray  # uint8 [height, width, channels], RGB if channels is 3
 Data = bytes | memoryview
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-MAX_PIXELS = 178_956_970  # where Pillow, too, speaks of a decompression bomb
+MAX_PIXELS = 178_956_970  # above which Pillow, too, raises DecompressionBombError
 ORIENTATION_TAG, TRANSPOSED = 0x0112, range(5, 9)
 PNG_START, PNG_SIZE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", struct.Struct(">IIBB")
-PNG_DEPTH = len(PNG_START) + 8  # offset of its bits per sample
+PNG_DEPTH = len(PNG_START) + 8  # offset of the bits per sample
 PNG_MODES = {(8, 0): "L", (8, 2): "RGB", (8, 4): "LA", (8, 6): "RGBA", (16, 0): "I;16"}  # by depth and colour type
-# What OpenCV decodes as Pillow would where nothing is transparent; palettes, CMYK and the like go through Pillow.
+# Modes that OpenCV decodes as Pillow does if nothing is transparent; palettes, CMYK and the like go through Pillow.
 CV2_MODES = {"PNG": {"L", "RGB", "I;16"}, "JPEG": {"L", "RGB"}, "WEBP": {"RGB"}}
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -37,37 +37,37 @@ BASELINE, PROGRESSIVE, SCAN, APP1 = {0xC0, 0xC1}, 0xC2, 0xDA, 0xE1
 JPEG_FRAME = struct.Struct(">BHHB")  # precision, height, width, components
 JPEG_MODES = {1: "L", 3: "RGB"}
 EXIF, BYTE_ORDERS = b"Exif\0\0", {b"II": "<", b"MM": ">"}
-MOST_ROWS_IN_A_BLOCK = 32  # of a JPEG: 8 rows, sampled up to four times
+MOST_ROWS_IN_A_BLOCK = 32  # of a JPEG: 8 rows, subsampled by up to 4
 
-# Sizes are judged here; a warning per process would only repeat it.
+# Sizes are checked here; a warning per process would only repeat the check.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about damage, which is told of by BadImage
-cv2.utils.logging.setLogLevel(0)  # damaged files are told of by BadImage
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # about damage, which BadImage reports
+cv2.utils.logging.setLogLevel(0)  # BadImage reports damaged files
 
 
 class BadImage(Exception):
-    """Bytes that are no image that can be used; the message is the reason."""
+    """The bytes are not a usable image; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image's header says; height and width are those after EXIF orientation."""
+    """Contents of an image header; height and width are those after EXIF orientation."""
 
     format: str
     mode: str
     height: int
     width: int
-    transparent: bool = False  # there may be transparent pixels: an alpha channel, or a colour that stands for them
-    orientation: int = 1  # of the stored pixels, by EXIF; only where `decode_jpeg` may be used
-    frame: int = 0  # byte of a JPEG's frame header; 0 for what `decode_jpeg` does not decode
-    sequential: bool = False  # a JPEG whose rows stand in the file from top to bottom
+    transparent: bool = False  # may have transparent pixels: an alpha channel or a transparent colour
+    orientation: int = 1  # EXIF orientation of the stored pixels; set only if `decode_jpeg` applies
+    frame: int = 0  # offset of a JPEG's frame header; 0 if `decode_jpeg` does not apply
+    sequential: bool = False  # a JPEG that stores its rows from top to bottom
 
 
 def read_header(data: Data) -> Header:
     """Format, mode and size without decoding.
 
     Raises:
-        BadImage: not an image of a known format, or of more than MAX_PIXELS pixels.
+        BadImage: not an image of a known format, or more than MAX_PIXELS pixels.
     """
     if not len(data):
         raise BadImage("the image has no bytes")
@@ -78,9 +78,9 @@ def read_header(data: Data) -> Header:
 
 
 def plain_png_header(data: Data) -> Header | None:
-    """The header of a grey or RGB PNG, with or without alpha, that has no EXIF; None for all else.
+    """The header of a grey or RGB PNG, with or without alpha, that has no EXIF; None for all others.
 
-    Small PNGs are common and Pillow needs longer for the header than OpenCV for the pixels.
+    Small PNGs are common, and Pillow takes longer to read the header than OpenCV to decode the pixels.
     """
     if bytes(data[: len(PNG_START)]) != PNG_START or len(data) < 33:
         return None
@@ -94,9 +94,9 @@ def plain_png_header(data: Data) -> Header | None:
 
 
 def plain_jpeg_header(data: Data) -> Header | None:
-    """The header of a whole grey or YCbCr JPEG of 8 bits; None for all else.
+    """The header of a complete 8-bit grey or YCbCr JPEG; None for all others.
 
-    The end marker must be there: a decoder that stops at the last wanted row would not see that the file was cut off.
+    The end marker must be present: a decoder that stops at the last row needed would not notice a truncated file.
     """
     if bytes(data[:3]) != JPEG_START or bytes(data[-2:]) != JPEG_END:
         return None
@@ -120,7 +120,7 @@ def plain_jpeg_header(data: Data) -> Header | None:
 
 
 def exif_orientation(tiff: bytes) -> int:
-    """1 to 8, as the first directory of EXIF data says; 1 where it says nothing sensible."""
+    """The orientation, 1 to 8, in the first directory of EXIF data; 1 if absent or invalid."""
     order = BYTE_ORDERS.get(tiff[:2])
     if order is None:
         return 1
@@ -144,18 +144,18 @@ def any_header(data: Data) -> Header:
         transparent = image.has_transparency_data
     except Image.DecompressionBombError:
         raise BadImage(f"the image has more than {MAX_PIXELS} pixels") from None
-    except Exception as error:  # Pillow's parsers raise whatever the damage leads them into
+    except Exception as error:  # damaged data make Pillow's parsers raise almost anything
         raise BadImage(f"no readable image header ({type(error).__name__})") from None
     width, height = image.size[::-1] if turned else image.size
     return Header(str(image.format), image.mode, height, width, transparent)
 
 
 def decode(data: Data, header: Header, channels: int, background: Color) -> Pixels:
-    """Pixels of the (first) image in `data`, whole and upright.
+    """Decodes the (first) image in `data`, whole and upright.
 
     Args:
         data: the image file.
-        header: what `read_header` said of it.
+        header: its header, from `read_header`.
         channels: 1 for grey, 3 for RGB.
         background: what shows through transparent pixels.
 
@@ -163,7 +163,7 @@ def decode(data: Data, header: Header, channels: int, background: Color) -> Pixe
         uint8 [height, width, channels].
 
     Raises:
-        BadImage: the data are cut off or damaged.
+        BadImage: the data are truncated or damaged.
     """
     if header.mode in CV2_MODES.get(header.format, ()) and not header.transparent:
         flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
@@ -179,19 +179,19 @@ def decode(data: Data, header: Header, channels: int, background: Color) -> Pixe
 def decode_jpeg(
     data: Data, header: Header, channels: int, *, shrink: int = 1, rows: int | None = None, exact: bool = True
 ) -> Pixels | None:
-    """The stored pixels of a JPEG whose header has a `frame`, not yet turned upright; None where it is damaged.
+    """The stored pixels of a JPEG whose header has a `frame`, not yet turned upright; None if it is damaged.
 
     Args:
         data: the image file.
-        header: what `read_header` said of it.
+        header: its header, from `read_header`.
         channels: 1 for grey, 3 for RGB.
-        shrink: 1, 2, 4 or 8: decode at this fraction of the size, which costs less.
-        rows: stored rows wanted, from the top; a sequential JPEG is decoded no further. Default: all.
-        exact: the slow, accurate transform and chroma upsampling; else libjpeg-turbo's fast ones.
+        shrink: 1, 2, 4 or 8: factor by which to reduce both sides while decoding, which is cheaper.
+        rows: number of stored rows needed, from the top; a sequential JPEG is decoded no further. Default: all.
+        exact: use the slow, accurate DCT and chroma upsampling; otherwise libjpeg-turbo's fast ones.
     """
     _, height, width, _ = JPEG_FRAME.unpack_from(data, header.frame)
     if rows is not None and header.sequential and rows + MOST_ROWS_IN_A_BLOCK < height:
-        # The decoder believes the header and stops there.
+        # The decoder trusts the patched header and stops there.
         height = -(-rows // MOST_ROWS_IN_A_BLOCK) * MOST_ROWS_IN_A_BLOCK
         lower = bytearray(data)
         lower[header.frame + 1 : header.frame + 3] = height.to_bytes(2, "big")
@@ -203,7 +203,7 @@ def decode_jpeg(
             "GRAY" if channels == 1 else "RGB",
             fastdct=not exact,
             fastupsample=not exact,
-            strict=False,  # bytes between the last wanted row and the next marker are a "recoverable error"
+            strict=False,  # bytes between the last decoded row and the next marker are a "recoverable error"
             **smallest,
         )
     except ValueError:
@@ -212,13 +212,13 @@ def decode_jpeg(
 
 
 def decode_with_pillow(data: Data, channels: int, background: Color) -> Pixels:
-    """As `decode`, for what OpenCV does not decode; slower."""
+    """Like `decode`, for images that OpenCV does not decode; slower."""
     with undecodable():
         return flatten(open_upright(data), channels, background)
 
 
 def decode_transparent(data: Data) -> Image.Image | None:
-    """The image in RGBA, whole and upright; None where no pixel is transparent. Raises BadImage."""
+    """The image in RGBA, whole and upright; None if no pixel is transparent. Raises BadImage."""
     with undecodable():
         image = eight_bits(open_upright(data))
         if not image.has_transparency_data:
@@ -229,7 +229,7 @@ def decode_transparent(data: Data) -> Image.Image | None:
 
 @contextlib.contextmanager
 def undecodable() -> Iterator[None]:
-    """Turns what Pillow raises, which is whatever the damage leads it into, into BadImage."""
+    """Turns whatever Pillow raises on damaged data into BadImage."""
     try:
         yield
     except Exception as error:
@@ -238,12 +238,12 @@ def undecodable() -> Iterator[None]:
 
 
 def open_upright(data: Data) -> Image.Image:
-    """The (first) image of a file in the mode that it is stored in; raises whatever Pillow does."""
+    """The (first) image of a file, upright, in its stored mode; raises whatever Pillow raises."""
     file = Image.open(io.BytesIO(data), formats=FORMATS)
     file.load()
     key = file.info.get("transparency")
     if file.format == "PNG" and file.mode == "L" and isinstance(key, int):
-        file.info["transparency"] = key * 255 // (2 ** data[PNG_DEPTH] - 1)  # Pillow scales the pixels alone
+        file.info["transparency"] = key * 255 // (2 ** data[PNG_DEPTH] - 1)  # Pillow scales only the pixels
     return ImageOps.exif_transpose(file)
 
 
@@ -254,14 +254,14 @@ def flatten(image: Image.Image, channels: int, background: Color) -> Pixels:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGB", image.size, background).convert(mode)
-        ground.paste(image, mask=image)  # by its alpha, rounded to the nearest
+        ground.paste(image, mask=image)  # blends by alpha, rounding to nearest
         image = ground
     pixels = np.array(image.convert(mode))
     return pixels[:, :, None] if channels == 1 else pixels
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """An image of 16 bits with 8, and the transparent colour of its PNG with it; others as they are."""
+    """Converts a 16-bit image, and its PNG's transparent colour, to 8 bits; returns others unchanged."""
     key = image.info.get("transparency")
     if image.mode.startswith("I"):  # Pillow would clip to 255
         values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
@@ -269,7 +269,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
         if key is not None:
             grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
         return grey
-    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # Pillow has kept the high bytes alone
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # Pillow kept only the high bytes
         image = image.copy()
         image.info["transparency"] = tuple(value >> 8 for value in key)
     return image

@@ -1,4 +1,4 @@
-"""Depth maps: grey PNG files of 16 bits, 0 where nothing was measured; and their colours in pictures."""
+"""Depth maps: 16-bit grey PNG files, 0 where nothing was measured; and the colours to draw them in."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pipeline.images.geometry import Size
 DEPTH_BITS = 16
 MOST_STEPS = (1 << DEPTH_BITS) - 1
 UNMEASURED = 0
-SHARES = 2.0, 98.0  # percentiles of the depths that the ends of the colours stand for
+SHARES = 2.0, 98.0  # percentiles of depth at the ends of the colour scale
 
 
 class ShallowDepth(BadImage):
-    """A PNG that was written with too few bits, or in colours, as a converter does to a whole data set."""
+    """A PNG with too few bits or in colour, which usually means that a converter ruined the whole data set."""
 
 
 def read_depth_size(data: Data) -> Size:
-    """(height, width) of a depth map, without decoding it. Raises BadImage for what is none."""
+    """(height, width) of a depth map, without decoding it. Raises BadImage if it is not one."""
     start = bytes(data[:HEADER_AT])
     if not start.startswith(SIGNATURE) or not start.endswith(b"IHDR") or len(data) < HEADER_AT + HEADER.size:
         raise BadImage("the depth is no PNG; write grey PNGs of 16 bits")
@@ -49,20 +49,20 @@ def decode_depth(data: Data) -> np.ndarray:
 
 
 def depth_colors(metres: np.ndarray, limits: tuple[float, float] | None = None) -> Pixels:
-    """RGB of depth [height, width], red where it is near, blue where it is far, black where nothing was measured.
+    """Depth [height, width] as RGB: red is near, blue is far, black was not measured.
 
-    `limits` are the nearest and the farthest depth that colours tell apart; default: `depth_limits`.
+    `limits` are the nearest and the farthest depth of the colour scale; default: `depth_limits`.
     """
     near, far = (1 / side for side in limits or depth_limits(metres))
     measured = metres > UNMEASURED
-    # As disparity, which tells more of what is near apart.
+    # Disparity resolves near depths better.
     nearness = (1 / np.where(measured, metres, 1) - far) / max(near - far, 1e-9)
     colors = cv2.applyColorMap((255 * nearness.clip(0, 1)).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
     return np.where(measured[..., None], colors, 0).astype(np.uint8)
 
 
 def depth_limits(metres: np.ndarray) -> tuple[float, float]:
-    """The nearest and the farthest of most depths that were measured; 1 and 2 metres where none was."""
+    """The SHARES percentiles of the measured depths; 1 and 2 metres if nothing was measured."""
     measured = metres[metres > UNMEASURED]
     if not measured.size:
         return 1.0, 2.0
@@ -71,5 +71,5 @@ def depth_limits(metres: np.ndarray) -> tuple[float, float]:
 
 
 def millimetres(metres: np.ndarray) -> np.ndarray:
-    """uint16 [height, width]: depth as `targets.depth` reads it by default, at most 65.535 m; at least 1 mm."""
+    """Depth as `targets.depth` reads it by default, uint16 [height, width], clipped to 1 mm to 65.535 m."""
     return (metres * 1000).round().clip(1, MOST_STEPS).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Words on pictures: lines on a dark ground in the upper left corner, cut off where the picture ends."""
+"""Text on pictures: lines on a dark background in the upper left corner, clipped at the picture's edge."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.images.decode import Pixels
 
 WHITE = (255, 255, 255)
-SMALLEST, LARGEST, SHARE = 8, 20, 20  # pixels: height of a line; or this part of the picture's shorter side
-GROUND = 0.35  # what is left of the picture's brightness behind words
+SMALLEST, LARGEST, SHARE = 8, 20, 20  # line height: limits in pixels, and divisor of the shorter side
+GROUND = 0.35  # factor of the picture's brightness behind text
 
 Color = tuple[int, int, int]
 
 
 def write_lines(picture: Pixels, lines: Sequence[str], colors: Sequence[Color] = ()) -> Pixels:
-    """The picture, uint8 [H, W, 3], with lines of text; each has before it a square of its colour, if there are any.
+    """The picture, uint8 [H, W, 3], with lines of text, each after a square of its colour if there are any.
 
-    Lines that would cover more than half of the height are left out, all but the first.
+    Lines that would cover more than half of the height are left out, except the first.
     """
     height, width = picture.shape[:2]
     size = min(max(min(height, width) // SHARE, SMALLEST), LARGEST)

@@ -1,4 +1,4 @@
-"""Where the pixels of an image go on their way to a model: what brings points and class maps of a label there, too.
+"""Tracks where the pixels of an image end up in a model's input, so that points and class maps can follow.
 
 Coordinates are (x, y) in pixels. The pixel in row r and column c covers r to r + 1 and c to c + 1, so its centre is at
 (c + 0.5, r + 0.5), and an image of size (H, W) reaches from (0, 0) to (W, H).
@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 
 Size = tuple[int, int]  # height, width
-Matrix = np.ndarray  # float64 [2, 3]: what maps (x, y, 1)
+Matrix = np.ndarray  # float64 [2, 3]: multiplies (x, y, 1)
 
 ROUNDING = 1e-6  # pixels
-WARP_LIMIT = (1 << 15) - 1  # pixels along a side, from which OpenCV warps nothing
+WARP_LIMIT = (1 << 15) - 1  # side in pixels from which OpenCV cannot warp
 
 
 class Box(NamedTuple):
-    """Whole pixels of an image."""
+    """A rectangle of whole pixels."""
 
     top: int
     left: int
@@ -33,7 +33,7 @@ class Box(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What brings stored pixels upright: first the transposition, then the flips."""
+    """How to turn stored pixels upright: transpose first, then flip."""
 
     transpose: bool
     flip_rows: bool
@@ -41,7 +41,7 @@ class Turn(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A rectangle 0 to width, 0 to height in the coordinates that `matrix` maps the source to; more is not seen."""
+    """A rectangle 0 to width, 0 to height in the coordinates that `matrix` maps the source to; the rest is hidden."""
 
     size: Size
     matrix: Matrix
@@ -49,10 +49,10 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """An affine map of the pixels of an image of size `source` to those of one of size `size`.
+    """An affine map from the pixels of an image of size `source` to those of an image of size `size`.
 
-    Borders that were added, black or reflected, and the corners that a warp leaves black show nothing of the source:
-    they lie outside the source or outside one of `frames`, what an earlier step of a composition had left to see.
+    Added borders, black or reflected, and corners that a warp leaves black show nothing of the source: they lie outside
+    the source or outside one of `frames`, the regions that earlier steps of a composition left visible.
     """
 
     source: Size
@@ -61,7 +61,7 @@ class Geometry:
     frames: tuple[Frame, ...] = ()
 
     def then(self, step: Geometry) -> Geometry:
-        """This one and after it `step`, whose source is what this one makes."""
+        """Composes this map with `step`, whose source is this map's output."""
         assert step.source == self.size, f"{step.source} cannot follow {self.size}"
         frames = self.frames
         if step.frames or not step.within():
@@ -70,7 +70,7 @@ class Geometry:
         return Geometry(self.source, step.size, compose(self.matrix, step.matrix), frames)
 
     def within(self) -> bool:
-        """Whether everything that it makes lies in the source."""
+        """Whether the whole output lies in the source."""
         rows = inverted(self.matrix).tolist()
         corners = [(x, y) for x in (0, self.size[1]) for y in (0, self.size[0])]
         return all(
@@ -80,19 +80,19 @@ class Geometry:
         )
 
     def inverse(self) -> Geometry:
-        """The way back; whatever was cut off on the way out is missing there."""
+        """The inverse map; what this map cropped stays lost."""
         return Geometry(self.size, self.source, inverted(self.matrix))
 
     def apply(self, points: np.ndarray) -> np.ndarray:
-        """Where points of the source go, float64 [N, 2]; they may lie outside the output."""
+        """Maps points of the source to the output, float64 [N, 2]; they may lie outside it."""
         return transform(self.matrix, points)
 
     def warp_mask(self, mask: np.ndarray, fill: int = -1) -> np.ndarray:
-        """The output's classes, by the source pixel in which each output pixel's centre lies.
+        """Warps a mask: each output pixel takes the source pixel that contains its centre.
 
         Args:
             mask: class ids, integers of 8 or 16 bits, or float32 measurements [source height, source width].
-            fill: what pixels hold that show nothing of the source.
+            fill: value of pixels that show nothing of the source.
 
         Returns:
             [height, width] in the mask's dtype.
@@ -134,7 +134,7 @@ class Geometry:
 
 
 class Trail:
-    """Composes the geometry of an image from the steps that functions report; these take None where nobody asks."""
+    """Composes the geometry of an image from the steps that functions report; pass them None if it is not needed."""
 
     def __init__(self) -> None:
         self._geometry: Geometry | None = None
@@ -149,24 +149,24 @@ class Trail:
 
 
 def cropped(source: Size, box: Box | tuple[float, float, float, float], size: Size) -> Geometry:
-    """A box (top, left, height, width) of the source, between pixels or not, resized to `size`."""
+    """A box (top, left, height, width) of the source, fractional or not, resized to `size`."""
     top, left, height, width = box
     down, across = size[0] / height, size[1] / width
     return Geometry(source, size, as_matrix([[across, 0, -left * across], [0, down, -top * down]]))
 
 
 def placed(source: Size, top: int, left: int, size: Size) -> Geometry:
-    """The source, not resized, from row `top` and column `left` on in an output of `size`; both may be negative."""
+    """The source, not resized, at row `top` and column `left` of an output of `size`; both may be negative."""
     return Geometry(source, size, as_matrix([[1, 0, left], [0, 1, top]]))
 
 
 def flipped(source: Size) -> Geometry:
-    """Left and right exchanged."""
+    """A horizontal flip."""
     return Geometry(source, source, as_matrix([[-1, 0, source[1]], [0, 1, 0]]))
 
 
 def turned(source: Size, turn: Turn) -> Geometry:
-    """Stored pixels as they are meant to be seen."""
+    """Stored pixels turned upright."""
     height, width = source[::-1] if turn.transpose else source
     matrix = as_matrix([[0, 1, 0], [1, 0, 0]] if turn.transpose else [[1, 0, 0], [0, 1, 0]])
     if turn.flip_columns:
@@ -177,12 +177,12 @@ def turned(source: Size, turn: Turn) -> Geometry:
 
 
 def warped(source: Size, matrix: Matrix) -> Geometry:
-    """What OpenCV's `warpAffine` does to an image by `matrix`, in whose coordinates pixels' centres are whole."""
+    """What OpenCV's `warpAffine` does with `matrix`, whose coordinates put pixel centres at integers."""
     return Geometry(source, source, shifted(matrix, -0.5))
 
 
 def compose(first: Matrix, second: Matrix) -> Matrix:
-    """The map that is `first`, then `second`."""
+    """The map that applies `first`, then `second`."""
     out = second[:, :2] @ first
     out[:, 2] += second[:, 2]
     return out
@@ -196,7 +196,7 @@ def inverted(matrix: Matrix) -> Matrix:
 
 
 def transform(matrix: Matrix, points: np.ndarray) -> np.ndarray:
-    """Points [N, 2] through a matrix, float64 [N, 2]."""
+    """Applies a matrix to points [N, 2]; returns float64 [N, 2]."""
     return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
@@ -210,7 +210,7 @@ def as_matrix(rows: list[list[float]]) -> Matrix:
 
 
 def gathered(mask: np.ndarray, back: np.ndarray, size: Size, fill: int) -> np.ndarray:
-    """The nearest pixels of a mask, where `back` maps the output's centres to; slower than a warp, for any size."""
+    """Samples the mask pixels to which `back` maps the output's centres; slower than a warp, but for any size."""
     across, down = np.arange(size[1]) + 0.5, (np.arange(size[0]) + 0.5)[:, None]
     columns, rows = (np.floor(a * across + b * down + c).astype(np.int64) for a, b, c in back)
     inside = (rows >= 0) & (rows < mask.shape[0]) & (columns >= 0) & (columns < mask.shape[1])
@@ -218,9 +218,9 @@ def gathered(mask: np.ndarray, back: np.ndarray, size: Size, fill: int) -> np.nd
 
 
 def nearest(step: float, start: float, length: int, full: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `length` pixels' centres the pixel of an axis of `full` in which it lies, and where it lies in none.
+    """For each of `length` pixel centres, the pixel that contains it on an axis of `full`, and whether none does.
 
-    `start + step * x` is where x lies on that axis.
+    A centre x lies at `start + step * x` on that axis.
     """
     where = np.floor(start + step * (np.arange(length) + 0.5)).astype(np.intp)
     return where.clip(0, full - 1), (where < 0) | (where >= full)

@@ -1,4 +1,4 @@
-"""Keypoints in pictures."""
+"""Drawing keypoints into pictures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pipeline.images.class_map import class_colors
 from pipeline.images.decode import Pixels
 
 VISIBLE = 2  # COCO's v
-PARTS = 16  # of a pixel, in which OpenCV draws
-SHARE = 60  # of a picture's longer side, the radius of a point
+PARTS = 16  # subpixel steps in which OpenCV draws
+SHARE = 60  # the radius of a point is this fraction of the picture's longer side
 
 
 def draw_keypoints(picture: Pixels, points: np.ndarray, flags: np.ndarray) -> None:
-    """Points [K, 2] into an RGB picture, in place: filled where v in `flags` [K] is 2, rings where it is 1."""
+    """Draws points [K, 2] into an RGB picture, in place: discs where v in `flags` [K] is 2, rings where it is 1."""
     radius = max(round(max(picture.shape[:2]) / SHARE), 2)
     for (x, y), flag, color in zip(points.tolist(), flags.tolist(), keypoint_colors(len(points)), strict=True):
         if flag and max(abs(x), abs(y)) < 1 << 20:
@@ -24,6 +24,6 @@ def draw_keypoints(picture: Pixels, points: np.ndarray, flags: np.ndarray) -> No
 
 
 def keypoint_colors(count: int) -> list[tuple[int, int, int]]:
-    """RGB of each of so many keypoints."""
-    # Colour 0 is that of what lies behind everything, which no keypoint is.
+    """RGB colours of `count` keypoints."""
+    # Colour 0 is reserved for the background.
     return [tuple(color) for color in class_colors(count + 1)[1:].tolist()]

@@ -1,4 +1,4 @@
-"""A box or frame of an image at a size: what decoding and resizing must do together, so that neither does too much."""
+"""Loads a box or frame of an image at a given size: decodes no more than resizing needs."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def load_box(
 ) -> Pixels:
     """A box of the image, resized to `size`; a JPEG is decoded no larger and no further down than the box needs.
 
-    `trail` records the region that is shown: a JPEG decoded at a fraction of its size is cut at the pixels it then has,
-    up to 7 pixels of the full image away from the box.
+    `trail` records the region actually shown: a JPEG decoded at reduced scale is cropped at its reduced pixels, up to 7
+    pixels of the full image away from the box.
     """
     if header.frame:
         shrink = next((s for s in SHRINKS if box.height >= s * size[0] and box.width >= s * size[1]), 1)
@@ -62,7 +62,7 @@ def load_box(
                 trail.add(of_stored(shown, header, turn, size))
             return upright(resize(part, size[::-1] if turn.transpose else size), turn)
     image = decode(data, header, channels, background)
-    # Rare EXIF data behind the pixels turn an image against its header: trust the pixels.
+    # Rarely, EXIF data stored after the pixels contradict the header's orientation: trust the pixels.
     down, across = image.shape[0] / header.height, image.shape[1] / header.width
     top, left = int(box.top * down), int(box.left * across)
     bottom, right = math.ceil((box.top + box.height) * down), math.ceil(box.right * across)
@@ -79,9 +79,9 @@ def load_frame(
     background: Color,
     trail: Trail | None = None,
 ) -> Pixels:
-    """What a frame shows of the image in a file, uint8 [height, width, channels]; black beyond the image.
+    """The part of an image file that a frame shows, uint8 [height, width, channels]; black beyond the image.
 
-    No more is decoded than it shows, and pixels that become fewer are averaged first. Raises BadImage.
+    Decodes no more than that, and downsamples by averaging before it warps. Raises BadImage.
     """
     box = seen_box(frame)
     if box is None:
@@ -101,7 +101,7 @@ def load_frame(
 
 
 def of_stored(box: Box, header: Header, turn: Turn, size: Size) -> Geometry:
-    """From the upright image to a box of its stored pixels, resized and turned to `size`."""
+    """The map from the upright image to a box of its stored pixels, resized and turned to `size`."""
     seen = header.height, header.width
     stored, out = (seen[::-1], size[::-1]) if turn.transpose else (seen, size)
     return turned(stored, turn).inverse().then(cropped(stored, box, out)).then(turned(out, turn))
@@ -118,7 +118,7 @@ def stored_box(box: Box, header: Header, turn: Turn) -> Box:
 
 
 def upright(image: Pixels, turn: Turn) -> Pixels:
-    """Stored pixels as they are meant to be seen."""
+    """Turns stored pixels upright."""
     if turn == TURNS[1]:
         return image
     if turn.transpose:
@@ -127,10 +127,10 @@ def upright(image: Pixels, turn: Turn) -> Pixels:
 
 
 def resize(image: Pixels, size: Size) -> Pixels:
-    """Antialiased where pixels become fewer, bicubic where they become more.
+    """Resizes with antialiasing to fewer pixels, bicubically to more.
 
-    Of colour images that shrink, torch's triangle filter (Pillow's BILINEAR) takes a fifth of the time of OpenCV's area
-    average; of grey ones it has no fast kernel.
+    To shrink colour images, torch's triangle filter (Pillow's BILINEAR) takes a fifth of the time of OpenCV's area
+    average; for grey images it has no fast kernel.
     """
     if image.shape[:2] == size:
         return image
@@ -138,10 +138,10 @@ def resize(image: Pixels, size: Size) -> Pixels:
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC).reshape(*size, image.shape[2])
     if image.shape[2] == 1 or image.size < SMALL_IMAGE:
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).reshape(*size, image.shape[2])
-    import torch  # here alone, as grey images do without
+    import torch  # imported only here, as grey images do not need it
     from torch.nn import functional
 
-    # Laid out as channels-last with a batch in front, which is what the fast kernel looks for.
+    # Channels-last with a batch dimension, as the fast kernel requires.
     batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     out = functional.interpolate(batch, size, mode="bilinear", antialias=True)
     return out[0].permute(1, 2, 0).numpy()

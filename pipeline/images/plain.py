@@ -1,7 +1,7 @@
-"""A whole image at a model's size, with nothing drawn: what evaluation, prediction and pictures of them see.
+"""A whole image at a model's input size, without randomness: for evaluation, prediction and pictures of them.
 
-Sizes and places are those of timm's evaluation transform, and pixels those of Pillow, with which timm, torchvision and
-transformers resize; `auto` is faster and differs from them by little.
+Sizes and crops match timm's evaluation transform, and pixels match Pillow, with which timm, torchvision and
+transformers resize; `auto` is faster and differs from them slightly.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pipeline.images.decode import Data, Pixels, read_header
 from pipeline.images.geometry import Box, Geometry, Size, Trail, cropped, placed
 from pipeline.images.load import load_box, resize
 
-# How far a filter reaches, in pixels of the coarser of the two images.
+# Radius of each filter, in pixels of the coarser of the two images.
 REACH = {"nearest": 0.5, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 
 Cut = Callable[[Box, Size], Pixels]  # a box of the image at a size
 
 
 class Span(NamedTuple):
-    """What is seen along one axis: `start` to `stop` in pixels of the image, as `length` pixels from `first` on."""
+    """The visible part of one axis: image pixels `start` to `stop`, shown as `length` output pixels from `first` on."""
 
     start: float
     stop: float
@@ -41,7 +41,7 @@ def load_plain(
     how: PlainConfig = SQUASH,
     trail: Trail | None = None,
 ) -> Pixels:
-    """The image in a file at `size`, uint8 [height, width, channels]; raises BadImage."""
+    """Loads an image file at `size`, uint8 [height, width, channels]; raises BadImage."""
     header = read_header(data)
 
     def cut(box: Box, to: Size) -> Pixels:
@@ -51,7 +51,7 @@ def load_plain(
 
 
 def plain(pixels: Pixels, size: Size, background: Color, how: PlainConfig = SQUASH) -> Pixels:
-    """As `load_plain`, of a decoded image, uint8 [height, width, channels]."""
+    """Like `load_plain`, for a decoded image, uint8 [height, width, channels]."""
 
     def cut(box: Box, to: Size) -> Pixels:
         return resize(pixels[box.top : box.top + box.height, box.left : box.right], to)
@@ -60,10 +60,10 @@ def plain(pixels: Pixels, size: Size, background: Color, how: PlainConfig = SQUA
 
 
 def geometry(full: Size, size: Size, how: PlainConfig) -> Geometry:
-    """From an image of size `full` to what `plain` shows of it at `size`.
+    """The map from an image of size `full` to what `plain` shows of it at `size`.
 
-    `load_plain` may decode a JPEG at a fraction of its size, and then shows what `auto` cuts out up to 7 pixels further
-    of the image; its `trail` says so.
+    `load_plain` may decode a JPEG at reduced scale; its crop for `auto` then extends up to 7 image pixels further, as
+    its `trail` records.
     """
     down, across = spans(full, size, how)
     seen = down.start, across.start, down.stop - down.start, across.stop - across.start
@@ -72,10 +72,10 @@ def geometry(full: Size, size: Size, how: PlainConfig) -> Geometry:
 
 
 def spans(full: Size, size: Size, how: PlainConfig) -> tuple[Span, Span]:
-    """What an image of size `full` shows at `size`, down and across.
+    """The visible spans of an image of size `full` at `size`, down and across.
 
-    It is resized by `how.resize` to `size / how.crop_pct`, rounded down, and its centre is taken; where that is too
-    small, the rest is background.
+    The image is resized by `how.resize` to `size / how.crop_pct`, rounded down, and its centre is cropped; if that is
+    too small, the rest is background.
     """
     scaled = [math.floor(side / how.crop_pct) for side in size]
     if how.resize == "squash":
@@ -83,7 +83,7 @@ def spans(full: Size, size: Size, how: PlainConfig) -> tuple[Span, Span]:
     else:
         ratios = [was / side for was, side in zip(full, scaled, strict=True)]
         ratio = min(ratios) if how.resize == "shorter" else max(ratios)
-        # torchvision, to which timm leaves squares, rounds the longer side down.
+        # For squares, timm uses torchvision, which rounds the longer side down.
         rounded = int if how.resize == "shorter" and scaled[0] == scaled[1] else round
         resized = [
             side if one == ratio else max(rounded(was / ratio), 1)
@@ -94,7 +94,7 @@ def spans(full: Size, size: Size, how: PlainConfig) -> tuple[Span, Span]:
 
 
 def _span(full: int, resized: int, side: int, *, whole: bool) -> Span:
-    """The centre of an axis, which is resized to `resized`; `whole`: from pixel to pixel of the image."""
+    """The centre of an axis resized to `resized`; `whole` extends it to whole pixels of the image."""
     cut_off = round((resized - side) / 2) if resized >= side else -((side - resized) // 2)
     first, stop = max(cut_off, 0), min(cut_off + side, resized)
     edges = first * full / resized, stop * full / resized
@@ -124,7 +124,7 @@ def _render(
 
 
 def _resampled(cut: Cut, full: Size, down: Span, across: Span, interpolation: str, trail: Trail | None) -> Pixels:
-    """What is seen, as Pillow resizes it; no more of the image is decoded than its filter reaches."""
+    """Resizes the visible part with Pillow; decodes no more of the image than the filter reaches."""
     reached = []
     for axis, side in zip((down, across), full, strict=True):
         reach = REACH[interpolation] * max((axis.stop - axis.start) / axis.length, 1)

@@ -1,4 +1,4 @@
-"""A smaller file of the same picture, for data at rest."""
+"""Re-encodes an image at a smaller size, for data at rest."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipeline.images.plain import load_plain
 
 
 def shrink(data: Data, max_side: int, quality: int) -> tuple[str, bytes] | None:
-    """Extension and bytes of the image with a longer side of `max_side`; None where it is no larger.
+    """Extension and bytes of the image with a longer side of `max_side`; None if it is no larger.
 
-    It becomes a JPEG of `quality`, or a PNG where pixels are transparent, which stay so. Raises BadImage.
+    The result is a JPEG of `quality`, or a PNG if any pixel is transparent, so that it stays so. Raises BadImage.
     """
     header = read_header(data)
     longer = max(header.height, header.width)
@@ -30,7 +30,7 @@ def shrink(data: Data, max_side: int, quality: int) -> tuple[str, bytes] | None:
 
 
 def transparent_png(image: Image.Image) -> bytes:
-    """An RGBA image as PNG, white where nothing is seen: readers that drop alpha then show ink on paper."""
+    """An RGBA image as PNG, white where fully transparent: readers that drop alpha then show ink on paper."""
     ground = Image.new("RGBA", image.size, (*WHITE, 0))
     ground.paste(image, mask=image.getchannel("A").point(lambda alpha: 255 if alpha else 0))
     file = io.BytesIO()

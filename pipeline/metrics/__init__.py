@@ -1,1 +1,1 @@
-"""What is measured of a model: the names and directions of measures, their sums, and what else an evaluation leaves."""
+"""Measures of models: their names and directions, their sums, and the other results of an evaluation."""

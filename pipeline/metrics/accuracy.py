@@ -1,4 +1,4 @@
-"""How often a classifier is right: sums over samples, which add up over micro-batches, ranks and restarts."""
+"""Classification accuracy: sums over samples, which add up over micro-batches, ranks and restarts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TOP = 5
 ACCURACY = Measure("accuracy", "Accuracy", "higher", share=True)
 TOP5 = Measure("top5", "Top-5 accuracy", "higher", share=True)
 KNN = Measure("knn", "kNN accuracy", "higher", share=True)  # of frozen features
-ACCURACIES = (ACCURACY.name, TOP5.name, KNN.name)  # shares of samples that are independent of each other
+ACCURACIES = (ACCURACY.name, TOP5.name, KNN.name)  # proportions of independent samples
 CLASSIFICATION = Schema((LOSS, ACCURACY, TOP5), selects="accuracy")
 
 
 def top_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """float64 [3]: samples that are right, right within the top 5, and all, each times its weight.
+    """float64 [3]: the weighted number of samples that are right, right within the top 5, and in total.
 
     Args:
         logits: [B, K].

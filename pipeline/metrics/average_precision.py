@@ -1,6 +1,6 @@
 """COCO's average precision of boxes, by pycocotools (Lin et al. 2014): exact on any number of ranks.
 
-Legend: N images, n boxes of all images, K classes. Boxes are left, top, right, bottom in pixels of the image itself.
+Legend: N images, n boxes of all images, K classes. Boxes are left, top, right, bottom in pixels of the original image.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ DETECTION = Schema(
     ),
     selects="map",
 )
-MOST = 100  # predictions of an image that count, COCO's
+MOST = 100  # predictions that count per image, as in COCO
 
 
 class Found(NamedTuple):
-    """What is predicted for one image, on any device."""
+    """The predictions for one image, on any device."""
 
     boxes: Tensor  # fp32 [m, 4]
     scores: Tensor  # fp32 [m]
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 class Rows(NamedTuple):
     """Labelled or predicted boxes of many images."""
 
-    slots: np.ndarray  # int64 [n], of the image of each
+    slots: np.ndarray  # int64 [n], slot of each box's image
     boxes: np.ndarray  # float64 [n, 4]
     labels: np.ndarray  # int64 [n]
     values: np.ndarray  # float64 [n]: the area of a labelled object, the score of a predicted one
@@ -71,10 +71,10 @@ class State(NamedTuple):
 
 
 class AveragePrecision:
-    """A `Collector` of the boxes of an evaluation.
+    """A `Collector` of an evaluation's boxes.
 
-    Images count in the order of the data, so that ties between scores fall alike on any number of ranks. `by_size` says
-    whether small, medium and large objects are measured too, which takes four times as long.
+    Images count in data order, so that ties between scores break the same way on any number of ranks. `by_size` also
+    measures small, medium and large objects, which takes four times as long.
     """
 
     def __init__(self, num_classes: int, *, by_size: bool) -> None:
@@ -82,7 +82,7 @@ class AveragePrecision:
         self._parts: list[State] = []
 
     def add(self, predicted: Sequence[Found], batch: Any) -> None:
-        """Take in the images of a batch that are good."""
+        """Add the good images of a batch."""
         good = ((batch.weights > 0) & (batch.slots >= 0)).cpu().numpy()
         slots, targets = batch.slots.cpu().numpy(), batch.targets
         names = ("boxes_full", "box_label", "box_area", "box_crowd")
@@ -108,16 +108,16 @@ class AveragePrecision:
         self._parts.append(state)
 
     def measures(self) -> dict[str, float]:
-        """Those of `DETECTION` that mean something: of no large object there is no precision."""
+        """The measures of `DETECTION` that are defined: without large objects, for example, `map_large` is not."""
         precision = self._precision()
         found = {"map": precision[..., 0], "map_50": precision[0, ..., 0], "map_75": precision[5, ..., 0]}
         found |= {f"map_{size}": precision[..., 1 + n] for n, size in enumerate(SIZES)} if self.by_size else {}
         return {name: value for name, one in found.items() if (value := mean_of(one)) is not None}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """Objects of each class and its average precision, which stays empty where there are none.
+        """Write each class's number of objects and its average precision, which is empty if there are none.
 
-        And the precision of each class that has objects at 101 recalls, with an overlap of 0.5.
+        Also writes the precision at 101 recalls, at an overlap of 0.5, of each class that has objects.
         """
         precision, labelled = self._precision(), self.state().labelled
         counts = np.bincount(labelled.labels[~labelled.crowds], minlength=self.num_classes).tolist()
@@ -135,7 +135,7 @@ class AveragePrecision:
         append_rows(folder / PRECISION_RECALL, ("model", "class", "recall", "precision"), points)
 
     def _precision(self) -> np.ndarray:
-        """float64 [10 overlaps from 0.5 to 0.95, 101 recalls, K, 1 or 4 sizes]; -1 where there is no object."""
+        """float64 [10 overlaps from 0.5 to 0.95, 101 recalls, K, 1 or 4 sizes]; -1 if there is no object."""
         return precisions(self.state(), self.num_classes, by_size=self.by_size)
 
 
@@ -146,18 +146,18 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 
 def mean_of(precision: np.ndarray) -> float | None:
-    """The mean where there is an object; None if there is none anywhere."""
+    """The mean over entries that have objects; None if none has."""
     known = precision[precision > -1]
     return float(known.mean()) if len(known) else None
 
 
 def precisions(state: State, num_classes: int, *, by_size: bool) -> np.ndarray:
-    """As `AveragePrecision._precision`, of a state."""
+    """`AveragePrecision._precision` of a state."""
     images = np.sort(state.images).tolist()
     sizes = slice(None) if by_size else slice(1)
     if not len(state.labelled.slots):
         return np.full((10, 101, num_classes, 4 if by_size else 1), -1.0)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # it prints its progress
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # pycocotools prints its progress
         judge = judged(state, images, num_classes)
         judge.params.areaRng = judge.params.areaRng[sizes]
         judge.params.areaRngLbl = judge.params.areaRngLbl[sizes]
@@ -169,7 +169,7 @@ def precisions(state: State, num_classes: int, *, by_size: bool) -> np.ndarray:
 
 
 def judged(state: State, images: Sequence[int], num_classes: int) -> COCOeval:
-    """Pycocotools' evaluation of the predictions, not yet run."""
+    """The pycocotools evaluation of the predictions, not yet run."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -180,7 +180,7 @@ def judged(state: State, images: Sequence[int], num_classes: int) -> COCOeval:
         boxes = np.concatenate([rows.boxes[:, :2], sides], axis=1).tolist()
         areas = (sides.prod(axis=1) if predicted else rows.values).tolist()
         columns = [column.tolist() for column in (rows.slots, rows.labels, rows.values, rows.crowds)]
-        for number, row in enumerate(order, 1):  # ids from 1: 0 would mean that nothing was matched
+        for number, row in enumerate(order, 1):  # ids from 1: 0 would mean no match
             slot, label, value, crowd = (column[row] for column in columns)
             one = {"id": number, "image_id": slot, "category_id": label, "bbox": boxes[row], "area": areas[row]}
             annotations.append(one | {"iscrowd": int(crowd)} | ({"score": value} if predicted else {}))

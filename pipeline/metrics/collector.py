@@ -1,4 +1,4 @@
-"""What an evaluation gathers besides sums: measures that are no sum, files, pictures."""
+"""What an evaluation collects besides sums: other measures, files, pictures."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Protocol
 
 
 class Collector(Protocol):
-    """Sees every micro-batch of an evaluation on one rank; rank 0 merges all ranks' and writes what came of it."""
+    """Sees every micro-batch of an evaluation on one rank; rank 0 merges all ranks' states and writes the result."""
 
     def add(self, predicted: Any, batch: Any) -> None:
-        """Take in one micro-batch and what the task predicted for it, on any device. Weight 0 does not count."""
+        """Add a micro-batch and the task's predictions for it, on any device. Samples of weight 0 do not count."""
 
     def state(self) -> Any:
-        """What this rank has gathered, on the CPU and fit to pickle."""
+        """What this rank has collected, on the CPU and picklable."""
 
     def merge(self, state: Any) -> None:
         """Add another rank's state."""
 
     def measures(self) -> dict[str, float]:
-        """Measures that are no sum over samples, by name."""
+        """Measures that are not sums over samples, by name."""
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """Add what was gathered of a model to the folder's files: called for one model after the other."""
+        """Append the model's results to the folder's files; called once per model."""

@@ -14,13 +14,13 @@ from pipeline.files import write_whole
 from pipeline.metrics.files import PER_CLASS, append_rows
 
 CONFUSION = "confusion.npz"
-MAX_PENDING = 1 << 20  # pairs that wait to be counted; 8 bytes each
+MAX_PENDING = 1 << 20  # pairs waiting to be counted, 8 bytes each
 
 
 class ConfusionCounts:
-    """Counts of the (true class, predicted class) pairs that occur: at most one per sample, of K * K possible ones.
+    """Counts of the (true class, predicted class) pairs that occur: at most one per sample, out of K * K.
 
-    A `Collector` of logits [B, K], in which the counts add up over batches and, through `merge`, over ranks.
+    A `Collector` of logits [B, K]; counts add up over batches and, through `merge`, over ranks.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -31,18 +31,18 @@ class ConfusionCounts:
         self._num_pending = 0
 
     def add(self, predicted: Tensor, batch: Any) -> None:
-        """Count the samples of a batch, by their likeliest class."""
+        """Count the samples of a batch by their most likely class."""
         self.add_pairs(batch.targets["label"].where(batch.weights > 0, -1), predicted.argmax(dim=-1))
 
     def add_pairs(self, true: Tensor, predicted: Tensor) -> None:
-        """Count samples, int64 [n] each, on any device; not those whose true class is -1."""
+        """Count samples, int64 [n] each, on any device; ignores those whose true class is -1."""
         self._pending.append((true * self.num_classes + predicted).where(true >= 0, -1))
         self._num_pending += len(true)
         if self._num_pending >= MAX_PENDING:
             self._count()
 
     def table(self) -> Tensor:
-        """int64 [pairs, 3] on the CPU: true class, predicted class, count; in the order of the classes."""
+        """int64 [pairs, 3] on the CPU: true class, predicted class, count; in class order."""
         self._count()
         true, predicted = self._codes // self.num_classes, self._codes % self.num_classes
         return torch.stack([true, predicted, self._counts], dim=1)
@@ -51,20 +51,20 @@ class ConfusionCounts:
         return self.table()
 
     def merge(self, state: Tensor) -> None:
-        """Add what another rank has counted: its table."""
+        """Add another rank's counts: its table."""
         self._count()
         codes = torch.cat([self._codes, state[:, 0] * self.num_classes + state[:, 1]])
         self._sum_up(codes, torch.cat([self._counts, state[:, 2]]))
 
     def measures(self) -> dict[str, float]:
-        """None: what it counts is in the accuracy."""
+        """None: accuracy already covers these counts."""
         return {}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
         """Add the model's table to `confusion.npz` and its figures per class to `per_class.csv`.
 
-        The arrays are `classes` and, in the order of the models, `arr_0`, `arr_1`, ..., int64 [pairs, 3] each. The rows
-        have samples of the class, how many were right, how often it was predicted.
+        The arrays are `classes` and, in model order, `arr_0`, `arr_1`, ..., int64 [pairs, 3] each. Each row holds the
+        samples of a class, how many were right, and how often it was predicted.
         """
         table = self.table().numpy()
         path = folder / CONFUSION

@@ -1,4 +1,4 @@
-"""How far depth is off, per pixel that was measured: AbsRel, RMSE and delta < 1.25 (Eigen et al. 2014).
+"""Depth error per measured pixel: AbsRel, RMSE and delta < 1.25 (Eigen et al. 2014).
 
 All are sums over pixels, which add up over images, micro-batches and ranks.
 """
@@ -27,9 +27,9 @@ RATIO = 1.25
 
 
 def depth_errors(metres: Tensor, truth: Tensor) -> Tensor:
-    """float64 [4]: pixels that were measured, and over them |d - t| / t, (d - t)^2, and how many are within RATIO.
+    """float64 [4]: the number of measured pixels, and over them |d - t| / t, (d - t)^2, and how many are within RATIO.
 
-    `metres` d and `truth` t are of one shape; t is 0 where nothing was measured.
+    `metres` d and `truth` t have the same shape; t is 0 where nothing was measured.
     """
     import torch
 
@@ -40,7 +40,7 @@ def depth_errors(metres: Tensor, truth: Tensor) -> Tensor:
 
 
 def depth_measures(sums: Sequence[float]) -> dict[str, float]:
-    """The measures from `depth_errors`; 0 where nothing was measured."""
+    """The measures from `depth_errors`; 0 if nothing was measured."""
     pixels, relative, squared, within = sums
     pixels = max(pixels, 1.0)
     return {"abs_rel": relative / pixels, "rmse": math.sqrt(squared / pixels), "delta1": within / pixels}

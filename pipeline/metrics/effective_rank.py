@@ -1,8 +1,8 @@
-"""How many directions embeddings use: the effective rank of Roy & Vetterli (2007), by which a collapse shows.
+"""How many directions embeddings use: the effective rank of Roy & Vetterli (2007), which reveals a collapse.
 
-It is the exponential of the entropy of the singular values' shares: 1 where all embeddings are multiples of one, D
-where all D directions are used alike. It follows how well a backbone does downstream (RankMe, Garrido et al. 2023).
-Embeddings are not centred, so that a constant one has rank 1.
+It is the exponential of the entropy of the normalised singular values: 1 if all embeddings are multiples of one, D if
+all D directions are used equally. It correlates with a backbone's downstream performance (RankMe, Garrido et al. 2023).
+Embeddings are not centred, so that a constant embedding has rank 1.
 
 Legend: N samples, D width of the embeddings.
 """
@@ -24,14 +24,14 @@ SPECTRUM = "spectrum.csv"  # a row per model and direction
 
 
 def singular_values(moments: Tensor) -> Tensor:
-    """[D], the largest first, of embeddings [N, D] of which Z^T Z, [D, D], is known."""
+    """[D], largest first, of embeddings Z [N, D], given their `moments` Z^T Z [D, D]."""
     import torch
 
     return torch.linalg.eigvalsh(moments.double()).clamp(min=0).sqrt().flip(0)
 
 
 def effective_rank(moments: Tensor) -> Tensor:
-    """From 1 to D, a float64 scalar, of embeddings of which Z^T Z, [D, D], is known; 0 where all are zero."""
+    """float64 scalar from 1 to D for embeddings Z, given their `moments` Z^T Z [D, D]; 0 if all are zero."""
     values = singular_values(moments)
     shares = values / values.sum().clamp(min=1e-300)
     return (-(shares * shares.clamp(min=1e-300).log()).sum()).exp() * (values[0] > 0)
@@ -46,7 +46,7 @@ class Spectrum:
         self.moments = torch.zeros(dim, dim, dtype=torch.float64)
 
     def add(self, predicted: Tensor, batch: Any) -> None:
-        """Take in the embeddings of a batch's samples that are good."""
+        """Add the embeddings of a batch's good samples."""
         embeddings = predicted.double() * batch.weights.double().sqrt()[:, None]
         self.moments = self.moments.to(embeddings.device) + embeddings.T @ embeddings
 
@@ -60,7 +60,7 @@ class Spectrum:
         return {EFFECTIVE_RANK.name: effective_rank(self.moments).item()}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """The singular values, the largest first, as shares of their sum."""
+        """Write the singular values, largest first, as fractions of their sum."""
         values = singular_values(self.moments)
         shares = (values / values.sum().clamp(min=1e-300)).tolist()
         rows = [(model, number, f"{share:.4f}") for number, share in enumerate(shares, start=1)]

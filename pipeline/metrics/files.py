@@ -1,4 +1,4 @@
-"""Tables that several models of one evaluation share."""
+"""Tables shared by the models of one evaluation."""
 
 from __future__ import annotations
 

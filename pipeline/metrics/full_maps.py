@@ -1,4 +1,4 @@
-"""Maps at their own sizes, as a batch for evaluation holds them: one behind the other, in a ragged field."""
+"""Maps at their original sizes, which an evaluation batch stores one after the other in a ragged field."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def full_maps(targets: Mapping[str, Tensor], field: str) -> list[Tensor]:
-    """The maps [H, W] of a ragged field, whose sizes are in the field of its name with `_size`."""
+    """The maps [H, W] of a ragged field, with sizes from the field of the same name plus `_size`."""
     flat, offsets = targets[field], targets[f"{field}.offsets"].tolist()
     sizes = targets[f"{field}_size"].tolist()
     return [

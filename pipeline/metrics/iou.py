@@ -1,8 +1,8 @@
-"""How well class maps agree with labels: intersection over union of each class (Jaccard), counted in pixels.
+"""Agreement of class maps with labels: intersection over union per class (Jaccard), counted in pixels.
 
-Three whole numbers per class are all it takes, and they add up over images, micro-batches and ranks without error.
+It needs only three integers per class, which add up exactly over images, micro-batches and ranks.
 
-Legend: K classes, (H, W) an image's own size. Pixels labelled -1 count nowhere.
+Legend: K classes, (H, W) an image's own size. Pixels labelled -1 are ignored.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SEGMENTATION = Schema(
 
 
 def overlaps(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """int64 [3, K]: pixels of each class that are right, that are labelled so, and that are predicted so.
+    """int64 [3, K]: for each class, the pixels that are correct, labelled as it, and predicted as it.
 
-    Both are whole numbers of one shape, on one device, which nothing here makes the host wait for.
+    Both inputs are integer tensors of the same shape on the same device; nothing here synchronises with the host.
     """
     import torch
 
@@ -39,7 +39,7 @@ def overlaps(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     true, guess = (values.long().masked_fill(ignored, num_classes).flatten() for values in (labels, predicted))
     right, kinds = true.where(true == guess, num_classes), num_classes + 1
     codes = torch.cat([right, true + kinds, guess + 2 * kinds])
-    counts = codes.new_zeros(3 * kinds).scatter_add_(0, codes, torch.ones_like(codes))  # of one axis: exact on GPUs too
+    counts = codes.new_zeros(3 * kinds).scatter_add_(0, codes, torch.ones_like(codes))  # 1-D: exact on GPUs too
     return counts.view(3, kinds)[:, :num_classes]
 
 
@@ -57,13 +57,13 @@ def mean_iou(counts: Tensor) -> float:
 
 
 def pixel_accuracy(counts: Tensor) -> float:
-    """The share of labelled pixels whose class is right; 0 if none is labelled."""
+    """The fraction of labelled pixels with the correct class; 0 if none is labelled."""
     right, labelled, _ = counts.sum(dim=1).tolist()
     return right / labelled if labelled else 0.0
 
 
 def full_labels(targets: Mapping[str, Tensor]) -> list[Tensor]:
-    """The class maps [H, W] of a batch for evaluation, each at its own size."""
+    """The class maps [H, W] of an evaluation batch, each at its own size."""
     return full_maps(targets, "mask_full")
 
 
@@ -77,7 +77,7 @@ class IoUCounts:
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64)
 
     def add(self, predicted: Sequence[Tensor], batch: Any) -> None:
-        """Count the images of a batch that are good."""
+        """Count the good images of a batch."""
         for guess, labels, weight in zip(predicted, full_labels(batch.targets), batch.weights.tolist(), strict=True):
             if weight:
                 self.counts += overlaps(guess, labels, self.num_classes).cpu()
@@ -93,7 +93,7 @@ class IoUCounts:
         return {}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """Pixels and IoU of each class; the IoU of a class that does not occur stays empty."""
+        """Write each class's pixels and IoU; the IoU of a class that does not occur is empty."""
         ious = ["" if iou is None else f"{iou:.6f}" for iou in class_ious(self.counts)]
         rows = [(model, *row) for row in zip(classes, *self.counts.tolist(), ious, strict=True)]
         append_rows(folder / PER_CLASS, ("model", "class", "right", "pixels", "predicted", "iou"), rows)

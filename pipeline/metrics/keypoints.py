@@ -1,4 +1,4 @@
-"""How well keypoints lie where they should: PCK, and average precision by object keypoint similarity (COCO).
+"""Accuracy of keypoints: PCK, and average precision by object keypoint similarity (COCO).
 
 Legend: n instances of an image, K keypoints.
 """
@@ -19,7 +19,7 @@ from pipeline.metrics.schema import LOSS, Measure, Schema
 if TYPE_CHECKING:
     from torch import Tensor
 
-NEAR = 0.1  # of the larger side of an instance's box
+NEAR = 0.1  # fraction of the longer side of an instance's box
 KEYPOINTS = Schema(
     (
         LOSS,
@@ -28,16 +28,16 @@ KEYPOINTS = Schema(
     ),
     selects="pck",
 )
-# How much COCO forgives each of its 17 keypoints: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles.
+# COCO's tolerance for each of its 17 keypoints: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles.
 COCO_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
     *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
 )
-CATEGORY = 1  # all instances are of one
+CATEGORY = 1  # shared by all instances
 
 
 class Judged(NamedTuple):
-    """The instances of one image, in its pixels."""
+    """The instances of one image, in image pixels."""
 
     truth: np.ndarray  # float64 [n, K, 3]: x, y, v
     boxes: np.ndarray  # float64 [n, 4]: left, top, right, bottom
@@ -46,12 +46,12 @@ class Judged(NamedTuple):
 
 
 def default_sigmas(count: int) -> tuple[float, ...]:
-    """COCO's of 17 keypoints; of another number, the same for each, smaller the more there are."""
+    """COCO's sigmas for 17 keypoints; for any other `count`, 1 / count for each."""
     return COCO_SIGMAS if count == len(COCO_SIGMAS) else (1 / count,) * count
 
 
 def right_keypoints(predicted: Tensor, truth: Tensor, boxes: Tensor) -> Tensor:
-    """Bool [n, K]: labelled keypoints that lie within NEAR of the larger side of their box.
+    """Bool [n, K]: labelled keypoints predicted within NEAR times the longer side of their box.
 
     `predicted` and `truth` are [n, K, 3], `boxes` [n, 4].
     """
@@ -61,9 +61,9 @@ def right_keypoints(predicted: Tensor, truth: Tensor, boxes: Tensor) -> Tensor:
 
 
 def oks_ap(images: dict[int, Judged], sigmas: Sequence[float]) -> float:
-    """Mean average precision over OKS 0.50, 0.55, ... 0.95, as pycocotools has it; 0 without a labelled keypoint.
+    """Mean average precision over OKS 0.50, 0.55, ... 0.95, as in pycocotools; 0 without a labelled keypoint.
 
-    An instance is scored by the mean score of its keypoints.
+    An instance's score is the mean score of its keypoints.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -136,11 +136,11 @@ class KeypointResults:
         self.images |= state
 
     def measures(self) -> dict[str, float]:
-        """In the order of the data, so that equal scores are alike however many ranks there are."""
+        """OKS AP in data order, so that ties break the same way on any number of ranks."""
         return {"oks_ap": oks_ap(dict(sorted(self.images.items())), self.sigmas)}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """How often each keypoint is labelled, and how often it is right."""
+        """Write how often each keypoint is labelled, and how often it is right."""
         import torch
 
         counts = np.zeros((2, len(self.sigmas)), np.int64)

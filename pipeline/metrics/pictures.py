@@ -1,6 +1,6 @@
-"""Pictures that a stage leaves for people: PNG files, each with a JSON file that says what it shows.
+"""Pictures that a stage saves for people: PNG files, each with a JSON file that describes it.
 
-They lie in `pictures/` of the stage's folder. The report and the tracker show whatever they find there.
+They are stored in `pictures/` of the stage's folder. The report and the tracker show whatever they find there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = "pictures"
 
 @dataclass(frozen=True)
 class Picture:
-    """What a picture's JSON file says. Pictures of one title are shown together under it."""
+    """The content of a picture's JSON file. Pictures with the same title are shown together under it."""
 
     file: str
     title: str
@@ -26,10 +26,10 @@ class Picture:
 
 
 def save_picture(folder: Path, name: str, image: np.ndarray | Image.Image, title: str, caption: str) -> Path:
-    """Write `pictures/NAME.png` and `.json` below a stage's folder; pictures are shown in the order of their names.
+    """Write `pictures/NAME.png` and `.json` below a stage's folder; pictures are shown in name order.
 
-    `image` is uint8 [H, W], [H, W, 3] or [H, W, 4], or a PIL image. Characters of `name` that do not suit a file's name
-    become dashes.
+    `image` is uint8 [H, W], [H, W, 3] or [H, W, 4], or a PIL image. Characters of `name` that are unsuitable in a file
+    name become dashes.
     """
     pictures = folder / FOLDER
     pictures.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def save_picture(folder: Path, name: str, image: np.ndarray | Image.Image, title
 
 
 def read_pictures(folder: Path) -> list[tuple[Path, Picture]]:
-    """The pictures below a stage's folder in the order of their names; those whose files are torn are left out."""
+    """The pictures below a stage's folder in name order; skips those with truncated files."""
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         try:

@@ -1,9 +1,9 @@
-"""Finding texts by images and images by texts: the share of queries whose answer is among the k nearest (recall@k).
+"""Image-to-text and text-to-image retrieval: the fraction of queries with an answer among the k nearest (recall@k).
 
-Equal captions are one caption: whoever finds one of them has found all. Ties count against a model, so that one which
-makes the same of everything finds nothing.
+Equal captions count as one: finding one of them finds all. Ties count against a model, so that one which embeds
+everything identically finds nothing.
 
-Legend: N images, M captions, U different ones, E width of the embeddings.
+Legend: N images, M captions, U distinct captions, E width of the embeddings.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Pairs(NamedTuple):
     numbers: np.ndarray  # int64 [M], the same for equal captions
 
     def ordered(self) -> Pairs:
-        """In the order of the data."""
+        """The pairs in data order."""
         images, texts = np.argsort(self.slots), np.argsort(self.owners, kind="stable")
         return Pairs(
             self.slots[images], self.images[images], self.owners[texts], self.texts[texts], self.numbers[texts]
@@ -52,7 +52,7 @@ class Pairs(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """Of a batch: its images [B, E], all their captions [m, E], and what the loss reads that is of no sample."""
+    """A batch's images [B, E], all their captions [m, E], and the loss's inputs that belong to no sample."""
 
     images: Tensor
     texts: Tensor
@@ -60,7 +60,7 @@ class Embedded(NamedTuple):
 
 
 class Retrieval:
-    """A `Collector` of all pairs of an evaluation; `loss` says what a task makes of them as one batch."""
+    """A `Collector` of all pairs of an evaluation; `loss` computes the task's loss over them as one batch."""
 
     def __init__(self, loss: Callable[[Pairs, Mapping[str, Tensor]], float]) -> None:
         self._loss, self._parts = loss, list[Pairs]()
@@ -87,14 +87,14 @@ class Retrieval:
         return {"loss": self._loss(pairs, self._shared), **recalls(pairs)}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """A row for each direction and k."""
+        """Write a row for each direction and k."""
         found = recalls(self.state().ordered())
         rows = [(model, way, k, f"{found[f'{way}_r{k}']:.6f}") for way in (TO_TEXT, TO_IMAGE) for k in AT]
         append_rows(folder / FILE, ("model", "query", "k", "recall"), rows)
 
 
 def recalls(pairs: Pairs) -> dict[str, float]:
-    """recall@k both ways; every image is a query, and so is every caption."""
+    """recall@k in both directions; every image and every caption is a query."""
     _, first, same = np.unique(pairs.numbers, return_index=True, return_inverse=True)  # [U], [M]
     image = np.searchsorted(pairs.slots, pairs.owners)  # [M], the row of each caption's image
     texts = pairs.texts[first]
@@ -109,9 +109,9 @@ def recalls(pairs: Pairs) -> dict[str, float]:
 
 
 def ranks(queries: np.ndarray, answers: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Of each query [Q, E], how many wrong answers [A, E] are at least as near as the nearest right one, int64 [Q].
+    """For each query [Q, E], how many wrong answers [A, E] are at least as near as the nearest right one: int64 [Q].
 
-    `right` are pairs (query, answer), int64 [n, 2].
+    `right` holds pairs (query, answer), int64 [n, 2].
     """
     found = np.empty(len(queries), np.int64)
     right = right[np.argsort(right[:, 0], kind="stable")]

@@ -1,4 +1,4 @@
-"""What a task measures: names, titles, which way is better, and which measure picks between models."""
+"""What a task measures: names, titles, which direction is better, and which measure selects between models."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Key = TypeVar("Key", bound=Hashable)
 Better = Literal["higher", "lower"]
 
 
-VAL = "val/"  # opens the names under which a training stage logs the measures of a validation
+VAL = "val/"  # prefix under which a training stage logs validation measures
 
 
 class Measure(NamedTuple):
-    """One figure: its name in files and settings, its title for people. A `share`, of 1, is shown in percent."""
+    """A measure: its name in files and settings, its title for people. A `share`, from 0 to 1, is shown in percent."""
 
     name: str
     title: str
@@ -24,12 +24,12 @@ class Measure(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The title within a sentence: mean IoU, but AP."""
+        """The title as used within a sentence: mean IoU, but AP."""
         first, *others = self.title.split(" ")
         return " ".join([first.lower() if first.istitle() else first, *others])
 
     def text(self, value: float, digits: int = 1) -> str:
-        """81.3 % for a share, else four significant digits."""
+        """81.3 % for a share, otherwise four significant digits."""
         return f"{100 * value:.{digits}f} %" if self.share else f"{value:.4g}"
 
 
@@ -38,9 +38,9 @@ LOSS = Measure("loss", "Loss", "lower")
 
 @dataclass(frozen=True)
 class Schema:
-    """The measures of a task, in the order in which they are shown.
+    """The measures of a task, in display order.
 
-    `selects` names the one that picks between models.
+    `selects` names the one that selects between models.
     """
 
     measures: tuple[Measure, ...]
@@ -55,12 +55,12 @@ class Schema:
 
     @property
     def selected(self) -> Measure:
-        """The measure that picks between models."""
+        """The measure that selects between models."""
         return self[self.selects]
 
     @property
     def ranked(self) -> tuple[Measure, ...]:
-        """The measures, the selecting one first."""
+        """The measures, with the selecting one first."""
         return (self.selected, *(measure for measure in self.measures if measure.name != self.selects))
 
     def __getitem__(self, name: str) -> Measure:
@@ -68,15 +68,15 @@ class Schema:
         return {measure.name: measure for measure in self.measures}[name]
 
     def plus(self, *measures: Measure) -> Schema:
-        """With more measures behind these, and the same one that picks."""
+        """This schema with `measures` appended and the same selecting measure."""
         return Schema((*self.measures, *measures), self.selects)
 
     def better(self, metric: str) -> Better:
-        """Which way a metric such as `val/loss` is better. Raises KeyError if it is none of these measures."""
+        """Which direction of a metric such as `val/loss` is better. Raises KeyError if it is not among the measures."""
         return self[metric.removeprefix(VAL)].better
 
     def of(self, found: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-        """Those of a row's values, such as `val/loss`, that are measures, by their names and in their order."""
+        """The values in a row, such as `val/loss`, that belong to these measures, by name and in their order."""
         return {name: found[prefix + name] for name in self.names if prefix + name in found}
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Schema:
 
 
 def best(values: Mapping[Key, float | None], better: Better) -> Key | None:
-    """The key of the best value, the first of equals; None if there is no finite one."""
+    """The key of the best value, the first on ties; None if no value is finite."""
     sign = 1 if better == "higher" else -1
     finite = {key: sign * value for key, value in values.items() if value is not None and math.isfinite(value)}
     return max(finite, key=finite.__getitem__, default=None)

@@ -1,4 +1,4 @@
-"""Who looks at whom: attention weights of every layer and head, for reports."""
+"""Attention weights of every layer and head, for reports."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def attention_maps(model: MiniViT, images: Tensor) -> Tensor:
-    """Images [B, C, H, W] -> attention [B, depth, heads, P+N, P+N] in fp32; row i sums to 1 over what token i reads.
+    """Images [B, C, H, W] -> attention [B, depth, heads, P+N, P+N] in fp32; row i sums to 1 over what token i sees.
 
-    Computed in full and kept for all layers, so take few images. Dropout and drop path are off while it runs.
+    Holds the full matrices of all layers in memory, so pass few images. Disables dropout and drop path meanwhile.
     """
     training = model.training
     model.eval()

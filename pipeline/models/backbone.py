@@ -1,4 +1,4 @@
-"""A model without heads, as formats that hold only backbones take it."""
+"""Strips a model of its heads, for formats that hold only backbones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import ModelSpec, ViTSpec
 
-NORM = "mlp_head.0"  # as a classifier calls the norm behind the encoder
+NORM = "mlp_head.0"  # a classifier's name for the norm after the encoder
 
 
 def bare_backbone(state: Mapping[str, Tensor], model: ModelSpec) -> tuple[dict[str, Tensor], ViTSpec]:
-    """The backbone of a model whose heads are dropped, and its last norm as that of a classifier.
+    """Returns the backbone of a model without its heads, its final norm under a classifier's name, and its spec.
 
-    The norm is the one that `pooled` applies: of the first head that has one, else one without weights. [DIST] becomes
-    the first register, which without a classifier of its own it is.
+    The norm is the one that `pooled` applies: that of the first head with one, otherwise an identity without learned
+    weights. [DIST] becomes the first register, because without its own classifier it is one.
     """
     spec = bare_spec(model.backbone)
     kept = {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in model.heads}
@@ -32,14 +32,14 @@ def bare_backbone(state: Mapping[str, Tensor], model: ModelSpec) -> tuple[dict[s
 
 
 def bare_spec(spec: ViTSpec) -> ViTSpec:
-    """The backbone that `bare_backbone` gives."""
+    """Spec of the backbone that `bare_backbone` returns."""
     if not spec.tokens.dist:
         return spec
     return replace(spec, tokens=replace(spec.tokens, dist=False, registers=spec.tokens.registers + 1))
 
 
 def _norm_name(model: ModelSpec) -> str | None:
-    """Name of the norm behind the encoder, which a head begins with."""
+    """Name of the norm after the encoder, which a head begins with."""
     with torch.device("meta"):
         built = MiniViT.from_spec(model, init="torch")
     norms = (head.encoder_norm for head in built.heads.values())

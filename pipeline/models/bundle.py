@@ -1,6 +1,6 @@
-"""A bundle: a folder with all that is needed to use a model.
+"""A bundle: a folder with everything needed to use a model.
 
-It holds `model.safetensors`, `model.json` and, of a model that reads texts, `tokenizer.json`.
+It holds `model.safetensors`, `model.json` and, for a model that reads text, `tokenizer.json`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from pipeline.models.weights_file import save_tensors
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS, DESCRIPTION, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
-FORMAT_VERSION = 2  # 1 described a classifier's backbone and its number of classes
+FORMAT_VERSION = 2  # version 1 held only a classifier's backbone and its number of classes
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """How images become the model's input: `image_size` (height, width) px, then (value / 255 - mean) / std.
 
-    Transparent pixels show `background`, red, green and blue in 0 to 255; grey models take its luminance. `eval` says
-    how images are resized where nothing is drawn at random; `tokenizer`, how texts are read, if they are.
+    Transparent pixels show `background`, red, green and blue in 0 to 255; grey models take its luminance. `eval` holds
+    the resizing without random augmentation; `tokenizer` is None unless the model reads text.
     """
 
     mean: tuple[float, ...]
@@ -68,7 +68,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Preprocess:
-        """What `to_dict` gave. Raises `ModelError` for values that fit no model, `KeyError` and the like for others."""
+        """The inverse of `to_dict`. Raises `ModelError` for invalid values, `KeyError` and the like for broken data."""
         return cls(
             tuple(raw["mean"]),
             tuple(raw["std"]),
@@ -79,7 +79,7 @@ class Preprocess:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, but for the tokenizer; `eval` holds only what is not at its default."""
+        """Plain data without the tokenizer; `eval` holds only non-default settings."""
         described = asdict(replace(self, tokenizer=None))
         del described["eval"], described["tokenizer"]
         evaluation = self.eval.model_dump(exclude_defaults=True)
@@ -93,9 +93,9 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model at rest. `classes` are label names in the order of the logits, or None; `provenance` is free-form.
+    """A saved model. `classes` are label names in the order of the logits, or None; `provenance` is free-form.
 
-    `task_settings` are those of its task by which it was measured, and predicts.
+    `task_settings` are the task's settings for evaluation and prediction.
     """
 
     state: dict[str, Tensor]
@@ -125,7 +125,7 @@ def save_bundle(
     provenance: dict[str, Any],
     task_settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
-    """Write a bundle; the folder appears whole or not at all, replacing an older one. Returns it.
+    """Write a bundle, complete or not at all, replacing an older one; returns its folder.
 
     Raises `ModelError` if the state or the classes do not fit the spec.
     """
@@ -135,7 +135,7 @@ def save_bundle(
     description = describe(spec, preprocess, classes, provenance)
     if task_settings:
         description["task_settings"] = dict(task_settings)
-    place = folder.resolve()  # "." has no name to put a draft beside
+    place = folder.resolve()  # "." has no name to derive the draft's from
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     draft.mkdir()
@@ -155,7 +155,7 @@ def save_bundle(
 def describe(
     spec: ModelSpec, preprocess: Preprocess, classes: Sequence[str] | None, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `model.json` holds, beside a bundle's weights or an exported graph."""
+    """Content of `model.json`, stored beside a bundle's weights or an exported graph."""
     return {
         "format_version": FORMAT_VERSION,
         "spec": spec.to_dict(),
@@ -166,7 +166,7 @@ def describe(
 
 
 def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
-    """Read a bundle; `ModelError` says which file is missing, unreadable or does not fit."""
+    """Read a bundle. Raises `ModelError`, naming the file that is missing, unreadable or does not fit."""
     folder = Path(folder)
     described = load_description(folder)
     try:
@@ -178,7 +178,7 @@ def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
 
 
 def load_description(folder: str | os.PathLike[str]) -> Bundle:
-    """A bundle without its weights: `state` is empty. `ModelError` as of `load_bundle`."""
+    """Read a bundle without its weights: `state` is empty. Raises `ModelError` as `load_bundle` does."""
     folder = Path(folder)
     path = folder / DESCRIPTION
     if not path.is_file():
@@ -202,7 +202,7 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
 
 
 def check_weights(folder: Path, spec: ModelSpec) -> None:
-    """Raise `ModelError` as `load_bundle` does, from the names and shapes of a bundle's weights, which are not read."""
+    """Raise `ModelError` as `load_bundle` does, from names and shapes alone, without reading the weights."""
     path = folder / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
@@ -221,7 +221,7 @@ def _check_description(spec: ModelSpec, preprocess: Preprocess, classes: Sequenc
 
 
 def _replace_folder(draft: Path, folder: Path) -> None:
-    """Put `draft` in the place of `folder`; a rename cannot replace a full folder, so the old one steps aside first."""
+    """Replace `folder` by `draft`; a rename cannot replace a non-empty folder, so the old one is moved aside first."""
     if not folder.exists():
         os.replace(draft, folder)
     else:

@@ -1,7 +1,7 @@
-"""Weights to and from CLIP's vision tower (Radford et al. 2021); outputs are equal.
+"""Converts weights to and from CLIP's vision tower (Radford et al. 2021); outputs are equal.
 
 Two layouts: `openai`, which open_clip shares (`visual.transformer.resblocks...`), and `hugging_face`
-(`vision_model.encoder.layers...`). The image embedding is the model's head: as many classes as the embedding is wide.
+(`vision_model.encoder.layers...`). The image embedding is the model's head, with one class per embedding channel.
 
 Legend: D width, E embedding, N patches.
 """
@@ -22,17 +22,17 @@ from pipeline.models.spec import Activation, ModelSpec, ViTSpec
 from pipeline.models.state import check_state
 
 CLIP_EPS = 1e-5
-# Of open_clip's widest towers; all others have heads of 64 channels.
+# Channels per head of open_clip's widest towers, by width; all others have 64.
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
 ATTENTION = "self_attn"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a layout keeps what; {} stands for the number of a layer.
+    """Tensor names of a layout; {} stands for the layer number.
 
-    `top` and `layer` map our keys to its keys. `projection` is [D, E] or, `transposed`, [E, D]. Where `split`, query,
-    key and value are three matrices under these names, else one, as ours.
+    `top` and `layer` map our keys to its keys. `projection` is [D, E], or [E, D] if `transposed`. `split` names
+    separate query, key and value matrices; None if they are one matrix, as ours.
     """
 
     prefix: str
@@ -83,9 +83,9 @@ HUGGING_FACE = Layout(
     transposed=True,
     split=("q_proj", "k_proj", "v_proj"),
 )
-MODULES = "embed_norm", "mlp_head.0", "norm"  # with a weight and a bias; what else stands in `top` is a tensor
+MODULES = "embed_norm", "mlp_head.0", "norm"  # have a weight and a bias; other entries of `top` are single tensors
 LAYOUTS = {"openai": OPENAI, "hugging_face": HUGGING_FACE}
-# What Hugging Face's layout holds besides the vision tower, and what it could compute.
+# Tensors of Hugging Face's layout outside the vision tower, and those that can be recomputed.
 NOT_VISION = re.compile(r"(text_model|text_projection|logit_scale|logit_bias)\b.*|.*\.position_ids")
 
 
@@ -105,13 +105,13 @@ def from_clip(
     eps: float | None = None,
     activation: Activation = "quick_gelu",
 ) -> tuple[dict[str, Tensor], ModelSpec]:
-    """A CLIP's vision tower as ours, with the spec read off its shapes; the text tower is left out.
+    """Converts CLIP's vision tower to ours, with the spec read from its shapes; drops the text tower.
 
-    What cannot be read off: `num_heads` (default: those of the published sizes), `eps` (default: 1e-5) and
+    The shapes do not determine `num_heads` (default: that of the published sizes), `eps` (default: 1e-5) and
     `activation` (QuickGELU for OpenAI's weights, `gelu` for most of open_clip's). The projection becomes the head; a
-    tower without one gets a head of a single class, all zeros. Raises `ModelError` for what is not CLIP's ViT.
+    tower without one gets a head with a single class, all zeros. Raises `ModelError` unless this is CLIP's ViT.
     """
-    if "embeddings.class_embedding" in state:  # transformers' vision model alone, since its version 5
+    if "embeddings.class_embedding" in state:  # a bare vision model of transformers since version 5
         state = {f"vision_model.{key}": tensor for key, tensor in state.items()}
     found = find_layout(state)
     if found is None:
@@ -152,11 +152,11 @@ def from_clip(
 
 
 def to_clip(state: Mapping[str, Tensor], model: ModelSpec, layout: str = "openai") -> dict[str, Tensor]:
-    """A MiniViT state dict in a layout of CLIP's, `openai` (under `visual.`) or `hugging_face`.
+    """Converts a MiniViT state dict to one of CLIP's layouts, `openai` (under `visual.`) or `hugging_face`.
 
-    CLIP's patches and projection have no bias. That of the patches is added to their positions, that of the head goes
-    through the projection's pseudo-inverse into the norm before it; both are exact. Raises `ModelError` for what CLIP's
-    tower cannot express.
+    CLIP's patch embedding and projection have no bias. The patch bias is added to the positions; the head's bias moves
+    through the projection's pseudo-inverse into the preceding norm. Both are exact. Raises `ModelError` if CLIP's tower
+    cannot express the model.
     """
     check_expressible(model)
     check_state(state, model, "the state to convert")
@@ -164,7 +164,7 @@ def to_clip(state: Mapping[str, Tensor], model: ModelSpec, layout: str = "openai
 
 
 def vision_tensors(state: Mapping[str, Tensor], spec: ViTSpec, layout: str) -> dict[str, Tensor]:
-    """`to_clip` of a state whose embedding is a classifier's head."""
+    """`to_clip` without its checks, for a state whose embedding is a classifier's head."""
     chosen = LAYOUTS[layout]
     new = tower_tensors(state, chosen, spec.depth)
     new[chosen.top["cls_token"]] = state["cls_token"].flatten()
@@ -178,7 +178,7 @@ def vision_tensors(state: Mapping[str, Tensor], spec: ViTSpec, layout: str) -> d
 
 
 def tower_tensors(state: Mapping[str, Tensor], layout: Layout, depth: int) -> dict[str, Tensor]:
-    """What a layout takes as it is, and the attention's matrices as it has them; without its prefix."""
+    """Tensors that a layout takes unchanged, and its query, key and value matrices; without its prefix."""
     new = {theirs: state[ours] for ours, theirs in _paired_keys(layout, depth).items() if ours in state}
     for layer in range(depth if layout.split else 0):
         for part in ("weight", "bias"):
@@ -190,7 +190,7 @@ def tower_tensors(state: Mapping[str, Tensor], layout: Layout, depth: int) -> di
 
 
 def _paired_keys(layout: Layout, depth: int) -> dict[str, str]:
-    """Our keys -> the layout's, of tensors that are taken as they are, up to a dimension of one."""
+    """Our keys -> the layout's, for tensors taken unchanged, up to a dimension of size one."""
     keys: dict[str, str] = {}
     for ours, theirs in layout.top.items():
         parts = [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
@@ -208,7 +208,7 @@ def _paired_keys(layout: Layout, depth: int) -> dict[str, str]:
 
 
 def _own_keys(layout: Layout, depth: int) -> set[str]:
-    """Keys that are not paired one to one."""
+    """The layout's keys without a one-to-one counterpart."""
     own = {layout.projection}
     for layer in range(depth):
         for name in layout.split or ():
@@ -243,7 +243,7 @@ def _read_spec(
 
 
 def check_expressible(model: ModelSpec) -> None:
-    """Raise `ModelError`, naming the field, where CLIP's vision tower cannot be this model."""
+    """Raise `ModelError`, naming the field, if CLIP's vision tower cannot express this model."""
     model.require_classifier("CLIP's vision tower")
     check_tower(model.backbone)
     if model.backbone.eps != CLIP_EPS:
@@ -251,7 +251,7 @@ def check_expressible(model: ModelSpec) -> None:
 
 
 def check_tower(spec: ViTSpec) -> None:
-    """Raise `ModelError`, naming the field, where the image tower of a CLIP of any eps cannot be this backbone."""
+    """Raise `ModelError`, naming the field, if CLIP's image tower, with any eps, cannot express this backbone."""
     wanted = {"norm": "pre", "embed_norm": True, "pool": "cls", "qk_norm": False, "layer_scale": None, "windows": None}
     for name, value in wanted.items():
         if getattr(spec, name) != value:
@@ -263,7 +263,7 @@ def check_tower(spec: ViTSpec) -> None:
 
 
 def _positions(state: Mapping[str, Tensor], spec: ViTSpec) -> Tensor:
-    """[N+1, D], with the bias of the patches in the patches' rows."""
+    """[N+1, D], with the patch bias added to the patches' rows."""
     bias = state["patch_embed.proj.bias"]
     table = bias.new_zeros(1 + spec.num_patches, spec.embed_dim)
     if "pos_embed" in state:
@@ -273,7 +273,7 @@ def _positions(state: Mapping[str, Tensor], spec: ViTSpec) -> Tensor:
 
 
 def _through_projection(weight: Tensor, bias: Tensor) -> Tensor:
-    """The shift [D] before a projection [E, D] that does what a bias [E] after it does."""
+    """Returns the shift [D] before a projection [E, D] that equals a bias [E] after it."""
     exact = weight.double()
     shift = torch.linalg.pinv(exact) @ bias.double()
     if not torch.allclose(exact @ shift, bias.double(), atol=1e-6):

@@ -1,4 +1,4 @@
-"""Weights of a model of images and texts to CLIP's two towers (Radford et al. 2021); outputs are equal.
+"""Converts weights of an image-text model to CLIP's two towers (Radford et al. 2021); outputs are equal.
 
 The layouts are those of `clip_bridge`: `openai`, which open_clip shares, and `hugging_face`, that of `CLIPModel`.
 """
@@ -41,7 +41,7 @@ TEXT_LAYOUTS: dict[str, Layout] = {
 
 
 def text_head(model: ModelSpec, form: str) -> HeadSpec:
-    """The text tower of a model. Raises `ModelError` where it has none."""
+    """Returns the text tower of a model. Raises `ModelError` unless it has an image and a text tower."""
     if {head.kind for head in model.heads.values()} != {"embedding", "text_tower", "temperature"}:
         raise ModelError(
             f"heads: {form} holds an image tower and a text tower, and this {model.task} model has not both; "
@@ -51,7 +51,7 @@ def text_head(model: ModelSpec, form: str) -> HeadSpec:
 
 
 def to_clip_towers(state: Mapping[str, Tensor], model: ModelSpec, layout: str) -> dict[str, Tensor]:
-    """A state dict of both towers. Raises `ModelError` for what CLIP's cannot express."""
+    """Returns the state dict of both towers. Raises `ModelError` if CLIP cannot express the model."""
     text = text_head(model, "CLIP")
     check_tower(model.backbone)
     check_state(state, model, "the state to convert")
@@ -68,7 +68,7 @@ def _below(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
 
 
 def _as_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image tower as one whose embedding is a classifier's head, the form that the bridge converts."""
+    """The image tower with its embedding as a classifier's head, the form that `clip_bridge` converts."""
     heads = tuple(f"{head}." for head in (IMAGE, TEXT, TEMPERATURE))
     image = {key: value for key, value in state.items() if not key.startswith(heads)}
     own = _below(state, IMAGE)

@@ -1,4 +1,4 @@
-"""`torch.compile` of an encoder, layer by layer."""
+"""Applies `torch.compile` to an encoder, layer by layer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pipeline.models.encoder import Encoder, EncoderLayer
 
 logger = logging.getLogger(__name__)
 
-# The layers of an encoder, and of a decoder, have several graphs per image size: all tokens or only those that are
-# read, in training, with a micro-batch a sample smaller, and in evaluation.
+# Graphs of an encoder's or decoder's layers per image size: for all tokens or only those that are read, each in
+# training, with a micro-batch one sample smaller, and in evaluation.
 GRAPHS_PER_SIZE = 6
 
 
 def compile_layers(model: nn.Module, image_sizes: int) -> bool:
-    """Compile every encoder layer of a model in place; False, and the reason in the log, where that is impossible.
+    """Compile every encoder layer of a model in place; if that is impossible, log the reason and return False.
 
-    All layers share their graphs. There are as many as `image_sizes` sizes (numbers of tokens) need; what comes beyond
-    them, and what cannot be compiled, runs as it is.
+    All layers share their graphs, at most what `image_sizes` sizes (token counts) need. Anything beyond that, or that
+    cannot be compiled, runs eagerly.
     """
     device = next(model.parameters()).device
     try:

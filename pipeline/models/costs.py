@@ -1,4 +1,4 @@
-"""Closed forms of a model's size and work, without building it."""
+"""Parameters and FLOPs of a model in closed form, without building it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
 
 
 def count_parameters(spec: ModelSpec) -> int:
-    """Trainable parameters (sine-cosine positions are not)."""
+    """Trainable parameters, without sine-cosine positions."""
     return backbone_parameters(spec.backbone) + sum(head_parameters(spec, name) for name in spec.heads)
 
 
 def head_parameters(spec: ModelSpec, name: str) -> int:
-    """Trainable parameters of the head of that name."""
+    """Trainable parameters of the named head."""
     head = spec.heads[name]
     return head_kind(head.kind).num_parameters(head, spec.backbone)
 
 
 def backbone_parameters(spec: ViTSpec) -> int:
-    """Trainable parameters without any head's."""
+    """Trainable parameters without the heads."""
     dim, tokens = spec.embed_dim, spec.tokens
     patch_embed = (spec.channels * spec.patch[0] * spec.patch[1] + 1) * dim
     own_tokens = (tokens.num_prefix + int(tokens.mask)) * dim
@@ -28,12 +28,12 @@ def backbone_parameters(spec: ViTSpec) -> int:
 
 
 def frozen_layers(spec: ViTSpec, share: float) -> int:
-    """How many layers, from the bottom, are a share of them."""
+    """Number of layers, from the bottom, that a share freezes."""
     return int(share * spec.depth + 0.5)
 
 
 def frozen_parameters(spec: ViTSpec, share: float) -> int:
-    """Parameters of the embedding and of so many layers; none of a share of 0."""
+    """Parameters of the embedding and of the frozen layers; 0 for a share of 0."""
     above = spec.depth - frozen_layers(spec, share)
     return backbone_parameters(spec) - above * layer_parameters(spec) if share else 0
 
@@ -49,11 +49,11 @@ def layer_parameters(spec: ViTSpec) -> int:
 
 
 def forward_flops(spec: ModelSpec, image_size: Pair | None = None, patch: Pair | None = None) -> int:
-    """Floating-point operations of the matrix products of one image's forward pass, as MiniViT executes it.
+    """FLOPs of the matrix products of one image's forward pass, as MiniViT executes it.
 
-    A multiply and an add are two operations. A head that reads only CLS needs only its row of the last layer, which is
-    what is counted. Norms, softmax and activations are left out, as is usual; so is the resizing of positions and patch
-    kernels, which is done once per batch. `image_size` and `patch` are (height, width) in pixels; default: the spec's.
+    A multiply and an add count as two. If the heads read only CLS, only its row of the last layer counts. Excludes
+    norms, softmax and activations, as usual, and the resizing of positions and patch kernels, done once per batch.
+    `image_size` and `patch` are (height, width) in pixels; default: the spec's.
     """
     backbone, reads = spec.backbone, spec.reads
     grid = whole_patches(image_size or backbone.image_size, patch or backbone.patch)
@@ -65,7 +65,7 @@ def forward_flops(spec: ModelSpec, image_size: Pair | None = None, patch: Pair |
 def backbone_flops(
     spec: ViTSpec, image_size: Pair | None = None, patch: Pair | None = None, *, num_tokens: int | None = None
 ) -> int:
-    """`forward_flops` without heads; of the last layer only the first `num_tokens` are computed, None all of them."""
+    """`forward_flops` without heads; the last layer computes only the first `num_tokens` tokens, or all if None."""
     patch = patch or spec.patch
     grid = whole_patches(image_size or spec.image_size, patch)
     dim, patches = spec.embed_dim, grid[0] * grid[1]
@@ -86,7 +86,7 @@ def layer_values(spec: ViTSpec) -> int:
 
 
 def layer_flops(spec: ViTSpec, length: int, queries: int, window: int | None = None) -> int:
-    """One layer over `length` tokens of which `queries` have outputs; in windows of so many patches each way."""
+    """FLOPs of one layer over `length` tokens, `queries` of them with outputs; `window` is a side in patches."""
     dim, prefix = spec.embed_dim, spec.tokens.num_prefix
     read = queries * length
     if window is not None:

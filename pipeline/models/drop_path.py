@@ -1,4 +1,4 @@
-"""Stochastic depth: which residual branches of which samples a training step leaves out.
+"""Stochastic depth: selects which residual branches a training step drops, per sample.
 
 Legend: B samples, L layers of two branches each (attention, feed-forward).
 """
@@ -16,14 +16,14 @@ from pipeline.models.constants import constant
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 SHIFTS = (30, 27, 31)
-MANTISSA_BITS = 24  # of fp32, which hold a uniform draw exactly
+MANTISSA_BITS = 24  # of fp32, which holds uniform draws of this precision exactly
 
 
 class DropPath(nn.Module):
-    """Leaves out residual branches per sample (Huang et al. 2016), the others scaled to keep the expectation.
+    """Drops residual branches per sample (Huang et al. 2016) and scales the others to keep the expectation.
 
-    `rates` are the layers' probabilities. The draws depend on the samples' keys alone, so that a sample is treated
-    alike whatever else is in its batch and on whichever rank.
+    `rates` are the layers' drop probabilities. Draws depend only on the samples' keys, so a sample is treated the same
+    in any batch and on any rank.
     """
 
     def __init__(self, rates: Sequence[float]) -> None:
@@ -31,9 +31,9 @@ class DropPath(nn.Module):
         self.rates = tuple(rates)
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor | None:
-        """For a batch [B, ...] with keys int64 [B]: factors [L, 2, B, 1, 1] of the branches, 0 or 1 / (1 - rate).
+        """Batch [B, ...] and keys int64 [B] -> factors [L, 2, B, 1, 1] of the branches, 0 or 1 / (1 - rate).
 
-        None if all are kept, as they are without keys.
+        None if all branches are kept, as without keys.
         """
         if keys is None or not any(self.rates):
             return None
@@ -45,12 +45,12 @@ class DropPath(nn.Module):
 
 
 def sample_keys(seed: int, slots: Tensor) -> Tensor:
-    """int64 [B] keys of the samples in these slots (int64 [B]) of the stream, under a 64-bit seed."""
+    """int64 [B] keys of the samples in these slots (int64 [B]) of the stream, for a 64-bit seed."""
     return mix(mix(slots + GOLDEN) ^ (seed - (1 << 64) if seed >> 63 else seed))
 
 
 def keyed_bits(keys: Tensor, count: int) -> Tensor:
-    """int64 [count, B]: the first `count` numbers of the stream of each key, which are all different."""
+    """int64 [count, B]: the first `count` numbers of each key's stream, all different."""
     steps = torch.arange(1, count + 1, device=keys.device)[:, None] * GOLDEN
     return mix(keys + steps)
 
@@ -61,12 +61,12 @@ def keyed_uniform(keys: Tensor, count: int) -> Tensor:
 
 
 def mix(x: Tensor) -> Tensor:
-    """SplitMix64's function from int64 to int64, one to one."""
+    """SplitMix64's mixing function, a bijection on int64."""
     for shift, multiplier in zip(SHIFTS, MULTIPLIERS, strict=False):
         x = (x ^ _shift_right(x, shift)) * multiplier
     return x ^ _shift_right(x, SHIFTS[-1])
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """As of unsigned numbers: zeros come in from the left."""
+    """Logical right shift, as for unsigned numbers: fills with zeros."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Dropout whose masks are drawn from the samples' keys: alike in any batch, on any rank, and in a recomputation.
+"""Dropout whose masks are drawn from the samples' keys: equal in any batch, on any rank and when recomputed.
 
 Legend: B samples, L layers, n values of a sample.
 """
@@ -15,20 +15,20 @@ from pipeline.models.execution import in_pieces, scratch
 
 Site = Literal["weights", "attended", "hidden", "fed"]  # of a layer, in the order of a forward pass
 SITES: tuple[Site, ...] = ("weights", "attended", "hidden", "fed")
-DROPOUT = 0x44726F70  # "Drop": what else is drawn from the same keys is independent of the masks
+DROPOUT = 0x44726F70  # "Drop": makes the masks independent of other draws from the same keys
 DRAWS = 4  # 16-bit draws in one number of a key's stream
-PIECE_WORDS = 1 << 13  # 64-bit numbers that are made at once on a CPU: they stay in its cache
+PIECE_WORDS = 1 << 13  # 64-bit numbers generated at once on a CPU: they stay in its cache
 
 
 def layer_keys(keys: Tensor, layer: int) -> Tensor:
-    """int64 [4, B] keys of a layer's sites, of samples with these keys (int64 [B])."""
+    """int64 [4, B] keys of a layer's sites, derived from the samples' keys (int64 [B])."""
     return torch.stack([sample_keys(DROPOUT + len(SITES) * layer + site, keys) for site in range(len(SITES))])
 
 
 def dropout(x: Tensor, keys: Tensor | None, rate: float) -> Tensor:
-    """[B, ...] with values left out at a rate, the others scaled to keep the expectation (Srivastava et al. 2014).
+    """Drops values of x [B, ...] at `rate`, scales the others to keep the expectation (Srivastava et al. 2014).
 
-    A sample's mask depends on its key (int64 [B]) alone. Without keys, or at rate 0, `x` as it is.
+    A sample's mask depends only on its key (int64 [B]). Returns `x` unchanged without keys or at rate 0.
     """
     if keys is None or not rate:
         return x
@@ -39,7 +39,7 @@ def dropout(x: Tensor, keys: Tensor | None, rate: float) -> Tensor:
 
 
 def _draws_above(keys: Tensor, count: int, threshold: int, fast: bool) -> Tensor:
-    """Bool [B, count]: which of the first draws of each key, 16 bits with a sign, are not below a threshold."""
+    """Bool [B, count]: which of each key's first draws, signed 16-bit integers, reach the threshold."""
     words = -(-count // DRAWS)
     steps = torch.arange(1, words + 1, device=keys.device) * GOLDEN
     if not fast:
@@ -55,7 +55,7 @@ def _draws_above(keys: Tensor, count: int, threshold: int, fast: bool) -> Tensor
 
 
 def _numbers(keys: Tensor, steps: Tensor) -> Tensor:
-    """`mix(keys + steps)` of keys [b, 1] and steps [w], for a moment."""
+    """`mix(keys + steps)` of keys [b, 1] and steps [w], in a scratch buffer."""
     x = torch.add(keys, steps, out=scratch("numbers", (len(keys), len(steps)), torch.int64))
     for shift, multiplier in zip(SHIFTS, (*MULTIPLIERS, None), strict=True):
         shifted = torch.bitwise_right_shift(x, shift, out=scratch("shifted", x.shape, torch.int64))

@@ -1,4 +1,4 @@
-"""The Transformer encoder: keys and mathematics of `nn.TransformerEncoder`, other execution.
+"""The Transformer encoder: keys and mathematics of `nn.TransformerEncoder`, executed differently.
 
 Legend: B batch, T tokens, D width, H heads, d = D / H. Every parameter is used by the module that owns it, which ZeRO-3
 relies on to gather it.
@@ -28,12 +28,12 @@ Recompute = Literal["none", "selective", "full"]
 
 
 class SelfAttention(nn.Module):
-    """`nn.MultiheadAttention` of a sequence with itself: same keys, one product for q, k, v, fused attention."""
+    """`nn.MultiheadAttention` as self-attention: same keys, one product for q, k and v, fused attention."""
 
     def __init__(
         self, dim: int, num_heads: int, rate: float, qk_norm: bool, eps: float, *, causal: bool = False
     ) -> None:
-        """`rate` is that of dropout of the weights; where `causal`, a token sees itself and those before it."""
+        """`rate` is the dropout rate of the attention weights; if `causal`, a token sees itself and earlier ones."""
         super().__init__()
         self.num_heads, self.rate, self.causal = num_heads, rate, causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
@@ -53,10 +53,10 @@ class SelfAttention(nn.Module):
         mask: Tensor | None = None,
         windows: tuple[Pair, int] | None = None,
     ) -> Tensor:
-        """[B, T, D] -> [B, num_queries or T, D]; only the first `num_queries` tokens ask, all of them answer.
+        """[B, T, D] -> [B, num_queries or T, D]; only the first `num_queries` tokens are queries, all are keys.
 
-        `keys` as of `dropout`; `mask`, bool [B or 1, 1, T, T], says which token (row) sees which, by default all. With
-        `windows`, the grid of the patches and a side in patches, these see no further than their window.
+        `keys` as in `dropout`; `mask`, bool [B or 1, 1, T, T], marks which tokens each token (row) sees, by default
+        all. With `windows`, the patch grid and a side in patches, patches see other patches only in their window.
         """
         q, k, v = self._project(x, num_queries)
         if windows is not None:
@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
     def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, T, D] -> [B, H, T, T] attention weights in fp32, computed in full: for reports, not for training.
 
-        `mask`, bool [T, T], says which token (row) sees which, by default all.
+        `mask`, bool [T, T], marks which tokens each token (row) sees, by default all.
         """
         q, k, _ = self._project(x, None)
         scores = q.float() @ k.float().transpose(-1, -2)
@@ -122,9 +122,9 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """[B, T, D] -> [B, num_outputs or T, D].
 
-        With `num_outputs` only the first tokens are computed. `branches` [2, B, 1, 1] are factors of the two residual
-        branches, `keys` [4, B] those of dropout at each of `dropout.SITES`; there is none without. `mask` as of
-        `SelfAttention`. A layer with a window needs the `grid` of the patches.
+        With `num_outputs`, only the first tokens are computed. `branches` [2, B, 1, 1] are factors of the two residual
+        branches, `keys` [4, B] the dropout keys of `dropout.SITES`; None disables dropout. `mask` as in
+        `SelfAttention`. A layer with a window needs the patch `grid`.
         """
         residual = x if num_outputs is None else x[:, :num_outputs]
         attended, fed = (None, None) if branches is None else branches
@@ -141,7 +141,7 @@ class EncoderLayer(nn.Module):
         return y
 
     def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, H, T, T], fp32, of this layer's input; `mask` as of `SelfAttention.weights`."""
+        """Layer input [B, T, D] -> weights [B, H, T, T] in fp32; `mask` as in `SelfAttention.weights`."""
         return self.self_attn.weights(self.norm1(x) if self.norm_first else x, mask)
 
     def _attend(
@@ -176,15 +176,15 @@ def _times(branch: Tensor, factors: Tensor | None) -> Tensor:
 
 
 class _Placed(torch.autograd.Function):
-    """A tensor at its place in a block that is to hold several.
+    """Copies a tensor to its slot in a preallocated block.
 
-    What stays until the backward pass, here the layers' inputs, lies apart from what comes and goes in between;
-    otherwise it leaves the heap in pieces, and a checkpointed step took twice its memory.
+    Tensors kept until the backward pass, here the layers' inputs, stay apart from short-lived ones; otherwise they
+    fragment the heap, and a checkpointed step took twice its memory.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, block: Tensor, index: int) -> Tensor:
-        return block.data[index].copy_(x)  # `data`: the places of a block are no views of each other to autograd
+        return block.data[index].copy_(x)  # `data`: to autograd, the slots are not views of one block
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -194,16 +194,16 @@ class _Placed(torch.autograd.Function):
 class Encoder(nn.Module):
     """A stack of layers under `layers.N`, without a final norm, as the tutorial builds it.
 
-    The first `num_frozen` layers run as in evaluation, and no gradient passes them.
+    The first `num_frozen` layers run as in evaluation and pass no gradient.
 
-    What training leaves out, paths and values, depends on `keys` alone (int64 [B], one per sample of the next batch)
-    while they are set; else on keys that torch's generator gives.
+    While `keys` (int64 [B], one per sample of the next batch) are set, dropout and drop path depend on them alone,
+    otherwise on keys drawn from torch's generator.
     """
 
     keys: Tensor | None
 
     def __init__(self, spec: ViTSpec, *, causal: bool = False) -> None:
-        """Where `causal`, a token sees itself and those before it, as texts are read."""
+        """If `causal`, a token sees itself and earlier ones, as for text."""
         super().__init__()
         self.keys, self.rate, self.num_frozen = None, spec.dropout, 0
         # nn.TransformerEncoder copies one layer, so its layers start out equal.
@@ -217,10 +217,10 @@ class Encoder(nn.Module):
         self.recompute: Recompute = "none"
 
     def forward(self, x: Tensor, num_outputs: int | None = None, *, grid: Pair | None = None) -> Tensor:
-        """[B, T, D] -> [B, num_outputs or T, D]; `grid` as of `layer_outputs`.
+        """[B, T, D] -> [B, num_outputs or T, D]; `grid` as in `layer_outputs`.
 
-        A head that reads only the first tokens needs only their outputs: the last layer then spends its queries, output
-        projection and feed-forward on these alone. The result is the same; a sixth of the work at depth 6 is saved.
+        A head that reads only the first tokens needs only their outputs: the last layer then computes queries, output
+        projection and feed-forward for these alone. The result is the same and saves a sixth of the work at depth 6.
         """
         return deque(self.layer_outputs(x, num_outputs, grid=grid), maxlen=1).pop()
 
@@ -234,7 +234,7 @@ class Encoder(nn.Module):
     ) -> Iterator[Tensor]:
         """[B, T, D] -> the output [B, T, D] of each layer, the last one's cut to `num_outputs` tokens.
 
-        `mask` as of `SelfAttention`; `grid`, patches (down, across), where layers have windows.
+        `mask` as in `SelfAttention`; layers with windows need `grid`, patches (down, across).
         """
         keys = self._keys(x)
         branches = self.drop_path(x, keys)
@@ -262,7 +262,7 @@ class Encoder(nn.Module):
             yield x
 
     def _keys(self, x: Tensor) -> Tensor | None:
-        """int64 [B] of the samples of a batch [B, T, D]; None where nothing is left out."""
+        """int64 [B] keys of the samples of a batch [B, T, D]; None if nothing is dropped."""
         if not self.training or not (self.rate or any(self.drop_path.rates)):
             return None
         if self.keys is None:
@@ -271,16 +271,16 @@ class Encoder(nn.Module):
         return self.keys
 
     def layer_of(self, name: str) -> int:
-        """Layer of one of its parameters for layer-wise decay: the first block is 1."""
+        """Layer number of a parameter for layer-wise decay; the first block is 1."""
         owner, _, rest = name.partition(".")
         assert owner == "layers", f"{name}: no layer is known for it"
         return int(rest.partition(".")[0]) + 1
 
     def recompute_activations(self, choice: Recompute) -> None:
-        """What the backward pass computes again instead of keeping it from the forward pass.
+        """Set what the backward pass recomputes instead of keeping it from the forward pass.
 
-        `selective`: each feed-forward from its input, two fifths of what a layer keeps for a ninth of a step's work.
-        `full`: each layer from its input (Chen et al. 2016), all of it for a third.
+        `selective`: each feed-forward from its input; saves two fifths of what a layer keeps for a ninth more work.
+        `full`: each layer from its input (Chen et al. 2016); saves all of it for a third more.
         """
         self.recompute = choice
         for layer in self.layers:

@@ -1,15 +1,15 @@
-"""The one place that chooses how the model's mathematics is carried out, by what the processor can do.
+"""The one place that decides how the model's mathematics is executed on the processor at hand.
 
-Everywhere activations have the dtype of the weights. What differs is how products and attention are computed:
+Activations always have the dtype of the weights. What differs is how products and attention are computed:
 
-- By torch's own operators, as a rule.
-- In half precision on a CPU that has no arithmetic for it, where torch emulates it at a hundredth of the speed of fp32:
-  in fp32, from and to half precision in memory, which is what matrix units do too. Outside of `torch.compile` and
-  exported graphs, which fuse for themselves, that happens in rows that stay in the cache, with what is cheap computed
-  again in the backward pass (`products`).
-- In bf16 on a CPU that has arithmetic for it: products by oneDNN, which adds the bias on the way. Attention is a few
-  such products too, up to as many tokens as that is faster than torch's fused one, which takes up to three times as
-  long on vector units (AVX512-BF16) and five times on matrix units (AMX). Compilers leave both as they are.
+- By default, with torch's own operators.
+- In half precision on a CPU without arithmetic for it, where torch emulates it at a hundredth of the speed of fp32:
+  in fp32, with half precision in memory, as matrix units do too. Outside of `torch.compile` and exported graphs, which
+  fuse on their own, this runs in blocks of rows that stay in the cache, and the backward pass recomputes what is cheap
+  (`products`).
+- In bf16 on a CPU with arithmetic for it: products by oneDNN, which fuses the bias. Attention uses such products too,
+  up to the token count where they stop beating torch's fused attention, which takes up to three times as long on
+  vector units (AVX512-BF16) and five times on matrix units (AMX). Compilers leave both unchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Arithmetic = Literal["none", "vector", "matrix"]
 
 
 def cpu_arithmetic(dtype: torch.dtype) -> Arithmetic:
-    """The best that this CPU has for a half-precision dtype."""
+    """Best arithmetic units of this CPU for a half-precision dtype."""
     if dtype == torch.bfloat16:
         if torch.cpu._is_amx_tile_supported():
             return "matrix"
@@ -36,29 +36,29 @@ def cpu_arithmetic(dtype: torch.dtype) -> Arithmetic:
 
 
 ARITHMETIC = {dtype: cpu_arithmetic(dtype) for dtype in (torch.bfloat16, torch.float16)}
-# fp32 values in the widest operand of a piece of a product: 2 MB, so that it and its partners stay in a core's cache.
+# fp32 values in the widest operand of a piece of a product: 2 MB, so that all operands stay in a core's cache.
 PIECE_VALUES = 1 << 19
-# Attention scores of one sample, all heads, up to which they are held at once: 16 MB in fp32, 1,024 tokens of 4 heads.
+# Most attention scores of one sample, all heads, that are held at once: 16 MB in fp32, 1,024 tokens of 4 heads.
 SCORES_VALUES = 1 << 22
-# Keys up to which attention by products is the faster one. On AMX, 28 px in patches of 4 (50 tokens) gain 4x to 5x, 224
-# px in patches of 16 (197) 1.4x to 1.6x, 384 px (577) 1.05x to 1.4x; 785 tokens lose up to a fifth.
+# Number of keys up to which attention by products is faster. On AMX, 28 px in patches of 4 (50 tokens) gain 4x to 5x,
+# 224 px in patches of 16 (197) 1.4x to 1.6x, 384 px (577) 1.05x to 1.4x; 785 tokens lose up to a fifth.
 PRODUCTS_KEYS: dict[Arithmetic, int] = {"vector": SCORES_VALUES, "matrix": 640}
-# Attention's weights kept for the backward pass, in values per token and channel: a sixth of what a layer keeps else.
+# Attention weights kept for the backward pass, in values per token and channel: a sixth of what else a layer keeps.
 KEPT_VALUES = 2
 
 
 def is_traced() -> bool:
-    """Whether a compiler or an exporter is looking: it wants plain operators."""
+    """Whether a compiler or exporter is tracing, which needs plain operators."""
     return torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
 def computes_in_fp32(x: Tensor) -> bool:
-    """Whether products of this half-precision tensor are computed in fp32, as the device would only emulate them."""
+    """Whether to compute products of this half-precision tensor in fp32, because the device only emulates them."""
     return x.device.type == "cpu" and ARITHMETIC.get(x.dtype) == "none" and not _in_autocast()
 
 
 def multiplies_natively(x: Tensor) -> bool:
-    """Whether products of this half-precision tensor are those of oneDNN, as the CPU has arithmetic for them."""
+    """Whether oneDNN computes products of this half-precision tensor, because the CPU has arithmetic for them."""
     has_units = x.device.type == "cpu" and x.dtype == torch.bfloat16 and ARITHMETIC[x.dtype] != "none"
     return has_units and not torch.compiler.is_exporting() and not _in_autocast()
 
@@ -71,28 +71,28 @@ def attends_by_products(q: Tensor, k: Tensor) -> bool:
 
 
 def kept_samples(q: Tensor, k: Tensor) -> int:
-    """Samples whose weights attention by products keeps for the backward pass; it computes those of others again."""
+    """Number of samples whose weights attention by products keeps for the backward pass; it recomputes the others."""
     return min(int(len(q) * KEPT_VALUES * q.shape[3] / k.shape[2]), len(q)) if torch.is_grad_enabled() else 0
 
 
 def in_pieces(x: Tensor) -> bool:
-    """Whether what torch's operators are slow at is computed piece by piece, by `products`."""
+    """Whether `products` computes in pieces what torch's operators do slowly."""
     return x.device.type == "cpu" and not is_traced() and not _in_autocast()
 
 
 def _in_autocast() -> bool:
-    """Whether torch chooses dtypes itself; a compiler cannot ask, and sees to it on its own."""
+    """Whether torch chooses dtypes itself; False under tracing: a compiler cannot ask and handles autocast itself."""
     return not is_traced() and torch.is_autocast_enabled("cpu")
 
 
 def piece_rows(rows: int, width: int) -> int:
-    """Rows of a piece of a [rows, width] operand: about `PIECE_VALUES` values, in pieces of nearly equal length."""
+    """Rows per piece of a [rows, width] operand: about `PIECE_VALUES` values each, in pieces of nearly equal length."""
     pieces = max(-(-rows * width // PIECE_VALUES), 1)
     return max(-(-rows // pieces), 1)
 
 
 class _Scratch(threading.local):
-    """One thread's buffers, by what they are used for."""
+    """One thread's buffers, by purpose and dtype."""
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -102,15 +102,15 @@ _SCRATCH = _Scratch()
 
 
 def scratch(purpose: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A CPU tensor for a moment: whoever asks next for the same purpose gets the same memory.
+    """Returns a short-lived CPU tensor; the next call with the same purpose and dtype reuses its memory.
 
-    Buffers that come and go between tensors that stay leave the heap in pieces: a training step took a fifth more.
-    These lie outside of it.
+    Short-lived buffers between long-lived tensors fragment the heap: a training step took a fifth more memory. These
+    lie outside of the heap.
     """
     size, key = math.prod(shape), (purpose, dtype)
     buffer = _SCRATCH.buffers.get(key)
     if buffer is None or buffer.numel() < size:
         memory = mmap.mmap(-1, max(size, 1) * dtype.itemsize)
-        with torch.inference_mode(False):  # else training could not write to what a prediction made
+        with torch.inference_mode(False):  # otherwise training could not write to a tensor created in inference mode
             buffer = _SCRATCH.buffers[key] = torch.frombuffer(memory, dtype=dtype)
     return buffer[:size].view(*shape)

@@ -1,4 +1,4 @@
-"""Weights from elsewhere, as a bundle: `timm:NAME`, or a local safetensors file of timm, Hugging Face or CLIP."""
+"""Loads foreign weights as a bundle: `timm:NAME`, or a local safetensors file of timm, Hugging Face or CLIP."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from pipeline.models.resizing import from_clip_config, from_hugging_face_config,
 from pipeline.models.spec import Activation, ModelSpec
 from pipeline.models.timm_bridge import from_timm
 
-# What may lie beside a file and say more.
+# Optional files beside the weights that describe them.
 CONFIG, PREPROCESSOR, OPEN_CLIP = BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 
 def load_foreign(reference: str, **unreadable: Any) -> Bundle:
-    """The model that `timm:NAME` or the path of a safetensors file stands for, head and class names included.
+    """Returns the model behind `timm:NAME` or the path of a safetensors file, including head and class names.
 
     timm finds and caches its own weights; NAME may begin with `hf-hub:` or `local-dir:`, as timm allows. `unreadable`
-    are `num_heads`, `eps` and `activation` of a file that does not say them. Pickles are refused, since they run code.
-    Raises `ModelError` where there are no such weights, or they are no plain Vision Transformer's.
+    gives `num_heads`, `eps` and `activation` for files that do not state them. Pickles are refused because they run
+    code. Raises `ModelError` if the weights do not exist or are not a plain Vision Transformer's.
     """
     if reference.startswith(TIMM):
         return _from_timm_model(reference, _create_timm(reference, pretrained=True))
@@ -52,14 +52,14 @@ def load_foreign(reference: str, **unreadable: Any) -> Bundle:
 
 
 def import_foreign(reference: str, folder: Path, **unreadable: Any) -> Path:
-    """`load_foreign(reference)` as a bundle in `folder`, which is returned; what is no ViT is not even downloaded."""
+    """Save `load_foreign(reference)` as a bundle in `folder` and return it; never downloads what is not a ViT."""
     if reference.startswith(TIMM):
         describe_foreign(reference, **unreadable)
     return load_foreign(reference, **unreadable).save(folder)
 
 
 def describe_foreign(reference: str, **unreadable: Any) -> Bundle:
-    """`load_foreign(reference)` without its weights: `state` is empty, and of timm's models nothing is downloaded."""
+    """`load_foreign(reference)` without its weights: `state` is empty, and nothing is downloaded for timm models."""
     path = Path(reference)
     if not reference.startswith(TIMM) and not _describes_itself(path):
         return replace(_from_file(path, unreadable), state={})
@@ -105,7 +105,7 @@ def _hugging_face_preprocess(path: Path, spec: ModelSpec) -> Preprocess:
 
 
 def _clip_config(path: Path) -> dict[str, Any]:
-    """The file beside CLIP's weights that is open_clip's, as in its hub folders and our exports; empty without one."""
+    """The open_clip config beside CLIP's weights, as in its hub folders and our exports; empty if there is none."""
     found = (_beside(path, name) for name in (OPEN_CLIP, CONFIG))
     return next((config for config in found if isinstance(config.get("preprocess_cfg"), Mapping)), {})
 
@@ -123,7 +123,7 @@ def _clip_preprocess(path: Path, spec: ModelSpec, config: Mapping[str, Any]) -> 
 
 @contextmanager
 def _named(source: Path | str) -> Iterator[None]:
-    """Prefixes errors raised within with the file or reference that they are about."""
+    """Prefixes errors raised inside with the file or reference they concern."""
     try:
         yield
     except ModelError as error:
@@ -131,7 +131,7 @@ def _named(source: Path | str) -> Iterator[None]:
 
 
 def _beside(path: Path, name: str) -> dict[str, Any]:
-    """A JSON file beside the weights; empty where there is none."""
+    """Reads a JSON file beside the weights; empty if there is none."""
     file = path.parent / name
     try:
         described = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -161,7 +161,7 @@ def _create_timm(reference: str, *, pretrained: bool = False) -> Any:
     name = reference.removeprefix(TIMM)
     try:
         return timm.create_model(name, pretrained=pretrained)
-    except Exception as error:  # of timm, of the hub's client or of its transport
+    except Exception as error:  # from timm, the hub client or its transport
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{reference}: cannot be had ({reason.rstrip('.')}); take a name of timm.list_models('vit_*', "
@@ -203,7 +203,7 @@ def _from_timm_model(reference: str, model: Any) -> Bundle:
 
 
 def _timm_preprocess(spec: ModelSpec, config: Mapping[str, Any], own: Mapping[str, Any]) -> Preprocess:
-    """By timm's `pretrained_cfg`, and by what our exports say in words that timm lacks."""
+    """Reads timm's `pretrained_cfg`, and the keys that our exports add for what timm cannot express."""
     mean, std = normalisation(config.get("mean"), config.get("std"), spec.backbone.channels)
     how = plain_config(own["eval"]) if "eval" in own else from_timm_config(config)
     # timm pads with the mean.
@@ -214,7 +214,7 @@ def _timm_preprocess(spec: ModelSpec, config: Mapping[str, Any], own: Mapping[st
 
 
 def _classes(model: Any, spec: ModelSpec, config: Mapping[str, Any]) -> list[str] | None:
-    """Names of the head's classes: those of the export, or ImageNet's synsets (n01440764) where timm says so."""
+    """Names of the head's classes: those of the export, or ImageNet's synsets (n01440764) if timm infers them."""
     if names := config.get("label_names"):
         return class_labels(names, None, spec.num_classes)
     from timm.data import ImageNetInfo, infer_imagenet_subset

@@ -1,4 +1,4 @@
-"""What the JSON files beside foreign weights say about a model: its images' normalisation, and its classes' names."""
+"""Reads a model's image normalisation and class names from the JSON files beside foreign weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.errors import ModelError
 
 Values = tuple[float, ...]
 
-# The usual normalisation, where a checkpoint does not say what its images had.
+# The usual normalisation, for checkpoints that do not state theirs.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Of `transformers`, where a preprocessor does not say: that of BiT, which DINOv2 takes, and of all others.
+# Defaults of `transformers`: those of BiT's preprocessor, which DINOv2 uses, and of all others.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
@@ -22,7 +22,7 @@ HALF = (0.5, 0.5, 0.5)
 def normalisation(mean: Any, std: Any, channels: int) -> tuple[Values, Values]:
     """Mean and standard deviation per channel of pixels from 0 to 1, from lists or single numbers; None is the usual.
 
-    A checkpoint of other channels takes the average of its three. Raises `ModelError` for what is neither, and for
+    If the number of channels differs, every channel takes the average. Raises `ModelError` for other types, and for
     values on another scale.
     """
     given = _per_channel("mean", MEAN if mean is None else mean), _per_channel("std", STD if std is None else std)
@@ -36,10 +36,10 @@ def normalisation(mean: Any, std: Any, channels: int) -> tuple[Values, Values]:
 
 
 def hugging_face_normalisation(settings: Mapping[str, Any], channels: int) -> tuple[Values, Values]:
-    """`normalisation` that does to pixels from 0 to 1 what a `preprocessor_config.json` does to those from 0 to 255.
+    """The `normalisation` of pixels from 0 to 1 that equals a `preprocessor_config.json` for pixels from 0 to 255.
 
-    `transformers` gives (x * factor - offset - mean) / std. Where it does not rescale, its images are from 0 to 1, if
-    the mean is. Raises `ModelError` where the file does not say.
+    `transformers` computes (x * factor - offset - mean) / std. Without rescaling, its images are assumed to be from 0
+    to 1 if the mean is. Raises `ModelError` if the file leaves it open.
     """
     if not settings:
         return normalisation(None, None, channels)
@@ -52,7 +52,7 @@ def hugging_face_normalisation(settings: Mapping[str, Any], channels: int) -> tu
         std = _per_channel("image_std", _given(settings, "image_std", CLIP_STD if bit else HALF))
     if rescales:
         factor, offset = _number("rescale_factor", _given(settings, "rescale_factor", 1 / 255)), 0.0
-        # ViViT's and EfficientNet's names for: subtract one after rescaling.
+        # ViViT's and EfficientNet's flags to subtract one after rescaling.
         offset += bool(settings.get("offset") or settings.get("rescale_offset"))
     elif normalises:
         factor, offset = (1 / 255 if max(mean) <= 1 else 1.0), 0.0
@@ -68,11 +68,11 @@ def hugging_face_normalisation(settings: Mapping[str, Any], channels: int) -> tu
 
 
 def class_labels(labels: Any, named: Any, num_classes: int) -> list[str] | None:
-    """Class names in the order of their numbers, from `id2label` and `label2id`; None if there are more or fewer.
+    """Class names in the order of their numbers, from `id2label` and `label2id`; None if their count differs.
 
-    `labels` maps numbers, as text, to names in any order, or lists the names. A name that several classes share
-    gets the number of each, as ImageNet's two cranes. Raises `ModelError` for numbers that do not fit, or on which the
-    two disagree.
+    `labels` maps numbers, as text, to names in any order, or lists the names. If several classes share a name, each
+    gets its number appended, as ImageNet's two cranes do. Raises `ModelError` for invalid numbers, or if the two
+    disagree.
     """
     if not isinstance(labels, (Mapping, list, tuple)) or len(labels) != num_classes:
         return None

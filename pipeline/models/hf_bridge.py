@@ -1,6 +1,6 @@
-"""Weights of `transformers`' ViT, DeiT and DINOv2, as Hugging Face's hub keeps them; outputs are equal.
+"""Converts weights of `transformers`' ViT, DeiT and DINOv2 from Hugging Face's hub; outputs are equal.
 
-Both layouts are read: that of the files on the hub, and that of the modules since version 5.
+Reads both layouts: that of the files on the hub, and that of the modules since version 5.
 
 Legend: D width, K classes, N patches.
 """
@@ -23,7 +23,7 @@ from pipeline.models.state import check_state
 
 log = logging.getLogger(__name__)
 
-EPS, DINOV2_EPS = 1e-12, 1e-6  # what `transformers` takes where a config does not say
+EPS, DINOV2_EPS = 1e-12, 1e-6  # defaults of `transformers`
 HEAD_WIDTH = 64  # of every published size
 PREFIX = re.compile(r"(vit|deit|dinov2|dinov2_with_registers)\.")
 LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias|lambda1)")
@@ -70,13 +70,13 @@ QUERY_KEY_VALUE = {
     "attention.attention.value": 2,
     "attention.v_proj": 2,
 }
-# What the classifier does not read, and what stands in for patches in pretraining alone.
+# Tensors that the classifier does not read, and the mask token, which only pretraining uses.
 UNUSED = re.compile(r"pooler\..*|embeddings\.mask_token")
 SOURCE = "the Hugging Face checkpoint"
 
 
 def is_hugging_face(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is a ViT's, DeiT's or DINOv2's of `transformers`."""
+    """Whether a state dict is that of a ViT, DeiT or DINOv2 of `transformers`."""
     names = {PREFIX.sub("", key, count=1) for key in state}
     return "embeddings.patch_embeddings.projection.weight" in names and not FIRST_QUERIES.isdisjoint(names)
 
@@ -89,13 +89,13 @@ def from_hugging_face(
     eps: float | None = None,
     activation: Activation | None = None,
 ) -> tuple[dict[str, Tensor], ModelSpec]:
-    """A state dict of `transformers` as ours, with the spec read off its shapes and its `config.json`.
+    """Converts a state dict of `transformers` to ours, with the spec read from its shapes and its `config.json`.
 
-    What shapes do not say is taken from the arguments, else from `config`, else it is what is usual: heads of 64
-    channels, the eps of its kind, GELU, a square image. [DIST] without a classifier of its own becomes a register, and
-    CLS takes its position with it where registers have none; both are exact. A model without a classifier, and one
-    whose classifier reads more than CLS (DINOv2's), gets a head of a single class, all zeros, for surgery to replace.
-    Raises `ModelError` for tensors a MiniViT has no place for.
+    What the shapes leave open comes from the arguments, then from `config`, then from defaults: heads of 64 channels,
+    the eps of the architecture, GELU, a square image. [DIST] without its own classifier becomes a register, and CLS
+    absorbs its position if registers have none; both are exact. A model without a classifier, or whose classifier reads
+    more than CLS (DINOv2's), gets a head with a single class, all zeros, for surgery to replace. Raises `ModelError`
+    for tensors a MiniViT has no place for.
     """
     new, parts = _renamed(state)
     config = config or {}
@@ -120,7 +120,7 @@ def from_hugging_face(
 
 
 def _renamed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[tuple[int, int, str], Tensor]]:
-    """Tensors under our names; those of query, key and value apart, by layer, which of the three, and part."""
+    """Tensors under our names, and separately those of query, key and value by (layer, 0 to 2, weight or bias)."""
     new: dict[str, Tensor] = {}
     parts: dict[tuple[int, int, str], Tensor] = {}
     unknown = []
@@ -140,9 +140,7 @@ def _renamed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[tuple
     dim = new["patch_embed.proj.weight"].shape[0] if "patch_embed.proj.weight" in new else 0
     head = new.get("mlp_head.1.weight")
     if head is not None and head.shape[1] == 2 * dim and not head[:, dim:].any():
-        new["mlp_head.1.weight"] = head[
-            :, :dim
-        ].contiguous()  # DINOv2's, which reads the mean of the patches for nothing
+        new["mlp_head.1.weight"] = head[:, :dim].contiguous()  # DINOv2's, with zero weights for the mean of the patches
     elif head is not None and head.shape[1] != dim:
         log.warning("%s: its classifier reads %d channels beside CLS and is left out", SOURCE, head.shape[1] - dim)
         del new["mlp_head.1.weight"], new["mlp_head.1.bias"]
@@ -190,7 +188,7 @@ def _grid(patches: int, patch: Pair, config: Mapping[str, Any]) -> Pair:
         size = [size.get("height"), size.get("width")]
     sides = [size, size] if isinstance(size, int) else size
     if isinstance(sides, (list, tuple)) and len(sides) == 2 and all(isinstance(side, int) for side in sides):
-        grid = sides[0] // patch[0], sides[1] // patch[1]  # `transformers` leaves the rest of an image out
+        grid = sides[0] // patch[0], sides[1] // patch[1]  # `transformers` ignores the remainder of an image
         if grid[0] * grid[1] == patches:
             return grid
     side = math.isqrt(patches)

@@ -1,6 +1,6 @@
-"""Weights in the layouts of `transformers`' ViT, DeiT and DINOv2, the inverse of `hf_bridge`; outputs are equal.
+"""Converts weights to the layouts of `transformers`' ViT, DeiT and DINOv2, inverting `hf_bridge`; outputs are equal.
 
-Tensors have the names of files on the hub, which every version reads.
+Tensor names are those of files on the hub, which every version reads.
 
 Legend: D width, K classes, P prefix tokens, N patches, C channels.
 """
@@ -27,8 +27,8 @@ CLASSIFIERS: dict[Layout, str] = {
     "dinov2_with_registers": "Dinov2WithRegistersForImageClassification",
 }
 BACKBONES: dict[Layout, str] = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
-LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in grey, as images are read
-# (ours, of ViT and DeiT, of DINOv2) in a layer.
+LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in grey, as when reading images
+# Names within a layer: (ours, ViT's and DeiT's, DINOv2's).
 LAYER_NAMES = (
     ("norm1", "layernorm_before", "norm1"),
     ("norm2", "layernorm_after", "norm2"),
@@ -40,9 +40,9 @@ SCALED = {"ls1": "self_attn.out_proj", "ls2": "linear2"}  # layer scales, and wh
 
 
 def hf_layout(model: ModelSpec) -> Layout:
-    """The architecture of `transformers` that holds a model: a classifier, or a backbone without one (DINOv2).
+    """Returns the `transformers` architecture for a model: a classifier, or a backbone without one (DINOv2).
 
-    Raises `ModelError` where there is none.
+    Raises `ModelError` if there is none.
     """
     model.require_classifier("transformers' ViT", or_backbone=True)
     spec, classifier = model.backbone, model.is_classifier
@@ -64,11 +64,11 @@ def hf_layout(model: ModelSpec) -> Layout:
 def to_hugging_face(
     state: Mapping[str, Tensor], model: ModelSpec, classes: Sequence[str] | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A MiniViT's state under the names of `transformers`, and the `config.json` that goes with it.
+    """Returns a MiniViT's state under the names of `transformers`, and the matching `config.json`.
 
-    Exact, also where it takes a few products: layer scale is folded into ViT's and DeiT's matrices, positions of
-    registers into these, and a grey model takes three channels, of which its kernel weighs red, green and blue as grey
-    images do: `transformers` opens all images in colour. Raises `ModelError` as `hf_layout` does.
+    Exact, even where weights change: layer scale is folded into ViT's and DeiT's matrices and positions of registers
+    into the registers. A grey model gets three channels, because `transformers` opens all images in colour; its kernel
+    weights red, green and blue as the conversion to grey does. Raises `ModelError` as `hf_layout` does.
     """
     layout = hf_layout(model)
     check_state(state, model, "the state to convert")
@@ -86,7 +86,7 @@ def to_hugging_face(
 
 
 def _check_backbone(spec: ViTSpec, classifier: bool) -> None:
-    """Raise `ModelError` for what none of the architectures has."""
+    """Raise `ModelError` for features that none of the architectures has."""
     kind = "transformers' ViT"
     if spec.norm != "pre":
         raise ModelError(f"model.norm: is {spec.norm}; {kind} has pre")
@@ -100,7 +100,7 @@ def _check_backbone(spec: ViTSpec, classifier: bool) -> None:
 
 
 def _unlike_dinov2(spec: ViTSpec) -> str | None:
-    """What of a backbone DINOv2's cannot be."""
+    """Returns why DINOv2 cannot express a backbone; None if it can."""
     for name in ("image_size", "patch"):
         height, width = getattr(spec, name)
         if height != width:
@@ -126,7 +126,7 @@ def _embeddings(state: Mapping[str, Tensor], spec: ViTSpec, layout: Layout) -> d
         found["distillation_token"] = state["dist_token"]
     if layout in BACKBONES:
         found["mask_token"] = state.get("mask_token", kernel.new_zeros(1, 1, spec.embed_dim))[0]
-        if "registers" in state:  # which have no positions of their own there
+        if "registers" in state:  # without positions of their own in DINOv2
             found["register_tokens"] = state["registers"] + positions[:, 1:prefix]
             positions = torch.cat([positions[:, :1], positions[:, prefix:]], dim=1)
     return {f"embeddings.{name}": tensor for name, tensor in (found | {"position_embeddings": positions}).items()}
@@ -158,7 +158,7 @@ def _classifiers(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tenso
     if layout == "deit":
         own = {f"distillation_classifier.{part}": state[f"dist_head.{part}"] for part in ("weight", "bias")}
         return {"cls_classifier.weight": weight, "cls_classifier.bias": bias, **own}
-    if layout in BACKBONES:  # whose classifier reads the mean of the patches beside CLS
+    if layout in BACKBONES:  # their classifier also reads the mean of the patches
         weight = torch.cat([weight, torch.zeros_like(weight)], dim=1)
     return {"classifier.weight": weight, "classifier.bias": bias}
 

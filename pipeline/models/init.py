@@ -1,6 +1,6 @@
-"""Initial weights, by source. Layers are born with torch's own (the tutorial's); these replace them where asked.
+"""Initial weights, by source. Layers start with torch's defaults (the tutorial's); these replace them on request.
 
-Heads are drawn as the encoder is, and then set themselves what is to start otherwise.
+Heads are initialised like the encoder, then override what should start differently.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def keep_torch(model: MiniViT) -> None:
 
 
 def init_mae(model: MiniViT) -> None:
-    """MAE's (He et al. 2022), which are the first ViT's for the encoder (Dosovitskiy et al. 2021).
+    """MAE's initialisation (He et al. 2022); for the encoder that of the original ViT (Dosovitskiy et al. 2021).
 
-    Xavier uniform for every matrix, the patch projection taken as one; zero biases; normal(0.02) tokens and positions.
+    Xavier uniform for every matrix, including the patch projection; zero biases; normal(0.02) tokens and positions.
     It scales with the width, which matters for the narrow variants.
     """
     _xavier_matrices(model)
@@ -39,7 +39,7 @@ def init_mae(model: MiniViT) -> None:
 def init_timm(model: MiniViT) -> None:
     """The default of timm: truncated normal(0.02) for every matrix and the positions, zero biases.
 
-    CLS and registers are all but zero, normal(1e-6); the patch projection is Conv2d's own.
+    CLS and registers are almost zero, normal(1e-6); the patch projection keeps Conv2d's default.
     """
     for module in model.modules():
         if isinstance(module, SelfAttention):
@@ -67,7 +67,7 @@ def initialise(model: MiniViT, name: str | None) -> None:
 
 
 def initialise_head(head: Head) -> None:
-    """As MAE's initialiser does, for a head that starts anew on a backbone that does not."""
+    """Initialise a new head on an existing backbone as `init_mae` does."""
     _xavier_matrices(head)
     _zero_biases(head)
     head.initialise()

@@ -1,4 +1,4 @@
-"""Whether the files of a model's folder are those that were written: a manifest with the hash of each."""
+"""Verifies the files of a model's folder against a manifest of their hashes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ FORMAT = 1
 
 
 def write_manifest(folder: Path, names: list[str]) -> None:
-    """`folder/manifest.json`: size and SHA-256 of files of the folder."""
+    """Write `folder/manifest.json` with the size and SHA-256 of the named files."""
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": hash_file(folder / name)} for name in names}
     write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
 
 
 def check_files(folder: Path) -> None:
-    """Raise `ModelError`, naming the file, unless all that the manifest lists are there unchanged.
+    """Raise `ModelError`, naming the file, if one in the manifest is missing or changed.
 
-    A folder without one, of an earlier version, passes.
+    A folder without a manifest, from an earlier version, passes.
     """
     path = folder / MANIFEST
     if not path.is_file():

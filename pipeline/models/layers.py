@@ -1,4 +1,4 @@
-"""Small layers of the encoder. Their products are those of `products`, whatever the processor."""
+"""Small layers of the encoder. They multiply with `products` on every processor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.models.products import linear
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """X * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+    """Returns x * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -21,16 +21,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `products.linear`."""
+    """`nn.Linear` computed by `products.linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 class ActivatedLinear(nn.Linear):
-    """Activation, dropout and product: the second half of a feed-forward, in one step where that pays.
+    """Activation, dropout and product: the second half of a feed-forward, fused if that is faster.
 
-    `recomputed` says that activations are checkpointed, so that nothing is gained by keeping less of them here.
+    `recomputed` means that activations are checkpointed, so keeping fewer of them here gains nothing.
     """
 
     def __init__(self, in_features: int, out_features: int, activation: str, rate: float) -> None:
@@ -39,7 +39,7 @@ class ActivatedLinear(nn.Linear):
         self.recomputed = False
 
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """[B, T, in] -> [B, T, out]; `keys` as of `dropout`."""
+        """[B, T, in] -> [B, T, out]; `keys` as in `dropout`."""
         if self.activation == "gelu" and keys is None and not self.recomputed:
             return linear(x, self.weight, self.bias, gelu=True)
         return linear(dropout(ACTIVATIONS[self.activation](x), keys, self.rate), self.weight, self.bias)

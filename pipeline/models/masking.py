@@ -14,11 +14,11 @@ from pipeline.models.drop_path import keyed_bits, sample_keys
 from pipeline.models.mask_ratio import num_masked
 from pipeline.models.spec import Pair
 
-MASKING = 0x4D61736B  # "Mask": what else is drawn from the same keys is independent of the masks
+MASKING = 0x4D61736B  # "Mask": makes the masks independent of other draws from the same keys
 
 
 class Masking(NamedTuple):
-    """Which patches of each image are masked: their numbers, and those of the others."""
+    """Indices of each image's masked and visible patches."""
 
     masked: Tensor  # int64 [B, M]
     visible: Tensor  # int64 [B, N-M]
@@ -31,16 +31,16 @@ class Masking(NamedTuple):
 
 
 def random_masking(keys: Tensor, grid: Pair, ratio: float, unit: int = 1) -> Masking:
-    """Mask equally many patches of every image, drawn from its key (int64 [B], see `drop_path.sample_keys`) alone.
+    """Mask the same number of patches in every image, drawn from its key alone (int64 [B], `drop_path.sample_keys`).
 
-    With a `unit` above 1, squares of unit x unit patches are masked as one (SimMIM, Xie et al. 2022), cut off at the
-    lower and right edges; the last of them is masked in part where the number of patches asks for it.
+    With a `unit` above 1, squares of unit x unit patches are masked together (SimMIM, Xie et al. 2022), clipped at the
+    bottom and right edges; the last is masked partially if the exact number of patches requires it.
     """
     h, w = grid
     across = -(-w // unit)
     rows, columns = (torch.arange(count, device=keys.device) // unit for count in grid)
     unit_of = (rows[:, None] * across + columns).flatten()  # [N]
     draws = keyed_bits(sample_keys(MASKING, keys), -(-h // unit) * across).T[:, unit_of]  # [B, N]
-    order = draws.argsort(dim=1, stable=True)  # no two units of an image draw the same
+    order = draws.argsort(dim=1, stable=True)  # no two units of an image draw the same number
     masked, visible = order.tensor_split([num_masked(h * w, ratio)], dim=1)
     return Masking(masked, visible)

@@ -42,12 +42,12 @@ EMBEDDING = ("patch_embed", "embed_norm", *TOKENS)
 
 
 class MiniViT(nn.Module):
-    """A ViT with heads; the positional signature, a classifier's, and its defaults are the tutorial's, as are its keys.
+    """A ViT with heads; positional arguments, their defaults and state keys are those of the tutorial's classifier.
 
-    Images of any size that is a multiple of the patch are accepted: positions are interpolated on the fly, so one
-    learned grid trains at every size (where there are fewer patches the tutorial slices: `fewer_patches`). So is the
-    patch kernel while `patch`, (height, width) in pixels, is not the spec's; `per_step` sets it. Raises `ModelError`
-    for impossible settings or images.
+    Accepts images of any size that is a multiple of the patch: positions are interpolated on the fly, so one learned
+    grid trains at every size (for fewer patches the tutorial slices instead: `fewer_patches`). The patch kernel is
+    resized too while `patch`, (height, width) in pixels, differs from the spec's; `per_step` sets it. Raises
+    `ModelError` for invalid settings or images.
     """
 
     cls_token: nn.Parameter | None
@@ -149,7 +149,7 @@ class MiniViT(nn.Module):
 
     @property
     def heads(self) -> dict[str, Head]:
-        """By name, in the spec's order."""
+        """Heads by name, in the spec's order."""
         return {name: getattr(self, name) for name in self.spec.heads}
 
     def layer_of(self, name: str) -> int:
@@ -163,9 +163,9 @@ class MiniViT(nn.Module):
         return 0
 
     def freeze(self, share: float) -> None:
-        """From now on leave the embedding and this share of the layers, from the bottom, as they are; 0: nothing.
+        """Freeze the embedding and this share of the layers, from the bottom; a share of 0 freezes nothing.
 
-        Frozen layers keep nothing for a backward pass, and leave nothing out: no dropout, no drop path.
+        Frozen layers keep nothing for a backward pass and use no dropout or drop path.
         """
         if not share:
             return
@@ -175,13 +175,13 @@ class MiniViT(nn.Module):
                 parameter.requires_grad_(False)
 
     def decays(self, name: str) -> bool:
-        """Whether weight decay acts on a parameter: on matrices and kernels, not on biases, norms or tokens."""
+        """Whether weight decay applies to a parameter: to matrices and kernels, not to biases, norms or tokens."""
         owner, _, rest = name.partition(".")
         vectors = head_kind(self.spec.heads[owner].kind).vectors if owner in self.spec.heads else ()
         return name not in TOKENS and rest not in vectors and self.get_parameter(name).ndim >= 2
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As PyTorch's, except that sine-cosine positions only move: in bf16 nothing would bring their digits back."""
+        """As in PyTorch, except that sine-cosine positions keep their dtype: bf16 would lose digits for good."""
         table = self.pos_embed if self.spec.backbone.positions == "sincos" else None
         super()._apply(fn, recurse)
         if table is not None:
@@ -192,12 +192,12 @@ class MiniViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """[B, C, H, W] normalised floats -> the head's output: a classifier's logits [B, num_classes].
 
-        Of several heads it is a mapping by name; without any that reads features, the encoder's output [B, P+N, D].
+        Several heads give a mapping by name; without a head that reads features, the encoder's output [B, P+N, D].
         """
         return self.apply_heads(self.features(images))
 
     def features(self, images: Tensor, reads: Reads | None = None) -> Features:
-        """[B, C, H, W] -> what the heads read of it, and no more; or what is asked for."""
+        """[B, C, H, W] -> only the features that the heads read, or those in `reads`."""
         reads = reads or self._reads
         grid, layers = self.grid(images), {}
         outputs = self.transformer.layer_outputs(self.embed(images), reads.num_tokens, grid=grid)
@@ -207,7 +207,7 @@ class MiniViT(nn.Module):
         return Features(x, layers, grid, self.spec.backbone.tokens.num_prefix)
 
     def apply_heads(self, features: Features) -> Tensor | dict[str, Tensor]:
-        """What `forward` gives, of `features(images)`."""
+        """Returns what `forward` does, given `features(images)`."""
         outputs: dict[str, Tensor] = {}
         for name, refined in self._answering:
             head = getattr(self, name)
@@ -222,7 +222,7 @@ class MiniViT(nn.Module):
     def forward_features(self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, P+N, D], the encoder's output; `mask` bool [B, N] marks patches replaced by [MASK].
 
-        With `keep`, int64 [B, n], the encoder sees only the patches of these numbers: [B, P+n, D] (He et al. 2022).
+        With `keep`, int64 [B, n], the encoder sees only the patches with these indices: [B, P+n, D] (He et al. 2022).
         """
         if keep is not None and self.spec.backbone.windows is not None:
             raise ModelError("keep: patches that are left out have no windows; build the model without windows")
@@ -234,8 +234,8 @@ class MiniViT(nn.Module):
     ) -> list[Tensor]:
         """Feature maps [B, D, h, w] for dense heads, at any size.
 
-        Of the last `n_layers` layers (ViTDet, Segmenter), or of those with these numbers from 0 (DPT); through the
-        class head's norm if asked. Raises `ModelError` where there are fewer layers.
+        From the last `n_layers` layers (ViTDet, Segmenter), or from the layers with these numbers, counted from 0
+        (DPT); through the class head's norm if `norm`. Raises `ModelError` if the model has fewer layers.
         """
         depth, grid = self.spec.backbone.depth, self.grid(images)
         wanted = range(depth - n_layers, depth) if isinstance(n_layers, int) else n_layers
@@ -290,8 +290,8 @@ class MiniViT(nn.Module):
         return whole_patches((images.shape[-2], images.shape[-1]), self.patch)
 
     def _positions(self, grid: Pair, dtype: torch.dtype) -> Tensor | None:
-        """Positions for a grid. Not cached: they are learned, and engines change weights behind autograd's counters;
-        what can be cached, the interpolation matrices, is.
+        """Positions for a grid. Only the interpolation matrices are cached, because positions are learned, and engines
+        change weights without updating autograd's version counters.
         """
         if self.pos_embed is None:
             return None

@@ -1,4 +1,4 @@
-"""Cutting images into patches and projecting them.
+"""Cuts images into patches and projects them.
 
 Legend: B batch, C channels, (H, W) image, (p, q) patch, (h, w) grid, N = h * w, D width.
 """
@@ -16,8 +16,8 @@ from pipeline.models.spec import Pair
 class PatchProjection(nn.Conv2d):
     """The weights of `nn.Conv2d(C, D, kernel = stride = patch)`, applied as one matrix product.
 
-    Patches do not overlap, so the convolution is a product of [B*N, C*p*q] with [C*p*q, D]; as such it is faster,
-    forward and backward, and its output needs no transpose.
+    Patches do not overlap, so the convolution is a product of [B*N, C*p*q] with [C*p*q, D]. This is faster, forward
+    and backward, and its output needs no transpose.
     """
 
     def __init__(self, channels: int, embed_dim: int, patch: Pair) -> None:
@@ -27,7 +27,7 @@ class PatchProjection(nn.Conv2d):
         """[B, C, H, W] -> [B, N, D] in the dtype of the weights, by patches of `patch` pixels (default: the kernel's).
 
         For another patch the kernel is resized on the fly, in fp32, so that one kernel trains at every size (FlexiViT).
-        `keep`, int64 [B, n], are the numbers of the patches to project: [B, n, D].
+        `keep`, int64 [B, n], holds the indices of the patches to project: [B, n, D].
         """
         p, q = patch or self.kernel_size
         weight = self.weight
@@ -85,7 +85,7 @@ def resize_kernel(weight: Tensor, new_patch: Pair, dtype: torch.dtype = torch.fl
 def change_channels(weight: Tensor, channels: int) -> Tensor:
     """[D, C, p, q] -> [D, C', p, q], so that a grey image, repeated over the channels, gives the same tokens as before.
 
-    To one channel: the sum over channels. From one to n, or n to m: the channels in turn, scaled by C / C'.
+    To one channel: the sum over channels. From one to n, or n to m: the channels repeated in turn, scaled by C / C'.
     """
     old = weight.shape[1]
     if channels == old:
@@ -94,6 +94,6 @@ def change_channels(weight: Tensor, channels: int) -> Tensor:
         return weight.sum(dim=1, keepdim=True)
     cycled = weight[:, torch.arange(channels) % old]
     total, kept = weight.sum(dim=1, keepdim=True), cycled.sum(dim=1, keepdim=True)
-    # Where channels repeat unevenly (3 -> 4), the difference is spread, so the response to grey stays exact.
+    # If channels repeat unevenly (3 -> 4), spread the difference so that the response to grey stays exact.
     scaled = cycled * (old / channels)
     return scaled + (total - kept * (old / channels)) / channels

@@ -1,4 +1,4 @@
-"""What a training step chooses for the model, besides the images it passes on."""
+"""Sets what a training step chooses for the model besides its images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def per_step(model: nn.Module, *, keys: Tensor, patch: Pair | None = None) -> It
     """Within this context every MiniViT in `model` is `keyed` by `keys` and cuts images into patches of `patch`.
 
     `keys` (int64 [B], from `drop_path.sample_keys`) belong to the samples of the next batch; `patch` is (height, width)
-    in pixels, by default the model's own. It goes around the call because engines and tasks stand between a step and
-    the model, and hand on images alone. A backward pass may follow outside.
+    in pixels, by default the model's own. This is a context because engines and tasks between a step and the model pass
+    on only images. The backward pass may run outside of it.
     """
     models = [module for module in model.modules() if isinstance(module, MiniViT)]
     for each in models:
@@ -33,7 +33,7 @@ def per_step(model: nn.Module, *, keys: Tensor, patch: Pair | None = None) -> It
 
 @contextmanager
 def keyed(model: nn.Module, keys: Tensor) -> Iterator[None]:
-    """Within this context the encoders in `model` drop paths and values by these keys, int64 [B], of the next batch."""
+    """Within this context dropout and drop path in `model` use these keys, int64 [B], of the next batch."""
     encoders = [module for module in model.modules() if isinstance(module, Encoder)]
     before = [encoder.keys for encoder in encoders]
     for encoder in encoders:

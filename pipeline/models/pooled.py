@@ -1,4 +1,4 @@
-"""The features of an image, as frozen models are judged by them and used.
+"""Pooled features of images, for evaluating and using frozen models.
 
 Legend: B batch, C channels, (H, W) image, P prefix tokens, N patches, D width.
 """
@@ -16,11 +16,11 @@ from pipeline.models.minivit import MiniViT
 
 
 def pooled(model: MiniViT, images: Tensor, pooling: Pooling) -> Tensor:
-    """Normalised [B, C, H, W] -> fp32 [B, D], or [B, 2 D] of `both`.
+    """Normalised [B, C, H, W] -> fp32 [B, D], or [B, 2 D] for `both`.
 
-    The class token, the mean of the patches, or one beside the other (Oquab et al. 2024), each through the encoder's
-    last norm, which the heads hold; without one, through a norm without weights. A model without class token has the
-    mean of its patches for `both`. Raises ModelError for a class token that the model does not have.
+    The class token, the mean of the patches, or both concatenated (Oquab et al. 2024), each through the encoder's final
+    norm, which the heads hold, or through a norm without weights if none does. For a model without class token, `both`
+    is the mean of its patches. Raises ModelError for `cls` if the model has no class token.
     """
     spec = model.spec.backbone
     if pooling == "cls" and not spec.tokens.cls:
@@ -38,7 +38,7 @@ def pooled(model: MiniViT, images: Tensor, pooling: Pooling) -> Tensor:
 
 
 def features_of(model: MiniViT, images: Tensor) -> list[list[float]]:
-    """Of each image, normalised [B, C, H, W], D numbers: the class token or the mean of the patches, as it pools."""
+    """Normalised [B, C, H, W] -> D numbers per image: class token or mean of the patches, as the model pools."""
     features: list[list[float]] = pooled(
         model, images, "patches" if model.spec.backbone.pool == "avg" else "cls"
     ).tolist()

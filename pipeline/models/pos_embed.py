@@ -1,4 +1,4 @@
-"""Position embeddings: resizing between grids, and the sine-cosine ones.
+"""Position embeddings: resizing between grids, and sine-cosine positions.
 
 Legend: P prefix tokens, (h, w) patch grid, N = h * w, D width.
 """
@@ -17,7 +17,7 @@ from pipeline.models.spec import FewerPatches, Pair
 def resize_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair) -> Tensor:
     """[1, P+N, D] -> [1, P+N', D]: bicubic with antialiasing, computed in fp32, differentiable.
 
-    Grids are compared, never counts: (2, 8) -> (4, 4) is a change. What comes before the N grid rows is left untouched.
+    Compares grids, not counts: (2, 8) -> (4, 4) is a change. Rows before the N grid rows stay unchanged.
     """
     known = is_known(new_grid)
     if known and tuple(old_grid) == tuple(new_grid):
@@ -35,14 +35,14 @@ def resize_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair) -> Tenso
 
 
 def is_known(grid: Pair) -> bool:
-    """Whether a grid is numbers, and not what a graph for images of any size has in their place while it is traced."""
+    """Whether a grid holds plain numbers, not the symbols of a graph being traced for images of any size."""
     return all(isinstance(side, int) for side in grid)
 
 
 def fit_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair, fewer_patches: FewerPatches) -> Tensor:
-    """[1, P+N, D] -> [1, P+N', D], for an image or a model of another grid.
+    """[1, P+N, D] -> [1, P+N', D], for an image or a model with another grid.
 
-    Resized; or, with fewer patches and `slice`, cut off after P+N' rows as the tutorial does, whatever their places.
+    Resizes; or, for fewer patches and `slice`, cuts off after P+N' rows as the tutorial does, ignoring their places.
     """
     if fewer_patches == "slice":
         missing = old_grid[0] * old_grid[1] - new_grid[0] * new_grid[1]

@@ -1,4 +1,4 @@
-"""Where the bundle of a finished model lies: in an export, a stage's folder or a run's."""
+"""Finds the bundle of a finished model in an export, a stage's folder or a run's."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipeline.metrics.schema import best
 from pipeline.models.bundle import DESCRIPTION
 
 TRAIN_STAGES = ("pretrain", "finetune")
-SUPERSEDED = ".superseded-"  # in the name of a folder that a stage left behind when it ran again
+SUPERSEDED = ".superseded-"  # in the name of a stage's old folder, set aside when it ran again
 
 
 def find_bundle(path: str | os.PathLike[str]) -> Path:
-    """The bundle's folder in an export, a stage's folder or a run's.
+    """Returns the bundle's folder in an export, a stage's folder or a run's.
 
-    Of a stage that fans out it is the branch that was best in validation, of a run the training stage that ended last.
-    Raises `ModelError` where none is found, or branches cannot be compared.
+    For a stage that fans out, this is the branch that is best in validation; for a run, the training stage that ended
+    last. Raises `ModelError` if there is none, or if branches cannot be compared.
     """
     folder = locate(path)
     if (folder / "stages").is_dir():
@@ -37,7 +37,7 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """A folder that exists: the path itself, or RUN/STAGE as RUN/stages/STAGE. Raises `ModelError` without either."""
+    """Returns the path itself, or RUN/STAGE as RUN/stages/STAGE. Raises `ModelError` if neither exists."""
     folder = Path(path)
     below = [run / "stages" / folder.relative_to(run) for run in folder.parents]
     for candidate in (folder, *below):
@@ -58,7 +58,7 @@ def _last_stage(run: Path) -> Path:
 
 
 def _finished(files: Iterable[Path]) -> dict[Path, dict[str, Any]]:
-    """Folder -> status of the training stages and branches that have left a model, in the order of their start."""
+    """Folder -> status of the training stages and branches that finished with a model, in the order of their start."""
     statuses = {file.parent: _status(file.parent) for file in files if SUPERSEDED not in str(file)}
     finished = {
         folder: status
@@ -71,7 +71,7 @@ def _finished(files: Iterable[Path]) -> dict[Path, dict[str, Any]]:
 
 
 def _best_branch(stage: Path, branches: dict[Path, dict[str, Any]]) -> Path:
-    """The branch that was best in its last validation, the first of equals, as in `stages.sources`."""
+    """The branch with the best last validation, the first one on ties, as in `stages.sources`."""
     measure, values = selected_values(branches)
     unknown = [folder.name for folder, value in values.items() if value is None]
     if len(branches) > 1 and unknown:

@@ -1,4 +1,4 @@
-"""Products of matrices and attention, with their gradients, as `execution` chooses to carry them out.
+"""Matrix products and attention, with their gradients, executed as `execution` decides.
 
 Legend: B batch, T tokens, H heads, d = D / H, I inputs and O outputs of a linear layer.
 """
@@ -25,7 +25,7 @@ from pipeline.models.execution import (
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
-    """[..., I] -> [..., O]: x @ weight.T + bias, of the exact GELU of x if asked; `weight` is [O, I]."""
+    """[..., I] -> [..., O]: x @ weight.T + bias, on the exact GELU of x if `gelu`; `weight` is [O, I]."""
     if multiplies_natively(x):
         product: Tensor = _NativeLinear.apply(x, weight, bias, gelu)
     elif not computes_in_fp32(x):
@@ -48,8 +48,8 @@ def attention(
 ) -> Tensor:
     """Scaled dot-product attention: q [B, H, Q, d], k and v [B, H, T, d] -> [B, H, Q, d].
 
-    `drop` is done to its weights [B, H, Q, T], which are then computed as a whole. Where `causal`, query i sees the
-    first i + 1 keys; with a `mask`, bool [B or 1, H or 1, Q, T], those that it marks.
+    `drop` is applied to the weights [B, H, Q, T], which are then computed in full. If `causal`, query i sees the first
+    i + 1 keys; with a `mask`, bool [B or 1, H or 1, Q, T], those that it marks.
     """
     if causal or mask is not None:
         assert drop is None, "attention that does not see everything drops nothing"
@@ -79,9 +79,9 @@ def _attention_dropping(q: Tensor, k: Tensor, v: Tensor, drop: Callable[[Tensor]
 
 
 class _LinearInFp32(torch.autograd.Function):
-    """A linear layer in fp32 of half-precision tensors, over a few rows at a time, while they are in the cache.
+    """Linear layer in fp32 on half-precision tensors, a few rows at a time, so that they stay in the cache.
 
-    Of an activated product only the input of the activation is kept: its output, as large, is computed again.
+    Keeps only the input of the activation; its output, just as large, is recomputed.
     """
 
     @staticmethod
@@ -116,10 +116,10 @@ class _LinearInFp32(torch.autograd.Function):
 
 
 class _NativeLinear(torch.autograd.Function):
-    """A linear layer in half precision; of an activated product only the input of the activation is kept.
+    """Linear layer in half precision; keeps only the input of the activation.
 
-    oneDNN adds the bias while it writes the product, which torch's own would fill with the bias first. Compilers see
-    operators of ours, which they leave as they are: their GELU takes more than twice as long as torch's.
+    oneDNN adds the bias while it writes the product; torch's own product fills the output with the bias first.
+    Compilers see custom operators, which they leave alone: their own GELU takes more than twice as long as torch's.
     """
 
     @staticmethod
@@ -179,7 +179,7 @@ def _gelu(x: Tensor) -> Tensor:
 
 
 def _cast(x: Tensor, purpose: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """X in another dtype and in one piece, for a moment."""
+    """Contiguous x in another dtype, in a scratch buffer."""
     return scratch(purpose, x.shape, dtype).copy_(x)
 
 
@@ -192,7 +192,7 @@ def _parts(rows: Tensor, weight: Tensor) -> list[slice]:
 
 
 class _AttentionInFp32(torch.autograd.Function):
-    """torch's fused attention in fp32 of half-precision tensors, which are what is kept; a few samples at a time."""
+    """torch's fused attention in fp32 on half-precision tensors, which it keeps; a few samples at a time."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def _as_fp32(part: slice, **tensors: Tensor) -> list[Tensor]:
 class _AttentionByProducts(torch.autograd.Function):
     """Attention as batched half-precision products, scores and softmax in fp32; a few samples at a time.
 
-    Scores are not kept, and weights of the first samples alone: the backward pass computes the others again.
+    Keeps no scores, and weights only of the first `keep` samples; the backward pass recomputes the others.
     """
 
     @staticmethod
@@ -259,7 +259,7 @@ def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -
 
 
 def _like_heads(x: Tensor) -> Tensor:
-    """Room for another [B, H, T, d], whose tokens lie as the next product wants them."""
+    """Uninitialised [B, H, T, d] with x's shape, with tokens laid out as the next product needs them."""
     return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
@@ -287,9 +287,9 @@ def _attend_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Tensor
 
 
 def _weights(q: Tensor, k: Tensor, out: Tensor | None = None) -> Tensor:
-    """[b, H, Q, d], [b, H, T, d] -> [b * H, Q, T]: softmax of the scaled scores, rounded at last.
+    """[b, H, Q, d], [b, H, T, d] -> [b * H, Q, T]: softmax of the scaled scores, rounded at the end.
 
-    In `out` [b, H, Q, T], or else for a moment.
+    Written to `out` [b, H, Q, T], otherwise to a scratch buffer.
     """
     asking, answering = _heads(q, "asking", torch.float32), _heads(k, "answering", torch.float32)
     scores = _scaled(asking, answering.transpose(1, 2), "scores", q.shape[-1])
@@ -298,24 +298,24 @@ def _weights(q: Tensor, k: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _scaled(a: Tensor, b: Tensor, purpose: str, width: int) -> Tensor:
-    """[n, I, J] @ [n, J, K] / sqrt(width), for a moment."""
+    """[n, I, J] @ [n, J, K] / sqrt(width), in a scratch buffer."""
     out = scratch(purpose, (len(a), a.shape[1], b.shape[2]), a.dtype)
     return torch.baddbmm(out, a, b, beta=0, alpha=width**-0.5, out=out)
 
 
 def _heads(x: Tensor, purpose: str, dtype: torch.dtype | None = None) -> Tensor:
-    """[b, H, T, d] -> [b * H, T, d] in one piece, for a moment."""
+    """[b, H, T, d] -> contiguous [b * H, T, d], in a scratch buffer."""
     return _cast(x, purpose, dtype or x.dtype).flatten(0, 1)
 
 
 def _score_parts(q: Tensor, k: Tensor) -> list[slice]:
-    """Samples in groups whose scores stay in the cache."""
+    """Groups of samples whose scores stay in the cache."""
     samples, heads, queries, _ = q.shape
     return _cut(samples, piece_rows(samples, heads * queries * k.shape[2]))
 
 
 def _sample_parts(q: Tensor, k: Tensor) -> list[slice]:
-    """Samples [B, ...] in groups that give every thread several heads to attend with."""
+    """Groups of samples [B, ...] that give every thread several heads."""
     samples, heads, _, width = q.shape
     step = max(piece_rows(samples, heads * k.shape[2] * width), -(-4 * torch.get_num_threads() // heads))
     return _cut(samples, step)

@@ -1,4 +1,4 @@
-"""What a checkpoint seems to be, by the names of its tensors."""
+"""Guesses the architecture of a checkpoint from the names of its tensors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable
 
 from pipeline.errors import ModelError
 
-# A pattern of one key, and what a checkpoint with such a key is; the first that is found counts, so what is told apart
-# by one key more stands before what it would be without.
+# (pattern of a key, architecture of a checkpoint with such a key). The first match counts, so more specific
+# architectures come before general ones.
 SIGNS: tuple[tuple[str, str], ...] = (
     (r"visual\.layer1\.0\.conv1\.weight", "CLIP with a ResNet for images; only its Vision Transformers can be read"),
     (r"(.*\.)?layer1\.0\.conv1\.weight", "a ResNet"),
@@ -37,7 +37,7 @@ SIGNS: tuple[tuple[str, str], ...] = (
 
 
 def seems_to_be(keys: Iterable[str]) -> tuple[str, str] | None:
-    """(the key that tells, the architecture it tells of), or None where no key is known."""
+    """Returns (matching key, its architecture), or None if no key is known."""
     names = sorted(keys)
     for pattern, description in SIGNS:
         sign = re.compile(pattern)
@@ -48,7 +48,7 @@ def seems_to_be(keys: Iterable[str]) -> tuple[str, str] | None:
 
 
 def refuse_unplaced(source: str, keys: Collection[str]) -> None:
-    """`ModelError` if there are tensors that a MiniViT has no place for; `source` says whose they are."""
+    """Raises `ModelError` if there are tensors that a MiniViT has no place for; `source` names their origin."""
     if not keys:
         return
     sign = seems_to_be(keys)

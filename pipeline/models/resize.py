@@ -1,7 +1,7 @@
 """Bicubic antialiased resizing of one axis as a matrix.
 
-A separable resize is one small matrix per axis. As matrices they serve position grids (apply them) and patch kernels
-(apply their pseudo-inverses), are differentiable, depend on nothing but the two lengths, and so may be cached for ever.
+A separable resize is one small matrix per axis. The matrices serve position grids (apply them) and patch kernels (apply
+their pseudo-inverses), are differentiable, and depend only on the two lengths, so they can be cached forever.
 The weights equal `torch.nn.functional.interpolate(mode="bicubic", antialias=True, align_corners=False)`.
 """
 
@@ -35,18 +35,18 @@ def kernel_matrix(old: int, new: int) -> np.ndarray:
     """[new, old] float64: pseudo-inverse resize of one axis of a patch kernel (FlexiViT, Beyer et al. 2023).
 
     With B the matrix that resizes a patch from old to new, this is pinv(B^T): the kernel's response to a patch resized
-    by B is as near as possible to its response to the patch itself, and equal to it when the patch grows.
+    by B is as close as possible to its response to the patch itself, and equal to it if the patch grows.
     """
     return _frozen(np.linalg.pinv(resize_matrix(old, new).T))
 
 
 def resize_tensor(old: int, new: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """`resize_matrix` as a tensor; kept, so that a step at another size copies nothing to the device. Do not write."""
+    """`resize_matrix` as a cached tensor, so steps at another size copy nothing to the device. Do not write to it."""
     return _tensor(resize_matrix, old, new, dtype, device)
 
 
 def graph_matrix(old: int, new: int, device: torch.device) -> torch.Tensor:
-    """`resize_matrix` in fp32 as operators of a graph, in which `new` is known only when it runs."""
+    """`resize_matrix` in fp32 as graph operators, for a `new` known only at run time."""
     places = torch.arange(new, dtype=torch.float32, device=device)
     scale = old / (places[-1:] + 1)
     distance = (torch.arange(old, device=device)[None, :] + 0.5 - ((places + 0.5) * scale)[:, None]).abs()
@@ -58,21 +58,21 @@ def graph_matrix(old: int, new: int, device: torch.device) -> torch.Tensor:
 
 
 def kernel_tensor(old: int, new: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """`kernel_matrix` as a tensor, kept likewise."""
+    """`kernel_matrix` as a cached tensor. Do not write to it."""
     return _tensor(kernel_matrix, old, new, dtype, device)
 
 
 def _tensor(
     matrix: Callable[[int, int], np.ndarray], old: int, new: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    make = _new_tensor if is_traced() else _kept_tensor  # what a tracer makes is not a tensor to keep
+    make = _new_tensor if is_traced() else _kept_tensor  # tensors created during tracing must not be cached
     return make(matrix, old, new, dtype, device)
 
 
 def _new_tensor(
     matrix: Callable[[int, int], np.ndarray], old: int, new: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    with torch.inference_mode(False):  # else training could not use what a prediction made
+    with torch.inference_mode(False):  # otherwise training could not use a tensor created in inference mode
         return torch.tensor(matrix(old, new), dtype=dtype, device=device)
 
 

@@ -1,4 +1,4 @@
-"""How images come to a model's size, in the words of timm, Hugging Face and open_clip."""
+"""Converts settings for resizing images to a model's size: ours, timm's, Hugging Face's and open_clip's."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipeline.errors import ModelError
 
 CROP_MODES = {"center": "shorter", "squash": "squash", "border": "pad"}  # of timm
 RESIZE_MODES = {"shortest": "shorter", "squash": "squash", "longest": "pad"}  # of open_clip
-RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers, which transformers keeps
+RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # indexed by Pillow's constants
 SHORTEST_EDGE = ("CLIP", "Bit")  # processors of transformers that take one number for the shorter side
 
 
 def plain_config(raw: Mapping[str, Any]) -> PlainConfig:
-    """The settings in plain data. Raises `ModelError` for unknown ones and values they cannot have."""
+    """Parses the settings from plain data. Raises `ModelError` for unknown settings and invalid values."""
     try:
         return PlainConfig(**raw)
     except ValidationError as error:
@@ -28,7 +28,7 @@ def plain_config(raw: Mapping[str, Any]) -> PlainConfig:
 
 
 def from_timm_config(config: Mapping[str, Any]) -> PlainConfig:
-    """What timm's evaluation transform does by a `pretrained_cfg`. Raises `ModelError` for words we lack."""
+    """The evaluation transform of timm's `pretrained_cfg`. Raises `ModelError` for unsupported values."""
     mode = config.get("crop_mode") or "center"
     return plain_config(
         {
@@ -40,29 +40,29 @@ def from_timm_config(config: Mapping[str, Any]) -> PlainConfig:
 
 
 def to_timm_config(how: PlainConfig) -> dict[str, Any]:
-    """The part of a `pretrained_cfg`; timm pads with the mean, and has no `auto`."""
+    """The resizing part of a `pretrained_cfg`; timm pads with the mean, and has no `auto`."""
     mode = next(theirs for theirs, ours in CROP_MODES.items() if ours == how.resize)
     return {"crop_mode": mode, "crop_pct": how.crop_pct, "interpolation": _without_auto(how)}
 
 
 def from_clip_config(config: Mapping[str, Any]) -> PlainConfig:
-    """What open_clip does by a `preprocess_cfg`. Raises `ModelError` for words we lack."""
+    """The resizing of open_clip's `preprocess_cfg`. Raises `ModelError` for unsupported values."""
     mode = config.get("resize_mode") or "shortest"
     resize, interpolation = RESIZE_MODES.get(mode, mode), config.get("interpolation") or "bicubic"
     return plain_config({"resize": resize, "interpolation": interpolation})
 
 
 def to_clip_config(how: PlainConfig, background: Color) -> dict[str, Any]:
-    """The part of a `preprocess_cfg`; open_clip has neither `crop_pct` nor `auto`."""
+    """The resizing part of a `preprocess_cfg`; open_clip has neither `crop_pct` nor `auto`."""
     mode = next(theirs for theirs, ours in RESIZE_MODES.items() if ours == how.resize)
     fill = {"fill_color": list(background)} if how.resize == "pad" else {}
     return {"resize_mode": mode, "interpolation": _without_auto(how), **fill}
 
 
 def from_hugging_face_config(settings: Mapping[str, Any]) -> PlainConfig:
-    """What `transformers` does by a `preprocessor_config.json`; the default where there is none, or it resizes nothing.
+    """The resizing of a `preprocessor_config.json` of `transformers`; our default if it is empty or does not resize.
 
-    Raises `ModelError` for sizes that are neither height and width nor a shorter side, and unknown filters.
+    Raises `ModelError` for sizes that are neither height and width nor a shorter side, and for unknown filters.
     """
     if not settings or not settings.get("do_resize", True):
         return PlainConfig()
@@ -85,7 +85,7 @@ def from_hugging_face_config(settings: Mapping[str, Any]) -> PlainConfig:
 
 
 def crop_share(kept: int, resized: int) -> float:
-    """The `crop_pct` with which timm's arithmetic resizes to `resized` to keep `kept`; 1 where that is no less."""
+    """The `crop_pct` with which timm's arithmetic resizes to `resized` and keeps `kept`; 1 if `kept` is not smaller."""
     share = min(kept / resized, 1.0)
     while math.floor(kept / share) < resized:
         share = math.nextafter(share, 0.0)
@@ -93,7 +93,7 @@ def crop_share(kept: int, resized: int) -> float:
 
 
 def _side(key: str, size: Any) -> int:
-    """Of what `transformers` calls a size: a number, or the height or shortest edge of an object."""
+    """Returns the side of a `transformers` size: a number, or the shortest edge or height of an object."""
     side = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size
     if isinstance(side, bool) or not isinstance(side, int) or side < 1:
         raise ModelError(f"{key}: found {size!r}, expected a number, height and width, or shortest_edge")

@@ -1,4 +1,4 @@
-"""What gives a MiniViT's state dict its meaning: its backbone and its heads. Needs no torch, so plans stay quick."""
+"""Describes a MiniViT, its backbone and its heads, without the weights. Imports no torch, so plans stay quick."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Pool = Literal["cls", "avg"]
 Positions = Literal["learned", "sincos", "none"]
 FewerPatches = Literal["resize", "slice"]
 
-# What surgery cannot change: these are another architecture, not another shape of the same.
+# Fields that surgery cannot change: they make another architecture, not another shape of the same one.
 FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "qk_norm", "embed_norm")
 
 
 @dataclass(frozen=True)
 class TokenSchema:
-    """The tokens beside the patches, in their order: CLS, [DIST] (DeiT), registers. [MASK] stands in for patches."""
+    """The tokens beside the patches, in order: CLS, [DIST] (DeiT), registers. [MASK] stands in for patches."""
 
     cls: bool = True
     dist: bool = False
@@ -38,7 +38,7 @@ class TokenSchema:
 
 @dataclass(frozen=True)
 class Windows:
-    """Attention within windows of `size` x `size` patches; every `global_every`-th layer, the last too, is global."""
+    """Attention in windows of `size` x `size` patches; every `global_every`-th layer, including the last, is global."""
 
     size: int
     global_every: int = 3
@@ -46,11 +46,11 @@ class Windows:
 
 @dataclass(frozen=True)
 class ViTSpec:
-    """A backbone but its weights; sizes are (height, width), `grid` counts patches and `patch` pixels.
+    """A backbone without its weights; sizes are (height, width), `grid` counts patches and `patch` pixels.
 
-    `embed_norm` is a norm between the embeddings and the encoder, as in CLIP. `fewer_patches` says what positions do on
-    an image with fewer patches than `grid`: they are resized, or sliced as the tutorial does. `windows` is None where
-    every layer is global. Raises `ModelError` when the fields do not fit together.
+    `embed_norm` is a norm between the embeddings and the encoder, as in CLIP. `fewer_patches` selects whether positions
+    are resized, or sliced as in the tutorial, for an image with fewer patches than `grid`. `windows` is None if every
+    layer is global. Raises `ModelError` if the fields do not fit together.
     """
 
     variant: str
@@ -91,13 +91,13 @@ class ViTSpec:
 
     @property
     def num_positions(self) -> int:
-        """Rows of `pos_embed`: the patches, and the prefix tokens where positions cover them; 0 without positions."""
+        """Rows of `pos_embed`: the patches, and the prefix tokens if positions cover them; 0 without positions."""
         if self.positions == "none":
             return 0
         return self.num_patches + (self.tokens.num_prefix if self.tokens.positions_cover_prefix else 0)
 
     def window_of(self, layer: int) -> int | None:
-        """Side in patches of the windows that a layer, from 0, attends in; None if it is global."""
+        """Side in patches of the windows of a layer, counted from 0; None if it is global."""
         if self.windows is None or (self.depth - 1 - layer) % self.windows.global_every == 0:
             return None
         return self.windows.size
@@ -133,7 +133,7 @@ class ViTSpec:
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """One head but its weights: its kind, a package in `models/heads`, and its outputs, such as classes or channels."""
+    """One head without its weights: kind, a package in `models/heads`, and outputs, such as classes or channels."""
 
     kind: str
     outputs: int = 0
@@ -142,7 +142,7 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A whole model but its weights; a head's tensors stand under its name. `task` is the type it was trained for.
+    """A whole model without its weights; a head's name prefixes its tensors. `task` is the type it was trained for.
 
     Raises `ModelError` for heads that do not fit the backbone or each other.
     """
@@ -165,7 +165,7 @@ class ModelSpec:
 
     @classmethod
     def classifier(cls, backbone: ViTSpec, num_classes: int) -> ModelSpec:
-        """The tutorial's: a backbone that tells classes apart."""
+        """Returns the tutorial's model: a backbone with a classifier."""
         return cls(backbone, classifier_heads(backbone, num_classes))
 
     @property
@@ -175,7 +175,7 @@ class ModelSpec:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What a forward pass gives: the head's own word where there is one, names of several heads, or `features`."""
+        """Names of a forward pass's outputs: a single head's output, the names of several heads, or `features`."""
         answering = {}
         for name, head in self.heads.items():
             kind = head_kind(head.kind)
@@ -189,18 +189,18 @@ class ModelSpec:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether its heads are those of a classifier, and no others."""
+        """Whether its heads are exactly those of a classifier."""
         return self.heads.keys() == classifier_heads(self.backbone, self.num_classes).keys()
 
     @property
     def is_backbone(self) -> bool:
-        """Whether it has no heads but those that served its pretraining."""
+        """Whether it has no heads other than those of its pretraining."""
         return all(head_kind(head.kind).dropped for head in self.heads.values())
 
     def require_classifier(self, form: str, *, or_backbone: bool = False) -> None:
         """Raise `ModelError` unless these are a classifier's heads, the only ones that a `form` of weights can hold.
 
-        With `or_backbone` heads of pretraining will do, which the form leaves out.
+        With `or_backbone`, heads of pretraining pass too; the form drops them.
         """
         if not (self.is_classifier or (or_backbone and self.is_backbone)):
             found = ", ".join(f"{name!r} ({head.kind})" for name, head in self.heads.items()) or "none"
@@ -210,7 +210,7 @@ class ModelSpec:
 
     @property
     def reads(self) -> Reads:
-        """What a forward pass computes for its heads: all that they read together, and everything if there is none."""
+        """What a forward pass computes: the union of what its heads read, or everything without heads."""
         kinds = ((head_kind(head.kind), head) for head in self.heads.values())
         each = [reads for kind, head in kinds if (reads := kind.reads(head, self.backbone)) is not None]
         layers = {number for reads in each for number in reads.layers}
@@ -225,7 +225,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ModelSpec:
-        """The inverse of `to_dict`, and of format 1, a classifier's backbone with `num_classes`; `ModelError` else."""
+        """Reads `to_dict`'s format, or format 1, a classifier's backbone with `num_classes`; otherwise `ModelError`."""
         try:
             if "num_classes" in raw:
                 backbone = ViTSpec.from_dict({name: value for name, value in raw.items() if name != "num_classes"})
@@ -237,7 +237,7 @@ class ModelSpec:
 
 
 def classifier_heads(backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
-    """The heads of a classifier, with one more where the backbone has a distillation token."""
+    """The heads of a classifier, with a second one if the backbone has a distillation token."""
     heads = {"mlp_head": HeadSpec("classifier", num_classes)}
     return heads | ({"dist_head": HeadSpec("distillation", num_classes)} if backbone.tokens.dist else {})
 

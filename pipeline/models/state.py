@@ -1,4 +1,4 @@
-"""Does a state dict fit a spec? If not, say which tensor, or what the checkpoint seems to be instead."""
+"""Checks a state dict against a spec, naming the tensor that does not fit or what the checkpoint seems to be."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def check_state(state: Mapping[str, Tensor], spec: ModelSpec, source: str) -> None:
-    """`ModelError` naming the first tensor that is missing, unknown or misshapen; `source` says whose state it is."""
+    """Raise `ModelError`, naming the first missing, unknown or misshapen tensor; `source` names the state's origin."""
     expected = expected_shapes(spec)
     ours = any(name.startswith("transformer.layers.") for name in state)
     if not ours and (foreign := seems_to_be(state)):

@@ -27,13 +27,13 @@ def adapt(
     from_classes: Sequence[str] | None = None,
     to_classes: Sequence[str] | None = None,
 ) -> tuple[dict[str, Tensor], SurgeryReport]:
-    """Weights of `from_spec` as weights of `to_spec`, and the report of what was done; the input is left alone.
+    """Converts weights of `from_spec` to weights of `to_spec` and reports the changes; leaves the input unchanged.
 
     Positions are resized by grid, the patch kernel by pseudo-inverse, channels so that grey images give the same
     tokens; tokens are added, dropped, or folded into their positions; layer scale is folded into its branch. Heads of
-    the same name and kind stay: rows of classes by the classes' names, or all where the number of classes agrees and
-    names are not known on both sides. Other heads are dropped or start anew. Deterministic. Raises `ModelError` where
-    the state does not fit its spec or the architectures differ.
+    the same name and kind stay: class rows are matched by class name, or all kept if the number of classes agrees and
+    names are not known on both sides. Other heads are dropped or newly initialised. Deterministic. Raises `ModelError`
+    if the state does not fit its spec or the architectures differ.
     """
     check_state(state, from_spec, "the state to adapt")
     old, wanted = from_spec.backbone, to_spec.backbone

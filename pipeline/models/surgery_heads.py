@@ -1,4 +1,4 @@
-"""Surgery on heads: kept by name and kind, rows of classes by the classes' names; every other one starts anew."""
+"""Surgery on heads: kept by name and kind, class rows matched by class name; all others are newly initialised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rows = list[int | None]
 
 
 class HeadChanges(NamedTuple):
-    """A note per changed tensor, the tensors that start anew, and a sentence for each head that goes or is new."""
+    """A note per changed tensor, the newly initialised tensors, and a sentence for each dropped or new head."""
 
     notes: dict[str, str]
     initialised: set[str]
@@ -28,7 +28,7 @@ class HeadChanges(NamedTuple):
 def adapt_heads(
     state: dict[str, Tensor], old: ModelSpec, new: ModelSpec, from_classes: Names, to_classes: Names
 ) -> HeadChanges:
-    """Change `state` in place from `old`'s heads to `new`'s; its backbone is `new`'s already."""
+    """Change `state` in place from `old`'s heads to `new`'s; its backbone must already be `new`'s."""
     changes = HeadChanges({}, set(), ())
     sentences = [_drop(state, old, name, changes) for name in old.heads if not _is_kept(old, new, name)]
     rows = matching_rows(old, new, from_classes, to_classes)
@@ -75,7 +75,7 @@ def _drop(state: dict[str, Tensor], old: ModelSpec, name: str, changes: HeadChan
 
 
 def _fresh_head(spec: ModelSpec, name: str, like: Tensor) -> dict[str, Tensor]:
-    """The state of a head that starts anew, the same every time."""
+    """State of a newly initialised head, the same every time."""
     head = spec.heads[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -91,7 +91,7 @@ def _fits(before: Tensor | None, fresh: Tensor, of_classes: bool) -> bool:
 
 
 def _keep_rows(state: dict[str, Tensor], fresh: Mapping[str, Tensor], rows: Rows, changes: HeadChanges) -> None:
-    """Of tensors whose rows are classes keep those of the classes that stay."""
+    """Keep the rows of classes that stay, in tensors with one row per class."""
     matched = sum(row is not None for row in rows)
     for key, tensor in fresh.items():
         if rows == list(range(len(state[key]))):

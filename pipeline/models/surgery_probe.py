@@ -1,4 +1,4 @@
-"""How far does a surgery move the outputs? Both models look at the same pictures, each at its own size."""
+"""Measures how far a surgery moves the outputs: both models get the same images, each at its own size."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.surgery_report import Probe
 
 PROBE_IMAGES = 4
-# A probe of a large model must stay a matter of a second on a CPU: beyond this many operations one image has to do, and
-# beyond that the first layers.
+# Limits the probe of a large model to about a second on a CPU: above this many FLOPs it takes a single image, and if
+# that is still too much, only the first layers.
 PROBE_FLOPS = 1e11
 
 
@@ -45,7 +45,7 @@ def _largest_change(before: Tensor | None, after: Tensor | None) -> float | None
 
 
 def smooth_images(count: int) -> Tensor:
-    """[count, 3, 64, 64] random fields of unit variance, smooth as photographs are: noise with a 1/f spectrum."""
+    """[count, 3, 64, 64] random fields of unit variance, as smooth as photographs: noise with a 1/f spectrum."""
     noise = torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     frequency = torch.fft.fftfreq(64)[:, None].square() + torch.fft.rfftfreq(64)[None].square()
     spectrum = torch.fft.rfft2(noise) / frequency.sqrt().clamp_min(1 / 64)
@@ -55,7 +55,7 @@ def smooth_images(count: int) -> Tensor:
 
 @torch.inference_mode()
 def _features(state: dict[str, Tensor], spec: ModelSpec, pictures: Tensor, layers: int) -> tuple[Tensor, Tensor | None]:
-    """Mean patch features [B, D] after so many layers, and after all of them the logits if that is the output."""
+    """Mean patch features [B, D] after `layers` layers; after all of them also the logits, if they are the output."""
     with torch.device("meta"):
         model = MiniViT.from_spec(spec, init="torch")
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)

@@ -12,7 +12,7 @@ ACTIONS: tuple[Action, ...] = ("copied", "resized", "initialised", "dropped")
 
 @dataclass(frozen=True)
 class Change:
-    """One tensor: shapes before and after (None where it did not or does not exist), and why where it is not plain."""
+    """One tensor: shapes before and after (None if it did not or does not exist), and a note if it is not obvious."""
 
     name: str
     action: Action
@@ -23,11 +23,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Probe:
-    """How far a batch of smooth random images moved, the images resized to each model's own size.
+    """How far the outputs moved for smooth random images, resized to each model's own size.
 
     `feature_cosine` and `feature_change` (relative L2) compare the mean patch feature after the first `layers` layers,
-    per image and averaged; `logit_change` (largest absolute) is None unless these are all and the heads are the same,
-    of the same classes.
+    per image and averaged; `logit_change` (largest absolute) is None unless these are all layers and heads and classes
+    are the same.
     """
 
     images: int
@@ -73,7 +73,7 @@ class SurgeryReport:
         )
 
     def __str__(self) -> str:
-        """A table of what was not simply copied, under the summary."""
+        """The summary, followed by a table of what was not simply copied."""
         if not self.changed:
             return self.summary()
         rows: list[tuple[str, ...]] = [("tensor", "action", "before", "after", "how")]

@@ -1,4 +1,4 @@
-"""Surgery on the token sequence: prefix tokens and everybody's positions.
+"""Surgery on the token sequence: prefix tokens and all positions.
 
 Legend: P prefix tokens, (h, w) patch grid, N = h * w, D width.
 """
@@ -31,7 +31,7 @@ def _has_prefix_rows(spec: ViTSpec) -> bool:
 
 
 def _prefix_positions(state: dict[str, Tensor], spec: ViTSpec, like: Tensor) -> dict[str, Tensor]:
-    """The position rows [1, count, D] of each prefix parameter; zeros where positions do not cover them."""
+    """The position rows [1, count, D] of each prefix parameter; zeros if positions do not cover them."""
     if _has_prefix_rows(spec):
         return {name: state["pos_embed"][:, part] for name, part in prefix_slices(spec.tokens).items()}
     return {name: like.new_zeros(1, count, spec.embed_dim) for name, count in prefix_layout(spec.tokens)}
@@ -50,7 +50,7 @@ def _adapt_prefix(
     like: Tensor,
     generator: torch.Generator,
 ) -> dict[str, str]:
-    """Add, drop or cut the prefix parameters. Where positions stop being learned for them, fold those in: exact."""
+    """Add, drop or cut the prefix parameters. If their positions stop being learned, fold them in, which is exact."""
     notes, wanted = {}, dict(prefix_layout(new.tokens))
     fold = (
         _has_prefix_rows(old)
@@ -129,7 +129,7 @@ def _adapt_positions(
 
 
 def _rows(name: str, count: int, old_rows: dict[str, Tensor], like: Tensor) -> Tensor:
-    """`count` position rows of a prefix parameter: its old ones as far as they go, then zeros."""
+    """`count` position rows of a prefix parameter: its old ones, padded with zeros."""
     known = old_rows.get(name, like.new_zeros(1, 0, like.shape[0]))[:, :count]
     return torch.cat([known, like.new_zeros(1, count - known.shape[1], like.shape[0])], dim=1)
 

@@ -1,4 +1,4 @@
-"""Weights to and from timm's `vit_*` and distilled `deit_*` models; outputs are equal."""
+"""Converts weights to and from timm's `vit_*` and distilled `deit_*` models; outputs are equal."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pipeline.models.recognise import refuse_unplaced, seems_to_be
 from pipeline.models.spec import Activation, ModelSpec, Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
-# Of timm's plain models, and of those with a norm before the encoder, which are CLIP's.
+# For timm's plain models, and for those with a norm before the encoder, which are CLIP's.
 TIMM_EPS, CLIP_EPS = 1e-6, 1e-5
-# timm's size words by (width, depth), and their heads; any other shape is a vit_tiny with arguments.
+# timm's size names and numbers of heads, by (width, depth); any other shape is a vit_tiny with arguments.
 TIMM_SIZES = {
     (192, 12): ("tiny", 3),
     (384, 12): ("small", 6),
@@ -26,9 +26,9 @@ TIMM_SIZES = {
     (1024, 24): ("large", 16),
     (1280, 32): ("huge", 16),
 }
-# The patches of timm's names at 224 px, the usual one first.
+# Patch sizes in timm's names at 224 px, the usual one first.
 TIMM_PATCHES = {"tiny": (16,), "small": (16, 32, 8), "base": (16, 32, 8), "large": (16, 32, 14), "huge": (14,)}
-# (ours, timm's) endings of keys within a layer; prefixes are `transformer.layers.N.` and `blocks.N.`.
+# (ours, timm's) suffixes of keys within a layer; prefixes are `transformer.layers.N.` and `blocks.N.`.
 LAYER_KEYS = (
     ("self_attn.in_proj_weight", "attn.qkv.weight"),
     ("self_attn.in_proj_bias", "attn.qkv.bias"),
@@ -68,8 +68,8 @@ TOP_KEYS = {
 def timm_config(model: ModelSpec) -> tuple[str, dict[str, Any]]:
     """(architecture, arguments) for `timm.create_model(architecture, **arguments)` to build the same model.
 
-    One with heads of pretraining alone is a backbone of 0 classes, whose output is its pooled token behind the norm.
-    Raises `ModelError` for what timm's Vision Transformer cannot express.
+    A model with only heads of pretraining becomes a backbone with 0 classes, whose output is its pooled token after the
+    norm. Raises `ModelError` if timm's Vision Transformer cannot express the model.
     """
     _check_expressible(model)
     spec = model.backbone if model.is_classifier else bare_spec(model.backbone)
@@ -119,7 +119,7 @@ def to_timm(state: Mapping[str, Tensor], model: ModelSpec) -> dict[str, Tensor]:
     norm = "norm" if spec.pool == "cls" else "fc_norm"
     new |= {f"{norm}.{part}": state[f"mlp_head.0.{part}"] for part in ("weight", "bias")}
     new["pos_embed"] = _timm_positions(state, spec)
-    if spec.embed_norm:  # timm's patches then have no bias; at each place it is added to the position
+    if spec.embed_norm:  # timm's patch embedding then has no bias; the positions absorb it
         bias = new.pop("patch_embed.proj.bias")
         new["pos_embed"] = new["pos_embed"].clone()
         new["pos_embed"][:, -spec.num_patches :] += bias
@@ -134,11 +134,11 @@ def from_timm(
     eps: float | None = None,
     activation: Activation = "gelu",
 ) -> tuple[dict[str, Tensor], ModelSpec]:
-    """A timm state dict as ours, with the spec read off its shapes.
+    """Converts a timm state dict to ours, with the spec read from its shapes.
 
-    What cannot be read off: `grid` (default: square), `num_heads` (default: by timm's sizes, else one per 64 channels),
-    `eps` (default: timm's for such a model) and `activation`. A checkpoint without a head gets one of a single class,
-    all zeros, for surgery to replace. Raises `ModelError` for tensors a MiniViT has no place for.
+    The shapes do not determine `grid` (default: square), `num_heads` (default: by timm's sizes, otherwise one per 64
+    channels), `eps` (default: timm's for such a model) and `activation`. A checkpoint without a head gets one with a
+    single class, all zeros, for surgery to replace. Raises `ModelError` for tensors a MiniViT has no place for.
     """
     if "blocks.0.attn.qkv.weight" not in state or "blocks.0.mlp.fc1.weight" not in state:
         sign = seems_to_be(state)
@@ -172,7 +172,7 @@ def from_timm(
 
 
 def _mlp_ratio(embed_dim: int, mlp_dim: int) -> float:
-    """The ratio from which timm, which multiplies and truncates, gets the width back exactly."""
+    """The ratio from which timm, which multiplies and truncates, recovers the width exactly."""
     ratio = mlp_dim / embed_dim
     return ratio if int(embed_dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
@@ -203,7 +203,7 @@ def _check_expressible(model: ModelSpec) -> None:
 
 
 def _timm_positions(state: Mapping[str, Tensor], spec: ViTSpec) -> Tensor:
-    """Zeros for the positions that timm always has, and for the prefix in its distilled models."""
+    """Positions, zero-padded to the rows that timm always has; in its distilled models these cover the prefix."""
     like = state["patch_embed.proj.weight"]
     table = state.get("pos_embed", like.new_zeros(1, 0, spec.embed_dim))
     covered = spec.tokens.positions_cover_prefix or spec.tokens.dist

@@ -1,4 +1,4 @@
-"""The prefix tokens: which parameters they are, and in what order they stand before the patches."""
+"""The prefix tokens: their parameters, and their order before the patches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def prefix_layout(schema: TokenSchema) -> list[tuple[str, int]]:
 
 
 def prefix_slices(schema: TokenSchema) -> dict[str, slice]:
-    """Where each prefix parameter stands in the sequence."""
+    """Place of each prefix parameter in the sequence."""
     slices, start = {}, 0
     for name, count in prefix_layout(schema):
         slices[name] = slice(start, start + count)

@@ -64,7 +64,7 @@ TOKEN_FIELDS = {
 
 
 def build_spec(variant: str, *, image_size: int | Pair, num_classes: int, **settings: Any) -> ModelSpec:
-    """The classifier with `build_backbone(variant, image_size=image_size, **settings)`."""
+    """A classifier on `build_backbone(variant, image_size=image_size, **settings)`."""
     return ModelSpec.classifier(build_backbone(variant, image_size=image_size, **settings), num_classes)
 
 
@@ -80,8 +80,8 @@ def build_backbone(
 
     `overrides` are fields of a row, of the token schema (`class_token`, `dist_token`, `mask_token`, `registers`,
     `prefix_positions`), and `pool`, `drop_path`, `qk_norm`, `layer_scale`, `positions`, `embed_norm` and `windows`. A
-    changed `embed_dim` keeps the row's ratio of `mlp_dim` to it, but the tutorial's, which is torch's 2048. A model
-    without class token pools by average. Raises `ModelError` on unknown names and impossible combinations.
+    changed `embed_dim` keeps the row's ratio of `mlp_dim` to it, except for the tutorial, which keeps torch's 2048. A
+    model without class token pools by average. Raises `ModelError` on unknown names and impossible combinations.
     """
     row = find_variant(variant)
     known = (*ROW_FIELDS, *FREE_FIELDS, *TOKEN_FIELDS, "pool")

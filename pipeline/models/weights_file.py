@@ -1,4 +1,4 @@
-"""Writing safetensors without a second copy of the model in memory."""
+"""Writes safetensors without a second copy of the model in memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-ALIGNMENT = 8  # bytes, of where the tensors begin
+ALIGNMENT = 8  # bytes; tensor data starts at a multiple of it
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file, one after the other; tensors that share memory are written each."""
+    """Write tensors to a safetensors file, one after the other; tensors that share memory are written separately."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, tensor in tensors.items():

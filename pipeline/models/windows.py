@@ -1,7 +1,7 @@
-"""Attention within windows of the image (Li et al. 2022, ViTDet), so that work grows with its area and not its square.
+"""Attention within windows of the image (Li et al. 2022, ViTDet), so that work grows with its area, not its square.
 
 A patch reads the patches of its own window and the prefix tokens; prefix tokens read everything. Windows at the right
-and lower edge are smaller where the grid is not a multiple of them.
+and bottom edges are smaller if the grid is not a multiple of them.
 
 Legend: B batch, H heads, P prefix tokens, N = h * w patches, W windows of s x s patches, d width of a head.
 """
@@ -19,7 +19,7 @@ from pipeline.models.spec import Pair
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, grid: Pair, side: int) -> Tensor:
-    """Q, k and v [B, H, P+N, d] -> [B, H, P+N, d], in windows of `side` patches each way."""
+    """Q, k and v [B, H, P+N, d] -> [B, H, P+N, d], in windows of `side` x `side` patches."""
     num_prefix = q.shape[2] - grid[0] * grid[1]
     queries, keys, values = (_windows(x[:, :, num_prefix:], grid, side) for x in (q, k, v))
     if num_prefix:
@@ -68,7 +68,7 @@ def _joined(windows: Tensor, grid: Pair, side: int) -> Tensor:
 
 
 def _padding_mask(grid: Pair, side: int, num_prefix: int, device: torch.device) -> Tensor | None:
-    """Bool [W, 1, 1, P + s * s]: the keys of each window that are tokens; None where all are."""
+    """Bool [W, 1, 1, P + s * s]: which keys of each window are tokens, not padding; None if all are."""
     if not (grid[0] % side or grid[1] % side):
         return None
     within = _windows(torch.ones(1, 1, grid[0] * grid[1], 1, dtype=torch.bool, device=device), grid, side)

@@ -1,14 +1,14 @@
-"""How sure a share is."""
+"""Confidence intervals of proportions."""
 
 from __future__ import annotations
 
 import math
 
-Z = 1.959963984540054  # of 95 %
+Z = 1.959963984540054  # standard normal quantile for 95 %
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share, `right` of `total` independent samples (Wilson 1927)."""
+    """The 95 % confidence interval of the proportion of `right` in `total` independent samples (Wilson 1927)."""
     share, spread = right / total, Z * Z / total
     centre = (share + spread / 2) / (1 + spread)
     reach = Z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)

@@ -1,4 +1,4 @@
-"""Nearest neighbours vote on the class, each with the weight exp(cosine / temperature).
+"""kNN classification: nearest neighbours vote on the class, each with weight exp(cosine / temperature).
 
 Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", as DINO evaluates (Caron et
 al. 2021). Legend: Q queries, k neighbours, K classes.
@@ -16,7 +16,7 @@ from pipeline.probe.similarity import cosine_of, nearest, row_of
 
 
 def vote(cosines: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
-    """The class int64 [Q] of queries with neighbours of these cosines and classes [Q, k]; of equals the first class."""
+    """The class int64 [Q] voted by neighbours with these cosines and classes [Q, k]; ties go to the first class."""
     weights = ((cosines - 1) / temperature).exp()
     votes = weights.new_zeros(len(cosines), num_classes)
     return votes.scatter_add_(1, labels, weights).argmax(dim=1)
@@ -25,7 +25,7 @@ def vote(cosines: Tensor, labels: Tensor, num_classes: int, temperature: float) 
 def right_by_k(
     queries: Rows, gallery: Rows, ks: Sequence[int], num_classes: int, temperature: float, beat: Beat = silent
 ) -> dict[int, int]:
-    """How many of all ranks' queries get their own class, by the number of neighbours that vote. Collective."""
+    """Correct queries over all ranks, by the number of neighbours that vote. Collective."""
     codes = nearest(queries.features, gallery.features, max(ks), beat)
     cosines, labels = cosine_of(codes), gathered(gallery.labels)[row_of(codes)]
     right = [
@@ -36,5 +36,5 @@ def right_by_k(
 
 
 def best_k(right: dict[int, int]) -> int:
-    """The number of neighbours with which most were right; of equals the smallest."""
+    """The number of neighbours with the most correct; ties go to the smallest."""
     return max(sorted(right), key=right.__getitem__)

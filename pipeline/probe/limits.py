@@ -1,24 +1,24 @@
-"""How many neighbours the data can give; needs no torch, so plans stay quick."""
+"""How many neighbours the data allow; needs no torch, so plans stay fast."""
 
 from __future__ import annotations
 
 from pipeline.config.probe import KnnConfig, RetrievalConfig
 from pipeline.errors import ConfigError
 
-DEFAULT_KS = (5, 10, 20, 50, 100, 200)  # of which those are tried that the data can give
-SHARE, MOST = 0.1, 10_000  # of the training samples that settings are chosen on: of all, and in number
+DEFAULT_KS = (5, 10, 20, 50, 100, 200)  # tried as far as the data allow
+SHARE, MOST = 0.1, 10_000  # training samples held out to choose settings: fraction, and maximum
 
 
 def num_held_out(total: int) -> int:
-    """The part of so many training samples that settings are chosen on."""
+    """How many of `total` training samples are held out to choose settings."""
     return max(min(round(SHARE * total), MOST), 1)
 
 
 def neighbours(config: KnnConfig, samples: int, where: str) -> list[int]:
-    """The numbers of neighbours to try, given so many training samples.
+    """The numbers of neighbours to try, given `samples` training samples.
 
-    Raises ConfigError if there are fewer samples than a number asks for; of several numbers, without those on which one
-    is chosen.
+    Raises ConfigError if there are fewer samples than neighbours asked for; with several numbers to choose from,
+    held-out samples do not count.
     """
     asked = config.asked or [k for k in DEFAULT_KS if k <= samples - num_held_out(samples)] or [1]
     most = samples - num_held_out(samples) if len(asked) > 1 else samples
@@ -32,7 +32,7 @@ def neighbours(config: KnnConfig, samples: int, where: str) -> list[int]:
 
 
 def check_recall(config: RetrievalConfig, samples: int, where: str) -> None:
-    """Raise ConfigError if a gallery of so many samples, the query not among them, is smaller than a k."""
+    """Raise ConfigError if a gallery of `samples` samples without the query is smaller than a k."""
     if max(config.at) > samples - 1:
         raise ConfigError(
             f"{where}.at: found {max(config.at)}, but the test data have {samples:,} good samples, one of which is the "

@@ -1,7 +1,7 @@
 """A linear probe: multinomial logistic regression on standardised features, by L-BFGS (Liu and Nocedal 1989).
 
-The objective over N samples is mean cross-entropy + l2 / 2 * |W|^2; scikit-learn's C is 1 / (l2 * N). Sums are in fp64
-and over all ranks, so that the solution is that of one rank to the last few bits. Legend: n rows of a rank, N of all
+The objective over N samples is mean cross-entropy + l2 / 2 * |W|^2; scikit-learn's C is 1 / (l2 * N). Sums run in fp64
+over all ranks, so that the solution matches a single rank's to the last few bits. Legend: n rows of a rank, N of all
 ranks, D width, K classes.
 """
 
@@ -15,18 +15,17 @@ from torch import Tensor
 
 from pipeline.probe.rows import Beat, Rows, silent, summed
 
-CELLS_AT_ONCE = 1 << 22  # values in fp64 besides the features
-GRADIENT_TOLERANCE = 1e-5  # of its largest component
+CELLS_AT_ONCE = 1 << 22  # fp64 values held besides the features
+GRADIENT_TOLERANCE = 1e-5  # on its largest component
 LOSS_TOLERANCE = 1e-10
 HISTORY = 10
-FLAT = 1e-12  # variance below which a feature tells nothing
+FLAT = 1e-12  # variance below which a feature counts as constant
 
 
 def standardiser(features: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function that gives features mean 0 and variance 1, as all ranks' `features` fp32 [n, D] have them. Collective.
+    """A function that standardises features by the mean and variance of all ranks' `features` fp32 [n, D]. Collective.
 
-    It stands in for the BatchNorm that precedes other linear probes (He et al. 2022); a feature that is the same
-    everywhere becomes 0.
+    It replaces the BatchNorm in front of other linear probes (He et al. 2022); a constant feature becomes 0.
     """
     sums = torch.zeros(features.shape[1] + 1, dtype=torch.float64, device=features.device)
     for block in _blocks(features):
@@ -49,9 +48,9 @@ def standardiser(features: Tensor) -> Callable[[Tensor], Tensor]:
 def fit(
     rows: Rows, num_classes: int, l2: float, max_iterations: int, start: Tensor | None = None, beat: Beat = silent
 ) -> Tensor:
-    """The weights fp64 [D + 1, K], the bias last, that all ranks' rows give; the search begins at `start`, else at 0.
+    """The weights fp64 [D + 1, K], bias last, fitted to all ranks' rows, starting from `start` or 0.
 
-    `beat` is called for every look at the data. Collective.
+    Calls `beat` on every pass over the data. Collective.
     """
     shape = rows.features.shape[1] + 1, num_classes
     weights = torch.zeros(shape, dtype=torch.float64, device=rows.features.device) if start is None else start.clone()
@@ -77,7 +76,7 @@ def fit(
 
 
 def loss_and_gradient(rows: Rows, weights: Tensor, total: int, l2: float) -> tuple[Tensor, Tensor]:
-    """The objective at `weights` over the `total` rows of all ranks, and its gradient [D + 1, K]. Collective."""
+    """The objective at `weights` over all ranks' `total` rows, and its gradient [D + 1, K]. Collective."""
     sums = torch.zeros(weights.numel() + 1, dtype=torch.float64, device=weights.device)
     gradient = sums[1:].view_as(weights)
     for features, labels in zip(_blocks(rows.features), _blocks(rows.labels, like=rows.features), strict=True):
@@ -95,22 +94,22 @@ def loss_and_gradient(rows: Rows, weights: Tensor, total: int, l2: float) -> tup
 
 
 def classes_of(features: Tensor, weights: Tensor) -> Tensor:
-    """The likeliest class int64 [n] of features fp32 [n, D]; of equals the first."""
+    """The most likely class int64 [n] of features fp32 [n, D]; ties go to the first."""
     found = [torch.addmm(weights[-1], block.double(), weights[:-1]).argmax(dim=1) for block in _blocks(features)]
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=features.device)
 
 
 def num_right(rows: Rows, weights: Tensor) -> int:
-    """How many of all ranks' rows get their own class. Collective."""
+    """Correctly classified rows over all ranks. Collective."""
     return int(summed((classes_of(rows.features, weights) == rows.labels).sum()[None]))
 
 
 def best_l2(right: dict[float, int]) -> float:
-    """The regularisation with which most were right; of equals the strongest."""
+    """The regularisation with the most correct; ties go to the strongest."""
     return max(sorted(right, reverse=True), key=right.__getitem__)
 
 
 def _blocks(rows: Tensor, like: Tensor | None = None) -> Iterator[Tensor]:
-    """A rank's rows a part at a time, cut as those of `like`."""
+    """A rank's rows in blocks, split as `like` would be."""
     width = (rows if like is None else like).shape[1]
     return iter(rows.split(max(CELLS_AT_ONCE // width, 1)) if len(rows) else ())

@@ -1,6 +1,6 @@
-"""All that is measured of the features of one model, by each method that is asked for.
+"""All measures of one model's features, by each configured method.
 
-What a method leaves open is chosen on a part of the training data; then all of it serves the test.
+Open settings of a method are chosen on a held-out part of the training data; the test then uses all of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Tell = Callable[[str], None]
 
 @dataclass
 class Measured:
-    """Of one model: its measures, 95 % intervals of those that are shares of the samples, and what was chosen."""
+    """One model's measures, the 95 % intervals of those that are sample proportions, and the chosen settings."""
 
     measures: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Measured:
 
 
 def schema_of(methods: MethodsConfig) -> Schema:
-    """What these methods measure; the first of them picks between models."""
+    """What these methods measure; the first measure selects between models."""
     measures = [KNN] if methods.knn else []
     measures += [LINEAR] if methods.linear else []
     if methods.retrieval:
@@ -53,16 +53,16 @@ def schema_of(methods: MethodsConfig) -> Schema:
 
 
 def recall(k: int) -> Measure:
-    """Share of the queries that find their class among the first k."""
+    """Fraction of queries that find their class among the first k."""
     return Measure(f"recall_at_{k}", f"Recall@{k}", "higher", share=True)
 
 
 class Measurement:
-    """The methods on the features of one model: this rank's training and test samples.
+    """Applies the methods to the features of one model: this rank's training and test samples.
 
-    `tell` is called with what is being computed, `where` is the dotted path of the methods. Every method that is named
-    `*_collective` must be called by all ranks; so must the constructor, which raises DataError where no sample is good
-    and ModelError for features that are no finite numbers.
+    `tell` is called with what is being computed, `where` is the dotted path of the methods. All ranks must call every
+    method named `*_collective`, and the constructor, which raises DataError if there is no good sample and ModelError
+    for features that are NaN or infinite.
     """
 
     def __init__(self, train: Rows, test: Rows, classes: int, *, where: str, tell: Tell, beat: Beat = silent) -> None:
@@ -82,7 +82,7 @@ class Measurement:
         self.fitted, self.validation = train.where(~held), train.where(held)
 
     def measure_collective(self, methods: MethodsConfig) -> Measured:
-        """By each method. Raises ConfigError for more neighbours than there are."""
+        """Measure by each method. Raises ConfigError for more neighbours than there are samples."""
         measured = Measured()
         if methods.knn:
             self.knn_collective(methods.knn, measured)
@@ -106,7 +106,7 @@ class Measurement:
         return right_by_k(queries, gallery, ks, self.classes, config.temperature, self.beat)
 
     def linear_collective(self, config: LinearConfig, measured: Measured) -> None:
-        """What is left open is chosen on the held-out part; the last fit is to all training samples."""
+        """Choose open settings on the held-out part; the final fit uses all training samples."""
         standardise = standardiser(self.train.features)
         parts = (
             Rows(standardise(rows.features), rows.labels)
@@ -121,7 +121,7 @@ class Measurement:
     def _by_lbfgs(
         self, config: LinearConfig, fitted: Rows, validation: Rows, train: Rows
     ) -> tuple[Tensor, dict[str, float]]:
-        """Each strength starts from the solution of the next stronger one."""
+        """Start each regularisation strength from the solution of the next stronger one."""
         solutions, right, weights = {}, {}, None
         for l2 in sorted(set(config.l2), reverse=True) if len(config.l2) > 1 else ():
             self.tell(f"linear probe with l2 = {l2:g}")
@@ -150,7 +150,7 @@ class Measurement:
         return weights, {"learning_rate": rate}
 
     def retrieval_collective(self, config: RetrievalConfig, measured: Measured) -> None:
-        """Of the test samples; those that are alone in their class ask for nothing."""
+        """Retrieval among the test samples; a sample alone in its class is no query."""
         self.tell("retrieval")
         check_recall(config, self.num_test, f"{self.where}.retrieval")
         found = retrieve(self.test, config.at, self.beat)

@@ -1,4 +1,4 @@
-"""Each sample asks for the others of its class: recall among the first k, and mean average precision.
+"""Each sample queries for the others of its class: recall among the first k, and mean average precision.
 
 Legend: Q queries, N rows of all ranks.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 from pipeline.probe.rows import Beat, Rows, blocks_of_all, counts_of_ranks, first_row, gathered, silent, summed
 from pipeline.probe.similarity import ranked, unit
 
-CELLS_AT_ONCE = 1 << 24  # similarities that are sorted at once
+CELLS_AT_ONCE = 1 << 24  # similarities sorted at once
 
 
 class Found(NamedTuple):
-    """Queries whose class has another sample, how many of them found one among the first k, by k, and the mAP."""
+    """The number of queries whose class has another sample, how many found one among the first k, by k, and the mAP."""
 
     queries: int
     hits: dict[int, int]
@@ -26,10 +26,10 @@ class Found(NamedTuple):
 
 
 def retrieve(rows: Rows, at: Sequence[int], beat: Beat = silent) -> Found:
-    """Every sample is a query among all others of all ranks. Collective.
+    """Use every sample as a query among all others of all ranks. Collective.
 
-    Of the others' features a rank holds a block at a time, for which all are sent again for each part of the queries:
-    as many parts on every rank as the one with most queries needs.
+    A rank holds one block of all ranks' features at a time, so every block is sent again for each chunk of queries;
+    every rank runs as many chunks as the rank with the most queries.
     """
     labels, first, asked = gathered(rows.labels), first_row(rows.features), unit(rows.features)
     sums = torch.zeros(2 + len(at), dtype=torch.float64, device=rows.features.device)
@@ -47,17 +47,17 @@ def retrieve(rows: Rows, at: Sequence[int], beat: Beat = silent) -> Found:
 
 
 def _order(queries: Tensor, features: Tensor, numbers: Tensor) -> Tensor:
-    """int64 [Q, N - 1]: the other rows in the order of their similarity to each query, whose `numbers` are given.
+    """int64 [Q, N - 1]: the other rows, sorted by similarity to each query; `numbers` are the queries' row numbers.
 
     `features` are this rank's. Collective.
     """
     codes = torch.cat([ranked(queries, unit(block), start) for start, block in blocks_of_all(features)], dim=1)
-    codes[torch.arange(len(queries), device=codes.device), numbers] = torch.iinfo(torch.int64).min  # itself, last
+    codes[torch.arange(len(queries), device=codes.device), numbers] = torch.iinfo(torch.int64).min  # query itself: last
     return codes.argsort(dim=1, descending=True)[:, :-1]
 
 
 def _sums(relevant: Tensor, at: Sequence[int]) -> Tensor:
-    """float64 [2 + len(at)]: queries with anything to find, their average precisions, and the hits at each k."""
+    """float64 [2 + len(at)]: number of queries with a match, sum of their average precisions, hits at each k."""
     total = relevant.sum(dim=1)
     ranks = torch.arange(1, relevant.shape[1] + 1, device=relevant.device)
     precision = relevant.cumsum(dim=1).double() / ranks

@@ -1,4 +1,4 @@
-"""Features of a data set, spread over the ranks in the order of its samples, and how ranks exchange rows.
+"""Features of a data set, distributed over the ranks in sample order, and the exchange of rows between ranks.
 
 Legend: n rows of a rank, N of all ranks, D width of a feature.
 """
@@ -12,35 +12,35 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-SENT_AT_ONCE = 8192  # rows that every rank holds besides its own
+SENT_AT_ONCE = 8192  # rows that a rank holds besides its own
 
-Beat = Callable[[], None]  # a sign of life, given every few seconds at the least
+Beat = Callable[[], None]  # a sign of life, at least every few seconds
 
 
 def silent() -> None:
-    """No sign of life."""
+    """Give no sign of life."""
 
 
 class Rows(NamedTuple):
-    """The good samples of one rank. Those of rank 0 are the first of the data set, those of rank 1 the next."""
+    """The good samples of one rank. Rank 0 has the first of the data set, rank 1 the next, and so on."""
 
     features: Tensor  # fp32 [n, D]
     labels: Tensor  # int64 [n]
 
     def where(self, chosen: Tensor) -> Rows:
-        """Those that a bool [n] chooses."""
+        """The rows chosen by a bool [n]."""
         return Rows(self.features[chosen], self.labels[chosen])
 
 
 def counts_of_ranks(rows: Tensor) -> list[int]:
-    """How many rows each rank has. Collective."""
+    """The number of rows on each rank. Collective."""
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
     return [int(count) for count in counts]
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """[n, ...] -> [N, ...], the rows of all ranks in their order, on every rank. Collective."""
+    """[n, ...] -> [N, ...]: all ranks' rows in rank order, on every rank. Collective."""
     counts = counts_of_ranks(rows)
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
@@ -50,9 +50,9 @@ def gathered(rows: Tensor) -> Tensor:
 
 
 def blocks_of_all(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The rows of all ranks a block at a time: (number of the first among all N, [at most `SENT_AT_ONCE`, ...]).
+    """All ranks' rows in blocks: (number of the first among all N, [at most `SENT_AT_ONCE`, ...]).
 
-    Collective: every rank must take all blocks.
+    Collective: every rank must consume all blocks.
     """
     first = 0
     for rank, count in enumerate(counts_of_ranks(rows)):
@@ -67,7 +67,7 @@ def blocks_of_all(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def first_row(rows: Tensor) -> int:
-    """The number of this rank's first row among those of all ranks. Collective."""
+    """The number of this rank's first row among all ranks' rows. Collective."""
     return sum(counts_of_ranks(rows)[: dist.get_rank()])
 
 

@@ -1,7 +1,7 @@
-"""A linear probe by SGD, as the field reports it: momentum 0.9, a cosine, no weight decay, several learning rates.
+"""A linear probe by SGD, as papers report it: momentum 0.9, cosine schedule, no weight decay, several learning rates.
 
-All rates are trained at once on the same batches, which are drawn from all ranks' rows alike on any number of ranks;
-sums are in fp64. Legend: n rows of a rank, N of all ranks, B of a batch, D width, K classes, L learning rates.
+All rates train at once on the same batches, drawn from all ranks' rows and identical on any number of ranks; sums are
+in fp64. Legend: n rows of a rank, N of all ranks, B of a batch, D width, K classes, L learning rates.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ ORDER = 0x5347442050726F62  # "SGD Prob": key of the order of samples
 def fit_sgd(
     rows: Rows, num_classes: int, rates: Sequence[float], *, epochs: int, batch_size: int, beat: Beat = silent
 ) -> list[Tensor]:
-    """Weights fp64 [D + 1, K] of each rate, the bias last, after so many epochs from 0. Collective.
+    """Weights fp64 [D + 1, K] per rate, bias last, trained from 0 for `epochs` epochs. Collective.
 
-    `beat` is called for every batch.
+    Calls `beat` for every batch.
     """
     device, (width, total) = rows.features.device, (rows.features.shape[1], sum(counts_of_ranks(rows.labels)))
     size = min(batch_size, total)
@@ -41,7 +41,7 @@ def fit_sgd(
 
 
 def batches(rows: Rows, total: int, size: int, epochs: int) -> Iterator[Tensor]:
-    """Which of this rank's rows are in each batch, int64; what an epoch has too few of for a batch is left out."""
+    """This rank's row indices in each batch, int64; drops an epoch's incomplete last batch."""
     first, count = first_row(rows.features), len(rows.labels)
     samples = torch.arange(total)
     for epoch in range(epochs):
@@ -52,7 +52,7 @@ def batches(rows: Rows, total: int, size: int, epochs: int) -> Iterator[Tensor]:
 
 
 def gradients(rows: Rows, weights: Tensor) -> Tensor:
-    """[D + 1, L, K]: of the sum of these rows' cross-entropies, by each rate's weights."""
+    """[D + 1, L, K]: gradient of the sum of these rows' cross-entropies, for each rate's weights."""
     x = rows.features.double()
     logits = torch.tensordot(x, weights[:-1], dims=1) + weights[-1]  # [B, L, K]
     errors = logits.softmax(dim=2)
@@ -61,5 +61,5 @@ def gradients(rows: Rows, weights: Tensor) -> Tensor:
 
 
 def best_rate(right: dict[float, int]) -> float:
-    """The learning rate with which most were right; of equals the smallest."""
+    """The learning rate with the most correct; ties go to the smallest."""
     return max(sorted(right), key=right.__getitem__)

@@ -1,7 +1,7 @@
-"""Cosine similarities whose order is the same on any number of ranks, ties included.
+"""Cosine similarities whose order, including ties, is the same on any number of ranks.
 
-Products are summed in fp64 and rounded to multiples of 2^-24, so that the way in which a product was cut up does not
-show; of equal similarities the earlier row comes first. Legend: Q queries, M rows of a gallery, D width.
+Products are summed in fp64 and rounded to multiples of 2^-24, so that the result does not depend on how a product was
+split; on ties the earlier row comes first. Legend: Q queries, M rows of a gallery, D width.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pipeline.probe.rows import Beat, blocks_of_all, silent
 
 QUERIES_AT_ONCE = 512
 LAST_ROW = (1 << 32) - 1
-STEPS = 1 << 24  # that a cosine can take from 0 to 1: about the precision of fp32
+STEPS = 1 << 24  # quantisation of a cosine from 0 to 1: about the precision of fp32
 
 
 def ranked(queries: Tensor, gallery: Tensor, first: int = 0) -> Tensor:
-    """Unit rows fp64 [Q, D] and [M, D] -> int64 [Q, M]: codes that grow with similarity, and else towards the front.
+    """Unit rows fp64 [Q, D] and [M, D] -> int64 [Q, M]: codes that grow with similarity; on ties, earlier rows win.
 
     `first` is the number of the gallery's first row.
     """
@@ -28,24 +28,24 @@ def ranked(queries: Tensor, gallery: Tensor, first: int = 0) -> Tensor:
 
 
 def row_of(codes: Tensor) -> Tensor:
-    """The row that each code is of, int64."""
+    """The row of each code, int64."""
     return LAST_ROW - (codes & LAST_ROW)
 
 
 def cosine_of(codes: Tensor) -> Tensor:
-    """The similarity that each code stands for, fp64."""
+    """The similarity of each code, fp64."""
     return (codes >> 32).double() / STEPS
 
 
 def unit(features: Tensor) -> Tensor:
-    """fp64, at length 1; a feature of zeros stays."""
+    """Features in fp64, scaled to length 1; an all-zero feature stays zero."""
     return F.normalize(features.double(), dim=1)
 
 
 def nearest(queries: Tensor, gallery: Tensor, k: int, beat: Beat = silent) -> Tensor:
-    """Codes int64 [Q, k] of the `k` rows of all ranks' galleries most similar to each of this rank's queries.
+    """Codes int64 [Q, k] of the `k` rows in all ranks' galleries most similar to each of this rank's queries.
 
-    Both are features fp32 [., D] of this rank. The most similar comes first. Collective.
+    Both inputs are this rank's features fp32 [., D]. The most similar row comes first. Collective.
     """
     asked = unit(queries)
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)

@@ -1,4 +1,4 @@
-"""The part of the training data that settings are chosen on: the same samples on any number of ranks."""
+"""The held-out part of the training data for choosing settings: the same samples on any number of ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.models.drop_path import sample_keys
 from pipeline.probe.limits import num_held_out
 from pipeline.probe.rows import counts_of_ranks, first_row
 
-CHOICE = 0x50726F6265  # "Probe": key of which samples are held out
+CHOICE = 0x50726F6265  # "Probe": key of the held-out choice
 
 
 def held_out(rows: Tensor) -> Tensor:

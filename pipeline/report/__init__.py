@@ -1,1 +1,1 @@
-"""One HTML page with pictures about a run, and the same pictures as files for the tracker."""
+"""The report of a run: one HTML page with pictures, and the same pictures as files for the tracker."""

@@ -1,4 +1,4 @@
-"""Where a model looks, how far, and what it makes of patches: over a few test images."""
+"""Where and how far a model attends, and how it represents patches, on a few test images."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from pipeline.targets import tool_targets
 from pipeline.targets.base import BadLabel, Target
 
 NUM_IMAGES = 6
-LOOKED_THROUGH = 64  # samples among which images of different classes are sought
+LOOKED_THROUGH = 64  # samples searched for images of different classes
 MAX_HEADS = 6
 CLASSIFIER = "classifier"  # kind of head
-LARGEST = 168  # px of an image's shorter side on the page
+LARGEST = 168  # longest allowed shorter side of an image on the page, px
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class TestImage:
 
 @dataclass(frozen=True)
 class Glance:
-    """One image with the model's attention on it, and its class if the model tells classes of images apart.
+    """One image with the model's attention on it, and the predicted class if the model classifies images.
 
-    Pictures are `data:` URLs of PNG files. Those of attention and of tokens have one pixel for each patch. The former
-    are opaque where the model looks, and are meant to be laid over the image and enlarged smoothly. `small` says that
-    the image's own pixels are meant to be seen.
+    Pictures are `data:` URLs of PNG files. Those of attention and tokens have one pixel per patch. Attention pictures
+    are opaque where the model attends, and are meant to be overlaid on the image and upscaled smoothly. `small` means
+    that the image's individual pixels should be visible.
     """
 
     image: str
     small: bool
     mean: str
     heads: list[str]
-    name: str  # of its class, or of the sample
+    name: str  # of the class, or of the sample
     predicted: str | None = None
     probability: float = 0.0
     tokens: str = ""
@@ -81,7 +81,7 @@ class Glance:
 
 
 class Inside(NamedTuple):
-    """What is seen in a model."""
+    """What the report shows of a model."""
 
     glances: list[Glance]
     distances: Distances  # means over the images
@@ -89,7 +89,7 @@ class Inside(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What is seen of one image: as yet without the colours of its tokens, [N, D], which images share."""
+    """What the report shows of one image; its `tokens` [N, D] are coloured later, jointly for all images."""
 
     glance: Glance
     distances: Distances
@@ -97,7 +97,7 @@ class Look(NamedTuple):
 
 
 def look_inside(bundle: Path, dataset: DatasetConfig) -> Inside:
-    """The bundle's model on the data set's first images, one of each class while there are enough.
+    """Run the bundle's model on the data set's first images, one of each class as far as possible.
 
     Raises:
         DataError: the shards are missing or hold no readable image.
@@ -135,7 +135,7 @@ def first_images(dataset: DatasetConfig, channels: int) -> Iterator[TestImage]:
 
 
 def decode(sample: bytes, keys: Keys, labels: Target, channels: int, background: Color) -> TestImage | None:
-    """The image and label in the bytes of one sample; None if it holds no image that can be read."""
+    """The image and label in the bytes of one sample; None if it holds no readable image."""
     try:
         key, members = read_sample(sample)
         image = keys.image_of(members)
@@ -149,7 +149,7 @@ def decode(sample: bytes, keys: Keys, labels: Target, channels: int, background:
 
 
 def choose(images: Iterator[TestImage], limit: int = NUM_IMAGES) -> list[TestImage]:
-    """The first image of each class, then the next ones, in their order, until there are `limit`."""
+    """The first image of each class, then the next ones in order, until there are `limit`."""
     fresh: list[TestImage] = []
     spare: list[TestImage] = []
     seen: set[int | None] = set()
@@ -165,7 +165,7 @@ def choose(images: Iterator[TestImage], limit: int = NUM_IMAGES) -> list[TestIma
 def look(
     model: MiniViT, preprocess: Preprocess, labels: Sequence[str], classes: Sequence[str], image: TestImage
 ) -> Look:
-    """Attention on one image and, by a classifier, its prediction; `labels` name the data's, `classes` the model's."""
+    """Attention on an image and a classifier's prediction; `labels` names the data's classes, `classes` the model's."""
 
     def name(names: Sequence[str], label: int) -> str:
         return names[label] if label < len(names) else f"class {label}"
@@ -194,7 +194,7 @@ def look(
 def attention_of_patches(spec: ViTSpec, maps: torch.Tensor) -> np.ndarray:
     """Attention on each patch, float32 [heads, h, w], of a block's [heads, P+N, P+N], whose rows attend to columns.
 
-    It is that of the class token, or without one the mean over all patches' attention.
+    It is the class token's attention or, without a class token, the mean over all patches.
     """
     prefix = spec.tokens.num_prefix
     rows = maps[:, 0] if spec.tokens.cls else maps[:, prefix:].mean(dim=1)
@@ -202,7 +202,7 @@ def attention_of_patches(spec: ViTSpec, maps: torch.Tensor) -> np.ndarray:
 
 
 def reduce(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, C] as [H', W', 3], its shorter side at most `LARGEST`."""
+    """uint8 [H, W, C] as [H', W', 3], with the shorter side at most `LARGEST`."""
     height, width = pixels.shape[:2]
     image = Image.fromarray(np.broadcast_to(pixels, (height, width, 3)).copy())
     scale = LARGEST / min(height, width)
@@ -212,9 +212,9 @@ def reduce(pixels: np.ndarray) -> np.ndarray:
 
 
 def heat(weights: np.ndarray) -> np.ndarray:
-    """Attention [h, w] as a colour picture uint8 [h, w, 4]: its least is transparent, its largest bright.
+    """Attention [h, w] as a colour picture uint8 [h, w, 4]: transparent at its minimum, bright at its maximum.
 
-    The top of the scale is a high quantile, so that one patch which draws nearly all attention leaves the rest visible.
+    The top of the scale is a high quantile, so that a patch with nearly all attention leaves the others visible.
     """
     low, high = float(weights.min()), float(np.quantile(weights, 0.98))
     share = np.clip((weights - low) / max(high - low, 1e-12), 0, 1)

@@ -1,4 +1,4 @@
-"""A run folder read into plain records. Every file of it may be missing, as the run may be half finished."""
+"""Reads a run folder into plain records. Any file may be missing, as the run may be unfinished."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model's measures, by name, of an evaluate stage.
+    """One model's measures, by name, from an evaluate stage.
 
     `dataset` is an entry of the pipeline's `datasets`; `confusion` is int64 [pairs, 3]: true class, predicted class,
-    count, of the pairs that occur; `per_class` and `precision_recall` are the rows of those tables about it, column ->
+    count, for the pairs that occur; `per_class` and `precision_recall` are the model's rows of those tables, column ->
     text.
     """
 
@@ -66,13 +66,13 @@ class Evaluation:
 
     @property
     def told(self) -> list[tuple[Measure, float]]:
-        """The measures and their values, the selecting one first."""
+        """The measures and their values, with the selecting one first."""
         return [(m, self.measures[m.name]) for m in self.schema.ranked if m.name in self.measures]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe stage found of the frozen features of each of its models, by name: the rows of probe.json."""
+    """A probe stage's results for each of its models, by name: the rows of probe.json."""
 
     stage: str
     train: str  # entries of the pipeline's `datasets`
@@ -84,7 +84,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Branch:
-    """One stage, or one variant of a stage that fans out: what is under `stages/<id>/`."""
+    """One stage, or one variant of a stage that fans out: the content of `stages/<id>/`."""
 
     id: str
     stage: str
@@ -107,18 +107,18 @@ class Branch:
 
     @property
     def schema(self) -> Schema:
-        """What it measures: as it was when it ran, else as its task says now. Only for a stage that trains."""
+        """What it measures: as recorded when it ran, otherwise by its current task. Only for a training stage."""
         assert isinstance(self.config, TrainStage)
         return schema_of(self.status) if self.status.get("schema") else self.config.measured
 
     @property
     def measure(self) -> Measure:
-        """The measure that such stages are compared by."""
+        """The measure by which stages like this are compared."""
         return self.schema.selected
 
     @property
     def validated(self) -> Series:
-        """The values of that measure in validation."""
+        """The validation values of that measure."""
         return self.series(VAL + self.measure.name)
 
     @property
@@ -127,7 +127,7 @@ class Branch:
 
     @property
     def spans(self) -> list[tuple[float, float]]:
-        """Unix times of the start and end of each attempt; one without an end lasts to its last logged row."""
+        """Unix start and end times of each attempt; an attempt without an end lasts until its last logged row."""
         recorded = self.status.get("spans", [])
         logged = [row["time"] for row in self.rows if is_number(row.get("time"))]
         starts = [span[0] for span in recorded]
@@ -138,11 +138,11 @@ class Branch:
 
     @property
     def seconds(self) -> float | None:
-        """Time in which it ran, over all attempts."""
+        """Total running time over all attempts."""
         return sum(max(end - start, 0.0) for start, end in self.spans) if self.spans else None
 
     def series(self, key: str) -> Series:
-        """The metric `key`; a step that was replayed after a restart counts once, with its last value."""
+        """The metric `key`; a step replayed after a restart counts once, with its last value."""
         rows = [row for row in self.rows if is_number(row.get("step")) and is_number(row.get(key))]
         by_step = {int(row["step"]): float(row[key]) for row in rows}
         steps = sorted(by_step)
@@ -151,7 +151,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. `branches` are in the order of the pipeline file."""
+    """A run folder. `branches` follow the order of the pipeline file."""
 
     folder: Path
     config: PipelineConfig
@@ -170,11 +170,11 @@ class Run:
         return [branch for branch in self.branches if branch.trains]
 
     def fan(self, reference: str) -> list[Branch]:
-        """All branches a reference can mean; none for a path to an export."""
+        """All branches that a reference may stand for; empty for a path to an export."""
         return [branch for branch in self.branches if reference in (branch.id, branch.stage)]
 
     def selected(self, reference: str) -> list[Branch]:
-        """The one branch a reference means, once all branches of its stage are finished; until then, all of them."""
+        """The branch that a reference stands for once all branches of its stage are finished; until then, all."""
         fan = self.fan(reference)
         if not fan or any(branch.state != "finished" or not branch.trains for branch in fan):
             return fan
@@ -196,14 +196,14 @@ class Run:
         return self.selected(config.model) if isinstance(config, ExportStage) else []
 
     def _source(self, branch: Branch, key: str, reference: str | None) -> list[Branch]:
-        """The branches that one of a training stage's models may be of: the one in its status, once that is known."""
+        """The branches that a training stage's source or teacher may come from: once known, the one in its status."""
         found = branch.status.get(key)
         if isinstance(found, str) and found in self.by_id:
             return [self.by_id[found]]
         return self.selected(reference) if reference else []
 
     def tested(self, branch: Branch) -> float | None:
-        """The measure that a branch is compared by, in the newest evaluation of its model that has it."""
+        """The value of a branch's comparison measure in the newest evaluation of its model that has it."""
         name = branch.measure.name
         found = (e.measures[name] for e in reversed(self.evaluations) if e.model == branch.id and name in e.measures)
         return next(found, None)
@@ -231,7 +231,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_branches(folder: Path, stage: str, config: Stage) -> list[Branch]:
-    """The stage itself, or one branch for each variant of a stage that fans out."""
+    """The stage itself, or one branch per variant of a stage that fans out."""
     if isinstance(config, TrainStage):
         variants = config.model.variants
         if config.model.fans_out:
@@ -259,7 +259,7 @@ def read_branch(folder: Path, id: str, stage: str, variant: str | None, config: 
 
 
 def read_evaluations(branch: Branch) -> list[Evaluation]:
-    """The models judged by one evaluate stage, from its evaluation.json and, where classes were told, confusion.npz."""
+    """The models evaluated by one stage, from its evaluation.json and, for classifiers, confusion.npz."""
     assert isinstance(branch.config, EvaluateStage)
     found = read_json(branch.folder / "evaluation.json") or {}
     schema, arrays = schema_of(found), read_arrays(branch.folder / CONFUSION)
@@ -283,7 +283,7 @@ def read_evaluations(branch: Branch) -> list[Evaluation]:
 
 
 def read_probe(branch: Branch) -> Probe | None:
-    """What a probe stage has left; None if it has not come to its end."""
+    """The results of a probe stage; None if it has not finished."""
     assert isinstance(branch.config, ProbeStage)
     found, data = read_json(branch.folder / "probe.json"), branch.config.data
     if found is None:

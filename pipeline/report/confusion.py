@@ -1,4 +1,4 @@
-"""Which classes a model takes for which."""
+"""Which classes a model confuses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from pipeline.report.collect import Evaluation
 from pipeline.report.theme import INK, MUTED, SHADES, themed
 
-MAX_DRAWN = 200  # more classes than this have no picture, only their most confused pairs
-MAX_LABELLED = 40  # more classes than this get no names and no numbers: they could not be read
+MAX_DRAWN = 200  # above this, only the most confused pairs are shown
+MAX_LABELLED = 40  # above this, names and numbers would be unreadable
 MAX_NUMBERED = 16
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """`count` samples of class `true`, `share` of all of them, were taken for `predicted`."""
+    """`count` samples of class `true`, a fraction `share` of them, were predicted as `predicted`."""
 
     true: str
     predicted: str
@@ -26,13 +26,13 @@ class Confusion:
 
 
 def class_names(evaluation: Evaluation, num_classes: int) -> list[str]:
-    """A name for each row; the number stands in for a name that is missing."""
+    """A name for each row; the number replaces a missing name."""
     named = evaluation.classes[:num_classes]
     return named + [str(i) for i in range(len(named), num_classes)]
 
 
 def row_shares(counts: np.ndarray) -> np.ndarray:
-    """Counts [true, predicted] as shares of each true class; a class without samples is all zero."""
+    """Counts [true, predicted] as fractions of each true class; a class without samples is all zero."""
     totals = counts.sum(axis=1, keepdims=True)
     return np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
 
@@ -42,7 +42,7 @@ def most_confused(evaluation: Evaluation, limit: int = 5) -> list[Confusion]:
     if evaluation.confusion is None:
         return []
     true, predicted, counts = evaluation.confusion.T
-    samples = np.bincount(true, weights=counts)  # of each class
+    samples = np.bincount(true, weights=counts)  # per class
     mistakes = np.flatnonzero(true != predicted)
     chosen = mistakes[np.argsort(-counts[mistakes], kind="stable")][:limit]
     names = class_names(evaluation, 1 + int(evaluation.confusion[:, :2].max(initial=0)))
@@ -53,7 +53,7 @@ def most_confused(evaluation: Evaluation, limit: int = 5) -> list[Confusion]:
 
 
 def dense(evaluation: Evaluation) -> np.ndarray | None:
-    """Counts [true, predicted]; None if the evaluation kept none, or of too many classes to look at."""
+    """Counts [true, predicted]; None if the evaluation has none, or too many classes to show."""
     if evaluation.confusion is None or not 0 < len(evaluation.classes) <= MAX_DRAWN:
         return None
     counts = np.zeros((len(evaluation.classes),) * 2, np.int64)
@@ -92,7 +92,7 @@ def draw_confusion(evaluation: Evaluation) -> Figure | None:
 
 
 def number_color(share: float) -> str:
-    """Readable on its cell in light and in dark."""
+    """A text colour that is readable on its cell in light and dark mode."""
     if share > 0.35:
         return "#ffffff"
     return INK if share >= 0.02 else MUTED

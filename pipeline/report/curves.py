@@ -1,4 +1,4 @@
-"""How training went: one chart per quantity and stage, with the branches of a fan-out laid over each other."""
+"""Training curves: one chart per quantity and stage, with the branches of a fan-out overlaid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: a quantity logged in training and, if it is also measured on held-out data, that one's key."""
+    """One chart: the key of a quantity logged in training and, if also measured on held-out data, of that one."""
 
     slug: str
     title: str
@@ -40,13 +40,13 @@ COURSE = (
 
 
 def panels_of(schema: Schema) -> list[Panel]:
-    """The charts of a stage: what its task measures, then how training went."""
+    """The charts of a stage: its task's measures, then the course of training."""
     measures = (Panel(m.name, m.title, f"train/{m.name}", VAL + m.name, share=m.share) for m in schema.measures)
     return [*measures, *COURSE]
 
 
 def thin_out(series: Series, limit: int = MAX_POINTS) -> Series:
-    """At most `limit` points, each the mean of its neighbours, so that a long run does not make a heavy page."""
+    """At most `limit` points, each the mean of its neighbours, so that long runs do not bloat the page."""
     if len(series.steps) <= limit:
         return series
     bins = np.array_split(np.arange(len(series.steps)), limit)
@@ -55,10 +55,10 @@ def thin_out(series: Series, limit: int = MAX_POINTS) -> Series:
 
 
 def draw_panel(panel: Panel, branches: Sequence[Branch]) -> Figure | None:
-    """The chart of one quantity, or None if no branch has logged it."""
+    """The chart of one quantity; None if no branch has logged it."""
     with themed():
         figure = Figure(figsize=(4.2, 2.6))
-        axes = figure.add_axes((0.135, 0.165, 0.85, 0.685))  # the same in all panels, so that they line up
+        axes = figure.add_axes((0.135, 0.165, 0.85, 0.685))  # the same in all panels, so that they align
         drawn = [plot_branch(axes, panel, branch, color(i)) for i, branch in enumerate(branches)]
         if not any(drawn):
             return None
@@ -82,7 +82,7 @@ def plot_branch(axes: Axes, panel: Panel, branch: Branch, line: str) -> bool:
     train = branch.series(panel.train)
     val = branch.series(panel.val) if panel.val else None
     if train:
-        if panel.stepped:  # single steps matter here: a mean of sizes would be a size that never was
+        if panel.stepped:  # not averaged: a mean of sizes would be a size that never occurred
             axes.plot(train.steps, train.values, ".", ms=3, color=line, alpha=0.7)
             axes.step(train.steps, train.values, where="post", color=line, lw=0.8, alpha=0.45)
         else:
@@ -96,7 +96,7 @@ def plot_branch(axes: Axes, panel: Panel, branch: Branch, line: str) -> bool:
 
 
 def label_sizes(axes: Axes, drawn: Sequence[Series]) -> None:
-    """Label the sizes that occur, and only those."""
+    """Label only the sizes that occur."""
     sizes = sorted({float(value) for series in drawn for value in series.values})
     if len(sizes) <= 6:
         axes.set_yticks(sizes, [f"{size:g}" for size in sizes])
@@ -105,7 +105,7 @@ def label_sizes(axes: Axes, drawn: Sequence[Series]) -> None:
 
 
 def add_legend(axes: Axes, panel: Panel, branches: Sequence[Branch]) -> None:
-    """Colours tell branches apart, dots tell held-out data from training data."""
+    """Add a legend: colours distinguish branches, dots mark held-out data."""
     handles = [Line2D([], [], color=color(i), label=branch.variant or branch.id) for i, branch in enumerate(branches)]
     handles = handles if len(branches) > 1 else []
     if panel.val:
@@ -122,7 +122,7 @@ def add_legend(axes: Axes, panel: Panel, branches: Sequence[Branch]) -> None:
 
 
 def restart_steps(branch: Branch) -> list[int]:
-    """Steps at which training went on after a stop."""
+    """Steps at which training resumed after a stop."""
     events = (event for event in branch.events if str(event.get("event")) in {"restart", "resume", "resumed"})
     return [int(event["step"]) for event in events if isinstance(event.get("step"), int) and event["step"] > 0]
 
@@ -142,12 +142,12 @@ def describe_panel(panel: Panel, branches: Sequence[Branch]) -> str:
 
 
 def validated_measures(run: Run) -> list[Measure]:
-    """What the stages of a run are compared by, of those that were validated."""
+    """The measures by which a run's validated stages are compared."""
     return list(dict.fromkeys(branch.measure for branch in run.trained if branch.validated))
 
 
 def draw_outcomes(run: Run, measure: Measure) -> Figure:
-    """A validated measure of every branch compared by it: at its start (after surgery), its end, and on test data."""
+    """A measure for every validated branch compared by it: at the start (after surgery), the end, and on test data."""
     rows = [branch for branch in run.trained if branch.measure == measure and branch.validated]
     values = [(branch.validated.at(0), branch.validated.last, run.tested(branch)) for branch in rows]
     right = 1.0 if measure.share else 1.05 * max(value for told in values for value in told if value is not None)
@@ -157,7 +157,7 @@ def draw_outcomes(run: Run, measure: Measure) -> Figure:
         for y, (start, end, test) in enumerate(values):
             assert end is not None
             bars = [(end, color(0), 0.85), *([] if start is None else [(start, GRID, 1.0)])]
-            for length, shade, alpha in sorted(bars, reverse=True):  # the shorter one lies on the longer
+            for length, shade, alpha in sorted(bars, reverse=True):  # the shorter one is on top
                 axes.barh(y, length, height=0.56, color=shade, alpha=alpha)
             if start is not None:
                 axes.plot([start, start], [y - 0.28, y + 0.28], color=INK, lw=1.6)

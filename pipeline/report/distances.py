@@ -1,4 +1,4 @@
-"""How far the heads of each layer look, as in Fig. 7 of Dosovitskiy et al. 2021, beside what convolutions could see."""
+"""Attention distance per head and layer, as in Fig. 7 of Dosovitskiy et al. 2021, compared with convolutions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pipeline.report.theme import MUTED, color, themed
 
 @dataclass(frozen=True)
 class Distances:
-    """Mean distances in pixels of the model's input between a patch and what is read for it.
+    """Mean distances, in pixels of the model's input, between a patch and the patches it attends to.
 
-    `convolutions` is that of 3 x 3 convolutions on the same patches that weigh their whole receptive field evenly:
-    after l layers (2 l + 1) x (2 l + 1) patches, cut at the border. `everything` is that of even attention on all.
+    `convolutions` is the distance for 3 x 3 convolutions on the same patches with uniform weight over their receptive
+    field: after l layers (2 l + 1) x (2 l + 1) patches, cut at the border. `everything` is that of uniform attention to
+    all patches.
     """
 
     heads: np.ndarray  # float64 [depth, heads]
@@ -25,7 +26,7 @@ class Distances:
 
 
 def measure_distances(maps: np.ndarray, grid: tuple[int, int], patch: tuple[int, int]) -> Distances:
-    """Of attention [B, depth, heads, P+N, P+N] whose last N tokens are the patches of a grid (h, w), row by row."""
+    """Distances of attention [B, depth, heads, P+N, P+N]; the last N tokens are a grid's (h, w) patches, row by row."""
     count = grid[0] * grid[1]
     places = np.stack(np.divmod(np.arange(count), grid[1]), axis=1)  # [N, 2]
     steps = np.abs(places[:, None] - places)  # [N, N, 2]
@@ -38,7 +39,7 @@ def measure_distances(maps: np.ndarray, grid: tuple[int, int], patch: tuple[int,
 
 
 def mean_distance(weights: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """[..., N]: of each patch's weights [..., N, N], scaled to sum to 1, where they do not sum to 0."""
+    """[..., N]: the mean distance under each patch's weights [..., N, N], normalised to sum 1; 0 if they sum to 0."""
     total = weights.sum(axis=-1)
     return (weights * distance).sum(axis=-1) / np.where(total > 0, total, 1)
 

@@ -1,4 +1,4 @@
-"""Files of a run folder, any of which may be missing, torn by a crash, or half written."""
+"""Reads files of a run folder, any of which may be missing, truncated by a crash, or partially written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def read_json(path: Path) -> Row | None:
-    """An object from a JSON file, or None if it is missing or torn."""
+    """An object from a JSON file, or None if it is missing or truncated."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -26,7 +26,7 @@ def read_json(path: Path) -> Row | None:
 
 
 def read_lines(path: Path) -> list[Row]:
-    """Objects from a JSON-lines file; a line torn by a crash is left out."""
+    """Objects from a JSON-lines file; skips a line truncated by a crash."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -43,7 +43,7 @@ def read_lines(path: Path) -> list[Row]:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, column -> text; none if it is missing."""
+    """The rows of a CSV file, column -> text; empty if it is missing."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file, restval=""))
@@ -52,7 +52,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file; none if it is missing or torn."""
+    """All arrays of an .npz file; empty if it is missing or truncated."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -61,7 +61,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def as_time(value: Any) -> datetime | None:
-    """A moment from unix seconds or an ISO 8601 string, in local time."""
+    """A local time from Unix seconds or an ISO 8601 string."""
     try:
         if isinstance(value, str):
             return datetime.fromisoformat(value).astimezone()

@@ -1,4 +1,4 @@
-"""What the patch embedding looks for: principal components of its filters, as in Fig. 7 of Dosovitskiy et al. 2021."""
+"""Principal components of the patch embedding's filters, as in Fig. 7 of Dosovitskiy et al. 2021."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ COLUMNS, ROWS = 7, 4
 
 @dataclass(frozen=True)
 class Filters:
-    """`components` are float64 [n, p, q, 3] or, of grey models, [n, p, q], from 0 to 1, where 0.5 stands for zero.
+    """`components` are float64 [n, p, q, 3] or, for grey models, [n, p, q], from 0 to 1, where 0.5 stands for zero.
 
-    `share` is that of the filters' variance which they hold together.
+    `share` is the fraction of the filters' variance that they explain together.
     """
 
     components: np.ndarray
@@ -24,13 +24,13 @@ class Filters:
 
 
 def principal_filters(kernel: np.ndarray) -> Filters:
-    """Of a kernel [D, C, p, q]; of models with other than 1 or 3 channels, the first channel alone."""
+    """Principal components of a kernel [D, C, p, q]; unless C is 1 or 3, of its first channel only."""
     if kernel.shape[1] != 3:
         kernel = kernel[:, :1]
     vectors = kernel.reshape(len(kernel), -1).astype(np.float64)
     _, values, directions = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
     chosen = directions[: COLUMNS * ROWS]
-    chosen = chosen * np.sign(chosen.take(np.abs(chosen).argmax(axis=1), axis=1).diagonal())[:, None]  # else arbitrary
+    chosen = chosen * np.sign(chosen.take(np.abs(chosen).argmax(axis=1), axis=1).diagonal())[:, None]  # fixes the sign
     scaled = 0.5 + 0.5 * chosen / np.maximum(np.abs(chosen).max(axis=1, keepdims=True), 1e-12)
     pictures = scaled.reshape(-1, *kernel.shape[1:]).transpose(0, 2, 3, 1)
     power = values**2
@@ -39,7 +39,7 @@ def principal_filters(kernel: np.ndarray) -> Filters:
 
 
 def draw_filters(found: Filters) -> Figure:
-    """The components in rows, the strongest first."""
+    """The components in rows, strongest first."""
     with themed():
         figure = Figure(figsize=(4.2, 3.2), layout="constrained")
         axes = figure.subplots(ROWS, COLUMNS).ravel()

@@ -24,12 +24,12 @@ class Box:
 
 
 def layers(run: Run) -> list[list[Branch]]:
-    """Branches by their depth in the graph; a report, which looks at all of them, comes after all training."""
+    """Branches by their depth in the graph; a report, which covers all of them, comes after all training."""
     depths: dict[str, int] = {}
 
     def depth(branch: Branch) -> int:
         if branch.id not in depths:
-            depths[branch.id] = 0  # a circle of stages is refused before a run; in a damaged folder do not hang on it
+            depths[branch.id] = 0  # runs reject cycles; this avoids hanging on a damaged folder
             sources = run.trained if branch.config.type == "report" else run.parents(branch)
             depths[branch.id] = max((depth(source) + 1 for source in sources), default=0)
         return depths[branch.id]
@@ -39,7 +39,7 @@ def layers(run: Run) -> list[list[Branch]]:
 
 
 def sources(run: Run, branch: Branch) -> list[Branch]:
-    """The branches an arrow leads from: the parents, less those that another parent has come from anyway."""
+    """The branches that arrows start from: the parents, except those that are ancestors of another parent."""
     parents = run.parents(branch)
     implied = {ancestor.id for parent in parents for ancestor in ancestors(run, parent)}
     return [parent for parent in parents if parent.id not in implied]
@@ -52,7 +52,7 @@ def ancestors(run: Run, branch: Branch) -> list[Branch]:
 def place(run: Run, vertical: bool) -> tuple[list[Box], float, float]:
     """Boxes with their corners, and the width and height of the drawing; each layer is centred.
 
-    A vertical drawing is for narrow screens: a layer of more than two boxes takes several rows.
+    A vertical drawing is for narrow screens: a layer of more than two boxes spans several rows.
     """
     along, across = (BOX_HEIGHT, BOX_WIDTH) if vertical else (BOX_WIDTH, BOX_HEIGHT)
     rows = [row for layer in layers(run) for row in batched(layer, 2 if vertical else len(layer))]
@@ -72,7 +72,7 @@ def batched(row: list[Branch], size: int) -> list[list[Branch]]:
 
 
 def draw_graph(run: Run, vertical: bool = False) -> str:
-    """The graph as an `<svg>` element, from left to right or, for narrow screens, from top to bottom."""
+    """The graph as an `<svg>` element, left to right or, for narrow screens, top to bottom."""
     boxes, width, height = place(run, vertical)
     svg = ET.Element(
         "svg", viewBox=f"-2 -2 {width + 4:g} {height + 4:g}", width=f"{width + 4:g}", height=f"{height + 4:g}"
@@ -111,7 +111,7 @@ def draw_arrow(svg: ET.Element, source: Box, target: Box, vertical: bool) -> Non
 
 
 def draw_box(svg: ET.Element, run: Run, box: Box) -> None:
-    """Name and state on top, then what the stage is, then how well it did."""
+    """Draw the name and state on top, then the stage's details, then its result."""
     branch, x, y = box.branch, box.x, box.y
     group = ET.SubElement(svg, "g", {"class": f"box {branch.state}"})
     ET.SubElement(group, "title").text = f"{branch.id}: {branch.config.type}, {branch.state}"
@@ -128,7 +128,7 @@ def draw_box(svg: ET.Element, run: Run, box: Box) -> None:
 
 
 def details(run: Run, branch: Branch) -> list[str]:
-    """What the stage works on, in at most two lines."""
+    """What the stage works with, in at most two lines."""
     config = branch.config
     if isinstance(config, TrainStage):
         if branch.spec is None:
@@ -144,7 +144,7 @@ def details(run: Run, branch: Branch) -> list[str]:
 
 
 def result_line(run: Run, branch: Branch) -> str:
-    """How good a training stage's model is, by the measure it is compared by."""
+    """The quality of a training stage's model, by its comparison measure."""
     if not branch.trains:
         return ""
     val, test, measure = branch.validated.last, run.tested(branch), branch.measure

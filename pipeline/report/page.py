@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that needs nothing beside it and asks no server for anything."""
+"""The page of a run: one self-contained HTML file that makes no network requests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_report(run_dir: Path) -> Path:
     target = run_dir / "report.html"
     scratch = run_dir / f".report-{os.getpid()}.html"
     scratch.write_text(render(run), encoding="utf-8")
-    os.replace(scratch, target)  # a reader, or a browser reloading, never sees half a page
+    os.replace(scratch, target)  # a reader, or a reloading browser, never sees a partial page
     return target
 
 

@@ -1,4 +1,4 @@
-"""What the encoder makes of patches: the first three principal components of its tokens as colours."""
+"""How the encoder represents patches: the first three principal components of its tokens as colours."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ ENDS = 1.0, 99.0  # percentiles that become the ends of a colour
 
 
 def token_colors(tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """uint8 [B, h, w, 3] of the patches' tokens [B, h*w, D] of several images, whose components they share.
+    """uint8 [B, h, w, 3] for the patch tokens [B, h*w, D] of several images, with components shared across images.
 
-    So equal colours mean similar tokens, in one image and across images (Oquab et al. 2023, DINOv2).
+    So equal colours mean similar tokens, within an image and across images (Oquab et al. 2023, DINOv2).
     """
     rows = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
     rows = rows - rows.mean(axis=0)

@@ -1,4 +1,4 @@
-"""The pictures of each section of the page, ready to put in, with their words for those who cannot see them."""
+"""The pictures of each section of the page, ready to insert, with alt texts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SMALL = 168  # px; pictures whose shorter side is below this are enlarged pixel 
 
 @dataclass(frozen=True)
 class Picture:
-    """An inline SVG and what it says."""
+    """An inline SVG and its alt text."""
 
     svg: Markup
     alt: str
@@ -55,7 +55,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture that a stage has left, as a `data:` URL; `small` says that its own pixels are meant to be seen."""
+    """A picture saved by a stage, as a `data:` URL; `small` means that its individual pixels should be visible."""
 
     image: str
     small: bool
@@ -64,7 +64,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Album:
-    """Pictures of one title that one stage has left."""
+    """A stage's pictures with the same title."""
 
     branch: Branch
     title: str
@@ -73,7 +73,7 @@ class Album:
 
 @dataclass(frozen=True)
 class JudgedModel:
-    """What an evaluation says about one model."""
+    """An evaluation's results for one model."""
 
     evaluation: Evaluation
     picture: Picture | None
@@ -83,7 +83,7 @@ class JudgedModel:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is seen in one model: charts, and its attention and tokens on a few test images."""
+    """The inside of one model: charts, and its attention and tokens on a few test images."""
 
     branch: Branch
     dataset: str
@@ -93,13 +93,13 @@ class Gallery:
 
 @dataclass
 class Gaps:
-    """Why pictures are missing: a sentence for each."""
+    """Why pictures are missing: one sentence each."""
 
     sentences: list[str] = field(default_factory=list)
 
     @contextmanager
     def noted(self, what: str) -> Iterator[None]:
-        """Go on without a picture whose files are missing or damaged, and say so on the page."""
+        """Skip a picture whose files are missing or damaged, and say so on the page."""
         try:
             yield
         except (PipelineError, OSError) as error:
@@ -107,7 +107,7 @@ class Gaps:
 
 
 def slug(text: str) -> str:
-    """A branch's id as a part of an HTML id."""
+    """A branch's id as part of an HTML id."""
     return "".join(letter if letter.isalnum() else "-" for letter in text)
 
 
@@ -121,7 +121,7 @@ def graphs(run: Run) -> tuple[Markup, Markup]:
 
 
 def outcomes(run: Run) -> list[Group]:
-    """A chart for each measure that stages of the run are compared by."""
+    """A chart for each measure by which stages of the run are compared."""
     groups = []
     for measure in validated_measures(run):
         drawn = picture(draw_outcomes(run, measure), f"outcome-{measure.name}", describe_outcomes(run, measure))
@@ -159,7 +159,7 @@ def judged_models(run: Run) -> list[JudgedModel]:
 
 
 def albums(run: Run, gaps: Gaps) -> list[Album]:
-    """What tasks have drawn, by stage and title."""
+    """The tasks' pictures, by stage and title."""
     found = []
     for branch in run.branches:
         with gaps.noted(f"The pictures of {branch.id}"):
@@ -177,7 +177,7 @@ def photo(file: Path, caption: str) -> Photo:
 
 
 def position_groups(run: Run, gaps: Gaps) -> list[Group]:
-    """Position similarity of each branch that has a model, before and after it was changed."""
+    """Position similarity of each branch that has a model, before and after surgery and training."""
     groups = []
     for stage, members in groupby(run.trained, key=lambda branch: branch.stage):
         found: list[tuple[Branch, PositionMaps]] = []
@@ -190,7 +190,7 @@ def position_groups(run: Run, gaps: Gaps) -> list[Group]:
 
 
 def position_pictures(found: list[tuple[Branch, PositionMaps]]) -> list[Picture]:
-    """Pictures of one stage, on one scale."""
+    """Pictures of one stage, on a common scale."""
     lowest = min(float(maps.similarity.min()) for _, maps in found)
     return [
         picture(draw_positions(maps, lowest), f"positions-{branch.id}-{maps.slug}", describe_positions(branch, maps))
@@ -199,7 +199,7 @@ def position_pictures(found: list[tuple[Branch, PositionMaps]]) -> list[Picture]
 
 
 def galleries(run: Run, gaps: Gaps) -> list[Gallery]:
-    """The inside of each evaluated model, latest first, on the first images of the data it was evaluated on."""
+    """A gallery of each evaluated model, latest first, on the first images of its evaluation data."""
     found: list[Gallery] = []
     for evaluation in reversed(run.evaluations):
         branch = run.by_id.get(evaluation.model)

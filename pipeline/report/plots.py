@@ -16,10 +16,10 @@ from pipeline.report.theme import to_png
 
 
 def save_plots(run_dir: Path, stage_id: str, out_dir: Path) -> list[Path]:
-    """Draw what a stage (`<stage>` or `<stage>/<variant>`) has: curves of training, confusion matrices, precision
-    against recall, position similarity.
+    """Draw the available plots of a stage (`<stage>` or `<stage>/<variant>`): training curves, confusion matrices,
+    precision against recall, position similarity.
 
-    Returns the files written into `out_dir`, which is made if missing; none if the stage has logged nothing yet.
+    Returns the files written into `out_dir`, which is created if missing; empty if the stage has logged nothing yet.
 
     Raises:
         CheckpointError: `run_dir` is not a run folder, or the run has no such stage.

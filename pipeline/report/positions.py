@@ -1,7 +1,7 @@
-"""What the position embeddings have learnt, and what interpolation makes of it.
+"""What the position embeddings have learnt, and how interpolation changes it.
 
-Each small map shows, for one patch of the grid, the cosine similarity of its position to those of all patches, as in
-Fig. 7 of Dosovitskiy et al. 2021 (An Image is Worth 16x16 Words).
+Each small map shows the cosine similarity of one patch's position embedding to those of all patches, as in Fig. 7 of
+Dosovitskiy et al. 2021 (An Image is Worth 16x16 Words).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pipeline.report.collect import Branch, Run
 from pipeline.report.text import shape_text
 from pipeline.report.theme import MUTED, themed
 
-MAX_MAPS = 14  # per side; of a larger grid, evenly spaced patches are shown
+MAX_MAPS = 14  # per side; larger grids show evenly spaced patches
 
 
 @dataclass(frozen=True)
 class PositionMaps:
-    """Positions of one model: `similarity` is float32 [h, w, h, w]; the first two axes choose the patch."""
+    """Positions of one model: `similarity` is float32 [h, w, h, w]; the first two axes select the patch."""
 
     slug: str
     title: str
@@ -36,8 +36,8 @@ class PositionMaps:
 def similarity(positions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Cosine similarity of patch positions.
 
-    `positions` is [P + h*w, D], where P prefix tokens come first and are left out; the result is [h, w, h, w].
-    Positions of zero length (never trained) are similar to nothing: 0.
+    `positions` is [P + h*w, D], where the P prefix tokens come first and are dropped; the result is [h, w, h, w].
+    Positions of zero length (never trained) have similarity 0 to everything.
     """
     height, width = grid
     patches = positions[len(positions) - height * width :].astype(np.float64)
@@ -47,7 +47,7 @@ def similarity(positions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def mosaic(maps: np.ndarray) -> np.ndarray:
-    """All maps [h, w, h, w] as one picture with gaps of NaN between them."""
+    """All maps [h, w, h, w] as one picture, with gaps of NaN between them."""
     rows, columns = (np.unique(np.linspace(0, n - 1, min(n, MAX_MAPS)).round().astype(int)) for n in maps.shape[:2])
     height, width = maps.shape[2:]
     gap = max(1, round(height / 9))
@@ -60,7 +60,7 @@ def mosaic(maps: np.ndarray) -> np.ndarray:
 
 
 def read_maps(bundle: Path, slug: str, title: str) -> PositionMaps | None:
-    """The maps of a bundle's model, or None if there is none yet or its positions are not learnt."""
+    """The maps of a bundle's model; None if there is none yet or its positions are not learnt."""
     if not (bundle / "model.json").is_file():
         return None
     found = load_bundle(bundle)
@@ -71,12 +71,12 @@ def read_maps(bundle: Path, slug: str, title: str) -> PositionMaps | None:
 
 
 def collect_maps(run: Run, branch: Branch) -> list[PositionMaps]:
-    """A branch's positions as it found them, as surgery left them and as training left them; those that exist."""
+    """A branch's positions from its source, after surgery and after training, as far as they exist."""
     parents = run.parents(branch)
     before = read_maps(parents[0].folder / "model", "before", f"from {parents[0].id}") if len(parents) == 1 else None
     start = read_maps(branch.folder / "init", "start", "after interpolation")
     if before is not None and start is not None and same(before, start):
-        start = None  # nothing was interpolated: one picture says it
+        start = None  # nothing was interpolated: one picture is enough
     own = "after training" if branch.id == branch.stage else f"{branch.variant} after training"
     end = read_maps(branch.folder / "model", "end", own)
     return [maps for maps in (before, start, end) if maps is not None]
@@ -87,7 +87,7 @@ def same(one: PositionMaps, other: PositionMaps) -> bool:
 
 
 def draw_positions(maps: PositionMaps, lowest: float) -> Figure:
-    """The grid of maps; `lowest` is the least similarity of all pictures shown together, so that they share a scale."""
+    """The grid of maps; `lowest` is the lowest similarity in all pictures shown together, for a common scale."""
     with themed():
         figure = Figure(figsize=(4.2, 4.75), layout="constrained")
         axes = figure.subplots()
@@ -102,7 +102,7 @@ def draw_positions(maps: PositionMaps, lowest: float) -> Figure:
 
 
 def describe_positions(branch: Branch, maps: PositionMaps) -> str:
-    """The picture in words, with the one figure that tells structure from noise: neighbours against all."""
+    """The picture in words, with the figure that separates structure from noise: neighbours against all pairs."""
     height, width = maps.grid
     right = np.array([maps.similarity[i, j, i, j + 1] for i in range(height) for j in range(width - 1)])
     below = np.array([maps.similarity[i, j, i + 1, j] for i in range(height - 1) for j in range(width)])

@@ -1,4 +1,4 @@
-"""What a detector's confidence is worth: precision against recall as its scores go down."""
+"""Precision against recall of detectors, as the score threshold falls."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from matplotlib.figure import Figure
 from pipeline.report.collect import Evaluation
 from pipeline.report.theme import INK, MUTED, SERIES, as_percent, color, themed
 
-MAX_NAMED = len(SERIES)  # more classes than colours are drawn grey, and only their mean is named
+MAX_NAMED = len(SERIES)  # with more classes than colours, all are grey and only their mean is named
 
 
 def curves(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """Class -> [101, 2], recall and precision, in the order of the file."""
+    """Class -> [101, 2], recall and precision, in file order."""
     rows = groupby(evaluation.precision_recall, key=lambda row: row["class"])
     return {name: np.array([(float(row["recall"]), float(row["precision"])) for row in group]) for name, group in rows}
 
 
 def draw_precision_recall(evaluation: Evaluation) -> Figure | None:
-    """A line for each class and their mean; None of models that find no objects."""
+    """A line per class and their mean; None for models that do not detect objects."""
     found = curves(evaluation)
     if not found:
         return None

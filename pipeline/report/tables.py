@@ -1,4 +1,4 @@
-"""The words and figures of the page: header, results, surgery, events, environment."""
+"""The text and figures of the page: header, results, surgery, events, environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.report.text import NOTHING, count_text, duration_text, figure_text
 from pipeline.shards.bad_samples import PROBED, TEST, TRAIN, VAL, summarise
 
 LIBRARIES = ("minivit-pipeline", "torch", "deepspeed", "ray", "mlflow", "webdataset", "timm", "numpy")
-MAX_CLASSES = 200  # with more, a table of classes would be no help
+MAX_CLASSES = 200  # above this, a table of classes would not help
 WORST_FIRST = ("failed", "interrupted", "running")
 
 
@@ -44,7 +44,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """What an evaluation says of each class, ready to print."""
+    """An evaluation's figures per class, ready to print."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -52,7 +52,7 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class ProbeTable:
-    """What frozen features are worth, ready to print."""
+    """A probe's results, ready to print."""
 
     probe: Probe
     columns: list[str]
@@ -71,7 +71,7 @@ class Event:
 
 @dataclass(frozen=True)
 class SurgeryRow:
-    """What became of one tensor."""
+    """How surgery changed one tensor."""
 
     tensor: str
     action: str
@@ -102,7 +102,7 @@ class LeftOut:
 
 
 def run_state(run: Run) -> str:
-    """One word for the whole run; the report's own stage, which is running while it looks, does not count."""
+    """One word for the whole run; the report stage, which is running at this point, does not count."""
     states = [branch.state for branch in run.branches if branch.config.type != "report"]
     for state in WORST_FIRST:
         if state in states:
@@ -130,7 +130,7 @@ def header_facts(run: Run) -> list[tuple[str, str]]:
 
 
 def total_seconds(run: Run) -> float:
-    """Time in which any stage ran; branches that ran side by side count once."""
+    """Time in which any stage ran; branches that ran in parallel count once."""
     total, counted_to = 0.0, 0.0
     for start, end in sorted(span for branch in run.branches for span in branch.spans):
         total += max(end - max(start, counted_to), 0.0)
@@ -139,7 +139,7 @@ def total_seconds(run: Run) -> float:
 
 
 def result_rows(run: Run) -> list[ResultRow]:
-    """One row for each branch that trains."""
+    """One row per training branch."""
     return [result_row(run, branch) for branch in run.trained]
 
 
@@ -167,7 +167,7 @@ def result_row(run: Run, branch: Branch) -> ResultRow:
 
 
 def class_table(evaluation: Evaluation) -> ClassTable | None:
-    """The figures per class, whatever they are; None if there are none, or of too many classes to read."""
+    """All figures per class; None if there are none, or too many classes to read."""
     rows = evaluation.per_class
     if not 0 < len(rows) <= MAX_CLASSES:
         return None
@@ -177,12 +177,12 @@ def class_table(evaluation: Evaluation) -> ClassTable | None:
 
 
 def probe_tables(run: Run) -> list[ProbeTable]:
-    """A table for each probe stage that has come to its end."""
+    """A table for each finished probe stage."""
     return [probe_table(probe) for probe in run.probes]
 
 
 def probe_table(probe: Probe) -> ProbeTable:
-    """A row for each model: its measures with their intervals, then what was chosen for it."""
+    """A row per model: its measures with their intervals, then the chosen settings."""
     measures = probe.schema.measures
     settings = list(dict.fromkeys(name for row in probe.models.values() for name in row.get("chosen", {})))
     rows = []
@@ -194,7 +194,7 @@ def probe_table(probe: Probe) -> ProbeTable:
 
 
 def interval_text(measure: Measure, row: Row) -> str:
-    """81.34 % (80.1 to 82.5), or a dash for what was not measured."""
+    """81.34 % (80.1 to 82.5), or a dash if it was not measured."""
     if measure.name not in row:
         return NOTHING
     text = measure.text(row[measure.name], 2)
@@ -203,7 +203,7 @@ def interval_text(measure: Measure, row: Row) -> str:
 
 
 def left_out(run: Run) -> list[LeftOut]:
-    """The bad samples that each stage has met, finished or not. Raises DataError for a damaged manifest."""
+    """The bad samples that each stage has found, finished or not. Raises DataError for a damaged manifest."""
     found = []
     for branch in run.branches:
         kinds = {"train": TRAIN, "val": VAL, "knn": PROBED} if branch.trains else {"test": TEST}
@@ -220,7 +220,7 @@ def left_out(run: Run) -> list[LeftOut]:
 
 
 def all_events(run: Run) -> list[Event]:
-    """Events of all stages in the order of time."""
+    """Events of all stages in chronological order."""
     events = [
         Event(as_time(row.get("time")), branch.id, str(row.get("event", "")), str(row.get("message", "")))
         for branch in run.branches
@@ -230,7 +230,7 @@ def all_events(run: Run) -> list[Event]:
 
 
 def environment(run: Run) -> list[tuple[str, str]]:
-    """Versions the run recorded, else those of this machine."""
+    """The versions that the run recorded, otherwise those on this machine."""
     recorded = run.record.get("environment")
     if isinstance(recorded, dict) and recorded:
         return [(str(name), str(value)) for name, value in recorded.items()]
@@ -238,7 +238,7 @@ def environment(run: Run) -> list[tuple[str, str]]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions that results may depend on, as they are on this machine; the driver records them with a run."""
+    """Versions on this machine that may affect results; the driver records them with a run."""
     found = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -249,7 +249,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def missing(run: Run) -> list[str]:
-    """What a half-finished run does not have yet, one sentence each."""
+    """What an unfinished run does not have yet, one sentence each."""
     told = []
     for branch in run.branches:
         kind = branch.config.type
@@ -278,7 +278,7 @@ def surgeries(run: Run) -> list[Surgery]:
 
 
 def surgery(branch: Branch, report: Row) -> Surgery:
-    """Every tensor that was not simply copied; the others are only counted."""
+    """A branch's surgery: every tensor that was not simply copied; the others are only counted."""
     told = [f"{count} {action}" for action, count in report.get("counts", {}).items() if count]
     cosine = report.get("probe", {}).get("feature_cosine")
     if cosine is not None:

@@ -1,4 +1,4 @@
-"""Numbers as the page writes them."""
+"""Formats numbers for the page."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def count_text(count: int) -> str:
 
 
 def value_text(measure: Measure, value: float | None) -> str:
-    """81.3 % for a share, or a dash for what is not known."""
+    """81.3 % for a share, or a dash for an unknown value."""
     return NOTHING if value is None else measure.text(value)
 
 
 def figure_text(figure: str) -> str:
-    """A figure of a CSV file: 12,345 or 0.812; text as it is, and a dash for nothing."""
+    """A figure of a CSV file: 12,345 or 0.812; text unchanged, and a dash if empty."""
     if figure.isascii() and figure.isdigit():
         return f"{int(figure):,}"
     try:
@@ -50,5 +50,5 @@ def size_text(size: int | tuple[int, int]) -> str:
 
 
 def shape_text(shape: Sequence[int] | None) -> str:
-    """A tensor's shape, or a dash for a tensor that is not there."""
+    """A tensor's shape, or a dash for a missing tensor."""
     return NOTHING if shape is None else TIMES.join(map(str, shape))

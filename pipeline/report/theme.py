@@ -1,7 +1,7 @@
-"""One look for all charts: drawn by matplotlib, and recoloured by the page's CSS so that they suit light and dark.
+"""One theme for all charts: drawn by matplotlib, and recoloured by the page's CSS for light and dark mode.
 
 Charts use the colours of `TOKENS`. In inline SVG each becomes a CSS variable, which the page's template defines for
-both colour schemes; in PNG files the colours stay as they are here, on white.
+both colour schemes; PNG files keep these colours, on white.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INK, MUTED, GRID, PAPER = "#1c2130", "#667085", "#e3e6ed", "#fefefe"
 SERIES = ["#2f6fde", "#d9622b", "#15907a", "#9a4fc0", "#b58a0b", "#cf3f6d"]
 TOKENS = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "card"} | {c: f"c{i + 1}" for i, c in enumerate(SERIES)}
 
-# Transparent to opaque, so that empty cells show the page's own background in either scheme.
+# Transparent to opaque, so that empty cells show the page's background in either scheme.
 SHADES = LinearSegmentedColormap.from_list("shades", [(*to_rgb(SERIES[0]), a) for a in (0.0, 0.45, 0.8, 1.0)])
 
 RC: dict[Any, Any] = {
@@ -69,13 +69,13 @@ RC: dict[Any, Any] = {
 
 @contextmanager
 def themed() -> Iterator[None]:
-    """Draw within this so that the figure takes the look of the page; nothing global stays changed."""
+    """Within this context, figures take the page's theme; global settings are restored afterwards."""
     with matplotlib.rc_context(RC):
         yield
 
 
 def color(index: int) -> str:
-    """The colour of the index-th thing that is compared in one chart."""
+    """The colour of the index-th item compared in a chart."""
     return SERIES[index % len(SERIES)]
 
 
@@ -87,12 +87,12 @@ def step_axis(axes: Axes) -> None:
 
 
 def as_percent(axis: Axis) -> None:
-    """Shares as percent, with as many digits as it takes: 0 %, 0.5 %, 80 %."""
+    """Shares as percent, with as many digits as needed: 0 %, 0.5 %, 80 %."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """An `<svg>` element to put into the page. `name` must be unique on it: it keeps the ids of pictures apart."""
+    """An `<svg>` element for the page. `name` must be unique there, as it keeps the pictures' ids distinct."""
     buffer = io.StringIO()
     with themed():
         figure.savefig(buffer, format="svg", metadata={"Date": None})

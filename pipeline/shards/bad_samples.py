@@ -1,7 +1,7 @@
-"""Bad samples on record: the manifests that loaders write, read as one list and summarised.
+"""Reads and summarises the manifests of bad samples that loaders write.
 
 A manifest is JSON lines: dataset, shard, index, key, reason. Each loader worker of each rank writes a file of its own,
-so `quarantine.jsonl` means all `quarantine.*.jsonl` beside it. Restarts, epochs and ranks may note a sample again.
+so `quarantine.jsonl` means all `quarantine.*.jsonl` beside it. Restarts, epochs and ranks may record a sample again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class BadSamples:
-    """The distinct bad ones among `samples`, with the most frequent reasons."""
+    """How many of `samples` samples are bad, each counted once, and the most frequent reasons."""
 
     bad: int
     samples: int
@@ -49,7 +49,7 @@ class BadSamples:
 
 
 def files_of(manifest: Path) -> list[Path]:
-    """The files that a manifest's path means."""
+    """The files that a manifest's path stands for."""
     return sorted({*manifest.parent.glob(f"{manifest.stem}.*.jsonl"), *([manifest] if manifest.is_file() else [])})
 
 
@@ -71,7 +71,7 @@ def summarise(manifest: Path, samples: int) -> BadSamples:
 
 
 def in_short(reason: str) -> str:
-    """A reason without what differs between samples: numbers, quotations, details in brackets."""
+    """A reason without the parts that vary between samples: numbers, quotations, details in brackets."""
     stand_in = {"'": "'...'", " ": ""}
     return re.sub(r" \(.*\)|'[^']*'|\d+", lambda match: stand_in.get(match[0][0], "N"), reason)
 
@@ -82,7 +82,7 @@ def place_of(line: Line) -> tuple[Any, ...]:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of one file. Raises DataError for one that is no line of a manifest."""
+    """The lines of one file. Raises DataError for an invalid line."""
     lines = []
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.split("\n"), start=1):
@@ -96,7 +96,7 @@ def read_lines(path: Path) -> list[Line]:
             valid = False
         if valid:
             lines.append(entry)
-        elif number <= text.count("\n"):  # else the last line, which a full disk cut short
+        elif number <= text.count("\n"):  # a full disk may have cut the last line short
             raise DataError(
                 f'{path}:{number} is no line of a quarantine manifest: expected {{"shard", "index", "key"}}'
             )

@@ -1,4 +1,4 @@
-"""Making indexes, for shards written by any tool: each tar is read once, and only if it is new or changed."""
+"""Builds indexes of shards written by any tool: reads each tar once, and only if it is new or changed."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def build_index(
     headers_only: bool = False,
     workers: int | None = None,
 ) -> DatasetIndex:
-    """Index the shards that a pattern means and return the index of exactly these.
+    """Indexes the shards that match a pattern and returns the index of exactly these.
 
-    Shards of the folder that were indexed before and are still there stay in `index.json`. A shard is not read again
-    if its index and sidecar fit it (size, hash named in both; local ones also must not have been written since); for
-    other members than before, its headers and labels are. Classes, by kind of target, and members default to those of
-    the earlier index; else to none, the usual extensions of images (or the only one there is in the first shard), and
-    the kinds of targets whose usual members the first shard has. With `headers_only`, headers and labels alone are
-    read: of a remote shard only ranges, but a changed image of equal size goes unnoticed. A list of classes is that of
-    the one kind with classes.
-    Raises DataError if nothing matches, a tar is torn or its samples do not lie together, labels lie outside the
-    classes, or the folder takes no files.
+    Shards of the folder that were indexed before and still exist stay in `index.json`. Skips shards that still match
+    their index row and sidecar (same size, same hash in both; local tars must not be newer than the sidecar); if the
+    members changed, rereads only their headers and labels. Classes, by kind of target, and members default to those of
+    the earlier index; without one, to no classes, the usual image extensions (or the only one in the first shard), and
+    the kinds of targets whose usual members the first shard has. `headers_only` reads only headers and labels, of
+    remote shards by byte ranges, but misses a changed image of equal size. A plain list of classes belongs to the only
+    kind with classes.
+    Raises DataError if nothing matches, a tar is torn or its samples are scattered, labels lie outside the classes, or
+    the folder cannot be written to.
     """
     parsed = parse_pattern(pattern)
     with folder_lock(parsed.folder, "index"):
@@ -68,7 +68,7 @@ def build_index(
         known = {record.name: record for record in earlier.records() if record.name in listing}
         same = keys == earlier.keys and members == earlier.members and not _is_older(earlier)
         if not same or headers_only != earlier.headers_only:
-            names = sorted({*names, *known})  # one index, one kind of hash, image and targets
+            names = sorted({*names, *known})  # all rows share one kind of hash, image key and targets
         jobs = _jobs(names, known, earlier, same, headers_only, listing)
         fresh = _scan_all(ScanTask(pattern, parsed.folder, keys, tool_targets(members)), jobs, workers)
         rows = {**known, **{record.name: record for record in fresh}}
@@ -80,7 +80,7 @@ def build_index(
 
 
 def write_index(index: DatasetIndex) -> None:
-    """Put `index.json` in place, unless it already says the same. Raises DataError if the labels leave the classes."""
+    """Writes `index.json` unless it is unchanged. Raises DataError if labels lie outside the classes."""
     for kind, classes in index.classes.items():
         _check_labels(index, kind, classes)
     url, data = store.join(index.url, INDEX_NAME), encode_index(index)
@@ -91,7 +91,7 @@ def write_index(index: DatasetIndex) -> None:
 
 @contextlib.contextmanager
 def folder_lock(folder: str, purpose: str) -> Iterator[None]:
-    """One process at a time, on this machine's folder; others wait and say so. Remote folders have no lock."""
+    """Locks a local folder for one process; others wait and print a notice. Remote folders have no lock."""
     if not store.is_local(folder) or not Path(folder).is_dir():
         yield
         return
@@ -110,7 +110,7 @@ def folder_lock(folder: str, purpose: str) -> Iterator[None]:
 
 
 class ScanJob(NamedTuple):
-    """A tar to read. With `sha256`, its content is known and its sidecar fits: headers and labels are enough."""
+    """A tar to read. With `sha256`, its content is known and its sidecar matches: headers and labels suffice."""
 
     name: str
     headers_only: bool
@@ -119,7 +119,7 @@ class ScanJob(NamedTuple):
 
 @dataclass(frozen=True)
 class ScanTask:
-    """Read one tar and write its sidecar; gives the row, or in words what is wrong with the tar."""
+    """Reads one tar and writes its sidecar; returns the row, or a message that says what is wrong with the tar."""
 
     pattern: str
     folder: str
@@ -135,14 +135,14 @@ class ScanTask:
         for fault in scan.faults():
             return f"{url}: {fault}; {regroup_mend(self.pattern)}"
         sidecar = scan.sidecar if job.sha256 is None else replace(scan.sidecar, sha256=job.sha256)
-        # An earlier version may have cut the tar into samples differently.
+        # An earlier version may have split the tar into samples differently.
         if job.sha256 is None or not np.array_equal(read_sidecar(url).offsets, sidecar.offsets):
             write_sidecar(url, sidecar)
         return replace(scan.record(job.name), sha256=sidecar.sha256)
 
 
 def regroup_mend(pattern: str) -> str:
-    """How to fix tars whose samples are scattered: the end of an error."""
+    """The end of an error message: how to fix tars whose samples are scattered."""
     return f"run `minivit shards regroup '{pattern}' --out FOLDER`, which rewrites them with each sample in one piece"
 
 
@@ -154,7 +154,7 @@ def _jobs(
     headers_only: bool,
     listing: Listing,
 ) -> list[ScanJob]:
-    """What is to be read: tars that are new or changed, and the headers of the others unless `same` members count."""
+    """The tars to read: new or changed ones, and the headers of the others unless the members are the `same`."""
     jobs = []
     for name in names:
         record = known.get(name)
@@ -175,7 +175,7 @@ def _scan_all(task: ScanTask, jobs: Sequence[ScanJob], workers: int | None) -> l
 
 
 def _earlier_index(folder: str, listing: Listing) -> DatasetIndex:
-    """The existing index, also of the format before; an empty one if there is none or it cannot be read."""
+    """The existing index, even if in an older format; an empty one if it is missing or unreadable."""
     if INDEX_NAME in listing:
         data = store.read_bytes(store.join(folder, INDEX_NAME))
         try:
@@ -192,21 +192,21 @@ def _earlier_index(folder: str, listing: Listing) -> DatasetIndex:
 
 
 def _is_older(index: DatasetIndex) -> bool:
-    """Whether it was read from a file of an earlier format."""
+    """Whether the index was read from a file in an older format."""
     return index.members.keys() != index.columns.keys()
 
 
 def _members(
     earlier: DatasetIndex, image_key: str | None, targets: Members | None, new: Sequence[str]
 ) -> tuple[Keys, Members]:
-    """The members given, else the earlier index's, else what the first of the `new` shards with samples suggests."""
+    """The given members, or the earlier index's, or those guessed from the first of the `new` shards with samples."""
     keys, members = earlier.keys, dict(earlier.members)
     first, found = next(((url, found) for url in new if (found := first_extensions(url))), ("", set()))
     if found:
         if not earlier.names and image_key is None and (guessed := guess_image(found, keys)) != keys:
             print(f"{first}: uses the members named {guessed.image_key} as images", file=sys.stderr)
             keys = guessed
-        if _is_older(earlier):  # which named a label whether there was one or not
+        if _is_older(earlier):  # older formats named a label even if there was none
             members = {kind: one for kind, one in members.items() if found.issuperset(one)}
         taken = {member for one in (*members.values(), *(targets or {}).values()) for member in one}
         members = default_members(found - taken) | members
@@ -214,7 +214,7 @@ def _members(
 
 
 def _by_kind(classes: Mapping[str, Sequence[str]] | Sequence[str] | None, members: Members) -> dict[str, list[str]]:
-    """Names of classes by kind; a list alone is for the one kind with classes, else for class numbers."""
+    """Class names by kind; a plain list belongs to the only kind with classes, otherwise to `class_id`."""
     if isinstance(classes, Mapping):
         return {kind: list(names) for kind, names in classes.items()}
     classed = [kind for kind in members if target_kind(kind).classed]

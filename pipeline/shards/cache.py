@@ -1,7 +1,7 @@
-"""A local copy of what was read of remote shards: blocks in files, the least recently used given up first.
+"""A local LRU cache of remote shards, with one file per block.
 
-Any number of processes share a folder. A block's name is the hash of its URL, of the shard's content and its number, so
-a shard that was written anew is another. Blocks appear whole (by renaming) and end with a checksum of themselves.
+Any number of processes can share a folder. A block's name is the hash of its URL, the shard's content and its number,
+so a rewritten shard gets new blocks. Blocks are written atomically (by renaming) and end with their checksum.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pipeline.shards import store
 
 log = logging.getLogger(__name__)
 
-BLOCK = 4 << 20  # bytes of a file that are fetched and kept together
+BLOCK = 4 << 20  # bytes of a file that are fetched and cached together
 CHECKSUM_BYTES = 4
-ROOM = 0.9  # share of the limit that is left after making room, so that not every block has to
+ROOM = 0.9  # share of the limit in use after an eviction, so that not every new block needs one
 
 Fetch = Callable[[str, int, int], bytes]
 
 
 class RangeCache:
-    """Reads byte ranges of files that do not change, through a folder of at most `limit_bytes`."""
+    """Reads byte ranges of immutable files through a cache folder of at most `limit_bytes`."""
 
     def __init__(self, folder: str, limit_bytes: int, fetch: Fetch = store.read_range) -> None:
         self.folder, self.limit_bytes, self.fetch = Path(folder), limit_bytes, fetch
         self._writable = True
 
     def read(self, url: str, identity: str, size: int, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of a file of `size` bytes; `identity` stands for its content. Raises DataError."""
+        """Bytes `start` to `stop` of a file of `size` bytes; `identity` identifies its content. Raises DataError."""
         parts = []
         for number in range(start // BLOCK, -(-stop // BLOCK)):
             first = number * BLOCK
@@ -54,17 +54,17 @@ class RangeCache:
         return data
 
     def _kept(self, path: Path, size: int) -> bytes | None:
-        """The block in a file; None if it is not there, or not what was written."""
+        """The block in a file; None if it is missing or corrupt."""
         try:
             data = path.read_bytes()
-            os.utime(path)  # its last use
+            os.utime(path)  # marks it as just used
         except OSError:
             return None
         block, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
         return block if len(block) == size and zlib.crc32(block).to_bytes(CHECKSUM_BYTES, "big") == checksum else None
 
     def _keep(self, path: Path, data: bytes) -> None:
-        """Write a block, after making room for it; without room or permission, go on without."""
+        """Writes a block after making room for it; does nothing without room or permission."""
         if not self._writable:
             return
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
@@ -72,7 +72,7 @@ class RangeCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked() as used:
                 needed, counted = len(data) + CHECKSUM_BYTES, used.read_bytes()
-                total = int(counted) + needed if counted else self.limit_bytes + 1  # a kill may have emptied the file
+                total = int(counted) + needed if counted else self.limit_bytes + 1  # a kill may have left it empty
                 if total > self.limit_bytes:
                     total = self._make_room(needed)
                 if total > self.limit_bytes:
@@ -87,7 +87,7 @@ class RangeCache:
             log.warning("%s: nothing more is cached there (%s)", self.folder, error.strerror or error)
 
     def _make_room(self, needed: int) -> int:
-        """Remove the blocks that were not used for longest; the bytes that are then in use, `needed` ones included."""
+        """Evicts the least recently used blocks; returns the bytes then in use, including `needed`."""
         found = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -105,7 +105,7 @@ class RangeCache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[Path]:
-        """The file that says how many bytes are in use, for this process alone."""
+        """Locks the folder; yields the file that holds the number of bytes in use."""
         with open(self.folder / ".lock", "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             used = self.folder / ".bytes"

@@ -1,4 +1,4 @@
-"""Class names as people give them: in a file, one a line, or as `a,b,c`."""
+"""Class names given by users: in a file, one per line, or as `a,b,c`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.config.paths import expand
 from pipeline.errors import DataError
 from pipeline.targets import target_kinds
 
-SUFFIXES = {".txt", ".csv", ".tsv", ".names", ".json", ".yaml"}  # of a file's name rather than a class's
+SUFFIXES = {".txt", ".csv", ".tsv", ".names", ".json", ".yaml"}  # of a file name rather than a class name
 
 
 def read_class_names(given: str) -> list[str]:
-    """The names in a text file (UTF-8, or UTF-16 with its mark; blank lines do not count) or between commas.
+    """The names in a text file (UTF-8, or UTF-16 with a BOM; blank lines are ignored) or between commas.
 
-    Raises DataError for a missing or unreadable file, for no names at all, and for a name that is given twice.
+    Raises DataError for a missing or unreadable file, no names at all, or a duplicate name.
     """
     if given.startswith(("~", "$")) and not os.path.isfile(given):
         try:
@@ -26,7 +26,7 @@ def read_class_names(given: str) -> list[str]:
         except ValueError as error:
             raise DataError(f"--classes {given}: expected {error}") from None
     path = Path(given)
-    if os.path.isfile(given):  # False, where Path.is_file raises, for a list longer than a file name may be
+    if os.path.isfile(given):  # unlike Path.is_file, does not raise for a list too long for a file name
         place, names = "lines", _text(path).split("\n")
     elif "," not in given and ("/" in given or path.suffix.lower() in SUFFIXES):
         raise DataError(f"--classes {given}: no such file; correct the path, or give the names as a,b,c")
@@ -46,9 +46,9 @@ def read_class_names(given: str) -> list[str]:
 
 
 def read_classes(given: Sequence[str]) -> list[str] | dict[str, list[str]] | None:
-    """The names that `KIND=NAMES` options give, by kind; of one alone without a kind, the list.
+    """The names in `KIND=NAMES` options, by kind; a plain list for a single option without a kind.
 
-    Raises DataError as `read_class_names`, and for several without kinds.
+    Raises DataError like `read_class_names`, and if one of several options has no kind.
     """
     parted = [
         (kind, names) if kind in target_kinds() else ("", text)

@@ -1,4 +1,4 @@
-"""Compressed tars: samples cannot be read from the middle of one, so errors give the command that unpacks it."""
+"""Compressed tars allow no random access to samples, so errors give the command that unpacks them."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def is_compressed(name: str) -> bool:
 
 
 def compressed_with(data: bytes) -> str | None:
-    """What a file that begins with these bytes is compressed with, whatever its name."""
+    """The compression that a file's first bytes indicate, whatever its name."""
     return next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
 
 
 def unpacked(name: str) -> str:
-    """Name of the tar that a compressed one becomes."""
+    """The name of a compressed tar once unpacked."""
     match = ENDING.fullmatch(name)
     assert match is not None
     return f"{match[1]}.tar"
 
 
 def still_packed(present: Iterable[str]) -> list[str]:
-    """The compressed tars among a folder's files whose plain tar is not there."""
+    """The compressed tars among a folder's files whose plain tar is missing."""
     known = set(present)
     return sorted(name for name in known if is_compressed(name) and unpacked(name) not in known)
 
 
 def advice(folder: str, names: list[str]) -> str:
-    """Why these compressed tars of a folder are not read, and the command that unpacks the first's kind."""
+    """A message: why these compressed tars of a folder are not read, and the command that unpacks the first's kind."""
     match = ENDING.fullmatch(names[0])
     assert match is not None
     tool, ending = UNPACK[match[2] or match[3]], names[0].removeprefix(match[1])

@@ -1,4 +1,4 @@
-"""Images that a data set holds twice, found by 16 bytes for each sample."""
+"""Finds duplicate images in data sets, with 16 bytes per sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HASH = np.dtype(np.uint64)
 
 
 class Double(NamedTuple):
-    """A repetition: its shard, its key, and what it repeats."""
+    """A duplicate: its shard, its key, and what it duplicates."""
 
     shard: str
     key: str | None  # None for a whole shard
@@ -24,7 +24,7 @@ class Double(NamedTuple):
 
 
 class Fingerprints(NamedTuple):
-    """What a shard's samples are known by: a 64-bit hash of the image, and the label; -1 for none."""
+    """A shard's samples as 64-bit hashes of their images, and their labels; -1 for no label."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -36,7 +36,7 @@ class Fingerprints(NamedTuple):
 
 
 def fingerprint(data: bytes | memoryview) -> int:
-    """64 bits that equal bytes share."""
+    """A 64-bit hash of the bytes."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
@@ -44,7 +44,7 @@ EMPTY = fingerprint(b"")  # of a sample without image
 
 
 class Doubles:
-    """Images that a data set holds more than once; keeps 16 bytes for each sample."""
+    """Finds images that a data set contains more than once; keeps 16 bytes per sample."""
 
     def __init__(self, index: DatasetIndex) -> None:
         self.index = index
@@ -54,7 +54,7 @@ class Doubles:
         self._of_shards.append((shard, found))
 
     def found(self) -> Iterator[Double]:
-        """Repetitions, each with the place of the first; those with another label come first."""
+        """Yields duplicates, each with the location of the first occurrence; those with another label come first."""
         shards, samples, (images, labels) = self.columns()
         firsts, agains = repetitions(images)
         differ = (labels[firsts] != labels[agains]) & (labels[firsts] >= 0) & (labels[agains] >= 0)
@@ -68,7 +68,7 @@ class Doubles:
             yield self.double(shards, samples, again, message)
 
     def columns(self) -> tuple[np.ndarray, np.ndarray, Fingerprints]:
-        """Of all samples: number of the shard, number in the shard, and what it is known by."""
+        """For all samples: number of the shard, number within the shard, and fingerprints."""
         if not self._of_shards:
             return np.zeros(0, np.int64), np.zeros(0, np.int64), Fingerprints.of([])
         shards = np.concatenate([np.full(len(found.images), shard) for shard, found in self._of_shards])
@@ -81,7 +81,7 @@ class Doubles:
         return f"{self._name(int(shards[row]))}/{self._key(int(shards[row]), int(samples[row]))}"
 
     def double(self, shards: np.ndarray, samples: np.ndarray, row: int, message: str) -> Double:
-        """A sample, and what it repeats."""
+        """A sample, and what it duplicates."""
         shard, sample = int(shards[row]), int(samples[row])
         return Double(self.index.shards[shard].url, self._key(shard, sample), message)
 
@@ -95,7 +95,7 @@ class Doubles:
 
 
 def overlap(first: Doubles, second: Doubles, name: str) -> Iterator[Double]:
-    """What of the second data set is in the first, called `name`: whole shards, and images in other shards."""
+    """Yields what the second data set shares with the first, called `name`: whole shards, then images in others."""
     shared = {shard.url for shard in first.index.shards} & {shard.url for shard in second.index.shards}
     for url in sorted(shared):
         yield Double(url, None, f"this shard is in {name} too")
@@ -112,7 +112,7 @@ def overlap(first: Doubles, second: Doubles, name: str) -> Iterator[Double]:
 
 
 def repetitions(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of equal values: for each later one, the first's and its own."""
+    """Positions of repeated values: for each repetition, that of the first occurrence and its own."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     repeats = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1

@@ -1,7 +1,7 @@
-"""The index of a folder of shards: how many samples each tar holds, its bytes, hash, and what its targets sum up to.
+"""The index of a folder of shards: each tar's number of samples, bytes, hash and target summaries.
 
-`index.json` is column-wise and read whole, also for hundreds of thousands of shards; where the samples of a shard lie
-is in its sidecar, read when the shard's turn comes.
+`index.json` is columnar and read whole, even for hundreds of thousands of shards; the offsets of a shard's samples are
+in its sidecar, which is read together with the shard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.targets.base import Merge, Summary, total
 
 FORMAT, VERSION = "minivit-shards", 4
 COLUMNS = "name", "samples", "bytes", "sha256"
-OLDER = 2, 3  # versions that indexing again brings up to date from headers and labels
+OLDER = 2, 3  # versions that reindexing updates from headers and labels
 HASH_DIGITS = 64  # of a SHA-256
 DIGEST_CHARACTERS = 32  # MLflow takes up to 36
 
@@ -38,7 +38,7 @@ Columns = Mapping[str, list[int | None]]  # a value per shard
 
 
 class OlderIndex(DataError):
-    """An index of an earlier format; indexing again brings it up to date from headers and labels alone."""
+    """An index in an older format; reindexing updates it from headers and labels alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +61,14 @@ class DatasetIndex:
 
     url: str  # of the folder
     classes: Mapping[str, list[str]]  # by kind of target
-    keys: Keys  # the images that `without_image` counts
-    members: Members  # of the kinds of targets that `columns` counts
+    keys: Keys  # the image members that `without_image` looks for
+    members: Members  # of the kinds of targets that `columns` summarises
     names: list[str]
     counts: np.ndarray  # int64 [num_shards], samples in each
     sizes: np.ndarray  # int64 [num_shards], bytes of each
-    sha256: (
-        str  # the HASH_DIGITS of each, one behind the other: a list of them would be slow to load and twice as large
-    )
-    without_image: Mapping[int, int]  # samples, by the shard's position; none where it is not there
-    columns: Mapping[str, Columns]  # what the samples of each shard sum up to, by kind of target
+    sha256: str  # HASH_DIGITS of each, concatenated: a list would load slowly and be twice as large
+    without_image: Mapping[int, int]  # number of samples, by the shard's position; 0 if absent
+    columns: Mapping[str, Columns]  # summaries of each shard's samples, by kind of target
     headers_only: bool = False  # the hashes are those of headers and labels, not of whole tars
 
     def __post_init__(self) -> None:
@@ -87,16 +85,16 @@ class DatasetIndex:
 
     @cached_property
     def totals(self) -> dict[str, Summary]:
-        """What all samples sum up to, by kind of target."""
+        """The summary of all samples, by kind of target."""
         return {kind: total(columns, columns_of(target_kind(kind))) for kind, columns in self.columns.items()}
 
     def summary(self, kind: str, i: int) -> Summary:
-        """What the samples of a shard sum up to."""
+        """The summary of a shard's samples."""
         return {name: values[i] for name, values in self.columns[kind].items()}
 
     @cached_property
     def digest(self) -> str:
-        """Names the content: hexadecimal, from the names, hashes and sample counts of the shards in order."""
+        """Identifies the content: a hexadecimal hash of the shards' names, hashes and sample counts, in order."""
         counts = map(str, self.counts.tolist())
         rows = map(" ".join, zip(self.names, self._hashes(), counts, strict=True))
         return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()[:DIGEST_CHARACTERS]
@@ -125,7 +123,7 @@ class DatasetIndex:
 
 
 class _Shards(Sequence[ShardInfo]):
-    """The shards of an index, made when asked for: a list of all would weigh more than the index."""
+    """The shards of an index, created on access: a list of all would take more memory than the index."""
 
     def __init__(self, index: DatasetIndex):
         self.of = index
@@ -154,7 +152,7 @@ def make_index(
     *,
     headers_only: bool = False,
 ) -> DatasetIndex:
-    """An index from its rows, each of which sums up the kinds of targets that `members` names."""
+    """Makes an index from its rows, each of which summarises the kinds of targets that `members` names."""
     return DatasetIndex(
         url,
         {kind: list(names) for kind, names in (classes or {}).items()},
@@ -174,10 +172,10 @@ def make_index(
 
 
 def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
-    """The index of the shards that a folder, tar, glob or brace pattern means.
+    """Loads the index of the shards that a folder, tar, glob or brace pattern matches.
 
-    `check` compares it with the folder's listing: sizes of tars and sidecars, tars it does not know. One process of a
-    job is enough for that; with `check` off, nothing but the index file is touched, however many shards there are.
+    `check` compares it with the folder's listing: sizes of tars and sidecars, and unindexed tars. One process of a job
+    suffices for that; without `check`, only the index file is read, however many shards there are.
     Raises DataError if nothing matches, the index is missing, or it does not match its tars.
     """
     parsed = parse_pattern(pattern)
@@ -211,7 +209,7 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
 def load_offsets(shard: ShardInfo, cache: RangeCache | None = None) -> np.ndarray:
     """uint64 [samples + 1]: sample i is the tar's bytes offsets[i] to offsets[i + 1], whole members with headers.
 
-    Raises DataError if the sidecar is missing, damaged, or speaks of another tar.
+    Raises DataError if the sidecar is missing, damaged, or belongs to another tar.
     """
     if cache is None:
         sidecar = read_sidecar(shard.url)
@@ -247,10 +245,10 @@ def encode_index(index: DatasetIndex) -> bytes:
 
 
 def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetIndex:
-    """The index of all shards of a folder from its file. Raises DataError if it is not one.
+    """Decodes the index of all shards of a folder. Raises DataError if it is not one.
 
-    With `older`, earlier formats are read too, of which only the shards, the keys and the classes are taken; nothing is
-    known of their targets but the member of the labels.
+    With `older`, older formats are accepted too, but only their shards, keys and classes are read; all that is known of
+    their targets is the label's member.
     """
     url = store.join(folder, INDEX_NAME)
     try:
@@ -298,14 +296,14 @@ def _read_targets(document: dict[str, Any]) -> Read:
 
 
 def _read_older(document: dict[str, Any]) -> Read:
-    """As `_read_targets`, of formats that had one label, of which nothing is counted here."""
+    """Like `_read_targets`, for formats with a single label, whose counts are not read."""
     names = document["classes"]
     member = extension(document["label_key"], document["label_key"])
     return {} if names is None else {"class_id": names}, {"class_id": (member,)}, {}, {}
 
 
 def _sparse(columns: Columns, rules: Mapping[str, Merge]) -> dict[str, Any]:
-    """Columns as the file has them: counts, which are mostly 0, by the shard's position."""
+    """Columns as stored in the file: nonzero counts, which are few, by the shard's position."""
     return {
         name: {i: value for i, value in enumerate(columns[name]) if value} if rule == "sum" else columns[name]
         for name, rule in rules.items()
@@ -313,7 +311,7 @@ def _sparse(columns: Columns, rules: Mapping[str, Merge]) -> dict[str, Any]:
 
 
 def _dense(columns: dict[str, Any], rules: Mapping[str, Merge], shards: int) -> Columns:
-    """The inverse of `_sparse`. Raises ValueError for columns that cannot be."""
+    """The inverse of `_sparse`. Raises ValueError for impossible columns."""
     found = {}
     for name, rule in rules.items():
         values = columns[name]

@@ -1,4 +1,4 @@
-"""An index against the listing of its folder: what is missing, has changed, or was never indexed."""
+"""Compares an index with the listing of its folder: what is missing, has changed, or was never indexed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INDEX_NAME = "index.json"
 
 
 def check_against(index: DatasetIndex, listing: Mapping[str, tuple[int, int]], pattern: str) -> None:
-    """Compare an index with the files beside it, by size alone. Raises DataError for the first mismatch."""
+    """Compares an index with the files beside it, by size alone. Raises DataError at the first mismatch."""
     remote_without_listing = store.protocol(index.url) in store.WITHOUT_LISTING
     for record in index.records():
         url = store.join(index.url, record.name)
@@ -29,7 +29,7 @@ def check_against(index: DatasetIndex, listing: Mapping[str, tuple[int, int]], p
             expected = f"{record.bytes:,} bytes in the index"
             raise DataError(f"{url}: {found:,} bytes, but {expected}, so the index is not this tar's; {mend(pattern)}")
         if remote_without_listing:
-            continue  # each sidecar is checked when it is read; asking for all of them here would take a request each
+            continue  # each sidecar is checked when it is read; checking all of them here would take a request each
         found = listing.get(record.name + SUFFIX, (-1, 0))[0]
         if found != sidecar_bytes(record.samples):
             fault = "missing" if found < 0 else f"{found:,} bytes instead of {sidecar_bytes(record.samples):,}"

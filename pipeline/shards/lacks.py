@@ -1,4 +1,4 @@
-"""Reporting how many samples of a data set lack an image or a label, as its index counted them."""
+"""Reports how many samples of a data set lack an image or a label, according to its index."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ WORST = 5  # shards named one by one
 
 
 def tell_lacks(index: DatasetIndex) -> Iterator[str]:
-    """For each kind of target one line for the total and one for each of the worst shards; none if nothing lacks.
+    """Yields a line for the total and one for each of the worst shards per kind of target; none if nothing is missing.
 
-    Where no sample can be used, the first ones' members are named too.
+    If no sample is usable, also names the members of the first ones.
     """
     kinds = [kind for kind in index.members if unusable(index, [kind])]
     for kind in kinds:
@@ -26,7 +26,7 @@ def tell_lacks(index: DatasetIndex) -> Iterator[str]:
 
 
 def lacking(index: DatasetIndex, kinds: Iterable[str]) -> str:
-    """How many of all samples lack something of the kinds, and what."""
+    """A message: how many of all samples are unusable for these kinds, and why."""
     totals = {kind: index.totals[kind] for kind in kinds}
     number = unusable(index, totals)
     return (
@@ -35,7 +35,7 @@ def lacking(index: DatasetIndex, kinds: Iterable[str]) -> str:
 
 
 def unusable(index: DatasetIndex, kinds: Iterable[str]) -> int:
-    """How many samples lack the image or the label of one of the kinds; of several, at the least."""
+    """How many samples lack the image or the label of one of the kinds; a lower bound for several kinds."""
     return max([without_image(index), *(index.totals[kind]["unusable"] or 0 for kind in kinds)])
 
 
@@ -44,7 +44,7 @@ def without_image(index: DatasetIndex) -> int:
 
 
 def members_there(index: DatasetIndex) -> str:
-    """What the first samples hold, in words."""
+    """A message that names the members of the first samples."""
     first = index.shards[int(np.flatnonzero(index.counts)[0])]
     return f"the samples hold the members {', '.join(sorted(first_extensions(first.url)))}"
 
@@ -73,7 +73,7 @@ def _unusable_in(index: DatasetIndex, i: int, kind: str | None) -> int:
 
 
 def _reasons(index: DatasetIndex, images: int, summaries: dict[str, Summary]) -> str:
-    """What samples lack, by the members that were looked for."""
+    """What samples lack, with the members that were looked for."""
     parts = {f"without image ({index.keys.image_key})": images}
     for kind, summary in summaries.items():
         members = ", ".join(index.members[kind])

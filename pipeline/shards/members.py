@@ -1,7 +1,7 @@
-"""What a sample is: which members of a tar belong together, and which of them is the image.
+"""Defines a sample: which members of a tar belong together, and which of them is the image.
 
 WebDataset's rule: the key is the path up to the first dot of the base name, the rest is the extension, and neighbours
-with the same key belong together. The index, the tools and the loader all ask here.
+with the same key belong together. The index, the tools and the loader all use this module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.errors import DataError
 T = TypeVar("T")
 
 META_NAME = re.compile(r"(.*/)?__MACOSX/|__[^/]*__($|/)", re.DOTALL)
-NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # so `._x.png`, AppleDouble's, belongs to no sample
+NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)  # excludes AppleDouble files such as `._x.png`
 
 
 class Unusable(ValueError):
@@ -31,15 +31,15 @@ class Keys:
     image: tuple[str, ...] = ("png", "jpg", "jpeg", "webp")
 
     def override(self, image_key: str | None) -> Keys:
-        """These, or what is given instead: extensions, separated by semicolons.
+        """These keys, or those given instead: extensions, separated by semicolons.
 
-        Raises DataError where it names no extension.
+        Raises DataError if one of them is not an extension.
         """
         return self if image_key is None else Keys(tuple(extension(one, image_key) for one in image_key.split(";")))
 
     @property
     def image_key(self) -> str:
-        """As configs and the index write it."""
+        """The extensions as written in configs and the index."""
         return ";".join(self.image)
 
     def image_extension(self, extensions: Collection[str]) -> str | None:
@@ -66,7 +66,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def split_plain_name(name: str) -> tuple[str, str] | None:
-    """As `split_name`, without the regular expressions where the name has no folder."""
+    """Like `split_name`, but skips the regular expressions if the name has no folder."""
     if "/" in name or name.startswith("__"):
         return split_name(name)
     key, dot, extension = name.partition(".")
@@ -74,7 +74,7 @@ def split_plain_name(name: str) -> tuple[str, str] | None:
 
 
 def extension(text: str, given: str) -> str:
-    """An extension in its one spelling. Raises DataError where the text names none."""
+    """An extension in its canonical spelling. Raises DataError if the text is not one."""
     if not is_extension(text):
         raise DataError(f"{given!r} names no extension of a member; write for example 'jpg', or 'png;jpg' for either")
     return as_extension(text)

@@ -1,4 +1,4 @@
-"""What a tool is pointed at: shards by a pattern, or the data sets of a pipeline, with the keys the pipeline reads."""
+"""The input of a tool: shards named by a pattern, or the data sets of a pipeline, with the keys that it reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = re.compile(r"(.+\.ya?ml)(?::([^:/]+))?")
 
 @dataclass(frozen=True)
 class NamedSet:
-    """Some shards, and what of them is read; where `config` says nothing, the index decides."""
+    """Some shards, and what to read from them; the index decides whatever `config` leaves open."""
 
     name: str  # for messages
     config: DatasetConfig
@@ -33,7 +33,7 @@ class NamedSet:
 
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
-        """Those of the targets that the config names."""
+        """The members of the targets that the config names."""
         return {kind: found for kind, one in self.config.targets.given().items() if (found := one.members)}
 
     def keys(self, index: DatasetIndex) -> Keys:
@@ -41,22 +41,22 @@ class NamedSet:
         return index.keys.override(self.config.image_key)
 
     def targets(self, index: DatasetIndex) -> list[Target]:
-        """The targets as they are read: those of the index, and those that the config names."""
+        """The targets to read: those of the index, and those that the config names."""
         members = {**index.members, **self.members}
         return tool_targets(members, self.classes(index, members), self.config.targets.given())
 
     def classes(self, index: DatasetIndex, kinds: Iterable[str]) -> dict[str, list[str]]:
-        """The names of the classes of each kind, where anybody says them."""
+        """The class names of each kind, if the config or the index has them."""
         found = {kind: self.config.classes_of(kind) or index.classes.get(kind) for kind in kinds}
         return {kind: names for kind, names in found.items() if names}
 
     def open(self) -> DatasetIndex:
-        """Its index, compared with the folder. Raises DataError."""
+        """Loads its index and compares it with the folder. Raises DataError."""
         return load_index(self.config.shards)
 
 
 def named_sets(text: str, image_key: str | None = None, targets: Mapping[str, str] | None = None) -> list[NamedSet]:
-    """A pattern, the data set of `CONFIG.yaml:NAME`, or all of `CONFIG.yaml`; members given here come first.
+    """A pattern, the data set of `CONFIG.yaml:NAME`, or all of `CONFIG.yaml`; members given here take precedence.
 
     Raises ConfigError for a config that cannot be read or a name that is not in it.
     """
@@ -71,7 +71,7 @@ def named_sets(text: str, image_key: str | None = None, targets: Mapping[str, st
 
 
 def named_set(text: str, image_key: str | None = None, targets: Mapping[str, str] | None = None) -> NamedSet:
-    """As `named_sets`, of one. Raises ConfigError where the config has several and none is named."""
+    """Like `named_sets`, for a single one. Raises ConfigError if the config has several and none is named."""
     sets = named_sets(text, image_key, targets)
     if len(sets) != 1:
         raise ConfigError(f"{text}: has the data sets {', '.join(one.name for one in sets)}; name one: {text}:NAME")
@@ -79,7 +79,7 @@ def named_set(text: str, image_key: str | None = None, targets: Mapping[str, str
 
 
 def _with(config: DatasetConfig, image_key: str | None, targets: Mapping[str, str] | None) -> DatasetConfig:
-    """The config with members that were given on the command line."""
+    """The config with the members given on the command line."""
     changes: dict[str, Any] = {} if image_key is None else {"image_key": image_key}
     if targets:
         given = {kind: config.targets.of(kind) or target_kind(kind).config() for kind in targets}

@@ -1,4 +1,4 @@
-"""The same work on many shards, in processes, with progress to watch."""
+"""Runs the same task on many shards in parallel processes, and shows progress."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def usable_cpus() -> int:
 def map_shards(
     task: Callable[[T], R], items: Sequence[T], *, label: str, workers: int | None = None, unit: str = "shards"
 ) -> Iterator[R]:
-    """`task` on every item, results in order, spread over processes (default: one per usable CPU).
+    """Runs `task` on every item in parallel processes (default: one per usable CPU); yields results in order.
 
-    `task` must be importable and its results picklable. Progress goes to standard error. Raises DataError when the
-    system ends a process.
+    `task` must be importable and its results picklable. Progress goes to standard error. Raises DataError if the
+    system kills a process.
     """
     workers = min(workers or usable_cpus(), len(items))
     if workers <= 1:
         yield from track(map(task, items), len(items), label, unit)
         return
-    # Spawned, not forked: the caller may hold threads (fsspec, Ray) that a fork would copy in mid-stride.
+    # Spawn, not fork: the caller may have threads (fsspec, Ray), whose state a fork would copy mid-operation.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         batches = (items[first : first + IN_FLIGHT] for first in range(0, len(items), IN_FLIGHT))
         results = (result for batch in batches for result in pool.map(task, batch))
@@ -49,7 +49,7 @@ def map_shards(
 
 
 def track(results: Iterator[R], total: int, label: str, unit: str) -> Iterator[R]:
-    """Pass results through: a bar with rate and time left on a terminal, else a line now and then."""
+    """Passes results through; shows a bar with rate and time left on a terminal, otherwise a line now and then."""
     if sys.stderr.isatty():
         yield from _bar(results, total, label, unit)
         return

@@ -35,7 +35,7 @@ class Pattern:
         return [name for name in self.names if not WILDCARD.search(name)]
 
     def select(self, present: Iterable[str]) -> list[str]:
-        """The names among `present` that the pattern means, each once: literals in order, a glob's matches sorted."""
+        """The names among `present` that match the pattern, each once: literals in order, a glob's matches sorted."""
         known = sorted(name for name in present if name[:1] != ".")
         if self.names == ALL:
             return [name for name in known if name.endswith(".tar")]
@@ -50,7 +50,7 @@ class Pattern:
         return list(chosen)
 
     def select_packed(self, present: Iterable[str]) -> list[str]:
-        """The compressed tars among `present` that the pattern means, by their own name or the plain tar's."""
+        """The compressed tars among `present` that match the pattern, by their own name or the plain tar's."""
         packed = still_packed(name for name in present if name[:1] != ".")
         if not packed:
             return []
@@ -64,7 +64,7 @@ class Pattern:
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Split a shard pattern into its folder and the names in it. Raises DataError for what cannot be a pattern."""
+    """Splits a shard pattern into its folder and the names in it. Raises DataError for an invalid pattern."""
     store.refuse_commands(text)
     text = text.removeprefix("file://")
     if not text:
@@ -79,7 +79,7 @@ def parse_pattern(text: str) -> Pattern:
         and not WILDCARD.search(name)
     ):
         return Pattern(text, _absolute(text), ALL)
-    there = store.is_local(folder) and os.path.isdir(store.local_path(folder))  # then it means itself
+    there = store.is_local(folder) and os.path.isdir(store.local_path(folder))  # then its characters are literal
     if re.search(r"[*?{}]", folder) and not there:
         raise DataError(f"{text!r}: only the file name may vary, since one index describes one folder")
     folder = (folder or "/") if slash else "."
@@ -87,7 +87,7 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def expand_braces(text: str) -> list[str]:
-    """`a{01..03}b` and `a{x,y}b` written out, several groups multiplied, leading zeros kept. Raises DataError."""
+    """Expands `a{01..03}b` and `a{x,y}b`, multiplying several groups, keeping leading zeros. Raises DataError."""
     match = BRACES.search(text)
     if match is None:
         if re.search(r"[{}]", text):
@@ -110,10 +110,10 @@ def expand_braces(text: str) -> list[str]:
 
 
 def _absolute(folder: str) -> str:
-    """Workers of a job may run in other working directories than the process that read the pattern."""
+    """An absolute path: workers of a job may run in other directories than the process that read the pattern."""
     return os.path.abspath(folder) if store.is_local(folder) else folder.rstrip("/")
 
 
 def _tars(names: list[str]) -> list[str]:
-    """A glob such as `train-*` would match sidecars too: it means the tars."""
+    """Adds `.tar` to globs such as `train-*`, which would match sidecars too."""
     return [f"{name}.tar" if name.endswith("*") else name for name in names]

@@ -1,4 +1,4 @@
-"""The images that somebody points at: files, folders of them at any depth, or shards; each under a name of its own."""
+"""The images that a user names: files, folders of them at any depth, or shards; each under a unique name."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from pipeline.shards.members import Unusable
 from pipeline.shards.pattern import BRACES, WILDCARD
 from pipeline.shards.samples import Members, shard_samples
 
-UNSAFE = re.compile(r'[\x00-\x1f\x7f%<>:"\\|?*]')  # in names of files, on some system
+UNSAFE = re.compile(r'[\x00-\x1f\x7f%<>:"\\|?*]')  # in file names on some systems
 
 
 class Found(NamedTuple):
-    """An image, or why there is none. `below` is a relative path that no other image has, to name files after."""
+    """An image, or why it is unavailable. `below` is a unique relative path to name output files after."""
 
     name: str  # its path, or SHARD/KEY
     below: str
     data: Data | None
     fault: str = ""
-    members: Mapping[str, Data] = MappingProxyType({})  # all that a shard holds of it
+    members: Mapping[str, Data] = MappingProxyType({})  # all members of its sample in a shard
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """`files` as their absolute paths and how they were given, then `shards`; of each once, in that order."""
+    """`files` by absolute path, with the path as given, then the images of `shards`; each once, in that order."""
 
     files: dict[str, str]
     shards: dict[str, DatasetIndex]  # by folder or URL
@@ -76,10 +76,10 @@ class Pictures:
 
 
 def pictures(given: Sequence[str], out: Path | None = None) -> Pictures:
-    """What paths, folders and patterns of shards mean; images in the folder `out` are left out.
+    """Finds the images that paths, folders and shard patterns name; skips images in the folder `out`.
 
-    A folder with tars is one of shards. A file that does not exist is one that cannot be read. Raises DataError for a
-    folder without images, and for shards without an index.
+    A folder with tars counts as shards, and a missing file as an unreadable image. Raises DataError for a folder
+    without images, and for shards without an index.
     """
     files: dict[str, str] = {}
     shards: dict[str, DatasetIndex] = {}
@@ -103,7 +103,7 @@ def pictures(given: Sequence[str], out: Path | None = None) -> Pictures:
 
 
 def is_shards(text: str) -> bool:
-    """Whether a text means shards rather than an image or a folder of images."""
+    """Whether a text names shards rather than an image or a folder of images."""
     if os.path.isdir(text):
         return any(Path(text).glob("*.tar"))
     if os.path.lexists(text):
@@ -116,14 +116,14 @@ def below(path: Path, folder: Path) -> bool:
 
 
 def as_path(url: str) -> str:
-    """A URL as an absolute path, which no local one is."""
+    """A URL as an absolute path that differs from every local one."""
     return url if store.is_local(url) else f"/{url.replace('://', ':/')}"
 
 
 def safe(path: str) -> str:
-    """A relative path that leads nowhere else, whatever a key in a tar says; it differs where the given ones differ.
+    """A relative path that cannot leave its folder, whatever the key in a tar; different inputs stay different.
 
-    What file systems refuse is written as %XX, and so is %; an empty name as % alone.
+    Characters that file systems reject become %XX, and so does %; an empty name becomes a lone %.
     """
     parts = (UNSAFE.sub(_escaped, part) for part in path.split("/"))
     return "/".join(part.replace(".", "%2e") if part in (".", "..") else part or "%" for part in parts)

@@ -1,4 +1,4 @@
-"""What decides the content of a folder's shards, kept beside them, so that a second run knows its own work."""
+"""The settings that determine a folder's shards, kept beside them so that a second run recognises its own work."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ SOURCE = {"num_files", "listing_sha256"}  # entries that describe the source's f
 
 
 def agree_on_plan(out: Path, prefix: str, plan: Mapping[str, Any], elsewhere: str = "--out or --prefix") -> bool:
-    """Note what `PREFIX-*.tar` are made of, or compare it with what was noted before; whether there are none yet.
+    """Records the plan of `PREFIX-*.tar`, or compares it with the recorded one; returns whether no shards exist yet.
 
-    Raises DataError if the shards that are there were made of something else; `elsewhere` names the options that avoid
-    it.
+    Raises DataError if existing shards follow another plan; `elsewhere` names the options that avoid that.
     """
     path = out / f".{prefix}.plan.json"
     if not any(out.glob(f"{prefix}-*.tar")):

@@ -69,7 +69,7 @@ def cell(
     side: int,
     background: Color,
 ) -> tuple[Image.Image | None, str, str]:
-    """Picture with its labels (None where it is bad), their captions or its fault, and key of a sample."""
+    """A sample's picture with its labels (None if it is bad), their captions or its fault, and its key."""
     ends = np.cumsum(index.counts)
     number = int(np.searchsorted(ends, row, side="right"))
     shard, sample = index.shards[number], row - int(ends[number] - index.counts[number])
@@ -99,7 +99,7 @@ def drawn(
     geometry: Geometry,
     names: Mapping[str, Sequence[str]],
 ) -> str:
-    """The caption of a label, after drawing it; empty where there is none, the fault where it is bad."""
+    """Draws a label and returns its caption; empty if there is no label, the fault if it is bad."""
     if not members.keys() >= set(target.members):
         return ""
     try:
@@ -111,7 +111,7 @@ def drawn(
 
 
 def fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    """The text, truncated with an ellipsis if it is wider than `width` pixels."""
     while text and font.getlength(text) > width:
         text = text[:-2].rstrip("…") + "…"
         if len(text) < 2:

@@ -1,4 +1,4 @@
-"""Rewriting tars whose samples are scattered, with the members of each sample side by side, bytes unchanged."""
+"""Rewrites tars whose samples are scattered: puts the members of each sample side by side, bytes unchanged."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def regroup(
     targets: Members | None = None,
     workers: int | None = None,
 ) -> DatasetIndex:
-    """Write each tar of a pattern into `out` under its own name, samples in the order they begin in, and index them.
+    """Writes each tar of a pattern to `out` under its own name, samples in order of their beginnings, and indexes them.
 
-    Several tars in one file become one. Members that belong to no sample are left out. Raises DataError if nothing
+    Several tars in one file become one. Members that belong to no sample are dropped. Raises DataError if nothing
     matches, a tar is torn, or `out` is the folder of the source.
     """
     parsed = parse_pattern(pattern)
@@ -56,7 +56,7 @@ def regroup(
 
 @dataclass(frozen=True)
 class RegroupTask:
-    """Rewrite one tar; returns a message about it, or an empty string."""
+    """Rewrites one tar; returns a message about it, or an empty string."""
 
     folder: str
     out: str
@@ -76,7 +76,7 @@ class RegroupTask:
 
 
 def local_copy(url: str, folder: str) -> BinaryIO:
-    """The file itself, or a temporary copy of a remote one in a folder, open for reading anywhere."""
+    """Opens a local file, or a temporary copy of a remote one in `folder`, for random access."""
     if store.is_local(url):
         return store.open_url(url)
     copy = cast(BinaryIO, tempfile.TemporaryFile(dir=folder))  # noqa: SIM115, closed by the caller
@@ -87,9 +87,9 @@ def local_copy(url: str, folder: str) -> BinaryIO:
 
 
 def sample_spans(file: BinaryIO) -> tuple[list[list[Span]], int]:
-    """The spans of each sample's members, samples in the order they begin in, and how many trailing bytes are no tar.
+    """The spans of each sample's members, in order of the samples' beginnings, and how many trailing bytes are no tar.
 
-    Reads on behind end-of-archive markers, as `tar --ignore-zeros` does. Raises TornTar.
+    Reads past end-of-archive markers, like `tar --ignore-zeros`. Raises TornTar.
     """
     groups: list[list[Span]] = []
     latest: dict[str, tuple[set[str], list[Span]]] = {}  # by key: extensions and spans of its last sample
@@ -110,7 +110,7 @@ def sample_spans(file: BinaryIO) -> tuple[list[list[Span]], int]:
                 latest[key][0].add(extension)
                 latest[key][1].append((member.start, member.end))
         except TornTar:
-            if first in (0, archive):  # not something else behind a whole archive
+            if first in (0, archive):  # a tear, not other data after a whole archive
                 raise
             return groups, size - first
     return groups, 0

@@ -1,7 +1,7 @@
-"""Reading remote files through fsspec so that a bad connection costs time, not the run.
+"""Reads remote files through fsspec so that a bad connection costs time, not the run.
 
-A read that breaks is taken up again at the byte it reached, in smaller requests, with growing pauses; one that stalls
-counts as broken.
+A failed read resumes at the byte it reached, in smaller requests, with exponential backoff; a stalled read counts as
+failed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any, cast
 from pipeline.errors import DataError
 from pipeline.shards import store
 
-PIECE = 4 << 20  # one request of a remote read; halved while the connection keeps breaking
+PIECE = 4 << 20  # bytes per request of a remote read; halved at each failure
 SMALLEST_PIECE = 16 << 10
-ATTEMPTS = 6  # in a row without a single byte gained
+ATTEMPTS = 6  # in a row without receiving a byte
 BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 5.0
 FATAL = FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError, ImportError, TypeError, DataError
 
 
 class RemoteFile:
-    """A remote file read forwards, one piece ahead at most"""
+    """A remote file read sequentially, at most one piece ahead."""
 
     def __init__(self, url: str, piece: int = PIECE):
         self.url, self.piece, self.position, self.buffer = url, piece, 0, b""
@@ -45,7 +45,7 @@ class RemoteFile:
         return b"".join(parts)
 
     def seek(self, size: int, whence: int) -> None:
-        """Forwards by `size` bytes; what lies between is not fetched."""
+        """Skips `size` bytes forwards without fetching them."""
         assert whence == os.SEEK_CUR
         self.position += max(size - len(self.buffer), 0)
         self.buffer = self.buffer[size:]
@@ -58,7 +58,7 @@ class RemoteFile:
 
 
 def read_remote(url: str, start: int, stop: int) -> bytes:
-    """Bytes `start` to `stop` (exclusive) of a remote file; fewer only if it ends before. See `store.read_range`."""
+    """Bytes `start` to `stop` (exclusive) of a remote file; fewer only if it ends earlier. See `store.read_range`."""
     fs, path = store.filesystem(url)
     data, piece, failures = bytearray(), PIECE, 0
     while start + len(data) < stop:
@@ -66,7 +66,7 @@ def read_remote(url: str, start: int, stop: int) -> bytes:
         wanted = min(piece, stop - position)
         try:
             got = _fetch(fs, path, position, position + wanted)
-        except Exception as error:  # each store has errors of its own; nearly all of them pass
+        except Exception as error:  # each store raises its own errors; nearly all are transient
             if _past_the_end(error, fs, path, position):
                 break
             failures += 1
@@ -85,7 +85,7 @@ def read_remote(url: str, start: int, stop: int) -> bytes:
 
 
 def _fetch(fs: Any, path: str, start: int, stop: int) -> bytes:
-    """One request. TimeoutError if the store does not answer within STALL_TIMEOUT_S, however patient it is itself."""
+    """Sends one request. TimeoutError if no answer arrives within STALL_TIMEOUT_S, whatever the store's own timeout."""
     if getattr(fs, "async_impl", False):
         from fsspec.asyn import sync
 
@@ -98,7 +98,7 @@ def _fetch(fs: Any, path: str, start: int, stop: int) -> bytes:
         except Exception as error:
             answer.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()  # one that hangs is left behind
+    threading.Thread(target=ask, daemon=True).start()  # a hung thread is abandoned
     try:
         got = answer.get(timeout=store.STALL_TIMEOUT_S)
     except queue.Empty:
@@ -114,7 +114,7 @@ def _refused(error: Exception) -> bool:
 
 
 def _past_the_end(error: Exception, fs: Any, path: str, position: int) -> bool:
-    """Stores answer a range that begins at the end of the file with an error rather than with no bytes."""
+    """Whether a range begins past the end of the file, which makes stores raise instead of returning no bytes."""
     if getattr(error, "status", None) != 416 and "range" not in str(error).lower():
         return False
     with contextlib.suppress(Exception):

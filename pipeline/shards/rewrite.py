@@ -1,4 +1,4 @@
-"""The samples of a data set in other shards: evened out, shuffled, or split in parts. Every sample's bytes stay."""
+"""Rewrites a data set into other shards: evened out, shuffled, or split into parts; bytes of samples unchanged."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.tar import TornTar
 from pipeline.shards.write import TarWriter, shard_name
 
-Rows = np.ndarray  # int64: position of a sample in the data set, its shards laid end to end
+Rows = np.ndarray  # int64: positions of samples in the data set, its shards concatenated
 
 
 @dataclass(frozen=True)
 class RewriteTask:
-    """Write one shard from samples of the source."""
+    """Writes one shard from samples of the source."""
 
     index: DatasetIndex
     out: str
@@ -57,11 +57,11 @@ def split(
     shuffle_seed: int | None,
     workers: int | None = None,
 ) -> DatasetIndex:
-    """Each sample in one part, which is a prefix with its share of the samples; the shares add up to 1.
+    """Splits samples into parts, each a prefix with its share of the samples; the shares add up to 1.
 
-    The shards of a part differ by one sample at most. Without a seed the parts are stretches of the source.
-    Shards that are there stay: the same call goes on where it stopped. Returns the index of all parts.
-    Raises DataError for shares that are none, for a torn sample, or if `out` holds shards of a part's prefix made of
+    The shards of a part differ by at most one sample. Without a seed, the parts are contiguous ranges of the source.
+    Existing shards are kept, so the same call resumes after an interruption. Returns the index of all parts.
+    Raises DataError for invalid shares, for a torn sample, or if `out` holds shards of a part's prefix made from
     something else.
     """
     if samples_per_shard < 1 or any(share <= 0 for share in parts.values()) or abs(sum(parts.values()) - 1) > 1e-6:
@@ -79,7 +79,7 @@ def split(
         for (prefix, share), first, stop in zip(parts.items(), bounds, bounds[1:], strict=False):
             plan = {"source": index.digest, "share": share, "samples_per_shard": samples_per_shard}
             agree_on_plan(out, prefix, plan | {"seed": shuffle_seed})
-            # As many shards as needed, so even that they differ by one sample at most.
+            # As few shards as possible, so even that they differ by at most one sample.
             chosen = np.array_split(rows[first:stop], max(-(-(stop - first) // samples_per_shard), 1))
             jobs += [(shard_name(prefix, number), part) for number, part in enumerate(chosen)]
         missing = [job for job in jobs if not (out / job[0]).is_file()]

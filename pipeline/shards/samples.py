@@ -1,4 +1,4 @@
-"""The samples of one shard in turn, as the tools that look at all of them read them."""
+"""Iterates over the samples of one shard, for tools that read all of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Members = dict[str, memoryview]
 
 
 def shard_samples(shard: ShardInfo) -> Iterator[tuple[int, str, Members | None, str]]:
-    """(number, key, members, fault) of each sample; members is None and fault says why where the tar is torn.
+    """Yields (number, key, members, fault) of each sample; if it is torn, members is None and fault says why.
 
-    Raises DataError where the shard or its sidecar cannot be read.
+    Raises DataError if the shard or its sidecar cannot be read.
     """
     offsets = load_offsets(shard).astype(int).tolist()
     first = 0

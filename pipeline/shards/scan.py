@@ -1,4 +1,4 @@
-"""Reading one tar from end to end: its samples, what their targets hold, and its hash in a single pass."""
+"""Scans one tar from end to end: its samples, the content of their targets, and its hash in a single pass."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pipeline.shards.tar import SKIP_CHUNK, Member, TarStream, TornTar, first_co
 from pipeline.targets.base import COUNTS, BadLabel, Merge, Summary, Target, total
 
 IMAGE_SUFFIXES = {"png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm"}
-LOOKED_AT = 16  # samples that show what the images of a data set are named; each may take a request
-HEADER_PIECE = 32 << 10  # bytes of one request where only headers and labels are wanted
+LOOKED_AT = 16  # samples inspected for the extension of images; each may take a request
+HEADER_PIECE = 32 << 10  # bytes per request when reading only headers and labels
 
 
 @dataclass
 class SampleScan:
-    """One sample as it lies in the tar."""
+    """One sample as stored in the tar."""
 
     key: str
     start: int
     extensions: dict[str, int] = field(default_factory=dict)  # bytes of each
-    content: dict[str, bytes] = field(default_factory=dict)  # of those that the targets have read
+    content: dict[str, bytes] = field(default_factory=dict)  # of the members that targets read
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class ShardRecord:
     samples: int
     bytes: int
     sha256: str
-    without_image: int = 0  # samples; an image without bytes is none
+    without_image: int = 0  # samples; an empty image counts as missing
     targets: Mapping[str, Summary] = field(default_factory=dict)  # by kind
 
 
 class Tally:
-    """What the samples of a shard add up to."""
+    """Accumulates the summary of a shard's samples."""
 
     def __init__(self, keys: Keys, targets: Sequence[Target]) -> None:
         self._keys, self._targets, self._without_image = keys, targets, 0
@@ -55,7 +55,7 @@ class Tally:
         }
 
     def add(self, sizes: Mapping[str, int], content: Mapping[str, bytes]) -> None:
-        """A sample: the bytes of its members, and those members that the targets read."""
+        """Adds a sample: the sizes of its members in bytes, and the content of those that targets read."""
         image = self._keys.image_extension(sizes)
         no_image = image is None or not sizes[image]
         self._without_image += no_image
@@ -71,12 +71,12 @@ class Tally:
 
 
 def columns_of(target: Target | type[Target]) -> dict[str, Merge]:
-    """The columns that the index has of a kind."""
+    """The index columns of a kind of target."""
     return {**COUNTS, **target.columns}
 
 
 def summary_of(target: Target, sizes: Mapping[str, int], content: Mapping[str, bytes]) -> dict[str, int]:
-    """One sample's columns, but for `unusable`."""
+    """One sample's columns, except `unusable`."""
     if not sizes.keys() >= set(target.members):
         return {"missing": 1, "bad": 0}
     try:
@@ -91,8 +91,8 @@ class ShardScan:
     samples: list[SampleScan]
     keys: Keys
     targets: Sequence[Target]
-    unread_bytes: int  # behind the end-of-archive marker, but for padding
-    links: int  # members of samples that are links, which hold no bytes
+    unread_bytes: int  # after the end-of-archive marker, excluding padding
+    links: int  # members of samples that are links, which have no content
 
     def record(self, name: str) -> ShardRecord:
         tally = Tally(self.keys, self.targets)
@@ -101,7 +101,7 @@ class ShardScan:
         return tally.record(name, self.sidecar)
 
     def faults(self) -> Iterator[str]:
-        """Why this tar cannot be read sample by sample though it is whole; `minivit shards regroup` fixes it."""
+        """Why this tar, though intact, cannot be read sample by sample; `minivit shards regroup` fixes it."""
         apart = scattered(self.samples)
         if apart:
             pieces = [", ".join(sample.extensions) for sample in self.samples if sample.key == apart[0]]
@@ -120,9 +120,9 @@ class ShardScan:
 def scan_shard(
     url: str, keys: Keys = DEFAULT_KEYS, targets: Sequence[Target] = (), *, headers_only: bool = False
 ) -> ShardScan:
-    """Read a tar once, forwards. Raises TornTar (no file named) for a damaged one, DataError for an unreadable one.
+    """Reads a tar once, sequentially. Raises TornTar (without a file name) if it is damaged, DataError if unreadable.
 
-    With `headers_only`, headers and labels alone are read, by ranges where the tar is remote; the hash is theirs.
+    `headers_only` reads and hashes only headers and labels, by byte ranges if the tar is remote.
     """
     digest, wanted = hashlib.sha256(), reads_of(targets)
     with open_skipping(url) if headers_only else store.open_url(url) as file:
@@ -144,7 +144,7 @@ def scan_shard(
 
 
 def reads_of(targets: Sequence[Target]) -> dict[str, int]:
-    """The longest members that are read, in bytes, by extension."""
+    """The largest size of members to read, in bytes, by extension."""
     wanted: dict[str, int] = {}
     for target in targets:
         for extension in target.members if target.reads else ():
@@ -153,7 +153,7 @@ def reads_of(targets: Sequence[Target]) -> dict[str, int]:
 
 
 def guess_image(extensions: set[str], keys: Keys) -> Keys:
-    """The keys, unless the first samples' members are images under one other extension alone: then that."""
+    """The keys, or those of the only image extension among the first samples' members if the keys match none."""
     images = [extension for extension in extensions if extension.rpartition(".")[2] in IMAGE_SUFFIXES]
     if len(images) != 1 or keys.image_extension(extensions):
         return keys
@@ -161,7 +161,7 @@ def guess_image(extensions: set[str], keys: Keys) -> Keys:
 
 
 def first_extensions(url: str) -> set[str]:
-    """What the members of a shard's first samples are named."""
+    """The extensions of the members of a shard's first samples."""
     samples: list[SampleScan] = []
     with contextlib.suppress(TornTar), open_skipping(url) as file:
         for member in members(SkippingStream(file, lambda _: None, url)):
@@ -172,7 +172,7 @@ def first_extensions(url: str) -> set[str]:
 
 
 class SkippingStream(TarStream):
-    """Skips what is not asked for."""
+    """Seeks past bytes instead of reading them."""
 
     def __init__(self, file: BinaryIO, observe: Callable[[bytes], object], url: str) -> None:
         super().__init__(file, observe)
@@ -184,7 +184,7 @@ class SkippingStream(TarStream):
             self.position = position
 
     def drain(self) -> int:
-        """To the end of the file, as far as it is padding. TornTar if it ends before the last member."""
+        """Like `TarStream.drain`, but reads only the padding. TornTar if the file ends before the last member does."""
         size, content = store.file_size(self.url), None
         if size < self.position:
             raise TornTar(f"ends at byte {size}, in the middle of a member")
@@ -196,14 +196,14 @@ class SkippingStream(TarStream):
 
 
 def open_skipping(url: str) -> BinaryIO:
-    """A file for scattered reads: remote ones in small pieces."""
+    """Opens a file for scattered reads, which fetch remote files in small pieces."""
     return store.open_url(url) if store.is_local(url) else cast(BinaryIO, RemoteFile(url, HEADER_PIECE))
 
 
 def _place(samples: list[SampleScan], member: Member) -> str | None:
-    """Add a member to the last sample or begin a new one; its extension, or None if the member belongs to none.
+    """Adds a member to the last sample or begins a new one; returns its extension, or None if it belongs to no sample.
 
-    A second member of the same name begins a sample too, so that none hides another.
+    A second member of the same name also begins a new sample, so that none hides another.
     """
     split = split_name(member.name)
     if split is None:
@@ -216,7 +216,7 @@ def _place(samples: list[SampleScan], member: Member) -> str | None:
 
 
 def scattered(samples: list[SampleScan]) -> list[str]:
-    """Keys whose members lie in several places; one that occurs twice with the same members is only a duplicate."""
+    """Keys whose members are scattered; a key that repeats with the same members is only a duplicate."""
     if len({sample.key for sample in samples}) == len(samples):
         return []
     there: dict[str, set[str]] = {}
@@ -230,7 +230,7 @@ def scattered(samples: list[SampleScan]) -> list[str]:
 
 
 def duplicate_keys(samples: list[SampleScan]) -> Iterator[str]:
-    """Each key that more than one sample of a shard has, once for every repetition."""
+    """Yields each key that several samples of a shard share, once per repetition."""
     seen = set()
     for sample in samples:
         if sample.key in seen:

@@ -1,7 +1,7 @@
-"""The sidecar `<shard>.tar.idx`: where each sample starts in its tar, and which tar it speaks of.
+"""The sidecar `<shard>.tar.idx`: where each sample starts in its tar, and which tar it belongs to.
 
-Little endian, so that it can be memory-mapped: magic, version, header bytes, the tar's bytes, its samples, its SHA-256,
-then `samples + 1` offsets of 8 bytes. Sample i is the tar's bytes offsets[i] to offsets[i + 1]: whole members.
+Little endian, so that it can be memory-mapped: magic, version, header size, tar size, number of samples, the tar's
+SHA-256, then `samples + 1` offsets of 8 bytes. Sample i is the tar's bytes offsets[i] to offsets[i + 1]: whole members.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Sidecar:
 
 
 def sidecar_bytes(samples: int) -> int:
-    """Size of the sidecar of a tar with so many samples."""
+    """Size in bytes of the sidecar of a tar with this many samples."""
     return HEADER.size + OFFSET.itemsize * (samples + 1)
 
 
@@ -47,12 +47,12 @@ def write_sidecar(shard_url: str, sidecar: Sidecar) -> None:
 
 
 def read_sidecar(shard_url: str) -> Sidecar:
-    """The sidecar of a tar, its own consistency checked. Raises DataError."""
+    """Reads the sidecar of a tar and checks its consistency. Raises DataError."""
     return parse_sidecar(store.read_bytes(shard_url + SUFFIX), shard_url)
 
 
 def parse_sidecar(data: bytes, shard_url: str) -> Sidecar:
-    """As `read_sidecar`, from the file's bytes."""
+    """Like `read_sidecar`, from the file's bytes."""
     url = shard_url + SUFFIX
     if len(data) < HEADER.size or not data.startswith(MAGIC):
         raise DataError(f"{url}: not a shard's sidecar; {mend(shard_url)}")
@@ -70,5 +70,5 @@ def parse_sidecar(data: bytes, shard_url: str) -> Sidecar:
 
 
 def mend(pattern: str) -> str:
-    """The words that end an error about an index."""
+    """The end of an error message about an index: how to fix it."""
     return f"run `minivit shards index '{pattern}'`"

@@ -1,4 +1,4 @@
-"""What a data set holds: counts, bytes, formats, image sizes and classes; and a picture of them."""
+"""Statistics of a data set: counts, bytes, formats, image sizes and classes; and a plot of them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pipeline.targets import tool_targets
 from pipeline.targets.base import BadLabel, Target
 
 PERCENTILES = 0, 5, 50, 95, 100
-MOST_BARS = 40  # classes drawn one by one
+MOST_BARS = 40  # classes drawn as separate bars
 Numbers: TypeAlias = "array[int]"
 NO_CLASSES: dict[str, Any] = {"per_class": {}, "counted": "samples"}
 
 
 @dataclass
 class ShardStats:
-    """Of one shard; `sizes` are rows of image height, width and file bytes."""
+    """Statistics of one shard; `sizes` are rows of image height, width and file bytes."""
 
     formats: Counter[str] = field(default_factory=Counter)
     labels: dict[str, Counter[int]] = field(default_factory=dict)  # by kind of target: class -> what is counted
@@ -87,12 +87,12 @@ class StatsTask:
 
 
 def dataset_stats(one: NamedSet, workers: int | None = None) -> tuple[dict[str, Any], np.ndarray]:
-    """Figures for people and JSON, and [num_images, 3] of height, width and bytes. Of images, only headers are decoded.
+    """Statistics for printing and JSON, and [num_images, 3] of height, width and bytes; decodes only image headers.
 
-    Raises DataError where a shard cannot be read.
+    Raises DataError if a shard cannot be read.
     """
     index = one.open()
-    # As the numbers stand in the shards, whatever classes there are.
+    # Labels as stored in the shards, regardless of class names.
     targets = tool_targets(
         {target.kind: target.members for target in one.targets(index)}, None, one.config.targets.given()
     )
@@ -126,7 +126,7 @@ def dataset_stats(one: NamedSet, workers: int | None = None) -> tuple[dict[str, 
 
 
 def class_stats(counts: Counter[int], target: Target, names: Sequence[str]) -> dict[str, Any]:
-    """What is counted of each class; nothing of targets without classes."""
+    """Counts per class; empty for targets without classes."""
     if not target.classed:
         return {}
     named = {names[label] if label < len(names) else str(label): count for label, count in sorted(counts.items())}
@@ -139,7 +139,7 @@ def class_stats(counts: Counter[int], target: Target, names: Sequence[str]) -> d
 
 
 def figures_of(total: ShardStats, kind: str) -> dict[str, Any]:
-    """How the numbers of a kind of target spread, and the share of its parts that occur before."""
+    """The spread of each figure of a kind of target, and the share of its parts that are duplicates."""
     found: dict[str, Any] = {
         name: spread(np.array(numbers)) for (of, name), numbers in total.figures.items() if of == kind
     }
@@ -149,7 +149,7 @@ def figures_of(total: ShardStats, kind: str) -> dict[str, Any]:
 
 
 def spread(values: np.ndarray) -> dict[str, int]:
-    """Least, most and three percentiles; empty of nothing."""
+    """Minimum, maximum and three percentiles; empty without values."""
     if not len(values):
         return {}
     return {f"p{p}": int(value) for p, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
@@ -172,7 +172,7 @@ def draw(stats: dict[str, Any], sizes: np.ndarray, path: Path) -> None:
     if len(counts) <= MOST_BARS:
         right.bar(range(len(counts)), [count for _, count in counts])
         names = [name[:18] for name, _ in counts]
-        right.set_xticks(range(len(counts)), names, rotation=90, fontsize=7, parse_math=False)  # "$" is a letter here
+        right.set_xticks(range(len(counts)), names, rotation=90, fontsize=7, parse_math=False)  # "$" is literal here
     else:
         right.fill_between(range(len(counts)), [count for _, count in counts], step="mid")
         right.set_xlabel("class, the most frequent first")

@@ -1,4 +1,4 @@
-"""Where bytes lie: local files directly, anything else through fsspec, with reads that survive a bad connection."""
+"""Storage: local files directly, everything else through fsspec, with reads that survive a bad connection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 from pipeline.errors import DataError
 
-STALL_TIMEOUT_S = 30.0  # of a connection that gives nothing, and of one request for a piece
+STALL_TIMEOUT_S = 30.0  # for a silent connection, and for one request of a piece
 HTTP_THREADS = 16
 WITHOUT_LISTING = "http", "https"
 
@@ -51,7 +51,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_TIMEOUT_S, sock_read=STALL_TIMEOUT_S)
         options["client_kwargs"] = {"timeout": timeout}
     if protocol(url) == "s3":
-        # Some stores answer a range with the checksum of the whole object; what we read has hashes of its own.
+        # Some stores answer a range with the checksum of the whole object; shards have their own hashes.
         options["config_kwargs"] = {"response_checksum_validation": "when_required"}
     try:
         return cast("tuple[Any, str]", url_to_fs(url, **options))
@@ -60,7 +60,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def open_url(url: str) -> BinaryIO:
-    """A binary file for reading forwards from its beginning; remote ones resume where the connection breaks."""
+    """Opens a binary file for sequential reading; remote reads resume after a broken connection."""
     refuse_commands(url)
     if is_local(url):
         try:
@@ -73,10 +73,10 @@ def open_url(url: str) -> BinaryIO:
 
 
 def read_range(url: str, start: int, stop: int) -> bytes:
-    """Bytes `start` to `stop` (exclusive) of a file; fewer only if it ends before.
+    """Bytes `start` to `stop` (exclusive) of a file; fewer only if it ends earlier.
 
-    A remote read that breaks is taken up again at the byte it reached, in smaller requests, with growing pauses.
-    Raises DataError when the file is absent, may not be read, or gives no byte in ATTEMPTS attempts in a row.
+    A failed remote read resumes at the byte it reached, in smaller requests, with exponential backoff.
+    Raises DataError if the file is missing, unreadable, or yields no byte in ATTEMPTS attempts in a row.
     """
     refuse_commands(url)
     if not is_local(url):
@@ -95,19 +95,19 @@ def read_range(url: str, start: int, stop: int) -> bytes:
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole of a small file, such as an index. Raises DataError."""
+    """Reads a small file, such as an index, whole. Raises DataError."""
     with open_url(url) as file:
         return file.read()
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Put a whole file in place at once: readers see the old one or the new one. Raises DataError."""
+    """Writes a file atomically: readers see either the old one or the new one. Raises DataError."""
     refuse_commands(url)
     if not is_local(url):
         fs, path = filesystem(url)
         try:
             fs.pipe_file(path, data)
-        except Exception as error:  # each store has errors of its own
+        except Exception as error:  # each store raises its own errors
             raise unwritable(url, error) from None
         return
     try:
@@ -126,9 +126,9 @@ def write_bytes(url: str, data: bytes) -> None:
 
 
 def list_sizes(folder: str, candidates: Iterable[str] = ()) -> dict[str, tuple[int, int]]:
-    """{name: (bytes, mtime in ns)} of the files in a folder; mtime is 0 where the store is remote.
+    """{name: (bytes, mtime in ns)} of the files in a folder; mtime is 0 for remote stores.
 
-    HTTP knows no folders: there, those of `candidates` that exist. An absent folder is empty. Raises DataError.
+    HTTP cannot list folders: returns those of `candidates` that exist. A missing folder is empty. Raises DataError.
     """
     refuse_commands(folder)
     if is_local(folder):
@@ -151,13 +151,13 @@ def list_sizes(folder: str, candidates: Iterable[str] = ()) -> dict[str, tuple[i
         listed = fs.ls(path, detail=True)
     except FileNotFoundError:
         return {}
-    except Exception as error:  # each store has errors of its own
+    except Exception as error:  # each store raises its own errors
         raise unreadable(folder, error) from None
     return {entry["name"].rsplit("/", 1)[-1]: (entry["size"], 0) for entry in listed if entry["type"] == "file"}
 
 
 def file_size(url: str) -> int:
-    """Bytes of a file. Raises DataError."""
+    """Size of a file in bytes. Raises DataError."""
     if is_local(url):
         try:
             return local_path(url).stat().st_size
@@ -166,7 +166,7 @@ def file_size(url: str) -> int:
     fs, path = filesystem(url)
     try:
         size = fs.size(path)
-    except Exception as error:  # each store has errors of its own
+    except Exception as error:  # each store raises its own errors
         raise unreadable(url, error) from None
     if size is None:
         raise DataError(f"{url}: the server does not say how large it is; index it without --headers-only")
@@ -174,7 +174,7 @@ def file_size(url: str) -> int:
 
 
 def unwritable(url: str | Path, error: BaseException) -> DataError:
-    """The error for a file that could not be written, with the mend that fits its cause."""
+    """The error for a file that could not be written, with advice that fits the cause."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     mend = "free some space or choose another place" if full else "choose a place that you may write to"
     return DataError(f"{url}: cannot be written ({_reason(error)}); {mend}")
@@ -204,5 +204,5 @@ def unreadable(url: str, error: Exception) -> DataError:
 
 
 def lacks_credentials(error: BaseException) -> bool:
-    """Whether a store was not told who asks; the libraries share no class for it."""
+    """Whether credentials are missing; the libraries share no exception class for it."""
     return "Credentials" in type(error).__name__

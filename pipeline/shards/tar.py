@@ -1,6 +1,6 @@
-"""Reading tars by hand: where each member lies, byte for byte, with every tear noticed.
+"""A tar reader that gives the exact byte range of each member and detects every tear.
 
-POSIX ustar, pax and GNU long names are understood.
+Supports POSIX ustar, pax and GNU long names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COUNT = re.compile(rb"\d{1,18}")
 
 
 class TornTar(ValueError):
-    """The bytes are not a whole tar; the message says where and how, without naming the file, and `mend` what helps."""
+    """The bytes are not an intact tar; the message says where and why, without a file name; `mend` how to fix it."""
 
     def __init__(self, message: str, mend: str = "write it again or take it out of the folder") -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class TornTar(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in a tar: it begins, headers included, at `start`; its bytes are `data : data + size`."""
+    """A regular file in a tar: its headers begin at `start`, and its content is bytes `data : data + size`."""
 
     name: str
     start: int
@@ -51,16 +51,16 @@ class Member:
 
 
 class TarStream:
-    """A binary file read strictly forwards, which knows its position and feeds every byte to `observe`.
+    """A binary file read strictly forwards, which tracks its position and passes every byte to `observe`.
 
-    `links` counts the members that would belong to a sample but are links, which hold no bytes.
+    `links` counts the members that would belong to a sample but are links, which have no content.
     """
 
     def __init__(self, file: BinaryIO, observe: Callable[[bytes], object] | None = None):
         self.file, self.observe, self.position, self.links = file, observe, 0, 0
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes; TornTar if the file ends before."""
+        """Reads the next `size` bytes; TornTar if the file ends earlier."""
         data = self.file.read(size)
         while len(data) < size:
             more = self.file.read(size - len(data))
@@ -77,7 +77,7 @@ class TarStream:
             self.read(min(SKIP_CHUNK, position - self.position))
 
     def drain(self) -> int:
-        """Read whatever is left after the end-of-archive marker; how many bytes of it are more than padding."""
+        """Reads everything after the end-of-archive marker; returns its size in bytes without the padding."""
         content = None
         while data := self.file.read(SKIP_CHUNK):
             if content is None:
@@ -89,10 +89,10 @@ class TarStream:
 
 
 def members(stream: TarStream, *, needs_marker: bool = True) -> Iterator[Member]:
-    """Every regular file of a tar, in order. The caller may read the member's data from `stream` before going on.
+    """Yields every regular file of a tar, in order. The caller may read a member's data from `stream` before the next.
 
-    Afterwards `stream` stands behind the end-of-archive marker (a block of zeros), or, with `needs_marker` off, at the
-    end of the data: the way to read a cut-out of whole members. Raises TornTar.
+    Afterwards, `stream` is past the end-of-archive marker (a block of zeros) or, without `needs_marker`, at the end of
+    the data, as when reading a slice of whole members. Raises TornTar.
     """
     start, long_name, size_override = stream.position, "", None
     while True:
@@ -127,12 +127,12 @@ def members(stream: TarStream, *, needs_marker: bool = True) -> Iterator[Member]
 
 
 def first_content(data: bytes, position: int) -> int | None:
-    """Where data that begins at a position first holds anything but zeros."""
+    """The position of the first nonzero byte in data that begins at `position`; None if all are zero."""
     return position + len(data) - len(data.lstrip(b"\0")) if data.strip(b"\0") else None
 
 
 def read_sample(data: bytes | memoryview) -> tuple[str, dict[str, memoryview]]:
-    """Key and {extension: bytes} of one sample, from the cut-out of a tar that its offsets name; nothing is copied.
+    """Key and {extension: bytes} of one sample, from the slice of a tar between its offsets; without copying.
 
     Raises TornTar.
     """
@@ -154,9 +154,9 @@ def read_sample(data: bytes | memoryview) -> tuple[str, dict[str, memoryview]]:
 
 
 def _plain_member(data: memoryview, position: int) -> tuple[str, int, int] | None:
-    """Name, first byte and size of a regular file with a short name and an octal size; None for whatever else is there.
+    """Name, first byte and size of a regular file with a short name and an octal size; None for anything else.
 
-    Most members are so, and the careful parser takes ten times as long.
+    Most members are of this form, and the full parser takes ten times as long.
     """
     header = bytes(data[position : position + BLOCK])
     if len(header) < BLOCK or header[156] not in b"0\0" or header[345] or header[257:262] != b"ustar":
@@ -203,7 +203,7 @@ def _read_header(stream: TarStream, needs_marker: bool) -> bytes | None:
 
 
 def _parse_header(header: bytes, at: int) -> tuple[str, int, bytes]:
-    # The low half of Adler-32 begun at 0 is the sum of the bytes modulo 65521: the tar checksum at C speed.
+    # The low half of Adler-32 started at 0 is the sum of the bytes modulo 65521: the tar checksum at C speed.
     total = zlib.adler32(header[:148] + CHECKSUM_BLANK + header[156:], 0) & 0xFFFF
     if _number(header[148:156], at) % ADLER != total:
         raise TornTar(f"has no valid member header at byte {at}")

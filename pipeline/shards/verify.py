@@ -1,4 +1,4 @@
-"""Checking shards against their index, every byte of them, decoding every image, and looking for doubles."""
+"""Verifies shards: compares every byte with the index, decodes every image, and looks for duplicates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pipeline.targets.base import BadLabel, Target
 
 
 class Kind(enum.Enum):
-    """What kind of fault it is, which decides what helps: its noun, where it lies, and advice."""
+    """The kind of a fault: its noun, its location, and advice on how to fix it."""
 
     SHARD = "fault", "of whole shards", ": copy or make those shards again, then index them"
     SAMPLE = (
@@ -52,7 +52,7 @@ class Kind(enum.Enum):
 
     @property
     def is_fault(self) -> bool:
-        """Whether data are damaged or unusable together; doubles of a sound source are neither."""
+        """Whether data are damaged or unusable together; duplicates in an intact source are neither."""
         return self is not Kind.DOUBLE
 
     def summary(self, number: int) -> str:
@@ -65,7 +65,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, with which shard, and with which sample unless it is the shard itself."""
+    """What is wrong with a shard, or with one of its samples if `key` is given."""
 
     shard: str
     key: str | None
@@ -77,10 +77,10 @@ class Fault:
 
 
 def verify(*sets: NamedSet | str, decode_images: bool = True, workers: int | None = None) -> Iterator[Fault]:
-    """Every fault of some data sets (text is a pattern): hash, tar, sidecar, labels, members, images, doubles, overlap.
+    """Yields faults of data sets (text is a pattern): hash, tar, sidecar, labels, members, images, doubles, overlap.
 
     Doubles are equal images, and equal keys in one shard. Overlap is an image in two of the sets. A torn shard is
-    one fault. Without `decode_images`, images are not looked at.
+    one fault. Without `decode_images`, images are not checked.
     Raises DataError if there is no index to compare with.
     """
     seen: list[tuple[NamedSet, Doubles]] = []
@@ -138,7 +138,7 @@ class VerifyTask:
                 of_images, found = contents_of(shard, self.keys, self.targets)
             except DataError as error:
                 of_images = [unreadable(shard, error)]
-            # Samples that are not where the sidecar says follow from damage that was reported.
+            # Samples that are not where the sidecar says result from damage already reported.
             faults += [fault for fault in of_images if not (damaged and fault.kind is Kind.SHARD)]
         return faults, found
 
@@ -196,7 +196,7 @@ def _against_index(shard: ShardInfo, scan: ShardScan) -> Iterator[str]:
 
 
 def contents_of(shard: ShardInfo, keys: Keys, targets: Sequence[Target]) -> tuple[list[Fault], Fingerprints]:
-    """Images and labels of a shard that cannot be decoded, and what its samples are known by."""
+    """Faults of a shard's images and labels, and the fingerprints of its samples."""
     faults, rows = [], []
     for _, key, members, tear in shard_samples(shard):
         if members is None:
@@ -219,14 +219,14 @@ def contents_of(shard: ShardInfo, keys: Keys, targets: Sequence[Target]) -> tupl
 
 
 def wrong_labels(members: dict[str, memoryview], targets: Sequence[Target], image: Size) -> Iterator[str]:
-    """What is wrong with labels that lie in the image, or are too large to be looked at with the headers."""
+    """Yields faults of labels that have positions in the image, or are too large to be read with the headers."""
     for target in targets:
         if (target.moves or not target.reads) and members.keys() >= set(target.members):
             yield from target.verify(members, image)
 
 
 def known_label(members: dict[str, memoryview], targets: Sequence[Target]) -> int:
-    """What tells the labels of two equal images apart; -1: nothing."""
+    """A number that distinguishes the labels of equal images; -1 if there is none."""
     for target in targets:
         if target.reads:
             with contextlib.suppress(BadLabel, DataError):

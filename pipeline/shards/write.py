@@ -1,4 +1,4 @@
-"""Writing shards: whole or not at all, and the same bytes for the same samples."""
+"""Writes shards atomically and reproducibly: the same samples give the same bytes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 class TarWriter:
     """One tar, built under a temporary name and moved into place, with its sidecar, by `finish`.
 
-    As a context manager it leaves nothing behind unless it was finished. Headers carry no time, owner or machine, so
-    equal samples give equal files. The row that `finish` returns summarises the given targets. Raises DataError when
-    the disk is full or refuses.
+    As a context manager, it leaves nothing behind unless it was finished. Headers contain no time, owner or machine, so
+    equal samples give equal files. The row that `finish` returns summarises the given targets. Raises DataError if the
+    disk is full or not writable.
     """
 
     def __init__(self, path: Path, keys: Keys = DEFAULT_KEYS, targets: Sequence[Target] = ()):
@@ -43,7 +43,7 @@ class TarWriter:
             raise store.unwritable(path, error) from None
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Add a sample: its bytes by extension. `key` must be unique in the data set and hold no dot."""
+        """Adds a sample: its bytes by extension. `key` must be unique in the data set, its base name without a dot."""
         assert "." not in key.rsplit("/", 1)[-1], f"the part of {key!r} behind the dot would become an extension"
         self.starts.append(self.position)
         for extension, data in members.items():
@@ -51,7 +51,7 @@ class TarWriter:
         self._count(members)
 
     def copy(self, data: bytes) -> None:
-        """Add a sample as it lies in another tar: whole members, headers included. Raises TornTar."""
+        """Adds a sample as stored in another tar: whole members, headers included. Raises TornTar."""
         self._count(read_sample(data)[1])
         self.starts.append(self.position)
         self._put(data)
@@ -65,7 +65,7 @@ class TarWriter:
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
-            sidecar_path.unlink(missing_ok=True)  # whenever this is cut short, no sidecar speaks of another tar
+            sidecar_path.unlink(missing_ok=True)  # an interruption then leaves no sidecar of another tar
             os.replace(self.temporary, self.path)
         except OSError as error:
             self.abandon()
@@ -80,8 +80,8 @@ class TarWriter:
         self.abandon()
 
     def abandon(self) -> None:
-        """Leave no trace of an unfinished tar; nothing to do for a finished one."""
-        with contextlib.suppress(OSError):  # a full disk refuses to flush, too
+        """Removes an unfinished tar; does nothing to a finished one."""
+        with contextlib.suppress(OSError):  # flushing fails on a full disk, too
             self.file.close()
         self.temporary.unlink(missing_ok=True)
 
@@ -100,10 +100,10 @@ class TarWriter:
 
 
 class ShardWriter:
-    """Samples in, a row of shards `<prefix>-000000.tar`, ... out, `samples_per_shard` in each but the last.
+    """Writes samples to shards `<prefix>-000000.tar`, ..., with `samples_per_shard` in each but the last.
 
-    Use as a context manager; afterwards `records` are the shards' rows for `write_index`. Shards that were finished
-    before an error stay. Raises DataError when the disk is full or refuses.
+    Use as a context manager; afterwards, `records` are the shards' rows for `make_index`. Shards finished before an
+    error are kept. Raises DataError if the disk is full or not writable.
     """
 
     def __init__(self, folder: Path, prefix: str, samples_per_shard: int, targets: Sequence[Target] = ()):
@@ -112,7 +112,7 @@ class ShardWriter:
         self.current: TarWriter | None = None
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Add a sample: its bytes by extension."""
+        """Adds a sample: its bytes by extension."""
         if self.current is None:
             name = shard_name(self.prefix, len(self.records))
             self.current = TarWriter(self.folder / name, targets=self.targets)
@@ -136,7 +136,7 @@ class ShardWriter:
 
 
 def tar_member(name: str, data: bytes) -> bytes:
-    """A file as it stands in a tar: header, data, padding."""
+    """A file as stored in a tar: header, data, padding."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape") + data + bytes(-len(data) % BLOCK)

@@ -1,4 +1,4 @@
-"""Which started stages would run again, worked out without reading weights: a plan's half of what a run decides."""
+"""Which started stages would run again, worked out without reading weights: the part a plan can decide."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def reasons_to_run_again(
     models: Mapping[str, Mapping[str, Model]],
     statuses: Mapping[str, Status],
 ) -> dict[str, str]:
-    """Branch id -> the end of `runs again, because`, for branches whose inputs are not those of their status any more.
+    """Branch id -> the end of `runs again, because`, for branches whose inputs no longer match their status.
 
-    `models` are those of `preflight`. A branch runs again if one that it depends on does. Changes in data
-    that is still to be made, and in weights from elsewhere, are not known.
+    `models` comes from `preflight`. A branch runs again if a branch it depends on does. Changes to data that has not
+    been made yet, and to foreign weights, go unnoticed.
     """
     reasons: dict[str, str] = {}
     for branch in stage_branches(config):
@@ -62,7 +62,7 @@ def _expected(
     branch: Branch,
     recorded: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """The inputs that a branch may have, the digests of models as recorded; none where its data is not there."""
+    """The inputs a branch may have, with model digests as recorded; empty if its data is missing."""
     match branch.stage:
         case TrainStage() as stage if datasets.keys() >= set(used_datasets(stage.data)):
             train, val, classes = stage_data(datasets, stage.data, stage.task, f"stages.{branch.stage_name}")
@@ -74,7 +74,7 @@ def _expected(
             data = datasets[stage.data]
             digests = {name: recorded.get("models", {}).get(name, "new") for name in names}
             known = [model.spec.task for name in names for model in models.get(name, {}).values()]
-            recorded_type = recorded.get("task", {}).get("type", DEFAULT)  # of weights from elsewhere
+            recorded_type = recorded.get("task", {}).get("type", DEFAULT)  # for foreign weights
             task = stage.task or task_class(next(iter(known), recorded_type))()
             source, classes = evaluated_data(stage.data, data, task)
             return [evaluate_inputs(stage, task=task, models=digests, data=source, classes=classes)]
@@ -90,7 +90,7 @@ def _expected(
 
 
 def _starts_elsewhere(config: PipelineConfig, branch: Branch, status: Status) -> bool:
-    """Whether the one model that a branch starts from is none of those that its reference means now."""
+    """Whether a branch started from a model that its reference no longer stands for."""
     if status.init_from is None or isinstance(branch.stage, (EvaluateStage, ProbeStage)):
         return False
     sources = stage_sources(branch.stage_name, branch.stage)

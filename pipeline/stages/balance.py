@@ -1,4 +1,4 @@
-"""How evenly the sample order shares a stage's work among ranks: lane l belongs to rank l mod W."""
+"""How evenly the sample order splits a stage's work across ranks: lane l belongs to rank l mod W."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Balance:
-    """Least and most of any rank; None where the data set is not there yet."""
+    """Minimum and maximum over the ranks; None while the data set does not exist."""
 
     lanes: Range
     step_samples: Range
     epoch_samples: Range | None
-    window_bytes: int | None  # raw bytes that the fullest rank keeps to shuffle within its lanes' windows
+    window_bytes: int | None  # raw bytes that the fullest rank buffers to shuffle within its lanes' windows
 
     @property
     def idle_share(self) -> float:
-        """Share of a step's time that the rank with the least work waits for the one with the most."""
+        """Fraction of a step that the rank with the least work waits for the rank with the most."""
         return 1 - self.step_samples[0] / self.step_samples[1]
 
 
 def balance(
     stage: TrainStage, world_size: int, samples_per_epoch: int | None, mean_sample_bytes: float | None, *, where: str
 ) -> Balance:
-    """Shares of a stage's lanes, steps and epochs. Raises ConfigError if a rank would have no lane or no sample."""
+    """Each rank's share of lanes, steps and epochs. Raises ConfigError if a rank would get no lane or no sample."""
     lanes, global_batch_size = stage.data.lanes, stage.global_batch_size
     for setting, amount in (("data.lanes", lanes), ("global_batch_size", global_batch_size)):
         if amount < world_size:

@@ -1,4 +1,4 @@
-"""Telling of a model whose embeddings have collapsed, while it trains."""
+"""Reports a collapse of the embeddings during training."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pipeline.metrics.effective_rank import EFFECTIVE_RANK
 from pipeline.metrics.schema import VAL
 
-COLLAPSED = 2.0  # effective rank below which all images are nearly the same to a model
+COLLAPSED = 2.0  # effective rank below which a model hardly tells images apart
 NAMES = (f"train/{EFFECTIVE_RANK.name}", VAL + EFFECTIVE_RANK.name)
 
 Row = Mapping[str, float]
 
 
 class CollapseWatch:
-    """Hands rows of metrics on and tells of the first one that shows a collapse, and of the end of it."""
+    """Passes rows of metrics through and reports when a collapse begins and when it ends."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell, self._collapsed = tell, False
 
     def look(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows, in their order."""
+        """Yields the rows unchanged."""
         for row in rows:
             for name in NAMES:
                 if name in row:

@@ -21,19 +21,19 @@ from pipeline.targets import target_kind
 from pipeline.tracking.store import Store, choose_store
 from pipeline.train.job import Dataset
 
-if TYPE_CHECKING:  # a plan needs what is below, and neither a cluster nor a store
+if TYPE_CHECKING:  # a plan uses this module without a cluster or a store
     from pipeline.cluster.resources import Resources
     from pipeline.cluster.session import Cluster
     from pipeline.stages.progress import Progress
     from pipeline.stages.stop import StopRequest
     from pipeline.tracking.runs import Tracker
 
-MOST_NUMBERED = 1_000_000  # classes without names, each of which has a row in the model's head
+MOST_NUMBERED = 1_000_000  # unnamed classes; each takes a row of the model's head
 
 
 @dataclass
 class RunContext:
-    """The open ends of a running pipeline, as the driver holds them."""
+    """The driver's handles on a running pipeline."""
 
     config: PipelineConfig
     folder: RunFolder
@@ -45,7 +45,7 @@ class RunContext:
     datasets: dict[str, Dataset] = field(default_factory=dict)
 
     def resources(self, stage: Stage) -> Resources:
-        """What a stage takes of the cluster."""
+        """What a stage takes from the cluster."""
         return self.cluster.settle(self.config.resources(stage), most_workers(stage))
 
     def say(self, stage_id: str, message: str) -> None:
@@ -53,13 +53,13 @@ class RunContext:
 
 
 def tracking_store(config: PipelineConfig) -> Store:
-    """Where a pipeline is tracked, given its config, the environment and what earlier starts of the run recorded."""
+    """Where a pipeline is tracked: chosen from the config, the environment and what earlier starts recorded."""
     runs_dir = Path(config.runs_dir)
     return choose_store(config.tracking, runs_dir, RunFolder(runs_dir / config.name).record(), os.environ)
 
 
 def find_datasets(config: PipelineConfig) -> tuple[dict[str, Dataset], dict[str, DataError]]:
-    """The data sets of a pipeline whose shards exist, and what is wrong with each of the others; makes nothing.
+    """The data sets whose shards exist, and the problem of each of the others; makes nothing.
 
     Raises `ConfigError` for a `make` that names no built-in data set.
     """
@@ -80,7 +80,7 @@ def find_datasets(config: PipelineConfig) -> tuple[dict[str, Dataset], dict[str,
 
 
 def make_datasets(config: PipelineConfig, problems: Mapping[str, DataError]) -> dict[str, Dataset]:
-    """Make the data sets that have a problem; raises the problem of one that cannot be made."""
+    """Make the data sets that have a problem; raises the problem if one cannot be made."""
     made = {}
     for name, problem in problems.items():
         dataset = absolute(config.datasets[name])
@@ -91,13 +91,13 @@ def make_datasets(config: PipelineConfig, problems: Mapping[str, DataError]) -> 
 
 
 def open_datasets(config: PipelineConfig) -> dict[str, Dataset]:
-    """Every data set of a pipeline, made first where it can be and is not there."""
+    """Every data set of a pipeline; makes those that are missing if it can."""
     found, problems = find_datasets(config)
     return found | make_datasets(config, problems)
 
 
 def absolute(dataset: DatasetConfig) -> DatasetConfig:
-    """Local paths made absolute: Ray changes a worker's working directory."""
+    """Make local paths absolute, because Ray changes a worker's working directory."""
     changes: dict[str, Any] = {}
     if "://" not in dataset.shards:
         changes["shards"] = str(Path(dataset.shards).absolute())
@@ -108,9 +108,9 @@ def absolute(dataset: DatasetConfig) -> DatasetConfig:
 
 
 def label_names(name: str, dataset: Dataset, kind: str) -> list[str]:
-    """The names of a kind's classes in a data set: the config's, the index's, or plain numbers; none if nobody knows.
+    """A data set's class names of one kind: from the config, the index, or plain numbers; empty if unknown.
 
-    Raises `DataError` for numbers that cannot be classes.
+    Raises `DataError` for labels too large to be class numbers.
     """
     named = dataset.config.classes_of(kind)
     if not counted(dataset, kind):
@@ -126,9 +126,9 @@ def label_names(name: str, dataset: Dataset, kind: str) -> list[str]:
 
 
 def class_names(name: str, dataset: Dataset, kinds: Sequence[str]) -> dict[str, list[str]]:
-    """The names of the classes of each of the kinds that has any.
+    """The class names of each kind that has classes.
 
-    Raises `DataError` if the shards hold a label beyond them, or nothing usable.
+    Raises `DataError` if the shards hold a label out of range, or nothing usable.
     """
     check_usable(name, dataset, kinds)
     return {kind: _class_names(name, dataset, kind) for kind in kinds if target_kind(kind).classed}

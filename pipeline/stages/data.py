@@ -1,4 +1,4 @@
-"""The data of a stage: its sources, and the classes that several data sets share by their names."""
+"""The data of a stage: its sources, and the classes that its data sets share by name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipeline.targets.base import ClassMap, Target
 from pipeline.tasks.task import task_of
 from pipeline.train.job import Dataset
 
-Names = Mapping[str, Sequence[str]]  # of classes, by data set
+Names = Mapping[str, Sequence[str]]  # class names by data set
 
 
 class Labelling(NamedTuple):
-    """The classes of a stage, and which of them each data set's labels mean, of one kind of target."""
+    """The classes of a stage for one kind of target, and how each data set's labels map to them."""
 
     classes: list[str]
     train: dict[str, ClassMap]
@@ -36,10 +36,10 @@ def used_datasets(data: DataConfig) -> list[str]:
 def stage_labels(
     names: Names, meanings: Mapping[str, Sequence[str | None]], data: DataConfig, where: str, least: int = 2
 ) -> Labelling:
-    """The labelling of a stage, whose dotted path is `where`, from its data sets' class names.
+    """The labelling of a stage from its data sets' class names; `where` is the stage's dotted path.
 
-    `meanings` are what each class counts as, None where it is ignored. Classes of equal names are one class, after
-    `label_map` has renamed them; they are numbered as they first appear.
+    `meanings` says what each class counts as, None if it is ignored. After `label_map` has renamed them, classes with
+    equal names merge into one; numbers follow the first appearance.
     Raises ConfigError for an unknown class in a label map or the validation set, and for fewer than `least` classes.
     """
     renamed = {name: _renamed(meanings[name], data, name, where) for name in data.parts}
@@ -65,7 +65,7 @@ def stage_data(
 ) -> tuple[list[Source], Source | None, list[str]]:
     """Training sources, validation source and class names of a stage; raises as `stage_labels` and `class_names` do.
 
-    The classes are those of the first kind of targets that the task needs and that has any.
+    The classes come from the task's first kind of target that has any.
     """
     kinds = task.targets
     names = {name: class_names(name, datasets[name], kinds) for name in used_datasets(data)}
@@ -95,7 +95,7 @@ def stage_data(
 
 
 def meant(name: str, dataset: DatasetConfig, kind: str, names: Sequence[str]) -> list[str | None]:
-    """What each of a data set's classes counts as. Raises ConfigError where its settings name other classes."""
+    """What each of a data set's classes counts as. Raises ConfigError if its settings name unknown classes."""
     config = dataset.targets.of(kind)
     try:
         return list(names) if config is None else config.meanings(names)
@@ -104,7 +104,7 @@ def meant(name: str, dataset: DatasetConfig, kind: str, names: Sequence[str]) ->
 
 
 def plain_source(name: str, dataset: Dataset, classes: Sequence[str], kinds: Sequence[str]) -> Source:
-    """A data set whose classes, in groups or not, are the model's."""
+    """A data set whose classes, grouped or not, are the model's."""
     numbers = {label: number for number, label in enumerate(classes)}
     maps: dict[str, ClassMap | None] = {}
     for kind, names in class_names(name, dataset, kinds).items():
@@ -116,7 +116,7 @@ def plain_source(name: str, dataset: Dataset, classes: Sequence[str], kinds: Seq
 
 
 def evaluated_classes(name: str, dataset: Dataset, kinds: Sequence[str]) -> list[str]:
-    """The classes of a data set by itself, in groups or not: those of the first of the kinds that has any."""
+    """The classes of a single data set, grouped or not: those of the first kind that has any."""
     for kind, names in class_names(name, dataset, kinds).items():
         return list(dict.fromkeys(label for label in meant(name, dataset.config, kind, names) if label is not None))
     return []
@@ -125,7 +125,7 @@ def evaluated_classes(name: str, dataset: Dataset, kinds: Sequence[str]) -> list
 def build_targets(
     name: str, dataset: Dataset, kinds: Sequence[str], maps: Mapping[str, ClassMap | None]
 ) -> dict[str, Target]:
-    """The targets of a data set, by kind. Raises ConfigError for settings that do not fit its classes."""
+    """The targets of a data set by kind. Raises ConfigError for settings that do not fit its classes."""
     found = {}
     for kind in kinds:
         target = target_kind(kind)
@@ -138,7 +138,7 @@ def build_targets(
 
 
 def refuse_too_few(classes: Sequence[str], where: str, datasets: Iterable[str], least: int = 2) -> None:
-    """Raise ConfigError for fewer than `least` classes: of one alone there is nothing to tell apart."""
+    """Raise ConfigError for fewer than `least` classes: a single class leaves nothing to tell apart."""
     if not classes:
         raise ConfigError(
             f"{where}.data: no class of {' + '.join(datasets)} counts; name some in the groups of their targets"
@@ -153,9 +153,9 @@ def refuse_too_few(classes: Sequence[str], where: str, datasets: Iterable[str], 
 def check_classes(
     where: str, dataset: str, classes: Sequence[str], model: str, num_classes: int, model_classes: Sequence[str] | None
 ) -> None:
-    """The labels of evaluated data are the numbers of the model's classes: as many, in the same order.
+    """Check that evaluated data has the model's classes: the same number, in the same order.
 
-    Raises ConfigError where they are not; `where` is the stage's dotted path.
+    Raises ConfigError otherwise; `where` is the stage's dotted path.
     """
     if num_classes != len(classes):
         raise ConfigError(
@@ -172,7 +172,7 @@ def check_classes(
 
 
 def check_background(name: str, dataset: DatasetConfig, model: str, expected: tuple[int, ...]) -> None:
-    """Raise ConfigError if a data set's background is not the one that a model was trained with.
+    """Raise ConfigError if a data set's background differs from the one a model was trained with.
 
     All models of an evaluation see the same pixels.
     """
@@ -195,7 +195,7 @@ def _renamed(labels: Sequence[str | None], data: DataConfig, name: str, where: s
 
 
 def _class_map(names: Sequence[str], labels: Sequence[str | None], classes: list[str]) -> ClassMap:
-    """The class of each of a data set's own, by what it counts as."""
+    """Map each of a data set's own classes to the class it counts as."""
     numbers = {label: number for number, label in enumerate(classes)}
     meant = tuple(-1 if label is None else numbers[label] for label in labels)
     return ClassMap(tuple(names), meant, len(classes))

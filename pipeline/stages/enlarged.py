@@ -1,4 +1,4 @@
-"""Views that are larger than what they show of an image: told before a stage trains on them."""
+"""Warns, before a stage trains, about views larger than the crops they show."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipeline.shards.members import Unusable
 from pipeline.stream.read import BadSample, Reader
 from pipeline.stream.source import Source
 
-LOOKED_AT = 16  # images at the beginning of a data set, by whose sizes the others are judged
+LOOKED_AT = 16  # first images of a data set, whose sizes stand for the rest
 
 
 def enlarged_views(stage: TrainStage, sources: Sequence[Source], size: Size) -> Iterator[str]:
-    """A sentence for each group of views and data set where crops are enlarged; `size` is that of the model's images.
+    """A sentence per view group and data set whose crops are enlarged; `size` is the size of the model's images.
 
-    Nothing is said of tasks that see each sample once.
+    Silent for tasks that see each sample once.
     """
     groups = stage.task.view_groups()
     if sum(group.count for group in groups.values()) == 1:
@@ -41,23 +41,23 @@ def enlarged_views(stage: TrainStage, sources: Sequence[Source], size: Size) -> 
 
 
 def enlarged_share(image: Size, view: Size, augment: AugmentConfig) -> float:
-    """The share of an image's crops that have fewer pixels than the view, which are enlarged to it."""
+    """Fraction of an image's crops that have fewer pixels than the view and are enlarged to it."""
     least, most = augment.scale if augment.crop == "random_resized" else (1.0, 1.0)
-    needed = view[0] * view[1] / (image[0] * image[1])  # of the image's area
+    needed = view[0] * view[1] / (image[0] * image[1])  # fraction of the image's area
     if least == most:
         return float(least < needed)
     return min(max((needed - least) / (most - least), 0.0), 1.0)
 
 
 def first_sizes(source: Source) -> list[Size]:
-    """Height and width of the images among a data set's first samples; none where they cannot be read."""
+    """Height and width of the images in a data set's first samples; empty if these cannot be read."""
     index = source.index
     shard = int(np.flatnonzero(index.counts)[0])
     rows = np.arange(min(int(index.counts[shard]), LOOKED_AT))
     sizes = []
     try:
         samples = Reader(index, source.config.cache).read(np.full(len(rows), shard), rows)
-    except DataError:  # the ranks will say so
+    except DataError:  # the ranks will report it
         return []
     for number in rows.tolist():
         try:

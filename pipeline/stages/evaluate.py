@@ -1,4 +1,4 @@
-"""An evaluation stage: finished models on a whole data set."""
+"""An evaluation stage: runs finished models over a whole data set."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class EvaluateStageRun:
                 check_classes(where, self.stage.data, self.classes, name, heads, model.classes)
 
     def _sources(self, reference: str) -> list[Source]:
-        """All branches of a stage, or the one model that is named."""
+        """All branches of a stage, or the single model named."""
         names = reference_ids(self.context.config, reference) or [reference]
         return [resolve_source(self.context, self.id, name) for name in names]
 
@@ -52,8 +52,8 @@ class EvaluateStageRun:
         return evaluate_inputs(self.stage, task=self.task, models=models, data=self.labelled, classes=self.classes)
 
     def _job(self) -> EvaluateJob:
-        """What the ranks need to start, from the first sample on."""
-        for file in files_of(self.folder.path / TEST):  # of an attempt that did not end
+        """What the ranks need to start from the first sample."""
+        for file in files_of(self.folder.path / TEST):  # left by an unfinished attempt
             file.unlink()
         return EvaluateJob(
             folder=self.folder.path.absolute(),
@@ -67,7 +67,7 @@ class EvaluateStageRun:
         )
 
     def run(self, status: Status) -> dict[str, Any]:
-        """Evaluate all models on the cluster; returns each one's measures."""
+        """Evaluate all models on the cluster; returns the measures of each."""
         with self.context.progress.following(self.id, self.folder.path):
             StageJob(
                 context=self.context,
@@ -94,7 +94,7 @@ class EvaluateStageRun:
         return tell_left_out(self.context, self.id, self.stage.data, manifest, [self.data.index], mend)
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
-        """All that the evaluation has written."""
+        """Everything the evaluation has written."""
         written = self.folder.path
         names = [NAME, *(path.name for path in sorted(written.iterdir()) if path.suffix in (".csv", ".npz"))]
         files: list[tuple[Path, str | None]] = [(written / name, None) for name in names]
@@ -110,5 +110,5 @@ class EvaluateStageRun:
         tracker.dataset(run_id, self.stage.data, index.url, index.digest, "test")
 
     def finished_model(self, status: Status) -> None:
-        """It trains none."""
+        """An evaluation trains no model."""
         return

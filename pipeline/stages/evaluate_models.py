@@ -1,4 +1,4 @@
-"""Finished models judged on shards, without a pipeline: what `minivit evaluate` runs."""
+"""Evaluates finished models on shards, without a pipeline: what `minivit evaluate` runs."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def evaluate_models(
     task: TaskConfig | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Judge each model on every sample of a data set, exactly once; returns what `evaluation.json` holds.
+    """Evaluate each model on every sample of a data set exactly once; returns the content of `evaluation.json`.
 
     Args:
         references: runs, RUN/STAGE, exports, `timm:NAME` or safetensors files.
         data: shards with the classes of these models; images are normalised and resized as the models ask.
-        cluster: the ranks, and the Ray cluster if it is not to be this machine.
-        batch_size: images per rank at once.
+        cluster: the ranks, and the Ray cluster if it is not this machine.
+        batch_size: images per rank and batch.
         loader_workers: processes per rank that decode images.
         precision: of weights and activations.
         task: what the models are evaluated as; default: their own task, measured as in training.
-        out: folder without an evaluation, for `evaluation.json`, the tables and pictures beside it, and `logs`.
+        out: folder that holds no evaluation yet; gets `evaluation.json`, its tables and pictures, and `logs`.
 
     Raises:
         ModelError, DataError: a model or the data cannot be read.
-        ConfigError: the classes or tasks differ, the models ask for different pixels, or `out` holds an evaluation.
+        ConfigError: the classes, tasks or pixels that the models need differ, or `out` already holds an evaluation.
     """
     if out is not None and (out / NAME).exists():
         raise ConfigError(f"--out: {out} holds an evaluation already; give another folder")
@@ -70,7 +70,7 @@ def evaluate_models(
             loader_workers=loader_workers,
             precision=precision,
         )
-        for file in files_of(folder / TEST):  # of an attempt that did not end
+        for file in files_of(folder / TEST):  # left by an unfinished attempt
             file.unlink()
         run_ranks(evaluate_worker, job, job.folder, cluster)
         evaluation: dict[str, Any] = json.loads((folder / NAME).read_text())
@@ -78,7 +78,7 @@ def evaluate_models(
 
 
 def _dataset(data: NamedSet, models: dict[str, Bundle]) -> Dataset:
-    """The data, whose pixels are treated as the models were trained. Raises ConfigError where two differ in that."""
+    """The data, preprocessed as in the models' training. Raises ConfigError if two models differ in that."""
     backgrounds = {model.preprocess.background: reference for reference, model in models.items()}
     if len(backgrounds) > 1:
         (one, first), (other, second), *_ = backgrounds.items()

@@ -1,4 +1,4 @@
-"""What finished models are evaluated as, and the data that it takes."""
+"""The task that finished models are evaluated as, and the data it needs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipeline.train.job import Dataset
 
 
 def evaluated_task(asked: TaskConfig | None, models: Mapping[str, Trained], where: str) -> TaskConfig:
-    """The task that models are evaluated as: the one `asked` for, or else their own, measured as in training.
+    """The task that models are evaluated as: `asked` if given, otherwise their own, measured as in training.
 
     Args:
         asked: the stage's `task` section.
-        models: by name; each says what task it was trained for.
+        models: by name; each knows the task it was trained for.
         where: the stage's dotted path.
 
     Raises:
-        ConfigError: a model was trained for another task, or they for different ones, or the settings do not fit one.
+        ConfigError: a model was trained for another task, the models' tasks differ, or the settings do not fit a model.
     """
     types = {name: model.spec.task for name, model in models.items()}
     first, trained_for = next(iter(types.items()))
@@ -57,7 +57,7 @@ def evaluated_task(asked: TaskConfig | None, models: Mapping[str, Trained], wher
 
 
 def evaluated_data(name: str, dataset: Dataset, task: TaskConfig) -> tuple[Source, list[str]]:
-    """The data with the labels that the task needs, and the classes of these, whose numbers are the model's.
+    """The data with the labels that the task needs, and their classes, numbered as the model's.
 
     Raises DataError as `class_names` does.
     """
@@ -66,7 +66,7 @@ def evaluated_data(name: str, dataset: Dataset, task: TaskConfig) -> tuple[Sourc
 
 
 def told(schema: Schema, measured: Mapping[str, Any]) -> list[str]:
-    """The measures of a model in words, with the 95 % intervals of those that have one."""
+    """A model's measures in words, with 95 % intervals where they exist."""
     words, intervals = [], measured.get("intervals", {})
     for measure in schema.ranked:
         if measure.name in measured:
@@ -78,5 +78,5 @@ def told(schema: Schema, measured: Mapping[str, Any]) -> list[str]:
 
 
 def tracked_measures(measures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """What MLflow is sent of the measures of models, by their names."""
+    """The measures of the named models that go to MLflow."""
     return {f"test/{name}/{model}": value for model, found in measures.items() for name, value in found.items()}

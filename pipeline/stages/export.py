@@ -1,4 +1,4 @@
-"""An export stage: a finished model in the formats downstream code reads."""
+"""An export stage: writes a finished model in the formats that downstream code reads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ExportStageRun:
         return export_inputs(self.stage, model=self.source.digest)
 
     def run(self, status: Status) -> dict[str, Any]:
-        """Write every format to `export/<format>`; returns where each one is."""
+        """Write every format to `export/<format>`; returns the path of each."""
         status.init_from = self.source.name
         weights = self.stage.weights
         if weights is None:
@@ -52,7 +52,7 @@ class ExportStageRun:
         return {"formats": {name: str(path) for name, path in written.items()}, "registered": self._register()}
 
     def _register(self) -> str | None:
-        """A version in MLflow's registry of the model that its training stage has logged; returns NAME/VERSION."""
+        """Register the model that its training stage logged as a version in MLflow; returns NAME/VERSION."""
         if (asked := self.stage.register_as) is None:
             return None
         folder = self.context.folder.stage(self.source.name)
@@ -79,5 +79,5 @@ class ExportStageRun:
         self.context.tracker.params(run_id, {"model": self.source.name, "formats": list(self.stage.formats)})
 
     def finished_model(self, status: Status) -> None:
-        """It trains none."""
+        """An export trains no model."""
         return

@@ -1,4 +1,4 @@
-"""A run's folder on disk: who may write to it, what each stage has reached, and what happened when."""
+"""A run's folder on disk: its lock, and the state and events of each stage."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "inter
 
 @dataclass
 class Status:
-    """What `status.json` says of a stage or branch."""
+    """The content of a stage's or branch's `status.json`."""
 
     state: str
     type: str
     digest: str
-    inputs: dict[str, Any]  # what the digest was made of, to say what has changed
+    inputs: dict[str, Any]  # what the digest covers, to tell what has changed
     started: float = 0.0
     ended: float | None = None
     attempts: int = 0
     spans: list[list[float]] = field(default_factory=list)  # [start, end] of each attempt; a killed one has no end
     mlflow_run_id: str | None = None
     init_from: str | None = None  # id of the stage it started from, or a path
-    teacher: str | None = None  # the same of the model it learns from
-    checkpoints: str | None = None  # where a training stage's lie: a path, relative to the stage's folder, or a URL
-    keep_best: str | None = None  # the metric by which the best of them is kept
+    teacher: str | None = None  # likewise for the model it learns from
+    checkpoints: str | None = None  # of a training stage: a path, absolute or relative to the stage's folder, or a URL
+    keep_best: str | None = None  # metric that picks the best checkpoint
     schema: dict[str, Any] | None = None  # what a training stage measures
     error: str | None = None
     result: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class StageFolder:
             file.write(json.dumps({"time": time.time(), "event": event, "message": message, **details}) + "\n")
 
     def set_aside(self) -> Path:
-        """Move everything this stage has to a folder beside it, so that it can start anew and nothing is lost."""
+        """Move the whole stage to a folder beside it, so that it can start over without losing anything."""
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.superseded-{number}")).exists():
             number += 1
@@ -83,9 +83,9 @@ class StageFolder:
 
 
 def checkpointing_stages(path: Path) -> dict[Path, Status]:
-    """The training stages and branches that have begun, of a run or of a stage's folder: folder -> status.
+    """The training stages and branches that have begun in a run's or stage's folder: folder -> status.
 
-    `checkpoints` of each is an absolute path or a URL. Raises `CheckpointError` where there is none.
+    `checkpoints` of each is an absolute path or a URL. Raises `CheckpointError` if there is none.
     """
     run = RunFolder(path)
     branches = [StageFolder(file.parent) for file in sorted(path.glob("*/status.json"))]
@@ -120,7 +120,7 @@ class RunFolder:
         return [stage_id for stage_id in ids if ".superseded-" not in stage_id]
 
     def record(self) -> dict[str, Any]:
-        """What `run.json` says; nothing before the first run. `CheckpointError` if it cannot be read."""
+        """The content of `run.json`; empty before the first run. Raises `CheckpointError` if it cannot be read."""
         path = self.path / "run.json"
         try:
             return dict(json.loads(path.read_text()).items())
@@ -136,7 +136,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; the lock goes with the process, however it ends."""
+        """Lock the folder for this process; the lock ends with the process, however that exits."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+") as file:
             try:

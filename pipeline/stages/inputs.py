@@ -1,8 +1,8 @@
-"""What decides the content of a stage: the one list of what each type of stage reads.
+"""The inputs that determine a stage's result: the single list of what each type of stage reads.
 
-A finished stage is skipped, and a checkpoint belongs to it, as long as the digest of its inputs stays. Settings at
-their defaults are left out, so that a setting which a later version adds changes no digest; a default that changes
-raises `VERSION`.
+As long as the digest of its inputs is unchanged, a finished stage is skipped and its checkpoints remain valid.
+Settings at their defaults are left out, so that a setting added by a later version changes no digest; changing a
+default means raising `VERSION`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pipeline.stream.quarantine import manifest_digest
 from pipeline.stream.source import Source, evaluation_of
 from pipeline.tasks.distillation import Task as Distillation
 
-VERSION = 2  # of what the inputs mean; every stage runs again when it is raised
+VERSION = 2  # of the inputs' meaning; raising it makes every stage run again
 NAMED = "models", "train"  # inputs that map names to digests or data sets
-DIGESTS = "exclude", "init_from", "teacher", "model"  # inputs of which only the digest is known
+DIGESTS = "exclude", "init_from", "teacher", "model"  # inputs known only by digest
 
-# Settings that count by what they resolve to.
+# Settings represented by what they resolve to.
 RESOLVED: dict[type[Section], dict[str, str]] = {
     DatasetConfig: {
         "shards": "the digest of their index says what they hold, wherever they lie",
@@ -94,10 +94,10 @@ def train_inputs(
     init_from: str | None,
     teacher: str | None = None,
 ) -> dict[str, Any]:
-    """All that decides what a training stage computes.
+    """Everything that determines what a training stage computes.
 
     `init_from` and `teacher` are the digests of the models that it starts from and learns from. Raises `DataError`
-    where `data.exclude` is no manifest.
+    if `data.exclude` is not a manifest.
     """
     given = settings(stage)
     if task := {name: value for name, value in given.pop("task", {}).items() if name not in stage.task.measuring}:
@@ -128,7 +128,7 @@ def file_digest(path: str) -> str:
 def evaluate_inputs(
     stage: EvaluateStage, *, task: TaskConfig, models: Mapping[str, str], data: Source, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """All that decides what an evaluation measures; `models` maps names to the models' digests."""
+    """Everything that determines what an evaluation measures; `models` maps names to model digests."""
     inputs = {
         "version": VERSION,
         "settings": settings(stage),
@@ -143,7 +143,7 @@ def evaluate_inputs(
 def probe_inputs(
     stage: ProbeStage, *, models: Mapping[str, str], train: Source, test: Source, classes: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    """All that decides what a probe measures; `models` maps names to digests, baselines to that of their model."""
+    """Everything that determines what a probe measures; `models` maps names to digests, baselines to their model's."""
     return {
         "version": VERSION,
         "settings": settings(stage),
@@ -155,12 +155,12 @@ def probe_inputs(
 
 
 def export_inputs(stage: ExportStage, *, model: str) -> dict[str, Any]:
-    """All that decides what an export writes; `model` is the model's digest."""
+    """Everything that determines what an export writes; `model` is the model's digest."""
     return {"version": VERSION, "settings": settings(stage), "model": model}
 
 
 def model_inputs(spec: ModelSpec) -> dict[str, Any]:
-    """What a model is, but its weights: its backbone, and its heads and task where it is no plain classifier."""
+    """A model without its weights: its backbone, plus heads and task unless it is a plain classifier."""
     backbone, plain = non_defaults(spec.backbone), ModelSpec.classifier(spec.backbone, max(spec.num_classes, 1))
     if spec == plain:
         return backbone | {"num_classes": spec.num_classes}
@@ -168,10 +168,10 @@ def model_inputs(spec: ModelSpec) -> dict[str, Any]:
 
 
 def source_inputs(source: Source) -> dict[str, Any]:
-    """A data set as it is read: its content, and how it is treated."""
+    """A data set as it is read: its content and its preprocessing."""
     inputs: dict[str, Any] = {"digest": source.index.digest, "image_key": source.keys.image_key}
     targets = {kind: target.inputs() for kind, target in source.targets.items()}
-    inputs |= targets.pop("class_id", {})  # beside the image's, where they stood before there were other kinds
+    inputs |= targets.pop("class_id", {})  # top level, where they were before other kinds existed
     return inputs | ({"targets": targets} if targets else {}) | settings(source.config)
 
 
@@ -181,17 +181,16 @@ def inputs_digest(inputs: Mapping[str, Any]) -> str:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Why a stage with these inputs is not the one that was recorded with others: the end of `runs again, because`."""
+    """Why a stage's inputs do not match the recorded ones: the end of `runs again, because`."""
     if before.get("version") != now.get("version"):
         return "another version of this package recorded its inputs"
     return f"{', '.join(differences(before, now)) or 'its inputs'} changed"
 
 
 def differences(before: Any, after: Any, path: str = "", *, comes_or_goes: bool = False) -> list[str]:
-    """Dotted paths at which two inputs differ, with both values where they are short.
+    """Dotted paths at which two inputs differ, with both values if they are short.
 
-    A setting that is left out is at its default; models and data sets are added or removed. The values of
-    digests are not shown.
+    A missing setting is at its default; a missing model or data set was added or removed. Digests are not shown.
     """
     if before == after:
         return []
@@ -219,11 +218,11 @@ def differences(before: Any, after: Any, path: str = "", *, comes_or_goes: bool 
 
 
 def settings(section: Section) -> dict[str, Any]:
-    """The settings of a section that are inputs by themselves and not at their defaults, as plain data."""
+    """The settings of a section that are inputs themselves and differ from their defaults, as plain data."""
     left_out = RESOLVED.get(type(section), {}).keys() | WITHOUT_EFFECT.get(type(section), {}).keys()
     given: dict[str, Any] = {}
     if isinstance(section, TaskConfig) and section.type != DEFAULT:
-        given["type"] = section.type  # its own default, but not a stage's
+        given["type"] = section.type  # the section's own default, but not the stage's
     for name, setting in type(section).model_fields.items():
         if name not in left_out:
             value = _plain(getattr(section, name))
@@ -233,7 +232,7 @@ def settings(section: Section) -> dict[str, Any]:
 
 
 def non_defaults(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not at their defaults, as plain data."""
+    """The fields of a dataclass that differ from their defaults, as plain data."""
     given = {}
     for field in dataclasses.fields(value):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -243,7 +242,7 @@ def non_defaults(value: Any) -> dict[str, Any]:
 
 
 def _without_none(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Absent inputs are left out, so that a later version may add one. Settings of null are not absent."""
+    """Drop absent inputs, so that a later version can add one. A setting of null is not absent."""
     return {name: value for name, value in inputs.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""Running a stage's job to its end, whatever happens to its workers: lost ones, nodes that leave, nodes that join."""
+"""Runs a stage's job to its end through lost workers, leaving nodes and joining nodes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pipeline.stages.folder import StageFolder
 from pipeline.train.job import RESIZE, STOP, RankContext, WorkersChange
 
 LOOK_FOR_ROOM_S = 2.0
-GROW_AFTER_S = 10.0  # that there must be room for more workers: a node that comes and goes is not worth a restart
+GROW_AFTER_S = 10.0  # how long room for more workers must last: a short-lived node is not worth a restart
 
 Job = TypeVar("Job")
 
 
 @dataclass
 class StageJob(Generic[Job]):
-    """One stage's job on the cluster, started again as often as its workers change.
+    """One stage's job on the cluster, restarted whenever its workers change.
 
     Args:
-        make: the job for so many workers, from where the stage stands now.
-        reached: a number that grows with what is committed: restarts count in a row only as long as it stays.
-        resizable: whether the job commits and leaves when it is asked to, so that it may grow.
+        make: builds the job for a number of workers, from the stage's current state.
+        reached: a number that grows with each commit; restarts count as consecutive only while it stays the same.
+        resizable: whether the job commits and exits on request, so that it can grow.
     """
 
     context: RunContext
@@ -40,16 +40,16 @@ class StageJob(Generic[Job]):
     make: Callable[[int], Job]
     reached: Callable[[Job], int] = lambda job: 0
     resizable: bool = False
-    leaving: tuple[str, ...] = ()  # ids of nodes that were about to be taken away
+    leaving: tuple[str, ...] = ()  # ids of nodes about to be taken away
     lost_at: int = -1
     losses: int = 0
     starts: int = field(default=0, init=False)
 
     def run(self) -> Job:
-        """Until the job has run to its end; returns it as it was started last.
+        """Run the job to its end; returns it as last started.
 
-        Raises what a rank raised, `Interrupted` if the run is to stop, and `ClusterError` when workers are lost again
-        and again without a new checkpoint, or nodes are lost and none come back.
+        Raises what a rank raised, `Interrupted` on a request to stop, and `ClusterError` if workers are lost
+        repeatedly without a new checkpoint, or lost nodes are not replaced.
         """
         while True:
             workers = self._workers()
@@ -64,7 +64,7 @@ class StageJob(Generic[Job]):
                 self._count_loss(lost, self.reached(job), workers)
 
     def _workers(self) -> int:
-        """As many as there is room for; waits for the least that the stage may have."""
+        """As many workers as there is room for; waits until the stage's minimum fits."""
         cluster = self.context.cluster
         due = time.monotonic() + self.context.config.cluster.wait_s
         told = False
@@ -119,7 +119,7 @@ class StageJob(Generic[Job]):
 
     @contextmanager
     def _growing(self, workers: int) -> Iterator[None]:
-        """While the job runs on fewer workers than the stage may have, look for room for more, and ask it to leave."""
+        """While the job has fewer workers than the stage allows, watch for room for more, then ask it to exit."""
         if not self.resizable or workers == self.resources.max_workers:
             yield
             return

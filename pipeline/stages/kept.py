@@ -1,4 +1,4 @@
-"""The model in a committed checkpoint, of a training stage that has finished or has not."""
+"""The model in a committed checkpoint of a training stage, finished or not."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from pipeline.train.job import stage_id
 
 
 def checkpoint_bundle(path: Path, which: str) -> Bundle:
-    """The model of a checkpoint: `best` by the stage's `keep_best`, `last`, or `step-N`; the weights' average if kept.
+    """The model of a checkpoint: `best` by the stage's `keep_best`, `last`, or `step-N`; averaged weights if kept.
 
-    `path` is a stage's folder, RUN/STAGE, or a run with a single training stage. Raises `CheckpointError` where there
-    is no such checkpoint, or its files do not verify, and `ConfigError` where `which` is none of these.
+    `path` is a stage's folder, RUN/STAGE, or a run with a single training stage. Raises `CheckpointError` if there is
+    no such checkpoint or its files fail verification, and `ConfigError` for any other `which`.
     """
     folder, status = only_stage(locate(path))
     assert status.checkpoints is not None
@@ -41,10 +41,10 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
 
 
 def weights_bundle(path: Path, weights: str) -> Bundle:
-    """The model with the weights that `config.export.Weights` describes; `path` and errors as of `checkpoint_bundle`.
+    """The model with the weights that `config.export.Weights` describes; `path` and errors as in `checkpoint_bundle`.
 
-    One copy of the model is in memory, and of checkpoints that are averaged (model soups, Wortsman et al. 2022; of one
-    run: Izmailov et al. 2018) one tensor at a time.
+    Memory holds one copy of the model, plus one tensor at a time of the checkpoints being averaged (model soups,
+    Wortsman et al. 2022; within one run: Izmailov et al. 2018).
     """
     folder, status = only_stage(locate(path))
     assert status.checkpoints is not None
@@ -70,17 +70,17 @@ def weights_bundle(path: Path, weights: str) -> Bundle:
 
 
 def _bundle(folder: Path, status: Status, storage: Storage, steps: list[int], keys: Sequence[str]) -> Bundle:
-    """The model whose weights are the mean of those in checkpoints."""
+    """The model whose weights are the mean over the checkpoints at `steps`."""
     with ExitStack() as stack:
         readers = []
         for step in steps:
             stack.enter_context(storage.reading(step_folder(step)))
             manifest = _verified(folder, storage, step)
             readers.append(StateReader(storage, step_folder(step), manifest))
-        buffers = (*keys, OPTIMISED)  # which have no average
+        buffers = (*keys, OPTIMISED)  # buffers have no average
         state = dict(mean_tensors([reader.tensors(buffers) for reader in readers]))
     spec = ModelSpec.from_dict(manifest.spec)
-    inputs = status.inputs  # the manifest has their digest
+    inputs = status.inputs  # the manifest records their digest
     pixels = {"channels": spec.backbone.channels, "image_size": spec.backbone.image_size, **inputs["preprocess"]}
     preprocess = Preprocess.from_dict(pixels)
     if (length := text_length(spec)) is not None:
@@ -101,7 +101,7 @@ def _bundle(folder: Path, status: Status, storage: Storage, steps: list[int], ke
 
 
 def mean_tensors(models: Sequence[Iterator[tuple[str, Tensor]]]) -> Iterator[tuple[str, Tensor]]:
-    """Name by name the mean of the models' tensors; of whole numbers those of the last model."""
+    """The mean of the models' tensors, name by name; integer tensors come from the last model."""
     for found in zip(*models, strict=True):
         name, value = found[-1]
         if value.is_floating_point():
@@ -119,7 +119,7 @@ def _verified(folder: Path, storage: Storage, step: int) -> Manifest:
 
 
 def only_stage(path: Path) -> tuple[Path, Status]:
-    """The training stage that a path means: its folder and status."""
+    """The training stage that a path refers to: its folder and status."""
     found = checkpointing_stages(path)
     if len(found) > 1:
         raise CheckpointError(f"{path}: holds {len(found)} training stages; name one, {', '.join(map(str, found))}")
@@ -127,7 +127,7 @@ def only_stage(path: Path) -> tuple[Path, Status]:
 
 
 def chosen_step(folder: Path, status: Status, storage: Storage, which: str) -> int:
-    """The step of the checkpoint that is meant, which is committed and of the stage's present settings."""
+    """The step of the requested checkpoint, which is committed and matches the stage's current settings."""
     steps = own_checkpoints(storage, status)
     if not steps:
         raise CheckpointError(f"{folder}: no checkpoint of it is committed yet; run the pipeline first")
@@ -158,12 +158,12 @@ def _best(folder: Path, status: Status, storage: Storage, there: str) -> int:
 
 
 def own_checkpoints(storage: Storage, status: Status) -> dict[int, Manifest]:
-    """The committed checkpoints of a stage's present settings, oldest first: step -> manifest."""
+    """The committed checkpoints that match a stage's current settings, oldest first: step -> manifest."""
     return {m.step: m for m in committed(storage).values() if m and m.digest == status.digest}
 
 
 def best_checkpoint(storage: Storage, status: Status) -> int | None:
-    """The step of the best committed checkpoint by the stage's `keep_best`; None without one."""
+    """The step of the best committed checkpoint by the stage's `keep_best`; None if there is none."""
     if status.keep_best is None:
         return None
     better = schema_of(asdict(status)).better(status.keep_best)

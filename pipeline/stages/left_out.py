@@ -1,4 +1,4 @@
-"""Reporting the bad samples that a stage left out: on the console, among its events, in its result."""
+"""Reports the bad samples that a stage left out: on the console, in its events and in its result."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipeline.stages.folder import StageFolder
 def tell_left_out(
     context: RunContext, stage_id: str, what: str, manifest: Path, indexes: Iterable[DatasetIndex], mend: str
 ) -> dict[str, Any]:
-    """Say how many of the samples in `what` are bad, the first reasons and the `mend`.
+    """Report how many samples in `what` are bad, the first reasons and the `mend`.
 
-    `what` is train, val or the name of an evaluation's data set; `manifest` may mean several files. Returns what
-    the stage's result keeps.
+    `what` is train, val or the name of an evaluation's data set; `manifest` may stand for several files. Returns
+    the entry for the stage's result.
     """
     found = summarise(manifest, sum(index.num_samples for index in indexes))
     if found.bad:
@@ -37,5 +37,5 @@ def left_out(what: str, found: BadSamples, manifest: Path, mend: str) -> str:
 
 
 def manifests(folder: Path, *names: str) -> list[tuple[Path, str | None]]:
-    """The files of quarantine manifests as artifacts: (file, folder there)."""
+    """The files of quarantine manifests as artifacts: (file, artifact folder)."""
     return [(file, "quarantine") for name in names for file in files_of(folder / name)]

@@ -1,10 +1,10 @@
 """Memory of a training rank, in closed form.
 
-Weights, gradients and optimiser state: ZeRO (Rajbhandari et al. 2020, section 3): stage 1 shares the optimiser state,
-and the moving average beside it, among the N ranks, stage 2 the gradients too, stage 3 the weights too. What the
-optimiser steps under ZeRO is an fp32 copy of the weights, also where these are fp32 themselves; gradients are added up
-in fp32, where the paper has 16 bits. Activations: Korthikanti et al. 2022, section 4.1, without dropout masks and
-without the attention matrix, which fused attention does not keep.
+Weights, gradients and optimiser state: ZeRO (Rajbhandari et al. 2020, section 3). Stage 1 shards the optimiser state
+and the moving average across the N ranks, stage 2 also the gradients, stage 3 also the weights. Under ZeRO the
+optimiser updates an fp32 copy of the weights, even if these are fp32 themselves; gradients accumulate in fp32, not in
+16 bits as in the paper. Activations: Korthikanti et al. 2022, section 4.1, without dropout masks and without the
+attention matrix, which fused attention does not keep.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RankMemory:
     optimizer: int
     ema: int
     activations: int
-    teacher: int = 0  # with the fp32 average that a moving one is made of
+    teacher: int = 0  # includes the fp32 average behind a moving-average teacher
 
     @property
     def total(self) -> int:
@@ -45,7 +45,7 @@ def rank_memory(
 ) -> list[RankMemory]:
     """Bytes per rank for ZeRO 0, 1, 2 and 3.
 
-    `teacher` are those of another model, and `frozen` how many of the parameters are not trained.
+    `teacher` is the bytes of the teacher model, `frozen` the number of parameters that are not trained.
     """
     width, trained = value_bytes(stage.engine), parameters - frozen
     moments = trained * FP32 * MOMENTS[stage.optimizer.name]
@@ -71,13 +71,13 @@ def rank_memory(
 
 
 def activation_bytes(spec: ViTSpec, tokens: int, engine: EngineConfig, frozen_layers: int = 0) -> int:
-    """Bytes kept for the backward pass of an encoder that sees so many tokens, of all images together.
+    """Bytes that an encoder keeps for the backward pass; `tokens` counts those of all images together.
 
     Frozen layers keep nothing.
 
-    Per token and layer `costs.layer_values` and one fp32 log-sum-exp per head. With activation checkpointing a layer
-    keeps all but its feed-forward's D + 2 M values, or its input alone; one at a time has the rest while it is computed
-    again.
+    Per token and layer: `costs.layer_values` and one fp32 log-sum-exp per head. With activation checkpointing a layer
+    keeps all but its feed-forward's D + 2 M values, or only its input; the rest exists for one layer at a time, while
+    it is recomputed.
     """
     width, dim = value_bytes(engine), spec.embed_dim
     feed_forward, everything = width * (dim + 2 * spec.mlp_dim), width * layer_values(spec)
@@ -92,17 +92,17 @@ def activation_bytes(spec: ViTSpec, tokens: int, engine: EngineConfig, frozen_la
 
 
 def head_bytes(spec: ModelSpec, images: int, grid: Pair, engine: EngineConfig) -> int:
-    """Bytes that the heads keep for the backward pass of so many images of `grid` patches."""
+    """Bytes that the heads keep for the backward pass of `images` images of `grid` patches."""
     heads = ((head_kind(head.kind), head) for head in spec.heads.values())
     return images * value_bytes(engine) * sum(kind.kept_values(head, spec.backbone, grid) for kind, head in heads)
 
 
 def teacher_bytes(spec: ModelSpec, images: int, engine: EngineConfig, ranks: int = 1) -> int:
-    """Bytes of a frozen model's weights, shared out among so many ranks, and of its forward pass on so many images.
+    """Bytes of a frozen model's weights, sharded across `ranks`, and of its forward pass on `images` images.
 
-    Nothing is kept for a backward pass: at most there are a layer's input and output, and the two sides of its
-    feed-forward. The images are fp32, resized to its size. On several ranks two layers are gathered at a time, one
-    that computes and the next.
+    Nothing is kept for a backward pass: the peak is a layer's input and output plus both sides of its feed-forward.
+    The images are fp32, resized to the model's size. On several ranks two layers are gathered at a time: the one
+    computing and the next.
     """
     backbone, width = spec.backbone, value_bytes(engine)
     pixels = images * FP32 * backbone.channels * prod(backbone.image_size)
@@ -113,5 +113,5 @@ def teacher_bytes(spec: ModelSpec, images: int, engine: EngineConfig, ranks: int
 
 
 def value_bytes(engine: EngineConfig) -> int:
-    """Of an activation."""
+    """Bytes per activation value."""
     return 2 if engine.precision == "bf16" else FP32

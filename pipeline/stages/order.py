@@ -1,4 +1,4 @@
-"""Which sample each slot of a stage holds, found by running the loader of every rank."""
+"""Finds which sample each slot of a stage holds by running every rank's loader."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipeline.stream.source import build_mixture
 def stage_order(
     config: PipelineConfig, stage: str, *, world_size: int, loader_workers: int | None, first_slot: int, num_slots: int
 ) -> list[dict[str, Any]]:
-    """{slot, rank, shard, key} of `num_slots` slots from `first_slot` on, by slot; of a mixture also the data set.
+    """{slot, rank, shard, key} of `num_slots` slots from `first_slot` on, by slot; mixtures add the data set.
 
-    `stage` is a training stage, or STAGE/VARIANT; of one that fans out, its first branch.
-    Raises ConfigError for another name, DataError where the data cannot be read or split.
+    `stage` is a training stage or STAGE/VARIANT; a stage that fans out stands for its first branch.
+    Raises ConfigError for any other name, DataError if the data cannot be read or split.
     """
     data = StageData.open(config, stage, "--stage")
     rows: list[dict[str, Any]] = [

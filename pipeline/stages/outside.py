@@ -1,4 +1,4 @@
-"""What commands do on models without a pipeline: from where these come, and how ranks are started for them."""
+"""Commands on models without a pipeline: finds the models and data, and starts the ranks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pipeline.stages.context import absolute
 from pipeline.stages.progress import Progress
 from pipeline.train.job import Dataset, RankContext
 
-COMMAND = "evaluate"  # as errors name it
+COMMAND = "evaluate"  # the name in errors
 POLL_S = 0.5
 
 
 def bundle_of(reference: str, scratch: Path) -> Path:
-    """The bundle of a run, RUN/STAGE or an export; weights from elsewhere become one in `scratch`. ModelError."""
+    """The bundle of a run, RUN/STAGE or export; imports foreign weights into `scratch`. Raises ModelError."""
     if names_weights(reference):
         return import_foreign(reference, scratch)
     folder = find_bundle(reference)
@@ -36,7 +36,7 @@ def bundle_of(reference: str, scratch: Path) -> Path:
 
 
 def dataset_of(data: NamedSet, **settings: Any) -> Dataset:
-    """Shards as a data set, with `settings` of its section besides its own; without any, images are as models ask."""
+    """Shards as a data set, with further `settings` of its section; without any, images match what the models need."""
     config = DatasetConfig(
         shards=data.pattern,
         classes=data.config.classes,
@@ -48,7 +48,7 @@ def dataset_of(data: NamedSet, **settings: Any) -> Dataset:
 
 
 def run_ranks(worker: Callable[[Any, RankContext], None], job: Any, folder: Path, config: ClusterConfig) -> None:
-    """Run a job on the cluster until it has ended, with its progress on the terminal; its folder has the logs."""
+    """Run a job on the cluster to its end, with progress on the terminal and logs in `folder`."""
     with connect(config) as cluster, Progress() as progress:
         resources = cluster.settle(config)
         cluster.require(resources, COMMAND, "--workers")
@@ -66,7 +66,7 @@ def run_ranks(worker: Callable[[Any, RankContext], None], job: Any, folder: Path
 
 @contextmanager
 def polled(progress: Progress) -> Iterator[None]:
-    """Within this context a thread shows what is new."""
+    """Within this context a thread keeps the progress up to date."""
     ended = threading.Event()
 
     def poll() -> None:

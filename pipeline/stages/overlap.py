@@ -1,4 +1,4 @@
-"""Shards that a model is both trained on and judged by, from the indexes of a pipeline's data sets."""
+"""Shards used both to train and to evaluate a model, from the indexes of a pipeline's data sets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 from pipeline.shards.index import HASH_DIGITS, DatasetIndex
 from pipeline.train.job import Dataset
 
-SHOWN = 3  # stages that a sentence names
+SHOWN = 3  # stages named in a warning
 
 
 class Overlaps:
-    """Collects which stages train on what and are judged by what; warns once for each pair of data sets."""
+    """Collects what each stage trains on and is evaluated on; warns once per pair of data sets."""
 
     def __init__(self, datasets: Mapping[str, Dataset]) -> None:
         self._datasets = datasets
-        self._stages: dict[tuple[str, str], list[str]] = {}  # (trained on, judged by) -> stages
+        self._stages: dict[tuple[str, str], list[str]] = {}  # (trained on, evaluated on) -> stages
 
     def add(self, stage: str, trained: Iterable[str], judged: str) -> None:
         for name in trained:
@@ -26,7 +26,7 @@ class Overlaps:
                 stages.append(stage)
 
     def warnings(self) -> list[str]:
-        """A sentence per pair of data sets that have shards in common, as far as their indexes are there."""
+        """A sentence per pair of data sets that share shards, if their indexes exist."""
         found = []
         for (trained, judged), stages in self._stages.items():
             who = ", ".join(f"stages.{stage}" for stage in stages[:SHOWN])
@@ -50,7 +50,7 @@ class Overlaps:
 
 
 def shared_shards(one: DatasetIndex, other: DatasetIndex) -> list[str]:
-    """The names of `other`'s shards whose file or content is in `one` too; empty shards have nothing to share."""
+    """The names of `other`'s shards whose file or content is also in `one`; empty shards share nothing."""
     same = np.isin(_hashes(other), _hashes(one)[one.counts > 0])
     if one.url == other.url:
         same |= np.isin(np.array(other.names), np.array(one.names))

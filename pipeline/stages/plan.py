@@ -15,7 +15,7 @@ READY, TO_BE_MADE, MISSING = "ready", "will be made", "missing"
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """A data set as it is on disk now; counts are None where there are no shards yet."""
+    """A data set as it is on disk now; counts are None if there are no shards yet."""
 
     name: str
     shards: str
@@ -23,7 +23,7 @@ class DatasetPlan:
     num_shards: int | None = None
     samples: int | None = None
     bytes: int | None = None
-    samples_per_shard: tuple[int, int] | None = None  # least and most
+    samples_per_shard: tuple[int, int] | None = None  # minimum and maximum
     classes: int | None = None
     digest: str | None = None
     problem: str | None = None  # why there is no index
@@ -31,34 +31,34 @@ class DatasetPlan:
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """The frozen model that a stage learns from; its memory is part of each rank's."""
+    """The frozen model that a stage learns from; its memory counts towards each rank's."""
 
     reference: str
     variant: str
     image_size: Pair
     parameters: int
-    gflops: float  # forward pass of one image, which comes on top of the student's
+    gflops: float  # forward pass of one image, in addition to the student's
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model that a stage may train: one, or one per branch that may turn out the best to start from."""
+    """A model that a stage may train: one, or one per branch that may become its starting point."""
 
     spec: dict[str, Any]
     parameters: int
-    head_parameters: dict[str, int]  # of them, those of each head
-    # Forward pass of one image, multiply-adds counted as two, by image size "HxW" or "HxW/PxQ" at another patch.
+    head_parameters: dict[str, int]  # the part in each head
+    # Forward pass of one image, multiply-adds counted as two, by image size "HxW", or "HxW/PxQ" for another patch size.
     gflops: dict[str, float]
     memory: list[RankMemory]  # for ZeRO 0, 1, 2, 3
     starts_from: str | None
     surgeries: list[str]
     teacher: TeacherPlan | None = None
-    frozen_parameters: int = 0  # of all, those that are not trained
+    frozen_parameters: int = 0  # the part that is not trained
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Amounts of one training branch; None where they depend on data that is not there yet."""
+    """Amounts of one training branch; None if they depend on data that does not exist yet."""
 
     dataset: str
     duration: str
@@ -80,9 +80,9 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One branch. `status` is what its run folder says of it, None if it has never begun.
+    """One branch. `status` is its state in the run folder, None if it has never begun.
 
-    `runs_again` says why, where its inputs have changed since: what it left would be set aside.
+    `runs_again` gives the reason if its inputs have changed since; its results would then be set aside.
     """
 
     id: str

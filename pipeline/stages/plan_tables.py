@@ -22,7 +22,7 @@ STATES = {
 
 
 def render(plan: Plan) -> RenderableType:
-    """Data, stages, models, memory and what changes between stages, for a rich console."""
+    """Data, stages, models, memory and changes between stages, for a rich console."""
     parts: list[RenderableType] = [_datasets(plan.datasets), _stages(plan.stages)]
     trainings = [(stage, stage.training) for stage in plan.stages if stage.training]
     if trainings:
@@ -34,7 +34,7 @@ def render(plan: Plan) -> RenderableType:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """A table whose first column is a name and whose other columns are right-aligned figures."""
+    """A table with a first column of names and further columns of right-aligned figures."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=not number)
@@ -96,7 +96,7 @@ def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
 
 
 def _teachers(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[Table]:
-    """Where a stage learns from a teacher, what that is and what it costs on top."""
+    """The teachers that stages learn from, and what each costs on top."""
     taught = [(stage.id, model.teacher) for stage, training in trainings for model in training.models if model.teacher]
     if taught:
         columns = ("stage", "teacher", "model", "px", "parameters", "GFLOPs/image")
@@ -161,7 +161,7 @@ def _surgeries(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[str]
 
 
 def _spaced(table: Table) -> Table:
-    """The table with an empty line after it."""
+    """The table followed by an empty line."""
     table.add_row()
     return table
 

@@ -1,4 +1,4 @@
-"""How much work each stage of a pipeline is, from the pre-flight check's findings and the indexes of its data."""
+"""The amount of work in each stage of a pipeline, from the pre-flight check's findings and the data's indexes."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from pipeline.tasks.task import task_of
 from pipeline.train.job import Dataset
 from pipeline.train.schedule import micro_batches_at, step_shapes
 
-MUCH_IDLE = 0.1  # share of a step that ranks may wait for the fullest one before the plan warns
+MUCH_IDLE = 0.1  # fraction of a step that ranks may wait for the busiest one before the plan warns
 
 
 def plan(config: PipelineConfig, world_size: int | None = None, statuses: Mapping[str, Status] | None = None) -> Plan:
     """Work out every stage of a pipeline.
 
-    `world_size` replaces the number of workers in the config. `statuses` maps branch ids to their
-    status.json. Raises what `preflight` finds, as `run` does.
+    `world_size` overrides the number of workers in the config. `statuses` maps branch ids to their status.json.
+    Raises what `preflight` finds, as `run` does.
     """
     datasets, problems = find_datasets(config)
     findings = preflight(config, datasets)
@@ -61,14 +61,14 @@ def plan(config: PipelineConfig, world_size: int | None = None, statuses: Mappin
 
 
 def read_statuses(config: PipelineConfig) -> dict[str, Status]:
-    """Branch id -> status, for the branches that have begun in the pipeline's run folder."""
+    """Branch id -> status, for branches that have begun in the pipeline's run folder."""
     folder = RunFolder(Path(config.runs_dir) / config.name)
     statuses = {branch.id: folder.stage(branch.id).status() for branch in stage_branches(config)}
     return {branch_id: status for branch_id, status in statuses.items() if status}
 
 
 class Planner:
-    """Works out the amounts of each branch; the models are those that the pre-flight check found."""
+    """Works out the amounts of each branch for the models that the pre-flight check found."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Planner:
         )
 
     def _resources(self, stage: Stage) -> Resources:
-        """What a stage would take of this machine, which nobody can ask of a cluster ahead."""
+        """What a stage would take from this machine; a remote cluster cannot be asked in advance."""
         asked = self.config.resources(stage)
         settled = settle(asked, [this_machine()], most_workers(stage))
         address = elsewhere(self.config.cluster)
@@ -144,7 +144,7 @@ class Planner:
         return settled
 
     def _judges(self, stage: Stage) -> int | None:
-        """Samples that each model of an evaluation or a probe sees; None where nobody knows, or it is neither."""
+        """Samples that each model of an evaluation or a probe sees; None if unknown, or for any other stage."""
         names = [stage.data] if isinstance(stage, EvaluateStage) else []
         names = [stage.data.train, stage.data.test] if isinstance(stage, ProbeStage) else names
         known = [self.indexes[name].num_samples for name in names if name in self.indexes]
@@ -236,7 +236,7 @@ def _model(
             for count, seen in task.seen(size)
         )
         activations = max(activations, encoder + heads)
-        if task.follows:  # the teacher sees the views of the first group
+        if task.follows:  # the teacher sees the first group of views
             of_teacher = max(of_teacher, teacher_bytes(spec, samples * task.seen(size)[0][0], stage.engine))
         if model.teacher:
             among = ranks if stage.task.shards_teacher else 1
@@ -267,6 +267,6 @@ def _shape(size: Pair, patch: Pair, spec: ViTSpec) -> str:
 
 
 def _mean_bytes(indexes: list[DatasetIndex], weights: list[int]) -> float:
-    """Of a sample of a mixture."""
+    """Mean bytes per sample of a mixture."""
     means = [int(index.sizes.sum()) / index.num_samples for index in indexes]
     return sum(mean * weight for mean, weight in zip(means, weights, strict=True)) / sum(weights)

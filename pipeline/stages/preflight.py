@@ -1,6 +1,6 @@
-"""What can be known before anything trains: from the config, indexes, specs and installed packages.
+"""Checks made before anything trains, from the config, indexes, specs and installed packages.
 
-The checks are the functions that stages call when their turn comes, applied to what they will find then.
+They are the functions that stages call when their turn comes, applied to what they will find then.
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ if TYPE_CHECKING:
 
 
 class Model(NamedTuple):
-    """A model as far as it is known in advance; `classes` is None if nothing names them."""
+    """What is known of a model in advance; `classes` is None if nothing names them."""
 
     spec: ModelSpec
     classes: list[str] | None
-    background: tuple[int, ...]  # that transparent pixels show
-    task_settings: Mapping[str, Any]  # by which it is measured
-    source: ModelSpec | None = None  # of the model that it starts from
+    background: tuple[int, ...]  # shown by transparent pixels
+    task_settings: Mapping[str, Any]  # the settings it is measured with
+    source: ModelSpec | None = None  # the spec of the model that it starts from
     teacher: Model | None = None  # the model that it learns from
-    head_known: bool = True  # false while the data that decides the number of classes is not there
-    evaluation: PlainConfig | None = None  # how images come to its size, where that is known
+    head_known: bool = True  # false while the data that determines the number of classes is missing
+    evaluation: PlainConfig | None = None  # how images are brought to its size, if known
 
 
 @dataclass
 class Findings:
     """What a pipeline's stages would run into, and the models they would train.
 
-    `models` maps branch ids to what each may start from ("" for nothing) and the model that it then trains; branches
-    with a fault may be missing.
+    `models` maps branch ids to possible starting points ("" for none) and the model each then trains; branches with a
+    fault may be missing.
     """
 
     faults: list[PipelineError] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Findings:
     models: dict[str, dict[str, Model]] = field(default_factory=dict)
 
     def refuse(self) -> None:
-        """Raise all faults as one error, a sentence a line; nothing happens where there are none."""
+        """Raise all faults as one error, one sentence per line; does nothing if there are none."""
         kinds = {type(fault) for fault in self.faults}
         if kinds:
             kind = kinds.pop() if len(kinds) == 1 else ConfigError
@@ -84,19 +84,19 @@ class Findings:
 
 
 def preflight(config: PipelineConfig, datasets: Mapping[str, Dataset]) -> Findings:
-    """Check every stage of a pipeline against the data sets that are there; of others, what the config alone says."""
+    """Check every stage of a pipeline against the data sets that exist, or against the config alone."""
     return _Preflight(config, datasets).run()
 
 
 class _Preflight:
-    """Goes through the branches in their order and collects the models that later ones start from."""
+    """Goes through the branches in order and collects the models that later ones start from."""
 
     def __init__(self, config: PipelineConfig, datasets: Mapping[str, Dataset]) -> None:
         self.config, self.datasets = config, datasets
         self.findings = Findings()
-        self.trained_on: dict[str, set[str]] = {}  # branch id -> data sets that its model has seen, and its sources'
+        self.trained_on: dict[str, set[str]] = {}  # branch id -> data sets seen by its model and by its sources
         self.overlaps = Overlaps(datasets)
-        self.kinds: dict[str, dict[str, None]] = {}  # of targets that stages need of each data set
+        self.kinds: dict[str, dict[str, None]] = {}  # data set -> kinds of targets that stages need
         self.described: dict[tuple[str, str], Bundle] = {}  # (stage, reference) -> a model from outside the pipeline
 
     def run(self) -> Findings:
@@ -170,7 +170,7 @@ class _Preflight:
         source: Model | None,
         teacher: Model | None,
     ) -> Model:
-        """What a branch trains, from a source and by a teacher that it may have; raises ConfigError where it cannot."""
+        """The model that a branch trains, given any source and teacher; raises ConfigError if they do not fit."""
         parent, taught_by = source.spec if source else None, teacher.spec if teacher else None
         spec = stage_spec(branch, 1 if classes is None else len(classes), parent, taught_by)
         if teacher:
@@ -221,7 +221,7 @@ class _Preflight:
                 check_numbers(stage.methods, train, test, f"{where}.methods")
 
     def _labelled_pair(self, names: tuple[str, str], where: str) -> None:
-        """Check the labels of the data that features are fitted to and judged by, as far as they are there."""
+        """Check the labels of the data that features are fitted on and tested on, as far as they are known."""
         for name in names:
             self._need(name, [LABELS])
         with self._noting():
@@ -233,7 +233,7 @@ class _Preflight:
                     check_probed_classes(names, train, test, where)
 
     def _evaluated_classes(self, name: str, kinds: Sequence[str]) -> list[str] | None:
-        """The classes that models are evaluated on; None as long as they are not known."""
+        """The classes that models are evaluated on; None while unknown."""
         dataset = self.datasets.get(name)
         if dataset or not kinds:
             return evaluated_classes(name, dataset, kinds) if dataset else []
@@ -261,7 +261,7 @@ class _Preflight:
                     self.findings.faults.append(ConfigError(f"{where}: {name} cannot hold {source}: {error}"))
 
     def _classes(self, branch: Branch, stage: TrainStage) -> list[str] | None:
-        """The classes of a training stage, with its samples' order checked too; None as long as they are not known."""
+        """The classes of a training stage, None while unknown; also checks the order of its samples."""
         where, used = f"stages.{branch.stage_name}", used_datasets(stage.data)
         if self.datasets.keys() >= set(used):
             train, _, classes = stage_data(self.datasets, stage.data, stage.task, where)
@@ -278,20 +278,20 @@ class _Preflight:
         return None
 
     def _names(self, name: str, kind: str) -> list[str] | None:
-        """The names of a kind's classes in a data set; those of the config where the shards are not there."""
+        """A data set's class names of one kind; from the config if the shards are missing."""
         dataset = self.datasets.get(name)
         return class_names(name, dataset, [kind])[kind] if dataset else self.config.datasets[name].classes_of(kind)
 
     def _need(self, name: str, kinds: Iterable[str]) -> None:
-        """Note the kinds of targets that a stage needs of a data set."""
+        """Note the kinds of targets that a stage needs from a data set."""
         self.kinds.setdefault(name, {}).update(dict.fromkeys(kinds))
 
     def _upstream(self, reference: str | None) -> list[str]:
-        """The branches that a reference may mean."""
+        """The branches that a reference may stand for."""
         return [] if reference is None else reference_ids(self.config, reference)
 
     def _sources(self, branch: Branch, stage: TrainStage) -> Mapping[str, Model | None]:
-        """The models that a branch may start from; where one may itself start from several, its key names which."""
+        """The models that a branch may start from; if one may itself start from several, its key names the origin."""
         if stage.init_from is None:
             return {"": None}
         found = self._models(branch, stage.init_from, "init_from")
@@ -299,22 +299,22 @@ class _Preflight:
         return {f"{name} (from {origin})" if times[name] > 1 else name: model for name, origin, model in found}
 
     def _teachers(self, branch: Branch, stage: TrainStage) -> Mapping[str, Model | None]:
-        """The models that a branch may learn from, by the id or path that has each."""
+        """The models that a branch may learn from, by id or path."""
         if stage.task.taught_by is None:
             return {"": None}
         return {name: model for name, _, model in self._models(branch, stage.task.taught_by, TEACHER)}
 
     def _models(self, branch: Branch, reference: str, setting: str) -> list[tuple[str, str, Model]]:
-        """The models that a reference may mean: the id or path that has each, what that starts from, and the model."""
+        """The models that a reference may stand for: id or path, its starting point, and the model."""
         candidates = self._upstream(reference)
         if candidates:
             known = self.findings.models
             return [(name, origin, model) for name in candidates for origin, model in known[name].items()]
-        from pipeline.stages.sources import describe_source  # imports torch; most plans can do without
+        from pipeline.stages.sources import describe_source  # imports torch; most plans do not need it
 
         key = branch.stage_name, reference
         try:
-            if key not in self.described:  # to describe foreign weights is to read all of them
+            if key not in self.described:  # describing foreign weights reads all of them
                 self.described[key] = describe_source(self.config, reference, branch.stage)
         except ModelError as error:
             self.findings.faults.append(ConfigError(f"stages.{branch.stage_name}.{setting}: {error}"))
@@ -326,7 +326,7 @@ class _Preflight:
 
 
 def check_kept(config: PipelineConfig, branch: Branch, reference: str, weights: str) -> None:
-    """Raise ConfigError for weights that the checkpoints of what is exported will not hold."""
+    """Raise ConfigError for weights that the exported stage's checkpoints will not hold."""
     where, source = f"stages.{branch.id}.weights", source_stage(config, reference)
     stage = config.stages[source] if source else None
     if not isinstance(stage, TrainStage):
@@ -358,13 +358,13 @@ def check_registered(config: PipelineConfig, branch: Branch, stage: ExportStage)
 
 
 def check_features(where: str, features: Pooling, name: str, spec: ModelSpec) -> None:
-    """Raise ConfigError for features that a model does not have."""
+    """Raise ConfigError for features that a model lacks."""
     if features == "cls" and not spec.backbone.tokens.cls:
         raise ConfigError(f"{where}.features: found cls, but {name} has no class token; take patches or both")
 
 
 def check_order(where: str, stage: TrainStage, train: list[Source]) -> None:
-    """Raise ConfigError where the samples cannot be laid out in lanes, or `data.exclude` is no manifest of them."""
+    """Raise ConfigError if the samples cannot be laid out in lanes, or `data.exclude` is not a manifest of them."""
     try:
         build_mixture(train, stage.data, seed=0)
     except DataError as error:
@@ -373,7 +373,7 @@ def check_order(where: str, stage: TrainStage, train: list[Source]) -> None:
 
 
 def check_exclude(config: PipelineConfig, stage_name: str, stage: TrainStage) -> None:
-    """Raise ConfigError for a manifest that this very stage writes: it grows, and goes when the stage runs again."""
+    """Raise ConfigError for a manifest that this same stage writes: it grows, and is moved if the stage runs again."""
     own = RunFolder(Path(config.runs_dir) / config.name).stage(stage_name).path.absolute()
     if stage.data.exclude and Path(stage.data.exclude).absolute().is_relative_to(own):
         raise ConfigError(
@@ -383,7 +383,7 @@ def check_exclude(config: PipelineConfig, stage_name: str, stage: TrainStage) ->
 
 
 def check_checkpoints(branch: Branch, stage: TrainStage) -> None:
-    """Raise ConfigError where checkpoints cannot be stored, or nothing measures which is best."""
+    """Raise ConfigError if checkpoints cannot be stored, or nothing measures which is best."""
     where = f"stages.{branch.stage_name}"
     measured_elsewhere = stage.eval.knn is not None and stage.checkpoint.keep_best == VAL + KNN.name
     if stage.checkpoint.keep_best and stage.data.val is None and not measured_elsewhere:
@@ -401,7 +401,7 @@ def check_checkpoints(branch: Branch, stage: TrainStage) -> None:
 
 
 def check_storages(config: PipelineConfig) -> None:
-    """Write a small object where checkpoints will lie, and remove it. Raises ConfigError for places that refuse."""
+    """Write and remove a small object where checkpoints will be stored. Raises ConfigError if a place refuses."""
     findings = Findings()
     for name, stage in config.stages.items():
         if isinstance(stage, TrainStage) and stage.checkpoint.storage is not None:

@@ -1,4 +1,4 @@
-"""A probe stage: what the frozen features of finished models are worth."""
+"""A probe stage: measures the quality of finished models' frozen features."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ProbeStageRun:
         }
 
     def _sources(self, reference: str) -> list[Source]:
-        """All branches of a stage, or the one model that is named."""
+        """All branches of a stage, or the single model named."""
         names = reference_ids(self.context.config, reference) or [reference]
         return [resolve_source(self.context, self.id, name) for name in names]
 
@@ -60,7 +60,7 @@ class ProbeStageRun:
         )
 
     def models(self) -> dict[str, ProbedModel]:
-        """By name, in the order of the stage."""
+        """The models by name, in the stage's order."""
         found: dict[str, ProbedModel] = {}
         for reference in self.stage.models:
             if reference in BASELINES:
@@ -70,7 +70,7 @@ class ProbeStageRun:
         return found
 
     def _job(self) -> ProbeJob:
-        """What the ranks need to measure the models that no earlier start has."""
+        """What the ranks need to measure the models that no earlier attempt has measured."""
         job = ProbeJob(
             folder=self.folder.path.absolute(),
             models=self.models(),
@@ -91,7 +91,7 @@ class ProbeStageRun:
         return job
 
     def run(self, status: Status) -> dict[str, Any]:
-        """Probe all models on the cluster; returns each one's measures."""
+        """Probe all models on the cluster; returns the measures of each."""
         with self.context.progress.following(self.id, self.folder.path):
             StageJob(
                 context=self.context,
@@ -134,5 +134,5 @@ class ProbeStageRun:
             tracker.dataset(run_id, source.name, source.index.url, source.index.digest, what)
 
     def finished_model(self, status: Status) -> None:
-        """It trains none."""
+        """A probe trains no model."""
         return

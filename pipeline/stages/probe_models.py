@@ -1,4 +1,4 @@
-"""Frozen features of finished models judged on shards, without a pipeline: what `minivit evaluate --probe` runs."""
+"""Probes frozen features of finished models on shards, without a pipeline: what `minivit evaluate --probe` runs."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def probe_models(
     precision: Literal["fp32", "bf16"],
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Fit each method to the features of `train` and judge them by those of `test`; returns what `probe.json` holds.
+    """Fit each method to the features of `train` and test it on those of `test`; returns the content of `probe.json`.
 
     Args:
-        references: runs, RUN/STAGE, exports, `timm:NAME` or safetensors files; and `random` or `pixels` beside one.
+        references: runs, RUN/STAGE, exports, `timm:NAME` or safetensors files; besides these, `random` or `pixels`.
         train: labelled shards.
         test: shards with the same classes.
-        cluster: the ranks, and the Ray cluster if it is not to be this machine.
+        cluster: the ranks, and the Ray cluster if it is not this machine.
         methods: what is measured.
         features: class token, mean of the patches, or both.
-        batch_size: images per rank at once.
+        batch_size: images per rank and batch.
         loader_workers: processes per rank that decode images.
         precision: of weights and activations.
-        out: folder without a probe, for `probe.json` and `logs`.
+        out: folder that holds no probe yet; gets `probe.json` and `logs`.
 
     Raises:
         ModelError, DataError: a model or the data cannot be read.
-        ConfigError: there is no model, the classes differ, there are fewer samples than a k, or `out` holds a probe.
+        ConfigError: there is no model, the classes differ, samples are fewer than a k, or `out` already holds a probe.
     """
     if out is not None and (out / NAME).exists():
         raise ConfigError(f"--out: {out} holds a probe already; give another folder")
@@ -75,7 +75,7 @@ def probe_models(
             loader_workers=loader_workers,
             precision=precision,
         )
-        for file in [*files_of(folder / TRAIN), *files_of(folder / PROBED)]:  # of an attempt that did not end
+        for file in [*files_of(folder / TRAIN), *files_of(folder / PROBED)]:  # left by an unfinished attempt
             file.unlink()
         run_ranks(probe_worker, job, folder, cluster)
         found: dict[str, Any] = json.loads((folder / NAME).read_text())
@@ -83,7 +83,7 @@ def probe_models(
 
 
 def _models(references: Sequence[str], scratch: Path) -> dict[str, ProbedModel]:
-    """By reference; the baselines beside the first model."""
+    """The models by reference; baselines are built for the first model."""
     bundles = {
         reference: bundle_of(reference, scratch / str(number)).absolute()
         for number, reference in enumerate(references)

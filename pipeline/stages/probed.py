@@ -1,4 +1,4 @@
-"""What a probe needs of its data: two labelled sets, whose classes are the same by name."""
+"""The data of a probe: two labelled sets with the same class names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = (LABELS,)
 
 
 class ProbeSources(NamedTuple):
-    """The two data sets with their labels, which are numbers of the classes: those of the training data."""
+    """The two data sets with their labels, which number the classes of the training data."""
 
     train: Source
     test: Source
@@ -25,9 +25,9 @@ class ProbeSources(NamedTuple):
 
 
 def probe_sources(names: tuple[str, str], datasets: tuple[Dataset, Dataset], where: str) -> ProbeSources:
-    """The training and the test data of a probe, whose `data` section has the dotted path `where`.
+    """The training and test data of a probe; `where` is the dotted path of its `data` section.
 
-    Raises DataError for data without labels, ConfigError for one class alone and for test data of other classes.
+    Raises DataError for data without labels, ConfigError for a single class and for test data of other classes.
     """
     train, test = datasets
     classes = evaluated_classes(names[0], train, KINDS)
@@ -39,7 +39,7 @@ def probe_sources(names: tuple[str, str], datasets: tuple[Dataset, Dataset], whe
 
 
 def check_probed_classes(names: tuple[str, str], classes: Sequence[str], tested: Sequence[str], where: str) -> None:
-    """Raise ConfigError for one class alone, and for a class that only the test data have."""
+    """Raise ConfigError for a single class, and for a class found only in the test data."""
     refuse_too_few(classes, where.removesuffix(".data"), names[:1])
     unknown = next((name for name in tested if name not in set(classes)), None)
     if unknown is not None:
@@ -50,7 +50,7 @@ def check_probed_classes(names: tuple[str, str], classes: Sequence[str], tested:
 
 
 def check_numbers(methods: MethodsConfig, train: int, test: int, where: str) -> None:
-    """Raise ConfigError where so many training and test samples are fewer than a k; `where` is the methods' path."""
+    """Raise ConfigError if there are fewer training or test samples than a k; `where` is the methods' path."""
     if methods.knn:
         neighbours(methods.knn, train, f"{where}.knn")
     if methods.retrieval:
@@ -58,7 +58,7 @@ def check_numbers(methods: MethodsConfig, train: int, test: int, where: str) -> 
 
 
 def knn_job(datasets: Mapping[str, Dataset], config: OnlineKnnConfig | None, where: str) -> KnnJob | None:
-    """What ranks need to measure features while they train; errors as of `probe_sources`."""
+    """What ranks need to measure features while they train; errors as in `probe_sources`."""
     if config is None:
         return None
     names = config.train, config.test

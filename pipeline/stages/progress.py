@@ -1,4 +1,4 @@
-"""What a person sees while stages run: bars on a terminal, a line now and then in a log file."""
+"""What users see while stages run: bars on a terminal, an occasional line in a log file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEED, TOKENS = "speed/images_per_s", "speed/tokens_per_s"  # tokens of all view
 
 @dataclass
 class Watched:
-    """A stage whose metrics file is followed."""
+    """A stage followed by its metrics file."""
 
     ledger: LedgerTail
     schema: Schema
@@ -37,7 +37,7 @@ class Watched:
 
 @dataclass
 class Followed:
-    """A job that writes how far it is."""
+    """A job followed by its progress file."""
 
     folder: Path
     bar: TaskID | None = None
@@ -73,7 +73,7 @@ class Progress:
         self.console.print(message, markup=False)
 
     def watch(self, stage_id: str, folder: Path, schema: Schema, total_steps: int, first_step: int) -> None:
-        """Follow a training stage from now on; again, where it starts once more."""
+        """Follow a training stage from now on; called again on each restart."""
         self.unwatch(stage_id)
         bar = None
         if self.console.is_terminal:
@@ -87,8 +87,8 @@ class Progress:
 
     @contextmanager
     def following(self, stage_id: str, folder: Path) -> Iterator[None]:
-        """Within this context show how far a job without steps is, by its progress file."""
-        (folder / PROGRESS).unlink(missing_ok=True)  # of an earlier start
+        """Within this context, show the progress of a job without steps from its progress file."""
+        (folder / PROGRESS).unlink(missing_ok=True)  # left by an earlier start
         bar = None
         if self.console.is_terminal:
             bar = self._bars.add_task(stage_id, total=None, numbers="starting workers")
@@ -101,7 +101,7 @@ class Progress:
                 self._bars.remove_task(bar)
 
     def poll(self) -> None:
-        """Read the files again and show what is new."""
+        """Read the files again and show any news."""
         for stage_id, followed in list(self._followed.items()):
             self._show(stage_id, followed)
         for stage_id, watched in list(self._watched.items()):

@@ -1,4 +1,4 @@
-"""`minivit run CONFIG train.replay_slots=A:B`: the batch that stopped a run, again, under a magnifying glass."""
+"""`minivit run CONFIG train.replay_slots=A:B`: runs the batch that stopped a run again, in detail."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pipeline.train.replay import NAME, ReplayJob, replay_worker
 
 
 def replay(context: RunContext, slots: str) -> None:
-    """Run the batch of a stage that did not finish on one worker, and say what was found.
+    """Run one batch of an unfinished stage again on a single worker, and report the findings.
 
-    Raises `ConfigError` if no stage has begun, or the slots are no batch of it.
+    Raises `ConfigError` if no stage has begun, or the slots are not one of its batches.
     """
     branch, status = stopped_branch(context)
     stage = TrainStageRun(context, branch)
@@ -48,7 +48,7 @@ def replay(context: RunContext, slots: str) -> None:
 
 
 def stopped_branch(context: RunContext) -> tuple[Branch, Status]:
-    """The first training branch that has begun and not finished; else the last one that has begun."""
+    """The first training branch that has begun but not finished; otherwise the last one that has begun."""
     begun = []
     for branch in stage_branches(context.config):
         status = context.folder.stage(branch.id).status()
@@ -80,7 +80,7 @@ def where(selection: Selection) -> str:
 
 
 def report(found: dict[str, Any]) -> list[str]:
-    """What a person wants to know first."""
+    """The main findings, one per line."""
     samples = found["samples"]
     lines = [f"mean loss {found['loss']:.4g}, gradient norm {found['gradient_norm']:.4g}"]
     if found["losses_not_finite"]:

@@ -19,7 +19,7 @@ class ReportStageRun:
         self.folder = context.folder.stage(branch.id)
 
     def inputs(self) -> dict[str, Any]:
-        """The page changes with anything that any other stage did."""
+        """The page depends on everything that other stages did."""
         needed = dependencies(self.context.config, self.id)
         statuses = {stage_id: self.context.folder.stage(stage_id).status() for stage_id in needed}
         return {stage_id: [status.digest, status.ended] for stage_id, status in statuses.items() if status}
@@ -39,5 +39,5 @@ class ReportStageRun:
         """A page has no settings of its own."""
 
     def finished_model(self, status: Status) -> None:
-        """It trains none."""
+        """A report trains no model."""
         return

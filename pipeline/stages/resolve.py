@@ -1,4 +1,4 @@
-"""What a pipeline's stages are before any of them runs: branches, their order, and the model each one trains.
+"""A pipeline's stages before any of them runs: branches, their order, and the model that each trains.
 
 A stage whose `model.variant` is a list fans out: each variant is a branch with the id STAGE/VARIANT. Every other stage
 is one branch whose id is its name.
@@ -23,7 +23,7 @@ from pipeline.train.schedule import step_shapes
 
 
 class Branch(NamedTuple):
-    """One unit of work. `variant` is None where the stage does not fan out and names no variant."""
+    """One unit of work. `variant` is None if the stage names no variant."""
 
     id: str
     stage_name: str
@@ -32,7 +32,7 @@ class Branch(NamedTuple):
 
 
 def stage_branches(config: PipelineConfig) -> list[Branch]:
-    """All branches, each after those it depends on, and otherwise in the order of the file."""
+    """All branches, each after those it depends on, otherwise in file order."""
     waiting = {branch.id: branch for name in config.stages for branch in _branches(config, name)}
     ordered: dict[str, Branch] = {}
 
@@ -53,7 +53,7 @@ def on_workers(config: PipelineConfig) -> dict[str, Stage]:
 
 
 def most_workers(stage: Stage) -> int | None:
-    """As many as have a share of every step; None where a stage has no steps."""
+    """The most workers that all get a share of every step; None if a stage has no steps."""
     return min(stage.data.lanes, stage.global_batch_size) if isinstance(stage, TrainStage) else None
 
 
@@ -69,7 +69,7 @@ def dependencies(config: PipelineConfig, branch_id: str) -> list[str]:
 
 
 def judges(config: PipelineConfig, branch_id: str) -> list[str]:
-    """Ids of the stages that measure the model which an export stage writes; its card tells what they found."""
+    """Ids of the stages that measure the model of an export stage; their findings go on its card."""
     stage = config.stages[branch_id.partition("/")[0]]
     if not isinstance(stage, ExportStage):
         return []
@@ -78,7 +78,7 @@ def judges(config: PipelineConfig, branch_id: str) -> list[str]:
 
 
 def reference_ids(config: PipelineConfig, reference: str) -> list[str]:
-    """The branches that a reference to a model can mean; a fanned-out stage stands for its best, so all of them.
+    """The branches that a model reference may stand for: all of a fanned-out stage, since any may be its best.
 
     Empty for a path to an export and for foreign weights.
     """
@@ -102,11 +102,11 @@ def _branches(config: PipelineConfig, stage_name: str) -> list[Branch]:
 def stage_spec(
     branch: Branch, num_classes: int, source: ModelSpec | None = None, teacher: ModelSpec | None = None
 ) -> ModelSpec:
-    """The model that a training branch trains; `source` is the one it starts from, needed where it names no variant.
+    """The model that a training branch trains; `source` is the one it starts from, required if it names no variant.
 
-    `teacher` is the one it learns from, needed where the task is taught by one.
-    Raises ConfigError, with the dotted path, where the settings do not make a model, an image size does not fit the
-    patch, or the source's weights cannot become this model.
+    `teacher` is the one it learns from, required if the task has a teacher.
+    Raises ConfigError, with the dotted path, if the settings do not form a valid model, an image size does not fit the
+    patch, or the source's weights cannot be adapted to this model.
     """
     stage, where = branch.stage, f"stages.{branch.stage_name}"
     assert isinstance(stage, TrainStage)
@@ -133,7 +133,7 @@ def stage_spec(
 
 
 def _model_settings(stage: TrainStage, where: str) -> dict[str, Any]:
-    """The model's fields that the stage sets itself, with those that its task needs."""
+    """The model fields that the stage sets itself, plus those that its task requires."""
     given, needed = stage.model.overrides(), task_of(stage.task).backbone_fields()
     for name, value in needed.items():
         if given.get(name, value) != value:
@@ -147,7 +147,7 @@ def _model_settings(stage: TrainStage, where: str) -> dict[str, Any]:
 
 
 def _like(source: ViTSpec, stage: TrainStage, settings: dict[str, Any]) -> ViTSpec:
-    """The source's spec with the stage's own settings in place of its."""
+    """The source's spec, overridden by the stage's own settings."""
     settings = dict(settings)
     patch = as_pair(settings.pop("patch_size", source.patch))
     tokens = dataclasses.replace(
@@ -172,14 +172,14 @@ def _check_source(branch: Branch, spec: ViTSpec, source: ViTSpec) -> None:
 
 
 def as_pair(size: Size) -> Pair:
-    """(height, width) of a size that may be one number for both."""
+    """(height, width) of a size; a single number stands for both."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def stage_image_sizes(stage: TrainStage) -> list[Pair]:
-    """(height, width) of the images a stage meets: the model's own first, which evaluation uses, then its `resolution`.
+    """(height, width) of a stage's images: first the model's own, used in evaluation, then those of its `resolution`.
 
-    A size of `resolution` is the height; the width keeps the proportion of the model's, as in `stream.resolution`.
+    A size in `resolution` is the height; the width keeps the model's aspect ratio, as in `stream.resolution`.
     """
     height, width = as_pair(stage.model.image_size)
     drawn = [(size, size * width // height) for size in stage.resolution.sizes]
@@ -187,7 +187,7 @@ def stage_image_sizes(stage: TrainStage) -> list[Pair]:
 
 
 def check_sizes(branch: Branch, spec: ViTSpec) -> None:
-    """Raise ConfigError if the images or views of the stage are not whole patches, of each size it may have."""
+    """Raise ConfigError if images or views of any of the stage's sizes do not divide into whole patches."""
     assert isinstance(branch.stage, TrainStage)
     shapes = step_shapes(branch.stage, spec)
     for size, patch in shapes:
@@ -243,7 +243,7 @@ def check_teacher(
 
 
 def unreadable(stage: Stage, reference: str) -> dict[str, Any]:
-    """Settings of a stage that stand in for what a file of foreign weights that it starts from does not say."""
+    """A stage's settings that fill in what the file of foreign weights it starts from does not specify."""
     if not isinstance(stage, TrainStage) or stage.init_from != reference:
         return {}
     given = {name: getattr(stage.model, name) for name in ("num_heads", "eps", "activation")}
@@ -251,7 +251,7 @@ def unreadable(stage: Stage, reference: str) -> dict[str, Any]:
 
 
 def surgeries(before: ModelSpec, after: ModelSpec) -> list[str]:
-    """What changes on the way from one model's weights to another's, in words; empty if nothing does."""
+    """The changes from one model's weights to another's, in words; empty if nothing changes."""
     source, target = before.backbone, after.backbone
     changes = {
         "kind of positions": (source.positions, target.positions),

@@ -1,4 +1,4 @@
-"""`minivit run`: the graph of stages, each run when its turn comes and skipped when it is done."""
+"""`minivit run`: executes the graph of stages in order and skips those that are done."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ POLL_S = 0.5
 
 
 class StageRun(Protocol):
-    """What every type of stage can do; constructed once all it depends on has finished."""
+    """The interface of every type of stage; constructed once all its dependencies have finished."""
 
     def inputs(self) -> dict[str, Any]: ...
 
@@ -73,7 +73,7 @@ STAGE_RUNS: dict[type, Callable[[RunContext, Branch], StageRun]] = {
 def run_pipeline(config: PipelineConfig) -> None:
     """Run or resume a pipeline; returns when every stage has finished, raises `PipelineError` otherwise.
 
-    With `train.replay_slots`, runs that one batch again instead, and leaves all of the run as it is.
+    With `train.replay_slots`, runs only that batch again and leaves the run as it is.
     """
     datasets, to_make = find_datasets(config)
     findings = preflight(config, datasets)
@@ -109,7 +109,7 @@ def run_pipeline(config: PipelineConfig) -> None:
 
 
 def take_resources(context: RunContext) -> None:
-    """See to it that every stage fits on the cluster, and say what it has and is left idle. Raises `ClusterError`."""
+    """Check that every stage fits on the cluster; report its resources and idle GPUs. Raises `ClusterError`."""
     taken = {name: context.resources(stage) for name, stage in on_workers(context.config).items()}
     for name, resources in taken.items():
         context.cluster.require(resources, f"stages.{name}")
@@ -120,7 +120,7 @@ def take_resources(context: RunContext) -> None:
 
 
 def without_password(config: PipelineConfig) -> PipelineConfig:
-    """The config as it may be kept and shown: a tracking URI loses its password, which a variable may have brought."""
+    """The config, safe to store and show: removes the password that a variable may have put into the tracking URI."""
     if config.tracking.uri is None:
         return config
     tracking = config.tracking.model_copy(update={"uri": shown(config.tracking.uri)})
@@ -128,7 +128,7 @@ def without_password(config: PipelineConfig) -> PipelineConfig:
 
 
 def close_what_was_killed(folder: RunFolder, tracker: Tracker) -> None:
-    """Stages that still say they are running were killed with their driver: say so, on disk and in MLflow."""
+    """Mark stages still recorded as running, which were killed with their driver, on disk and in MLflow."""
     for stage_id in folder.stage_ids():
         status = folder.stage(stage_id).status()
         if status and status.state == RUNNING:
@@ -140,7 +140,7 @@ def close_what_was_killed(folder: RunFolder, tracker: Tracker) -> None:
 
 @contextmanager
 def parent_run(tracker: Tracker, folder: RunFolder, name: str, say: Callable[[str], None]) -> Iterator[str]:
-    """The MLflow run of the whole pipeline, begun or resumed; it says how the pipeline ended. Yields its id."""
+    """Begin or resume the MLflow run of the whole pipeline and record how it ends. Yields its id."""
     record = folder.record()
     earlier = record.get("mlflow_run_id")
     run_id = tracker.start(name, run_id=earlier)
@@ -172,7 +172,7 @@ def require_same_pipeline(config: PipelineConfig, folder: RunFolder) -> None:
 
 
 class Execution:
-    """Runs branches side by side as the cluster allows, each after those it depends on."""
+    """Runs branches in parallel as the cluster allows, each after those it depends on."""
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
@@ -183,7 +183,7 @@ class Execution:
         self.stop = context.stop
 
     def run(self) -> None:
-        """Until every branch has finished, one has failed, or a signal asks to stop."""
+        """Run until every branch has finished, one has failed, or a signal asks to stop."""
         with self.stop, ThreadPoolExecutor(max_workers=max(len(self.waiting), 1), thread_name_prefix="stage") as pool:
             while self.running or (self.waiting and not self.failure and not self.stop.asked):
                 for branch in self._ready():
@@ -198,9 +198,9 @@ class Execution:
             raise self.failure
 
     def _ready(self) -> list[Branch]:
-        """Branches that can start now: nothing failed, all they need has finished, and the cluster has room.
+        """Branches that can start now: nothing has failed, their dependencies have finished, the cluster has room.
 
-        Where nothing runs that could give room back, a branch starts all the same, and waits for nodes itself.
+        If nothing is running that could free room, a branch starts anyway and waits for nodes itself.
         """
         if self.failure or self.stop.asked:
             return []
@@ -214,7 +214,7 @@ class Execution:
         return ready
 
     def _has_room(self, branch: Branch) -> bool:
-        """Whether the branch has got its workers, if it needs any."""
+        """Reserve the workers that a branch needs, if any; returns whether it has them."""
         if isinstance(branch.stage, (ExportStage, ReportStage)):
             return True
         return self.context.cluster.reserve(branch.id, self.context.resources(branch.stage)) > 0
@@ -232,14 +232,14 @@ class Execution:
                 self.failure = self.failure or error
 
     def _pass_on_stop(self) -> None:
-        """Ask running stages to commit and leave; those that cannot stop half-way run to their end."""
+        """Ask running stages to commit and exit; those that cannot stop halfway run to completion."""
         for branch in self.running.values():
             folder = self.context.folder.stage(branch.id).path
             if folder.is_dir():
                 (folder / STOP).write_text(INTERRUPT)
 
     def _run_branch(self, branch: Branch) -> None:
-        """Run one branch unless it has already finished with the same inputs."""
+        """Run a branch unless it has already finished with the same inputs."""
         context, folder = self.context, self.context.folder.stage(branch.id)
         stage_run = STAGE_RUNS[type(branch.stage)](context, branch)
         inputs = stage_run.inputs()
@@ -279,7 +279,7 @@ class Execution:
         context.say(branch.id, f"finished in {clock(time.time() - began)}")
 
     def _record_failure(self, branch: Branch, status: Status, error: BaseException) -> None:
-        """Say on disk and in MLflow how a stage ended, each as far as it can be written: it may be what failed."""
+        """Record on disk and in MLflow how a stage ended; ignores write errors, which may be what failed."""
         folder = self.context.folder.stage(branch.id)
         interrupted = isinstance(error, Interrupted)
         status.state, status.ended, status.error = INTERRUPTED if interrupted else FAILED, time.time(), str(error)
@@ -294,7 +294,7 @@ class Execution:
             self.context.tracker.end(status.mlflow_run_id, outcome)
 
     def _track_outputs(self, branch: Branch, stage_run: StageRun, status: Status) -> None:
-        """Log what a finished stage leaves: its files, its figures, and pictures of them."""
+        """Log the results of a finished stage: files, metrics and plots."""
         tracker, run_id = self.context.tracker, status.mlflow_run_id
         assert run_id is not None
         for path, target in stage_run.artifacts():
@@ -308,7 +308,7 @@ class Execution:
             log_model(tracker, run_id, model)
 
     def _set_aside(self, branch: Branch, status: Status, inputs: dict[str, Any]) -> None:
-        """Keep what a stage with other inputs left, and say what has changed."""
+        """Set aside the results of a stage whose inputs have changed, and report what has changed."""
         folder = self.context.folder.stage(branch.id)
         if status.mlflow_run_id and status.state != FINISHED:
             self.context.tracker.end(status.mlflow_run_id, mlflow_status.KILLED)

@@ -1,4 +1,4 @@
-"""What a stage names as its starting point: another stage, one of its branches, a bundle on disk, foreign weights."""
+"""Models that a stage refers to: another stage, one of its branches, a bundle on disk, foreign weights."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from pipeline.stages.inputs import inputs_digest, model_inputs, non_defaults
 from pipeline.stages.resolve import reference_ids, unreadable
 
 IMPORTED = "imported"
-_importing = Lock()  # branches that start side by side from the same weights import them once
+_importing = Lock()  # branches that start in parallel from the same weights import them once
 
 
 @dataclass(frozen=True)
 class Source:
-    """A finished model: its name for people, its bundle, and a digest of its weights and what gives them a meaning."""
+    """A finished model: display name, bundle, and a digest of its weights and of what gives them meaning."""
 
     name: str
     path: Path
@@ -49,9 +49,9 @@ class Source:
 def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source:
     """The finished model that `reference` stands for.
 
-    A stage that fans out stands for its best branch in validation; a path for the model of an export, a stage's folder
-    or a run's; foreign weights are brought into the run's folder, once, as a bundle. Raises `ConfigError` if there is
-    none to compare, `ModelError` if there is no model.
+    A stage that fans out stands for its best branch in validation; a path for the model of an export, stage folder or
+    run folder; foreign weights are imported into the run's folder, once, as a bundle. Raises `ConfigError` if a branch
+    has no validation to compare, `ModelError` if there is no model.
     """
     branch_ids = reference_ids(context.config, reference)
     if len(branch_ids) > 1:
@@ -66,14 +66,14 @@ def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source
 
 
 def bundle_digest(folder: Path) -> str:
-    """32 hex digits that change with a model's weights, its spec, its preprocessing and its classes."""
+    """32 hex digits that change with a model's weights, spec, preprocessing or classes."""
     described = load_description(folder)
     meaning = [model_inputs(described.spec), non_defaults(described.preprocess), described.classes]
     return inputs_digest({"weights": hash_file(folder / WEIGHTS), "meaning": meaning})
 
 
 def imported(context: RunContext, stage_id: str, reference: str) -> Path:
-    """The bundle that foreign weights became in this run; other files under the same names become another one."""
+    """Import foreign weights into this run and return their bundle; changed files of the same name get a new one."""
     stage = context.config.stages[stage_id.partition("/")[0]]
     folder = import_folder(context.folder, reference, stage)
     with _importing:
@@ -84,7 +84,7 @@ def imported(context: RunContext, stage_id: str, reference: str) -> Path:
 
 
 def import_folder(run: RunFolder, reference: str, stage: Stage) -> Path:
-    """Where the bundle of foreign weights lies, or will lie, in a run's folder."""
+    """Where a run's folder keeps, or will keep, the bundle of foreign weights."""
     file = Path(reference)
     files = [file, *(file.parent / name for name in BESIDE)] if file.is_file() else []
     key = [reference, unreadable(stage, reference), *(hash_file(file) for file in files if file.is_file())]
@@ -110,7 +110,7 @@ def describe_source(config: PipelineConfig, reference: str, stage: Stage) -> Bun
 
 
 def other_normalisation(source: Preprocess, stage: Preprocess) -> str | None:
-    """A sentence if images are normalised, or shown on a background, unlike those that the source was trained on."""
+    """A sentence if the stage's normalisation or background differs from the one its source was trained with."""
     if source.background != stage.background:
         return (
             f"its source was trained with transparent pixels showing {list(source.background)}, here they show "
@@ -125,7 +125,7 @@ def other_normalisation(source: Preprocess, stage: Preprocess) -> str | None:
 
 
 def best_branch(context: RunContext, stage_id: str, branch_ids: list[str]) -> str:
-    """The branch that was best in its last validation, by the measure that its task selects by; the first of equals."""
+    """The branch with the best last validation, by the measure that its task selects by; ties go to the first."""
     statuses = {branch_id: context.folder.stage(branch_id).status() for branch_id in branch_ids}
     written = {branch_id: asdict(status) if status else {} for branch_id, status in statuses.items()}
     measure, values = selected_values(written)

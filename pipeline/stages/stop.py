@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1 ah
 
 
 class StopRequest:
-    """While entered, catches the signals; `asked` is the name of the first that came."""
+    """While entered, catches the signals; `asked` is the name of the first one received."""
 
     def __init__(self, progress: Progress) -> None:
         self.asked: str | None = None

@@ -1,4 +1,4 @@
-"""How a model came to be, read from a run's folder: the stages behind it, their data, and what was measured of it."""
+"""A model's history, read from a run's folder: the stages behind it, their data, and its measures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SURGERY = "surgery.txt"
 
 
 def model_story(run: RunFolder, stage_id: str, license_name: str | None = None) -> Story:
-    """The story of the model that a training stage of a run has left, as far as the run's folder knows it."""
+    """The story of a training stage's model, as far as the run's folder records it."""
     statuses = list(_ancestors(run, stage_id))
     return Story(
         name=run.path.absolute().name,
@@ -31,7 +31,7 @@ def model_story(run: RunFolder, stage_id: str, license_name: str | None = None) 
 
 
 def story_of(model: Path, license_name: str | None = None) -> Story:
-    """The same of the folder of a stage, or of its `model`; of any other, nothing but the licence is known."""
+    """`model_story` for a stage's folder or its `model`; for any other folder only the licence is known."""
     for folder in (model, *model.absolute().parents):
         stages = next((parent for parent in folder.absolute().parents if parent.name == "stages"), None)
         if stages and (folder / "status.json").is_file():
@@ -40,7 +40,7 @@ def story_of(model: Path, license_name: str | None = None) -> Story:
 
 
 def _ancestors(run: RunFolder, stage_id: str) -> Iterator[tuple[str, Status]]:
-    """The stages that a model went through, oldest first."""
+    """The training stages behind a model, oldest first."""
     status = run.stage(stage_id).status()
     if status is None:
         return
@@ -65,7 +65,7 @@ def _data(stage_id: str, status: Status) -> list[DataUse]:
 
 
 def _validation(run: RunFolder, stage_id: str) -> list[Figure]:
-    """What the last validation of a stage measured."""
+    """The measures of a stage's last validation."""
     status = run.stage(stage_id).status()
     val = status.inputs.get("val") if status else None
     if status is None or not val:
@@ -77,7 +77,7 @@ def _validation(run: RunFolder, stage_id: str) -> list[Figure]:
 
 
 def _evaluations(run: RunFolder, stage_id: str) -> list[Figure]:
-    """What finished stages of the run have measured of a model on data sets of their own."""
+    """The measures of a model in the run's finished evaluation stages."""
     figures = []
     for other in run.stage_ids():
         folder = run.stage(other)
@@ -94,7 +94,7 @@ def _evaluations(run: RunFolder, stage_id: str) -> list[Figure]:
 def _figures(
     written: Mapping[str, Any], found: Mapping[str, Any], data: str, digest: str, samples: int | None
 ) -> list[Figure]:
-    """The measures of a model, with the intervals of those that are shares of independent samples."""
+    """The measures of a model, with intervals for those that are fractions of independent samples."""
     figures, schema = [], schema_of(written)
     for measure in schema.ranked:
         if (value := found.get(measure.name)) is not None:

@@ -1,4 +1,4 @@
-"""Telling of a learned temperature that has run into its bound, while the model trains."""
+"""Reports a learned temperature that hits its bound during training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Row = Mapping[str, float]
 
 
 class TemperatureWatch:
-    """Hands rows of metrics on and tells of the first one whose steps met the bound, and of the end of it."""
+    """Passes rows of metrics through and reports when the temperature reaches its bound and when it leaves it."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell, self._bound = tell, False
 
     def look(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows, in their order."""
+        """Yields the rows unchanged."""
         for row in rows:
             if SHARE in row:
                 self._look(row["step"], row[SHARE], row[SCALE])

@@ -25,10 +25,10 @@ from pipeline.text.training import train_tokenizer
 def stage_tokenizer(
     task: TaskConfig, spec: ModelSpec, train: Sequence[Source], parent: Preprocess | None, folder: Path, where: str
 ) -> Tokenizer | None:
-    """How a stage's model reads texts; None if it reads none. `parent` is of the model that it starts from.
+    """The tokenizer of a stage's model; None if it reads no texts. `parent` belongs to the model that it starts from.
 
-    It is made once: a stage that goes on finds it in its folder. Raises ConfigError, with the dotted path `where`, for
-    an inherited one of more tokens than the model has, and where there are no captions to train one on.
+    Made once: a resumed stage finds it in its folder. Raises ConfigError, with the dotted path `where`, if an inherited
+    tokenizer has more tokens than the model, or if there are no captions to train one on.
     """
     length, config = text_length(spec), task.tokenizing()
     if length is None or config is None:
@@ -61,9 +61,9 @@ def _made(
 
 
 def captions_of(sources: Sequence[Source], most: int) -> Iterator[str]:
-    """The captions of at most so many samples, spread over all shards; of tars only headers and captions are read."""
+    """The captions of at most `most` samples, spread over all shards; from tars, reads only headers and captions."""
     shards = [(source, shard) for source in sources for shard in source.index.shards]
-    order = np.random.default_rng(0).permutation(len(shards))  # the same choice every time
+    order = np.random.default_rng(0).permutation(len(shards))  # a reproducible choice
     for number in order.tolist():
         source, shard = shards[number]
         target = source.targets["text"]

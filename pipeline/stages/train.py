@@ -1,4 +1,4 @@
-"""A pretraining or fine-tuning stage: where it starts, its job on the cluster, and what it leaves."""
+"""A pretraining or fine-tuning stage: its starting point, its job on the cluster, and its results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TrainStageRun:
 
     @cached_property
     def preprocess(self) -> Preprocess:
-        """Of the model; the first time, its tokenizer may have to be trained."""
+        """The model's preprocessing; the first call may have to train its tokenizer."""
         dataset, parent = self.train[0].config, None
         if self.source:
             parent = load_description(self.source.path).preprocess
@@ -100,7 +100,7 @@ class TrainStageRun:
         )
 
     def run(self, status: Status) -> dict[str, Any]:
-        """Train to the end, on whatever workers there are; returns the stage's result."""
+        """Train to the end on whatever workers are available; returns the stage's result."""
         init = self._prepare_start(status)
         if self.teacher:
             status.teacher = self.teacher.name
@@ -136,7 +136,7 @@ class TrainStageRun:
             self.context.progress.unwatch(self.id)
 
     def _next_job(self, status: Status, init: Path | None, workers: int, *, again: bool) -> TrainJob:
-        """What so many ranks need to start, or to go on from the newest valid checkpoint."""
+        """What `workers` ranks need to start, or to resume from the newest valid checkpoint."""
         selection = newest_valid(open_storage(self.checkpoints), status.digest)
         self._say_what_is_kept(status, selection, workers, again or status.attempts > 1)
         job = self.job(status, init, selection)
@@ -147,7 +147,7 @@ class TrainStageRun:
 
     @property
     def checkpoints(self) -> str:
-        """Where this stage's checkpoints lie: a path or a URL."""
+        """Where this stage stores its checkpoints: a path or a URL."""
         storage = self.stage.checkpoint.storage
         if storage is None:
             return str(self.folder.checkpoints.absolute())
@@ -155,7 +155,7 @@ class TrainStageRun:
         return str(local_path(place).absolute()) if is_local(place) else place
 
     def _prepare_start(self, status: Status) -> Path | None:
-        """The bundle to start from, brought to this stage's shape; the surgery is reported and kept."""
+        """The bundle to start from, adapted to this stage's model; reports and stores the surgery."""
         if self.source is None:
             return None
         status.init_from = self.source.name
@@ -209,7 +209,7 @@ class TrainStageRun:
         self.context.say(self.id, message)
 
     def job(self, status: Status, init: Path | None, selection: Selection) -> TrainJob:
-        """What the ranks need to start, or to go on from a checkpoint."""
+        """What the ranks need to start, or to resume from a checkpoint."""
         stage, seed = self.stage, stage_seed(self.context.config.seed, self.id)
         samples_per_epoch = build_mixture(self.train, stage.data, seed).epoch_slots
 
@@ -243,14 +243,14 @@ class TrainStageRun:
         )
 
     def _with_teacher(self) -> TrainStage:
-        """The stage as ranks need it: its task names the teacher by the path of its bundle."""
+        """The stage for the ranks: its task refers to the teacher by the path of its bundle."""
         if self.teacher is None:
             return self.stage
         task = self.stage.task.model_copy(update={"teacher": str(self.teacher.path.absolute())})
         return self.stage.model_copy(update={"task": task})
 
     def _measured(self, resumed: Manifest | None) -> dict[int, dict[str, float]]:
-        """Metrics of the checkpoints up to the one that a run resumes from; only `keep_best` needs them."""
+        """Metrics of the checkpoints up to the one resumed from; only `keep_best` needs them."""
         if resumed is None or self.stage.checkpoint.keep_best is None:
             return {}
         found = course(committed(open_storage(self.checkpoints)).values(), resumed.digest, resumed.step)
@@ -290,7 +290,7 @@ class TrainStageRun:
         return told
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
-        """What the run keeps in MLflow: (file or folder, folder there)."""
+        """The artifacts to log in MLflow: (file or folder, artifact folder)."""
         names = ("surgery.json", "surgery.txt", "metrics.jsonl", "events.jsonl")
         files = [(self.folder.path / name, None) for name in names]
         bad = manifests(self.folder.path, bad_samples.TRAIN, bad_samples.VAL, bad_samples.PROBED)
@@ -298,7 +298,7 @@ class TrainStageRun:
         return [*files, *bad, *pictures, (self.folder.model, "model")]
 
     def metrics(self, result: dict[str, Any]) -> dict[str, float]:
-        """Rank 0 has logged them step by step."""
+        """None: rank 0 has already logged them step by step."""
         return {}
 
     def finished_model(self, status: Status) -> FinishedModel:
@@ -315,7 +315,7 @@ class TrainStageRun:
 
 
 def finished_model(stage_id: str, folder: StageFolder, status: Status) -> FinishedModel:
-    """What a training stage has left, for MLflow."""
+    """A training stage's model, as MLflow gets it."""
     described = load_description(folder.model)
     preprocess = described.preprocess
     measures = measures_of({"schema": status.schema, "result": status.result})
@@ -325,13 +325,13 @@ def finished_model(stage_id: str, folder: StageFolder, status: Status) -> Finish
 
 
 def first_step(job: TrainJob) -> int:
-    """The step a job goes on from."""
+    """The step that a job resumes from; 0 if it starts anew."""
     match = STEP.fullmatch(job.resume_from) if job.resume_from else None
     return int(match[1]) if match else 0
 
 
 def with_absolute_paths(stage: TrainStage) -> TrainStage:
-    """The stage as ranks need it: Ray may start them in another working directory."""
+    """The stage for the ranks, which Ray may start in another working directory."""
     if stage.data.exclude is None:
         return stage
     data = stage.data.model_copy(update={"exclude": str(Path(stage.data.exclude).absolute())})

@@ -1,4 +1,4 @@
-"""Whether the samples of a data set have the image and the labels that a run reads, as far as its index knows."""
+"""Whether a data set's samples have the image and labels that a run reads, as far as its index knows."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pipeline.train.job import Dataset
 
 
 def keys_of(dataset: Dataset) -> Keys:
-    """The members that are read as images: the config's, else the index's."""
+    """The members read as images: the config's, otherwise the index's."""
     return dataset.index.keys.override(dataset.config.image_key)
 
 
 def members_of(dataset: Dataset, kind: str) -> tuple[str, ...]:
-    """The members that are read for a kind of target: the config's, else the index's; none where neither names any."""
+    """The members read for a kind of target: the config's, otherwise the index's; empty if neither names any."""
     config = dataset.config.targets.of(kind)
     return (config and config.members) or dataset.index.members.get(kind, ())
 
 
 def counted(dataset: Dataset, kind: str) -> bool:
-    """Whether the index has looked at the labels that a run reads."""
+    """Whether the index covers the labels that a run reads."""
     return dataset.index.members.get(kind) == members_of(dataset, kind) != ()
 
 
 def check_usable(name: str, dataset: Dataset, kinds: Collection[str]) -> None:
-    """Raise DataError if a run could use no sample, or the classes of a kind that it needs are unknown."""
+    """Raise DataError if no sample is usable, or the classes of a required kind are unknown."""
     index, where = dataset.index, f"datasets.{name}: {dataset.config.shards}"
     if not index.num_samples:
         raise DataError(f"{where} holds no samples; correct `shards`, or write samples there and index them")
@@ -55,7 +55,7 @@ def check_usable(name: str, dataset: Dataset, kinds: Collection[str]) -> None:
 
 
 def usable_warning(name: str, dataset: Dataset, kinds: Collection[str]) -> str | None:
-    """A sentence where some samples cannot be used, or the index does not know whether they can."""
+    """A sentence if some samples are unusable, or the index does not know whether they are."""
     index, keys = dataset.index, keys_of(dataset)
     asked = {kind: members_of(dataset, kind) for kind in kinds}
     if index.keys != keys or not all(counted(dataset, kind) for kind in kinds):

@@ -1,1 +1,1 @@
-"""Data in motion: sample order, reading, decoding, augmentation, batches and their loaders."""
+"""Data streaming: sample order, reading, decoding, augmentation, batches and their loaders."""

@@ -1,7 +1,7 @@
-"""What happens to one image on its way into a training batch: crop, resize, flip, colours, erasing; all on uint8.
+"""Augmentation of one image for a training batch: crop, resize, flip, colours, erasing; all on uint8.
 
-Every draw comes from the generator handed in, which the caller keys by (seed, slot): a sample is treated alike whoever
-reads it.
+Every draw comes from the given generator, which the caller keys by (seed, slot): a sample is augmented identically
+whichever process reads it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pipeline.images.load import load_box, load_frame
 from pipeline.stream.rand_augment import brightness, contrast, rand_augment, saturation
 from pipeline.stream.three_augment import three_augment
 
-Frame = Callable[[Size, Size, np.random.Generator], Geometry]  # of an image's size and a view's
+Frame = Callable[[Size, Size, np.random.Generator], Geometry]  # takes the sizes of the image and of the view
 
 CROP_ATTEMPTS = 10
-REFLECTED = 4  # pixels beyond each edge that a simple crop may show
+REFLECTED = 4  # pixels of reflection padding at each edge for a simple crop
 ERASE_SCALE, ERASE_RATIO = (0.02, 1 / 3), (0.3, 10 / 3)  # Zhong et al. 2020
 
 
@@ -38,7 +38,7 @@ def load_augmented(
 ) -> Pixels:
     """The image, cropped, resized to `size` and augmented, uint8 [height, width, channels]; raises BadImage.
 
-    What random erasing covers stays labelled. With `frame` it is shown as that says, whatever `config.crop` is.
+    Randomly erased areas stay labelled. `frame` determines the crop regardless of `config.crop`.
     """
     header = read_header(data)
     if frame is not None:
@@ -68,7 +68,7 @@ def load_augmented(
 
 
 def random_box(full: Size, config: AugmentConfig, rng: np.random.Generator) -> Box:
-    """A box of random area and aspect ratio (Szegedy et al. 2015); the largest central one where none fits."""
+    """A box of random area and aspect ratio (Szegedy et al. 2015); the largest central one if no draw fits."""
     height, width = full
     low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
     for _ in range(CROP_ATTEMPTS):
@@ -91,16 +91,16 @@ def simple_crop(
     rng: np.random.Generator,
     trail: Trail | None = None,
 ) -> Pixels:
-    """The shorter side fits, 4 pixels are reflected at each edge, and a crop is taken anywhere (DeiT III).
+    """Resize the shorter side to fit, pad 4 pixels by reflection at each edge, and crop at random (DeiT III).
 
-    Only what the crop shows is resized, so a very long image takes no more memory than another. To the geometry, the
-    reflected pixels lie outside the image: targets are not reflected.
+    Only the crop is resized, so a very long image needs no more memory than others. For the geometry, the reflected
+    pixels lie outside the image: targets are not reflected.
     """
     scale = max(size[0] / header.height, size[1] / header.width)
     spans, borders = [], []
     for full, side in ((header.height, size[0]), (header.width, size[1])):
         resized = max(round(full * scale), side)
-        beyond = min(REFLECTED, side - 1)  # some of the image is always seen
+        beyond = min(REFLECTED, side - 1)  # part of the image is always visible
         first = below(resized - side + 2 * beyond + 1, rng) - beyond
         start, stop = max(first, 0), min(first + side, resized)
         spans.append((int(start * full / resized), max(math.ceil(stop * full / resized), 1), stop - start))
@@ -116,17 +116,17 @@ def simple_crop(
 
 
 def between(low: float, high: float, rng: np.random.Generator) -> float:
-    """Uniform in [low, high); as `rng.uniform`, in a quarter of its time."""
+    """Uniform in [low, high), like `rng.uniform` but four times as fast."""
     return low + (high - low) * rng.random()
 
 
 def below(limit: int, rng: np.random.Generator) -> int:
-    """Uniform in 0 .. limit - 1."""
+    """Uniform integer in 0 .. limit - 1."""
     return int(rng.random() * limit)
 
 
 def shift(image: Pixels, padding: float, rng: np.random.Generator, trail: Trail | None = None) -> Pixels:
-    """A crop of the image's own size out of the image padded with black by a share of its sides."""
+    """Pad the image with black by a fraction of its sides, and crop it to its original size at random."""
     height, width = image.shape[:2]
     pad_y, pad_x = round(padding * height), round(padding * width)
     dy, dx = below(2 * pad_y + 1, rng) - pad_y, below(2 * pad_x + 1, rng) - pad_x
@@ -148,7 +148,7 @@ def color_jitter(image: Pixels, strength: float, rng: np.random.Generator) -> Pi
 
 
 def erase(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Noise in a random rectangle (random erasing, Zhong et al. 2020, in its per-pixel form)."""
+    """Fill a random rectangle with noise (random erasing, Zhong et al. 2020, in its per-pixel form)."""
     height, width, channels = image.shape
     for _ in range(CROP_ATTEMPTS):
         area = height * width * between(*ERASE_SCALE, rng)

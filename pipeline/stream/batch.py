@@ -18,11 +18,11 @@ OFFSETS = ".offsets"
 
 @dataclass
 class Batch:
-    """One rank's share of one global batch, ordered by slot; B may be 0 where a rank has no lane in a small batch.
+    """One rank's share of one global batch, ordered by slot; B may be 0 if no lane of the rank is in a small batch.
 
-    The views of a group that has several are [B, V, C, H, W]. A ragged target F is its values, one sample behind the
-    other, and `F.offsets`, int64 [B + 1], on the CPU wherever the batch is: sample i has values[offsets[i] :
-    offsets[i + 1]]. A sample of weight 0 counts nowhere, whatever its targets.
+    A group with several views is [B, V, C, H, W]. A ragged target F consists of its values, concatenated over samples,
+    and `F.offsets`, int64 [B + 1], which stays on the CPU: sample i has values[offsets[i] : offsets[i + 1]]. A sample
+    of weight 0 is ignored, whatever its targets.
     """
 
     views: dict[str, Tensor]  # by group: uint8 [B, C, H, W]
@@ -31,11 +31,11 @@ class Batch:
     slots: Tensor  # int64 [B]; -1 for padding
     keys: list[str]  # "shard/key"
     step: int
-    reasons: Sequence[str] = ()  # why samples are bad, one for each stand-in
+    reasons: Sequence[str] = ()  # why samples are bad, one per stand-in
 
 
 def assemble(memory: np.ndarray, layout: Layout, parts: Sequence[Part], step: int) -> Batch:
-    """The batch whose memory these parts together have filled."""
+    """Assemble the batch whose memory these parts have filled."""
     arrays = layout.arrays(memory)
     slots, weights, keys = np.empty(layout.size, np.int64), np.empty(layout.size, np.float32), [""] * layout.size
     for part in parts:

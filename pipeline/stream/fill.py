@@ -1,4 +1,4 @@
-"""How loader workers fill the rows of a batch. Loads no torch, which they may have no need of."""
+"""Filling of batch rows by loader workers. Does not import torch, which they may not need."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipeline.targets.base import Field, Target
 
 
 class Part(NamedTuple):
-    """What one loader worker says of the rows that it filled; views and targets are in the batch already."""
+    """A loader worker's report on the rows that it filled; views and targets are already in the batch."""
 
-    rows: np.ndarray  # int64 [n], of the batch
+    rows: np.ndarray  # int64 [n], rows of the batch
     slots: np.ndarray  # int64 [n]
     weights: np.ndarray  # float32 [n]
     keys: list[str]
-    reasons: list[str]  # one for each stand-in
-    ragged: Ragged  # by field and row: what has no place in a buffer, as its size was not known
+    reasons: list[str]  # one per stand-in
+    ragged: Ragged  # by field and row: values of unknown size, which have no space in the buffer
 
 
 def fill(
@@ -32,7 +32,7 @@ def fill(
     slots: np.ndarray,
     samples: Iterable[Sample],
 ) -> Part:
-    """Put samples into rows of a batch's memory, uint8 [bytes]."""
+    """Write samples into rows of a batch's memory, uint8 [bytes]."""
     keys, weights, reasons, arrays = [], [], [], layout.arrays(memory)
     views = [planes for group in layout.groups for planes in views_of(arrays[VIEWS + group])]
     ragged: Ragged = {name: {} for name, field in layout.fields.items() if field.ragged}
@@ -70,7 +70,7 @@ def put_image(planes: np.ndarray, image: np.ndarray) -> None:
 
 
 def put_blank(arrays: Mapping[str, Any], fields: Mapping[str, Field], row: int) -> None:
-    """What the targets of a sample without any hold; of a ragged one, nothing."""
+    """Write the fill values of a sample without targets; ragged fields stay empty."""
     for name, field in fields.items():
         if not field.ragged:
             arrays[name][row] = field.fill

@@ -1,4 +1,4 @@
-"""Where the tensors of a batch lie in one piece of memory, which a rank and its loader workers see alike."""
+"""The layout of a batch's tensors in one block of memory that a rank shares with its loader workers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 
 from pipeline.targets.base import Field
 
-ALIGNMENT = 64  # bytes: a line of the processor's cache
-VIEWS = "views."  # before the name of a group, among the names of arrays
+ALIGNMENT = 64  # bytes: a cache line
+VIEWS = "views."  # prefix of a group's name among the names of arrays
 
 Ragged = dict[str, dict[int, np.ndarray]]  # by field and row
 
 
 class Region(NamedTuple):
-    """One array in the memory, from byte `start` to `stop`."""
+    """An array in the memory, from byte `start` to `stop`."""
 
     start: int
     stop: int
@@ -29,7 +29,7 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The arrays of a batch of `size` samples: each group's views, and each target field that is not ragged."""
+    """The arrays of a batch of `size` samples: the views of each group, and each target field that is not ragged."""
 
     size: int
     groups: Mapping[str, tuple[int, ...]]  # shape of a sample's views: [C, H, W], or [V, C, H, W]
@@ -50,11 +50,11 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """Of all of them."""
+        """Total size of all arrays."""
         return max(region.stop for region in self.regions.values())
 
     def arrays(self, memory: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays in a memory, uint8 [bytes]."""
+        """The arrays as views of a memory block, uint8 [bytes]."""
         return {
             name: memory[region.start : region.stop].view(region.dtype).reshape(region.shape)
             for name, region in self.regions.items()

@@ -1,4 +1,4 @@
-"""The loaders that the trainer sees: batches of a rank, made by worker processes or by a thread."""
+"""The trainer's data loaders: batches of a rank, made by worker processes or by a thread."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from pipeline.stream.workers import WorkerPool, batches_in_this_thread
 
 log = logging.getLogger(__name__)
 
-BATCHES_READY = 2  # in the rank, besides those that the workers are ahead
+BATCHES_READY = 2  # in the rank, in addition to those that the workers make ahead
 
 
 class TrainLoader:
     """An endless iterator of `Batch`, one per step, from `start_slot` on. Use it as a context manager, or `close` it.
 
-    A batch holds the slots of the rank's lanes among the step's `global_batch_size`; all ranks' batches together depend
-    on the seed and the slots alone. `samples_per_epoch` are those of all ranks.
+    A batch holds the slots of the rank's lanes among the step's `global_batch_size`; the batches of all ranks together
+    depend only on the seed and the slots. `samples_per_epoch` counts the samples of all ranks.
 
     Args:
-        sources: one data set, or those of a mixture.
-        data: lanes, window, workers and what to leave out; the rest of it is in `sources`.
-        targets: the kinds that every source must hold, in `Source.targets`.
+        sources: a single data set, or those of a mixture.
+        data: lanes, window, workers and excluded samples; everything else is in `sources`.
+        targets: the target kinds that every source must have in `Source.targets`.
         views: the groups of views of each sample; targets follow the first view of the first group.
-        size_at: (height, width) of a step; picklable if there are loader workers, such as a `functools.partial` of
-            `resolution.size_at`.
-        start_slot: slots consumed so far, which is all there is to resume.
-        quarantine_path: manifest of bad samples; workers write `NAME.rankR-workerK.jsonl` beside it.
+        size_at: step -> (height, width); must be picklable if there are loader workers, such as a `functools.partial`
+            of `resolution.size_at`.
+        start_slot: slots consumed so far, which is the only state needed to resume.
+        quarantine_path: manifest of bad samples; workers write `NAME.rankR-workerK.jsonl` next to it.
 
     Raises:
-        DataError: here if the data cannot be split into the lanes or the lanes among the ranks, or `data.exclude` is no
-            manifest; on iteration if shards cannot be read, a label is outside the classes, or too many samples are
-            bad.
+        DataError: on construction if the data cannot be split into the lanes or the lanes among the ranks, or
+            `data.exclude` is not a manifest; on iteration if shards cannot be read, a label is outside the classes, or
+            too many samples are bad.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class TrainLoader:
             size_at=size_at,
             start_slot=start_slot,
         )
-        workers = min(data.loader_workers, data.lanes // world_size)  # one without a lane would idle
+        workers = min(data.loader_workers, data.lanes // world_size)  # a worker without a lane would idle
         self._bytes_read = BytesRead(workers)
         self._batches = prefetch(parts, workers, self._bytes_read)
 
     def bytes_read(self) -> int:
-        """Of the shards, so far: it grows while the next batch is waited for."""
+        """Bytes read from the shards so far; grows while the trainer waits for the next batch."""
         return self._bytes_read.total()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -105,19 +105,19 @@ class TrainLoader:
         self.close()
 
     def close(self) -> None:
-        """End the workers and the thread, after at most the batch under way."""
+        """Stop the workers and the thread, at the latest after the batch in progress."""
         self._batches.close()
 
 
 class EvalLoader:
-    """Each sample of the data set exactly once over all ranks, at one size, with nothing drawn; may be iterated again.
+    """Each sample of the data set exactly once over all ranks, at one size, without random draws; can be re-iterated.
 
-    Every rank yields the same number of batches (`len`) of the same size, filled up with samples of weight 0 and slot
-    -1; other slots are the samples' positions in the data set. Bad samples are black, at weight 0. Of the groups of
-    views, the first is there, with one view of each sample.
+    Every rank yields the same number of batches (`len`) of the same size, padded with samples of weight 0 and slot -1;
+    other slots are the samples' positions in the data set. Bad samples are black, with weight 0. Batches contain only
+    the first group of views, with one view of each sample.
 
     Raises:
-        DataError: on iteration, as `TrainLoader`.
+        DataError: on iteration, as for `TrainLoader`.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class EvalLoader:
         self._bytes_read = BytesRead(self._workers)
 
     def bytes_read(self) -> int:
-        """Of the shards, so far: it grows while the next batch is waited for."""
+        """Bytes read from the shards so far; grows while the trainer waits for the next batch."""
         return self._bytes_read.total()
 
     def __len__(self) -> int:
@@ -172,7 +172,7 @@ def prefetch(parts: Parts, workers: int, bytes_read: BytesRead) -> Prefetcher[Ba
 
 
 def batches_of(parts: Parts, workers: int, bytes_read: BytesRead) -> Generator[Batch, None, None]:
-    """The batches of a rank; without workers, made in this thread."""
+    """The batches of a rank; without workers, they are made in this thread."""
     if workers == 0:
         yield from batches_in_this_thread(parts, bytes_read)
         return

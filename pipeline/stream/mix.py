@@ -14,9 +14,9 @@ from pipeline.targets.base import Mixing
 
 
 def mix(image: Pixels, other: Pixels, config: AugmentConfig, rng: np.random.Generator) -> tuple[Pixels, Mixing]:
-    """The mixed image and how it was mixed: the share of `image` in it is its label's share too.
+    """The mixed image and how it was mixed: the share of `image` in it is also the share of its label.
 
-    With both methods configured, each gets half of the samples, as in DeiT.
+    If both methods are configured, each is used for half of the samples, as in DeiT.
     """
     use_cutmix = config.cutmix > 0 and (config.mixup == 0 or rng.random() < 0.5)
     alpha = config.cutmix if use_cutmix else config.mixup
@@ -30,5 +30,5 @@ def mix(image: Pixels, other: Pixels, config: AugmentConfig, rng: np.random.Gene
     left, right = max(round(x - half_w), 0), min(round(x + half_w), width)
     out = image.copy()
     out[top:bottom, left:right] = other[top:bottom, left:right]
-    share = 1 - (bottom - top) * (right - left) / (height * width)  # what the border cut off counts
+    share = 1 - (bottom - top) * (right - left) / (height * width)  # accounts for clipping at the border
     return out, Mixing(share, Box(top, left, bottom - top, right - left))

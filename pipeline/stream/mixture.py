@@ -1,10 +1,10 @@
-"""Which data set fills a slot, when a stream mixes several by weight: a closed form, so one integer is the position.
+"""The data set of each slot in a weighted mixture, in closed form, so that one integer is the position of the stream.
 
-A block is B slots, B the sum of the weights; a seeded pattern gives each data set exactly its weight of them. Blocks
-lie end to end: any B slots from a multiple of B on hold every data set as often as its weight says. Every lcm(B, C)
-slots the pattern moves on by one place, so that each lane, too, meets every data set by its weight within B of its
-turns even where B and C share a factor; it never serves only some of them. How often a data set had its turn in a lane
-is then whole periods times its weight, plus a table of B entries.
+A block has B slots, where B is the sum of the weights; a seeded pattern assigns each data set exactly its weight in
+slots. Blocks lie end to end: any B slots from a multiple of B contain every data set as often as its weight. Every
+lcm(B, C) slots the pattern shifts by one place, so that each lane also contains every data set by its weight within B
+of its turns, even if B and C share a factor; no lane serves only some of them. The number of turns that a data set had
+in a lane is thus the number of whole periods times its weight, plus an entry of a table with B entries.
 
 Legend: S data sets, B slots of a block, C lanes; a lane's turn is slot // C.
 """
@@ -23,7 +23,7 @@ from pipeline.stream.order import Ints, IntsLike, Order, Place
 
 
 class Spot(NamedTuple):
-    """What stands in one slot: the data set, and where in its order."""
+    """The contents of a slot: the data set, and the position in its order."""
 
     source: int
     epoch: int
@@ -34,17 +34,17 @@ class Spot(NamedTuple):
 
 
 class Mixture:
-    """The stream of one or several data sets over the same lanes; of one, it is that data set's order and nothing more.
+    """The stream of one or several data sets over the same lanes; with one data set, it is just that data set's order.
 
     Args:
         orders: one per data set, all with the same number of lanes.
-        weights: slots of each in a block, above 0; their sum is at most MAX_BLOCK.
-        seed: key of the pattern, and of the draws per slot.
+        weights: slots of each data set in a block, above 0; their sum is at most MAX_BLOCK.
+        seed: key of the pattern and of the draws per slot.
     """
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[int], seed: int) -> None:
         self.orders, self.seed, self.lanes = orders, seed, orders[0].lanes
-        # Lowest terms: 2 to 4 is 1 to 2.
+        # In lowest terms: 2 to 4 becomes 1 to 2.
         self.weights = [weight // math.gcd(*weights) for weight in weights]
         self.block = sum(self.weights)
         assert self.block <= MAX_BLOCK, "the tables hold its square per data set"
@@ -54,11 +54,11 @@ class Mixture:
 
     @property
     def epoch_slots(self) -> int:
-        """Slots of an epoch: as many as its data sets have in one epoch of their own together."""
+        """Slots of an epoch: the sum over the data sets of the slots of their own epochs."""
         return sum(order.epoch_slots for order in self.orders)
 
     def counts(self, slots: int) -> list[int]:
-        """How many of the first `slots` slots each data set fills."""
+        """The number of the first `slots` slots that each data set fills."""
         if len(self.orders) == 1:
             return [slots]
         blocks, rest = divmod(slots, self.block)
@@ -67,7 +67,7 @@ class Mixture:
         return (blocks * np.array(self.weights) + partial).tolist()
 
     def spots(self, slots: Ints) -> list[Spot]:
-        """What stands in each slot, in the order given."""
+        """The contents of each slot, in the given order."""
         turn, lane = np.divmod(np.asarray(slots, dtype=np.int64), self.lanes)
         if len(self.orders) == 1:
             return self._spots_of(0, self.orders[0].place(lane, turn))
@@ -81,7 +81,7 @@ class Mixture:
         return [spots[row] for row in range(len(turn))]
 
     def slot_of(self, spot: Spot, offset: int) -> int:
-        """The slot that takes the sample at another offset in a spot's window."""
+        """The slot of the sample at another offset in a spot's window."""
         order = self.orders[spot.source]
         own_turn = spot.epoch * order.lane_samples + order.window_start(spot.lane, spot.window) + offset
         if len(self.orders) == 1:
@@ -92,7 +92,7 @@ class Mixture:
         return turn * self.lanes + spot.lane
 
     def next_turns(self, slot: int, lanes: Ints) -> list[tuple[int, Place]]:
-        """Per data set, where each lane stands the next time that data set has a turn at or after `slot`."""
+        """Per data set, the place of each lane at that data set's next turn at or after `slot`."""
         turn = -((lanes - slot) // self.lanes)  # the first turn of each lane whose slot is at or after `slot`
         if len(self.orders) == 1:
             return [(0, self.orders[0].place(lanes, turn))]
@@ -106,7 +106,7 @@ class Mixture:
         return [Spot(source, *numbers) for numbers in zip(*(column.tolist() for column in place), strict=True)]
 
     def _phase(self, lane: IntsLike, turn: IntsLike) -> Ints:
-        """Place in the pattern."""
+        """Position in the pattern."""
         shared = math.gcd(self.block, self.lanes)
         moved = np.asarray(turn) // (self.block // shared) % shared  # lcm(B, C) slots are B / gcd(B, C) turns
         return (np.asarray(lane) + np.asarray(turn) * self.lanes + moved) % self.block
@@ -116,12 +116,12 @@ class Mixture:
         return self._pattern[self._phase(lane, turn)]
 
     def _own_turn(self, source: Ints, lane: Ints, turn: Ints) -> Ints:
-        """How many turns of a lane before `turn` a data set had."""
+        """The number of turns of a lane before `turn` that belonged to a data set."""
         periods, rest = np.divmod(turn, self.block)
         return periods * np.array(self.weights)[source] + self._prefix[source, lane % self.block, rest]
 
     def _tables(self) -> None:
-        """[S, B, B + 1] int16: turns that a data set had in a lane (by lane mod B) before a turn of the period."""
+        """Build [S, B, B + 1] int16: turns of a data set in a lane (by lane mod B) before each turn of the period."""
         lanes, turns = np.ogrid[: self.block, : self.block]
         sources = self._pattern[self._phase(lanes, turns)]
         self._prefix = np.zeros((len(self.orders), self.block, self.block + 1), np.int16)

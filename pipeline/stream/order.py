@@ -1,9 +1,9 @@
-"""Which sample stands in which slot of the training stream: pure arithmetic, no state, no I/O.
+"""The sample in each slot of the training stream: pure arithmetic, no state, no I/O.
 
-An epoch lays its shards, permuted, end to end; the ring of N samples is rotated by a drawn offset, so that the N mod C
-samples left out differ between epochs even with few shards, and cut into C equal lanes of L = N // C samples. Inside a
+An epoch concatenates its permuted shards; the ring of N samples is rotated by a random offset, so that the N mod C
+omitted samples differ between epochs even with few shards, and split into C equal lanes of L = N // C samples. Inside a
 lane, samples are permuted within windows. Slot s belongs to lane s mod C, so the lanes take turns. All draws are keyed
-by the seed and the place alone: ranks, loader workers and restarts have no influence on what a slot holds.
+only by the seed and the place: ranks, loader workers and restarts do not affect the contents of a slot.
 
 Legend: C lanes, L samples per lane and epoch, N samples, W ranks, K loader workers of a rank.
 """
@@ -20,12 +20,12 @@ from pipeline.errors import DataError
 from pipeline.stream.draws import RING, SHARDS, WINDOW, generator
 
 Ints = np.ndarray  # int64, any shape
-EPOCHS_KEPT = 2  # in memory: two are in use where an epoch meets the next; others are drawn again
+EPOCHS_KEPT = 2  # in memory: two are in use at the end of an epoch; others are drawn again
 IntsLike = np.ndarray | int
 
 
 class Place(NamedTuple):
-    """Where samples stand: the window, and the offset in it; int64 arrays of one shape."""
+    """Positions of samples: the window and the offset in it; int64 arrays of equal shape."""
 
     epoch: Ints
     lane: Ints
@@ -47,14 +47,14 @@ class Order:
 
     Args:
         counts: samples per shard, int64 [num_shards].
-        lanes: C; a run never changes it.
+        lanes: C; constant over a run.
         window: samples shuffled together within a lane.
         seed: key of every draw.
-        excluded: per shard index, the sample indices to leave out (any order, no duplicates needed).
-        name: of the data set, for errors.
+        excluded: shard index -> sample indices to omit (in any order, duplicates allowed).
+        name: the data set's name, for errors.
 
     Raises:
-        DataError: fewer samples than lanes.
+        DataError: there are fewer samples than lanes.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class Order:
             )
         self.lane_samples = self.num_samples // lanes
         self.epoch_slots = self.lane_samples * lanes
-        self._epochs: tuple[tuple[int, Epoch], ...] = ()  # never changed, only replaced: reading threads share it
+        self._epochs: tuple[tuple[int, Epoch], ...] = ()  # immutable, only replaced, as reading threads share it
 
     @property
     def left_out(self) -> int:
-        """Samples that an epoch leaves out, N mod C; others each epoch."""
+        """The number of samples that an epoch omits, N mod C; they differ each epoch."""
         return self.num_samples - self.epoch_slots
 
     def place(self, lane: IntsLike, turn: IntsLike) -> Place:
-        """Where the sample stands that a lane gives at its n-th turn, counted over all epochs from 0."""
+        """The place of a lane's sample at its n-th turn, counted from 0 over all epochs."""
         epoch, position = np.divmod(np.asarray(turn, dtype=np.int64), self.lane_samples)
         shift = self._shift(lane)
         window = (position + shift) // self.window
@@ -97,7 +97,7 @@ class Order:
         return Place(epoch, np.asarray(lane, dtype=np.int64), window, position - start, stop - start)
 
     def window_after(self, epoch: int, lane: int, window: int) -> tuple[int, int]:
-        """Epoch and number of the window that a lane stands in next."""
+        """Epoch and number of a lane's next window."""
         last = (self.lane_samples - 1 + int(self._shift(lane))) // self.window
         return (epoch + 1, 0) if window == last else (epoch, window + 1)
 
@@ -106,14 +106,14 @@ class Order:
         return max(window * self.window - int(self._shift(lane)), 0)
 
     def window_samples(self, epoch: int, lane: int, window: int) -> tuple[Ints, Ints]:
-        """Shard and sample indices, int64 [window length] each, of a window in the order its slots take them."""
+        """Shard and sample indices, int64 [window length] each, of a window in slot order."""
         start = self.window_start(lane, window)
         stop = min((window + 1) * self.window - int(self._shift(lane)), self.lane_samples)
         permutation = generator(self.seed, WINDOW, epoch, lane, window).permutation(stop - start)
         return self._ring(epoch, lane * self.lane_samples + start + permutation)
 
     def samples(self, slots: Ints) -> tuple[Ints, Ints]:
-        """Shard and sample indices, int64 [num_slots] each, of any slots of this data set alone, in any order."""
+        """Shard and sample indices, int64 [num_slots] each, of any slots, in any order, without a mixture."""
         turn, lane = np.divmod(np.asarray(slots, dtype=np.int64), self.lanes)
         place = self.place(lane, turn)
         shard, sample = np.empty_like(lane), np.empty_like(lane)
@@ -128,7 +128,7 @@ class Order:
     def _shift(self, lane: IntsLike) -> Ints:
         """How far a lane's windows start before its first sample.
 
-        It differs by lane, so that lanes need their next window at different steps and not all at once.
+        It differs by lane, so that lanes need their next windows at different steps.
         """
         lane = np.asarray(lane, dtype=np.int64)
         return lane * self.window // self.lanes if self.lane_samples > self.window else np.zeros_like(lane)
@@ -144,7 +144,7 @@ class Order:
         return found
 
     def _ring(self, epoch: int, positions: Ints) -> tuple[Ints, Ints]:
-        """Shard and sample index at positions of an epoch's cut ring."""
+        """Shard and sample indices at positions of an epoch's ring."""
         shards, ends, offset = self._epoch(epoch)
         ring = (positions + offset) % self.num_samples
         nth = np.searchsorted(ends, ring, side="right")
@@ -153,21 +153,21 @@ class Order:
         return shard, self._skip_excluded(shard, kept)
 
     def _skip_excluded(self, shard: Ints, kept: Ints) -> Ints:
-        """Sample indices from indices among the kept samples of each shard."""
+        """Map indices among the kept samples of each shard to sample indices."""
         if not self._excluded:
             return kept
         sample = kept.copy()
         for number in np.unique(shard).tolist():
             excluded = self._excluded.get(number)
             if excluded is not None:
-                # The i-th excluded sample stands after excluded[i] - i kept ones.
+                # The i-th excluded sample comes after excluded[i] - i kept ones.
                 mine = shard == number
                 sample[mine] += np.searchsorted(excluded - np.arange(len(excluded)), kept[mine], side="right")
         return sample
 
 
 def check_split(lanes: int, world_size: int) -> None:
-    """Raise DataError where a rank would have no lane."""
+    """Raise DataError if a rank would have no lane."""
     if world_size > lanes:
         raise DataError(
             f"data.lanes: {lanes} lanes cannot be split among {world_size} ranks; "
@@ -182,7 +182,7 @@ def is_share(lane: Ints, *, rank: int, world_size: int, worker: int = 0, workers
 
 
 def share_of_lanes(lanes: int, *, rank: int, world_size: int, worker: int = 0, workers: int = 1) -> Ints:
-    """Lanes, ascending, of a loader worker of a rank."""
+    """Lanes of a loader worker of a rank, ascending."""
     every = np.arange(lanes)
     return every[is_share(every, rank=rank, world_size=world_size, worker=worker, workers=workers)]
 
@@ -197,15 +197,15 @@ def share_of_step(
     worker: int = 0,
     workers: int = 1,
 ) -> Ints:
-    """Slots, ascending, that a loader worker of a rank fills in the step that starts at `first_slot`."""
+    """Slots that a loader worker of a rank fills in the step that starts at `first_slot`, ascending."""
     slots = np.arange(first_slot, first_slot + global_batch_size)
     return slots[is_share(slots % lanes, rank=rank, world_size=world_size, worker=worker, workers=workers)]
 
 
 def step_shares(lanes: int, global_batch_size: int, world_size: int) -> tuple[int, int]:
-    """Least and most samples of any rank in any step: slot s is lane s mod C, lane l belongs to rank l mod W."""
+    """Minimum and maximum samples of any rank in any step: slot s is in lane s mod C, lane l on rank l mod W."""
     least, most = global_batch_size, 0
-    for step in range(lanes // math.gcd(lanes, global_batch_size)):  # after that the lanes' turns repeat
+    for step in range(lanes // math.gcd(lanes, global_batch_size)):  # afterwards the lanes' turns repeat
         slots = np.arange(step * global_batch_size, (step + 1) * global_batch_size)
         shares = np.bincount(slots % lanes % world_size, minlength=world_size)
         least, most = min(least, int(shares.min())), max(most, int(shares.max()))

@@ -1,4 +1,4 @@
-"""What a loader worker does: which rows of which batches it fills, and how."""
+"""The work of a loader worker: which rows of which batches it fills, and how."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ BLANK = Sample("", weight=0.0)
 
 
 class Filler(ABC):
-    """Fills one worker's rows of batches, in the order of their steps."""
+    """Fills one worker's rows of batches, in step order."""
 
     @abstractmethod
     def fill(self, step: int, memory: np.ndarray) -> Part:
-        """Put this worker's samples into a batch's memory, uint8 [bytes]. Raises DataError."""
+        """Write this worker's samples into a batch's memory, uint8 [bytes]. Raises DataError for unusable data."""
 
     @abstractmethod
     def close(self) -> None:
-        """End what runs beside it."""
+        """Stop its background work."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Parts(ABC):
-    """The batches of one rank, as its loader workers share them; subclasses say how. It is pickled to the workers."""
+    """The division of a rank's batches among loader workers, defined by subclasses. It is pickled to the workers."""
 
     channels: int
     targets: Sequence[str]  # kinds
@@ -54,7 +54,7 @@ class Parts(ABC):
 
     @abstractmethod
     def layout(self, step: int) -> Layout:
-        """Of the rank's batch at a step."""
+        """Layout of the rank's batch at a step."""
 
     @abstractmethod
     def workers_of(self, step: int, workers: int) -> Sequence[int]:
@@ -66,15 +66,15 @@ class Parts(ABC):
 
     @abstractmethod
     def used_sources(self) -> Sequence[Source]:
-        """The data sets that samples come from."""
+        """The data sets that the samples come from."""
 
     def targets_of(self, source: Source) -> list[Target]:
-        """How a data set holds the targets, in their order."""
+        """A data set's targets, in the order of the kinds."""
         return [source.targets[kind] for kind in self.targets]
 
     def layout_of(self, batch_size: int, size: Size, views: Mapping[str, ViewGroup], *, evaluation: bool) -> Layout:
         groups = {name: shape_of(group, self.channels, size) for name, group in views.items()}
-        main = next(iter(views.values())).size or size  # the targets are those of the first view
+        main = next(iter(views.values())).size or size  # targets belong to the first view
         fields: dict[str, Field] = {}
         for target in self.targets_of(self.used_sources()[0]):
             fields.update(target.fields(main, evaluation=evaluation))
@@ -86,14 +86,14 @@ class Parts(ABC):
 
 
 def shape_of(group: ViewGroup, channels: int, size: Size) -> tuple[int, ...]:
-    """Of a sample's views in a group: [C, H, W], or [V, C, H, W] of several."""
+    """Shape of a sample's views in a group: [C, H, W], or [V, C, H, W] if there are several."""
     one = channels, *(group.size or size)
     return one if group.count == 1 else (group.count, *one)
 
 
 @dataclass(kw_only=True, eq=False)
 class TrainParts(Parts):
-    """Every step is shared by all workers: each fills the slots of its lanes."""
+    """All workers share every step: each fills the slots of its lanes."""
 
     sources: Sequence[Source]
     mixture: Mixture
@@ -105,7 +105,7 @@ class TrainParts(Parts):
         self.first = self.start_slot // self.global_batch_size
 
     def slots(self, step: int) -> np.ndarray:
-        """Of the rank at a step, ascending."""
+        """The rank's slots at a step, ascending."""
         first = self.start_slot + (step - self.first) * self.global_batch_size
         return share_of_step(
             first, self.global_batch_size, self.mixture.lanes, rank=self.rank, world_size=self.world_size
@@ -163,7 +163,7 @@ class TrainFiller(Filler):
 
 @dataclass(kw_only=True, eq=False)
 class EvalParts(Parts):
-    """Whole batches, in turn with the other workers: a rank's stretch of the samples, in the order of the shards."""
+    """Workers take turns filling whole batches from a rank's contiguous range of the samples, in shard order."""
 
     source: Source
     batch_size: int
@@ -192,7 +192,7 @@ class EvalParts(Parts):
 
 
 class EvalFiller(Filler):
-    """Any batches of a rank's stretch."""
+    """Fills any batches of a rank's range of samples."""
 
     def __init__(self, parts: EvalParts, worker: int) -> None:
         self._parts, self._index, self._targets = parts, parts.source.index, parts.targets_of(parts.source)
@@ -220,4 +220,4 @@ class EvalFiller(Filler):
         return fill(memory, layout, self._targets, np.arange(size), slots, samples)
 
     def close(self) -> None:
-        """Nothing runs beside it."""
+        """There is no background work to stop."""

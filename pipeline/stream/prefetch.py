@@ -1,4 +1,4 @@
-"""A thread that keeps the next items of an iterator ready."""
+"""A thread that prefetches the next items of an iterator."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Item = TypeVar("Item")
 
 
 class Prefetcher(Generic[Item]):
-    """Iterates over a generator that runs in a thread of its own, up to `depth` items ahead.
+    """Iterates over a generator that runs in its own thread, up to `depth` items ahead.
 
-    The generator's exception is raised where the item would have come. `close` ends the thread and closes the generator
-    in it, so what the generator holds is released there. `prepare` runs first in the thread.
+    The generator's exception is raised in place of the item. `close` stops the thread, which closes the generator and
+    thus releases its resources there. The thread runs `prepare` first.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Prefetcher(Generic[Item]):
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # a thread in the middle of a batch must not meet a dying interpreter
+        atexit.register(self.close)  # a thread must not be in the middle of a batch when the interpreter shuts down
 
     def __iter__(self) -> Prefetcher[Item]:
         return self
@@ -51,7 +51,7 @@ class Prefetcher(Generic[Item]):
         self.close()
 
     def close(self) -> None:
-        """Stop after the item under way; may be called again."""
+        """Stop after the item in progress; may be called repeatedly."""
         with self._changed:
             self._closed = True
             self._items.clear()
@@ -70,7 +70,7 @@ class Prefetcher(Generic[Item]):
                     self._changed.wait_for(lambda: len(self._items) < self._depth or self._closed)
                     if self._closed:
                         break
-        except BaseException as error:  # whatever it is, it belongs to the one who asks for the next item
+        except BaseException as error:  # any exception is raised in the consumer
             self._error = error
         finally:
             self._source.close()

@@ -1,4 +1,4 @@
-"""Bad samples: noted in a manifest, limited, and left out by later runs.
+"""Bad samples: recorded in a manifest, limited in number, and excluded by later runs.
 
 `shards.bad_samples` defines manifests.
 """
@@ -21,36 +21,36 @@ from pipeline.stream.read import BadSample, Reader
 
 MAX_IN_A_ROW = 64
 MAX_SHARE = 0.1
-SHARE_GRACE = 64  # bad samples before the share counts: a small data set may have a few
+SHARE_GRACE = 64  # bad samples before the share limit applies, as a small data set may have a few
 
 
 class Quarantine:
-    """The bad samples one loader worker meets.
+    """Records the bad samples that one loader worker encounters.
 
     Args:
-        path: manifest of the run, or None to keep none. Each worker of each rank writes a file of its own beside it,
-            `NAME.PART.jsonl`, as appends by several hosts to one file may overwrite each other.
-        part: tells the writers apart.
-        samples: how many each data set holds; of a small one, more than half is too many.
+        path: manifest of the run; None writes no manifest. Each worker of each rank writes its own file next to it,
+            `NAME.PART.jsonl`, as appends from several hosts to one file may overwrite each other.
+        part: identifies the writer.
+        samples: number of samples of each data set; for a small one, more than half bad is too many.
     """
 
     def __init__(self, path: Path | None, part: str, samples: Mapping[str, int] | None = None) -> None:
         self._path = path.with_suffix(f".{part}.jsonl") if path is not None else None
         self._noted = set(map(place_of, whole_lines(self._path))) if self._path and self._path.exists() else set()
         self._grace = {name: min(SHARE_GRACE, number // 2) for name, number in (samples or {}).items()}
-        # By data set: in a mixture, a large one must not hide the faults of a small one.
+        # Per data set: in a mixture, a large one must not hide the bad samples of a small one.
         self._seen: Counter[str] = Counter()
-        self._reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)  # each sample once, however many epochs
+        self._reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)  # counts each sample once over all epochs
         self._met: set[tuple[str, str, int]] = set()
         self._row: Counter[str] = Counter()  # reasons of the bad samples since the last good one
 
     def good(self, dataset: str) -> None:
-        """A sample came through."""
+        """Record a good sample."""
         self._seen[dataset] += 1
         self._row.clear()
 
     def bad(self, shard: str, index: int, key: str, reason: str, dataset: str) -> None:
-        """Note a bad sample, once per manifest. Raises DataError where there are too many."""
+        """Record a bad sample, once per manifest. Raises DataError if there are too many."""
         self._seen[dataset] += 1
         if (dataset, shard, index) not in self._met:
             self._met.add((dataset, shard, index))
@@ -77,14 +77,14 @@ class Quarantine:
 
 
 def counted(reasons: Counter[str]) -> str:
-    """The most frequent reasons, with their numbers."""
+    """The most frequent reasons with their counts."""
     most = reasons.most_common(MAX_REASONS)
     rest = reasons.total() - sum(number for _, number in most)
     return ", ".join(f"{reason} in {number:,}" for reason, number in most) + (f", others in {rest:,}" if rest else "")
 
 
 def whole_lines(path: Path) -> list[Line]:
-    """The lines of a file that is going to be appended to, after cutting off a last one that a crash left torn."""
+    """The lines of a file to append to, after truncating a last line that a crash left incomplete."""
     data = path.read_bytes()
     if torn := len(data) - (data.rfind(b"\n") + 1):
         os.truncate(path, len(data) - torn)
@@ -92,14 +92,14 @@ def whole_lines(path: Path) -> list[Line]:
 
 
 def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None) -> dict[int, np.ndarray]:
-    """Sample indices to leave out, by shard index, from a run's quarantine manifest.
+    """Sample indices to exclude, by shard index, from a run's quarantine manifest.
 
-    `manifest` is the path the run was given: the files its workers wrote beside it are read too. A line without an
-    `index` is found by its `key`, which reads that shard. Shards that are not in the data set are passed over, and so
-    are lines that name another data set than `dataset`, where data sets may have shards of the same names.
+    `manifest` is the path given to the run: the files that its workers wrote next to it are also read. A line without
+    an `index` is looked up by its `key`, which reads that shard. Shards outside the data set are skipped, and so are
+    lines of a data set other than `dataset`, since data sets may have shards with equal names.
 
     Raises:
-        DataError: no such manifest, a line that is not one, or a key that its shard does not hold.
+        DataError: there is no such manifest, a line is invalid, or a shard does not contain a key.
     """
     files = _files(manifest)
     numbers = {name: shard for shard, name in enumerate(index.names)}
@@ -126,14 +126,14 @@ def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None
 
 
 def manifest_digest(manifest: str) -> str:
-    """32 hex digits that name the samples of a manifest, whichever files list them in whatever order; DataError."""
+    """32 hex digits that identify a manifest's samples, independent of files and order. Raises DataError."""
     entries = (line for file in _files(manifest) for line in read_lines(file))
     lines = {json.dumps([line.get(name) for name in ("dataset", "shard", "index", "key")]) for line in entries}
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
 
 
 def _files(manifest: str) -> list[Path]:
-    """The files of a manifest: its own, and those of workers beside it. Raises DataError if there are none."""
+    """The files of a manifest: its own, and those of workers next to it. Raises DataError if there are none."""
     files = files_of(Path(manifest))
     if not files:
         raise DataError(

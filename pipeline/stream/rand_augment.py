@@ -1,7 +1,8 @@
 """RandAugment (Cubuk et al. 2020) on uint8 arrays.
 
-The operations, their ranges and the 31 magnitude bins are torchvision's; written with OpenCV and tables because tensor
-operations cost several times the decoding of a small image, and so that one NumPy generator keys every draw.
+The operations, their ranges and the 31 magnitude bins are torchvision's. They are reimplemented with OpenCV and lookup
+tables, because tensor operations cost several times as much as decoding a small image, and so that a single NumPy
+generator makes every draw.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
 
 
 def look_up(image: Pixels, table: np.ndarray) -> Pixels:
-    """Map every value through a table of 256."""
+    """Map every value through a table of 256 entries."""
     return cv2.LUT(image, np.clip(np.floor(table + 0.5), 0, 255).astype(np.uint8)).reshape(image.shape)
 
 
@@ -71,7 +72,7 @@ def equalize(image: Pixels, _: float) -> Pixels:
 
 @dataclass(frozen=True)
 class Warp:
-    """An operation that moves pixels, by a matrix as OpenCV takes it; what comes from outside is black."""
+    """An operation that moves pixels by an OpenCV matrix; areas from outside the image are black."""
 
     matrix_of: Callable[[Size, float], list[list[float]] | Matrix]
 
@@ -100,8 +101,8 @@ def identity(image: Pixels, _: float) -> Pixels:
     return image
 
 
-# Name: operation, its value at magnitude m in 0..1, and whether the sign is drawn. For the blends the value is what is
-# added to a factor of 1.
+# Name: operation, its value at magnitude m in 0..1, and whether the sign is random. For blends the value is added to a
+# factor of 1.
 OPERATIONS: dict[str, tuple[Operation, Callable[[float], float], bool]] = {
     "identity": (identity, lambda m: 0.0, False),
     "shear_x": (shear_x, lambda m: 0.3 * m, True),
@@ -124,7 +125,7 @@ NAMES = tuple(OPERATIONS)
 def rand_augment(
     image: Pixels, config: RandAugmentConfig, rng: np.random.Generator, trail: Trail | None = None
 ) -> Pixels:
-    """`config.ops` operations in a row, each drawn uniformly, all at `config.magnitude` of 30."""
+    """Apply `config.ops` operations in sequence, each drawn uniformly, all at `config.magnitude` out of 30."""
     for choice in rng.integers(len(NAMES), size=config.ops).tolist():
         operation, value_at, signed = OPERATIONS[NAMES[choice]]
         value = value_at(config.magnitude / MAX_MAGNITUDE)
@@ -143,7 +144,7 @@ def grey(image: Pixels) -> np.ndarray:
 
 
 def blend(image: Pixels, other: Pixels, factor: float) -> Pixels:
-    """Interpolate, or extrapolate: factor * image + (1 - factor) * other, rounded and clipped."""
+    """Interpolate or extrapolate: factor * image + (1 - factor) * other, rounded and clipped."""
     return cv2.addWeighted(image, factor, other, 1 - factor, 0).reshape(image.shape)
 
 
@@ -152,7 +153,7 @@ def stretch(plane: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def flatten_histogram(plane: np.ndarray) -> np.ndarray:
-    """Pillow's and torchvision's rule, which OpenCV's differs from by up to a bin of the histogram."""
+    """Equalise a plane as Pillow and torchvision do; OpenCV's result differs by up to a histogram bin."""
     histogram = np.bincount(plane.ravel(), minlength=256)
     step = (plane.size - histogram[histogram > 0][-1]) // 255
     if step == 0:

@@ -1,4 +1,4 @@
-"""Windows of raw samples: each stretch of neighbours in one ranged read, the next window while this one is used."""
+"""Windows of raw samples: each run of neighbours is one ranged read, and the next window is prefetched."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pipeline.shards.tar import TornTar, read_sample
 from pipeline.stream.order import Order
 
 Ints = np.ndarray  # int64
-READ_THREADS = 4  # ranged reads under way at once in one loader worker
-READ_AHEAD = 8  # the next window is asked for when 1/8 of the current one is left
-AHEAD_BYTES = 512 << 20  # of windows read before their turn, in one loader worker
-OFFSETS_KEPT = 32  # sidecars in memory; at 10,000 samples a shard, 80 KB each
+READ_THREADS = 4  # concurrent ranged reads in one loader worker
+READ_AHEAD = 8  # the next window is requested when 1/8 of the current one is left
+AHEAD_BYTES = 512 << 20  # limit of prefetched windows in one loader worker
+OFFSETS_KEPT = 32  # sidecars in memory; 80 KB each at 10,000 samples per shard
 
-WindowId = tuple[int, int, int, int]  # number of the data set, epoch, lane, number of the window
+WindowId = tuple[int, int, int, int]  # data set number, epoch, lane, window number
 
 
 class BadSample(Exception):
-    """A sample that cannot be used; its message is the reason, and `key` says which one, once that is known."""
+    """A sample that cannot be used; the message is the reason, and `key` identifies the sample once it is known."""
 
     key = ""
 
@@ -35,7 +35,7 @@ def ignore(size: int) -> None:
 
 
 class Samples:
-    """Raw samples in memory, in the order they were asked for."""
+    """Raw samples in memory, in the order of the request."""
 
     def __init__(self, names: list[str], samples: Ints, slices: list[memoryview]) -> None:
         self._names, self._samples, self._slices = names, samples, slices
@@ -48,7 +48,7 @@ class Samples:
         return self._names[number], int(self._samples[number])
 
     def members(self, number: int) -> tuple[str, dict[str, memoryview]]:
-        """Key and {extension: bytes} of a sample; raises BadSample where the tar is torn."""
+        """Key and {extension: bytes} of a sample; raises BadSample if the tar is torn."""
         try:
             return read_sample(self._slices[number])
         except TornTar as error:
@@ -72,7 +72,7 @@ class Reader:
     def read(self, shards: Ints, samples: Ints) -> Samples:
         """Samples by shard index and index in the shard, [num_samples] each.
 
-        Neighbours in a shard share a read, whatever the order asked for. Raises DataError if a shard cannot be read.
+        Neighbours in a shard share a read, whatever the requested order. Raises DataError if a shard cannot be read.
         """
         slices: list[memoryview] = [memoryview(b"")] * len(shards)
         by_place = np.lexsort((samples, shards))
@@ -83,7 +83,7 @@ class Reader:
         return Samples([self.index.names[shard] for shard in shards.tolist()], samples, slices)
 
     def mean_bytes(self) -> float:
-        """Of a sample, headers included."""
+        """Mean size of a sample, including headers."""
         return int(self.index.sizes.sum()) / max(self.index.num_samples, 1)
 
     def _read_stretch(self, shard: int, samples: Ints, into: Ints, slices: list[memoryview]) -> None:
@@ -106,10 +106,10 @@ class Reader:
 
 
 class WindowReader:
-    """The windows that some lanes stand in, and those they enter next; at most two per lane and data set are held.
+    """The current and next windows of some lanes; at most two per lane and data set are in memory.
 
-    They are read by threads of its own, so that one slow answer delays none of the others. Windows ahead of their turn
-    hold at most `ahead_bytes` together, by the mean size of a sample; beyond it they wait until they are needed.
+    They are read by its own threads, so that one slow response does not delay the others. Prefetched windows take at
+    most `ahead_bytes` in total, estimated by mean sample size; beyond that, windows are only read when needed.
     """
 
     def __init__(self, readers: Sequence[Reader], orders: Sequence[Order], ahead_bytes: int = AHEAD_BYTES) -> None:
@@ -123,12 +123,12 @@ class WindowReader:
         self._coming: dict[WindowId, Future[Samples]] = {}
 
     def start(self, windows: Iterable[WindowId]) -> None:
-        """Begin to read windows that will be asked for."""
+        """Start reading windows that will be requested."""
         for window in windows:
             self._read_ahead(window)
 
     def get(self, window: WindowId, index: int, length: int) -> Samples:
-        """A window of `length` samples, of which `index` is wanted now. Raises DataError."""
+        """A window of `length` samples, of which `index` is needed now. Raises DataError if it cannot be read."""
         held = self._current.get((window[0], window[2]))
         samples = held[1] if held is not None and held[0] == window else self._enter(window)
         if length - index <= max(length // READ_AHEAD, 1):
@@ -137,7 +137,7 @@ class WindowReader:
         return samples
 
     def close(self) -> None:
-        """Forget reads that have not begun."""
+        """Cancel reads that have not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _enter(self, window: WindowId) -> Samples:

@@ -1,4 +1,4 @@
-"""The image size of a step: a pure function, so that all ranks and all restarts agree on it."""
+"""The image size of a step, as a pure function, so that all ranks and restarts agree on it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def size_at(
 ) -> tuple[int, int]:
     """Height and width of the images of a step.
 
-    `progressive` gives each of `sizes` an equal part of the run, in their order; `random` draws one per step from
-    (seed, step). A size is the height; the width keeps the proportion of `base_size`.
+    `progressive` uses each of `sizes` for an equal part of the run, in order; `random` draws one per step from
+    (seed, step). A size is a height; the width keeps the aspect ratio of `base_size`.
     """
     if resolution.mode == "fixed":
         return base_size

@@ -26,7 +26,7 @@ from pipeline.stream.read import BadSample, Samples, WindowReader
 from pipeline.stream.source import Source
 from pipeline.targets.base import BadLabel, Target
 
-NEIGHBOURS = 16  # how many are tried for a stand-in
+NEIGHBOURS = 16  # maximum number to try as a stand-in
 PADDING_SLOT = -1
 
 
@@ -39,17 +39,17 @@ class Loaded(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What one slot holds."""
+    """The contents of a slot."""
 
     key: str  # shard/key
-    views: tuple[Pixels, ...] | None = None  # None: black ones
-    values: tuple[Any, ...] | None = None  # of its targets; None: blank ones
+    views: tuple[Pixels, ...] | None = None  # None: black
+    values: tuple[Any, ...] | None = None  # of its targets; None: blank
     weight: float = 1.0
-    reason: str = ""  # why it is bad, where this is a stand-in
+    reason: str = ""  # for a stand-in, why the sample is bad
 
 
 class Members:
-    """Loads the views and the targets among a sample's members."""
+    """Loads views and targets from a sample's members."""
 
     def __init__(self, source: Source, kinds: Sequence[str]) -> None:
         self._keys = source.keys
@@ -69,16 +69,16 @@ class Members:
     ) -> Loaded:
         """Views, targets and `shard/key` of a sample.
 
-        `load_views` tells the trail, if there is one, what the first view shows, which is what a target frames, if one
-        does. In training targets are brought there, and of several labels one is drawn by the generator that `pick`
-        gives; in evaluation, where there is none, `cut` has a target that frames look at the image for itself.
+        `load_views` records the geometry of the first view in the trail, if given, and crops it to the frame of a
+        target, if given. In training, targets are transformed to that view, and one of several labels is drawn with the
+        generator from `pick`; in evaluation, without `pick`, `cut` lets a framing target load its own crops.
 
         Raises:
-            BadSample: torn, without image or label, or one of them is damaged; has its `key`.
-            DataError: a label is outside the classes, which no single bad sample explains.
+            BadSample: it is torn, lacks its image or label, or one of them is damaged; has the sample's `key`.
+            DataError: a label is outside the classes, which a single bad sample cannot explain.
         """
         shard, index = samples.where(number)
-        key = f"#{index}"  # until the tar says
+        key = f"#{index}"  # until it is read from the tar
         try:
             key, members = samples.members(number)
             data, trail = self._keys.image_of(members), Trail() if self._moves else None
@@ -117,11 +117,11 @@ class Members:
 
 
 class TrainSamples:
-    """Makes the sample of any slot of the training stream, from the windows its lanes stand in.
+    """Makes the sample of any slot of the training stream from the current windows of its lanes.
 
-    A sample's treatment depends on the seed, its slot and the size alone. Mixup and CutMix mix it with its neighbour
-    in the window (places 0 and 1, 2 and 3, ...), which the same worker reads anyway; the odd last one stays pure.
-    `views` are the groups of its views, one for each view; `num_lanes` are those of this worker.
+    A sample's augmentation depends only on the seed, its slot and the size. Mixup and CutMix mix it with its neighbour
+    in the window (places 0 and 1, 2 and 3, ...), which the same worker reads anyway; an odd last one stays unmixed.
+    `views` has the group of each view; `num_lanes` is the number of lanes of this worker.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class TrainSamples:
         self._members = [Members(source, targets) for source in sources]
         self._targets = [[source.targets[kind] for kind in targets] for source in sources]
         self._channels = channels
-        # By source: how each view is made.
+        # By source: size and augmentation of each view.
         self._ways = [[(view.size, view.augment(source.augment)) for view in views] for source in sources]
         self._augment_draws, self._mix_draws = SlotDraws(mixture.seed, AUGMENT), SlotDraws(mixture.seed, MIX)
         self._pick_draws = SlotDraws(mixture.seed, PICK)
@@ -150,7 +150,7 @@ class TrainSamples:
         self._recent: OrderedDict[tuple[int, Size], Loaded] = OrderedDict()
 
     def make(self, slot: int, spot: Spot, size: Size) -> Sample:
-        """The sample of a slot at a size; a stand-in of weight 0 where it is bad. Raises DataError."""
+        """The sample of a slot at a size, or a stand-in of weight 0 if it is bad. Raises DataError (see `Members`)."""
         source, index = spot.source, spot.offset
         window = self._windows.get((source, spot.epoch, spot.lane, spot.window), index, spot.length)
         try:
@@ -172,7 +172,7 @@ class TrainSamples:
         return Sample(one.key, (mixed,), tuple(target.mix(mine, its, how) for target, mine, its in both))
 
     def _one(self, window: Samples, spot: Spot, index: int, slot: int, size: Size) -> Loaded:
-        """A sample of a window, augmented as `slot`; the last ones are kept where a partner is going to want them."""
+        """A sample of a window, augmented for `slot`; recent ones are cached if a partner will need them for mixing."""
         source = spot.source
         if self._mixes[source] and (slot, size) in self._recent:
             return self._recent[slot, size]
@@ -194,7 +194,7 @@ class TrainSamples:
         return one
 
     def _stand_in(self, window: Samples, spot: Spot, size: Size, key: str, reason: str) -> Sample:
-        """The next good sample of the window without its targets, so that shapes and pixel statistics stay alike."""
+        """The next good sample of the window without its targets, which preserves shapes and pixel statistics."""
         for step in range(1, min(spot.length, NEIGHBOURS + 1)):
             neighbour = (spot.offset + step) % spot.length
             try:
@@ -206,7 +206,7 @@ class TrainSamples:
 
 
 class PlainSamples:
-    """Makes samples for evaluation: the whole image at one size, nothing drawn."""
+    """Makes samples for evaluation: the whole image at one size, without random draws."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class PlainSamples:
         self._plain = plain
 
     def make(self, samples: Samples, number: int) -> Sample:
-        """One of the samples; black and of weight 0 where it is bad. Raises DataError."""
+        """One of the samples; black with weight 0 if it is bad. Raises DataError (see `Members`)."""
         try:
             one = self._members.load(samples, number, self._load, cut=self._cut)
         except BadSample as bad:

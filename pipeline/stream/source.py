@@ -1,4 +1,4 @@
-"""The data sets of a training stream, and the one order that driver, ranks and loader workers derive from them."""
+"""The data sets of a training stream, and the sample order that driver, ranks and loader workers derive from them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pipeline.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One data set of a stream: its shards, its share, and how its samples are treated. Picklable."""
+    """One data set of a stream: its shards, its weight, and the treatment of its samples. Picklable."""
 
-    name: str  # in the config
+    name: str  # from the config
     index: DatasetIndex
     config: DatasetConfig
     augment: AugmentConfig
@@ -30,26 +30,26 @@ class Source:
 
     @property
     def keys(self) -> Keys:
-        """Which member is the image: the config's, else the index's."""
+        """The keys of the members; the config's image key overrides the index's."""
         return self.index.keys.override(self.config.image_key)
 
     def with_tokenizer(self, tokenizer: Tokenizer | None) -> Source:
-        """The data set as a model with that tokenizer reads it."""
+        """The data set with this tokenizer for its texts; unchanged if None."""
         if tokenizer is None:
             return self
         return replace(self, targets={kind: one.with_tokenizer(tokenizer) for kind, one in self.targets.items()})
 
 
 def evaluation_of(train: Sequence[Source], val: Source | None) -> PlainConfig:
-    """How a training stage's model is evaluated: as its validation data say, else the first training data that do."""
+    """Evaluation preprocessing of a stage: that of its validation data, or else of the first training data with one."""
     said = (source.config.eval for source in (val, *train) if source)
     return next((how for how in said if how), SQUASH)
 
 
 def build_mixture(sources: Sequence[Source], data: DataConfig, seed: int) -> Mixture:
-    """The order of a stream's samples under one seed, without those that `data.exclude` names.
+    """The order of a stream's samples under one seed, without the samples in `data.exclude`.
 
-    Raises DataError if a data set cannot be split into the lanes, or `data.exclude` is no manifest.
+    Raises DataError if a data set cannot be split into the lanes, or `data.exclude` is not a manifest.
     """
     orders = []
     for number, source in enumerate(sources):
@@ -71,5 +71,5 @@ def build_mixture(sources: Sequence[Source], data: DataConfig, seed: int) -> Mix
 
 
 def source_seed(seed: int, number: int) -> int:
-    """Data sets of a mixture are shuffled independently of each other; the first as it would be alone."""
+    """Seed of a mixture's data set, so that all are shuffled independently, and the first as it would be alone."""
     return seed if number == 0 else int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])

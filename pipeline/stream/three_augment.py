@@ -1,4 +1,4 @@
-"""3-Augment (Touvron, Cord and Jegou 2022, "DeiT III"): one of grey, solarised or blurred, drawn evenly."""
+"""3-Augment (Touvron, Cord and Jegou 2022, "DeiT III"): greyscale, solarise or blur, drawn uniformly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RADIUS = 0.1, 2.0  # standard deviation of the blur, pixels
 
 
 def three_augment(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """The image, uint8 [height, width, channels], after one of the three."""
+    """Apply one of the three augmentations to an image, uint8 [height, width, channels]."""
     choice = int(rng.random() * 3)
     if choice == 0:
         return np.repeat(grey(image)[:, :, None], image.shape[2], axis=2)

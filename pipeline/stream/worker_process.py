@@ -1,4 +1,4 @@
-"""What a loader worker's process runs. It loads no torch by itself: images that need it bring it."""
+"""The process of a loader worker. It does not import torch itself; image code that needs torch imports it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ import numpy as np
 
 from pipeline.stream.parts import Parts
 
-NICENESS = 5  # where CPUs are short, the rank's own threads go first
+NICENESS = 5  # gives the rank's own threads priority if CPUs are scarce
 
 
 class Buffer:
-    """Memory that several processes see; `number` names it among those of a rank."""
+    """Memory shared by several processes; `number` identifies it among a rank's buffers."""
 
     def __init__(self, number: int, size: int, handle: int | None = None) -> None:
         self.number, self.size = number, size
@@ -34,29 +34,29 @@ class Buffer:
         self._memory = mmap.mmap(self.handle, size)
 
     def memory(self) -> np.ndarray:
-        """As uint8 [size]."""
+        """The memory as uint8 [size]."""
         return np.frombuffer(self._memory, np.uint8)
 
     def close_handle(self) -> None:
-        """The memory lives on for as long as an array of it does."""
+        """Close the file handle; the memory stays alive as long as any array of it."""
         os.close(self.handle)
 
 
 class BytesRead:
-    """How many bytes a rank's loader workers have read, in memory that they share."""
+    """The number of bytes that a rank's loader workers have read, in shared memory."""
 
     def __init__(self, workers: int) -> None:
         self._of_workers = multiprocessing.get_context("forkserver").RawArray("q", max(workers, 1))
 
     def add(self, worker: int, size: int) -> None:
-        self._of_workers[worker] += size  # threads race and may lose some: only growth matters
+        self._of_workers[worker] += size  # threads may race and lose some; only growth matters
 
     def total(self) -> int:
         return sum(self._of_workers)
 
 
 class Failure:
-    """What made a worker end: the error itself, to be raised in its rank, and where it arose."""
+    """The error that ended a worker, to be raised in its rank, with its traceback."""
 
     def __init__(self, error: Exception) -> None:
         self.stack = "".join(traceback.format_exception(error))
@@ -66,12 +66,12 @@ class Failure:
 def survives_pickling(error: Exception) -> bool:
     try:
         return type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:  # an exception may refuse either in any way
+    except Exception:  # pickling or unpickling an exception may fail in any way
         return False
 
 
 def work(pickled: bytes, worker: int, workers: int, pipe: Connection, bytes_read: BytesRead) -> None:
-    """What a worker's process runs, until the rank closes the pipe or is gone."""
+    """Main function of a worker process; returns when the rank closes the pipe or is gone."""
     try:
         set_up_process()
         parts = pickle.loads(pickled)
@@ -80,15 +80,15 @@ def work(pickled: bytes, worker: int, workers: int, pipe: Connection, bytes_read
     except Exception as error:
         with contextlib.suppress(ConnectionError):  # the rank is gone
             pipe.send(Failure(error))
-    os._exit(0)  # reading threads may hang in a store that does not answer; nothing here needs them to end
+    os._exit(0)  # does not wait for reading threads, which may hang in a store that does not respond
 
 
 def set_up_process() -> None:
-    """One thread per worker, behind the rank's own, and Ctrl-C is for the rank to answer."""
+    """Use one thread per worker at lower priority than the rank's, and leave Ctrl-C to the rank."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
     cv2.setNumThreads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # which torch asks when it is imported
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when imported
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
@@ -108,7 +108,7 @@ def serve(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
 
 
 def next_message(pipe: Connection) -> tuple[Any, ...] | None:
-    """The rank's next message; None when it has closed the pipe or is gone."""
+    """The rank's next message; None if it closed the pipe or is gone."""
     try:
         message: tuple[Any, ...] = pipe.recv()
     except (EOFError, ConnectionError):

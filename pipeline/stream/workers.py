@@ -1,13 +1,13 @@
-"""Loader workers: processes that write samples straight into the batch that the rank is going to use.
+"""Loader workers: processes that write samples directly into the batch that the rank will use.
 
-A batch's views and targets lie in memory that all workers of a rank share (anonymous files, so no /dev/shm fills up and
-nothing is left behind by a kill). The rank says which step goes into which buffer; each worker decodes into its own
-rows; what comes back through the pipe are keys, and targets whose size is not known before. The rank's tensors are the
-buffer itself, and the buffer is free again when they are.
+A batch's views and targets lie in memory shared by all workers of a rank (anonymous files, which neither fill /dev/shm
+nor leave anything behind after a kill). The rank assigns steps to buffers; each worker decodes into its own rows; only
+keys and targets of unknown size come back through the pipe. The rank's tensors use the buffer itself without a copy,
+and the buffer is free again once they are released.
 
-Workers are processes, not threads, as tar, header and label handling hold the interpreter lock. They are forked from a
-fork server: a rank may hold CUDA, Ray's and gloo's threads, none of which survive a fork of the rank itself, and a
-server that has imported what they run starts each in milliseconds, where `spawn` imports it anew.
+Workers are processes, not threads, because tar, header and label handling hold the interpreter lock. They are forked
+from a fork server: a rank may hold CUDA state and threads of Ray and gloo, which do not survive a fork of the rank
+itself, and a server with preloaded imports starts each worker in milliseconds, while `spawn` repeats the imports.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from pipeline.stream.fill import Part
 from pipeline.stream.parts import Parts
 from pipeline.stream.worker_process import Buffer, BytesRead, Failure, work
 
-BATCHES_AHEAD = 2  # steps that each worker may be ahead of the rank
-ROUND_BYTES = 1 << 20  # buffers grow by whole MiB, so that sizes that vary a little share them
+BATCHES_AHEAD = 2  # maximum number of steps by which each worker is ahead of the rank
+ROUND_BYTES = 1 << 20  # buffers are rounded up to whole MiB, so that slightly different sizes can share them
 EXIT_S = 5.0
 
 
 class WorkerPool:
-    """The workers of one rank, started at once; `batches` is what they make. End it with `close`."""
+    """The workers of one rank, which start immediately; `batches` yields their output. Stop them with `close`."""
 
     def __init__(self, parts: Parts, workers: int, bytes_read: BytesRead) -> None:
         self._parts, self._workers = parts, workers
         multiprocessing.forkserver.set_forkserver_preload([worker_process.__name__, *needed_by(parts)])
         context = multiprocessing.get_context("forkserver")
-        pickled = pickle.dumps(parts)  # so that a worker unpickles it where its errors are reported
+        pickled = pickle.dumps(parts)  # so that a worker unpickles it where errors are reported
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._free: deque[Buffer] = deque()
@@ -77,9 +77,9 @@ class WorkerPool:
             yield assemble(self._lend(buffer), parts.layout(step), filled, step)
 
     def close(self) -> None:
-        """End the workers, after at most the batch under way."""
+        """Stop the workers, at the latest after the batch in progress."""
         for pipe in self._pipes:
-            pipe.close()  # which a worker takes for the end
+            pipe.close()  # tells the worker to exit
         for process in self._processes:
             process.join(EXIT_S)
             if process.is_alive():
@@ -90,7 +90,7 @@ class WorkerPool:
         self._free.clear()
 
     def _ask(self, step: int) -> Buffer:
-        """Have a step made; in a buffer that is free, or else in a new one."""
+        """Request a step from the workers, in a free buffer or else a new one."""
         size = -(-max(self._parts.layout(step).bytes, 1) // ROUND_BYTES) * ROUND_BYTES
         buffer = self._free.popleft() if self._free else None
         if buffer is not None and buffer.size < size:
@@ -105,9 +105,9 @@ class WorkerPool:
         return buffer
 
     def _lend(self, buffer: Buffer) -> np.ndarray:
-        """The buffer's memory; when no array of it is left, it is free."""
+        """The buffer's memory; the buffer becomes free when its last array is released."""
         memory = buffer.memory()
-        weakref.finalize(memory, self._free.append, buffer).atexit = False  # which every array in it keeps alive
+        weakref.finalize(memory, self._free.append, buffer).atexit = False  # every array in it keeps it alive
         return memory
 
     def _tell(self, message: tuple[Any, ...], handle: int | None = None) -> None:
@@ -115,7 +115,7 @@ class WorkerPool:
             self._send(worker, message, handle)
 
     def _send(self, worker: int, message: tuple[Any, ...], handle: int | None = None) -> None:
-        with contextlib.suppress(ConnectionError):  # of a worker that has ended: what it left is read in its turn
+        with contextlib.suppress(ConnectionError):  # the worker has exited: `_receive` reads what it left
             self._pipes[worker].send(message)
             if handle is not None:
                 send_handle(self._pipes[worker], handle, self._processes[worker].pid)
@@ -132,7 +132,7 @@ class WorkerPool:
 
 
 def needed_by(parts: Parts) -> list[str]:
-    """What workers would else import one by one: torch resizes images in colour, see `images.load.resize`."""
+    """Modules to preload for the workers: torch resizes colour images, see `images.load.resize`."""
     return ["torch"] if parts.channels > 1 else []
 
 
@@ -148,7 +148,7 @@ def died(code: int | None) -> str:
 
 
 def batches_in_this_thread(parts: Parts, bytes_read: BytesRead) -> Generator[Batch, None, None]:
-    """As `WorkerPool.batches`, without any worker."""
+    """Like `WorkerPool.batches`, but without workers."""
     parts.progress = partial(bytes_read.add, 0)
     filler = parts.filler(0, 1)
     try:

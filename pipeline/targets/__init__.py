@@ -1,4 +1,4 @@
-"""Kinds of labels: one file each, found by the kind's name."""
+"""Kinds of labels: one file per kind, found by the kind's name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def target_kinds() -> list[str]:
 
 
 def target_kind(name: str) -> type[Target]:
-    """The one `Target` that the file of a kind defines. Raises ConfigError, which lists the kinds, for another name."""
+    """The `Target` class defined in the file of a kind. Raises ConfigError, listing all kinds, for an unknown name."""
     kinds = target_kinds()
     if name not in kinds:
         raise ConfigError(f"found {name!r}, which is no kind of target; expected one of {', '.join(kinds)}")
@@ -35,7 +35,7 @@ def tool_targets(
     classes: Mapping[str, Sequence[str]] | None = None,
     configs: Mapping[str, TargetConfig] | None = None,
 ) -> list[Target]:
-    """The targets of a data set as the tools read them: its classes keep their own numbers."""
+    """The targets of a data set for the tools: its classes keep their own numbers."""
     found = []
     for kind, extensions in members.items():
         chosen, names = target_kind(kind), (classes or {}).get(kind)
@@ -45,7 +45,7 @@ def tool_targets(
 
 
 def default_members(extensions: set[str]) -> dict[str, tuple[str, ...]]:
-    """The kinds that some extensions tell of: those whose default members are all among them."""
+    """The kinds implied by extensions: those whose default members are all among them."""
     told = ((kind, target.default_members) for kind, target in _all_kinds() if target.told_by_name)
     return {kind: members for kind, members in told if extensions.issuperset(members)}
 

@@ -1,4 +1,4 @@
-"""COCO's annotations of one image, as a JSON member holds them, in arrays."""
+"""COCO annotations of one image, parsed from a JSON member into arrays."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:  # an index needs no image libraries
 
 
 class Annotations(NamedTuple):
-    """The n annotations of an image, in their order; `raw` has what else is said of each, such as its keypoints."""
+    """The n annotations of an image, in order; `raw` has all fields of each, such as its keypoints."""
 
     boxes: np.ndarray  # float64 [n, 4]: left, top, right, bottom in pixels, within the image
-    categories: np.ndarray  # int64 [n], as in the file; -1 where there is none
-    names: list[str | None]  # of the categories, where the file has them too
+    categories: np.ndarray  # int64 [n], as in the file; -1 if there is none
+    names: list[str | None]  # of the categories, if the file contains them
     areas: np.ndarray  # float64 [n], square pixels: of the segmentation, or else of the box
-    crowds: np.ndarray  # bool [n]: several objects that nobody told apart
+    crowds: np.ndarray  # bool [n]: whether it is a group of objects that are not separated
     raw: list[Mapping[str, Any]]
 
 
 def read_annotations(data: bytes, member: str, image: Size | None) -> Annotations:
     """The annotations {"bbox": [x, y, width, height], "category_id", "area", "iscrowd"} of a member.
 
-    The JSON is {"width", "height", "annotations": [...]}, of which only the last has to be there, or the list alone. A
-    box that reaches beyond the image is cut at its border: COCO has some. `image` is the size of the image where it is
-    known, else what the JSON says.
+    The JSON is {"width", "height", "annotations": [...]}, where only "annotations" is required, or just the list. Boxes
+    that extend beyond the image, as some do in COCO, are clipped. `image` is the size of the image if it is known;
+    otherwise the size in the JSON is used.
 
     Raises:
-        BadLabel: no such JSON, another size than the image's, or a box that is inverted, empty or outside the image.
+        BadLabel: the JSON is invalid, the sizes differ, or a box is inverted, empty or outside the image.
     """
     listed, size = _listed(data, member, image)
     boxes = np.array([_box(one, number) for number, one in enumerate(listed)], np.float64).reshape(-1, 4)
@@ -53,7 +53,7 @@ def read_annotations(data: bytes, member: str, image: Size | None) -> Annotation
 
 
 def _listed(data: bytes, member: str, image: Size | None) -> tuple[list[Mapping[str, Any]], Size | None]:
-    """The annotations as they stand in the JSON, and the size of the image."""
+    """The annotations as in the JSON, and the size of the image."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
@@ -78,7 +78,7 @@ def _listed(data: bytes, member: str, image: Size | None) -> tuple[list[Mapping[
 
 
 def _box(one: Mapping[str, Any], number: int) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom. Raises BadLabel."""
+    """Left, top, right and bottom. Raises BadLabel if the bbox is invalid."""
     box = one.get("bbox")
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         raise BadLabel(f"annotation {number} has the bbox {_short(box)}, not four numbers [x, y, width, height]")
@@ -91,7 +91,7 @@ def _box(one: Mapping[str, Any], number: int) -> tuple[float, float, float, floa
 
 
 def _within(boxes: np.ndarray, size: Size) -> np.ndarray:
-    """Boxes [n, 4] cut at the border of the image. Raises BadLabel for one of which nothing remains."""
+    """Boxes [n, 4] clipped to the image. Raises BadLabel if nothing remains of a box."""
     height, width = size
     cut = boxes.clip(0, [width, height, width, height])
     gone = np.flatnonzero((cut[:, 2:] <= cut[:, :2]).any(axis=1))
@@ -105,7 +105,7 @@ def _within(boxes: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _category(one: Mapping[str, Any], number: int) -> int:
-    """The category id, -1 where there is none. Raises BadLabel for what is no whole number."""
+    """The category id, -1 if there is none. Raises BadLabel if it is not an integer."""
     found = one.get("category_id", -1)
     if not isinstance(found, int) or isinstance(found, bool) or abs(found) >= 1 << 62:
         raise BadLabel(f"annotation {number} has the category_id {_short(found)}, not a whole number")
@@ -113,7 +113,7 @@ def _category(one: Mapping[str, Any], number: int) -> int:
 
 
 def _number(one: Mapping[str, Any], name: str, number: int, default: float) -> float:
-    """What an annotation says under a name. Raises BadLabel for what is no number from 0 up."""
+    """The value of an annotation's field. Raises BadLabel if it is not a non-negative number."""
     found = one.get(name, default)
     if not _is_number(found) or found < 0:
         raise BadLabel(f"annotation {number} has the {name} {_short(found)}, not a number from 0 up")

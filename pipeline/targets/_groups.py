@@ -1,4 +1,4 @@
-"""Classes that count as one: a setting that kinds of labels with classes share."""
+"""Classes merged into one: a setting shared by the kinds of labels with classes."""
 
 from __future__ import annotations
 

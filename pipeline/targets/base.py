@@ -1,4 +1,4 @@
-"""What a kind of label can do: be read, moved with its image, mixed, and put into the buffers of a batch."""
+"""The interface of a kind of label: reading, transforming with the image, mixing, and packing into a batch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:  # an index needs no image libraries
     from pipeline.text.tokenizer import Tokenizer
 
 Merge = Literal["sum", "min", "max"]
-Summary = Mapping[str, int | None]  # by column; None where no sample has anything to say
+Summary = Mapping[str, int | None]  # by column; None if no sample has a value
 
-# Columns that the index has of every kind: samples without it, those whose label is bad, and those that lack it or
+# Columns that the index has for every kind: samples without it, samples with a bad label, and samples that lack it or
 # the image.
 COUNTS: Mapping[str, Merge] = {"missing": "sum", "bad": "sum", "unusable": "sum"}
 
 
 class Field(NamedTuple):
-    """One tensor of a batch, by what it holds of each sample; `fill` is what bad samples and padding hold.
+    """One tensor of a batch, described by its part for one sample; `fill` is the value for bad samples and padding.
 
-    A leading None in the shape makes it ragged: as many entries as a sample has, and no `fill`.
+    A leading None in the shape makes it ragged: each sample has its own number of entries, and `fill` is unused.
     """
 
     dtype: str
@@ -41,111 +41,112 @@ class Field(NamedTuple):
 
 
 class BadLabel(ValueError):
-    """A label that cannot be used; the message is the reason, and the sample is left out as one with a torn image."""
+    """A label that cannot be used; the message is the reason, and the sample is skipped like one with a torn image."""
 
 
 class Mixing(NamedTuple):
-    """How a sample was mixed with another: its own share, and CutMix's box, in which the other is seen."""
+    """How a sample was mixed with another: its own share, and CutMix's box, which shows the other."""
 
     share: float
     box: Box | None = None
 
 
 class ClassMap(NamedTuple):
-    """What the classes of a data set mean in a stage."""
+    """The mapping from the classes of a data set to those of a stage."""
 
     names: tuple[str, ...]  # of the data set
-    numbers: tuple[int, ...]  # the stage's class of each; -1: ignored
+    numbers: tuple[int, ...]  # the stage's class for each; -1: ignored
     num_classes: int  # of the stage
 
     @classmethod
     def same(cls, names: tuple[str, ...]) -> ClassMap:
-        """The data set's classes are the stage's."""
+        """The identity map: the data set's classes are the stage's."""
         return cls(names, tuple(range(len(names))), len(names))
 
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """One kind of label as one data set holds it. Picklable; subclasses stand in a file named as their `kind`.
+    """One kind of label in one data set. Picklable; each subclass is in a file named after its `kind`.
 
-    What `decode` returns is the value that the other methods take.
+    The other methods take the value that `decode` returns.
     """
 
     kind: ClassVar[str]
     default_members: ClassVar[tuple[str, ...]]
-    told_by_name: ClassVar[bool] = True  # whether members of these names hold it, and not perhaps something else
-    mixes: ClassVar[bool] = False  # whether mixup and CutMix can be asked for
-    moves: ClassVar[bool] = False  # whether it lies in the picture, and moves with it
+    told_by_name: ClassVar[bool] = True  # whether these member names identify the kind unambiguously
+    mixes: ClassVar[bool] = False  # whether it supports mixup and CutMix
+    moves: ClassVar[bool] = False  # whether it has a location in the image and transforms with it
     picks: ClassVar[bool] = False  # whether a sample may have several labels, of which training draws one
-    frames: ClassVar[bool] = False  # whether it says which part of its image is seen; it `moves`, too
+    frames: ClassVar[bool] = False  # whether it determines the visible part of its image; implies `moves`
 
     classed: ClassVar[bool] = True  # whether it has classes
-    least_classes: ClassVar[int] = 2  # that there is something to learn from
+    least_classes: ClassVar[int] = 2  # minimum number of classes to learn anything
     config: ClassVar[type[TargetConfig]] = TargetConfig  # its settings in `datasets.X.targets`
-    reads: ClassVar[int] = 0  # bytes of a member that indexing reads, if it is no longer; 0: only that it is there
-    columns: ClassVar[Mapping[str, Merge]] = {}  # of the index, besides COUNTS
-    counted: ClassVar[str] = "samples"  # what `count` counts
+    reads: ClassVar[int] = 0  # indexing reads members of at most this many bytes; 0: it only checks existence
+    columns: ClassVar[Mapping[str, Merge]] = {}  # of the index, in addition to COUNTS
+    counted: ClassVar[str] = "samples"  # unit of `count`
 
-    members: tuple[str, ...]  # extensions that are read
+    members: tuple[str, ...]  # extensions to read
 
     @classmethod
     @abstractmethod
     def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap | None) -> Self:
-        """The target of a data set with these settings and classes; without them, for the tools, any number is one."""
+        """The target of a data set with these settings and classes; without them (for tools), any number is a class."""
 
     @abstractmethod
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
-        """The tensors that it fills, by name, where the images have a size."""
+        """The tensors that it fills, by name, for images of this size."""
 
     @abstractmethod
     def decode(self, members: Mapping[str, Any], image: Size | None) -> Any:
-        """The label among a sample's members {extension: bytes}; `image` is the size of its image, if it `moves`.
+        """The label in a sample's members {extension: bytes}; `image` is the size of its image if the label `moves`.
 
         Raises:
             BadLabel: it is missing or damaged.
-            DataError: it is outside the classes, which no single bad sample explains; goes on after "SHARD/KEY ".
+            DataError: it is outside the classes, which a single bad sample cannot explain; the message must continue
+                "SHARD/KEY ".
         """
 
     @abstractmethod
     def inputs(self) -> dict[str, Any]:
-        """What decides which label a sample has, as plain data: a part of the digest of a stage."""
+        """Everything that determines a sample's label, as plain data: part of a stage's digest."""
 
     def transform(self, value: Any, geometry: Geometry) -> Any:
-        """As the label moves with its image; only asked where it `moves`."""
+        """Transform the label with its image; only called if it `moves`."""
         return value
 
     def pick(self, value: Any, rng: np.random.Generator) -> Any:
-        """The one label that training sees this time; only asked where it `picks`."""
+        """Draw the label to train on; only called if it `picks`."""
         return value
 
     def frame(self, value: Any, image: Size, size: Size, rng: np.random.Generator) -> Geometry:
-        """What training shows of an image, at `size`, instead of a crop; only asked where it `frames`.
+        """The part of an image to show at `size` in training, instead of a crop; only called if it `frames`.
 
-        Flips, colours and warps follow, from the same generator.
+        Flips, colours and warps follow, with the same generator.
         """
         raise NotImplementedError(f"{self.kind} frames nothing")
 
     def cut(self, value: Any, image: Size, size: Size, load: Callable[[Geometry], Pixels]) -> Any:
-        """The label with what evaluation is to see beside the whole image; only asked where it `frames`.
+        """The label with the crops that evaluation needs besides the whole image; only called if it `frames`.
 
-        `load` gives what a frame at `size` shows, uint8 [height, width, channels].
+        `load` returns the content of a frame at `size`, uint8 [height, width, channels].
         """
         raise NotImplementedError(f"{self.kind} frames nothing")
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> Self:
-        """The target as a model with that tokenizer reads it."""
+        """The target with this tokenizer for its texts."""
         return self
 
     def mix(self, value: Any, other: Any, how: Mixing) -> Any:
-        """The label of an image that was mixed with another."""
+        """The label of an image that was mixed with another image."""
         raise NotImplementedError(f"{self.kind} cannot be mixed")
 
     @abstractmethod
     def pack(self, value: Any, fields: Mapping[str, Any], row: int) -> None:
-        """Write one sample: `fields[name][row] = ...`, ragged fields alike, with an array [entries, ...]."""
+        """Write one sample: `fields[name][row] = ...`; ragged fields take an array [entries, ...]."""
 
     def summarise(self, sizes: Mapping[str, int], content: Mapping[str, bytes]) -> dict[str, int]:
-        """Its own columns of one sample that has all members: their bytes, and what was read of them.
+        """Its own columns for a sample that has all members, from their sizes and the content that was read.
 
         Raises BadLabel for a label that is known to be bad.
         """
@@ -156,38 +157,38 @@ class Target(ABC):
 
     @classmethod
     def known_classes(cls, summary: Summary) -> int | None:
-        """How many classes a summary tells of; None where it does not."""
+        """The number of classes according to a summary; None if unknown."""
         return None
 
     def verify(self, members: Mapping[str, Any], image: Size | None) -> Iterator[str]:
-        """What is wrong with a sample's label."""
+        """Yield the problems of a sample's label."""
         try:
             self.decode(members, image)
         except (BadLabel, DataError) as error:
             yield str(error)
 
     def count(self, value: Any) -> Mapping[int, int]:
-        """How much of each class there is, in `counted`."""
+        """The amount of each class, in units of `counted`."""
         return {}
 
     def figures(self, value: Any) -> Mapping[str, Sequence[int]]:
-        """Numbers of a sample's label, by what they are, whose spread over the data is worth knowing."""
+        """Named numbers of a sample's label for statistics over the data set."""
         return {}
 
     def parts(self, value: Any) -> Sequence[int]:
-        """A 64-bit number of each part of a label, the same for equal ones: of how many are there others?"""
+        """A 64-bit hash of each part of a label, to count duplicates."""
         return ()
 
     def number(self, value: Any) -> int:
-        """What tells the labels of two equal images apart; -1: nothing."""
+        """A number to compare the labels of duplicate images; -1 if there is none."""
         return -1
 
     def draw(self, picture: Pixels, value: Any, names: Sequence[str]) -> str:
-        """Draw a label, moved there, into a picture, uint8 [height, width, 3]; returns a caption."""
+        """Draw a transformed label into a picture, uint8 [height, width, 3]; returns a caption."""
         return ""
 
     def member(self, members: Mapping[str, Any], noun: str = "label") -> Any:
-        """The first of its members. Raises BadLabel where a sample has none."""
+        """The content of its first member. Raises BadLabel if the sample lacks it."""
         extension = self.members[0]
         if extension not in members:
             raise BadLabel(f"no {noun} member (looked for {extension}; found {', '.join(members)})")
@@ -195,12 +196,12 @@ class Target(ABC):
 
 
 def empty(field: Field) -> np.ndarray:
-    """What a ragged field holds of a sample without any entry."""
+    """The value of a ragged field for a sample without entries."""
     return np.empty((0, *(side for side in field.shape[1:] if side is not None)), field.dtype)
 
 
 def total(columns: Mapping[str, Iterable[int | None]], rules: Mapping[str, Merge]) -> Summary:
-    """Columns of several summaries as one."""
+    """Merge the columns of several summaries."""
     found: dict[str, int | None] = {}
     for name, rule in rules.items():
         values = [value for value in columns[name] if value is not None]

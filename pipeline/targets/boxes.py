@@ -1,4 +1,4 @@
-"""Boxes with classes: COCO's annotations in a JSON member, or YOLO's lines in a text member."""
+"""Boxes with classes: COCO annotations in a JSON member, or YOLO lines in a text member."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:  # an index needs no image libraries
     from pipeline.images.decode import Pixels
     from pipeline.images.geometry import Geometry, Size
 
-LONGEST = 8 << 20  # bytes of a member that indexing reads; outlines and run lengths take most of them
-MOST_NAMED = 5  # categories or classes, in one line
-SMALLEST = 1e-3  # pixels along a side, below which nothing is left of a box
+LONGEST = 8 << 20  # bytes; indexing skips longer members, which consist mostly of outlines and run lengths
+MOST_NAMED = 5  # categories or classes listed in one line
+SMALLEST = 1e-3  # pixels; a box with a smaller side is dropped
 
 
 class Boxes(NamedTuple):
-    """The n boxes of an image; none is an image of nothing."""
+    """The n boxes of an image; n is 0 for an image without objects."""
 
     corners: np.ndarray  # float64 [n, 4]: left, top, right, bottom in pixels
     labels: np.ndarray  # int64 [n], the stage's classes
-    areas: np.ndarray  # float64 [n], square pixels of the object, by which it counts as small, medium or large
-    crowds: np.ndarray  # bool [n]: several objects in one box, which neither training nor measures expect
-    size: tuple[int, int]  # (height, width) of the image, where it is known
+    areas: np.ndarray  # float64 [n], square pixels of the object, which classify it as small, medium or large
+    crowds: np.ndarray  # bool [n]: several objects in one box, which training and measures ignore
+    size: tuple[int, int]  # (height, width) of the image, if known
 
     def of(self, rows: np.ndarray) -> Boxes:
-        """Some of them."""
+        """A selection of the boxes."""
         return Boxes(self.corners[rows], self.labels[rows], self.areas[rows], self.crowds[rows], self.size)
 
 
@@ -66,10 +66,10 @@ class BoxesConfig(GroupsConfig):
 
 @dataclass(frozen=True)
 class BoxesTarget(Target):
-    """Members ending in `json` are COCO's, others are YOLO's `class x y width height`, in shares of the image.
+    """Members ending in `json` are COCO's, others are YOLO's `class x y width height`, relative to the image.
 
-    `numbers` are the stage's classes of the data set's own, whose names and ids are in `names` and `ids`; None where
-    nobody says which there are.
+    `numbers` maps the data set's classes, with their `names` and `ids`, to those of the stage; None if the classes are
+    unknown.
     """
 
     kind: ClassVar[str] = "boxes"
@@ -89,7 +89,7 @@ class BoxesTarget(Target):
 
     @classmethod
     def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap | None) -> Self:
-        """Raises ConfigError where there are not as many ids as classes."""
+        """Raises ConfigError if the numbers of ids and classes differ."""
         assert isinstance(config, BoxesConfig)
         if classes is None:
             return cls(members, min_visible=config.min_visible)
@@ -102,7 +102,7 @@ class BoxesTarget(Target):
         return cls(members, classes.numbers, classes.names, tuple(ids), config.min_visible)
 
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
-        """In training `boxes`, as the view shows them; in evaluation `boxes_full`, at the image's own size."""
+        """In training `boxes`, in pixels of the view; in evaluation `boxes_full`, at the image's own size."""
         labels = {"box_label": Field("int64", (None,))}
         if not evaluation:
             return {"boxes": Field("float32", (None, 4)), **labels}
@@ -131,7 +131,7 @@ class BoxesTarget(Target):
         return Boxes(found.boxes, np.array(labels, np.int64), found.areas, found.crowds, image or (0, 0))
 
     def _label(self, category: int, name: str | None, row: int) -> int:
-        """The stage's class of an annotation, -1 where it is ignored. Raises BadLabel or DataError."""
+        """The stage's class of an annotation, -1 if ignored. Raises BadLabel without an id, DataError if unknown."""
         if category < 0 and (name is None or self.numbers is None):
             raise BadLabel(f"annotation {row} has no category_id")
         if self.numbers is None:
@@ -171,7 +171,7 @@ class BoxesTarget(Target):
         return Boxes(corners, np.array(labels, np.int64), areas, np.zeros(len(rows), bool), image or (0, 0))
 
     def transform(self, value: Boxes, geometry: Geometry) -> Boxes:
-        """Those of which enough is seen, cut at the border; a crowd is nothing to learn from."""
+        """The boxes of which enough is visible, clipped to the view."""
         moved, shares = moved_boxes(value.corners, geometry)
         there = ((moved[:, 2:] - moved[:, :2]) > SMALLEST).all(axis=1) & (shares >= self.min_visible)
         return value._replace(corners=moved, areas=value.areas * shares, size=geometry.size).of(there)
@@ -186,7 +186,7 @@ class BoxesTarget(Target):
         fields["boxes_full_size"][row] = value.size
 
     def summarise(self, sizes: Mapping[str, int], content: Mapping[str, bytes]) -> dict[str, int]:
-        """How many boxes and crowds there are, and images without any; of a member that is too long, nothing."""
+        """Counts of boxes, crowds and images without either; no columns for a member that is too long."""
         if self.members[0] not in content:
             return super().summarise(sizes, content)
         found = self.decode(content, None)
@@ -197,7 +197,7 @@ class BoxesTarget(Target):
         return Counter(value.labels[~value.crowds].tolist())
 
     def draw(self, picture: Pixels, value: Boxes, names: Sequence[str]) -> str:
-        """Outlines in the picture, in place; returns how many boxes the commonest classes have."""
+        """Draw outlines into the picture in place; returns the number of boxes of the most frequent classes."""
         draw_boxes(picture, value.corners, value.labels.tolist())
         common = Counter(self.count(value)).most_common()
         titles = [f"{count} {names[label] if label < len(names) else label}" for label, count in common]
@@ -205,7 +205,7 @@ class BoxesTarget(Target):
 
 
 def yolo_line(line: str, number: int) -> list[float]:
-    """Class, and the middle and the sides in shares of the image. Raises BadLabel, which counts lines from 1."""
+    """Class, centre and sides, relative to the image. Raises BadLabel with the line `number`, counted from 1."""
     words = line.split()
     try:
         row = list(map(float, words))

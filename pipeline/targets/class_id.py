@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # an index needs no image libraries
     from pipeline.images.geometry import Size
 
 NUMBER = re.compile(rb"(?:\xef\xbb\xbf)?\s*(\d{1,18})\s*")  # Windows tools may write a byte order mark
-LONGEST = 64  # bytes; whatever is longer is not a class number
+LONGEST = 64  # bytes; anything longer is not a class number
 
 FIELDS = {"label": Field("int64"), "label_mix": Field("int64"), "label_share": Field("float32", fill=1)}
 
@@ -32,7 +32,7 @@ class ClassLabel(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassId(Target):
-    """`numbers` are the stage's classes of the data set's own; None where nobody says which there are."""
+    """`numbers` maps the data set's classes to those of the stage; None if the classes are unknown."""
 
     kind: ClassVar[str] = "class_id"
     default_members: ClassVar[tuple[str, ...]] = ("cls",)
@@ -65,7 +65,7 @@ class ClassId(Target):
 
     @cached_property
     def _labels(self) -> list[ClassLabel]:
-        """By the data set's class; made once, as there are far more samples."""
+        """Labels by the data set's class; created only once, as there are far more samples than classes."""
         return [ClassLabel(label, label) for label in self.numbers or ()]
 
     def inputs(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class ClassId(Target):
 
 
 def read_number(data: bytes | memoryview) -> int:
-    """The class number that a member holds. Raises BadLabel where it is not a plain decimal number."""
+    """The class number in a member. Raises BadLabel if it is not a plain decimal number."""
     text = bytes(data)
     match = NUMBER.fullmatch(text) if len(text) <= LONGEST else None
     if match is None:

@@ -1,4 +1,4 @@
-"""Depth per pixel: a grey PNG of 16 bits as large as the image; 0 where nothing was measured."""
+"""Depth per pixel: a 16-bit greyscale PNG of the image's size; 0 marks unmeasured pixels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DepthConfig(TargetConfig):
 
 @dataclass(frozen=True)
 class Depth(Target):
-    """A value is float32 [height, width] in metres, 0 where nothing was measured."""
+    """A value is float32 [height, width] in metres, 0 for unmeasured pixels."""
 
     kind: ClassVar[str] = "depth"
     default_members: ClassVar[tuple[str, ...]] = ("depth.png",)
@@ -47,13 +47,13 @@ class Depth(Target):
         return {"member": self.members[0], "scale": self.scale}
 
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
-        """In training `depth`, as the view shows it; in evaluation `depth_full`, at its own size. Metres."""
+        """In training `depth`, transformed to the view; in evaluation `depth_full`, at its own size. In metres."""
         if evaluation:
             return {"depth_full": Field("float32", (None,)), "depth_full_size": Field("int32", (2,))}
         return {"depth": Field("float32", size, fill=UNMEASURED)}
 
     def decode(self, members: Mapping[str, Any], image: Size | None) -> np.ndarray:
-        """Raises DataError for PNGs of 8 bits or in colours: no single sample is written so."""
+        """Raises DataError for 8-bit or colour PNGs, as these affect a whole data set rather than a single sample."""
         data = self.member(members, "depth")
         try:
             if image is not None:
@@ -68,7 +68,7 @@ class Depth(Target):
         return steps * np.float32(self.scale)
 
     def transform(self, value: np.ndarray, geometry: Geometry) -> np.ndarray:
-        """Metres stay what they are, however large a crop shows things."""
+        """Warp the map; metric depth does not change with the scale of a crop."""
         return geometry.warp_mask(value, UNMEASURED)
 
     def pack(self, value: np.ndarray, fields: Mapping[str, Any], row: int) -> None:
@@ -78,7 +78,7 @@ class Depth(Target):
             fields["depth_full"][row], fields["depth_full_size"][row] = value.reshape(-1), value.shape
 
     def draw(self, picture: Pixels, value: np.ndarray, names: Sequence[str]) -> str:
-        """Colours in place of the picture where something was measured; returns from where to where."""
+        """Replace measured pixels of the picture by depth colours, in place; returns the range of depth."""
         measured = value > UNMEASURED
         picture[measured] = depth_colors(value)[measured]
         seen = value[measured]

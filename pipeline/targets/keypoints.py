@@ -1,4 +1,4 @@
-"""Keypoints of the instances of an image: COCO's annotations in a JSON member."""
+"""Keypoints of the instances of an image: COCO annotations in a JSON member."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:  # an index needs no image libraries
     from pipeline.images.decode import Pixels
     from pipeline.images.geometry import Size
 
-LONGEST = 8 << 20  # bytes of a member that indexing reads; outlines and run lengths take most of them
-HIDDEN, VISIBLE = 1, 2  # COCO's v of a keypoint that is labelled; 0: it is not
+LONGEST = 8 << 20  # bytes; indexing skips longer members, which consist mostly of outlines and run lengths
+HIDDEN, VISIBLE = 1, 2  # COCO's v of a labelled keypoint; 0: not labelled
 
 
 class Instances(NamedTuple):
-    """The n instances of an image that have a labelled keypoint; K keypoints each."""
+    """The n instances of an image with a labelled keypoint; K keypoints each."""
 
     points: np.ndarray  # float64 [n, K, 2], (x, y) in pixels
     flags: np.ndarray  # int64 [n, K], COCO's v
     boxes: np.ndarray  # float64 [n, 4]: left, top, right, bottom
     areas: np.ndarray  # float64 [n], square pixels
-    left_out: int = 0  # further instances, without any labelled keypoint
-    mirrored: bool = False  # whether left and right are exchanged
-    views: np.ndarray | None = None  # uint8 [n, C, h, w], what evaluation sees of each
+    left_out: int = 0  # number of other instances, without a labelled keypoint
+    mirrored: bool = False  # whether left and right are swapped
+    views: np.ndarray | None = None  # uint8 [n, C, h, w], evaluation's view of each
     size: tuple[int, int] = (0, 0)  # of the image
 
     def of(self, rows: slice) -> Instances:
@@ -56,10 +56,10 @@ class KeypointsConfig(TargetConfig):
 
 @dataclass(frozen=True)
 class Keypoints(Target):
-    """Classes are the keypoints, in their order in the annotations; `numbers` are the stage's of each, -1: ignored.
+    """The classes are the keypoints, in annotation order; `numbers` maps each to the stage's, -1: ignored.
 
-    Training sees one instance of an image, which is drawn for each slot and framed by its box. Evaluation sees all of
-    them, each framed without a draw. An image without instances is nothing to learn from, and no fault.
+    Training sees one instance of an image, drawn for each slot and framed by its box. Evaluation sees all of them, each
+    framed without random draws. An image without instances contributes nothing to training, but is valid.
     """
 
     kind: ClassVar[str] = "keypoints"
@@ -94,8 +94,8 @@ class Keypoints(Target):
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
         """In training `keypoints`, (x, y, v) in pixels of the view, which may be `mirrored`.
 
-        In evaluation of every instance of the image, in its pixels, and `instance_views`, uint8 values of views of
-        `size` one behind the other, channels first.
+        In evaluation the keypoints of every instance, in pixels of the image, and `instance_views`, the uint8 values of
+        the instances' views of `size`, concatenated, channels first.
         """
         of_each = (self.num_keypoints, 3)
         if not evaluation:
@@ -109,7 +109,7 @@ class Keypoints(Target):
         }
 
     def decode(self, members: Mapping[str, Any], image: Size | None) -> Instances:
-        """Raises DataError for another number of keypoints than there are names."""
+        """Raises DataError if the numbers of keypoints and names differ."""
         name = self.members[0]
         found = read_annotations(bytes(self.member(members, "keypoints")), name, image)
         rows, triples = [], []
@@ -137,7 +137,7 @@ class Keypoints(Target):
         )
 
     def _of_stage(self, triples: np.ndarray) -> np.ndarray:
-        """Of the data set's keypoints [n, k, 3] those that the stage knows, in its order."""
+        """Map the data set's keypoints [n, k, 3] to those of the stage, in its order."""
         if self.numbers is None:
             return triples
         out = np.zeros((len(triples), self.num_keypoints, 3))
@@ -146,14 +146,14 @@ class Keypoints(Target):
         return out
 
     def pick(self, value: Instances, rng: np.random.Generator) -> Instances:
-        """Any one of the instances."""
+        """Draw one of the instances."""
         if len(value.points) < 2:
             return value
         chosen = int(rng.integers(len(value.points)))
         return value.of(slice(chosen, chosen + 1))
 
     def frame(self, value: Instances, image: Size, size: Size, rng: np.random.Generator) -> Geometry:
-        """Around the instance's box, larger or smaller and turned by what is drawn; the whole image where none is."""
+        """A frame around the instance's box with random scale and rotation; around the whole image without one."""
         scale = PADDING * (1 + self.scale_jitter * (2 * rng.random() - 1))
         angle = self.rotation * (2 * rng.random() - 1)
         box = value.boxes[0] if len(value.boxes) else np.array([0, 0, image[1], image[0]], np.float64)
@@ -164,7 +164,7 @@ class Keypoints(Target):
         return value._replace(views=np.array(views, np.uint8), size=image)
 
     def transform(self, value: Instances, geometry: Geometry) -> Instances:
-        """Keypoints beyond the output are not labelled any more; boxes and areas are those of the source."""
+        """Transform keypoints; those outside the output become unlabelled. Boxes and areas stay those of the source."""
         points = geometry.apply(value.points.reshape(-1, 2)).reshape(value.points.shape)
         inside = ((points >= 0) & (points < geometry.size[::-1])).all(axis=2)
         mirrored = value.mirrored ^ (np.linalg.det(geometry.matrix[:, :2]) < 0)
@@ -183,7 +183,7 @@ class Keypoints(Target):
         fields["keypoints_size"][row] = value.size
 
     def summarise(self, sizes: Mapping[str, int], content: Mapping[str, bytes]) -> dict[str, int]:
-        """How many instances there are, how many have no labelled keypoint, and the number of keypoints of each."""
+        """Counts of instances with and without a labelled keypoint, and the number of keypoints of each."""
         if self.members[0] not in content:
             return super().summarise(sizes, content)
         found = self.decode(content, None)
@@ -194,11 +194,11 @@ class Keypoints(Target):
         return summary["keypoints"]
 
     def count(self, value: Instances) -> Mapping[int, int]:
-        """How many instances have each keypoint."""
+        """The number of instances with each keypoint labelled."""
         return Counter(np.nonzero(value.flags)[1].tolist())
 
     def draw(self, picture: Pixels, value: Instances, names: Sequence[str]) -> str:
-        """Points in colours of their own, in place, hollow where they are hidden; returns how many instances."""
+        """Draw points in their own colours in place, hollow if hidden; returns the number of instances."""
         for points, flags in zip(value.points, value.flags, strict=True):
             draw_keypoints(picture, points, flags)
         left_out = f", {value.left_out} without keypoints" if value.left_out else ""
@@ -206,7 +206,7 @@ class Keypoints(Target):
 
 
 def as_triples(found: Any, row: int) -> np.ndarray:
-    """COCO's [x, y, v, x, y, v, ...] as float64 [k, 3]. Raises BadLabel."""
+    """COCO's [x, y, v, x, y, v, ...] as float64 [k, 3]. Raises BadLabel if it is invalid."""
     numbers = isinstance(found, list) and all(type(value) in (int, float) for value in found)
     if not numbers or len(found) % 3:
         raise BadLabel(f"annotation {row} has keypoints that are no list [x, y, v, x, y, v, ...] of numbers")

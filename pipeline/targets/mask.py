@@ -1,4 +1,4 @@
-"""A class per pixel: a PNG as large as the image, whose palette indices or grey values are class ids."""
+"""A class per pixel: a PNG of the image's size, whose palette indices or grey values are class ids."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pipeline.targets._groups import GroupsConfig
 from pipeline.targets.base import BadLabel, ClassMap, Field, Target
 
 IGNORED, OUTSIDE = -1, -2
-MOST_IDS = 1 << 16  # of a PNG of 16 bits
-MOST_CLASSES = 1 << 15  # of an int16
-MOST_NAMED = 5  # ids or classes, in one line
+MOST_IDS = 1 << 16  # in a 16-bit PNG
+MOST_CLASSES = 1 << 15  # in an int16
+MOST_NAMED = 5  # ids or classes listed in one line
 
 
 class MaskConfig(GroupsConfig):
@@ -33,9 +33,9 @@ class MaskConfig(GroupsConfig):
 
 @dataclass(frozen=True)
 class Mask(Target):
-    """A value is int8 [height, width], or int16 above 127 classes: the stage's class of each pixel, -1 where ignored.
+    """A value is int8 [height, width], or int16 above 127 classes: the stage's class of each pixel, -1 if ignored.
 
-    `numbers` are the stage's classes of the data set's ids; None where nobody says which classes there are.
+    `numbers` maps the data set's ids to the stage's classes; None if the classes are unknown.
     """
 
     kind: ClassVar[str] = "mask"
@@ -50,7 +50,7 @@ class Mask(Target):
 
     @classmethod
     def build(cls, members: tuple[str, ...], config: TargetConfig, classes: ClassMap | None) -> Self:
-        """Raises ConfigError where the id of ignored pixels is a class's."""
+        """Raises ConfigError if the id of ignored pixels is also the id of a class."""
         assert isinstance(config, MaskConfig)
         if classes is None:
             return cls(members, ignore=config.ignore)
@@ -66,7 +66,7 @@ class Mask(Target):
         return "int8" if self.num_classes <= 127 else "int16"
 
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
-        """In training `mask`, as the view shows it; in evaluation `mask_full`, the labels at their own size."""
+        """In training `mask`, transformed to the view; in evaluation `mask_full`, the labels at their own size."""
         if evaluation:
             return {"mask_full": Field(self.dtype, (None,)), "mask_full_size": Field("int32", (2,))}
         return {"mask": Field(self.dtype, size, fill=IGNORED)}
@@ -83,7 +83,7 @@ class Mask(Target):
         except BadImage as bad:
             raise BadLabel(str(bad)) from None
         if self._plain and ids.dtype == np.uint8:
-            # 255 is -1, and what lies between it and the classes is below that or above them.
+            # 255 becomes -1; invalid ids become values below -1 or above the classes.
             value: np.ndarray = ids.view(np.int8)
             outside = value.min() < IGNORED or value.max() >= self.num_classes
         else:
@@ -95,12 +95,12 @@ class Mask(Target):
 
     @cached_property
     def _plain(self) -> bool:
-        """Whether ids are the stage's classes, and 255 ignored."""
+        """Whether ids equal the stage's classes and 255 is ignored."""
         return self.ignore == 255 and self.dtype == "int8" and self.numbers == tuple(range(self.num_classes))
 
     @cached_property
     def _classes(self) -> np.ndarray:
-        """The class of each id that a PNG can hold."""
+        """The class of every id that a PNG can contain."""
         numbers = range(MOST_CLASSES) if self.numbers is None else self.numbers
         table = np.full(MOST_IDS, OUTSIDE, self.dtype)
         table[: len(numbers)] = numbers
@@ -125,12 +125,12 @@ class Mask(Target):
             fields["mask_full"][row], fields["mask_full_size"][row] = value.reshape(-1), value.shape
 
     def count(self, value: np.ndarray) -> Mapping[int, int]:
-        """Pixels of each class that is there."""
+        """Number of pixels of each class that occurs."""
         counts = np.bincount(value[value >= 0])
         return {label: int(counts[label]) for label in np.flatnonzero(counts).tolist()}
 
     def draw(self, picture: Pixels, value: np.ndarray, names: Sequence[str]) -> str:
-        """Colours over the picture, in place, where there is a class; returns the largest classes."""
+        """Overlay labelled pixels of the picture with class colours, in place; returns the largest classes."""
         draw_classes(picture, value)
         largest = sorted(self.count(value).items(), key=lambda one: -one[1])
         titles = [names[label] if label < len(names) else str(label) for label, _ in largest]
@@ -138,7 +138,7 @@ class Mask(Target):
 
 
 def check_size(found: Size, image: Size, noun: str = "mask") -> None:
-    """Raise BadLabel for a map of another size than its image."""
+    """Raise BadLabel if a map's size differs from its image's."""
     if found != image:
         (height, width), (full, across) = found, image
         turned = f"; {noun}s are of the image as its EXIF data turn it" if found == image[::-1] else ""

@@ -1,4 +1,4 @@
-"""Captions: a member with one a line, or a field of a JSON member with one or a list of them."""
+"""Captions: a text member with one per line, or a JSON field with one or a list of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # an index needs no image libraries
     from pipeline.images.geometry import Size
     from pipeline.text.tokenizer import Tokenizer
 
-LONGEST = 64 << 10  # bytes of a member that indexing reads
-CAPTION = "caption"  # the field of a JSON member where nobody names another
+LONGEST = 64 << 10  # bytes; indexing skips longer members
+CAPTION = "caption"  # default field of a JSON member
 
 
 def is_json(member: str) -> bool:
@@ -45,9 +45,9 @@ class TextConfig(TargetConfig):
 
 @dataclass(frozen=True)
 class Text(Target):
-    """A value is the captions of a sample, in their order; training draws one of them for each slot.
+    """A value is the captions of a sample, in order; training draws one of them for each slot.
 
-    A batch holds their tokens; nothing while no `tokenizer` is set.
+    A batch holds their tokens, or nothing if no `tokenizer` is set.
     """
 
     kind: ClassVar[str] = "text"
@@ -72,7 +72,7 @@ class Text(Target):
         return {"member": self.members[0], **({} if self.field is None else {"field": self.field})}
 
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
-        """L tokens of the caption that was drawn, and a number that equal ones share; in evaluation, of all of them."""
+        """L tokens of the drawn caption, and its number, which equal captions share; in evaluation, of all captions."""
         if self.tokenizer is None:
             return {}
         length = self.tokenizer.length
@@ -93,7 +93,7 @@ class Text(Target):
         return captions
 
     def _of_json(self, text: str) -> list[str]:
-        """The captions of a JSON member. Raises BadLabel."""
+        """The captions of a JSON member. Raises BadLabel if there are none or they are not texts."""
         try:
             found = json.loads(text)
         except ValueError:
@@ -141,11 +141,11 @@ class Text(Target):
 
 
 def number_of(tokens: np.ndarray) -> int:
-    """64 bits that tell captions apart by their tokens [L]."""
+    """64-bit hash of a caption's tokens [L]."""
     return hash_of(tokens.tobytes())
 
 
 def hash_of(data: bytes) -> int:
-    """64 bits of any bytes."""
+    """64-bit hash of bytes."""
     digest = hashlib.blake2b(data, digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

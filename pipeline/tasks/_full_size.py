@@ -1,4 +1,4 @@
-"""From logits on a grid of patches to pixels of the image at its own size, in pieces that stay small.
+"""Interpolation of logits on a patch grid to the pixels of the image at its own size, in small pieces.
 
 Legend: K classes, (h, w) grid of logits, (H, W) the image's own size.
 """
@@ -15,14 +15,14 @@ from pipeline.config.data import PlainConfig
 from pipeline.images.plain import Span, spans
 from pipeline.models.spec import Pair
 
-MOST_VALUES = 1 << 24  # logits that are there at once at full size: 64 MiB
+MOST_VALUES = 1 << 24  # full-size logits held at once: 64 MiB
 
 
 def full_size_logits(logits: Tensor, full: Pair, view: Pair, how: PlainConfig) -> Iterator[tuple[int, Tensor]]:
-    """Logits [K, h, w] of an image that was brought to the size `view`, at its own size `full`, in bands of rows.
+    """Logits [K, h, w] of an image that was resized to `view`, at its own size `full`, in bands of rows.
 
-    Interpolated bilinearly where `how` says that each pixel came to lie. A pixel that a crop cut off has the logits of
-    the nearest one that was seen. Yields the first row of each band, and fp32 [K, rows, W].
+    They are interpolated bilinearly at the position of each pixel in the view, which `how` determines. A pixel that was
+    cropped away gets the logits of the nearest visible one. Yields the first row of each band, and fp32 [K, rows, W].
     """
     down, across = (
         torch.from_numpy(axis_weights(*axis)).to(logits.device)
@@ -35,19 +35,19 @@ def full_size_logits(logits: Tensor, full: Pair, view: Pair, how: PlainConfig) -
 
 
 def class_map(logits: Tensor, full: Pair, view: Pair, how: PlainConfig) -> Tensor:
-    """int64 [H, W]: the likeliest class of each pixel; arguments as of `full_size_logits`."""
+    """int64 [H, W]: the most likely class of each pixel; arguments as for `full_size_logits`."""
     return torch.cat([likeliest(band) for _, band in full_size_logits(logits, full, view, how)])
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """int64 [rows, W] of logits [K, rows, W]; `max` takes a thirteenth of the time of `argmax` on a CPU."""
+    """Most likely classes, int64 [rows, W], of logits [K, rows, W]; on a CPU `max` is 13 times as fast as `argmax`."""
     return logits.max(dim=0).indices
 
 
 def axis_weights(full: int, span: Span, side: int, cells: int) -> np.ndarray:
-    """float32 [full, cells]: shares of the cells in each pixel of an axis; rows sum to 1.
+    """float32 [full, cells]: weights of the cells for each pixel along an axis; rows sum to 1.
 
-    `span` says where the axis of `full` pixels lies in the view's `side`, which the cells cut into equal parts.
+    `span` maps the axis of `full` pixels to the `side` of the view, which the cells divide into equal parts.
     """
     centres = np.arange(full) + 0.5
     seen = span.first + (centres - span.start) * span.length / (span.stop - span.start)

@@ -1,4 +1,4 @@
-"""What tasks that compare the embeddings of several views declare alike; needs no torch."""
+"""Shared declarations of tasks that compare the embeddings of several views; needs no torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipeline.models.spec import HeadSpec, ViTSpec, as_pair
 from pipeline.tasks.task import BaseTask
 
 HEAD, GLOBAL, LOCAL = "projector", "global", "local"
-SCALES = {GLOBAL: (0.4, 1.0), LOCAL: (0.05, 0.4)}  # of DINO (Caron et al. 2021)
+SCALES = {GLOBAL: (0.4, 1.0), LOCAL: (0.05, 0.4)}  # as in DINO (Caron et al. 2021)
 
 
 class ViewsConfig(Section):
-    """A group of views: crops of one size, drawn alike."""
+    """A group of views: crops of one size from the same distribution."""
 
     count: Positive = Field(default=2, description="views of each sample")
     size: Positive | tuple[Positive, Positive] | None = Field(
@@ -37,12 +37,12 @@ class ViewsConfig(Section):
         return limits
 
     def group(self, scale: tuple[float, float]) -> ViewGroup:
-        """The group; `scale` is the default."""
+        """The view group; `scale` is the default scale."""
         return ViewGroup(self.count, None if self.size is None else as_pair(self.size), self.scale or scale)
 
 
 class ProjectorConfig(Section):
-    """The MLP behind the encoder, which fine-tuning drops."""
+    """The MLP on top of the encoder, which fine-tuning drops."""
 
     dim: Positive = Field(default=64, description="width of the embeddings that are compared")
     hidden: Positive | None = Field(default=None, description="width of its hidden layers; default: 4 x the encoder's")
@@ -50,7 +50,7 @@ class ProjectorConfig(Section):
 
 
 class JointTask(BaseTask):
-    """Global views show much of an image; local ones show little of it and cost fewer tokens (Caron et al. 2020)."""
+    """Global views cover much of an image; local ones cover little of it and need fewer tokens (Caron et al. 2020)."""
 
     coupled: ClassVar[bool] = True
 

@@ -1,7 +1,7 @@
-"""What tasks that compare the embeddings of several views compute alike.
+"""Shared computations of tasks that compare the embeddings of several views.
 
-Legend: B batch, n samples of a rank, V views of a group, C channels, (H, W) image, N patches, D width of the encoder, d
-that of the embeddings.
+Legend: B batch, n samples of a rank, V views of a group, C channels, (H, W) image, N patches, D encoder width, d
+embedding width.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from pipeline.tasks._joint import GLOBAL, HEAD
 from pipeline.tasks.base import Evaluated, TaskModule, Tensors
 from pipeline.tasks.ranks import Ranks
 
-RANKED_EVERY = 8  # steps, on average: eigenvalues take a while, for which a GPU's host has to wait
+RANKED_EVERY = 8  # steps, on average: computing eigenvalues is slow and makes the host wait for the GPU
 
-FEATURES = "features"  # among the rows
+FEATURES = "features"  # name among the rows
 
 
 class Embedded(NamedTuple):
-    """Of the views of a group: what downstream uses of them, and what is compared."""
+    """Features of a group's views for downstream use, and the embeddings to compare."""
 
     features: Tensor  # [B, V, D]
     embeddings: Tensor  # fp32 [B, V, d]
-    tokens: Tensor  # of the encoder, [B*V, P+N, D] or as many as were asked for
+    tokens: Tensor  # encoder output, [B*V, P+N, D]
 
 
 class JointModule(TaskModule):
-    """Compares the embeddings of views; in evaluation measures how many directions the features of whole images use.
+    """Compares the embeddings of views; evaluation measures how many directions the features of whole images use.
 
-    Sums of training are per sample or, of what is one value of a step, per step; both are counted among the sums.
+    Training sums are per sample, or per step for values that exist once per step; the sums include both counts.
     """
 
     coupled = True
@@ -56,9 +56,9 @@ class JointModule(TaskModule):
         self.sum_names = (*terms, "samples", *step_terms, "steps", EFFECTIVE_RANK.name, "ranked_steps")
 
     def embed(self, model: MiniViT, views: Tensor, keys: Tensor, mask: Tensor | None = None) -> Embedded:
-        """Of views [B, C, H, W] or [B, V, C, H, W] and their keys, [B] or [B, V], in one call of the encoder.
+        """Embed views [B, C, H, W] or [B, V, C, H, W] with keys [B] or [B, V] in one call of the encoder.
 
-        `mask`, bool [B*V, N], marks patches that are replaced by [MASK].
+        `mask`, bool [B*V, N], marks patches to replace by [MASK].
         """
         views = views[:, None] if views.dim() == 4 else views
         images, head = views.flatten(0, 1), projector(model)
@@ -73,15 +73,15 @@ class JointModule(TaskModule):
         return Evaluated(self.sums(samples=weights.double().sum()), features)
 
     def sums(self, **found: Tensor) -> Tensor:
-        """float64 [S] of those that are given, the others 0."""
+        """float64 [S] with the given sums; all others are 0."""
         zero = next(iter(found.values())).new_zeros((), dtype=torch.float64)
         return torch.stack([found[name].detach().double() if name in found else zero for name in self.sum_names])
 
     def coupled_sums(self, rows: Tensors, weights: Tensor, ranks: Ranks, seed: int, **found: Tensor) -> Tensor:
-        """Sums of a step's values, which every rank has alike, and of the effective rank where it is measured."""
+        """Sums of a step's values, which are identical on every rank, and of the effective rank if it is measured."""
         values = {**found, "steps": weights.new_ones(())}
         if seed % RANKED_EVERY == 0:
-            features = rows[FEATURES].detach().double()  # small singular values are lost in the squares of fp32
+            features = rows[FEATURES].detach().double()  # squares in fp32 would lose small singular values
             moments = ranks.sum(features.T @ (features * weights[:, None]))
             values |= {EFFECTIVE_RANK.name: effective_rank(moments), "ranked_steps": weights.new_ones(())}
         return self.sums(**values) / ranks.count
@@ -89,14 +89,14 @@ class JointModule(TaskModule):
     def means(self, sums: Tensor) -> dict[str, float]:
         found = dict(zip(self.sum_names, sums.tolist(), strict=True))
         if not found["steps"]:
-            return {}  # of an evaluation, which compares no views
+            return {}  # sums of an evaluation, which compares no views
         groups = {"samples": self.terms, "steps": self.step_terms, "ranked_steps": (EFFECTIVE_RANK.name,)}
         means = {name: found[name] / found[count] for count, names in groups.items() if found[count] for name in names}
         return {"loss": self.total(means), **means}
 
     @abstractmethod
     def total(self, means: Mapping[str, float]) -> float:
-        """The loss, of its terms."""
+        """The loss from the means of its terms."""
 
     def collectors(self, *, validation: bool) -> dict[str, Collector]:
         return {"spectrum": Spectrum(self.model.spec.backbone.embed_dim)}
@@ -114,7 +114,7 @@ def masked_features(model: MiniViT, images: Tensor, mask: Tensor) -> Features:
 
 
 def projector(model: MiniViT) -> Projection:
-    """The head that makes embeddings of features."""
+    """The head that projects features to embeddings."""
     head = model.heads[HEAD]
     assert isinstance(head, Projection)
     return head

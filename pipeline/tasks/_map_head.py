@@ -1,4 +1,4 @@
-"""Which heads a task with outputs for every patch can have."""
+"""Validation of the head of a task with dense outputs, one for every patch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pipeline.models.heads._layers import PatchKind
 
 
 def map_head(name: str, *, regresses: bool = False) -> str:
-    """The name; ValueError, as of validators, for another head. `regresses`: outputs are to be quantities."""
+    """Return the name; raises ValueError, as validators do, for an unsuitable head.
+
+    `regresses` requires a head whose outputs can be quantities.
+    """
     found = {kind: head_kind(kind) for kind in head_kinds()}
     fitting = [
         kind for kind, head in found.items() if isinstance(head, PatchKind) and (head.regresses or not regresses)

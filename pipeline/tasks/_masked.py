@@ -1,6 +1,6 @@
-"""What tasks that predict the pixels of masked patches share.
+"""Shared code of tasks that predict the pixels of masked patches.
 
-Legend: B batch, C channels, (H, W) image, (h, w) grid, (p, q) patch, N patches, M masked ones, D width.
+Legend: B batch, C channels, (H, W) image, (h, w) grid, (p, q) patch, N patches, M masked patches, D width.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ EPS = 1e-6  # added to the variance of a patch, as in MAE's code: a flat patch h
 
 
 class MaskedModule(TaskModule):
-    """Predicts the pixels of masked patches, drawn from a sample's key; in evaluation from its position, so for good.
+    """Predicts the pixels of masked patches, which are drawn from a sample's key, fixed per position in evaluation.
 
-    The loss is the mean over the masked pixels of the global batch. All images of a step have equally many, so that is
-    the mean over samples of each one's mean. With `norm_pixels` each patch is a target with mean 0 and variance 1.
+    The loss is the mean over the masked pixels of the global batch. All images of a step have the same number of them,
+    so this equals the mean of the samples' means. `norm_pixels` normalises each target patch to mean 0 and variance 1.
     """
 
     sum_names = ("loss", "samples")
@@ -66,7 +66,7 @@ class MaskedModule(TaskModule):
         return Evaluated(self._sums(losses, weights), found._replace(pixels=found.pixels * deviation + mean))
 
     def _losses(self, images: Tensor, weights: Tensor, keys: Tensor) -> tuple[Tensor, Reconstruction, Scale]:
-        """Weighted losses, fp32 [B], and what was predicted, which a mean and deviation bring to the images' scale."""
+        """Weighted losses, fp32 [B], the predictions, and the mean and deviation that map them to the images' scale."""
         patch = self.model.patch
         grid = whole_patches((images.shape[-2], images.shape[-1]), patch)
         masking = random_masking(keys, grid, self.mask_ratio, self.mask_unit)
@@ -87,7 +87,7 @@ class MaskedModule(TaskModule):
         return {} if validation else {"reconstructions": Reconstructions(self.preprocess)}
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[float]]:
-        """Features of whole images, D numbers each: the class token or the mean of the patches, as the model pools."""
+        """Features of whole images, D numbers each: class token or mean of the patches, depending on the pooling."""
         return features_of(self.model, images)
 
 

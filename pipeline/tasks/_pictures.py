@@ -1,4 +1,4 @@
-"""What a task predicts of the first images of a data set, drawn beside the labels."""
+"""Pictures of a task's predictions for the first images of a data set, next to the labels."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from pipeline.metrics.full_maps import full_maps
 from pipeline.metrics.pictures import save_picture
 from pipeline.models.spec import Pair
 
-MOST = 9  # images that are shown
-SIDE, GAP = 220, 6  # pixels: longest side of an image, space
+MOST = 9  # images to show
+SIDE, GAP = 220, 6  # pixels: longest side of an image, space between images
 
 
 class Shown(NamedTuple):
     """One image at its own size."""
 
     image: np.ndarray  # uint8 [H, W, 3]
-    labels: np.ndarray  # [H, W], as they are packed
+    labels: np.ndarray  # [H, W], as packed by the target
     predicted: np.ndarray  # [H, W]
 
 
 class FirstPictures(ABC):
-    """A `Collector` that draws the first images of a data set; subclasses say what is kept of one, and draw it."""
+    """A `Collector` that draws the first images of a data set; subclasses define what to keep of one and draw it."""
 
-    name: ClassVar[str]  # which files' names begin with
-    title: ClassVar[str]  # of the pictures by a model `{model}`
+    name: ClassVar[str]  # prefix of the file names
+    title: ClassVar[str]  # of the pictures, with `{model}` for the model's name
 
     def __init__(self, how: PlainConfig) -> None:
         self.how = how
         self.shown: dict[int, Any] = {}  # by slot
 
     def add(self, predicted: Sequence[Any], batch: Any) -> None:
-        """Keep those of the batch that are among the first and good."""
+        """Keep the batch's good samples that are among the first of the data set."""
         for row, (slot, weight) in enumerate(zip(batch.slots.tolist(), batch.weights.tolist(), strict=True)):
             if weight and 0 <= slot < MOST:
                 self.shown[slot] = self.kept(predicted[row], batch, row)
@@ -60,22 +60,22 @@ class FirstPictures(ABC):
         return {}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """A picture of each: what is labelled, what is predicted."""
+        """Write a picture of each kept image with its labels and prediction."""
         for slot, one in sorted(self.shown.items()):
             title = self.title.format(model=model)
             save_picture(folder, f"{self.name}-{model}-{slot:03d}", self.drawn(one, classes), title, f"image {slot}")
 
     @abstractmethod
     def kept(self, predicted: Any, batch: Any, row: int) -> Any:
-        """What is drawn of one image."""
+        """Data needed to draw one image."""
 
     @abstractmethod
     def drawn(self, one: Any, classes: Sequence[str]) -> Image.Image:
-        """The picture of what was kept."""
+        """The picture of one kept image."""
 
 
 class FirstMaps(FirstPictures):
-    """Of tasks that predict maps; `field` is the ragged one of the labels."""
+    """For tasks that predict maps; `field` is the ragged field with the labels."""
 
     field: ClassVar[str]
 
@@ -86,7 +86,7 @@ class FirstMaps(FirstPictures):
 
 
 def at_full_size(view: np.ndarray, full: tuple[int, int], how: PlainConfig) -> np.ndarray:
-    """uint8 [H, W, 3] of a view, uint8 [h, w, C]: what it shows, stretched back; what it does not show is black."""
+    """Stretch a view, uint8 [h, w, C], back to full size, uint8 [H, W, 3]; parts outside the view are black."""
     down, across = spans(full, view.shape[:2], how)
     seen = view[down.first : down.first + down.length, across.first : across.first + across.length]
     (top, bottom), (left, right) = ((round(axis.start), round(axis.stop)) for axis in (down, across))
@@ -97,7 +97,7 @@ def at_full_size(view: np.ndarray, full: tuple[int, int], how: PlainConfig) -> n
 
 
 def beside(parts: Sequence[np.ndarray], below: Image.Image) -> Image.Image:
-    """Pictures of one size, uint8 [H, W, 3], side by side at SIDE pixels, and something below them."""
+    """Images of equal size, uint8 [H, W, 3], side by side at SIDE pixels, with `below` underneath."""
     full_height, full_width = parts[0].shape[:2]
     width, height = (max(round(side * SIDE / max(full_width, full_height)), 1) for side in (full_width, full_height))
     drawing = Image.new("RGB", (max(below.width, len(parts) * (SIDE + GAP)), height + GAP + below.height), "white")

@@ -1,4 +1,4 @@
-"""A model that a task learns from and does not train."""
+"""A model that a task learns from without training it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ Model = TypeVar("Model", bound=MiniViT)
 
 
 class Frozen(Generic[Model]):
-    """Holds a model in eval mode whose weights take no gradients.
+    """Holds a model in eval mode whose weights require no gradients.
 
-    It is no module itself, so a task may keep it as an attribute: it then has no part in the task's parameters, state
-    and training mode, and engines, optimisers, checkpoints and bundles know nothing of it. What moves or casts a task
-    does not reach it either: `beside` brings it to the weights of the model that learns. Outputs are constants only
-    under `torch.no_grad`.
+    It is not a module, so a task may keep it as an attribute without making it part of the task's parameters, state and
+    training mode; engines, optimisers, checkpoints and bundles ignore it. Moving or casting the task does not affect it
+    either: `beside` moves it to the weights of the student. Outputs are constants only under `torch.no_grad`.
 
-    With `shard` each rank keeps its share of every weight alone, and layer after layer is gathered when it computes
-    (torch's FSDP2): then every rank must call the model equally often.
+    With `shard` each rank keeps only its slice of every weight, and each layer is gathered when it computes (torch's
+    FSDP2); every rank must then call the model equally often.
     """
 
     def __init__(self, model: Model, *, shard: bool = False) -> None:
         self.model, self._to_be_sharded = model.eval().requires_grad_(False), shard
 
     def beside(self, weight: Tensor) -> Model:
-        """The model, on the device and of the floating-point type of a weight of the model that learns from it."""
+        """The model on the device and in the dtype of `weight`, a weight of the student."""
         own = next(self.model.parameters())
         if (own.device, own.dtype) != (weight.device, weight.dtype):
             self.model.to(device=weight.device, dtype=weight.dtype)
@@ -39,7 +38,7 @@ class Frozen(Generic[Model]):
 
 
 def shard_collective(model: MiniViT, device_type: str) -> None:
-    """Cut every weight into a slice for each rank; what is called of the model afterwards gathers what it needs."""
+    """Slice every weight across the ranks; later calls of the model gather the weights that they need."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 

@@ -1,4 +1,4 @@
-"""A model with what it is trained to do. Everything that a step or an evaluation computes is one call of it.
+"""A model with its training task. Everything that a step or an evaluation computes is one call of it.
 
 Legend: B samples of a micro-batch, T terms of the loss, S sums of measures.
 """
@@ -24,7 +24,7 @@ from pipeline.stream.batch import Batch
 from pipeline.tasks._teacher import Frozen
 from pipeline.tasks.ranks import Ranks
 
-if TYPE_CHECKING:  # what the drawing of predictions needs, is slow to import
+if TYPE_CHECKING:  # needed only to draw predictions, and slow to import
     import numpy as np
 
     from pipeline.images.decode import Pixels
@@ -33,30 +33,30 @@ Tensors = Mapping[str, Tensor]
 
 
 class Outputs(NamedTuple):
-    """What training computes of a micro-batch."""
+    """Training outputs for a micro-batch."""
 
-    losses: Tensor  # fp32 [T]: sums over the micro-batch, by weight and coefficient; not yet divided by the normalisers
+    losses: Tensor  # fp32 [T]: sums over the micro-batch, with weights and coefficients; not divided by normalisers yet
     sums: Tensor  # float64 [S], detached
-    rows: Tensors = MappingProxyType({})  # name -> fp32 or int64 [B, ...], what a coupled loss reads of each
-    shared: Tensors = MappingProxyType({})  # name, unlike those of rows -> fp32, what it reads that is of no sample
+    rows: Tensors = MappingProxyType({})  # name -> fp32 or int64 [B, ...]: per-sample inputs of a coupled loss
+    shared: Tensors = MappingProxyType({})  # name, distinct from rows' -> fp32: its inputs that belong to no sample
 
 
 class Coupled(NamedTuple):
-    """What a loss that couples samples makes of a rank's share of the global batch."""
+    """The result of a loss that couples samples for a rank's share of the global batch."""
 
-    loss: Tensor  # fp32 []: the rank's part; those of all ranks add up to the loss of the global batch
-    sums: Tensor  # float64 [S], detached, on top of those of the micro-batches
+    loss: Tensor  # fp32 []: the rank's part; the parts of all ranks add up to the loss of the global batch
+    sums: Tensor  # float64 [S], detached, added to those of the micro-batches
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation computes of a micro-batch."""
+    """Evaluation outputs for a micro-batch."""
 
-    sums: Tensor  # float64 [S], of the same names as in training
-    predicted: Any  # what the task's collectors take in
+    sums: Tensor  # float64 [S], with the same names as in training
+    predicted: Any  # input of the task's collectors
 
 
 class Graph(NamedTuple):
-    """A further graph of an export: what computes it, two examples [2, ...] of each input, and its outputs' names."""
+    """An additional graph of an export: its module, two examples [2, ...] of each input, and its output names."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
@@ -64,42 +64,42 @@ class Graph(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What the task says of a sample, and what it should have said, both as `draw` takes them."""
+    """The task's prediction for a sample and the ground truth, both as `draw` takes them."""
 
-    size: Pair | None  # the image's own height and width; None where predictions have no places in the image
+    size: Pair | None  # the image's own height and width; None if predictions have no location in the image
     truth: Any
     predicted: Any
     caption: str
 
 
 class TaskModule(nn.Module, ABC):
-    """A task on a model, which alone has parameters.
+    """A task on a model; only the model has parameters.
 
-    Measures travel as sums, so that they add up over micro-batches, ranks and restarts; `sum_names` says what they are.
+    Measures are kept as sums, so that they add up over micro-batches, ranks and restarts; `sum_names` names them.
     """
 
     sum_names: tuple[str, ...]
-    predict_options: frozenset[str] = frozenset()  # what `predict` takes besides the images
-    coupled: bool = False  # whether `couple` adds to the loss what depends on several samples at once
+    predict_options: frozenset[str] = frozenset()  # options of `predict`
+    coupled: bool = False  # whether `couple` adds a loss that depends on several samples at once
     follower: Frozen[MiniViT] | None = None  # a teacher whose weights are the moving average of the model's
-    momentum: float = 0.0  # weight of the past in that average, at first
-    any_size: bool = False  # whether what is `exported` takes images of any size that is a multiple of the patch
-    ranked: bool = False  # whether it gives rows [B, M, ...] by their scores: equal ones may come in either order
+    momentum: float = 0.0  # initial weight of the old average in that moving average
+    any_size: bool = False  # whether the `exported` module takes images of any size that is a multiple of the patch
+    ranked: bool = False  # whether it outputs rows [B, M, ...] sorted by score: equal scores may come in any order
 
     def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
-        """`preprocess.eval` is how evaluation and prediction bring images to the model's size."""
+        """`preprocess.eval` defines how evaluation and prediction resize images to the model's size."""
         super().__init__()
         self.model, self.preprocess = model, preprocess
         self._pooling: Pooling | None = None
 
     def forward(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs | Evaluated | Tensor:
-        """`loss` in training mode, else `evaluate`, or features: the one call that hooks on the module see.
+        """`loss` in training mode, otherwise `evaluate`, or features: the single entry point that module hooks see.
 
         Args:
-            views: group -> normalised [B, C, H, W], or [B, V, C, H, W] where a group has several views.
-            targets: field -> [B, ...]; of a ragged field F the values, with "F.offsets" int64 [B + 1].
-            weights: fp32 [B], 0 for samples that must not count anywhere: stand-ins and padding.
-            keys: group -> int64 [B], or [B, V]; what is drawn for a sample depends on its keys alone.
+            views: group -> normalised [B, C, H, W], or [B, V, C, H, W] if a group has several views.
+            targets: field -> [B, ...]; for a ragged field F the values, with "F.offsets" int64 [B + 1].
+            weights: fp32 [B], 0 for samples that must be ignored: stand-ins and padding.
+            keys: group -> int64 [B] or [B, V]; random draws for a sample depend only on its keys.
         """
         if self._pooling:
             return pooled(self.model, views["image"], self._pooling)
@@ -108,9 +108,9 @@ class TaskModule(nn.Module, ABC):
 
     @contextmanager
     def embedding(self, pooling: Pooling) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Within this context the module gives features, as `pooled` makes them, of normalised [B, C, H, W].
+        """Within this context the module returns the features of `pooled` for normalised images [B, C, H, W].
 
-        Yields what calls it so.
+        Yields a function that calls it with images.
         """
         training, self._pooling = self.training, pooling
         self.eval()
@@ -125,14 +125,14 @@ class TaskModule(nn.Module, ABC):
         """Training losses of a micro-batch."""
 
     def couple(self, rows: Tensors, shared: Tensors, weights: Tensor, ranks: Ranks, seed: int) -> Coupled:
-        """The part of the loss that couples samples, from what `loss` returned of them; reads no parameters.
+        """The part of the loss that couples samples, from the outputs of `loss`; must not read parameters.
 
         Args:
-            rows: name -> [n, ...] of this rank's share, whatever micro-batches it was cut into.
-            shared: as it was returned for the first micro-batch.
-            weights: fp32 [n]; samples of weight 0 must not count anywhere.
-            ranks: the other ranks' rows, or sums over them. What every rank computes alike is divided by `ranks.count`.
-            seed: of what is drawn for the step; the same on every rank.
+            rows: name -> [n, ...] of this rank's share, independent of its split into micro-batches.
+            shared: as returned for the first micro-batch.
+            weights: fp32 [n]; samples of weight 0 must be ignored.
+            ranks: access to rows of, or sums over, all ranks. Divide values identical on every rank by `ranks.count`.
+            seed: for the step's random draws; the same on every rank.
         """
         raise NotImplementedError(f"{type(self).__name__} couples no samples")
 
@@ -142,40 +142,40 @@ class TaskModule(nn.Module, ABC):
 
     @abstractmethod
     def means(self, sums: Tensor) -> dict[str, float]:
-        """Measures from sums [S]; one that means nothing of these samples is left out."""
+        """Measures from sums [S], without those that are undefined for these samples."""
 
     def normalisers(self, batch: Batch) -> Tensor:
-        """float64 [T]: what each term of the loss is divided by, once added up over ranks, of a rank's whole share.
+        """float64 [T]: the divisor of each loss term for a rank's whole share, to be summed over ranks.
 
-        By default the samples that count, for a single term.
+        Default: for a single term, the total weight of the samples.
         """
         return batch.weights.double().sum()[None]
 
     def collectors(self, *, validation: bool) -> dict[str, Collector]:
-        """What an evaluation gathers besides sums, by name; in `validation`, while training waits, what is cheap."""
+        """Collectors of an evaluation by name; only cheap ones for `validation`, as training waits for it."""
         return {}
 
     def mistakes(self, predicted: Any, batch: Batch) -> Tensor | None:
-        """How wrong what `evaluate` predicted of each sample is, fp32 [B]: 0 where it is right.
+        """The error of the prediction of `evaluate` for each sample, fp32 [B]; 0 if it is right.
 
-        The worst are shown, as `compared` gives them; by default nobody can say.
+        The worst samples are shown with `compared`. Default: None, if the task defines no error.
         """
         return None
 
     def compared(self, predicted: Any, batch: Batch, row: int) -> Compared:
-        """One sample of a micro-batch, for which `evaluate` predicted something; asked where there are `mistakes`."""
+        """Compare prediction and truth of one sample of a micro-batch; called only if there are `mistakes`."""
         raise NotImplementedError(f"{type(self).__name__} does not say how wrong it is")
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[Any]:
-        """What the model says of each image in plain data.
+        """The model's prediction for each image as plain data.
 
         Args:
             images: normalised [B, C, H, W], at the model's size.
-            sizes: (height, width) of the images before they were brought to that size.
+            sizes: (height, width) of the images before they were resized.
             options: those of `predict_options`.
 
         Raises:
-            ModelError: the task predicts nothing of images.
+            ModelError: the task makes no predictions for images.
         """
         raise ModelError(
             f"predict: a model of the task {self.model.spec.task} has nothing to say of images; fine-tune it for "
@@ -183,48 +183,54 @@ class TaskModule(nn.Module, ABC):
         )
 
     def exported(self) -> nn.Module:
-        """What exported graphs compute of normalised images [B, C, H, W], post-processing that needs no sizes included.
+        """The module to export for normalised images [B, C, H, W], with all post-processing that needs no image sizes.
 
-        It gives a tensor [B, ...], or several in the order of `output_names`; no shape depends on what the images show.
-        By default that is what the model gives.
+        It returns a tensor [B, ...], or several in the order of `output_names`; no shape depends on the image content.
+        Default: the model itself.
         """
         return self.model
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """What the outputs of `exported` are called; by default as `ModelSpec.output_names` has it."""
+        """Names of the outputs of `exported`; default: `ModelSpec.output_names`."""
         return self.model.spec.output_names
 
     def exported_beside(self) -> dict[str, Graph]:
-        """Graphs of anything but images, by the names of their files; by default there are none."""
+        """Graphs with inputs other than images, by file name; default: none."""
         return {}
 
     def draw(self, picture: Pixels, predicted: Any) -> Pixels:
-        """A picture, uint8 [H, W, 3] of the image's own size, with what `predict` gave for it; by default untouched."""
+        """Draw a prediction of `predict` on a picture, uint8 [H, W, 3] at the image's own size; default: unchanged."""
         return picture
 
     def record(self, predicted: Any) -> dict[str, Any]:
-        """What `predict` gave for an image, ready for JSON; by default that is features. Maps belong into `files`."""
+        """A prediction of `predict` for one image as JSON-serialisable data; default: features. Maps go to `files`."""
         return {"features": predicted}
 
     def files(self, predicted: Any) -> dict[str, np.ndarray]:
-        """What `predict` gave for an image as maps, by what their PNG files' names end in (such as `.seg.png`).
+        """A prediction of `predict` for one image as maps, by the suffix of their PNG files (such as `.seg.png`).
 
-        Arrays are uint8 [H, W], [H, W, 3] or uint16 [H, W]; by default there are none.
+        Arrays are uint8 [H, W], [H, W, 3] or uint16 [H, W]; default: none.
         """
         return {}
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Normalised [B, C, H, W] -> fp32 [B, E] of length 1, comparable with those of texts; `ModelError` else."""
+        """Normalised [B, C, H, W] -> unit vectors fp32 [B, E], comparable with those of texts.
+
+        Raises `ModelError` if the model has no text encoder.
+        """
         raise ModelError(f"encode_image: a {self.model.spec.task} model knows no texts; train one with the task clip")
 
     def embed_sentences(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> fp32 [texts, E] of length 1, comparable with those of images; `ModelError` else."""
+        """Texts -> unit vectors fp32 [texts, E], comparable with those of images.
+
+        Raises `ModelError` if the model has no text encoder.
+        """
         raise ModelError(f"encode_text: a {self.model.spec.task} model knows no texts; train one with the task clip")
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
-        """Of each image's prediction at most `limit` names with their shares, largest first.
+        """At most `limit` names with their shares for each image's prediction, largest first.
 
-        Raises ModelError where the task names nothing.
+        Raises ModelError if the task predicts no names.
         """
         raise ModelError("this model was trained without labels, so it names nothing; fine-tune it first")

@@ -15,9 +15,9 @@ from pipeline.shards.pictures import Found
 
 @dataclass(frozen=True)
 class CocoIds:
-    """Ids of images by the names of their files without suffix, and of categories by name.
+    """Ids of images by file name without suffix, and of categories by name.
 
-    Where there are none, images are numbered from 1 in their order, and categories have their class's number.
+    Without ids, images are numbered from 1 in their order, and categories use the class number.
     """
 
     images: Mapping[str, int] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class CocoIds:
 
     @classmethod
     def read(cls, path: Path) -> CocoIds:
-        """Those of an annotation file. Raises DataError."""
+        """Read the ids from an annotation file. Raises DataError if it is unreadable or no COCO annotation file."""
         try:
             content = json.loads(path.read_bytes())
             images = {PurePath(image["file_name"]).stem: int(image["id"]) for image in content["images"]}
@@ -40,16 +40,16 @@ class CocoIds:
 
 
 class CocoResults:
-    """Gathers boxes, image by image."""
+    """Collects boxes image by image."""
 
     def __init__(self, ids: CocoIds):
         self.ids, self.rows = ids, list[dict[str, Any]]()
         self._images: dict[int, str] = {}  # id -> name
 
     def add(self, found: Found, record: Mapping[str, Any]) -> None:
-        """Take in the boxes, and the key points where there are some, of an image's record.
+        """Add the boxes, and keypoints if any, of an image's record.
 
-        Raises ModelError for a record without boxes, and DataError for what has no id, or that of another image.
+        Raises ModelError for a record without boxes, and DataError if an id is missing or belongs to another image.
         """
         if "boxes" not in record:
             raise ModelError("--coco: the model's task finds no boxes; leave --coco out, or take a detector")
@@ -70,7 +70,7 @@ class CocoResults:
             )
 
     def _image_id(self, found: Found) -> int:
-        """What the sample's JSON says, or else the id of the file's name."""
+        """The id in the sample's JSON, or else the id for the file name."""
         said = {}
         if "json" in found.members:
             try:

@@ -1,4 +1,4 @@
-"""Predictions drawn beside the truth: of the first images of a data set, and of those that a model gets most wrong."""
+"""Predictions drawn next to the truth, for the first images of a data set and for a model's worst mistakes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PICTURES = "pictures"  # name of a task's own collector of first images
 
 
 class Example(NamedTuple):
-    """A sample, in the order of how wrong it is; of equal ones, the first comes first."""
+    """A sample, ordered by its mistake; ties are broken by slot, with the lower slot ranked worse."""
 
     mistake: float
     place: int  # the negative slot
@@ -29,7 +29,7 @@ class Example(NamedTuple):
 
 
 class Examples:
-    """A `Collector` of what a task draws. Samples without a mistake are not among the worst, of which there are few."""
+    """A `Collector` of a task's drawings. Samples without a mistake never count as worst, even if there are few."""
 
     def __init__(self, task: TaskModule, *, first: bool):
         self.task, self.first = task, MOST if first else 0
@@ -37,7 +37,7 @@ class Examples:
         self._worst: list[Example] = []  # a heap
 
     def add(self, predicted: Any, batch: Batch) -> None:
-        """Keep those of the batch that are among the first, or the worst so far."""
+        """Keep the batch's samples that are among the first or the worst so far."""
         mistakes = self.task.mistakes(predicted, batch)
         assert mistakes is not None
         counted = zip(mistakes.tolist(), batch.slots.tolist(), batch.weights.tolist(), strict=True)
@@ -66,7 +66,7 @@ class Examples:
         return {}
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """A picture of each: the image, the truth, the prediction."""
+        """Write a picture of each example: image, truth, prediction."""
         for title, name, examples in (
             ("Predictions", "predicted", [self._first[slot] for slot in sorted(self._first)]),
             ("Worst mistakes", "worst", sorted(self._worst, reverse=True, key=lambda one: one[:2])),
@@ -94,14 +94,14 @@ class Examples:
 
 
 def examples(task: TaskModule) -> list[Examples]:
-    """A collector for a task that says how wrong its predictions are; the first images too, unless it shows its own."""
+    """A collector if the task defines `mistakes`; includes the first images unless the task has its own pictures."""
     if type(task).mistakes is TaskModule.mistakes:
         return []
     return [Examples(task, first=PICTURES not in task.collectors(validation=False))]
 
 
 def fitted(picture: Pixels) -> Pixels:
-    """Its longer side at SIDE pixels."""
+    """The picture resized so that its longer side has SIDE pixels."""
     height, width = picture.shape[:2]
     scale = SIDE / max(height, width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)

@@ -1,8 +1,8 @@
-"""Predictions of many images, as files that people look at and programs read.
+"""Predictions of many images, as files for people and programs.
 
-Below a folder: `predictions.jsonl` with one line per image; under each image's own name, the picture with its
-prediction drawn (`.drawn.jpg`) and the maps that the task keeps (`.seg.png` and the like); `failed.txt` with the images
-that could not be read, and why.
+A folder contains `predictions.jsonl` with one line per image; under each image's own name, the picture with its
+prediction drawn (`.drawn.jpg`) and the maps of the task (such as `.seg.png`); and `failed.txt` with the images that
+could not be read, and why.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Compute = Callable[[Tensor, Sequence[Pair]], list[Any]]
 
 
 class Predicted(NamedTuple):
-    """An image, and what the model says of it; or why it cannot be read."""
+    """An image with the model's prediction, or the reason why it cannot be read."""
 
     found: Found
     size: Pair = (0, 0)  # its own height and width
@@ -49,7 +49,7 @@ class Predicted(NamedTuple):
 
 @dataclass
 class Predictor:
-    """A model over batches of images. Raises ModelError for options that its task does not know."""
+    """Runs a model on batches of images. Raises ModelError for options that its task does not support."""
 
     model: PretrainedMiniViT
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Predictor:
         check_options(self.task, self.options)
 
     def __call__(self, images: Iterable[Found], compute: Compute | None = None) -> Iterator[list[Predicted]]:
-        """Batches in turn; threads decode the next one meanwhile. `compute` is the task's `predict` by default."""
+        """Yield predicted batches while threads decode the next one. `compute` defaults to the task's `predict`."""
         compute = compute or partial(self.task.predict, **self.options)
         waiting, rest = list[Future[tuple[Predicted, Pixels | None]]](), iter(images)
         with ThreadPoolExecutor(usable_cpus()) as pool:
@@ -73,7 +73,7 @@ class Predictor:
                 waiting = coming
 
     def _seen(self, found: Found) -> tuple[Predicted, Pixels | None]:
-        """The image's size, or its fault; and the view of it, uint8 [H, W, C]."""
+        """The image's size or fault, and its view, uint8 [H, W, C], if readable."""
         if found.data is None:
             return Predicted(found, fault=found.fault), None
         try:
@@ -95,7 +95,7 @@ def summaries(
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Each image's name, and at most `limit` names of its prediction with their shares, largest first.
 
-    Raises DataError for an image that cannot be read, and ModelError where the task names nothing.
+    Raises DataError for an image that cannot be read, and ModelError if the task predicts no names.
     """
 
     def summarised(pixels: Tensor, sizes: Sequence[Pair]) -> list[Any]:
@@ -110,10 +110,10 @@ def summaries(
 
 
 def write_predictions(predictor: Predictor, images: Pictures, out: Path, coco: CocoIds | None = None) -> None:
-    """Write what the model says of all images below `out`; the same images and options write the same files.
+    """Write the model's predictions for all images below `out`; the same images and options write the same files.
 
-    With `coco`, the boxes of all images are written as COCO's results, too.
-    Raises DataError where images could not be read, once everything else is written, and ModelError for a task
+    With `coco`, also writes the boxes of all images in COCO's results format.
+    Raises DataError, after writing everything else, if images could not be read, and ModelError with `coco` for a task
     without boxes.
     """
     results = None if coco is None else CocoResults(coco)
@@ -143,14 +143,14 @@ def write_predictions(predictor: Predictor, images: Pictures, out: Path, coco: C
 
 
 def _records(predictor: Predictor, images: Pictures, out: Path) -> Iterator[tuple[Predicted, dict[str, Any]]]:
-    """Each image with its line; threads draw and write the files of a batch."""
+    """Each image with its record; threads draw and write the files of a batch."""
     with ThreadPoolExecutor(usable_cpus()) as pool:
         for batch in predictor(images):
             yield from zip(batch, pool.map(lambda one: _record(predictor, one, out), batch), strict=True)
 
 
 def _record(predictor: Predictor, one: Predicted, out: Path) -> dict[str, Any]:
-    """What is written of an image; its files are there when this returns."""
+    """Write the files of an image and return its record."""
     if one.fault or one.found.data is None:
         return {}
     files = {suffix: png_of(values) for suffix, values in predictor.task.files(one.value).items()}

@@ -1,4 +1,4 @@
-"""A finished model that answers: what `pipeline.load_model` returns."""
+"""A finished model for inference, as returned by `pipeline.load_model`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class PretrainedMiniViT(MiniViT):
-    """A MiniViT with what it needs to be used on images: `preprocess`, `classes`, and the predictions of its task."""
+    """A MiniViT with everything needed to use it on images: `preprocess`, `classes`, and its task's predictions."""
 
     preprocess: Preprocess
     classes: list[str] | None
@@ -37,7 +37,7 @@ class PretrainedMiniViT(MiniViT):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> PretrainedMiniViT:
-        """The bundle's model in fp32 and eval mode. Raises `ModelError` for a task that there is not."""
+        """The bundle's model in fp32 and eval mode. Raises `ModelError` for an unknown task."""
         model = cls.from_spec(bundle.spec, init="torch")
         model.task = own_task(bundle)
         model.load_state_dict(bundle.state)
@@ -45,12 +45,12 @@ class PretrainedMiniViT(MiniViT):
         return model.float().eval()
 
     def predict(self, images: Sequence[AnyImage], **options: Any) -> list[Any]:
-        """What the model's task says of each image: a path, a PIL image, or a uint8 array [H, W] or [H, W, 1 or 3].
+        """The task's prediction for each image: a path, a PIL image, or a uint8 array [H, W] or [H, W, 1 or 3].
 
-        Of a classifier it is the `top_k` (5) most probable (label, probability), where a label is the class's name, or
-        its number without names; a model that segments gives class maps, arrays of numbers at the images' own sizes.
-        `task_module()` draws, records and keeps what this gives. Raises `DataError` for an unreadable image,
-        `ModelError` for options that the task does not know, or where it predicts nothing of images.
+        A classifier returns the `top_k` (default 5) most probable (label, probability) pairs, where a label is the
+        class name, or its number without names; a segmentation model returns class maps, arrays of class numbers at the
+        images' own sizes. `task_module()` can draw, record and save predictions. Raises `DataError` for an unreadable
+        image, and `ModelError` for unknown options or if the task makes no predictions for images.
         """
         task = self.task_module()
         check_options(task, options)
@@ -59,32 +59,32 @@ class PretrainedMiniViT(MiniViT):
             return task.predict(pixels, sizes, **options) if sizes else []
 
     def summarise(self, images: Sequence[AnyImage], limit: int) -> list[dict[str, float]]:
-        """Of each image's prediction at most `limit` names with their shares, largest first; errors as of `predict`."""
+        """At most `limit` names with shares for each image's prediction, largest first; raises as `predict` does."""
         pixels, sizes = self._read(images)
         with torch.inference_mode():
             return self.task_module().summarise(pixels, sizes, limit) if sizes else []
 
     def encode_image(self, images: Sequence[AnyImage]) -> Tensor:
-        """Embeddings fp32 [images, E] of length 1; a product with those of texts is their similarity.
+        """Unit embeddings fp32 [images, E]; their dot product with text embeddings is the similarity.
 
-        Raises `DataError` for an unreadable image, `ModelError` for a model that knows no texts.
+        Raises `DataError` for an unreadable image, `ModelError` for a model without a text encoder.
         """
         pixels, _ = self._read(images)
         with torch.inference_mode():
             return self.task_module().embed_images(pixels)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings fp32 [texts, E] of length 1. Raises `ModelError` for a model that knows no texts."""
+        """Unit embeddings fp32 [texts, E]. Raises `ModelError` for a model without a text encoder."""
         with torch.inference_mode():
             return self.task_module().embed_sentences([texts] if isinstance(texts, str) else texts)
 
     def task_module(self) -> TaskModule:
-        """The model with its task, which predicts and shows what it predicted: `draw`, `record`, `files`."""
+        """The model with its task, which predicts and presents predictions: `draw`, `record`, `files`."""
         names = self.classes or [str(number) for number in range(self.spec.num_classes)]
         return self.task.module(self, names, self.preprocess).eval()
 
     def _read(self, images: Sequence[AnyImage]) -> tuple[Tensor, list[Pair]]:
-        """Normalised [B, C, H, W] at the size that the task looks at, and the images' own sizes."""
+        """Normalised [B, C, H, W] at the task's input size, and the images' own sizes."""
         if isinstance(images, (str, os.PathLike)):
             raise DataError(f"predict: takes a list of images; give [{os.fspath(images)!r}]")
         views = [_read(image, self.view_size, self.preprocess) for image in images]
@@ -92,11 +92,11 @@ class PretrainedMiniViT(MiniViT):
 
     @property
     def view_size(self) -> Pair:
-        """Height and width in pixels at which the task looks at images."""
+        """The task's input size, (height, width) in pixels."""
         return self.task.predict_size(self.preprocess.image_size)
 
     def batch_of(self, views: Sequence[Pixels]) -> Tensor:
-        """Normalised [B, C, H, W] of images at the size that the task looks at, uint8 [H, W, C]."""
+        """Normalised [B, C, H, W] from images uint8 [H, W, C] at the task's input size."""
         if not views:
             return torch.empty(0)
         kernel = self.patch_embed.proj.weight
@@ -112,7 +112,7 @@ def load_pretrained(path: str | os.PathLike[str]) -> PretrainedMiniViT:
 
 
 def check_options(task: TaskModule, options: Mapping[str, Any]) -> None:
-    """Raise ModelError for an option that the task's predictions do not know."""
+    """Raise ModelError for an option that the task's predictions do not support."""
     if unknown := options.keys() - task.predict_options:
         known = ", ".join(sorted(task.predict_options)) or "none"
         raise ModelError(
@@ -121,9 +121,9 @@ def check_options(task: TaskModule, options: Mapping[str, Any]) -> None:
 
 
 def view_of(data: Data, size: Pair, preprocess: Preprocess) -> tuple[Pixels, Pair]:
-    """uint8 [H, W, C] of an image file at a size and the model's channels, and the upright image's own size.
+    """An image file as uint8 [H, W, C] with this size and the model's channels, and the upright image's own size.
 
-    Raises `BadImage`, and `ModelError` for a model of other than 1 or 3 channels.
+    Raises `BadImage`, and `ModelError` if the model does not have 1 or 3 channels.
     """
     from pipeline.images.geometry import Trail
     from pipeline.images.plain import load_plain
@@ -140,7 +140,7 @@ def check_channels(preprocess: Preprocess) -> None:
 
 
 def _read(image: AnyImage, size: Pair, preprocess: Preprocess) -> tuple[Pixels, Pair]:
-    """As `view_of`. Raises `DataError` for an image that cannot be read."""
+    """Like `view_of`, for any kind of image. Raises `DataError` for an image that cannot be read."""
     from pipeline.images.decode import BadImage, flatten  # slow to import, needed only here
     from pipeline.images.plain import plain
 

@@ -1,4 +1,4 @@
-"""The ranks that a global batch is spread over, as a loss that couples its samples sees them."""
+"""Exchange between the ranks that share a global batch, for losses that couple its samples."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch.autograd import Function
 
 @dataclass(frozen=True)
 class Ranks:
-    """Differentiable exchange. Gradients are right for a loss that is the sum of what all ranks return.
+    """Differentiable exchange. Gradients are correct for a loss that is the sum of the losses of all ranks.
 
-    Every rank calls the same methods in the same order. `count` is the number of ranks, and `most` the rows of the rank
-    that has most.
+    Every rank must call the same methods in the same order. `count` is the number of ranks, and `most` the number of
+    rows on the rank with the most.
     """
 
     count: int
     most: int
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Rows [n, ...] of this rank, n <= most -> those of all ranks in their order, [N, ...].
+        """Rows [n, ...] of this rank, n <= most -> rows of all ranks in rank order, [N, ...].
 
-        N is the same on every rank and known without asking any: where there are several, each rank's rows are filled
-        up with zeros to `most`. Weights are zero there when they are gathered, as those of stand-ins are.
+        N is the same on every rank and known without communication: with several ranks, each rank's rows are padded
+        with zeros to `most`. Gathered weights are thus zero for padding, as for stand-ins.
         """
         if self.count == 1:
             return rows
@@ -35,7 +35,7 @@ class Ranks:
         return gathered
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, on each of them."""
+        """The sum over all ranks, on each rank."""
         if self.count == 1:
             return values
         added: Tensor = _Sum.apply(values)

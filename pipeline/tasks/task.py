@@ -1,4 +1,4 @@
-"""What a task declares, without torch: its settings, and what it needs of data and model."""
+"""A task's declarations, without torch: its settings, and its requirements for data and model."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 class BaseTask(TaskConfig):
     """The base of every `Task`; its fields are the settings of the `task` section."""
 
-    follows: ClassVar[bool] = False  # whether a moving average of the model teaches it; see `train.teacher`
+    follows: ClassVar[bool] = False  # whether the model has a moving-average teacher; see `train.teacher`
 
     @abstractmethod
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
-        """Name -> head. `num_classes` is 0 where the task's labels are of no classes."""
+        """Name -> head. `num_classes` is 0 if the task's labels have no classes."""
 
     def backbone_fields(self) -> dict[str, Any]:
-        """Settings of a stage's `model` section that the task cannot do without."""
+        """Settings of a stage's `model` section that the task requires."""
         return {}
 
     def check(self, backbone: ViTSpec) -> None:
-        """Raise ModelError for settings that a backbone cannot serve, in training or in evaluation."""
+        """Raise ModelError for settings that the backbone does not support, in training or evaluation."""
 
     def model_spec(self, backbone: ViTSpec, num_classes: int, teacher: ModelSpec | None = None) -> ModelSpec:
-        """The model that the task trains, with `teacher` where it is `taught_by` one.
+        """The model that the task trains; `teacher` is given if the task has `taught_by`.
 
         Raises ModelError for heads that do not fit the backbone.
         """
@@ -46,14 +46,14 @@ class BaseTask(TaskConfig):
         return ModelSpec(backbone, self.heads(backbone, num_classes), self.type)
 
     def seen(self, image_size: Pair) -> list[tuple[int, Pair]]:
-        """What training sees of a sample in a step of that size: (number of views, their height and width) by group."""
+        """A sample's views in a training step of this size: (number of views, their (height, width)) by group."""
         return [(group.count, group.size or image_size) for group in self.view_groups().values()]
 
     def check_classes(self, classes: Sequence[str]) -> None:
-        """Raise ModelError, as `setting: sentence`, for settings that do not fit the names of a stage's classes."""
+        """Raise ModelError, as `setting: sentence`, for settings that do not fit a stage's class names."""
 
     def predict_size(self, image_size: Pair) -> Pair:
-        """Height and width at which predictions see images, of a model of `image_size`."""
+        """Input size of predictions, (height, width), for a model of `image_size`."""
         return next(iter(self.view_groups(evaluation=True).values())).size or image_size
 
     def check_teacher(
@@ -61,15 +61,15 @@ class BaseTask(TaskConfig):
     ) -> None:
         """Raise ModelError for a teacher that a student cannot learn from.
 
-        `classes` are the stage's, `names` those of the teacher; either is None as long as nobody knows them.
+        `classes` are the class names of the stage, `names` those of the teacher; either is None while unknown.
         """
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
-        """Of all views of one sample in training; both sizes are (height, width) in pixels."""
+        """Forward operations for all views of a sample in training; both sizes are (height, width) in pixels."""
         return sum(count * costs.forward_flops(spec, size, patch) for count, size in self.seen(image_size))
 
     def encoder_tokens(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
-        """Tokens that the encoder sees of all views of one sample in training."""
+        """Number of encoder tokens for all views of one sample in training."""
         prefix = spec.backbone.tokens.num_prefix
         return sum(count * (prod(whole_patches(size, patch)) + prefix) for count, size in self.seen(image_size))
 
@@ -77,28 +77,28 @@ class BaseTask(TaskConfig):
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
         """The model with the task's loss, measures and predictions.
 
-        `classes` are the names of the stage's classes; `preprocess.eval` is how evaluation resizes images.
+        `classes` are the stage's class names; `preprocess.eval` defines how evaluation resizes images.
         """
 
 
 def task_of(config: TaskConfig) -> BaseTask:
-    """The task that a stage's `task` section is."""
+    """The task of a stage's `task` section, as its actual type."""
     assert isinstance(config, BaseTask)
     return config
 
 
 class Trained(Protocol):
-    """A model at rest, or one that will be."""
+    """A trained model or the description of one, such as a bundle."""
 
     @property
     def spec(self) -> ModelSpec: ...
     @property
     def task_settings(self) -> Mapping[str, Any]:
-        """By which it was measured; see `TaskConfig.measuring`."""
+        """The settings that it was measured with; see `TaskConfig.measuring`."""
 
 
 def own_task(model: Trained) -> BaseTask:
-    """The task that a model was trained for, as it was measured. Raises `ModelError` for one that there is not."""
+    """The task that a model was trained for, with its measuring settings. Raises `ModelError` for an unknown task."""
     try:
         return task_of(task_class(model.spec.task).model_validate_json(json.dumps(dict(model.task_settings))))
     except ValidationError as error:

@@ -1,1 +1,1 @@
-"""Texts as numbers: tokenizers, as the `tokenizers` library reads and trains them."""
+"""Tokenizers, read and trained with the `tokenizers` library."""

@@ -1,4 +1,4 @@
-"""How a model reads text: a `tokenizer.json`, and the number of tokens that each text is cut or filled up to."""
+"""How a model reads text: a `tokenizer.json`, and the number of tokens to which each text is truncated or padded."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pipeline.errors import ModelError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
-PADDING = 0  # behind the end token, where a causal model does not look
+PADDING = 0  # after the end token, so a causal model does not attend to it
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`content` is that of a `tokenizer.json`, `length` tokens a text has, its first and last special ones included.
+    """`content` is that of a `tokenizer.json`; `length` is the number of tokens per text, special ones included.
 
-    Each text ends with the end token, at which models read it. Picklable.
+    Each text ends with the end token, where models read its embedding. Picklable.
     """
 
     content: str
     length: int
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """int32 [texts, length]; of a longer text its beginning, and the end token."""
+        """int32 [texts, length]; a longer text is truncated and keeps its end token."""
         ids = [self._library.encode(text).ids for text in texts]
         return np.array(ids, np.int32).reshape(len(ids), self.length)
 
@@ -40,7 +40,7 @@ class Tokenizer:
 
     @cached_property
     def start(self) -> int:
-        """The token that begins each text; the end token where none does."""
+        """The token that begins each text; the end token if none does."""
         return int(self._plain.encode("").ids[0])
 
     def name(self, token: int) -> str:
@@ -49,14 +49,14 @@ class Tokenizer:
 
     @cached_property
     def size(self) -> int:
-        """Rows of an embedding that has one for each token."""
+        """Rows of an embedding with one row per token."""
         return 1 + max(self._plain.get_vocab(with_added_tokens=True).values())
 
     def check(self, source: str) -> None:
-        """Raise `ModelError`, naming the source, where this is no tokenizer, or none that ends texts."""
+        """Raises `ModelError`, naming the source, if this is no tokenizer, adds no end token or leaves text no room."""
         try:
             ids = self._plain.encode("").ids
-        except Exception as error:  # the library raises nothing more exact
+        except Exception as error:  # the library raises nothing more specific
             raise ModelError(
                 f"{source}: is no tokenizer.json ({error}); give the file of a tokenizer of the `tokenizers` library"
             ) from None
@@ -72,8 +72,8 @@ class Tokenizer:
 
     @property
     def _plain(self) -> Library:
-        """Without a fixed length."""
-        from tokenizers import Tokenizer as Library  # half of the pipelines have no texts
+        """Without truncation and padding."""
+        from tokenizers import Tokenizer as Library  # imported here: half of the pipelines have no text
 
         library = Library.from_str(self.content)
         library.no_truncation()
@@ -88,11 +88,11 @@ class Tokenizer:
         return library
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"content": self.content, "length": self.length}  # without what was made of them
+        return {"content": self.content, "length": self.length}  # without cached properties
 
 
 def load_tokenizer(path: Path, length: int) -> Tokenizer:
-    """The tokenizer of a file. Raises `ModelError` where it cannot be read or used."""
+    """Loads a tokenizer from a file. Raises `ModelError` if it cannot be read or used."""
     try:
         tokenizer = Tokenizer(path.read_text(encoding="utf-8"), length)
     except (OSError, UnicodeDecodeError) as error:

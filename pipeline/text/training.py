@@ -11,10 +11,10 @@ SMALLEST = 256 + 2  # every byte, and these two
 
 
 def train_tokenizer(captions: Iterable[str], size: int, length: int) -> Tokenizer:
-    """A tokenizer of at most `size` tokens, fewer where there are no more pairs; the same for the same captions.
+    """Trains a tokenizer of at most `size` tokens, fewer if no pairs are left to merge; deterministic.
 
-    Case does not count, and every text can be written, as all bytes are tokens. The end token has the highest number,
-    by which open_clip finds it.
+    Case is ignored, and every text can be encoded, as all bytes are tokens. The end token has the highest id, by which
+    open_clip finds it.
     """
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers

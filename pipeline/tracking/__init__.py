@@ -1,1 +1,1 @@
-"""MLflow: the driver owns the runs, rank 0 speaks. The only place that imports it."""
+"""MLflow: the driver owns the runs, rank 0 reports. The only package that imports it."""

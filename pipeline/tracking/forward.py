@@ -1,6 +1,6 @@
-"""From a stage's metrics file to its MLflow run: the driver sends what rank 0 has written, each value once.
+"""Forwards a stage's metrics file to its MLflow run: the driver sends what rank 0 has written, each value once.
 
-Ranks know nothing of MLflow: a store that is slow or away delays no step, and no rank pays for importing its client.
+Ranks do not use MLflow: a slow or unavailable store delays no step, and no rank pays for importing its client.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 FLUSH_S = 2.0
 MAX_METRICS_PER_CALL = 1000
-ROW_FIELDS = ("step", "time", "samples")  # of every row, besides its metrics
+ROW_FIELDS = ("step", "time", "samples")  # in every row, besides its metrics
 
 Row = Mapping[str, float]
 
@@ -27,9 +27,9 @@ Row = Mapping[str, float]
 class MetricsForwarder:
     """While entered, sends new rows to an MLflow run every few seconds, from a thread.
 
-    A value whose step the run already has is not sent again: steps that were replayed after a restart, or that an
-    earlier driver had sent, leave no second row. Leaving raises `TrackingError` if the store has not taken all of them,
-    unless something else has gone wrong.
+    Does not resend a value for a step that the run already has: steps replayed after a restart, or sent by an earlier
+    driver, leave no second row. Exiting raises `TrackingError` if the store has not accepted all values, unless another
+    exception is under way.
 
     Args:
         new_rows: the rows since the last call, in any order of steps.
@@ -38,9 +38,9 @@ class MetricsForwarder:
     def __init__(self, tracker: Tracker, run_id: str, new_rows: Callable[[], Iterable[Row]]) -> None:
         self._tracker, self._run_id, self._new_rows = tracker, run_id, new_rows
         self._known_steps: dict[str, int] = {}
-        self._keys: dict[str, str] = {}  # by their names in MLflow
+        self._keys: dict[str, str] = {}  # MLflow name -> metric
         self._pending: list[Any] = []
-        self._refusal: Exception | None = None  # the last, while values are pending
+        self._refusal: Exception | None = None  # the last one, while values are pending
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
 
@@ -63,7 +63,7 @@ class MetricsForwarder:
             try:
                 self._collect()
                 self._send()
-            except Exception as error:  # whatever it is, the next try may do
+            except Exception as error:  # whatever it is, the next attempt may succeed
                 self._refusal = error
                 logger.warning("MLflow did not take %d metric values, will try again: %s", len(self._pending), error)
 
@@ -78,7 +78,7 @@ class MetricsForwarder:
                     self._pending.append(Metric(name, value, timestamp, step))
 
     def _send(self) -> None:
-        """Send what is new to the run and forget it. Raises `TrackingError` when the store does not take it."""
+        """Send and drop the pending values that the run lacks. Raises `TrackingError` if the store rejects them."""
         new = {metric.key for metric in self._pending} - self._known_steps.keys()
         self._tracker.names(self._run_id, [self._keys[name] for name in new])
         for name in new:

@@ -24,7 +24,7 @@ FORBIDDEN = re.compile(r"[^\w-]")  # in names of logged models
 
 @dataclass(frozen=True)
 class FinishedModel:
-    """A bundle, the stage that trained it, and what its last validation measured; `digest` is of the stage's inputs."""
+    """A bundle, the stage that trained it, and its last validation's measures; `digest` is of the stage's inputs."""
 
     stage: str
     folder: Path
@@ -36,11 +36,11 @@ class FinishedModel:
 
 @told
 def log_model(tracker: Tracker, run_id: str, model: FinishedModel) -> str:
-    """A logged model of a run, and its id; the one that an earlier start has completed stays the only one."""
+    """Log a model to a run and return its id; a model that an earlier start completed is reused."""
     for earlier in logged_models(tracker, run_id):
         if str(earlier.status) == "READY" and earlier.tags.get(DIGEST_TAG) == model.digest:
             return str(earlier.model_id)
-        tracker.client.delete_logged_model(earlier.model_id)  # its driver was killed while it was written
+        tracker.client.delete_logged_model(earlier.model_id)  # its driver was killed while writing it
     name = FORBIDDEN.sub("-", model.stage)
     tags = {STAGE_TAG: model.stage, DIGEST_TAG: model.digest}
     logged = tracker.client.create_logged_model(tracker.experiment_id, name, run_id, tags, model_type="vision")
@@ -53,7 +53,7 @@ def log_model(tracker: Tracker, run_id: str, model: FinishedModel) -> str:
 
 
 def _link_measures(tracker: Tracker, run_id: str, model: FinishedModel, model_id: str) -> None:
-    """Give the model the run's values of its last validation, which logged again as they are leave no second row."""
+    """Link the run's last validation values to the model; logging them unchanged again leaves no second row."""
     finite = [VAL + name for name, value in model.measures.items() if math.isfinite(value)]
     for name, key in tracker.names(run_id, finite).items():
         value, history = model.measures[name.removeprefix(VAL)], tracker.client.get_metric_history(run_id, key)
@@ -65,13 +65,13 @@ def _link_measures(tracker: Tracker, run_id: str, model: FinishedModel, model_id
 
 
 def logged_models(tracker: Tracker, run_id: str) -> list[Any]:
-    """Those of a run, whatever their state."""
+    """The logged models of a run, in any state."""
     found = tracker.client.search_logged_models([tracker.experiment_id], filter_string=f"source_run_id = '{run_id}'")
     return list(found)
 
 
 def _save(path: Path, model: FinishedModel, model_id: str, run_id: str) -> None:
-    """The files of MLflow's format around the bundle: how it is loaded, its signature and an input example."""
+    """Write MLflow's files around the bundle: its loader, signature and input example."""
     from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc import save_model
     from mlflow.types.schema import Schema, TensorSpec
@@ -93,10 +93,10 @@ def _save(path: Path, model: FinishedModel, model_id: str, run_id: str) -> None:
 def register(
     tracker: Tracker, name: str, run_id: str, alias: str, model: FinishedModel, selects: str, better: Better
 ) -> tuple[str, bool]:
-    """A version of the registered model `name` for the logged model of a run, and whether it now has the alias.
+    """Register a run's logged model as a version of `name`; returns the version and whether it now has the alias.
 
-    The alias moves to it only where the measure `selects` is better than that of the version that has it. A version
-    that an earlier start has made stays the only one.
+    The alias moves to it only if its measure `selects` beats that of the version that has it. A version made by an
+    earlier start is reused.
     """
     from mlflow.exceptions import MlflowException
 
@@ -109,7 +109,7 @@ def register(
     if version is None:
         tags = {"minivit.model": model_id, "minivit.run": run_id, STAGE_TAG: model.stage, METRIC_TAG: selects}
         tags |= {} if value is None else {VALUE_TAG: repr(value)}
-        # `models:/ID` would be looked for in the process's own store, whatever the client's is.
+        # `models:/ID` would be resolved in the process's default store, not in the client's.
         place = client.get_logged_model(model_id).artifact_location
         version = client.create_model_version(name, place, run_id, tags, model_id=model_id)
     try:
@@ -125,7 +125,7 @@ def register(
 
 
 def beats(value: float | None, champion: str | None, better: Better) -> bool:
-    """Whether a measure is better than that of the champion, by its tag; one that was not measured loses."""
+    """Whether a measure beats the champion's, taken from its tag; an unmeasured one loses."""
     if value is None or champion is None:
         return value is not None
     return value > float(champion) if better == "higher" else value < float(champion)

@@ -1,4 +1,4 @@
-"""How `mlflow.pyfunc.load_model` loads a logged model; found by its name in the model's own files."""
+"""Loader of logged models for `mlflow.pyfunc.load_model`, which finds it by the name in the model's files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipeline import load_model
 
 
 class Predictor:
-    """`predict(images)`: uint8 [N, H, W, C] of any size, or a mapping with `images`; a list with what the task says."""
+    """`predict(images)`: uint8 [N, H, W, C] of any size, or a mapping with `images` -> list of task predictions."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
     def predict(self, images: Any, params: Mapping[str, Any] | None = None) -> list[Any]:
-        """`params` are options of the task's predictions, such as `top_k`."""
+        """Predict; `params` are options of the task's predictions, such as `top_k`."""
         from PIL import Image
 
         pixels = np.asarray(images["images"] if isinstance(images, Mapping) else images, np.uint8)

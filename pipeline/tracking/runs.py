@@ -1,4 +1,4 @@
-"""The runs of a pipeline in MLflow: one parent, one child per stage and branch. Called by the driver alone."""
+"""The runs of a pipeline in MLflow: one parent, one child per stage and branch. Used only by the driver."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_PER_CALL = 100  # parameters, or tags
 MAX_PARAM_LENGTH = 6000
 MAX_DATASET_NAME_LENGTH = 500
 DATASET_ATTEMPTS = 3
-LONG_PARAMS = "long_params"  # folder of the artifacts that hold the parameters MLflow has no room for
+LONG_PARAMS = "long_params"  # artifact folder for parameters too long for MLflow
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
 P = ParamSpec("P")
@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 def told(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
-    """The method, with whatever MLflow or its store raises as a `TrackingError`."""
+    """The method, raising whatever MLflow or its store raises as a `TrackingError`."""
 
     @functools.wraps(method)
     def call(tracker: Tracker, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -64,9 +64,9 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 @dataclass
 class Tracker:
-    """The driver's hold on one pipeline's runs.
+    """The driver's handle on one pipeline's runs.
 
-    Names that MLflow does not take are changed (`names.mlflow_name`); a tag of the run holds each one as it was.
+    Names that MLflow rejects are changed (`names.mlflow_name`); a tag of the run holds each original.
     """
 
     store: Store
@@ -83,20 +83,20 @@ class Tracker:
 
     @told
     def _experiment(self) -> str:
-        """Id of the experiment, which is made if there is none of that name."""
+        """Id of the experiment, which is created if it does not exist."""
         if found := find_experiment(self.client, self.store):
             return str(found.experiment_id)
         location = self.store.artifacts.resolve().as_uri() if sqlite_path(self.uri) else None
         try:
             return str(self.client.create_experiment(self.store.experiment, artifact_location=location))
         except Exception:
-            if found := find_experiment(self.client, self.store):  # another pipeline was quicker
+            if found := find_experiment(self.client, self.store):  # another pipeline was faster
                 return str(found.experiment_id)
             raise
 
     @told
     def start(self, name: str, *, run_id: str | None, parent: str | None = None) -> str:
-        """Begin a run, or go on with the one of that id if the store still has it; returns its id."""
+        """Begin a run, or resume the one with that id if the store still has it; returns its id."""
         if run_id and self.has(run_id):
             self.client.update_run(run_id, status=RUNNING)
             return run_id
@@ -106,7 +106,7 @@ class Tracker:
 
     @told
     def has(self, run_id: str) -> bool:
-        """Whether the store has a run of that id, not deleted."""
+        """Whether the store has a run of that id that is not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -118,7 +118,7 @@ class Tracker:
 
     @told
     def names(self, run_id: str, names: Iterable[str]) -> dict[str, str]:
-        """The names in MLflow of a run's metrics, parameters or tags; tags of the run map changed ones back."""
+        """The MLflow names of a run's metrics, parameters or tags; tags of the run map changed ones back."""
         from mlflow.entities import RunTag
 
         found = {name: mlflow_name(name) for name in names}
@@ -131,9 +131,9 @@ class Tracker:
 
     @told
     def params(self, run_id: str, settings: Mapping[str, Any]) -> None:
-        """Log settings as parameters; those the run already has stay as they are, since MLflow forbids changes.
+        """Log settings as parameters; skips those the run already has, since MLflow forbids changes.
 
-        Values longer than MLflow allows are cut; an artifact holds them whole.
+        Values longer than MLflow allows are truncated; an artifact holds the full value.
         """
         from mlflow.entities import Param
 
@@ -171,7 +171,7 @@ class Tracker:
 
     @told
     def dataset(self, run_id: str, name: str, url: str, digest: str, context: str) -> None:
-        """Record which data a run consumed, by the digest of its shard index."""
+        """Record which data a run read, by the digest of its shard index."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data = Dataset(name[:MAX_DATASET_NAME_LENGTH], digest[:36], source_type="webdataset", source=url)
@@ -181,14 +181,14 @@ class Tracker:
                 self.client.log_inputs(run_id, inputs)
                 break
             except Exception:
-                # MLflow looks for the data set, then inserts it: a branch beside this one, or another pipeline, may
-                # have inserted it in between. The next attempt finds it.
+                # MLflow looks up the data set, then inserts it: a parallel branch or another pipeline may have inserted
+                # it in between. The next attempt finds it.
                 if attempt == DATASET_ATTEMPTS - 1:
                     raise
 
     @told
     def artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """Store a file, or a folder with all it holds, with the run."""
+        """Store a file, or a folder with its contents, with the run."""
         try:
             if path.is_dir():
                 self.client.log_artifacts(run_id, str(path), folder)
@@ -200,6 +200,6 @@ class Tracker:
 
     @told
     def end(self, run_id: str, status: str) -> None:
-        """Say how a run ended, unless it was deleted or an earlier start tracked it in another store."""
+        """Record how a run ended, unless it was deleted or an earlier start tracked it in another store."""
         if self.has(run_id):
             self.client.set_terminated(run_id, status)

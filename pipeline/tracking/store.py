@@ -1,4 +1,4 @@
-"""Which MLflow store a pipeline is tracked in, why that one, and whether it answers."""
+"""Chooses the MLflow store that a pipeline is tracked in, explains the choice, and checks that it answers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pipeline.files import takes_no_files
 QUIET = ("mlflow", "mlflow.store.db.utils", "alembic", "sqlalchemy")
 DEFAULT_EXPERIMENT = "minivit"
 SQLITE = re.compile(r"sqlite(\+\w+)?:///")
-DATABASE = re.compile("postgresql|mysql|mssql|sqlite")  # MLflow makes its tables in one as soon as it looks
+DATABASE = re.compile("postgresql|mysql|mssql|sqlite")  # MLflow creates its tables there on first access
 CONFIG, RECORD, DEFAULT = "tracking.uri", "the run's record", "the default"
 URI_VARIABLE, NAME_VARIABLE, ID_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 
 
 @dataclass(frozen=True)
 class Store:
-    """A tracking URI with the setting or variable that named it, and the experiment: a name, or an id in its place."""
+    """A tracking URI with the setting or variable that named it, and the experiment: a name, or an id instead."""
 
     uri: str
     named_by: str
@@ -39,22 +39,22 @@ class Store:
 
     @property
     def setting(self) -> str:
-        """What a user changes to take another store."""
+        """What a user changes to select another store."""
         return URI_VARIABLE if self.named_by == URI_VARIABLE else CONFIG
 
     @property
     def record(self) -> dict[str, str]:
-        """What a run's folder keeps, for `choose_store` to find the runs again."""
+        """What the run's folder records so that `choose_store` finds the runs again."""
         return {"tracking_uri": shown(self.uri), "tracking_uri_from": self.named_by}
 
 
 def choose_store(
     tracking: TrackingConfig, runs_dir: Path, record: Mapping[str, Any], environment: Mapping[str, str]
 ) -> Store:
-    """The store of a pipeline: what the config names, else the environment, else the run's record, else the default.
+    """The store of a pipeline: from the config, the environment, the run's record or the default, in this order.
 
-    `record` is what earlier starts of the run wrote down (`Store.record`); a default there says nothing, since folders
-    move. The experiment is the config's, else the environment's, else `minivit`.
+    `record` is what earlier starts of the run recorded (`Store.record`); a default there is ignored, since folders
+    move. The experiment comes from the config, then the environment, then `minivit`.
     """
     candidates = {
         CONFIG: tracking.uri,
@@ -68,19 +68,19 @@ def choose_store(
 
 
 def default_uri(runs_dir: Path) -> str:
-    """The SQLite store that all runs in a folder share; absolute, as MLflow's own moves with the working directory."""
+    """The SQLite store shared by all runs in a folder; absolute, as MLflow's own follows the working directory."""
     return sqlite_uri(runs_dir / "mlflow.db")
 
 
 def sqlite_uri(path: Path) -> str:
     text = str(path.resolve())
-    quoted = text.replace("%", "%25").replace("?", "%3F")  # which SQLAlchemy reads as a character and the path's end
-    # With the driver named, MLflow leaves the folder to SQLAlchemy; it would make another of the quoted name.
+    quoted = text.replace("%", "%25").replace("?", "%3F")  # SQLAlchemy takes % for an escape, ? for the path's end
+    # With a named driver, MLflow leaves the folder to SQLAlchemy; otherwise it would make one with the quoted name.
     return f"sqlite:///{text}" if quoted == text else f"sqlite+pysqlite:///{quoted}"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of a SQLite store; None for another store, and for one in memory."""
+    """The file of a SQLite store; None for any other store, and for one in memory."""
     match = SQLITE.match(uri)
     path = uri[match.end() :].partition("?")[0] if match else ""
     return Path(unquote(path)) if path not in ("", ":memory:") else None
@@ -94,10 +94,10 @@ def _absolute(uri: str) -> str:
 
 
 def shown(uri: str) -> str:
-    """A URI without the password that it may hold."""
+    """A URI with any password removed."""
     try:
         parts = urlsplit(uri)
-    except ValueError:  # an address such as http://[::1, which no store will take either
+    except ValueError:  # an address such as http://[::1, which no store accepts either
         return uri
     if not parts.password:
         return uri
@@ -106,7 +106,7 @@ def shown(uri: str) -> str:
 
 
 def describe(store: Store) -> str:
-    """Which store, why that one, and what shows a person its runs."""
+    """The store, why it was chosen, and how to view its runs."""
     served = urlsplit(store.uri).scheme in ("http", "https")
     see = f"at {shown(store.uri)}" if served else f"with: mlflow ui --backend-store-uri {shlex.quote(shown(store.uri))}"
     named_by = f"named by {store.named_by}" if store.named_by != DEFAULT else DEFAULT
@@ -114,12 +114,12 @@ def describe(store: Store) -> str:
 
 
 def client_for(uri: str, setting: str = "tracking.uri") -> Any:
-    """An MLflow client of a tracking URI that answers; else `TrackingError` within about ten seconds."""
+    """An MLflow client for a tracking URI. Raises `TrackingError` within about ten seconds if it does not answer."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     from mlflow import MlflowClient
 
-    for name in QUIET:  # what fails is raised; after the import, which sets levels of its own
+    for name in QUIET:  # failures are raised anyway; after the import, which sets its own levels
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = MlflowClient(tracking_uri=uri)
@@ -138,9 +138,9 @@ def reason(error: Exception) -> str:
 
 
 def find_experiment(client: Any, store: Store) -> Any:
-    """The experiment of a store; None if there is none of that name yet.
+    """The experiment of a store; None if none of that name exists yet.
 
-    Raises `TrackingError` for one that was deleted in MLflow, and for an id that names none.
+    Raises `TrackingError` if it was deleted in MLflow, or if an id does not exist.
     """
     from mlflow.exceptions import MlflowException
 
@@ -164,7 +164,7 @@ def find_experiment(client: Any, store: Store) -> Any:
 
 
 def check_store(store: Store) -> None:
-    """Raise `TrackingError` where a run could not be tracked, as far as can be seen without writing anything."""
+    """Raise `TrackingError` if a run could not be tracked, as far as can be seen without writing anything."""
     path, found = sqlite_path(store.uri), None
     if path is not None and (not path.is_file() or not path.stat().st_size):
         if why := takes_no_files(path):
@@ -180,9 +180,9 @@ def check_store(store: Store) -> None:
 
 @contextmanager
 def sole_user(store: Store) -> Iterator[None]:
-    """Within this context no other process sets up the same SQLite store, for whose tables MLflow takes no lock.
+    """Within this context no other process sets up the same SQLite store, whose tables MLflow creates without a lock.
 
-    The folder is made. Raises `TrackingError` if it cannot be written.
+    Creates the folder. Raises `TrackingError` if it cannot be written.
     """
     path = sqlite_path(store.uri)
     if path is None:
@@ -203,7 +203,7 @@ def unwritable(store: Store, path: Path, why: str | None) -> TrackingError:
 
 
 def unstorable(store: Store, place: str, what: str, why: str) -> TrackingError:
-    """The error for an artifact that cannot be written where the experiment keeps them."""
+    """The error for an artifact that cannot be written to the experiment's artifact location."""
     served = urlsplit(store.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file")
     mend = (
         "start `mlflow server` with --artifacts-destination, so that it keeps them itself"

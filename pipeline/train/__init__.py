@@ -1,1 +1,1 @@
-"""Training on one rank: the engine, the loop, and what surrounds a step."""
+"""Training on one rank: the engine, the loop, and the work around each step."""

@@ -1,4 +1,4 @@
-"""What happens around a run and must be answered by all ranks at the same step."""
+"""Events around a run that all ranks must react to at the same step."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pipeline.errors import Interrupted
 from pipeline.train.job import INTERRUPT, RESIZE, STOP, RankContext, TrainJob, WorkersChange, stage_id
 
 LOOK_EVERY_S = 1.0
-ASK_EVERY_S = 5.0  # for nodes about to be taken away: a question to the cluster, not to this process
+ASK_EVERY_S = 5.0  # for nodes about to be taken away: this queries the cluster, not this process
 MOST_STEPS = 10_000
-SAVE, LEAVE_INTERRUPTED, LEAVE_RESIZED, ASK = 1, 2, 4, 8  # bits of the word that rank 0 hands out
+SAVE, LEAVE_INTERRUPTED, LEAVE_RESIZED, ASK = 1, 2, 4, 8  # bits of the word that rank 0 broadcasts
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether to save now, and with which exception to leave after that, if at all."""
+    """Whether to save now, and the exception to leave with afterwards, if any."""
 
     save: bool
     leave: Interrupted | None
 
 
 class Control:
-    """Rank 0 looks at the clock and at the driver's wishes; every rank hears of both in the same step.
+    """Rank 0 checks the clock and the driver's requests; every rank learns the outcome in the same step.
 
-    As a look costs a collective, rank 0 also says after how many steps the next one is worth it. The clock is the
-    monotonic one: the time of day may jump.
+    Since each check costs a collective, rank 0 also decides how many steps to wait until the next one. The clock is
+    monotonic because the wall clock may jump.
     """
 
     def __init__(self, job: TrainJob, context: RankContext, device: torch.device) -> None:
@@ -41,15 +41,15 @@ class Control:
         self._next_look = 0
 
     def is_due(self, step: int) -> bool:
-        """Whether every rank must look after this step."""
+        """Whether every rank must check after this step."""
         return step >= self._next_look
 
     def saved(self) -> None:
-        """A checkpoint has been begun: the time to the next one runs from now."""
+        """Restart the timer for the next checkpoint; call it when a checkpoint begins."""
         self._saved = time.monotonic()
 
     def look_collective(self, step: int) -> Answer:
-        """What to do after this step."""
+        """Returns what to do after this step."""
         word = torch.tensor(
             self._look(step) if dist.get_rank() == 0 else (0, 0), dtype=torch.int32, device=self._device
         )
@@ -68,7 +68,7 @@ class Control:
         return Answer(bool(bits & SAVE), leave)
 
     def _look(self, step: int) -> tuple[int, int]:
-        """The word that rank 0 hands out, and the number of steps until the next one."""
+        """The word that rank 0 broadcasts, and the number of steps until the next one."""
         now, word = time.monotonic(), 0
         steps = step - self._looked_at_step if self._looked_at_step is not None else 0
         steps_per_s = steps / max(now - self._looked, 1e-3)

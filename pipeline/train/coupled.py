@@ -15,7 +15,7 @@ from pipeline.tasks.ranks import Ranks
 
 @dataclass(frozen=True)
 class Coupling:
-    """A rank's part of a coupled loss, and the gradients of the whole loss with respect to what this rank gave."""
+    """A rank's part of a coupled loss, and the gradients of the whole loss with respect to this rank's inputs to it."""
 
     loss: Tensor
     sums: Tensor  # float64 [S]
@@ -23,10 +23,10 @@ class Coupling:
     of_shared: Mapping[str, Tensor]
 
     def pull(self, outputs: Outputs, start: int) -> Tensor:
-        """What has these gradients with respect to the outputs of a micro-batch, whose rows begin at `start`.
+        """A scalar with these gradients with respect to the outputs of a micro-batch whose rows begin at `start`.
 
-        What is shared counts with the first micro-batch, but is in the graph of each: every backward pass reaches the
-        same parameters.
+        Shared outputs contribute in the first micro-batch only, but stay in the graph of each so that every backward
+        pass reaches the same parameters.
         """
         first = start == 0
         parts = [
@@ -37,7 +37,7 @@ class Coupling:
 
 
 def couple(task: TaskModule, outputs: Sequence[Outputs], weights: Tensor, ranks: Ranks, seed: int) -> Coupling:
-    """The coupled loss of all micro-batches of a rank; `weights` are those of its rows, fp32 [n]."""
+    """The coupled loss of all micro-batches of a rank; `weights`, fp32 [n], are the weights of its rows."""
     rows = {name: leaf(torch.cat([each.rows[name] for each in outputs])) for name in outputs[0].rows}
     shared = {name: leaf(value) for name, value in outputs[0].shared.items()}
     found = task.couple(rows, shared, weights, ranks, seed)
@@ -49,7 +49,7 @@ def couple(task: TaskModule, outputs: Sequence[Outputs], weights: Tensor, ranks:
 
 
 def leaf(values: Tensor) -> Tensor:
-    """A copy for the gradient to end at; whole numbers, such as those of equal captions, have none."""
+    """A detached leaf that collects the gradient; integers, such as ids of equal captions, have none."""
     return values.detach().requires_grad_(values.is_floating_point())
 
 
@@ -62,13 +62,14 @@ def backward_coupled(
     ranks: Ranks,
     seed: int,
 ) -> Tensor:
-    """Forward and backward pass of a rank's share, by gradient caching (Gao et al. 2021).
+    """Forward and backward pass of a rank's share with gradient caching (Gao et al. 2021).
 
-    The coupled loss needs every sample's rows at once, but only the activations of one micro-batch fit into memory. So
-    several micro-batches are encoded twice: without gradients for their rows, and again, one by one, to take the rows'
-    gradients back. What is drawn is drawn by key, so both passes are the same. A single one is encoded once.
+    The coupled loss needs the rows of all samples at once, but only the activations of one micro-batch fit into memory.
+    So multiple micro-batches are encoded twice: first without gradients to get their rows, then one by one to
+    backpropagate the gradients of those rows. Random draws are keyed, so both passes are identical. A single
+    micro-batch is encoded only once.
 
-    `scales`, fp32 [T], multiply the terms of `Outputs.losses`; `seed` is of what `couple` draws. Returns float64 [S],
+    `scales`, fp32 [T], multiply the terms of `Outputs.losses`; `seed` seeds the draws of `couple`. Returns float64 [S],
     the sums of the task's measures over the share.
     """
     with torch.set_grad_enabled(len(micro_batches) == 1):

@@ -1,4 +1,4 @@
-"""The one place that chooses between a GPU and the CPU, and how a GPU computes."""
+"""The only place that chooses between GPU and CPU and configures how a GPU computes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.errors import ClusterError
 
 
 def select_device() -> torch.device:
-    """The device of this process: its CUDA GPU if it can see one, else the CPU.
+    """The device of this process: its CUDA GPU if one is visible, otherwise the CPU.
 
-    `cluster.rank` hides the GPUs from ranks that asked for none, so what is visible is what was granted. DeepSpeed
-    reads its own choice from the environment, which must be set before it is imported.
+    `cluster.rank` hides the GPUs from ranks that requested none, so only granted GPUs are visible. DeepSpeed reads its
+    device type from the environment, which must be set before DeepSpeed is imported.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     os.environ["DS_ACCELERATOR"] = device.type
@@ -35,31 +35,32 @@ def take_gpu(granted: Callable[[], torch.device]) -> torch.device:
 
 
 def allow_tf32() -> None:
-    """Let a GPU's tensor cores compute products of fp32 operands, several times as fast as its other units.
+    """Let a GPU compute fp32 matrix products on its tensor cores, which is several times as fast.
 
-    They round operands to TF32, 10 bits of mantissa (a relative error of up to 2^-11 each), and sum in fp32. That is
-    finer than bf16's 7 bits, in which stages train by default. Weights, gradients, optimiser and norms keep all bits of
-    fp32; products in bf16, and CPUs, do as before.
+    They round operands to TF32, with a 10-bit mantissa (a relative error of up to 2^-11 each), and accumulate in fp32.
+    That is more precise than bf16 with 7 bits, the default precision of stages. Weights, gradients, optimiser and norms
+    stay in full fp32; bf16 products and CPUs are unaffected.
     """
     torch.set_float32_matmul_precision("high")
 
 
 def compute_deterministically() -> None:
-    """From now on the same inputs give the same bits: no kernel whose sums depend on which thread comes first.
+    """Make results bitwise reproducible: use no kernel whose sums depend on thread order.
 
-    Call it before the first product: cuBLAS reads its workspace once. https://pytorch.org/docs/stable/notes/randomness
+    Call it before the first matrix product, since cuBLAS reads its workspace setting once.
+    https://pytorch.org/docs/stable/notes/randomness
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Nothing here reads what nothing has written.
+    # This code never reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
 
 
 def collective_backend() -> str:
-    """The torch.distributed back end of this process's device."""
+    """The torch.distributed backend for this process's device."""
     return "nccl" if select_device().type == "cuda" else "gloo"
 
 
 def precision_dtype(precision: str) -> torch.dtype:
-    """The dtype of weights and activations under a config's `engine.precision`."""
+    """The dtype of weights and activations for a config's `engine.precision`."""
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, partitioned over the ranks as the weights are."""
+"""Exponential moving average of the weights, partitioned over the ranks like the weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pipeline.train.flats import Flat
 
 
 class ShardedEMA:
-    """The fp32 average of each flat of master weights: 4 bytes a parameter over all ranks (on each without ZeRO).
+    """The fp32 average of each flat of master weights: 4 bytes per parameter over all ranks (on each without ZeRO).
 
-    `decay` is the weight of the past (Polyak & Juditsky 1992), at most (1 + t) / (10 + t).
+    `decay` is the weight of the old average (Polyak & Juditsky 1992), capped at (1 + t) / (10 + t).
     """
 
     def __init__(self, flats: list[Flat], decay: float) -> None:

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO behind a small surface; the only place that imports it."""
+"""DeepSpeed ZeRO behind a small interface; the only place that imports DeepSpeed."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pipeline.train.device import select_device
 from pipeline.train.flats import Flat, grouped_flats, replicated_flats, sliced_flats
 from pipeline.train.stall import GROUP_TIMEOUT
 
-# Gradients that are reduced at once, 64 MB: enough to fill a network, and few enough that of a model of any size the
-# backward pass hides all but the last. A buffer of so many is held; DeepSpeed's default is two gigabytes.
+# Gradient elements per reduction (64 MB): enough to saturate a network, and few enough that the backward pass hides all
+# reductions but the last, whatever the model size. A buffer of this size is kept; DeepSpeed's default is two gigabytes.
 LARGEST_BUCKET = 1 << 24
-# Elements that weights and their stand-ins change places by: the memory that it takes besides.
+# Elements per piece when weights are swapped with other weights, which bounds the extra memory.
 SWAPPED_AT_ONCE = 1 << 22
 
 
 def import_deepspeed() -> Any:
-    """DeepSpeed without four seconds of imports, at every start, for what is not used here.
+    """Import DeepSpeed without the unused parts, whose imports would add four seconds to every start.
 
-    Its autotuner would import MLflow, and its Muon optimiser compiles kernels when it is imported, which ZeRO does.
+    Its autotuner would import MLflow, and its Muon optimiser, which ZeRO imports, would compile kernels on import.
     """
     hidden = {} if "mlflow" in sys.modules else {"mlflow": None}
     sys.modules.update(hidden)  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def import_deepspeed() -> Any:
         torch.compile = compile_now
         for name in hidden:
             del sys.modules[name]
-    # It would print the memory in use, and collect all garbage before, twice for each group of parameters.
+    # It would collect garbage and print the memory in use, twice for each parameter group.
     deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
     return deepspeed
 
@@ -50,10 +50,10 @@ def import_deepspeed() -> Any:
 class Engine:
     """A module and its optimiser, partitioned over all ranks by ZeRO (Rajbhandari et al. 2020).
 
-    `model` is the part of the module that has the parameters, and by whose names they are known; default: all of it.
-    Methods named `*_collective`, and `step`, must be called by every rank with the same arguments. `flats` are the
-    fp32 master weights and the optimiser's state that this rank owns; the weights that it computes with follow them.
-    `before_change` is called whenever these are about to change: who still reads them can finish first.
+    `model` is the part of the module that has the parameters and defines their names; default: the whole module.
+    Every rank must call `step` and the methods named `*_collective` with the same arguments. `flats` are the fp32
+    master weights and the optimiser state that this rank owns; the weights for computation are derived from them.
+    `before_change` is called before these change, so that pending reads can finish first.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Engine:
         clip_grad_norm: float,
         model: nn.Module | None = None,
     ) -> None:
-        # DeepSpeed compiles its shared-memory collectives with the ninja of this environment, activated or not.
+        # DeepSpeed compiles its shared-memory collectives with this environment's ninja, even if it is not activated.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         deepspeed = import_deepspeed()
         deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -79,16 +79,16 @@ class Engine:
         )
         self._bucket_size: int = settings["zero_optimization"]["reduce_bucket_size"]
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        # DeepSpeed reduces in a group of its own, which has torch's time-out: NCCL ends ranks that wait for 10 minutes.
+        # DeepSpeed reduces in its own process group, which has torch's default timeout: NCCL aborts after 10 minutes.
         torch.distributed.set_timeout(GROUP_TIMEOUT, self._engine.data_parallel_group)
         self._zero = self._engine.optimizer
         if hasattr(self._zero, "check_overflow"):
-            # The norm, over all ranks, tells whether a gradient is not finite; DeepSpeed would also look at each one.
+            # The global norm already shows whether a gradient is not finite; DeepSpeed would also check each gradient.
             self._zero.check_overflow = lambda **_: None
         self.flats = self._find_flats()
         self.before_change: Callable[[], None] = lambda: None
-        # Where every rank holds all gradients, `step` reduces them: DeepSpeed would join half a billion of them first,
-        # and without ZeRO `step` also wants to look at them before DeepSpeed does.
+        # If every rank holds all gradients, `step` reduces them: DeepSpeed would concatenate half a billion of them
+        # first, and without ZeRO `step` also checks them before DeepSpeed uses them.
         self._reduces_whole = self.zero_stage == 0 or (self.zero_stage == 1 and config.precision == "bf16")
         if self._reduces_whole:
             self._engine.enable_backward_allreduce = False
@@ -106,28 +106,28 @@ class Engine:
 
     @property
     def module(self) -> Any:
-        """The module itself; under ZeRO-3 its parameters are there only while it runs."""
+        """The module itself; under ZeRO-3 its parameters are gathered only while it runs."""
         return self._engine.module
 
     def __call__(self, *inputs: Any) -> Any:
-        """What the module makes of its inputs."""
+        """Run the module's forward pass."""
         return self._engine(*inputs)
 
     def set_lr(self, ratio: float) -> float:
-        """Set every group's learning rate to `ratio` of its peak; returns the highest."""
+        """Set every group's learning rate to `ratio` times its peak; returns the highest."""
         rates = [peak * scale * ratio for peak, scale in self._lr_scales]
         for group, rate in zip(self._zero.param_groups, rates, strict=True):
             group["lr"] = rate
         return max(rates)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a scalar loss; DeepSpeed averages it over ranks."""
+        """Accumulate the gradient of a scalar loss; DeepSpeed averages it over ranks."""
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> bool:
-        """Clip, update the weights and forget the gradients. Collective.
+        """Clip the gradients, update the weights and clear the gradients. Collective.
 
-        False, on every rank, if the gradient was not finite: then nothing has changed.
+        Returns False on every rank, with nothing changed, if the gradient was not finite.
         """
         self.before_change()
         if self._reduces_whole:
@@ -139,7 +139,7 @@ class Engine:
         return applied
 
     def _replicated_step(self) -> bool:
-        """Without ZeRO DeepSpeed neither looks for infinities nor keeps the norm."""
+        """The step without ZeRO, where DeepSpeed neither checks for infinities nor keeps the norm."""
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
         self._engine._global_grad_norm = norm = torch.nn.utils.get_total_norm(gradients)
         if finite := bool(norm.isfinite()):
@@ -149,23 +149,23 @@ class Engine:
         return finite
 
     def grad_norm(self) -> float:
-        """Global gradient norm of the last step, before clipping."""
+        """Global gradient norm of the last step before clipping."""
         return float(self._engine.get_global_grad_norm())
 
     def refresh_collective(self) -> None:
-        """Bring the weights that the model computes with in line with the flats, after these were written to."""
+        """Update the weights that the model computes with after the flats were modified."""
         if self.zero_stage in (1, 2):
             self._zero.update_lp_params()
         elif self.zero_stage == 3:
             self._zero._partition_all_parameters()
             for sub_group in range(len(self._zero.fp16_groups)):
                 self._zero._reassign_or_swap_out_partitioned_parameters(sub_group)
-            if persistent := self._zero.persistent_parameters:  # small ones stay gathered between steps
+            if persistent := self._zero.persistent_parameters:  # small parameters stay gathered between steps
                 persistent[0].all_gather(persistent)
 
     @contextmanager
     def computing_with_collective(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Within this context the model computes with other weights, one tensor for each flat; these hold its own."""
+        """Let the model compute with other weights, one tensor per flat; meanwhile these tensors hold its own."""
         self.before_change()
         self._swap_collective(weights)
         try:
@@ -175,7 +175,7 @@ class Engine:
 
     @torch.no_grad()
     def _swap_collective(self, weights: Sequence[Tensor]) -> None:
-        """Exchange the values of the flats and of other tensors, piece by piece: a copy of all would not always fit."""
+        """Swap the values of the flats with other tensors piece by piece, as a full copy might not fit into memory."""
         for flat, others in zip(self.flats, weights, strict=True):
             for mine, other in zip(flat.weights.split(SWAPPED_AT_ONCE), others.split(SWAPPED_AT_ONCE), strict=True):
                 kept = mine.clone()
@@ -185,24 +185,24 @@ class Engine:
 
 
 def engine_settings(config: EngineConfig, *, clip_grad_norm: float, parameters: int, overlaps: bool) -> dict[str, Any]:
-    """DeepSpeed's settings for a model of so many parameters; `overlaps`: reduce gradients during the backward pass.
+    """DeepSpeed's settings for a model with this many parameters; `overlaps`: reduce during the backward pass.
 
-    Gradients of micro-batches and ranks are added up in fp32, whatever they are computed in: in bf16 what is below a
-    256th of the sum so far would be lost. ZeRO-1 in bf16 is then DeepSpeed's BF16_Optimizer, with an fp32 gradient of
-    every parameter on every rank.
+    Gradients of micro-batches and ranks are accumulated in fp32 regardless of the precision they are computed in: bf16
+    would lose anything below 1/256 of the running sum. This makes DeepSpeed use its BF16_Optimizer for ZeRO-1 in bf16,
+    with an fp32 gradient of every parameter on every rank.
     """
     return {
-        # The caller splits a step into as many micro-batches as it needs and says where it ends by step().
+        # The caller splits a step into as many micro-batches as it needs and ends it with step().
         "managed_gradient_accumulation": False,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": clip_grad_norm,
-        # Each gradient is added up as soon as it is there, and its bf16 memory is free again.
+        # Accumulate each gradient as soon as it is computed, which frees its bf16 memory.
         "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": config.zero_stage,
-            # Stages 0 and 1 reduce in `step`, when there is no backward pass left to hide it.
+            # Stages 0 and 1 reduce in `step`, after the backward pass that could hide the reduction.
             "overlap_comm": overlaps and config.zero_stage >= 2,
             "reduce_bucket_size": min(parameters, LARGEST_BUCKET),
         },

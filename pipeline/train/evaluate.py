@@ -31,8 +31,8 @@ from pipeline.train.progress import ProgressFile
 from pipeline.train.stall import StallWatch
 
 NAME = "evaluation.json"
-EVALUATION_SEED = 0  # of what a task draws in evaluation, which is the same for every model and in every run
-DRAFTS = ".drafts"  # folder of files of models evaluated so far
+EVALUATION_SEED = 0  # for a task's random draws in evaluation, the same for every model and run
+DRAFTS = ".drafts"  # folder with the files of the models evaluated so far
 
 
 @torch.no_grad()
@@ -42,11 +42,11 @@ def evaluate_collective(
     beat: Callable[[], None] = lambda: None,
     collectors: Collection[Collector] = (),
 ) -> dict[str, float]:
-    """Measures over all ranks' batches, of which every rank has equally many.
+    """Measures over the batches of all ranks; every rank must have the same number of batches.
 
-    `samples` of them are good; means leave out the `bad_samples`. Afterwards rank 0's collectors hold what all ranks'
-    have gathered. Under ZeRO-3 hooks gather the parameters, so `task` may be the engine's module as it is. `beat` is
-    called for every batch: a sign of life. Raises DataError if no sample is good.
+    `samples` counts the good samples; means leave out the `bad_samples`. Afterwards rank 0's collectors hold the
+    results of all ranks. `task` may be the engine's module even under ZeRO-3, whose hooks gather the parameters. `beat`
+    is called for every batch as a sign of life. Raises DataError if no sample is good.
     """
     device = next(task.parameters()).device
     training = task.training
@@ -74,7 +74,7 @@ def evaluate_collective(
 
 
 def merge_collective(collectors: Collection[Collector]) -> dict[str, float]:
-    """Bring all ranks' states into rank 0's collectors; their measures, on every rank."""
+    """Merge the states of all ranks into rank 0's collectors; returns their measures on every rank."""
     measures: dict[str, float] = {}
     for collector in collectors:
         mine = collector.state()
@@ -110,7 +110,7 @@ def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
 def evaluate_model_collective(
     job: EvaluateJob, name: str, device: torch.device, watch: StallWatch, progress: ProgressFile
 ) -> tuple[dict[str, float], Collection[Collector]]:
-    """Measures of one bundle and, on rank 0, all that was collected. Raises DataError if too many samples are bad."""
+    """Measures of one bundle and, on rank 0, its merged collectors. Raises DataError if too many samples are bad."""
     watch.beat()
     bundle = load_bundle(job.models[name])
     dtype = precision_dtype(job.precision)
@@ -143,7 +143,7 @@ def evaluate_model_collective(
 
 
 def publish(drafts: Path, folder: Path) -> None:
-    """Move complete files to where an earlier evaluation may have left its own."""
+    """Move complete files into `folder`, replacing those of an earlier evaluation."""
     for path in drafts.iterdir():
         target = folder / path.name
         if target.is_dir():
@@ -153,7 +153,7 @@ def publish(drafts: Path, folder: Path) -> None:
 
 
 def write_evaluation(job: EvaluateJob, results: Mapping[str, Mapping[str, float]]) -> None:
-    """The summary, last of all files: with it an evaluation is complete."""
+    """Write the summary, the last file: it marks an evaluation as complete."""
     evaluation = {
         "dataset": job.data.index.url,
         "samples": job.data.index.num_samples,
@@ -167,5 +167,5 @@ def write_evaluation(job: EvaluateJob, results: Mapping[str, Mapping[str, float]
 
 
 def as_json(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Counts as whole numbers."""
+    """The metrics with counts as integers."""
     return {name: int(value) if name.endswith("samples") else value for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""The features of a labelled data set, computed once, each rank those of its part."""
+"""The features of a labelled data set, computed once, with each rank computing its part."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def labelled_batches(
     loader_workers: int,
     quarantine_path: Path | None,
 ) -> EvalLoader:
-    """The images of a data set as a model wants them, with their classes, in the order of an evaluation.
+    """The images of a data set, preprocessed for a model, with their classes, in evaluation order.
 
-    Transparent pixels show what the model was trained with; images are resized as the data set says, else the model.
+    Transparent pixels get the background that the model was trained with; images are resized according to the data set,
+    or to the model if the data set does not specify it.
     """
     config = source.config.model_copy(update={"background": preprocess.background})
     return EvalLoader(
@@ -52,9 +53,9 @@ def labelled_batches(
 def features_collective(
     embed: Callable[[Tensor], Tensor], batches: EvalLoader, preprocess: Preprocess, device: torch.device, beat: Beat
 ) -> Rows:
-    """Features of this rank's good samples, on `device`: `embed` makes them, fp32 [B, D], of normalised [B, C, H, W].
+    """Features of this rank's good samples on `device`: `embed` maps normalised [B, C, H, W] to fp32 [B, D].
 
-    Every rank calls `embed` equally often, also with padding. `beat` is called for every batch.
+    Every rank calls `embed` equally often, even on batches of padding. `beat` is called for every batch.
     """
     features, labels = [], []
     with on_device(batches, device) as moved:

@@ -1,4 +1,4 @@
-"""Batches on the device that computes, the next one on its way while a step runs."""
+"""Batches on the compute device, with the next one transferred while a step runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.train.streams import Copies, copies_of
 
 @contextmanager
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Iterator[Batch]]:
-    """The same batches on a device. For a GPU, a thread copies one batch ahead, on a stream of its own."""
+    """The same batches on a device. For a GPU, a thread copies one batch ahead on its own stream."""
     if device.type == "cpu":
         yield iter(batches)
         return
@@ -26,14 +26,14 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Iterat
 
 
 def moving(batches: Iterable[Batch], copies: Copies) -> Generator[tuple[Batch, Any], None, None]:
-    """Batches whose copy to the device has begun, each with the moment at which it is there."""
+    """Batches whose copy to the device has begun, each with the moment to `receive` it after."""
     for batch in batches:
         tensors, moment = copies.to_device(tensors_to_move(batch))
         yield with_tensors(batch, tensors), moment
 
 
 def received(moved: Iterable[tuple[Batch, Any]], copies: Copies) -> Iterator[Batch]:
-    """Batches that this thread may compute with."""
+    """Batches that are ready for this thread to compute with."""
     for batch, moment in moved:
         copies.receive(tensors_to_move(batch), moment)
         yield batch

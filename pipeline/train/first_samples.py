@@ -1,4 +1,4 @@
-"""Stopping a run whose data are all unusable before it trains on stand-ins alone."""
+"""Stopping a run whose data are all unusable before it trains only on stand-ins."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipeline.shards.bad_samples import in_short
 from pipeline.stream.batch import Batch
 from pipeline.stream.quarantine import counted
 
-ENOUGH = 8  # samples: at the allowed share of bad ones, this many are all bad once in a hundred million runs
+ENOUGH = 8  # samples: at the allowed share of bad samples, all of them are bad in one of a hundred million runs
 
 
 class FirstSamples:
-    """Looks at batches until any rank finds a good sample; afterwards it costs nothing."""
+    """Checks batches until any rank finds a good sample; free of cost afterwards."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self._name, self._device = name, device
@@ -24,9 +24,9 @@ class FirstSamples:
         self._reasons: Counter[str] = Counter()
 
     def look_collective(self, batch: Batch, *, last: bool) -> None:
-        """Take in the next batch. Raises DataError, on every rank, where none of the first samples is good.
+        """Check the next batch. Raises DataError on every rank if none of the first samples is good.
 
-        `last` says that no batch follows, so the samples so far must do.
+        `last` means that no batch follows, so the samples so far decide.
         """
         if self._found:
             return

@@ -1,7 +1,8 @@
-"""What a rank owns under ZeRO: flat fp32 tensors, and which stretch of which parameter stands where in them.
+"""The flat fp32 tensors that a rank owns under ZeRO, and where slices of which parameters lie in them.
 
-The three layouts of DeepSpeed 0.19, brought to one: stage 0 keeps every parameter whole on every rank; stages 1 and 2
-cut the concatenation of a parameter group into equal parts; stage 3 cuts each parameter and concatenates its slices.
+This unifies the three layouts of DeepSpeed 0.19: stage 0 keeps every parameter whole on every rank; stages 1 and 2
+split the concatenation of a parameter group into equal parts; stage 3 splits each parameter and concatenates a rank's
+slices.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pipeline.checkpoints.shard_file import Span
 
 @dataclass(frozen=True)
 class Flat:
-    """A flat tensor of fp32 master weights, the optimiser's state for it, and its layout. Padding is in no span."""
+    """A flat tensor of fp32 master weights, its optimiser state, and its layout. No span includes padding."""
 
     weights: Tensor  # fp32 [n]
     states: Any  # torch's optimizer.state, keyed by the tensor it updates
@@ -32,7 +33,7 @@ class Flat:
 
 
 def replicated_flats(module: nn.Module, optimizer: Any) -> list[Flat]:
-    """Stage 0: each parameter is a flat, the same on every rank."""
+    """Stage 0: each parameter is a flat, replicated on every rank."""
     names = names_of(module)
     return [
         Flat(parameter.data.view(-1), optimizer.state, parameter, [Span(names[id(parameter)], 0, 0, parameter.numel())])
@@ -44,7 +45,7 @@ def replicated_flats(module: nn.Module, optimizer: Any) -> list[Flat]:
 def grouped_flats(module: nn.Module, zero: Any) -> list[Flat]:
     """Stages 1 and 2: a part of each parameter group."""
     names = names_of(module)
-    if hasattr(zero, "bf16_groups"):  # BF16_Optimizer, which is stage 1 in bf16
+    if hasattr(zero, "bf16_groups"):  # BF16_Optimizer: stage 1 in bf16
         groups, parts = zero.bf16_groups, zero.fp32_groups_flat_partition
     else:
         groups, parts = zero.bit16_groups, zero.single_partition_of_fp32_groups
@@ -57,7 +58,7 @@ def grouped_flats(module: nn.Module, zero: Any) -> list[Flat]:
 def _mapped_spans(parameters: list[Any], names: Mapping[int, str]) -> list[Span]:
     spans = []
     for parameter in parameters:
-        if (mapping := parameter._hp_mapping) is not None:  # else it lies in the parts of other ranks
+        if (mapping := parameter._hp_mapping) is not None:  # None: it lies entirely in the parts of other ranks
             own, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
             spans.append(Span(names[id(parameter)], own.start, flat.start, flat.numel))
     return spans
@@ -77,18 +78,18 @@ def sliced_flats(module: nn.Module, zero: Any, rank: int) -> list[Flat]:
 
 
 def slice_span(name: str, parameter: Any, rank: int, offset: int) -> list[Span]:
-    """A rank's slice of a parameter under stage 3; none where the slice is all padding."""
+    """A rank's slice of a parameter under stage 3; empty if the slice is all padding."""
     size = parameter.partition_numel()
     numel = min(size, parameter.ds_numel - rank * size)
     return [Span(name, rank * size, offset, numel)] if numel > 0 else []
 
 
 def names_of(module: nn.Module) -> dict[int, str]:
-    """Name by identity; a parameter that several modules share has the first of its names."""
+    """Parameter id -> name; a parameter shared by several modules gets the first of its names."""
     return {id(parameter): name for name, parameter in module.named_parameters()}
 
 
 def shapes_of(module: nn.Module) -> dict[str, list[int]]:
-    """Shape of every parameter and buffer, whole."""
+    """Full, unpartitioned shape of every parameter and buffer."""
     shapes = {name: list(getattr(p, "ds_shape", p.shape)) for name, p in module.named_parameters()}
     return shapes | {name: list(buffer.shape) for name, buffer in module.named_buffers()}

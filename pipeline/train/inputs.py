@@ -1,4 +1,4 @@
-"""What a task is given of a batch: normalised pixels, and a key for whatever is drawn for a view of a sample."""
+"""A task's inputs from a batch: normalised pixels, and a key for the random draws of each view of a sample."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pipeline.train.seeds import derive_seed
 def normalised_views(batch: Batch, preprocess: Preprocess) -> dict[str, Tensor]:
     """Group -> the batch's views, fp32 [B, C, H, W] or [B, V, C, H, W].
 
-    The patch embedding casts them to its own precision; in bf16 pixels that a task predicts would lose half a level.
+    The patch embedding casts them to its own precision; bf16 would cost pixels that a task predicts half a level.
     """
     return {group: preprocess.normalise(pixels) for group, pixels in batch.views.items()}
 
 
 def view_keys(batch: Batch, seed: int) -> dict[str, Tensor]:
-    """Group -> int64 [B], or [B, V]: keys that depend on the seed, the slot and the number of the view alone.
+    """Group -> int64 [B] or [B, V]: keys that depend only on the seed, the slot and the view number.
 
-    Views are counted over the groups in their order.
+    Views are numbered across the groups in order.
     """
     keys, number = {}, 0
     for group, pixels in batch.views.items():
@@ -41,14 +41,14 @@ def view_keys(batch: Batch, seed: int) -> dict[str, Tensor]:
 
 @functools.lru_cache(maxsize=64)
 def view_seed(seed: int, number: int) -> int:
-    """Of the view of that number; the first one's is the seed itself."""
+    """Seed of the view with this number; the first view's is `seed` itself."""
     return derive_seed(seed, number) if number else seed
 
 
 def outputs_of(
     call: Callable[..., Outputs], task: TaskModule, part: Batch, key_seed: int, patch: Pair | None
 ) -> Outputs:
-    """What a task makes of a part of a batch in training; `call` is the task itself, or the engine around it."""
+    """A task's outputs for a part of a batch in training; `call` is the task itself or the engine around it."""
     views, keys = normalised_views(part, task.preprocess), view_keys(part, key_seed)
     with per_step(task, keys=next(iter(keys.values())), patch=patch):
         return call(views, part.targets, part.weights, keys)

@@ -1,4 +1,4 @@
-"""What the driver hands to every rank: plain data, fit to travel."""
+"""The jobs that the driver sends to every rank: plain, serialisable data."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source
 from pipeline.train.stall import StallWatch
 
-if TYPE_CHECKING:  # a plan needs data sets, and no torch
+if TYPE_CHECKING:  # a plan needs data sets, but not torch
     from pipeline.models.bundle import Preprocess
 
-STOP = "stop"  # a file in the stage's folder: commit and leave; it holds one of the reasons below
+STOP = "stop"  # a file in the stage's folder that asks to commit and leave; it contains one of the reasons below
 INTERRUPT, RESIZE = "interrupt", "resize"
 
 
 def stage_id(folder: Path) -> str:
-    """The id, such as `pretrain/micro`, of the stage or branch that a folder `runs/<name>/stages/<id>` belongs to."""
+    """The id, such as `pretrain/micro`, of the stage or branch with the folder `runs/<name>/stages/<id>`."""
     stages = next((parent for parent in folder.parents if parent.name == "stages"), folder.parent)
     return folder.relative_to(stages).as_posix()
 
 
 class WorkersChange(Interrupted):
-    """A job has committed and left because its nodes change; `leaving` are the ids of those about to be taken away."""
+    """A job committed and left because its nodes change; `leaving` are the ids of nodes about to be taken away."""
 
     leaving: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class RankContext:
-    """What the cluster gives each rank besides its job."""
+    """What the cluster provides to each rank besides its job."""
 
-    watch: StallWatch  # of this rank's signs of life
+    watch: StallWatch  # records this rank's signs of life
     leaving_nodes: Callable[[], tuple[str, ...]]  # ids of this job's nodes about to be taken away; every rank must ask
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A selection of shards with the settings that give its bytes a meaning."""
+    """A selection of shards with the settings to interpret them."""
 
     config: DatasetConfig
     index: DatasetIndex
@@ -56,7 +56,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class KnnJob:
-    """Labelled data by which the features of a model are judged while it trains."""
+    """Labelled data to evaluate the features of a model while it trains."""
 
     train: Source
     test: Source
@@ -81,19 +81,19 @@ class TrainJob:
     warmup_steps: int
     decay_steps: int
     checkpoint_steps: int
-    keep_steps: int | None  # one checkpoint of every so many steps stays
+    keep_steps: int | None  # keep one checkpoint every this many steps
     eval_steps: int
     digest: str
-    run_ids: dict[str, str]  # the MLflow runs this belongs to
-    attempt: str  # token of this attempt; a rank of an earlier one must not commit any more
+    run_ids: dict[str, str]  # the MLflow runs that this job belongs to
+    attempt: str  # token of this attempt; ranks of earlier attempts must no longer commit
     checkpoints: str  # path or URL of the stage's checkpoints
     init: Path | None  # bundle to start from
-    resume_from: str | None  # name of the committed checkpoint to go on from
+    resume_from: str | None  # name of the committed checkpoint to resume from
     measured: dict[int, dict[str, float]]  # step -> metrics of the checkpoints committed so far
     knn: KnnJob | None = None
 
     def sizes(self) -> Callable[[int], Pair]:
-        """The image size (height, width) of a step, as a function that travels to the loader's processes."""
+        """Step -> image size (height, width), as a function that can be pickled for the loader's processes."""
         return partial(
             size_at,
             total_steps=self.total_steps,
@@ -109,7 +109,7 @@ class EvaluateJob:
 
     folder: Path
     models: dict[str, Path]  # id -> bundle
-    task: TaskConfig  # which they are evaluated as
+    task: TaskConfig  # the task to evaluate them on
     data: Source
     classes: list[str]
     batch_size: int
@@ -119,7 +119,7 @@ class EvaluateJob:
 
 @dataclass(frozen=True)
 class ProbedModel:
-    """A bundle, or a baseline beside it: `random` or `pixels`."""
+    """A bundle, or a baseline for it: `random` or `pixels`."""
 
     path: Path
     baseline: str | None = None
@@ -127,7 +127,7 @@ class ProbedModel:
 
 @dataclass(frozen=True)
 class ProbeJob:
-    """What the frozen features of models are worth, fitted to one labelled data set and judged by another."""
+    """Evaluation of the frozen features of models, fitted on one labelled data set and tested on another."""
 
     folder: Path
     models: dict[str, ProbedModel]  # by name
@@ -136,8 +136,8 @@ class ProbeJob:
     classes: list[str]
     methods: MethodsConfig
     features: Pooling
-    seed: int  # of initial weights
+    seed: int  # for initial weights
     batch_size: int
     loader_workers: int
     precision: str
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> results of an earlier start
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> results of earlier starts

@@ -1,4 +1,4 @@
-"""LAMB, for tensors that lie whole on a rank or in parts on all of them."""
+"""LAMB for tensors that are whole on each rank or partitioned over all ranks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB (You et al. 2020, algorithm 2): Adam whose step for each tensor is as long as the tensor, times the rate.
+    """LAMB (You et al. 2020, algorithm 2): Adam with each tensor's step scaled to the tensor's norm times the rate.
 
-    Tensors in groups without weight decay (biases, norms, positions, tokens) take Adam's step as it is, as is usual.
-    Under ZeRO a rank holds a part of each tensor: `partitioned` says so, and norms are summed over all ranks. That
-    needs a group per tensor, else ZeRO joins several of them, and `step` to be called by all ranks. Parts are of equal
-    size, the last ones filled up with what may be anything.
+    Tensors in groups without weight decay (biases, norms, positions, tokens) take the plain Adam step, as is usual.
+    `partitioned` means that each rank holds a part of each tensor, as under ZeRO, and norms are summed over all ranks.
+    This requires one group per tensor, since ZeRO joins the tensors of a group, and all ranks must call `step`. Parts
+    are of equal size, the last ones padded with arbitrary values.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Lamb(torch.optim.Optimizer):
         self.partitioned = partitioned
         for group in self.param_groups:
             assert not partitioned or len(group["params"]) == 1, "a group per tensor"
-            group["numel"] = sum(tensor.numel() for tensor in group["params"])  # ZeRO puts its parts in their place
+            group["numel"] = sum(tensor.numel() for tensor in group["params"])  # ZeRO later replaces tensors with parts
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -60,12 +60,12 @@ class Lamb(torch.optim.Optimizer):
             tensor.sub_(update, alpha=group["lr"])
 
     def _adam_update(self, group: dict[str, Any], tensor: Tensor) -> Tensor:
-        """Bias-corrected moments' quotient plus decay; moments are moved on."""
+        """Ratio of the bias-corrected moments plus weight decay; updates the moments."""
         state, (beta1, beta2) = self.state[tensor], group["betas"]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(tensor), torch.zeros_like(tensor)
-        # On the CPU, where reading it waits for no GPU; a checkpoint loads it onto one.
+        # On the CPU, so that reading it does not synchronise with a GPU; loading a checkpoint puts it on one.
         state["step"] = state["step"].cpu() + 1
         step = state["step"].item()
         state["exp_avg"].lerp_(tensor.grad, 1 - beta1)
@@ -76,7 +76,7 @@ class Lamb(torch.optim.Optimizer):
         return update.add_(tensor, alpha=group["weight_decay"])
 
     def _square(self, group: dict[str, Any], tensor: Tensor) -> Tensor:
-        """Sum of the squares of a tensor, or of this rank's part of one, in fp32."""
+        """Sum of squares of a tensor, or of this rank's part of it, in fp32."""
         if self.partitioned:
             tensor = tensor[: max(group["numel"] - dist.get_rank() * len(tensor), 0)]
         return tensor.float().square().sum()

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one row per report, no step twice."""
+"""`metrics.jsonl`: one row per report, with no step repeated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = "metrics.jsonl"
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """All rows of a stage folder; a last line that was cut off by a kill is left out."""
+    """All rows of a stage folder, without a last line that was truncated by a kill."""
     path = folder / NAME
     if not path.is_file():
         return []
@@ -27,14 +27,14 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 class LedgerTail:
-    """Follows a stage's metrics file as it grows, and from its beginning again when it is replaced."""
+    """Follows a stage's metrics file as it grows, and restarts from its beginning when it is replaced."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
         self._file = self._position = 0
 
     def new_rows(self) -> list[dict[str, float]]:
-        """The whole rows since the last call."""
+        """The complete rows added since the last call."""
         try:
             with self._path.open("rb") as file:
                 if self._file != (number := os.fstat(file.fileno()).st_ino):
@@ -51,7 +51,7 @@ class LedgerTail:
 class MetricsLedger:
     """Appends rows to a stage's metrics file.
 
-    Rows beyond the step it resumes from are dropped first, all of them if it starts anew.
+    Drops rows beyond the step that the stage resumes from first; all rows if it starts from scratch.
     """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
@@ -65,7 +65,7 @@ class MetricsLedger:
         self._file.write(json.dumps({"step": step, "time": time.time(), "samples": slots, **metrics}) + "\n")
 
     def sync(self) -> None:
-        """Wait until the disk holds all rows, so that no checkpoint outlives the rows before it."""
+        """Flush all rows to disk, so that no checkpoint outlives the rows before it."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

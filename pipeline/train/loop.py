@@ -1,4 +1,4 @@
-"""The training step, and what happens between steps."""
+"""The training step, and the metrics collected between reports."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from pipeline.train.teacher import MovingTeacher
 
 @dataclass
 class Meter:
-    """Sums since the last report: of measures over this rank's samples, of steps, and of seconds."""
+    """Sums since the last report: measures over this rank's samples, steps and seconds."""
 
     sums: Tensor  # float64, the task's
     steps: int = 0
-    skipped: int = 0  # of the steps, those whose gradient was not finite; their samples are not in the sums
+    skipped: int = 0  # steps whose gradient was not finite; `sums` excludes their samples
     waited_s: float = 0.0
     away_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
@@ -42,9 +42,9 @@ class Meter:
         return cls(torch.zeros(len(task.sum_names), dtype=torch.float64, device=device))
 
     def report_collective(self, task: TaskModule, global_batch_size: int) -> dict[str, float]:
-        """Metrics of the steps since the last report over all ranks; starts anew."""
+        """Metrics over all ranks of the steps since the last report; resets the meter."""
         dist.all_reduce(self.sums)
-        means = task.means(self.sums)  # waits for the device, whose work belongs to the time
+        means = task.means(self.sums)  # waits for the device, so that the elapsed time includes its work
         elapsed = time.perf_counter() - self.started - self.away_s
         report = {
             **{f"train/{name}": value for name, value in means.items()},
@@ -57,7 +57,7 @@ class Meter:
         return report
 
     def begin(self) -> None:
-        """Training goes on from now."""
+        """Start measuring training time."""
         self.waited_s = self.away_s = 0.0
         self.started = time.perf_counter()
 
@@ -68,19 +68,19 @@ class Meter:
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """Time spent in this context is no training time."""
+        """Time spent in this context is excluded from throughput."""
         began = time.perf_counter()
         yield
         self.away_s += time.perf_counter() - began
 
     def window(self) -> Window:
-        """What a checkpoint keeps, so that the next report of a resumed run is the one of an undisturbed run."""
+        """State for a checkpoint, so that the next report of a resumed run equals that of an uninterrupted run."""
         return Window(self.steps, self.skipped, [self.sums.tolist()])
 
     def resume(self, window: Window) -> None:
-        """Go on from a checkpoint's window, as the same rank of as many, or, of another number, rank 0 for all.
+        """Resume from a checkpoint's window: each rank takes its sums; if the world size changed, rank 0 takes all.
 
-        One of other sums, which another version of the task kept, is left out.
+        Ignores a window with a different number of sums, which comes from another version of the task.
         """
         rank, sums = dist.get_rank(), torch.tensor(window.sums, dtype=torch.float64)
         if sums.shape[-1] != len(self.sums):
@@ -99,21 +99,21 @@ class TrainingStep:
     engine: Engine
     ema: ShardedEMA | None
     seed: int
-    largest_share: int  # samples of a step on the rank that has most
+    largest_share: int  # samples of a step on the rank with the most
     teacher: MovingTeacher | None = None
 
     def __post_init__(self) -> None:
         self.key_seed = derive_seed(self.seed, DROP_PATH)
 
     def __call__(self, batch: Batch, step: int, micro_batches: int, meter: Meter, patch: Pair | None = None) -> bool:
-        """Forward, backward and update. Collective: `micro_batches` is the same on every rank.
+        """Forward, backward and update. Collective: `micro_batches` must be the same on every rank.
 
-        The batch is on the engine's device; nothing done to a micro-batch makes the host wait for it.
-        A term of the loss is the sum over the global batch divided by its normaliser there, and DeepSpeed averages
-        gradients over the W ranks: so a rank's loss is its own sum times W / normaliser, and the gradient is that of
-        the global batch however unequal the shares are. Where it is not finite, on any rank, all of them leave
-        everything as it was and return False. `patch` is the step's, (height, width) in pixels; default: the model's
-        own.
+        The batch must be on the engine's device; processing a micro-batch never makes the host wait for the device.
+        Each term of the loss is its sum over the global batch divided by its normaliser over the global batch, and
+        DeepSpeed averages gradients over the W ranks. So a rank's loss is its own sum times W / normaliser, which gives
+        the gradient of the global batch however unequal the shares are. If it is not finite on any rank, all ranks
+        leave everything unchanged and return False. `patch` is the patch size of the step, (height, width) in pixels;
+        default: the model's own.
         """
         task: TaskModule = self.engine.module
         normalisers = task.normalisers(batch)

@@ -1,4 +1,4 @@
-"""Cutting a rank's share of a global batch into micro-batches, and moving it to a device."""
+"""Splitting a rank's share of a global batch into micro-batches, and moving it to a device."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ VIEWS, TARGETS = "views/", "targets/"
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
-    """Cut a rank's share into micro-batches that differ by one sample at most; none is empty.
+    """Split a rank's share into non-empty micro-batches whose sizes differ by at most one sample.
 
-    A rank with fewer samples than parts repeats its first one (a blank, if it has none) at weight 0: every rank runs as
-    many backward passes.
+    A rank with fewer samples than parts repeats its first sample (a blank if it has none) with weight 0, so that every
+    rank runs the same number of backward passes.
     """
     size = len(batch.weights)
     if size == 0:
@@ -33,7 +33,7 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def cut(batch: Batch, start: int, stop: int) -> Batch:
-    """Samples `start` to `stop` as a batch; without waiting for the device."""
+    """Samples `start` to `stop` as a batch, without waiting for the device."""
     tensors = {}
     for name, tensor in tensors_of(batch).items():
         if name.endswith(OFFSETS):
@@ -46,7 +46,7 @@ def cut(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def blank(batch: Batch) -> Batch:
-    """One sample of zeros, like those that an empty batch would have."""
+    """One sample of zeros with the shapes and dtypes of an empty batch."""
     tensors = {}
     for name, tensor in tensors_of(batch).items():
         if name.endswith(OFFSETS):
@@ -59,7 +59,7 @@ def blank(batch: Batch) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on another device, copied while the host waits; `feed.on_device` copies in the background."""
+    """The batch on another device, copied synchronously; `feed.on_device` copies in the background."""
     return with_tensors(batch, {name: tensor.to(device) for name, tensor in tensors_to_move(batch).items()})
 
 
@@ -71,12 +71,12 @@ def tensors_of(batch: Batch) -> dict[str, Tensor]:
 
 
 def tensors_to_move(batch: Batch) -> dict[str, Tensor]:
-    """Those that belong on the device that computes: all but offsets."""
+    """The tensors that belong on the compute device: all except offsets."""
     return {name: tensor for name, tensor in tensors_of(batch).items() if not name.endswith(OFFSETS)}
 
 
 def with_tensors(batch: Batch, tensors: dict[str, Tensor]) -> Batch:
-    """The batch with other tensors in place of those that `tensors_of` names so."""
+    """The batch with some tensors replaced, by their names in `tensors_of`."""
     views = {name: tensors.get(VIEWS + name, tensor) for name, tensor in batch.views.items()}
     targets = {name: tensors.get(TARGETS + name, tensor) for name, tensor in batch.targets.items()}
     weights, slots = tensors.get("weights", batch.weights), tensors.get("slots", batch.slots)

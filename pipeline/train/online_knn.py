@@ -1,4 +1,4 @@
-"""kNN accuracy of the features of a model that trains: how good it is where there are no labels to learn from."""
+"""kNN accuracy of a model's features during training: a quality measure for training without labels."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def knn_collective(
     loader_workers: int,
     folder: Path,
 ) -> dict[str, float]:
-    """The accuracy of the present weights; `task` may be the engine's module as it is. No measure without good samples.
+    """The accuracy of the current weights; empty without good samples. `task` may be the engine's module.
 
-    Both data sets are seen once. `folder` is where their bad samples are noted.
+    Both data sets are read once. Their bad samples are recorded in `folder`.
     """
 
     def rows(source: Source) -> Rows:

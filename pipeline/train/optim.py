@@ -16,22 +16,22 @@ from pipeline.train.lamb import Lamb
 
 
 class Layered(Protocol):
-    """A model that knows what each of its parameters is."""
+    """A model that knows the layer of each parameter and whether it decays."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
     def layer_of(self, name: str) -> int:
-        """Layer of a parameter, from 0 at the input."""
+        """Layer of a parameter, starting from 0 at the input."""
 
     def decays(self, name: str) -> bool:
-        """Whether weight decay acts on it."""
+        """Whether weight decay applies to it."""
 
 
 def parameter_groups(model: Layered, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups of parameters that share weight decay and learning-rate scale; for LAMB, one per parameter.
 
-    With `layer_decay` d, a layer's rate is scaled by d to the number of layers above it (layer-wise decay as in BEiT,
-    Bao et al. 2021).
+    With `layer_decay` d, a layer's rate is scaled by d to the power of the number of layers above it (layer-wise decay
+    as in BEiT, Bao et al. 2021).
     """
     layers = {name: model.layer_of(name) if config.layer_decay else 0 for name, _ in model.named_parameters()}
     groups: dict[tuple[int, bool, str], list[nn.Parameter]] = defaultdict(list)
@@ -50,10 +50,10 @@ def parameter_groups(model: Layered, config: OptimizerConfig) -> list[dict[str, 
 
 
 def peak_lr(config: OptimizerConfig, global_batch_size: int) -> float:
-    """The highest learning rate: `lr`, scaled from the batch it is meant for to the one it is used with, if asked.
+    """The highest learning rate: `lr`, scaled from `lr_batch_size` to the global batch size if that is set.
 
-    In proportion to the batch (Goyal et al. 2017), which recipes for AdamW follow too (DeiT, MAE); for LAMB to its root
-    (You et al. 2020).
+    Scales linearly with the batch size (Goyal et al. 2017), as AdamW recipes also do (DeiT, MAE); for LAMB with its
+    square root (You et al. 2020).
     """
     if config.lr_batch_size is None:
         return config.lr
@@ -62,7 +62,10 @@ def peak_lr(config: OptimizerConfig, global_batch_size: int) -> float:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's, whose methods import the compiler (two seconds of each start) only to keep it out of themselves."""
+    """torch's AdamW without the wrappers that exclude its methods from compilation.
+
+    These wrappers import the compiler, which takes two seconds of each start.
+    """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
@@ -72,9 +75,9 @@ class AdamW(torch.optim.AdamW):
 def build_optimizer(
     groups: list[dict[str, Any]], config: OptimizerConfig, global_batch_size: int, *, partitioned: bool
 ) -> torch.optim.Optimizer:
-    """The optimiser of a stage, fused where torch has that: one kernel per flat ZeRO partition.
+    """The optimiser of a stage, fused if torch supports it: one kernel per flat ZeRO partition.
 
-    `partitioned` says whether ZeRO shares out the tensors that it steps among the ranks.
+    `partitioned` says whether ZeRO partitions the optimised tensors over the ranks.
     """
     lr = peak_lr(config, global_batch_size)
     if config.name == "sgd":
@@ -88,11 +91,11 @@ def build_optimizer(
 def lr_ratio(
     step: int, total_steps: int, warmup_steps: int, schedule: str, final_ratio: float, decay_steps: int = 0
 ) -> float:
-    """Learning rate of a step as a share of the peak: linear warm-up from 0, then the schedule down to `final_ratio`.
+    """Learning rate of a step relative to the peak: linear warm-up from 0, then the schedule down to `final_ratio`.
 
     The cosine follows Loshchilov & Hutter 2017 (SGDR) without restarts. `wsd` (warm-up, stable, decay) stays at the
-    peak until the last `decay_steps` steps, then falls linearly (Zhai et al. 2022, who call that cooldown; Hu et al.
-    2024). The first step has a rate above 0.
+    peak until the last `decay_steps` steps, then decays linearly (Zhai et al. 2022, who call this cooldown; Hu et al.
+    2024). The rate of the first step is above 0.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)

@@ -1,4 +1,4 @@
-"""A probe on one rank: the features of each model on both data sets, and what every method makes of them."""
+"""A probe on one rank: the features of each model on both data sets, and the results of every method on them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from pipeline.train.progress import ProgressFile
 from pipeline.train.stall import StallWatch
 
 NAME = "probe.json"
-PARTS = "models"  # folder of the results of each model so far
-METHODS = "methods"  # what an error calls the section of their settings
+PARTS = "models"  # folder with the results of each model so far
+METHODS = "methods"  # name of their settings section in error messages
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -82,9 +82,9 @@ def probe_collective(job: ProbeJob, name: str, watch: StallWatch, progress: Prog
 
 
 def embedding(model: ProbedModel, job: ProbeJob, device: torch.device) -> tuple[Embed, Preprocess]:
-    """What makes features of normalised images, and how these are to be made.
+    """The function from normalised images to features, and the preprocessing for those images.
 
-    The baselines see images as the model beside which they stand does.
+    Baselines use the preprocessing of the model that they accompany.
     """
     if model.baseline == PIXELS:
         return lambda images: images.flatten(1), load_description(model.path).preprocess
@@ -123,7 +123,7 @@ def _features(
 
 
 def summary(job: ProbeJob, results: dict[str, Any]) -> dict[str, Any]:
-    """All that was measured, with what it was measured on."""
+    """All results, with the data that they were measured on."""
     manifests = {"train": (job.train, TRAIN), "test": (job.test, PROBED)}
     return {
         "data": {what: source.index.url for what, (source, _) in manifests.items()},

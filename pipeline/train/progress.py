@@ -1,4 +1,4 @@
-"""How far a job is, in a file that its driver looks at: what no ledger of steps tells."""
+"""A job's progress in a file that its driver polls, for work that the metrics ledger does not cover."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EVERY_S = 0.5
 
 
 class Reached(NamedTuple):
-    """What is being done, and how much of it: `done` of `total`; a total of 0 where nobody knows."""
+    """The current activity and its progress: `done` of `total`; a total of 0 means unknown."""
 
     words: str
     done: int = 0
@@ -25,22 +25,22 @@ class ProgressFile:
     """Written by one rank, at most twice a second."""
 
     def __init__(self, folder: Path | None) -> None:
-        """Without a folder nothing is written: what the other ranks have."""
+        """Without a folder, as on the other ranks, nothing is written."""
         self._folder, self._reached, self._written = folder, Reached(""), float("-inf")
 
     def begin(self, words: str, total: int = 0) -> None:
-        """Something else is done from now on."""
+        """Start a new activity."""
         self._reached = Reached(words, 0, total)
         self._write()
 
     def advance(self) -> None:
-        """One more of the total."""
+        """Count one more of the total as done."""
         self._reached = self._reached._replace(done=self._reached.done + 1)
         if time.monotonic() - self._written >= EVERY_S:
             self._write()
 
     def beating(self, beat: Callable[[], None]) -> Callable[[], None]:
-        """`beat`, as one more of the total."""
+        """A function that calls `beat` and `advance`."""
 
         def both() -> None:
             beat()
@@ -58,7 +58,7 @@ class ProgressFile:
 
 
 def read_progress(folder: Path) -> Reached | None:
-    """What the file says; None where there is none yet."""
+    """The contents of the file; None if there is no readable file yet."""
     try:
         return Reached(*json.loads((folder / NAME).read_text()))
     except (OSError, ValueError, TypeError):

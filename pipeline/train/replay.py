@@ -1,4 +1,4 @@
-"""One batch of a run again, with every check on: to find what makes its loss or its gradients infinite."""
+"""Replaying one batch of a run with every check enabled, to find what makes its loss or gradients infinite."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from pipeline.train.stall import StallWatch
 from pipeline.train.state import TEACHER
 
 NAME = "replay.json"
-MOST_SAMPLES = 16  # named in the result, the highest losses first
+MOST_SAMPLES = 16  # listed in the result, highest losses first
 
 
 @dataclass(frozen=True)
 class ReplayJob:
-    """The slots `first` to `stop` of a training job, under the weights of the checkpoint that it would resume from."""
+    """The slots `first` to `stop` of a training job, with the weights of the checkpoint that it would resume from."""
 
     train: TrainJob
     first: int
@@ -46,7 +46,7 @@ class ReplayJob:
 
 
 class FirstNotFinite:
-    """The name of the first module whose output is not finite, until it is closed."""
+    """Records the name of the first module whose output is not finite, until it is closed."""
 
     def __init__(self, model: nn.Module) -> None:
         self.name: str | None = None
@@ -63,7 +63,7 @@ class FirstNotFinite:
 
 
 def replay_worker(job: ReplayJob, context: RankContext) -> None:
-    """Forward and backward of one batch on this one rank; leaves `replay.json` in the stage's folder."""
+    """Run forward and backward for one batch on a single rank; writes `replay.json` to the stage's folder."""
     train = job.train
     task = load_task(train, context.watch)
     with loader(job) as batches, context.watch.following(batches.bytes_read):
@@ -74,7 +74,7 @@ def replay_worker(job: ReplayJob, context: RankContext) -> None:
 
 
 def load_task(job: TrainJob, watch: StallWatch) -> TaskModule:
-    """The task with the weights that it trains with, not their average, and its teacher, as the checkpoint has them."""
+    """The task with the checkpoint's training weights, not their average, and with its teacher."""
     device, dtype = select_device(), precision_dtype(job.stage.engine.precision)
     model, of_teacher = MiniViT.from_spec(job.spec), None
     if job.resume_from:
@@ -88,12 +88,12 @@ def load_task(job: TrainJob, watch: StallWatch) -> TaskModule:
     model.train().to(device=device, dtype=dtype)
     task = task_of(job.stage.task).module(model, job.classes, job.preprocess)
     if task.follower and of_teacher:
-        task.follower.model.load_state_dict(of_teacher, strict=False)  # the rest is the model's
+        task.follower.model.load_state_dict(of_teacher, strict=False)  # the rest equals the model's
     return task
 
 
 def loader(job: ReplayJob) -> TrainLoader:
-    """The whole batch, as this one rank's share."""
+    """A loader that gives the whole batch to this one rank."""
     train = job.train
     return TrainLoader(
         train.train,
@@ -111,9 +111,9 @@ def loader(job: ReplayJob) -> TrainLoader:
 
 
 def examine(task: TaskModule, job: TrainJob, batch: Batch, beat: Callable[[], None]) -> dict[str, Any]:
-    """What a batch does to a model: the loss of each sample, and where the first infinity or NaN comes up.
+    """A batch's effect on a model: the loss of each sample, and where the first infinity or NaN appears.
 
-    Gradients are those of the loss of the batch, before clipping.
+    Gradients are those of the loss of the whole batch, before clipping.
     """
     anomalies: list[str] = []
     hook = FirstNotFinite(task.model)
@@ -123,7 +123,7 @@ def examine(task: TaskModule, job: TrainJob, batch: Batch, beat: Callable[[], No
     forward = partial(outputs_of, task, task, key_seed=derive_seed(job.seed, DROP_PATH), patch=patch)
     samples = [to_device(one, device) for one in split(batch, len(batch.slots))]
     coupling = coupling_of(task, forward, samples, derive_seed(job.seed, COUPLED, batch.step))
-    terms = []  # of the loss of one sample after the other, on the CPU
+    terms = []  # loss terms of each sample, on the CPU
     for row, one in enumerate(samples):
         terms.append(loss_and_backward(forward, one, row, normalisers.to(device), coupling, anomalies))
         beat()
@@ -145,7 +145,7 @@ def examine(task: TaskModule, job: TrainJob, batch: Batch, beat: Callable[[], No
 
 
 def own_normalisers(task: TaskModule, batch: Batch) -> Tensor:
-    """[B, T]: what the terms of each sample's loss would be divided by, were it alone."""
+    """[B, T]: the normalisers of each sample's loss terms if it were alone in the batch."""
     return torch.stack([task.normalisers(one) for one in split(batch, len(batch.slots))]).clamp(min=1).float()
 
 
@@ -153,7 +153,7 @@ def own_normalisers(task: TaskModule, batch: Batch) -> Tensor:
 def coupling_of(
     task: TaskModule, forward: Callable[[Batch], Outputs], samples: Sequence[Batch], seed: int
 ) -> Coupling | None:
-    """Of a task that couples samples."""
+    """The coupling of the samples; None if the task does not couple them."""
     if not task.coupled:
         return None
     outputs, weights = [forward(one) for one in samples], torch.cat([one.weights for one in samples])
@@ -169,7 +169,7 @@ def loss_and_backward(
     coupling: Coupling | None,
     anomalies: list[str],
 ) -> Tensor:
-    """Terms of a sample's own loss [T], on the CPU; what anomaly detection says is added to `anomalies`."""
+    """Terms of a sample's own loss [T], on the CPU; adds the messages of anomaly detection to `anomalies`."""
 
     def once() -> Tensor:
         outputs = forward(sample)
@@ -182,11 +182,11 @@ def loss_and_backward(
             return once()
     except RuntimeError as error:
         anomalies.append(str(error))
-        return once()  # to the end: which gradients are concerned
+        return once()  # without detection it runs to the end and shows which gradients are affected
 
 
 def describe(batch: Batch, row: int, loss: float) -> dict[str, Any]:
-    """One sample of a batch, for a person."""
+    """A human-readable description of one sample of a batch."""
     pixels = next(iter(batch.views.values()))[row]
     numbers = {name: tensor for name, tensor in batch.targets.items() if tensor.shape == batch.weights.shape}
     return {

@@ -1,5 +1,5 @@
-"""Saving behind the training loop: the loop waits for a copy of the state at most, and for that only when it is about
-to change the state. Copying, hashing, writing and committing happen in a thread, one checkpoint at a time.
+"""Saving in the background of the training loop: the loop waits at most for a copy of the state, and only when it is
+about to change the state. A thread copies, hashes, writes and commits, one checkpoint at a time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LONGEST_SAVE = datetime.timedelta(hours=24)
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run stands when it is saved."""
+    """The position of a run when it is saved."""
 
     step: int
     metrics: dict[str, float]  # of exactly this state
@@ -43,18 +43,18 @@ class Moment:
 
 
 class Saver:
-    """Commits the states of one run. Created, and asked to begin and to finish, by every rank alike.
+    """Commits the states of one run. Every rank must create it and call `begin_collective` and `finish` alike.
 
-    A failed save surfaces as `CheckpointError` on every rank, at the next `check`, `begin_collective` or `finish`; the
-    checkpoints committed before stay as they are. `beat` is called as a sign of life while the loop waits
-    for one that advances.
+    A failed save raises `CheckpointError` on every rank at the next `check`, `begin_collective` or `finish`; earlier
+    checkpoints are unaffected. While the loop waits for a save, `beat` is called as a sign of life whenever the save
+    makes progress.
     """
 
     def __init__(self, state: TrainState, job: TrainJob, beat: Callable[[], None]) -> None:
         self._state, self._job, self._beat = state, job, beat
         self._storage = open_storage(job.checkpoints)
         self._retention = Retention(job.stage.checkpoint.keep_last, job.keep_steps, job.stage.best_by)
-        # A group of its own: the loop goes on with collectives while the thread gathers what the ranks have written.
+        # Its own group, as the loop runs other collectives while the thread gathers the records of written files.
         self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_SAVE)
         self._copies = copies_of(state.engine.device)
         self._staging: dict[str, Tensor] = {}
@@ -66,10 +66,10 @@ class Saver:
         self._stall_s = 0.0
 
     def begin_collective(self, step: int, metrics: Mapping[str, float], window: Window) -> None:
-        """Begin to commit the state as it is now, after `step` steps. Waits if the checkpoint before is not done.
+        """Begin to commit the current state, after `step` steps. Waits until the previous checkpoint is done.
 
-        `metrics` are those of a validation of exactly this state, empty if there was none; `window` is this rank's of
-        the steps since the last report.
+        `metrics` come from a validation of exactly this state and are empty if there was none; `window` is this rank's
+        window of the steps since the last report.
         """
         self.finish()
         layout, tensors = self._state.parts()
@@ -83,29 +83,29 @@ class Saver:
         self._thread.start()
 
     def wait_copied(self) -> None:
-        """Return once the state may change."""
+        """Wait until the state may change."""
         if not self._copied.is_set():
             began = time.perf_counter()
             self._copied.wait()
             self._stall_s += time.perf_counter() - began
 
     def take_stall_s(self) -> float:
-        """Seconds that the training loop has waited for saves since this was last asked."""
+        """Seconds that the training loop has waited for saves since the last call."""
         stall_s, self._stall_s = self._stall_s, 0.0
         return stall_s
 
     def check(self) -> None:
-        """Raise what made a save fail."""
+        """Raise the error of a failed save, if any."""
         if self._failure is not None:
             raise self._failure
 
     @property
     def is_done(self) -> bool:
-        """Whether this rank has no save under way."""
+        """Whether this rank has no save in progress."""
         return self._thread is None or not self._thread.is_alive()
 
     def finish(self) -> None:
-        """Wait until the checkpoint under way, if there is one, is committed."""
+        """Wait until the checkpoint in progress, if any, is committed."""
         if self._thread is not None:
             began, seen = time.perf_counter(), -1
             while self._thread.is_alive():
@@ -133,11 +133,11 @@ class Saver:
                 self._copied.set()
             self._commit_collective(moment, layout, tensors)
             logger.info("committed step %d in %.1f s", moment.step, time.perf_counter() - began)
-        except Exception as error:  # every one must reach the loop
+        except Exception as error:  # every error must reach the loop
             self._failure = error
 
     def _copy(self, tensors: Mapping[str, Tensor], ready: Any) -> dict[str, Tensor]:
-        """The tensors in host memory that is kept from save to save."""
+        """Copies of the tensors in host memory that is reused across saves."""
         if self._staging.keys() != tensors.keys():
             self._staging = {name: self._copies.host_memory(tensor) for name, tensor in tensors.items()}
         self._copies.to_host(tensors, self._staging, after=ready)
@@ -146,9 +146,9 @@ class Saver:
     def _commit_collective(
         self, moment: Moment, layout: Sequence[Sequence[Span]], tensors: Mapping[str, Tensor]
     ) -> None:
-        """Write this rank's file; once all ranks have theirs, rank 0 commits. All ranks learn what failed on any."""
+        """Write this rank's file; once all ranks have written, rank 0 commits. All ranks raise if any failed."""
         folder, rank, world_size = step_folder(moment.step), dist.get_rank(), dist.get_world_size()
-        name = f"rank-{rank:05d}-of-{world_size:05d}.{self._job.attempt}{SUFFIX}"  # no other attempt's
+        name = f"rank-{rank:05d}-of-{world_size:05d}.{self._job.attempt}{SUFFIX}"  # unique to this attempt
         mine = self._told(lambda: self._write(f"{folder}/{name}", layout, tensors))
         gathered = [(mine, moment.window.sums)] * world_size
         dist.all_gather_object(gathered, gathered[0], group=self._group)
@@ -164,12 +164,12 @@ class Saver:
             raise outcome[0]
 
     def _told(self, write: Callable[[], Result]) -> Result | CheckpointError:
-        """What `write` gives, or the sentence for what kept it from it."""
+        """The result of `write`, or the error that made it fail."""
         try:
             return write()
         except CheckpointError as error:
             return error
-        except Exception as error:  # each store has errors of its own
+        except Exception as error:  # each store has its own error types
             logger.exception("a checkpoint could not be written")
             reason = str(error) or type(error).__name__
             return unwritable(self._storage, error) or CheckpointError(
@@ -187,7 +187,7 @@ class Saver:
         self._progress += size
 
     def _commit(self, folder: str, moment: Moment, files: list[FileRecord], sums: list[list[float]]) -> None:
-        """Rank 0's part, once every file is durable."""
+        """Rank 0's part of a commit, once every file is durable."""
         job = self._job
         require_current_attempt(job)
         manifest = Manifest(
@@ -211,6 +211,6 @@ class Saver:
 
 
 def require_current_attempt(job: TrainJob) -> None:
-    """Raise `CheckpointError` if another driver has started this stage again since."""
+    """Raise `CheckpointError` if another driver has since restarted this stage."""
     if (job.folder / ATTEMPT).read_text() != job.attempt:
         raise CheckpointError(f"{job.folder}: a newer attempt has taken over this stage; this one ends")

@@ -1,4 +1,4 @@
-"""What a step works on, as pure functions of the step, so that all ranks and all restarts agree."""
+"""Per-step settings as pure functions of the step, so that all ranks and restarts agree."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.train.seeds import PATCH, derive_seed
 
 
 def step_shapes(stage: TrainStage, spec: ViTSpec) -> list[tuple[Pair, Pair]]:
-    """(Image size, patch), each (height, width) in pixels, that the steps of a stage may have.
+    """All (image size, patch) pairs, each (height, width) in pixels, that steps of a stage may use.
 
-    The model's own, which evaluation uses, come first. Sizes given as one number are heights; widths keep the model's
-    proportion.
+    The model's own pair, which evaluation uses, comes first. Sizes given as one number are heights; widths keep the
+    model's aspect ratio.
     """
     sizes = [_in_proportion(size, spec.image_size) for size in stage.resolution.sizes] or [spec.image_size]
     patches = [_in_proportion(size, spec.patch) for size in stage.resolution.patch_sizes] or [spec.patch]
@@ -27,7 +27,7 @@ def step_shapes(stage: TrainStage, spec: ViTSpec) -> list[tuple[Pair, Pair]]:
 def patch_at(step: int, base_patch: Pair, resolution: ResolutionConfig, seed: int) -> Pair:
     """Patch of a step, (height, width) in pixels: one of `patch_sizes`, drawn from (seed, step), or the model's own.
 
-    A patch size is the height; the width keeps the proportion of `base_patch`.
+    A patch size is a height; the width keeps the aspect ratio of `base_patch`.
     """
     if not resolution.patch_sizes:
         return base_patch
@@ -48,10 +48,10 @@ def micro_batches_at(
     micro_batch_size: int | None,
     views: Mapping[str, ViewGroup] = IMAGE,
 ) -> int:
-    """Backward passes of a step on images of `size` px: enough for the fullest rank, more where there are more tokens.
+    """Backward passes of a step on images of `size` px: enough for the fullest rank, and more for more tokens.
 
-    `micro_batch_size` counts images of the model's own grid: of samples of several views, which have more patches
-    together, there are fewer in a micro-batch. None is all of a rank's `rank_samples` at once.
+    `micro_batch_size` counts images with the model's own grid: a micro-batch holds fewer samples if they have multiple
+    views, and thus more patches in total. None means all `rank_samples` of a rank at once.
     """
     if micro_batch_size is None:
         return 1

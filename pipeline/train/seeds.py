@@ -1,4 +1,4 @@
-"""Seeds for what is drawn in training, each from a key of its own."""
+"""Seeds for the random draws in training, each from its own key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-# Each stands for the step in a key, so that no step shares its seed. The stream's draws have keys of another kind.
+# Each takes the place of the step in a key, so no step shares its seed. The stream's draws use a different kind of key.
 INITIAL_WEIGHTS, DROP_PATH, PATCH, COUPLED = (2**63 + purpose for purpose in range(4))
 
 

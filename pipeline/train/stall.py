@@ -1,4 +1,4 @@
-"""A job without progress: each rank's stacks go to its log, and it ends, so that the job can start again."""
+"""Detection of a job without progress: each rank logs its stacks and exits, so that the job can restart."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
-SHARE = 0.1  # of the time-out: how exactly it is kept, and how often ranks exchange signs
+SHARE = 0.1  # of the timeout: the precision at which it is kept, and how often ranks exchange signs of life
 SIGNS = "signs of life"
-# Of collectives: the watch notices a stall long before, knows a rank that waits from one that hangs, and leaves stacks.
+# Timeout of collectives: the watch detects a stall long before, tells waiting ranks from hung ones, and logs stacks.
 GROUP_TIMEOUT = timedelta(days=1)
 
 
 class Store(Protocol):
-    """What ranks share: `torch.distributed.Store`."""
+    """A store shared by the ranks: `torch.distributed.Store`."""
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a number that all ranks see; returns it."""
+        """Add to a number that all ranks share; returns the sum."""
 
 
 class StallWatch:
     """Ends this process when no rank has given a sign of life for `timeout_s` (give or take a fifth).
 
-    A sign of life is a call of `beat`, growth of a number that is followed, or, once signs are shared, one of another
-    rank: while one of them loads or assembles the finished model, the others wait for it, however long it takes.
+    A sign of life is a call of `beat`, growth of a followed number, or, once signs are shared, a sign of another rank:
+    while one rank loads or assembles the finished model, the others wait for it, however long it takes.
 
-    It stands outside the interpreter (`faulthandler`), so it also sees a rank that hangs in a collective, in a read, or
-    with the interpreter's lock in its hands.
+    It runs outside the interpreter (`faulthandler`), so it also catches a rank that hangs in a collective, in a read,
+    or while holding the interpreter lock.
     """
 
     def __init__(self, timeout_s: float, log: Path) -> None:
@@ -47,19 +47,19 @@ class StallWatch:
         threading.Thread(target=self._look_around, name="stall", daemon=True).start()
 
     def beat(self) -> None:
-        """A sign of life."""
+        """Give a sign of life."""
         self._beats += 1
         if time.monotonic() - self._armed >= self._timeout_s * SHARE:
             self._arm()
 
     def progress(self, size: int) -> None:
-        """`size` more bytes are done: a sign of life."""
+        """Give a sign of life if `size`, the number of bytes processed, is positive."""
         if size:
             self.beat()
 
     @contextmanager
     def following(self, number: Callable[[], int]) -> Iterator[None]:
-        """Within this context a number that grows, of bytes read for instance, is a sign of life."""
+        """Within this context, growth of this number, such as of bytes read, is a sign of life."""
         self._followed.append(number)
         try:
             yield
@@ -67,7 +67,7 @@ class StallWatch:
             self._followed.remove(number)
 
     def share(self, store: Store) -> None:
-        """Share signs of life with all ranks that share this store, which must be this watch's alone: it blocks."""
+        """Share signs of life with all ranks through this store, which nothing else may use, as calls block."""
         self._store = store
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class StallWatch:
             seen, mine = mine, self._beats + sum(number() for number in list(self._followed))
             alive = mine != seen
             if self._store is not None:
-                with contextlib.suppress(RuntimeError):  # rank 0, which holds it, is gone: this rank is on its own
+                with contextlib.suppress(RuntimeError):  # rank 0, which hosts the store, is gone
                     before, of_all = of_all, self._store.add(SIGNS, int(alive))
                     alive = alive or of_all != before
             if alive:

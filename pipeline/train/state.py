@@ -1,4 +1,4 @@
-"""All that a run must keep of one rank, as tensors with a layout: what a checkpoint holds."""
+"""The state of one rank that a checkpoint holds, as tensors with a layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EMA, TEACHER = "ema", "teacher"
 
 
 class Other(NamedTuple):
-    """A flat tensor that no optimiser updates, with its layout; whether every rank has it alike."""
+    """A flat tensor that no optimiser updates, with its layout, and whether it is replicated on every rank."""
 
     value: Tensor
     spans: list[Span]
@@ -28,9 +28,9 @@ class Other(NamedTuple):
 
 
 class TrainState:
-    """Master weights, optimiser state, average and teacher of this rank, with what the model has besides.
+    """This rank's master weights, optimiser state, average and teacher, with the model's frozen parameters and buffers.
 
-    Schedules, generators and the place in the data are functions of the step, so the manifest's numbers hold them.
+    Schedules, generators and the position in the data are functions of the step, so the manifest covers them.
     """
 
     def __init__(self, engine: Engine, ema: ShardedEMA | None, teacher: MovingTeacher | None = None) -> None:
@@ -40,7 +40,7 @@ class TrainState:
         self._others = list(self._find_others(engine.model))
 
     def _find_others(self, module: nn.Module) -> Iterator[Other]:
-        """What the optimiser does not hold: frozen parameters, which ZeRO-3 slices too, and buffers."""
+        """Tensors that the optimiser does not hold: buffers and frozen parameters, which ZeRO-3 also slices."""
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad and hasattr(parameter, "ds_tensor"):
                 yield Other(parameter.ds_tensor.data, slice_span(name, parameter, self.rank, 0), replicated=False)
@@ -50,7 +50,7 @@ class TrainState:
             yield Other(buffer.view(-1), [Span(name, 0, 0, buffer.numel())], replicated=True)
 
     def parts(self) -> tuple[list[list[Span]], dict[str, Tensor]]:
-        """Layout and live tensors of what this rank writes; what all ranks have alike is shared out among them."""
+        """Layout and live tensors that this rank writes; writing replicated tensors is divided among the ranks."""
         layout: list[list[Span]] = []
         tensors: dict[str, Tensor] = {}
         for number, flat in enumerate(self.engine.flats):
@@ -73,7 +73,7 @@ class TrainState:
 
     @torch.no_grad()
     def load_collective(self, reader: StateReader) -> None:
-        """Take everything from a checkpoint, however many ranks wrote it under whatever ZeRO stage."""
+        """Load everything from a checkpoint written by any number of ranks under any ZeRO stage."""
         for number, flat in enumerate(self.engine.flats):
             self._load_optimizer(flat, reader)
             tensors = {key: value for key, value in self._of_flat(number, flat).items() if value.dim()}
@@ -89,7 +89,7 @@ class TrainState:
             self.teacher.refresh_collective()
 
     def _load_optimizer(self, flat: Flat, reader: StateReader) -> None:
-        """Make room for the state that torch's optimisers only make in their first step, and set its scalars."""
+        """Allocate the state that torch's optimisers only create in their first step, and set its scalars."""
         for key in reader.keys - {WEIGHTS, EMA, TEACHER}:
             flat.state[key] = torch.zeros_like(flat.key, requires_grad=False)
         for key, value in reader.scalars.items():

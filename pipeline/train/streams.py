@@ -1,10 +1,10 @@
-"""Copies between a device and the host that run beside the computation.
+"""Copies between a device and the host that overlap with computation.
 
-On a GPU they have a stream of their own and go through page-locked memory. Three rules that torch does not check:
+On a GPU they use their own stream and page-locked memory. Three rules that torch does not check:
 
-- A new thread stands on GPU 0 whatever its process uses: it must `enter_thread` before it touches the device.
-- A copy that does not block is done when its stream says so, and another stream must wait for its event.
-- Memory that one stream allocated and another reads is handed out again too early unless it is recorded there.
+- A new thread uses GPU 0, whatever its process uses: it must call `enter_thread` before it touches the device.
+- A non-blocking copy is done only when its stream is, and other streams must wait for its event.
+- Memory that one stream allocated and another reads is reused too early unless it is recorded on the reading stream.
 
 On a CPU the same calls are plain copies.
 """
@@ -21,29 +21,29 @@ Tensors = Mapping[str, Tensor]
 
 
 class Copies(Protocol):
-    """What the saver and the feed ask for. A `moment` is opaque: the work given to the device up to then."""
+    """Copies for the saver and the feed. A `moment` is opaque: it stands for the work queued on the device so far."""
 
     def enter_thread(self) -> None:
-        """Stand on the device; the first thing that a thread which touches it does."""
+        """Select the device in this thread; each thread must call it before it touches the device."""
 
     def moment(self) -> Any:
-        """The work that this thread has given to the device so far."""
+        """A marker for the work that this thread has queued on the device so far."""
 
     def host_memory(self, like: Tensor) -> Tensor:
-        """Uninitialised memory of the host that the device can copy to at full speed."""
+        """Uninitialised host memory that the device can copy to at full speed."""
 
     def to_host(self, sources: Tensors, targets: Tensors, after: Any) -> None:
-        """Copy tensors as they are at a moment into host memory; returns when all bytes are there."""
+        """Copy tensors, as of a moment, into host memory; returns when the copy is complete."""
 
     def to_device(self, tensors: Tensors) -> tuple[dict[str, Tensor], Any]:
         """Begin to copy tensors to the device; also returns the moment to `receive` them after."""
 
     def receive(self, tensors: Tensors, after: Any) -> None:
-        """Let what this thread computes from now on use tensors that `to_device` gave."""
+        """Let subsequent computation of this thread use tensors from `to_device`."""
 
 
 class CpuCopies:
-    """Within the host's memory."""
+    """Copies within host memory."""
 
     def enter_thread(self) -> None:
         pass
@@ -66,7 +66,7 @@ class CpuCopies:
 
 
 class CudaCopies:
-    """To and from one GPU."""
+    """Copies to and from one GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -82,7 +82,7 @@ class CudaCopies:
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
     def to_host(self, sources: Tensors, targets: Tensors, after: torch.cuda.Event) -> None:
-        with torch.cuda.stream(self._stream):  # gives None
+        with torch.cuda.stream(self._stream):
             self._stream.wait_event(after)
             for name, source in sources.items():
                 targets[name].copy_(source, non_blocking=True)
@@ -92,7 +92,7 @@ class CudaCopies:
         moved = {}
         with torch.cuda.stream(self._stream):
             for name, tensor in tensors.items():
-                locked = self.host_memory(tensor).copy_(tensor)  # torch keeps it until the copy from it is done
+                locked = self.host_memory(tensor).copy_(tensor)  # torch keeps it until the copy is done
                 moved[name] = locked.to(self._device, non_blocking=True)
         return moved, self._stream.record_event()
 
@@ -104,5 +104,5 @@ class CudaCopies:
 
 
 def copies_of(device: torch.device) -> Copies:
-    """How to copy to and from a device."""
+    """The copies for a device."""
     return CudaCopies(device) if device.type == "cuda" else CpuCopies()

@@ -1,4 +1,4 @@
-"""A teacher that follows the model it teaches: the moving average of its weights (Tarvainen & Valpola 2017)."""
+"""A teacher that is the moving average of the weights of its student (Tarvainen & Valpola 2017)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.train.engine import Engine
 
 
 class MovingTeacher:
-    """The fp32 average of each flat of master weights, shared out as `ShardedEMA`'s, and the teacher made of them.
+    """The fp32 average of each flat of master weights, partitioned like `ShardedEMA`, and the teacher built from them.
 
-    The teacher is whole on every rank, in the type that the model computes in. The weight of the past rises from the
-    task's `momentum` to 1 over `total_steps` steps along a cosine (BYOL, Grill et al. 2020). Every rank creates,
-    updates and refreshes it alike.
+    The teacher is whole on every rank, in the model's compute dtype. The weight of the old average rises from the
+    task's `momentum` to 1 over `total_steps` steps along a cosine (BYOL, Grill et al. 2020). Every rank must create,
+    update and refresh it alike.
     """
 
     def __init__(self, engine: Engine, task: TaskModule, total_steps: int) -> None:
@@ -31,7 +31,7 @@ class MovingTeacher:
         self.refresh_collective()
 
     def _gather_spans(self) -> list[list[list[Span]]]:
-        """Of each flat what it holds on each rank; without ZeRO all ranks hold the same."""
+        """The spans of each flat on each rank; without ZeRO only once, as all ranks hold the same."""
         mine = [flat.spans for flat in self._engine.flats]
         if self._engine.zero_stage == 0:
             return [[spans] for spans in mine]
@@ -40,13 +40,13 @@ class MovingTeacher:
         return [list(spans) for spans in zip(*every, strict=True)]
 
     def momentum_at(self, step: int) -> float:
-        """The weight of the past in the update after step number `step` (from 1)."""
+        """The weight of the old average in the update after step number `step` (from 1)."""
         progress = min((step - 1) / max(self._total_steps - 1, 1), 1.0)
         return 1 - (1 - self._momentum) * 0.5 * (1 + math.cos(math.pi * progress))
 
     @torch.no_grad()
     def update_collective(self, step: int) -> None:
-        """Move the averages towards the weights after optimiser step number `step`, and the teacher with them."""
+        """Move the averages towards the weights after optimiser step number `step`, and update the teacher."""
         torch._foreach_lerp_(self.averages, self._live, 1 - self.momentum_at(step))
         self.refresh_collective()
 
@@ -64,10 +64,10 @@ class MovingTeacher:
                     weights[span.parameter][span.start : span.start + span.numel].copy_(part)
 
     def _of_all_ranks(self, flat: Tensor) -> Tensor:
-        """[ranks, n] of flats [n], which are of one size under ZeRO; without it there is one for all."""
+        """Flats [n] of all ranks as [ranks, n]; under ZeRO all have the same size. Without ZeRO [1, n]."""
         if self._engine.zero_stage == 0:
             return flat[None]
-        raw = flat.view(torch.uint8)  # back ends gather bytes of any type
+        raw = flat.view(torch.uint8)  # backends can gather bytes for any dtype
         gathered = raw.new_empty(dist.get_world_size() * len(raw))
         dist.all_gather(list(gathered.chunk(dist.get_world_size())), raw)
         return gathered.view(flat.dtype).view(dist.get_world_size(), -1)

@@ -1,4 +1,4 @@
-"""A training stage on one rank, from its first byte to the finished model."""
+"""A training stage on one rank, from set-up to the finished model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from pipeline.train.teacher import MovingTeacher
 
 
 class TrainWorker:
-    """Set-up, steps and what happens between them, for one rank. `step` counts the completed ones."""
+    """Set-up, steps and the work between steps for one rank. `step` counts completed steps."""
 
     def __init__(self, job: TrainJob, context: RankContext) -> None:
         self.job, stage = job, job.stage
@@ -72,7 +72,7 @@ class TrainWorker:
         self.state = TrainState(self.engine, self.ema, self.teacher)
         self.meter = Meter.on(self.engine.device, task)
         self.step, self.skipped_in_a_row = 0, 0
-        self.val_metrics: dict[str, float] = {}  # of the current weights; empty while they are not validated
+        self.val_metrics: dict[str, float] = {}  # of the current weights; empty until they are validated
         self.measured = dict(job.measured)
         self.mixture = build_mixture(job.train, stage.data, job.seed) if len(job.train) > 1 else None
         if job.resume_from:
@@ -109,13 +109,13 @@ class TrainWorker:
         self.meter.resume(manifest.window)
 
     def run_collective(self) -> None:
-        """Train to the end, evaluating and committing on the way; leave the finished model in `model/`."""
+        """Train to the end, evaluating and committing along the way; saves the finished model in `model/`."""
         if self.step == 0 and self.job.init:
             self._evaluate_collective()
         with self.batches() as batches:
             self.advance_collective(batches, self.job.total_steps)
         self.saver.finish()
-        dist.barrier()  # the loaders of all ranks are closed: what they have met is complete
+        dist.barrier()  # the loaders of all ranks are closed, so the list of bad samples is complete
         self._log_bad_samples()
         self._finish_collective()
 
@@ -154,7 +154,7 @@ class TrainWorker:
             raise leave
 
     def _is_best(self) -> bool:
-        """Whether these weights were validated, and are better by `keep_best` than all that were committed."""
+        """Whether these weights were validated and beat all committed ones by the `keep_best` metric."""
         best_by = self.job.stage.best_by
         if best_by is None or not self.val_metrics:
             return False
@@ -180,7 +180,7 @@ class TrainWorker:
 
     @property
     def _slots(self) -> int:
-        """Samples consumed, which is the position in the data."""
+        """Samples consumed, which equals the position in the data."""
         return self.step * self.job.stage.global_batch_size
 
     def _lr_ratio(self, step: int) -> float:
@@ -193,13 +193,13 @@ class TrainWorker:
         return patch_at(step, self.job.spec.backbone.patch, self.job.stage.resolution, self.job.seed)
 
     def _micro_batches(self, step: int) -> int:
-        """Backward passes of a step, on every rank: enough for the largest share."""
+        """Number of backward passes of a step on every rank: enough for the largest share."""
         stage, size, patch = self.job.stage, self.size_at(step), self._patch_at(step)
         views, backbone = stage.task.view_groups(), self.job.spec.backbone
         return micro_batches_at(size, patch, backbone, self.largest_share, stage.micro_batch_size, views)
 
     def _count_skipped_collective(self, applied: bool) -> None:
-        """Stop, with all of the state committed, where step after step is skipped."""
+        """Commit the full state and raise TrainingError if too many steps in a row were skipped."""
         self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
         if self.skipped_in_a_row <= self.job.stage.max_skipped_steps:
             return
@@ -213,7 +213,7 @@ class TrainWorker:
         )
 
     def loader(self) -> TrainLoader:
-        """This rank's batches, from where the run stands."""
+        """This rank's batches from the current position on."""
         job = self.job
         return TrainLoader(
             job.train,
@@ -232,7 +232,7 @@ class TrainWorker:
 
     @contextmanager
     def batches(self) -> Iterator[Iterator[Batch]]:
-        """What the loader makes, on this rank's device."""
+        """The loader's batches on this rank's device."""
         with (
             self.loader() as loader,
             self.watch.following(loader.bytes_read),
@@ -241,7 +241,7 @@ class TrainWorker:
             yield batches
 
     def _samples_by_dataset(self) -> dict[str, float]:
-        """How many samples of each data set of a mixture the run has consumed."""
+        """The number of samples of each data set of a mixture that the run has consumed."""
         if self.mixture is None:
             return {}
         counts = self.mixture.counts(self._slots)
@@ -252,7 +252,7 @@ class TrainWorker:
             self.ledger.append(self.step, self._slots, metrics)
 
     def _evaluate_collective(self) -> None:
-        """Metrics of the current weights (their average or teacher, if there is one) on data held out for that."""
+        """Compute and log metrics of the current weights (or their average or teacher) on held-out data."""
         if self.job.val is None and self.job.knn is None:
             return
         kept = self.ema or self.teacher
@@ -270,7 +270,7 @@ class TrainWorker:
             return evaluate_collective(self.engine.module, loader, self.watch.beat, collectors)
 
     def _knn_collective(self, knn: KnnJob) -> dict[str, float]:
-        """What the features of the weights that the engine computes with tell of the classes of labelled data."""
+        """Compute kNN metrics on labelled data with features from the engine's current weights."""
         stage = self.job.stage
         return knn_collective(
             self.engine.module,
@@ -283,14 +283,14 @@ class TrainWorker:
         )
 
     def _log_bad_samples(self) -> None:
-        """Log the final count, unless the last validation, or a driver killed since, has logged the same."""
+        """Log the final count, unless the last validation or a driver that was killed since logged the same."""
         if self.ledger:
             final = {"step": self.step, **self._bad_samples()}
             if not any(row.items() >= final.items() for row in read_metrics(self.job.folder)):
                 self._log(self._bad_samples())
 
     def _bad_samples(self) -> dict[str, float]:
-        """How many bad training samples all ranks have met since the stage began."""
+        """The number of bad training samples that all ranks have found since the stage began."""
         if self.rank > 0:
             return {}
         return {"data/bad_samples": float(len(bad_samples.read_manifest(self.job.folder / bad_samples.TRAIN)))}
@@ -311,7 +311,7 @@ class TrainWorker:
         )
 
     def _commit_collective(self) -> None:
-        """Begin to commit the state as it is."""
+        """Begin to commit the current state."""
         if self.ledger:
             self.ledger.sync()
         self.saver.begin_collective(self.step, self.val_metrics, self.meter.window())
@@ -319,7 +319,7 @@ class TrainWorker:
         self.control.saved()
 
     def _finish_collective(self) -> None:
-        """Write the finished model out of its last checkpoint."""
+        """Write the finished model from its last checkpoint."""
         job = self.job
         if self.rank == 0:
             require_current_attempt(job)
@@ -339,7 +339,7 @@ class TrainWorker:
         dist.barrier()
 
     def _frozen(self) -> dict[str, Tensor]:
-        """What was not trained, to the digits that it was given in: checkpoints have it as the engine computes."""
+        """Frozen parameters in their original precision: checkpoints hold them in the engine's."""
         names = [name for name, parameter in self.engine.model.named_parameters() if not parameter.requires_grad]
         if not names or not self.job.init:
             return {}
@@ -347,7 +347,7 @@ class TrainWorker:
         return {name: given[name] for name in names}
 
     def close(self) -> None:
-        """Let go of its files."""
+        """Close its files."""
         if self.ledger:
             self.ledger.close()
 

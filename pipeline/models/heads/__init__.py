@@ -1,4 +1,4 @@
-"""Heads by kind: each is a package here whose name is the kind, found when a spec names it. Needs no torch."""
+"""Heads by kind: each kind is a package here, imported by name when a spec needs it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def head_kind(name: str) -> HeadKind:
-    """What is known of the heads of a kind; `ModelError` with the right names otherwise."""
+    """Returns the description of a kind of head. Raises `ModelError`, listing the valid names, for unknown kinds."""
     if name not in head_kinds():
         near = difflib.get_close_matches(name, head_kinds(), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -26,5 +26,5 @@ def head_kind(name: str) -> HeadKind:
 
 @cache
 def head_kinds() -> list[str]:
-    """The kinds that there are."""
+    """Names of all kinds."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)

@@ -1,4 +1,4 @@
-"""Heads that find boxes: candidates, each with a box and logits. Needs no torch."""
+"""Heads that detect boxes: candidates, each with a box and logits. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import ClassVar, Literal
 
 from pipeline.models.heads._layers import PatchKind
 
-COORDINATES = 4  # of a candidate, before its logits
+COORDINATES = 4  # per candidate, before its logits
 
 
 class BoxKind(PatchKind):
     """Their output is fp32 [B, candidates, 4 + logits].
 
-    Boxes are middle x, middle y, width and height in shares of the image. `matching` says what an object is learned by:
-    `one` candidate, with a last logit for those that are none and a softmax over all, or `many` close to it, with a
-    sigmoid for each class, of which prediction suppresses all but the best.
+    Boxes are centre x, centre y, width and height as shares of the image. `matching` is the number of candidates that
+    learn an object: `one`, with a last logit for no object and a softmax over all, or `many` close to it, with a
+    sigmoid per class, of which prediction suppresses all but the best.
     """
 
     output = "candidates"

@@ -1,4 +1,4 @@
-"""Which layers a head on patches reads, and the checks that such heads share. Needs no torch."""
+"""The layers that a head on patches reads, and the checks that such heads share. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from pipeline.models.spec import HeadSpec, ViTSpec
 
 LAYERS, CELLS = "layers", "cells"
-QUANTITIES = "quantities"  # option of a head whose outputs are no classes, but quantities such as depth
+QUANTITIES = "quantities"  # option of a head whose outputs are quantities such as depth, not classes
 
 
 class PatchKind(HeadKind):
     """Heads that give every patch its outputs, from the maps of one layer or of several.
 
-    The option `layers` numbers them from 0; default: `num_layers` evenly spaced ones with the last. `options` are the
-    further ones, each a whole number above 0. Rows of `row_tensors` are the outputs, which are classes unless the
-    option `quantities` says otherwise.
+    The option `layers` numbers them from 0; default: `num_layers` evenly spaced ones including the last. `options` are
+    further options, each a whole number above 0. Rows of `row_tensors` are the outputs, which are classes unless the
+    option `quantities` is set.
     """
 
     options: Collection[str] = ()
     row_tensors: ClassVar[tuple[str, ...]] = ("classes.weight", "classes.bias")
     num_layers: ClassVar[int] = 1
-    regresses: ClassVar[bool] = True  # whether outputs can be quantities; not where they are normalised over classes
+    regresses: ClassVar[bool] = True  # whether outputs can be quantities; not if they are normalised over classes
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if spec.outputs < 1:
@@ -51,20 +51,20 @@ class PatchKind(HeadKind):
 
 
 class CellKind(PatchKind):
-    """Such heads whose last module, `classes`, is linear and gives each patch the outputs of one or several cells."""
+    """Heads on patches whose last module, `classes`, is linear and outputs one or several cells per patch."""
 
     vectors = ("classes.bias",)
 
 
 def layers_read(spec: HeadSpec, backbone: ViTSpec, count: int = 1) -> tuple[int, ...]:
-    """Numbers of the layers whose maps the head reads; where none are named, `count` evenly spaced ones."""
+    """Numbers of the layers whose maps the head reads; by default `count` evenly spaced ones."""
     count = min(count, backbone.depth)
     spaced = [(place + 1) * backbone.depth // count - 1 for place in range(count)]
     return tuple(spec.options.get(LAYERS) or spaced)
 
 
 def check_layers(layers: tuple[int, ...], depth: int) -> None:
-    """Raise `ModelError` for layers that are not there or not in order, or if the last is missing."""
+    """Raise `ModelError` if layers do not exist or are not in ascending order, or if the last is missing."""
     missing = [number for number in layers if not 0 <= number < depth]
     if missing:
         raise ModelError(
@@ -80,12 +80,12 @@ def check_layers(layers: tuple[int, ...], depth: int) -> None:
 
 
 def map_values(spec: HeadSpec, backbone: ViTSpec) -> int:
-    """Values per patch that are kept before the norms and after them."""
+    """Values per patch that are kept before and after the norms."""
     return 2 * input_dim(spec, backbone)
 
 
 def norm_parameters(spec: HeadSpec, backbone: ViTSpec) -> int:
-    """Of one LayerNorm for each layer that is read."""
+    """Parameters of one LayerNorm for each layer that the head reads."""
     return 2 * input_dim(spec, backbone)
 
 
@@ -96,10 +96,10 @@ def cells_per_patch(spec: HeadSpec) -> int:
 
 
 def cell_parameters(spec: HeadSpec, dim: int) -> int:
-    """Of the matrix and bias that give every cell its outputs from `dim` inputs."""
+    """Parameters of the matrix and bias that map `dim` inputs to the outputs of all cells of a patch."""
     return (dim + 1) * spec.outputs * cells_per_patch(spec) ** 2
 
 
 def input_dim(spec: HeadSpec, backbone: ViTSpec) -> int:
-    """Width of all the maps side by side."""
+    """Width of all the maps, concatenated."""
     return len(layers_read(spec, backbone)) * backbone.embed_dim

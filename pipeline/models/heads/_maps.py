@@ -1,4 +1,4 @@
-"""What the modules of heads on patches share.
+"""Base modules of heads on patches.
 
 Legend: B batch, P prefix tokens, (h, w) grid, N = h * w patches, D width, L layers that are read, K outputs, r cells
 along each side of a patch.
@@ -18,9 +18,9 @@ SMALL = 0.02  # standard deviation
 
 
 class PatchHead(Head):
-    """A head whose input are the maps of L layers, each through a LayerNorm of its own.
+    """A head on the maps of L layers, each through its own LayerNorm.
 
-    LayerNorm, not the BatchNorm of many linear probes: what a rank or a micro-batch is changes no result.
+    Many linear probes use BatchNorm; with LayerNorm, results do not depend on ranks and micro-batches.
     """
 
     def __init__(self, spec: HeadSpec, backbone: ViTSpec, layers: tuple[int, ...] | None = None) -> None:
@@ -38,13 +38,13 @@ class PatchHead(Head):
         return maps[0] if len(maps) == 1 else torch.cat(maps, dim=2)
 
     def each_layer(self, features: Features) -> list[Tensor]:
-        """[B, N, D] of each."""
+        """[B, N, D] of each layer."""
         layers = zip(self.layers, self.norms, strict=True)
         return [norm(features.layers[n][:, features.num_prefix :]) for n, norm in layers]
 
 
 class CellOutputs(nn.Module):
-    """Outputs of the r x r cells of each patch, linear in its token: borders come out finer than the patches.
+    """Outputs of the r x r cells of each patch, linear in its token, so that borders are finer than the patches.
 
     Rows of both parameters are the classes.
     """
@@ -67,7 +67,7 @@ class CellOutputs(nn.Module):
         )
 
     def initialise(self) -> None:
-        """Small, so that the first loss is that of a guess."""
+        """Small, so that the first loss is that of a random guess."""
         nn.init.trunc_normal_(self.weight, std=SMALL)
         nn.init.zeros_(self.bias)
 

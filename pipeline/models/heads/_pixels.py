@@ -14,16 +14,16 @@ from pipeline.models.spec import Pair
 
 
 class PixelProjection(nn.Linear):
-    """Linear prediction of each token's patch, whose pixels are in the order of `patch_embed.patchify`."""
+    """Linear prediction of each token's patch, with pixels in the order of `patch_embed.patchify`."""
 
     def __init__(self, dim: int, channels: int, patch: Pair) -> None:
         super().__init__(dim, channels * patch[0] * patch[1])
         self.patch = patch
 
     def forward(self, tokens: Tensor, patch: Pair | None = None) -> Tensor:
-        """[B, M, D] -> [B, M, C*p*q], by patches of `patch` pixels (default: its own).
+        """[B, M, D] -> [B, M, C*p*q], for patches of `patch` pixels (default: its own).
 
-        A patch of another size is the resized prediction of one of its own: resized in the weights, in fp32.
+        For another patch size, the prediction is resized by resizing the weights in fp32.
         """
         if patch is None or tuple(patch) == tuple(self.patch):
             return linear(tokens, self.weight, self.bias)

@@ -1,4 +1,4 @@
-"""What a kind of head declares of itself, as far as plans and checks need it: nothing here needs torch."""
+"""What a kind of head declares for plans and checks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Reads(NamedTuple):
-    """What a head reads of the encoder: whole outputs of `layers`, numbered from 0, and tokens of the last one.
+    """What a head reads from the encoder: full outputs of `layers`, numbered from 0, and tokens of the last one.
 
-    `num_tokens` are the leading tokens of the last output, None all of them. The last layer computes no others, unless
+    `num_tokens` counts the leading tokens of the last output; None means all. The last layer computes no others, unless
     another head reads them.
     """
 
@@ -23,11 +23,11 @@ class Reads(NamedTuple):
 
 
 class HeadKind(ABC):
-    """A kind of head; its package has one, called `HEAD`.
+    """A kind of head; its package defines one instance, `HEAD`.
 
-    `output` names what it gives in exported graphs. One that serves pretraining alone is `dropped` by whoever uses the
-    model: its backbone is all there is. `vectors` are its tokens and positions, on which weight decay does
-    not act whatever their rank. `copies` maps its tensors to those of the head it refines that it starts from.
+    `output` names its output in exported graphs. `dropped` heads serve only pretraining, so users of the model drop
+    them and keep the backbone. `vectors` are its tokens and positions, which have no weight decay, whatever their rank.
+    `copies` maps its tensors to those of the refined head that initialise them.
     """
 
     output: ClassVar[str] = "logits"
@@ -37,14 +37,14 @@ class HeadKind(ABC):
 
     @abstractmethod
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
-        """Raise `ModelError` for settings it cannot have, and tokens or layers that the backbone has not."""
+        """Raise `ModelError` for invalid settings, and for tokens or layers that the backbone lacks."""
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads | None:
-        """What it reads of a forward pass; None if the model does not call it, but the task does."""
+        """What it reads from a forward pass; None if the task calls it instead of the model."""
         return Reads()
 
     def refines(self, spec: HeadSpec) -> str | None:
-        """The head whose output this one changes, called with that head and its output; None if it gives its own."""
+        """The head whose output this one changes, called with that head and its output; None if it has its own."""
         return None
 
     def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ class HeadKind(ABC):
         return ()
 
     def layer(self, name: str, depth: int) -> int:
-        """Layer of one of its parameters for layer-wise decay: the blocks have 1 to `depth`."""
+        """Layer number of one of its parameters for layer-wise decay; the blocks have 1 to `depth`."""
         return depth + 1
 
     @abstractmethod
@@ -61,12 +61,12 @@ class HeadKind(ABC):
 
     @abstractmethod
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        """Operations of its matrix products for one image of `grid` patches; a multiply and an add are two."""
+        """FLOPs of its matrix products for one image of `grid` patches; a multiply and an add count as two."""
 
     def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        """Values per image of `grid` patches that it keeps for the backward pass; 0 where these are a vector or two."""
+        """Values it keeps for the backward pass per image of `grid` patches; 0 if they are only a vector or two."""
         return 0
 
     @abstractmethod
     def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
-        """The module, newly initialised; this alone imports torch."""
+        """Returns the newly initialised module; only this method imports torch."""

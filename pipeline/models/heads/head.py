@@ -1,4 +1,4 @@
-"""The modules of heads, and what they read.
+"""The base module of heads, and the features they read.
 
 Legend: B batch, P prefix tokens, (h, w) grid, N = h * w patches, D width.
 """
@@ -14,9 +14,9 @@ from pipeline.models.spec import Pair
 
 
 class Features(NamedTuple):
-    """What the encoder made of images: `tokens` [B, P+N, D] of its last layer, and whole outputs of other `layers`.
+    """The encoder's features of images: `tokens` [B, P+N, D] of its last layer, and full outputs of other `layers`.
 
-    Where all heads read leading tokens alone, there are only these.
+    If all heads read only leading tokens, `tokens` holds only these.
     """
 
     tokens: Tensor
@@ -31,12 +31,12 @@ class Features(NamedTuple):
 
 
 class Head(nn.Module):
-    """A head. `forward(features)` gives its output; what a task calls itself may take other arguments."""
+    """A head. `forward(features)` returns its output; heads called by a task may take other arguments."""
 
     @property
     def encoder_norm(self) -> nn.Module | None:
-        """The norm that follows the encoder's last layer, which the head begins with; None if it has none."""
+        """The norm after the encoder's last layer, with which the head begins; None if it has none."""
         return getattr(self, "norm", None)
 
     def initialise(self) -> None:
-        """Set what starts otherwise than an initialiser leaves it: all matrices drawn, all biases zero."""
+        """Override what starts differently from an initialiser's random matrices and zero biases."""

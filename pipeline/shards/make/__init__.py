@@ -1,7 +1,7 @@
-"""Built-in data sets, one file each: a public module here with a function `make(out, ...) -> DatasetIndex`.
+"""Built-in data sets, one public module each, with a function `make(out, ...) -> DatasetIndex`.
 
-Its name is the module's, with hyphens. Keyword-only parameters annotated `Annotated[type, "help"]` are the options of
-`minivit shards make NAME`; a data set whose options all have defaults can be named by `datasets.<name>.make`.
+A data set is named after its module, with hyphens. Keyword-only parameters annotated `Annotated[type, "help"]` are its
+options in `minivit shards make NAME`; if all of them have defaults, `datasets.<name>.make` can name the data set.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pipeline.shards.pattern import parse_pattern
 
 
 def names() -> list[str]:
-    """The built-in data sets."""
+    """The names of the built-in data sets."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
 
 
 def maker(name: str) -> Callable[..., DatasetIndex]:
-    """The `make` function of a built-in data set. Raises DataError, which lists the names, for another name."""
+    """The `make` function of a built-in data set. Raises DataError, which lists the names, for an unknown name."""
     known = names()
     hyphenated = name.replace("_", "-")
     if hyphenated not in known:
@@ -40,7 +40,7 @@ def maker(name: str) -> Callable[..., DatasetIndex]:
 
 
 def make(name: str, out: str | Path, **options: Any) -> DatasetIndex:
-    """Write a built-in data set's shards and index into a local folder; what is there and valid stays.
+    """Writes a built-in data set's shards and index to a local folder; keeps existing valid shards.
 
     Only one process at a time works on a folder; others wait. Returns the index of the folder. Raises DataError.
     """
@@ -53,15 +53,15 @@ def make(name: str, out: str | Path, **options: Any) -> DatasetIndex:
     except OSError as error:
         raise store.unwritable(folder, error) from None
     with folder_lock(str(folder), "make"):
-        for unfinished in folder.glob(".*.tar.[0-9]*.tmp"):  # of a run that was killed: the lock says nobody writes it
+        for unfinished in folder.glob(".*.tar.[0-9]*.tmp"):  # of a killed run: nobody else holds the lock
             unfinished.unlink()
         return function(folder, **options)
 
 
 def ensure_made(name: str, pattern: str) -> DatasetIndex:
-    """The index that a shard pattern means, after making the data set in its folder if there is no valid one.
+    """The index for a shard pattern, after making the data set in its folder if there is no valid one.
 
-    Raises DataError as `make` and `load_index` do, and for a data set that cannot be made without being told more.
+    Raises DataError like `make` and `load_index`, and for a data set that has required options.
     """
     function = maker(name)
     try:

@@ -1,4 +1,4 @@
-"""Captions of images in a table: CSV, TSV, or JSON by line."""
+"""Reads captions of images from a table: CSV, TSV or JSON Lines."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BY_LINE = (".jsonl", ".ndjson")
 
 
 def read_captions(path: Path, image_column: str, caption_column: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Captions by image as the table names it, in its order, and the rows without a caption.
+    """Captions by image name, in the order of the table, and the rows without a caption.
 
-    Several rows of one image are several captions, as is a list. Raises DataError for a file that cannot be read, or
-    that lacks a column.
+    Several rows for one image give several captions, as does a list. Raises DataError for a file that cannot be read,
+    or that lacks a column.
     """
     suffix = path.suffix.lower()
     if suffix not in (*SEPARATORS, *BY_LINE):
@@ -48,7 +48,7 @@ def read_captions(path: Path, image_column: str, caption_column: str) -> tuple[d
 
 
 def _lines(given: Any) -> list[str]:
-    """The captions in a cell, each in one line."""
+    """The captions in a cell, each on one line."""
     several = given if isinstance(given, list) else [given]
     return [line for one in several if isinstance(one, str) and (line := " ".join(one.split()))]
 

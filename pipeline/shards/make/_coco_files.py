@@ -1,4 +1,4 @@
-"""COCO's annotation files, merged: images by the names of their files, annotations by their ids."""
+"""Merges COCO annotation files: images by file name, annotations by id."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENTRIES = {"images": ("id", "file_name"), "annotations": ("image_id",), "categor
 
 @dataclass
 class CocoImage:
-    """What all files say of an image; sides in pixels, 0 where none says them."""
+    """An image's entries from all files; sides in pixels, 0 if no file gives them."""
 
     file_name: str
     image_id: int
@@ -31,8 +31,8 @@ class CocoImage:
 class Coco:
     images: dict[str, CocoImage] = field(default_factory=dict)  # by file_name
     categories: dict[int, str] = field(default_factory=dict)
-    points: set[tuple[str, ...]] = field(default_factory=set)  # names of keypoints, as categories have them
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # annotations by why: in which file, which
+    points: set[tuple[str, ...]] = field(default_factory=set)  # names of keypoints, as categories list them
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # skipped annotations (file and position) by reason
 
     @property
     def classes(self) -> list[str]:
@@ -41,14 +41,14 @@ class Coco:
 
     @property
     def keypoints(self) -> list[str]:
-        """The names of keypoints, where all categories that have any have the same."""
+        """The names of keypoints, if all categories that have any have the same."""
         return list(next(iter(self.points))) if len(self.points) == 1 else []
 
 
 def read_coco(paths: Sequence[Path]) -> Coco:
-    """The files' content as one. Raises DataError for a file that is none of COCO's, or that contradicts another."""
+    """Merges the files. Raises DataError for a file that is not in COCO's format or contradicts another."""
     merged = Coco()
-    origin: dict[str, Path] = {}  # of the size of each image
+    origin: dict[str, Path] = {}  # file that gave the size of each image
     named: dict[int, Path] = {}  # by category id
     for path in paths:
         content = _content(path)
@@ -106,7 +106,7 @@ def _add_categories(merged: Coco, named: dict[int, Path], path: Path, rows: Iter
 def _add_images(
     merged: Coco, origin: dict[str, Path], path: Path, rows: Iterable[Mapping[str, Any]]
 ) -> dict[int, CocoImage]:
-    """The file's images by its own ids. Raises DataError where their sizes contradict those of another file."""
+    """Adds a file's images; returns them by its own ids. Raises DataError if sizes contradict another file's."""
     by_id: dict[int, CocoImage] = {}
     for row in rows:
         name, size = str(row["file_name"]), (int(row.get("width") or 0), int(row.get("height") or 0))
@@ -131,7 +131,7 @@ def _add_images(
 def _add_annotations(
     merged: Coco, path: Path, rows: Sequence[Mapping[str, Any]], by_id: Mapping[int, CocoImage]
 ) -> None:
-    """Boxes and captions, to their images; of an annotation that is there, what is new of it."""
+    """Adds boxes and captions to their images; merges new fields into annotations that are already there."""
     there = {(image.file_name, one["id"]): one for image in by_id.values() for one in image.annotations if "id" in one}
     for number, row in enumerate(rows):
         image = by_id.get(row["image_id"])
@@ -158,7 +158,7 @@ def _add_caption(merged: Coco, image: CocoImage, caption: Any, path: Path, numbe
 
 
 def _described(merged: Coco, row: Mapping[str, Any], path: Path, number: int) -> dict[str, Any]:
-    """An annotation as shards hold it: with its category's name. Raises DataError for an unknown category."""
+    """An annotation as stored in shards: with its category's name. Raises DataError for an unknown category."""
     category = row.get("category_id")
     if category not in merged.categories:
         known = ", ".join(map(str, sorted(merged.categories)[:5])) or "none"
@@ -171,7 +171,7 @@ def _described(merged: Coco, row: Mapping[str, Any], path: Path, number: int) ->
 
 
 def _fault(row: Mapping[str, Any], image: CocoImage) -> str | None:
-    """Why an annotation has no box that anything can be learnt from."""
+    """Why an annotation has no box that can be trained on."""
     box = row.get("bbox")
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(one, (int, float)) for one in box)
     if not numbers or not all(map(math.isfinite, box)):  # type: ignore[arg-type]  # a list here

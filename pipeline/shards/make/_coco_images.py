@@ -1,4 +1,4 @@
-"""Which files are the images that COCO's annotation files name, and which class map of stuff is of which."""
+"""Finds the files of the images that COCO annotation files name, and their class maps of stuff."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ WITHOUT_MAP = "class maps of stuff that are not there (their images are taken wi
 
 
 class Item(NamedTuple):
-    """An image to be taken: paths below the two folders, and its labels as the shard will hold them."""
+    """An image to include: paths below the two folders, and its labels as stored in the shard."""
 
     path: str
     stuff: str | None
-    width: int  # as the annotations say, 0 where they do not
+    width: int  # from the annotations, 0 if not given
     height: int
-    described: bytes  # what the JSON holds besides; nothing where the files are of captions alone
+    described: bytes  # the rest of the JSON; empty if the files contain only captions
     captions: str
     size: int  # bytes of image and map
-    empty: bool  # there are no annotations
+    empty: bool  # without annotations
 
 
 class Arranged(NamedTuple):
@@ -36,7 +36,7 @@ class Arranged(NamedTuple):
 
 
 def arrange(coco: Coco, images: Path, stuff: Path | None, out: Path, most_missing: float) -> Arranged:
-    """Items in the order of their paths. Raises DataError where too many of the named images are missing."""
+    """Items in the order of their paths. Raises DataError if too many of the named images are missing."""
     tree = read_tree(images, out, "--images is a folder of images")
     found, missing = _located(coco, tree)
     refuse_missing(images, missing, len(coco.images), most_missing, "that the annotations name")
@@ -54,7 +54,7 @@ def arrange(coco: Coco, images: Path, stuff: Path | None, out: Path, most_missin
 
 
 def _located(coco: Coco, tree: Tree) -> tuple[list[tuple[Image, CocoImage]], list[str]]:
-    """Files and what is said of them, by the path that annotations give or, where that is not there, its last part."""
+    """Files with their annotations, matched by the given path or, failing that, its last part; and missing images."""
     by_path = {file.path: file for file in tree.all_images()}
     by_base: dict[str, list[Image]] = {}
     for file in by_path.values():

@@ -27,7 +27,7 @@ TIMEOUT_S = 60
 UINT8 = 8  # idx code of the element type
 MOST_BYTES = 1 << 30
 FILE_PREFIX = {"train": "train", "test": "t10k"}
-# SHA-256 of the files unpacked: archives of the same data differ in their gzip headers.
+# SHA-256 of the unpacked files: archives of the same data differ in their gzip headers.
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -44,7 +44,7 @@ class Split:
 
 @contextlib.contextmanager
 def located(src: Path | None) -> Iterator[Path]:
-    """A folder that holds the four files: `src`, Debian's, or a temporary one. Raises DataError if none can be had."""
+    """Yields a folder with the four files: `src`, Debian's, or a temporary one. Raises DataError if unavailable."""
     if src is not None:
         if not _complete(src):
             names = ", ".join(f"{name}[.gz]" for name in SHA256)
@@ -59,7 +59,7 @@ def located(src: Path | None) -> Iterator[Path]:
 
 
 def read_split(folder: Path, split: str) -> Split:
-    """Images and labels of "train" or "test" from a folder of idx files, packed or not. Raises DataError."""
+    """Images and labels of "train" or "test" from a folder of idx files, gzipped or not. Raises DataError."""
     prefix = FILE_PREFIX[split]
     return Split(
         read_idx(_file(folder, f"{prefix}-images-idx3-ubyte")), read_idx(_file(folder, f"{prefix}-labels-idx1-ubyte"))
@@ -87,7 +87,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def unpack_debian_package(folder: Path) -> Path:
-    """Download and unpack Debian's package, for which nobody need be root. Raises Unavailable."""
+    """Downloads and unpacks Debian's package, without root privileges. Raises Unavailable."""
     commands = ["apt-get", "download", DEBIAN_PACKAGE], ["dpkg", "-x", f"{DEBIAN_PACKAGE}.deb", "unpacked"]
     for command in commands:
         try:
@@ -108,7 +108,7 @@ def unpack_debian_package(folder: Path) -> Path:
 
 
 def download(folder: Path, url: str = PUBLIC_URL) -> Path:
-    """Fetch the four files by HTTP and compare their content with known hashes. Raises Unavailable."""
+    """Fetches the four files by HTTP and compares their content with known hashes. Raises Unavailable."""
     for name, expected in SHA256.items():
         packed = folder / f"{name}.gz"
         source = f"{url}/{packed.name}"
@@ -125,7 +125,7 @@ def download(folder: Path, url: str = PUBLIC_URL) -> Path:
 
 
 class Unavailable(Exception):
-    """One way to the files is closed; the message says why."""
+    """A source of the files is unavailable; the message says why."""
 
 
 def _obtain(temporary: Path) -> Path:

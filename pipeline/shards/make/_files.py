@@ -1,4 +1,4 @@
-"""What makers of shards from a user's own files share: what is an image, what was left out, and what is finished."""
+"""Helpers for making shards from a user's own files: detecting images, rejected files and finished shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_STEM = 60  # keeps member names within the 100 bytes that a plain tar he
 
 
 class Rejections:
-    """The file that lists what was left out and why, kept over interrupted runs; `anew`: of no earlier one."""
+    """The file that lists what was rejected and why, kept across interrupted runs; `anew` discards an earlier one."""
 
     def __init__(self, path: Path, *, anew: bool):
         self.path = path
@@ -34,7 +34,7 @@ class Rejections:
 
 
 def image_fault(data: bytes) -> str | None:
-    """Why the bytes of a file are no image, by how they begin."""
+    """Why a file is not an image, judging by its first bytes."""
     if SIGNATURES.match(data):
         return None
     return "is empty" if not data else "is no PNG, JPEG or WebP inside"
@@ -54,19 +54,19 @@ def earlier_index(out: Path) -> DatasetIndex | None:
 
 
 def finished(out: Path) -> set[str]:
-    """Shards are moved into place whole, so those that are there are finished, unless a size left the index since."""
+    """Finished shards: all that exist, as they are written atomically, unless their size differs from the index."""
     index = earlier_index(out)
     indexed = dict(zip(index.names, index.sizes.tolist(), strict=True)) if index else {}
     return {name for name, (size, _) in store.list_sizes(str(out)).items() if size == indexed.get(name, size)}
 
 
 def sample_key(position: int, name: str) -> str:
-    """Unique by its number; the file's name stays readable, for whoever looks for a sample's origin."""
+    """Unique by its number; keeps the file name readable, so that a sample can be traced to its source."""
     return f"{position:08d}-{re.sub('[^A-Za-z0-9_-]', '_', Path(name).stem)[:LONGEST_STEM]}"
 
 
 def write_names(path: Path, names: Iterable[str]) -> None:
-    """One name a line: the number of a name is that of its line, from 0."""
+    """Writes one name per line: the number of a name is that of its line, from 0."""
     data = "".join(f"{name}\n" for name in names).encode()
     if not path.is_file() or path.read_bytes() != data:
         store.write_bytes(str(path), data)

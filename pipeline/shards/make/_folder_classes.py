@@ -1,4 +1,4 @@
-"""What the folders of a tree mean: classes, or splits of them, or nothing; ambiguous trees are refused."""
+"""Decides whether the folders of a tree are classes, splits of classes, or neither; rejects ambiguous trees."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ DEFAULT_PREFIX = "train"
 MOST_NAMES = 3  # in one line
 UNLABELLED = "without labels, by --labels none"
 
-LABELS = "top", "path", "none"  # what names an image's class: the folder at the top, its whole path, or nothing
+LABELS = "top", "path", "none"  # what names an image's class: its top folder, its whole path, or nothing
 
 
 class ClassFolder(NamedTuple):
-    """A folder whose images are of one class: `below` is its path below the split, and `root` that of the split."""
+    """A folder with images of one class: `below` is its path below the split, and `root` the path of the split."""
 
     root: str
     below: str
@@ -51,18 +51,18 @@ class File(NamedTuple):
 
 @dataclass
 class Layout:
-    """The images to be taken. `splits` are named by the prefix of their shards."""
+    """The images to include. `splits` are keyed by the prefix of their shards."""
 
     classes: list[str]
     splits: dict[str, list[File]]
     unlabelled: list[str] = field(default_factory=list)  # images outside class folders
     empty: list[str] = field(default_factory=list)  # folders without images
-    nested: list[str] = field(default_factory=list)  # folders below class folders, which count for these
-    spellings: list[str] = field(default_factory=list)  # classes that several folders spell, composed and decomposed
+    nested: list[str] = field(default_factory=list)  # subfolders of class folders, which count towards these
+    spellings: list[str] = field(default_factory=list)  # classes with several folders, composed and decomposed
 
 
 def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> Layout:
-    """Classes and splits of a tree. Raises DataError, with a way out, where a tree may not mean what it seems to."""
+    """Classes and splits of a tree. Raises DataError, with a way out, if the tree is ambiguous."""
     if labels == "none":
         return without_labels(tree, src, prefix)
     tops = {top: images for top, images in tree.images.items() if images}
@@ -107,7 +107,7 @@ def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> L
 
 
 def without_labels(tree: Tree, src: Path, prefix: str | None) -> Layout:
-    """Every image at any depth; the folders mean nothing, unless all at the top are splits."""
+    """Every image at any depth; ignores folders, unless all at the top are splits."""
     tops = {top: images for top, images in tree.images.items() if images}
     if not tops and not tree.loose:
         raise DataError(f"{src}: holds no images; put {', '.join(EXTENSIONS)} files into it{found_instead(tree)}")
@@ -121,7 +121,7 @@ def without_labels(tree: Tree, src: Path, prefix: str | None) -> Layout:
 def split_images(
     tops: Mapping[str, list[Image]], splits: list[str], prefix: str | None
 ) -> Iterator[tuple[str, str, list[Image]]]:
-    """Each split's prefix of its shards, path with a slash, and images; all images where nothing is split."""
+    """Yields each split's shard prefix, path with a slash, and images; all images if there are no splits."""
     for top in splits:
         yield top.casefold(), f"{top}/", tops[top]
     if not splits:
@@ -129,7 +129,7 @@ def split_images(
 
 
 def split_folders(tops: Iterable[str], src: Path, prefix: str | None) -> list[str]:
-    """The top-level folders if all are splits; none where they are classes, one of which may be called `train`."""
+    """The top-level folders if all are splits; none if they are classes, one of which may be called `train`."""
     splits = [top for top in tops if top.casefold() in SPLITS]
     others = [top for top in tops if top not in splits]
     if not splits or (others and len(splits) == 1):
@@ -165,7 +165,7 @@ def class_folders(images: Iterable[Image], root: str, labels: str) -> tuple[Fold
 
 
 def files_of(folders: Folders, numbers: Mapping[str, int]) -> list[File]:
-    """By class number, then as they were found."""
+    """Files sorted by class number and folder, then as they were found."""
     files = []
     for folder in sorted(folders, key=lambda folder: (numbers[folder.name], folder.path)):
         files += [File(image.path, numbers[folder.name], image.size) for image in folders[folder]]
@@ -173,7 +173,7 @@ def files_of(folders: Folders, numbers: Mapping[str, int]) -> list[File]:
 
 
 def check_spelling(folders: Iterable[ClassFolder], src: Path) -> None:
-    """Names that differ in case or in white space around them are refused; composed and decomposed accents are one."""
+    """Rejects names that differ only in case or surrounding white space; composed and decomposed accents are equal."""
     spelt: dict[str, str] = {}
     for folder in folders:
         composed = unicodedata.normalize("NFC", folder.below)
@@ -186,7 +186,7 @@ def check_spelling(folders: Iterable[ClassFolder], src: Path) -> None:
 
 
 def one_class(groups: Mapping[str, Folders], src: Path) -> DataError:
-    """The error for images that would all have one label, with the folder that was meant, if it is below."""
+    """The error for images that would all have one label; names the intended folder if it is a subfolder."""
     folders = [folder.path for found in groups.values() for folder in found]
     images = [image.path for found in groups.values() for images in found.values() for image in images]
     inner = os.path.commonpath([path.rpartition("/")[0] for path in images])
@@ -198,7 +198,7 @@ def one_class(groups: Mapping[str, Folders], src: Path) -> DataError:
 
 
 def check_training(groups: Mapping[str, Folders], src: Path) -> None:
-    """A class that only the other splits hold cannot be learnt."""
+    """Raises DataError for a class that is not in the training split, since nothing could learn it."""
     training = next((folders for split, folders in groups.items() if split in TRAINING), None)
     if training is None:
         return
@@ -213,7 +213,7 @@ def check_training(groups: Mapping[str, Folders], src: Path) -> None:
 
 
 def nested_folders(folders: Folders, classes: list[str], src: Path) -> list[str]:
-    """Folders below the class folders. Raises DataError where one is named like another class, or they are splits."""
+    """Subfolders of the class folders. Raises DataError if one has the name of another class, or they are splits."""
     found = []
     known = set(classes)
     for folder, images in folders.items():
@@ -255,6 +255,6 @@ def found_instead(tree: Tree) -> str:
 
 
 def some(names: list[str]) -> str:
-    """A list of names or paths that can be printed, cut short."""
+    """A printable list of names or paths, truncated."""
     more = f", ... {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
     return ", ".join(map(visible, names[:MOST_NAMES])) + more

@@ -1,4 +1,4 @@
-"""A short table of what was taken from a folder, as what, and what was not."""
+"""A short table of what was taken from a folder, as which class, and what was not."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def class_rows(layout: Layout, rejected: Mapping[str, set[str]]) -> Iterator[tup
 
 
 def aligned(rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    """Lines: the first column to the left, the others to the right."""
+    """Lines with the first column left-aligned and the others right-aligned."""
     table = [list(row) for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
     for name, *numbers in table:
@@ -63,7 +63,7 @@ def aligned(rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def notes(layout: Layout, tree: Tree) -> Iterator[str]:
-    """One line for each kind of thing that was not taken, or was taken as something that its place does not say."""
+    """Yields a line for each kind of thing that was not taken, or whose class is not obvious from its place."""
     if layout.unlabelled:
         number = counted(len(layout.unlabelled), "image", "images")
         yield f"not taken: {number} outside class folders: {some(layout.unlabelled)}"

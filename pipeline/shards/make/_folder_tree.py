@@ -1,4 +1,4 @@
-"""What lies in a user's folder: its images, at any depth, and whatever else was found there."""
+"""Lists a user's folder: its images, at any depth, and whatever else it contains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pipeline.errors import DataError
 
 EXTENSIONS = ".png", ".jpg", ".jpeg", ".webp"
-# Besides all names that begin with a dot. Lower case.
+# In addition to all names that begin with a dot. Lower case.
 SYSTEM_NAMES = {
     "__macosx",
     "thumbs.db",
@@ -34,15 +34,15 @@ class Image(NamedTuple):
 
 @dataclass
 class Tree:
-    """What a source folder holds. Paths are below it, with `/`."""
+    """The contents of a source folder. Paths are below it, with `/`."""
 
     images: dict[str, list[Image]] = field(default_factory=dict)  # by top-level folder, which may hold none
     folders: list[str] = field(default_factory=list)  # all that were read, at any depth
     loose: list[Image] = field(default_factory=list)  # images in the source folder itself
     others: Counter[str] = field(default_factory=Counter)  # files that are not images, by extension
-    system: Counter[str] = field(default_factory=Counter)  # what systems and programs leave behind, by name
-    again: list[str] = field(default_factory=list)  # links to folders that are read elsewhere, or lead back up
-    output: str | None = None  # the output folder, where it lies in the source
+    system: Counter[str] = field(default_factory=Counter)  # leftovers of systems and programs, by name
+    again: list[str] = field(default_factory=list)  # links to folders that are read elsewhere, or back up
+    output: str | None = None  # the output folder, if it lies in the source
 
     def all_images(self) -> list[Image]:
         return [*self.loose, *(image for images in self.images.values() for image in images)]
@@ -51,16 +51,16 @@ class Tree:
 def read_tree(
     src: Path, out: Path | None, meant: str = "--src is a folder with one folder of images per class"
 ) -> Tree:
-    """Every folder below `src` once: real ones first, then links, which may lead back up or to one another.
+    """Reads every folder below `src` once: real ones first, then links, which may lead back up or to one another.
 
-    `meant` says what the option is for, by whose name errors begin.
+    `meant` begins with the name of the option and says what it is for, for use in errors.
     Raises DataError for a folder that cannot be listed, or if `out` is `src` itself or one of its image folders.
     """
     return Reader(src, out, meant).read()
 
 
 class Reader:
-    """Remembers folders by device and inode."""
+    """Tracks visited folders by device and inode."""
 
     def __init__(self, src: Path, out: Path | None, meant: str):
         self.src, self.tree, self.links = src, Tree(), list[str]()
@@ -88,7 +88,7 @@ class Reader:
         return self.tree
 
     def images_below(self, top: str) -> Iterator[Image]:
-        """Those of a folder, then those of its subfolders, in the order of their names."""
+        """Yields the images of a folder, then those of its subfolders, in the order of their names."""
         waiting = [top]
         while waiting:
             images, folders = self.list_folder(waiting.pop())
@@ -96,7 +96,7 @@ class Reader:
             waiting += reversed(folders)
 
     def list_folder(self, folder: str) -> tuple[list[Image], list[str]]:
-        """The images and the subfolders to read in one folder; notes whatever else it holds."""
+        """The images and the subfolders to read in one folder; records whatever else it contains."""
         path = os.path.join(self.src, folder) if folder else str(self.src)
         try:
             with os.scandir(path) as found:
@@ -123,7 +123,7 @@ class Reader:
         return images, folders
 
     def enters(self, folder: str) -> bool:
-        """Whether a folder is to be read: not the output, and none that was read before."""
+        """Whether to read a folder: skips the output and folders already read."""
         try:
             found = identity(self.src / folder)
         except OSError as error:
@@ -155,7 +155,7 @@ def identity(folder: Path) -> tuple[int, int]:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether a folder is one of images; one of shards may hold a preview of them beside its tars."""
+    """Whether a folder is one of images; a folder of shards may have a preview image beside its tars."""
     return not any(folder.glob("*.tar")) and any(path.suffix.lower() in EXTENSIONS for path in folder.rglob("*"))
 
 
@@ -166,12 +166,12 @@ def is_system(name: str) -> bool:
 def is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle
+    except OSError:  # a circular link
         return False
 
 
 def size_of(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat().st_size
-    except OSError:  # a dead link is reported when its turn comes
+    except OSError:  # a dead link is reported when it is read
         return -1

@@ -1,4 +1,4 @@
-"""Which class each id of a user's masks means: as it is, or by a map in words."""
+"""Maps the ids in a user's masks to classes: unchanged, or by a textual map."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 
-MOST_IDS = 1 << 16  # of a PNG of 16 bits
+MOST_IDS = 1 << 16  # of a 16-bit PNG
 IGNORED, SMALL = -1, 256
 ENTRY = re.compile(r"(\d+)(?:-(\d+))?\s*(?:=|:|\s|->)\s*(\d+|ignore)")
 COMMENT = re.compile("#.*")
@@ -19,23 +19,23 @@ MEANT = "write OLD=NEW, FIRST-LAST=NEW for as many in a row, or OLD=ignore, betw
 
 @dataclass(frozen=True)
 class Ids:
-    """`table`: the class of each id; -1 where ignored, `num_classes` or more where there is no such class."""
+    """`table`: the class of each id; -1 if ignored, `num_classes` or more if there is no such class."""
 
     table: np.ndarray  # int32 [65,536]
     num_classes: int
 
     @property
     def ignore(self) -> int:
-        """What ignored pixels hold in the shards."""
+        """The value of ignored pixels in the shards."""
         return SMALL - 1 if self.num_classes < SMALL else MOST_IDS - 1
 
     def outside(self, ids: np.ndarray) -> list[int]:
-        """Those of some masks' ids that no class has."""
+        """The ids in a mask that belong to no class."""
         found = np.unique(ids)
         return found[self.table[found] >= self.num_classes].tolist()
 
     def stored(self, ids: np.ndarray) -> np.ndarray | None:
-        """What the shards hold instead, uint8 or uint16; None where that is the same."""
+        """The ids as stored in the shards, uint8 or uint16; None if unchanged."""
         classes = self.table[ids]
         classes[classes == IGNORED] = self.ignore
         if np.array_equal(classes, ids):
@@ -44,15 +44,15 @@ class Ids:
 
 
 def ids_of(num_classes: int, ignore: int | None, remap: str | None) -> Ids:
-    """The classes of ids. With `remap`, ids that it does not name are ignored; without, they are the classes.
+    """Maps ids to classes. With `remap`, ids that it does not name are ignored; without it, ids are classes.
 
     Args:
-        num_classes: how many there are.
-        ignore: the id of ignored pixels; default: 255, or 65535 where there are more classes.
-        remap: entries as the message of the error says, or the path of a file with them.
+        num_classes: number of classes.
+        ignore: the id of ignored pixels; default: 255, or 65535 if there are more classes.
+        remap: entries as described in the error message, or the path of a file with them.
 
     Raises:
-        DataError: for a map that says nothing clear, or an ignored id that is a class's.
+        DataError: for an invalid map, or an ignored id that belongs to a class.
     """
     table = np.arange(MOST_IDS, dtype=np.int32)
     if remap is not None:
@@ -77,7 +77,7 @@ def ids_of(num_classes: int, ignore: int | None, remap: str | None) -> Ids:
 
 
 def read_remap(given: str) -> dict[int, int]:
-    """{id: class or -1} of a text or a file. Raises DataError."""
+    """Parses {id: class or -1} from a text or a file. Raises DataError."""
     text = given
     if Path(given).suffix or "/" in given:
         try:

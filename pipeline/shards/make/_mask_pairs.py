@@ -1,4 +1,4 @@
-"""Which mask belongs to which image: the one of the same path and name, but for how the names end."""
+"""Pairs images with masks of the same path and name, apart from their suffixes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Pair(NamedTuple):
 
 
 class Words(NamedTuple):
-    """What errors call the second file of a pair, and its folder's option."""
+    """What errors call the second file of a pair and its folder's option."""
 
     noun: str = "mask"
     option: str = "--masks"
@@ -34,7 +34,7 @@ MASKS = Words()
 @dataclass
 class Pairing:
     pairs: list[Pair]
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # by why, e.g. "images without a mask": paths
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # paths by reason, e.g. "images without a mask"
 
 
 def pair_up(
@@ -44,10 +44,10 @@ def pair_up(
     only: Path | None,
     words: Words = MASKS,
 ) -> Pairing:
-    """Pairs, and what has no partner. `suffixes` are how names of images (None: any extension) and masks end.
+    """Pairs, and files without a partner. `suffixes` are those of images (None: any extension) and masks.
 
-    `only` is a file that names the pairs to take, one a line, without suffix. Raises DataError if none is left, or for
-    two files of one name.
+    `only` is a file that names the pairs to take, one per line, without suffix. Raises DataError if none is left, or if
+    two files share a name.
     """
     by_name, other_images = named(images, suffixes[0])
     mask_of, other_masks = named(masks, suffixes[1])
@@ -72,7 +72,7 @@ def pair_up(
 
 
 def named(files: Iterable[Image], suffix: str | None) -> tuple[dict[str, Image], list[str]]:
-    """Files by their path without the suffix, and those that end otherwise. Raises DataError for two of one name."""
+    """Files by path without the suffix, and those with another suffix. Raises DataError if two share a name."""
     found: dict[str, Image] = {}
     others = []
     for file in files:
@@ -95,7 +95,7 @@ def no_pair(
     suffixes: tuple[str | None, str],
     words: Words,
 ) -> DataError:
-    """The error where nothing fits, with a name of each side."""
+    """The error if no names match, with an example from each side."""
     if not images:
         return DataError(f"--images: holds no image{f' named *{suffixes[0]}' if suffixes[0] else ''}; correct the path")
     image = next(iter(images.values())).path
@@ -109,7 +109,7 @@ def no_pair(
 
 
 def read_names(path: Path) -> set[str]:
-    """Lines of a text file. Raises DataError."""
+    """The nonblank lines of a text file. Raises DataError."""
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

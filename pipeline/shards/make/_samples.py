@@ -1,4 +1,4 @@
-"""Shards from a list of a user's files: shuffled once, written by processes; what was cut short goes on."""
+"""Writes shards from a list of a user's files: shuffled once, in parallel processes, resuming after interruptions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Rejected(Exception):
 
 
 class Sample(NamedTuple):
-    """What a user's files give: a readable name, and bytes by extension."""
+    """A sample from a user's files: a readable name, and bytes by extension."""
 
     name: str
     members: Mapping[str, bytes]
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class How:
-    """Settings that all makers of this kind share. Raises DataError for impossible ones."""
+    """Settings that all makers of this kind share. Raises DataError for invalid ones."""
 
     prefix: str
     samples_per_shard: int
@@ -64,11 +64,11 @@ class How:
 
 @dataclass(frozen=True)
 class ShardTask(Generic[T]):
-    """Write one shard; gives the files that were left out, with the reason."""
+    """Writes one shard; returns the files that were left out, with the reason."""
 
     out: Path
     prefix: str
-    read: Callable[[T], Sample]  # raises Rejected; DataError for what no single bad file explains
+    read: Callable[[T], Sample]  # raises Rejected; DataError for faults beyond a single bad file
 
     def __call__(self, job: tuple[int, int, list[T]]) -> list[tuple[str, str]]:
         number, first, items = job
@@ -88,9 +88,9 @@ class ShardTask(Generic[T]):
 def write_samples(
     out: Path, prefix: str, items: Sequence[T], read: Callable[[T], Sample], plan: Mapping[str, Any], how: How
 ) -> Rejections:
-    """Write the shards that are missing of `PREFIX-*.tar`; what all of them left out.
+    """Writes the missing shards of `PREFIX-*.tar`; returns what all of them left out.
 
-    `read` is done to each item in a process. `plan` is what decides their content besides `how`.
+    `read` runs on each item in a worker process. `plan` determines their content together with `how`.
     """
     settings = {"seed": how.seed, "samples_per_shard": how.samples_per_shard, "num_files": len(items), **plan}
     report = Rejections(out / f"{prefix}-rejected.txt", anew=agree_on_plan(out, prefix, settings))
@@ -105,10 +105,10 @@ def write_samples(
 
 
 def split(names: Sequence[str], how: How) -> dict[str, list[int]]:
-    """Rows by the prefix of their shards: those of `how.val` are in `val`, a share of all or what a file names.
+    """Rows by the prefix of their shards: `how.val`, a share or a file of names, selects those in `val`.
 
-    A share is drawn by the seed and each name. A file names images with or without folders and suffix, one a line.
-    Raises DataError for a share or file that leaves either side empty.
+    A share is drawn by hashing the seed and each name. A file names images with or without folders and suffix, one per
+    line. Raises DataError for a share or file that leaves either side empty.
     """
     if how.val is None:
         return {how.prefix: list(range(len(names)))}
@@ -157,7 +157,7 @@ def stem(path: str) -> str:
 
 
 def digest_of(parts: Iterable[bytes]) -> str:
-    """SHA-256 of bytes in their order."""
+    """SHA-256 of the parts, in order."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(hashlib.sha256(part).digest())
@@ -176,7 +176,7 @@ def read_image(path: Path, name: str) -> tuple[bytes, Header]:
 
 
 def read_file(path: Path, name: str) -> bytes:
-    """Bytes. Raises Rejected under `name`."""
+    """A file's bytes. Raises Rejected under `name`."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -184,7 +184,7 @@ def read_file(path: Path, name: str) -> bytes:
 
 
 def check_said_size(name: str, said: tuple[int, int], found: tuple[int, int]) -> None:
-    """Raise Rejected for annotations of another (height, width) than the image has; zeros say nothing."""
+    """Raises Rejected if the annotated (height, width) differs from that of the image; zeros mean unknown."""
     if all(said) and said != found:
         turned = "; annotations are of the image as its EXIF data turn it" if said == found[::-1] else ""
         raise Rejected(
@@ -194,7 +194,7 @@ def check_said_size(name: str, said: tuple[int, int], found: tuple[int, int]) ->
 
 
 def refuse_missing(images: Path, missing: Sequence[str], count: int, most: float, whose: str) -> None:
-    """Raise DataError where more than a share of `count` named images is missing, or all."""
+    """Raises DataError if all of `count` named images are missing, or more than the share `most`."""
     if not count or len(missing) == count or len(missing) > most * count:
         raise DataError(
             f"{images}: lacks {len(missing):,} of the {count:,} images {whose}, such as "
@@ -203,7 +203,7 @@ def refuse_missing(images: Path, missing: Sequence[str], count: int, most: float
 
 
 def check_taken(source: Path, count: int, reports: Sequence[Rejections]) -> int:
-    """How many of `count` items are in the shards. Raises DataError where none is."""
+    """How many of `count` items are in the shards. Raises DataError if none is."""
     left = sum(len(report.reasons) for report in reports)
     if left >= count:
         raise DataError(f"{source}: none of the {count:,} images can be used, as {reports[0].path} says; fix them")
@@ -211,7 +211,7 @@ def check_taken(source: Path, count: int, reports: Sequence[Rejections]) -> int:
 
 
 def refuse_other_classes(out: Path, kind: str, names: list[str], option: str = "--classes") -> None:
-    """Raise DataError where shards in `out` have labels of other classes: one index names the classes of all."""
+    """Raises DataError if shards in `out` have labels of other classes: one index names the classes of all."""
     if not (out / INDEX_NAME).is_file():
         return
     known = load_index(str(out), check=False).classes.get(kind)
@@ -223,9 +223,9 @@ def refuse_other_classes(out: Path, kind: str, names: list[str], option: str = "
 
 
 def told(title: str, left_out: Mapping[str, Sequence[str]], reports: Sequence[Rejections]) -> str:
-    """Lines: what was taken, and what was not, by reason with the first examples.
+    """A report: what was taken, and what was not, by reason with the first examples.
 
-    `left_out` are names by why they are not taken; to them come the files that `reports` list.
+    `left_out` are names by the reason they are not taken; the files that `reports` list are added to them.
     """
     reasons: dict[str, list[str]] = {why: list(names) for why, names in left_out.items() if names}
     for report in reports:

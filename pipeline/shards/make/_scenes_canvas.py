@@ -1,4 +1,4 @@
-"""What the items of a scene stand before: a slanted wall with a procedural texture in two muted colours."""
+"""The background of a scene: a slanted wall with a procedural texture in two muted colours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw_canvas(height: int, width: int, rng: np.random.Generator) -> tuple[np.n
 
 
 def slanted_wall(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A plane that recedes towards the top, more or less: depth in millimetres, float32 [H, W]."""
+    """A plane that recedes roughly towards the top: depth in millimetres, float32 [H, W]."""
     nearest = rng.uniform(NEAREST_MM, FARTHEST_MM - LEAST_SLANT_MM)
     farthest = rng.uniform(nearest + LEAST_SLANT_MM, FARTHEST_MM)
     angle = rng.uniform(-np.pi / 3, np.pi / 3)
@@ -35,7 +35,7 @@ def slanted_wall(height: int, width: int, rng: np.random.Generator) -> np.ndarra
 
 
 def muted_colour(rng: np.random.Generator) -> np.ndarray:
-    """RGB from 0 to 1, float32 [3], too pale to be taken for an item's."""
+    """RGB from 0 to 1, float32 [3], too pale to be mistaken for an item's."""
     hue, saturation, value = rng.random(), rng.uniform(*SATURATION), rng.uniform(*VALUE)
     pure = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return (value * (1 - saturation * (1 - pure))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A scene in words: two of its items with their colours, and how one stands to the other."""
+"""Captions of scenes: two items with their colours, and their spatial relation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.shards.make._scenes_draw import Item, Scene, overlap
 
-# By Fashion-MNIST's classes, in their order.
+# In the order of Fashion-MNIST's classes.
 NOUNS = (
     "{} top",
     "pair of {} trousers",
@@ -23,7 +23,7 @@ NOTHING = "an empty wall"
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A true sentence on the two items of which most is seen, or on the only one."""
+    """A true statement about the two most visible items, or about the only one."""
     seen = np.bincount(scene.owner.ravel(), minlength=len(scene.items) + 1)[1:]
     largest = [int(number) for number in np.argsort(-seen, kind="stable")[:2]]
     if not largest:
@@ -36,10 +36,10 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def relations(scene: Scene, first: int, second: int) -> list[tuple[int, str, int]]:
-    """All that is true of two items of a scene, as (item, relation, other item).
+    """All true relations of two items of a scene, as (item, relation, other item).
 
-    Beside or above each other goes by the middles of what is seen of them, along the axis where they lie farther apart;
-    in front of another is what hides a part of it.
+    Beside and above compare the centres of their visible parts, along the axis on which these are farther apart; an
+    item is in front of another if their silhouettes overlap and it is nearer.
     """
     statements = []
     (x1, y1), (x2, y2) = middle(scene, first), middle(scene, second)
@@ -62,7 +62,7 @@ def phrase(item: Item) -> str:
 
 
 def middle(scene: Scene, number: int) -> tuple[float, float]:
-    """(x, y) of the middle of the box around what is seen of an item."""
+    """(x, y) of the centre of the box around the visible part of an item."""
     rows, columns = np.nonzero(scene.owner == number + 1)
     return (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
 

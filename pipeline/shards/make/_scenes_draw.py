@@ -26,10 +26,10 @@ NEAR_MM, FAR_MM = 1_200, 3_600  # of items; the wall begins behind them
 NEAR_SHARE = 0.65  # of the shorter side that an item's frame takes at NEAR_MM; it falls with 1 / depth
 MOST_ITEMS = 6
 EMPTY_SHARE = 0.02  # of the scenes hold no item
-MOST_DEGREES = 30.0  # an item is turned by, either way
-OVERHANG = 0.25  # of an item that may lie beyond each side of the picture
-MIN_VISIBLE = 0.3  # of a silhouette; an item that would hide more of another, or of itself, is left out
-FADE = 0.4  # how much light the farthest wall has lost
+MOST_DEGREES = 30.0  # largest rotation of an item, either way
+OVERHANG = 0.25  # share of an item that may lie beyond each side of the picture
+MIN_VISIBLE = 0.3  # share of a silhouette; an item that would leave less of another, or of itself, is dropped
+FADE = 0.4  # share of light that the farthest wall loses
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Item:
     label: int  # Fashion-MNIST's, 0 to 9
     colour: str
     depth_mm: int
-    left: int  # where the silhouette's array lies in the picture
+    left: int  # position of the silhouette's array in the picture
     top: int
     silhouette: np.ndarray  # bool [h, w]
     points: np.ndarray  # int [5, 2], (column, row) in the picture: top, bottom, left, right, centre
@@ -50,13 +50,13 @@ class Scene:
     """Items from the farthest to the nearest."""
 
     image: np.ndarray  # uint8 [H, W, 3], RGB
-    owner: np.ndarray  # uint8 [H, W]: 0 for the wall, else the number of the item that is seen, from 1
+    owner: np.ndarray  # uint8 [H, W]: 0 for the wall, otherwise the number of the visible item, from 1
     depth_mm: np.ndarray  # uint16 [H, W]
     items: list[Item]
 
 
 def draw_scene(pool: Pool, height: int, width: int, rng: np.random.Generator, count: int | None = None) -> Scene:
-    """A scene of at most `count` items of the pool, by default of 0 to MOST_ITEMS; `rng` decides everything."""
+    """A scene of at most `count` items of the pool, by default of 0 to MOST_ITEMS; `rng` determines everything."""
     image, depth = draw_canvas(height, width, rng)
     image *= light(depth)[..., None]
     owner = np.zeros((height, width), np.uint8)
@@ -83,13 +83,13 @@ def draw_scene(pool: Pool, height: int, width: int, rng: np.random.Generator, co
 
 
 def place(picture: int, item: int, may_overhang: bool, rng: np.random.Generator) -> int:
-    """Where an item begins, along one side of the picture; the first lies wholly inside, so that none is left out."""
+    """Where an item begins along one side of the picture; the first lies wholly inside, so that it is never dropped."""
     beyond = int(item * OVERHANG) if may_overhang else 0
     return int(rng.integers(-beyond, picture - item + beyond + 1))
 
 
 def cover(owner: np.ndarray, item: Item, others: list[Item]) -> np.ndarray | None:
-    """`owner` with the item in front of the others; None if too little of any of them remains to be seen."""
+    """`owner` with the item in front of the others; None if too little of any item remains visible."""
     inside, cropped = overlap(owner.shape, item.silhouette.shape, item.top, item.left)
     covered = owner.copy()
     covered[inside][item.silhouette[cropped]] = len(others) + 1
@@ -106,7 +106,7 @@ def paint(image: np.ndarray, cutout: Cutout, colour: np.ndarray, top: int, left:
 
 
 def overlap(picture: tuple[int, ...], part: tuple[int, ...], top: int, left: int) -> tuple[tuple[slice, slice], ...]:
-    """Where a part that begins at (top, left) meets the picture: slices of the picture, and of the part."""
+    """The overlap of the picture with a part at (top, left): slices of the picture, and of the part."""
     starts = max(top, 0), max(left, 0)
     stops = min(top + part[0], picture[0]), min(left + part[1], picture[1])
     rows, columns = (slice(start, max(stop, start)) for start, stop in zip(starts, stops, strict=True))
@@ -117,5 +117,5 @@ def overlap(picture: tuple[int, ...], part: tuple[int, ...], top: int, left: int
 
 
 def light(depth_mm: np.ndarray | int) -> np.ndarray:
-    """What is farther is darker: a factor of the colour."""
+    """A factor of the colour that makes farther things darker."""
     return np.float32(1) - np.float32(FADE) * (np.asarray(depth_mm, np.float32) - NEAR_MM) / (FARTHEST_MM - NEAR_MM)

@@ -1,7 +1,7 @@
-"""Fashion-MNIST's items cut out of their black ground, turned and scaled.
+"""Fashion-MNIST's items, cut out of their black background, rotated and scaled.
 
-Their ground is exactly black, so the silhouette is what is brighter; pinholes of dark cloth are closed, the holes
-under a bag's handle or between a sandal's straps stay open.
+The background is exactly black, so everything brighter is the silhouette; pinholes in dark cloth are closed, but the
+holes under a bag's handle or between a sandal's straps stay open.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pipeline.shards.make.fashion_mnist import check_split
 
 GROUND = 8  # grey values up to this are background
 PINHOLE = 12  # pixels of 28x28: smaller holes are closed
-MIN_PIXELS = 60  # an item of fewer is too thin to be told
-HELD_OUT = 12  # one in so many of the training items is kept for val
-SOFTNESS = 0.6  # standard deviation, in pixels of 28x28, that rounds the steps of a silhouette enlarged
+MIN_PIXELS = 60  # an item with fewer is too thin to recognise
+HELD_OUT = 12  # one in this many training items is held out for val
+SOFTNESS = 0.6  # standard deviation, in pixels of 28x28, that smooths the steps of an enlarged silhouette
 SHADE = 0.6, 1.0  # an item's darkest and brightest cloth, as a factor of its colour
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The items that scenes of one split are made of."""
+    """The items for the scenes of one split."""
 
     images: np.ndarray  # uint8 [N, 28, 28]
     labels: np.ndarray  # uint8 [N], 0 to 9
@@ -35,7 +35,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Cutout:
-    """An item as it will stand in the scene, cropped to its outline."""
+    """An item as it appears in the scene, cropped to its outline."""
 
     alpha: np.ndarray  # float32 [H, W], 0 to 1; the silhouette is where it is at least 0.5
     shade: np.ndarray  # float32 [H, W], factor of the item's colour
@@ -50,7 +50,7 @@ class Cutout:
 def item_pool(folder: Path, split: str) -> Pool:
     """The items of "train", "val" or "test": no item is in two of them.
 
-    val is the last twelfth of the training file, test the test file. Raises DataError for other files.
+    val is the last twelfth of the training file, test the test file. Raises DataError for files of other data sets.
     """
     source = "test" if split == "test" else "train"
     data = read_split(folder, source)
@@ -67,7 +67,7 @@ def item_pool(folder: Path, split: str) -> Pool:
 
 
 def cut_out(image: np.ndarray, side: float, degrees: float) -> Cutout:
-    """An item (uint8 [28, 28]) with its frame scaled to `side` pixels and turned clockwise about its middle."""
+    """An item (uint8 [28, 28]) with its frame scaled to `side` pixels and rotated clockwise about its centre."""
     mask = item_mask(image)
     rounded = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), SOFTNESS)
     planes = np.dstack([rounded, item_shade(image, mask)]).astype(np.float32)
@@ -75,7 +75,7 @@ def cut_out(image: np.ndarray, side: float, degrees: float) -> Cutout:
     turned = int(np.ceil(side * np.sqrt(2))) + 2
     matrix = cv2.getRotationMatrix2D(((len(image) - 1) / 2,) * 2, -degrees, scale)
     matrix = matrix + [[0, 0, (turned - len(image)) / 2]] * 2
-    mean_shade = float(planes[mask, 1].mean())  # what lies around: no dark fringe where pixels are interpolated
+    mean_shade = float(planes[mask, 1].mean())  # outside: avoids a dark fringe from interpolation
     warped = cv2.warpAffine(planes, matrix, (turned, turned), flags=cv2.INTER_CUBIC, borderValue=(0, mean_shade))
     alpha = ((warped[..., 0] - 0.5) * max(scale, 1) + 0.5).clip(0, 1)  # an edge is one pixel wide at any scale
     rows, columns = (np.flatnonzero((alpha > 0).any(axis)) for axis in (1, 0))
@@ -94,14 +94,14 @@ def item_mask(image: np.ndarray) -> np.ndarray:
 
 
 def item_shade(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Factors of the item's colour, float [28, 28]: its own light and dark, stretched to SHADE."""
+    """Factors of the item's colour, float [28, 28]: its own brightness, stretched to SHADE."""
     dark, bright = np.percentile(image[mask], (5, 95))
     shade = SHADE[0] + (SHADE[1] - SHADE[0]) * ((image - dark) / max(bright - dark, 32)).clip(0, 1)
     return np.where(mask, shade, shade[mask].mean())
 
 
 def item_points(mask: np.ndarray) -> np.ndarray:
-    """Int [5, 2], (column, row): the outermost pixels of the upright item, the middle one of equals, and its centre."""
+    """Float [5, 2], (column, row): the outermost pixels of the upright item, the middle one of ties, and its centre."""
     rows, columns = np.nonzero(mask)
     found = []
     for values, outermost in (
@@ -116,7 +116,7 @@ def item_points(mask: np.ndarray) -> np.ndarray:
 
 
 def nearest(points: np.ndarray, silhouette: np.ndarray) -> np.ndarray:
-    """The pixel of the silhouette next to each point, int [N, 2]; the points themselves where it has none."""
+    """The silhouette pixel nearest to each point, int [N, 2]; the rounded points if the silhouette is empty."""
     pixels = np.argwhere(silhouette)[:, ::-1]
     if not len(pixels):
         return np.rint(points).astype(int)

@@ -1,4 +1,4 @@
-"""A scene as the members of a sample: the picture, and each kind of label in the form that is usual for it."""
+"""A scene as the members of a sample: the picture, and each kind of label in its usual format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.shards.make.fashion_mnist import CLASSES
 JPEG_QUALITY = 95
 DEPTH_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB, cv2.IMWRITE_PNG_COMPRESSION, 3)  # small for slopes
 HIDDEN, VISIBLE = 1, 2  # COCO's v of a keypoint that is labelled
-# So that people can look at a class map: black for the wall, then a colour for each class.
+# For viewing class maps: black for the wall, then a colour for each class.
 PALETTE = bytes.fromhex("000000e6194b3cb44bffe1194363d8f58231911eb442d4f4f032e6bfef45fabed4")
 
 
@@ -33,23 +33,23 @@ def sample_members(scene: Scene, caption: str) -> dict[str, bytes]:
 
 
 def class_map(scene: Scene) -> np.ndarray:
-    """Uint8 [H, W]: 0 for the wall, else 1 + Fashion-MNIST's class."""
+    """Uint8 [H, W]: 0 for the wall, otherwise 1 + Fashion-MNIST's class."""
     return np.array([0, *(item.label + 1 for item in scene.items)], np.uint8)[scene.owner]
 
 
 def indexed_png(ids: np.ndarray) -> bytes:
-    """A PNG of one channel of 8 bits whose values are the ids; its palette only serves to look at it."""
+    """A PNG with one 8-bit channel whose values are the ids; its palette is only for viewing."""
     image = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
-    image.putpalette(PALETTE.ljust(3 * 17, b"\0"))  # Pillow packs pixels into 4 bits where 16 colours suffice
+    image.putpalette(PALETTE.ljust(3 * 17, b"\0"))  # Pillow packs pixels into 4 bits if 16 colours suffice
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
 def coco(scene: Scene) -> dict[str, Any]:
-    """Size and annotations as COCO has them; boxes, areas and segmentations are of what is seen of an item.
+    """Size and annotations in COCO's format; boxes, areas and segmentations cover the visible part of an item.
 
-    A pixel covers [column, column + 1) x [row, row + 1), so a keypoint lies at its pixel's middle.
+    A pixel covers [column, column + 1) x [row, row + 1), so a keypoint lies at its pixel's centre.
     """
     height, width = scene.owner.shape
     annotations = [annotation(item, scene.owner, number) for number, item in enumerate(scene.items, 1)]
@@ -57,7 +57,7 @@ def coco(scene: Scene) -> dict[str, Any]:
 
 
 def annotation(item: Item, owner: np.ndarray, number: int) -> dict[str, Any]:
-    """Of the item that has this number in `owner`; besides COCO's entries, its colour and depth (millimetres)."""
+    """The annotation of item `number` in `owner`: COCO's entries, and its colour and depth (millimetres)."""
     seen = owner == number
     rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
     keypoints = [value for x, y in item.points.tolist() for value in keypoint(x, y, owner, number)]
@@ -77,7 +77,7 @@ def annotation(item: Item, owner: np.ndarray, number: int) -> dict[str, Any]:
 
 
 def keypoint(x: int, y: int, owner: np.ndarray, number: int) -> tuple[float, float, int]:
-    """COCO's x, y, v: zeros beyond the picture; on the silhouette, only what is nearer can hide it."""
+    """COCO's x, y, v: zeros outside the picture; as it is on the silhouette, only nearer items can hide it."""
     if not (0 <= y < owner.shape[0] and 0 <= x < owner.shape[1]):
         return 0, 0, 0
     return x + 0.5, y + 0.5, VISIBLE if owner[y, x] == number else HIDDEN

@@ -1,4 +1,4 @@
-"""Drawing the shards of a synthetic data set, split by split; those that are there stay."""
+"""Draws the shards of a synthetic data set, split by split; keeps existing ones."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def draw_shards(
     src: Path | None,
     workers: int | None,
 ) -> None:
-    """Draw what is missing of `counts` pictures of each split.
+    """Draws the missing shards of `counts` pictures per split.
 
-    `settings` decide what the pictures show; `task` makes, of the folder of Fashion-MNIST's files, what draws a shard.
-    Raises DataError for impossible counts, when no source can be had, or if `out` holds other pictures.
+    `settings` determine what the pictures show; `task` takes the folder of Fashion-MNIST's files and returns what draws
+    a shard. Raises DataError for invalid counts, if no source is available, or if `out` holds other pictures.
     """
     seed = settings["seed"]
     if min(counts.values()) < 0 or not any(counts.values()) or samples_per_shard < 1 or seed < 0:

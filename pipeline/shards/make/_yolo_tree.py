@@ -1,4 +1,4 @@
-"""YOLO's conventions: which images a data.yaml or a folder means, and which file of boxes is of which image."""
+"""YOLO's conventions: which images a data.yaml or a folder names, and which box file belongs to which image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEANT = "give a data.yaml with `names` and `train`, or a folder with images/ and
 
 
 class Item(NamedTuple):
-    """An image to be taken: its path below the source, in full, its size in bytes, and the lines of its boxes."""
+    """An image to include: its path below the source, its full path, its size in bytes, and the lines of its boxes."""
 
     name: str
     path: str
@@ -43,7 +43,7 @@ def read_yolo(src: Path, classes: str | None, prefix: str, out: Path) -> Yolo:
     else:
         content = _content(file)
         root = file.parent / str(content.get("path") or "")
-        root = root if root.is_dir() else file.parent  # those who pack a data set leave the path of their machine
+        root = root if root.is_dir() else file.parent  # data sets are often packed with the path of another machine
         places = {split: content[split] for split in ("train", "val", "test") if content.get(split)}
         names = read_class_names(classes) if classes is not None else _names(file, content)
         if not places:
@@ -81,7 +81,7 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def _names(file: Path, content: Mapping[str, Any]) -> list[str]:
-    """The names by their numbers from 0. Raises DataError."""
+    """The class names in the order of their numbers from 0. Raises DataError."""
     given = content.get("names")
     if isinstance(given, dict):
         if sorted(given, key=str) != sorted(range(len(given)), key=str):
@@ -107,7 +107,7 @@ def _places(src: Path, prefix: str) -> dict[str, str]:
 
 
 def _images(root: Path, place: Any, out: Path) -> list[tuple[str, int]]:
-    """(path, bytes) of the images in a folder, or that a text file lists."""
+    """(path, bytes) of the images in a folder or listed in a text file."""
     path = root / str(place)
     if path.is_dir():
         tree = read_tree(path, out, "--src names folders of images")
@@ -126,7 +126,7 @@ def _item(root: Path, image: tuple[str, int]) -> Item:
 
 
 def labels_of(path: str) -> Path:
-    """The file of boxes of an image: below labels/ instead of images/, or else beside it."""
+    """The box file of an image: below labels/ instead of images/, otherwise beside it."""
     folder, slash, base = path.rpartition("/")
     parts = folder.split("/")
     if IMAGES in parts:

@@ -1,4 +1,4 @@
-"""Images and their captions as shards: from a table, or as img2dataset writes them, an image beside its text."""
+"""Shards of images and their captions: from a table, or as img2dataset writes them, each image beside its text."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ MEMBER = "txt"
 
 
 class Item(NamedTuple):
-    """An image to be taken; its captions, one a line, or None where they lie in a file beside it."""
+    """An image to include; its captions, one per line, or None if they are in a file beside it."""
 
     path: str
     size: int  # bytes
     captions: str | None
-    described: bool = False  # there is a JSON beside it
+    described: bool = False  # has a JSON beside it
 
 
 @dataclass(frozen=True)
 class Read:
-    """The sample of an item."""
+    """Reads the sample of an item."""
 
     images: Path
 

@@ -1,11 +1,11 @@
-"""COCO's images and annotation files as shards: boxes, outlines, key points, captions, and class maps of stuff.
+"""Shards of COCO's images and annotation files: boxes, outlines, key points, captions, and class maps of stuff.
 
 Members of a sample:
-- the image, its bytes as they are.
-- `json`: width, height, image_id, file_name and COCO's annotations, each with the name of its category; where files
-  hold any annotations but captions.
-- `txt`: the captions, one a line.
-- `seg.png`: the class map of stuff, as it is.
+- the image, its bytes unchanged.
+- `json`: width, height, image_id, file_name and COCO's annotations, each with the name of its category; only if the
+  files contain more than captions.
+- `txt`: the captions, one per line.
+- `seg.png`: the class map of stuff, unchanged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from pipeline.targets.mask import check_size
 
 @dataclass(frozen=True)
 class Read:
-    """The sample of an item."""
+    """Reads the sample of an item."""
 
     images: Path
     stuff: Path | None

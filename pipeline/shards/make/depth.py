@@ -1,4 +1,4 @@
-"""Images and depth maps that lie in two folders under the same names, as shards."""
+"""Shards of images and depth maps that lie in two folders under the same names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORDS = Words("depth map", "--depth", "--image-suffix .jpg --depth-suffix _depth
 
 @dataclass(frozen=True)
 class Read:
-    """The sample of a pair. Raises DataError for PNGs of 8 bits or in colours, which no single bad file explains."""
+    """Reads the sample of a pair. Raises DataError for 8-bit or colour PNGs, which suggest that all files are bad."""
 
     images: Path
     depth: Path

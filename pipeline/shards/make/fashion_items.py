@@ -1,4 +1,4 @@
-"""Scenes of one item each: to learn classes from before learning from whole scenes, and to be named by.
+"""Scenes of one item each: for learning classes before whole scenes, and for zero-shot classification.
 
 Members of a sample:
 - `jpg`: RGB, 96 to 192 pixels a side, as those of `fashion-scenes`, whose items are in the same splits.
@@ -29,7 +29,7 @@ SIDES = 96, 192  # pixels, shortest and longest
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Draw one shard."""
+    """Draws one shard."""
 
     src: Path
     out: Path
@@ -43,7 +43,7 @@ class ShardTask:
             tar.finish()
 
     def members(self, split: str, number: int) -> dict[str, bytes]:
-        """A picture and its labels: a function of seed, split and number alone."""
+        """A picture and its labels, determined by seed, split and number alone."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
         height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2).tolist()
         scene = draw_scene(item_pool(self.src, split), height, width, rng, count=1)

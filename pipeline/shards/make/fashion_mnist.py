@@ -63,7 +63,7 @@ def make(
 
 
 def _valid_records(out: Path) -> dict[str, ShardRecord | None]:
-    """The shards of an index this maker wrote, with None for those that are damaged; empty without such an index."""
+    """The shards of an index written by this maker, with None for damaged ones; empty without such an index."""
     try:
         index = load_index(str(out), check=False)
     except DataError:
@@ -105,7 +105,7 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def check_split(data: Split, folder: Path, split: str) -> None:
-    """Raise DataError if files that could be read are of another data set."""
+    """Raises DataError if the files are of another data set."""
     if data.images.shape != (len(data.labels), 28, 28) or np.any(data.labels >= len(CLASSES)):
         shapes = f"images {data.images.shape}, labels {data.labels.shape} up to {data.labels.max(initial=0)}"
         raise DataError(f"{folder}: the {split} files are not Fashion-MNIST ({shapes}); name its folder with --src")

@@ -1,4 +1,4 @@
-"""A few labels of Fashion-MNIST: 1 % and 5 % of its training images, equally many of each class."""
+"""Subsets of Fashion-MNIST with few labels: 1 % and 5 % of its training images, the same number of each class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.shards.make._fashion_mnist_files import located, read_split
 from pipeline.shards.make.fashion_mnist import CLASSES, SAMPLES_PER_SHARD, check_split, encode
 from pipeline.shards.write import TarWriter, shard_name
 
-PER_CLASS = {"1pct": 60, "5pct": 300}  # images; the fewer are among the more
+PER_CLASS = {"1pct": 60, "5pct": 300}  # images; the smaller set is part of the larger
 
 
 def make(
@@ -44,7 +44,7 @@ def make(
 
 
 def balanced(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` samples of each class, still in `order`. Raises DataError where a class has fewer."""
+    """The first `count` samples of each class, still in `order`. Raises DataError if a class has fewer."""
     classes = labels[order]
     ranks = np.empty(len(order), np.int64)
     for label in range(len(CLASSES)):

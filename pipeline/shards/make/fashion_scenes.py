@@ -1,12 +1,12 @@
-"""Synthetic scenes with exact labels for dense tasks: Fashion-MNIST's items, tinted, turned and scaled, before a wall.
+"""Synthetic scenes with exact labels for dense tasks: Fashion-MNIST's items, tinted, rotated, scaled, before a wall.
 
 Members of a sample:
 - `jpg`: RGB, 96 to 192 pixels a side by default.
-- `seg.png`: class map, 8 bits: 0 for the wall, 1 to 10 for Fashion-MNIST's classes; `classes.txt` names them, one a
+- `seg.png`: class map, 8 bits: 0 for the wall, 1 to 10 for Fashion-MNIST's classes; `classes.txt` names them, one per
   line, and `groups.txt` has the group of each on the same line: top, trousers, dress, footwear or bag.
 - `depth.png`: 16 bits, millimetres; 0 would mean not measured and does not occur.
-- `json`: width, height, caption, and COCO's annotations: boxes, areas and run lengths of what is seen; five keypoints,
-  top, bottom, left, right and centre, which turn with the item; colour; depth in millimetres.
+- `json`: width, height, caption, and COCO's annotations: boxes, areas and run lengths of visible parts; five keypoints,
+  top, bottom, left, right and centre, which rotate with the item; colour; depth in millimetres.
 - `txt`: the caption, such as "a red ankle boot left of a black dress".
 """
 
@@ -38,7 +38,7 @@ LEAST_SIDE = 64  # the farthest items of a smaller picture are a few pixels wide
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Draw one shard."""
+    """Draws one shard."""
 
     src: Path
     out: Path
@@ -54,7 +54,7 @@ class ShardTask:
             tar.finish()
 
     def scene(self, split: str, number: int) -> tuple[Scene, str]:
-        """A scene and its caption: a function of seed, split and number alone."""
+        """A scene and its caption, determined by seed, split and number alone."""
         rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
         height, width = rng.integers(self.min_side, self.max_side + 1, 2).tolist()
         scene = draw_scene(item_pool(self.src, split), height, width, rng)

@@ -1,4 +1,4 @@
-"""A user's own images, in folders that name their classes or in any: shuffled once, every file's bytes as they are."""
+"""Shards of a user's own images, in class folders or any others: shuffled once, bytes of files unchanged."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from pipeline.shards.write import TarWriter, shard_name
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides the content of the shards."""
+    """The settings that determine the content of the shards."""
 
     seed: int
     samples_per_shard: int
     num_files: int
-    listing_sha256: str  # of every file's path below `src` and size
+    listing_sha256: str  # of the path below `src` and the size of every file
     max_side: int | None
     quality: int
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Write one shard; gives the files that were left out, with the reason."""
+    """Writes one shard; returns the files that were left out, with the reason."""
 
     src: str
     out: str
@@ -131,7 +131,7 @@ def make(
 
 
 def _write_shards(task: ShardTask, files: list[File], plan: Plan, report: Rejections, workers: int | None) -> set[str]:
-    """Write the shards of a split that are missing; the paths of the files that all of them leave out."""
+    """Writes the missing shards of a split; returns the paths of the files that all of them leave out."""
     out = Path(task.out)
     order = np.random.Generator(np.random.PCG64(plan.seed)).permutation(len(files)).tolist()
     jobs = []
@@ -146,7 +146,7 @@ def _write_shards(task: ShardTask, files: list[File], plan: Plan, report: Reject
 
 
 def _index(out: Path, layout: Layout, samples_per_shard: int, workers: int | None) -> DatasetIndex:
-    """Of the shards of all splits."""
+    """Indexes the shards of all splits."""
     if len(layout.splits) > 1:
         return build_index(str(out), classes=layout.classes or None, workers=workers)
     ((split, files),) = layout.splits.items()
@@ -155,7 +155,7 @@ def _index(out: Path, layout: Layout, samples_per_shard: int, workers: int | Non
 
 
 def _check_classes(layout: Layout, rejected: Mapping[str, set[str]], src: Path, out: Path) -> None:
-    """A class, or a split without any, must have an image that can be read."""
+    """Raises DataError if a split or a class has no readable image."""
     for split, files in layout.splits.items():
         if len(rejected[split]) == len(files):
             raise DataError(f"{src}: none of its images can be read, as {out / f'{split}-rejected.txt'} says; fix them")
@@ -173,7 +173,7 @@ def _check_classes(layout: Layout, rejected: Mapping[str, set[str]], src: Path, 
 
 
 def _agree_on_classes(out: Path, classes: list[str]) -> None:
-    """Splits in one folder share one index, so they must share the numbering of classes, too."""
+    """Raises DataError for classes other than the index's: splits in one folder share it, and so the class numbers."""
     index = earlier_index(out)
     named = index.classes.get("class_id") if index else None
     if classes and named is not None and named != classes:

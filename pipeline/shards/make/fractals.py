@@ -1,6 +1,6 @@
 """Labelled fractals at any resolution, drawn by formula: no photographs, no licence, no download.
 
-Each class is a random iterated function system, each sample one attractor of it with its parameters shaken a little
+Each class is a random iterated function system, each sample an attractor of it with slightly perturbed parameters
 (FractalDB: Kataoka et al. 2020, "Pre-training without Natural Images"; for ViTs: Nakashima et al. 2022).
 """
 
@@ -21,16 +21,16 @@ from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
 
 POINTS_PER_PIXEL = 2.0  # of the chaos game, per pixel of a square image
-WALKERS = 512  # points that walk at once; their first steps are not drawn
+WALKERS = 512  # points iterated in parallel; their first steps are not drawn
 WARM_UP = 20
-FILL_RATE = 0.2  # a system whose attractor covers less of a 32 px image is drawn anew, as in the paper
+FILL_RATE = 0.2  # a system whose attractor covers less of a 32 px image is redrawn, as in the paper
 SHAKE = 0.2  # instances scale each parameter by 1 +- this, at most
 MAX_TRIES = 200
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Draw one shard."""
+    """Draws one shard."""
 
     out: str
     prefix: str
@@ -100,7 +100,7 @@ def fractal_class(seed: int, label: int) -> np.ndarray:
 
 
 def shaken(maps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An instance of a class: one of the six parameters of all its maps scaled, as the paper does."""
+    """An instance of a class: scales one of the six parameters in all its maps, as in the paper."""
     instance = maps.copy()
     instance[:, int(rng.integers(6))] *= rng.uniform(1 - SHAKE, 1 + SHAKE)
     return instance

@@ -1,4 +1,4 @@
-"""A user's own images and class maps, as of VOC, ADE20K or Cityscapes: pairs of files become samples of shards."""
+"""Shards of a user's own images and class maps, as in VOC, ADE20K or Cityscapes: each pair of files is a sample."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from pipeline.targets.base import BadLabel
 from pipeline.targets.mask import check_size
 
 MEMBER = "seg.png"
-# Rows as they are pack class maps as well as any filter, and are decoded fastest.
+# Unfiltered rows compress class maps as well as any filter, and decode fastest.
 PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 
 
 @dataclass(frozen=True)
 class Read:
-    """The sample of a pair. Raises DataError for ids that no class has."""
+    """Reads the sample of a pair. Raises DataError for ids that no class has."""
 
     images: Path
     masks: Path
@@ -117,7 +117,7 @@ def make(
 
 
 def _rejected(pairing: Pairing, report: Rejections) -> list[str]:
-    """The reason of each pair that is left out."""
+    """The reason for each pair that is left out."""
     reasons = (
         report.reasons.get(visible(pair.image), report.reasons.get(visible(pair.mask))) for pair in pairing.pairs
     )
@@ -125,7 +125,7 @@ def _rejected(pairing: Pairing, report: Rejections) -> list[str]:
 
 
 def summary(images: Path, pairing: Pairing, rejected: list[str], report: Rejections) -> list[str]:
-    """Lines: what was taken, and what was not and why."""
+    """Report lines: what was taken, and what was not and why."""
     lines = [f"{images}: {len(pairing.pairs) - len(rejected):,} images with masks taken"]
     lines += [f"not taken: {len(paths):,} {why}: {some(paths)}" for why, paths in pairing.left_out.items()]
     kinds = Counter(re.sub(r"\d+", "N", reason) for reason in rejected)

@@ -1,4 +1,4 @@
-"""Images and boxes in YOLO's layout as shards: images/, labels/ and a data.yaml."""
+"""Shards of images and boxes in YOLO's layout: images/, labels/ and a data.yaml."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from pipeline.shards.make._yolo_tree import Item, labels_of, read_yolo
 from pipeline.targets.base import BadLabel
 from pipeline.targets.boxes import yolo_line
 
-DIGITS = 3  # of a pixel
+DIGITS = 3  # decimal places of pixel coordinates
 
 
 @dataclass(frozen=True)
 class Read:
-    """The sample of an item. Raises DataError for a class without a name."""
+    """Reads the sample of an item. Raises DataError for a class without a name."""
 
     classes: tuple[str, ...]
 
@@ -54,7 +54,7 @@ class Read:
             raise Rejected(item.name, "its file of boxes is no text") from None
 
     def annotation(self, item: Item, line: str, number: int, width: int, height: int) -> dict[str, object]:
-        """A line as COCO has it, in pixels and cut at the image's border."""
+        """A line as a COCO annotation, in pixels and clipped at the image's border."""
         try:
             label, x, y, across, down = yolo_line(line, number)
         except BadLabel as bad:

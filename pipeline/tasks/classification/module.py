@@ -65,12 +65,12 @@ class Classification(TaskModule):
 
     @torch.no_grad()
     def _sums(self, losses: Tensor, logits: Tensor, labels: Tensor, weights: Tensor, unmixed: Tensor) -> Tensor:
-        """float64 [5] of weighted losses [B], logits [B, K] and whether samples are unmixed [B]."""
+        """float64 [5] from weighted losses [B], logits [B, K] and whether samples are unmixed [B]."""
         loss, pure = losses.detach().double().sum()[None], (weights * unmixed).double().sum()[None]
         return torch.cat([loss, top_sums(logits, labels, weights), pure])
 
     def means(self, sums: Tensor) -> dict[str, float]:
-        """Mean loss and, where no sample is mixed, shares of right answers: of a mixture no single class is right."""
+        """Mean loss and, if no sample is mixed, accuracies: for a mixture no single class is right."""
         loss, right, right_top5, samples, unmixed = sums.tolist()
         of = max(samples, 1.0)
         shares = {"accuracy": right / of, "top5": right_top5 / of} if unmixed == samples else {}
@@ -80,7 +80,7 @@ class Classification(TaskModule):
         return {} if validation else {"confusion": ConfusionCounts(len(self.classes))}
 
     def mistakes(self, predicted: Tensor, batch: Batch) -> Tensor:
-        """The cross-entropy where the likeliest class is not the right one."""
+        """The cross-entropy if the most likely class is wrong, otherwise 0."""
         labels, logits = batch.targets["label"], predicted.float()
         return F.cross_entropy(logits, labels, reduction="none") * (logits.argmax(dim=-1) != labels)
 
@@ -91,11 +91,11 @@ class Classification(TaskModule):
         return Compared(None, [(truth, 1.0)], guess, f"{truth}, {taken} ({guess[0][1]:.0%})")
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[tuple[str, float]]]:
-        """The `top_k` (5) most probable (class, probability) of each image."""
+        """The `top_k` (default 5) most probable (class, probability) pairs of each image."""
         return self._likeliest(self.logits(images), options.get("top_k", 5))
 
     def _likeliest(self, logits: Tensor, count: int) -> list[list[tuple[str, float]]]:
-        """The `count` most probable classes of logits [B, K], if there are so many, with their probabilities."""
+        """The (at most) `count` most probable classes of logits [B, K] with their probabilities."""
         top = logits.float().softmax(dim=-1).topk(min(count, len(self.classes)), dim=-1)
         return [
             [(self.classes[index], value) for index, value in zip(indices, values, strict=True)]
@@ -103,7 +103,7 @@ class Classification(TaskModule):
         ]
 
     def draw(self, picture: Pixels, predicted: Sequence[tuple[str, float]]) -> Pixels:
-        """The likeliest classes in a corner."""
+        """Write the most likely classes in a corner."""
         return write_lines(picture, [f"{name} {share:.0%}" for name, share in predicted[:SHOWN]])
 
     def record(self, predicted: Sequence[tuple[str, float]]) -> dict[str, Any]:

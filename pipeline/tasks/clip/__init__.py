@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from pipeline.models.spec import ModelSpec, Pair
     from pipeline.tasks.base import TaskModule
 
-SCALES = {"softmax": 1 / 0.07, "sigmoid": 10.0}  # at the start, as the papers have it
-SIGMOID_BIAS = -10.0  # so that the many that are no pair do not rule the first steps
+SCALES = {"softmax": 1 / 0.07, "sigmoid": 10.0}  # initial values, as in the papers
+SIGMOID_BIAS = -10.0  # so that the many negatives do not dominate the first steps
 
 
 class TextTowerConfig(Section):
-    """The transformer that reads captions."""
+    """The transformer that encodes captions."""
 
     length: Annotated[int, Field(ge=3)] = Field(
         default=32, description="tokens of a text, of which the first and the last are special; the rest is cut off"
@@ -39,7 +39,7 @@ class TextTowerConfig(Section):
 
 
 class Task(BaseTask):
-    """A text tower beside the image encoder; recall of each other's items picks between models."""
+    """Adds a text tower to the image encoder; retrieval recall between images and texts selects models."""
 
     targets: ClassVar[tuple[str, ...]] = ("text",)
     pipeline_tag: ClassVar[str] = "zero-shot-image-classification"
@@ -61,7 +61,7 @@ class Task(BaseTask):
         return self.tokenizer
 
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
-        """Raises `ModelError` for a file that is no tokenizer."""
+        """Raises `ModelError` if the tokenizer file is not a tokenizer."""
         width, text = self.embedding_dim or backbone.embed_dim, self.text
         dim = text.dim or backbone.embed_dim
         file = self.tokenizer.file
@@ -82,7 +82,7 @@ class Task(BaseTask):
         }
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
-        """Of one image and its caption."""
+        """Operations for one image and its caption."""
         return super().forward_flops(spec, image_size, patch) + tower_flops(spec.heads[TEXT], spec.backbone)
 
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:

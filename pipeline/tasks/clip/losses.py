@@ -1,8 +1,8 @@
-"""What pairs of images and texts are trained by: each is to be nearer to its own than to the rest of the global batch.
+"""Contrastive losses for pairs of images and texts: each is pulled to its partner, away from the rest of the batch.
 
-Images with equal captions are no negatives of each other's texts, nor are samples of weight 0.
+The negatives come from the global batch, without samples of weight 0 and those with an equal caption.
 
-Legend: n pairs of this rank, N of all ranks, E width of the embeddings.
+Legend: n pairs of this rank, N of all ranks, E embedding width.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.tasks.ranks import Ranks
 
-AT_ONCE = 1 << 24  # similarities that are held at once
+AT_ONCE = 1 << 24  # similarities held at once
 
 LossOfRows = Callable[["Pairs", "Pairs", Tensor, Tensor | None], Tensor]
 
 
 class Pairs(NamedTuple):
-    """Embeddings of length 1, fp32 [n, E]; captions, int64 [n], are equal where the texts are; weights fp32 [n]."""
+    """Unit embeddings, fp32 [n, E]; captions, int64 [n], which are equal for equal texts; weights, fp32 [n]."""
 
     images: Tensor
     texts: Tensor
@@ -37,8 +37,8 @@ class Pairs(NamedTuple):
 def contrastive(loss: LossOfRows, pairs: Pairs, scale: Tensor, bias: Tensor | None, ranks: Ranks) -> Tensor:
     """This rank's part of the mean over all pairs of `softmax_loss` or `sigmoid_loss`, fp32 [].
 
-    Rows of similarities are computed so many at once, and again in the backward pass, that memory grows with the number
-    of pairs and not with its square.
+    Rows of similarities are computed in chunks and recomputed in the backward pass, so that memory grows linearly with
+    the number of pairs, not quadratically.
     """
     others = pairs.gathered(ranks)
     rows = max(AT_ONCE // max(len(others.weights), 1), 1)
@@ -51,7 +51,7 @@ def contrastive(loss: LossOfRows, pairs: Pairs, scale: Tensor, bias: Tensor | No
 
 
 def softmax_loss(pairs: Pairs, others: Pairs, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """CLIP's (Radford et al. 2021): the sum over pairs of the mean of both directions' cross-entropies."""
+    """CLIP's loss (Radford et al. 2021): the sum over pairs of the mean of both directions' cross-entropies."""
     own = scale * (pairs.images * pairs.texts).sum(dim=1)  # [n]
     ignored = ~negatives(pairs, others)
     total = torch.zeros_like(own)
@@ -62,7 +62,7 @@ def softmax_loss(pairs: Pairs, others: Pairs, scale: Tensor, bias: Tensor | None
 
 
 def sigmoid_loss(pairs: Pairs, others: Pairs, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """SigLIP's (Zhai et al. 2023): every image and every text are a pair or none, each a question of its own."""
+    """SigLIP's loss (Zhai et al. 2023): an independent binary classification of every image and text as a pair."""
     assert bias is not None
     own = scale * (pairs.images * pairs.texts).sum(dim=1) + bias
     wrong = scale * pairs.images @ others.texts.T + bias
@@ -71,7 +71,7 @@ def sigmoid_loss(pairs: Pairs, others: Pairs, scale: Tensor, bias: Tensor | None
 
 
 def negatives(pairs: Pairs, others: Pairs) -> Tensor:
-    """Bool [n, N]: which other texts an image must be told from, and which other images a text."""
+    """Bool [n, N]: which other texts are negatives for an image, and which other images for a text."""
     return (pairs.captions[:, None] != others.captions) & (others.weights > 0)
 
 

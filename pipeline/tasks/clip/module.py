@@ -1,6 +1,6 @@
-"""Images and their captions, told from all others of the global batch; judged by finding one by the other.
+"""Contrastive learning of images and captions over the global batch, evaluated by retrieval.
 
-Legend: B samples of a micro-batch, n of a rank, L tokens of a text, E width of the embeddings.
+Legend: B samples of a micro-batch, n of a rank, L tokens of a text, E embedding width.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pipeline.tasks.ranks import ALONE, Ranks
 class Clip(TaskModule):
     """Two encoders into one space. Targets: `tokens`, int32 [B, L], and `caption`, int64 [B], equal for equal texts.
 
-    The loss is sigmoid's where the model has a bias for it. Sums are over steps of the loss of the global batch, the
-    scale, and whether it was at its bound.
+    The loss is the sigmoid loss if the model has a bias for it. Sums are over steps: of the loss of the global batch,
+    of the scale, and of whether the scale was at its bound.
     """
 
     coupled = True
@@ -61,21 +61,21 @@ class Clip(TaskModule):
         return Coupled(loss, torch.stack([loss.detach(), scale * one, bound * one, one]).double())
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
-        """`predicted` are embeddings of the images and of all their captions."""
+        """`predicted` holds embeddings of the images and of all their captions."""
         none = torch.zeros(len(self.sum_names), dtype=torch.float64, device=weights.device)
         images, texts = self.embed_images(views["image"]), self.embed_texts(targets["all_tokens"])
         return Evaluated(none, retrieval.Embedded(images, texts, self.model.get_submodule(TEMPERATURE)()))
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Normalised [B, C, H, W] -> fp32 [B, E], of length 1."""
+        """Normalised [B, C, H, W] -> unit vectors fp32 [B, E]."""
         return F.normalize(self.model(images).float(), dim=-1)
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
-        """Int [B, L] -> fp32 [B, E], of length 1."""
+        """Int [B, L] -> unit vectors fp32 [B, E]."""
         return F.normalize(self.model.get_submodule(TEXT)(tokens, self.tokenizer.end).float(), dim=-1)
 
     def embed_sentences(self, texts: Sequence[str]) -> Tensor:
-        """Fp32 [texts, E], of length 1."""
+        """Unit vectors fp32 [texts, E]."""
         tokens = torch.from_numpy(self.tokenizer.encode(texts))
         return self.embed_texts(tokens.to(next(self.model.parameters()).device))
 
@@ -83,16 +83,16 @@ class Clip(TaskModule):
         return Embeds(self.model)
 
     def exported_beside(self) -> dict[str, Graph]:
-        """The text tower: int64 [B, L] of the tokenizer to fp32 [B, E], of length 1.
+        """The text tower: token ids int64 [B, L] -> unit vectors fp32 [B, E].
 
-        Its output is no mere `embedding`: tracers give that name to the lookup of the tokens.
+        Its output is not named `embedding`, as tracers use that name for the token lookup.
         """
         tokens = torch.from_numpy(self.tokenizer.encode(["a", "b c"])).long()
         text = Embeds(self.model.get_submodule(TEXT), self.tokenizer.end)
         return {"text": Graph(text, {"tokens": tokens}, ("text_embedding",))}
 
     def means(self, sums: Tensor) -> dict[str, float]:
-        """Of an evaluation none: its loss is of all its pairs at once."""
+        """Empty for an evaluation, whose loss covers all its pairs at once."""
         loss, scale, bound, steps = sums.tolist()
         return {"loss": loss / steps, "scale": scale / steps, "scale_at_bound": bound / steps} if steps else {}
 
@@ -101,7 +101,7 @@ class Clip(TaskModule):
 
     @torch.no_grad()
     def _loss_of(self, pairs: retrieval.Pairs, shared: Tensors) -> float:
-        """Of all images, each with its first caption, as one batch."""
+        """Loss of all images, each with its first caption, as one batch."""
         first = np.searchsorted(pairs.owners, pairs.slots)
         images, texts, captions = map(torch.from_numpy, (pairs.images, pairs.texts[first], pairs.numbers[first]))
         scale, bias = shared["scale"].cpu(), shared["bias"].cpu() if "bias" in shared else None
@@ -113,13 +113,13 @@ class Clip(TaskModule):
         raise ModelError("a clip model names nothing by itself; evaluate it as zero_shot, or compare its embeddings")
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[float]]:
-        """The embeddings of images, E numbers each, of length 1."""
+        """The unit embeddings of images, E numbers each."""
         found: list[list[float]] = self.embed_images(images).tolist()
         return found
 
 
 class Embeds(nn.Module):
-    """What a tower gives, in fp32 and of length 1; `arguments` are what it takes besides its input."""
+    """A tower with its output normalised to unit length in fp32; `arguments` are passed after its input."""
 
     def __init__(self, tower: nn.Module, *arguments: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Depth: metres for every pixel, of one image."""
+"""Monocular depth estimation: metres for every pixel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEAD = "depth_head"
 
 
 class Task(BaseTask):
-    """Scale-invariant log loss over measured pixels; AbsRel on depth at its own size picks between models."""
+    """Scale-invariant log loss over measured pixels; AbsRel on depth maps at their own size selects models."""
 
     targets: ClassVar[tuple[str, ...]] = ("depth",)
     pipeline_tag: ClassVar[str] = "depth-estimation"

@@ -1,4 +1,4 @@
-"""Depth: a scale-invariant loss per image, judged on depth at its own size. The model's output is the log of metres.
+"""Depth: a scale-invariant loss per image, evaluated on depth maps at their own size. The model outputs log metres.
 
 Legend: B batch, (h, w) grid of outputs, (H, W) a view or an image's own size.
 """
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
 
 class DepthEstimation(TaskModule):
-    """The model, and what it is trained and judged by; pixels that were not measured count nowhere.
+    """The model with its loss and measures; unmeasured pixels are ignored.
 
-    The loss of an image is mean(e^2) - s mean(e)^2 over its measured pixels, e the error of log depth and s the setting
-    `scale_invariance` (Eigen et al. 2014, 1/2). It is of each image by itself, since it is each image whose scale is
-    not known: so it is divided by images, those that show a measured pixel, and the square is of no sum over ranks.
+    The loss of an image is mean(e^2) - s mean(e)^2 over its measured pixels, where e is the error of log depth and s
+    the setting `scale_invariance` (1/2 in Eigen et al. 2014). It is computed per image, because each image has its own
+    unknown scale: it is normalised by the number of images with a measured pixel, and the squared mean involves no sum
+    over ranks.
 
     Sums: the loss, its images, and `metrics.depth.depth_errors`.
     """
@@ -51,11 +52,11 @@ class DepthEstimation(TaskModule):
         self.scale_invariance = task.scale_invariance
 
     def normalisers(self, batch: Batch) -> Tensor:
-        """float64 [1]: images that show a measured pixel."""
+        """float64 [1]: images with a measured pixel."""
         return (measured_images(batch.targets["depth"]) * batch.weights.double()).sum()[None]
 
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
-        """At the view's resolution, to which the log of depth is interpolated bilinearly."""
+        """Loss at the view's resolution, to which log depth is interpolated bilinearly."""
         images, truth = views["image"], targets["depth"]
         logs = F.interpolate(self.model(images).float(), images.shape[2:], mode="bilinear")[:, 0]
         moments = log_moments(logs, truth)
@@ -67,13 +68,13 @@ class DepthEstimation(TaskModule):
         return Outputs(loss[None], sums)
 
     def _image_losses(self, moments: Tensor) -> Tensor:
-        """[B] from `log_moments` [B, 3]; 0 of images without a measured pixel."""
+        """[B] from `log_moments` [B, 3]; 0 for images without a measured pixel."""
         pixels, first, second = moments.unbind(dim=1)
         pixels = pixels.clamp(min=1)
         return second / pixels - self.scale_invariance * (first / pixels).square()
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
-        """On depth at its own size; `predicted` are fp32 [H, W], metres."""
+        """Evaluate on depth maps at their own size; `predicted` are fp32 [H, W] in metres."""
         images = views["image"]
         view = (images.shape[2], images.shape[3])
         sums = torch.zeros(len(self.sum_names), dtype=torch.float64, device=images.device)
@@ -103,7 +104,7 @@ class DepthEstimation(TaskModule):
         return {} if validation else {"pictures": DepthMaps(self.preprocess.eval)}
 
     def mistakes(self, predicted: Sequence[Tensor], batch: Batch) -> Tensor:
-        """AbsRel of each image over what was measured."""
+        """AbsRel of each image over its measured pixels."""
         return torch.stack([relative_error(*pair) for pair in zip(predicted, self._truths(batch), strict=True)])
 
     def compared(self, predicted: Sequence[Tensor], batch: Batch, row: int) -> Compared:
@@ -115,7 +116,7 @@ class DepthEstimation(TaskModule):
         return full_maps(batch.targets, "depth_full")
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[np.ndarray]:
-        """float32 [H, W] arrays at the images' own sizes, metres."""
+        """float32 [H, W] arrays in metres, at the images' own sizes."""
         view, found = (images.shape[2], images.shape[3]), []
         for logs, size in zip(self.model(images), sizes, strict=True):
             bands = [band[0].exp() for _, band in full_size_logits(logs, size, view, self.preprocess.eval)]
@@ -123,11 +124,11 @@ class DepthEstimation(TaskModule):
         return found
 
     def draw(self, picture: Pixels, predicted: np.ndarray) -> Pixels:
-        """Colours in place of the picture, and what the nearest and the farthest stand for."""
+        """Replace the picture by depth colours, labelled with the nearest and farthest depth."""
         return write_lines(depth_colors(predicted), [f"{predicted.min():.2f} to {predicted.max():.2f} m"])
 
     def record(self, predicted: np.ndarray) -> dict[str, Any]:
-        """`metres`: the nearest, the median and the farthest."""
+        """`metres`: the nearest, median and farthest depth."""
         near, middle, far = np.percentile(predicted, (0, 50, 100)).tolist()
         return {"metres": {"nearest": near, "median": middle, "farthest": far}}
 
@@ -142,7 +143,7 @@ class DepthEstimation(TaskModule):
 
 
 class Metres(nn.Module):
-    """Of images [B, C, H, W] the depth of each pixel, fp32 [B, H, W]."""
+    """Images [B, C, H, W] -> depth of each pixel in metres, fp32 [B, H, W]."""
 
     def __init__(self, model: MiniViT) -> None:
         super().__init__()
@@ -153,21 +154,21 @@ class Metres(nn.Module):
 
 
 def relative_error(guess: Tensor, truth: Tensor) -> Tensor:
-    """fp32 []: mean of |guess - truth| / truth over the measured pixels, in metres; 0 where there are none."""
+    """fp32 []: mean of |guess - truth| / truth over the measured pixels, both in metres; 0 if there are none."""
     measured = truth > 0
     errors = ((guess - truth).abs() / truth.clamp(min=1e-6)) * measured
     return errors.sum().float() / measured.sum().clamp(min=1)
 
 
 def measured_images(truth: Tensor) -> Tensor:
-    """Bool [B]: which of depth maps [B, H, W] have a measured pixel."""
+    """Bool [B]: which depth maps [B, H, W] have a measured pixel."""
     return truth.flatten(1).any(dim=1)
 
 
 def log_moments(logs: Tensor, truth: Tensor) -> Tensor:
-    """[B, 3] in the dtype of `logs`: measured pixels, and over them e and e^2, the error of log depth.
+    """[B, 3] in the dtype of `logs`: the number of measured pixels, and sums of e and e^2 over them.
 
-    `logs` are predicted, `truth` is metres, both [B, H, W].
+    e is the error of log depth. `logs` is the prediction, `truth` is in metres, both [B, H, W].
     """
     measured = truth > 0
     errors = (logs - truth.to(logs.dtype).where(measured, 1).log()) * measured

@@ -1,4 +1,4 @@
-"""Predicted depth drawn beside what was measured, in the same colours for the same metres."""
+"""Predicted depth drawn next to measured depth, with the same colours for the same metres."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINE = 18  # pixels
 
 
 class DepthMaps(FirstMaps):
-    """Depth is 0 where nothing was measured."""
+    """Depth maps; 0 marks unmeasured pixels."""
 
     field, name = "depth_full", "depth"
     title = "Depth by {model}: image, measured, predicted"

@@ -26,7 +26,7 @@ HEAD = "box_head"
 
 
 class DetectionInference(Section):
-    """How images are seen, and which boxes are kept, in validation, evaluation and prediction."""
+    """Input size and box selection in validation, evaluation and prediction."""
 
     size: Positive | tuple[Positive, Positive] | None = Field(
         default=None, description="pixels, one number or [height, width]; default: the model's"
@@ -39,7 +39,7 @@ class DetectionInference(Section):
     most: Annotated[int, Field(gt=0, le=MOST)] = Field(default=MOST, description="boxes of an image, at most")
 
     def check(self, backbone: ViTSpec) -> None:
-        """Raise `ModelError` for a size that a backbone cannot see."""
+        """Raise `ModelError` for a size that the backbone cannot process."""
         if self.size is not None:
             try:
                 whole_patches(as_pair(self.size), backbone.patch)
@@ -48,7 +48,7 @@ class DetectionInference(Section):
 
 
 class Task(BaseTask):
-    """Boxes by L1 and GIoU, classes by cross-entropy or focal loss; COCO's mAP picks between models."""
+    """Boxes are trained with L1 and GIoU, classes with cross-entropy or focal loss; COCO mAP selects models."""
 
     targets: ClassVar[tuple[str, ...]] = ("boxes",)
     measuring: ClassVar[frozenset[str]] = frozenset({"inference"})
@@ -96,12 +96,12 @@ class Task(BaseTask):
 
     @property
     def one_each(self) -> bool:
-        """Whether an object is learned by one candidate alone."""
+        """Whether each object is assigned to exactly one candidate in training."""
         return self.kind.matching == "one"
 
     @property
     def copies(self) -> int:
-        """Of each box, for denoising."""
+        """Copies of each box for denoising."""
         if not self.one_each:
             return 0
         return 3 if self.denoising is None else self.denoising

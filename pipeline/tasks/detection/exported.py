@@ -1,6 +1,6 @@
-"""What exported graphs give: the best boxes of each image, as many whatever it shows.
+"""Output of exported graphs: the best boxes of each image, a fixed number whatever the image shows.
 
-Legend: B batch, A candidates, M of them kept.
+Legend: B batch, A candidates, M kept candidates.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ NAMES = "boxes", "scores", "classes"
 
 
 class BestBoxes(nn.Module):
-    """Images -> corners in shares of the view fp32 [B, M, 4], scores fp32 [B, M], best first, and classes int64 [B, M].
+    """Images -> corners relative to the view fp32 [B, M, 4], scores fp32 [B, M], best first, and classes int64 [B, M].
 
-    Where an object has many candidates, the score of one that overlaps a better one of its class becomes 0.
+    If objects have many candidates, the score of one that overlaps a better one of its class is set to 0.
     """
 
     def __init__(self, task: Detection) -> None:

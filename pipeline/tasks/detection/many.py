@@ -1,7 +1,7 @@
-"""Learning where an object has many candidates: those near its middle whose boxes would fit (ATSS, Zhang et al. 2020).
+"""Training with many candidates per object: those near its centre whose anchors fit (ATSS, Zhang et al. 2020).
 
-Which they are follows from places and labels alone, so the number of candidates that a batch's loss is divided by is
-known before any pass. A score learns how well its box overlaps (quality focal loss, Li et al. 2020).
+The assignment depends only on locations and labels, so the number of positive candidates that normalises a batch's loss
+is known before any forward pass. Scores learn the overlap of their boxes (quality focal loss, Li et al. 2020).
 
 Legend: B samples, A candidates, K classes, n objects of all samples.
 """
@@ -21,13 +21,13 @@ from pipeline.models.heads.pyramid.module import PyramidHead
 from pipeline.models.spec import Pair
 from pipeline.tasks.detection.objects import Objects, overlaps, to_corners
 
-NEAREST = 9  # places of each level that are looked at
-ANCHOR = 4.0  # strides along a side of the box that a place stands for
+NEAREST = 9  # locations considered on each level
+ANCHOR = 4.0  # side of the anchor box of a location, in strides
 OF_OVERLAP = 2.0
 
 
 class Many:
-    """The loss of all candidates, of which an object has several; one term."""
+    """The loss over all candidates, several of which belong to one object; one term."""
 
     terms = ("positives",)
 
@@ -35,14 +35,14 @@ class Many:
         self._head, self.num_classes = head, num_classes
 
     def normalisers(self, objects: Objects, weights: Tensor, grid: Pair) -> Tensor:
-        """float64 [1]: candidates that an object has."""
+        """float64 [1]: candidates with an object."""
         chosen = self._chosen(objects, len(weights), grid)
         return ((chosen >= 0).sum(dim=1).double() @ weights.double())[None]
 
     def losses(
         self, head: PyramidHead, features: Features, objects: Objects, weights: Tensor, keys: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """fp32 [1], not yet divided, and the candidates."""
+        """Loss fp32 [1], not normalised yet, and the candidates."""
         found = head(features)
         boxes, logits = found.tensor_split([COORDINATES], dim=2)
         chosen = self._chosen(objects, len(weights), features.grid)
@@ -63,13 +63,14 @@ class Many:
 
 
 def chosen_objects(objects: Objects, samples: int, places: Tensor, counts: Sequence[int]) -> Tensor:
-    """The object of each candidate, int64 [B, A], -1 where it has none.
+    """The object of each candidate, int64 [B, A], -1 for none.
 
-    Of each level the nearest places to an object's middle are looked at. Those are its candidates that lie in it and
-    whose own box overlaps it by more than the mean plus a standard deviation over all that were looked at; at least
-    the best one. A place near several objects goes to the one that it fits best.
+    On each level, the locations nearest to an object's centre are considered. An object's candidates are those that lie
+    inside it and whose anchor's IoU with it is at least the mean plus a standard deviation over all considered ones;
+    at least the best one. A location that fits several objects is assigned to the one it fits best.
 
-    `places` are (x, y) and the strides across and down, fp32 [A, 4], level by level, of which `counts` are as many.
+    `places` holds (x, y) and the horizontal and vertical strides, fp32 [A, 4], level by level; `counts` is the number
+    of places per level.
     """
     found = torch.full((samples, len(places)), -1, device=places.device)
     if not len(objects.labels):
@@ -93,7 +94,7 @@ def chosen_objects(objects: Objects, samples: int, places: Tensor, counts: Seque
     best = iou.max(dim=1).indices
     fits[torch.arange(len(best), device=best.device), best] |= ~fits.any(dim=1)
     rows, columns = fits.nonzero(as_tuple=True)
-    order = iou[rows, columns].argsort(stable=True)  # the best comes last, and stays
+    order = iou[rows, columns].argsort(stable=True)  # the best comes last and wins
     rows, columns = rows[order], columns[order]
     where = objects.owners[rows] * len(places) + looked_at[rows, columns]
     ranks = torch.full((found.numel(),), -1, device=places.device)

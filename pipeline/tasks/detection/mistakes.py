@@ -1,6 +1,6 @@
-"""How wrong what is found in one image is: a number by which images can be ordered.
+"""The quality of the detections in one image, as a number to rank images by.
 
-Legend: m boxes that are found, n labelled ones.
+Legend: m detected boxes, n labelled boxes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from torchvision.ops import box_iou
 
 from pipeline.metrics.average_precision import Found
 
-OVERLAP = 0.5  # from which a box of the same class is the labelled one
+OVERLAP = 0.5  # least IoU at which a box of the same class matches a labelled one
 
 
 def f1(found: Found, boxes: Tensor, labels: Tensor) -> float:
-    """The harmonic mean of precision and recall, 1 where nothing is and nothing is found.
+    """The harmonic mean of precision and recall; 1 if there are neither objects nor detections.
 
-    The best scores choose first among labelled boxes [n, 4] of classes [n], each of which is found once.
+    Detections are matched greedily by score to labelled boxes [n, 4] of classes [n], each of which matches only once.
     """
     if not len(found.boxes) + len(boxes):
         return 1.0

@@ -1,4 +1,4 @@
-"""Object detection, judged by COCO's average precision on images at their own size.
+"""Object detection, evaluated by COCO's average precision on images at their own size.
 
 Legend: B batch, A candidates, K classes, T terms of the loss, (H, W) an image's own size.
 """
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from pipeline.stream.batch import Batch
     from pipeline.tasks.detection import Task
 
-LOOKED_AT = 1000  # candidates of an image, at most, among which those that overlap are left out
+LOOKED_AT = 1000  # maximum number of candidates per image for non-maximum suppression
 
 
 class Detection(TaskModule):
-    """The model, and what it is trained and judged by.
+    """The model with its loss and measures.
 
-    Sums: the T terms of the loss, and what each is divided by.
+    Sums: the T terms of the loss, and the normaliser of each.
     """
 
     predict_options = frozenset({"score"})
@@ -50,7 +50,7 @@ class Detection(TaskModule):
         super().__init__(model, preprocess)
         self.task, self.classes = task, list(classes)
         head: Any = model.heads[HEAD]
-        kind = head_kind(model.spec.heads[HEAD].kind)  # the model's own: an evaluation's settings name none
+        kind = head_kind(model.spec.heads[HEAD].kind)  # from the model, as an evaluation's settings name none
         assert isinstance(kind, BoxKind)
         self.one_each = kind.matching == "one"
         self.learning = (
@@ -71,7 +71,7 @@ class Detection(TaskModule):
         return Outputs(losses, self._sums(losses, objects, weights, images))
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
-        """The loss without denoising; `predicted` is what is `Found` in each image, in its own pixels."""
+        """The loss without denoising; `predicted` holds a `Found` for each image, in its own pixels."""
         images = views["image"]
         view, how = (images.shape[2], images.shape[3]), self.preprocess.eval
         objects, features = evaluation_objects(targets, view, how), self.model.features(images)
@@ -88,7 +88,7 @@ class Detection(TaskModule):
         return torch.cat([losses.double(), self._divisors(objects, weights, images.shape)])
 
     def _divisors(self, objects: Objects, weights: Tensor, shape: Sequence[int]) -> Tensor:
-        """float64 [T] of views [..., H, W], on the grid of the model's own patch, whatever the step's."""
+        """float64 [T] for views [..., H, W], on the grid of the model's own patch, whatever the step's patch is."""
         patch = self.model.spec.backbone.patch
         return self.learning.normalisers(objects, weights, (shape[-2] // patch[0], shape[-1] // patch[1]))
 
@@ -97,14 +97,14 @@ class Detection(TaskModule):
         return {"loss": float((losses / divisors.clamp(min=1)).sum())}
 
     def collectors(self, *, validation: bool) -> dict[str, Collector]:
-        """In validation the same mAP, but not by size."""
+        """Validation has the same mAP, but not by object size."""
         precision = AveragePrecision(len(self.classes), by_size=not validation)
         if validation:
             return {"precision": precision}
         return {"precision": precision, "pictures": Outlines(self.preprocess.eval, self.task.inference.shown)}
 
     def mistakes(self, predicted: Sequence[Found], batch: Batch) -> Tensor:
-        """1 - F1 of the boxes that are shown; crowds count nowhere."""
+        """1 - F1 of the boxes that are shown; crowds are ignored."""
         return torch.tensor([1 - f1(*self._pair(predicted, batch, row)) for row in range(len(predicted))])
 
     def compared(self, predicted: Sequence[Found], batch: Batch, row: int) -> Compared:
@@ -114,7 +114,7 @@ class Detection(TaskModule):
         return Compared((height, width), self._told(truth), self._told(found), f"F1 {f1(found, boxes, labels):.2f}")
 
     def _pair(self, predicted: Sequence[Found], batch: Batch, row: int) -> tuple[Found, Tensor, Tensor]:
-        """What is shown of an image's predictions, and its labelled boxes and classes but for crowds; on the CPU."""
+        """An image's predictions to show, and its labelled boxes and classes without crowds, all on the CPU."""
         one, offsets = Found(*(part.cpu() for part in predicted[row])), batch.targets["boxes_full.offsets"].tolist()
         own, good = slice(offsets[row], offsets[row + 1]), one.scores >= self.task.inference.shown
         boxes, labels, crowds = (batch.targets[name][own].cpu() for name in ("boxes_full", "box_label", "box_crowd"))
@@ -123,7 +123,7 @@ class Detection(TaskModule):
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[Any]:
         """Boxes in pixels of the image itself, best first: {"boxes", "scores", "labels" (names), "classes" (numbers)}.
 
-        The option `score` is the least that a box must have; default: the setting `inference.shown`.
+        The option `score` is the minimum score of a box; default: the setting `inference.shown`.
         """
         least, view = options.get("score", self.task.inference.shown), (images.shape[2], images.shape[3])
         head, features = self._head(), self.model.features(images)
@@ -135,7 +135,7 @@ class Detection(TaskModule):
         return {"boxes": one.boxes.tolist(), "scores": one.scores.tolist(), "labels": names, "classes": numbers}
 
     def _found(self, candidates: Tensor, sizes: Sequence[Pair], view: Pair, least: float) -> list[Found]:
-        """What remains of candidates [B, A, ...] of at least a score, in pixels of images of these sizes."""
+        """Filter candidates [B, A, ...] by minimum score and overlap; boxes are in pixels of images of these sizes."""
         boxes, logits = candidates.tensor_split([COORDINATES], dim=2)
         scores = logits.softmax(dim=2)[..., :-1] if self.one_each else logits.sigmoid()
         found = []
@@ -171,7 +171,7 @@ class Detection(TaskModule):
         return dict(predicted)
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
-        """The best score of each class that is found."""
+        """The best score of each detected class."""
         found = []
         for one in self.predict(images, sizes):
             best: dict[str, float] = {}

@@ -1,7 +1,7 @@
-"""The labelled objects of a batch, and boxes in the ways that losses and measures want them.
+"""The labelled objects of a batch, and the box formats for losses and measures.
 
-Legend: B samples, n objects of all of them. Boxes are corners (left, top, right, bottom) or middles (x, y, width,
-height), in shares of the view's sides unless pixels are named.
+Legend: B samples, n objects of all samples. Boxes are corners (left, top, right, bottom) or middles (x, y, width,
+height), relative to the view's sides unless stated to be in pixels.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from pipeline.config.data import PlainConfig
 from pipeline.images.plain import geometry
 from pipeline.models.spec import Pair
 
-LEAST = 1e-4  # share of a side, below which a box is nothing to learn from
+LEAST = 1e-4  # relative to a side; smaller boxes are ignored
 EPSILON = 1e-9
 
 
 class Objects(NamedTuple):
-    """All that training expects of a batch."""
+    """All objects to detect in a batch."""
 
     corners: Tensor  # fp32 [n, 4]
     labels: Tensor  # int64 [n]
-    owners: Tensor  # int64 [n], ascending: the sample of each
-    counts: list[int]  # of each sample
+    owners: Tensor  # int64 [n], ascending: the sample of each object
+    counts: list[int]  # objects of each sample
 
     @property
     def starts(self) -> list[int]:
-        """Where each sample's begin."""
+        """Index of the first object of each sample."""
         return [0, *torch.tensor(self.counts).cumsum(0).tolist()][:-1]
 
 
 def training_objects(targets: Mapping[str, Tensor], view: Pair) -> Objects:
-    """Of the training fields of a batch whose views have that size in pixels."""
+    """Objects from the training fields of a batch whose views have size `view` in pixels."""
     boxes, offsets = targets["boxes"], targets["boxes.offsets"]
     return _objects(boxes / boxes.new_tensor([view[1], view[0]] * 2), targets["box_label"], offsets.diff().tolist())
 
 
 def evaluation_objects(targets: Mapping[str, Tensor], view: Pair, how: PlainConfig) -> Objects:
-    """Of the evaluation fields, as views show them that `how` made; crowds, and what was cut off, are left out."""
+    """Objects from the evaluation fields, mapped to views made with `how`; without crowds and cropped-off objects."""
     boxes, counts = targets["boxes_full"], targets["boxes_full.offsets"].diff().tolist()
     parts = [
         placed(some, (height, width), view, how)
@@ -55,13 +55,13 @@ def evaluation_objects(targets: Mapping[str, Tensor], view: Pair, how: PlainConf
 
 
 def placed(boxes: Tensor, full: Pair, view: Pair, how: PlainConfig) -> Tensor:
-    """Corners [n, 4] in pixels of an image of size `full` -> in shares of the view."""
+    """Corners [n, 4] in pixels of an image of size `full` -> relative to the view."""
     moved = _mapped(boxes, geometry(full, view, how).matrix)
     return moved / moved.new_tensor([view[1], view[0]] * 2)
 
 
 def at_full_size(corners: Tensor, full: Pair, view: Pair, how: PlainConfig) -> Tensor:
-    """Corners fp32 [n, 4] in shares of a view -> in pixels of the image that it shows, cut at its border."""
+    """Corners fp32 [n, 4] relative to a view -> in pixels of the image that it shows, clipped to the image."""
     pixels = corners * corners.new_tensor([view[1], view[0]] * 2)
     moved = _mapped(pixels, geometry(full, view, how).inverse().matrix)
     return moved.clamp(min=0).minimum(moved.new_tensor([full[1], full[0]] * 2))
@@ -80,7 +80,7 @@ def to_middles(corners: Tensor) -> Tensor:
 
 
 def overlaps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and GIoU (Rezatofighi et al. 2019) of corners that broadcast, [..., 4] each."""
+    """IoU and GIoU (Rezatofighi et al. 2019) of broadcastable corners, [..., 4] each."""
     (first, last), (its_first, its_last) = one.split(2, dim=-1), other.split(2, dim=-1)
     both = (last.minimum(its_last) - first.maximum(its_first)).clamp(min=0).prod(dim=-1)
     union = (last - first).prod(dim=-1) + (its_last - its_first).prod(dim=-1) - both
@@ -95,7 +95,7 @@ def _objects(corners: Tensor, labels: Tensor, counts: Sequence[int]) -> Objects:
 
 
 def _mapped(boxes: Tensor, matrix: object) -> Tensor:
-    """Corners [n, 4] through an upright matrix [2, 3]."""
+    """Transform corners [n, 4] by an axis-aligned affine matrix [2, 3]."""
     rows = torch.as_tensor(matrix, dtype=boxes.dtype, device=boxes.device)
     scale, shift = torch.stack([rows[0, 0], rows[1, 1]]), rows[:, 2]
     return boxes * scale.repeat(2) + shift.repeat(2)

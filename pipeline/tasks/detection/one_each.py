@@ -1,6 +1,6 @@
-"""Learning where an object has one candidate: Hungarian matching (DETR, Carion et al. 2020), and denoising beside it.
+"""Training with one candidate per object: Hungarian matching (DETR, Carion et al. 2020), with denoising.
 
-Legend: B samples, Q queries, M denoising queries, K classes; class K is none.
+Legend: B samples, Q queries, M denoising queries, K classes; class K is the background.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pipeline.models.heads.queries.module import Denoising, QueriesHead
 from pipeline.models.spec import Pair
 from pipeline.tasks.detection.objects import Objects, overlaps, to_corners, to_middles
 
-OF_CLASS, OF_SIDES, OF_OVERLAP = 1.0, 5.0, 2.0  # weights of the losses, and of what matching costs
-BACKGROUND = 0.1  # weight of a query that is to find nothing
-NOISE = 0.4  # by which share of its sides a box is moved, and grows or shrinks, at most
-FLIPPED = 0.2  # share of denoising queries that begin with another class
-NUMBERS = 6  # that are drawn for a denoising query
-DENOISE = 0x646E6F69  # what else is drawn from the same keys is independent
+OF_CLASS, OF_SIDES, OF_OVERLAP = 1.0, 5.0, 2.0  # weights of the losses and of the matching costs
+BACKGROUND = 0.1  # weight of a query without an object
+NOISE = 0.4  # maximum shift and scaling of a box, relative to its sides
+FLIPPED = 0.2  # share of denoising queries that start with a random class
+NUMBERS = 6  # random numbers per denoising query
+DENOISE = 0x646E6F69  # makes these draws independent of other draws with the same keys
 
 
 class Pairs(NamedTuple):
-    """Candidates and the objects that they are to find, int64 [pairs] each."""
+    """Candidates and their target objects, int64 [pairs] each."""
 
     samples: Tensor
     candidates: Tensor
@@ -36,14 +36,14 @@ class Pairs(NamedTuple):
 
 
 class OneEach:
-    """The loss of all layers' candidates. Its terms are those of matched queries and, if any, of denoising ones."""
+    """The loss of all layers' candidates. Its terms are for matched queries and, if any, denoising queries."""
 
     def __init__(self, num_classes: int, num_queries: int, copies: int) -> None:
         self.num_classes, self.num_queries, self.copies = num_classes, num_queries, copies
         self.terms = ("matched", "denoised") if copies else ("matched",)
 
     def normalisers(self, objects: Objects, weights: Tensor, grid: Pair) -> Tensor:
-        """float64 [T]: objects that are matched, of which an image has no more than queries, and copies of them."""
+        """float64 [T]: the number of matched objects, at most one per query in each image, and of their copies."""
         counts = torch.tensor(objects.counts, dtype=torch.float64).clamp(max=self.num_queries)
         matched = counts.to(weights.device) @ weights.double()
         return torch.stack([matched, matched * self.copies][: len(self.terms)])
@@ -51,16 +51,16 @@ class OneEach:
     def losses(
         self, head: QueriesHead, features: Features, objects: Objects, weights: Tensor, keys: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """fp32 [T], not yet divided, without keys none of denoising; and the last layer's candidates."""
+        """Losses fp32 [T], not normalised yet, and the last layer's candidates. Denoising needs keys."""
         noise, known = None, None
         if self.copies and keys is not None:
             noise, known = noisy(objects, keys, self.copies, self.num_classes, self.num_queries)
-        layers = head(features, noise, True)  # one call, around which ZeRO-3 gathers the head's own parameters
+        layers = head(features, noise, True)  # a single call, so that ZeRO-3 gathers the head's own parameters
         losses = [self._of_layer(found, objects, weights, known) for found in layers]
         return torch.stack(losses).mean(dim=0), layers[-1][:, : self.num_queries]
 
     def _of_layer(self, found: Tensor, objects: Objects, weights: Tensor, known: Pairs | None) -> Tensor:
-        """fp32 [T] of candidates [B, Q + M, 4 + K + 1]."""
+        """Losses fp32 [T] of candidates [B, Q + M, 4 + K + 1]."""
         queries, noisy_ones = found.tensor_split([self.num_queries], dim=1)
         pairs = matched(queries.detach(), objects)
         classes = torch.full(queries.shape[:2], self.num_classes, device=found.device)
@@ -79,7 +79,7 @@ class OneEach:
 
 
 def box_loss(candidates: Tensor, objects: Objects, pairs: Pairs, weights: Tensor) -> Tensor:
-    """L1 of middles and sides, and GIoU, of all pairs; fp32 []."""
+    """L1 loss of middles and sides plus GIoU loss over all pairs; fp32 []."""
     boxes, corners = candidates[pairs.samples, pairs.candidates, :COORDINATES], objects.corners[pairs.objects]
     of_sides = (boxes - to_middles(corners)).abs().sum(dim=1)
     _, giou = overlaps(to_corners(boxes), corners)
@@ -87,7 +87,7 @@ def box_loss(candidates: Tensor, objects: Objects, pairs: Pairs, weights: Tensor
 
 
 def matched(queries: Tensor, objects: Objects) -> Pairs:
-    """The cheapest pairs of queries [B, Q, 4 + K + 1] and objects in each sample, as many as the fewer of the two."""
+    """The minimum-cost matching of queries [B, Q, 4 + K + 1] and objects: min(queries, objects) pairs per sample."""
     boxes, shares = queries[..., :COORDINATES], queries[..., COORDINATES:].softmax(dim=-1)
     own = objects.owners
     _, giou = overlaps(to_corners(boxes)[own], objects.corners[:, None])  # [n, Q]
@@ -103,10 +103,10 @@ def matched(queries: Tensor, objects: Objects) -> Pairs:
 
 
 def noisy(objects: Objects, keys: Tensor, copies: int, num_classes: int, most: int) -> tuple[Denoising, Pairs]:
-    """Denoising queries for the first `most` objects of each sample, and which object each is to find.
+    """Denoising queries for the first `most` objects of each sample, and the target object of each.
 
-    What is drawn depends on the samples' keys, int64 [B], alone: the j-th object's copies have the same place in a
-    key's stream, whatever else is in the batch.
+    The draws depend only on the samples' keys, int64 [B]: the j-th object's copies have the same position in a key's
+    stream, whatever else is in the batch.
     """
     counts = torch.tensor(objects.counts, device=keys.device).clamp(max=most)
     longest = max([*(min(count, most) for count in objects.counts), 0])

@@ -1,4 +1,4 @@
-"""Predicted boxes drawn into their images, beside the labels."""
+"""Predicted boxes drawn on their images, next to the labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDE = 320  # pixels: longest side of an image
 class Boxes(NamedTuple):
     corners: np.ndarray  # float64 [n, 4], in pixels of the image
     labels: list[int]
-    scores: list[float]  # none of labelled ones
+    scores: list[float]  # empty for labels
 
 
 class Shown(NamedTuple):
@@ -31,7 +31,7 @@ class Shown(NamedTuple):
 
 
 class Outlines(FirstPictures):
-    """What is labelled, and what is predicted with its score; predictions below a score are not drawn."""
+    """Labelled boxes, and predicted boxes with their scores; predictions below a minimum score are not drawn."""
 
     name, title = "boxes", "Boxes by {model}: labels, prediction"
 
@@ -53,7 +53,7 @@ class Outlines(FirstPictures):
 
 
 def drawn(one: Shown, classes: Sequence[str]) -> Image.Image:
-    """The image with its labels, and beside it with the prediction."""
+    """The image with its labels, next to the image with the prediction."""
     height, width = one.image.shape[:2]
     scale = SIDE / max(height, width)
     size = max(round(width * scale), 1), max(round(height * scale), 1)

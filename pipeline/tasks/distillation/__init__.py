@@ -1,4 +1,4 @@
-"""Distillation: a student learns from a frozen teacher, from its answers (DeiT, Touvron et al. 2021) or its tokens."""
+"""Distillation: a student learns the logits (DeiT, Touvron et al. 2021) or tokens of a frozen teacher."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from pipeline.tasks.base import TaskModule
 
 FEATURES = Schema((LOSS,), "loss")
-PROJECTION = "projection"  # the head that guesses the teacher's features
+PROJECTION = "projection"  # the head that predicts the teacher's features
 
 Tokens = Literal["patches", "cls"]
 
 
 class Task(BaseTask):
-    """Of `hard` and `soft` the student is a classifier, and its data have labels; of `features` they need none."""
+    """With `hard` and `soft` the student is a classifier and its data are labelled; `features` needs no labels."""
 
     judged_alone: ClassVar[bool] = False
 
@@ -67,7 +67,7 @@ class Task(BaseTask):
 
     @property
     def answers(self) -> bool:
-        """Whether the student learns to answer, rather than features."""
+        """Whether the student learns to classify rather than to predict features."""
         return self.signal != "features"
 
     @property
@@ -98,7 +98,7 @@ class Task(BaseTask):
         return classifier_heads(backbone, num_classes)
 
     def model_spec(self, backbone: ViTSpec, num_classes: int, teacher: ModelSpec | None = None) -> ModelSpec:
-        """A classifier, or a backbone with a head that guesses the teacher's features."""
+        """A classifier, or a backbone with a head that predicts the teacher's features."""
         self.check(backbone)
         if self.answers:
             return ModelSpec(backbone, self.heads(backbone, num_classes))
@@ -135,7 +135,7 @@ class Task(BaseTask):
             shared_classes(classes, names, teacher.num_classes)
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
-        """Of the student with the head that is dropped later; the teacher's come on top."""
+        """Operations of the student, including the head that is dropped later; excludes the teacher."""
         from pipeline.models.costs import forward_flops
         from pipeline.models.heads import head_kind
         from pipeline.models.spec import whole_patches
@@ -145,7 +145,7 @@ class Task(BaseTask):
         return forward_flops(spec, image_size, patch) + projection
 
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
-        """With `teacher` as the path of a bundle; a finished student of features predicts without."""
+        """Expects `teacher` to be the path of a bundle; a finished student of features predicts without one."""
         from pipeline.models.bundle import load_bundle
         from pipeline.tasks.distillation.features import FeatureDistillation
         from pipeline.tasks.distillation.logits import LogitDistillation

@@ -1,4 +1,4 @@
-"""Which of a teacher's classes are a student's, by their names."""
+"""Mapping of a student's classes to its teacher's by name."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from pipeline.errors import ModelError
 
-SHOWN = 5  # names in a sentence
+SHOWN = 5  # names listed in an error
 
 
 def shared_classes(classes: Sequence[str], names: Sequence[str] | None, count: int) -> list[int]:
-    """For each of the student's classes the number of the teacher's, which may have more.
+    """The teacher's class number for each of the student's classes; the teacher may have more classes.
 
     Args:
-        classes: the student's.
-        names: the teacher's; None if nobody names them, and then the numbers are taken for the same.
-        count: how many the teacher has.
+        classes: the student's class names.
+        names: the teacher's class names; None if unknown, in which case equal numbers mean equal classes.
+        count: number of the teacher's classes.
 
     Raises:
-        ModelError: the teacher lacks one of the classes, or names none and has another number of them.
+        ModelError: the teacher lacks one of the classes, or has no class names and a different number of classes.
     """
     if names is None:
         if count != len(classes):

@@ -1,4 +1,4 @@
-"""Distillation of features: the student guesses what the teacher's last layer makes of the image; no labels.
+"""Distillation of features: the student predicts the output of the teacher's last layer; needs no labels.
 
 Legend: B batch, T tokens, P prefix tokens, (h, w) grid, N = h * w patches of the student, D width of the teacher.
 """
@@ -19,15 +19,15 @@ from pipeline.models.spec import Pair, whole_patches
 from pipeline.tasks.base import Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.distillation.teacher import Seen, Teacher
 
-BETA = 2.0  # where the smooth absolute error turns from a square into a line, as in Wei et al. 2022
+BETA = 2.0  # where the smooth L1 loss changes from quadratic to linear, as in Wei et al. 2022
 
 
 class FeatureDistillation(TaskModule):
-    """The student's patches and class token, through a head, against the teacher's.
+    """Trains the student's patches and class token, through a head, to match the teacher's.
 
-    The targets have mean 0 and variance 1 over the width of each token, so teachers of any kind are alike (Wei et al.
-    2022). Patches count as much together as the class token does. `teacher` is None in a finished model, which only
-    predicts.
+    Targets are normalised to mean 0 and variance 1 over the width of each token, which makes all teachers comparable
+    (Wei et al. 2022). All patches together have the same weight as the class token. `teacher` is None in a finished
+    model, which only predicts.
     """
 
     sum_names = ("loss", "samples")
@@ -52,7 +52,7 @@ class FeatureDistillation(TaskModule):
         return Evaluated(self._sums(self._losses(views["image"]) * weights, weights), None)
 
     def _losses(self, images: Tensor) -> Tensor:
-        """fp32 [B]: the mean of the patches' mean distance and that of the class token, of those that count."""
+        """fp32 [B]: the mean of the patches' mean distance and the class token's distance, or the selected one."""
         assert self.teacher is not None
         grid = whole_patches((images.shape[-2], images.shape[-1]), self.model.patch)
         tokens, prefix = self.model.forward_features(images), self.model.spec.backbone.tokens.num_prefix
@@ -77,12 +77,12 @@ class FeatureDistillation(TaskModule):
         return {"loss": loss / max(samples, 1.0)}
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[float]]:
-        """Features of whole images: the class token or the mean of the patches, as the model pools, before the head."""
+        """Features of whole images before the head: class token or mean of the patches, depending on the pooling."""
         return features_of(self.model, images)
 
 
 def patch_targets(seen: Seen, grid: Pair) -> Tensor:
-    """The teacher's patches [B, N, D] on the student's grid, bilinear and antialiased where the grids differ."""
+    """The teacher's patches [B, N, D] on the student's grid, resized bilinearly with antialiasing if grids differ."""
     if seen.grid == grid:
         return seen.patches
     feature_map = seen.patches.transpose(1, 2).unflatten(2, seen.grid)
@@ -90,5 +90,5 @@ def patch_targets(seen: Seen, grid: Pair) -> Tensor:
 
 
 def whiten(tokens: Tensor) -> Tensor:
-    """[..., D] with mean 0 and variance 1 over D."""
+    """Normalise [..., D] to mean 0 and variance 1 over D."""
     return F.layer_norm(tokens, tokens.shape[-1:])

@@ -1,4 +1,4 @@
-"""Distillation of answers: the labels teach CLS, the teacher's answers teach [DIST] (DeiT, Touvron et al. 2021).
+"""Distillation of logits: labels supervise CLS, the teacher's logits supervise [DIST] (DeiT, Touvron et al. 2021).
 
 Legend: B batch, K classes.
 """
@@ -20,12 +20,12 @@ from pipeline.tasks.distillation.teacher import Teacher
 
 
 class LogitDistillation(Classification):
-    """A classifier whose loss is (1 - share) * that of the labels + share * that of the teacher's answers.
+    """A classifier whose loss is (1 - share) * label loss + share * teacher loss.
 
-    With [DIST] the first is of the logits of CLS, the second of those of [DIST], and the two vote afterwards; without,
-    both are of the same logits (Hinton et al. 2015). What the teacher is asked is the very image that the student sees,
-    mixed ones as well. With a `temperature` T its probabilities are the target, T^2 KL(teacher / T || student / T);
-    without, the class it names.
+    With [DIST] the label loss uses the logits of CLS and the teacher loss those of [DIST], and predictions average
+    both; without it, both losses use the same logits (Hinton et al. 2015). The teacher sees exactly the same images as
+    the student, including mixed ones. With a `temperature` T the targets are the teacher's probabilities,
+    T^2 KL(teacher / T || student / T); without it, the teacher's predicted class.
     """
 
     sum_names = (*Classification.sum_names, "agreed", "taught")
@@ -56,24 +56,24 @@ class LogitDistillation(Classification):
         return Outputs(losses.sum()[None], torch.cat([sums, torch.stack([agreed.sum(), weights.sum()]).double()]))
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
-        """Of the student alone, against the labels."""
+        """Evaluate only the student, against the labels."""
         sums, logits = super().evaluate(views, targets, weights, keys)
         return Evaluated(F.pad(sums, (0, 2)), logits)
 
     def means(self, sums: Tensor) -> dict[str, float]:
-        """A classifier's measures, and in training the share of samples that teacher and student name the same of."""
+        """A classifier's measures, and in training the share of samples on which teacher and student agree."""
         *_, agreed, taught = sums.tolist()
         return super().means(sums[:-2]) | ({"agreement": agreed / taught} if taught else {})
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """fp32 [B, K] that the labels and that the teacher teaches."""
+        """Logits fp32 [B, K] for the label loss and for the teacher loss."""
         features, heads = self.model.features(images), self.model.heads
         logits = heads["mlp_head"](features)
         distilled = heads["dist_head"](features, heads["mlp_head"], None) if "dist_head" in heads else logits
         return logits.float(), distilled.float()
 
     def _told(self, images: Tensor) -> Tensor:
-        """The teacher's logits of the student's classes, fp32 [B, K]."""
+        """The teacher's logits for the student's classes, fp32 [B, K]."""
         logits = self.teacher.logits(images, self.model.patch_embed.proj.weight)
         if self._columns.device != logits.device:
             self._columns = self._columns.to(logits.device)
@@ -81,7 +81,7 @@ class LogitDistillation(Classification):
 
 
 def teacher_losses(logits: Tensor, told: Tensor, temperature: float | None) -> Tensor:
-    """Loss [B] of logits [B, K] against the teacher's [B, K]; without temperature against the class it names."""
+    """Loss [B] of logits [B, K] against the teacher's [B, K]; without temperature against its predicted class."""
     if temperature is None:
         return F.cross_entropy(logits, told.argmax(dim=-1), reduction="none")
     ours, theirs = (F.log_softmax(one / temperature, dim=-1) for one in (logits, told))

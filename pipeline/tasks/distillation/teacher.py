@@ -1,4 +1,4 @@
-"""A frozen teacher that looks at the student's images as it was trained to.
+"""A frozen teacher that gets the student's images with its own preprocessing.
 
 Legend: B batch, C channels, (H, W) image, K classes, P prefix tokens, (h, w) grid, N = h * w patches, D width.
 """
@@ -27,10 +27,10 @@ class Seen(NamedTuple):
 
 
 class Teacher:
-    """The model of a bundle, with images at its own size and normalisation.
+    """The model of a bundle, which gets images at its own size and normalisation.
 
-    `preprocess` is the student's. Each method takes what the student sees, mixed and erased as that may be: normalised
-    images [B, C, H, W] and one of the student's weights, beside which the teacher computes.
+    `preprocess` is the student's. Each method takes the student's images, possibly mixed and erased, as normalised
+    [B, C, H, W], and one of the student's weights, whose device and dtype the teacher uses.
     """
 
     def __init__(self, bundle: Bundle, preprocess: Preprocess, *, shard: bool = False) -> None:
@@ -43,24 +43,24 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor, weight: Tensor) -> Tensor:
-        """fp32 [B, K] of the teacher's own classes."""
+        """Logits fp32 [B, K] for the teacher's own classes."""
         logits: Tensor = self._frozen.beside(weight)(self.images(images)).float()
         return logits
 
     @torch.no_grad()
     def tokens(self, images: Tensor, weight: Tensor) -> Seen:
-        """What the last layer makes of the class token and the patches."""
+        """The last layer's class token and patches."""
         model, schema, seen = self._frozen.beside(weight), self.spec.backbone.tokens, self.images(images)
         grid = self.spec.backbone.grid_for((seen.shape[-2], seen.shape[-1]))
         tokens = model.forward_features(seen).float()
         return Seen(tokens[:, :1] if schema.cls else None, tokens[:, schema.num_prefix :], grid)
 
     def images(self, images: Tensor) -> Tensor:
-        """The student's images as the teacher's: resized to its size with antialiasing, by its mean and deviation."""
+        """The student's images resized to the teacher's size with antialiasing and normalised with its statistics."""
         ours, theirs = self.student, self.preprocess
         if (ours.mean, ours.std) == (theirs.mean, theirs.std) and images.shape[-2:] == theirs.image_size:
             return images
-        pixels = images * _channels(ours.std, images) + _channels(ours.mean, images)  # of 0 to 1
+        pixels = images * _channels(ours.std, images) + _channels(ours.mean, images)  # from 0 to 1
         if pixels.shape[-2:] != theirs.image_size:
             pixels = F.interpolate(pixels, theirs.image_size, mode="bicubic", antialias=True).clamp(0, 1)
         return (pixels - _channels(theirs.mean, images)) / _channels(theirs.std, images)

@@ -1,4 +1,4 @@
-"""Keypoints of instances, each seen by itself in a view around its box (top-down)."""
+"""Keypoints of instances, each processed in its own view around its box (top-down)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from pipeline.tasks.keypoints.module import KeypointDetection
 
 HEAD = "keypoint_head"
-FINER = 3  # times the model's size at which a prediction sees whole images, of which it cuts instances
+FINER = 3  # times the model's size: resolution of whole images in prediction, from which instances are cropped
 SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])")
 
 Positive = Annotated[float, Field(gt=0)]
 
 
 class Task(BaseTask):
-    """A Gaussian for each keypoint, by squared error; PCK on the images' own pixels picks between models."""
+    """A Gaussian heat map for each keypoint, with squared error; PCK in the images' own pixels selects models."""
 
     targets: ClassVar[tuple[str, ...]] = ("keypoints",)
     pipeline_tag: ClassVar[str] = "keypoint-detection"
@@ -54,7 +54,7 @@ class Task(BaseTask):
 
     @property
     def measuring_settings(self) -> dict[str, Any]:
-        """With the pairs, which the flip test needs, too."""
+        """Also includes the pairs, which the flip test needs."""
         pairs = {} if self.flip_pairs is None else {"flip_pairs": [list(pair) for pair in self.flip_pairs]}
         return {**super().measuring_settings, **pairs}
 
@@ -62,7 +62,7 @@ class Task(BaseTask):
         return {HEAD: HeadSpec("heat_maps", num_classes, {} if self.layers is None else {"layers": self.layers})}
 
     def predict_size(self, image_size: Pair) -> Pair:
-        """Larger, as instances are small parts of it."""
+        """Larger than the model's size, as instances are small parts of an image."""
         return FINER * image_size[0], FINER * image_size[1]
 
     def check_classes(self, classes: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ class Task(BaseTask):
         self.sigmas_of(classes)
 
     def mirror(self, names: Sequence[str]) -> list[int]:
-        """The keypoint that stands where each of these stood, in a mirror. Raises ModelError for unknown names."""
+        """The index of each keypoint's mirror partner. Raises ModelError for unknown names or overlapping pairs."""
         places, order = {name: place for place, name in enumerate(names)}, list(range(len(names)))
         for pair in self.flip_pairs if self.flip_pairs is not None else sides_of(names):
             for name in pair:
@@ -83,7 +83,7 @@ class Task(BaseTask):
         return order
 
     def sigmas_of(self, names: Sequence[str]) -> tuple[float, ...]:
-        """What OKS forgives each keypoint. Raises ModelError for another number of them."""
+        """The OKS sigma of each keypoint. Raises ModelError if the number of sigmas is wrong."""
         if self.sigmas is not None and len(self.sigmas) != len(names):
             raise ModelError(
                 f"sigmas: found {len(self.sigmas)} for {len(names)} keypoints; give one for each, in their order"
@@ -97,6 +97,6 @@ class Task(BaseTask):
 
 
 def sides_of(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ in the words left and right alone."""
+    """Pairs of names that differ only in the words left and right."""
     others = {name: SIDE.sub(lambda found: "right" if found[0] == "left" else "left", name) for name in names}
     return [(name, other) for name, other in others.items() if name < other and other in others]

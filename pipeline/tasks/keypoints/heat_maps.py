@@ -1,7 +1,7 @@
-"""Keypoints as heat maps, and back.
+"""Conversion of keypoints to heat maps and back.
 
-Legend: n instances, K keypoints, (h, w) cells of the maps, (H, W) pixels of the views. As pixels, cell c covers c to
-c + 1.
+Legend: n instances, K keypoints, (h, w) cells of the maps, (H, W) pixels of the views. Cell c covers c to c + 1, as
+pixels do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.models.spec import Pair
 
-LEAST = 1e-10  # of a heat map's value, so that it has a log
+LEAST = 1e-10  # minimum of heat map values, so that their log exists
 
 
 def gaussians(points: Tensor, view: Pair, cells: Pair, sigma: float) -> Tensor:
@@ -29,10 +29,10 @@ def gaussians(points: Tensor, view: Pair, cells: Pair, sigma: float) -> Tensor:
 
 
 def peaks(maps: Tensor, view: Pair) -> Tensor:
-    """fp32 [n, K, 3]: (x, y) of the highest cell in pixels of the view, and its value.
+    """fp32 [n, K, 3]: (x, y) of the maximum in pixels of the view, and the value of the highest cell.
 
-    Between cells it is where a Gaussian through the cell and its neighbours has its middle, along each axis: the log of
-    a Gaussian is a parabola (after Zhang et al. 2020, "DARK").
+    The sub-cell position along each axis is the centre of a Gaussian through the highest cell and its neighbours, found
+    as the vertex of a parabola through their logs (after Zhang et al. 2020, "DARK").
     """
     h, w = maps.shape[2:]
     score, cell = maps.flatten(2).max(dim=2)
@@ -40,7 +40,7 @@ def peaks(maps: Tensor, view: Pair) -> Tensor:
     logs = maps.clamp(min=LEAST).log()
 
     def at(rows: Tensor, columns: Tensor) -> Tensor:
-        """Logs there, [n, K]; of cells beyond the map, those of its border."""
+        """Logs at these cells, [n, K]; cells outside the map use its border."""
         return logs.flatten(2).gather(2, (rows.clamp(0, h - 1) * w + columns.clamp(0, w - 1))[..., None])[..., 0]
 
     middle = at(row, column)

@@ -1,6 +1,6 @@
-"""Instances of a batch for evaluation, and cut out of whole images for predictions.
+"""Instances of a batch for evaluation, and instances cropped from whole images for predictions.
 
-Legend: B images, n instances of all of them, K keypoints, (h, w) a view of an instance.
+Legend: B images, n instances of all images, K keypoints, (h, w) a view of an instance.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.images.geometry import compose, inverted
 from pipeline.images.plain import geometry
 from pipeline.models.spec import Pair
 
-SAMPLES = 2  # along each side of a pixel of a view
+SAMPLES = 2  # along each side of a view's pixel
 
 
 class Instances(NamedTuple):
@@ -30,7 +30,7 @@ class Instances(NamedTuple):
     keypoints: Tensor  # float64 [n, K, 3]: (x, y) in pixels of the image, v
     boxes: Tensor  # float64 [n, 4]
     areas: Tensor  # float64 [n]
-    counts: list[int]  # of each image
+    counts: list[int]  # instances of each image
 
     @classmethod
     def of(cls, targets: Any, channels: int, view: Pair) -> Instances:
@@ -45,7 +45,7 @@ class Instances(NamedTuple):
 
 
 def frames(boxes: np.ndarray, view: Pair, like: Tensor) -> tuple[Tensor, Tensor]:
-    """From the image to the view of each box, and back: float64 [n, 2, 3] each, on the device of `like`."""
+    """Matrices from the image to the view of each box and back: float64 [n, 2, 3] each, on the device of `like`."""
     there = [frame_matrix(box, view) for box in boxes]
     both = (np.array(some, np.float64).reshape(-1, 2, 3) for some in (there, [inverted(one) for one in there]))
     out, back = (torch.from_numpy(some).to(like.device) for some in both)
@@ -53,19 +53,19 @@ def frames(boxes: np.ndarray, view: Pair, like: Tensor) -> tuple[Tensor, Tensor]
 
 
 def moved(points: Tensor, matrices: Tensor) -> Tensor:
-    """float64 [n, K, 2] of points [n, K, 2], each instance's through its matrix [n, 2, 3]."""
+    """Transform points [n, K, 2] by each instance's matrix [n, 2, 3]; returns float64 [n, K, 2]."""
     return points.double() @ matrices[:, :, :2].transpose(1, 2) + matrices[:, None, :, 2]
 
 
 def cut_out(image: Tensor, full: Pair, boxes: np.ndarray, view: Pair, how: PlainConfig, black: Tensor) -> Tensor:
-    """[n, C, h, w]: views of boxes [n, 4] of an image of size `full`, which is there as [C, H, W].
+    """Views [n, C, h, w] of boxes [n, 4] of an image whose original size is `full`, given resized as [C, H, W].
 
-    `how` says how it came to that size. What lies beyond it is `black`, [C, 1, 1].
+    `how` is how it was resized. Pixels outside it are `black`, [C, 1, 1].
     """
     seen = geometry(full, (image.shape[1], image.shape[2]), how).matrix
     fine = SAMPLES * view[0], SAMPLES * view[1]
     step = np.array([[1 / SAMPLES, 0, 0], [0, 1 / SAMPLES, 0]])
-    # From the finer view to the image as it is here.
+    # From the finer view to the resized image.
     back = [compose(step, compose(inverted(frame_matrix(box, view)), seen)) for box in boxes]
     theta = torch.from_numpy(np.array(back))
     rows, columns = (torch.arange(side, dtype=torch.float64) + 0.5 for side in fine)
@@ -78,7 +78,7 @@ def cut_out(image: Tensor, full: Pair, boxes: np.ndarray, view: Pair, how: Plain
 
 
 def boxes_of(given: Any, sizes: Sequence[Pair]) -> list[np.ndarray]:
-    """The boxes of each image, float64 [n, 4]; the whole image where none are given. Raises ModelError."""
+    """The boxes of each image, float64 [n, 4]; defaults to the whole image. Raises ModelError for invalid boxes."""
     if given is None:
         return [np.array([[0, 0, width, height]], np.float64) for height, width in sizes]
     if len(given) != len(sizes):

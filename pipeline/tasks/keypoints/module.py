@@ -1,4 +1,4 @@
-"""Keypoints: heat maps in the view of an instance, judged in the pixels of its image.
+"""Keypoints: heat maps in the view of an instance, evaluated in the pixels of its image.
 
 Legend: B batch, K keypoints, n instances of all images of a batch, (h, w) cells of heat maps, (H, W) a view.
 """
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from pipeline.stream.batch import Batch
     from pipeline.tasks.keypoints import Task
 
-NOWHERE = float(1 << 21)  # pixels; nothing is drawn there
+NOWHERE = float(1 << 21)  # pixels; far outside any image, so that nothing is drawn
 
 
 class KeypointDetection(TaskModule):
-    """The model, and what it is trained and judged by; keypoints that are not labelled count nowhere.
+    """The model with its loss and measures; unlabelled keypoints are ignored.
 
-    The loss of a keypoint is the mean squared error of its heat map, as in ViTPose; it is divided by the labelled
-    keypoints of the global batch. Sums: the loss, its keypoints, those that were judged, and those that are right.
+    The loss of a keypoint is the mean squared error of its heat map, as in ViTPose; it is normalised by the number of
+    labelled keypoints in the global batch. Sums: the loss, its keypoints, the evaluated keypoints, and the right ones.
     """
 
     sum_names = ("loss", "keypoints", "judged", "right")
@@ -50,11 +50,11 @@ class KeypointDetection(TaskModule):
         self.mirror, self.sigmas = task.mirror(names), task.sigmas_of(names)
 
     def normalisers(self, batch: Batch) -> Tensor:
-        """float64 [1]: labelled keypoints."""
+        """float64 [1]: number of labelled keypoints."""
         return ((batch.targets["keypoints"][..., 2] > 0).sum(dim=1) * batch.weights.double()).sum()[None]
 
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
-        """Of one instance of each image. In a mirror, left and right have changed places."""
+        """Loss of one instance per image. Mirrored views have left and right swapped."""
         keypoints, mirrored = targets["keypoints"], targets["mirrored"]
         keypoints = keypoints[:, self.mirror].where(mirrored[:, None, None], keypoints)
         losses = self._map_losses(self._maps(views["image"]), keypoints, _view(views["image"]))
@@ -68,21 +68,21 @@ class KeypointDetection(TaskModule):
         return maps.float()
 
     def _map_losses(self, maps: Tensor, keypoints: Tensor, view: Pair) -> Tensor:
-        """[B, K]: of keypoints [B, K, 3] in pixels of a view; 0 where they are not labelled."""
+        """[B, K]: losses for keypoints [B, K, 3] in pixels of a view; 0 for unlabelled keypoints."""
         wanted = gaussians(keypoints[..., :2], view, (maps.shape[2], maps.shape[3]), self.sigma)
         return (maps - wanted).square().mean(dim=(2, 3)) * (keypoints[..., 2] > 0)
 
     def tested(self, images: Tensor) -> Tensor:
-        """Heat maps as predictions use them: with the flip test, means of those of a view and of its mirror image."""
+        """Heat maps for predictions; with the flip test, averaged over a view and its mirror image."""
         maps = self._maps(images)
         if self.flip_test:
             maps = (maps + self._maps(images.flip(3)).flip(3)[:, self.mirror]) / 2
         return maps
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
-        """Of every instance of every image, in one call of the model; `predicted` are `Judged`, image by image.
+        """Evaluate every instance of every image in one call of the model; `predicted` holds a `Judged` per image.
 
-        A rank without any calls it, too: under ZeRO-3 all ranks gather weights together.
+        A rank without instances also calls the model, as all ranks gather weights together under ZeRO-3.
         """
         view = _view(views["image"])
         found = Instances.of(targets, views["image"].shape[1], view)
@@ -110,7 +110,7 @@ class KeypointDetection(TaskModule):
         return Places(self)
 
     def means(self, sums: Tensor) -> dict[str, float]:
-        """Training, which sees views whose boxes it does not know, has no PCK."""
+        """Training has no PCK, as the boxes of its views are unknown."""
         loss, keypoints, judged, right = sums.tolist()
         return {"loss": loss / max(keypoints, 1.0), **({"pck": right / judged} if judged else {})}
 
@@ -131,9 +131,10 @@ class KeypointDetection(TaskModule):
         return Compared((height, width), {**boxes, "keypoints": truth}, {**boxes, "keypoints": guess}, caption)
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[dict[str, Any]]:
-        """`boxes` [[x0, y0, x1, y1], ...], `keypoints` [[[x, y, score], ...], ...] of each, and their `names`.
+        """`boxes` [[x0, y0, x1, y1], ...], the `keypoints` [[[x, y, score], ...], ...] of each, and their `names`.
 
-        All in the pixels of the image. The option `boxes` gives those of every image; default: one, the whole image.
+        All coordinates are in pixels of the image. The option `boxes` sets the boxes of every image; default: a single
+        box, the whole image.
         """
         every, view = boxes_of(options.get("boxes"), sizes), self.preprocess.image_size
         black = self.preprocess.normalise(torch.zeros(1, images.shape[1], 1, 1, dtype=torch.uint8))[0].to(images.device)
@@ -148,7 +149,7 @@ class KeypointDetection(TaskModule):
         return found
 
     def draw(self, picture: Pixels, predicted: dict[str, Any]) -> Pixels:
-        """Boxes, and points in the colours of the keypoints."""
+        """Draw boxes, and points in the colours of the keypoints."""
         drawn = picture.copy()
         draw_boxes(drawn, np.array(predicted["boxes"]).reshape(-1, 4), [0] * len(predicted["boxes"]))
         for points in predicted["keypoints"]:
@@ -165,14 +166,14 @@ class KeypointDetection(TaskModule):
 
 
 def wrong_share(one: Judged) -> float:
-    """Of the labelled keypoints of an image those that PCK counts as wrong; 0 where there are none."""
+    """The share of an image's labelled keypoints that PCK counts as wrong; 0 if none are labelled."""
     labelled = one.truth[:, :, 2] > 0
     right = right_keypoints(*map(torch.from_numpy, (one.predicted, one.truth, one.boxes))).numpy()
     return float((labelled & ~right).sum() / max(labelled.sum(), 1))
 
 
 class Places(nn.Module):
-    """Of views of instances [B, C, H, W] their keypoints, fp32 [B, K, 3]: (x, y) in pixels of the view, and scores."""
+    """Views of instances [B, C, H, W] -> keypoints, fp32 [B, K, 3]: (x, y) in pixels of the view, and scores."""
 
     def __init__(self, task: KeypointDetection) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Predicted keypoints drawn beside the labelled ones."""
+"""Predicted keypoints drawn next to the labelled ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Shown(NamedTuple):
 
 
 class FirstInstances(FirstPictures):
-    """Labelled keypoints, rings where they are hidden, and predicted ones."""
+    """Labelled keypoints, with rings for hidden ones, and predicted keypoints."""
 
     name, title = "keypoints", "Keypoints by {model}: labelled, predicted"
 

@@ -1,4 +1,4 @@
-"""LeJEPA (Balestriero & LeCun 2025): views of an image predict each other's embeddings, which are kept Gaussian."""
+"""LeJEPA (Balestriero & LeCun 2025): views of an image predict each other's embeddings, regularised to be Gaussian."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Task(JointTask):
-    """No teacher, no stop-gradient, and one coefficient; evaluation measures the effective rank of the features."""
+    """No teacher, no stop-gradient and a single coefficient; evaluation measures the effective rank of the features."""
 
     type: Literal["lejepa"] = "lejepa"
     regulariser: Annotated[float, Field(gt=0, lt=1)] = Field(

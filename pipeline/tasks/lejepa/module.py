@@ -1,6 +1,6 @@
 """LeJEPA (Balestriero & LeCun 2025).
 
-Legend: B batch, n samples of a rank, V views, D width of the encoder, d that of the embeddings.
+Legend: B batch, n samples of a rank, V views, D encoder width, d embedding width.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ EMBEDDINGS = "embeddings"
 
 
 class LeJEPA(JointModule):
-    """Each view's embedding lies near the mean of the sample's global views; those of a view are a standard normal.
+    """Pulls each view's embedding to the mean of the sample's global views, and each view's distribution to N(0, I).
 
-    The first is a mean over samples, the second a statistic of the whole global batch.
+    The first term is a mean over samples, the second a statistic of the whole global batch.
     """
 
     def __init__(self, model: MiniViT, preprocess: Preprocess, regulariser: float, slices: int) -> None:

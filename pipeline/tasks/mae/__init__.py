@@ -1,4 +1,4 @@
-"""Masked autoencoders (He et al. 2022): pretraining without labels, by the pixels of patches that are left out."""
+"""Masked autoencoders (He et al. 2022): pretraining without labels by predicting the pixels of masked patches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class DecoderConfig(Section):
-    """The light transformer that predicts pixels; it is dropped by fine-tuning."""
+    """The light transformer that predicts pixels; fine-tuning drops it."""
 
     dim: Annotated[int, Field(gt=0, multiple_of=4)] | None = Field(
         default=None, description="width; default: half the encoder's"
@@ -66,7 +66,7 @@ class Task(BaseTask):
         return prod(grid) - num_masked(prod(grid), self.mask_ratio)
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
-        """Of the encoder on the visible patches, and of the decoder."""
+        """Operations of the encoder on the visible patches, and of the decoder."""
         from pipeline.models.heads.mae_decoder.shape import decoder_flops
 
         grid = whole_patches(image_size, patch)
@@ -77,7 +77,7 @@ class Task(BaseTask):
         return self.encoder_flops(spec.backbone, grid, patch) + decoder
 
     def encoder_flops(self, backbone: ViTSpec, grid: Pair, patch: Pair) -> int:
-        """Operations of the encoder's matrix products for one image."""
+        """Operations of the encoder's matrix products per image."""
         from pipeline.models.costs import layer_flops
 
         visible = self.num_visible(grid)

@@ -1,4 +1,4 @@
-"""Masked autoencoders: the encoder sees the visible patches alone, the decoder predicts the pixels of the others."""
+"""Masked autoencoders: the encoder sees only the visible patches, and the decoder predicts the pixels of the others."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ HEAD = "seg_head"
 
 
 class Inference(Section):
-    """How images are seen in validation, evaluation and prediction."""
+    """Input size and sliding windows in validation, evaluation and prediction."""
 
     size: Positive | tuple[Positive, Positive] | None = Field(
         default=None, description="pixels, one number or [height, width]; default: the model's"
@@ -37,7 +37,7 @@ class Inference(Section):
     )
 
     def check(self, backbone: ViTSpec) -> None:
-        """Raise `ModelError` for what a backbone cannot see, or where windows would leave gaps."""
+        """Raise `ModelError` for a size that the backbone cannot process, or if windows would leave gaps."""
         if self.size is not None:
             try:
                 whole_patches(as_pair(self.size), backbone.patch)
@@ -52,7 +52,7 @@ class Inference(Section):
 
 
 class Task(BaseTask):
-    """Cross-entropy over labelled pixels; mean IoU on labels at their own size picks between models."""
+    """Cross-entropy over labelled pixels; mean IoU on labels at their own size selects models."""
 
     targets: ClassVar[tuple[str, ...]] = ("mask",)
     pipeline_tag: ClassVar[str] = "image-segmentation"

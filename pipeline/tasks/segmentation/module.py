@@ -1,4 +1,4 @@
-"""Semantic segmentation: cross-entropy per labelled pixel, judged on labels at their own size.
+"""Semantic segmentation: cross-entropy per labelled pixel, evaluated on labels at their own size.
 
 Legend: B batch, K classes, (h, w) grid of patches, (H, W) a view or an image's own size.
 """
@@ -34,7 +34,7 @@ IGNORED = -1
 
 
 class Segmentation(TaskModule):
-    """The model, and what it is trained and judged by; pixels that are not labelled count nowhere.
+    """The model with its loss and measures; unlabelled pixels are ignored.
 
     Sums: the loss, the labelled pixels, and `metrics.iou.overlaps` row by row.
     """
@@ -46,11 +46,11 @@ class Segmentation(TaskModule):
         self.sum_names = ("loss", "pixels", *counts)
 
     def normalisers(self, batch: Batch) -> Tensor:
-        """float64 [1]: labelled pixels."""
+        """float64 [1]: number of labelled pixels."""
         return labelled(batch.targets["mask"], batch.weights)[None]
 
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
-        """At the view's resolution, to which logits are interpolated bilinearly."""
+        """Loss at the view's resolution, to which logits are interpolated bilinearly."""
         images, labels = views["image"], targets["mask"]
         logits = F.interpolate(self.model(images).float(), images.shape[2:], mode="bilinear")
         losses = F.cross_entropy(
@@ -64,7 +64,7 @@ class Segmentation(TaskModule):
         return Outputs(loss[None], torch.cat([sums, counts.flatten().double()]))
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
-        """On the labels at their own size; `predicted` are the class maps [H, W]."""
+        """Evaluate on the labels at their own size; `predicted` holds the class maps [H, W]."""
         images = views["image"]
         view = (images.shape[2], images.shape[3])
         loss = torch.zeros((), dtype=torch.float64, device=images.device)
@@ -86,7 +86,7 @@ class Segmentation(TaskModule):
         return Evaluated(sums, maps)
 
     def logits(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, K, h, w]: of the whole images, or of windows over them where the settings say so."""
+        """[B, C, H, W] -> [B, K, h, w], from whole images or, depending on the settings, from sliding windows."""
         stride = self.task.inference.stride
         if stride is None:
             logits: Tensor = self.model(images)
@@ -96,7 +96,7 @@ class Segmentation(TaskModule):
 
     @property
     def any_size(self) -> bool:  # type: ignore[override]
-        """Whole images of any size; the number of windows over one is part of a graph."""
+        """True for whole images; with windows, their number is fixed in the graph."""
         return self.task.inference.stride is None
 
     def exported(self) -> nn.Module:
@@ -121,7 +121,7 @@ class Segmentation(TaskModule):
         return {"iou": IoUCounts(self.num_classes), "pictures": Overlays(self.preprocess.eval)}
 
     def mistakes(self, predicted: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The share of the labelled pixels that are wrong."""
+        """The share of labelled pixels that are wrong."""
         shares = []
         for guess, labels in zip(predicted, full_labels(batch.targets), strict=True):
             counted = labels >= 0
@@ -143,19 +143,19 @@ class Segmentation(TaskModule):
         ]
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
-        """The share of the pixels that each class has."""
+        """The share of pixels of each class."""
         found = [self._shares(one) for one in self.predict(images, sizes)]
         return [{self.classes[n]: share for n, share in list(shares.items())[:limit]} for shares in found]
 
     def draw(self, picture: Pixels, predicted: np.ndarray) -> Pixels:
-        """Colours over the picture, and the names of those that cover most of it."""
+        """Overlay the picture with class colours, and write the names of the classes, largest first."""
         largest = list(self._shares(predicted))
         colors = class_colors(self.num_classes).tolist()
         painted = overlay(picture, predicted)
         return write_lines(painted, [self.classes[n] for n in largest], [tuple(colors[n]) for n in largest])
 
     def record(self, predicted: np.ndarray) -> dict[str, Any]:
-        """`classes`: name -> share of the pixels, largest first."""
+        """`classes`: name -> share of pixels, largest first."""
         return {"classes": {self.classes[n]: share for n, share in self._shares(predicted).items()}}
 
     def files(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
@@ -163,13 +163,13 @@ class Segmentation(TaskModule):
         return {".seg.png": predicted.astype(np.uint8 if self.num_classes <= 256 else np.uint16)}
 
     def _shares(self, predicted: np.ndarray) -> dict[int, float]:
-        """Class -> share of the pixels of a class map, largest first, of those that are there; -1 is none."""
+        """Class -> share of the pixels of a class map, largest first, only for classes that occur; ignores -1."""
         pixels = np.bincount(predicted[predicted >= 0], minlength=self.num_classes)
         return {int(n): float(pixels[n] / pixels.sum()) for n in (-pixels).argsort(kind="stable") if pixels[n]}
 
 
 class ClassMaps(nn.Module):
-    """Of images [B, C, H, W] the likeliest class of each pixel, int64 [B, H, W], and fp32 logits [B, K, h, w]."""
+    """Images [B, C, H, W] -> most likely class of each pixel, int64 [B, H, W], and fp32 logits [B, K, h, w]."""
 
     def __init__(self, task: Segmentation) -> None:
         super().__init__()
@@ -181,6 +181,6 @@ class ClassMaps(nn.Module):
 
 
 def labelled(labels: Tensor, weights: Tensor) -> Tensor:
-    """float64: labelled pixels of labels [B, H, W], each times the weight of its sample."""
+    """float64: number of labelled pixels of labels [B, H, W], weighted per sample."""
     pixels: Tensor = ((labels >= 0).sum(dim=(1, 2)) * weights.double()).sum()
     return pixels

@@ -1,4 +1,4 @@
-"""Predictions drawn over their images, beside the labels."""
+"""Predictions drawn over their images, next to the labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IN_A_LINE = 5  # classes in the legend
 
 
 class Overlays(FirstMaps):
-    """Labels are -1 where there is none."""
+    """Overlays of class maps; -1 marks unlabelled pixels."""
 
     field, name = "mask_full", "segmentation"
     title = "Segmentations by {model}: image, labels, prediction"
@@ -25,21 +25,21 @@ class Overlays(FirstMaps):
 
 
 def drawn(one: Shown, classes: Sequence[str]) -> Image.Image:
-    """The image, its labels over it, and the prediction over it; below, the classes that occur."""
+    """The image, the image with labels, and the image with the prediction; below, a legend of occurring classes."""
     seen = np.union1d(one.labels, one.predicted)
     key = legend({number: classes[number] for number in seen[seen >= 0].tolist()}, 3 * (SIDE + GAP))
     return beside([one.image, *(overlay(one.image, classes) for classes in (one.labels, one.predicted))], key)
 
 
 def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: the image under the colours of its class map, int [H, W]; pixels of -1 stay as they are."""
+    """uint8 [H, W, 3]: the image overlaid with the colours of its class map, int [H, W]; -1 stays uncoloured."""
     painted = image.copy()
     draw_classes(painted, classes)
     return painted
 
 
 def legend(names: Mapping[int, str], width: int) -> Image.Image:
-    """Classes' names beside their colours."""
+    """A legend with the name and colour of each class."""
     drawing = Image.new("RGB", (width, -(-len(names) // IN_A_LINE) * LINE), "white")
     draw = ImageDraw.Draw(drawing)
     palette = class_colors(max(names, default=-1) + 1).tolist()

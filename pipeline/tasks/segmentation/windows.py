@@ -1,6 +1,6 @@
-"""Inference on images larger than those a model was trained on: whole, or in overlapping windows.
+"""Sliding-window inference on images larger than those that a model was trained on.
 
-Legend: B batch, C channels, (H, W) image, K classes, (h, w) grid of the logits: of patches, or of equal parts of them.
+Legend: B batch, C channels, (H, W) image, K classes, (h, w) grid of the logits: patches or equal parts of patches.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pipeline.models.spec import Pair
 def windowed_logits(
     model: Callable[[Tensor], Tensor], images: Tensor, window: Pair, stride: Pair, patch: Pair
 ) -> Tensor:
-    """[B, C, H, W] -> logits [B, K, h, w]: of windows `stride` pixels apart, averaged where these overlap.
+    """[B, C, H, W] -> logits [B, K, h, w] from windows `stride` pixels apart, averaged where these overlap.
 
-    Windows lie at whole patches, so averages are of the same patch and take no more room than its logits. An image
-    that is no larger than a window is seen at once.
+    Windows are aligned to patches, so averages combine logits of the same patch and need no more memory than its
+    logits. An image no larger than a window is processed whole.
     """
     size = (images.shape[2], images.shape[3])
     window = min(window[0], size[0]), min(window[1], size[1])
@@ -42,6 +42,6 @@ def windowed_logits(
 
 
 def starts(size: int, window: int, stride: int, patch: int) -> list[int]:
-    """Where windows begin along an axis: `stride` apart, the last one at the end of the axis; all at whole patches."""
+    """Window starts along an axis: `stride` apart, aligned to patches, with the last window at the end of the axis."""
     last = size - window
     return [*range(0, last, max(stride // patch * patch, patch)), last]

@@ -1,4 +1,4 @@
-"""SimDINO and SimDINOv2 (Wu et al. 2025): a moving average of the model teaches it, a coding rate prevents collapse."""
+"""SimDINO and SimDINOv2 (Wu et al. 2025): a moving-average teacher, and a coding rate that prevents collapse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PatchLossConfig(Section):
-    """What masked patches of the global views are for the teacher, which sees them (iBOT, Zhou et al. 2022)."""
+    """Prediction of the teacher's embeddings for masked patches of the global views (iBOT, Zhou et al. 2022)."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -30,7 +30,7 @@ class PatchLossConfig(Section):
 
 
 class Task(JointTask):
-    """Embeddings of unit length; evaluation measures the effective rank of the features."""
+    """Uses embeddings of unit length; evaluation measures the effective rank of the features."""
 
     type: Literal["simdino"] = "simdino"
     momentum: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -61,7 +61,7 @@ class Task(JointTask):
         return super().head_options() | ({"patches": True} if self.patch_loss else {})
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
-        """Of all views of one sample, and of the teacher on the global ones."""
+        """Operations for all views of one sample, including the teacher on the global views."""
         count, size = self.seen(image_size)[0]
         return super().forward_flops(spec, image_size, patch) + count * costs.forward_flops(spec, size, patch)
 

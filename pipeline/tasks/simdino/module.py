@@ -1,6 +1,6 @@
 """SimDINO and SimDINOv2 (Wu et al. 2025): DINO without prototypes, centring and temperatures.
 
-Legend: B batch, V views, G global ones, N patches, M masked ones, D width of the encoder, d that of the embeddings.
+Legend: B batch, V views, G global views, N patches, M masked patches, D encoder width, d embedding width.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipeline.tasks.ranks import Ranks
 from pipeline.tasks.simdino import Task
 from pipeline.tasks.simdino.losses import coding_rate, misalignment
 
-EXPANDED = "expanded"  # rows: what is to fill the space
+EXPANDED = "expanded"  # name of the rows that the coding rate spreads out
 
 
 class SimDINO(JointModule):
-    """The student's embedding of each view is to be the teacher's of every other global view.
+    """Trains the student's embedding of each view to match the teacher's embeddings of all other global views.
 
-    The coding rate of the global views' embeddings, which grows with the volume that they fill, keeps them apart: it is
-    a function of their covariance over the whole global batch.
+    The coding rate of the global views' embeddings, which grows with the volume they fill, keeps them apart: it is a
+    function of their covariance over the whole global batch.
     """
 
     def __init__(self, model: MiniViT, preprocess: Preprocess, task: Task) -> None:
@@ -43,7 +43,7 @@ class SimDINO(JointModule):
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
         masking, taught = self._masking(views[GLOBAL], keys[GLOBAL]), self._taught(views[GLOBAL], keys[GLOBAL])
         found = {GLOBAL: self.embed(self.model, views[GLOBAL], keys[GLOBAL], masking and masking.as_mask())}
-        if torch.is_grad_enabled():  # else only the rows are wanted, which are of global views
+        if torch.is_grad_enabled():  # otherwise only the rows are needed, which come from global views
             others = {group: images for group, images in views.items() if group != GLOBAL}
             found |= {group: self.embed(self.model, images, keys[group]) for group, images in others.items()}
         goals = F.normalize(taught.embeddings, dim=-1)  # [B, G, d]
@@ -54,7 +54,7 @@ class SimDINO(JointModule):
             patches = self._patches(found[GLOBAL], taught, masking) * weights
             losses = losses + self.patch_loss.weight * patches
             sums["patches"] = patches.double().sum()
-        expanded = (embeddings[:, : goals.shape[1]] + goals) / 2  # smoothed by the teacher's, as the authors train
+        expanded = (embeddings[:, : goals.shape[1]] + goals) / 2  # averaged with the teacher's, as in the authors' code
         rows = {EXPANDED: expanded, FEATURES: found[GLOBAL].features[:, 0].detach().float()}
         return Outputs(losses.sum()[None], self.sums(**sums), rows)
 
@@ -69,7 +69,7 @@ class SimDINO(JointModule):
 
     @torch.no_grad()
     def _taught(self, views: Tensor, keys: Tensor) -> Embedded:
-        """What the teacher makes of the global views, of which it sees all patches."""
+        """The teacher's embeddings of the global views, without masking."""
         teacher = self._teacher()
         teacher.patch = self.model.patch
         return self.embed(teacher, views, keys)
@@ -79,7 +79,7 @@ class SimDINO(JointModule):
         return self.follower.beside(self.model.patch_embed.proj.weight)
 
     def _masking(self, views: Tensor, keys: Tensor) -> Masking | None:
-        """Of the student's global views, [B*G, M]."""
+        """Masking of the student's global views, [B*G, M]."""
         if self.patch_loss is None:
             return None
         grid = whole_patches((views.shape[-2], views.shape[-1]), self.model.patch)

@@ -1,4 +1,4 @@
-"""SimMIM (Xie et al. 2022): pretraining without labels, by the pixels of patches that [MASK] tokens stand for."""
+"""SimMIM (Xie et al. 2022): pretraining without labels by predicting the pixels of patches replaced by [MASK]."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Task(BaseTask):
         return SimMIM(model, preprocess, self.mask_ratio, self.mask_unit, self.norm_pixels)
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
-        """Of the encoder on all patches, and of the head on the masked ones."""
+        """Operations of the encoder on all patches, and of the head on the masked ones."""
         from pipeline.models.costs import backbone_flops
 
         backbone = spec.backbone

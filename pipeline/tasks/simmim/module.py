@@ -1,4 +1,4 @@
-"""SimMIM: masked patches enter the encoder as [MASK] tokens, and one matrix predicts their pixels."""
+"""SimMIM: masked patches enter the encoder as [MASK] tokens, and a single linear layer predicts their pixels."""
 
 from __future__ import annotations
 

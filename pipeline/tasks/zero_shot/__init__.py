@@ -1,4 +1,4 @@
-"""Zero-shot classification: a model of images and texts judged as a classifier whose classes are named in words."""
+"""Zero-shot classification: an image-text model evaluated as a classifier whose classes are given as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Task(BaseTask):
-    """A class is the mean of what its prompts are embedded as (Radford et al. 2021); nothing is trained."""
+    """Represents each class by the mean embedding of its prompts (Radford et al. 2021); trains nothing."""
 
     type: Literal["zero_shot"] = "zero_shot"
     templates: Annotated[list[str], Field(min_length=1)] = Field(

@@ -1,6 +1,6 @@
-"""A classifier made of words.
+"""A classifier built from text embeddings of class names.
 
-Legend: B images, K classes, E width of the embeddings.
+Legend: B images, K classes, E embedding width.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ZeroShot(Classification):
-    """Logits are similarities to the classes' prompts, times the learned scale."""
+    """A classifier whose logits are similarities to the classes' prompts, times the learned scale."""
 
     def __init__(self, model: MiniViT, preprocess: Preprocess, classes: Sequence[str], task: Task) -> None:
         super().__init__(model, preprocess, classes, label_smoothing=0)
@@ -37,7 +37,7 @@ class ZeroShot(Classification):
     @cached_property
     @torch.no_grad()
     def class_embeddings(self) -> Tensor:
-        """fp32 [K, E], of length 1."""
+        """Unit vectors fp32 [K, E]."""
         names = [self.task.names.get(name, name) for name in self.classes]
         prompts = [template.replace("{}", name) for name in names for template in self.task.templates]
         found = self.clip.embed_sentences(prompts).view(len(names), len(self.task.templates), -1)

@@ -1,4 +1,4 @@
-"""Classes of a whole image: LayerNorm and one matrix on the class token, or on the mean of the patches."""
+"""Classifies a whole image: LayerNorm and one matrix on the class token, or on the mean of the patches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _Classifier(HeadKind):
-    """The backbone's `pool` says what is read."""
+    """The backbone's `pool` selects its input."""
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if spec.outputs < 1:

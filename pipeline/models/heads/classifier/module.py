@@ -27,7 +27,7 @@ class Classifier(Head, nn.Sequential):
         return self[0]
 
     def initialise(self) -> None:
-        """Small, so the first loss is that of a guess, ln(classes)."""
+        """Small, so the first loss is that of a random guess, ln(classes)."""
         matrix = self[1]
         assert isinstance(matrix, Linear)
         nn.init.trunc_normal_(matrix.weight, std=0.02)

@@ -22,7 +22,7 @@ HIDDEN = 256
 
 
 class _Conv(CellKind):
-    """The option `hidden` is the number of channels in between; default: 256. `cells` as of a linear head."""
+    """The option `hidden` is the number of channels in between; default: 256. `cells` as in a linear head."""
 
     options = ("hidden", CELLS)
 

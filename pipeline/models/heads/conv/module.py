@@ -13,7 +13,7 @@ from pipeline.models.spec import HeadSpec, ViTSpec
 
 
 class ConvHead(PatchHead):
-    """Outputs [B, K, h, w], or as much finer as there are cells; patches see their neighbours."""
+    """Outputs [B, K, h, w], times the cells along each side; patches see their neighbours."""
 
     def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         super().__init__(spec, backbone)

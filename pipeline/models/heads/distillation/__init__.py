@@ -1,4 +1,4 @@
-"""The second classifier of DeiT (Touvron et al. 2021), on the distillation token; the two vote."""
+"""DeiT's second classifier (Touvron et al. 2021), on the distillation token; the logits of both are averaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _Distillation(HeadKind):
-    """It reads [DIST] through the norm of the classifier; an equal matrix starts as an equal vote."""
+    """Reads [DIST] through the classifier's norm; a copy of its matrix starts with equal logits."""
 
     copies = {"weight": "1.weight", "bias": "1.bias"}  # noqa: RUF012
 

@@ -11,7 +11,7 @@ from pipeline.models.spec import HeadSpec, ViTSpec
 
 
 class Distillation(Head, Linear):
-    """Votes with the classifier."""
+    """Averages its logits with the classifier's."""
 
     def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         super().__init__(backbone.embed_dim, spec.outputs)
@@ -19,7 +19,7 @@ class Distillation(Head, Linear):
     def forward(  # type: ignore[override]
         self, features: Features, classifier: Classifier, logits: Tensor | None
     ) -> Tensor:
-        """The mean [B, K] of the classifier's logits [B, K] and its own; its own where there are no others."""
+        """Returns the mean [B, K] of the classifier's logits [B, K] and its own; only its own if `logits` is None."""
         own = Linear.forward(self, classifier[0](features.tokens[:, 1]))
         return own if logits is None else (logits + own) / 2
 

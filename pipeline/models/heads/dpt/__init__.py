@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from pipeline.models.spec import HeadSpec, Pair, ViTSpec
 
 HIDDEN = 256
-KERNEL = 9  # values of a 3x3 one
+KERNEL = 9  # values of a 3x3 kernel
 
 
 class _DPT(PatchKind):
     """The option `hidden` is the number of channels of every scale; default: 256, as in DPT.
 
-    `layers` are two to four; default: four evenly spaced ones with the last. L of them give outputs 2^(L - 2) times as
-    fine as the patches along each side.
+    `layers` are two to four; default: four evenly spaced ones including the last. With L layers, outputs are 2^(L - 2)
+    times as fine as the patches along each side.
     """
 
     options = ("hidden",)
@@ -65,7 +65,7 @@ class _DPT(PatchKind):
 
 
 def dpt_layers(spec: HeadSpec, backbone: ViTSpec) -> tuple[int, ...]:
-    """Numbers of the layers that are fused; the first ones give the finest maps."""
+    """Numbers of the fused layers; the first ones give the finest maps."""
     return layers_read(spec, backbone, _DPT.num_layers)
 
 
@@ -81,7 +81,7 @@ def half(channels: int) -> int:
 
 
 def scales(count: int, grid: Pair) -> list[int]:
-    """Cells of the maps of so many layers: the last one is half as fine as the patches, the others 1, 2 and 4 times."""
+    """Cells of `count` layers' maps: the last one is half as fine as the patches, the others 1, 2 and 4 times."""
     finer = [4**power * grid[0] * grid[1] for power in range(count - 2, -1, -1)]
     return [*finer, -(-grid[0] // 2) * -(-grid[1] // 2)]
 

@@ -18,7 +18,7 @@ from pipeline.models.spec import HeadSpec, ViTSpec
 class DPT(PatchHead):
     """Outputs [B, K, 2^(L-2) h, 2^(L-2) w].
 
-    As DPT, without what does nothing for plain patch tokens: no readout of CLS, and one number of channels for all
+    As DPT, without what does nothing for plain patch tokens: no readout of CLS, and the same number of channels at all
     scales.
     """
 
@@ -49,12 +49,12 @@ class DPT(PatchHead):
                 nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, Unit):
-                nn.init.zeros_(module.second.weight)  # without norms, sums of residuals would grow with every unit
+                nn.init.zeros_(module.second.weight)  # without norms, residual sums would grow with every unit
         nn.init.trunc_normal_(self.classes.weight, std=SMALL)
 
 
 class Unit(nn.Module):
-    """Two 3x3 convolutions behind ReLUs, added to their input."""
+    """Two 3x3 convolutions, each after a ReLU, added to their input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Unit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """A map [B, C, y, x] joined by what was fused of all coarser ones, brought to its size bilinearly."""
+    """Adds the fusion of all coarser maps, resized bilinearly, to a map [B, C, y, x]."""
 
     def __init__(self, channels: int, *, has_coarser: bool) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Fusion(nn.Module):
 
 
 def _scale(channels: int, power: int) -> nn.Module:
-    """Brings a map on the grid of patches to 2^power times its size."""
+    """Resizes a map on the patch grid to 2^power times its size."""
     if power == 0:
         return nn.Identity()
     if power < 0:

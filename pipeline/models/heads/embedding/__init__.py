@@ -1,4 +1,4 @@
-"""An image as one vector, to be compared with others: LayerNorm and a matrix without bias, as in CLIP."""
+"""Embeds an image as one vector for comparison: LayerNorm and a matrix without bias, as in CLIP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _Embedding(HeadKind):
-    """It reads the class token or the mean of the patches, as the backbone's `pool` says."""
+    """Reads the class token or the mean of the patches, depending on the backbone's `pool`."""
 
     output = "embedding"
 

@@ -22,7 +22,7 @@ class Embedding(Head):
         nn.init.normal_(self.projection.weight, std=self.projection.in_features**-0.5)
 
     def forward(self, features: Features) -> Tensor:
-        """[B, E], of any length."""
+        """Embeddings [B, E], not normalised."""
         pooled = features.patches.mean(dim=1) if self.average else features.tokens[:, 0]
         embedding: Tensor = self.projection(self.norm(pooled))
         return embedding

@@ -1,4 +1,4 @@
-"""From a student's tokens to the width of its teacher's (FitNets, Romero et al. 2015); fine-tuning drops it."""
+"""Projects a student's tokens to its teacher's width (FitNets, Romero et al. 2015); fine-tuning drops it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _FeatureProjection(HeadKind):
         return 2 * backbone.embed_dim + (backbone.embed_dim + 1) * spec.outputs
 
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        """Of all patches and the class token, which is the most."""
+        """For all patches and the class token, the upper bound."""
         return 2 * (prod(grid) + 1) * backbone.embed_dim * spec.outputs
 
     def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:

@@ -10,7 +10,7 @@ from pipeline.models.spec import HeadSpec, ViTSpec
 
 
 class FeatureProjection(Head):
-    """Guesses the teacher's features of each token from the student's."""
+    """Predicts the teacher's features of each token from the student's."""
 
     def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         super().__init__()

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from pipeline.models.spec import HeadSpec, Pair, ViTSpec
 
 FINER = 4  # times, along each side of a patch
-KERNEL = 9  # values of a 3x3 one
+KERNEL = 9  # values of a 3x3 kernel
 
 
 class _HeatMaps(PatchKind):
-    """Bilinear enlargement, ReLU and one 3x3 convolution; its only option is `layers`."""
+    """Bilinear upsampling, ReLU and one 3x3 convolution; its only option is `layers`."""
 
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
         return norm_parameters(spec, backbone) + (KERNEL * input_dim(spec, backbone) + 1) * spec.outputs

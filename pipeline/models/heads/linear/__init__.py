@@ -1,4 +1,4 @@
-"""Linear outputs per patch: the plainest dense head, and the usual probe of a backbone."""
+"""Linear outputs per patch: the simplest dense head, and the usual probe of a backbone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Linear(CellKind):
-    """LayerNorm and a 1x1 convolution; the option `cells` gives every patch as many outputs along each side, not 1."""
+    """LayerNorm and a 1x1 convolution; the option `cells` is the number of outputs along each side of a patch."""
 
     options = (CELLS,)
 

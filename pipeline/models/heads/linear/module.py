@@ -11,7 +11,7 @@ from pipeline.models.spec import HeadSpec, ViTSpec
 
 
 class LinearHead(PatchHead):
-    """Outputs [B, K, h, w], or as much finer as there are cells."""
+    """Outputs [B, K, h, w], times the cells along each side."""
 
     def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         super().__init__(spec, backbone)

@@ -1,4 +1,4 @@
-"""The decoder of masked autoencoders (He et al. 2022): pixels of masked patches from the encoder's visible ones."""
+"""The decoder of masked autoencoders (He et al. 2022): predicts pixels of masked patches from the visible ones."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class _MAEDecoder(HeadKind):
         return decoder_parameters(spec, backbone)
 
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        """With all patches masked, which is the most."""
+        """With all patches masked, the upper bound."""
         from pipeline.models.heads.mae_decoder.shape import decoder_flops
 
         return decoder_flops(spec, backbone, visible=0, masked=grid[0] * grid[1])
 
     def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        """With all patches masked, as of `flops`."""
+        """With all patches masked, as in `flops`."""
         from pipeline.models.heads.mae_decoder.shape import decoder_values
 
         return decoder_values(spec, backbone, grid[0] * grid[1])

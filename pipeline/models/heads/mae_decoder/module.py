@@ -24,7 +24,7 @@ from pipeline.models.spec import HeadSpec, Pair, ViTSpec
 class MAEDecoder(Head):
     """Predicts the pixels of the masked patches from the encoder's output on the visible ones.
 
-    The norm that it begins with is the encoder's last, which a MiniViT leaves to its heads.
+    It begins with the encoder's final norm, which a MiniViT leaves to its heads.
     """
 
     def __init__(self, head: HeadSpec, backbone: ViTSpec) -> None:
@@ -43,9 +43,9 @@ class MAEDecoder(Head):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, visible: Tensor, masking: Masking, grid: Pair, patch: Pair) -> Tensor:
-        """[B, P+N-M, D], of the patches `masking.visible` -> pixels [B, M, C*p*q] of the patches `masking.masked`.
+        """[B, P+N-M, D] of the patches `masking.visible` -> pixels [B, M, C*p*q] of the patches `masking.masked`.
 
-        The masked patches come first, so that the last layer computes them alone, and their order is `masking`'s.
+        The masked patches come first, in the order of `masking`, so that the last layer computes only them.
         """
         x = self.embed(self.norm(visible))
         positions = _positions(grid, self.dim, x.device).to(x.dtype)  # [N, d]
@@ -61,6 +61,6 @@ class MAEDecoder(Head):
 
 @lru_cache(maxsize=256)
 def _positions(grid: Pair, dim: int, device: torch.device) -> Tensor:
-    """Fixed sine-cosine positions fp32 [N, d]; kept, as sizes drawn per step come back. Do not write to them."""
-    with torch.inference_mode(False):  # else training could not use what a prediction made
+    """Fixed sine-cosine positions fp32 [N, d]; cached because sizes drawn per step recur. Do not write to them."""
+    with torch.inference_mode(False):  # otherwise training could not use a tensor created in inference mode
         return sincos_positions(grid, dim)[0].to(device)

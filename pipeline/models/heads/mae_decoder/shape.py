@@ -1,4 +1,4 @@
-"""What a decoder of masked autoencoders is made of, and its work, in closed form. Needs no torch."""
+"""Shape, parameters and cost of a masked autoencoder's decoder, in closed form. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAD_DIM = 32  # of the paper's decoder: 512 wide, 16 heads
 
 
 def mae_decoder(backbone: ViTSpec, dim: int | None = None, depth: int | None = None) -> HeadSpec:
-    """A decoder for a backbone: by default half as wide, to the next multiple of 4, and a third as deep."""
+    """A decoder for a backbone: by default half as wide, rounded up to a multiple of 4, and a third as deep."""
     return HeadSpec(
         "mae_decoder",
         options={"dim": dim or -(-backbone.embed_dim // 8) * 4, "depth": depth or max(backbone.depth // 3, 1)},
@@ -20,7 +20,7 @@ def mae_decoder(backbone: ViTSpec, dim: int | None = None, depth: int | None = N
 
 
 def decoder_spec(head: HeadSpec, backbone: ViTSpec) -> ViTSpec:
-    """Its light pre-norm transformer; patches and prefix tokens are the backbone's."""
+    """Spec of its light pre-norm transformer; patches and prefix tokens are the backbone's."""
     dim, tokens = head.options["dim"], backbone.tokens
     most = max(dim // HEAD_DIM, 1)
     return replace(
@@ -52,14 +52,14 @@ def decoder_parameters(head: HeadSpec, backbone: ViTSpec) -> int:
 
 
 def decoder_values(head: HeadSpec, backbone: ViTSpec, patches: int) -> int:
-    """Values of one image of so many patches that it keeps for the backward pass."""
+    """Values it keeps for the backward pass per image of `patches` patches."""
     spec = decoder_spec(head, backbone)
     tokens = patches + spec.tokens.num_prefix
     return tokens * (spec.depth * layer_values(spec) + 3 * spec.embed_dim)
 
 
 def decoder_flops(head: HeadSpec, backbone: ViTSpec, *, visible: int, masked: int, patch: Pair | None = None) -> int:
-    """Operations of its matrix products for one image of so many visible and masked patches of `patch` pixels."""
+    """FLOPs of its matrix products for one image with these numbers of visible and masked patches of `patch` pixels."""
     spec = decoder_spec(head, backbone)
     dim, given = spec.embed_dim, visible + spec.tokens.num_prefix
     length = given + masked

@@ -1,4 +1,4 @@
-"""Segmenter's decoder (Strudel et al. 2021): one token per class attends with the patches, then marks its own."""
+"""Segmenter's decoder (Strudel et al. 2021): a token per class attends jointly with the patches, then marks its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEPTH = 2
 
 
 class _MaskTransformer(PatchKind):
-    """The option `depth` is its number of layers, which are of the backbone's width and kind; default: 2."""
+    """The option `depth` is its number of layers, with the backbone's width and kind; default: 2."""
 
     options = ("depth",)
     regresses = False
@@ -26,7 +26,7 @@ class _MaskTransformer(PatchKind):
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
         dim, decoder = backbone.embed_dim, decoder_spec(spec, backbone)
         embed = (input_dim(spec, backbone) + 1) * dim
-        own = 2 * dim + 2 * dim * dim  # the last norm, and the two projections
+        own = 2 * dim + 2 * dim * dim  # the final norm and the two projections
         per_class = (dim + 2) * spec.outputs
         return norm_parameters(spec, backbone) + embed + decoder.depth * layer_parameters(decoder) + own + per_class
 
@@ -50,7 +50,7 @@ class _MaskTransformer(PatchKind):
 
 
 def decoder_spec(spec: HeadSpec, backbone: ViTSpec) -> ViTSpec:
-    """Its layers: the backbone's, without dropout, drop path and layer scale."""
+    """Spec of its layers: the backbone's, without dropout, drop path and layer scale."""
     depth: int = spec.options.get("depth", DEPTH)
     return replace(backbone, depth=depth, dropout=0.0, drop_path=0.0, layer_scale=None, windows=None)
 

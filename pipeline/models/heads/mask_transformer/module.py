@@ -19,7 +19,7 @@ from pipeline.models.spec import HeadSpec, ViTSpec
 
 
 class MaskTransformer(PatchHead):
-    """Logits [B, K, h, w]: cosines of the patches' tokens with the classes', normalised over the classes."""
+    """Logits [B, K, h, w]: cosine similarities of patch and class tokens, normalised over the classes."""
 
     def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         super().__init__(spec, backbone)
@@ -50,7 +50,7 @@ class MaskTransformer(PatchHead):
 
 
 class MaskNorm(nn.LayerNorm):
-    """LayerNorm over the classes, in fp32: cosines lie so close together that half precision would blur them."""
+    """LayerNorm over the classes, in fp32 because half precision cannot resolve cosines this close together."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)

@@ -1,4 +1,4 @@
-"""The projector of joint-embedding methods: a small MLP behind the encoder, dropped by fine-tuning."""
+"""The projector of joint-embedding methods: a small MLP after the encoder, dropped by fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LAYERS, GROWTH = 3, 4  # by default; the hidden layers' width as a multiple of t
 
 
 class _Projection(HeadKind):
-    """Embeddings of `outputs` values. Options: `hidden`, a width, and `layers`, of which all but the last have it.
+    """Embeddings of `outputs` values. Options: `hidden`, the width of all layers but the last, and `layers`.
 
-    With the option `patches` patches are projected too, by the task, so that the encoder computes all tokens.
+    With the option `patches`, the task projects patches too, so the encoder computes all tokens.
     """
 
     output = "embedding"
@@ -40,7 +40,7 @@ class _Projection(HeadKind):
         return 2 * _tokens(spec, grid) * sum(given * made for given, made in pairwise(widths(spec, backbone)))
 
     def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        """The norm's input, and of each layer the input before and after its activation."""
+        """The norm's input, and each layer's input before and after its activation."""
         return _tokens(spec, grid) * (2 * backbone.embed_dim + 2 * sum(widths(spec, backbone)[1:-1]))
 
     def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
@@ -50,13 +50,13 @@ class _Projection(HeadKind):
 
 
 def widths(spec: HeadSpec, backbone: ViTSpec) -> list[int]:
-    """Of the input and of each layer's output."""
+    """Widths of the input and of each layer's output."""
     hidden = spec.options.get("hidden") or GROWTH * backbone.embed_dim
     return [backbone.embed_dim, *[hidden] * (spec.options.get("layers", LAYERS) - 1), spec.outputs]
 
 
 def _tokens(spec: HeadSpec, grid: Pair) -> int:
-    """That are projected of one image."""
+    """Number of projected tokens per image."""
     return 1 + (prod(grid) if spec.options.get("patches") else 0)
 
 

@@ -17,7 +17,7 @@ from pipeline.models.spec import HeadSpec, ViTSpec
 
 
 class Projection(Head):
-    """An MLP with GELU on normalised features. Without BatchNorm: what a rank or a micro-batch is changes no result."""
+    """An MLP with GELU on normalised features. No BatchNorm, so results do not depend on ranks and micro-batches."""
 
     def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Projection(Head):
         return self.project(self.norm(tokens))
 
     def project(self, x: Tensor) -> Tensor:
-        """[..., D] of normalised features -> [..., d]."""
+        """Normalised features [..., D] -> [..., d]."""
         for number, layer in enumerate(self.layers):
             x = layer(F.gelu(x) if number else x)
         return x

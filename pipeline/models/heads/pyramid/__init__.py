@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 FINEST, COARSEST = 8, 32  # pixels
 HIDDEN, DEPTH = 128, 2
-MOST_DOUBLINGS = 2  # of the last map, which tells nothing finer
+MOST_DOUBLINGS = 2  # of the last map, which holds no finer detail
 
 
 class _Pyramid(BoxKind):
-    """The options are `finest` (8) and `coarsest` (32), pixels between candidates, `hidden` (128), its channels, and
+    """A pyramid of candidates at several strides.
 
-    `depth` (2), the 3x3 convolutions before each of its outputs.
+    Options: `finest` (8) and `coarsest` (32), strides in pixels, `hidden` (128), its channels, and `depth` (2), the
+    number of 3x3 convolutions before each output.
     """
 
     matching = "many"
@@ -69,7 +70,7 @@ class _Pyramid(BoxKind):
             widths = map_widths(level, input_dim(spec, backbone))
             finer = sum(2 * after * 4 ** (number + 1) for number, after in enumerate(widths[1:]))
             kept += grid[0] * grid[1] * finer
-            tower = 3 * depth_of(spec) * hidden  # of a convolution, its norm and its activation
+            tower = 3 * depth_of(spec) * hidden  # convolution, norm and activation
             kept += height * width * (widths[-1] + 2 * hidden + 2 * tower + 3 * (spec.outputs + COORDINATES))
         return kept
 
@@ -80,9 +81,9 @@ class _Pyramid(BoxKind):
 
 
 def levels(spec: HeadSpec, backbone: ViTSpec) -> tuple[int, ...]:
-    """How often the map is doubled for each level, the finest first; below 0, halved.
+    """Number of doublings of the map for each level, the finest first; negative numbers halve it.
 
-    They are those whose strides are, to a third, between the finest and the coarsest that are asked for.
+    Includes the levels with strides between the finest and the coarsest requested, with a tolerance of a third.
     """
     finest, coarsest = spec.options.get("finest", FINEST), spec.options.get("coarsest", COARSEST)
     patch = math.sqrt(backbone.patch[0] * backbone.patch[1])
@@ -99,7 +100,7 @@ def level_grid(grid: Pair, level: int) -> Pair:
 
 
 def map_widths(level: int, dim: int) -> list[int]:
-    """Channels of the map, and after each doubling."""
+    """Channels of the map and of each doubling of it."""
     return [max(dim >> doubled, 1) for doubled in range(max(level, 0) + 1)]
 
 

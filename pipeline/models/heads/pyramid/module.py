@@ -21,15 +21,15 @@ from pipeline.models.heads.head import Features
 from pipeline.models.heads.pyramid import depth_of, hidden_dim, level_grid, levels, map_widths
 from pipeline.models.spec import HeadSpec, Pair, ViTSpec
 
-OBJECTS = 0.01  # score of every class at first: almost all candidates are none (Lin et al. 2017, focal loss)
-REACH = 2.0  # strides from a candidate to each side of its box, at first
-LONGEST = 6.0  # ln of what the first reach may grow by
+OBJECTS = 0.01  # initial score of every class: almost all candidates are background (Lin et al. 2017, focal loss)
+REACH = 2.0  # strides from a candidate to each side of its box, initially
+LONGEST = 6.0  # ln of the largest growth of the initial reach
 
 
 class PyramidHead(PatchHead):
     """Candidates [B, A, 4 + K], level by level, the finest first: a box around each place, and a logit for each class.
 
-    Places, norms and convolutions are those of a sample alone: what a rank or a micro-batch is changes no result.
+    Places, norms and convolutions work per sample, so results do not depend on ranks and micro-batches.
     """
 
     def __init__(self, spec: HeadSpec, backbone: ViTSpec) -> None:
@@ -59,11 +59,11 @@ class PyramidHead(PatchHead):
         return torch.cat([(first + last) / 2, last - first, logits], dim=2)
 
     def places(self, grid: Pair, device: torch.device) -> Tensor:
-        """Of each candidate the place (x, y), and the strides across and down, in shares: fp32 [A, 4]."""
+        """Place (x, y) and strides across and down of each candidate, as shares of the image: fp32 [A, 4]."""
         return (new_places if is_traced() else _kept_places)(grid, self.numbers, device)
 
     def initialise(self) -> None:
-        """As in RetinaNet and FCOS: nothing is found at first, so that the many candidates without one do not shout."""
+        """As in RetinaNet and FCOS: initial scores are low, so background candidates do not dominate the first loss."""
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -76,7 +76,7 @@ class PyramidHead(PatchHead):
 
 
 def _level_map(level: int, dim: int, hidden: int) -> nn.Sequential:
-    """From the map, halved already where it is, to the level's [B, C, h, w]."""
+    """Maps the last map, already halved for negative levels, to the level's [B, C, h, w]."""
     steps: list[nn.Module] = []
     widths = map_widths(level, dim)
     for before, after in pairwise(widths):
@@ -95,7 +95,7 @@ def _norm(hidden: int) -> nn.GroupNorm:
 
 
 def new_places(grid: Pair, numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Of the candidates of these levels on a grid of patches; see `PyramidHead.places`."""
+    """Places of the candidates of these levels on a patch grid; see `PyramidHead.places`."""
     found = []
     for level in numbers:
         height, width = level_grid(grid, level)
@@ -108,6 +108,6 @@ def new_places(grid: Pair, numbers: tuple[int, ...], device: torch.device) -> Te
 
 @lru_cache(maxsize=256)
 def _kept_places(grid: Pair, numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Kept, as sizes drawn per step come back. Do not write to it."""
-    with torch.inference_mode(False):  # else training could not use what a prediction made
+    """Cached because sizes drawn per step recur. Do not write to it."""
+    with torch.inference_mode(False):  # otherwise training could not use a tensor created in inference mode
         return new_places(grid, numbers, device)

@@ -1,4 +1,4 @@
-"""Learned queries beside the patches in a small transformer, each of which finds one object or none.
+"""Learned queries beside the patches in a small transformer; each query detects one object or none.
 
 After DETR (Carion et al. 2020) and YOLOS (Fang et al. 2021), with DAB-DETR's anchors (Liu et al. 2022) and DN-DETR's
 denoising queries (Li et al. 2022).
@@ -23,9 +23,10 @@ PLACE_DIM = 2 * FREQUENCIES * COORDINATES
 
 
 class _Queries(BoxKind):
-    """The options are `queries` (50), the most objects that it finds, `depth` (3), its layers, which are of the
+    """One candidate per query.
 
-    backbone's width and kind, and `denoising`, 1 where it also learns from boxes that were moved.
+    Options: `queries` (50), the most objects it detects, `depth` (3), its layers, with the backbone's width and kind,
+    and `denoising`, 1 if it also learns from shifted boxes.
     """
 
     matching = "one"
@@ -46,7 +47,7 @@ class _Queries(BoxKind):
         return norm_parameters(spec, backbone) + embed + places + layers + outputs + own
 
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        """Of a prediction; denoising queries, which only training has, are left out."""
+        """Those of a prediction; excludes denoising queries, which exist only in training."""
         dim, decoder, queries = backbone.embed_dim, decoder_spec(spec, backbone), num_queries(spec)
         patches = grid[0] * grid[1]
         tokens = patches + queries
@@ -72,12 +73,12 @@ def num_queries(spec: HeadSpec) -> int:
 
 
 def denoises(spec: HeadSpec) -> bool:
-    """Whether it knows what queries for boxes of each class begin with."""
+    """Whether it has label embeddings, from which denoising queries start."""
     return "denoising" in spec.options
 
 
 def decoder_spec(spec: HeadSpec, backbone: ViTSpec) -> ViTSpec:
-    """Its layers: the backbone's, without dropout, drop path and layer scale."""
+    """Spec of its layers: the backbone's, without dropout, drop path and layer scale."""
     depth: int = spec.options.get("depth", DEPTH)
     return replace(backbone, depth=depth, dropout=0.0, drop_path=0.0, layer_scale=None, windows=None)
 

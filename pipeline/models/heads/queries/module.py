@@ -23,22 +23,22 @@ from pipeline.models.heads.queries import FREQUENCIES, PLACE_DIM, decoder_spec, 
 from pipeline.models.layers import Linear
 from pipeline.models.spec import HeadSpec, Pair, ViTSpec
 
-OBJECTS = 0.05  # share of the queries that at first are taken for an object of any class
-SIDE = 0.3  # of the anchors at first, as a share of the image
-PLASTIC = 1.32471795724474602596  # whose powers spread points evenly over a plane (Roberts 2018)
-FARTHEST = 1e-3  # from 0 and 1, as far as the logit of a coordinate goes
+OBJECTS = 0.05  # initial probability that a query is an object of any class
+SIDE = 0.3  # initial side of the anchors, as a share of the image
+PLASTIC = 1.32471795724474602596  # its powers spread points evenly over a plane (Roberts 2018)
+FARTHEST = 1e-3  # closest a coordinate comes to 0 and 1 before its logit
 
 
 class Denoising(NamedTuple):
-    """Queries that begin with a box near an object and are to find it; groups of them do not see each other."""
+    """Queries that start from a box near an object and must recover it; groups of them do not see each other."""
 
-    boxes: Tensor  # fp32 [B, M, 4], moved, in shares of the image
+    boxes: Tensor  # fp32 [B, M, 4], shifted, as shares of the image
     labels: Tensor  # int64 [B, M], some of them wrong
-    groups: Tensor  # int64 [B, M], the number of the group of each, -1 for padding
+    groups: Tensor  # int64 [B, M], group numbers, -1 for padding
 
 
 class QueriesHead(PatchHead):
-    """Candidates [B, Q, 4 + K + 1]: a box, a logit for each class, and one for none.
+    """Candidates [B, Q, 4 + K + 1]: a box, a logit for each class, and one for no object.
 
     A query has an anchor, a learned box that its prediction starts from. Anchors and patches share one position
     encoding, so that a query can look at the patches around its anchor.
@@ -68,7 +68,7 @@ class QueriesHead(PatchHead):
     def forward(
         self, features: Features, denoising: Denoising | None = None, every: bool = False
     ) -> Tensor | list[Tensor]:
-        """The last layer's candidates; those of `every` layer, as training wants them, with denoising ones behind."""
+        """Candidates of the last layer, or for training those of `every` layer, followed by the denoising ones."""
         tokens, start = self._tokens(features, denoising)
         if not every:
             return self._candidates(self.transformer(tokens, start.shape[1]), start)
@@ -77,7 +77,7 @@ class QueriesHead(PatchHead):
         return [self._candidates(x[:, : start.shape[1]], start) for x in outputs]
 
     def _tokens(self, features: Features, denoising: Denoising | None) -> tuple[Tensor, Tensor]:
-        """[B, Q + M + N, D], and the logits that boxes start from, fp32 [1 or B, Q + M, 4]."""
+        """Tokens [B, Q + M + N, D], and the logits from which boxes start, fp32 [1 or B, Q + M, 4]."""
         patches = self.embed(self.patches(features))
         dtype, batch = patches.dtype, patches.shape[0]  # `len` would fix the batch of an exported graph
         cells = (_new_cells if is_traced() else _kept_cells)(features.grid, patches.device)
@@ -100,7 +100,7 @@ class QueriesHead(PatchHead):
         return torch.cat([boxes, self.classes(x).float(), self.background(x).float()], dim=2)
 
     def _mask(self, denoising: Denoising, tokens: int) -> Tensor:
-        """Bool [B, 1, T, T]: which token (row) sees which. A denoising query is seen by those of its group alone."""
+        """Bool [B, 1, T, T]: which token (row) sees which. Only queries of its group see a denoising query."""
         groups, queries = denoising.groups, len(self.queries)
         batch, known = groups.shape
         rows = F.pad(groups, (queries, tokens - queries - known), value=-1)  # [B, T]
@@ -110,7 +110,7 @@ class QueriesHead(PatchHead):
         return seen[:, None]
 
     def initialise(self) -> None:
-        """Boxes are the anchors, which are spread over the image, and nearly all queries say that there is nothing."""
+        """Boxes start as the anchors, spread over the image, and nearly all queries predict no object."""
         nn.init.trunc_normal_(self.queries, std=SMALL)
         if self.labels is not None:
             nn.init.trunc_normal_(self.labels, std=SMALL)
@@ -126,13 +126,13 @@ class QueriesHead(PatchHead):
 
 
 def _told(boxes: Tensor) -> Tensor:
-    """Boxes fp32 [..., 4] -> [..., PLACE_DIM]: each coordinate by sines and cosines."""
+    """Boxes fp32 [..., 4] -> [..., PLACE_DIM]: each coordinate encoded by sines and cosines."""
     angles = boxes[..., None] * (math.pi * 2 ** torch.arange(FREQUENCIES, device=boxes.device))
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 def _new_cells(grid: Pair, device: torch.device) -> Tensor:
-    """What `_told` says of the boxes of the patches, fp32 [1, N, PLACE_DIM]."""
+    """Encoding of the patches' boxes by `_told`, fp32 [1, N, PLACE_DIM]."""
     across, down = ((torch.arange(count) + 0.5) / count for count in grid[::-1])
     middles = torch.stack([across.repeat(grid[0]), down.repeat_interleave(grid[1])], dim=1)
     sides = torch.tensor([1 / grid[1], 1 / grid[0]]).expand(len(middles), -1)
@@ -141,6 +141,6 @@ def _new_cells(grid: Pair, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _kept_cells(grid: Pair, device: torch.device) -> Tensor:
-    """Kept, as sizes drawn per step come back. Do not write to it."""
-    with torch.inference_mode(False):  # else training could not use what a prediction made
+    """Cached because sizes drawn per step recur. Do not write to it."""
+    with torch.inference_mode(False):  # otherwise training could not use a tensor created in inference mode
         return _new_cells(grid, device)

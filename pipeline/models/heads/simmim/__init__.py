@@ -1,4 +1,4 @@
-"""The head of SimMIM (Xie et al. 2022): pixels of masked patches, each by one matrix from its own token."""
+"""The head of SimMIM (Xie et al. 2022): predicts the pixels of each masked patch from its own token by one matrix."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _SimMIM(HeadKind):
         return 2 * dim + (dim + 1) * backbone.channels * prod(backbone.patch)
 
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        """With all patches masked, which is the most."""
+        """With all patches masked, the upper bound."""
         return 2 * prod(grid) * backbone.embed_dim * backbone.channels * prod(backbone.patch)
 
     def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:

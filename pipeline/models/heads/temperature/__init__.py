@@ -1,4 +1,4 @@
-"""What similarities are multiplied by before they are compared, learned; and what is then added (SigLIP)."""
+"""Learned scale that multiplies similarities before they are compared, and an optional bias added to them (SigLIP)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class _Temperature(HeadKind):
-    """Its options are `scale`, what it starts as, `most`, what it stays below, and `bias`, what that starts as.
+    """Its options are `scale`, the initial scale, `most`, its upper bound, and `bias`, the initial bias.
 
-    Without `bias` there is none. The task calls it.
+    Without the option `bias` it has no bias. The task calls it.
     """
 
     vectors = ("logit_scale", "logit_bias")

@@ -14,7 +14,7 @@ from pipeline.models.spec import HeadSpec
 
 
 class Temperature(Head):
-    """The scale is learned as its logarithm (Radford et al. 2021), and held between 1 and `most`."""
+    """Learns the logarithm of the scale (Radford et al. 2021), clamped so that the scale is between 1 and `most`."""
 
     logit_bias: nn.Parameter | None
 
@@ -32,14 +32,14 @@ class Temperature(Head):
             nn.init.constant_(self.logit_bias, self.options["bias"])
 
     def forward(self) -> dict[str, Tensor]:
-        """`scale` and, if there is one, `bias`, fp32 []."""
+        """Returns `scale` and, if there is one, `bias`, fp32 []."""
         held: Tensor = _Held.apply(self.logit_scale.float(), math.log(self.most))
         values = {"scale": held.sum().exp()}
         return values if self.logit_bias is None else values | {"bias": self.logit_bias.float().sum()}
 
 
 class _Held(Function):
-    """Clamps to [0, most]; at a bound only a gradient that leads away from it passes, so that it is no trap."""
+    """Clamps to [0, most]; at a bound, only gradients leading away from it pass, so the value cannot get stuck."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, most: float) -> Tensor:
@@ -50,5 +50,5 @@ class _Held(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (value,) = ctx.saved_tensors
-        stays = ((value < ctx.most) | (gradient > 0)) & ((value > 0) | (gradient < 0))  # a step goes against it
+        stays = ((value < ctx.most) | (gradient > 0)) & ((value > 0) | (gradient < 0))  # steps go against it
         return gradient * stays, None

@@ -1,4 +1,4 @@
-"""A causal transformer that makes one vector of a text, beside images' own (CLIP, Radford et al. 2021)."""
+"""A causal transformer that embeds a text as one vector, comparable with images' (CLIP, Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class _TextTower(HeadKind):
-    """Its options are `tokens`, that there are, `length`, tokens of a text, `dim`, `depth` and `num_heads`.
+    """Its options are `tokens`, the vocabulary size, `length`, tokens per text, `dim`, `depth` and `num_heads`.
 
     The task calls it.
     """

@@ -1,6 +1,6 @@
 """The module of `text_tower`.
 
-Legend: B texts, L tokens of a text, D its width, E that of the embedding.
+Legend: B texts, L tokens of a text, D width, E width of the embedding.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class TextTower(Head):
 
     @property
     def encoder_norm(self) -> None:
-        """None: its norm is that of texts."""
+        """None, because its norm follows the text encoder."""
         return
 
     def initialise(self) -> None:
-        """As CLIP's code does."""
+        """As in CLIP's code."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
         nn.init.normal_(self.projection.weight, std=self.projection.in_features**-0.5)
 
     def forward(self, tokens: Tensor, end: int) -> Tensor:
-        """Int [B, L] -> [B, E], of any length: what the tower makes of each text at its first token `end`."""
+        """Int [B, L] -> [B, E], not normalised: the embedding of each text at its first token `end`."""
         x = self.token_embedding(tokens)
         x = self.transformer(x + self.positions[: tokens.shape[1]].to(x.dtype))
         ends = (tokens == end).int().argmax(dim=1)

@@ -1,4 +1,4 @@
-"""What a text tower is made of, and its work, in closed form. Needs no torch."""
+"""Shape, parameters and cost of a text tower, in closed form. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import replace
 from pipeline.models.costs import layer_flops, layer_parameters, layer_values
 from pipeline.models.spec import HeadSpec, ModelSpec, TokenSchema, ViTSpec
 
-IMAGE, TEXT, TEMPERATURE = "image_projection", "text_tower", "temperature"  # heads of a model of images and texts
+IMAGE, TEXT, TEMPERATURE = "image_projection", "text_tower", "temperature"  # heads of an image-text model
 
 
 def text_length(spec: ModelSpec) -> int | None:
-    """The tokens of a text that a model reads; None if it reads none."""
+    """Number of tokens per text that a model reads; None if it reads no text."""
     return next((head.options["length"] for head in spec.heads.values() if head.kind == "text_tower"), None)
 
 
 def text_spec(head: HeadSpec, backbone: ViTSpec) -> ViTSpec:
-    """Its pre-norm transformer; activation and eps are the backbone's, as CLIP's towers share theirs."""
+    """Spec of its pre-norm transformer; activation and eps are the backbone's, as CLIP's towers share theirs."""
     return replace(
         backbone,
         variant="text",
@@ -45,12 +45,12 @@ def tower_parameters(head: HeadSpec, backbone: ViTSpec) -> int:
 
 
 def tower_values(head: HeadSpec, backbone: ViTSpec) -> int:
-    """Values of one text that it keeps for the backward pass."""
+    """Values it keeps for the backward pass per text."""
     spec = text_spec(head, backbone)
     return head.options["length"] * spec.depth * layer_values(spec)
 
 
 def tower_flops(head: HeadSpec, backbone: ViTSpec) -> int:
-    """Operations of its matrix products for one text."""
+    """FLOPs of its matrix products for one text."""
     spec, length = text_spec(head, backbone), head.options["length"]
     return spec.depth * layer_flops(spec, length, length) + 2 * spec.embed_dim * head.outputs
