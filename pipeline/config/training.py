@@ -16,7 +16,7 @@ Size = int | tuple[int, int]
 class WindowsConfig(Section):
     """Attention within windows, for images much larger than those of pretraining (ViTDet)."""
 
-    size: Positive = Field(description="patches along each side of a window")
+    size: Positive = Field(description="most patches along each side of a window; windows divide the image evenly")
     global_every: Positive = Field(
         default=3, description="every so many layers one sees the whole image, the last among them"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from pipeline.models.heads import head_kind
-from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
+from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches, window_sides
 
 
 def count_parameters(spec: ModelSpec) -> int:
@@ -72,8 +74,16 @@ def backbone_flops(
     length = patches + spec.tokens.num_prefix
     read = length if num_tokens is None else num_tokens
     patch_embed = 2 * patches * spec.channels * patch[0] * patch[1] * dim
-    layers = sum(layer_flops(spec, length, length, spec.window_of(layer)) for layer in range(spec.depth - 1))
+    layers = sum(
+        layer_flops(spec, length, length, _window_patches(spec, layer, grid)) for layer in range(spec.depth - 1)
+    )
     return patch_embed + layers + layer_flops(spec, length, read)
+
+
+def _window_patches(spec: ViTSpec, layer: int, grid: Pair) -> int | None:
+    """Patches in a window of a layer; None if it is global."""
+    most = spec.window_of(layer)
+    return None if most is None else prod(window_sides(grid, most))
 
 
 def layer_values(spec: ViTSpec) -> int:
@@ -86,11 +96,11 @@ def layer_values(spec: ViTSpec) -> int:
 
 
 def layer_flops(spec: ViTSpec, length: int, queries: int, window: int | None = None) -> int:
-    """FLOPs of one layer over `length` tokens, `queries` of them with outputs; `window` is a side in patches."""
+    """FLOPs of one layer over `length` tokens, `queries` of them with outputs; `window` counts patches."""
     dim, prefix = spec.embed_dim, spec.tokens.num_prefix
     read = queries * length
     if window is not None:
-        read = prefix * length + (queries - prefix) * min(prefix + window**2, length)
+        read = prefix * length + (queries - prefix) * min(prefix + window, length)
     key_value = 2 * length * dim * 2 * dim
     query_out = 2 * queries * dim * 2 * dim
     attention = 2 * 2 * read * dim

@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
         """[B, T, D] -> [B, num_queries or T, D]; only the first `num_queries` tokens are queries, all are keys.
 
         `keys` as in `dropout`; `mask`, bool [B or 1, 1, T, T], marks which tokens each token (row) sees, by default
-        all. With `windows`, the patch grid and a side in patches, patches see other patches only in their window.
+        all. With `windows`, the patch grid and the largest side, patches see other patches only in their window.
         """
         q, k, v = self._project(x, num_queries)
         if windows is not None:
@@ -95,7 +95,7 @@ class SelfAttention(nn.Module):
 class EncoderLayer(nn.Module):
     """`nn.TransformerEncoderLayer`, pre- or post-norm, with optional layer scale, drop path, qk-norm and windows."""
 
-    window: int | None = None  # side in patches; None: attention is global
+    window: int | None = None  # largest side in patches; None: attention is global
 
     def __init__(self, spec: ViTSpec, *, causal: bool = False) -> None:
         super().__init__()

@@ -38,7 +38,10 @@ class TokenSchema:
 
 @dataclass(frozen=True)
 class Windows:
-    """Attention in windows of `size` x `size` patches; every `global_every`-th layer, including the last, is global."""
+    """Attention in windows of at most `size` x `size` patches, except in every `global_every`-th layer and the last.
+
+    See `window_sides`.
+    """
 
     size: int
     global_every: int = 3
@@ -97,7 +100,7 @@ class ViTSpec:
         return self.num_patches + (self.tokens.num_prefix if self.tokens.positions_cover_prefix else 0)
 
     def window_of(self, layer: int) -> int | None:
-        """Side in patches of the windows of a layer, counted from 0; None if it is global."""
+        """Largest side in patches of the windows of a layer, counted from 0; None if it is global."""
         if self.windows is None or (self.depth - 1 - layer) % self.windows.global_every == 0:
             return None
         return self.windows.size
@@ -259,6 +262,15 @@ def whole_patches(image_size: Pair, patch: Pair) -> Pair:
                 f"take {below} or {below + length}, or another patch_size"
             )
     return image_size[0] // patch[0], image_size[1] // patch[1]
+
+
+def window_sides(grid: Pair, most: int) -> Pair:
+    """(height, width) in patches of the equal windows that cover a grid: the fewest with sides of at most `most`.
+
+    So 32 patches are cut into three windows of 11, not into two of 14 and a rest that would cost as much as a whole.
+    """
+    down, across = (-(-side // -(-side // most)) for side in grid)
+    return down, across
 
 
 def as_pair(size: int | Pair) -> Pair:

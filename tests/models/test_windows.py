@@ -13,7 +13,7 @@ from torch.nn import functional
 from pipeline.errors import ModelError
 from pipeline.models import MiniViT, ModelSpec
 from pipeline.models.costs import forward_flops
-from pipeline.models.spec import Windows
+from pipeline.models.spec import Windows, window_sides
 from pipeline.models.windows import window_mask, windowed_attention
 
 
@@ -38,6 +38,12 @@ def test_a_patch_reads_its_window_and_the_prefix_reads_all() -> None:
     assert reads[:, 0].all()
     assert reads[1, 1:].nonzero().flatten().tolist() == [0, 1, 4, 5]  # the window of the upper left corner
     assert reads[12, 1:].nonzero().flatten().tolist() == [10, 11]  # one at the lower edge is smaller
+
+
+def test_windows_divide_an_image_evenly() -> None:
+    assert window_sides((32, 64), 14) == (11, 13)
+    assert window_sides((14, 28), 14) == (14, 14)
+    assert window_sides((5, 1), 14) == (5, 1)
 
 
 def test_a_window_over_the_whole_image_changes_nothing(
