@@ -24,9 +24,9 @@ usage() {
     cat <<'TEXT'
 Usage: launch/pretrain.sh CONFIG [key=value ...]
 
-Runs the pipeline in the YAML file CONFIG, or goes on with it where an earlier call stopped. The first call makes an
-environment in .venv, unless one that holds the package is active. CONFIG is sought from the working directory, then
-from the repository; key=value pairs override its settings, e.g. stages.pretrain.duration="2 epochs".
+Runs the pipeline in the YAML file CONFIG, or resumes it where an earlier call stopped. The first call creates an
+environment in .venv, unless one that holds the package is active. CONFIG is looked up in the working directory, then
+in the repository; key=value pairs override its settings, e.g. stages.pretrain.duration="2 epochs".
 
 It runs, whichever is found first:
   on the Ray cluster at RAY_ADDRESS, if that is set;

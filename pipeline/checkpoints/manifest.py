@@ -96,8 +96,8 @@ def read_manifest(storage: Storage, folder: str) -> Manifest:
     found = raw.get("format")
     if isinstance(found, int) and found > FORMAT:
         raise NewerFormat(
-            f"{where} has format {found}, and this version reads {FORMAT}: a later version wrote it; go on with that "
-            f"version, or move {storage.url(folder)} away to go on without it"
+            f"{where} has format {found}, and this version reads {FORMAT}: a later version wrote it; resume with that "
+            f"version, or move {storage.url(folder)} away to resume without it"
         )
     if found != FORMAT:
         raise CheckpointError(f"{where} has format {found}, this version reads {FORMAT}; use the version that wrote it")

@@ -256,5 +256,5 @@ def told_if_unwritable(folder: Path) -> Iterator[None]:
 def _unwritable(storage: Storage, reason: str, mend: str) -> CheckpointError:
     return CheckpointError(
         f"{storage.root} cannot be written ({reason}); {mend} and run the same command again: "
-        "it goes on from the last committed checkpoint"
+        "it resumes from the last committed checkpoint"
     )

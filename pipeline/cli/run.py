@@ -11,7 +11,7 @@ from pipeline.cli.paths import UserPath
 @click.argument("config", type=UserPath())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def command(config: str, overrides: tuple[str, ...]) -> None:
-    """Run the pipeline that CONFIG describes, or go on with it after anything at all.
+    """Run the pipeline that CONFIG describes, or resume it from wherever it stopped.
 
     Settings are overridden by dotted paths: minivit run configs/quickstart.yaml cluster.workers=1 name=try
     """

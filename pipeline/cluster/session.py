@@ -199,7 +199,7 @@ def own_nodes() -> list[Node]:
         return nodes
     raise ClusterError(
         "the Ray cluster that was started on this machine is gone: its raylet does not answer; "
-        "run the same command again: it goes on from the last committed checkpoint"
+        "run the same command again to resume from the last committed checkpoint"
     )
 
 

@@ -164,7 +164,7 @@ def _create_timm(reference: str, *, pretrained: bool = False) -> Any:
     except Exception as error:  # from timm, the hub client or its transport
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{reference}: cannot be had ({reason.rstrip('.')}); take a name of timm.list_models('vit_*', "
+            f"{reference}: is unavailable ({reason.rstrip('.')}); take a name of timm.list_models('vit_*', "
             "pretrained=True), on a machine that reaches huggingface.co or has the weights in its cache (HF_HOME)"
         ) from error
 

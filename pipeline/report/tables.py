@@ -261,7 +261,7 @@ def missing(run: Run) -> list[str]:
             "pending": f"{branch.id} has not started",
             "running": f"{branch.id} is still running{progress(branch)}",
             "failed": f"{branch.id} failed{progress(branch)}{because}",
-            "interrupted": f"{branch.id} was interrupted{progress(branch)}; the same command goes on with it",
+            "interrupted": f"{branch.id} was interrupted{progress(branch)}; the same command resumes it",
         }.get(branch.state, f"{branch.id} is in the state {branch.state}")
         told.append(sentence + ".")
     return told

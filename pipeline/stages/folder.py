@@ -128,7 +128,7 @@ class RunFolder:
             return {}
         except (ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"{path} cannot be read ({error}); remove it: the run goes on, as a new one in MLflow"
+                f"{path} cannot be read ({error}); remove it: the run then resumes, as a new one in MLflow"
             ) from None
 
     def write_record(self, record: dict[str, Any]) -> None:

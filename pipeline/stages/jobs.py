@@ -75,7 +75,7 @@ class StageJob(Generic[Job]):
                 raise ClusterError(
                     f"stages.{self.id}: there was no room for {self.resources.min_workers} workers in "
                     f"{self.context.config.cluster.wait_s:.0f} s (cluster.wait_s); bring nodes back or lower "
-                    "cluster.workers, and run the same command again: it goes on from the last committed checkpoint"
+                    "cluster.workers, then run the same command again to resume from the last committed checkpoint"
                 )
             if not told:
                 told = True
@@ -109,7 +109,7 @@ class StageJob(Generic[Job]):
             raise ClusterError(
                 f"stages.{self.id}: workers were lost {self.losses} times without a new checkpoint between, and "
                 f"cluster.max_restarts allows {limit}; the last time: {lost}; logs are in {self.folder.path / 'logs'}; "
-                "the same command goes on from the last checkpoint"
+                "run the same command again to resume from the last checkpoint"
             ) from lost
         self._say("restart", message, workers_before=workers)
 

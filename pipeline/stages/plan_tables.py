@@ -15,8 +15,8 @@ SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 STATES = {
     None: "to run",
     "finished": "skipped, finished",
-    "running": "goes on",
-    "interrupted": "goes on",
+    "running": "resumes",
+    "interrupted": "resumes",
     "failed": "runs again",
 }
 

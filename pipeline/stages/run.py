@@ -193,7 +193,8 @@ class Execution:
                 if self.stop.asked:
                     self._pass_on_stop()
         if self.stop.asked and (self.waiting or self.failure):
-            raise Interrupted(f"{self.context.config.name}: stopped by {self.stop.asked}; the same command goes on")
+            name = self.context.config.name
+            raise Interrupted(f"{name}: stopped by {self.stop.asked}; run the same command to resume")
         if self.failure:
             raise self.failure
 

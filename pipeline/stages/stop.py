@@ -34,5 +34,5 @@ class StopRequest:
             self.asked = name
             self._progress.say(f"{name}: commits a checkpoint and leaves; once more to leave at once")
             return
-        self._progress.say(f"{name} again: leaves at once; the same command goes on from the last committed checkpoint")
+        self._progress.say(f"{name} again: leaves at once; the same command resumes from the last committed checkpoint")
         os._exit(Interrupted.exit_code)

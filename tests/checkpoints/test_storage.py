@@ -100,7 +100,7 @@ def test_a_disk_that_refuses_is_one_sentence(storage: LocalStorage, number: int)
     assert error is not None
     assert str(error).startswith(f"{storage.root} cannot be written (")
     assert expected in str(error)
-    assert str(error).endswith("it goes on from the last committed checkpoint")
+    assert str(error).endswith("it resumes from the last committed checkpoint")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.ECONNRESET, "peer")])

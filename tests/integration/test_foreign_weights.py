@@ -126,7 +126,7 @@ def test_a_second_run_skips_everything_without_the_weights(place: Any, first_run
 @pytest.mark.parametrize(
     ("reference", "sentence"),
     [
-        (f"timm:{NAME}", f"timm:{NAME}: cannot be had ("),
+        (f"timm:{NAME}", f"timm:{NAME}: is unavailable ("),
         ("theirs.pth", "theirs.pth: is not a safetensors file, and pickles run code"),
         ("theirs.safetensors", "theirs.safetensors: cannot be read"),
     ],

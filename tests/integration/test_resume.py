@@ -124,7 +124,7 @@ def stop_at(joined: Any, kit: Any, path: str, run: str, step: int, *overrides: s
     _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 75, stderr
     assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1] == f"error: {run}: stopped by SIGINT; the same command goes on"
+    assert stderr.splitlines()[-1] == f"error: {run}: stopped by SIGINT; run the same command to resume"
     assert joined.status(run, "pretrain")["state"] == "interrupted"
     return stderr
 
@@ -185,7 +185,7 @@ def test_kills_in_the_first_seconds_of_an_epoch_cost_seconds(
     done = joined.minivit("run", path, timeout_s=TIMEOUT_S)
     assert done.code == 5
     assert "has format 99" in done.error
-    assert "go on with that version, or move" in done.error
+    assert "resume with that version, or move" in done.error
 
 
 def test_gradients_that_are_not_finite_stop_the_run_and_are_found_by_a_replay(

@@ -68,7 +68,7 @@ def test_a_cut_off_machine_and_a_wrong_name_are_one_sentence(cached_weights: Cal
     for name in ("vit_tiny_patch16_224", "vit_teeny_patch16_224"):
         with pytest.raises(ModelError) as caught:
             load_foreign(f"timm:{name}")
-        assert str(caught.value).startswith(f"timm:{name}: cannot be had (")
+        assert str(caught.value).startswith(f"timm:{name}: is unavailable (")
         assert "take a name of timm.list_models" in str(caught.value)
         assert "\n" not in str(caught.value)
 

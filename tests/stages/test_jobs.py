@@ -161,7 +161,7 @@ def test_restarts_count_while_nothing_new_is_committed(stage_job: Callable[..., 
     job = stage_job(script, reached=[0, 0, 8, 8, 8], max_restarts=2)
     expected = (
         r"^stages\.pretrain: workers were lost 3 times without a new checkpoint between, and cluster\.max_restarts "
-        r"allows 2; the last time: a rank died; logs are in .*/logs; the same command goes on"
+        r"allows 2; the last time: a rank died; logs are in .*/logs; run the same command again to resume"
     )
     with pytest.raises(ClusterError, match=expected):
         job.run()

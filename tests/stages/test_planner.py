@@ -212,7 +212,7 @@ def test_states_of_the_run_folder_say_what_is_skipped(config: PipelineConfig) ->
     assert [s.id for s in result.stages if s.skipped] == ["pretrain/nano", "pretrain/micro"]
     shown = text(result)
     assert "skipped, finished" in shown
-    assert "goes on" in shown
+    assert "resumes" in shown
 
 
 @pytest.mark.usefixtures("with_data")

@@ -194,7 +194,7 @@ def test_any_other_fault_of_a_store_is_one_sentence_too(
     saver = make_saver()
     begin(saver, 1)
     with pytest.raises(
-        CheckpointError, match=r"could not take a checkpoint \(503 Slow Down\); the same command goes on"
+        CheckpointError, match=r"could not take a checkpoint \(503 Slow Down\); the same command resumes"
     ):
         saver.finish()
 

@@ -136,7 +136,7 @@ def _obtain(temporary: Path) -> Path:
         except Unavailable as failure:
             failures.append(str(failure))
     raise DataError(
-        f"Fashion-MNIST cannot be had: {DEBIAN_FOLDER} is absent; {'; '.join(failures)}; as root run "
+        f"Fashion-MNIST is unavailable: {DEBIAN_FOLDER} is absent; {'; '.join(failures)}; as root run "
         f"`apt-get install {DEBIAN_PACKAGE}`, or name a folder that holds its four idx files with --src"
     )
 
