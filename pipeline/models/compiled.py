@@ -11,9 +11,9 @@ from pipeline.models.encoder import Encoder, EncoderLayer
 
 logger = logging.getLogger(__name__)
 
-# Graphs of an encoder's or decoder's layers per image size: for all tokens or only those that are read, each in
-# training, with a micro-batch one sample smaller, and in evaluation.
-GRAPHS_PER_SIZE = 6
+# Graphs of an encoder's or decoder's layers per image size: for all tokens, only those that are read, or in windows,
+# each in training, with a micro-batch one sample smaller, and in evaluation.
+GRAPHS_PER_SIZE = 9
 
 
 def compile_layers(model: nn.Module, image_sizes: int) -> bool:

@@ -75,15 +75,19 @@ def backbone_flops(
     read = length if num_tokens is None else num_tokens
     patch_embed = 2 * patches * spec.channels * patch[0] * patch[1] * dim
     layers = sum(
-        layer_flops(spec, length, length, _window_patches(spec, layer, grid)) for layer in range(spec.depth - 1)
+        layer_flops(spec, length, length, _pairs_in_windows(spec, layer, grid)) for layer in range(spec.depth - 1)
     )
     return patch_embed + layers + layer_flops(spec, length, read)
 
 
-def _window_patches(spec: ViTSpec, layer: int, grid: Pair) -> int | None:
-    """Patches in a window of a layer; None if it is global."""
+def _pairs_in_windows(spec: ViTSpec, layer: int, grid: Pair) -> int | None:
+    """Pairs of query and key that a layer computes, with the padding of its windows; None if it is global."""
     most = spec.window_of(layer)
-    return None if most is None else prod(window_sides(grid, most))
+    if most is None:
+        return None
+    prefix, sides = spec.tokens.num_prefix, window_sides(grid, most)
+    windows = prod(-(-length // side) for length, side in zip(grid, sides, strict=True))
+    return prefix * (prefix + prod(grid)) + windows * prod(sides) * (prefix + prod(sides))
 
 
 def layer_values(spec: ViTSpec) -> int:
@@ -95,14 +99,14 @@ def layer_values(spec: ViTSpec) -> int:
     return 8 * spec.embed_dim + 2 * spec.mlp_dim
 
 
-def layer_flops(spec: ViTSpec, length: int, queries: int, window: int | None = None) -> int:
-    """FLOPs of one layer over `length` tokens, `queries` of them with outputs; `window` counts patches."""
-    dim, prefix = spec.embed_dim, spec.tokens.num_prefix
-    read = queries * length
-    if window is not None:
-        read = prefix * length + (queries - prefix) * min(prefix + window, length)
+def layer_flops(spec: ViTSpec, length: int, queries: int, pairs: int | None = None) -> int:
+    """FLOPs of one layer over `length` tokens, `queries` of them with outputs.
+
+    `pairs` counts the pairs of query and key in its attention; by default every query has all keys.
+    """
+    dim, pairs = spec.embed_dim, queries * length if pairs is None else pairs
     key_value = 2 * length * dim * 2 * dim
     query_out = 2 * queries * dim * 2 * dim
-    attention = 2 * 2 * read * dim
+    attention = 2 * 2 * pairs * dim
     feed_forward = 2 * 2 * queries * dim * spec.mlp_dim
     return key_value + query_out + attention + feed_forward

@@ -286,8 +286,10 @@ def _check_sizes(spec: ViTSpec) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ModelError(f"model.{name}: is {value}; it must be at least 1")
-    if spec.windows is not None and min(spec.windows.size, spec.windows.global_every) < 1:
-        raise ModelError(f"model.windows: is {spec.windows}; both of its numbers must be at least 1")
+    if spec.windows is not None:
+        numbers = spec.windows.size, spec.windows.global_every
+        if not all(isinstance(number, int) and number >= 1 for number in numbers):
+            raise ModelError(f"model.windows: is {spec.windows}; both of its numbers must be at least 1, and whole")
     if spec.tokens.registers < 0:
         raise ModelError(f"model.registers: is {spec.tokens.registers}; it must be at least 0")
     for name in ("dropout", "drop_path"):

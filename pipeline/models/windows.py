@@ -21,6 +21,8 @@ from pipeline.models.spec import Pair, window_sides
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, grid: Pair, most: int) -> Tensor:
     """Q, k and v [B, H, P+N, d] -> [B, H, P+N, d], in windows with sides of at most `most` patches."""
     sides = window_sides(grid, most)
+    if sides == grid:
+        return attention(q, k, v)
     num_prefix = q.shape[2] - grid[0] * grid[1]
     queries, keys, values = (_windows(x[:, :, num_prefix:], grid, sides) for x in (q, k, v))
     if num_prefix:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,10 +28,9 @@ def draw_precision_recall(evaluation: Evaluation) -> Figure | None:
     with themed():
         figure = Figure(figsize=(4.6, 3.4), layout="constrained")
         axes = figure.subplots()
-        for number, (name, curve) in enumerate(found.items()):
-            line: dict[str, Any] = {"color": color(number), "label": name} if named else {"color": MUTED}
-            axes.plot(*curve.T, lw=1.2, alpha=0.7, **line)
-        axes.plot(*np.mean(list(found.values()), axis=0).T, color=INK, lw=2.2, label="mean")
+        for number, curve in enumerate(found.values()):
+            axes.plot(*curve.T, lw=1.2, alpha=0.7, color=color(number) if named else MUTED)
+        axes.plot(*np.mean(list(found.values()), axis=0).T, color=INK, lw=2.2)
         axes.set_title("Precision and recall at an overlap of 0.5")
         axes.set_xlabel("recall", fontsize=9)
         axes.set_ylabel("precision", fontsize=9)
@@ -40,7 +38,10 @@ def draw_precision_recall(evaluation: Evaluation) -> Figure | None:
         axes.set_ylim(0, 1.02)
         as_percent(axes.xaxis)
         as_percent(axes.yaxis)
-        axes.legend(loc="lower left", fontsize=8, labelcolor=MUTED)
+        *lines, mean = axes.lines
+        shown = dict(zip(found, lines, strict=True)) if named else {}  # named here: a label may begin with "_"
+        names = [*shown, "mean of classes"]
+        axes.legend([*shown.values(), mean], names, loc="lower left", fontsize=8, labelcolor=MUTED)
     return figure
 
 

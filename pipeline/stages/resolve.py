@@ -260,6 +260,7 @@ def surgeries(before: ModelSpec, after: ModelSpec) -> list[str]:
         "channels": (source.channels, target.channels),
         "head classes": (before.num_classes or after.num_classes, after.num_classes or before.num_classes),
         "layer scale": (source.layer_scale, target.layer_scale),
+        "windows": (_windows(source), _windows(target)),
         "pooling": (source.pool, target.pool),
         "tokens": (_tokens(source), _tokens(target)),
     }
@@ -279,6 +280,11 @@ def _position_change(source: ViTSpec, target: ViTSpec) -> str:
 
 def _cross(pair: Iterable[int]) -> str:
     return "x".join(map(str, pair))
+
+
+def _windows(spec: ViTSpec) -> str:
+    windows = spec.windows
+    return "none" if windows is None else f"of {windows.size} with one layer in {windows.global_every} global"
 
 
 def _tokens(spec: ViTSpec) -> str:

@@ -19,6 +19,7 @@ from pipeline.stages.data import stage_data
 from pipeline.stages.resolve import Branch, as_pair, check_channels, stage_branches
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import TrainLoader
+from pipeline.stream.order import check_split
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source, build_mixture
 from pipeline.train.seeds import stage_seed
@@ -85,18 +86,19 @@ class StageData:
 class StageStream(IterableDataset[dict[str, Any]]):
     """One rank's batches of a training stage, from its first step to its last.
 
-    A batch is a dictionary: each group of views, such as `image`, uint8 [B, C, H, W], not normalised; the fields of the
-    targets, such as `label` [B]; `weights`, float32 [B], 0 for stand-ins of bad samples; `__slot__`, int64 [B], the
-    samples' places in the stage's order; and `__key__`, a list of "shard/key". The batches of all ranks of a step are
-    the same global batch for any `world_size`.
+    A batch is a dictionary: each group of views, such as `image`, uint8 [B, C, H, W], or [B, V, C, H, W] with several
+    views of a sample, not normalised; the fields of the targets, such as `label` [B], where those of varying length,
+    such as `boxes`, lie one sample behind the other with `boxes.offsets` [B + 1]; `weights`, float32 [B], 0 for
+    stand-ins of bad samples; `__slot__`, int64 [B], the samples' places in the stage's order; and `__key__`, a list of
+    "shard/key". The batches of all ranks of a step are the same global batch for any `world_size`.
 
     It decodes in processes of its own (`data.loader_workers`), so a `DataLoader` around it takes `batch_size=None` and
     `num_workers=0`. `state_dict` after any batch, and `load_state_dict` into a stream of any rank and world size,
-    resume with the next batch.
+    resume with the next batch. Iterate once at a time: the state is that of the batch given out last.
 
     Raises:
         ConfigError: the config is refused, has no such training stage, or the stage reads texts.
-        DataError: shards are missing, or cannot be shared among so many ranks.
+        DataError: shards are missing, or there is no such rank, or not enough lanes for all.
     """
 
     def __init__(
@@ -108,10 +110,13 @@ class StageStream(IterableDataset[dict[str, Any]]):
         world_size: int = 1,
         overrides: Sequence[str] = (),
     ) -> None:
-        """`stage` names a training stage or one of its branches, such as `pretrain/nano`; overrides are `KEY=VALUE`."""
+        """`stage` is a training stage (its first branch if it fans out) or STAGE/VARIANT; overrides are `KEY=VALUE`."""
+        if not 0 <= rank < world_size:
+            raise DataError(f"rank: {rank} of {world_size}; ranks count from 0 to world_size - 1")
         self.data = StageData.open(load_config(os.fspath(config), overrides), stage, "stage")
         if "text" in self.data.stage.task.targets:
             raise ConfigError(f"stage: {stage!r} reads texts by a tokenizer that only its run has; take another stage")
+        check_split(self.data.stage.data.lanes, world_size)
         self.rank, self.world_size, self.classes = rank, world_size, self.data.classes
         self.global_batch_size, self.total_steps = self.data.stage.global_batch_size, self.data.total_steps
         self._first_slot = self._slots = 0
@@ -122,12 +127,13 @@ class StageStream(IterableDataset[dict[str, Any]]):
                 "num_workers: a stage's stream decodes in processes of its own; give DataLoader num_workers=0 and set "
                 "data.loader_workers"
             )
-        self._slots, self._first_slot = self._first_slot, 0
-        with self.data.loader(rank=self.rank, world_size=self.world_size, start_slot=self._slots) as loader:
-            for _ in range(self._slots // self.global_batch_size, self.total_steps):
-                batch = next(loader)
-                self._slots += self.global_batch_size
-                yield as_dict(batch)
+        slots = self._slots = self._first_slot
+        self._first_slot = 0
+        with self.data.loader(rank=self.rank, world_size=self.world_size, start_slot=slots) as loader:
+            for step in range(slots // self.global_batch_size, self.total_steps):
+                batch = as_dict(next(loader))
+                self._slots = (step + 1) * self.global_batch_size
+                yield batch
 
     def state_dict(self) -> dict[str, int]:
         """How many slots of the stage were given out, by all ranks together."""
@@ -135,10 +141,10 @@ class StageStream(IterableDataset[dict[str, Any]]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin the next iteration where a stream of the same stage stood. Raises DataError for other states."""
-        slots = state.get(SLOTS, -1)
-        if slots < 0 or slots % self.global_batch_size:
+        slots, size = state.get(SLOTS), self.global_batch_size
+        if not isinstance(slots, int) or slots % size or not 0 <= slots <= self.total_steps * size:
             raise DataError(
-                f"state: {state} is none of a stream whose global batches have {self.global_batch_size} samples"
+                f"state: {state} is none of a stream of {self.total_steps} global batches of {size} samples"
             )
         self._first_slot = self._slots = slots
 

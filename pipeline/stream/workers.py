@@ -17,6 +17,8 @@ import multiprocessing
 import multiprocessing.forkserver
 import pickle
 import signal
+import sys
+import types
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -56,7 +58,8 @@ class WorkerPool:
         for worker in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=work, args=(pickled, worker, workers, theirs, bytes_read), daemon=True)
-            process.start()
+            with without_main():
+                process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -129,6 +132,20 @@ class WorkerPool:
         if isinstance(part, Failure):
             raise part.error from RuntimeError(f"in a loader worker:\n{part.stack}")
         return part
+
+
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Hides the program's main module, which workers would run again: they need nothing of it.
+
+    It is Ray's in a rank, and the user's in a training loop of their own, guarded by `__name__` or not.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def needed_by(parts: Parts) -> list[str]:

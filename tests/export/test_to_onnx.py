@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,33 @@ def test_outputs_are_named_by_the_heads_that_give_them(make_bundle: Callable[...
     assert ModelSpec(backbone, {"head": linear}, "segmentation").output_names == ("logits",)
     assert ModelSpec(backbone, {"one": linear, "other": linear}, "several").output_names == ("one", "other")
     assert ModelSpec(backbone, {"decoder": decoder}, "mae").output_names == ("features",)
+
+
+def rows_of(count: int) -> list[np.ndarray]:
+    """Boxes, scores, best first, and classes of two images."""
+    generator = np.random.default_rng(0)
+    scores = -np.sort(-generator.random((2, count), np.float32), axis=1)
+    return [generator.random((2, count, 4), np.float32), scores, generator.integers(5, size=(2, count))]
+
+
+def test_rows_of_equal_scores_may_change_places_and_nothing_else() -> None:
+    same = partial(to_onnx._same_rows, ("boxes", "scores", "classes"))
+    rows = boxes, scores, classes = rows_of(50)
+    order = np.arange(50)
+    order[[7, 8]] = 8, 7
+    swapped = boxes[:, order], scores, classes[:, order]
+    assert same(rows, rows)
+    assert not same(rows, swapped)
+    scores[:, 7] = scores[:, 8]
+    assert same(rows, swapped)
+    assert same([x[:, :0] for x in rows], [x[:, :0] for x in rows])
+    tied = boxes.copy()
+    tied[:, -1] += 1  # another candidate with the score of the last one
+    assert same(rows, [tied, scores, classes])
+    wrong = boxes.copy()
+    wrong[0, 3] += 1
+    assert not same(rows, [wrong, scores, classes])
+    assert not same(rows, [x[:, ::-1] for x in rows])
+    assert not same(rows, [np.full_like(boxes, np.nan), scores, classes])
+    assert not same(rows, [boxes[:, [0] * 50], scores, classes[:, [0] * 50]])
+    assert not same(rows, [boxes[:1], scores[:1], classes[:1]])

@@ -92,6 +92,19 @@ def test_work_grows_with_the_area(small_spec: Callable[..., ModelSpec]) -> None:
     assert forward_flops(spec) - forward_flops(windowed) == saved
 
 
+def test_padding_counts_and_windows_larger_than_the_image_cost_nothing(small_spec: Callable[..., ModelSpec]) -> None:
+    spec = small_spec(depth=3, image_size=20)  # 5 x 5 patches in four windows of 3 x 3
+    prefix, dim = 1, spec.backbone.embed_dim
+    windowed = forward_flops(spec.with_backbone(windows=Windows(3)))
+    pairs = prefix * (prefix + 25) + 4 * 9 * (prefix + 9)
+    assert forward_flops(spec) - windowed == 2 * 2 * 2 * dim * (26 * 26 - pairs)
+    large = spec.with_backbone(windows=Windows(5000))
+    plain, windowed_model = (MiniViT.from_spec(each).eval() for each in (spec, large))
+    windowed_model.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, 20, 20)
+    assert torch.equal(windowed_model(images), plain(images))
+
+
 def test_a_spec_keeps_them(small_spec: Callable[..., ModelSpec]) -> None:
     spec = small_spec(windows=Windows(4, 2))
     assert ModelSpec.from_dict(spec.to_dict()) == spec
@@ -100,7 +113,7 @@ def test_a_spec_keeps_them(small_spec: Callable[..., ModelSpec]) -> None:
 
 def test_what_they_cannot_be(small_spec: Callable[..., ModelSpec]) -> None:
     with pytest.raises(
-        ModelError, match=r"^model\.windows: is Windows\(size=0, .*both of its numbers must be at least 1$"
+        ModelError, match=r"^model\.windows: is Windows\(size=0, .*both of its numbers must be at least 1, and whole$"
     ):
         small_spec(windows=Windows(0))
     with pytest.raises(

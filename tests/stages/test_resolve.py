@@ -230,13 +230,15 @@ def test_the_plan_refuses_what_surgery_refuses() -> None:
 
 
 def test_surgeries_name_what_changes() -> None:
-    target = build_spec("nano", image_size=56, patch_size=2, channels=3, num_classes=5, registers=4, pool="avg")
+    settings = {"registers": 4, "pool": "avg", "windows": Windows(7)}
+    target = build_spec("nano", image_size=56, patch_size=2, channels=3, num_classes=5, **settings)
     assert surgeries(NANO, NANO) == []
     assert surgeries(NANO, target) == [
         "positions 7x7 -> 28x28",
         "patch kernel 4x4 -> 2x2",
         "channels 1 -> 3",
         "head classes 10 -> 5",
+        "windows none -> of 7 with one layer in 3 global",
         "pooling cls -> avg",
         "tokens cls -> cls+4 registers",
     ]

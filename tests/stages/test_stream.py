@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,29 @@ def test_what_is_no_training_stage_is_refused(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^stage: found 'evaluate', which is no training stage; "):
         stage_stream(path, "evaluate")
     with pytest.raises(DataError, match="8 lanes cannot be split among 12 ranks"):
-        next(iter(stage_stream(path, "pretrain/nano", world_size=12)))
-    with pytest.raises(DataError, match=r"^state: \{'slots': 3\} is none of a stream whose global batches have 16"):
-        stage_stream(path, "pretrain/nano").load_state_dict({"slots": 3})
+        stage_stream(path, "pretrain/nano", world_size=12)
+    for rank, world_size in ((-1, 1), (1, 1), (2, 2), (0, 0)):
+        with pytest.raises(DataError, match=rf"^rank: {rank} of {world_size}; ranks count from 0"):
+            stage_stream(path, "pretrain/nano", rank=rank, world_size=world_size)
+    stream = stage_stream(path, "pretrain/nano")
+    for state in ({"slots": 3}, {"slots": -16}, {"slots": 16 * (STEPS + 1)}, {"slots": "16"}, {}):
+        with pytest.raises(DataError, match=rf"^state: .* is none of a stream of {STEPS} global batches of 16 samples"):
+            stream.load_state_dict(state)
+
+
+def test_a_script_without_a_guard_is_not_run_again_by_its_workers(path: Path) -> None:
+    """Nor do workers of grey images get the torch that it imports."""
+    Path("loop.py").write_text("""
+import psutil, torch
+from pipeline import stage_stream
+print("once", flush=True)
+stream = stage_stream("quick.yaml", "pretrain/nano", overrides=["stages.pretrain.data.loader_workers=1"])
+for number, batch in enumerate(stream):
+    if number == 0:
+        mapped = [{part.path for part in child.memory_maps()} for child in psutil.Process().children(recursive=True)]
+        assert not [path for paths in mapped for path in paths if "libtorch" in path]
+print(number, batch["__slot__"][-1].item())
+""")
+    done = subprocess.run([sys.executable, "loop.py"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["once", f"{STEPS - 1} {16 * STEPS - 1}"]
