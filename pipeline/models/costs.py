@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from pipeline.models.heads import head_kind
-from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches, window_sides
+from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches, window_counts, window_sides
 
 
 def count_parameters(spec: ModelSpec) -> int:
@@ -86,7 +86,7 @@ def _pairs_in_windows(spec: ViTSpec, layer: int, grid: Pair) -> int | None:
     if most is None:
         return None
     prefix, sides = spec.tokens.num_prefix, window_sides(grid, most)
-    windows = prod(-(-length // side) for length, side in zip(grid, sides, strict=True))
+    windows = prod(window_counts(grid, sides))
     return prefix * (prefix + prod(grid)) + windows * prod(sides) * (prefix + prod(sides))
 
 

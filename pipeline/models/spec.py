@@ -273,6 +273,11 @@ def window_sides(grid: Pair, most: int) -> Pair:
     return down, across
 
 
+def window_counts(grid: Pair, sides: Pair) -> Pair:
+    """Windows (down, across) of these sides that cover a grid."""
+    return -(-grid[0] // sides[0]), -(-grid[1] // sides[1])
+
+
 def as_pair(size: int | Pair) -> Pair:
     """One number for both sides, or (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

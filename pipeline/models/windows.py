@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.products import attention
-from pipeline.models.spec import Pair, window_sides
+from pipeline.models.spec import Pair, window_counts, window_sides
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, grid: Pair, most: int) -> Tensor:
@@ -26,7 +26,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, grid: Pair, most: int) -
     num_prefix = q.shape[2] - grid[0] * grid[1]
     queries, keys, values = (_windows(x[:, :, num_prefix:], grid, sides) for x in (q, k, v))
     if num_prefix:
-        per_image = math.prod(_counts(grid, sides))
+        per_image = math.prod(window_counts(grid, sides))
         keys, values = (
             torch.cat([x[:, :, :num_prefix].repeat_interleave(per_image, dim=0), within], dim=2)
             for x, within in ((k, keys), (v, values))
@@ -48,14 +48,9 @@ def window_mask(grid: Pair, most: int, num_prefix: int) -> Tensor:
     return reads
 
 
-def _counts(grid: Pair, sides: Pair) -> Pair:
-    """Windows (down, across) that cover a grid."""
-    return -(-grid[0] // sides[0]), -(-grid[1] // sides[1])
-
-
 def _windows(patches: Tensor, grid: Pair, sides: Pair) -> Tensor:
     """[B, H, N, d] -> [B * W, H, S, d], zeros where a window reaches beyond the grid."""
-    (down, across), (height, width) = _counts(grid, sides), sides
+    (down, across), (height, width) = window_counts(grid, sides), sides
     x = patches.unflatten(2, grid)
     x = F.pad(x, (0, 0, 0, across * width - grid[1], 0, down * height - grid[0]))
     x = x.unflatten(3, (across, width)).unflatten(2, (down, height))  # [B, H, down, height, across, width, d]
@@ -64,7 +59,8 @@ def _windows(patches: Tensor, grid: Pair, sides: Pair) -> Tensor:
 
 def _joined(windows: Tensor, grid: Pair, sides: Pair) -> Tensor:
     """The inverse of `_windows`: [B * W, H, S, d] -> [B, H, N, d]."""
-    x = windows.unflatten(0, (-1, *_counts(grid, sides))).unflatten(4, sides)  # [B, down, across, H, height, width, d]
+    counts = window_counts(grid, sides)
+    x = windows.unflatten(0, (-1, *counts)).unflatten(4, sides)  # [B, down, across, H, height, width, d]
     x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
     return x[:, :, : grid[0], : grid[1]].flatten(2, 3)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -15,7 +15,7 @@ from pipeline.config.load import load_config
 from pipeline.config.schema import PipelineConfig, TrainStage
 from pipeline.errors import ConfigError, DataError
 from pipeline.stages.context import open_datasets
-from pipeline.stages.data import stage_data
+from pipeline.stages.data import stage_data, used_datasets
 from pipeline.stages.resolve import Branch, as_pair, check_channels, stage_branches
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import TrainLoader
@@ -46,12 +46,12 @@ class StageData:
         check_channels(config, branch.stage_name)
         assert isinstance(branch.stage, TrainStage)
         data = branch.stage.data
-        used = {*data.parts, *([data.val] if data.val else [])}
-        opened = open_datasets(config.model_copy(update={"datasets": {name: config.datasets[name] for name in used}}))
+        datasets = {name: config.datasets[name] for name in used_datasets(data)}
+        opened = open_datasets(config.model_copy(update={"datasets": datasets}))
         sources, _, classes = stage_data(opened, data, branch.stage.task, f"stages.{branch.stage_name}")
         return cls(branch.stage, sources, classes, stage_seed(config.seed, branch.id))
 
-    @property
+    @cached_property
     def total_steps(self) -> int:
         """Of the stage."""
         samples_per_epoch = build_mixture(self.sources, self.stage.data, self.seed).epoch_slots

@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.stream import worker_process
 from pipeline.stream.batch import Batch, assemble
 from pipeline.stream.fill import Part
 from pipeline.stream.parts import Parts
@@ -48,7 +47,7 @@ class WorkerPool:
 
     def __init__(self, parts: Parts, workers: int, bytes_read: BytesRead) -> None:
         self._parts, self._workers = parts, workers
-        multiprocessing.forkserver.set_forkserver_preload([worker_process.__name__, *needed_by(parts)])
+        multiprocessing.forkserver.set_forkserver_preload([work.__module__, *needed_by(parts)])
         context = multiprocessing.get_context("forkserver")
         pickled = pickle.dumps(parts)  # so that a worker unpickles it where errors are reported
         self._pipes: list[Connection] = []
