@@ -63,14 +63,14 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
 
         device = take_device(config["cpus"], config["gpus"])
         store = join_group(rank, context.get_world_size(), context.get_local_rank(), device)
-        logger.info("rank %d of %d computes on %s", rank, context.get_world_size(), device)
+        logger.info("rank %d of %d runs on %s", rank, context.get_world_size(), device)
         watch.close()
         watch = StallWatch(config["stall_timeout_s"], log)
         watch.share(store)
         worker, job = cloudpickle.loads(config["payload"])
         worker(job, RankContext(watch, leaving_nodes))
     except Interrupted as left:
-        logger.info("rank %d leaves: %s", rank, left)
+        logger.info("rank %d stops: %s", rank, left)
         raise
     except Exception as error:
         logger.exception("rank %d failed", rank)
@@ -143,8 +143,8 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
     except RuntimeError as error:
         raise WorkersLost(
             f"rank {rank}, on {socket.gethostname()}, could not join the others through rank 0 at {host}:{port} "
-            f"({first_sentence(error)}); name the network card that joins their nodes in GLOO_SOCKET_IFNAME, and in "
-            "NCCL_SOCKET_IFNAME on GPUs"
+            f"({first_sentence(error)}); set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME on GPUs, to the network "
+            "interface that connects their nodes"
         ) from error
     torch.distributed.set_timeout(GROUP_TIMEOUT)
     store.set_timeout(GROUP_TIMEOUT)
@@ -171,7 +171,7 @@ def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = REACH_TIMEO
                 raise WorkersLost(
                     f"rank {rank}, on {socket.gethostname()}, could not reach rank 0 at {host}:{port} in "
                     f"{timeout_s:.0f} s ({error}); ranks connect on ports that the system chooses: open all ports "
-                    "among the nodes, or start Ray on each with the --node-ip-address of a network that they share"
+                    "between the nodes, or start Ray on each with its --node-ip-address in a network that they share"
                 ) from None
             time.sleep(min(1.0, timeout_s))
         else:
@@ -187,9 +187,9 @@ def memory_ran_out(error: Exception, folder: Path) -> ClusterError | None:
     if not isinstance(error, torch.OutOfMemoryError):
         return None
     return ClusterError(
-        f"{stage_id(folder)}: a GPU's memory ran out ({'. '.join(str(error).splitlines()[0].split('. ')[:3])}); lower "
-        "micro_batch_size, or an evaluation's batch_size, or set engine.activation_checkpointing or a higher "
-        "engine.zero_stage: `minivit plan` says what each rank needs"
+        f"{stage_id(folder)}: a GPU ran out of memory ({'. '.join(str(error).splitlines()[0].split('. ')[:3])}); "
+        "lower micro_batch_size, or an evaluation's batch_size, or set engine.activation_checkpointing or a higher "
+        "engine.zero_stage; `minivit plan` shows what each rank needs"
     )
 
 

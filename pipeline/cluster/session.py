@@ -60,8 +60,8 @@ class Cluster:
             return
         offered = ", ".join(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in nodes) or "no nodes"
         raise ClusterError(
-            f"{where}: {needed} workers with {resources} each do not fit on the cluster at {self.address}, which "
-            f"holds {fits} of them ({offered}); lower {setting} or add nodes"
+            f"{where}: {needed} workers with {resources} each do not fit on the cluster at {self.address}, which has "
+            f"room for {fits} ({offered}); lower {setting} or add nodes"
         )
 
     def offer(self, resources: Resources) -> str:
@@ -116,7 +116,9 @@ def idle_gpus(gpus: int, where: str, asked: Iterable[Resources]) -> str | None:
     if not gpus or any(resources.gpus_per_worker for resources in asked):
         return None
     count = "GPU stays" if gpus == 1 else "GPUs stay"
-    return f"{gpus} {count} idle on {where}, as no stage asks for one: cluster.gpus_per_worker=auto computes on GPUs"
+    return (
+        f"{gpus} {count} idle on {where}, as no stage asks for one; set cluster.gpus_per_worker=auto to train on GPUs"
+    )
 
 
 def elsewhere(config: ClusterConfig) -> str | None:

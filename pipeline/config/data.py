@@ -57,7 +57,7 @@ class DatasetConfig(Section):
     shards: PathText
     make: str | None = Field(default=None, description="built-in data set that `run` writes there if it is missing")
     classes: list[str] | dict[str, list[str]] | None = Field(
-        default=None, description="names of the classes, or those of each kind of target; default: those in the index"
+        default=None, description="class names, or those of each kind of target; default: those in the index"
     )
     image_key: str | None = Field(
         default=None, description="extensions of the image member, first match wins; default: the index's (png;jpg;..)"
@@ -114,14 +114,14 @@ class DatasetConfig(Section):
         for kind, names in by_kind.items():
             where = f"classes.{kind}" if kind else "classes"
             if kind and kind not in (kinds := list(every_kind().model_fields)):
-                raise ValueError(f"{where}: no kind of target; {allowed(kind, kinds)}")
+                raise ValueError(f"{where}: not a kind of target; {allowed(kind, kinds)}")
             if "" in names:
-                raise ValueError(f"{where}: number {names.index('')} is blank; give each class a name")
+                raise ValueError(f"{where}: name {names.index('')} is blank; give each class a name")
             if twice := repeated(names):
                 name, numbers = twice
                 found = " and ".join(map(str, numbers))
                 raise ValueError(
-                    f"{where}: {name!r} names the classes {found}, which would merge into one; rename one of them"
+                    f"{where}: {name!r} names both classes {found}, which would merge into one; rename one of them"
                 )
         return self
 
@@ -133,7 +133,7 @@ class DatasetConfig(Section):
     def one_mean_per_std(self) -> Self:
         if len(self.mean) != len(self.std):
             raise ValueError(
-                f"std: {len(self.std)} values for the {len(self.mean)} of mean; give one per channel in each"
+                f"std: found {len(self.std)} values, but mean has {len(self.mean)}; give one per channel in each"
             )
         if fault := scale_fault(self.mean, self.std):
             raise ValueError(fault)
@@ -146,12 +146,12 @@ def scale_fault(mean: Sequence[float], std: Sequence[float]) -> str | None:
     name = next((name for name, value in wrong.items() if value is not None), None)
     if name is None:
         return None
-    fault = f"{name}: found {wrong[name]:g}, but pixel values lie between 0 and 1"
+    fault = f"{name}: found {wrong[name]:g}, but pixel values are between 0 and 1"
     if not 1 < (wrong[name] or 0) <= 255:
         return f"{fault}; give the {name} of such values"
     meant = {"mean": mean, "std": std} if name == "mean" else {"std": std}  # both were measured on the same scale
     divided = ", ".join(f"{key} [{', '.join(f'{value / 255:.4g}' for value in meant[key])}]" for key in meant)
-    return f"{fault}; divide by 255 what was measured from 0 to 255: {divided}"
+    return f"{fault}; divide values measured from 0 to 255 by 255: {divided}"
 
 
 def _outside(values: Sequence[float]) -> float | None:
@@ -169,7 +169,7 @@ class AugmentConfig(Section):
     crop: Literal["none", "padded", "simple", "random_resized"] = Field(
         default="random_resized", description="simple: the shorter side fits, the rest is cut off at random (DeiT III)"
     )
-    padding: Share = Field(default=0.125, description="for crop: padded, as a share of the image side")
+    padding: Share = Field(default=0.125, description="for crop: padding, as a share of the image side")
     scale: tuple[Area, Area] = (0.08, 1.0)
     ratio: tuple[AspectRatio, AspectRatio] = (3 / 4, 4 / 3)
     flip: bool = True
@@ -199,7 +199,7 @@ class MixturePart(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
     augment: AugmentConfig | None = Field(default=None, description="default: the stage's data.augment")
     label_map: dict[str, str] = Field(
-        default_factory=dict, description="names of its classes that mean a class of another name here"
+        default_factory=dict, description="its class names that mean a class with another name here"
     )
 
     @field_validator("label_map")
@@ -230,11 +230,11 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def train_or_mixture(self) -> Self:
         if (self.train is None) == (not self.mixture):
-            raise ValueError("train: the name of an entry of `datasets`, or else `mixture`; set one of the two")
+            raise ValueError("train: set exactly one of `train` (the name of an entry of `datasets`) and `mixture`")
         if sum(self.weights) > MAX_BLOCK:
             raise ValueError(
-                f"mixture: the weights come out even after {sum(self.weights)} samples at the soonest; "
-                f"round them so that {MAX_BLOCK} are enough"
+                f"mixture: the weights only come out even after {sum(self.weights)} samples; round them so that "
+                f"{MAX_BLOCK} are enough"
             )
         return self
 

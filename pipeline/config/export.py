@@ -25,7 +25,9 @@ def check_weights(text: str) -> str:
 def _weights(text: str) -> str:
     soup = SOUP.fullmatch(text)
     if text not in (LAST, EMA, BEST) and not STEP.fullmatch(text) and not (soup and int(soup[1]) > 1):
-        raise ValueError("last, ema, best, step-N of a checkpoint, or soup-K of the last K of them, at least two")
+        raise ValueError(
+            "last, ema, best, step-N (a checkpoint), or soup-K (the mean of the last K checkpoints, at least two)"
+        )
     return text
 
 
@@ -37,10 +39,12 @@ Weights = Annotated[str, AfterValidator(_weights)]
 class RegisterConfig(Section):
     """A version in MLflow's model registry."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:'\"]+$")] = Field(description="of the registered model")
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/:'\"]+$")] = Field(
+        description="name of the registered model"
+    )
     alias: Annotated[str, Field(min_length=1)] = Field(
         default="champion",
-        description="moves to a version that is better, by the measure that its task selects by",
+        description="moved to a new version if it is better by the measure that the task selects by",
     )
 
 
@@ -48,8 +52,8 @@ class GraphConfig(Section):
     """Settings of formats that hold a graph of operators."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = Field(
-        default=18, description="version of ONNX's operators; runtimes run graphs of their own version and older ones"
+        default=18, description="version of ONNX's operators; runtimes support their own version and older ones"
     )
     any_size: bool = Field(
-        default=True, description="take images of any size that is a multiple of the patch, where the model does"
+        default=True, description="accept images of any size that is a multiple of the patch, if the model does"
     )

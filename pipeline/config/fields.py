@@ -166,7 +166,7 @@ def allowed(name: str, options: Iterable[str]) -> str:
     """The end of a sentence about a wrong name: the nearest valid name, if any is close, and all of them."""
     names = list(options)
     if not names:
-        return "there are none"
+        return "there are none to choose from"
     near = nearest(name, names)
     return (f"did you mean {near!r}? Allowed: " if near else "allowed: ") + ", ".join(names)
 

@@ -44,7 +44,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     for depth, key in enumerate([*parents, last]):
         if not isinstance(section, dict):
             held = ".".join(path.split(".")[:depth])
-            raise ConfigError(f"override {override!r}: {held} has no parts; set it as a whole.")
+            raise ConfigError(f"override {override!r}: {held} has no keys; set it as a whole.")
         if key not in setting.keys(section):
             raise ConfigError(f"override {override!r}: {_unknown(raw, path, depth, setting.keys(section))}")
         inner = setting.child(key, section)
@@ -66,7 +66,7 @@ def _unknown(raw: Mapping[str, Any], path: str, depth: int, options: list[str]) 
     elsewhere = [known for known in _paths(ROOT, raw) if known.endswith(f".{path}")]
     if elsewhere:
         return f"no setting {path}; did you mean " + " or ".join(f"'{known}'" for known in elsewhere[:6]) + "?"
-    return f"no setting {unknown}; {where or 'the file'} has {', '.join(options) or 'no parts'}."
+    return f"no setting {unknown}; {where or 'the file'} has {', '.join(options) or 'no keys'}."
 
 
 def _paths(setting: Setting, raw: Any, prefix: str = "") -> Iterator[str]:

@@ -35,7 +35,7 @@ def _value(match: re.Match[str]) -> str:
         return "$"
     name = match[2] or match[3]
     if name not in os.environ:
-        raise ValueError(f"a path whose variables are set; {match[0]} is not, and a dollar sign itself is written $$")
+        raise ValueError(f"a path whose variables are set, but {match[0]} is not (write $$ for a dollar sign)")
     return os.environ[name]
 
 

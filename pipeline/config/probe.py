@@ -19,15 +19,15 @@ class KnnConfig(Section):
 
     k: Positive | list[Positive] | None = Field(
         default=None,
-        description="neighbours, or several numbers to choose from on a tenth of the training data; default: 5, 10, "
-        "20, 50, 100 and 200, as far as the data go",
+        description="number of neighbours, or several to choose from on a tenth of the training data; default: 5, "
+        "10, 20, 50, 100 and 200, as far as the data allow",
     )
     temperature: Above = 0.07
 
     @model_validator(mode="after")
     def has_k(self) -> Self:
         if self.k == []:
-            raise ValueError("k: empty; give at least one number of neighbours, or leave it out")
+            raise ValueError("k: found an empty list; give at least one number of neighbours, or leave it out")
         return self
 
     @property
@@ -43,29 +43,30 @@ class LinearConfig(Section):
     """Logistic regression on standardised features: to convergence, or by SGD as papers report it."""
 
     optimizer: Literal["lbfgs", "sgd"] = Field(
-        default="lbfgs", description="sgd: momentum 0.9 and a cosine, without weight decay"
+        default="lbfgs", description="sgd: momentum 0.9 and a cosine schedule, without weight decay"
     )
     l2: list[Above] = Field(
         default=[1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1],
         min_length=1,
-        description="lbfgs: strengths of l2 / 2 * |W|^2 beside the mean cross-entropy, chosen from on a tenth of the "
-        "training data",
+        description="lbfgs: strengths of l2 / 2 * |W|^2 added to the mean cross-entropy, to choose from on a tenth "
+        "of the training data",
     )
-    max_iterations: Positive = Field(default=200, description="lbfgs: for each strength")
+    max_iterations: Positive = Field(default=200, description="lbfgs: limit per strength")
     learning_rates: list[Above] = Field(
         default=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
         min_length=1,
-        description="sgd: for batches of 256, to which they are scaled; chosen from on a tenth of the training data",
+        description="sgd: rates for a batch of 256, scaled to batch_size; to choose from on a tenth of the training "
+        "data",
     )
-    epochs: Positive = Field(default=100, description="sgd: over the training data")
-    batch_size: Positive = Field(default=1024, description="sgd: samples of all ranks in a step")
+    epochs: Positive = Field(default=100, description="sgd: passes over the training data")
+    batch_size: Positive = Field(default=1024, description="sgd: samples per step over all ranks")
 
     @model_validator(mode="after")
     def of_one_optimizer(self) -> Self:
         other = BY_LBFGS if self.optimizer == "sgd" else BY_SGD
         if given := [name for name in other if name in self.model_fields_set and getattr(self, name) != default(name)]:
             raise ValueError(
-                f"{given[0]}: is no setting of optimizer: {self.optimizer}; leave it out, or take "
+                f"{given[0]}: not a setting of optimizer: {self.optimizer}; leave it out, or use "
                 f"{'lbfgs' if self.optimizer == 'sgd' else 'sgd'}"
             )
         return self
@@ -79,7 +80,7 @@ def default(name: str) -> object:
 class RetrievalConfig(Section):
     """Each test sample is a query for the others of its class."""
 
-    at: list[Positive] = Field(default=[1, 5, 10], min_length=1, description="the k of recall among the first k")
+    at: list[Positive] = Field(default=[1, 5, 10], min_length=1, description="values of k for recall@k")
 
 
 class MethodsConfig(Section):
@@ -95,7 +96,7 @@ class MethodsConfig(Section):
 
 
 class ProbeData(Section):
-    train: str = Field(description="name of an entry of `datasets`: the neighbours, and what the probe is fitted to")
+    train: str = Field(description="name of an entry of `datasets`: the neighbours, and the data to fit the probe on")
     test: str = Field(description="name of an entry of `datasets`: the samples to classify, and to retrieve from")
 
 

@@ -90,7 +90,10 @@ def _stage_faults(config: PipelineConfig) -> Iterator[str]:
     without_val: dict[str, str] = {}  # stage whose best variant is needed but cannot be determined -> the fault
     for name, stage in config.stages.items():
         if isinstance(stage, ProbeStage) and (taken := config.stages.keys() & set(BASELINES) & set(stage.models)):
-            yield f"stages.{min(taken)}: means a baseline in stages.{name}.models; give the stage another name."
+            yield (
+                f"stages.{min(taken)}: found the name of a baseline in stages.{name}.models; give the stage another "
+                "name."
+            )
         for path, reference in stage_sources(name, stage):
             problem = _reference_problem(config, reference)
             source = config.stages.get(reference)
@@ -100,8 +103,8 @@ def _stage_faults(config: PipelineConfig) -> Iterator[str]:
                 measure = source.task.measured.selected.words
                 without_val.setdefault(
                     reference,
-                    f"stages.{reference}.data.val: missing; {path} takes the best variant of {reference}, "
-                    f"which is found by {measure} on it; {allowed('', config.datasets)}.",
+                    f"stages.{reference}.data.val: missing; {path} takes the best variant of {reference}, which is "
+                    f"chosen by {measure} on it; {allowed('', config.datasets)}.",
                 )
     yield from without_val.values()
 
@@ -117,11 +120,11 @@ def _reference_problem(config: PipelineConfig, reference: str) -> str | None:
             return f"but stage {name} has no variant '{variant}'; {allowed(reference, references)}"
         return None
     if stage is not None:
-        return f"whose type {stage.type} trains no model; {allowed('', trained)}"
+        return f"whose type {stage.type} does not train a model; {allowed('', trained)}"
     if not is_path(reference) and not is_foreign(config, reference):
         return (
-            "which is neither a stage nor a path to an export (one starts with './' or '/', or lies in a folder that "
-            f"exists) nor weights from elsewhere (timm:NAME, or a safetensors file); {allowed(reference, trained)}"
+            "which is not a stage, a path to an export (starting with './' or '/', or in an existing folder) or "
+            f"other weights (timm:NAME, or a safetensors file); {allowed(reference, trained)}"
         )
     return None
 
@@ -146,4 +149,4 @@ def _worker_faults(config: PipelineConfig, name: str, stage: TrainStage) -> Iter
     limits = {"data.lanes": stage.data.lanes, "global_batch_size": stage.global_batch_size}
     for field, limit in limits.items():
         if workers > limit:
-            yield f"stages.{name}.{field}: {limit} is too few for {where} = {workers}, each of which needs one."
+            yield f"stages.{name}.{field}: {limit} is too few for {where} = {workers}, as each needs at least one."

@@ -65,7 +65,7 @@ class ResourcesConfig(Section):
     )
     cpus_per_worker: Positive | Literal["auto"] = Field(
         default="auto",
-        description="auto: the CPUs of a node shared among its GPUs; without GPUs 1, or an eighth of a node's for "
+        description="auto: a node's CPUs divided among its GPUs; without GPUs 1, or an eighth of a node's CPUs with "
         "workers: auto",
     )
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | Literal["auto"] = Field(
@@ -86,7 +86,7 @@ class ClusterConfig(ResourcesConfig):
         default=3, description="restarts in a row after lost workers without a new checkpoint between them"
     )
     wait_s: Annotated[float, Field(gt=0)] = Field(
-        default=600.0, description="how long a stage waits for its least workers when nodes are lost"
+        default=600.0, description="how long a stage waits for its minimum of workers when nodes are lost"
     )
     stall_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=600.0,
@@ -112,7 +112,7 @@ class TrainStage(StageBase):
     duration: Length
     global_batch_size: Positive
     micro_batch_size: Positive | None = Field(
-        None, description="samples per rank and micro-step; default: the rank's whole share"
+        None, description="samples per rank and micro-batch; default: the rank's whole share"
     )
     resolution: ResolutionConfig = ResolutionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -125,7 +125,7 @@ class TrainStage(StageBase):
     eval: EvalConfig = EvalConfig()
     log_every: Positive = 10
     max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
-        default=10, description="steps in a row whose gradient is not finite that are skipped before the run stops"
+        default=10, description="how many steps in a row with non-finite gradients are skipped before the run stops"
     )
 
     @model_validator(mode="after")
@@ -147,15 +147,15 @@ class TrainStage(StageBase):
             raise ValueError(f"task.{fault}")
         if self.task.coupled and self.global_batch_size == 1:
             raise ValueError(
-                f"global_batch_size: found 1, but the task {self.task.type} compares samples with each other; take at "
+                f"global_batch_size: found 1, but the task {self.task.type} compares samples with each other; use at "
                 "least 2"
             )
         if fault := self._mixing_fault():
             raise ValueError(fault)
         if self.global_batch_size > self.data.lanes and self.global_batch_size % self.data.lanes:
             raise ValueError(
-                f"global_batch_size: {self.global_batch_size} is not divisible by data.lanes = {self.data.lanes}; "
-                "take a multiple of it, or fewer lanes"
+                f"global_batch_size: {self.global_batch_size} is not divisible by data.lanes = {self.data.lanes}; use "
+                "a multiple of it, or fewer lanes"
             )
         keep_best, measured = self.checkpoint.keep_best, [VAL + name for name in self.measured.names]
         if keep_best is not None and keep_best not in measured:
@@ -190,10 +190,10 @@ class EvaluateStage(StageBase):
     models: list[PathText] = Field(min_length=1, description="stages, STAGE/VARIANT, paths to exports or timm:NAME")
     data: str = Field(description="name of an entry of `datasets`")
     task: AnyTask | None = Field(
-        default=None, description="what the models are evaluated as; default: their own task, measured as in training"
+        default=None, description="the task to evaluate the models as; default: their own task, measured as in training"
     )
     batch_size: Positive = 256
-    precision: Literal["bf16", "fp32"] = Field(default="fp32", description="of weights and activations")
+    precision: Literal["bf16", "fp32"] = Field(default="fp32", description="precision of weights and activations")
     loader_workers: Annotated[int, Field(ge=0)] = Field(default=1, description="processes per rank that decode images")
 
 
@@ -212,15 +212,13 @@ class ProbeStage(StageBase):
         default="both", description="the class token, the mean of the patches, or both side by side"
     )
     batch_size: Positive = 256
-    precision: Literal["bf16", "fp32"] = Field(default="fp32", description="of weights and activations")
+    precision: Literal["bf16", "fp32"] = Field(default="fp32", description="precision of weights and activations")
     loader_workers: Annotated[int, Field(ge=0)] = Field(default=1, description="processes per rank that decode images")
 
     @model_validator(mode="after")
     def has_a_model(self) -> Self:
         if set(self.models) <= set(BASELINES):
-            raise ValueError(
-                "models: random and pixels stand beside a model, whose shape and images they take; name one too"
-            )
+            raise ValueError("models: random and pixels take their shape and images from a model; name one too")
         return self
 
 
@@ -235,11 +233,11 @@ class ExportStage(StageBase):
     )
     graph: GraphConfig = GraphConfig()
     register_as: RegisterConfig | None = Field(
-        default=None, description="default: the model is not registered in MLflow; only finished models are"
+        default=None, description="default: not registered in MLflow; only finished models can be"
     )
     license: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
-        description="the Hub's word for the licence of the weights, such as apache-2.0, for the model card",
+        description="the weights' licence in the Hub's notation, such as apache-2.0, for the model card",
     )
 
 
@@ -289,7 +287,7 @@ class PipelineConfig(Section):
     def stages_name_folders(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
         for name in stages:
             if not NAME.fullmatch(name):
-                raise ValueError(f"{name}: its name is a folder's name; take {FOLDER_NAME}")
+                raise ValueError(f"{name}: this becomes a folder name; use {FOLDER_NAME}")
         return stages
 
     def resources(self, stage: StageBase) -> ResourcesConfig:

@@ -18,8 +18,8 @@ class TokenizerConfig(Section):
         description="a tokenizer.json of the `tokenizers` library; default: that of the model it starts from, else one "
         "trained on the captions",
     )
-    size: Annotated[int, Field(ge=258)] = Field(default=8192, description="tokens; 256 of them are the bytes")
-    captions: Positive = Field(default=200_000, description="samples whose captions it is trained on, at most")
+    size: Annotated[int, Field(ge=258)] = Field(default=8192, description="number of tokens; 256 of them are the bytes")
+    captions: Positive = Field(default=200_000, description="most samples whose captions it is trained on")
 
     @model_validator(mode="before")
     @classmethod
@@ -29,5 +29,5 @@ class TokenizerConfig(Section):
     @model_validator(mode="after")
     def file_or_trained(self) -> Self:
         if self.file is not None and self.model_fields_set & {"size", "captions"}:
-            raise ValueError("size: is that of the file; leave out size and captions, or the file")
+            raise ValueError("size: the file already has a size; leave out size and captions, or the file")
         return self

@@ -18,7 +18,7 @@ class WindowsConfig(Section):
 
     size: Positive = Field(description="most patches along each side of a window; windows divide the image evenly")
     global_every: Positive = Field(
-        default=3, description="every so many layers one sees the whole image, the last among them"
+        default=3, description="one in this many layers attends to the whole image, including the last"
     )
 
 
@@ -55,10 +55,10 @@ class ModelConfig(Section):
     layer_scale: float | None = None
     positions: Literal["learned", "sincos", "none"] | None = None
     fewer_patches: Literal["resize", "slice"] | None = Field(
-        default=None, description="what positions do on smaller grids; slice is the tutorial's"
+        default=None, description="how positions fit smaller grids; slice is the tutorial's"
     )
     windows: WindowsConfig | Literal["none"] | None = Field(
-        default=None, description="where layers see no further than a window; none: nowhere, whatever init_from has"
+        default=None, description="makes layers attend within windows; none: no windows, whatever init_from has"
     )
     init: Literal["torch", "timm", "mae"] | None = Field(
         default=None, description="initial weights; default: torch's (the tutorial's) for post-norm, else MAE's"
@@ -108,7 +108,7 @@ class ResolutionConfig(Section):
     @model_validator(mode="after")
     def sizes_fit_mode(self) -> Self:
         if (self.mode == "fixed") != (not self.sizes):
-            raise ValueError("sizes: a list of image sizes for mode 'progressive' or 'random', nothing for 'fixed'")
+            raise ValueError("sizes: a list of image sizes for mode 'progressive' or 'random', and nothing for 'fixed'")
         return self
 
 
@@ -116,7 +116,7 @@ class OptimizerConfig(Section):
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     lr_batch_size: Positive | None = Field(
-        default=None, description="global batch that lr is meant for; it is scaled to this stage's"
+        default=None, description="global batch size that lr is given for; lr is scaled to this stage's"
     )
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Rate, Rate] = (0.9, 0.999)
@@ -125,21 +125,21 @@ class OptimizerConfig(Section):
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     freeze: Share = Field(
         default=0.0,
-        description="share of the encoder's layers, from the bottom and with the embedding, that stay as they were in "
-        "init_from; 1: only heads are trained",
+        description="share of the encoder's layers, from the bottom and with the embedding, to keep as in init_from; "
+        "1: only train the heads",
     )
 
 
 class ScheduleConfig(Section):
     name: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
     warmup: Duration = Duration(value=0, unit="steps")
-    decay: Length | None = Field(default=None, description="for wsd: the last part, in which the rate falls")
+    decay: Length | None = Field(default=None, description="for wsd: length of the final part, in which the rate falls")
     final_lr_ratio: Share = 0.0
 
     @model_validator(mode="after")
     def decay_belongs_to_wsd(self) -> Self:
         if (self.name == "wsd") != (self.decay is not None):
-            raise ValueError("decay: the length of the last part, for name 'wsd' and for no other; set it there")
+            raise ValueError("decay: the length of the final part, for name 'wsd' only; set it there and nowhere else")
         return self
 
 
@@ -148,7 +148,7 @@ class EngineConfig(Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = Field(default=False, description="torch.compile of every encoder layer")
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
-        default="none", description="what the backward pass computes again: nothing, the feed-forwards, or all layers"
+        default="none", description="what the backward pass recomputes: nothing, the feed-forwards, or all layers"
     )
     deterministic: bool = Field(
         default=False, description="bit-identical reruns on GPUs too (CPUs always give them); slower"
@@ -158,7 +158,7 @@ class EngineConfig(Section):
     def keeps_master_weights(self) -> Self:
         if self.zero_stage == 0 and self.precision == "bf16":
             raise ValueError(
-                "zero_stage: DeepSpeed keeps no fp32 master weights in bf16 at stage 0; take 1, or precision: fp32"
+                "zero_stage: DeepSpeed keeps no fp32 master weights in bf16 at stage 0; use 1, or precision: fp32"
             )
         return self
 
@@ -166,7 +166,7 @@ class EngineConfig(Section):
     def compiles_whole_weights(self) -> Self:
         if self.compile and self.zero_stage == 3:
             raise ValueError(
-                "compile: ZeRO-3 gathers weights in hooks that a compiled layer does not run; take zero_stage 1 or 2"
+                "compile: ZeRO-3 gathers weights in hooks that a compiled layer does not run; use zero_stage 1 or 2"
             )
         return self
 
@@ -176,13 +176,13 @@ class CheckpointConfig(Section):
 
     every: Length = Duration(value=1, unit="epochs")
     every_minutes: Annotated[float, Field(gt=0)] | None = Field(
-        default=10.0, description="and whenever this much time has passed since the last; null: by `every` alone"
+        default=10.0, description="also whenever this much time has passed since the last one; null: only by `every`"
     )
     keep_last: Positive = 2
-    keep_every: Length | None = Field(default=None, description="and the first one of every such length")
+    keep_every: Length | None = Field(default=None, description="also keep the first one of every such period")
     keep_best: str | None = Field(
         default=None,
-        description="and the best by this measure of the task, such as val/loss; a validation that beats it is "
+        description="also keep the best by this measure of the task, such as val/loss; a validation that beats it is "
         "committed at once",
     )
     storage: PathText | None = Field(
@@ -194,5 +194,5 @@ class EvalConfig(Section):
     every: Length = Duration(value=1, unit="epochs")
     batch_size: Positive = 256
     knn: OnlineKnnConfig | None = Field(
-        default=None, description="kNN accuracy of the features on labelled data, measured too as val/knn"
+        default=None, description="also measure the kNN accuracy of the features on labelled data, as val/knn"
     )

@@ -107,4 +107,4 @@ def test_a_rank_has_the_users_settings_but_not_his_modules(tmp_path: Path) -> No
     assert seen["queue"] == queue.__file__
     assert "printed to standard error" in (folder / "logs" / "rank-00000.log").read_text()
     told = (folder / "told").read_text()
-    assert told.startswith("ClusterError stage: a GPU's memory ran out (CUDA out of memory. Tried to allocate 2 GiB);")
+    assert told.startswith("ClusterError stage: a GPU ran out of memory (CUDA out of memory. Tried to allocate 2 GiB);")

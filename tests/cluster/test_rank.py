@@ -58,7 +58,7 @@ def test_a_gpu_that_is_too_small_is_no_lost_rank() -> None:
     assert isinstance(told, ClusterError)
     assert not isinstance(told, WorkersLost)
     assert str(told).startswith(
-        "pretrain/micro: a GPU's memory ran out (CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total "
+        "pretrain/micro: a GPU ran out of memory (CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total "
         "capacity of 79.11 GiB of which 9.69 MiB is free); lower micro_batch_size"
     )
     assert memory_ran_out(RuntimeError("NCCL error"), Path("pretrain")) is None

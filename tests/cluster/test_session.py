@@ -68,7 +68,7 @@ def test_a_stage_must_fit_as_a_whole(workers: int | ElasticWorkers, cpus: int, g
         return
     expected = (
         rf"^stages\.pretrain: {workers} workers with {cpus} CPUs?( and 1 GPU)? each do not fit on the cluster at this "
-        rf"machine, which holds \d of them \(2 CPUs and 1 GPUs, 2 CPUs and 0 GPUs\); lower "
+        rf"machine, which has room for \d \(2 CPUs and 1 GPUs, 2 CPUs and 0 GPUs\); lower "
         r"cluster\.workers or add nodes$"
     )
     with pytest.raises(ClusterError, match=expected):
@@ -86,7 +86,7 @@ def test_a_stage_must_fit_as_a_whole(workers: int | ElasticWorkers, cpus: int, g
 )
 def test_gpus_that_nobody_asks_for_are_told_of(gpus: list[int], asked: list[int], count: str | None) -> None:
     told = cluster(*((2, number) for number in gpus)).idle_gpus(Resources(1, 1, 1, n) for n in asked)
-    sentence = "idle on this machine, as no stage asks for one: cluster.gpus_per_worker=auto computes on GPUs"
+    sentence = "idle on this machine, as no stage asks for one; set cluster.gpus_per_worker=auto to train on GPUs"
     assert told == (f"{count} {sentence}" if count else None)
 
 

@@ -176,7 +176,7 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         (
             "stages.pretrain.global_batch_size",
             100,
-            "stages.pretrain.global_batch_size: 100 is not divisible by data.lanes = 64; take a multiple of it, ",
+            "stages.pretrain.global_batch_size: 100 is not divisible by data.lanes = 64; use a multiple of it, ",
         ),
         (
             "stages.pretrain.checkpoint",
@@ -186,13 +186,17 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         ),
         ("stages.finetune.init_from", REMOVE, "stages.finetune.init_from: missing, as a finetune stage starts from "),
         ("stages.pretrain.model.variant", REMOVE, "stages.pretrain.model.variant: missing, and there is no init_from "),
-        ("datasets.train.std", [0.5, 0.5], "datasets.train.std: 2 values for the 1 of mean; give one per channel in "),
+        (
+            "datasets.train.std",
+            [0.5, 0.5],
+            "datasets.train.std: found 2 values, but mean has 1; give one per channel in ",
+        ),
         (
             "datasets.train.classes",
             ["cat", "dog", "cat "],
-            "datasets.train.classes: 'cat' names the classes 0 and 2, which would merge into one; rename one of ",
+            "datasets.train.classes: 'cat' names both classes 0 and 2, which would merge into one; rename one of ",
         ),
-        ("datasets.train.classes", ["cat", " "], "datasets.train.classes: number 1 is blank; give each class a name."),
+        ("datasets.train.classes", ["cat", " "], "datasets.train.classes: name 1 is blank; give each class a name."),
         (
             "stages.pretrain.data",
             {"mixture": {"train": {"label_map": {"cat": "dog", " cat": "pet"}}}},
@@ -201,17 +205,17 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         (
             "datasets.train.mean",
             [123.675],
-            "datasets.train.mean: found 123.675, but pixel values lie between 0 and 1; divide by 255 what was measured "
-            "from 0 to 255: mean [0.485], std [0.001961].",
+            "datasets.train.mean: found 123.675, but pixel values are between 0 and 1; divide values measured from 0 "
+            "to 255 by 255: mean [0.485], std [0.001961].",
         ),
         (
             "datasets.train.std",
             [58.395],
-            "datasets.train.std: found 58.395, but pixel values lie between 0 and 1; divide by 255 what was measured "
-            "from 0 to 255: std [0.229].",
+            "datasets.train.std: found 58.395, but pixel values are between 0 and 1; divide values measured from 0 "
+            "to 255 by 255: std [0.229].",
         ),
-        ("datasets.train.mean", [-0.5], "datasets.train.mean: found -0.5, but pixel values lie between 0 and 1; give "),
-        ("datasets.train.mean", [500], "datasets.train.mean: found 500, but pixel values lie between 0 and 1; give "),
+        ("datasets.train.mean", [-0.5], "datasets.train.mean: found -0.5, but pixel values are between 0 and 1; give "),
+        ("datasets.train.mean", [500], "datasets.train.mean: found 500, but pixel values are between 0 and 1; give "),
         ("datasets.train.std", [0], "datasets.train.std[0]: found 0, expected a number above 0."),
         (
             "stages.pretrain.data.augment.scale",
@@ -219,7 +223,7 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
             "stages.pretrain.data.augment.scale: found [0.9, 0.1], expected a list of 2, the smaller first.",
         ),
         ("name", "a/b", "name: found 'a/b', expected letters, digits, '_', '-' and '.', the first a letter or digit."),
-        ("stages.a b", {"type": "report"}, "stages.a b: its name is a folder's name; take letters, digits, "),
+        ("stages.a b", {"type": "report"}, "stages.a b: this becomes a folder name; use letters, digits, "),
         ("stages", {}, "stages: found {}, expected a mapping of names to sections."),
         ("datasets.train.classes", [], "datasets.train.classes: found [], expected names, or null for those in the in"),
         (

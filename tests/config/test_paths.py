@@ -78,7 +78,7 @@ def test_every_path_of_a_config_is_expanded(raw: dict[str, Any], tmp_path: Any, 
     assert load_config(tmp_path / "pipeline.yaml") == config
 
     for wrong, expected in (
-        ("$UNSET/x", "a path whose variables are set; $UNSET is not, and a dollar sign itself is written $$"),
+        ("$UNSET/x", "a path whose variables are set, but $UNSET is not (write $$ for a dollar sign)"),
         ("~no-such-user/x", "a path, but there is no user 'no-such-user'; a folder named ~no-such-user is ./~"),
     ):
         section[key] = wrap(wrong)

@@ -9,7 +9,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.references import is_foreign
 from pipeline.errors import ConfigError
 
-NOT_A_STAGE = "which is neither a stage nor a path to an export"
+NOT_A_STAGE = "which is not a stage, a path to an export"
 
 
 def faults(raw: dict[str, Any]) -> list[str]:
@@ -46,7 +46,8 @@ def test_wrong_names_give_path_and_nearest(
 def test_a_stage_that_trains_nothing_is_no_model(raw: dict[str, Any]) -> None:
     raw["stages"]["export"]["model"] = "evaluate"
     assert faults(raw) == [
-        "stages.export.model: found 'evaluate', whose type evaluate trains no model; allowed: pretrain, finetune."
+        "stages.export.model: found 'evaluate', whose type evaluate does not train a model; "
+        "allowed: pretrain, finetune."
     ]
 
 
@@ -96,7 +97,7 @@ def test_the_best_variant_needs_validation(raw: dict[str, Any]) -> None:
     raw["stages"]["evaluate"]["models"] = ["pretrain"]
     assert faults(raw) == [
         "stages.pretrain.data.val: missing; stages.finetune.init_from takes the best variant of pretrain, "
-        "which is found by accuracy on it; allowed: train, test."
+        "which is chosen by accuracy on it; allowed: train, test."
     ]
 
 
@@ -113,7 +114,7 @@ def test_each_worker_needs_a_lane_and_a_sample(raw: dict[str, Any], field: str, 
     (stage["data"] if field == "lanes" else stage)[field] = value
     path = "data.lanes" if field == "lanes" else field
     assert faults(raw) == [
-        f"stages.finetune.{path}: 2 is too few for stages.finetune.resources.workers = 3, each of which needs one."
+        f"stages.finetune.{path}: 2 is too few for stages.finetune.resources.workers = 3, as each needs at least one."
     ]
 
 
@@ -133,13 +134,15 @@ def test_a_probe_names_data_and_models(raw: dict[str, Any]) -> None:
 def test_a_stage_with_the_name_of_a_baseline(raw: dict[str, Any]) -> None:
     raw["stages"]["random"] = raw["stages"]["pretrain"]
     raw["stages"]["probe"] = PROBE
-    assert faults(raw) == ["stages.random: means a baseline in stages.probe.models; give the stage another name."]
+    assert faults(raw) == [
+        "stages.random: found the name of a baseline in stages.probe.models; give the stage another name."
+    ]
 
 
 def test_baselines_alone(raw: dict[str, Any]) -> None:
     raw["stages"]["probe"] = PROBE | {"models": ["random", "pixels"]}
     assert faults(raw) == [
-        "stages.probe.models: random and pixels stand beside a model, whose shape and images they take; name one too."
+        "stages.probe.models: random and pixels take their shape and images from a model; name one too."
     ]
 
 

@@ -114,5 +114,5 @@ def test_a_loss_that_compares_samples_needs_two(raw: dict[str, Any]) -> None:
 
 
 def test_what_trains_nothing_is_no_training_task(raw: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"task.type: found zero_shot, which trains nothing; train with clip"):
+    with pytest.raises(ConfigError, match=r"task.type: found zero_shot, which cannot be trained; train with clip"):
         task_of(raw, {"type": "zero_shot"})
