@@ -127,7 +127,7 @@ class Chaos:
             if driver.wait() == 0:
                 return
             driver = self.start()
-        raise ClusterError(f"the run does not come to its end: {(self.folder / 'driver.log').read_text()[-2000:]}")
+        raise ClusterError(f"the run did not finish: {(self.folder / 'driver.log').read_text()[-2000:]}")
 
     def is_finished(self) -> bool:
         return all(self._is_finished(stage) for stage in ENDING)

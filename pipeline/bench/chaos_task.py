@@ -66,7 +66,7 @@ def measure(task: str) -> dict[str, Any]:
             "seconds": time.monotonic() - began,
         }
     if differing or not result["same_metrics"] or result["other_loss_apart"] > CLOSE:
-        raise CheckpointError(f"{task} is not resumed as it was killed: {json.dumps(result)}; differing: {differing}")
+        raise CheckpointError(f"{task} did not resume exactly: {json.dumps(result)}; it differs in {differing}")
     return result
 
 
@@ -91,7 +91,7 @@ def stage_of(folder: Path) -> StageFolder:
 
 def to_the_end(folder: Path, *overrides: str) -> None:
     if start_driver(folder, *overrides).wait():
-        raise ClusterError(f"the run does not come to its end: {(folder / 'driver.log').read_text()[-2000:]}")
+        raise ClusterError(f"the run did not finish: {(folder / 'driver.log').read_text()[-2000:]}")
 
 
 def kill_in_the_middle(folder: Path) -> int:
@@ -101,7 +101,9 @@ def kill_in_the_middle(folder: Path) -> int:
     while reached < KILLED_AT:
         if driver.poll() is not None or time.monotonic() > due:
             kill(driver)
-            raise ClusterError(f"the run was not there to be killed: {(folder / 'driver.log').read_text()[-2000:]}")
+            raise ClusterError(
+                f"the run stopped before it could be killed: {(folder / 'driver.log').read_text()[-2000:]}"
+            )
         time.sleep(0.002)
         reached = max([reached, *(int(row["step"]) for row in tail.new_rows())])
     kill(driver)

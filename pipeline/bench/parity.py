@@ -61,7 +61,7 @@ def only(config: PipelineConfig, stage_name: str, *, test: str, variant: str, ep
     stage = config.stages.get(stage_name)
     if not isinstance(stage, TrainStage) or stage.init_from or stage.task.type != TASK:
         raise ConfigError(
-            f"stages.{stage_name}: is no stage that trains a classifier from scratch; name another one by --stage"
+            f"stages.{stage_name}: expected a stage that trains a classifier from scratch; choose another with --stage"
         )
     for field, found, expected in (
         ("optimizer.name", stage.optimizer.name, "adamw"),
@@ -71,7 +71,7 @@ def only(config: PipelineConfig, stage_name: str, *, test: str, variant: str, ep
     ):
         if found != expected:
             raise ConfigError(
-                f"stages.{stage_name}.{field}: found {found!r}, which the plain loop does not know; set it to "
+                f"stages.{stage_name}.{field}: found {found!r}, which the plain loop does not support; set it to "
                 f"{'null' if expected is None else expected}"
             )
     raw = config.model_dump(mode="json")
@@ -122,7 +122,7 @@ def train_ours(config: PipelineConfig, stage_name: str) -> float:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise PipelineError(f"the pipeline did not come to its end: {(done.stdout + done.stderr)[-2000:]}")
+            raise PipelineError(f"the pipeline did not finish: {(done.stdout + done.stderr)[-2000:]}")
         evaluation = Path(scratch) / config.name / "stages" / EVALUATE / "evaluation.json"
         (model,) = json.loads(evaluation.read_text())["models"].values()
         found: float = model["accuracy"]

@@ -33,7 +33,7 @@ def choose_device(wanted: str | None) -> torch.device:
     device = select_device()
     if wanted == "cuda" and device.type != "cuda":
         raise ClusterError(
-            f"--device cuda: PyTorch {torch.__version__} finds no GPU it can use here; see `nvidia-smi`, or take "
+            f"--device cuda: PyTorch {torch.__version__} finds no usable GPU here; check `nvidia-smi`, or use "
             "--device cpu"
         )
     return device

@@ -42,7 +42,9 @@ def photographs() -> list[np.ndarray]:
     for package, names in PHOTOS.items():
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise DataError(f"the photographs come with {package}; pip install 'minivit-pipeline[bench]', or --shards")
+            raise DataError(
+                f"the photographs come with {package}; pip install 'minivit-pipeline[bench]', or give --shards"
+            )
         folder = Path(next(iter(spec.submodule_search_locations)))
         images += [image for name in names if (image := cv2.imread(str(folder / name))) is not None]
     return images

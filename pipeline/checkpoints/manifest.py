@@ -92,15 +92,17 @@ def read_manifest(storage: Storage, folder: str) -> Manifest:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{where} cannot be read: {error}") from None
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{where} cannot be read: it holds no JSON object")
+        raise CheckpointError(f"{where} cannot be read: it is not a JSON object")
     found = raw.get("format")
     if isinstance(found, int) and found > FORMAT:
         raise NewerFormat(
-            f"{where} has format {found}, and this version reads {FORMAT}: a later version wrote it; resume with that "
-            f"version, or move {storage.url(folder)} away to resume without it"
+            f"{where} has format {found}, but this version reads format {FORMAT}; resume with the later version that "
+            f"wrote it, or move {storage.url(folder)} away to resume without it"
         )
     if found != FORMAT:
-        raise CheckpointError(f"{where} has format {found}, this version reads {FORMAT}; use the version that wrote it")
+        raise CheckpointError(
+            f"{where} has format {found}, but this version reads format {FORMAT}; use the version that wrote it"
+        )
     return _parse(raw, where)
 
 
@@ -109,7 +111,7 @@ def _parse(raw: Mapping[str, Any], where: str) -> Manifest:
         files = [FileRecord(**record) for record in raw["files"]]
         return Manifest(**{**raw, "files": files, "window": Window(**raw["window"])})
     except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{where} lacks or has unknown fields: {error}") from None
+        raise CheckpointError(f"{where} has missing or unknown fields: {error}") from None
 
 
 def verify(storage: Storage, folder: str) -> Manifest:
@@ -120,7 +122,7 @@ def verify(storage: Storage, folder: str) -> Manifest:
         path = f"{folder}/{record.name}"
         if sizes.get(path) != record.bytes:
             found = f"has {sizes[path]} bytes" if path in sizes else "is missing"
-            raise CheckpointError(f"{storage.url(path)} {found}, the manifest says {record.bytes}")
+            raise CheckpointError(f"{storage.url(path)} {found}, but the manifest says {record.bytes}")
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         for _ in pool.map(lambda record: _verify_hash(storage, f"{folder}/{record.name}", record), manifest.files):
             pass
@@ -135,5 +137,5 @@ def _verify_hash(storage: Storage, path: str, record: FileRecord) -> None:
         raise CheckpointError(f"{storage.url(path)} cannot be read: {error}") from None
     if found != record.sha256:
         raise CheckpointError(
-            f"{storage.url(path)} does not have the SHA-256 its manifest says: its content was changed"
+            f"{storage.url(path)} does not match the SHA-256 in its manifest: its content has changed"
         )

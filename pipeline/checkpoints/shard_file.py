@@ -123,9 +123,9 @@ def read_header(storage: Storage, path: str, size: int) -> ShardHeader:
         layout = [[Span(*span) for span in flat] for flat in spans]
         entries = [_entry(name, described, LENGTH.size + length) for name, described in raw.items()]
     except (EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{storage.url(path)} is no file of a checkpoint ({error!r})") from None
+        raise CheckpointError(f"{storage.url(path)} is not a checkpoint file ({error!r})") from None
     if any(entry.stop > size for entry in entries):
-        raise CheckpointError(f"{storage.url(path)} is cut off at {size} bytes")
+        raise CheckpointError(f"{storage.url(path)} is truncated at {size} bytes")
     return ShardHeader(entries, layout)
 
 

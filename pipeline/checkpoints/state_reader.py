@@ -92,8 +92,8 @@ class StateReader:
                 filled += last - first
         if filled != target.numel():
             raise CheckpointError(
-                f"{self.where} holds {filled} of {target.numel()} values of {key} of {parameter}: its files do not "
-                "make a whole; resume from another checkpoint"
+                f"{self.where} holds {filled} of {target.numel()} values of {key} of {parameter}: its files are "
+                "incomplete; resume from another checkpoint"
             )
 
     def whole(self, key: str) -> dict[str, Tensor]:

@@ -133,7 +133,7 @@ class LocalStorage:
         try:
             file = (self.path / folder / LOCKED_BY).open("rb")
         except FileNotFoundError:
-            raise CheckpointError(f"{self.url(folder)} is gone: it was removed by retention meanwhile") from None
+            raise CheckpointError(f"{self.url(folder)} is gone: retention removed it in the meantime") from None
         with file:
             fcntl.flock(file, fcntl.LOCK_SH)
             yield

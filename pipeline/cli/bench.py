@@ -23,9 +23,11 @@ def group() -> None:
 @group.command("overhead")
 @click.argument("config", type=UserPath(), default="configs/quickstart.yaml")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--stage", default="pretrain", show_default=True, help="Training stage whose loop is measured.")
+@click.option("--stage", default="pretrain", show_default=True, help="Training stage to measure.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Pairs of measurements.")
-@click.option("--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Steps of each loop a round.")
+@click.option(
+    "--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Steps of each loop per round."
+)
 @AS_JSON
 def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, steps: int, as_json: bool) -> None:
     """Images/s of a stage's own loop (engine, stream, tracking) against a bare loop of the same model."""
@@ -59,9 +61,11 @@ def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, s
     show_default=True,
     help="Precision and execution; may be given several times.",
 )
-@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images a step.")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images per step.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of each contender.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Steps of each, in turn.")
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Steps of each contender, in turn."
+)
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -104,8 +108,8 @@ def step(
 
 @group.command("multiscale")
 @click.option("--variant", default="tiny", show_default=True, help="Model.")
-@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images a step.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of each training.")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images per step.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of each run.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Steps at each size.")
 @AS_JSON
 def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json: bool) -> None:
@@ -120,14 +124,14 @@ def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json
 @click.option("--variant", default="tiny", show_default=True, help="Model.")
 @click.option("--image-size", default=224, show_default=True, type=click.IntRange(1), help="Pixels.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
-@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images a step.")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images per step.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads.")
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Passes of each, in turn.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Passes of each model, in turn.")
 @AS_JSON
 def masked(
     variant: str, image_size: int, precision: str, batch_size: int, threads: int, rounds: int, as_json: bool
 ) -> None:
-    """What a masked autoencoder's step costs, forward and backward, to that of an encoder which sees all patches."""
+    """What a masked autoencoder's forward and backward cost, compared with an encoder's that sees all patches."""
     from pipeline.bench.masked import measure
 
     result = measure(
@@ -137,24 +141,26 @@ def masked(
 
 
 @group.command("objectives")
-@click.option(
-    "--task", "tasks", multiple=True, help="Objective; may be given several times; default: every one that trains."
-)
+@click.option("--task", "tasks", multiple=True, help="Objective; may be given several times; default: all that train.")
 @click.option(
     "--variant",
     "variants",
     multiple=True,
     default=["tiny", "nano"],
     show_default=True,
-    help="Model; may be given several times. Patches of 16 px train on 224 px, those of 4 px on 28 px.",
+    help="Model; may be given several times. Models with patches of 16 px train at 224 px, those with 4 px at 28 px.",
 )
-@click.option("--batch-size", type=click.IntRange(2), help="Images a step; default: 16 of 224 px, 128 of 28 px.")
+@click.option("--batch-size", type=click.IntRange(2), help="Images per step; default: 16 at 224 px, 128 at 28 px.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
 @click.option(
-    "--micro-batches", default=1, show_default=True, type=click.IntRange(1), help="Of our step; the bare loop has one."
+    "--micro-batches",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Micro-batches of our step; the bare loop has one.",
 )
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads.")
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Steps of each, in turn.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Steps of each loop, in turn.")
 @AS_JSON
 def objectives(
     tasks: tuple[str, ...],
@@ -186,7 +192,7 @@ def objectives(
     for variant in variants:
         for name, found in result[variant].items():
             ours, bare = (found[loop]["step_s"] * 1000 for loop in ("ours", "bare_loop"))
-            ratios = f"ratio {found['ratio']:.3f}, of CPU time {found['cpu_ratio']:.3f}"
+            ratios = f"ratio {found['ratio']:.3f}, in CPU time {found['cpu_ratio']:.3f}"
             click.echo(f"{variant:8} {name:16} {ours:8,.0f} ms   bare loop {bare:8,.0f} ms   {ratios}")
 
 
@@ -194,10 +200,10 @@ def objectives(
 @click.argument("config", type=UserPath(), default="configs/quickstart.yaml")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--stage", default="pretrain", show_default=True, help="Training stage whose recipe both follow.")
-@click.option("--test", default="test", show_default=True, help="Data set that both are tested on.")
+@click.option("--test", default="test", show_default=True, help="Data set to test both on.")
 @click.option("--variant", default="nano", show_default=True, help="Model.")
-@click.option("--epochs", default=6, show_default=True, type=click.IntRange(1), help="Length of each training.")
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Trainings of each.")
+@click.option("--epochs", default=6, show_default=True, type=click.IntRange(1), help="Length of each run.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Runs of each.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of the plain loop.")
 @AS_JSON
 def parity(
@@ -227,18 +233,18 @@ def parity(
 
 
 @group.command("surgery")
-@click.option("--variant", default="large", show_default=True, help="Model whose state is adapted; large has 304 M.")
+@click.option("--variant", default="large", show_default=True, help="Model to adapt; large has 304 M parameters.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats.")
 @AS_JSON
 def surgery(variant: str, rounds: int, as_json: bool) -> None:
-    """Seconds in which a state is adapted to another grid, patch and head, the probe of its outputs included."""
+    """Seconds to adapt a state to another grid, patch and head, including the check of its outputs."""
     from pipeline.bench.surgery import measure
 
     show(measure(variant, rounds), as_json)
 
 
 @group.command("checkpoint")
-@click.option("--variant", default="large", show_default=True, help="Model whose state is saved; large has 304 M.")
+@click.option("--variant", default="large", show_default=True, help="Model to save; large has 304 M parameters.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Ranks that train and save.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats of each measurement.")
 @AS_JSON
@@ -250,7 +256,9 @@ def checkpoint(variant: str, workers: int, rounds: int, as_json: bool) -> None:
 
 
 @group.command("recovery")
-@click.option("--kills", default=10, show_default=True, type=click.IntRange(1), help="Ranks killed, one after another.")
+@click.option(
+    "--kills", default=10, show_default=True, type=click.IntRange(1), help="Ranks to kill, one after another."
+)
 @AS_JSON
 def recovery(kills: int, as_json: bool) -> None:
     """Seconds from the kill of a rank to the first step after it, on this machine."""
@@ -260,12 +268,12 @@ def recovery(kills: int, as_json: bool) -> None:
 
 
 @group.command("chaos")
-@click.option("--kills", default=30, show_default=True, type=click.IntRange(1), help="Kills within one run.")
-@click.option("--seed", default=0, show_default=True, help="Of what is killed, and when.")
+@click.option("--kills", default=30, show_default=True, type=click.IntRange(1), help="Kills in one run.")
+@click.option("--seed", default=0, show_default=True, help="Seed for what is killed, and when.")
 @click.option(
     "--task",
-    help="Kill this objective once, in the middle, and resume it on as many ranks and on fewer; default: many kills of "
-    "a classifier.",
+    help="Kill a run of this objective once, halfway, and resume it on as many ranks and on fewer; default: kill a "
+    "classifier's run many times.",
 )
 @AS_JSON
 def chaos(kills: int, seed: int, task: str | None, as_json: bool) -> None:
@@ -279,7 +287,7 @@ def chaos(kills: int, seed: int, task: str | None, as_json: bool) -> None:
     result = measure(kills, seed)
     show(result, as_json)
     if not (result["same_weights"] and result["same_metrics"] and result["same_evaluation"]):
-        raise CheckpointError("the disturbed run did not leave what the undisturbed one left; see above")
+        raise CheckpointError("the disturbed run's results differ from the undisturbed run's; see above")
 
 
 def chaos_of_task(task: str, as_json: bool) -> None:
@@ -291,13 +299,13 @@ def chaos_of_task(task: str, as_json: bool) -> None:
 
 
 @group.command("loader")
-@click.option("--shards", help="Pattern of JPEG shards with an index; default: photographs made for the purpose.")
+@click.option("--shards", help="Pattern of indexed JPEG shards; default: shards of photographs, written for this.")
 @click.option(
     "--photos",
     type=click.Choice(["500x375", "2000x1500"]),
     default="500x375",
     show_default=True,
-    help="Which photographs, where no shards are given.",
+    help="Which photographs to use without --shards.",
 )
 @click.option("--image-size", type=click.IntRange(1), help="Side of the crops; default: 224, and 96 for 2000x1500.")
 @click.option("--workers", type=click.IntRange(1), help="Processes or threads of each loader; default: one per CPU.")
@@ -317,7 +325,7 @@ def loader(
 ) -> None:
     """Images/s of our loader against WebDataset with Pillow, with torchvision's decoder, and DALI on the CPU.
 
-    All read the same shards on the same cores and make batches of 64 random resized crops, flipped half the time; ours
+    All read the same shards on the same cores and make batches of 64 random resized crops, half of them flipped; ours
     also of photographs with class maps as large as they, where no shards are given. DALI takes part where nvidia-dali
     is installed.
     """
@@ -347,7 +355,7 @@ def loader(
 
 @group.command("memory")
 @PHOTOS_FOLDER
-@click.option("--batches", default=60, show_default=True, type=click.IntRange(1), help="Made of each data set.")
+@click.option("--batches", default=60, show_default=True, type=click.IntRange(1), help="Batches per data set.")
 @AS_JSON
 def memory(folder: str, batches: int, as_json: bool) -> None:
     """Peak memory of a loader worker on the photographs, and on ten times as many shards of them."""
@@ -361,7 +369,9 @@ def memory(folder: str, batches: int, as_json: bool) -> None:
 
 @group.command("resume")
 @PHOTOS_FOLDER
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Starts at each place, in turn.")
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Starts at each position, in turn."
+)
 @AS_JSON
 def resume(folder: str, rounds: int, as_json: bool) -> None:
     """Seconds to the first batch after resuming at 1 % and at 99 % of an epoch."""
@@ -374,10 +384,10 @@ def resume(folder: str, rounds: int, as_json: bool) -> None:
 
 
 @group.command("scale")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Fresh processes.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Fresh processes to measure.")
 @AS_JSON
 def scale(rounds: int, as_json: bool) -> None:
-    """Seconds and memory in which one of 4,096 ranks finds its first sample among 200,000 shards of 10,000."""
+    """Seconds and memory that one of 4,096 ranks needs to find its first sample among 200,000 shards of 10,000."""
     from pipeline.bench.scale import measure
 
     show(measure(rounds), as_json)
@@ -385,7 +395,7 @@ def scale(rounds: int, as_json: bool) -> None:
 
 @group.command("fuzz")
 @click.option("--inputs", default=20_000, show_default=True, type=click.IntRange(1), help="Damaged samples to read.")
-@click.option("--seed", default=0, show_default=True, help="Key of the damage.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the damage.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
 @AS_JSON
 def fuzz(inputs: int, seed: int, workers: int | None, as_json: bool) -> None:
@@ -397,12 +407,13 @@ def fuzz(inputs: int, seed: int, workers: int | None, as_json: bool) -> None:
     show(result, as_json)
     if result["unexpected"]:
         raise PipelineError(
-            f"{len(result['unexpected'])} inputs were not handled; the first: {result['unexpected'][0]}"
+            f"{len(result['unexpected'])} inputs were neither read nor refused cleanly; the first: "
+            f"{result['unexpected'][0]}"
         )
 
 
 @group.command("shuffle")
-@click.option("--plot", type=UserPath(dir_okay=False), help="Write a picture of both distributions to this file.")
+@click.option("--plot", type=UserPath(dir_okay=False), help="Plot both distributions to this file.")
 @AS_JSON
 def shuffle(plot: str | None, as_json: bool) -> None:
     """How well batches mix where every shard holds one class, against a uniform shuffle."""

@@ -41,7 +41,7 @@ def list_command(run: Path) -> None:
 @group.command("verify")
 @RUN
 def verify_command(run: Path) -> None:
-    """Check every file of every checkpoint of RUN against its manifest; exit status 5 if one does not hold."""
+    """Check every file of every checkpoint of RUN against its manifest; exit status 5 if one does not match."""
     from pipeline.checkpoints.manifest import verify
     from pipeline.errors import CheckpointError
 
@@ -52,9 +52,9 @@ def verify_command(run: Path) -> None:
             click.echo(f"{storage.url(folder)}  valid")
         except CheckpointError as error:
             faults += 1
-            click.echo(f"{storage.url(folder)}  not valid: {error}")
+            click.echo(f"{storage.url(folder)}  invalid: {error}")
     if faults:
-        raise CheckpointError(f"{run}: {faults} checkpoints are not valid; a resumed run passes over them")
+        raise CheckpointError(f"{run}: {faults} checkpoints are invalid; a resumed run skips them")
 
 
 @group.command("inspect")
@@ -62,7 +62,7 @@ def verify_command(run: Path) -> None:
 @STEP
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect_command(run: Path, step: int | None, as_json: bool) -> None:
-    """What a checkpoint of each stage of RUN holds: its manifest, its files, and the bytes of each kind of state."""
+    """Print what a checkpoint of each stage of RUN holds: manifest, files, and bytes of each kind of state."""
     import json
     from dataclasses import asdict
 
@@ -89,11 +89,11 @@ def inspect_command(run: Path, step: int | None, as_json: bool) -> None:
 @group.command("reshard")
 @RUN
 @STEP
-@click.option("--files", required=True, type=click.IntRange(min=1), help="Number of files to write each one as.")
+@click.option("--files", required=True, type=click.IntRange(min=1), help="Files to split each checkpoint into.")
 def reshard_command(run: Path, step: int | None, files: int) -> None:
-    """Write a checkpoint of each stage of RUN anew in another number of files, for an archive or a slow store.
+    """Rewrite a checkpoint of each stage of RUN as another number of files, for an archive or a slow store.
 
-    To resume on other workers or another ZeRO stage no run needs this: ranks read what is theirs from any files.
+    Resuming on other workers or with another ZeRO stage does not need this: ranks read their part from any files.
     """
     from pipeline.checkpoints.reshard import reshard
     from pipeline.stages.folder import RunFolder
@@ -145,5 +145,5 @@ def chosen(run: Path, step: int | None) -> list[tuple[Storage, str]]:
             found[storage.root] = storage, folder
     if not found:
         which = "committed checkpoint" if step is None else f"checkpoint of step {step}"
-        raise CheckpointError(f"{run}: holds no {which}; see `minivit checkpoints list {run}`")
+        raise CheckpointError(f"{run}: found no {which}; see `minivit checkpoints list {run}`")
     return list(found.values())

@@ -21,20 +21,22 @@ if TYPE_CHECKING:
 @click.option("--data", required=True, metavar="SHARDS", help="Folder, glob or URL of shards, or CONFIG.yaml:NAME.")
 @IMAGE_KEY
 @TARGET
-@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1), help="Images per rank at once.")
+@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1), help="Images per rank and batch.")
 @click.option(
     "--precision",
     default="fp32",
     show_default=True,
     type=click.Choice(["fp32", "bf16"]),
-    help="Of weights and activations.",
+    help="Precision of weights and activations.",
 )
 @click.option(
     "--workers", type=click.IntRange(1), help="Ranks that share the data; default: one per GPU, or else per CPU."
 )
-@click.option("--gpus-per-worker", type=click.IntRange(0, 1), help="0 computes on CPUs; default: on GPUs if there are.")
 @click.option(
-    "--loader-workers", default=1, show_default=True, type=click.IntRange(0), help="Processes per rank that decode."
+    "--gpus-per-worker", type=click.IntRange(0, 1), help="0 runs on CPUs; default: use GPUs if there are any."
+)
+@click.option(
+    "--loader-workers", default=1, show_default=True, type=click.IntRange(0), help="Decoding processes per rank."
 )
 @click.option(
     "--task", metavar="YAML", help="A `task` section, such as '{type: T, ...}'; default: the models' own task."
@@ -42,9 +44,9 @@ if TYPE_CHECKING:
 @click.option(
     "--probe",
     metavar="METHODS",
-    help="Judge frozen features instead, by knn, linear, retrieval, or several with commas between.",
+    help="Evaluate frozen features instead, by knn, linear or retrieval, or several separated by commas.",
 )
-@click.option("--train", metavar="SHARDS", help="For --probe: labelled shards that features are fitted to.")
+@click.option("--train", metavar="SHARDS", help="For --probe: labelled shards to fit the methods on.")
 @click.option(
     "--features",
     default="both",
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=UserPath(path_type=Path),
-    help="Folder for evaluation.json (of --probe: probe.json) and the tables and pictures beside it.",
+    help="Folder for evaluation.json (with --probe: probe.json), tables and pictures.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
@@ -75,12 +77,12 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Judge each MODEL on every sample of SHARDS.
+    """Evaluate each MODEL on every sample of SHARDS.
 
     A MODEL is a run, RUN/STAGE, an export, timm:NAME or a safetensors file. Images are resized and normalised as the
-    model says; the shards' classes must be the model's. Runs on the Ray cluster at RAY_ADDRESS, else on this machine.
+    model needs; the shards' classes must be the model's. Runs on the Ray cluster at RAY_ADDRESS, else on this machine.
 
-    With --probe, the models stay frozen: each method is fitted to the features of --train and judged on those of
+    With --probe, the models stay frozen: each method is fitted on the features of --train and scored on those of
     SHARDS. A MODEL may then have any task; `random` (the first model with initial weights) and `pixels` are baselines.
     """
     import json
@@ -102,7 +104,7 @@ def command(
         fitted = named_set(str(train), image_key, targets)
         found = probe_models(models, fitted, named, cluster, methods=methods, features=features, **how)
     elif train is not None:
-        raise click.UsageError("--train: is for --probe; name its methods, such as --probe knn,linear")
+        raise click.UsageError("--train: only applies with --probe; add its methods, such as --probe knn,linear")
     else:
         chosen = None if task is None else parse_task(task, "--task")
         found = evaluate_models(models, named, cluster, task=chosen, **how)
@@ -115,9 +117,11 @@ def chosen_methods(names: str, train: str | None, task: str | None) -> MethodsCo
     from pipeline.config.probe import MethodsConfig
 
     if train is None:
-        raise click.UsageError("--probe: needs --train SHARDS, the labelled images that features are fitted to")
+        raise click.UsageError("--probe: needs --train SHARDS, the labelled images to fit the methods on")
     if task is not None:
-        raise click.UsageError("--task: --probe looks at features, whatever the task; leave one of the two out")
+        raise click.UsageError(
+            "--task: does not apply with --probe, which evaluates features whatever the task; leave out one of them"
+        )
     chosen = [name.strip() for name in names.split(",")]
     if wrong := [name for name in chosen if name not in MethodsConfig.model_fields]:
         raise click.UsageError(f"--probe: found {wrong[0]!r}, {allowed(wrong[0], MethodsConfig.model_fields)}")

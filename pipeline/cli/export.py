@@ -26,12 +26,16 @@ from pipeline.cli.paths import UserPath
 @click.option(
     "--weights",
     metavar="last|ema|best|step-N|soup-K",
-    help="Other weights than the finished model's: the last checkpoint's as optimised, or averaged; the best one's; "
-    "those of a step; the mean of the last K.",
+    help="Weights to export instead of the finished model's: the last checkpoint's, its moving average, the best "
+    "checkpoint's, those of a step, or the mean of the last K checkpoints.",
 )
-@click.option("--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="Of ONNX's operators.")
-@click.option("--fixed-size", is_flag=True, help="Graphs take images of the model's size alone.")
-@click.option("--license", "license_name", metavar="NAME", help="Of the weights, for the model card: apache-2.0.")
+@click.option(
+    "--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="Version of ONNX's operators."
+)
+@click.option("--fixed-size", is_flag=True, help="Graphs that only take images of the model's size.")
+@click.option(
+    "--license", "license_name", metavar="NAME", help="Licence of the weights for the model card, such as apache-2.0."
+)
 @click.option(
     "--out",
     type=UserPath(path_type=Path),
@@ -58,7 +62,7 @@ def command(
     from pipeline.stages.story import story_of
 
     if weights and checkpoint:
-        raise ConfigError("--weights: --checkpoint is given too; give one of them")
+        raise ConfigError("--weights: found --checkpoint as well; give only one of them")
     if weights or checkpoint:
         folder, _ = only_stage(locate(model))
         if weights:

@@ -18,10 +18,10 @@ COMMANDS = {
     "plan": ("pipeline.cli.plan", "command", "Show what a pipeline would do, without training."),
     "shards": ("pipeline.cli.shards", "group", "Make, index and verify WebDataset shards."),
     "checkpoints": ("pipeline.cli.checkpoints", "group", "List, verify, inspect and reshard the checkpoints of a run."),
-    "export": ("pipeline.cli.export", "command", "Write a finished model in a format downstream code reads."),
-    "evaluate": ("pipeline.cli.evaluate", "command", "Judge finished models on a data set."),
-    "predict": ("pipeline.cli.predict", "command", "Show what a finished model sees in images."),
-    "report": ("pipeline.cli.report", "command", "Write the HTML page of a run."),
+    "export": ("pipeline.cli.export", "command", "Export a finished model in a format that downstream code reads."),
+    "evaluate": ("pipeline.cli.evaluate", "command", "Evaluate finished models on a data set."),
+    "predict": ("pipeline.cli.predict", "command", "Show a finished model's predictions for images."),
+    "report": ("pipeline.cli.report", "command", "Write a run's HTML report."),
     "bench": ("pipeline.cli.bench", "group", "Measure this pipeline against its peers."),
 }
 
@@ -46,7 +46,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="minivit")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show an error's traceback.")
 def cli(debug: bool) -> None:
     """Pretrain Vision Transformers on WebDataset shards, fine-tune them stage by stage, and hand them over.
 

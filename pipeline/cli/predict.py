@@ -14,16 +14,18 @@ from pipeline.cli.paths import PATTERN, UserPath
 @click.argument("model", type=UserPath(path_type=Path), metavar="RUN[/STAGE]|EXPORT")
 @click.argument("images", nargs=-1, required=True, type=PATTERN, metavar="IMAGES|FOLDER|SHARDS...")
 @click.option("--out", type=UserPath(path_type=Path), help="Folder for predictions.jsonl, drawn pictures and maps.")
-@click.option("--coco", is_flag=True, help="With --out: write boxes as COCO's results, coco_results.json, too.")
+@click.option("--coco", is_flag=True, help="With --out: also write boxes as COCO results, coco_results.json.")
 @click.option(
     "--coco-ids",
     type=UserPath(path_type=Path),
     metavar="FILE",
-    help="COCO's annotation file whose ids of images and categories --coco takes; default: those of the shards' JSON.",
+    help="COCO annotation file with the image and category ids for --coco; default: those in the shards' JSON.",
 )
 @click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Names to show per image.")
-@click.option("--option", "given", multiple=True, metavar="NAME=YAML", help="Of the task's predictions, with --out.")
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Images at once.")
+@click.option(
+    "--option", "given", multiple=True, metavar="NAME=YAML", help="With --out: an option of the task's predictions."
+)
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(min=1), help="Images per batch.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def command(
     model: Path,
@@ -48,9 +50,9 @@ def command(
     from pipeline.tasks.predictions import Predictor, summaries, write_predictions
 
     if out is None and (coco or coco_ids or given):
-        raise click.UsageError("--coco, --coco-ids and --option: are for --out; name a folder for the results")
+        raise click.UsageError("--coco, --coco-ids and --option: only apply with --out; give a folder for the results")
     if coco_ids is not None and not coco:
-        raise click.UsageError("--coco-ids: is for --coco; add it")
+        raise click.UsageError("--coco-ids: only applies with --coco; add it")
     loaded, found = load_model(model), pictures(images, out)
     if out is None:
         show(summaries(loaded, found, top, batch_size), as_json=as_json)

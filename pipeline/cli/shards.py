@@ -56,14 +56,14 @@ def make_group() -> None:
     "--classes",
     multiple=True,
     metavar="[KIND=]NAMES",
-    help="Names of the classes in order, of one kind of labels: a,b,c or a file with one a line.",
+    help="Class names of one kind of label, in order: a,b,c or a file with one per line.",
 )
 @IMAGE_KEY
 @TARGET
 @click.option(
     "--headers-only",
     is_flag=True,
-    help="Read headers and labels alone, by ranges: quick for remote shards, but changed pixels go unnoticed.",
+    help="Read only headers and labels, by byte ranges: quick for remote shards, but changed pixels go unnoticed.",
 )
 @WORKERS
 def index_command(
@@ -100,7 +100,9 @@ def index_command(
 
 @group.command("verify")
 @click.argument("patterns", type=PATTERN, nargs=-1, required=True, metavar="PATTERN...")
-@click.option("--decode/--no-decode", default=True, show_default=True, help="Decode every image, and look for doubles.")
+@click.option(
+    "--decode/--no-decode", default=True, show_default=True, help="Decode every image, and look for duplicates."
+)
 @click.option("--all", "print_all", is_flag=True, help=f"Print every fault, not only {MOST_FAULTS} of each kind.")
 @IMAGE_KEY
 @TARGET
@@ -144,9 +146,9 @@ def verify_command(
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--stage", required=True, help="A training stage of CONFIG, or STAGE/VARIANT.")
 @click.option("--world-size", default=1, show_default=True, type=click.IntRange(1), help="Ranks.")
-@click.option("--loader-workers", type=click.IntRange(0), help="Loader processes of each rank; default: the stage's.")
+@click.option("--loader-workers", type=click.IntRange(0), help="Loader processes per rank; default: the stage's.")
 @click.option("--from-slot", default=0, show_default=True, type=click.IntRange(0), help="First slot to show.")
-@click.option("--slots", default=32, show_default=True, type=click.IntRange(1), help="How many slots to show.")
+@click.option("--slots", default=32, show_default=True, type=click.IntRange(1), help="Number of slots to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of {slot, rank, shard, key}.")
 def order_command(
     config: str,
@@ -215,7 +217,7 @@ def stats_command(
             show_figure(f"{kind} {name.replace('_', ' ')}", found[name])
         if "per_class" in found:
             most = sorted(found["per_class"].items(), key=lambda item: -item[1])
-            click.echo(f"{f'{kind} classes':20} {found['classes']:,}; {found['counted']} of the largest: ", nl=False)
+            click.echo(f"{f'{kind} classes':20} {found['classes']:,}; {found['counted']} in the largest: ", nl=False)
             click.echo(", ".join(f"{name} {count:,}" for name, count in most[:10]))
 
 
@@ -231,9 +233,11 @@ def show_figure(name: str, value: Any) -> None:
 @click.argument("pattern", type=PATTERN)
 @click.option("--out", type=UserPath(dir_okay=False, path_type=Path), default="preview.png", show_default=True)
 @click.option("--count", default=48, show_default=True, type=click.IntRange(1, 10_000), help="Samples to show.")
-@click.option("--columns", default=8, show_default=True, type=click.IntRange(1, 100), help="Samples in a row.")
-@click.option("--side", default=128, show_default=True, type=click.IntRange(16, 1024), help="Pixels of each.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Key of the choice.")
+@click.option("--columns", default=8, show_default=True, type=click.IntRange(1, 100), help="Samples per row.")
+@click.option(
+    "--side", default=128, show_default=True, type=click.IntRange(16, 1024), help="Size of each sample, pixels."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed for the choice of samples.")
 @click.option(
     "--background",
     nargs=3,

@@ -56,4 +56,4 @@ def tell_lacking(index: DatasetIndex, pattern: str) -> None:
     for line in tell_lacks(index):
         click.echo(line)
     if unusable(index, index.members):
-        click.echo(f"  `minivit shards verify {pattern!r}` names each")
+        click.echo(f"  `minivit shards verify {pattern!r}` lists them")

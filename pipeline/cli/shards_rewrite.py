@@ -11,7 +11,7 @@ from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, summarise, t
 
 OUT = click.option("--out", type=UserPath(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
 SAMPLES_PER_SHARD = click.option(
-    "--samples-per-shard", default=10_000, show_default=True, type=click.IntRange(1), help="At most, in each shard."
+    "--samples-per-shard", default=10_000, show_default=True, type=click.IntRange(1), help="Most samples per shard."
 )
 
 
@@ -42,7 +42,7 @@ def regroup_command(
 @OUT
 @SAMPLES_PER_SHARD
 @click.option("--prefix", default="train", show_default=True, help="Shards are named PREFIX-000000.tar and so on.")
-@click.option("--shuffle", type=click.IntRange(0), metavar="SEED", help="Shuffle all samples by this seed.")
+@click.option("--shuffle", type=click.IntRange(0), metavar="SEED", help="Shuffle all samples with this seed.")
 @WORKERS
 def reshard_command(
     pattern: str, out: Path, samples_per_shard: int, prefix: str, shuffle: int | None, workers: int | None
@@ -63,7 +63,7 @@ def reshard_command(
 @click.argument("parts", nargs=-1, required=True, metavar="PREFIX=SHARE...")
 @OUT
 @SAMPLES_PER_SHARD
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Key of the choice.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed for the choice of samples.")
 @WORKERS
 def split_command(
     pattern: str, parts: tuple[str, ...], out: Path, samples_per_shard: int, seed: int, workers: int | None
@@ -86,4 +86,4 @@ def _share(text: str) -> tuple[str, float]:
             raise ValueError
         return name, float(share)
     except ValueError:
-        raise DataError(f"{text!r}: found no PREFIX=SHARE; write for example train=0.95 val=0.05") from None
+        raise DataError(f"{text!r}: expected PREFIX=SHARE, such as train=0.95 val=0.05") from None

@@ -47,5 +47,5 @@ def test_the_cpu_may_be_measured_where_there_are_gpus(monkeypatch: pytest.Monkey
 def test_a_gpu_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert choose_device(None) == torch.device("cpu")
-    with pytest.raises(ClusterError, match=r"^--device cuda: PyTorch .* finds no GPU it can use here; .*--device cpu$"):
+    with pytest.raises(ClusterError, match=r"^--device cuda: PyTorch .* finds no usable GPU here; .*--device cpu$"):
         choose_device("cuda")

@@ -43,7 +43,7 @@ def test_no_manifest_no_checkpoint(storage: LocalStorage, committed: Commit) -> 
 def test_a_damaged_manifest_is_one_sentence(storage: LocalStorage, committed: Commit, content: str) -> None:
     folder = committed(storage, 3)
     (storage.path / folder / NAME).write_text(content)
-    with pytest.raises(CheckpointError, match=r"manifest\.json (cannot be read|lacks or has unknown fields)"):
+    with pytest.raises(CheckpointError, match=r"manifest\.json (cannot be read|has missing or unknown fields)"):
         read_manifest(storage, folder)
 
 
@@ -51,7 +51,8 @@ def test_a_later_version_is_told_apart(storage: LocalStorage, committed: Commit)
     folder = committed(storage, 3)
     change(storage, folder, format=FORMAT + 1)
     with pytest.raises(
-        NewerFormat, match=rf"has format {FORMAT + 1}, and this version reads {FORMAT}: a later version"
+        NewerFormat,
+        match=rf"has format {FORMAT + 1}, but this version reads format {FORMAT}; resume with the later version",
     ):
         read_manifest(storage, folder)
     change(storage, folder, format=FORMAT - 1)
@@ -65,7 +66,7 @@ def test_one_changed_byte_is_seen(storage: LocalStorage, committed: Commit) -> N
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"rank-1\.safetensors does not have the SHA-256 its manifest says"):
+    with pytest.raises(CheckpointError, match=r"rank-1\.safetensors does not match the SHA-256 in its manifest"):
         verify(storage, "step-00000003")
 
 
@@ -76,5 +77,5 @@ def test_a_missing_or_short_file_is_named(
     storage: LocalStorage, committed: Commit, spoil: Callable[[Path], object], found: str
 ) -> None:
     spoil(storage.path / committed(storage, 3) / "rank-0.safetensors")
-    with pytest.raises(CheckpointError, match=rf"rank-0\.safetensors {found}.*, the manifest says \d+$"):
+    with pytest.raises(CheckpointError, match=rf"rank-0\.safetensors {found}.*, but the manifest says \d+$"):
         verify(storage, "step-00000003")

@@ -66,5 +66,5 @@ def test_a_checkpoint_of_a_later_version_is_never_passed_over(storage: LocalStor
     committed(storage, 1)
     manifest = storage.path / committed(storage, 2) / NAME
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": FORMAT + 1}))
-    with pytest.raises(NewerFormat, match="resume with that version, or move"):
+    with pytest.raises(NewerFormat, match="resume with the later version that wrote it, or move"):
         newest_valid(storage, "d")

@@ -95,12 +95,12 @@ def test_other_types_are_converted(reader: StateReader) -> None:
 
 @pytest.mark.parametrize(("name", "start", "numel"), [("bias", 2, 3), ("nothing", 0, 1), ("weight", 12, 1)])
 def test_a_gap_is_an_error(reader: StateReader, name: str, start: int, numel: int) -> None:
-    with pytest.raises(CheckpointError, match=rf"values of weights of {name}: its files do not make a whole"):
+    with pytest.raises(CheckpointError, match=rf"values of weights of {name}: its files are incomplete"):
         reader.read_into(torch.empty(numel), name, start, "weights")
 
 
 def test_a_file_that_is_none_of_ours_is_an_error(storage: LocalStorage, committed: Commit, tmp_path: Path) -> None:
     folder = committed(storage, 1)
     (storage.path / folder / "rank-0.safetensors").write_bytes(b"\x08" + bytes(7) + b"{}      ")
-    with pytest.raises(CheckpointError, match="is no file of a checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint file"):
         StateReader(storage, folder, read_manifest(storage, folder))
