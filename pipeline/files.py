@@ -52,4 +52,4 @@ def hash_file(path: Path) -> str:
 def takes_no_files(path: Path) -> str | None:
     """Why a file or its missing parent folders cannot be created; None if they apparently can."""
     folder = next(folder for folder in path.absolute().parents if os.path.exists(folder))
-    return None if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else f"{folder} takes no files"
+    return None if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) else f"{folder} is not writable"

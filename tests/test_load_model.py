@@ -82,7 +82,7 @@ def test_branches_without_validation_cannot_be_compared(tmp_path: Path) -> None:
 def test_nothing_to_load_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         load_model(tmp_path / "absent")
-    with pytest.raises(ModelError, match="holds no finished model"):
+    with pytest.raises(ModelError, match="found no finished model"):
         load_model(tmp_path)
     write_stage(tmp_path / "stages" / "one", 1.0, "a", state="running")
     with pytest.raises(ModelError, match="no training stage of this run has finished"):
@@ -116,11 +116,9 @@ def test_predict_ranks_labels(tmp_path: Path) -> None:
 def test_predict_refuses_options_that_the_task_does_not_know_and_a_path_alone(tmp_path: Path) -> None:
     write_model(tmp_path / "model", "a")
     model = load_model(tmp_path / "model")
-    with pytest.raises(
-        ModelError, match=r"^predict: topk is not an option of a classification model; known are: top_k"
-    ):
+    with pytest.raises(ModelError, match=r"^predict: topk is not an option of a classification model; allowed: top_k"):
         model.predict([Image.new("L", (28, 28))], topk=2)
-    with pytest.raises(DataError, match=r"^predict: takes a list of images; give \['image.png'\]"):
+    with pytest.raises(DataError, match=r"^predict: expected a list of images; give \['image.png'\]"):
         model.predict("image.png")
 
 
@@ -181,7 +179,7 @@ def test_a_model_whose_task_predicts_nothing_says_so(tmp_path: Path, monkeypatch
     write_model(tmp_path / "model", "a")
     model = load_model(tmp_path / "model")
     monkeypatch.setattr(Classification, "predict", TaskModule.predict)
-    with pytest.raises(ModelError, match=r"a model of the task classification has nothing to say of images"):
+    with pytest.raises(ModelError, match=r"a model of the task classification predicts nothing about images"):
         model.predict([Image.new("L", (28, 28))])
 
 

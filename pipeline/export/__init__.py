@@ -111,11 +111,11 @@ def check_format(name: str) -> None:
     """Raise `ConfigError` for an unknown format, `ModelError` for one whose packages are missing."""
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"format: {name!r} is not an export format; {hint}Known are {', '.join(FORMATS)}")
+        hint = f"did you mean {near[0]!r}? Allowed: " if near else "allowed: "
+        raise ConfigError(f"format: {name!r} is not an export format; {hint}{', '.join(FORMATS)}")
     missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ModelError(f"format: {name} needs the package {missing[0]}; pip install 'minivit-pipeline[{name}]'")
+        raise ModelError(f"format: {name} needs the package {missing[0]}; run `pip install 'minivit-pipeline[{name}]'`")
 
 
 def check_model(name: str, spec: ModelSpec, how: PlainConfig | None = None) -> None:
@@ -147,7 +147,7 @@ def check_out(name: str, out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise ModelError(f"{out}: is a file; name a folder to export to")
+        raise ModelError(f"{out}: found a file, expected a folder to export to")
     draft = r"(\.[0-9a-f]{8}-)?"  # prefix of a file left by a killed export
     ours = re.compile(
         draft + "(" + "|".join(map(re.escape, (*FORMATS[name].files, *FORMATS[name].others, *COMMON))) + ")"
@@ -155,7 +155,7 @@ def check_out(name: str, out: Path) -> None:
     others = sorted(path.name for path in out.iterdir() if not ours.fullmatch(path.name))
     if others:
         raise ModelError(
-            f"{out}: holds {others[0]!r}, which is not part of a {name} export; name a new or an empty folder"
+            f"{out}: found {others[0]!r}, which is not part of a {name} export; give a new or empty folder"
         )
 
 

@@ -68,8 +68,8 @@ def _sections(module: ModuleType, bundle: Bundle, folder: Path, story: Story) ->
         lines += ["", "## Limits of this format", "", *(f"- {note}" for note in notes)]
     if story.data:
         rows = [[use.stage, use.role, use.name, f"`{use.digest}`"] for use in story.data]
-        lines += ["", "## Data", "", *table(("stage", "role", "data set", "digest of its index"), rows)]
-    lines += ["", "## Figures", "", *(_figures(story.figures) or ["None was measured."])]
+        lines += ["", "## Data", "", *table(("stage", "role", "data set", "index digest"), rows)]
+    lines += ["", "## Figures", "", *(_figures(story.figures) or ["Nothing was measured."])]
     lines += _lineage(story)
     if bundle.provenance:
         lines += ["", "## Weights", "", "```yaml", _yaml(bundle.provenance), "```"]
@@ -87,7 +87,7 @@ def _model(bundle: Bundle) -> list[str]:
         f"heads: {heads}.",
         "",
         f"Pixels are (value / 255 - mean) / std with mean {list(preprocess.mean)} and std {list(preprocess.std)}; "
-        f"images come to the model's size by `{preprocess.eval.model_dump()}`.",
+        f"images are brought to the model's size by `{preprocess.eval.model_dump()}`.",
     ]
     if bundle.classes:
         shown = ", ".join(bundle.classes[:MOST_CLASSES])

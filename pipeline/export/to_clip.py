@@ -14,8 +14,8 @@ from pipeline.models.spec import ModelSpec, ViTSpec
 from pipeline.models.weights_file import save_tensors
 
 LIBRARY = "open_clip"
-USE = """`model.safetensors` has the names of OpenAI's and open_clip's image tower (`visual.*`), `config.json` its
-settings: `open_clip.model.VisionTransformer` loads it without the prefix, and `minivit` stages start from it."""
+USE = """`model.safetensors` uses the names of OpenAI's and open_clip's image tower (`visual.*`), `config.json` has its
+settings. `open_clip.model.VisionTransformer` loads it without the prefix; `minivit` stages can start from it."""
 
 
 def check(spec: ModelSpec) -> None:

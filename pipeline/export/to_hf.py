@@ -25,8 +25,8 @@ model = AutoModelForImageClassification.from_pretrained("{folder}")
 pipeline("image-classification", model="{folder}")("image.png")
 ```
 
-Without a classifier, `AutoModel` gives the tokens behind the last norm, and `Dinov2Backbone` (with registers
-`Dinov2WithRegistersBackbone`) maps of any layers, for dense use."""
+Without a classifier, `AutoModel` gives the tokens after the last norm, and `Dinov2Backbone` (with registers
+`Dinov2WithRegistersBackbone`) feature maps of any layers, for dense tasks."""
 FILTERS = ("auto", "bilinear", "bicubic")  # torchvision, which `transformers` uses, differs from Pillow in others
 
 
@@ -38,16 +38,16 @@ def check(spec: ModelSpec) -> None:
 def check_images(how: PlainConfig, size: Pair) -> None:
     """Raise `ModelError` if no `transformers` processor brings images to that size in this way."""
     if how.resize == "pad":
-        raise ModelError("eval.resize: is pad; the image processors of transformers squash or crop")
+        raise ModelError("eval.resize: found pad, but transformers' image processors squash or crop")
     if how.resize == "shorter" and size[0] != size[1]:
         raise ModelError(
-            f"eval.resize: is shorter, for images of {size[0]} x {size[1]}; the image processors of transformers crop "
+            f"eval.resize: found shorter for images of {size[0]} x {size[1]}, but transformers' image processors crop "
             "squares"
         )
     if how.interpolation not in FILTERS:
         raise ModelError(
-            f"eval.interpolation: is {how.interpolation}; the image processors of transformers resize alike by "
-            f"{' and '.join(FILTERS[1:])} alone"
+            f"eval.interpolation: found {how.interpolation}, but transformers' image processors only match "
+            f"{' and '.join(FILTERS[1:])}"
         )
 
 
@@ -93,9 +93,11 @@ def notes(bundle: Bundle) -> list[str]:
         "Transparent pixels lose their alpha; here they show the background " + str(list(bundle.preprocess.background))
     ]
     if bundle.preprocess.channels == 1:
-        found.append("The model was trained on grey images; its kernel weighs red, green and blue as grey images do.")
+        found.append(
+            "The model was trained on grey images; its kernel weighs red, green and blue as a conversion to grey does."
+        )
     if bundle.preprocess.eval.interpolation == "auto":
-        found.append("Images are resized bilinearly, where `auto` differs by little.")
+        found.append("Images are resized bilinearly, from which `auto` differs little.")
     if not bundle.spec.is_classifier:
-        found.append("The heads of its pretraining are left out; outputs are those of the last norm.")
+        found.append("The pretraining heads are left out; outputs are those of the last norm.")
     return found

@@ -32,11 +32,11 @@ def check(spec: ModelSpec) -> None:
     text_head(spec, "CLIPModel")
     check_tower(spec.backbone)
     if "bias" in spec.heads[TEMPERATURE].options:
-        raise ModelError("task.loss: is sigmoid, whose bias a CLIPModel has no place for; export to open-clip")
+        raise ModelError("task.loss: found sigmoid, but a CLIPModel cannot hold its bias; export to open-clip")
     for name in ("image_size", "patch"):
         height, width = getattr(spec.backbone, name)
         if height != width:
-            raise ModelError(f"model.{name}: is {height} x {width}; a CLIPModel has square ones")
+            raise ModelError(f"model.{name}: found {height} x {width}, but a CLIPModel only supports squares")
 
 
 def write(bundle: Bundle, folder: Path) -> Path:
@@ -47,7 +47,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
     tokenizer = bundle.preprocess.tokenizer
     assert tokenizer is not None
     if tokenizer.end == OTHER_POOLING:
-        raise ModelError(f"tokenizer: its end token is {OTHER_POOLING}, at which a CLIPModel does not read texts")
+        raise ModelError(f"tokenizer: its end token is {OTHER_POOLING}, where a CLIPModel does not pool texts")
     tensors = to_clip_towers(bundle.state, bundle.spec, "hugging_face")
     write_json(folder / "config.json", model_config(bundle.spec, tokenizer))
     write_json(folder / "preprocessor_config.json", preprocessor_config(bundle))
@@ -115,4 +115,4 @@ def preprocessor_config(bundle: Bundle) -> dict[str, Any]:
 
 def notes(bundle: Bundle) -> list[str]:
     """What the format cannot express."""
-    return ["Images are squashed; its processor does not pad."] if bundle.preprocess.eval.resize == "pad" else []
+    return ["Images are squashed; the processor does not pad."] if bundle.preprocess.eval.resize == "pad" else []

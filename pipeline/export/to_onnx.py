@@ -75,7 +75,7 @@ def _check(path: Path, graph: Traced, opset: int) -> None:
         for name, one, other in zip(graph.outputs, expected, found, strict=True):
             if not _alike(one, other):
                 raise ModelError(
-                    f"onnx: onnxruntime computes another {name!r} than the model, of inputs of the shapes "
+                    f"onnx: onnxruntime's {name!r} differs from the model's for inputs of the shapes "
                     f"{[list(x.shape) for x in inputs.values()]}; set graph.any_size: false, or another graph.opset"
                 )
 
@@ -91,8 +91,8 @@ def _run(path: Path, inputs: dict[str, Tensor], opset: int) -> list[np.ndarray]:
     except Exception as error:  # the exception classes come from a C++ library
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(
-            f"onnx: onnxruntime {onnxruntime.__version__} does not run the graph, whose opset is {opset} ({reason}); "
-            "set graph.opset to one that it knows, or install a newer onnxruntime"
+            f"onnx: onnxruntime {onnxruntime.__version__} cannot run the graph with opset {opset} ({reason}); set "
+            "graph.opset to one that it supports, or install a newer onnxruntime"
         ) from error
     return outputs
 
@@ -128,4 +128,4 @@ def _same_rows(names: Sequence[str], expected: Sequence[np.ndarray], found: Sequ
 
 def notes(bundle: Bundle) -> list[str]:
     """What the format cannot express."""
-    return ["Images are to be resized and normalised as above by the caller."]
+    return ["The caller must resize and normalise images as above."]

@@ -31,7 +31,7 @@ def check(spec: ModelSpec) -> None:
     text_head(spec, "open_clip")
     check_tower(spec.backbone)
     if spec.backbone.channels != 3:
-        raise ModelError(f"model.channels: is {spec.backbone.channels}; open_clip's image tower has 3")
+        raise ModelError(f"model.channels: found {spec.backbone.channels}, but open_clip's image tower has 3")
 
 
 def write(bundle: Bundle, folder: Path) -> Path:

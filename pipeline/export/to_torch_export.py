@@ -36,4 +36,4 @@ def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
 
 def notes(bundle: Bundle) -> list[str]:
     """What the format cannot express."""
-    return ["Images are to be resized and normalised as above by the caller."]
+    return ["The caller must resize and normalise images as above."]

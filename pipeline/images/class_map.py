@@ -54,7 +54,7 @@ def decode_class_map(data: Data) -> np.ndarray:
             ids = cv2.imdecode(np.frombuffer(_without_palette(whole), np.uint8), cv2.IMREAD_UNCHANGED)
             ids = ids if header.depth not in TO_FULL_RANGE or ids is None else ids // TO_FULL_RANGE[header.depth]
     if ids is None or ids.shape != header.size:
-        raise BadImage("the mask is cut off or damaged")
+        raise BadImage("the mask is truncated or damaged")
     return ids
 
 
@@ -121,4 +121,4 @@ def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 def _what(start: bytes) -> str:
     if not start:
         return "empty"
-    return "a JPEG, which blurs ids" if start.startswith(b"\xff\xd8\xff") else "no PNG"
+    return "a JPEG, which blurs ids" if start.startswith(b"\xff\xd8\xff") else "another format"

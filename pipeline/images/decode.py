@@ -70,7 +70,7 @@ def read_header(data: Data) -> Header:
         BadImage: not an image of a known format, or more than MAX_PIXELS pixels.
     """
     if not len(data):
-        raise BadImage("the image has no bytes")
+        raise BadImage("the image is empty")
     header = plain_png_header(data) or plain_jpeg_header(data) or any_header(data)
     if header.width * header.height > MAX_PIXELS:
         raise BadImage(f"the image has {header.width} x {header.height} pixels, more than {MAX_PIXELS}")

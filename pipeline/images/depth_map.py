@@ -25,16 +25,16 @@ def read_depth_size(data: Data) -> Size:
     """(height, width) of a depth map, without decoding it. Raises BadImage if it is not one."""
     start = bytes(data[:HEADER_AT])
     if not start.startswith(SIGNATURE) or not start.endswith(b"IHDR") or len(data) < HEADER_AT + HEADER.size:
-        raise BadImage("the depth is no PNG; write grey PNGs of 16 bits")
+        raise BadImage("the depth map is not a PNG; write 16-bit grey PNGs")
     width, height, bits, color, _ = HEADER.unpack_from(data, HEADER_AT)
     if color != GREY or bits != DEPTH_BITS:
-        what = f"of {bits} bits" if color == GREY else "in colours or of palette indices"
+        what = f"with {bits} bits" if color == GREY else "in colour or with a palette"
         raise ShallowDepth(
-            f"a depth PNG {what}, and depth must be grey PNGs of 16 bits; write them anew from what was measured, such "
-            "as cv2.imwrite(path, (1000 * metres).round().astype('uint16'))"
+            f"a depth PNG {what}, but depth maps must be 16-bit grey PNGs; write them again from the measurements, "
+            "such as cv2.imwrite(path, (1000 * metres).round().astype('uint16'))"
         )
     if width * height > MAX_PIXELS:
-        raise BadImage(f"the depth has {width} x {height} pixels, more than {MAX_PIXELS}")
+        raise BadImage(f"the depth map has {width} x {height} pixels, more than {MAX_PIXELS}")
     return height, width
 
 
@@ -44,7 +44,7 @@ def decode_depth(data: Data) -> np.ndarray:
     with contextlib.suppress(cv2.error):
         steps = cv2.imdecode(np.frombuffer(bytes(data), np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE)
     if steps is None or steps.shape != size or steps.dtype != np.uint16:
-        raise BadImage("the depth is cut off or damaged")
+        raise BadImage("the depth map is truncated or damaged")
     return steps
 
 

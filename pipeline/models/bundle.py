@@ -56,15 +56,15 @@ class Preprocess:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ModelError(
-                    f"preprocess.{name}: holds {len(values)} numbers for {self.channels} channel(s); "
-                    f"give one per channel (`datasets.NAME.{name}`)"
+                    f"preprocess.{name}: found {len(values)} numbers for {self.channels} channel(s); give one per "
+                    f"channel (`datasets.NAME.{name}`)"
                 )
         if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
             raise ModelError(
-                f"preprocess.background: holds {list(self.background)}; give red, green and blue, each 0 to 255"
+                f"preprocess.background: found {list(self.background)}, expected red, green and blue, each 0 to 255"
             )
         if min(self.std) <= 0:
-            raise ModelError(f"preprocess.std: holds {min(self.std)}; every value must be above 0")
+            raise ModelError(f"preprocess.std: found {min(self.std)}, expected values above 0")
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Preprocess:
@@ -182,7 +182,7 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
     folder = Path(folder)
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise ModelError(f"{folder}: holds no {DESCRIPTION}; give the folder of an exported model")
+        raise ModelError(f"{folder}: found no {DESCRIPTION}; give the folder of an exported model")
     try:
         raw = json.loads(path.read_text())
         spec = ModelSpec.from_dict(raw["spec"])
@@ -190,10 +190,10 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
         classes, provenance, version = raw["classes"], raw["provenance"], raw["format_version"]
         task_settings = dict(raw.get("task_settings", {}))
     except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
-        raise ModelError(f"{path}: is not a model description ({error!r}); export the model again") from error
+        raise ModelError(f"{path}: not a model description ({error!r}); export the model again") from error
     if version not in (1, FORMAT_VERSION):
         raise ModelError(
-            f"{path}: has format version {version}; this version of the package reads 1 to {FORMAT_VERSION}"
+            f"{path}: found format version {version}, but this version of the package reads 1 to {FORMAT_VERSION}"
         )
     _check_description(spec, preprocess, classes, str(path))
     if (length := text_length(spec)) is not None:

@@ -116,8 +116,8 @@ def from_clip(
     found = find_layout(state)
     if found is None:
         sign = seems_to_be(state)
-        some = f"{sign[0]!r} says it is {sign[1]}" if sign else f"it holds {', '.join(sorted(state)[:3])}"
-        raise ModelError(f"the CLIP checkpoint: has no vision tower in a known layout; {some}")
+        some = f"{sign[0]!r} suggests {sign[1]}" if sign else f"it contains {', '.join(sorted(state)[:3])}"
+        raise ModelError(f"the CLIP checkpoint: found no vision tower in a known layout; {some}")
     layout, prefix = found
     tower = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     spec = _read_spec(tower, layout, num_heads, eps or CLIP_EPS, activation)
@@ -126,8 +126,8 @@ def from_clip(
     unknown = sorted(key for key in tower if key not in known and not NOT_VISION.match(key))
     if unknown:
         raise ModelError(
-            f"the CLIP checkpoint: a MiniViT has no place for its tensor {unknown[0]!r} ({len(unknown)} such); "
-            "start from another checkpoint"
+            f"the CLIP checkpoint: its tensor {unknown[0]!r} does not fit into a MiniViT ({len(unknown)} such); start "
+            "from another checkpoint"
         )
     new = {ours: tower[theirs] for ours, theirs in keys.items() if theirs in tower}
     new["cls_token"] = new["cls_token"].reshape(1, 1, -1)
@@ -226,7 +226,7 @@ def _read_spec(
     rows = tower[layout.top["pos_embed"]].shape[0]
     side = math.isqrt(rows - 1)
     if side * side != rows - 1:
-        raise ModelError(f"the CLIP checkpoint: its {rows} positions are not those of CLS and a square grid")
+        raise ModelError(f"the CLIP checkpoint: found {rows} positions, expected one for CLS and a square grid")
     return ViTSpec(
         variant="clip",
         channels=channels,
@@ -247,7 +247,7 @@ def check_expressible(model: ModelSpec) -> None:
     model.require_classifier("CLIP's vision tower")
     check_tower(model.backbone)
     if model.backbone.eps != CLIP_EPS:
-        raise ModelError(f"model.eps: is {model.backbone.eps}; CLIP's vision tower has {CLIP_EPS}")
+        raise ModelError(f"model.eps: found {model.backbone.eps}, but CLIP's vision tower has {CLIP_EPS}")
 
 
 def check_tower(spec: ViTSpec) -> None:
@@ -255,11 +255,11 @@ def check_tower(spec: ViTSpec) -> None:
     wanted = {"norm": "pre", "embed_norm": True, "pool": "cls", "qk_norm": False, "layer_scale": None, "windows": None}
     for name, value in wanted.items():
         if getattr(spec, name) != value:
-            raise ModelError(f"model.{name}: is {getattr(spec, name)}; CLIP's vision tower has {value}")
+            raise ModelError(f"model.{name}: found {getattr(spec, name)}, but CLIP's vision tower has {value}")
     if spec.activation == "relu":
-        raise ModelError("model.activation: is relu; CLIP's vision tower has quick_gelu or gelu")
+        raise ModelError("model.activation: found relu, but CLIP's vision tower has quick_gelu or gelu")
     if spec.tokens.registers or spec.tokens.dist:
-        raise ModelError("model.registers: CLIP's vision tower has no token beside CLS; drop them to export")
+        raise ModelError("model.registers: CLIP's vision tower has no tokens besides CLS; drop them to export")
 
 
 def _positions(state: Mapping[str, Tensor], spec: ViTSpec) -> Tensor:
@@ -278,7 +278,7 @@ def _through_projection(weight: Tensor, bias: Tensor) -> Tensor:
     shift = torch.linalg.pinv(exact) @ bias.double()
     if not torch.allclose(exact @ shift, bias.double(), atol=1e-6):
         raise ModelError(
-            f"model.num_classes: the bias of a head of {len(weight)} classes on {weight.shape[1]} channels cannot be "
-            "expressed by CLIP's projection, which has none"
+            f"model.num_classes: CLIP's projection has no bias and cannot express that of a head of {len(weight)} "
+            f"classes on {weight.shape[1]} channels"
         )
     return shift.to(bias.dtype)

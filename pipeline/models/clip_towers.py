@@ -44,7 +44,7 @@ def text_head(model: ModelSpec, form: str) -> HeadSpec:
     """Returns the text tower of a model. Raises `ModelError` unless it has an image and a text tower."""
     if {head.kind for head in model.heads.values()} != {"embedding", "text_tower", "temperature"}:
         raise ModelError(
-            f"heads: {form} holds an image tower and a text tower, and this {model.task} model has not both; "
+            f"heads: {form} needs an image tower and a text tower, but this {model.task} model does not have both; "
             "train it with the task clip, or export to another format"
         )
     return model.heads[TEXT]

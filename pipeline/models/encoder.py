@@ -273,7 +273,7 @@ class Encoder(nn.Module):
     def layer_of(self, name: str) -> int:
         """Layer number of a parameter for layer-wise decay; the first block is 1."""
         owner, _, rest = name.partition(".")
-        assert owner == "layers", f"{name}: no layer is known for it"
+        assert owner == "layers", f"{name}: belongs to no known layer"
         return int(rest.partition(".")[0]) + 1
 
     def recompute_activations(self, choice: Recompute) -> None:

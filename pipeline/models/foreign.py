@@ -73,7 +73,7 @@ def describe_foreign(reference: str, **unreadable: Any) -> Bundle:
 def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
     if path.suffix != ".safetensors":
         raise ModelError(
-            f"{path}: is not a safetensors file, and pickles run code; convert it with safetensors.torch.save_file"
+            f"{path}: not a safetensors file, and pickles can run code; convert it with safetensors.torch.save_file"
         )
     try:
         state = load_file(path)
@@ -138,9 +138,9 @@ def _beside(path: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ModelError(f"{file}: is not JSON ({error}); mend it, or take it away") from None
+        raise ModelError(f"{file}: not valid JSON ({error}); fix or remove it") from None
     if not isinstance(described, dict):
-        raise ModelError(f"{file}: holds no JSON object; mend it, or take it away")
+        raise ModelError(f"{file}: not a JSON object; fix or remove it")
     return described
 
 
@@ -164,8 +164,8 @@ def _create_timm(reference: str, *, pretrained: bool = False) -> Any:
     except Exception as error:  # from timm, the hub client or its transport
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{reference}: is unavailable ({reason.rstrip('.')}); take a name of timm.list_models('vit_*', "
-            "pretrained=True), on a machine that reaches huggingface.co or has the weights in its cache (HF_HOME)"
+            f"{reference}: unavailable ({reason.rstrip('.')}); use a name from timm.list_models('vit_*', "
+            "pretrained=True), on a machine that can reach huggingface.co or has the weights in its cache (HF_HOME)"
         ) from error
 
 
@@ -175,7 +175,9 @@ def _convert(reference: str, model: Any) -> tuple[dict[str, Tensor], ModelSpec]:
         norm = model.norm if hasattr(model.norm, "eps") else model.fc_norm
         activation = _activation(model.blocks[0].mlp.act)
     except (AttributeError, TypeError, IndexError):
-        raise ModelError(f"{reference}: is a {type(model).__name__}, not a plain Vision Transformer of timm") from None
+        raise ModelError(
+            f"{reference}: found a {type(model).__name__}, expected a plain Vision Transformer of timm"
+        ) from None
     with _named(reference):
         return from_timm(
             model.state_dict(), grid=(grid[0], grid[1]), num_heads=heads, eps=norm.eps, activation=activation
@@ -187,7 +189,9 @@ def _activation(module: torch.nn.Module) -> Activation:
     try:
         return names[type(module).__name__]
     except KeyError:
-        raise ModelError(f"the timm checkpoint: its activation {type(module).__name__} is none a MiniViT has") from None
+        raise ModelError(
+            f"the timm checkpoint: a MiniViT does not support its activation {type(module).__name__}"
+        ) from None
 
 
 def _from_timm_model(reference: str, model: Any) -> Bundle:

@@ -29,7 +29,7 @@ def normalisation(mean: Any, std: Any, channels: int) -> tuple[Values, Values]:
     if fault := scale_fault(*given):
         raise ModelError(f"the normalisation's {fault}")
     if min(given[1]) <= 0:
-        raise ModelError(f"the normalisation's std: found {min(given[1]):g}; every value must be above 0")
+        raise ModelError(f"the normalisation's std: found {min(given[1]):g}, expected values above 0")
     widened = [values * channels if len(values) == 1 else values for values in given]
     fitting = [values if len(values) == channels else (sum(values) / len(values),) * channels for values in widened]
     return fitting[0], fitting[1]
@@ -58,7 +58,7 @@ def hugging_face_normalisation(settings: Mapping[str, Any], channels: int) -> tu
         factor, offset = (1 / 255 if max(mean) <= 1 else 1.0), 0.0
     else:
         raise ModelError(
-            "do_rescale and do_normalize are false, so it does not say what the model's images are; set the one that "
+            "do_rescale and do_normalize are false, so the scale of the model's images is unknown; set the one that "
             "applies, with rescale_factor or image_mean and image_std"
         )
     if factor <= 0:
@@ -80,9 +80,9 @@ def class_labels(labels: Any, named: Any, num_classes: int) -> list[str] | None:
     names = {_label_number("id2label", number): class_name(str(name)) for number, name in entries}
     missing = sorted(set(range(num_classes)) - names.keys())
     if missing:
-        raise ModelError(f"id2label: names no class {missing[0]} of 0 to {num_classes - 1}; number all of them")
+        raise ModelError(f"id2label: found no name for class {missing[0]} of 0 to {num_classes - 1}; name all of them")
     if not isinstance(named or {}, Mapping):
-        raise ModelError(f"label2id: found {named!r}, expected an object of names and their numbers")
+        raise ModelError(f"label2id: found {named!r}, expected an object that maps names to numbers")
     times = Counter(names.values())
     for name, number in (named or {}).items():
         theirs = names.get(_label_number("label2id", number))
@@ -97,7 +97,7 @@ def _label_number(key: str, text: Any) -> int:
     try:
         return int(text)
     except (TypeError, ValueError, OverflowError):
-        raise ModelError(f"{key}: found {text!r}, expected the number of a class") from None
+        raise ModelError(f"{key}: found {text!r}, expected a class number") from None
 
 
 def _given(settings: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -113,5 +113,5 @@ def _number(key: str, value: Any) -> float:
 def _per_channel(key: str, value: Any) -> Values:
     values: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
     if not values:
-        raise ModelError(f"{key}: is empty; give a number, or one per channel")
+        raise ModelError(f"{key}: found an empty list; give a number, or one per channel")
     return tuple(_number(key, number) for number in values)

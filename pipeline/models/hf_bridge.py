@@ -101,7 +101,7 @@ def from_hugging_face(
     config = config or {}
     spec = _read_spec(new, config, num_heads, eps, activation)
     if missing := {(layer, number, "weight") for layer in range(spec.depth) for number in range(3)} - parts.keys():
-        raise ModelError(f"{SOURCE}: layer {min(missing)[0]} lacks its query, key or value; give the whole file")
+        raise ModelError(f"{SOURCE}: layer {min(missing)[0]} has no query, key or value; give the whole file")
     no_bias = torch.zeros(spec.embed_dim)
     for layer in range(spec.depth):
         for part in ("weight", "bias"):
@@ -142,7 +142,7 @@ def _renamed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[tuple
     if head is not None and head.shape[1] == 2 * dim and not head[:, dim:].any():
         new["mlp_head.1.weight"] = head[:, :dim].contiguous()  # DINOv2's, with zero weights for the mean of the patches
     elif head is not None and head.shape[1] != dim:
-        log.warning("%s: its classifier reads %d channels beside CLS and is left out", SOURCE, head.shape[1] - dim)
+        log.warning("%s: its classifier reads %d channels besides CLS and is left out", SOURCE, head.shape[1] - dim)
         del new["mlp_head.1.weight"], new["mlp_head.1.bias"]
     return new, parts
 
@@ -156,7 +156,7 @@ def _read_spec(
 ) -> ViTSpec:
     for name in ("patch_embed.proj.weight", "pos_embed", "cls_token", "transformer.layers.0.linear1.weight"):
         if name not in new:
-            raise ModelError(f"{SOURCE}: lacks what becomes {name!r}; give the whole file of the model")
+            raise ModelError(f"{SOURCE}: found no tensor for {name!r}; give the model's whole file")
     dim, channels, height, width = new["patch_embed.proj.weight"].shape
     depth = 1 + max(int(key.split(".")[2]) for key in new if key.startswith("transformer.layers."))
     registers = new.get("registers")
@@ -194,6 +194,6 @@ def _grid(patches: int, patch: Pair, config: Mapping[str, Any]) -> Pair:
     side = math.isqrt(patches)
     if side * side != patches:
         raise ModelError(
-            f"{SOURCE}: its {patches} positions of patches are no square grid; keep its config.json beside it"
+            f"{SOURCE}: its {patches} patch positions do not form a square grid; keep its config.json beside it"
         )
     return side, side

@@ -49,14 +49,14 @@ def hf_layout(model: ModelSpec) -> Layout:
     _check_backbone(spec, classifier)
     if classifier and spec.tokens.dist:
         if spec.tokens.registers:
-            raise ModelError("model.registers: transformers' DeiT has none beside its distillation token")
+            raise ModelError("model.registers: transformers' DeiT has none besides its distillation token")
         return "deit"
     registers = spec.tokens.registers + int(spec.tokens.dist)
     why_not = _unlike_dinov2(spec)
     if registers or not classifier:
         if why_not:
             kind = "registers" if registers else "no classifier"
-            raise ModelError(f"{why_not}; transformers' DINOv2, its only such model with {kind}, cannot be that")
+            raise ModelError(f"{why_not}; transformers' DINOv2, its only such model with {kind}, does not support that")
         return "dinov2_with_registers" if registers else "dinov2"
     return "dinov2" if spec.layer_scale is not None and not why_not else "vit"
 
@@ -89,14 +89,14 @@ def _check_backbone(spec: ViTSpec, classifier: bool) -> None:
     """Raise `ModelError` for features that none of the architectures has."""
     kind = "transformers' ViT"
     if spec.norm != "pre":
-        raise ModelError(f"model.norm: is {spec.norm}; {kind} has pre")
+        raise ModelError(f"model.norm: found {spec.norm}, but {kind} has pre")
     if not spec.tokens.cls:
-        raise ModelError(f"model.class_token: is false; {kind} has one")
+        raise ModelError(f"model.class_token: found false, but {kind} has one")
     if classifier and spec.pool != "cls":
-        raise ModelError(f"model.pool: is {spec.pool}; the classifier of {kind} reads cls")
+        raise ModelError(f"model.pool: found {spec.pool}, but the classifier of {kind} reads cls")
     for name in ("qk_norm", "embed_norm", "windows"):
         if getattr(spec, name):
-            raise ModelError(f"model.{name}: is set; {kind} has none")
+            raise ModelError(f"model.{name}: is set, but {kind} has none")
 
 
 def _unlike_dinov2(spec: ViTSpec) -> str | None:
@@ -104,9 +104,9 @@ def _unlike_dinov2(spec: ViTSpec) -> str | None:
     for name in ("image_size", "patch"):
         height, width = getattr(spec, name)
         if height != width:
-            return f"model.{name}: is {height} x {width}, not square"
+            return f"model.{name}: found {height} x {width}, expected a square"
     if spec.mlp_dim % spec.embed_dim:
-        return f"model.mlp_dim: is {spec.mlp_dim}, no multiple of the width {spec.embed_dim}"
+        return f"model.mlp_dim: found {spec.mlp_dim}, expected a multiple of the width {spec.embed_dim}"
     return None
 
 

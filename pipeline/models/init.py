@@ -62,7 +62,7 @@ def initialise(model: MiniViT, name: str | None) -> None:
     if name is None:
         name = "torch" if model.spec.backbone.norm == "post" else "mae"
     if name not in INITIALISERS:
-        raise ModelError(f"init: {name!r} is not an initialiser; take one of {', '.join(INITIALISERS)}")
+        raise ModelError(f"init: {name!r} is not an initialiser; use one of {', '.join(INITIALISERS)}")
     INITIALISERS[name](model)
 
 

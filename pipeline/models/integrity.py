@@ -35,6 +35,6 @@ def check_files(folder: Path) -> None:
     for name, (size, digest) in files.items():
         file = folder / name
         if not file.is_file():
-            raise ModelError(f"{file}: is missing, and {MANIFEST} lists it; export the model again")
+            raise ModelError(f"{file}: missing, but {MANIFEST} lists it; export the model again")
         if file.stat().st_size != size or hash_file(file) != digest:
-            raise ModelError(f"{file}: is not what was written, by its SHA-256 in {MANIFEST}; export the model again")
+            raise ModelError(f"{file}: does not match its SHA-256 in {MANIFEST}; export the model again")

@@ -122,7 +122,7 @@ class MiniViT(nn.Module):
         self._reads = spec.reads
         self._answering: list[tuple[str, str | None]] = []  # heads that `forward` calls, and which one each refines
         for name, head in spec.heads.items():
-            assert not hasattr(self, name), f"{name}: a model has that already, so no head can have the name"
+            assert not hasattr(self, name), f"{name}: the model already uses this name; name the head otherwise"
             kind = head_kind(head.kind)
             self.add_module(name, kind.build(head, spec.backbone))
             if kind.reads(head, spec.backbone) is not None:
@@ -159,7 +159,7 @@ class MiniViT(nn.Module):
             return self.transformer.layer_of(rest)
         if owner in self.spec.heads:
             return head_kind(self.spec.heads[owner].kind).layer(rest, self.spec.backbone.depth)
-        assert owner in EMBEDDING, f"{name}: no layer is known for it"
+        assert owner in EMBEDDING, f"{name}: belongs to no known layer"
         return 0
 
     def freeze(self, share: float) -> None:
@@ -225,7 +225,7 @@ class MiniViT(nn.Module):
         With `keep`, int64 [B, n], the encoder sees only the patches with these indices: [B, P+n, D] (He et al. 2022).
         """
         if keep is not None and self.spec.backbone.windows is not None:
-            raise ModelError("keep: patches that are left out have no windows; build the model without windows")
+            raise ModelError("keep: patches cannot be left out with windows; build the model without windows")
         features: Tensor = self.transformer(self.embed(images, mask, keep), grid=self.grid(images))
         return features
 
@@ -261,8 +261,8 @@ class MiniViT(nn.Module):
         """[B, C, H, W] -> the encoder's input [B, P+N, D]; `mask` and `keep` as for `forward_features`."""
         if images.ndim != 4 or images.shape[1] != self.spec.backbone.channels:
             raise ModelError(
-                f"images: found shape {list(images.shape)}; "
-                f"this model takes [batch, {self.spec.backbone.channels}, height, width]"
+                f"images: found shape {list(images.shape)}, expected [batch, {self.spec.backbone.channels}, height, "
+                "width]"
             )
         grid = self.grid(images)
         x = self.patch_embed(images, self.patch, keep)

@@ -24,7 +24,7 @@ def pooled(model: MiniViT, images: Tensor, pooling: Pooling) -> Tensor:
     """
     spec = model.spec.backbone
     if pooling == "cls" and not spec.tokens.cls:
-        raise ModelError("features: found cls, but the model has no class token; take patches or both")
+        raise ModelError("features: found cls, but the model has no class token; use patches or both")
     tokens = model.features(images, Reads()).tokens
     parts = []
     if pooling != "patches" and spec.tokens.cls:

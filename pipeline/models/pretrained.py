@@ -32,7 +32,7 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
     if branches := _finished(folder.glob("*/status.json")):
         return _best_branch(folder, branches) / "model"
     raise ModelError(
-        f"{folder}: holds no finished model ({DESCRIPTION}); give an export, or a run whose training finished"
+        f"{folder}: found no finished model ({DESCRIPTION}); give an export, or a run whose training finished"
     )
 
 
@@ -76,7 +76,7 @@ def _best_branch(stage: Path, branches: dict[Path, dict[str, Any]]) -> Path:
     unknown = [folder.name for folder, value in values.items() if value is None]
     if len(branches) > 1 and unknown:
         raise ModelError(
-            f"{stage}: fans out, and its branch {unknown[0]} has no validation {measure.words} to pick the best by; "
+            f"{stage}: fans out, but its branch {unknown[0]} has no validation {measure.words} to pick the best by; "
             f"give one branch's folder, such as {stage / unknown[0]}"
         )
     return best(values, measure.better) or next(iter(branches))
@@ -89,6 +89,6 @@ def _status(folder: Path) -> dict[str, Any]:
         return {}
     except json.JSONDecodeError as error:
         raise ModelError(
-            f"{folder / 'status.json'}: is not JSON ({error}); run the pipeline again to renew it"
+            f"{folder / 'status.json'}: not valid JSON ({error}); run the pipeline again to renew it"
         ) from error
     return status

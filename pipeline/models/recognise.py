@@ -53,7 +53,7 @@ def refuse_unplaced(source: str, keys: Collection[str]) -> None:
         return
     sign = seems_to_be(keys)
     raise ModelError(
-        f"{source}: a MiniViT has no place for its tensor {min(keys)!r} ({len(keys)} such), "
-        + (f"as it seems to be {sign[1]}; " if sign else "so its outputs could not be kept; ")
+        f"{source}: its tensor {min(keys)!r} does not fit into a MiniViT ({len(keys)} such), "
+        + (f"as it seems to be {sign[1]}; " if sign else "so its outputs would change; ")
         + "start from another checkpoint"
     )

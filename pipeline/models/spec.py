@@ -131,7 +131,7 @@ class ViTSpec:
                 }
             )
         except (KeyError, TypeError) as error:
-            raise ModelError(f"spec: cannot be read ({error}); it must be what this package wrote itself") from error
+            raise ModelError(f"spec: cannot be read ({error}); give one that this package wrote") from error
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,11 @@ class ModelSpec:
             kind.check(head, self.backbone)
             refined = kind.refines(head)
             if refined is not None and refined not in self.heads:
-                raise ModelError(f"heads.{name}: a {head.kind} head needs the head {refined!r}; the model has none")
+                raise ModelError(f"heads.{name}: a {head.kind} head needs the head {refined!r}, which the model lacks")
         counts = {name: head.outputs for name, head in self.heads.items() if head_kind(head.kind).class_tensors(head)}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise ModelError(f"heads: have different numbers of classes ({listed}); give all the same")
+            raise ModelError(f"heads: found different numbers of classes ({listed}); give all the same")
 
     @classmethod
     def classifier(cls, backbone: ViTSpec, num_classes: int) -> ModelSpec:
@@ -207,9 +207,7 @@ class ModelSpec:
         """
         if not (self.is_classifier or (or_backbone and self.is_backbone)):
             found = ", ".join(f"{name!r} ({head.kind})" for name, head in self.heads.items()) or "none"
-            raise ModelError(
-                f"heads: {form} holds a classifier's heads alone, and those of this {self.task} model are {found}"
-            )
+            raise ModelError(f"heads: {form} only holds a classifier's heads, but this {self.task} model has {found}")
 
     @property
     def reads(self) -> Reads:
@@ -236,7 +234,7 @@ class ModelSpec:
             backbone = ViTSpec.from_dict(raw["backbone"])
             return cls(backbone, {name: HeadSpec(**head) for name, head in raw["heads"].items()}, raw["task"])
         except (AttributeError, KeyError, TypeError) as error:
-            raise ModelError(f"spec: cannot be read ({error}); it must be what this package wrote itself") from error
+            raise ModelError(f"spec: cannot be read ({error}); give one that this package wrote") from error
 
 
 def classifier_heads(backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
@@ -249,17 +247,17 @@ def whole_patches(image_size: Pair, patch: Pair) -> Pair:
     """The grid that `patch` cuts an image into, all in (height, width); `ModelError` if pixels are left over."""
     for side, size, length in zip(("height", "width"), image_size, patch, strict=True):
         if length < 1:
-            raise ModelError(f"model.patch_size: the {side} is {length}; it must be at least 1")
+            raise ModelError(f"model.patch_size: found {side} {length}, expected at least 1")
         if size < length:
             raise ModelError(
-                f"image_size: the {side} {size} is smaller than one patch of {length}; "
-                f"take {length} or more, or a smaller patch_size"
+                f"image_size: the {side} {size} is smaller than one patch of {length}; use {length} or more, or a "
+                "smaller patch_size"
             )
         if size % length:
             below = size // length * length
             raise ModelError(
-                f"image_size: the {side} {size} is not a multiple of the patch size {length}; "
-                f"take {below} or {below + length}, or another patch_size"
+                f"image_size: the {side} {size} is not a multiple of the patch size {length}; use {below} or "
+                f"{below + length}, or another patch_size"
             )
     return image_size[0] // patch[0], image_size[1] // patch[1]
 
@@ -290,16 +288,16 @@ def _check_sizes(spec: ViTSpec) -> None:
         counts[f"patch {name}"] = spec.patch[axis]
     for name, value in counts.items():
         if value < 1:
-            raise ModelError(f"model.{name}: is {value}; it must be at least 1")
+            raise ModelError(f"model.{name}: found {value}, expected at least 1")
     if spec.windows is not None:
         numbers = spec.windows.size, spec.windows.global_every
         if not all(isinstance(number, int) and number >= 1 for number in numbers):
-            raise ModelError(f"model.windows: is {spec.windows}; both of its numbers must be at least 1, and whole")
+            raise ModelError(f"model.windows: found {spec.windows}, expected two whole numbers of at least 1")
     if spec.tokens.registers < 0:
-        raise ModelError(f"model.registers: is {spec.tokens.registers}; it must be at least 0")
+        raise ModelError(f"model.registers: found {spec.tokens.registers}, expected at least 0")
     for name in ("dropout", "drop_path"):
         if not 0 <= getattr(spec, name) < 1:
-            raise ModelError(f"model.{name}: is {getattr(spec, name)}; it must be at least 0 and below 1")
+            raise ModelError(f"model.{name}: found {getattr(spec, name)}, expected at least 0 and below 1")
 
 
 def _check_choices(spec: ViTSpec) -> None:
@@ -312,7 +310,9 @@ def _check_choices(spec: ViTSpec) -> None:
     }
     for name, choices in known.items():
         if getattr(spec, name) not in get_args(choices):
-            raise ModelError(f"model.{name}: is {getattr(spec, name)!r}; take one of {', '.join(get_args(choices))}")
+            raise ModelError(
+                f"model.{name}: found {getattr(spec, name)!r}, expected one of {', '.join(get_args(choices))}"
+            )
 
 
 def _check_combinations(spec: ViTSpec) -> None:
@@ -320,17 +320,17 @@ def _check_combinations(spec: ViTSpec) -> None:
         fitting = [h for h in range(1, spec.embed_dim + 1) if spec.embed_dim % h == 0]
         nearest = min(fitting, key=lambda h: abs(h - spec.num_heads))
         raise ModelError(
-            f"model.num_heads: {spec.num_heads} heads do not divide embed_dim = {spec.embed_dim}; take {nearest} heads"
+            f"model.num_heads: {spec.num_heads} heads do not divide embed_dim = {spec.embed_dim}; use {nearest} heads"
         )
     if spec.pool == "cls" and not spec.tokens.cls:
         raise ModelError("model.pool: 'cls' needs a class token; set pool: avg, or class_token: true")
     if spec.tokens.dist and spec.pool != "cls":
-        raise ModelError(
-            "model.pool: the distillation token needs pool: cls, as its logits are averaged with those of CLS"
-        )
+        raise ModelError("model.pool: the distillation token needs pool: cls, as its logits are averaged with CLS's")
     if spec.windows is not None and spec.dropout:
-        raise ModelError(f"model.windows: attention in windows has no dropout, found {spec.dropout}; set dropout: 0")
+        raise ModelError(
+            f"model.windows: attention in windows does not support dropout, found {spec.dropout}; set dropout: 0"
+        )
     if spec.positions == "sincos" and spec.embed_dim % 4:
         raise ModelError(
-            f"model.positions: 'sincos' needs embed_dim divisible by 4, found {spec.embed_dim}; take positions: learned"
+            f"model.positions: 'sincos' needs embed_dim divisible by 4, found {spec.embed_dim}; set positions: learned"
         )

@@ -25,17 +25,17 @@ def check_state(state: Mapping[str, Tensor], spec: ModelSpec, source: str) -> No
     expected = expected_shapes(spec)
     ours = any(name.startswith("transformer.layers.") for name in state)
     if not ours and (foreign := seems_to_be(state)):
-        raise ModelError(f"{source}: is not a MiniViT; its tensor {foreign[0]!r} says it is {foreign[1]}")
+        raise ModelError(f"{source}: not a MiniViT; its tensor {foreign[0]!r} suggests {foreign[1]}")
     missing = [name for name in expected if name not in state]
     if missing:
-        raise ModelError(f"{source}: lacks the tensor {missing[0]!r} ({len(missing)} missing) that its spec asks for")
+        raise ModelError(f"{source}: lacks the tensor {missing[0]!r} ({len(missing)} missing) that its spec requires")
     unknown = sorted(state.keys() - expected.keys())
     if unknown:
         raise ModelError(
-            f"{source}: holds the tensor {unknown[0]!r} ({len(unknown)} such) that its spec does not know; "
-            "the spec belongs to another model"
+            f"{source}: found the tensor {unknown[0]!r} ({len(unknown)} such) that its spec does not have; the spec "
+            "belongs to another model"
         )
     for name, shape in expected.items():
         if tuple(state[name].shape) != shape:
             found = list(state[name].shape)
-            raise ModelError(f"{source}: the tensor {name!r} has shape {found}; its spec asks for {list(shape)}")
+            raise ModelError(f"{source}: the tensor {name!r} has shape {found}; its spec requires {list(shape)}")

@@ -104,14 +104,14 @@ def _check_same_architecture(old: ViTSpec, new: ViTSpec) -> None:
     for name in FIXED_FIELDS:
         if getattr(old, name) != getattr(new, name):
             raise ModelError(
-                f"model.{name}: is {getattr(new, name)}, but the weights to start from have {getattr(old, name)}; "
+                f"model.{name}: found {getattr(new, name)}, but the weights to start from have {getattr(old, name)}; "
                 f"surgery does not change it, so set it to {getattr(old, name)} or start from other weights"
             )
 
 
 def _check_classes(spec: ModelSpec, classes: Sequence[str] | None, name: str) -> None:
     if classes is not None and len(classes) != spec.num_classes:
-        raise ModelError(f"{name}: holds {len(classes)} names, but the head has {spec.num_classes} classes")
+        raise ModelError(f"{name}: found {len(classes)} names, but the head has {spec.num_classes} classes")
 
 
 def _same_names(from_classes: Sequence[str] | None, to_classes: Sequence[str] | None) -> bool:

@@ -40,7 +40,7 @@ def adapt_heads(
             _keep_rows(state, {key: fresh[key] for key in of_classes}, rows, changes)
             continue
         refined = kind.refines(spec)
-        how = "starts anew" if refined is None else f"starts as a copy of {refined!r}"
+        how = "is initialised" if refined is None else f"is copied from {refined!r}"
         sentences.append(f"its head {name!r} ({spec.kind}) {how}")
         if refined is None:
             changes.initialised.update(fresh)

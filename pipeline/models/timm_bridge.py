@@ -142,10 +142,10 @@ def from_timm(
     """
     if "blocks.0.attn.qkv.weight" not in state or "blocks.0.mlp.fc1.weight" not in state:
         sign = seems_to_be(state)
-        some = f"{sign[0]!r} says it is {sign[1]}" if sign else f"it holds {', '.join(sorted(state)[:3])}"
-        raise ModelError(f"the timm checkpoint: is not timm's plain ViT; {some}")
+        some = f"{sign[0]!r} suggests {sign[1]}" if sign else f"it contains {', '.join(sorted(state)[:3])}"
+        raise ModelError(f"the timm checkpoint: not timm's plain ViT; {some}")
     if "patch_embed.proj.weight" not in state or state["patch_embed.proj.weight"].ndim != 4:
-        raise ModelError("the timm checkpoint: has no patch_embed.proj.weight of four dimensions; it is a hybrid ViT")
+        raise ModelError("the timm checkpoint: found no four-dimensional patch_embed.proj.weight; it is a hybrid ViT")
     spec = _read_spec(state, grid, num_heads, eps, activation)
     new = {ours: state[theirs] for ours, theirs in TOP_KEYS.items() if theirs in state}
     for layer in range(spec.depth):
@@ -160,7 +160,7 @@ def from_timm(
     for part in ("weight", "bias"):
         if f"{norm}.{part}" not in state:
             raise ModelError(
-                f"the timm checkpoint: has neither norm.{part} nor fc_norm.{part}; a MiniViT needs its last norm"
+                f"the timm checkpoint: found neither norm.{part} nor fc_norm.{part}; a MiniViT needs its last norm"
             )
         new[f"mlp_head.0.{part}"] = state[f"{norm}.{part}"]
     new.setdefault("mlp_head.1.weight", torch.zeros(1, spec.embed_dim))
@@ -189,8 +189,8 @@ def _check_expressible(model: ModelSpec) -> None:
     for name, values in allowed.items():
         if getattr(spec, name) not in values:
             raise ModelError(
-                f"model.{name}: is {getattr(spec, name)}; timm's {kind} has {' or '.join(map(str, values))}, "
-                "so export to another format"
+                f"model.{name}: found {getattr(spec, name)}, but timm's {kind} has {' or '.join(map(str, values))}; "
+                "export to another format"
             )
     if spec.windows is not None:
         raise ModelError("model.windows: timm's ViT has none; export to another format, or set windows: none")
@@ -219,7 +219,7 @@ def _read_spec(
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
     tokens = TokenSchema(cls="cls_token" in state, dist="dist_token" in state, registers=registers)
     if "pos_embed" not in state:
-        raise ModelError("the timm checkpoint: has no pos_embed; only absolute positions are understood")
+        raise ModelError("the timm checkpoint: found no pos_embed; only absolute positions are supported")
     rows = state["pos_embed"].shape[1]
     grid = grid or _square_grid(rows, tokens.num_prefix)
     if rows == grid[0] * grid[1]:
@@ -252,8 +252,8 @@ def _square_grid(rows: int, num_prefix: int) -> Pair:
         if side and side * side == patches:
             return side, side
     raise ModelError(
-        f"the timm checkpoint: its {rows} positions with {num_prefix} prefix tokens are no square grid; "
-        "start from `timm:local-dir:FOLDER`, whose config.json names the image size"
+        f"the timm checkpoint: its {rows} positions with {num_prefix} prefix tokens do not form a square grid; start "
+        "from `timm:local-dir:FOLDER`, whose config.json names the image size"
     )
 
 

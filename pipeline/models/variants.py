@@ -88,8 +88,8 @@ def build_backbone(
     for key in overrides:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ModelError(f"model.{key}: is not a field of a variant; {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
+            raise ModelError(f"model.{key}: not a field of a variant; {hint}")
 
     settings = {name: overrides.get(name, getattr(row, name)) for name in ROW_FIELDS}
     if "mlp_dim" not in overrides and variant != "tutorial":
@@ -114,5 +114,5 @@ def find_variant(name: str) -> Variant:
     if name in VARIANTS:
         return VARIANTS[name]
     near = difflib.get_close_matches(name, VARIANTS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ModelError(f"model.variant: {name!r} is not a variant; {hint}Known are {', '.join(VARIANTS)}")
+    hint = f"did you mean {near[0]!r}? Allowed: " if near else "allowed: "
+    raise ModelError(f"model.variant: {name!r} is not a variant; {hint}{', '.join(VARIANTS)}")

@@ -98,13 +98,13 @@ def test_a_bundle_keeps_its_tokenizer(tmp_path: Path, images: Tensor) -> None:
     export("safetensors", found, tmp_path / "out")
     model = load_pretrained(tmp_path / "out")
     torch.testing.assert_close(model.encode_text(CAPTIONS), ours(found, images)[1])
-    with pytest.raises(ModelError, match=r"^encode_text: a classification model knows no texts"):
+    with pytest.raises(ModelError, match=r"^encode_text: a classification model does not encode texts"):
         PretrainedMiniViT.from_bundle(classifier()).encode_text(CAPTIONS)
     (tmp_path / "out" / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"tokenizer.json: is not what was written"):
+    with pytest.raises(ModelError, match=r"tokenizer.json: does not match its SHA-256"):
         load_pretrained(tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink()  # as a stage's own model has none
-    with pytest.raises(ModelError, match=r"tokenizer.json: is no tokenizer.json \(Model missing"):
+    with pytest.raises(ModelError, match=r"tokenizer.json: not a tokenizer.json \(Model missing"):
         load_pretrained(tmp_path / "out")
     (tmp_path / "out" / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer.json: cannot be read"):
@@ -121,9 +121,9 @@ def classifier() -> Bundle:
     ("form", "changes", "reason"),
     [
         ("open-clip", {"embed_norm": False}, r"model\.embed_norm: is False"),
-        ("open-clip", {"channels": 1}, r"model\.channels: is 1; open_clip's image tower has 3"),
-        ("hf-clip", {"pool": "avg"}, r"model\.pool: is avg"),
-        ("hf-clip", {"loss": "sigmoid"}, r"task\.loss: is sigmoid, whose bias a CLIPModel has no place for"),
+        ("open-clip", {"channels": 1}, r"model\.channels: found 1, but open_clip's image tower has 3"),
+        ("hf-clip", {"pool": "avg"}, r"model\.pool: found avg"),
+        ("hf-clip", {"loss": "sigmoid"}, r"task\.loss: found sigmoid, but a CLIPModel cannot hold its bias"),
     ],
 )
 def test_what_clip_cannot_be_is_refused(form: str, changes: dict[str, object], reason: str) -> None:
@@ -132,5 +132,5 @@ def test_what_clip_cannot_be_is_refused(form: str, changes: dict[str, object], r
 
 
 def test_a_model_without_texts_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"^heads: open_clip holds an image tower and a text tower, and this classif"):
+    with pytest.raises(ModelError, match=r"^heads: open_clip needs an image tower and a text tower, but this cl"):
         check_model("open-clip", classifier().spec)

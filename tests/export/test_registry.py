@@ -44,7 +44,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(
         export(name, bundle, out)
     (out / "thesis.tex").write_text("years of work")
     with pytest.raises(
-        ModelError, match=rf"out: holds 'thesis\.tex', which is not part of a {name} export; name a new"
+        ModelError, match=rf"out: found 'thesis\.tex', which is not part of a {name} export; give a new"
     ):
         export(name, bundle, out)
     assert (out / "thesis.tex").read_text() == "years of work"
@@ -63,7 +63,7 @@ def test_a_folder_may_be_the_one_one_stands_in(
 def test_wrong_name_lists_the_right_ones(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"did you mean 'onnx'\? Known are safetensors, timm, hf, clip, open-clip, hf-clip, onnx, torch-export",
+        match=r"did you mean 'onnx'\? Allowed: safetensors, timm, hf, clip, open-clip, hf-clip, onnx, torch-export",
     ):
         export("onxn", make_bundle(), tmp_path)
 
@@ -109,6 +109,6 @@ def test_heads_that_a_format_cannot_hold_are_named(name: str, form: str, make_bu
     with pytest.raises(ModelError) as caught:
         check_model(name, spec)
     assert str(caught.value) == (
-        f"heads: {form} holds a classifier's heads alone, and those of this segmentation model are 'seg_head' "
+        f"heads: {form} only holds a classifier's heads, but this segmentation model has 'seg_head' "
         "(linear); safetensors, onnx and torch-export can hold this model"
     )

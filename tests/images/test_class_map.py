@@ -70,10 +70,10 @@ def test_what_is_no_class_map_is_told_by_its_name() -> None:
         (cv2.imencode(".png", colors)[1].tobytes(), "the mask is RGB, not palette indices"),
         (cv2.imencode(".png", np.dstack([colors, colors[:, :, :1]]))[1].tobytes(), "RGB with transparency"),
         (whole[:20], "no PNG"),
-        (whole[: len(whole) // 2], "cut off or damaged"),
-        (whole[:200], "cut off or damaged"),
-        (whole[:40], "cut off or damaged"),
-        (bytes(broken), "cut off or damaged"),
+        (whole[: len(whole) // 2], "truncated or damaged"),
+        (whole[:200], "truncated or damaged"),
+        (whole[:40], "truncated or damaged"),
+        (bytes(broken), "truncated or damaged"),
     ):
         with pytest.raises(BadImage, match=reason):
             decode_class_map(data)

@@ -21,9 +21,9 @@ def test_all_16_bits_come_back() -> None:
 
 @pytest.mark.parametrize("array", [np.zeros((2, 2), np.uint8), np.zeros((2, 2, 3), np.uint16)])
 def test_other_pngs_are_told_apart_from_damage(array: np.ndarray) -> None:
-    with pytest.raises(ShallowDepth, match="must be grey PNGs of 16 bits"):
+    with pytest.raises(ShallowDepth, match="must be 16-bit grey PNGs"):
         decode_depth(png(array))
-    with pytest.raises(BadImage, match="cut off or damaged"):
+    with pytest.raises(BadImage, match="truncated or damaged"):
         decode_depth(png(np.ones((9, 9), np.uint16))[:45])
 
 

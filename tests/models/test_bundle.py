@@ -62,7 +62,7 @@ def test_the_background_is_kept_and_white_where_a_bundle_says_none(bundle: Bundl
     assert load_bundle(folder).preprocess.background == (255, 255, 255)
     description["preprocess"]["background"] = [0, 256, 0]
     (folder / "model.json").write_text(json.dumps(description))
-    with pytest.raises(ModelError, match=r"preprocess\.background: holds \[0, 256, 0\]"):
+    with pytest.raises(ModelError, match=r"preprocess\.background: found \[0, 256, 0\]"):
         load_bundle(folder)
 
 
@@ -107,7 +107,7 @@ def test_normalise_is_per_channel() -> None:
 
 
 def test_missing_or_torn_files_are_named(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"holds no model\.json"):
+    with pytest.raises(ModelError, match=r"found no model\.json"):
         load_bundle(tmp_path)
     folder = save(bundle, tmp_path / "model")
     weights = folder / "model.safetensors"
@@ -125,7 +125,7 @@ def test_weights_that_do_not_fit_name_the_tensor(bundle: Bundle, tmp_path: Path)
     raw = json.loads(path.read_text())
     raw["spec"]["backbone"]["tokens"]["registers"] = 2
     path.write_text(json.dumps(raw))
-    with pytest.raises(ModelError, match=r"'(registers|pos_embed)' has shape \[1, .*\]; its spec asks for \[1, "):
+    with pytest.raises(ModelError, match=r"'(registers|pos_embed)' has shape \[1, .*\]; its spec requires \[1, "):
         load_bundle(folder)
 
 
@@ -136,7 +136,7 @@ def test_format_1_is_a_classifier(bundle: Bundle, tmp_path: Path) -> None:
     path.write_text(json.dumps(raw | {"format_version": 1, "spec": raw["spec"]["backbone"] | {"num_classes": 5}}))
     assert load_bundle(path.parent).spec == bundle.spec
     path.write_text(json.dumps(raw | {"format_version": 3}))
-    with pytest.raises(ModelError, match=r"has format version 3; this version of the package reads 1 to 2"):
+    with pytest.raises(ModelError, match=r"found format version 3, but this version of the package reads 1 to 2"):
         load_bundle(path.parent)
 
 

@@ -64,8 +64,8 @@ def test_images_that_come_from_0_to_1_are_not_rescaled_again() -> None:
         ({"image_mean": "0.5"}, "image_mean: found '0.5', expected a number"),
         ({"image_std": []}, "image_std: is empty"),
         ({"rescale_factor": 0}, "rescale_factor: found 0, expected a number above 0"),
-        ({"image_mean": [123.7, 116.3, 103.5]}, "the normalisation's mean: found 123.7, but pixel values lie between"),
-        ({"image_std": [0.2, 0.0, 0.2]}, "the normalisation's std: found 0; every value must be above 0"),
+        ({"image_mean": [123.7, 116.3, 103.5]}, "the normalisation's mean: found 123.7, but pixel values are between"),
+        ({"image_std": [0.2, 0.0, 0.2]}, "the normalisation's std: found 0, expected values above 0"),
     ],
 )
 def test_a_preprocessor_that_does_not_tell_is_refused(settings: dict[str, Any], fault: str) -> None:
@@ -100,15 +100,19 @@ def test_labels_of_several_classes_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("labels", "named", "fault"),
     [
-        ({"0": "cat", "2": "dog"}, None, "id2label: names no class 1 of 0 to 1"),
-        ({"cat": "0", "dog": "1"}, None, "id2label: found 'cat', expected the number of a class"),
+        ({"0": "cat", "2": "dog"}, None, "id2label: found no name for class 1 of 0 to 1"),
+        ({"cat": "0", "dog": "1"}, None, "id2label: found 'cat', expected a class number"),
         (
             {"0": "cat", "1": "dog"},
             {"cat": 1, "dog": 0},
             "label2id: gives 'cat' the number 1, which is 'dog' in id2label",
         ),
-        ({"0": "cat", "1": "dog"}, ["cat", "dog"], "label2id: found ['cat', 'dog'], expected an object of names and "),
-        ({"0": "cat", "1": "dog"}, {"cat": float("inf")}, "label2id: found inf, expected the number of a class"),
+        (
+            {"0": "cat", "1": "dog"},
+            ["cat", "dog"],
+            "label2id: found ['cat', 'dog'], expected an object that maps names ",
+        ),
+        ({"0": "cat", "1": "dog"}, {"cat": float("inf")}, "label2id: found inf, expected a class number"),
     ],
 )
 def test_labels_that_contradict_are_refused(labels: dict[str, str], named: Any, fault: str) -> None:

@@ -109,27 +109,27 @@ def test_a_classifier_that_reads_more_than_cls_is_left_out_aloud(
     randomise(theirs)
     with caplog.at_level(logging.WARNING):
         state, spec = from_hugging_face(theirs.state_dict(), config.to_dict())
-    assert "its classifier reads 32 channels beside CLS and is left out" in caplog.text
+    assert "its classifier reads 32 channels besides CLS and is left out" in caplog.text
     assert spec.num_classes == 1
     assert not state["mlp_head.1.weight"].any()
 
 
 def test_what_a_minivit_has_no_place_for_is_refused_by_name(randomise: Randomise, tmp_path: Path) -> None:
     swiglu = transformers.Dinov2Model(transformers.Dinov2Config(**SHAPE, image_size=16, use_swiglu_ffn=True))
-    with pytest.raises(ModelError, match=r"no place for its tensor 'encoder\.layer\.0\.mlp\.\w+.*seems to be .*SwiGLU"):
+    with pytest.raises(ModelError, match=r"its tensor 'encoder\.layer\.0\.mlp\.\w+.*seems to be .*SwiGLU"):
         from_hugging_face(swiglu.state_dict())
     state = hugging_face("ViT", randomise).state_dict()
-    with pytest.raises(ModelError, match=r"lacks what becomes 'pos_embed'; give the whole file"):
+    with pytest.raises(ModelError, match=r"found no tensor for 'pos_embed'; give the whole file"):
         from_hugging_face({key: value for key, value in state.items() if "position" not in key})
-    with pytest.raises(ModelError, match=r"layer 1 lacks its query, key or value"):
+    with pytest.raises(ModelError, match=r"layer 1 has no query, key or value"):
         from_hugging_face({key: value for key, value in state.items() if "layers.1.attention.k_proj" not in key})
     oblong = hugging_face("ViT", randomise, image_size=[16, 24]).state_dict()
-    with pytest.raises(ModelError, match=r"24 positions of patches are no square grid; keep its config\.json"):
+    with pytest.raises(ModelError, match=r"24 patch positions do not form a square grid; keep its config\.json"):
         from_hugging_face(oblong)
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json: is not JSON"):
         load_foreign(str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ModelError, match=r"config\.json: holds no JSON object; mend it, or take it away"):
+    with pytest.raises(ModelError, match=r"config\.json: not a JSON object; fix or remove it"):
         load_foreign(str(tmp_path / "model.safetensors"))

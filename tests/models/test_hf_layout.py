@@ -107,22 +107,30 @@ def test_backbones_give_their_tokens_behind_the_last_norm(
 @pytest.mark.parametrize(
     ("task", "options", "reason"),
     [
-        ("classification", {"norm": "post"}, r"^model\.norm: is post; transformers' ViT has pre$"),
-        ("classification", {"pool": "avg"}, r"^model\.pool: is avg; the classifier of transformers' ViT reads cls$"),
-        ("classification", {"qk_norm": True}, r"^model\.qk_norm: is set; transformers' ViT has none$"),
-        ("classification", {"windows": Windows(2)}, r"^model\.windows: is set; transformers' ViT has none$"),
-        ("classification", {"class_token": False, "pool": "avg"}, r"^model\.class_token: is false"),
+        ("classification", {"norm": "post"}, r"^model\.norm: found post, but transformers' ViT has pre$"),
+        (
+            "classification",
+            {"pool": "avg"},
+            r"^model\.pool: found avg, but the classifier of transformers' ViT reads cls$",
+        ),
+        ("classification", {"qk_norm": True}, r"^model\.qk_norm: is set, but transformers' ViT has none$"),
+        ("classification", {"windows": Windows(2)}, r"^model\.windows: is set, but transformers' ViT has none$"),
+        ("classification", {"class_token": False, "pool": "avg"}, r"^model\.class_token: found false"),
         ("classification", {"dist_token": True, "registers": 1}, r"^model\.registers: transformers' DeiT has none"),
         (
             "classification",
             {"registers": 1, "image_size": (16, 24)},
-            r"^model\.image_size: is 16 x 24, not square; transformers' DINOv2, its only such model with registers,",
+            r"^model\.image_size: found 16 x 24, expected a square; transformers' DINOv2, its only such model with reg",
         ),
-        ("mae", {"mlp_dim": 100}, r"^model\.mlp_dim: is 100, no multiple of the width 64; .* with no classifier"),
+        (
+            "mae",
+            {"mlp_dim": 100},
+            r"^model\.mlp_dim: found 100, expected a multiple of the width 64; .* with no classifier",
+        ),
         (
             "segmentation",
             {},
-            r"^heads: transformers' ViT holds a classifier's heads alone, and those of this segmentat",
+            r"^heads: transformers' ViT only holds a classifier's heads, but this segmentat",
         ),
     ],
 )

@@ -187,7 +187,7 @@ def test_layers_are_counted_up_to_the_depth_of_every_variant(variant: str) -> No
 def test_a_parameter_without_a_layer_is_our_mistake(small_model: Make) -> None:
     model = small_model()
     for name in ("new_head.weight", "transformer.norm.weight"):
-        with pytest.raises(AssertionError, match=f"{name.removeprefix('transformer.')}: no layer is known for it"):
+        with pytest.raises(AssertionError, match=f"{name.removeprefix('transformer.')}: belongs to no known layer"):
             model.layer_of(name)
 
 

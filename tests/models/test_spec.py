@@ -51,7 +51,7 @@ def test_missing_field_is_named(small_spec: Make) -> None:
     [
         ({"num_heads": 5}, "model.num_heads: 5 heads do not divide embed_dim = 32; take 4 heads"),
         ({"tokens": TokenSchema(cls=False)}, "class token"),
-        ({"pool": "max"}, "'max'; take one of cls, avg"),
+        ({"pool": "max"}, "'max', expected one of cls, avg"),
         ({"depth": 0}, "model.depth: is 0"),
         ({"dropout": 1.0}, "model.dropout"),
         ({"embed_dim": 6, "positions": "sincos"}, "divisible by 4"),
@@ -67,8 +67,8 @@ def test_impossible_specs_say_what_to_change(small_spec: Make, change: dict[str,
     ("heads", "message"),
     [
         ({"mlp_head": HeadSpec("clasifier", 5)}, "'clasifier' is not a kind of head; did you mean 'classifier'"),
-        ({"mlp_head": HeadSpec("classifier", 0)}, "model.num_classes: is 0; it must be at least 1"),
-        ({"dist_head": HeadSpec("distillation", 5)}, "reads the distillation token, which this model has not"),
+        ({"mlp_head": HeadSpec("classifier", 0)}, "model.num_classes: found 0, expected at least 1"),
+        ({"dist_head": HeadSpec("distillation", 5)}, "needs a distillation token beside a class token"),
     ],
 )
 def test_heads_that_do_not_fit_are_refused(small_spec: Make, heads: dict[str, HeadSpec], message: str) -> None:
@@ -78,7 +78,7 @@ def test_heads_that_do_not_fit_are_refused(small_spec: Make, heads: dict[str, He
 
 def test_heads_that_do_not_fit_each_other_are_refused(small_spec: Make) -> None:
     both = small_spec(dist_token=True)
-    with pytest.raises(ModelError, match="a distillation head needs the head 'mlp_head'; the model has none"):
+    with pytest.raises(ModelError, match="a distillation head needs the head 'mlp_head', which the model lacks"):
         ModelSpec(both.backbone, {"dist_head": both.heads["dist_head"]})
     with pytest.raises(ModelError, match=r"different numbers of classes \(mlp_head 5, dist_head 4\)"):
         ModelSpec(both.backbone, both.heads | {"dist_head": HeadSpec("distillation", 4)})

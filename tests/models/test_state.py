@@ -23,9 +23,9 @@ def test_missing_unknown_and_misshapen_tensors_are_named(small_model: Make) -> N
     check_state(state, model.spec, "here")
     with pytest.raises(ModelError, match="here: lacks the tensor 'cls_token'"):
         check_state({k: v for k, v in state.items() if k != "cls_token"}, model.spec, "here")
-    with pytest.raises(ModelError, match="here: holds the tensor 'extra'"):
+    with pytest.raises(ModelError, match="here: found the tensor 'extra'"):
         check_state({**state, "extra": torch.zeros(1)}, model.spec, "here")
-    with pytest.raises(ModelError, match=r"'cls_token' has shape \[1, 1, 3\]; its spec asks for \[1, 1, 32\]"):
+    with pytest.raises(ModelError, match=r"'cls_token' has shape \[1, 1, 3\]; its spec requires \[1, 1, 32\]"):
         check_state({**state, "cls_token": torch.zeros(1, 1, 3)}, model.spec, "here")
 
 

@@ -303,7 +303,7 @@ def test_a_model_of_another_task_gives_its_backbone(small_spec: MakeSpec, decode
     assert {c.name for c in report.changes if c.action == "initialised"} == state.keys() - kept
     assert report.heads == (
         "the source's head 'decoder' (mae_decoder) is dropped",
-        "its head 'mlp_head' (classifier) starts anew",
+        "its head 'mlp_head' (classifier) is initialised",
     )
     assert all(sentence in report.summary() for sentence in report.heads)
     assert state["mlp_head.1.weight"].std().item() == pytest.approx(0.02, rel=0.2)
@@ -315,7 +315,7 @@ def test_a_head_of_the_same_kind_and_other_shapes_starts_anew(decoder: ModelSpec
     source = MiniViT.from_spec(decoder).state_dict()
     state, report = adapt(source, decoder, wider)
     assert state["decoder.embed.weight"].shape == (24, 32)
-    assert report.heads == ("its head 'decoder' (mae_decoder) starts anew",)
+    assert report.heads == ("its head 'decoder' (mae_decoder) is initialised",)
     same, report = adapt(source, decoder, decoder)
     assert all(torch.equal(same[name], source[name]) for name in source)
     assert report.heads == ()
@@ -340,4 +340,4 @@ def test_a_second_vote_starts_as_a_copy_of_the_first(small_model: Make, small_sp
     state, report = adapt(model.state_dict(), model.spec, target, from_classes=list("abcde"), to_classes=list("exa"))
     assert torch.equal(state["dist_head.weight"], state["mlp_head.1.weight"])
     assert torch.equal(state["dist_head.weight"][[0, 2]], model.mlp_head[1].weight[[4, 0]])
-    assert report.heads == ("its head 'dist_head' (distillation) starts as a copy of 'mlp_head'",)
+    assert report.heads == ("its head 'dist_head' (distillation) is copied from 'mlp_head'",)

@@ -130,7 +130,7 @@ def test_positions_of_nothing_become_zeros(small_spec: Callable[..., ModelSpec],
 
 
 def test_what_timm_cannot_express_is_refused(small_spec: Callable[..., ModelSpec]) -> None:
-    with pytest.raises(ModelError, match=r"model\.norm: is post; timm's ViT has pre"):
+    with pytest.raises(ModelError, match=r"model\.norm: found post, but timm's ViT has pre"):
         timm_config(small_spec(norm="post"))
     with pytest.raises(ModelError, match=r"model\.eps"):
         timm_config(small_spec(eps=1e-5))
@@ -142,13 +142,13 @@ def test_what_timm_cannot_express_is_refused(small_spec: Callable[..., ModelSpec
 
 def test_foreign_tensors_are_refused() -> None:
     state = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1).state_dict()
-    with pytest.raises(ModelError, match=r"no place for its tensor 'attn_pool\.q\.weight'"):
+    with pytest.raises(ModelError, match=r"its tensor 'attn_pool\.q\.weight' does not fit into a MiniViT"):
         from_timm({**state, "attn_pool.q.weight": torch.zeros(192)})
     with pytest.raises(ModelError, match=r"'blocks\.0\.gamma_1'.* seems to be BEiT or EVA"):
         from_timm({**state, "blocks.0.gamma_1": torch.zeros(192)})
     with pytest.raises(ModelError, match="not timm's plain ViT; it holds layer1"):
         from_timm({"layer1.weight": torch.zeros(1)})
-    with pytest.raises(ModelError, match="no square grid"):
+    with pytest.raises(ModelError, match="do not form a square grid"):
         from_timm({**state, "pos_embed": torch.zeros(1, 7, 192)})
 
 

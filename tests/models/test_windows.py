@@ -113,14 +113,14 @@ def test_a_spec_keeps_them(small_spec: Callable[..., ModelSpec]) -> None:
 
 def test_what_they_cannot_be(small_spec: Callable[..., ModelSpec]) -> None:
     with pytest.raises(
-        ModelError, match=r"^model\.windows: is Windows\(size=0, .*both of its numbers must be at least 1, and whole$"
+        ModelError, match=r"^model\.windows: found Windows\(size=0, .*, expected two whole numbers of at least 1$"
     ):
         small_spec(windows=Windows(0))
     with pytest.raises(
-        ModelError, match=r"^model\.windows: attention in windows has no dropout, found 0\.1; set dropout"
+        ModelError, match=r"^model\.windows: attention in windows does not support dropout, found 0\.1; set dropout"
     ):
         small_spec(windows=Windows(2), dropout=0.1)
     model = MiniViT.from_spec(small_spec(windows=Windows(2)))
-    with pytest.raises(ModelError, match=r"^keep: patches that are left out have no windows"):
+    with pytest.raises(ModelError, match=r"^keep: patches cannot be left out with windows"):
         model.forward_features(torch.zeros(1, 3, 16, 16), keep=torch.zeros(1, 3, dtype=torch.int64))
     assert replace(model.spec.backbone, windows=None).window_of(0) is None

@@ -18,8 +18,8 @@ def head_kind(name: str) -> HeadKind:
     """Returns the description of a kind of head. Raises `ModelError`, listing the valid names, for unknown kinds."""
     if name not in head_kinds():
         near = difflib.get_close_matches(name, head_kinds(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ModelError(f"heads: {name!r} is not a kind of head; {hint}Known are {', '.join(head_kinds())}")
+        hint = f"did you mean {near[0]!r}? Allowed: " if near else "allowed: "
+        raise ModelError(f"heads: {name!r} is not a kind of head; {hint}{', '.join(head_kinds())}")
     kind: HeadKind = importlib.import_module(f"{__name__}.{name}").HEAD
     return kind
 

@@ -30,17 +30,19 @@ class PatchKind(HeadKind):
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if spec.outputs < 1:
-            raise ModelError(f"heads: a {spec.kind} head has {spec.outputs} outputs; it must have at least 1")
+            raise ModelError(f"heads: a {spec.kind} head has {spec.outputs} outputs, but needs at least 1")
         known = (LAYERS, *self.options)
         if spec.options.get(QUANTITIES) and not self.regresses:
-            raise ModelError(f"heads: a {spec.kind} head compares classes and gives no quantities; take another one")
+            raise ModelError(
+                f"heads: a {spec.kind} head compares classes and cannot predict quantities; use another one"
+            )
         for name, value in spec.options.items():
             if name not in (*known, QUANTITIES):
                 raise ModelError(
-                    f"head_options: a {spec.kind} head has no option {name!r}; known are {', '.join(known)}"
+                    f"head_options: a {spec.kind} head has no option {name!r}; allowed: {', '.join(known)}"
                 )
             if name not in (LAYERS, QUANTITIES) and value < 1:
-                raise ModelError(f"head_options: {name} of a {spec.kind} head is {value}; it must be at least 1")
+                raise ModelError(f"head_options: {name} of a {spec.kind} head is {value}, but must be at least 1")
         check_layers(layers_read(spec, backbone, self.num_layers), backbone.depth)
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads:
@@ -68,14 +70,14 @@ def check_layers(layers: tuple[int, ...], depth: int) -> None:
     missing = [number for number in layers if not 0 <= number < depth]
     if missing:
         raise ModelError(
-            f"layers: a head is to read layer {missing[0]}, but the model has the layers 0 to {depth - 1}; take those"
+            f"layers: found layer {missing[0]}, but the model's layers are 0 to {depth - 1}; choose from those"
         )
     if list(layers) != sorted(set(layers)):
-        raise ModelError(f"layers: found {list(layers)}; give different numbers in ascending order")
+        raise ModelError(f"layers: found {list(layers)}, expected distinct numbers in ascending order")
     if layers[-1] != depth - 1:
         raise ModelError(
-            f"layers: {list(layers)} leave out the last layer {depth - 1}, and what no head reads is not trained; "
-            f"add {depth - 1}, or set model.depth to {layers[-1] + 1}"
+            f"layers: {list(layers)} leave out the last layer {depth - 1}, and layers above those that heads read are "
+            f"not trained; add {depth - 1}, or set model.depth to {layers[-1] + 1}"
         )
 
 

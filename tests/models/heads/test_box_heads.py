@@ -160,10 +160,10 @@ def test_strides_are_what_the_patch_allows(patch: int, expected: tuple[int, ...]
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        (HeadSpec("queries", 0), "a queries head has 0 outputs; it must have at least 1"),
-        (HeadSpec("queries", K, {"hidden": 8}), "no option 'hidden'; known are layers, queries, depth, denoising"),
-        (HeadSpec("pyramid", K, {"queries": 8}), "known are layers, finest, coarsest, hidden, depth"),
-        (HeadSpec("pyramid", K, {"coarsest": 1, "finest": 1}), "from finest 1 to coarsest 1 pixels there is no stride"),
+        (HeadSpec("queries", 0), "a queries head has 0 outputs, but needs at least 1"),
+        (HeadSpec("queries", K, {"hidden": 8}), "no option 'hidden'; allowed: layers, queries, depth, denoising"),
+        (HeadSpec("pyramid", K, {"queries": 8}), "allowed: layers, finest, coarsest, hidden, depth"),
+        (HeadSpec("pyramid", K, {"coarsest": 1, "finest": 1}), "no stride from finest 1 to coarsest 1 pixels"),
         (HeadSpec("pyramid", K, {"layers": [0, 1]}), "leave out the last layer 2"),
     ],
 )

@@ -176,18 +176,18 @@ def test_a_new_head_guesses(kind: str, init: str) -> None:
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        (HeadSpec("linear", K, {"layers": [1, 3]}), "to read layer 3, but the model has the layers 0 to 2"),
-        (HeadSpec("conv", K, {"layers": [-1]}), "to read layer -1, but the model has the layers 0 to 2"),
-        (HeadSpec("conv", K, {"layers": [1, 1, 2]}), "[1, 1, 2]; give different numbers in ascending order"),
-        (HeadSpec("conv", K, {"layers": [2, 1]}), "[2, 1]; give different numbers in ascending order"),
+        (HeadSpec("linear", K, {"layers": [1, 3]}), "found layer 3, but the model's layers are 0 to 2"),
+        (HeadSpec("conv", K, {"layers": [-1]}), "found layer -1, but the model's layers are 0 to 2"),
+        (HeadSpec("conv", K, {"layers": [1, 1, 2]}), "[1, 1, 2], expected distinct numbers in ascending order"),
+        (HeadSpec("conv", K, {"layers": [2, 1]}), "[2, 1], expected distinct numbers in ascending order"),
         (HeadSpec("linear", K, {"layers": [0, 1]}), "leave out the last layer 2"),
-        (HeadSpec("linear", K, {"hidden": 8}), "a linear head has no option 'hidden'; known are layers, cells"),
-        (HeadSpec("conv", K, {"hidden": 0}), "hidden of a conv head is 0; it must be at least 1"),
-        (HeadSpec("mask_transformer", K, {"hidden": 8}), "no option 'hidden'; known are layers, depth"),
+        (HeadSpec("linear", K, {"hidden": 8}), "a linear head has no option 'hidden'; allowed: layers, cells"),
+        (HeadSpec("conv", K, {"hidden": 0}), "hidden of a conv head is 0, but must be at least 1"),
+        (HeadSpec("mask_transformer", K, {"hidden": 8}), "no option 'hidden'; allowed: layers, depth"),
         (HeadSpec("dpt", K, {"layers": [2]}), "a dpt head fuses 2 to 4 layers, found 1"),
-        (HeadSpec("dpt", K, {"cells": 2}), "no option 'cells'; known are layers, hidden"),
-        (HeadSpec("mask_transformer", K, {"quantities": True}), "compares classes and gives no quantities"),
-        (HeadSpec("linear", 0), "a linear head has 0 outputs; it must have at least 1"),
+        (HeadSpec("dpt", K, {"cells": 2}), "no option 'cells'; allowed: layers, hidden"),
+        (HeadSpec("mask_transformer", K, {"quantities": True}), "compares classes and cannot predict quantities"),
+        (HeadSpec("linear", 0), "a linear head has 0 outputs, but needs at least 1"),
     ],
 )
 def test_impossible_heads_are_refused_in_a_sentence(head: HeadSpec, said: str) -> None:

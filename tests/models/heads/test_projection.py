@@ -41,5 +41,5 @@ def test_reads_no_more_than_it_projects() -> None:
 
 @pytest.mark.parametrize("options", [{"hidden": 0}, {"layers": 0}])
 def test_impossible_widths_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(ModelError, match=r"projection\.(hidden|layers): is 0; it must be at least 1"):
+    with pytest.raises(ModelError, match=r"projection\.(hidden|layers): found 0, expected at least 1"):
         ModelSpec(BACKBONE, {"projector": HeadSpec("projection", 8, options)}, "lejepa")

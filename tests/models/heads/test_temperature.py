@@ -37,5 +37,5 @@ def test_a_bound_holds_and_lets_go(start: float, upwards: bool, moves: bool) -> 
 
 
 def test_a_start_beyond_the_bound_is_refused() -> None:
-    with pytest.raises(ModelError, match="temperature: starts at a scale of 200, which must lie between 1 and 100"):
+    with pytest.raises(ModelError, match="temperature: found an initial scale of 200, expected 1 to 100"):
         ModelSpec(build_backbone("nano", image_size=8), {"t": HeadSpec("temperature", 0, {**OPTIONS, "scale": 200})})

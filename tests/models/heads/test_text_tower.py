@@ -46,5 +46,5 @@ def test_its_size_is_known_without_it(tower: TextTower) -> None:
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ModelError, match=r"^text.num_heads: 3 heads do not divide embed_dim = 16"):
         ModelSpec(BACKBONE, {"text": HeadSpec("text_tower", 12, {**OPTIONS, "num_heads": 3})})
-    with pytest.raises(ModelError, match=r"^text.depth: is 0; it must be at least 1"):
+    with pytest.raises(ModelError, match=r"^text.depth: found 0, expected at least 1"):
         ModelSpec(BACKBONE, {"text": HeadSpec("text_tower", 12, {**OPTIONS, "depth": 0})})

@@ -17,7 +17,7 @@ class _Classifier(HeadKind):
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if spec.outputs < 1:
-            raise ModelError(f"model.num_classes: is {spec.outputs}; it must be at least 1")
+            raise ModelError(f"model.num_classes: found {spec.outputs}, expected at least 1")
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads:
         return Reads(num_tokens=None if backbone.pool == "avg" else 1)

@@ -20,8 +20,8 @@ class _Distillation(HeadKind):
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if not backbone.tokens.dist or backbone.pool != "cls":
             raise ModelError(
-                "heads: 'distillation' reads the distillation token, which this model has not beside a class token; "
-                "set dist_token: true and pool: cls"
+                "heads: 'distillation' needs a distillation token beside a class token; set dist_token: true and "
+                "pool: cls"
             )
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads:

@@ -29,7 +29,7 @@ class _DPT(PatchKind):
         super().check(spec, backbone)
         count = len(dpt_layers(spec, backbone))
         if not 2 <= count <= self.num_layers:
-            raise ModelError(f"layers: a dpt head fuses 2 to {self.num_layers} layers, found {count}; name so many")
+            raise ModelError(f"layers: a dpt head fuses 2 to {self.num_layers} layers, found {count}; name that many")
 
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
         count, dim, c = len(dpt_layers(spec, backbone)), backbone.embed_dim, hidden_dim(spec)

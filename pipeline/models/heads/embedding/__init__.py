@@ -19,7 +19,7 @@ class _Embedding(HeadKind):
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if spec.outputs < 1:
-            raise ModelError(f"embedding_dim: is {spec.outputs}; it must be at least 1")
+            raise ModelError(f"embedding_dim: found {spec.outputs}, expected at least 1")
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads:
         return Reads(num_tokens=None if backbone.pool == "avg" else 1)

@@ -21,7 +21,7 @@ class _FeatureProjection(HeadKind):
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if spec.outputs < 1:
-            raise ModelError(f"heads: a feature_projection has {spec.outputs} outputs; it must have at least 1")
+            raise ModelError(f"heads: a feature_projection has {spec.outputs} outputs, but needs at least 1")
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         return None

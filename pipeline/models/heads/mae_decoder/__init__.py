@@ -23,10 +23,11 @@ class _MAEDecoder(HeadKind):
         dim, depth = spec.options["dim"], spec.options["depth"]
         if dim < 4 or dim % 4:
             raise ModelError(
-                f"decoder: a decoder {dim} wide has no sine-cosine positions; take a multiple of 4 for decoder.dim"
+                f"decoder: sine-cosine positions need a width divisible by 4, found {dim}; use a multiple of 4 for "
+                "decoder.dim"
             )
         if depth < 1:
-            raise ModelError(f"decoder: a decoder has at least one layer, found {depth}; set decoder.depth")
+            raise ModelError(f"decoder: a decoder needs at least one layer, found {depth}; raise decoder.depth")
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         return None

@@ -28,7 +28,7 @@ class _Projection(HeadKind):
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         for name, value in {"dim": spec.outputs, **spec.options}.items():
             if name != "patches" and value < 1:
-                raise ModelError(f"projection.{name}: is {value}; it must be at least 1")
+                raise ModelError(f"projection.{name}: found {value}, expected at least 1")
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> Reads:
         return Reads(num_tokens=None if backbone.pool == "avg" or spec.options.get("patches") else 1)

@@ -34,8 +34,8 @@ class _Pyramid(BoxKind):
         finest, coarsest = spec.options.get("finest", FINEST), spec.options.get("coarsest", COARSEST)
         if not levels(spec, backbone):
             raise ModelError(
-                f"head_options: from finest {finest} to coarsest {coarsest} pixels there is no stride that patches of "
-                f"{backbone.patch[0]} pixels give by doubling or halving; take finest: {backbone.patch[0]}"
+                f"head_options: no stride from finest {finest} to coarsest {coarsest} pixels can be reached by "
+                f"doubling or halving patches of {backbone.patch[0]} pixels; set finest: {backbone.patch[0]}"
             )
 
     def class_tensors(self, spec: HeadSpec) -> tuple[str, ...]:

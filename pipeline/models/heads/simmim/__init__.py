@@ -21,7 +21,7 @@ class _SimMIM(HeadKind):
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if not backbone.tokens.mask:
-            raise ModelError("heads: 'simmim' reads [MASK] tokens, which this model has not; set mask_token: true")
+            raise ModelError("heads: 'simmim' reads [MASK] tokens, which this model lacks; set mask_token: true")
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         return None

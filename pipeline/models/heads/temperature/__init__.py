@@ -23,7 +23,7 @@ class _Temperature(HeadKind):
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         scale, most = spec.options["scale"], spec.options["most"]
         if not 1 <= scale <= most:
-            raise ModelError(f"temperature: starts at a scale of {scale:g}, which must lie between 1 and {most:g}")
+            raise ModelError(f"temperature: found an initial scale of {scale:g}, expected 1 to {most:g}")
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         return None

@@ -26,7 +26,7 @@ class _TextTower(HeadKind):
 
         for name in ("tokens", "length", "dim", "depth", "num_heads"):
             if spec.options[name] < 1:
-                raise ModelError(f"text.{name}: is {spec.options[name]}; it must be at least 1")
+                raise ModelError(f"text.{name}: found {spec.options[name]}, expected at least 1")
         try:
             text_spec(spec, backbone)
         except ModelError as error:
