@@ -98,6 +98,6 @@ def read_lines(path: Path) -> list[Line]:
             lines.append(entry)
         elif number <= text.count("\n"):  # a full disk may have cut the last line short
             raise DataError(
-                f'{path}:{number} is no line of a quarantine manifest: expected {{"shard", "index", "key"}}'
+                f'{path}:{number} is not a line of a quarantine manifest; expected {{"shard", "index", "key"}}'
             )
     return lines

@@ -58,7 +58,7 @@ def build_index(
         if not names:
             raise no_shards(parsed, listing)
         if absent:
-            raise DataError(f"{pattern!r} names {absent[0]}, which {parsed.folder} does not hold; correct the pattern")
+            raise DataError(f"{pattern!r} names {absent[0]}, which is not in {parsed.folder}; correct the pattern")
         if packed := parsed.select_packed(listing):
             print(f"left out: {advice(parsed.folder, packed)}", file=sys.stderr)
         earlier = _earlier_index(parsed.folder, listing)
@@ -104,7 +104,7 @@ def folder_lock(folder: str, purpose: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{folder}: another process is at work here; waiting for it", file=sys.stderr, flush=True)
+            print(f"{folder}: another process is working here; waiting for it", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -181,12 +181,10 @@ def _earlier_index(folder: str, listing: Listing) -> DatasetIndex:
         try:
             index = decode_index(data, folder, older=True)
         except DataError:
-            print(
-                f"{folder}: its index cannot be read and is rebuilt; give its classes with --classes", file=sys.stderr
-            )
+            print(f"{folder}: rebuilding its unreadable index; give its classes with --classes", file=sys.stderr)
             return make_index(folder, [])
         if _is_older(index):
-            print(f"{folder}: its index has an older format and is updated", file=sys.stderr)
+            print(f"{folder}: updating its index from an older format", file=sys.stderr)
         return index
     return make_index(folder, [])
 
@@ -204,7 +202,7 @@ def _members(
     first, found = next(((url, found) for url in new if (found := first_extensions(url))), ("", set()))
     if found:
         if not earlier.names and image_key is None and (guessed := guess_image(found, keys)) != keys:
-            print(f"{first}: uses the members named {guessed.image_key} as images", file=sys.stderr)
+            print(f"{first}: using the members named {guessed.image_key} as images", file=sys.stderr)
             keys = guessed
         if _is_older(earlier):  # older formats named a label even if there was none
             members = {kind: one for kind, one in members.items() if found.issuperset(one)}
@@ -238,14 +236,12 @@ def _fits(record: ShardRecord, folder: str, listing: Listing) -> bool:
 def _check_labels(index: DatasetIndex, kind: str, classes: Sequence[str]) -> None:
     repeated = {name for name in classes if classes.count(name) > 1} if len(set(classes)) < len(classes) else set()
     if repeated:
-        raise DataError(
-            f"{index.url}: the class name {min(repeated)!r} is given twice; give each class a name of its own"
-        )
+        raise DataError(f"{index.url}: the class name {min(repeated)!r} appears twice; give each class its own name")
     target = target_kind(kind)
     for i, name in enumerate(index.names if kind in index.columns else []):
         known = target.known_classes(index.summary(kind, i))
         if known is not None and known > len(classes):
             raise DataError(
-                f"{store.join(index.url, name)}: holds label {known - 1}, but {len(classes)} classes allow 0 to "
+                f"{store.join(index.url, name)}: found label {known - 1}, but {len(classes)} classes allow 0 to "
                 f"{len(classes) - 1}; name all classes, or correct the label"
             )

@@ -34,13 +34,13 @@ def read_class_names(given: str) -> list[str]:
         place, names = "positions", given.split(",")
     numbered = {number: name for number, line in enumerate(names, 1) if (name := class_name(line))}
     if not numbered:
-        raise DataError(f"--classes {given!r}: names no class; give a,b,c or a file with one name a line")
+        raise DataError(f"--classes {given!r}: found no class names; give a,b,c or a file with one name per line")
     found = list(numbered.values())
     if twice := repeated(found):
         name, numbers = twice
         where = " and ".join(str(list(numbered)[number]) for number in numbers)
         raise DataError(
-            f"--classes {given}: {name!r} is given at {place} {where}, but class names must differ; rename one of them"
+            f"--classes {given}: {name!r} appears at {place} {where}, but class names must differ; rename one of them"
         )
     return found
 
@@ -58,7 +58,9 @@ def read_classes(given: Sequence[str]) -> list[str] | dict[str, list[str]] | Non
     if [kind for kind, _ in parted] == [""]:
         return read_class_names(parted[0][1])
     if any(not kind for kind, _ in parted):
-        raise DataError(f"--classes: several need their kinds, KIND=NAMES; kinds: {', '.join(target_kinds())}")
+        raise DataError(
+            f"--classes: found several; give each with its kind, KIND=NAMES; kinds: {', '.join(target_kinds())}"
+        )
     return {kind: read_class_names(names) for kind, names in parted} or None
 
 
@@ -70,5 +72,5 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"--classes {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise DataError(f"--classes {path}: is not UTF-8 text; save it as UTF-8, one name a line") from None
+        raise DataError(f"--classes {path}: not UTF-8 text; save it as UTF-8, one name per line") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -50,6 +50,6 @@ def advice(folder: str, names: list[str]) -> str:
     where = f"{shlex.quote(folder)}/*{ending}" if store.is_local(folder) else f"*{ending}"
     more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     return (
-        f"{store.join(folder, names[0])}: is a compressed tar{more}, and samples are read from the middle of plain "
+        f"{store.join(folder, names[0])}: a compressed tar{more}, but samples can only be read from uncompressed "
         f"ones; run `{tool} {where}` and index the .tar files"
     )

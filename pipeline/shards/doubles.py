@@ -62,7 +62,7 @@ class Doubles:
             first, again = int(firsts[i]), int(agains[i])
             if images[again] == EMPTY:
                 continue
-            message = f"its image is that of {self.place(shards, samples, first)}"
+            message = f"its image duplicates {self.place(shards, samples, first)}"
             if differ[i]:
                 message = f"label {labels[again]}, but {message} (label {labels[first]})"
             yield self.double(shards, samples, again, message)
@@ -98,7 +98,7 @@ def overlap(first: Doubles, second: Doubles, name: str) -> Iterator[Double]:
     """Yields what the second data set shares with the first, called `name`: whole shards, then images in others."""
     shared = {shard.url for shard in first.index.shards} & {shard.url for shard in second.index.shards}
     for url in sorted(shared):
-        yield Double(url, None, f"this shard is in {name} too")
+        yield Double(url, None, f"this shard is also in {name}")
     theirs, their_samples, (their_images, _) = first.columns()
     ours, our_samples, (our_images, _) = second.columns()
     if not len(their_images):
@@ -108,7 +108,7 @@ def overlap(first: Doubles, second: Doubles, name: str) -> Iterator[Double]:
     for row in np.flatnonzero((their_images[order[spots]] == our_images) & (our_images != EMPTY)).tolist():
         if second.index.shards[int(ours[row])].url not in shared:
             where = first.place(theirs, their_samples, int(order[spots[row]]))
-            yield second.double(ours, our_samples, row, f"its image is in {name} too: {where}")
+            yield second.double(ours, our_samples, row, f"its image is also in {name}: {where}")
 
 
 def repetitions(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,7 @@ def without_image(index: DatasetIndex) -> int:
 def members_there(index: DatasetIndex) -> str:
     """A message that names the members of the first samples."""
     first = index.shards[int(np.flatnonzero(index.counts)[0])]
-    return f"the samples hold the members {', '.join(sorted(first_extensions(first.url)))}"
+    return f"the samples have the members {', '.join(sorted(first_extensions(first.url)))}"
 
 
 def _of_kind(index: DatasetIndex, kind: str | None) -> Iterator[str]:
@@ -55,7 +55,7 @@ def _of_kind(index: DatasetIndex, kind: str | None) -> Iterator[str]:
         return
     yield lacking(index, kinds)
     if unusable(index, kinds) == index.num_samples:
-        yield f"  {members_there(index)}; say with --image-key and --target KIND=MEMBER which to read"
+        yield f"  {members_there(index)}; choose which to read with --image-key and --target KIND=MEMBER"
     if len(index.names) == 1:
         return
     bad = {i: _unusable_in(index, i, kind) for i in range(len(index.names))}

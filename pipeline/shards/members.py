@@ -76,5 +76,5 @@ def split_plain_name(name: str) -> tuple[str, str] | None:
 def extension(text: str, given: str) -> str:
     """An extension in its canonical spelling. Raises DataError if the text is not one."""
     if not is_extension(text):
-        raise DataError(f"{given!r} names no extension of a member; write for example 'jpg', or 'png;jpg' for either")
+        raise DataError(f"{given!r} is not a member extension; write for example 'jpg', or 'png;jpg' for either")
     return as_extension(text)

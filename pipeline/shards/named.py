@@ -66,7 +66,7 @@ def named_sets(text: str, image_key: str | None = None, targets: Mapping[str, st
     path, name = match.groups()
     datasets = load_config(path).datasets
     if name is not None and name not in datasets:
-        raise ConfigError(f"{path}: has no data set {name!r}; {allowed(name, list(datasets))}")
+        raise ConfigError(f"{path}: found no data set {name!r}; {allowed(name, list(datasets))}")
     return [NamedSet(one, _with(found, image_key, targets)) for one, found in datasets.items() if name in (None, one)]
 
 
@@ -74,7 +74,7 @@ def named_set(text: str, image_key: str | None = None, targets: Mapping[str, str
     """Like `named_sets`, for a single one. Raises ConfigError if the config has several and none is named."""
     sets = named_sets(text, image_key, targets)
     if len(sets) != 1:
-        raise ConfigError(f"{text}: has the data sets {', '.join(one.name for one in sets)}; name one: {text}:NAME")
+        raise ConfigError(f"{text}: found the data sets {', '.join(one.name for one in sets)}; name one: {text}:NAME")
     return sets[0]
 
 

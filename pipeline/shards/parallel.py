@@ -44,7 +44,7 @@ def map_shards(
             yield from track(results, len(items), label, unit)
         except BrokenProcessPool:
             raise DataError(
-                f"{label}: the system ended a process, for want of memory perhaps; take fewer --workers"
+                f"{label}: the system killed a process, perhaps for lack of memory; use fewer --workers"
             ) from None
 
 

@@ -91,7 +91,7 @@ def expand_braces(text: str) -> list[str]:
     match = BRACES.search(text)
     if match is None:
         if re.search(r"[{}]", text):
-            raise DataError(f"{text!r}: braces do not pair up; write for example train-{{000000..000010}}.tar")
+            raise DataError(f"{text!r}: unbalanced braces; write for example train-{{000000..000010}}.tar")
         return [text]
     bounds = RANGE.fullmatch(match[1])
     if bounds:

@@ -88,13 +88,13 @@ def pictures(given: Sequence[str], out: Path | None = None) -> Pictures:
         if is_shards(text):
             index = load_index(text)
             if index.url in shards:
-                raise DataError(f"{text}: its folder was named before; name shards of one folder by one pattern")
+                raise DataError(f"{text}: its folder was already given; give one pattern for the shards of a folder")
             shards[index.url] = index
         elif path.is_dir():
             names = sorted(image.path for image in read_tree(path, None, "a folder of images").all_images())
             inside = [name for name in names if out is None or not below(path / name, out)]
             if not inside:
-                raise DataError(f"{text}: holds no images; name a folder with PNG, JPEG or WebP files, or with tars")
+                raise DataError(f"{text}: found no images; give a folder with PNG, JPEG or WebP files, or with tars")
             for name in inside:
                 files.setdefault(os.path.abspath(path / name), visible(str(path / name)))
         else:

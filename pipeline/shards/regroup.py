@@ -44,7 +44,7 @@ def regroup(
     if not names:
         raise no_shards(parsed, listing)
     if store.is_local(parsed.folder) and Path(parsed.folder).resolve() == out.resolve():
-        raise DataError(f"{out}: is the folder of the source; choose another --out")
+        raise DataError(f"{out}: this is the source folder; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with folder_lock(str(out), "make"):
         for said in map_shards(RegroupTask(parsed.folder, str(out)), names, label="regrouping", workers=workers):

@@ -43,7 +43,7 @@ class RewriteTask:
                     tar.copy(store.read_range(shard.url, start, stop))
                 except TornTar as tear:
                     raise DataError(
-                        f"{shard.url}: sample {sample} {tear}; `minivit shards verify` names all that are damaged"
+                        f"{shard.url}: sample {sample} {tear}; `minivit shards verify` lists all that are damaged"
                     ) from None
             tar.finish()
 
@@ -66,9 +66,11 @@ def split(
     """
     if samples_per_shard < 1 or any(share <= 0 for share in parts.values()) or abs(sum(parts.values()) - 1) > 1e-6:
         given = ", ".join(f"{name}={share:g}" for name, share in parts.items())
-        raise DataError(f"parts {given}, {samples_per_shard} samples per shard: shares above 0 that add up to 1")
+        raise DataError(
+            f"parts {given}, {samples_per_shard} samples per shard: expected shares above 0 that add up to 1"
+        )
     if store.is_local(index.url) and Path(index.url).resolve() == out.resolve():
-        raise DataError(f"{out}: is the folder of the source; choose another --out")
+        raise DataError(f"{out}: this is the source folder; choose another --out")
     rows = np.arange(index.num_samples)
     if shuffle_seed is not None:
         rows = np.random.Generator(np.random.PCG64(shuffle_seed)).permutation(rows)

@@ -106,14 +106,14 @@ class ShardScan:
         if apart:
             pieces = [", ".join(sample.extensions) for sample in self.samples if sample.key == apart[0]]
             yield (
-                f"the members of {len(apart):,} samples are scattered, first those of {apart[0]!r} "
-                f"({' | '.join(pieces)}), but a sample is read in one piece (`tar --sort=name` writes its members side "
-                "by side)"
+                f"the members of {len(apart):,} samples are scattered, such as those of {apart[0]!r} "
+                f"({' | '.join(pieces)}), but a sample must be in one piece (`tar --sort=name` writes its members "
+                "side by side)"
             )
         if self.unread_bytes:
             yield (
-                f"{self.unread_bytes:,} bytes follow its end-of-archive marker, where tar readers stop; "
-                "perhaps it is several tars in one file"
+                f"{self.unread_bytes:,} bytes follow its end-of-archive marker, where tar readers stop; it may be "
+                "several tars in one file"
             )
 
 

@@ -166,7 +166,7 @@ def draw(stats: dict[str, Any], sizes: np.ndarray, path: Path) -> None:
     left.set(xlabel="pixels", ylabel="images", title=f"{stats['images']:,} images")
     left.legend(frameon=False)
     middle.hist(sizes[:, 2] / 1e3, bins=40)
-    middle.set(xlabel="kilobytes of an image", title=f"{stats['bytes'] / 1e6:,.1f} MB in {stats['shards']:,} shards")
+    middle.set(xlabel="kilobytes per image", title=f"{stats['bytes'] / 1e6:,.1f} MB in {stats['shards']:,} shards")
     classed = next((one for one in stats["targets"].values() if "per_class" in one), NO_CLASSES)
     counts = sorted(classed["per_class"].items(), key=lambda item: -item[1])
     if len(counts) <= MOST_BARS:
@@ -175,7 +175,7 @@ def draw(stats: dict[str, Any], sizes: np.ndarray, path: Path) -> None:
         right.set_xticks(range(len(counts)), names, rotation=90, fontsize=7, parse_math=False)  # "$" is literal here
     else:
         right.fill_between(range(len(counts)), [count for _, count in counts], step="mid")
-        right.set_xlabel("class, the most frequent first")
+        right.set_xlabel("class, most frequent first")
     right.set(ylabel=classed["counted"], title=f"{len(counts):,} classes", ylim=(0, None))
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -31,7 +31,7 @@ def protocol(url: str) -> str:
 def refuse_commands(url: str) -> str:
     """The URL itself, unless it would run a program. Raises DataError."""
     if url.lstrip().startswith("pipe:"):
-        raise DataError(f"{url!r}: 'pipe:' runs a program and is refused; name the shards by a path or an fsspec URL")
+        raise DataError(f"{url!r}: 'pipe:' runs programs and is refused; give the shards as a path or an fsspec URL")
     return url
 
 
@@ -169,14 +169,14 @@ def file_size(url: str) -> int:
     except Exception as error:  # each store raises its own errors
         raise unreadable(url, error) from None
     if size is None:
-        raise DataError(f"{url}: the server does not say how large it is; index it without --headers-only")
+        raise DataError(f"{url}: the server does not report its size; index it without --headers-only")
     return int(size)
 
 
 def unwritable(url: str | Path, error: BaseException) -> DataError:
     """The error for a file that could not be written, with advice that fits the cause."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    mend = "free some space or choose another place" if full else "choose a place that you may write to"
+    mend = "free some space or choose another place" if full else "choose a writable place"
     return DataError(f"{url}: cannot be written ({_reason(error)}); {mend}")
 
 
@@ -198,7 +198,7 @@ def unreadable(url: str, error: Exception) -> DataError:
         return DataError(f"{url}: no such file; check the path and, for a remote store, its name and credentials")
     if isinstance(error, PermissionError) or lacks_credentials(error):
         return DataError(
-            f"{url}: may not be read ({_reason(error)}); check its permissions and, for a remote store, the credentials"
+            f"{url}: cannot be read ({_reason(error)}); check its permissions and, for a remote store, the credentials"
         )
     return DataError(f"{url}: cannot be read ({_reason(error)})")
 

@@ -30,7 +30,7 @@ COUNT = re.compile(rb"\d{1,18}")
 class TornTar(ValueError):
     """The bytes are not an intact tar; the message says where and why, without a file name; `mend` how to fix it."""
 
-    def __init__(self, message: str, mend: str = "write it again or take it out of the folder") -> None:
+    def __init__(self, message: str, mend: str = "write it again or remove it from the folder") -> None:
         super().__init__(message)
         self.mend = mend
 
@@ -149,7 +149,7 @@ def read_sample(data: bytes | memoryview) -> tuple[str, dict[str, memoryview]]:
             parts[split[1]] = data[start : start + size]
         position = start + size + -size % BLOCK
     if not parts:
-        raise TornTar("holds no member of a sample")
+        raise TornTar("contains no members of samples")
     return key, parts
 
 
@@ -179,7 +179,7 @@ def _read_unusual_sample(data: memoryview) -> tuple[str, dict[str, memoryview]]:
             key = key or split[0]
             parts[split[1]] = data[member.data : member.data + member.size]
     if not parts:
-        raise TornTar("holds no member of a sample")
+        raise TornTar("contains no members of samples")
     return key, parts
 
 
@@ -191,7 +191,7 @@ def _read_header(stream: TarStream, needs_marker: bool) -> bytes | None:
     if not header and not needs_marker:
         return None
     if stream.position == 0 and (kind := compressed_with(header)) and header[257:262] != b"ustar":
-        raise TornTar(f"is compressed ({kind}), and samples are read from the middle of plain tars", "unpack it")
+        raise TornTar(f"is compressed ({kind}), but samples can only be read from uncompressed tars", "unpack it")
     if not header:
         raise TornTar(f"ends at byte {stream.position} without the end-of-archive marker, so it was cut short")
     if len(header) < BLOCK:
@@ -241,7 +241,7 @@ def _parse_pax(record: bytes, at: int) -> dict[str, str]:
 
 def _refuse_sparse(is_sparse: bool, at: int) -> None:
     if is_sparse:
-        raise TornTar(f"holds a sparse file at byte {at}, which is not read", "write it without tar's --sparse")
+        raise TornTar(f"contains a sparse file at byte {at}, which is not supported", "write it without tar's --sparse")
 
 
 def _pax_size(pax: dict[str, str], at: int) -> int | None:

@@ -33,19 +33,19 @@ from pipeline.targets.base import BadLabel, Target
 class Kind(enum.Enum):
     """The kind of a fault: its noun, its location, and advice on how to fix it."""
 
-    SHARD = "fault", "of whole shards", ": copy or make those shards again, then index them"
+    SHARD = "fault", "in whole shards", ": copy or make those shards again, then index them"
     SAMPLE = (
         "fault",
-        "of samples",
+        "in samples",
         ", which a run leaves out: correct them at their source and make the shards again",
     )
     OVERLAP = (
         "overlap",
-        "of two data sets",
-        ": a model would be judged by what it was trained on; take them out of one of the two",
+        "between data sets",
+        ": a model would be evaluated on what it was trained on; remove them from one of the two",
     )
     DOUBLE = (
-        "double",
+        "duplicate",
         "already in the source",
         ": the shards are intact; remove them at the source if unwanted",
     )
@@ -99,8 +99,8 @@ def _of_set(one: NamedSet, doubles: Doubles, decode_images: bool, workers: int |
     if index.headers_only and (others := reads_of(targets).keys() - reads_of(tool_targets(index.members))):
         asked = next(target for target in targets if others & set(target.members))
         raise DataError(
-            f"{index.url}: was indexed by headers and the labels that were asked for then, and {asked.members[0]!r} is "
-            f"asked for; {mend(one.pattern)} --target {asked.kind}={asked.members[0]}"
+            f"{index.url}: its index was made with --headers-only and without {asked.members[0]!r}; "
+            f"{mend(one.pattern)} --target {asked.kind}={asked.members[0]}"
         )
     listing, known = store.list_sizes(index.url, index.names), set(index.names)
     for name in parsed.select(listing):
@@ -146,10 +146,10 @@ class VerifyTask:
         faults = [Fault(shard.url, None, message) for message in _against_index(shard, scan)]
         faults += [Fault(shard.url, None, f"{message}; {regroup_mend(self.pattern)}") for message in scan.faults()]
         if scan.links:
-            message = "members are links, which hold no bytes; write the tar with --dereference --hard-dereference"
+            message = "members are links, which have no content; write the tar with --dereference --hard-dereference"
             faults.append(Fault(shard.url, None, f"{scan.links:,} {message}"))
         for key in duplicate_keys(scan.samples):
-            faults.append(Fault(shard.url, key, "this key was there before", Kind.DOUBLE))
+            faults.append(Fault(shard.url, key, "duplicate key", Kind.DOUBLE))
         for sample in scan.samples:
             faults += [Fault(shard.url, sample.key, message, Kind.SAMPLE) for message in self._of_sample(sample)]
         return faults
@@ -161,7 +161,7 @@ class VerifyTask:
             yield str(reason)
         else:
             if not size and not self.decode_images:
-                yield "the image has no bytes"
+                yield "the image is empty"
         for target in self.targets:
             lacks = [one for one in target.members if one not in sample.extensions]
             if lacks:

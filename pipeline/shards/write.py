@@ -44,7 +44,7 @@ class TarWriter:
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Adds a sample: its bytes by extension. `key` must be unique in the data set, its base name without a dot."""
-        assert "." not in key.rsplit("/", 1)[-1], f"the part of {key!r} behind the dot would become an extension"
+        assert "." not in key.rsplit("/", 1)[-1], f"the part of {key!r} after the dot would become an extension"
         self.starts.append(self.position)
         for extension, data in members.items():
             self._put(tar_member(f"{key}.{extension}", data))

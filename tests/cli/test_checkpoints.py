@@ -49,10 +49,10 @@ def test_list_tells_what_each_holds(run: Path, below: str) -> None:
 def test_verify_names_what_does_not_hold(run: Path) -> None:
     result = invoke("verify", run)
     assert isinstance(result.exception, CheckpointError)
-    assert "1 checkpoints are not valid" in str(result.exception)
+    assert "1 checkpoints are invalid" in str(result.exception)
     first, _, third = result.output.splitlines()
     assert first.endswith("step-00000004  valid")
-    assert "step-00000008  not valid: " in third
+    assert "step-00000008  invalid: " in third
 
 
 def test_a_valid_run_verifies(run: Path) -> None:
@@ -92,11 +92,11 @@ def test_reshard_leaves_a_running_pipeline_alone(run: Path) -> None:
 def test_a_step_that_is_not_there_is_refused(run: Path) -> None:
     result = invoke("inspect", run, "--step", 5)
     assert isinstance(result.exception, CheckpointError)
-    assert "holds no checkpoint of step 5; see `minivit checkpoints list" in str(result.exception)
+    assert "found no checkpoint of step 5; see `minivit checkpoints list" in str(result.exception)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert invoke("list", tmp_path / "none").exit_code == 2
     result = invoke("list", tmp_path)
     assert isinstance(result.exception, CheckpointError)
-    assert "holds no training stage that has begun; give a run's folder or a stage's" in str(result.exception)
+    assert "has no training stage that has started; give a run's folder or a stage's" in str(result.exception)

@@ -49,7 +49,7 @@ def test_frozen_features_with_how_sure_the_figures_are() -> None:
     ("names", "train", "task", "expected"),
     [
         ("knn", None, None, "--probe: needs --train SHARDS"),
-        ("knn", "shards", "{}", "--task: --probe looks at features"),
+        ("knn", "shards", "{}", "--task: does not apply with --probe"),
         ("knn,lniear", "shards", None, "found 'lniear', did you mean 'linear'?"),
     ],
 )

@@ -33,7 +33,7 @@ def test_tildes_and_variables_make_no_folders_of_their_name(here: Path) -> None:
 def test_an_unset_variable_is_refused() -> None:
     result = CliRunner().invoke(group, ["reshard", "data", "--out=$UNSET/x"])
     assert result.exit_code == 2
-    assert "found '$UNSET/x', expected a path whose variables are set; $UNSET is not" in result.output
+    assert "found '$UNSET/x', expected a path whose variables are set, but $UNSET is not" in result.output
 
 
 def test_a_file_that_is_there_means_itself(here: Path) -> None:

@@ -156,7 +156,7 @@ def test_options_without_a_meaning_are_refused(model: Path, images: list[str], t
     assert run(model, images[0], "--coco").exit_code == 2
     assert run(model, images[0], "--out", tmp_path / "out", "--option", "top_k").exit_code == 2
     assert run(model, images[0], "--out", tmp_path / "out", "--coco-ids", "x").exit_code == 2
-    with pytest.raises(ModelError, match="--coco: the model's task finds no boxes"):
+    with pytest.raises(ModelError, match="--coco: the model's task predicts no boxes"):
         run_raising(model, images[0], "--out", tmp_path / "out", "--coco")
     with pytest.raises(ModelError, match="predict: topk is not an option of a classification model"):
         run_raising(model, images[0], "--out", tmp_path / "out", "--option", "topk=3")

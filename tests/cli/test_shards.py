@@ -107,7 +107,7 @@ def test_every_option_of_a_maker_is_an_option_of_its_command() -> None:
     [
         (
             ["make", "nothing", "--out", "x"],
-            "there are: captions, coco, depth, fashion-items, fashion-mnist, fashion-mnist-few, fashion-scenes, folder",
+            "allowed: captions, coco, depth, fashion-items, fashion-mnist, fashion-mnist-few, fashion-scenes, folder",
         ),
         (["index", "pipe:cat x"], "refused"),
         (["index", "none/*.tar"], "matches no shards"),
@@ -136,7 +136,7 @@ def test_index_counts_what_lacks_an_image_or_label(folder: Path, tmp_path: Path)
             for number in (6, 5, 4, 3, 2)
         ),
         "  and 2 more shards",
-        f"  `minivit shards verify '{folder}'` names each",
+        f"  `minivit shards verify '{folder}'` lists them",
     ]
 
 
@@ -147,8 +147,8 @@ def test_index_of_samples_with_other_members_names_these_once(folder: Path) -> N
     lines = minivit("index", str(folder)).stdout.splitlines()
     assert lines[1:] == [
         "1 of 1 samples cannot be used: 1 without image (png;jpg;jpeg;webp)",
-        "  the samples hold the members left, right, y; say with --image-key and --target KIND=MEMBER which to read",
-        f"  `minivit shards verify '{folder}'` names each",
+        "  the samples have the members left, right, y; choose which to read with --image-key and --target KIND=MEMBER",
+        f"  `minivit shards verify '{folder}'` lists them",
     ]
 
 
@@ -157,10 +157,10 @@ def test_verify_tells_doubles_from_damage(folder: Path) -> None:
     minivit("index", str(folder))
     done = minivit("verify", str(folder))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith(f"{folder}: valid, but 3 doubles already in the source")
+    assert done.stdout.splitlines()[-1].startswith(f"{folder}: valid, but 3 duplicates already in the source")
     both = minivit("verify", f"{folder}/a-0.tar", f"{folder}/b-0.tar")
     assert both.returncode == 3
-    assert "its image is in" in both.stdout
+    assert "its image is also in" in both.stdout
     assert "3 overlaps of two data sets" in both.stderr
 
 
@@ -178,7 +178,7 @@ def test_verify_prints_the_first_faults_of_each_kind(folder: Path) -> None:
     assert len(lines) == 20 + 1 + 1
     assert lines[-2].startswith(f"{folder}/c-0.tar: ")
     assert lines[-1] == "... and 30 more faults of samples (--all prints them)"
-    assert "1 fault of whole shards" in str(done.exception)
+    assert "1 fault in whole shards" in str(done.exception)
     assert "50 faults of samples" in str(done.exception)
     everything = runner.invoke(group, ["verify", str(folder), "--workers", "1", "--all"])
     assert len(everything.stdout.splitlines()) == 51

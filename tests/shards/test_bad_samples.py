@@ -39,7 +39,7 @@ def test_reasons_that_differ_in_details_alone_are_one(tmp_path: Path) -> None:
         line(0, "the label is 'cat', not a number"),
         line(1, "the label is 'dog (wet)', not a number"),
         line(2, "no image member (looked for png; found txt)"),
-        line(3, "the image has no bytes"),
+        line(3, "the image is empty"),
     )
     found = summarise(tmp_path / "bad.jsonl", 100)
     assert (found.bad, found.samples) == (7, 100)
@@ -62,5 +62,5 @@ def test_no_files_are_no_bad_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"[]\n{}\n", b"\xff\xfe\x00\n"])
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "bad.w.jsonl").write_bytes(data)
-    with pytest.raises(DataError, match=r"bad\.w\.jsonl:1 is no line of a quarantine manifest"):
+    with pytest.raises(DataError, match=r"bad\.w\.jsonl:1 is not a line of a quarantine manifest"):
         summarise(tmp_path / "bad.jsonl", 1)

@@ -156,7 +156,7 @@ def test_classes_and_members_stay_until_given_anew(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("classes", "words"),
-    [(["a", "b"], r"train-000000.tar: holds label 4, but 2 classes allow 0 to 1"), (["a"] * 10, "'a' is given twice")],
+    [(["a", "b"], r"train-000000.tar: found label 4, but 2 classes allow 0 to 1"), (["a"] * 10, "'a' appears twice")],
 )
 def test_classes_must_hold_the_labels(folder: Path, classes: list[str], words: str) -> None:
     with pytest.raises(DataError, match=words):
@@ -269,7 +269,7 @@ def test_compressed_tars_are_named_with_the_command_that_unpacks_them(
     path.unlink()
     for pattern in (f"{tmp_path}", f"{packed}", f"{tmp_path}/*.{ending}", f"{tmp_path}/a.tar"):
         for reads in (build_index, load_index):
-            with pytest.raises(DataError, match=rf"a\.{ending}: is a compressed tar.*run `(.*)`") as refused:
+            with pytest.raises(DataError, match=rf"a\.{ending}: a compressed tar.*run `(.*)`") as refused:
                 reads(pattern)
     command = re.search("run `(.*)`", str(refused.value))
     subprocess.run(command[1], shell=True, check=True)
@@ -281,7 +281,7 @@ def test_compressed_tars_among_plain_ones_are_mentioned(folder: Path, capsys: py
     (folder / "train-000000.tar.gz").write_bytes(b"")  # beside its plain tar
     assert len(build_index(str(folder), workers=1).names) == 3
     [line] = capsys.readouterr().err.splitlines()
-    assert "train-000003.tar.zst: is a compressed tar, and" in line
+    assert "train-000003.tar.zst: a compressed tar, but" in line
 
 
 def test_a_compressed_tar_under_a_plain_name(tmp_path: Path, samples: Callable, write_tar: Callable) -> None:
@@ -294,4 +294,4 @@ def test_a_compressed_tar_under_a_plain_name(tmp_path: Path, samples: Callable, 
 def test_an_index_that_cannot_be_read_is_replaced_and_said_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "index.json").write_text("{")
     assert build_index(str(folder), workers=1).num_samples == 8
-    assert "its index cannot be read and is rebuilt" in capsys.readouterr().err
+    assert "rebuilding its unreadable index" in capsys.readouterr().err

@@ -31,9 +31,9 @@ def test_a_list_may_be_longer_than_a_file_name() -> None:
 @pytest.mark.parametrize(
     ("data", "fault"),
     [
-        (b"cat\n\ndog\n cat\n", "'cat' is given at lines 1 and 4, but class names must differ"),
+        (b"cat\n\ndog\n cat\n", "'cat' appears at lines 1 and 4, but class names must differ"),
         (b"caf\xe9\n", "is not UTF-8 text; save it as UTF-8"),
-        (b"\xef\xbb\xbf\r\n", "names no class"),
+        (b"\xef\xbb\xbf\r\n", "found no class names"),
     ],
 )
 def test_a_file_that_names_no_list_of_classes(tmp_path: Path, data: bytes, fault: str) -> None:
@@ -45,8 +45,8 @@ def test_a_file_that_names_no_list_of_classes(tmp_path: Path, data: bytes, fault
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ("cat,dog,,cat ", "'cat' is given at positions 1 and 4"),
-        (" ,", "names no class"),
+        ("cat,dog,,cat ", "'cat' appears at positions 1 and 4"),
+        (" ,", "found no class names"),
         ("clases.txt", "--classes clases.txt: no such file"),
         ("lists/clases", "--classes lists/clases: no such file"),
     ],

@@ -37,9 +37,9 @@ def test_equal_images_are_doubles_and_equal_keys_of_two_shards_are_not(tmp_path:
     build_index(str(tmp_path), workers=1)
     found = [fault for fault in verify(str(tmp_path), workers=1) if fault.kind is Kind.DOUBLE]
     assert [(Path(fault.shard).name, fault.key, fault.message) for fault in found] == [
-        ("b.tar", "three", "label 1, but its image is that of a.tar/one (label 0)"),
-        ("b.tar", "four", "its image is that of a.tar/two"),
-        ("b.tar", "five", "its image is that of a.tar/two"),
+        ("b.tar", "three", "label 1, but its image duplicates a.tar/one (label 0)"),
+        ("b.tar", "four", "its image duplicates a.tar/two"),
+        ("b.tar", "five", "its image duplicates a.tar/two"),
     ]
 
 
@@ -56,6 +56,6 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path: Path, write_tar) -> N
     build_index(str(tmp_path), workers=1)
     faults = {fault.key: fault.message for fault in verify(str(tmp_path), workers=2)}
     assert set(faults) == {"cut", "none"}
-    assert faults["none"] == "the image has no bytes"
+    assert faults["none"] == "the image is empty"
     undecoded = verify(str(tmp_path), decode_images=False, workers=1)
-    assert [(fault.key, fault.message) for fault in undecoded] == [("none", "the image has no bytes")]
+    assert [(fault.key, fault.message) for fault in undecoded] == [("none", "the image is empty")]

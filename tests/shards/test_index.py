@@ -113,7 +113,7 @@ def test_an_older_index_is_brought_up_to_date_from_headers(
     make_older(tmp_path, version)
     capsys.readouterr()
     again = build_index(str(tmp_path), workers=1)
-    assert "its index has an older format and is updated" in capsys.readouterr().err
+    assert "updating its index from an older format" in capsys.readouterr().err
     assert (again.records(), again.classes, again.digest) == (index.records(), index.classes, index.digest)
     assert again.members == {"class_id": ("cls",), "mask": ("seg.png",)}
     assert (tmp_path / "a.tar.idx").stat().st_mtime_ns == written

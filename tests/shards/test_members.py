@@ -52,5 +52,5 @@ def test_what_is_lacking_is_named_with_what_is_there() -> None:
 
 @pytest.mark.parametrize("key", ["", "png;;jpg", ".", "a/b"])
 def test_a_key_that_names_no_extension_is_refused(key: str) -> None:
-    with pytest.raises(DataError, match="names no extension of a member"):
+    with pytest.raises(DataError, match="is not a member extension"):
         Keys().override(key)

@@ -26,7 +26,7 @@ def test_an_error_reaches_the_caller(workers: int) -> None:
 
 
 def test_a_process_that_is_ended_is_one_sentence() -> None:
-    with pytest.raises(DataError, match="indexing: the system ended a process"):
+    with pytest.raises(DataError, match="indexing: the system killed a process"):
         list(map_shards(os._exit, [9, 9], label="indexing", workers=2))
 
 

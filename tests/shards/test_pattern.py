@@ -74,7 +74,7 @@ def test_a_folder_that_is_there_means_itself(tmp_path: Path, name: str, pattern:
         ("", "empty"),
         ("pipe:cat a.tar", "refused"),
         ("d/{a,b}/x-*.tar", "only the file name"),
-        ("x-{0..1.tar", "pair up"),
+        ("x-{0..1.tar", "unbalanced braces"),
         ("x-{01}.tar", "neither"),
         ("x-{0..99999999}.tar", "more than"),
     ],

@@ -59,7 +59,7 @@ def test_a_missing_file_is_one_that_cannot_be_read(image: Callable[[str], str], 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DataError, match="holds no images; name a folder with PNG, JPEG or WebP files, or with tars"):
+    with pytest.raises(DataError, match="found no images; give a folder with PNG, JPEG or WebP files, or with tars"):
         pictures([str(tmp_path)])
 
 
@@ -81,7 +81,7 @@ def test_shards_give_every_sample_with_its_members(tmp_path: Path) -> None:
         assert two.below == "train-000000/%2e%2e/%2e%2e/two"
         assert three.data is None
         assert "no image member" in three.fault
-    with pytest.raises(DataError, match="named before"):
+    with pytest.raises(DataError, match="was already given"):
         pictures([str(tmp_path / "s"), str(tmp_path / "s" / "train-000000.tar")])
 
 

@@ -67,7 +67,7 @@ def test_members_that_lie_apart_are_not_doubles(tmp_path: Path, write_tar: Calla
     scan = scan_shard(str(tmp_path / "a.tar"))
     assert scattered(scan.samples) == ["apart"]
     [fault] = scan.faults()
-    assert fault.startswith("the members of 1 samples are scattered, first those of 'apart' (png | cls)")
+    assert fault.startswith("the members of 1 samples are scattered, such as those of 'apart' (png | cls)")
 
 
 @pytest.mark.parametrize("headers_only", [False, True])
@@ -95,7 +95,7 @@ def test_links_and_sparse_files(tmp_path: Path) -> None:
         info = tarfile.TarInfo("a.png")
         info.type = tarfile.GNUTYPE_SPARSE
         tar.addfile(info)
-    with pytest.raises(TornTar, match="holds a sparse file at byte 0"):
+    with pytest.raises(TornTar, match="contains a sparse file at byte 0"):
         scan_shard(str(tmp_path / "b.tar"))
 
 

@@ -34,9 +34,9 @@ def test_the_offsets_can_be_mapped_by_any_reader(tmp_path: Path) -> None:
         (lambda data: b"", "not a shard's sidecar"),
         (lambda data: b"?" + data[1:], "not a shard's sidecar"),
         (lambda data: data[:8] + b"\x02" + data[9:], "sidecar version 2"),
-        (lambda data: data[:-8], "but 2 samples take"),
-        (lambda data: data[:-8] + b"\xff" * 8, "do not lie in order"),
-        (lambda data: data[:-16] + b"\xff\xff" + data[-14:], "do not lie in order"),
+        (lambda data: data[:-8], "but 2 samples need"),
+        (lambda data: data[:-8] + b"\xff" * 8, "are not in order"),
+        (lambda data: data[:-16] + b"\xff\xff" + data[-14:], "are not in order"),
     ],
 )
 def test_damage_is_named_with_the_mend(tmp_path: Path, damage, words: str) -> None:

@@ -79,12 +79,12 @@ def test_bad_samples_are_named_by_key(tmp_path: Path, write_tar: Callable) -> No
     index = (tmp_path / "index.json").read_text().replace('"classes":{}', '"classes":{"class_id":["a","b"]}')
     (tmp_path / "index.json").write_text(index)
     assert [(key, message) for _, key, message in faults(tmp_path)] == [
-        ("good", "this key was there before"),
+        ("good", "duplicate key"),
         ("unlabelled", "no class_id member (looked for cls; found png)"),
         ("word", "the label is 'cat', not a class number"),
         (
             "outside",
-            "has label 2, and labels must be 0 to 1 for 2 classes; correct the label or the dataset's `classes`",
+            "has label 2, but labels must be 0 to 1 for 2 classes; correct the label or the dataset's `classes`",
         ),
         ("blind", "no image member (looked for png, jpg, jpeg, webp; found cls)"),
     ]
@@ -172,7 +172,7 @@ def test_masks_are_looked_at_beside_their_images(tmp_path: Path, write_tar: Call
     assert index.totals == {"mask": {"missing": 1, "bad": 0, "unusable": 1}}
     found = {fault.key: fault.message for fault in verify(str(tmp_path), workers=1)}
     assert found.keys() == {"small", "torn", "none"}
-    assert "5 x 5 pixels, and its image 6 x 6" in found["small"]
+    assert "5 x 5 pixels, but its image 6 x 6" in found["small"]
     assert found["none"] == "no mask member (looked for seg.png; found png)"
 
 
@@ -185,5 +185,5 @@ def test_compressed_tars_and_links_are_faults(tmp_path: Path) -> None:
     (tmp_path / "b.tar.gz").write_bytes(b"")
     found = [(Path(fault.shard).name, fault.message) for fault in verify(str(tmp_path), workers=1)]
     assert [shard for shard, _ in found] == ["b.tar.gz", "a.tar"]
-    assert "is a compressed tar" in found[0][1]
+    assert "a compressed tar" in found[0][1]
     assert found[1][1].startswith("1 members are links")

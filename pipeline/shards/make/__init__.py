@@ -33,8 +33,8 @@ def maker(name: str) -> Callable[..., DatasetIndex]:
     hyphenated = name.replace("_", "-")
     if hyphenated not in known:
         near = difflib.get_close_matches(hyphenated, known, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"{name!r} is no built-in data set; {hint}there are: {', '.join(known)}")
+        hint = f"did you mean {near[0]!r}? Allowed: " if near else "allowed: "
+        raise DataError(f"{name!r} is not a built-in data set; {hint}{', '.join(known)}")
     make: Callable[..., DatasetIndex] = importlib.import_module(f"{__name__}.{hyphenated.replace('-', '_')}").make
     return make
 
@@ -46,7 +46,7 @@ def make(name: str, out: str | Path, **options: Any) -> DatasetIndex:
     """
     function = maker(name)
     if not store.is_local(str(out)):
-        raise DataError(f"{out}: data sets are made in a local folder; make it there, then copy the folder")
+        raise DataError(f"{out}: data sets can only be made in a local folder; make it there, then copy the folder")
     folder = store.local_path(str(out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def ensure_made(name: str, pattern: str) -> DatasetIndex:
         if required:
             command = f"minivit shards make {name} --out {folder} {' '.join(required)} ..."
             raise DataError(
-                f"{pattern!r} has no valid shards, and {name!r} needs more to make them; run `{command}`"
+                f"{pattern!r} has no valid shards, and {name!r} cannot be made without more settings; run `{command}`"
             ) from None
     make(name, folder)
     return load_index(pattern)

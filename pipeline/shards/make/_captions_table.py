@@ -24,7 +24,7 @@ def read_captions(path: Path, image_column: str, caption_column: str) -> tuple[d
     """
     suffix = path.suffix.lower()
     if suffix not in (*SEPARATORS, *BY_LINE):
-        raise DataError(f"--table {path}: is no {', '.join((*SEPARATORS, *BY_LINE))}; save the table as one of these")
+        raise DataError(f"--table {path}: not {', '.join((*SEPARATORS, *BY_LINE))}; save the table as one of these")
     text = _text(path)
     rows = _separated(path, text, SEPARATORS[suffix]) if suffix in SEPARATORS else _by_line(path, text)
     captions: dict[str, list[str]] = {}
@@ -34,7 +34,7 @@ def read_captions(path: Path, image_column: str, caption_column: str) -> tuple[d
             if column not in row:
                 known = [name for name in row if isinstance(name, str)]
                 raise DataError(
-                    f"--table {path}: line {number} has no column {column!r}, {allowed(column, known)}; name it by "
+                    f"--table {path}: line {number} has no column {column!r}, {allowed(column, known)}; name it with "
                     f"{option}"
                 )
         image, lines = row[image_column], _lines(row[caption_column])
@@ -43,7 +43,7 @@ def read_captions(path: Path, image_column: str, caption_column: str) -> tuple[d
         else:
             empty.append(f"line {number}")
     if not captions:
-        raise DataError(f"--table {path}: holds no image with a caption; write a head and a line for each")
+        raise DataError(f"--table {path}: found no image with a caption; write a header and one line for each")
     return captions, empty
 
 
@@ -68,9 +68,7 @@ def _separated(path: Path, text: str, separator: str) -> Iterator[tuple[int, Map
         for row in rows:
             yield rows.line_num, row
     except csv.Error as error:
-        raise DataError(
-            f"--table {path}: line {rows.line_num} cannot be read ({error}); quote it as CSV does"
-        ) from None
+        raise DataError(f"--table {path}: line {rows.line_num} cannot be read ({error}); quote it as in CSV") from None
 
 
 def _by_line(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -82,5 +80,5 @@ def _by_line(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise DataError(f"--table {path}: line {number} is no JSON object; write one in each line")
+            raise DataError(f"--table {path}: line {number} is not a JSON object; write one per line")
         yield number, row

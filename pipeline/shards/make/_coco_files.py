@@ -65,7 +65,7 @@ def _content(path: Path) -> dict[str, Any]:
         raise DataError(f"--annotations {path}: cannot be read ({error.strerror}); correct the path") from None
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"--annotations {path}: is no JSON ({error}); give a file such as instances_train.json"
+            f"--annotations {path}: not valid JSON ({error}); give a file such as instances_train.json"
         ) from None
     for entry, fields in ENTRIES.items():
         rows = content.get(entry) if isinstance(content, dict) else None
@@ -73,7 +73,7 @@ def _content(path: Path) -> dict[str, Any]:
             continue
         if not isinstance(rows, list):
             raise DataError(
-                f"--annotations {path}: has no list {entry!r}; give a file as of COCO, such as instances_train.json"
+                f"--annotations {path}: has no list {entry!r}; give a COCO file such as instances_train.json"
             )
         for number, row in enumerate(rows):
             if not isinstance(row, dict) or any(name not in row for name in fields):
@@ -98,8 +98,8 @@ def _add_categories(merged: Coco, named: dict[int, Path], path: Path, rows: Iter
         twice = next((other for other, one in merged.categories.items() if one == name and other != number), None)
         if twice is not None:
             raise DataError(
-                f"--annotations {path}: the category {name!r} has the id {number}, and {twice} in {named[twice]}; give "
-                "each category one name and id"
+                f"--annotations {path}: the category {name!r} has the id {number}, but {twice} in {named[twice]}; "
+                "give each category one name and id"
             )
 
 
@@ -116,14 +116,14 @@ def _add_images(
             if image.width and image.height:
                 raise DataError(
                     f"--annotations {path}: {name} has {size[0]} x {size[1]} pixels, but {image.width} x "
-                    f"{image.height} in {where}; take files of the same images, or correct one"
+                    f"{image.height} in {where}; use files of the same images, or correct one"
                 )
             image.width, image.height = size
             origin[name] = path
         if by_id.setdefault(row["id"], image) is not image:
             raise DataError(
                 f"--annotations {path}: {by_id[row['id']].file_name} and {name} share the id {row['id']}; give each "
-                "image an id of its own"
+                "image its own id"
             )
     return by_id
 
@@ -136,7 +136,7 @@ def _add_annotations(
     for number, row in enumerate(rows):
         image = by_id.get(row["image_id"])
         if image is None:
-            _leave_out(merged, "annotations of images that their file does not list", path, number)
+            _leave_out(merged, "annotations for images that their file does not list", path, number)
         elif "caption" in row:
             _add_caption(merged, image, row["caption"], path, number)
         elif (fault := _fault(row, image)) is not None:

@@ -12,9 +12,9 @@ from pipeline.shards.make._folder_tree import Image, Tree, read_tree
 from pipeline.shards.make._mask_pairs import named
 from pipeline.shards.make._samples import refuse_missing, stem
 
-MISSING = "images that are not there"
-UNNAMED = "images that no annotation file names"
-WITHOUT_MAP = "class maps of stuff that are not there (their images are taken without)"
+MISSING = "images that do not exist"
+UNNAMED = "images that no annotation file lists"
+WITHOUT_MAP = "class maps of stuff that do not exist (their images are imported without)"
 
 
 class Item(NamedTuple):
@@ -39,7 +39,7 @@ def arrange(coco: Coco, images: Path, stuff: Path | None, out: Path, most_missin
     """Items in the order of their paths. Raises DataError if too many of the named images are missing."""
     tree = read_tree(images, out, "--images is a folder of images")
     found, missing = _located(coco, tree)
-    refuse_missing(images, missing, len(coco.images), most_missing, "that the annotations name")
+    refuse_missing(images, missing, len(coco.images), most_missing, "that the annotations list")
     maps = {} if stuff is None else _maps(stuff, out)
     items, without_map = [], []
     for file, image in sorted(found, key=lambda pair: pair[0].path):
@@ -66,8 +66,8 @@ def _located(coco: Coco, tree: Tree) -> tuple[list[tuple[Image, CocoImage]], lis
             missing.append(name)
         elif (other := found.setdefault(candidates[0].path, (candidates[0], image))[1]) is not image:
             raise DataError(
-                f"{other.file_name} and {name} of the annotations are both {candidates[0].path} below --images; take "
-                "the folder above, in which they differ"
+                f"{other.file_name} and {name} of the annotations are both {candidates[0].path} below --images; give "
+                "the parent folder, in which they differ"
             )
     return list(found.values()), missing
 

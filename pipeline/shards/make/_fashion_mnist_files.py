@@ -48,7 +48,7 @@ def located(src: Path | None) -> Iterator[Path]:
     if src is not None:
         if not _complete(src):
             names = ", ".join(f"{name}[.gz]" for name in SHA256)
-            raise DataError(f"{src}: does not hold Fashion-MNIST's files; --src is a folder with {names}")
+            raise DataError(f"{src}: found no Fashion-MNIST files; --src must be a folder with {names}")
         yield src
         return
     if _complete(DEBIAN_FOLDER):
@@ -80,9 +80,9 @@ def read_idx(path: Path) -> np.ndarray:
                 raise ValueError(f"it claims {size:,} bytes")
             data = file.read(size)
             if len(data) < size:
-                raise ValueError(f"{len(data):,} of {size:,} bytes are there")
+                raise ValueError(f"{len(data):,} of {size:,} bytes are present")
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as an idx file ({error}); fetch it anew") from None
+        raise DataError(f"{path}: cannot be read as an idx file ({error}); download it again") from None
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -95,7 +95,7 @@ def unpack_debian_package(folder: Path) -> Path:
         except FileNotFoundError:
             raise Unavailable(f"{command[0]} is not installed") from None
         except subprocess.TimeoutExpired:
-            raise Unavailable(f"`{' '.join(command)}` gave nothing within {10 * TIMEOUT_S} s") from None
+            raise Unavailable(f"`{' '.join(command)}` did not finish within {10 * TIMEOUT_S} s") from None
         except subprocess.CalledProcessError as error:
             said = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise Unavailable(f"`{' '.join(command)}` failed ({said})") from None
@@ -136,8 +136,8 @@ def _obtain(temporary: Path) -> Path:
         except Unavailable as failure:
             failures.append(str(failure))
     raise DataError(
-        f"Fashion-MNIST is unavailable: {DEBIAN_FOLDER} is absent; {'; '.join(failures)}; as root run "
-        f"`apt-get install {DEBIAN_PACKAGE}`, or name a folder that holds its four idx files with --src"
+        f"Fashion-MNIST is unavailable: {DEBIAN_FOLDER} does not exist; {'; '.join(failures)}; as root run `apt-get "
+        f"install {DEBIAN_PACKAGE}`, or name a folder that holds its four idx files with --src"
     )
 
 

@@ -37,7 +37,7 @@ def image_fault(data: bytes) -> str | None:
     """Why a file is not an image, judging by its first bytes."""
     if SIGNATURES.match(data):
         return None
-    return "is empty" if not data else "is no PNG, JPEG or WebP inside"
+    return "is empty" if not data else "does not contain a PNG, JPEG or WebP image"
 
 
 def listing_hash(files: Iterable[tuple[str, int]]) -> str:

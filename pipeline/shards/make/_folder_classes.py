@@ -18,7 +18,7 @@ SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "tes
 TRAINING = {"train", "training"}
 DEFAULT_PREFIX = "train"
 MOST_NAMES = 3  # in one line
-UNLABELLED = "without labels, by --labels none"
+UNLABELLED = "without labels, with --labels none"
 
 LABELS = "top", "path", "none"  # what names an image's class: its top folder, its whole path, or nothing
 
@@ -79,8 +79,8 @@ def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> L
     everything = [folder for folders in groups.values() for folder in folders]
     if not everything:
         raise DataError(
-            f"{src}: its splits ({', '.join(splits)}) hold images but no class folders; sort them into "
-            f"{src / splits[0]}/CLASS/, or take them {UNLABELLED}"
+            f"{src}: its splits ({', '.join(splits)}) have images but no class folders; sort them into "
+            f"{src / splits[0]}/CLASS/, or import them {UNLABELLED}"
         )
     check_spelling(everything, src)
     classes = sorted({folder.name for folder in everything})
@@ -90,8 +90,8 @@ def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> L
     taken = sum(map(len, tops.values()))
     if len(tree.loose) > taken:
         raise DataError(
-            f"{src}: holds {len(tree.loose):,} images outside class folders and only {taken:,} in such "
-            f"({some(classes)}); sort them into {src}/CLASS/, move them out, or take all {UNLABELLED}"
+            f"{src}: found {len(tree.loose):,} images outside class folders but only {taken:,} inside "
+            f"({some(classes)}); sort them into {src}/CLASS/, move them out, or import all {UNLABELLED}"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     filled = {*tops, *(folder.path for folder in everything)}
@@ -110,7 +110,7 @@ def without_labels(tree: Tree, src: Path, prefix: str | None) -> Layout:
     """Every image at any depth; ignores folders, unless all at the top are splits."""
     tops = {top: images for top, images in tree.images.items() if images}
     if not tops and not tree.loose:
-        raise DataError(f"{src}: holds no images; put {', '.join(EXTENSIONS)} files into it{found_instead(tree)}")
+        raise DataError(f"{src}: found no images; put {', '.join(EXTENSIONS)} files into it{found_instead(tree)}")
     splits = [] if tree.loose else split_folders(tops, src, prefix)
     groups = {name: images for name, _, images in split_images({"": tree.loose, **tops}, splits, prefix)}
     return Layout(
@@ -137,16 +137,16 @@ def split_folders(tops: Iterable[str], src: Path, prefix: str | None) -> list[st
     named = ", ".join(splits)
     if others:
         raise DataError(
-            f"{src}: holds the splits {named} beside {visible(others[0])!r}; move what is not a split out of it, or "
-            f"make each split with --src {src / splits[0]} --prefix {splits[0]}"
+            f"{src}: found the splits {named} beside {visible(others[0])!r}; move everything else out of it, or make "
+            f"each split with --src {src / splits[0]} --prefix {splits[0]}"
         )
     if prefix is not None:
         raise DataError(
-            f"{src}: holds splits ({named}), whose shards take their names, so --prefix {prefix} does not apply; leave "
-            f"it out, or make one split with --src {src / splits[0]} --prefix {prefix}"
+            f"{src}: found splits ({named}), whose names become their shards' prefixes, so --prefix {prefix} does not "
+            f"apply; leave it out, or make one split with --src {src / splits[0]} --prefix {prefix}"
         )
     if len({split.casefold() for split in splits}) < len(splits):
-        raise DataError(f"{src}: two of its splits ({named}) differ in case alone; merge or rename them")
+        raise DataError(f"{src}: two of its splits ({named}) only differ in case; merge or rename them")
     return splits
 
 
@@ -180,8 +180,8 @@ def check_spelling(folders: Iterable[ClassFolder], src: Path) -> None:
         other = spelt.setdefault(folder.name.lower(), composed)
         if other != composed:
             raise DataError(
-                f"{src}: the class folders {visible(other)!r} and {visible(composed)!r} differ in case or white space "
-                "alone; merge them, or rename one"
+                f"{src}: the class folders {visible(other)!r} and {visible(composed)!r} only differ in case or white "
+                "space; merge them, or rename one"
             )
 
 
@@ -193,8 +193,8 @@ def one_class(groups: Mapping[str, Folders], src: Path) -> DataError:
     below = {
         path.removeprefix(f"{inner}/").partition("/")[0] for path in images if path.count("/") > inner.count("/") + 1
     }
-    mend = f"take --src {src / inner}" if len(below) > 1 else "put a folder of images for each other class beside it"
-    return DataError(f"{src}: all images lie in one class folder, {visible(folders[0])!r}; {mend}")
+    mend = f"use --src {src / inner}" if len(below) > 1 else "put a folder of images for each other class beside it"
+    return DataError(f"{src}: all images are in one class folder, {visible(folders[0])!r}; {mend}")
 
 
 def check_training(groups: Mapping[str, Folders], src: Path) -> None:
@@ -207,7 +207,7 @@ def check_training(groups: Mapping[str, Folders], src: Path) -> None:
     for folder in (folder for folders in groups.values() for folder in folders):
         if folder.name not in known:
             raise DataError(
-                f"{src / folder.path}: {where} has no class {folder.name!r}, so nothing can learn it; rename the "
+                f"{src / folder.path}: {where} has no class {folder.name!r}, so it cannot be learnt; rename the "
                 f"folder, move it elsewhere, or put images of the class into {where}"
             )
 
@@ -223,14 +223,14 @@ def nested_folders(folders: Folders, classes: list[str], src: Path) -> list[str]
             for name in map(class_name, parent.removeprefix(f"{top}/").split("/")):
                 if name in known and name != folder.name:
                     raise DataError(
-                        f"{src / parent}: its images would be of class {folder.name!r}, but {name!r} is a class, "
-                        f"too; move it to {src / top.rpartition('/')[0] / name}, or rename it"
+                        f"{src / parent}: its images would be of class {folder.name!r}, but {name!r} is also a class; "
+                        f"move it to {src / top.rpartition('/')[0] / name}, or rename it"
                     )
         below = {parent.removeprefix(f"{top}/").partition("/")[0] for parent in parents}
         splits = sorted(name for name in below if name.casefold() in SPLITS)
         if len(splits) > 1:
             raise DataError(
-                f"{src / top}: holds the splits {', '.join(splits)}, which would be mixed; put splits above classes: "
+                f"{src / top}: found the splits {', '.join(splits)}, which would be mixed; put splits above classes: "
                 f"{src / splits[0] / folder.name}"
             )
         found += sorted(parents)
@@ -241,12 +241,12 @@ def nothing_found(tree: Tree, src: Path) -> DataError:
     found = found_instead(tree)
     if tree.loose:
         return DataError(
-            f"{src}: holds images but no folders of them, so they have no classes; sort them into {src}/CLASS/, take "
-            f"the folder above with --src if this one is a class, or take them {UNLABELLED}"
+            f"{src}: found images but no class folders; sort them into {src}/CLASS/, give the parent folder with "
+            f"--src if this one is a class, or import them {UNLABELLED}"
         )
     if tree.images:
-        return DataError(f"{src}: holds no images; put {', '.join(EXTENSIONS)} files into its class folders{found}")
-    return DataError(f"{src}: holds no folders; --src is a folder with one folder of images per class{found}")
+        return DataError(f"{src}: found no images; put {', '.join(EXTENSIONS)} files into its class folders{found}")
+    return DataError(f"{src}: found no folders; --src must be a folder with one folder of images per class{found}")
 
 
 def found_instead(tree: Tree) -> str:

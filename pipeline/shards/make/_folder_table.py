@@ -18,9 +18,9 @@ def summary(layout: Layout, tree: Tree, rejected: Mapping[str, set[str]]) -> str
     """The table; `rejected` are the paths of unreadable images by split."""
     if not layout.classes:
         of_splits = [(split, *split_counts(files, rejected[split])) for split, files in layout.splits.items()]
-        return "\n".join([*aligned([("images", "taken", "unreadable"), *of_splits]), *notes(layout, tree)])
+        return "\n".join([*aligned([("images", "imported", "unreadable"), *of_splits]), *notes(layout, tree)])
     rows = list(class_rows(layout, rejected))
-    heads = ["class", *(list(layout.splits) if len(layout.splits) > 1 else ["taken"]), "unreadable"]
+    heads = ["class", *(list(layout.splits) if len(layout.splits) > 1 else ["imported"]), "unreadable"]
     if len(rows) > MOST_ROWS:
         half = MOST_ROWS // 2
         hidden = len(rows) - 2 * half
@@ -66,23 +66,23 @@ def notes(layout: Layout, tree: Tree) -> Iterator[str]:
     """Yields a line for each kind of thing that was not taken, or whose class is not obvious from its place."""
     if layout.unlabelled:
         number = counted(len(layout.unlabelled), "image", "images")
-        yield f"not taken: {number} outside class folders: {some(layout.unlabelled)}"
+        yield f"skipped: {number} outside class folders: {some(layout.unlabelled)}"
     if tree.others:
         number = counted(tree.others.total(), "file that is", "files that are")
-        yield f"not taken: {number} not PNG, JPEG or WebP: {tally(tree.others)}"
+        yield f"skipped: {number} not PNG, JPEG or WebP: {tally(tree.others)}"
     if layout.empty:
         number = counted(len(layout.empty), "folder", "folders")
-        yield f"not taken: {number} without images: {some(layout.empty)}"
+        yield f"skipped: {number} without images: {some(layout.empty)}"
     if tree.system:
         number = counted(tree.system.total(), "system file or folder", "system files and folders")
-        yield f"not taken: {number}: {tally(tree.system)}"
+        yield f"skipped: {number}: {tally(tree.system)}"
     if tree.again:
         number = counted(len(tree.again), "link to a folder that is", "links to folders that are")
-        yield f"not taken: {number} read elsewhere: {some(tree.again)}"
+        yield f"skipped: {number} read elsewhere: {some(tree.again)}"
     if tree.output is not None:
-        yield f"not taken: the output folder, {visible(tree.output)}"
+        yield f"skipped: the output folder, {visible(tree.output)}"
     if layout.nested:
-        yield f"subfolders count for the class above them: {some(layout.nested)}"
+        yield f"subfolders count towards the class above them: {some(layout.nested)}"
     if layout.spellings:
         yield f"one class, though spelt in two ways (Unicode NFC and NFD): {some(layout.spellings)}"
     if any("\\x" in name for name in layout.classes):

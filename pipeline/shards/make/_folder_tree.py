@@ -75,7 +75,7 @@ class Reader:
         self.output = out
         self.out = identity(out) if out is not None and out.exists() else None
         if self.out is not None and self.out == identity(root):
-            raise DataError(f"{src}: is {self.option} and --out at once; choose another --out")
+            raise DataError(f"{src}: given as both {self.option} and --out; choose another --out")
 
     def read(self) -> Tree:
         self.tree.loose, tops = self.list_folder("")
@@ -145,7 +145,7 @@ class Reader:
 
     def unlistable(self, folder: str, error: OSError) -> DataError:
         return DataError(
-            f"{self.src / folder}: cannot be listed ({error.strerror}); allow reading it, or move it out of {self.src}"
+            f"{self.src / folder}: cannot be listed ({error.strerror}); make it readable, or move it out of {self.src}"
         )
 
 

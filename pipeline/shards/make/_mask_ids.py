@@ -14,7 +14,7 @@ MOST_IDS = 1 << 16  # of a 16-bit PNG
 IGNORED, SMALL = -1, 256
 ENTRY = re.compile(r"(\d+)(?:-(\d+))?\s*(?:=|:|\s|->)\s*(\d+|ignore)")
 COMMENT = re.compile("#.*")
-MEANT = "write OLD=NEW, FIRST-LAST=NEW for as many in a row, or OLD=ignore, between commas or one a line"
+MEANT = "write OLD=NEW, FIRST-LAST=NEW for a range, or OLD=ignore, separated by commas or one per line"
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def ids_of(num_classes: int, ignore: int | None, remap: str | None) -> Ids:
         ignore = Ids(table, num_classes).ignore
     elif not 0 <= ignore < MOST_IDS or (remap is None and ignore < num_classes):
         raise DataError(
-            f"--ignore {ignore}: is the id of a class, of which --classes names {num_classes}; take an id of no class, "
-            f"or say which ids are the classes, as --remap 1-{num_classes}=0, which ignores all others"
+            f"--ignore {ignore}: this id is a class, as --classes names {num_classes}; choose an id without a class, "
+            f"or set which ids are classes, such as --remap 1-{num_classes}=0, which ignores all others"
         )
     if remap is None:
         table[ignore] = IGNORED
@@ -93,11 +93,11 @@ def read_remap(given: str) -> dict[int, int]:
             raise DataError(f"--remap: found {entry!r}; {MEANT}")
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < MOST_IDS:
-            raise DataError(f"--remap: {entry!r} is no range of ids from 0 to {MOST_IDS - 1}; {MEANT}")
+            raise DataError(f"--remap: {entry!r} is not a range of ids from 0 to {MOST_IDS - 1}; {MEANT}")
         for step, old in enumerate(range(first, last + 1)):
             if old in found:
                 raise DataError(f"--remap: {old} is mapped twice; keep one of them")
             found[old] = IGNORED if match[3] == "ignore" else int(match[3]) + step
     if not found:
-        raise DataError(f"--remap {given!r}: maps nothing; {MEANT}")
+        raise DataError(f"--remap {given!r}: found no mapping; {MEANT}")
     return found

@@ -53,8 +53,8 @@ def pair_up(
     mask_of, other_masks = named(masks, suffixes[1])
     names = sorted(by_name.keys() & mask_of.keys())
     left_out = {
-        "images whose name ends otherwise": other_images,
-        f"{words.noun}s whose name ends otherwise": other_masks,
+        "images whose names end differently": other_images,
+        f"{words.noun}s whose names end differently": other_masks,
         f"images without a {words.noun}": [by_name[name].path for name in sorted(by_name.keys() - mask_of.keys())],
         f"{words.noun}s without an image": [mask_of[name].path for name in sorted(mask_of.keys() - by_name.keys())],
     }
@@ -62,11 +62,13 @@ def pair_up(
         raise no_pair(by_name, mask_of, other_masks, suffixes, words)
     if only is not None:
         wanted = read_names(only)
-        left_out["pairs that --only does not name"] = [by_name[name].path for name in names if name not in wanted]
-        left_out["names of --only without a pair"] = sorted(wanted - set(names))
+        left_out["pairs that --only does not list"] = [by_name[name].path for name in names if name not in wanted]
+        left_out["names in --only without a pair"] = sorted(wanted - set(names))
         names = [name for name in names if name in wanted]
         if not names:
-            raise DataError(f"--only {only}: names no pair; write names such as {next(iter(by_name))!r}, one a line")
+            raise DataError(
+                f"--only {only}: found no name of a pair; write names such as {next(iter(by_name))!r}, one per line"
+            )
     pairs = [Pair(by_name[name].path, mask_of[name].path, by_name[name].size + mask_of[name].size) for name in names]
     return Pairing(pairs, {why: paths for why, paths in left_out.items() if paths})
 
@@ -97,14 +99,15 @@ def no_pair(
 ) -> DataError:
     """The error if no names match, with an example from each side."""
     if not images:
-        return DataError(f"--images: holds no image{f' named *{suffixes[0]}' if suffixes[0] else ''}; correct the path")
+        return DataError(f"--images: found no image{f' named *{suffixes[0]}' if suffixes[0] else ''}; correct the path")
     image = next(iter(images.values())).path
     mask = next((file.path for file in masks.values()), next(iter(others), None))
     if mask is None:
-        return DataError(f"{words.option}: holds no PNG; correct the path")
+        return DataError(f"{words.option}: found no PNG; correct the path")
     return DataError(
-        f"no image has a {words.noun} of its name: an image is {visible(image)!r} below --images and a {words.noun} "
-        f"{visible(mask)!r} below {words.option}; say how names end where they differ, as {words.example}"
+        f"no image has a {words.noun} of the same name: one image is {visible(image)!r} below --images, one "
+        f"{words.noun} {visible(mask)!r} below {words.option}; if the names end differently, say how, such as "
+        f"{words.example}"
     )
 
 

@@ -57,8 +57,8 @@ class How:
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1 or not PREFIX.fullmatch(self.prefix):
             raise DataError(
-                f"samples per shard {self.samples_per_shard} and prefix {self.prefix!r}: take a positive number, and a "
-                "prefix of letters, digits, '_' and '-'"
+                f"samples per shard {self.samples_per_shard} and prefix {self.prefix!r}: expected a positive number, "
+                "and a prefix of letters, digits, '_' and '-'"
             )
 
 
@@ -116,7 +116,9 @@ def split(names: Sequence[str], how: How) -> dict[str, list[int]]:
         raise DataError(f"--val {how.val}: its images go to {VAL}-*.tar, so --prefix must be another name")
     chosen = _share(names, float(how.val), how.seed) if _is_number(how.val) else _named(names, Path(how.val))
     if not 0 < len(chosen) < len(names):
-        raise DataError(f"--val {how.val}: takes {len(chosen):,} of {len(names):,} images; leave some to both splits")
+        raise DataError(
+            f"--val {how.val}: would take {len(chosen):,} of {len(names):,} images; leave some for both splits"
+        )
     return {how.prefix: [row for row in range(len(names)) if row not in chosen], VAL: sorted(chosen)}
 
 
@@ -138,7 +140,7 @@ def _named(names: Sequence[str], path: Path) -> set[int]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--val {path}: is no share between 0 and 1, and cannot be read ({error})") from None
+        raise DataError(f"--val {path}: neither a share between 0 and 1 nor a readable file ({error})") from None
     wanted = {spelling for line in lines if line.strip() for spelling in (line.strip(),)}
     known: dict[str, list[int]] = {}
     for row, name in enumerate(names):
@@ -146,7 +148,7 @@ def _named(names: Sequence[str], path: Path) -> set[int]:
             known.setdefault(spelling, []).append(row)
     unknown = sorted(name for name in wanted if name not in known and stem(name) not in known)
     if unknown:
-        raise DataError(f"--val {path}: names {some(unknown)}, which are no images here; correct the names")
+        raise DataError(f"--val {path}: lists {some(unknown)}, which are not among the images; correct the names")
     return {row for name in wanted for row in known.get(name, known.get(stem(name), []))}
 
 
@@ -186,10 +188,10 @@ def read_file(path: Path, name: str) -> bytes:
 def check_said_size(name: str, said: tuple[int, int], found: tuple[int, int]) -> None:
     """Raises Rejected if the annotated (height, width) differs from that of the image; zeros mean unknown."""
     if all(said) and said != found:
-        turned = "; annotations are of the image as its EXIF data turn it" if said == found[::-1] else ""
+        turned = "; annotations are for the image as its EXIF data rotate it" if said == found[::-1] else ""
         raise Rejected(
             name,
-            f"the annotations are of {said[1]} x {said[0]} pixels, and the image has {found[1]} x {found[0]}{turned}",
+            f"the annotations are for {said[1]} x {said[0]} pixels, but the image has {found[1]} x {found[0]}{turned}",
         )
 
 
@@ -197,8 +199,8 @@ def refuse_missing(images: Path, missing: Sequence[str], count: int, most: float
     """Raises DataError if all of `count` named images are missing, or more than the share `most`."""
     if not count or len(missing) == count or len(missing) > most * count:
         raise DataError(
-            f"{images}: lacks {len(missing):,} of the {count:,} images {whose}, such as "
-            f"{some(list(missing)) or 'none'}; correct --images, or allow more by --most-missing"
+            f"{images}: missing {len(missing):,} of the {count:,} images {whose}, such as "
+            f"{some(list(missing)) or 'none'}; correct --images, or allow more with --most-missing"
         )
 
 
@@ -206,7 +208,9 @@ def check_taken(source: Path, count: int, reports: Sequence[Rejections]) -> int:
     """How many of `count` items are in the shards. Raises DataError if none is."""
     left = sum(len(report.reasons) for report in reports)
     if left >= count:
-        raise DataError(f"{source}: none of the {count:,} images can be used, as {reports[0].path} says; fix them")
+        raise DataError(
+            f"{source}: none of the {count:,} images can be used; fix the problems listed in {reports[0].path}"
+        )
     return count - left
 
 
@@ -217,8 +221,8 @@ def refuse_other_classes(out: Path, kind: str, names: list[str], option: str = "
     known = load_index(str(out), check=False).classes.get(kind)
     if known is not None and known != names:
         raise DataError(
-            f"{out}: holds shards whose classes of {kind} are {some(known)}, not {some(names)}; give the same "
-            f"{option}, or another --out"
+            f"{out}: found shards whose {kind} classes are {some(known)}, not {some(names)}; give the same {option}, "
+            "or another --out"
         )
 
 
@@ -233,8 +237,8 @@ def told(title: str, left_out: Mapping[str, Sequence[str]], reports: Sequence[Re
             reasons.setdefault(re.sub(r"\d+", "N", reason), []).append(name)
     lines = [title]
     common = Counter({why: len(names) for why, names in reasons.items()}).most_common()
-    lines += [f"not taken: {count:,}: {why}: {some(reasons[why])}" for why, count in common[:MOST_REASONS]]
+    lines += [f"skipped: {count:,}: {why}: {some(reasons[why])}" for why, count in common[:MOST_REASONS]]
     if len(common) > MOST_REASONS:
-        lines.append(f"not taken: {sum(count for _, count in common[MOST_REASONS:]):,} for other reasons")
-    lines += [f"they are named in {report.path}" for report in reports if report.reasons]
+        lines.append(f"skipped: {sum(count for _, count in common[MOST_REASONS:]):,} for other reasons")
+    lines += [f"they are listed in {report.path}" for report in reports if report.reasons]
     return "\n".join(map(visible, lines))

@@ -61,7 +61,7 @@ def item_pool(folder: Path, split: str) -> Pool:
     usable = (images > GROUND).sum(axis=(1, 2)) >= MIN_PIXELS
     if not usable.any():
         raise DataError(
-            f"{folder}: its {source} files hold no items for {split}; name Fashion-MNIST's folder with --src"
+            f"{folder}: its {source} files have no items for {split}; give Fashion-MNIST's folder with --src"
         )
     return Pool(images[usable], labels[usable])
 

@@ -36,7 +36,7 @@ def draw_shards(
     if min(counts.values()) < 0 or not any(counts.values()) or samples_per_shard < 1 or seed < 0:
         found = ", ".join(f"{split} {count}" for split, count in counts.items())
         raise DataError(
-            f"{found}, samples per shard {samples_per_shard}, seed {seed}: take numbers from 0 up, at least one "
+            f"{found}, samples per shard {samples_per_shard}, seed {seed}: expected numbers from 0 up, at least one "
             f"of the {noun}, and at least one in a shard"
         )
     jobs: list[Job] = []
@@ -52,4 +52,4 @@ def draw_shards(
             for _ in map_shards(task(folder), missing, label=f"drawing {noun}", workers=workers):
                 pass
     else:
-        print(f"{out}: all {len(jobs):,} shards are there; nothing to draw", file=sys.stderr)
+        print(f"{out}: all {len(jobs):,} shards exist; nothing to draw", file=sys.stderr)

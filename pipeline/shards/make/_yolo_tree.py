@@ -47,15 +47,15 @@ def read_yolo(src: Path, classes: str | None, prefix: str, out: Path) -> Yolo:
         places = {split: content[split] for split in ("train", "val", "test") if content.get(split)}
         names = read_class_names(classes) if classes is not None else _names(file, content)
         if not places:
-            raise DataError(f"{file}: names no images; write `train: images/train`, and `val` likewise")
+            raise DataError(f"{file}: found no images; write `train: images/train`, and `val` likewise")
     splits, without = dict[str, list[Item]](), list[str]()
     for split, given in places.items():
         images = [one for place in (given if isinstance(given, list) else [given]) for one in _images(root, place, out)]
         splits[split] = [_item(root, path) for path in dict.fromkeys(images)]
         without += [item.name for item in splits[split] if item.lines is None]
     if not any(splits.values()):
-        raise DataError(f"{src}: holds no images ({', '.join(EXTENSIONS)}); {MEANT}")
-    whose = "images without a file of boxes, which are taken without boxes"
+        raise DataError(f"{src}: found no images ({', '.join(EXTENSIONS)}); {MEANT}")
+    whose = "images without a label file, imported without boxes"
     return Yolo(names, {split: items for split, items in splits.items() if items}, {whose: without})
 
 
@@ -63,10 +63,10 @@ def _yaml_of(src: Path) -> Path | None:
     if src.suffix.lower() in (".yaml", ".yml"):
         return src
     if not src.is_dir():
-        raise DataError(f"{src}: is no folder and no YAML file; {MEANT}")
+        raise DataError(f"{src}: neither a folder nor a YAML file; {MEANT}")
     found = [*src.glob("*.yaml"), *src.glob("*.yml")]
     if len(found) > 1 and (src / "data.yaml") not in found:
-        raise DataError(f"{src}: holds {len(found)} YAML files; name one of them by --src")
+        raise DataError(f"{src}: found {len(found)} YAML files; name one of them with --src")
     return src / "data.yaml" if src / "data.yaml" in found else next(iter(found), None)
 
 
@@ -76,7 +76,7 @@ def _content(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{file}: cannot be read ({' '.join(str(error).split())}); {MEANT}") from None
     if not isinstance(content, dict):
-        raise DataError(f"{file}: holds no settings; {MEANT}")
+        raise DataError(f"{file}: found no settings; {MEANT}")
     return content
 
 
@@ -85,22 +85,22 @@ def _names(file: Path, content: Mapping[str, Any]) -> list[str]:
     given = content.get("names")
     if isinstance(given, dict):
         if sorted(given, key=str) != sorted(range(len(given)), key=str):
-            raise DataError(f"{file}: its `names` have the numbers {list(given)[:5]}; number them from 0 on")
+            raise DataError(f"{file}: found the numbers {list(given)[:5]} in its `names`; number them from 0 up")
         given = [given[number] for number in range(len(given))]
     if not isinstance(given, list) or not given:
-        raise DataError(f"{file}: has no `names` of classes; write them as a list, or give --classes")
+        raise DataError(f"{file}: found no `names` of classes; write them as a list, or give --classes")
     names = [class_name(str(name)) for name in given]
     if twice := repeated(names):
-        raise DataError(f"{file}: its `names` hold {twice[0]!r} twice; give each class a name of its own")
+        raise DataError(f"{file}: found {twice[0]!r} twice in its `names`; give each class its own name")
     if content.get("nc") not in (None, len(names)):
-        raise DataError(f"{file}: says nc {content['nc']}, but names {len(names)} classes; correct one of the two")
+        raise DataError(f"{file}: found nc {content['nc']}, but {len(names)} class names; correct one of the two")
     return names
 
 
 def _places(src: Path, prefix: str) -> dict[str, str]:
     """Folders of images below a folder without a data.yaml, by split."""
     if not (src / IMAGES).is_dir():
-        raise DataError(f"{src}: has no folder {IMAGES}/ and no data.yaml; {MEANT}")
+        raise DataError(f"{src}: found neither a folder {IMAGES}/ nor a data.yaml; {MEANT}")
     tops = sorted(entry.name for entry in (src / IMAGES).iterdir() if entry.is_dir())
     splits = [top for top in tops if top.casefold() in SPLITS]
     return {top.casefold(): f"{IMAGES}/{top}" for top in splits} or {prefix: IMAGES}
@@ -110,12 +110,14 @@ def _images(root: Path, place: Any, out: Path) -> list[tuple[str, int]]:
     """(path, bytes) of the images in a folder or listed in a text file."""
     path = root / str(place)
     if path.is_dir():
-        tree = read_tree(path, out, "--src names folders of images")
+        tree = read_tree(path, out, "the data.yaml lists folders of images")
         return [(str(path / image.path), image.size) for image in sorted(tree.all_images())]
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is no folder of images and no text file that lists them ({error}); {MEANT}") from None
+        raise DataError(
+            f"{path}: neither a folder of images nor a text file that lists them ({error}); {MEANT}"
+        ) from None
     listed = [path.parent / line if line.startswith("./") else root / line for line in lines]
     return [(str(one), one.stat().st_size if one.is_file() else -1) for one in listed]
 
@@ -141,4 +143,4 @@ def _lines(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DataError(f"{visible(str(path))}: cannot be read ({error.strerror}); allow reading it") from None
+        raise DataError(f"{visible(str(path))}: cannot be read ({error.strerror}); make it readable") from None

@@ -69,16 +69,16 @@ def make(
     out: Path,
     *,
     images: Annotated[
-        Path, "folder of the images; without --table, of images with a text beside each, as img2dataset's"
+        Path, "folder of images; without --table, with a text file beside each, as img2dataset writes them"
     ],
-    table: Annotated[Path | None, "CSV, TSV or JSONL file that names images below --images and their captions"] = None,
-    image_column: Annotated[str, "of --table: the images' paths, with or without suffix"] = "image",
-    caption_column: Annotated[str, "of --table: the captions"] = "caption",
-    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that names images"] = None,
-    most_missing: Annotated[float, "share of the images named in --table that may be missing"] = 0.1,
-    samples_per_shard: Annotated[int, "images in each shard"] = 1_000,
-    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split by its own"] = "train",
-    seed: Annotated[int, "seed of the order in which images are spread over shards, and of --val"] = 0,
+    table: Annotated[Path | None, "CSV, TSV or JSONL file that lists images below --images and their captions"] = None,
+    image_column: Annotated[str, "column of --table with the images' paths, with or without suffix"] = "image",
+    caption_column: Annotated[str, "column of --table with the captions"] = "caption",
+    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that lists images"] = None,
+    most_missing: Annotated[float, "largest share of the images listed in --table that may be missing"] = 0.1,
+    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
+    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split with its own"] = "train",
+    seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
     """Shards of images and captions, one a line in the member `txt`; a JSON beside an image comes along.
@@ -103,7 +103,7 @@ def make(
         reports.append(write_samples(out, name, chosen, Read(images), plan, how))
     taken = check_taken(images, len(items), reports)
     index = build_index(str(out), workers=workers)
-    print(told(f"{images}: {taken:,} images with captions taken", left_out, reports), file=sys.stderr)
+    print(told(f"{images}: {taken:,} images with captions imported", left_out, reports), file=sys.stderr)
     return index
 
 
@@ -126,12 +126,12 @@ def of_table(
         path, size = files[0]
         known = found.get(path)
         found[path] = Item(path, size, "\n".join([*((known.captions or "",) if known else ()), *lines]))
-    refuse_missing(images, missing, len(captions), most_missing, f"that {table} names")
+    refuse_missing(images, missing, len(captions), most_missing, f"that {table} lists")
     left_out = {
         "rows without image or caption": empty,
-        "images that are not there": missing,
-        "names without suffix that several images have": several,
-        "images that the table does not name": [f.path for f in tree.all_images() if f.path not in found],
+        "images that do not exist": missing,
+        "names without suffix that several images share": several,
+        "images that the table does not list": [f.path for f in tree.all_images() if f.path not in found],
     }
     return list(found.values()), left_out
 
@@ -141,7 +141,7 @@ def beside_images(images: Path, out: Path) -> tuple[list[Item], dict[str, list[s
     tree = read_tree(images, out, "--images is a folder of images")
     files = sorted(tree.all_images())
     if not files and tree.others[".tar"]:
-        raise DataError(f"{images}: holds tars, which are shards already; run `minivit shards index {images}`")
+        raise DataError(f"{images}: found tars, which already are shards; run `minivit shards index {images}`")
     found, without = [], []
     for file in files:
         text = images / f"{stem(file.path)}.txt"
@@ -152,7 +152,7 @@ def beside_images(images: Path, out: Path) -> tuple[list[Item], dict[str, list[s
             without.append(file.path)
     if not found:
         raise DataError(
-            f"{images}: none of its {len(files):,} images has a text of its name beside it (x.txt of x.jpg); put them "
-            "there, or give --table"
+            f"{images}: none of its {len(files):,} images has a text file of the same name beside it (x.txt for "
+            "x.jpg); add them, or give --table"
         )
-    return found, {"images without a text beside them": without}
+    return found, {"images without a text file beside them": without}

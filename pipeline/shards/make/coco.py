@@ -79,8 +79,8 @@ class Read:
             raise Rejected(path, str(bad)) from None
         if outside:
             raise DataError(
-                f"{self.stuff / visible(path)}: has the id {some(list(map(str, outside)))}, but --stuff-classes names "
-                f"{self.ids.num_classes}, 0 to {self.ids.num_classes - 1}; name all classes"
+                f"{self.stuff / visible(path)}: found the id {some(list(map(str, outside)))}, but --stuff-classes "
+                f"names {self.ids.num_classes}, 0 to {self.ids.num_classes - 1}; name all classes"
             )
         return data
 
@@ -88,17 +88,17 @@ class Read:
 def make(
     out: Path,
     *,
-    images: Annotated[Path, "folder of the images"],
+    images: Annotated[Path, "folder of images"],
     annotations: Annotated[
-        tuple[Path, ...], "annotation file: instances, person_keypoints, captions; give the option once for each"
+        tuple[Path, ...], "annotation file: instances, person_keypoints or captions; repeat for several"
     ],
-    stuff: Annotated[Path | None, "folder of PNGs as large as the images, whose values are class ids"] = None,
-    stuff_classes: Annotated[str | None, "their names from id 0 on: a file with one name a line, or a,b,c"] = None,
-    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that names images"] = None,
-    most_missing: Annotated[float, "share of the annotated images that may be missing"] = 0.1,
-    samples_per_shard: Annotated[int, "images in each shard"] = 1_000,
-    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split by its own"] = "train",
-    seed: Annotated[int, "seed of the order in which images are spread over shards, and of --val"] = 0,
+    stuff: Annotated[Path | None, "folder of PNGs of the images' sizes, whose values are class ids"] = None,
+    stuff_classes: Annotated[str | None, "their names from id 0 up: a file with one name per line, or a,b,c"] = None,
+    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that lists images"] = None,
+    most_missing: Annotated[float, "largest share of the annotated images that may be missing"] = 0.1,
+    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
+    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split with its own"] = "train",
+    seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
     """Shards of images and what COCO's annotation files say of them, all files together.
@@ -131,5 +131,5 @@ def make(
     index = build_index(str(out), classes=classes, targets=described, workers=workers)
     empty = sum(item.empty for item in items)
     more = f", {empty:,} of them without annotations" if empty and coco.classes else ""
-    print(told(f"{images}: {taken:,} images taken{more}", left_out, reports), file=sys.stderr)
+    print(told(f"{images}: {taken:,} images imported{more}", left_out, reports), file=sys.stderr)
     return index

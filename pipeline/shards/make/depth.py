@@ -51,22 +51,22 @@ class Read:
         except (BadImage, BadLabel) as bad:
             raise Rejected(pair.mask, str(bad)) from None
         if not steps.any():
-            raise Rejected(pair.mask, "the depth is 0 everywhere: nothing was measured")
+            raise Rejected(pair.mask, "the depth map is 0 everywhere: nothing was measured")
         return Sample(pair.image, {Path(pair.image).suffix.lower()[1:]: image, MEMBER: depth})
 
 
 def make(
     out: Path,
     *,
-    images: Annotated[Path, "folder of the images, at any depth"],
-    depth: Annotated[Path, "folder of grey PNGs of 16 bits as large as the images; 0 where nothing was measured"],
-    image_suffix: Annotated[str | None, "how names of images end behind what they share with depth maps"] = None,
+    images: Annotated[Path, "folder of images, at any depth"],
+    depth: Annotated[Path, "folder of 16-bit grey PNGs of the images' sizes; 0 where nothing was measured"],
+    image_suffix: Annotated[str | None, "how names of images end after what they share with depth maps"] = None,
     depth_suffix: Annotated[str, "how names of depth maps end, such as _depth.png"] = ".png",
-    only: Annotated[Path | None, "text file that names the pairs to take, one a line"] = None,
-    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that names images"] = None,
-    samples_per_shard: Annotated[int, "images in each shard"] = 1_000,
-    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split by its own"] = "train",
-    seed: Annotated[int, "seed of the order in which images are spread over shards, and of --val"] = 0,
+    only: Annotated[Path | None, "text file that lists the pairs to import, one per line"] = None,
+    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that lists images"] = None,
+    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
+    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split with its own"] = "train",
+    seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
     """Shards of images and depth maps that lie in two folders under the same names.
@@ -87,5 +87,5 @@ def make(
         reports.append(write_samples(out, name, chosen, Read(images, depth), plan, how))
     taken = check_taken(images, len(pairs), reports)
     index = build_index(str(out), workers=workers)
-    print(told(f"{images}: {taken:,} images with depth maps taken", pairing.left_out, reports), file=sys.stderr)
+    print(told(f"{images}: {taken:,} images with depth maps imported", pairing.left_out, reports), file=sys.stderr)
     return index

@@ -54,11 +54,11 @@ class ShardTask:
 def make(
     out: Path,
     *,
-    train: Annotated[int, "pictures to train on"] = 40_000,
-    val: Annotated[int, "pictures to validate on, of items that are in no other split"] = 2_000,
-    test: Annotated[int, "pictures to test on, of Fashion-MNIST's test items"] = 1_000,
-    samples_per_shard: Annotated[int, "pictures in each shard"] = 1_000,
-    seed: Annotated[int, "key of everything drawn"] = 0,
+    train: Annotated[int, "training pictures"] = 40_000,
+    val: Annotated[int, "validation pictures, of items that are in no other split"] = 2_000,
+    test: Annotated[int, "test pictures, of Fashion-MNIST's test items"] = 1_000,
+    samples_per_shard: Annotated[int, "pictures per shard"] = 1_000,
+    seed: Annotated[int, "seed of everything drawn"] = 0,
     src: Annotated[
         Path | None, "folder with Fashion-MNIST's four idx files; default: Debian's package, else the public copy"
     ] = None,

@@ -108,4 +108,4 @@ def check_split(data: Split, folder: Path, split: str) -> None:
     """Raises DataError if the files are of another data set."""
     if data.images.shape != (len(data.labels), 28, 28) or np.any(data.labels >= len(CLASSES)):
         shapes = f"images {data.images.shape}, labels {data.labels.shape} up to {data.labels.max(initial=0)}"
-        raise DataError(f"{folder}: the {split} files are not Fashion-MNIST ({shapes}); name its folder with --src")
+        raise DataError(f"{folder}: the {split} files are not Fashion-MNIST ({shapes}); give its folder with --src")

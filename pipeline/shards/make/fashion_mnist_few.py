@@ -23,7 +23,7 @@ def make(
     src: Annotated[
         Path | None, "folder with the four idx files; default: Debian's package, else the public copy"
     ] = None,
-    seed: Annotated[int, "key of which images are taken"] = 0,
+    seed: Annotated[int, "seed for the choice of images"] = 0,
 ) -> DatasetIndex:
     """600 and 3,000 training images of Fashion-MNIST as 1pct-000000.tar and 5pct-000000.tar, under their own keys.
 
@@ -50,6 +50,6 @@ def balanced(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     for label in range(len(CLASSES)):
         of_class = np.flatnonzero(classes == label)
         if len(of_class) < count:
-            raise DataError(f"{CLASSES[label]}: {len(of_class):,} training images, but {count} are to be taken")
+            raise DataError(f"{CLASSES[label]}: {len(of_class):,} training images, but {count} were asked for")
         ranks[of_class] = np.arange(len(of_class))
     return order[ranks < count]

@@ -64,13 +64,13 @@ class ShardTask:
 def make(
     out: Path,
     *,
-    train: Annotated[int, "scenes to train on"] = 20_000,
-    val: Annotated[int, "scenes to validate on, of items that are in no other split"] = 2_000,
-    test: Annotated[int, "scenes to test on, of Fashion-MNIST's test items"] = 2_000,
+    train: Annotated[int, "training scenes"] = 20_000,
+    val: Annotated[int, "validation scenes, of items that are in no other split"] = 2_000,
+    test: Annotated[int, "test scenes, of Fashion-MNIST's test items"] = 2_000,
     min_side: Annotated[int, "shortest height and width of the pictures, pixels"] = 96,
     max_side: Annotated[int, "longest height and width of the pictures, pixels"] = 192,
-    samples_per_shard: Annotated[int, "scenes in each shard"] = 1_000,
-    seed: Annotated[int, "key of everything drawn"] = 0,
+    samples_per_shard: Annotated[int, "scenes per shard"] = 1_000,
+    seed: Annotated[int, "seed of everything drawn"] = 0,
     src: Annotated[
         Path | None, "folder with Fashion-MNIST's four idx files; default: Debian's package, else the public copy"
     ] = None,
@@ -84,7 +84,7 @@ def make(
     """
     if not LEAST_SIDE <= min_side <= max_side:
         raise DataError(
-            f"min side {min_side}, max side {max_side}: take {LEAST_SIDE} pixels or more, and max from min up"
+            f"min side {min_side}, max side {max_side}: expected at least {LEAST_SIDE} pixels, and max at least min"
         )
     draw_shards(
         out,

@@ -82,13 +82,13 @@ def make(
     labels: Annotated[
         str, "what names a class: top, the folder in --src or in a split; path, folders down to the image; or none"
     ] = "top",
-    samples_per_shard: Annotated[int, "images in each shard"] = 10_000,
+    samples_per_shard: Annotated[int, "images per shard"] = 10_000,
     prefix: Annotated[str | None, "shards are PREFIX-000000.tar, ...; default: train, or the split's name"] = None,
     max_side: Annotated[
-        int | None, "longer sides are cut down to this; such images become JPEGs, transparent ones PNGs"
+        int | None, "longer sides are scaled down to this; such images become JPEGs, transparent ones PNGs"
     ] = None,
-    quality: Annotated[int, "of the JPEGs that --max-side makes, 1 to 100"] = 90,
-    seed: Annotated[int, "seed of the order in which images are spread over shards"] = 0,
+    quality: Annotated[int, "quality of the JPEGs that --max-side makes, 1 to 100"] = 90,
+    seed: Annotated[int, "seed for spreading images over shards"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
     """Shards from a directory of class folders, whose classes are numbered in the order of their names, or of images.
@@ -100,14 +100,14 @@ def make(
     of other files or with other settings.
     """
     if not 1 <= quality <= 100 or (max_side is not None and max_side < 1):
-        raise DataError(f"max side {max_side}, quality {quality}: take a side above 0 and a quality of 1 to 100")
+        raise DataError(f"max side {max_side}, quality {quality}: expected a side above 0 and a quality of 1 to 100")
     if samples_per_shard < 1 or (prefix is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", prefix)):
         raise DataError(
-            f"samples per shard {samples_per_shard} and prefix {prefix!r}: take a positive number, and a prefix of "
-            "letters, digits, '_' and '-'"
+            f"samples per shard {samples_per_shard} and prefix {prefix!r}: expected a positive number, and a prefix "
+            "of letters, digits, '_' and '-'"
         )
     if labels not in LABELS:
-        raise DataError(f"labels {labels!r}: take one of {', '.join(LABELS)}")
+        raise DataError(f"labels {labels!r}: expected one of {', '.join(LABELS)}")
     tree = read_tree(src, out)
     layout = arrange(tree, src, prefix, labels)
     _agree_on_classes(out, layout.classes)
@@ -126,7 +126,7 @@ def make(
         if len(rejected) > 1:
             print(f"shards of {split}: {out}/{split}-*.tar", file=sys.stderr)
         if paths:
-            print(f"unreadable images are named in {out / f'{split}-rejected.txt'}", file=sys.stderr)
+            print(f"unreadable images are listed in {out / f'{split}-rejected.txt'}", file=sys.stderr)
     return index
 
 
@@ -158,7 +158,9 @@ def _check_classes(layout: Layout, rejected: Mapping[str, set[str]], src: Path, 
     """Raises DataError if a split or a class has no readable image."""
     for split, files in layout.splits.items():
         if len(rejected[split]) == len(files):
-            raise DataError(f"{src}: none of its images can be read, as {out / f'{split}-rejected.txt'} says; fix them")
+            raise DataError(
+                f"{src}: none of its images can be read; fix the problems listed in {out / f'{split}-rejected.txt'}"
+            )
     found, taken = Counter[int](), Counter[int]()
     for split, files in layout.splits.items():
         found.update(file.label or 0 for file in files)
@@ -167,8 +169,8 @@ def _check_classes(layout: Layout, rejected: Mapping[str, set[str]], src: Path, 
         if not taken[label]:
             reports = ", ".join(str(out / f"{split}-rejected.txt") for split, paths in rejected.items() if paths)
             raise DataError(
-                f"{src}: none of the {found[label]:,} images of class {name!r} can be read, as {reports} says; fix "
-                "them or move the class out, and make the shards in another --out"
+                f"{src}: none of the {found[label]:,} images of class {name!r} can be read; fix the problems listed "
+                f"in {reports} or move the class out, and make the shards in another --out"
             )
 
 

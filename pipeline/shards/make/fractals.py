@@ -57,9 +57,9 @@ def make(
     per_class: Annotated[int, "images of each class"] = 100,
     size: Annotated[int, "side of the images, pixels"] = 224,
     channels: Annotated[int, "1 for grey, 3 for a random colour"] = 3,
-    samples_per_shard: Annotated[int, "images in each shard"] = 1_000,
+    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
     prefix: Annotated[str, "shards are named PREFIX-000000.tar and so on"] = "train",
-    seed: Annotated[int, "key of everything drawn"] = 0,
+    seed: Annotated[int, "seed of everything drawn"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
     """Fractals as shards, their classes in turn. Shards that are there stay: the same call resumes where it stopped.
@@ -70,7 +70,7 @@ def make(
     wrong = [name for name, value in settings.items() if value < 1]
     if wrong or channels not in (1, 3) or not re.fullmatch(r"[A-Za-z0-9_-]+", prefix):
         raise DataError(
-            f"{', '.join(wrong) or 'channels or prefix'}: take numbers above 0, channels 1 or 3, and a prefix of "
+            f"{', '.join(wrong) or 'channels or prefix'}: expected numbers above 0, channels 1 or 3, and a prefix of "
             "letters, digits, '_' and '-'"
         )
     agree_on_plan(out, prefix, settings | {"channels": channels, "seed": seed})

@@ -65,27 +65,29 @@ class Read:
     def without_class(self, path: str, outside: list[int]) -> DataError:
         count = self.ids.num_classes
         return DataError(
-            f"{self.masks / visible(path)}: has the id {some(list(map(str, outside)))}, but --classes names {count}, 0 "
-            f"to {count - 1}; name all classes, or take those alone by --remap 0-{count - 1}=0"
+            f"{self.masks / visible(path)}: found the id {some(list(map(str, outside)))}, but --classes names "
+            f"{count}, 0 to {count - 1}; name all classes, or keep only those with --remap 0-{count - 1}=0"
         )
 
 
 def make(
     out: Path,
     *,
-    images: Annotated[Path, "folder of the images, at any depth"],
-    masks: Annotated[Path, "folder of PNGs as large as the images, whose palette indices or grey values are class ids"],
-    classes: Annotated[str, "class names from id 0 on: a file with one name a line, or a,b,c"],
+    images: Annotated[Path, "folder of images, at any depth"],
+    masks: Annotated[Path, "folder of PNGs of the images' sizes, whose palette indices or grey values are class ids"],
+    classes: Annotated[str, "class names from id 0 up: a file with one name per line, or a,b,c"],
     ignore: Annotated[int | None, "id of pixels without a class; default: 255, or 65535 for more than 255"] = None,
     remap: Annotated[
-        str | None, "class of each id, others are ignored: OLD=NEW,FIRST-LAST=NEW,OLD=ignore or a file with them"
+        str | None, "class of each id, all others are ignored: OLD=NEW,FIRST-LAST=NEW,OLD=ignore or a file of these"
     ] = None,
-    image_suffix: Annotated[str | None, "how names of images end behind what they share with masks"] = None,
+    image_suffix: Annotated[str | None, "how names of images end after what they share with masks"] = None,
     mask_suffix: Annotated[str, "how names of masks end, such as _gtFine_labelIds.png"] = ".png",
-    only: Annotated[Path | None, "text file that names the pairs to take, one a line, such as VOC's train.txt"] = None,
-    samples_per_shard: Annotated[int, "images in each shard"] = 1_000,
-    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split by its own"] = "train",
-    seed: Annotated[int, "seed of the order in which images are spread over shards"] = 0,
+    only: Annotated[
+        Path | None, "text file that lists the pairs to import, one per line, such as VOC's train.txt"
+    ] = None,
+    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
+    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split with its own"] = "train",
+    seed: Annotated[int, "seed for spreading images over shards"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
     """Shards of images and class maps that lie in two folders under the same names.
@@ -108,11 +110,13 @@ def make(
     report = write_samples(out, prefix, pairing.pairs, Read(images, masks, ids), plan, how)
     rejected = _rejected(pairing, report)
     if len(rejected) == len(files):
-        raise DataError(f"{images}: none of the {len(files):,} pairs can be used, as {report.path} says; fix them")
+        raise DataError(
+            f"{images}: none of the {len(files):,} pairs can be used; fix the problems listed in {report.path}"
+        )
     index = build_index(str(out), classes={"mask": names}, workers=workers)
     print("\n".join(summary(images, pairing, rejected, report)), file=sys.stderr)
     if not small_ids:
-        print(f"ignored pixels hold {ids.ignore}: set `ignore: {ids.ignore}` of the data set's mask", file=sys.stderr)
+        print(f"ignored pixels hold {ids.ignore}: set `ignore: {ids.ignore}` for the data set's mask", file=sys.stderr)
     return index
 
 
@@ -126,10 +130,10 @@ def _rejected(pairing: Pairing, report: Rejections) -> list[str]:
 
 def summary(images: Path, pairing: Pairing, rejected: list[str], report: Rejections) -> list[str]:
     """Report lines: what was taken, and what was not and why."""
-    lines = [f"{images}: {len(pairing.pairs) - len(rejected):,} images with masks taken"]
-    lines += [f"not taken: {len(paths):,} {why}: {some(paths)}" for why, paths in pairing.left_out.items()]
+    lines = [f"{images}: {len(pairing.pairs) - len(rejected):,} images with masks imported"]
+    lines += [f"skipped: {len(paths):,} {why}: {some(paths)}" for why, paths in pairing.left_out.items()]
     kinds = Counter(re.sub(r"\d+", "N", reason) for reason in rejected)
-    lines += [f"not taken: {count:,} pairs: {reason}" for reason, count in kinds.most_common()]
+    lines += [f"skipped: {count:,} pairs: {reason}" for reason, count in kinds.most_common()]
     if rejected:
-        lines.append(f"they are named in {report.path}")
+        lines.append(f"they are listed in {report.path}")
     return lines

@@ -51,14 +51,14 @@ class Read:
         try:
             return (item.lines or b"").decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:
-            raise Rejected(item.name, "its file of boxes is no text") from None
+            raise Rejected(item.name, "its label file is not text") from None
 
     def annotation(self, item: Item, line: str, number: int, width: int, height: int) -> dict[str, object]:
         """A line as a COCO annotation, in pixels and clipped at the image's border."""
         try:
             label, x, y, across, down = yolo_line(line, number)
         except BadLabel as bad:
-            raise Rejected(item.name, f"in its file of boxes, {bad}") from None
+            raise Rejected(item.name, f"in its label file, {bad}") from None
         if not 0 <= label < len(self.classes):
             raise DataError(
                 f"{labels_of(item.path)}: line {number} has the class {int(label)}, but {len(self.classes)} classes "
@@ -81,14 +81,16 @@ def make(
     *,
     src: Annotated[Path, "a data.yaml, or a folder that holds one, or images/ and labels/"],
     classes: Annotated[
-        str | None, "class names from 0 on: a file with one name a line, or a,b,c; default: the data.yaml's"
+        str | None, "class names from 0 up: a file with one name per line, or a,b,c; default: the data.yaml's"
     ] = None,
     val: Annotated[
-        str | None, "where there is one split alone, what goes to val-*.tar: a share such as 0.05, or a file of names"
+        str | None, "if there is only one split, what goes to val-*.tar: a share such as 0.05, or a file of names"
     ] = None,
-    samples_per_shard: Annotated[int, "images in each shard"] = 1_000,
-    prefix: Annotated[str, "of the shards of a folder without splits; others are named after their split"] = "train",
-    seed: Annotated[int, "seed of the order in which images are spread over shards, and of --val"] = 0,
+    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
+    prefix: Annotated[
+        str, "prefix of the shards of a folder without splits; others are named after their split"
+    ] = "train",
+    seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
     """Shards of images and their boxes, which become COCO's annotations in pixels, in the member `json`.
@@ -101,7 +103,7 @@ def make(
     how = How(prefix, samples_per_shard, seed, val, workers)
     found = read_yolo(src, classes, prefix, out)
     if val is not None and len(found.splits) > 1:
-        raise DataError(f"--val {val}: {src} has the splits {', '.join(found.splits)} already; leave it out")
+        raise DataError(f"--val {val}: {src} already has the splits {', '.join(found.splits)}; leave it out")
     refuse_other_classes(out, "boxes", found.classes)
     items = [item for part in found.splits.values() for item in part]
     parts = found.splits
@@ -116,5 +118,5 @@ def make(
     taken = check_taken(src, len(items), reports)
     write_names(out / "classes.txt", found.classes)
     index = build_index(str(out), classes={"boxes": found.classes}, targets={"boxes": ("json",)}, workers=workers)
-    print(told(f"{src}: {taken:,} images taken", found.left_out, reports), file=sys.stderr)
+    print(told(f"{src}: {taken:,} images imported", found.left_out, reports), file=sys.stderr)
     return index

@@ -55,9 +55,9 @@ def test_rows_of_a_table_are_captions(images: Path, capsys: pytest.CaptureFixtur
     assert found(index)["1"]["jpg"] == (images / "00000" / "1.jpg").read_bytes()
     assert index.members == {"text": ("txt",)}
     told = capsys.readouterr().err
-    assert f"{images}: 2 images with captions taken\n" in told
-    assert "not taken: 1: rows without image or caption: line 5\n" in told
-    assert "not taken: 3: images that the table does not name: 00000/2.jpg, 00000/3.jpg, 00000/4.jpg\n" in told
+    assert f"{images}: 2 images with captions imported\n" in told
+    assert "skipped: 1: rows without image or caption: line 5\n" in told
+    assert "skipped: 3: images that the table does not list: 00000/2.jpg, 00000/3.jpg, 00000/4.jpg\n" in told
     before = {path.name: path.stat().st_mtime_ns for path in (images.parent / "out").iterdir()}
     assert run(images, table=images.parent / "captions.csv").digest == index.digest
     assert before == {path.name: path.stat().st_mtime_ns for path in (images.parent / "out").iterdir()}
@@ -87,16 +87,16 @@ def test_json_by_line_and_tabs(images: Path) -> None:
         (
             "t.csv",
             "picture,caption\n00000/0.jpg,a\n",
-            r"line 2 has no column 'image', .*picture.*; name it by",
+            r"line 2 has no column 'image', .*picture.*; name it with",
         ),
-        ("t.csv", "image,text\n00000/0.jpg,a\n", r"has no column 'caption', .*text.*; name it by --caption-column"),
+        ("t.csv", "image,text\n00000/0.jpg,a\n", r"has no column 'caption', .*text.*; name it with --caption-column"),
         (
             "t.csv",
             "image,caption\n00000/0.jpg,caf\xe9\n".encode("latin-1"),
             r"is not UTF-8 \(byte 29\); save it as UTF-8",
         ),
-        ("t.csv", "image,caption\n", "holds no image with a caption"),
-        ("t.jsonl", '{"image": "00000/0.jpg", "caption": "a"}\n[]\n', "line 2 is no JSON object"),
+        ("t.csv", "image,caption\n", "found no image with a caption"),
+        ("t.jsonl", '{"image": "00000/0.jpg", "caption": "a"}\n[]\n', "line 2 is not a JSON object"),
         ("t.parquet", "", "is no .csv, .tsv, .jsonl, .ndjson"),
         (
             "t.csv",
@@ -115,7 +115,7 @@ def test_some_images_may_be_missing(images: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(DataError, match="lacks 1 of the 2 images"):
         run(images, table=path)
     assert texts(run(images, table=path, most_missing=0.5)) == {"0": "a"}
-    assert "not taken: 1: images that are not there: none.jpg\n" in capsys.readouterr().err
+    assert "skipped: 1: images that do not exist: none.jpg\n" in capsys.readouterr().err
 
 
 def test_what_img2dataset_writes_is_taken_as_it_is(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,13 +133,13 @@ def test_what_img2dataset_writes_is_taken_as_it_is(images: Path, capsys: pytest.
         "00000/2.jpg\tthe member txt is not UTF-8 (byte 2)",
         "00000/3.jpg\tthe caption is empty",
     ]
-    assert "not taken: 1: images without a text beside them: 00000/4.jpg\n" in capsys.readouterr().err
+    assert "skipped: 1: images without a text file beside them: 00000/4.jpg\n" in capsys.readouterr().err
 
 
 def test_folders_without_texts_or_of_tars_are_refused(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none of its 5 images has a text of its name beside it"):
+    with pytest.raises(DataError, match=r"none of its 5 images has a text file of the same name"):
         run(images)
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "00000.tar").write_bytes(b"")
-    with pytest.raises(DataError, match=r"holds tars, which are shards already; run `minivit shards index"):
+    with pytest.raises(DataError, match=r"found tars, which already are shards; run `minivit shards index"):
         run(tmp_path / "tars")

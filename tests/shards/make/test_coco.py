@@ -93,8 +93,8 @@ def test_files_are_merged_into_one_sample_per_image(
     assert json.loads(found["000001"]["json"])["annotations"] == []
     assert "txt" not in found["000001"]
     told = capsys.readouterr().err
-    assert "6 images taken, 5 of them without annotations\n" in told
-    assert "not taken: 1: empty captions: captions.json annotations[2]\n" in told
+    assert "6 images imported, 5 of them without annotations\n" in told
+    assert "skipped: 1: empty captions: captions.json annotations[2]\n" in told
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert run(tmp_path, instances, persons, captions, samples_per_shard=4).digest == index.digest
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
@@ -121,13 +121,13 @@ def test_splits_by_a_share_or_by_names(write: Write, tmp_path: Path) -> None:
     assert samples(run(tmp_path, path, val="0.34", out="other", seed=1), "val").keys() != samples(index, "val").keys()
     names = tmp_path / "val.txt"
     names.write_text("000003\nsome/000005.jpg\n")
-    with pytest.raises(DataError, match=r"names some/000005.jpg, which are no images here"):
+    with pytest.raises(DataError, match=r"lists some/000005.jpg, which are not among the images"):
         run(tmp_path, path, val=str(names), out="named")
     names.write_text("000003\n000005.jpg\n")
     assert samples(run(tmp_path, path, val=str(names), out="named"), "val").keys() == {"000003", "000005"}
-    with pytest.raises(DataError, match=r"--val 0.001: takes 0 of 6 images"):
+    with pytest.raises(DataError, match=r"--val 0.001: would take 0 of 6 images"):
         run(tmp_path, path, val="0.001", out="none")
-    with pytest.raises(DataError, match=r"--val 1.5: is no share between 0 and 1, and cannot be read"):
+    with pytest.raises(DataError, match=r"--val 1.5: neither a share between 0 and 1 nor a readable file"):
         run(tmp_path, path, val="1.5", out="none")
 
 
@@ -142,8 +142,8 @@ def test_missing_images_are_named_and_too_many_are_an_error(
         run(tmp_path, path)
     assert run(tmp_path, path, most_missing=0.2).num_samples == 5
     told = capsys.readouterr().err
-    assert "not taken: 1: images that are not there: 000004.jpg\n" in told
-    assert "not taken: 1: images that no annotation file names: other.jpg\n" in told
+    assert "skipped: 1: images that do not exist: 000004.jpg\n" in told
+    assert "skipped: 1: images that no annotation file lists: other.jpg\n" in told
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match="lacks 6 of the 6 images"):
@@ -155,7 +155,7 @@ def test_file_names_may_hold_the_folder_that_is_named(write: Write, tmp_path: Pa
     found = samples(run(tmp_path, write("instances", [box(1, 1, [2, 2, 8, 8])], images=images)))
     assert json.loads(found["000000"]["json"])["width"] == WIDTH, "of the image, where the file does not say it"
     images.append({"id": 2, "file_name": "val2017/000000.jpg"})
-    with pytest.raises(DataError, match=r"are both 000000.jpg below --images; take the folder above"):
+    with pytest.raises(DataError, match=r"are both 000000.jpg below --images; give the parent folder"):
         run(tmp_path, write("instances", [], images=images), out="both")
 
 
@@ -175,10 +175,10 @@ def test_bad_boxes_cost_no_image(write: Write, tmp_path: Path, capsys: pytest.Ca
             "annotations whose bbox has no area",
             "annotations whose bbox is outside the image",
             "annotations without a bbox of four numbers",
-            "annotations of images that their file does not list",
+            "annotations for images that their file does not list",
         )
     ):
-        assert f"not taken: 1: {why}: instances.json annotations[{number}]\n" in told
+        assert f"skipped: 1: {why}: instances.json annotations[{number}]\n" in told
 
 
 def test_unusable_images_are_listed(write: Write, tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_unusable_images_are_listed(write: Write, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "images" / "000002.jpg"), np.zeros((WIDTH, HEIGHT, 3), np.uint8))
     assert run(tmp_path, path).num_samples == 4
     assert (tmp_path / "out" / "train-rejected.txt").read_text().splitlines() == [
-        "000001.jpg\tis no PNG, JPEG or WebP inside",
-        "000002.jpg\tthe annotations are of 24 x 16 pixels, and the image has 16 x 24; annotations are of the image as "
-        "its EXIF data turn it",
+        "000001.jpg\tdoes not contain a PNG, JPEG or WebP image",
+        "000002.jpg\tthe annotations are for 24 x 16 pixels, but the image has 16 x 24; annotations are for the image "
+        "as its EXIF data rotate it",
     ]
 
 
@@ -202,7 +202,7 @@ def test_unusable_images_are_listed(write: Write, tmp_path: Path) -> None:
         ),
         (
             {"images": [{"id": 10, "file_name": "000000.jpg", "width": 30, "height": 9}]},
-            r"second.json: 000000.jpg has 30 x 9 pixels, but 24 x 16 in .*first.json; take files of the same images",
+            r"second.json: 000000.jpg has 30 x 9 pixels, but 24 x 16 in .*first.json; use files of the same images",
         ),
         ({"categories": [{"id": 27, "name": "hat"}]}, r"its category 27 is 'hat', but 'bag' in .*first.json"),
         ({"categories": [{"id": 28, "name": "bag"}]}, r"the category 'bag' has the id 28, and 27 in .*first.json"),
@@ -219,7 +219,7 @@ def test_files_that_contradict_are_refused(write: Write, tmp_path: Path, second:
 
 def test_what_is_no_annotation_file_is_refused(write: Write, tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("{")
-    with pytest.raises(DataError, match=r"text.json: is no JSON"):
+    with pytest.raises(DataError, match=r"text.json: not valid JSON"):
         run(tmp_path, tmp_path / "text.json")
     with pytest.raises(DataError, match=r"none.json: cannot be read"):
         run(tmp_path, tmp_path / "none.json")
@@ -244,9 +244,9 @@ def test_maps_of_stuff_come_along(write: Write, tmp_path: Path, capsys: pytest.C
         assert found[f"{n:06d}"]["seg.png"] == (tmp_path / "stuff" / f"{n:06d}.png").read_bytes()
     told = capsys.readouterr().err
     assert (
-        "2: class maps of stuff that are not there (their images are taken without): 000004.jpg, 000005.jpg\n" in told
+        "2: class maps of stuff that do not exist (their images are imported without): 000004.jpg, 000005.jpg\n" in told
     )
-    assert "not taken: 1: the mask has N x N pixels, and its image N x N: 000003.png\n" in told
+    assert "skipped: 1: the mask has N x N pixels, but its image N x N: 000003.png\n" in told
 
 
 def test_the_command_takes_several_files(write: Write, tmp_path: Path) -> None:

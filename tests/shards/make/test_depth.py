@@ -50,8 +50,8 @@ def test_files_stay_as_they_are(pairs: Path, capsys: pytest.CaptureFixture[str])
         assert members["jpg"] == (pairs / "images" / f"{name}.jpg").read_bytes()
         assert members["depth.png"] == (pairs / "depth" / f"{name}_depth.png").read_bytes()
     told = capsys.readouterr().err
-    assert f"{pairs / 'images'}: 6 images with depth maps taken\n" in told
-    assert "not taken: 1: images without a depth map: alone.jpg\n" in told
+    assert f"{pairs / 'images'}: 6 images with depth maps imported\n" in told
+    assert "skipped: 1: images without a depth map: alone.jpg\n" in told
     before = {path.name: path.stat().st_mtime_ns for path in (pairs / "out").iterdir()}
     assert run(pairs, samples_per_shard=4).digest == index.digest
     assert before == {path.name: path.stat().st_mtime_ns for path in (pairs / "out").iterdir()}
@@ -64,18 +64,18 @@ def test_what_cannot_be_used_is_left_out_and_named(pairs: Path) -> None:
     (pairs / "depth" / "room2_depth.png").write_bytes((pairs / "depth" / "room2_depth.png").read_bytes()[:-40])
     assert run(pairs).num_samples == 3
     assert (pairs / "out" / "train-rejected.txt").read_text().splitlines() == [
-        "room0_depth.png\tthe depth map has 13 x 8 pixels, and its image 12 x 8",
+        "room0_depth.png\tthe depth map has 13 x 8 pixels, but its image 12 x 8",
         "room1_depth.png\tthe depth is 0 everywhere: nothing was measured",
-        "room2_depth.png\tthe depth is cut off or damaged",
+        "room2_depth.png\tthe depth map is truncated or damaged",
     ]
 
 
 def test_maps_of_8_bits_are_refused(pairs: Path) -> None:
     write(pairs / "depth" / "room3_depth.png", np.ones((8, 12), np.uint8))
-    with pytest.raises(DataError, match=r"room3_depth.png: is a depth PNG of 8 bits, and depth must be"):
+    with pytest.raises(DataError, match=r"room3_depth.png: is a depth PNG with 8 bits, but depth maps must be"):
         run(pairs)
 
 
 def test_names_that_do_not_fit_are_an_error(pairs: Path) -> None:
-    with pytest.raises(DataError, match=r"no image has a depth map of its name: .*--image-suffix .jpg --depth-suffix"):
+    with pytest.raises(DataError, match=r"no image has a depth map of the same name: .*--image-suffix .jpg --depth"):
         run(pairs, depth_suffix=".png")

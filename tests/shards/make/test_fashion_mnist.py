@@ -119,7 +119,7 @@ def test_two_at_once_end_in_one_data_set(src: Path, tmp_path: Path) -> None:
 
 
 def test_files_that_are_something_else(src: Path, write_idx: WriteIdx, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not hold Fashion-MNIST's files"):
+    with pytest.raises(DataError, match="found no Fashion-MNIST files"):
         make("fashion-mnist", tmp_path / "out", src=tmp_path)
     labels = src / "train-labels-idx1-ubyte.gz"
     write_idx(labels, np.full(25, 10, np.uint8))

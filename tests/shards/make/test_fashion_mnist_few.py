@@ -64,5 +64,5 @@ def test_the_same_again_and_others_under_another_seed(many: Path, tmp_path: Path
 
 def test_too_few_of_a_class(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fashion_mnist_few, "PER_CLASS", {"1pct": 40})
-    with pytest.raises(DataError, match=r"T-shirt/top: \d+ training images, but 40 are to be taken"):
+    with pytest.raises(DataError, match=r"T-shirt/top: \d+ training images, but 40 were asked for"):
         make("fashion-mnist-few", tmp_path / "out", src=many)

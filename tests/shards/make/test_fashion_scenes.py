@@ -67,7 +67,7 @@ def test_a_second_run_touches_nothing_says_so_and_needs_no_source(
     assert "nothing to draw" not in capsys.readouterr().err
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert make("fashion-scenes", tmp_path, src=tmp_path / "nowhere", **FEW).digest == digest
-    assert "all 5 shards are there; nothing to draw" in capsys.readouterr().err
+    assert "all 5 shards exist; nothing to draw" in capsys.readouterr().err
     assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     (tmp_path / "val-000000.tar").unlink()
     assert make("fashion-scenes", tmp_path, src=items_src, **FEW).digest == digest
@@ -112,7 +112,7 @@ def test_one_split_alone(items_src: Path, tmp_path: Path) -> None:
 
 
 def test_a_source_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not hold Fashion-MNIST's files"):
+    with pytest.raises(DataError, match="found no Fashion-MNIST files"):
         make("fashion-scenes", tmp_path / "out", src=tmp_path, **FEW)
 
 

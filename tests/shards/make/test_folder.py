@@ -74,10 +74,10 @@ def test_every_file_once_as_it_is(src: Path, tmp_path: Path, workers: int, capsy
     assert len(set(found.values())) == 21
     assert list(verify(str(tmp_path / "out"), workers=1)) == []
     table = capsys.readouterr().err
-    assert f"{src}:\n  class  taken  unreadable\n  cat        7           0\n" in table
-    assert "not taken: 1 file that is not PNG, JPEG or WebP: .txt 1\n" in table
-    assert "not taken: 1 system file or folder: .DS_Store 1\n" in table
-    assert "subfolders count for the class above them: cat/deep/er, dög/deep/er, ox/deep/er\n" in table
+    assert f"{src}:\n  class  imported  unreadable\n  cat           7           0\n" in table
+    assert "skipped: 1 file that is not PNG, JPEG or WebP: .txt 1\n" in table
+    assert "skipped: 1 system file or folder: .DS_Store 1\n" in table
+    assert "subfolders count towards the class above them: cat/deep/er, dög/deep/er, ox/deep/er\n" in table
 
 
 def test_the_seed_alone_decides_the_order(src: Path, tmp_path: Path) -> None:
@@ -99,11 +99,11 @@ def test_unreadable_files_are_reported(src: Path, tmp_path: Path, capsys: pytest
     table = capsys.readouterr().err
     assert "  cat        7           3\n" in table
     assert "  total     21           3\n" in table
-    assert f"unreadable images are named in {tmp_path / 'out' / 'train-rejected.txt'}\n" in table
+    assert f"unreadable images are listed in {tmp_path / 'out' / 'train-rejected.txt'}\n" in table
     assert (tmp_path / "out" / "train-rejected.txt").read_text().splitlines() == [
         "cat/dead.png\tNo such file or directory",
         "cat/empty.png\tis empty",
-        "cat/text.jpg\tis no PNG, JPEG or WebP inside",
+        "cat/text.jpg\tdoes not contain a PNG, JPEG or WebP image",
     ]
 
 
@@ -189,10 +189,10 @@ def test_directories_that_are_no_image_folder(tmp_path: Path) -> None:
         make("folder", tmp_path / "out", src=tmp_path / "file")
     src = tmp_path / "src"
     src.mkdir()
-    with pytest.raises(DataError, match="holds no folders"):
+    with pytest.raises(DataError, match="found no folders"):
         make("folder", tmp_path / "out", src=src)
     (src / "cat").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="found no images"):
         make("folder", tmp_path / "out", src=src)
     with pytest.raises(DataError, match="matches no shards"):
         build_index(str(tmp_path / "out"))
@@ -206,7 +206,7 @@ def test_an_output_among_the_images_is_named_as_the_fault(src: Path, folder: str
 
 @pytest.mark.parametrize("options", [{"samples_per_shard": 0}, {"prefix": "a/b"}, {"prefix": ""}])
 def test_options_are_checked(src: Path, tmp_path: Path, options: dict[str, object]) -> None:
-    with pytest.raises(DataError, match="take a positive number"):
+    with pytest.raises(DataError, match="expected a positive number"):
         make("folder", tmp_path / "out", src=src, **options)
 
 
@@ -225,7 +225,7 @@ def test_splits_are_made_in_one_go_and_share_the_classes(tmp_path: Path, capsys:
         "  dog        2    2           0",
         "  ox         1    0           0",
         "  total      6    2           0",
-        "not taken: 2 images outside class folders: test/0.png, test/1.png",
+        "skipped: 2 images outside class folders: test/0.png, test/1.png",
         f"shards of train: {out}/train-*.tar",
         f"shards of val: {out}/val-*.tar",
     ]
@@ -239,7 +239,9 @@ def test_a_class_of_which_nothing_can_be_read_is_refused(src: Path, tmp_path: Pa
     for number in range(2):
         (src / "phone" / f"{number}.jpg").write_bytes(b"\0\0\0\x18ftypheic")
     for _ in range(2):  # the second time, nothing is left to be written
-        with pytest.raises(DataError, match=r"none of the 2 images of class 'phone' can be read, as .*train-rejected"):
+        with pytest.raises(
+            DataError, match=r"none of the 2 images of class 'phone' can be read; .* listed in .*train-rejected"
+        ):
             make("folder", tmp_path / "out", src=src, workers=1)
 
 
@@ -255,7 +257,7 @@ def test_names_of_any_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert r"  caf\xe9      2           0" in table
         assert "  tea          2           1" in table
     listed = (tmp_path / "out" / "train-rejected.txt").read_text()
-    assert listed == "tea/kaputt\\xfc\\x09.png\tis no PNG, JPEG or WebP inside\n"
+    assert listed == "tea/kaputt\\xfc\\x09.png\tdoes not contain a PNG, JPEG or WebP image\n"
     assert list(verify(str(tmp_path / "out"), workers=1)) == []
 
 
@@ -297,18 +299,20 @@ def test_images_without_labels(src: Path, tmp_path: Path, capsys: pytest.Capture
     index = make("folder", out, src=src, labels="none", workers=1)
     assert (index.num_samples, index.classes, index.members) == (22, {}, {})
     assert {tuple(members) for _, _, members, _ in shard_samples(index.shards[0])} == {("png",), ("jpg",), ("webp",)}
-    assert "  images  taken  unreadable\n  train      22           0\n" in capsys.readouterr().err
+    assert "  images  imported  unreadable\n  train         22           0\n" in capsys.readouterr().err
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert make("folder", out, src=src, labels="none", workers=1).digest == index.digest
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     with pytest.raises(DataError, match="made with another labels"):
         make("folder", out, src=src, labels="path", workers=1)
-    with pytest.raises(DataError, match="labels 'deep': take one of top, path, none"):
+    with pytest.raises(DataError, match="labels 'deep': expected one of top, path, none"):
         make("folder", out, src=src, labels="deep")
 
 
 def test_a_source_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "1.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"none of its images can be read, as .*train-rejected.txt says"):
+    with pytest.raises(
+        DataError, match=r"none of its images can be read; fix the problems listed in .*train-rejected.txt"
+    ):
         make("folder", tmp_path / "out", src=tmp_path / "src", labels="none", workers=1)

@@ -69,31 +69,31 @@ def test_two_spellings_of_unicode_are_one_class() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["wrapped/cat/1.png", "wrapped/dog/1.png"], "one class folder, 'wrapped'; take --src photos/wrapped"),
-        (["a/b/cat/1.png", "a/b/dog/1.png"], "one class folder, 'a'; take --src photos/a/b"),
-        (["a/train/cat/1.png", "a/val/cat/1.png"], "one class folder, 'a'; take --src photos/a"),
+        (["wrapped/cat/1.png", "wrapped/dog/1.png"], "one class folder, 'wrapped'; use --src photos/wrapped"),
+        (["a/b/cat/1.png", "a/b/dog/1.png"], "one class folder, 'a'; use --src photos/a/b"),
+        (["a/train/cat/1.png", "a/val/cat/1.png"], "one class folder, 'a'; use --src photos/a"),
         (["cat/1.png"], "one class folder, 'cat'; put a folder of images for each other class beside it"),
         (["cat/deep/1.png"], "put a folder of images for each other class beside it"),
         (["train/cat/1.png", "val/cat/1.png"], "one class folder, 'train/cat'"),
         (
             ["1.png", "2.png", "3.png", "a/1.png", "b/1.png"],
-            r"3 images outside class folders and only 2 in such \(a, b\)",
+            r"3 images outside class folders but only 2 inside \(a, b\)",
         ),
-        (["1.png", "2.png"], "holds images but no folders of them"),
-        (["Cat/1.png", "cat/1.png"], "'Cat' and 'cat' differ in case or white space alone"),
+        (["1.png", "2.png"], "found images but no class folders"),
+        (["Cat/1.png", "cat/1.png"], "'Cat' and 'cat' only differ in case or white space"),
         (["train/a/1.png", "train/b/1.png", "val/A/1.png"], "'a' and 'A' differ in case"),
-        (["cat /1.png", "cat/1.png"], "differ in case or white space alone"),
-        (["caf\udce9/1.png", r"caf\xe9/1.png"], "differ in case or white space alone"),
-        (["Train/a/1.png", "train/a/1.png"], r"two of its splits \(Train, train\) differ in case alone"),
-        (["train/a/1.png", "val/a/1.png", "extra/1.png"], "holds the splits train, val beside 'extra'; move"),
-        (["train/1.png", "test/2.png"], r"its splits \(train, test\) hold images but no class folders"),
+        (["cat /1.png", "cat/1.png"], "only differ in case or white space"),
+        (["caf\udce9/1.png", r"caf\xe9/1.png"], "only differ in case or white space"),
+        (["Train/a/1.png", "train/a/1.png"], r"two of its splits \(Train, train\) only differ in case"),
+        (["train/a/1.png", "val/a/1.png", "extra/1.png"], "found the splits train, val beside 'extra'; move"),
+        (["train/1.png", "test/2.png"], r"its splits \(train, test\) have images but no class folders"),
         (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "photos/val/c: photos/train has no class 'c'"),
         (
             ["animals/cat/1.png", "cat/1.png"],
-            "photos/animals/cat: .* class 'animals', but 'cat' is a class, too; move it",
+            "photos/animals/cat: .* class 'animals', but 'cat' is also a class; move it",
         ),
-        (["cat/train/1.png", "cat/val/1.png", "dog/train/1.png"], "photos/cat: holds the splits train, val, .* mixed"),
-        ([], "holds no folders"),
+        (["cat/train/1.png", "cat/val/1.png", "dog/train/1.png"], "photos/cat: found the splits train, val, .* mixed"),
+        ([], "found no folders"),
     ],
 )
 def test_what_has_two_meanings_is_refused(names: list[str], message: str) -> None:
@@ -104,7 +104,7 @@ def test_what_has_two_meanings_is_refused(names: list[str], message: str) -> Non
 def test_folders_of_other_files_are_named_by_what_they_hold() -> None:
     found = tree(empty=("cat", "dog"))
     found.others.update({".heic": 20, ".txt": 1})
-    with pytest.raises(DataError, match=r"holds no images; .* \(found 20 .heic, 1 .txt\)"):
+    with pytest.raises(DataError, match=r"found no images; .* \(found 20 .heic, 1 .txt\)"):
         arrange(found, SRC, None)
 
 
@@ -135,11 +135,11 @@ def test_without_labels_images_of_any_depth_are_taken() -> None:
         "val": ["val/3.png"],
     }
     assert list(arrange(tree("1.png"), SRC, "Mine", "none").splits) == ["Mine"]
-    with pytest.raises(DataError, match=r"photos: holds no images; put \.png"):
+    with pytest.raises(DataError, match=r"photos: found no images; put \.png"):
         arrange(tree(empty=("a",)), SRC, None, "none")
 
 
 def test_images_without_classes_can_be_taken_without_labels() -> None:
     for names in (("1.png",), ("train/1.png", "val/2.png"), ("1.png", "2.png", "3.png", "a/1.png", "b/1.png")):
-        with pytest.raises(DataError, match="without labels, by --labels none"):
+        with pytest.raises(DataError, match="without labels, with --labels none"):
             arrange(tree(*names), SRC, None)

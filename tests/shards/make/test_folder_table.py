@@ -19,10 +19,10 @@ def layout(classes: list[str], **splits: list[int]) -> Layout:
 def test_wide_letters_stand_in_columns() -> None:
     text = summary(layout(["日本", "cat"], train=[1, 1200]), Tree(), {"train": {"cat/0", "cat/1"}})
     assert text.splitlines() == [
-        "  class  taken  unreadable",
-        "  日本       1           0",
-        "  cat    1,198           2",
-        "  total  1,199           2",
+        "  class  imported  unreadable",
+        "  日本          1           0",
+        "  cat       1,198           2",
+        "  total     1,199           2",
     ]
 
 
@@ -53,13 +53,13 @@ def test_each_kind_of_thing_left_out_has_a_line() -> None:
     found.nested += ["cat/deep"]
     found.spellings += ["cat"]
     assert summary(found, tree, {"train": set()}).splitlines()[4:] == [
-        r"not taken: 4 images outside class folders: a.png, b\xfc.png, c.png, ... 1 more",
-        "not taken: 36 files that are not PNG, JPEG or WebP: .heic 30, .gif 3, .txt 2, ... 1 more",
-        "not taken: 1 folder without images: notes",
-        "not taken: 2 system files and folders: .DS_Store 2",
-        "not taken: 1 link to a folder that is read elsewhere: cat/all",
-        "not taken: the output folder, shards",
-        "subfolders count for the class above them: cat/deep",
+        r"skipped: 4 images outside class folders: a.png, b\xfc.png, c.png, ... 1 more",
+        "skipped: 36 files that are not PNG, JPEG or WebP: .heic 30, .gif 3, .txt 2, ... 1 more",
+        "skipped: 1 folder without images: notes",
+        "skipped: 2 system files and folders: .DS_Store 2",
+        "skipped: 1 link to a folder that is read elsewhere: cat/all",
+        "skipped: the output folder, shards",
+        "subfolders count towards the class above them: cat/deep",
         "one class, though spelt in two ways (Unicode NFC and NFD): cat",
         r"bytes of names that are not UTF-8 are written \xNN",
     ]
@@ -68,7 +68,7 @@ def test_each_kind_of_thing_left_out_has_a_line() -> None:
 def test_without_labels_splits_are_counted() -> None:
     splits = {"train": [File(f"{i}", None, 1) for i in range(1200)], "val": [File("a", None, 1)]}
     assert summary(Layout([], splits), Tree(), {"train": {"3"}, "val": set()}).splitlines() == [
-        "  images  taken  unreadable",
-        "  train   1,199           1",
-        "  val         1           0",
+        "  images  imported  unreadable",
+        "  train      1,199           1",
+        "  val            1           0",
     ]

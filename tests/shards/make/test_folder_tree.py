@@ -115,7 +115,7 @@ def test_an_output_folder_of_images_is_refused(tmp_path: Path, touch: Touch) -> 
 
 def test_source_and_output_are_two_folders(tmp_path: Path, touch: Touch) -> None:
     touch("cat/1.png")
-    with pytest.raises(DataError, match="is --src and --out at once"):
+    with pytest.raises(DataError, match="given as both --src and --out"):
         read_tree(tmp_path / "src", tmp_path / "src" / "cat" / "..")
 
 
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, touch: Touch
         folder = inner
     os.close(folder)
     with pytest.raises(
-        DataError, match=r"cannot be listed \(File name too long\); allow reading it, or move it out of"
+        DataError, match=r"cannot be listed \(File name too long\); make it readable, or move it out of"
     ):
         read_tree(tmp_path / "src", tmp_path / "out")
 

@@ -55,5 +55,5 @@ def test_classes_fill_the_picture_and_are_bounded() -> None:
 
 @pytest.mark.parametrize("settings", [{"classes": 0}, {"size": 0}, {"channels": 2}, {"prefix": "a/b"}])
 def test_impossible_settings_are_refused(tmp_path: Path, settings: dict) -> None:
-    with pytest.raises(DataError, match="take numbers above 0"):
+    with pytest.raises(DataError, match="expected numbers above 0"):
         make(tmp_path, **settings)

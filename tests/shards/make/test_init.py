@@ -30,7 +30,7 @@ def test_every_file_is_a_data_set_that_can_be_named() -> None:
 def test_a_wrong_name_lists_the_right_ones(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"did you mean 'fashion-mnist'\? there are: captions, coco, depth, fashion-items, ",
+        match=r"did you mean 'fashion-mnist'\? Allowed: captions, coco, depth, fashion-items, ",
     ):
         make("fashion-mnits", tmp_path)
 

@@ -50,10 +50,10 @@ def test_a_map_may_stand_in_a_file(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ("a=1", "found 'a=1'; write OLD=NEW"),
-        ("5-3=0", "'5-3=0' is no range of ids"),
-        ("70000=1", "no range of ids from 0 to 65535"),
+        ("5-3=0", "'5-3=0' is not a range of ids"),
+        ("70000=1", "not a range of ids from 0 to 65535"),
         ("1-5=0,3=7", "3 is mapped twice"),
-        (",", "maps nothing"),
+        (",", "found no mapping"),
         ("1-5=8", "3 becomes 10, but --classes names 10, 0 to 9"),
     ],
 )
@@ -63,5 +63,5 @@ def test_what_is_no_map(given: str, message: str) -> None:
 
 
 def test_a_class_cannot_be_ignored_without_a_map() -> None:
-    with pytest.raises(DataError, match=r"--ignore 0: is the id of a class.*--remap 1-3=0"):
+    with pytest.raises(DataError, match=r"--ignore 0: this id is a class.*--remap 1-3=0"):
         ids_of(3, 0, None)

@@ -26,8 +26,8 @@ def test_names_may_end_in_their_own_ways() -> None:
     found = pair_up(files("bonn/0_leftImg8bit.png", "bonn/0.jpg"), masks, CITY, None)
     assert found.pairs == [Pair("bonn/0_leftImg8bit.png", "bonn/0_gtFine_labelIds.png", 20)]
     assert found.left_out == {
-        "images whose name ends otherwise": ["bonn/0.jpg"],
-        "masks whose name ends otherwise": ["bonn/0_gtFine_color.png"],
+        "images whose names end differently": ["bonn/0.jpg"],
+        "masks whose names end differently": ["bonn/0_gtFine_color.png"],
     }
 
 
@@ -38,11 +38,11 @@ def test_a_list_chooses(tmp_path: Path) -> None:
     found = pair_up(images, masks, (None, ".png"), only)
     assert [pair.image for pair in found.pairs] == ["2007_1.jpg"]
     assert found.left_out == {
-        "pairs that --only does not name": ["2007_2.jpg"],
-        "names of --only without a pair": ["2007_7"],
+        "pairs that --only does not list": ["2007_2.jpg"],
+        "names in --only without a pair": ["2007_7"],
     }
     only.write_text("other")
-    with pytest.raises(DataError, match="names no pair; write names such as '2007_1'"):
+    with pytest.raises(DataError, match="found no name of a pair; write names such as '2007_1'"):
         pair_up(images, masks, (None, ".png"), only)
     with pytest.raises(DataError, match="cannot be read"):
         pair_up(images, masks, (None, ".png"), tmp_path / "none")
@@ -51,9 +51,9 @@ def test_a_list_chooses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "masks", "suffixes", "message"),
     [
-        (("a_x.jpg",), ("a_y.png",), (None, ".png"), "an image is 'a_x.jpg' below --images and a mask 'a_y.png'"),
-        (("a.jpg",), ("a.png",), ("_x.jpg", ".png"), r"holds no image named \*_x.jpg"),
-        ((), ("a.png",), (None, ".png"), "--images: holds no image; correct"),
+        (("a_x.jpg",), ("a_y.png",), (None, ".png"), "one image is 'a_x.jpg' below --images, one mask 'a_y.png'"),
+        (("a.jpg",), ("a.png",), ("_x.jpg", ".png"), r"found no image named \*_x.jpg"),
+        ((), ("a.png",), (None, ".png"), "--images: found no image; correct"),
         (("a.jpg",), (), (None, ".png"), "--masks: holds no PNG"),
         (("a.jpg", "a.png"), ("a.png",), (None, ".png"), "a.jpg and a.png would be one sample"),
     ],

@@ -63,8 +63,8 @@ def test_files_stay_as_they_are(pairs: Path, capsys: pytest.CaptureFixture[str])
         assert sample["jpg"] == (pairs / "images" / f"{number}.jpg").read_bytes()
         assert sample["seg.png"] == (pairs / "masks" / f"{number}.png").read_bytes()
     told = capsys.readouterr().err
-    assert f"{pairs / 'images'}: 10 images with masks taken\n" in told
-    assert "not taken: 1 images without a mask: alone.jpg\n" in told
+    assert f"{pairs / 'images'}: 10 images with masks imported\n" in told
+    assert "skipped: 1 images without a mask: alone.jpg\n" in told
     before = {path.name: path.stat().st_mtime_ns for path in (pairs / "out").iterdir()}
     assert run(pairs, samples_per_shard=4).digest == index.digest
     assert before == {path.name: path.stat().st_mtime_ns for path in (pairs / "out").iterdir()}
@@ -98,15 +98,17 @@ def test_what_cannot_be_used_is_left_out_and_named(pairs: Path, capsys: pytest.C
     for _ in range(2):
         assert run(pairs).num_samples == 4
         assert (pairs / "out" / "train-rejected.txt").read_text().splitlines() == [
-            "0.png\tthe mask has 6 x 9 pixels, and its image 9 x 6; masks are of the image as its EXIF data turn it",
+            "0.png\tthe mask has 6 x 9 pixels, but its image 9 x 6; masks are for the image as its EXIF data rotate it",
             "1.png\tthe mask is RGB, not palette indices or grey values that are class ids",
-            "2.png\tthe mask is cut off or damaged",
-            "3.jpg\tis no PNG, JPEG or WebP inside",
-            "4.png\tthe mask has 10 x 10 pixels, and its image 9 x 10",
-            "5.png\tthe mask has 9 x 12 pixels, and its image 9 x 11",
+            "2.png\tthe mask is truncated or damaged",
+            "3.jpg\tdoes not contain a PNG, JPEG or WebP image",
+            "4.png\tthe mask has 10 x 10 pixels, but its image 9 x 10",
+            "5.png\tthe mask has 9 x 12 pixels, but its image 9 x 11",
         ]
         told = capsys.readouterr().err
-        assert "4 images with masks taken\nnot taken: 2 pairs: the mask has N x N pixels, and its image N x N\n" in told
+        assert (
+            "4 images with masks imported\nskipped: 2 pairs: the mask has N x N pixels, but its image N x N\n" in told
+        )
 
 
 def test_what_was_mended_is_no_longer_named(pairs: Path) -> None:
@@ -126,7 +128,7 @@ def test_too_few_names_are_an_error_that_tells_the_ids(pairs: Path) -> None:
     assert "--remap 0-1=0" in str(bad.value)
     assert not list((pairs / "out").glob("*.tar"))
     assert run(pairs).num_samples == 10, "with the name that was missing, it goes on"
-    with pytest.raises(DataError, match=r"holds shards whose classes of mask are .*, not sky, grass; give the same"):
+    with pytest.raises(DataError, match=r"found shards whose mask classes are .*, not sky, grass; give the same"):
         run(pairs, classes="sky,grass", prefix="few")
     assert run(pairs, classes=NAMES, prefix="few", remap="0-1=0").num_samples == 20, "no shard was made without it"
 

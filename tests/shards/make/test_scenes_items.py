@@ -100,5 +100,5 @@ def test_files_without_items(write_idx: Callable[[Path, np.ndarray], None], tmp_
         write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", images)
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", np.zeros(24, np.uint8))
     assert len(item_pool(tmp_path, "train").labels) == 1
-    with pytest.raises(DataError, match="train files hold no items for val"):
+    with pytest.raises(DataError, match="train files have no items for val"):
         item_pool(tmp_path, "val")

@@ -78,8 +78,8 @@ def test_splits_and_names_are_those_of_the_yaml(data: Path, capsys: pytest.Captu
     }
     assert annotations(samples["train3"]) == []
     told = capsys.readouterr().err
-    assert f"{data}: 6 images taken\n" in told
-    assert "1: images without a file of boxes, which are taken without boxes: images/train/train3.jpg\n" in told
+    assert f"{data}: 6 images imported\n" in told
+    assert "1: images without a label file, imported without boxes: images/train/train3.jpg\n" in told
     before = {path.name: path.stat().st_mtime_ns for path in (data.parent / "out").iterdir()}
     assert run(data / "data.yaml").digest == index.digest
     assert before == {path.name: path.stat().st_mtime_ns for path in (data.parent / "out").iterdir()}
@@ -125,7 +125,7 @@ def test_lines_that_are_no_boxes_cost_their_image(data: Path, lines: str, reason
     label(data, "train/train0", lines)
     assert run(data).num_samples == 5
     (told,) = (data.parent / "out" / "train-rejected.txt").read_text().splitlines()
-    assert told.startswith("images/train/train0.jpg\tin its file of boxes, line")
+    assert told.startswith("images/train/train0.jpg\tin its label file, line")
     assert reason in told
 
 
@@ -139,11 +139,11 @@ def test_a_class_beyond_the_names_is_an_error(data: Path) -> None:
     ("entries", "message"),
     [
         ({"names": None}, "has no `names` of classes"),
-        ({"names": {1: "cat", 2: "dog"}}, r"its `names` have the numbers \[1, 2\]; number them from 0 on"),
+        ({"names": {1: "cat", 2: "dog"}}, r"found the numbers \[1, 2\] in its `names`; number them from 0 up"),
         ({"names": ["cat", "cat"]}, "its `names` hold 'cat' twice"),
-        ({"nc": 3}, "says nc 3, but names 2 classes"),
-        ({"train": None, "val": None}, "names no images"),
-        ({"train": "images/none"}, "is no folder of images and no text file that lists them"),
+        ({"nc": 3}, "found nc 3, but 2 class names"),
+        ({"train": None, "val": None}, "found no images"),
+        ({"train": "images/none"}, "neither a folder of images nor a text file that lists them"),
     ],
 )
 def test_a_yaml_that_says_too_little_is_refused(data: Path, entries: dict[str, Any], message: str) -> None:
@@ -153,9 +153,9 @@ def test_a_yaml_that_says_too_little_is_refused(data: Path, entries: dict[str, A
 
 
 def test_what_is_no_yolo_folder_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no folder images/ and no data.yaml"):
+    with pytest.raises(DataError, match=r"found neither a folder images/ nor a data.yaml"):
         run(data / "images", classes="cat,dog")
-    with pytest.raises(DataError, match="is no folder and no YAML file"):
+    with pytest.raises(DataError, match="neither a folder nor a YAML file"):
         run(tmp_path / "none")
     with pytest.raises(DataError, match="has the splits train, val already"):
         run(data, val="0.1")
