@@ -25,7 +25,7 @@ def neighbours(config: KnnConfig, samples: int, where: str) -> list[int]:
     if max(asked) > most:
         held = f", and {num_held_out(samples):,} of them are held out to choose k on" if most < samples else ""
         raise ConfigError(
-            f"{where}.k: found {max(asked)}, but the training data have {samples:,} good samples{held}; take at most "
+            f"{where}.k: found {max(asked)}, but the training data have {samples:,} good samples{held}; use at most "
             f"{most:,}"
         )
     return asked
@@ -35,6 +35,6 @@ def check_recall(config: RetrievalConfig, samples: int, where: str) -> None:
     """Raise ConfigError if a gallery of `samples` samples without the query is smaller than a k."""
     if max(config.at) > samples - 1:
         raise ConfigError(
-            f"{where}.at: found {max(config.at)}, but the test data have {samples:,} good samples, one of which is the "
-            f"query; take at most {samples - 1:,}"
+            f"{where}.at: found {max(config.at)}, but the test data have {samples:,} good samples, one of which is "
+            f"the query; use at most {samples - 1:,}"
         )

@@ -71,12 +71,12 @@ class Measurement:
         self.num_train, self.num_test = (sum(counts_of_ranks(rows.labels)) for rows in (train, test))
         for what, count in (("training", self.num_train), ("test", self.num_test)):
             if not count:
-                raise DataError(f"none of the {what} samples is good; `minivit shards verify` says what is wrong")
+                raise DataError(f"all {what} samples are bad; `minivit shards verify` shows why")
         wrong = torch.stack([(~rows.features.isfinite()).any(dim=1).sum() for rows in (train, test)])
         if found := int(summed(wrong).sum()):
             raise ModelError(
                 f"the features of {found:,} of {self.num_train + self.num_test:,} images are not finite; its weights "
-                "are damaged, or precision: fp32 is needed"
+                "are damaged, or it needs precision: fp32"
             )
         held = held_out(train.labels)
         self.fitted, self.validation = train.where(~held), train.where(held)

@@ -108,7 +108,7 @@ def look_inside(bundle: Path, dataset: DatasetConfig) -> Inside:
     model.load_state_dict(found.state)
     images = choose(first_images(dataset, found.preprocess.channels))
     if not images:
-        raise DataError(f"{dataset.shards}: the first {LOOKED_THROUGH} samples hold no readable image")
+        raise DataError(f"{dataset.shards}: found no readable image in the first {LOOKED_THROUGH} samples")
     named = dataset.classes_of("class_id") or load_index(dataset.shards, check=False).classes.get("class_id")
     labels, classes = named or found.classes or [], found.classes or []
     looks = [look(model, found.preprocess, labels, classes, image) for image in images]

@@ -53,7 +53,7 @@ def draw_distances(found: Distances) -> Figure:
         axes.plot(layers, found.heads, "o", ms=4, color=color(0), alpha=0.6)
         axes.plot(layers, found.heads.mean(axis=1), color=color(0), label="mean over heads")
         axes.plot(layers, found.convolutions, color=color(1), ls="--", label="3x3 convolutions")
-        axes.axhline(found.everything, color=MUTED, ls=":", lw=1.2, label="all patches alike")
+        axes.axhline(found.everything, color=MUTED, ls=":", lw=1.2, label="uniform attention")
         axes.set_title("Mean attention distance (px)")
         axes.set_xlabel("layer", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -67,7 +67,7 @@ def describe_distances(name: str, found: Distances) -> str:
     first, last = found.heads[0], found.heads[-1]
     return (
         f"Mean attention distance of {name}: heads of the first layer {first.min():.0f} to {first.max():.0f} px, of "
-        f"the last {last.min():.0f} to {last.max():.0f} px; 3 x 3 convolutions {found.convolutions[0]:.0f} px after one"
-        f" layer and {found.convolutions[-1]:.0f} px after {len(found.convolutions)}, all patches alike "
+        f"the last {last.min():.0f} to {last.max():.0f} px; 3 x 3 convolutions {found.convolutions[0]:.0f} px after "
+        f"one layer and {found.convolutions[-1]:.0f} px after {len(found.convolutions)}, uniform attention "
         f"{found.everything:.0f} px."
     )

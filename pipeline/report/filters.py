@@ -56,5 +56,5 @@ def describe_filters(name: str, found: Filters) -> str:
     count, (height, width) = len(found.components), found.components.shape[1:3]
     return (
         f"The first {count} principal components of the patch embedding of {name}, {height} x {width} pixels each, "
-        f"which hold {found.share:.0%} of the variance of its filters."
+        f"which explain {found.share:.0%} of the variance of its filters."
     )

@@ -43,7 +43,7 @@ def reasons_to_run_again(
             continue
         for needed in dependencies(config, branch.id):
             if needed in reasons or needed not in statuses or statuses[needed].state != FINISHED:
-                reasons[branch.id] = f"{needed} is not finished" if needed not in reasons else f"{needed} does"
+                reasons[branch.id] = f"{needed} is not finished" if needed not in reasons else f"{needed} runs again"
                 break
         else:
             expected = _expected(config, datasets, models, branch, status.inputs)

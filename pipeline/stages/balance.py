@@ -37,7 +37,7 @@ def balance(
     for setting, amount in (("data.lanes", lanes), ("global_batch_size", global_batch_size)):
         if amount < world_size:
             raise ConfigError(
-                f"{where}.{setting}: {amount} is too few for {world_size} workers, each of which needs one"
+                f"{where}.{setting}: {amount} is too few for {world_size} workers, as each needs at least one"
             )
     per_rank = np.bincount(np.arange(lanes) % world_size, minlength=world_size)
     epoch_samples, window_bytes = None, None

@@ -31,8 +31,8 @@ class CollapseWatch:
         collapsed = rank < COLLAPSED
         if collapsed and not self._collapsed:
             self._tell(
-                f"the embeddings have collapsed at step {step:.0f}: their effective rank is {rank:.2f}, so that all "
-                "images look alike to the model; raise the weight of the task's regulariser, or lower optimizer.lr"
+                f"the embeddings have collapsed at step {step:.0f}: their effective rank is {rank:.2f}, so all images "
+                "look alike to the model; raise the weight of the task's regulariser, or lower optimizer.lr"
             )
         elif self._collapsed and not collapsed:
             self._tell(f"the embeddings are no longer collapsed at step {step:.0f}: their effective rank is {rank:.2f}")

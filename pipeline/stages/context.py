@@ -119,7 +119,7 @@ def label_names(name: str, dataset: Dataset, kind: str) -> list[str]:
     known = target_kind(kind).known_classes(dataset.index.totals[kind]) or 0
     if named is None and known > MOST_NUMBERED:
         raise DataError(
-            f"datasets.{name}: {dataset.config.shards} holds labels up to {known - 1}, which look like identifiers; "
+            f"datasets.{name}: {dataset.config.shards} has labels up to {known - 1}, which look like identifiers; "
             f"number the classes from 0, or name another member in datasets.{name}.targets.{kind}"
         )
     return list(named or map(str, range(known)))
@@ -139,17 +139,17 @@ def _class_names(name: str, dataset: Dataset, kind: str) -> list[str]:
     known = target_kind(kind).known_classes(dataset.index.totals[kind]) if counted(dataset, kind) else None
     if known is not None and known > len(names):
         raise DataError(
-            f"datasets.{name}: {dataset.config.shards} holds labels up to {known - 1}, but there are {len(names)} "
+            f"datasets.{name}: {dataset.config.shards} has labels up to {known - 1}, but there are {len(names)} "
             f"classes (0 to {len(names) - 1}); correct `classes` or the labels and index the shards again"
         )
     if not names:
         raise DataError(
-            f"datasets.{name}: nobody names the classes of the {kind} in {dataset.config.shards}; list them in "
+            f"datasets.{name}: found no class names for the {kind} in {dataset.config.shards}; list them in "
             f"datasets.{name}.classes, or run `minivit shards index '{dataset.config.shards}' --classes {kind}=FILE`"
         )
     if twice := repeated(names):
         raise DataError(
-            f"datasets.{name}: {dataset.config.shards} names the classes {' and '.join(map(str, twice[1]))} both "
+            f"datasets.{name}: {dataset.config.shards} names both classes {' and '.join(map(str, twice[1]))} "
             f"{twice[0]!r}, which would merge into one; rename one of them with `minivit shards index --classes`"
         )
     return names

@@ -54,8 +54,8 @@ def stage_labels(
     unknown = [name for name in val_names if name is not None and name not in known]
     if unknown:
         raise ConfigError(
-            f"{where}.data.val: its class {unknown[0]!r} is none of the {len(classes)} classes of the training data; "
-            f"{allowed(unknown[0], classes[:100])}; correct `classes` of datasets.{data.val}"
+            f"{where}.data.val: its class {unknown[0]!r} is not among the {len(classes)} classes of the training "
+            f"data; {allowed(unknown[0], classes[:100])}; correct `classes` of datasets.{data.val}"
         )
     return Labelling(classes, train, _class_map(names[data.val], val_names, classes))
 
@@ -141,12 +141,12 @@ def refuse_too_few(classes: Sequence[str], where: str, datasets: Iterable[str], 
     """Raise ConfigError for fewer than `least` classes: a single class leaves nothing to tell apart."""
     if not classes:
         raise ConfigError(
-            f"{where}.data: no class of {' + '.join(datasets)} counts; name some in the groups of their targets"
+            f"{where}.data: all classes of {' + '.join(datasets)} are ignored; name some in the groups of their targets"
         )
     if len(classes) < least:
         raise ConfigError(
-            f"{where}.data: {' + '.join(datasets)} has the one class {classes[0]!r}, and there must be at least "
-            "two to tell apart; add data of another class, or correct the labels and index the shards again"
+            f"{where}.data: {' + '.join(datasets)} has only the class {classes[0]!r}, but at least two are needed; "
+            "add data of another class, or correct the labels and index the shards again"
         )
 
 
@@ -159,15 +159,15 @@ def check_classes(
     """
     if num_classes != len(classes):
         raise ConfigError(
-            f"{where}.data: {dataset} has {len(classes)} classes, but the head of {model} has {num_classes}; "
-            "take data with the classes that it was trained on, or fine-tune it on these"
+            f"{where}.data: {dataset} has {len(classes)} classes, but the head of {model} has {num_classes}; use data "
+            "with the classes that it was trained on, or fine-tune it on these"
         )
     ours, theirs = set(classes), set(model_classes or [])
     for number, (its, here) in enumerate(zip(model_classes or [], classes, strict=False)):
         if its != here and (its in ours or here in theirs):
             raise ConfigError(
-                f"{where}.data: class {number} of {dataset} is {here!r}, but that of {model} is {its!r}; "
-                f"name the `classes` of datasets.{dataset} in the model's order, and label its samples so"
+                f"{where}.data: class {number} of {dataset} is {here!r}, but that of {model} is {its!r}; name the "
+                f"`classes` of datasets.{dataset} in the model's order, and label its samples accordingly"
             )
 
 
@@ -189,7 +189,7 @@ def _renamed(labels: Sequence[str | None], data: DataConfig, name: str, where: s
         if old not in known:
             names = [label for label in labels if label is not None]
             raise ConfigError(
-                f"{where}.data.mixture.{name}.label_map: {old!r} is no class of {name}; {allowed(old, names[:100])}"
+                f"{where}.data.mixture.{name}.label_map: {old!r} is not a class of {name}; {allowed(old, names[:100])}"
             )
     return [label and label_map.get(label, label) for label in labels]
 

@@ -90,7 +90,7 @@ class EvaluateStageRun:
 
     def _tell_left_out(self) -> dict[str, Any]:
         """Bad samples of the data set, under its own name."""
-        manifest, mend = self.folder.path / TEST, "the measures are over the others"
+        manifest, mend = self.folder.path / TEST, "the measures do not count them"
         return tell_left_out(self.context, self.id, self.stage.data, manifest, [self.data.index], mend)
 
     def artifacts(self) -> list[tuple[Path, str | None]]:

@@ -49,7 +49,7 @@ def evaluate_models(
         ConfigError: the classes, tasks or pixels that the models need differ, or `out` already holds an evaluation.
     """
     if out is not None and (out / NAME).exists():
-        raise ConfigError(f"--out: {out} holds an evaluation already; give another folder")
+        raise ConfigError(f"--out: {out} already has an evaluation; give another folder")
     with tempfile.TemporaryDirectory(prefix="minivit-evaluate-") as scratch:
         models = {reference: bundle_of(reference, Path(scratch, str(i))) for i, reference in enumerate(references)}
         described = {reference: load_description(path) for reference, path in models.items()}

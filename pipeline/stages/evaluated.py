@@ -33,21 +33,21 @@ def evaluated_task(asked: TaskConfig | None, models: Mapping[str, Trained], wher
             raise ConfigError(f"{where}.task: found {wanted}, but {name} is a {other} model; evaluate it as that")
         if not asked and other != wanted:
             raise ConfigError(
-                f"{where}.models: {name} is a {other} model, but {first} is a {wanted} model; "
-                "evaluate the models of each task by themselves"
+                f"{where}.models: {name} is a {other} model, but {first} is a {wanted} model; evaluate the models of "
+                "each task separately"
             )
     task = asked or own_task(models[first])
     if not task.judged_alone:
         raise ConfigError(
-            f"{where}.models: {first} is a {wanted} model, which is measured beside its teacher alone, in validation "
-            "while it trains; fine-tune it and evaluate that, or judge its features by a probe stage or by `minivit "
-            "evaluate --probe`"
+            f"{where}.models: {first} is a {wanted} model, which is only measured against its teacher, in validation "
+            "during training; fine-tune it and evaluate that, or evaluate its features with a probe stage or "
+            "`minivit evaluate --probe`"
         )
     for name, model in models.items():
         if not asked and (own := own_task(model)) != task:
             raise ConfigError(
                 f"{where}.task: {name} was measured with {own.measuring_settings}, but {first} with "
-                f"{task.measuring_settings}; say in `task` how to evaluate them, or evaluate them by themselves"
+                f"{task.measuring_settings}; set in `task` how to evaluate them, or evaluate them separately"
             )
         try:
             task_of(task).check(model.spec.backbone)

@@ -42,7 +42,7 @@ class ExportStageRun:
         else:
             bundle = weights_bundle(self.context.folder.stage(self.source.name).path, weights)
             self.context.say(
-                self.id, f"{self.source.name}: takes the weights {weights}, of {bundle.provenance['checkpoint']}"
+                self.id, f"{self.source.name}: uses the weights {weights} of {bundle.provenance['checkpoint']}"
             )
         story = story_of(self.source.path, self.stage.license)
         folders = {name: self.folder.path / "export" / name for name in self.stage.formats}
@@ -63,7 +63,7 @@ class ExportStageRun:
         version, wins = register(
             self.context.tracker, asked.name, status.mlflow_run_id, asked.alias, model, selected.name, selected.better
         )
-        outcome = "is now" if wins else f"is no better by {selected.words} than"
+        outcome = "is now" if wins else f"is not better by {selected.words} than"
         self.context.say(
             self.id, f"{self.source.name} as {asked.name} version {version}, which {outcome} its {asked.alias}"
         )

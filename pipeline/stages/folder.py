@@ -99,7 +99,7 @@ def checkpointing_stages(path: Path) -> dict[Path, Status]:
             place = str(folder.path.absolute() / local_path(place)) if is_local(place) else place
             found[folder.path] = replace(status, checkpoints=place)
     if not found:
-        raise CheckpointError(f"{path} holds no training stage that has begun; give a run's folder or a stage's")
+        raise CheckpointError(f"{path} has no training stage that has started; give a run's folder or a stage's")
     return found
 
 
@@ -128,7 +128,7 @@ class RunFolder:
             return {}
         except (ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"{path} cannot be read ({error}); remove it: the run then resumes, as a new one in MLflow"
+                f"{path} cannot be read ({error}); remove it, and the run resumes as a new MLflow run"
             ) from None
 
     def write_record(self, record: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ class StageJob(Generic[Job]):
                 return job
             except WorkersChange as change:
                 self.leaving = tuple({*self.leaving, *change.leaving})
-                self._say("resize", f"committed and left, because {change}", workers_before=workers)
+                self._say("resize", f"committed and stopped, because {change}", workers_before=workers)
             except WorkersLost as lost:
                 self._count_loss(lost, self.reached(job), workers)
 
@@ -70,16 +70,16 @@ class StageJob(Generic[Job]):
         told = False
         while not (workers := cluster.reserve(self.id, self.resources, self.leaving)):
             if self.context.stop.asked:
-                raise Interrupted(f"{self.id}: stopped while it waited for nodes")
+                raise Interrupted(f"{self.id}: stopped while waiting for nodes")
             if time.monotonic() > due:
                 raise ClusterError(
-                    f"stages.{self.id}: there was no room for {self.resources.min_workers} workers in "
+                    f"stages.{self.id}: there was no room for {self.resources.min_workers} workers within "
                     f"{self.context.config.cluster.wait_s:.0f} s (cluster.wait_s); bring nodes back or lower "
                     "cluster.workers, then run the same command again to resume from the last committed checkpoint"
                 )
             if not told:
                 told = True
-                self._say("wait", f"waits for room for {self.resources.min_workers} workers")
+                self._say("wait", f"waiting for room for {self.resources.min_workers} workers")
             time.sleep(LOOK_FOR_ROOM_S)
         return workers
 
@@ -107,9 +107,9 @@ class StageJob(Generic[Job]):
         message = f"workers were lost ({lost}); restart {self.losses} of at most {limit} without a new checkpoint"
         if self.losses > limit:
             raise ClusterError(
-                f"stages.{self.id}: workers were lost {self.losses} times without a new checkpoint between, and "
-                f"cluster.max_restarts allows {limit}; the last time: {lost}; logs are in {self.folder.path / 'logs'}; "
-                "run the same command again to resume from the last checkpoint"
+                f"stages.{self.id}: workers were lost {self.losses} times without a new checkpoint in between, but "
+                f"cluster.max_restarts allows {limit}; the last time: {lost}; logs are in "
+                f"{self.folder.path / 'logs'}; run the same command again to resume from the last checkpoint"
             ) from lost
         self._say("restart", message, workers_before=workers)
 

@@ -53,15 +53,13 @@ def weights_bundle(path: Path, weights: str) -> Bundle:
         steps, wanted = list(own_checkpoints(storage, status)), int(soup[1])
         if len(steps) < wanted:
             raise CheckpointError(
-                f"{folder}: {weights} is the mean of {wanted} checkpoints, and {len(steps)} are committed; take fewer, "
-                "or keep more with checkpoint.keep_last"
+                f"{folder}: {weights} is the mean of {wanted} checkpoints, but only {len(steps)} are committed; use "
+                "fewer, or keep more with checkpoint.keep_last"
             )
         bundle = _bundle(folder, status, storage, steps[-wanted:], FINISHED)
     elif weights in (LAST, EMA):
         if weights == EMA and status.inputs["settings"].get("ema") is None:
-            raise CheckpointError(
-                f"{folder}: keeps no moving average of its weights; take last, or set the stage's ema"
-            )
+            raise CheckpointError(f"{folder}: has no moving average of its weights; use last, or set the stage's ema")
         keys = (EMA,) if weights == EMA else (OPTIMISED,)
         bundle = _bundle(folder, status, storage, [chosen_step(folder, status, storage, LAST)], keys)
     else:
@@ -115,14 +113,14 @@ def _verified(folder: Path, storage: Storage, step: int) -> Manifest:
         return verify(storage, step_folder(step))
     except CheckpointError as error:
         hint = f"`minivit checkpoints verify {folder}` shows which are intact"
-        raise CheckpointError(f"{error}; take another one, {hint}") from None
+        raise CheckpointError(f"{error}; use another one: {hint}") from None
 
 
 def only_stage(path: Path) -> tuple[Path, Status]:
     """The training stage that a path refers to: its folder and status."""
     found = checkpointing_stages(path)
     if len(found) > 1:
-        raise CheckpointError(f"{path}: holds {len(found)} training stages; name one, {', '.join(map(str, found))}")
+        raise CheckpointError(f"{path}: found {len(found)} training stages; name one of {', '.join(map(str, found))}")
     return next(iter(found.items()))
 
 
@@ -130,7 +128,7 @@ def chosen_step(folder: Path, status: Status, storage: Storage, which: str) -> i
     """The step of the requested checkpoint, which is committed and matches the stage's current settings."""
     steps = own_checkpoints(storage, status)
     if not steps:
-        raise CheckpointError(f"{folder}: no checkpoint of it is committed yet; run the pipeline first")
+        raise CheckpointError(f"{folder}: has no committed checkpoint yet; run the pipeline first")
     there = ", ".join(f"step-{step}" for step in steps)
     if which == "last":
         return max(steps)
@@ -139,20 +137,22 @@ def chosen_step(folder: Path, status: Status, storage: Storage, which: str) -> i
     if not (match := STEP.fullmatch(which)):
         raise ConfigError(f"--checkpoint: found '{which}', expected best, last or one of {there}")
     if (step := int(match[1])) not in steps:
-        raise CheckpointError(f"{folder}: no checkpoint of step {step} is committed; take best, last or one of {there}")
+        raise CheckpointError(
+            f"{folder}: found no committed checkpoint of step {step}; use best, last or one of {there}"
+        )
     return step
 
 
 def _best(folder: Path, status: Status, storage: Storage, there: str) -> int:
     if status.keep_best is None:
         raise CheckpointError(
-            f"{folder}: its checkpoint.keep_best is not set, so no checkpoint is kept as the best; take last or one of "
+            f"{folder}: its checkpoint.keep_best is not set, so no checkpoint is kept as the best; use last or one of "
             f"{there}, or set keep_best: {VAL}{schema_of(asdict(status)).selects} and run the pipeline"
         )
     step = best_checkpoint(storage, status)
     if step is None:
         raise CheckpointError(
-            f"{folder}: none of its checkpoints was validated at its own step; take last or one of {there}"
+            f"{folder}: none of its checkpoints was validated at its own step; use last or one of {there}"
         )
     return step
 

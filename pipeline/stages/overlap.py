@@ -31,20 +31,20 @@ class Overlaps:
         for (trained, judged), stages in self._stages.items():
             who = ", ".join(f"stages.{stage}" for stage in stages[:SHOWN])
             who += f" and {len(stages) - SHOWN} more" if len(stages) > SHOWN else ""
-            trains, is_judged = ("trains", "is judged") if len(stages) == 1 else ("train", "are judged")
+            trains, is_judged = ("trains", "is evaluated") if len(stages) == 1 else ("train", "are evaluated")
             if trained == judged:
                 found.append(
-                    f"datasets.{judged}: {who} {trains} on it and {is_judged} by it, so the figures say "
-                    "little about new images; name held-out data"
+                    f"datasets.{judged}: {who} {trains} on it and {is_judged} on it, so the figures say little about "
+                    "new images; use held-out data"
                 )
             elif {trained, judged} <= self._datasets.keys():
                 index = self._datasets[judged].index
                 shards = shared_shards(self._datasets[trained].index, index)
                 if shards:
                     found.append(
-                        f"datasets.{judged}: {len(shards)} of {len(index.names)} shards ({shards[0]}"
-                        f"{', ...' if len(shards) > 1 else ''}) are in datasets.{trained} too, and {who} {trains} on "
-                        f"one and {is_judged} by the other; take them out of one of the two"
+                        f"datasets.{judged}: {len(shards)} of {len(index.names)} shards "
+                        f"({shards[0]}{', ...' if len(shards) > 1 else ''}) are also in datasets.{trained}, and {who} "
+                        f"{trains} on one and {is_judged} on the other; remove them from one of the two"
                     )
         return found
 

@@ -331,14 +331,16 @@ def check_kept(config: PipelineConfig, branch: Branch, reference: str, weights: 
     stage = config.stages[source] if source else None
     if not isinstance(stage, TrainStage):
         raise ConfigError(
-            f"{where}: {weights} is of a training stage's checkpoints; {reference} is none of this pipeline"
+            f"{where}: {weights} needs a training stage's checkpoints, but {reference} is not a stage of this pipeline"
         )
     if weights == EMA and stage.ema is None:
-        raise ConfigError(f"{where}: is ema, but stages.{source} keeps no average; set stages.{source}.ema: 0.999")
+        raise ConfigError(
+            f"{where}: found ema, but stages.{source} has no moving average; set stages.{source}.ema: 0.999"
+        )
     if weights == BEST and stage.checkpoint.keep_best is None:
         best = VAL + stage.measured.selects
         raise ConfigError(
-            f"{where}: is best, but nothing says by what; set stages.{source}.checkpoint.keep_best: {best}"
+            f"{where}: found best, but no measure to choose it by; set stages.{source}.checkpoint.keep_best: {best}"
         )
     soup = SOUP.fullmatch(weights)
     if soup and stage.checkpoint.keep_last < int(soup[1]) and stage.checkpoint.keep_every is None:
@@ -352,15 +354,18 @@ def check_registered(config: PipelineConfig, branch: Branch, stage: ExportStage)
     """Raise ConfigError for a model that no stage of the pipeline logs in MLflow."""
     where, source = f"stages.{branch.id}.register_as", source_stage(config, stage.model)
     if source is None:
-        raise ConfigError(f"{where}: registers a training stage's model; {stage.model} is no stage of this pipeline")
+        raise ConfigError(
+            f"{where}: only a training stage's model can be registered, and {stage.model} is not a stage of this "
+            "pipeline"
+        )
     if stage.weights is not None:
-        raise ConfigError(f"{where}: registers the finished model; leave stages.{branch.id}.weights out")
+        raise ConfigError(f"{where}: only the finished model can be registered; leave stages.{branch.id}.weights out")
 
 
 def check_features(where: str, features: Pooling, name: str, spec: ModelSpec) -> None:
     """Raise ConfigError for features that a model lacks."""
     if features == "cls" and not spec.backbone.tokens.cls:
-        raise ConfigError(f"{where}.features: found cls, but {name} has no class token; take patches or both")
+        raise ConfigError(f"{where}.features: found cls, but {name} has no class token; use patches or both")
 
 
 def check_order(where: str, stage: TrainStage, train: list[Source]) -> None:
@@ -377,8 +382,8 @@ def check_exclude(config: PipelineConfig, stage_name: str, stage: TrainStage) ->
     own = RunFolder(Path(config.runs_dir) / config.name).stage(stage_name).path.absolute()
     if stage.data.exclude and Path(stage.data.exclude).absolute().is_relative_to(own):
         raise ConfigError(
-            f"stages.{stage_name}.data.exclude: {stage.data.exclude} lies in the stage's own folder, set aside when "
-            "its settings change; give this run another name, or copy the manifest elsewhere"
+            f"stages.{stage_name}.data.exclude: {stage.data.exclude} is in the stage's own folder, which is set aside "
+            "when its settings change; give this run another name, or copy the manifest elsewhere"
         )
 
 
@@ -388,7 +393,7 @@ def check_checkpoints(branch: Branch, stage: TrainStage) -> None:
     measured_elsewhere = stage.eval.knn is not None and stage.checkpoint.keep_best == VAL + KNN.name
     if stage.checkpoint.keep_best and stage.data.val is None and not measured_elsewhere:
         raise ConfigError(
-            f"{where}.checkpoint.keep_best: {stage.checkpoint.keep_best} is measured on validation data, and there is "
+            f"{where}.checkpoint.keep_best: {stage.checkpoint.keep_best} is measured on validation data, but there is "
             f"none; set {where}.data.val"
         )
     if stage.checkpoint.storage is not None:

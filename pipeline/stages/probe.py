@@ -87,7 +87,7 @@ class ProbeStageRun:
         files = {name: part_of(job, name) for name in job.models}
         job.done.update({name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()})
         if job.done:
-            self.context.say(self.id, f"measured before: {', '.join(job.done)}")
+            self.context.say(self.id, f"already measured: {', '.join(job.done)}")
         return job
 
     def run(self, status: Status) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class ProbeStageRun:
 
     def _tell_left_out(self) -> dict[str, Any]:
         """Bad samples of both data sets, each under its own name."""
-        mend = "features are those of the others"
+        mend = "they have no features"
         return {
             what: tell_left_out(self.context, self.id, source.name, self.folder.path / name, [source.index], mend)
             for what, source, name in (("train", self.data.train, TRAIN), ("test", self.data.test, PROBED))

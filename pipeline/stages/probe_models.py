@@ -53,9 +53,9 @@ def probe_models(
         ConfigError: there is no model, the classes differ, samples are fewer than a k, or `out` already holds a probe.
     """
     if out is not None and (out / NAME).exists():
-        raise ConfigError(f"--out: {out} holds a probe already; give another folder")
+        raise ConfigError(f"--out: {out} already has a probe; give another folder")
     if set(references) <= set(BASELINES):
-        raise ConfigError(f"{COMMAND}: random and pixels stand beside a model, whose shape they take; name one too")
+        raise ConfigError(f"{COMMAND}: random and pixels take their shape from a model; name one too")
     with tempfile.TemporaryDirectory(prefix="minivit-probe-") as scratch:
         models = _models(references, Path(scratch))
         for name, model in models.items():

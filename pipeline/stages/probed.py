@@ -44,8 +44,8 @@ def check_probed_classes(names: tuple[str, str], classes: Sequence[str], tested:
     unknown = next((name for name in tested if name not in set(classes)), None)
     if unknown is not None:
         raise ConfigError(
-            f"{where}.test: class {unknown!r} of {names[1]} is none of the {len(classes)} classes of {names[0]}; "
-            f"{allowed(unknown, classes[:100])}; take data of the same classes, or name the `classes` of both alike"
+            f"{where}.test: class {unknown!r} of {names[1]} is not among the {len(classes)} classes of {names[0]}; "
+            f"{allowed(unknown, classes[:100])}; use data of the same classes, or list the same `classes` for both"
         )
 
 

@@ -30,7 +30,7 @@ def replay(context: RunContext, slots: str) -> None:
     context.cluster.require(resources, f"stages.{branch.stage_name}")
     selection = newest_valid(open_storage(stage.checkpoints), status.digest)
     job = ReplayJob(stage.job(status, init=None, selection=selection), first, stop)
-    context.say(branch.id, f"runs the slots {slots} again on one worker, with the weights of {where(selection)}")
+    context.say(branch.id, f"replaying the slots {slots} on one worker, with the weights of {where(selection)}")
     folder = stage.folder.path.absolute()
     launch(
         replay_worker,
@@ -44,7 +44,7 @@ def replay(context: RunContext, slots: str) -> None:
     found = json.loads((stage.folder.path / NAME).read_text())
     for line in report(found):
         context.say(branch.id, line)
-    context.say(branch.id, f"all of it is in {stage.folder.path / NAME}")
+    context.say(branch.id, f"the full result is in {stage.folder.path / NAME}")
 
 
 def stopped_branch(context: RunContext) -> tuple[Branch, Status]:
@@ -58,8 +58,8 @@ def stopped_branch(context: RunContext) -> tuple[Branch, Status]:
             begun.append((branch, status))
     if not begun:
         raise ConfigError(
-            f"train.replay_slots: no training stage has begun in {context.folder.path}, so there is nothing to replay; "
-            "run the pipeline without it first"
+            f"train.replay_slots: no training stage has started in {context.folder.path}, so there is nothing to "
+            "replay; run the pipeline without it first"
         )
     return begun[-1]
 
@@ -69,14 +69,14 @@ def parse_slots(slots: str, stage: TrainStage) -> tuple[int, int]:
     size = stage.global_batch_size
     if stop - first != size or first % size:
         raise ConfigError(
-            f"train.replay_slots: found '{slots}', which is no batch of {size} slots, such as {first // size * size}:"
-            f"{first // size * size + size}"
+            f"train.replay_slots: found '{slots}', which is not a batch of {size} slots, such as "
+            f"{first // size * size}:{first // size * size + size}"
         )
     return first, stop
 
 
 def where(selection: Selection) -> str:
-    return selection.folder or "the start, as no checkpoint is committed"
+    return selection.folder or "the start, as there is no committed checkpoint"
 
 
 def report(found: dict[str, Any]) -> list[str]:
@@ -86,14 +86,14 @@ def report(found: dict[str, Any]) -> list[str]:
     if found["losses_not_finite"]:
         lines.append(f"{found['losses_not_finite']} losses are not finite")
     if found["first_module_not_finite"]:
-        lines.append(f"the first output that is not finite is that of {found['first_module_not_finite']}")
+        lines.append(f"the first module with a non-finite output is {found['first_module_not_finite']}")
     if found["gradients_not_finite"]:
         names = found["gradients_not_finite"]
-        lines.append(f"gradients that are not finite: {len(names)}, the first is {names[0]}")
+        lines.append(f"gradients of {len(names)} parameters are not finite, the first is {names[0]}")
     if found["anomaly"]:
         lines.append(f"in the backward pass: {found['anomaly'].splitlines()[0]}")
     if len(lines) == 1:
-        lines.append("all of it is finite: with other weights, precision or ranks it may not have been")
+        lines.append("everything is finite here; with other weights, precision or ranks it may not have been")
     for sample in samples[:5]:
         label = f"  label {sample['label']}" if "label" in sample else ""
         lines.append(f"slot {sample['slot']}  {sample['key']}{label}  loss {sample['loss']:.4g}")

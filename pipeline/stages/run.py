@@ -146,7 +146,7 @@ def parent_run(tracker: Tracker, folder: RunFolder, name: str, say: Callable[[st
     run_id = tracker.start(name, run_id=earlier)
     if earlier not in (None, run_id):
         lost = f"run {earlier}, tracked in {record.get('tracking_uri')} so far"
-        say(f"{name}: this MLflow store does not have {lost}; {run_id} takes its place")
+        say(f"{name}: this MLflow store does not have {lost}; {run_id} replaces it")
     known = {"mlflow_run_id": run_id, **tracker.store.record, "environment": installed_versions()}
     folder.write_record({"created": time.time(), **record, **known})
     tracker.artifact(run_id, folder.path / "pipeline.yaml")
@@ -247,7 +247,7 @@ class Execution:
         digest = inputs_digest(inputs)
         status = folder.status()
         if status and status.digest == digest and status.state == FINISHED:
-            context.say(branch.id, "finished before with the same inputs: skipped")
+            context.say(branch.id, "skipped: already finished with the same inputs")
             return
         if status and status.digest != digest:
             self._set_aside(branch, status, inputs)
@@ -315,5 +315,5 @@ class Execution:
             self.context.tracker.end(status.mlflow_run_id, mlflow_status.KILLED)
         aside = folder.set_aside()
         self.context.say(
-            branch.id, f"runs again, because {changes(status.inputs, inputs)}; the former results are in {aside}"
+            branch.id, f"runs again, because {changes(status.inputs, inputs)}; the earlier results are in {aside}"
         )

@@ -79,7 +79,7 @@ def imported(context: RunContext, stage_id: str, reference: str) -> Path:
     with _importing:
         if not (folder / DESCRIPTION).is_file():
             import_foreign(reference, folder, **unreadable(stage, reference))
-            context.say(stage_id, f"{reference} is imported to {folder}")
+            context.say(stage_id, f"{reference} was imported to {folder}")
     return folder
 
 
@@ -113,14 +113,14 @@ def other_normalisation(source: Preprocess, stage: Preprocess) -> str | None:
     """A sentence if the stage's normalisation or background differs from the one its source was trained with."""
     if source.background != stage.background:
         return (
-            f"its source was trained with transparent pixels showing {list(source.background)}, here they show "
+            f"its source was trained with transparent pixels showing {list(source.background)}, but here they show "
             f"{list(stage.background)}: see `background` of the dataset"
         )
     if source.channels != stage.channels or np.allclose((source.mean, source.std), (stage.mean, stage.std), atol=1e-3):
         return None
     was, now = (f"mean {list(one.mean)} and std {list(one.std)}" for one in (source, stage))
     return (
-        f"its source was trained on images normalised by {was}, these are by {now}: see `mean` and `std` of the dataset"
+        f"its source was trained on images normalised by {was}, but these by {now}: see `mean` and `std` of the dataset"
     )
 
 
@@ -133,11 +133,11 @@ def best_branch(context: RunContext, stage_id: str, branch_ids: list[str]) -> st
         if value is None:
             stage_name = branch_id.partition("/")[0]
             raise ConfigError(
-                f"stages.{stage_id}: {stage_name!r} fans out, and {branch_id} has no validation {measure.words} to "
+                f"stages.{stage_id}: {stage_name!r} fans out, but {branch_id} has no validation {measure.words} to "
                 f"pick the best by; set stages.{stage_name}.data.val, or name one branch"
             )
     chosen = best(values, measure.better)
     assert chosen is not None
     listed = ", ".join(f"{branch_id} {value:.4f}" for branch_id, value in values.items())
-    context.say(stage_id, f"takes {chosen}, the best by validation {measure.words} ({listed})")
+    context.say(stage_id, f"uses {chosen}, the best by validation {measure.words} ({listed})")
     return chosen

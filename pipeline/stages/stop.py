@@ -32,7 +32,9 @@ class StopRequest:
         name = signal.Signals(number).name
         if self.asked is None:
             self.asked = name
-            self._progress.say(f"{name}: commits a checkpoint and leaves; once more to leave at once")
+            self._progress.say(f"{name}: committing a checkpoint, then stopping; send it again to stop at once")
             return
-        self._progress.say(f"{name} again: leaves at once; the same command resumes from the last committed checkpoint")
+        self._progress.say(
+            f"{name} again: stopping at once; the same command resumes from the last committed checkpoint"
+        )
         os._exit(Interrupted.exit_code)

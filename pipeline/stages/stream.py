@@ -112,10 +112,10 @@ class StageStream(IterableDataset[dict[str, Any]]):
     ) -> None:
         """`stage` is a training stage (its first branch if it fans out) or STAGE/VARIANT; overrides are `KEY=VALUE`."""
         if not 0 <= rank < world_size:
-            raise DataError(f"rank: {rank} of {world_size}; ranks count from 0 to world_size - 1")
+            raise DataError(f"rank: found {rank} of {world_size}; ranks are 0 to world_size - 1")
         self.data = StageData.open(load_config(os.fspath(config), overrides), stage, "stage")
         if "text" in self.data.stage.task.targets:
-            raise ConfigError(f"stage: {stage!r} reads texts by a tokenizer that only its run has; take another stage")
+            raise ConfigError(f"stage: {stage!r} reads texts with a tokenizer that only its run has; use another stage")
         check_split(self.data.stage.data.lanes, world_size)
         self.rank, self.world_size, self.classes = rank, world_size, self.data.classes
         self.global_batch_size, self.total_steps = self.data.stage.global_batch_size, self.data.total_steps
@@ -124,7 +124,7 @@ class StageStream(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if get_worker_info() is not None:
             raise DataError(
-                "num_workers: a stage's stream decodes in processes of its own; give DataLoader num_workers=0 and set "
+                "num_workers: a stage's stream decodes in its own processes; give DataLoader num_workers=0 and set "
                 "data.loader_workers"
             )
         slots = self._slots = self._first_slot
@@ -144,7 +144,7 @@ class StageStream(IterableDataset[dict[str, Any]]):
         slots, size = state.get(SLOTS), self.global_batch_size
         if not isinstance(slots, int) or slots % size or not 0 <= slots <= self.total_steps * size:
             raise DataError(
-                f"state: {state} is none of a stream of {self.total_steps} global batches of {size} samples"
+                f"state: {state} does not belong to a stream of {self.total_steps} global batches of {size} samples"
             )
         self._first_slot = self._slots = slots
 
@@ -167,4 +167,4 @@ def training_branch(config: PipelineConfig, stage: str, setting: str) -> Branch:
         if stage in (branch.id, branch.stage_name):
             return branch
     names = list(dict.fromkeys(name for branch in branches for name in (branch.stage_name, branch.id)))
-    raise ConfigError(f"{setting}: found {stage!r}, which is no training stage; {allowed(stage, names)}")
+    raise ConfigError(f"{setting}: found {stage!r}, which is not a training stage; {allowed(stage, names)}")

@@ -26,9 +26,9 @@ class TemperatureWatch:
         bound = share > 0
         if bound and not self._bound:
             self._tell(
-                f"the learned scale is held at {scale:.4g} at step {step:.0f}: it would grow on, which is usual late "
-                "in training; early, lower optimizer.lr"
+                f"the learned scale is held at {scale:.4g} at step {step:.0f}: it would grow further, which is usual "
+                "late in training; if early, lower optimizer.lr"
             )
         elif self._bound and not bound:
-            self._tell(f"the learned scale has left its bound at step {step:.0f}: it is {scale:.4g}")
+            self._tell(f"the learned scale has moved off its bound at step {step:.0f}: it is {scale:.4g}")
         self._bound = bound

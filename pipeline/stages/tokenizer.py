@@ -48,14 +48,14 @@ def _made(
     if parent is not None and parent.tokenizer is not None:
         if parent.tokenizer.size > config.size:
             raise ConfigError(
-                f"{where}.task.tokenizer.size: is {config.size}, but the model that the stage starts from has "
-                f"{parent.tokenizer.size} tokens; take that"
+                f"{where}.task.tokenizer.size: found {config.size}, but the model that the stage starts from has "
+                f"{parent.tokenizer.size} tokens; use that"
             )
         return Tokenizer(parent.tokenizer.content, length)
     captions = list(captions_of(train, config.captions))
     if not captions:
         raise ConfigError(
-            f"{where}.data: has no good caption to train a tokenizer on; `minivit shards verify` says what is wrong"
+            f"{where}.data: found no good caption to train a tokenizer on; `minivit shards verify` shows why"
         )
     return train_tokenizer(captions, config.size, length)
 

@@ -68,7 +68,7 @@ class TrainStageRun:
         if self.stage.global_batch_size < workers:
             raise ConfigError(
                 f"stages.{branch.stage_name}.global_batch_size: {self.stage.global_batch_size} samples cannot be "
-                f"shared by {workers} workers; take at least one each"
+                f"shared by {workers} workers; use at least one per worker"
             )
 
     @cached_property
@@ -176,13 +176,13 @@ class TrainStageRun:
 
     def _say_what_is_kept(self, status: Status, selection: Selection, workers: int, again: bool) -> None:
         for reason in selection.passed_over:
-            self._tell("passed_over", f"passed over: {reason}")
+            self._tell("passed_over", f"skipped: {reason}")
         reached = max((int(row["step"]) for row in read_metrics(self.folder.path)), default=0)
         manifest = selection.manifest
         if manifest is None:
             if again:
                 self._tell(
-                    "start_again", "no checkpoint is committed: starts again from its first step", steps_lost=reached
+                    "start_again", "no committed checkpoint: starting again from the first step", steps_lost=reached
                 )
             return
         kept = f"resumes at step {manifest.step} ({manifest.slots:,} samples) from {selection.folder}; "
@@ -197,7 +197,7 @@ class TrainStageRun:
                 f"ZeRO-{now[1]}"
             )
         steps_lost = max(reached - manifest.step, 0)
-        kept += f"; {steps_lost} steps are done again" if steps_lost else ""
+        kept += f"; {steps_lost} steps are repeated" if steps_lost else ""
         details = {"step": manifest.step, "steps_lost": steps_lost, "workers": workers}
         self._tell("resume", kept, **details, workers_before=manifest.world_size)
         if status.mlflow_run_id:
@@ -279,14 +279,14 @@ class TrainStageRun:
         """Bad samples of the training and the validation data."""
         train, val = self.folder.path / bad_samples.TRAIN, self.folder.path / bad_samples.VAL
         indexes = [source.index for source in self.train]
-        mend = f"`data.exclude: {train}` leaves them out of another run"
+        mend = f"`data.exclude: {train}` leaves them out of other runs"
         told = {"train": tell_left_out(self.context, self.id, "train", train, indexes, mend)}
         if self.val:
-            mend = "validation metrics are over the others"
+            mend = "validation metrics do not count them"
             told["val"] = tell_left_out(self.context, self.id, "val", val, [self.val.index], mend)
         if self.knn:
             indexes, probed = [self.knn.train.index, self.knn.test.index], self.folder.path / bad_samples.PROBED
-            told["knn"] = tell_left_out(self.context, self.id, "knn", probed, indexes, "val/knn is over the others")
+            told["knn"] = tell_left_out(self.context, self.id, "knn", probed, indexes, "val/knn does not count them")
         return told
 
     def artifacts(self) -> list[tuple[Path, str | None]]:

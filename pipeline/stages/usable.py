@@ -31,13 +31,13 @@ def check_usable(name: str, dataset: Dataset, kinds: Collection[str]) -> None:
     """Raise DataError if no sample is usable, or the classes of a required kind are unknown."""
     index, where = dataset.index, f"datasets.{name}: {dataset.config.shards}"
     if not index.num_samples:
-        raise DataError(f"{where} holds no samples; correct `shards`, or write samples there and index them")
+        raise DataError(f"{where} has no samples; correct `shards`, or write samples there and index them")
     for kind in kinds:
         members = members_of(dataset, kind)
         if not members:
             raise DataError(
-                f"{where} has no {kind} that its index knows of; {members_there(index)}; name the member that holds it "
-                f"in datasets.{name}.targets.{kind}, or run `minivit shards index '{dataset.config.shards}' --target "
+                f"{where} has no {kind} in its index; {members_there(index)}; name the member that holds it in "
+                f"datasets.{name}.targets.{kind}, or run `minivit shards index '{dataset.config.shards}' --target "
                 f"{kind}=MEMBER`"
             )
         if not counted(dataset, kind) and target_kind(kind).classed and dataset.config.classes_of(kind) is None:

@@ -68,7 +68,7 @@ class TrainLoader:
             if rank == 0:
                 excluded = source.index.num_samples - order.num_samples
                 log.info(
-                    "%s: %d samples in %d lanes; an epoch leaves out %d, others each time; %d excluded by data.exclude",
+                    "%s: %d samples in %d lanes; each epoch leaves out %d different ones; %d excluded by data.exclude",
                     *(source.name, order.num_samples, data.lanes, order.left_out, excluded),
                 )
         parts = TrainParts(

@@ -119,8 +119,8 @@ def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None
     for shard, samples in excluded.items():
         if max(samples) >= index.counts[shard]:
             raise DataError(
-                f"{manifest} excludes sample {max(samples)} of {index.names[shard]}, which holds "
-                f"{index.counts[shard]}; the shard has changed since, so remove data.exclude or its line"
+                f"{manifest} excludes sample {max(samples)} of {index.names[shard]}, which has {index.counts[shard]}; "
+                "the shard has changed since, so remove data.exclude or its line"
             )
     return {shard: np.array(sorted(samples), dtype=np.int64) for shard, samples in excluded.items()}
 
@@ -153,5 +153,5 @@ def _find_keys(index: DatasetIndex, shard: int, keys: set[str], manifest: str) -
             found[key] = number
     if keys - set(found):
         missing = min(keys - set(found))
-        raise DataError(f"{manifest} excludes {missing!r}, which {index.names[shard]} does not hold; remove its line")
+        raise DataError(f"{manifest} excludes {missing!r}, which is not in {index.names[shard]}; remove its line")
     return set(found.values())

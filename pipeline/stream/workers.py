@@ -155,10 +155,7 @@ def needed_by(parts: Parts) -> list[str]:
 def died(code: int | None) -> str:
     """The message for a loader worker that ended without reporting an error."""
     if code == -signal.SIGKILL:
-        return (
-            "a loader worker was killed, as the system does when memory runs out; lower data.loader_workers or "
-            "data.window"
-        )
+        return "a loader worker was killed, probably because memory ran out; lower data.loader_workers or data.window"
     how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit status {code}"
     return f"a loader worker ended {how}; what it printed is in its rank's log, in the stage's folder `logs`"
 

@@ -23,7 +23,7 @@ def target_kind(name: str) -> type[Target]:
     """The `Target` class defined in the file of a kind. Raises ConfigError, listing all kinds, for an unknown name."""
     kinds = target_kinds()
     if name not in kinds:
-        raise ConfigError(f"found {name!r}, which is no kind of target; expected one of {', '.join(kinds)}")
+        raise ConfigError(f"found {name!r}, which is not a kind of target; expected one of {', '.join(kinds)}")
     module = importlib.import_module(f"{__name__}.{name}")
     own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Target)]
     (target,) = (value for value in own if value.__module__ == module.__name__)

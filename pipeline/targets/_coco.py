@@ -57,7 +57,7 @@ def _listed(data: bytes, member: str, image: Size | None) -> tuple[list[Mapping[
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        raise BadLabel(f"the member {member} is no JSON") from None
+        raise BadLabel(f"the member {member} is not valid JSON") from None
     listed = found.get("annotations") if isinstance(found, dict) else found
     if not isinstance(listed, list):
         names = ", ".join(map(str, found)) if isinstance(found, dict) else "no fields"
@@ -70,9 +70,9 @@ def _listed(data: bytes, member: str, image: Size | None) -> tuple[list[Mapping[
         return listed, image
     if image is not None and sides != image:
         (height, width), (full, across) = sides, image
-        turned = "; boxes are of the image as its EXIF data turn it" if sides == image[::-1] else ""
+        turned = "; boxes are for the image as its EXIF data rotate it" if sides == image[::-1] else ""
         raise BadLabel(
-            f"the annotations are of {width} x {height} pixels, and their image has {across} x {full}{turned}"
+            f"the annotations are for {width} x {height} pixels, but their image has {across} x {full}{turned}"
         )
     return listed, sides  # type: ignore[return-value]  # both are numbers here
 

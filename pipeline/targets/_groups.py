@@ -40,5 +40,5 @@ class GroupsConfig(TargetConfig):
         group_of = {class_name(name): group for group, members in self.groups.items() for name in members}
         for name in group_of:
             if name not in names:
-                raise ConfigError(f"groups.{group_of[name]}: {name!r} is no class; {allowed(name, names[:100])}")
+                raise ConfigError(f"groups.{group_of[name]}: {name!r} is not a class; {allowed(name, names[:100])}")
         return [group_of.get(name) for name in names]

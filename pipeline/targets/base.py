@@ -152,7 +152,7 @@ class Target(ABC):
         """
         for extension in self.members:
             if not sizes[extension]:
-                raise BadLabel(f"the member {extension} has no bytes")
+                raise BadLabel(f"the member {extension} is empty")
         return {}
 
     @classmethod

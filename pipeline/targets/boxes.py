@@ -48,11 +48,11 @@ class Boxes(NamedTuple):
 class BoxesConfig(GroupsConfig):
     ids: Annotated[list[int], Setting(min_length=1)] | None = Setting(
         default=None,
-        description="category ids in the order of the classes; default: 0, 1, ...; an annotation that has the name of "
-        "its `category` goes by that",
+        description="category ids in the order of the classes; default: 0, 1, ...; an annotation with the name of "
+        "its `category` uses that instead",
     )
     min_visible: Share = Setting(
-        default=0.25, description="share of a box that must be seen after crops and shifts; training sees no other"
+        default=0.25, description="smallest visible share of a box after crops and shifts; training drops the others"
     )
 
     @field_validator("ids")
@@ -60,7 +60,7 @@ class BoxesConfig(GroupsConfig):
     def one_class_each(cls, ids: list[int] | None) -> list[int] | None:
         twice = [one for one, count in Counter(ids or ()).items() if count > 1]
         if twice:
-            raise ValueError(f"the id {twice[0]} once: an id is of one class")
+            raise ValueError(f"the id {twice[0]} once, as each class has its own id")
         return ids
 
 
@@ -152,15 +152,15 @@ class BoxesTarget(Target):
     def _unknown(self, what: str) -> str:
         listed = ", ".join(map(str, self.ids[:MOST_NAMED])) + (" ..." if len(self.ids) > MOST_NAMED else "")
         return (
-            f"has the {what} in its boxes, and the {len(self.ids)} classes have the ids {listed}; name all classes, or "
-            "give their category ids in `targets.boxes.ids`"
+            f"has the {what} in its boxes, but the {len(self.ids)} classes have the ids {listed}; name all classes, "
+            "or give their category ids in `targets.boxes.ids`"
         )
 
     def _of_yolo(self, data: bytes, member: str, image: Size | None) -> Boxes:
         try:
             lines = data.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:
-            raise BadLabel(f"the member {member} is no text") from None
+            raise BadLabel(f"the member {member} is not text") from None
         rows = [yolo_line(line, number) for number, line in enumerate(lines, 1) if line.strip()]
         size = image or (1, 1)
         labels = [self._label(int(row[0]), None, number) for number, row in enumerate(rows)]

@@ -58,8 +58,8 @@ class ClassId(Target):
             return ClassLabel(number, number)
         if number >= len(self.numbers):
             raise DataError(
-                f"has label {number}, and labels must be 0 to {len(self.numbers) - 1} for {len(self.numbers)} classes; "
-                "correct the label or the dataset's `classes`"
+                f"has label {number}, but labels must be 0 to {len(self.numbers) - 1} for {len(self.numbers)} "
+                "classes; correct the label or the dataset's `classes`"
             )
         return self._labels[number]
 

@@ -22,7 +22,7 @@ MILLIMETRE = 0.001
 
 class DepthConfig(TargetConfig):
     scale: Annotated[float, Setting(gt=0)] = Setting(
-        default=MILLIMETRE, description="metres in one step of the PNG's values; default: a millimetre"
+        default=MILLIMETRE, description="metres per step of the PNG's values; default: a millimetre"
     )
 
 
@@ -64,7 +64,7 @@ class Depth(Target):
         except BadImage as bad:
             raise BadLabel(str(bad)) from None
         if not steps.any():
-            raise BadLabel("the depth is 0 everywhere: nothing was measured")
+            raise BadLabel("the depth map is 0 everywhere: nothing was measured")
         return steps * np.float32(self.scale)
 
     def transform(self, value: np.ndarray, geometry: Geometry) -> np.ndarray:

@@ -47,10 +47,10 @@ class Instances(NamedTuple):
 
 class KeypointsConfig(TargetConfig):
     scale_jitter: Rate = Setting(
-        default=0.25, description="share by which training shows an instance larger or smaller, at most"
+        default=0.25, description="largest share by which training scales an instance up or down"
     )
     rotation: Annotated[float, Setting(ge=0, le=180)] = Setting(
-        default=30.0, description="degrees by which training turns an instance either way, at most"
+        default=30.0, description="largest angle, in degrees, by which training rotates an instance either way"
     )
 
 
@@ -121,8 +121,8 @@ class Keypoints(Target):
         for row, points in zip(rows, triples, strict=True):
             if len(points) != count:
                 raise DataError(
-                    f"has {len(points)} keypoints in annotation {row}, and there are {count}; name all keypoints of "
-                    "the data set in `classes`, in their order"
+                    f"has {len(points)} keypoints in annotation {row}, but there should be {count}; name all "
+                    "keypoints of the data set in `classes`, in their order"
                 )
         every = self._of_stage(np.array(triples, np.float64).reshape(len(triples), count, 3))
         there = (every[:, :, 2] > 0).any(axis=1)
@@ -209,8 +209,8 @@ def as_triples(found: Any, row: int) -> np.ndarray:
     """COCO's [x, y, v, x, y, v, ...] as float64 [k, 3]. Raises BadLabel if it is invalid."""
     numbers = isinstance(found, list) and all(type(value) in (int, float) for value in found)
     if not numbers or len(found) % 3:
-        raise BadLabel(f"annotation {row} has keypoints that are no list [x, y, v, x, y, v, ...] of numbers")
+        raise BadLabel(f"annotation {row} has keypoints that are not a list [x, y, v, x, y, v, ...] of numbers")
     triples = np.array(found, np.float64).reshape(-1, 3)
     if not np.isfinite(triples).all() or not np.isin(triples[:, 2], (0, HIDDEN, VISIBLE)).all():
-        raise BadLabel(f"annotation {row} has a keypoint whose v is not 0, 1 or 2, or whose place is no number")
+        raise BadLabel(f"annotation {row} has a keypoint whose v is not 0, 1 or 2, or whose position is not a number")
     return triples

@@ -27,7 +27,7 @@ MOST_NAMED = 5  # ids or classes listed in one line
 
 class MaskConfig(GroupsConfig):
     ignore: Annotated[int, Setting(ge=0, lt=MOST_IDS)] = Setting(
-        default=255, description="id of pixels that have no class, which neither training nor measures see"
+        default=255, description="id of pixels without a class, which training and measures ignore"
     )
 
 
@@ -57,7 +57,7 @@ class Mask(Target):
         if config.ignore < len(classes.numbers):
             raise ConfigError(
                 f"mask.ignore: found {config.ignore}, which is class {classes.names[config.ignore]!r} of "
-                f"{len(classes.numbers)}; take an id above them, and PNGs of 16 bits where 255 is too small"
+                f"{len(classes.numbers)}; use an id above them, and 16-bit PNGs where 255 is too small"
             )
         return cls(members, classes.numbers, classes.num_classes, config.ignore)
 
@@ -111,7 +111,7 @@ class Mask(Target):
         named = ", ".join(map(str, ids[:MOST_NAMED])) + (" ..." if len(ids) > MOST_NAMED else "")
         last = (MOST_CLASSES if self.numbers is None else len(self.numbers)) - 1
         return (
-            f"has the class ids {named} in its mask, and ids must be 0 to {last}, or {self.ignore} where ignored; "
+            f"has the class ids {named} in its mask, but ids must be 0 to {last}, or {self.ignore} where ignored; "
             "name all classes, or correct the ids (`minivit shards make masks --remap`)"
         )
 
@@ -141,5 +141,5 @@ def check_size(found: Size, image: Size, noun: str = "mask") -> None:
     """Raise BadLabel if a map's size differs from its image's."""
     if found != image:
         (height, width), (full, across) = found, image
-        turned = f"; {noun}s are of the image as its EXIF data turn it" if found == image[::-1] else ""
-        raise BadLabel(f"the {noun} has {width} x {height} pixels, and its image {across} x {full}{turned}")
+        turned = f"; {noun}s are for the image as its EXIF data rotate it" if found == image[::-1] else ""
+        raise BadLabel(f"the {noun} has {width} x {height} pixels, but its image {across} x {full}{turned}")

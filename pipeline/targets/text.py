@@ -30,14 +30,14 @@ def is_json(member: str) -> bool:
 
 class TextConfig(TargetConfig):
     field: str | None = Setting(
-        default=None, min_length=1, description="of a JSON member, the field with the captions; default: caption"
+        default=None, min_length=1, description="field of a JSON member with the captions; default: caption"
     )
 
     @model_validator(mode="after")
     def field_of_json(self) -> Self:
         if self.field is not None and self.member is not None and not is_json(self.members[0]):
             raise ValueError(
-                f"field: found {self.field!r}, but {self.member!r} is no JSON; name a member such as json, or leave "
+                f"field: found {self.field!r}, but {self.member!r} is not JSON; name a member such as json, or leave "
                 "out the field"
             )
         return self
@@ -97,7 +97,7 @@ class Text(Target):
         try:
             found = json.loads(text)
         except ValueError:
-            raise BadLabel(f"the member {self.members[0]} is no JSON") from None
+            raise BadLabel(f"the member {self.members[0]} is not valid JSON") from None
         if not isinstance(found, dict) or self.field not in found:
             names = ", ".join(map(str, found)) if isinstance(found, dict) else "no fields"
             raise BadLabel(f"no caption (looked for {self.field!r} in {self.members[0]}; found {names[:200]})")

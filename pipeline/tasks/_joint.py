@@ -55,7 +55,7 @@ class JointTask(BaseTask):
     coupled: ClassVar[bool] = True
 
     views: dict[Literal["global", "local"], ViewsConfig] = Field(
-        default={"global": ViewsConfig()}, description="groups of views: global and, if wanted, local"
+        default={"global": ViewsConfig()}, description="groups of views: global and, optionally, local"
     )
     projector: ProjectorConfig = ProjectorConfig()
 
@@ -63,7 +63,7 @@ class JointTask(BaseTask):
     @classmethod
     def can_agree(cls, views: dict[str, ViewsConfig]) -> dict[str, ViewsConfig]:
         if GLOBAL not in views or sum(group.count for group in views.values()) < 2:
-            raise ValueError("the group global and perhaps local, with at least two views together")
+            raise ValueError("the group global and optionally local, with at least two views in total")
         return views
 
     def view_groups(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:

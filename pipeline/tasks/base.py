@@ -178,7 +178,7 @@ class TaskModule(nn.Module, ABC):
             ModelError: the task makes no predictions for images.
         """
         raise ModelError(
-            f"predict: a model of the task {self.model.spec.task} has nothing to say of images; fine-tune it for "
+            f"predict: a model of the task {self.model.spec.task} predicts nothing about images; fine-tune it for "
             "another task first"
         )
 
@@ -219,18 +219,22 @@ class TaskModule(nn.Module, ABC):
 
         Raises `ModelError` if the model has no text encoder.
         """
-        raise ModelError(f"encode_image: a {self.model.spec.task} model knows no texts; train one with the task clip")
+        raise ModelError(
+            f"encode_image: a {self.model.spec.task} model does not encode texts; train one with the task clip"
+        )
 
     def embed_sentences(self, texts: Sequence[str]) -> Tensor:
         """Texts -> unit vectors fp32 [texts, E], comparable with those of images.
 
         Raises `ModelError` if the model has no text encoder.
         """
-        raise ModelError(f"encode_text: a {self.model.spec.task} model knows no texts; train one with the task clip")
+        raise ModelError(
+            f"encode_text: a {self.model.spec.task} model does not encode texts; train one with the task clip"
+        )
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
         """At most `limit` names with their shares for each image's prediction, largest first.
 
         Raises ModelError if the task predicts no names.
         """
-        raise ModelError("this model was trained without labels, so it names nothing; fine-tune it first")
+        raise ModelError("this model was trained without labels, so it has no classes to predict; fine-tune it first")

@@ -34,7 +34,7 @@ class CocoIds:
             raise DataError(f"--coco-ids {path}: cannot be read ({error.strerror}); correct the path") from None
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"--coco-ids {path}: is no annotation file of COCO ({type(error).__name__}: {error}); give one with "
+                f"--coco-ids {path}: not a COCO annotation file ({type(error).__name__}: {error}); give one with "
                 "`images` and `categories`"
             ) from None
 
@@ -52,7 +52,7 @@ class CocoResults:
         Raises ModelError for a record without boxes, and DataError if an id is missing or belongs to another image.
         """
         if "boxes" not in record:
-            raise ModelError("--coco: the model's task finds no boxes; leave --coco out, or take a detector")
+            raise ModelError("--coco: the model's task predicts no boxes; leave --coco out, or use a detector")
         image = self._image_id(found)
         points, scores = record.get("keypoints"), record.get("scores")
         classes, labels = record.get("classes"), record.get("labels")
@@ -81,7 +81,9 @@ class CocoResults:
         if not isinstance(number, int):
             stem = PurePath(found.below).stem
             if self.ids.images and stem not in self.ids.images:
-                raise DataError(f"--coco-ids: names no image {stem!r}, as {found.name} needs; give the file that does")
+                raise DataError(
+                    f"--coco-ids: found no image {stem!r}, which {found.name} needs; give the file that lists it"
+                )
             number = self.ids.images.get(stem, len(self._images) + 1)
         if (other := self._images.setdefault(number, found.name)) != found.name:
             raise DataError(
@@ -93,5 +95,7 @@ class CocoResults:
         if not self.ids.categories or label is None:
             return number
         if label not in self.ids.categories:
-            raise DataError(f"--coco-ids: names no category {label!r}, which the model finds; give the file that does")
+            raise DataError(
+                f"--coco-ids: found no category {label!r}, which the model predicts; give the file that lists it"
+            )
         return self.ids.categories[label]

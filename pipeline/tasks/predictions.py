@@ -137,8 +137,8 @@ def write_predictions(predictor: Predictor, images: Pictures, out: Path, coco: C
         store.write_bytes(str(out / FAILED), told.encode(errors="backslashreplace"))
         name, fault = next(iter(failed.items()))
         raise DataError(
-            f"{len(failed):,} of {len(images):,} images could not be read, as {out / FAILED} says, first {name} "
-            f"({fault}); the others are in {out}: mend or remove these files"
+            f"{len(failed):,} of {len(images):,} images could not be read, such as {name} ({fault}); {out / FAILED} "
+            f"lists them, and {out} has the others; fix or remove these files"
         )
 
 

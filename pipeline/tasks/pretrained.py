@@ -86,7 +86,7 @@ class PretrainedMiniViT(MiniViT):
     def _read(self, images: Sequence[AnyImage]) -> tuple[Tensor, list[Pair]]:
         """Normalised [B, C, H, W] at the task's input size, and the images' own sizes."""
         if isinstance(images, (str, os.PathLike)):
-            raise DataError(f"predict: takes a list of images; give [{os.fspath(images)!r}]")
+            raise DataError(f"predict: expected a list of images; give [{os.fspath(images)!r}]")
         views = [_read(image, self.view_size, self.preprocess) for image in images]
         return self.batch_of([seen for seen, _ in views]), [size for _, size in views]
 
@@ -116,7 +116,7 @@ def check_options(task: TaskModule, options: Mapping[str, Any]) -> None:
     if unknown := options.keys() - task.predict_options:
         known = ", ".join(sorted(task.predict_options)) or "none"
         raise ModelError(
-            f"predict: {min(unknown)} is not an option of a {task.model.spec.task} model; known are: {known}"
+            f"predict: {min(unknown)} is not an option of a {task.model.spec.task} model; allowed: {known}"
         )
 
 
@@ -136,7 +136,7 @@ def view_of(data: Data, size: Pair, preprocess: Preprocess) -> tuple[Pixels, Pai
 
 def check_channels(preprocess: Preprocess) -> None:
     if preprocess.channels not in (1, 3):
-        raise ModelError(f"predict: reads images of 1 or 3 channels; this model takes {preprocess.channels}")
+        raise ModelError(f"predict: only supports 1 or 3 channels, but this model takes {preprocess.channels}")
 
 
 def _read(image: AnyImage, size: Pair, preprocess: Preprocess) -> tuple[Pixels, Pair]:
@@ -168,6 +168,7 @@ def _from_array(array: np.ndarray) -> Image:
     grey = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if array.dtype != np.uint8 or not array.size or grey.ndim not in (2, 3) or grey.shape[2:] not in ((), (3,)):
         raise DataError(
-            f"predict: found an array of {array.dtype} {list(array.shape)}; give uint8 [H, W] or [H, W, 1 or 3], RGB"
+            f"predict: found an array of {array.dtype} {list(array.shape)}, expected uint8 [H, W] or [H, W, 1 or 3], "
+            "RGB"
         )
     return Image.fromarray(np.ascontiguousarray(grey))

@@ -58,12 +58,12 @@ class Tokenizer:
             ids = self._plain.encode("").ids
         except Exception as error:  # the library raises nothing more specific
             raise ModelError(
-                f"{source}: is no tokenizer.json ({error}); give the file of a tokenizer of the `tokenizers` library"
+                f"{source}: not a tokenizer.json ({error}); give the file of a tokenizer of the `tokenizers` library"
             ) from None
         if not ids:
             raise ModelError(
-                f"{source}: its tokenizer puts no end token behind a text, and the embedding of a text is read there; "
-                "give it a post-processor such as TemplateProcessing"
+                f"{source}: its tokenizer puts no end token after a text, where the text's embedding is read; give it "
+                "a post-processor such as TemplateProcessing"
             )
         if len(ids) >= self.length:
             raise ModelError(

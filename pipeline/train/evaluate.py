@@ -66,9 +66,7 @@ def evaluate_collective(
     task.train(training)
     *_, samples, bad_samples = sums.tolist()
     if not samples:
-        raise DataError(
-            f"none of the {bad_samples:.0f} samples to evaluate on is good; `minivit shards verify` says what is wrong"
-        )
+        raise DataError(f"all {bad_samples:.0f} evaluation samples are bad; `minivit shards verify` shows why")
     measures = task.means(sums[:-2]) | merge_collective(collectors)
     return {**measures, "samples": samples, "bad_samples": bad_samples}
 

@@ -208,8 +208,8 @@ class TrainWorker:
         slots = f"{self._slots - self.job.stage.global_batch_size}:{self._slots}"
         raise TrainingError(
             f"{stage_id(self.job.folder)}: the gradients of {self.skipped_in_a_row} steps in a row were not finite, "
-            f"and max_skipped_steps allows {self.job.stage.max_skipped_steps}; the last batch holds the slots {slots}: "
-            f"look at it with `minivit run CONFIG train.replay_slots={slots}`"
+            f"and max_skipped_steps allows {self.job.stage.max_skipped_steps}; the last batch has the slots {slots}; "
+            f"inspect it with `minivit run CONFIG train.replay_slots={slots}`"
         )
 
     def loader(self) -> TrainLoader:

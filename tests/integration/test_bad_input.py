@@ -144,7 +144,7 @@ def test_ray_that_does_not_answer(workplace: Any, raw: dict[str, Any]) -> None:
     raw["stages"]["pretrain"]["data"]["val"] = "train"
     done = workplace.minivit("run", workplace.write(raw))
     assert done.code == 6
-    assert "warning: datasets.train: stages.pretrain trains on it and is judged by it" in done.stderr
+    assert "warning: datasets.train: stages.pretrain trains on it and is evaluated on it" in done.stderr
     assert "cluster.address: no Ray cluster answers at 127.0.0.1:" in done.error
 
 
@@ -153,7 +153,7 @@ def test_too_few_cpus(tmp_path: Path, joined: Any, raw: dict[str, Any]) -> None:
     done = joined.minivit("run", joined.write(raw), "cluster.cpus_per_worker=2")
     assert done.code == 6
     assert "stages.pretrain: 2 workers with 2 CPUs each do not fit on the cluster at 127.0.0.1:" in done.error
-    assert "which holds 1 of them (3 CPUs and 0 GPUs)" in done.error
+    assert "which has room for 1 (3 CPUs and 0 GPUs)" in done.error
     parent = json.loads((joined.folder / "runs/bad/run.json").read_text())["mlflow_run_id"]
     assert joined.client().get_run(parent).info.status == "FAILED"
 

@@ -126,8 +126,8 @@ def test_a_second_run_skips_everything_without_the_weights(place: Any, first_run
 @pytest.mark.parametrize(
     ("reference", "sentence"),
     [
-        (f"timm:{NAME}", f"timm:{NAME}: is unavailable ("),
-        ("theirs.pth", "theirs.pth: is not a safetensors file, and pickles run code"),
+        (f"timm:{NAME}", f"timm:{NAME}: unavailable ("),
+        ("theirs.pth", "theirs.pth: not a safetensors file, and pickles can run code"),
         ("theirs.safetensors", "theirs.safetensors: cannot be read"),
     ],
 )

@@ -279,7 +279,7 @@ def test_a_host_that_is_cut_off_and_comes_back(run: Run, hosts: Hosts) -> None:
     hosts.replace_second()
     run.train_on(2)
     resize, resume = run.events()[-2:]
-    assert "committed and left, because there is room for more workers" in resize["message"]
+    assert "committed and stopped, because there is room for more workers" in resize["message"]
     assert (resume["steps_lost"], resume["workers"]) == (0, 2)
 
 
@@ -305,7 +305,7 @@ def test_a_preemption_notice_costs_no_step(run: Run, hosts: Hosts) -> None:
     hosts.drain_second()
     run.train_on(1, within_s=RECOVERY_S)
     resize, resume = run.events()[-2:]
-    assert "committed and left, because 1 of its nodes are about to be taken away" in resize["message"]
+    assert "committed and stopped, because 1 of its nodes are about to be preempted" in resize["message"]
     assert (resume["steps_lost"], resume["workers"]) == (0, 1)
 
 

@@ -204,15 +204,15 @@ def test_checkpoints_are_listed_and_verified(joined: Any, first_run: Any) -> Non
     done = joined.minivit("checkpoints", "verify", "runs/all")
     victim.write_bytes(whole)
     assert done.code == 5
-    assert "1 checkpoints are not valid" in done.error
-    assert f"has {len(whole) - 1} bytes, the manifest says {len(whole)}" in done.stdout
+    assert "1 checkpoints are invalid" in done.error
+    assert f"has {len(whole) - 1} bytes, but the manifest says {len(whole)}" in done.stdout
 
 
 def test_a_second_run_skips_everything(joined: Any, first_run: Any) -> None:
     before = {stage_id: (joined.stage("all", stage_id) / "status.json").read_bytes() for stage_id in ALL}
     done = joined.minivit("run", "pipeline.yaml")
     assert done.code == 0, done.stderr
-    assert done.stderr.count("finished before with the same inputs: skipped") == len(ALL)
+    assert done.stderr.count("skipped: already finished with the same inputs") == len(ALL)
     assert before == {stage_id: (joined.stage("all", stage_id) / "status.json").read_bytes() for stage_id in ALL}
     assert done.seconds < 30  # no worker was started
 

@@ -86,7 +86,7 @@ def test_killed_driver(joined: Any, kit: Any, shards: Path, stages: dict[str, An
     victim.write_bytes(data)
     done = joined.minivit("run", path, timeout_s=TIMEOUT_S)
     assert done.code == 0, done.stderr
-    assert f"pretrain: passed over: {victim} does not have the SHA-256 its manifest says" in done.stderr
+    assert f"pretrain: skipped: {victim} does not match the SHA-256 in its manifest" in done.stderr
     assert resumed_at(done.stderr) == int(newest.name.removeprefix("step-")) - CHECKPOINT_EVERY
     after = joined.status("driver", "pretrain")
     assert (after["state"], after["attempts"]) == ("finished", 2)
@@ -150,7 +150,7 @@ def test_other_workers_and_zero_stages_in_one_run(joined: Any, kit: Any, shards:
             said.append(done.stderr)
     for (workers, zero), (next_workers, next_zero), text in zip(engines, engines[1:], said[1:], strict=False):
         assert f"re-split: {workers} workers with ZeRO-{zero} to {next_workers} with ZeRO-{next_zero}" in text
-        assert "steps are done again" not in text
+        assert "steps are repeated" not in text
     steady, varied = metrics(joined, "steady"), metrics(joined, "varied")
     assert [(row["step"], row["samples"]) for row in varied] == [(row["step"], row["samples"]) for row in steady]
     for name in ("train/loss", "val/loss"):
@@ -185,7 +185,7 @@ def test_kills_in_the_first_seconds_of_an_epoch_cost_seconds(
     done = joined.minivit("run", path, timeout_s=TIMEOUT_S)
     assert done.code == 5
     assert "has format 99" in done.error
-    assert "resume with that version, or move" in done.error
+    assert "resume with the later version that wrote it, or move" in done.error
 
 
 def test_gradients_that_are_not_finite_stop_the_run_and_are_found_by_a_replay(
@@ -206,11 +206,11 @@ def test_gradients_that_are_not_finite_stop_the_run_and_are_found_by_a_replay(
     before = (joined.stage("wild", "pretrain") / "status.json").read_bytes()
     done = joined.minivit("run", path, f"train.replay_slots={slots}", timeout_s=TIMEOUT_S)
     assert done.code == 0, done.stderr
-    assert "pretrain: the first output that is not finite is that of " in done.stderr
+    assert "pretrain: the first module with a non-finite output is " in done.stderr
     found = json.loads((joined.stage("wild", "pretrain") / "replay.json").read_text())
     assert found["losses_not_finite"] == 16
     assert found["samples"][0]["key"].startswith("train-")
     assert (joined.stage("wild", "pretrain") / "status.json").read_bytes() == before
     done = joined.minivit("run", path, "train.replay_slots=3:19", timeout_s=TIMEOUT_S)
     assert done.code == 2
-    assert "train.replay_slots: found '3:19', which is no batch of 16 slots, such as 0:16" in done.error
+    assert "train.replay_slots: found '3:19', which is not a batch of 16 slots, such as 0:16" in done.error

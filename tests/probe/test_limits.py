@@ -13,7 +13,7 @@ from pipeline.probe.limits import check_recall, neighbours
     ("k", "samples", "expected"),
     [
         (401, 400, "methods.knn.k: found 401, but the training data have 400 good samples; take at most 400"),
-        ([5, 361], 400, "have 400 good samples, and 40 of them are held out to choose k on; take at most 360"),
+        ([5, 361], 400, "have 400 good samples, and 40 of them are held out to choose k on; use at most 360"),
     ],
 )
 def test_more_neighbours_than_there_are(k: Any, samples: int, expected: str) -> None:

@@ -53,9 +53,9 @@ def test_of_equally_good_rates_the_smallest() -> None:
 
 
 def test_settings_of_the_other_optimizer_are_refused() -> None:
-    with pytest.raises(ValueError, match="l2: is no setting of optimizer: sgd; leave it out, or take lbfgs"):
+    with pytest.raises(ValueError, match="l2: not a setting of optimizer: sgd; leave it out, or use lbfgs"):
         LinearConfig(optimizer="sgd", l2=[0.1])
-    with pytest.raises(ValueError, match="epochs: is no setting of optimizer: lbfgs; leave it out, or take sgd"):
+    with pytest.raises(ValueError, match="epochs: not a setting of optimizer: lbfgs; leave it out, or use sgd"):
         LinearConfig(epochs=5)
     written_out = LinearConfig(optimizer="sgd", epochs=5).model_dump()
     assert LinearConfig(**written_out).epochs == 5

@@ -101,7 +101,7 @@ def test_a_damaged_manifest_costs_the_table_and_is_named(finished_run: Path) -> 
     (finished_run / "stages" / "finetune-56" / "quarantine.rank0-worker0.jsonl").write_text("not json\n{}\n")
     page = write_report(finished_run).read_text(encoding="utf-8")
     assert "The table of bad samples could not be drawn" in page
-    assert "quarantine.rank0-worker0.jsonl:1 is no line" in page
+    assert "quarantine.rank0-worker0.jsonl:1 is not a line" in page
 
 
 def test_a_task_shows_what_it_measures_and_has_drawn(unfinished_run: Path) -> None:

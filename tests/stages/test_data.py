@@ -110,7 +110,7 @@ def test_classes_of_a_mask_are_those_of_its_groups() -> None:
 
 def test_a_group_of_a_class_that_is_none_is_named_with_its_setting() -> None:
     scenes = masked("wall", "boot", feet=["boots"])
-    message = r"datasets\.scenes\.targets\.mask\.groups\.feet: 'boots' is no class; did you mean 'boot'"
+    message = r"datasets\.scenes\.targets\.mask\.groups\.feet: 'boots' is not a class; did you mean 'boot'"
     with pytest.raises(ConfigError, match=message):
         stage_data({"scenes": scenes}, DataConfig(train="scenes"), task_class("segmentation")(), "stages.s")
 
@@ -118,18 +118,18 @@ def test_a_group_of_a_class_that_is_none_is_named_with_its_setting() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"train": "photos", "val": "odd"}, r"^stages\.s\.data\.val: its class 'horse' is none of the 2 classes"),
+        ({"train": "photos", "val": "odd"}, r"^stages\.s\.data\.val: its class 'horse' is not among the 2 classes"),
         (
             {"mixture": {"photos": {"label_map": {"cta": "x"}}}},
             r"mixture\.photos\.label_map: 'cta' is no class of photos; did you mean 'cat'",
         ),
         (
             {"mixture": {"photos": {"label_map": {"cat": "animal", "dog": "animal"}}}},
-            r"^stages\.s\.data: photos has the one class 'animal', and there must be at least two to tell apart;",
+            r"^stages\.s\.data: photos has only the class 'animal', but at least two are needed;",
         ),
         (
             {"train": "lonely"},
-            r"^stages\.s\.data: lonely has the one class 'cat', and there must be ",
+            r"^stages\.s\.data: lonely has only the class 'cat', but at least two ",
         ),
     ],
 )
@@ -149,11 +149,11 @@ def test_weights_become_the_smallest_whole_numbers(weights: list[float], whole: 
 
 
 def test_a_stream_has_one_data_set_or_a_mixture_of_coarse_weights() -> None:
-    with pytest.raises(ValueError, match="set one of the two"):
+    with pytest.raises(ValueError, match="set exactly one of"):
         DataConfig()
-    with pytest.raises(ValueError, match="set one of the two"):
+    with pytest.raises(ValueError, match="set exactly one of"):
         DataConfig(train="a", mixture={"b": {}})
-    with pytest.raises(ValueError, match="come out even after 1001 samples"):
+    with pytest.raises(ValueError, match="only come out even after 1001 samples"):
         DataConfig(mixture={"a": {"weight": 1000}, "b": {"weight": 1}})
 
 
@@ -165,5 +165,5 @@ def test_settings_that_name_classes_are_checked_against_those_of_the_data() -> N
     data = DataConfig(train="people")
     (source,), _, classes = stage_data(datasets, data, task_class("keypoints")(flip_pairs=[("a", "c")]), "stages.s")
     assert (classes, source.targets["keypoints"].num_keypoints) == (["a", "b", "c"], 3)
-    with pytest.raises(ConfigError, match=r"^stages\.s\.task\.flip_pairs: 'd' is no keypoint; allowed: a, b, c"):
+    with pytest.raises(ConfigError, match=r"^stages\.s\.task\.flip_pairs: 'd' is not a keypoint; allowed: a, b, c"):
         stage_data(datasets, data, task_class("keypoints")(flip_pairs=[("a", "d")]), "stages.s")

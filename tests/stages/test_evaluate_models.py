@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["three"], "data", None, ConfigError, "has 4 classes, but the head of {place}/three has 3"),
         (["turned"], "data", None, ConfigError, "class 0 of {place}/data is 'black', but that of {place}/turned is"),
         (["good", "black"], "data", None, ConfigError, "{place}/good shows transparent pixels as [255, 255, 255], but"),
-        (["good"], "data", "done", ConfigError, "--out: {place}/done holds an evaluation already"),
+        (["good"], "data", "done", ConfigError, "--out: {place}/done already has an evaluation"),
     ],
 )
 def test_what_is_refused(

@@ -28,7 +28,7 @@ def model(task: str, **settings: Any) -> Bundle:
 
 @pytest.mark.parametrize(
     ("inference", "fault"),
-    [("{stride: 40}", "stride: is 40, which skips pixels"), ("{size: 33}", "size: the height 33 is not a multiple")],
+    [("{stride: 40}", "stride: found 40, which skips pixels"), ("{size: 33}", "size: the height 33 is not a multiple")],
 )
 def test_settings_that_a_model_cannot_serve_are_refused(inference: str, fault: str) -> None:
     asked = parse_task(f"{{type: segmentation, inference: {inference}}}", "--task")
@@ -64,8 +64,8 @@ def test_a_student_of_features_is_measured_beside_its_teacher_alone() -> None:
     with pytest.raises(ConfigError) as caught:
         evaluated_task(None, {"student": model("distillation")}, "stages.judge")
     assert str(caught.value) == (
-        "stages.judge.models: student is a distillation model, which is measured beside its teacher alone, in "
-        "validation while it trains; fine-tune it and evaluate that, or judge its features by a probe stage or by "
+        "stages.judge.models: student is a distillation model, which is only measured against its teacher, in "
+        "validation during training; fine-tune it and evaluate that, or evaluate its features with a probe stage or "
         "`minivit evaluate --probe`"
     )
 
@@ -80,7 +80,7 @@ def test_models_of_other_tasks_are_refused_with_what_they_are() -> None:
         evaluated_task(None, {"finer": model("classification"), "pretrain": model("mae")}, "stages.judge")
     assert str(caught.value) == (
         "stages.judge.models: pretrain is a mae model, but finer is a classification model; "
-        "evaluate the models of each task by themselves"
+        "evaluate the models of each task separately"
     )
 
 

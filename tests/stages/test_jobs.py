@@ -160,7 +160,7 @@ def test_restarts_count_while_nothing_new_is_committed(stage_job: Callable[..., 
     script = Script(lost, lost, lost, lost, lost)
     job = stage_job(script, reached=[0, 0, 8, 8, 8], max_restarts=2)
     expected = (
-        r"^stages\.pretrain: workers were lost 3 times without a new checkpoint between, and cluster\.max_restarts "
+        r"^stages\.pretrain: workers were lost 3 times without a new checkpoint in between, but cluster\.max_restarts "
         r"allows 2; the last time: a rank died; logs are in .*/logs; run the same command again to resume"
     )
     with pytest.raises(ClusterError, match=expected):
@@ -188,7 +188,7 @@ def test_a_stop_is_heard_while_it_waits(stage_job: Callable[..., Any], nodes: li
     nodes.clear()
     job = stage_job(Script(), wait_s=30)
     job.context.say = lambda stage_id, message: setattr(job.context.stop, "asked", "SIGTERM")
-    with pytest.raises(Interrupted, match="stopped while it waited for nodes"):
+    with pytest.raises(Interrupted, match="stopped while waiting for nodes"):
         job.run()
 
 

@@ -131,7 +131,9 @@ def test_weights_of_a_kind(begin: Begin, which: str, value: float, step: int) ->
 
 def test_weights_that_are_not_there_are_refused(begin: Begin) -> None:
     run = begin()
-    with pytest.raises(CheckpointError, match="soup-5 is the mean of 5 checkpoints, and 4 are committed; take fewer"):
+    with pytest.raises(
+        CheckpointError, match="soup-5 is the mean of 5 checkpoints, but only 4 are committed; use fewer"
+    ):
         weights_bundle(run, "soup-5")
     with pytest.raises(ConfigError, match=r"^--weights: found 'soup-1', expected last, ema, best, step-N"):
         check_weights("soup-1")
@@ -139,7 +141,7 @@ def test_weights_that_are_not_there_are_refused(begin: Begin) -> None:
     assert status is not None
     del status.inputs["settings"]["ema"]
     RunFolder(run).stage("pretrain").write_status(status)
-    with pytest.raises(CheckpointError, match="pretrain: keeps no moving average of its weights; take last"):
+    with pytest.raises(CheckpointError, match="pretrain: has no moving average of its weights; use last"):
         weights_bundle(run, "ema")
 
 
@@ -177,7 +179,7 @@ def test_the_command_writes_it_in_every_format(begin: Begin, tmp_path: Path, nam
 @pytest.mark.parametrize(
     ("which", "status", "message"),
     [
-        ("step-5", {}, "pretrain: no checkpoint of step 5 is committed; take best, last or one of step-4, step-6, "),
+        ("step-5", {}, "pretrain: found no committed checkpoint of step 5; use best, last or one of step-4, step-6, "),
         (
             "best",
             {"keep_best": None},
@@ -186,7 +188,7 @@ def test_the_command_writes_it_in_every_format(begin: Begin, tmp_path: Path, nam
         (
             "best",
             {"keep_best": "val/top5"},
-            "pretrain: none of its checkpoints was validated at its own step; take last",
+            "pretrain: none of its checkpoints was validated at its own step; use last",
         ),
     ],
 )
@@ -210,7 +212,7 @@ def test_a_damaged_checkpoint_is_refused(begin: Begin) -> None:
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1
     victim.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"rank-0.safetensors does not have the SHA-256 .*; take another one"):
+    with pytest.raises(CheckpointError, match=r"rank-0.safetensors does not match the SHA-256 .*; use another one"):
         checkpoint_bundle(run, "best")
 
 
@@ -218,7 +220,7 @@ def test_one_of_several_stages_must_be_named(begin: Begin, tmp_path: Path) -> No
     begin("pretrain/nano")
     run = begin("pretrain/micro")
     for path in (run, run / "pretrain"):
-        with pytest.raises(CheckpointError, match=r"holds 2 training stages; name one, .*pretrain/micro, .*/nano$"):
+        with pytest.raises(CheckpointError, match=r"found 2 training stages; name one of .*pretrain/micro, .*/nano$"):
             checkpoint_bundle(path, "last")
     assert_is_of(checkpoint_bundle(run / "pretrain/nano", "last"), 10)
     with pytest.raises(ModelError, match=r"runs/none: does not exist"):
@@ -229,5 +231,5 @@ def test_nothing_is_committed_yet(begin: Begin) -> None:
     run = begin()
     for folder in (run / "stages/pretrain/checkpoints").iterdir():
         (folder / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"pretrain: no checkpoint of it is committed yet"):
+    with pytest.raises(CheckpointError, match=r"pretrain: has no committed checkpoint yet"):
         checkpoint_bundle(run, "last")

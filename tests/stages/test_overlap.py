@@ -44,8 +44,8 @@ def test_each_pair_is_told_once_with_its_stages() -> None:
     overlaps.add("evaluate", ["train"], "not there yet")
     [warning] = overlaps.warnings()
     assert warning == (
-        "datasets.val: 1 of 2 shards (x.tar) are in datasets.train too, and stages.one, stages.two, stages.three "
-        "and 2 more train on one and are judged by the other; take them out of one of the two"
+        "datasets.val: 1 of 2 shards (x.tar) are also in datasets.train, and stages.one, stages.two, stages.three "
+        "and 2 more train on one and are evaluated on the other; remove them from one of the two"
     )
 
 
@@ -53,4 +53,4 @@ def test_training_data_that_is_named_for_validation_is_told_without_its_index() 
     overlaps = Overlaps({})
     overlaps.add("one", ["train"], "train")
     [warning] = overlaps.warnings()
-    assert warning.startswith("datasets.train: stages.one trains on it and is judged by it, so the figures say ")
+    assert warning.startswith("datasets.train: stages.one trains on it and is evaluated on it, so the figures ")

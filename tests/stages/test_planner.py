@@ -71,7 +71,7 @@ def test_gpus_that_no_stage_asks_for_are_noted(config: PipelineConfig, devices: 
     (devices / "nvidia0").touch()
     on_cpus = config.model_copy(update={"cluster": ClusterConfig(workers=2, gpus_per_worker=0)})
     assert plan(on_cpus).notes == [
-        "1 GPU stays idle on this machine, as no stage asks for one: cluster.gpus_per_worker=auto computes on GPUs."
+        "1 GPU stays idle on this machine, as no stage asks for one; set cluster.gpus_per_worker=auto to train on GPUs."
     ]
 
 

@@ -77,11 +77,11 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
             "datasets.test.eval": {"resize": "pad"},
             "datasets.train.eval": {"resize": "pad"},
         },
-        r"stages\.export\.formats\[0\]: hf cannot hold finer: eval\.resize: is pad; the image processors of transf",
+        r"stages\.export\.formats\[0\]: hf cannot hold finer: eval\.resize: found pad, but transformers' image ",
     ),
     (
         {"stages.export.register_as": {"name": "shoes"}, "stages.export.weights": "last"},
-        r"stages\.export\.register_as: registers the finished model; leave stages\.export\.weights out",
+        r"stages\.export\.register_as: only the finished model can be registered;  leave stages\.export\.weights out",
     ),
     (
         {"stages.export.weights": "soup-9"},
@@ -89,13 +89,13 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.export.weights": "best", "stages.finer.checkpoint": {}},
-        r"stages\.export\.weights: is best, but nothing says by what; set stages\.finer\.checkpoint\.keep_best: val",
+        r"stages\.export\.weights: found best, but no measure to choose it by; set stages\.finer\.checkpoint\.ke",
     ),
     (
         {"stages.export.formats": ["timm"], "stages.finer.model.eps": 1e-5},
-        r"stages\.export\.formats\[0\]: timm cannot hold finer: model\.eps: is 1e-05; timm's ViT has",
+        r"stages\.export\.formats\[0\]: timm cannot hold finer: model\.eps: found 1e-05, but timm's ViT has",
     ),
-    ({"stages.finer.data.val": "odd"}, r"stages\.finer\.data\.val: its class 'emu' is none of the 10 classes"),
+    ({"stages.finer.data.val": "odd"}, r"stages\.finer\.data\.val: its class 'emu' is not among the 10 classes"),
     (
         {"stages.finer.data.train": None, "stages.finer.data.mixture": {"train": {"label_map": {"klass 1": "x"}}}},
         r"stages\.finer\.data\.mixture\.train\.label_map: 'klass 1' is no class of train; did you mean 'class 1'\?",
@@ -120,7 +120,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.finer.data.exclude": "torn.jsonl"},
-        r"stages\.finer\.data\.exclude: torn\.jsonl:1 is no line of a quarantine manifest",
+        r"stages\.finer\.data\.exclude: torn\.jsonl:1 is not a line of a quarantine manifest",
     ),
     ({"stages.finer.resolution.sizes": [20, 27]}, r"stages\.finer\.resolution\.sizes: the height 27 is not a multiple"),
     (
@@ -141,7 +141,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"stages.export.model": "./gone"}, r"stages\.export\.model: gone: does not exist;"),
     (
         {"stages.larger.checkpoint.keep_best": "val/accuracy"},
-        r"stages\.larger\.checkpoint\.keep_best: val/accuracy is measured on validation data, and there is none;",
+        r"stages\.larger\.checkpoint\.keep_best: val/accuracy is measured on validation data, but there is none;",
     ),
     (
         {"stages.larger.checkpoint.storage": "nowhere://bucket"},
@@ -153,7 +153,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.probe": PROBE | {"data": {"train": "train", "test": "odd"}}},
-        r"stages\.probe\.data\.test: class 'emu' of odd is none of the 10 classes of train; did you mean|allowed",
+        r"stages\.probe\.data\.test: class 'emu' of odd is not among the 10 classes of train; did you mean|allowed",
     ),
     (
         {"stages.probe": PROBE | {"methods": {"knn": {"k": 101}}}},
@@ -161,7 +161,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.probe": PROBE | {"features": "cls"}, "stages.pretrain.model.class_token": False},
-        r"stages\.probe\.features: found cls, but finer has no class token; take patches or both",
+        r"stages\.probe\.features: found cls, but finer has no class token; use patches or both",
     ),
     ({"stages.probe": PROBE | {"models": ["finer", "./gone"]}}, r"stages\.probe\.models\[1\]: gone: does not exist;"),
 ]
@@ -236,7 +236,7 @@ def test_missing_data_leaves_what_the_config_says_to_be_checked(raw: dict[str, A
     raw["datasets"]["train"]["classes"] = CLASSES
     raw["datasets"]["test"]["classes"] = ["emu", *CLASSES[:-1]]
     faults = "\n".join(map(str, findings(raw).faults))
-    assert "stages.pretrain.data.val: its class 'emu' is none of the 10 classes" in faults
+    assert "stages.pretrain.data.val: its class 'emu' is not among the 10 classes" in faults
     assert "stages.evaluate.data: class 0 of test is 'emu', but that of finer is 'class 0'" in faults
 
 
@@ -259,7 +259,7 @@ def test_shards_that_train_and_judge_are_told(raw: dict[str, Any]) -> None:
     change(raw, "stages.pretrain.data.val", "train")
     change(raw, "stages.evaluate.data", "wide")
     same, shared = findings(raw).warnings
-    assert same.startswith("datasets.train: stages.pretrain trains on it and is judged by it")
+    assert same.startswith("datasets.train: stages.pretrain trains on it and is evaluated on it")
     assert shared.startswith("datasets.wide: 1 of 2 shards (train-000000.tar) are in datasets.train too, and stages.ev")
     assert plan(parse_config(raw, "c")).notes[:2] == [same, shared]
 

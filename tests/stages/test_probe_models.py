@@ -35,9 +35,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("models", "changes", "kind", "expected"),
     [
         (["missing"], {}, ModelError, "missing: does not exist"),
-        (["random", "pixels"], {}, ConfigError, "evaluate: random and pixels stand beside a model"),
-        (["patches"], {"features": "cls"}, ConfigError, "patches has no class token; take patches or both"),
-        (["good"], {"out": "done"}, ConfigError, "--out: {place}/done holds a probe already"),
+        (["random", "pixels"], {}, ConfigError, "evaluate: random and pixels take their shape from a model"),
+        (["patches"], {"features": "cls"}, ConfigError, "patches has no class token; use patches or both"),
+        (["good"], {"out": "done"}, ConfigError, "--out: {place}/done already has a probe"),
         (
             ["good"],
             {"methods": MethodsConfig(knn=KnnConfig(k=97))},

@@ -37,7 +37,7 @@ def test_a_class_that_only_the_test_data_have(make_shards: Callable[..., None]) 
     with pytest.raises(ConfigError) as caught:
         probe_sources(NAMES, (dataset("train"), dataset("test", ["clas 0", *CLASSES[1:]])), "stages.probe.data")
     assert str(caught.value).startswith(
-        "stages.probe.data.test: class 'clas 0' of held-out is none of the 10 classes of photos; did you mean 'class 0'"
+        "stages.probe.data.test: class 'clas 0' of held-out is not among the 10 classes of photos; did you mean "
     )
 
 
@@ -46,7 +46,7 @@ def test_classes_that_the_test_data_lack_are_no_fault() -> None:
 
 
 def test_one_class() -> None:
-    with pytest.raises(ConfigError, match=r"^stages\.probe\.data: photos has the one class 'class 0'"):
+    with pytest.raises(ConfigError, match=r"^stages\.probe\.data: photos has only the class 'class 0'"):
         check_probed_classes(NAMES, CLASSES[:1], CLASSES[:1], "stages.probe.data")
 
 
@@ -57,5 +57,5 @@ def test_data_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with ShardWriter(tmp_path / "data", "train", 10) as writer:
         writer.write("a", {"png": b"not decoded here"})
     build_index("data/train-*.tar", workers=1)
-    with pytest.raises(DataError, match=r"^datasets\.photos: .* has no class_id that its index knows of"):
+    with pytest.raises(DataError, match=r"^datasets\.photos: .* has no class_id in its index"):
         probe_sources(NAMES, (dataset("train"), dataset("train")), "stages.probe.data")

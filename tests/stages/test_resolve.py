@@ -155,7 +155,7 @@ def test_windows_are_the_sources_until_a_stage_has_its_own_or_none(raw: dict[str
         (
             "larger",
             {"windows": {"size": 7}, "dropout": 0.1},
-            "stages.larger.model.windows: attention in windows has no dropout, found 0.1; set dropout: 0",
+            "stages.larger.model.windows: attention in windows does not support dropout, found 0.1; set dropout: 0",
         ),
         ("larger", {"num_heads": 3}, "stages.larger.model.num_heads: 3 heads do not divide embed_dim = 64"),
         ("larger", {"depth": 5}, "stages.larger.init_from: 'pretrain' may be a nano with depth = 4, but this stage's "),

@@ -79,7 +79,7 @@ def test_a_finished_stage_is_skipped_until_its_inputs_change(
 ) -> None:
     branch, folder = export_branch(context)
     assert "finished in" in run_once(context, branch, capsys)
-    assert "finished before with the same inputs: skipped" in run_once(context, branch, capsys)
+    assert "skipped: already finished with the same inputs" in run_once(context, branch, capsys)
     stage = branch.stage.model_copy(update={"formats": ["safetensors", "torch-export"]})
     said = run_once(context, branch._replace(stage=stage), capsys)
     assert "runs again, because settings.formats (default to ['safetensors', 'torch-export']) changed" in said
@@ -152,7 +152,7 @@ def test_a_run_resumes_in_its_store_and_says_when_it_is_in_another(tracker: Trac
     with parent_run(tracker, folder, "quick", said.append) as other:
         pass
     before = f"run {'f' * 32}, tracked in http://old:5000 so far"
-    assert said == [f"quick: this MLflow store does not have {before}; {other} takes its place"]
+    assert said == [f"quick: this MLflow store does not have {before}; {other} replaces it"]
 
 
 def test_no_password_of_the_store_is_kept_with_a_run(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

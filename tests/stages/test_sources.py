@@ -87,7 +87,7 @@ def test_without_validation_there_is_no_best(context: RunContext) -> None:
     finish(context, "pretrain/nano", 0.5)
     finish(context, "pretrain/micro", None)
     with pytest.raises(
-        ConfigError, match=r"^stages\.larger: 'pretrain' fans out, and pretrain/micro has no validation"
+        ConfigError, match=r"^stages\.larger: 'pretrain' fans out, but pretrain/micro has no validation"
     ):
         resolve_source(context, "larger", "pretrain")
 
@@ -214,7 +214,7 @@ def test_another_normalisation_than_the_sources_is_told() -> None:
     assert other_normalisation(source, Preprocess((0.5,), (0.2,), 1, (28, 28))) is None
     told = other_normalisation(source, dataclasses.replace(source, background=(0, 0, 0)))
     assert told is not None
-    assert "transparent pixels showing [255, 255, 255], here they show [0, 0, 0]" in told
+    assert "transparent pixels showing [255, 255, 255], but here they show [0, 0, 0]" in told
 
 
 def test_an_export_stage_writes_its_formats(context: RunContext) -> None:
@@ -289,7 +289,7 @@ def test_more_classes_than_the_head_has(trained: RunContext) -> None:
     with pytest.raises(ConfigError) as caught:
         EvaluateStageRun(trained, branch_of(trained, "evaluate"))
     assert str(caught.value) == (
-        "stages.evaluate.data: test has 10 classes, but the head of finer has 7; take data with the classes that it "
+        "stages.evaluate.data: test has 10 classes, but the head of finer has 7; use data with the classes that it "
         "was trained on, or fine-tune it on these"
     )
 

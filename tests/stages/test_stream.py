@@ -98,21 +98,23 @@ def test_it_goes_through_a_data_loader(path: Path) -> None:
     stream = stage_stream(path, "pretrain/nano")
     loaded = list(islice(DataLoader(stream, batch_size=None, num_workers=0), 2))
     assert_equal(loaded[1], list(islice(stage_stream(path, "pretrain/nano"), 2))[1])
-    with pytest.raises(DataError, match="num_workers: a stage's stream decodes in processes of its own"):
+    with pytest.raises(DataError, match="num_workers: a stage's stream decodes in its own processes"):
         next(iter(DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="fork")))
 
 
 def test_what_is_no_training_stage_is_refused(path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^stage: found 'evaluate', which is no training stage; "):
+    with pytest.raises(ConfigError, match=r"^stage: found 'evaluate', which is not a training stage; "):
         stage_stream(path, "evaluate")
     with pytest.raises(DataError, match="8 lanes cannot be split among 12 ranks"):
         stage_stream(path, "pretrain/nano", world_size=12)
     for rank, world_size in ((-1, 1), (1, 1), (2, 2), (0, 0)):
-        with pytest.raises(DataError, match=rf"^rank: {rank} of {world_size}; ranks count from 0"):
+        with pytest.raises(DataError, match=rf"^rank: found {rank} of {world_size}; ranks are 0 to"):
             stage_stream(path, "pretrain/nano", rank=rank, world_size=world_size)
     stream = stage_stream(path, "pretrain/nano")
     for state in ({"slots": 3}, {"slots": -16}, {"slots": 16 * (STEPS + 1)}, {"slots": "16"}, {}):
-        with pytest.raises(DataError, match=rf"^state: .* is none of a stream of {STEPS} global batches of 16 samples"):
+        with pytest.raises(
+            DataError, match=rf"^state: .* does not belong to a stream of {STEPS} global batches of 16 samples"
+        ):
             stream.load_state_dict(state)
 
 

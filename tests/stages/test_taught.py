@@ -112,13 +112,13 @@ def test_a_student_is_held_against_what_its_teacher_has_seen(raw: dict[str, Any]
 @pytest.mark.parametrize(
     ("teacher", "task", "sentence"),
     [
-        ({"channels": 3}, {}, "cannot teach this stage: it takes images of 3 channels, and the student's have 1;"),
-        ({"num_classes": 7}, {}, "cannot teach this stage: its 7 classes have no names, and the student has 10 "),
+        ({"channels": 3}, {}, "cannot teach this stage: it takes images of 3 channels, but the student's have 1;"),
+        ({"num_classes": 7}, {}, "cannot teach this stage: its 7 classes have no names, but the student has 10 "),
         (
             {"classes": ["emu", *CLASSES[1:]]},
             {},
             "cannot teach this stage: it does not know the class 'class 0' (1 of 10 are missing); its classes are "
-            "'emu', 'class 1', 'class 2', 'class 3', 'class 4', ...; name the data's `classes` as the teacher does, ",
+            "'emu', 'class 1', 'class 2', 'class 3', 'class 4', ...; use the teacher's names in the data's `classes`, ",
         ),
         ({"class_token": False}, {"signal": "features"}, "cannot teach this stage: it has no class token to learn "),
     ],

@@ -13,5 +13,5 @@ def test_tells_of_a_bound_and_of_its_end_once() -> None:
     assert list(watch.look(rows[3:])) == rows[3:]
     assert [sentence.partition(":")[0] for sentence in told] == [
         "the learned scale is held at 99 at step 10",
-        "the learned scale has left its bound at step 30",
+        "the learned scale has moved off its bound at step 30",
     ]

@@ -49,7 +49,7 @@ def test_none_with_both_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_samples_are_refused_even_where_the_classes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"datasets\.t: .* holds no samples"):
+    with pytest.raises(DataError, match=r"datasets\.t: .* has no samples"):
         class_names("t", dataset(tmp_path, classes=["a", "b"]), KINDS)
 
 
@@ -73,9 +73,7 @@ def test_keys_that_the_index_was_made_for_are_the_default(tmp_path: Path) -> Non
 
 
 def test_labels_that_are_identifiers_are_refused_before_each_gets_a_class(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"^datasets\.t: .* holds labels up to 900000000000000000, which look like ident"
-    ):
+    with pytest.raises(DataError, match=r"^datasets\.t: .* has labels up to 900000000000000000, which look like ident"):
         class_names("t", dataset(tmp_path, {"png": b"x", "cls": b"900000000000000000"}), KINDS)
 
 
@@ -85,14 +83,14 @@ def test_data_without_labels_serve_tasks_that_need_none(tmp_path: Path) -> None:
     assert usable_warning("t", found, []) is None
     with pytest.raises(
         DataError,
-        match=r"has no class_id that its index knows of; the samples hold the members png, txt; .*--target",
+        match=r"has no class_id in its index; the samples have the members png, txt; .*--target",
     ):
         class_names("t", found, KINDS)
 
 
 def test_nobody_names_the_classes_of_a_mask(tmp_path: Path) -> None:
     found = dataset(tmp_path, {"png": b"x", "seg.png": b"x"})
-    with pytest.raises(DataError, match=r"nobody names the classes of the mask .*--classes mask=FILE"):
+    with pytest.raises(DataError, match=r"found no class names for the mask .*--classes mask=FILE"):
         class_names("t", found, ["mask"])
     config = found.config.model_copy(update={"classes": {"mask": ["wall", "door"]}})
     assert class_names("t", Dataset(config, found.index), ["mask"]) == {"mask": ["wall", "door"]}

@@ -68,7 +68,7 @@ FAULTS: dict[str, tuple[dict[str, bytes], str | None]] = {
     "label that is not a number": ({"png": WHOLE, "cls": b"cat"}, "the label is 'cat', not a class number"),
     "negative label": ({"png": WHOLE, "cls": b"-1"}, "the label is '-1', not a class number"),
     "missing image": ({"txt": b"words", **GOOD}, "no image member (looked for png, jpg, jpeg, webp; found txt, cls)"),
-    "zero-byte image": ({"png": b"", **GOOD}, "the image has no bytes"),
+    "zero-byte image": ({"png": b"", **GOOD}, "the image is empty"),
     "truncated PNG": ({"png": WHOLE[: len(WHOLE) // 2], **GOOD}, "the image cannot be decoded"),
     "truncated JPEG": ({"jpg": image("JPEG")[:-8], **GOOD}, "the image cannot be decoded"),
     "no image at all": ({"jpg": b"<html>404</html>", **GOOD}, "no readable image header"),
@@ -142,7 +142,7 @@ def test_names_are_only_ever_names(kit, tmp_path: Path, name: str) -> None:
 
 def test_a_label_outside_the_classes_ends_the_run_in_one_sentence(kit, tmp_path: Path) -> None:
     write(tmp_path / "a.tar", [(f"z{i}", {"png": WHOLE, "cls": str(i * 4).encode()}) for i in range(4)])
-    with pytest.raises(DataError, match=r"a.tar/z3 has label 12, and labels must be 0 to 9 for 10 classes"):
+    with pytest.raises(DataError, match=r"a.tar/z3 has label 12, but labels must be 0 to 9 for 10 classes"):
         ledger(kit, build_index(str(tmp_path), workers=1), tmp_path)
 
 
@@ -193,7 +193,7 @@ def test_an_index_older_than_its_tar_is_told(tmp_path: Path) -> None:
 
 
 def test_a_program_for_a_shard_is_refused() -> None:
-    with pytest.raises(DataError, match="'pipe:' runs a program and is refused"):
+    with pytest.raises(DataError, match="'pipe:' runs programs and is refused"):
         load_index("pipe:cat a.tar")
 
 

@@ -93,7 +93,7 @@ def test_a_workers_error_arrives_as_itself(kit, tmp_path, workers: int) -> None:
         list(loader)
     assert type(caught.value) is DataError
     assert str(caught.value) == (
-        "train-000000.tar/s7 has label 10, and labels must be 0 to 9 for 10 classes; "
+        "train-000000.tar/s7 has label 10, but labels must be 0 to 9 for 10 classes; "
         "correct the label or the dataset's `classes`"
     )
 

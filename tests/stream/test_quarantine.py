@@ -68,7 +68,7 @@ def test_the_ledger_is_exact(spoilt, kit, tmp_path) -> None:
     assert reasons["s11"] == "no label member (looked for cls; found png)"
     assert reasons["s20"] == "the label is 'cat', not a class number"
     assert "no image member (looked for png, jpg, jpeg, webp; found txt, cls)" in reasons["s21"]
-    assert reasons["s30"] == "the image has no bytes"
+    assert reasons["s30"] == "the image is empty"
 
 
 def test_a_stand_in_is_a_copy_of_a_good_neighbour(spoilt, kit) -> None:
@@ -116,9 +116,9 @@ def test_a_manifest_by_key_alone_is_understood(spoilt, tmp_path) -> None:
     ("text", "message"),
     [
         (None, "no quarantine manifest .*bad.jsonl; correct the path"),
-        ("not json\n", "bad.jsonl:1 is no line of a quarantine manifest"),
+        ("not json\n", "bad.jsonl:1 is not a line of a quarantine manifest"),
         ('{"shard": "train-000001.tar", "key": "nobody"}\n', "'nobody', which train-000001.tar does not hold"),
-        ('{"shard": "train-000001.tar", "key": "s1", "index": 25}\n', "sample 25 of train-000001.tar, which holds 25"),
+        ('{"shard": "train-000001.tar", "key": "s1", "index": 25}\n', "sample 25 of train-000001.tar, which has 25"),
     ],
 )
 def test_a_wrong_manifest_is_one_sentence(spoilt, tmp_path, text: str | None, message: str) -> None:

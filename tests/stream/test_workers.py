@@ -156,7 +156,7 @@ def test_an_error_that_cannot_travel_is_told_by_name() -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (-signal.SIGKILL, "a loader worker was killed, .*memory runs out; lower data.loader_workers"),
+        (-signal.SIGKILL, "a loader worker was killed, .*memory ran out; lower data.loader_workers"),
         (-signal.SIGSEGV, "a loader worker ended by SIGSEGV; what it printed is in its rank's log"),
         (1, "a loader worker ended with exit status 1; what it printed is in its rank's log"),
     ],

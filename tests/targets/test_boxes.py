@@ -72,7 +72,7 @@ def test_a_category_goes_by_its_name_or_by_ids_that_may_have_holes() -> None:
     assert "ids" not in build().inputs()
     with pytest.raises(ConfigError, match=r"^boxes.ids: found 2 ids for 4 classes; give the id of each class"):
         build(ids=[1, 2])
-    with pytest.raises(ValidationError, match="the id 3 once: an id is of one class"):
+    with pytest.raises(ValidationError, match="the id 3 once, as each class has its own id"):
         BoxesConfig(ids=[3, 4, 3])
 
 
@@ -96,7 +96,7 @@ def test_an_image_without_boxes_is_a_good_one(member: str, content: bytes) -> No
     ("members", "reason"),
     [
         ({"jpg": b""}, r"no boxes member \(looked for json; found jpg\)"),
-        ({"json": b"{"}, "the member json is no JSON"),
+        ({"json": b"{"}, "the member json is not valid JSON"),
         ({"json": b'{"a": 1}'}, r"the member json has no list 'annotations' \(found a\)"),
         ({"json": b"3"}, r"the member json has no list 'annotations' \(found no fields\)"),
         (coco(5), "annotation 0 is 5, not an object with a bbox"),
@@ -111,8 +111,8 @@ def test_an_image_without_boxes_is_a_good_one(member: str, content: bytes) -> No
         (coco(annotation(1, 1, 1, 1, category="cow")), 'annotation 0 has the category_id "cow", not a whole number'),  # type: ignore[arg-type]
         (coco(annotation(1, 1, 1, 1, iscrowd="no")), 'annotation 0 has the iscrowd "no", not a number from 0 up'),
         (coco(annotation(1, 1, 1, 1, area=-1)), "annotation 0 has the area -1, not a number from 0 up"),
-        (coco(width=60, height=41), "the annotations are of 60 x 41 pixels, and their image has 60 x 40"),
-        (coco(width=40, height=60), ".*; boxes are of the image as its EXIF data turn it"),
+        (coco(width=60, height=41), "the annotations are for 60 x 41 pixels, but their image has 60 x 40"),
+        (coco(width=40, height=60), ".*; boxes are for the image as its EXIF data rotate it"),
     ],
 )  # fmt: skip
 def test_bad_annotations_say_what_is_wrong(members: dict[str, bytes], reason: str) -> None:
@@ -121,7 +121,7 @@ def test_bad_annotations_say_what_is_wrong(members: dict[str, bytes], reason: st
 
 
 def test_an_unknown_category_is_the_data_sets_fault() -> None:
-    with pytest.raises(DataError, match=r"^has the category id 4 in its boxes, and the 4 classes have the ids 0, 1, 2"):
+    with pytest.raises(DataError, match=r"^has the category id 4 in its boxes, but the 4 classes have the ids 0, 1, 2"):
         build().decode(coco(annotation(1, 1, 1, 1, category=4)), SIZE)
     with pytest.raises(DataError, match=r"^has the category 'cat' in its boxes"):
         build().decode(coco(annotation(1, 1, 1, 1) | {"category": "cat"}), SIZE)

@@ -31,7 +31,7 @@ def test_what_is_no_number_is_a_bad_label(text: bytes) -> None:
 def test_none_is_a_bad_label_and_one_outside_the_classes_is_the_data_sets_fault() -> None:
     with pytest.raises(BadLabel, match=r"no label member \(looked for cls; found png, y\)"):
         TARGET.decode({"png": b"", "y": b"1"}, None)
-    with pytest.raises(DataError, match="has label 3, and labels must be 0 to 2 for 3 classes"):
+    with pytest.raises(DataError, match="has label 3, but labels must be 0 to 2 for 3 classes"):
         TARGET.decode({"cls": b"3"}, None)
     assert ClassId.build(("cls",), TargetConfig(), None).decode({"cls": b"3"}, None).label == 3
 

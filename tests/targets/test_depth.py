@@ -40,11 +40,11 @@ def test_steps_become_metres() -> None:
     ("given", "image", "reason"),
     [
         ({"jpg": b""}, (1, 1), r"no depth member \(looked for depth.png; found jpg\)"),
-        (members([[1, 2]]), (2, 2), "the depth map has 2 x 1 pixels, and its image 2 x 2"),
-        (members([[1, 2]]), (2, 1), "as its EXIF data turn it"),
-        (members([[0, 0]]), (1, 2), "the depth is 0 everywhere: nothing was measured"),
-        ({"depth.png": b"\x93NUMPY"}, (1, 1), "the depth is no PNG; write grey PNGs of 16 bits"),
-        ({"depth.png": bytes(members([[1, 2]])["depth.png"])[:-20]}, (1, 2), "cut off or damaged"),
+        (members([[1, 2]]), (2, 2), "the depth map has 2 x 1 pixels, but its image 2 x 2"),
+        (members([[1, 2]]), (2, 1), "as its EXIF data rotate it"),
+        (members([[0, 0]]), (1, 2), "the depth map is 0 everywhere: nothing was measured"),
+        ({"depth.png": b"\x93NUMPY"}, (1, 1), "the depth map is not a PNG; write 16-bit grey PNGs"),
+        ({"depth.png": bytes(members([[1, 2]])["depth.png"])[:-20]}, (1, 2), "truncated or damaged"),
     ],
 )
 def test_bad_depth_says_what_is_wrong(given: dict[str, memoryview], image: tuple[int, int], reason: str) -> None:
@@ -53,10 +53,10 @@ def test_bad_depth_says_what_is_wrong(given: dict[str, memoryview], image: tuple
 
 
 @pytest.mark.parametrize(
-    ("given", "what"), [(members([[9]], np.uint8), "of 8 bits"), (members([[[9, 9, 9]]], np.uint8), "in colours")]
+    ("given", "what"), [(members([[9]], np.uint8), "with 8 bits"), (members([[[9, 9, 9]]], np.uint8), "in colour")]
 )
 def test_maps_of_8_bits_are_the_data_sets_fault(given: dict[str, memoryview], what: str) -> None:
-    with pytest.raises(DataError, match=rf"^has a depth PNG {what}.*grey PNGs of 16 bits; write them anew.*'uint16'"):
+    with pytest.raises(DataError, match=rf"^has a depth PNG {what}.*16-bit grey PNGs; write them again.*'uint16'"):
         build().decode(given, (1, 1))
 
 

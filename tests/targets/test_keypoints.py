@@ -60,10 +60,10 @@ def test_keypoints_are_the_stages_by_name() -> None:
         (
             {**FIRST, "keypoints": [1, 2, 2] * 4},
             DataError,
-            "^has 4 keypoints in annotation 1, and there are 3; name all keypoints of the data set in `classes`",
+            "^has 4 keypoints in annotation 1, but there should be 3; name all keypoints of the data set in `classes`",
         ),
-        ({**FIRST, "keypoints": [1, 2, 2, 5]}, BadLabel, r"annotation 1 has keypoints that are no list \[x, y, v"),
-        ({**FIRST, "keypoints": "none"}, BadLabel, "annotation 1 has keypoints that are no list"),
+        ({**FIRST, "keypoints": [1, 2, 2, 5]}, BadLabel, r"annotation 1 has keypoints that are not a list \[x, y, v"),
+        ({**FIRST, "keypoints": "none"}, BadLabel, "annotation 1 has keypoints that are not a list"),
         ({**FIRST, "keypoints": [1, 2, 3] * 3}, BadLabel, "annotation 1 has a keypoint whose v is not 0, 1 or 2"),
         ({**FIRST, "bbox": [100, 5, 20, 30]}, BadLabel, "outside its image"),
     ],
@@ -74,7 +74,7 @@ def test_bad_annotations_say_what_is_wrong(annotation: dict[str, Any], error: ty
 
 
 def test_another_size_than_the_image_is_refused() -> None:
-    with pytest.raises(BadLabel, match="the annotations are of 60 x 40 pixels, and their image has 60 x 50"):
+    with pytest.raises(BadLabel, match="the annotations are for 60 x 40 pixels, but their image has 60 x 50"):
         build().decode(members(FIRST), (50, 60))
 
 

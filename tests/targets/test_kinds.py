@@ -16,7 +16,7 @@ def test_every_kind_is_found_by_the_name_of_its_file() -> None:
 
 
 def test_a_wrong_name_lists_the_right_ones() -> None:
-    with pytest.raises(ConfigError, match=r"found 'masks', which is no kind of target; .*class_id, .*mask"):
+    with pytest.raises(ConfigError, match=r"found 'masks', which is not a kind of target; .*class_id, .*mask"):
         target_kind("masks")
 
 

@@ -44,7 +44,7 @@ def test_ids_become_the_stages_classes_and_ignored_ones_minus_one() -> None:
 def test_no_id_slips_through(outside: int) -> None:
     for classes in (CLASSES, ClassMap(NAMES, (1, 0, 2, 3), 4)):
         assert build(classes).decode(members([[2, 3, 255]]), (1, 3)).tolist() == [[2, 3, -1]]
-        with pytest.raises(DataError, match=f"class ids {outside} in its mask, and"):
+        with pytest.raises(DataError, match=f"class ids {outside} in its mask, but"):
             build(classes).decode(members([[0, 3, outside, 255]]), (1, 4))
 
 
@@ -65,8 +65,8 @@ def test_tools_read_masks_whose_classes_nobody_names() -> None:
     ("given", "image", "reason"),
     [
         ({"jpg": b"", "cls": b"3"}, (1, 1), r"no mask member \(looked for seg.png; found jpg, cls\)"),
-        (members([[0, 1]]), (2, 2), "the mask has 2 x 1 pixels, and its image 2 x 2"),
-        (members([[0, 1]]), (2, 1), "as its EXIF data turn it"),
+        (members([[0, 1]]), (2, 2), "the mask has 2 x 1 pixels, but its image 2 x 2"),
+        (members([[0, 1]]), (2, 1), "as its EXIF data rotate it"),
         (members(np.zeros((2, 2, 3))), (2, 2), "is RGB, not palette indices or grey"),
         ({"seg.png": b"\xff\xd8\xff"}, (1, 1), "a JPEG, which blurs ids"),
     ],
@@ -77,7 +77,7 @@ def test_bad_masks_say_what_is_wrong(given: dict[str, memoryview], image: tuple[
 
 
 def test_ids_outside_the_classes_are_the_data_sets_fault() -> None:
-    with pytest.raises(DataError, match=r"^has the class ids 4, 9 in its mask, and ids must be 0 to 3, or 255 where"):
+    with pytest.raises(DataError, match=r"^has the class ids 4, 9 in its mask, but ids must be 0 to 3, or 255 where"):
         build().decode(members([[0, 9, 9, 4]]), (1, 4))
 
 
@@ -100,7 +100,7 @@ def test_it_moves_with_the_picture_and_is_packed_as_the_fields_say() -> None:
 def test_groups_say_what_classes_mean() -> None:
     assert MaskConfig(groups=GROUPS).meanings(NAMES) == [None, "ground", "animal", "animal"]
     assert MaskConfig().meanings(NAMES) == list(NAMES)
-    with pytest.raises(ConfigError, match=r"groups.animal: 'cowl' is no class; .*cow"):
+    with pytest.raises(ConfigError, match=r"groups.animal: 'cowl' is not a class; .*cow"):
         MaskConfig(groups={"animal": ["cowl"]}).meanings(NAMES)
     with pytest.raises(ValidationError, match="'cow' is in 'animal' and in 'meat'; take it out of one"):
         MaskConfig(groups=GROUPS | {"meat": ["cow"]})

@@ -46,7 +46,7 @@ def test_captions_stand_on_lines_or_in_a_field() -> None:
         (PLAIN, {"png": b""}, r"no caption member \(looked for txt; found png\)"),
         (PLAIN, {"txt": b" \n"}, "the caption is empty"),
         (PLAIN, {"txt": b"gr\xfc\xdfe"}, r"the member txt is not UTF-8 \(byte 2\)"),
-        (JSON, {"json": b"{"}, "the member json is no JSON"),
+        (JSON, {"json": b"{"}, "the member json is not valid JSON"),
         (JSON, {"json": b'{"a": 1}'}, r"no caption \(looked for 'said' in json; found a\)"),
         (JSON, {"json": b"[]"}, r"no caption \(looked for 'said' in json; found no fields\)"),
         (JSON, {"json": b'{"said": 3}'}, "'said' in json is neither a text nor a list of texts"),
@@ -63,7 +63,7 @@ def test_a_data_set_names_the_member_and_the_field() -> None:
     assert Text.build(config.members, config, None) == JSON
     assert Text.build(("meta.json",), TextConfig(), None).field == "caption"
     assert Text.build(("txt",), TextConfig(), None).inputs() == {"member": "txt"}
-    with pytest.raises(ValidationError, match="field: found 'said', but 'txt' is no JSON"):
+    with pytest.raises(ValidationError, match="field: found 'said', but 'txt' is not JSON"):
         TextConfig(member="txt", field="said")
 
 

@@ -60,15 +60,15 @@ def test_key_points_are_flat_and_scored_by_their_mean() -> None:
 
 
 def test_what_has_no_boxes_or_no_id_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="finds no boxes"):
+    with pytest.raises(ModelError, match="predicts no boxes"):
         CocoResults(CocoIds()).add(found("x.jpg"), {"classes": {"bag": 1.0}})
     ids = CocoIds.read(annotation_file(tmp_path / "a.json", [{"id": 1, "file_name": "x.jpg"}]))
-    with pytest.raises(DataError, match="names no image 'y'"):
+    with pytest.raises(DataError, match="found no image 'y'"):
         CocoResults(ids).add(found("y.jpg"), RECORD)
-    with pytest.raises(DataError, match="names no category 'cat'"):
+    with pytest.raises(DataError, match="found no category 'cat'"):
         CocoResults(ids).add(found("x.jpg"), RECORD | {"labels": ["cat", "cat"]})
     (tmp_path / "b.json").write_text("[]")
-    with pytest.raises(DataError, match="is no annotation file of COCO"):
+    with pytest.raises(DataError, match="not a COCO annotation file"):
         CocoIds.read(tmp_path / "b.json")
     with pytest.raises(DataError, match="cannot be read"):
         CocoIds.read(tmp_path / "c.json")

@@ -173,8 +173,8 @@ def test_groups_have_the_scales_of_dino_by_default() -> None:
 @pytest.mark.parametrize(
     ("views", "sentence"),
     [
-        ({"local": {"count": 4, "size": 8}}, "the group global and perhaps local, with at least two views together"),
-        ({"global": {"count": 1}}, "with at least two views together"),
+        ({"local": {"count": 4, "size": 8}}, "the group global and optionally local, with at least two views in total"),
+        ({"global": {"count": 1}}, "with at least two views in total"),
         ({"global": {"scale": [0.5, 0.2]}}, "a list of 2, the smaller first"),
         ({"global": {"scale": [0.0, 1.0]}}, "greater than 0"),
         ({"globl": {}}, "Input should be 'global' or 'local'"),

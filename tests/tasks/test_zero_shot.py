@@ -46,5 +46,5 @@ def test_it_is_judged_as_a_classifier(module: ZeroShot) -> None:
 
 @pytest.mark.parametrize("template", ["a picture", "{} and {}"])
 def test_a_template_has_one_place_for_the_name(template: str) -> None:
-    with pytest.raises(ValidationError, match=r"write \{\} once, where the name of the class belongs"):
+    with pytest.raises(ValidationError, match=r"write \{\} once, where the class name belongs"):
         task_class("zero_shot")(templates=[template])

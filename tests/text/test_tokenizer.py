@@ -48,9 +48,9 @@ def test_it_travels_without_what_was_made_of_it() -> None:
 
 
 def test_what_is_no_tokenizer_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"^f: is no tokenizer.json \(expected value"):
+    with pytest.raises(ModelError, match=r"^f: not a tokenizer.json \(expected value"):
         Tokenizer("words", 8).check("f")
-    with pytest.raises(ModelError, match=r"^f: is no tokenizer.json \(Model missing"):
+    with pytest.raises(ModelError, match=r"^f: not a tokenizer.json \(Model missing"):
         Tokenizer("{}", 8).check("f")
     with pytest.raises(ModelError, match=r"^f: its special tokens alone take 2 of 2;"):
         trained(2).check("f")
@@ -58,6 +58,6 @@ def test_what_is_no_tokenizer_is_refused() -> None:
     from tokenizers import processors
 
     library.post_processor = processors.ByteLevel()
-    with pytest.raises(ModelError, match=r"^f: its tokenizer puts no end token behind a text"):
+    with pytest.raises(ModelError, match=r"^f: its tokenizer puts no end token after a text"):
         Tokenizer(library.to_str(), 8).check("f")
     trained(3).check("f")

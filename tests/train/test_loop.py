@@ -85,7 +85,7 @@ def test_bad_samples_are_counted_and_padding_is_not(task: Classification) -> Non
 def test_an_evaluation_without_any_good_sample_is_an_error(task: Classification) -> None:
     parts = list(batches([0, 1], [0, 1], 2))
     parts[0].weights.zero_()
-    with pytest.raises(DataError, match="none of the 2 samples to evaluate on is good"):
+    with pytest.raises(DataError, match="all 2 evaluation samples are bad"):
         evaluate_collective(task, parts)
 
 

@@ -31,11 +31,11 @@ class TextTowerConfig(Section):
     """The transformer that encodes captions."""
 
     length: Annotated[int, Field(ge=3)] = Field(
-        default=32, description="tokens of a text, of which the first and the last are special; the rest is cut off"
+        default=32, description="tokens per text, including the first and last special ones; longer texts are truncated"
     )
     dim: Positive | None = Field(default=None, description="width; default: the image encoder's")
     depth: Positive | None = Field(default=None, description="layers; default: the image encoder's")
-    num_heads: Positive | None = Field(default=None, description="default: a head for 64 channels, at least one")
+    num_heads: Positive | None = Field(default=None, description="default: one head per 64 channels, at least one")
 
 
 class Task(BaseTask):
@@ -49,12 +49,13 @@ class Task(BaseTask):
     type: Literal["clip"] = "clip"
     loss: Literal["softmax", "sigmoid"] = Field(default="softmax", description="CLIP's, or SigLIP's")
     embedding_dim: Positive | None = Field(
-        default=None, description="width of what images and texts are compared by; default: the image encoder's"
+        default=None,
+        description="width of the embeddings by which images and texts are compared; default: the image encoder's",
     )
     text: TextTowerConfig = TextTowerConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     max_scale: Annotated[float, Field(ge=1)] = Field(
-        default=100.0, description="what similarities are multiplied by is learned, and held below this"
+        default=100.0, description="upper bound of the learned scale of similarities"
     )
 
     def tokenizing(self) -> TokenizerConfig:

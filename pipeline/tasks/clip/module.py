@@ -39,7 +39,7 @@ class Clip(TaskModule):
     def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
         super().__init__(model, preprocess)
         if preprocess.tokenizer is None:
-            raise ModelError("tokenizer: the model has none, so it cannot read texts; export it again")
+            raise ModelError("tokenizer: missing from the model, so it cannot read texts; export it again")
         self.tokenizer = preprocess.tokenizer
         options = model.spec.heads[TEMPERATURE].options
         self.most, self.loss_of_rows = options["most"], LOSSES["sigmoid" if "bias" in options else "softmax"]
@@ -110,7 +110,7 @@ class Clip(TaskModule):
         )
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
-        raise ModelError("a clip model names nothing by itself; evaluate it as zero_shot, or compare its embeddings")
+        raise ModelError("a clip model has no classes of its own; evaluate it as zero_shot, or compare its embeddings")
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[float]]:
         """The unit embeddings of images, E numbers each."""

@@ -34,17 +34,18 @@ class Task(BaseTask):
     head: str = Field(default="dpt", description="dpt (fuses the maps of four layers), linear or conv (3x3, ReLU, 1x1)")
     layers: Annotated[list[int], Field(min_length=1)] | None = Field(
         default=None,
-        description="numbers, from 0, of the layers whose maps the head reads; default: four of dpt, else the last one",
+        description="numbers, from 0, of the layers whose maps the head reads; default: four for dpt, else the last "
+        "one",
     )
     head_options: dict[str, Positive] = Field(
         default_factory=dict,
-        description="further settings of the head: hidden of dpt and conv, their channels; cells of linear and conv, "
-        "outputs along each side of a patch",
+        description="further settings of the head: hidden (channels of dpt and conv) and cells (outputs of linear "
+        "and conv along each side of a patch)",
     )
     scale_invariance: Share = Field(
         default=0.5,
-        description="of the loss, how little it counts that a whole image is too near or too far: 0 as much as "
-        "anything else, 1 not at all",
+        description="how little the loss counts that a whole image is too near or too far: 0 as much as any other "
+        "error, 1 not at all",
     )
 
     @field_validator("head")

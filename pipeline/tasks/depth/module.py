@@ -137,9 +137,7 @@ class DepthEstimation(TaskModule):
         return {".depth.png": millimetres(predicted)}
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
-        raise ModelError(
-            "a depth model names nothing in an image; `minivit predict --out FOLDER` writes its depth maps"
-        )
+        raise ModelError("a depth model predicts no classes; `minivit predict --out FOLDER` writes its depth maps")
 
 
 class Metres(nn.Module):

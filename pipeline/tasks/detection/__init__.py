@@ -31,12 +31,13 @@ class DetectionInference(Section):
     size: Positive | tuple[Positive, Positive] | None = Field(
         default=None, description="pixels, one number or [height, width]; default: the model's"
     )
-    score: Share = Field(default=0.02, description="least score of a box that measures count")
-    shown: Share = Field(default=0.3, description="least score of a box that predictions and pictures have")
+    score: Share = Field(default=0.02, description="lowest score of a box that measures count")
+    shown: Share = Field(default=0.3, description="lowest score of a box in predictions and pictures")
     overlap: Share = Field(
-        default=0.6, description="of boxes of a class that overlap by more (IoU) the best is kept; pyramid only"
+        default=0.6,
+        description="of boxes of a class that overlap by more than this IoU, only the best is kept; pyramid only",
     )
-    most: Annotated[int, Field(gt=0, le=MOST)] = Field(default=MOST, description="boxes of an image, at most")
+    most: Annotated[int, Field(gt=0, le=MOST)] = Field(default=MOST, description="most boxes per image")
 
     def check(self, backbone: ViTSpec) -> None:
         """Raise `ModelError` for a size that the backbone cannot process."""
@@ -65,12 +66,12 @@ class Task(BaseTask):
     )
     head_options: dict[str, Positive] = Field(
         default_factory=dict,
-        description="further settings of the head: finest and coarsest (strides in pixels), hidden and depth of "
-        "pyramid; queries and depth of queries",
+        description="further settings of the head: finest and coarsest (strides in pixels), hidden and depth for "
+        "pyramid; queries and depth for queries",
     )
     denoising: Annotated[int, Field(ge=0, le=16)] | None = Field(
         default=None,
-        description="of queries: how many moved copies of each box it also learns from (DN-DETR); default: 3",
+        description="for queries: how many shifted copies of each box it also learns from (DN-DETR); default: 3",
     )
     inference: DetectionInference = DetectionInference()
 

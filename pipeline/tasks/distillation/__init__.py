@@ -44,19 +44,21 @@ class Task(BaseTask):
     )
     signal: Literal["hard", "soft", "features"] = Field(
         default="features",
-        description="what the student learns of the teacher: the class it names, its probabilities, or its tokens",
+        description="what the student learns from the teacher: its top class, its probabilities, or its tokens",
     )
     dist_token: bool = Field(
         default=True,
-        description="hard and soft: a [DIST] token answers to the teacher, CLS to the labels; else CLS both",
+        description="hard and soft: a [DIST] token learns from the teacher and CLS from the labels; else CLS from both",
     )
-    share: Share = Field(default=0.5, description="hard and soft: of the loss, the teacher's part")
+    share: Share = Field(default=0.5, description="hard and soft: the teacher's share of the loss")
     temperature: Annotated[float, Field(gt=0)] = Field(
-        default=3.0, description="soft: logits of both are divided by it, which brings out the smaller probabilities"
+        default=3.0, description="soft: logits of both are divided by it, which raises the smaller probabilities"
     )
-    label_smoothing: Rate = Field(default=0.0, description="hard and soft: of the labels")
-    tokens: tuple[Tokens, ...] = Field(default=("patches", "cls"), description="features: which ones count, all alike")
-    loss: Literal["cosine", "smooth_l1"] = Field(default="cosine", description="features: distance of two tokens")
+    label_smoothing: Rate = Field(default=0.0, description="hard and soft: smoothing of the labels")
+    tokens: tuple[Tokens, ...] = Field(
+        default=("patches", "cls"), description="features: which ones count, with equal weight"
+    )
+    loss: Literal["cosine", "smooth_l1"] = Field(default="cosine", description="features: distance between two tokens")
 
     @field_validator("tokens")
     @classmethod
@@ -109,7 +111,7 @@ class Task(BaseTask):
     def check(self, backbone: ViTSpec) -> None:
         if not self.answers and "cls" in self.tokens and not backbone.tokens.cls:
             raise ModelError(
-                "task.tokens: 'cls' needs a class token, which the student has not; set tokens: [patches], or "
+                "task.tokens: 'cls' needs a class token, which the student lacks; set tokens: [patches], or "
                 "class_token: true"
             )
 
@@ -119,17 +121,17 @@ class Task(BaseTask):
         ours, theirs = student.backbone.channels, teacher.backbone.channels
         if ours != theirs:
             raise ModelError(
-                f"it takes images of {theirs} channels, and the student's have {ours}; set model.channels to {theirs}, "
-                "or take another teacher"
+                f"it takes images of {theirs} channels, but the student's have {ours}; set model.channels to "
+                f"{theirs}, or use another teacher"
             )
         if not self.answers:
             if "cls" in self.tokens and not teacher.backbone.tokens.cls:
-                raise ModelError("it has no class token to learn from; set tokens: [patches], or take another teacher")
+                raise ModelError("it has no class token to learn from; set tokens: [patches], or use another teacher")
             return
         if teacher.heads.keys() != classifier_heads(teacher.backbone, 1).keys():
             raise ModelError(
-                f"it is a {teacher.task} model that names no class of an image; set signal: features, or take a "
-                "classifier as teacher"
+                f"it is a {teacher.task} model that predicts no classes; set signal: features, or use a classifier as "
+                "teacher"
             )
         if classes is not None:
             shared_classes(classes, names, teacher.num_classes)

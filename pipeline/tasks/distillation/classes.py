@@ -23,8 +23,8 @@ def shared_classes(classes: Sequence[str], names: Sequence[str] | None, count: i
     if names is None:
         if count != len(classes):
             raise ModelError(
-                f"its {count} classes have no names, and the student has {len(classes)} classes; take a teacher of the "
-                "same classes"
+                f"its {count} classes have no names, but the student has {len(classes)} classes; use a teacher with "
+                "the same classes"
             )
         return list(range(count))
     numbers = {name: number for number, name in enumerate(names)}
@@ -33,6 +33,6 @@ def shared_classes(classes: Sequence[str], names: Sequence[str] | None, count: i
         shown = ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
         raise ModelError(
             f"it does not know the class {missing[0]!r} ({len(missing)} of {len(classes)} are missing); its classes "
-            f"are {shown}; name the data's `classes` as the teacher does, or set signal: features"
+            f"are {shown}; use the teacher's names in the data's `classes`, or set signal: features"
         )
     return [numbers[name] for name in classes]

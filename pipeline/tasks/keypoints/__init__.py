@@ -40,15 +40,15 @@ class Task(BaseTask):
         default=None, description="numbers, from 0, of the layers whose maps the head reads; default: the last one"
     )
     sigma: Positive = Field(
-        default=2.0, description="standard deviation of the Gaussians, in quarters of a patch, which heat maps have"
+        default=2.0, description="standard deviation of the heat maps' Gaussians, in quarters of a patch"
     )
     flip_pairs: list[tuple[str, str]] | None = Field(
         default=None,
-        description="names of keypoints that change places in a mirror; default: those that differ in left and right",
+        description="names of keypoints that swap places when mirrored; default: those that differ in left and right",
     )
     sigmas: list[Positive] | None = Field(
         default=None,
-        description="how much OKS forgives each keypoint; default: COCO's of 17, else 1 / number for each",
+        description="OKS tolerance of each keypoint; default: COCO's for 17, else 1 / number for each",
     )
     flip_test: bool = Field(default=False, description="average the heat maps of a view and of its mirror image")
 
@@ -75,10 +75,10 @@ class Task(BaseTask):
         for pair in self.flip_pairs if self.flip_pairs is not None else sides_of(names):
             for name in pair:
                 if name not in places:
-                    raise ModelError(f"flip_pairs: {name!r} is no keypoint; {allowed(name, names)}")
+                    raise ModelError(f"flip_pairs: {name!r} is not a keypoint; {allowed(name, names)}")
             one, other = (places[name] for name in pair)
             if one == other or order[one] != one or order[other] != other:
-                raise ModelError(f"flip_pairs: {list(pair)} is no pair of its own; name each keypoint at most once")
+                raise ModelError(f"flip_pairs: {list(pair)} repeats a keypoint; name each keypoint at most once")
             order[one], order[other] = other, one
         return order
 

@@ -82,18 +82,21 @@ def boxes_of(given: Any, sizes: Sequence[Pair]) -> list[np.ndarray]:
     if given is None:
         return [np.array([[0, 0, width, height]], np.float64) for height, width in sizes]
     if len(given) != len(sizes):
-        raise ModelError(f"predict: boxes are of {len(given)} images, and there are {len(sizes)}; give a list for each")
+        raise ModelError(
+            f"predict: found boxes for {len(given)} images, but there are {len(sizes)}; give a list for each"
+        )
     found = []
     for number, listed in enumerate(given):
         try:
             boxes = np.array(listed, np.float64).reshape(len(listed), 4)
         except (TypeError, ValueError):
             raise ModelError(
-                f"predict: boxes of image {number} are no list of [left, top, right, bottom]; give four numbers each"
+                f"predict: boxes of image {number} are not a list of [left, top, right, bottom]; give four numbers each"
             ) from None
         if not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
             raise ModelError(
-                f"predict: a box of image {number} has no area or no place; give [left, top, right, bottom] in pixels"
+                f"predict: a box of image {number} has no area or an invalid position; give [left, top, right, "
+                "bottom] in pixels"
             )
         found.append(boxes)
     return found

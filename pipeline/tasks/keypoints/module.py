@@ -160,9 +160,7 @@ class KeypointDetection(TaskModule):
         return predicted
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
-        raise ModelError(
-            "a keypoints model names nothing in an image; `minivit predict --out FOLDER` writes its keypoints"
-        )
+        raise ModelError("a keypoints model predicts no classes; `minivit predict --out FOLDER` writes its keypoints")
 
 
 def wrong_share(one: Judged) -> float:

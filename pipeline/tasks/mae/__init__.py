@@ -44,8 +44,8 @@ class Task(BaseTask):
     def check(self, backbone: ViTSpec) -> None:
         if backbone.windows is not None:
             raise ModelError(
-                "model.windows: the encoder sees a few patches of each image, which fill no windows; set windows in "
-                "the stages that fine-tune"
+                "model.windows: the encoder sees a few patches of each image, which do not fill windows; set windows "
+                "in the stages that fine-tune"
             )
 
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:

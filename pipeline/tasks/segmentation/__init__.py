@@ -46,8 +46,8 @@ class Inference(Section):
         window = min(backbone.image_size)
         if self.stride is not None and self.stride > window:
             raise ModelError(
-                f"task.inference.stride: is {self.stride}, which skips pixels between windows of {window} pixels; "
-                f"take at most {window}"
+                f"task.inference.stride: found {self.stride}, which skips pixels between windows of {window} pixels; "
+                f"use at most {window}"
             )
 
 
@@ -68,8 +68,8 @@ class Task(BaseTask):
     )
     head_options: dict[str, Positive] = Field(
         default_factory=dict,
-        description="further settings of the head: cells of linear and conv, outputs along each side of a patch, for "
-        "finer borders; hidden of conv and dpt, their channels; depth of mask_transformer",
+        description="further settings of the head: cells (outputs of linear and conv along each side of a patch, for "
+        "finer borders), hidden (channels of conv and dpt) and depth (of mask_transformer)",
     )
     label_smoothing: Rate = 0.0
     inference: Inference = Inference()

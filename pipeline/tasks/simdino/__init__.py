@@ -25,7 +25,7 @@ class PatchLossConfig(Section):
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.3, description="share of the patches of the student's global views that [MASK] tokens stand for"
+        default=0.3, description="share of patches in the student's global views that [MASK] tokens replace"
     )
 
 
@@ -34,13 +34,13 @@ class Task(JointTask):
 
     type: Literal["simdino"] = "simdino"
     momentum: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.996, description="weight of the past in the teacher, at first; it rises to 1 along a cosine"
+        default=0.996, description="the teacher's initial momentum; it rises to 1 along a cosine"
     )
     coding_rate: Annotated[float, Field(gt=0)] = Field(default=1.0, description="weight of the coding rate")
     distortion: Annotated[float, Field(gt=0)] = Field(
         default=0.5, description="squared error up to which embeddings are coded, epsilon^2 in the paper"
     )
-    patch_loss: PatchLossConfig | None = Field(default=None, description="of SimDINOv2; default: none")
+    patch_loss: PatchLossConfig | None = Field(default=None, description="SimDINOv2's loss; default: none")
 
     follows: ClassVar[bool] = True
     measured: ClassVar[Schema] = Schema(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Task(BaseTask):
     type: Literal["simmim"] = "simmim"
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.6, description="share of the patches that [MASK] tokens stand for"
+        default=0.6, description="share of the patches that [MASK] tokens replace"
     )
     mask_unit: Positive = Field(default=1, description="patches along each side of the squares that are masked as one")
     norm_pixels: bool = Field(default=False, description="targets have mean 0 and variance 1 in each patch")

@@ -40,11 +40,11 @@ class Task(BaseTask):
     def hold_a_name(cls, templates: list[str]) -> list[str]:
         for template in templates:
             if template.count("{}") != 1:
-                raise ValueError(f"found {template!r}; write {{}} once, where the name of the class belongs")
+                raise ValueError(f"found {template!r}; write {{}} once, where the class name belongs")
         return templates
 
     def lacks(self) -> str:
-        return "type: found zero_shot, which trains nothing; train with clip, and evaluate that as zero_shot"
+        return "type: found zero_shot, which cannot be trained; train with clip, and evaluate that as zero_shot"
 
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
         raise ModelError(f"task.{self.lacks()}")

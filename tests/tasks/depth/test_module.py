@@ -185,7 +185,7 @@ def test_a_prediction_is_drawn_recorded_and_written() -> None:
     assert name == ".depth.png"
     read = decode_depth(cv2.imencode(".png", steps)[1].tobytes()) / 1000
     assert np.abs(read - metres).max() <= 0.00051
-    with pytest.raises(ModelError, match="names nothing"):
+    with pytest.raises(ModelError, match="predicts no classes"):
         painted().summarise(torch.ones(1, 3, SIZE, SIZE), [(32, 48)], 3)
 
 

@@ -12,7 +12,7 @@ def test_classes_are_found_by_their_names() -> None:
 
 def test_without_names_the_numbers_are_the_same() -> None:
     assert shared_classes(["cat", "dog"], None, 2) == [0, 1]
-    with pytest.raises(ModelError, match=r"^its 3 classes have no names, and the student has 2 classes;"):
+    with pytest.raises(ModelError, match=r"^its 3 classes have no names, but the student has 2 classes;"):
         shared_classes(["cat", "dog"], None, 3)
 
 

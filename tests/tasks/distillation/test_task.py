@@ -42,9 +42,9 @@ def test_a_student_of_features_has_a_head_as_wide_as_the_teacher() -> None:
 @pytest.mark.parametrize(
     ("settings", "teacher", "sentence"),
     [
-        ({}, {"channels": 3}, "takes images of 3 channels, and the student's have 1; set model.channels to 3"),
+        ({}, {"channels": 3}, "takes images of 3 channels, but the student's have 1; set model.channels to 3"),
         ({}, {"class_token": False}, "has no class token to learn from; set tokens: "),
-        ({"signal": "soft"}, {"num_classes": 9}, "its 9 classes have no names, and the student has 10 classes"),
+        ({"signal": "soft"}, {"num_classes": 9}, "its 9 classes have no names, but the student has 10 classes"),
     ],
 )
 def test_teachers_that_do_not_fit(settings: dict[str, Any], teacher: dict[str, Any], sentence: str) -> None:
@@ -59,7 +59,7 @@ def test_a_teacher_without_classes_has_no_answers() -> None:
     task = Task(teacher="./t", signal="hard")
     backbone = build_backbone("nano", image_size=28, channels=1, dist_token=True)
     dense = ModelSpec(TEACHER.backbone, {}, "mae")
-    with pytest.raises(ModelError, match="is a mae model that names no class of an image; set signal: features"):
+    with pytest.raises(ModelError, match="is a mae model that predicts no classes; set signal: features"):
         task.check_teacher(task.model_spec(backbone, 10, dense), None, dense, None)
     features = Task(teacher="./t")
     features.check_teacher(features.model_spec(STUDENT, 0, dense), [], dense, None)
@@ -71,7 +71,7 @@ def test_a_teacher_without_classes_has_no_answers() -> None:
         ({}, r"stages\.a\.task\.teacher: missing; set it to a stage, "),
         ({"teacher": "b", "temperature": 0.0}, r"stages\.a\.task\.temperature: found 0\.0, expected a number above 0"),
         ({"teacher": "b", "tokens": ["cls", "cls"]}, r"stages\.a\.task\.tokens: .*expected patches, cls or both"),
-        ({"teacher": "gone"}, r"stages\.a\.task\.teacher: found 'gone', which is neither a stage nor a path"),
+        ({"teacher": "gone"}, r"stages\.a\.task\.teacher: found 'gone', which is not a stage, a path to an export"),
         ({"teacher": "a"}, r"stages\.a\.task\.teacher: the stages form a cycle, a -> a"),
     ],
 )

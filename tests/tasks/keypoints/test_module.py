@@ -229,15 +229,15 @@ def test_predictions_are_in_the_pixels_of_the_image_whatever_it_is_seen_at() -> 
     picture = module.draw(np.zeros((*full, 3), np.uint8), whole[0])
     assert picture[15, 20].any()
     assert module.files(whole[0]) == {}
-    with pytest.raises(ModelError, match="names nothing"):
+    with pytest.raises(ModelError, match="predicts no classes"):
         module.summarise(images, [full], 3)
 
 
 @pytest.mark.parametrize(
     ("boxes", "said"),
     [
-        ([], "boxes are of 0 images, and there are 1"),
-        ([[[1, 2, 3]]], "boxes of image 0 are no list of"),
+        ([], "found boxes for 0 images, but there are 1"),
+        ([[[1, 2, 3]]], "boxes of image 0 are not a list of"),
         ([[[1, 2, 1, 5]]], "a box of image 0 has no area"),
     ],
 )
@@ -254,7 +254,7 @@ def test_pairs_and_sigmas_go_by_the_names() -> None:
     assert Task().mirror(NAMES) == [0, 2, 1]
     assert Task(flip_pairs=[]).mirror(NAMES) == [0, 1, 2]
     assert Task(flip_pairs=[["nose", "left ear"]]).measuring_settings == {"flip_pairs": [["nose", "left ear"]]}
-    with pytest.raises(ModelError, match="flip_pairs: 'tail' is no keypoint; allowed: nose, left ear, right ear"):
+    with pytest.raises(ModelError, match="flip_pairs: 'tail' is not a keypoint; allowed: nose, left ear, right ear"):
         Task(flip_pairs=[["nose", "tail"]]).check_classes(NAMES)
     with pytest.raises(ModelError, match="name each keypoint at most once"):
         Task(flip_pairs=[["nose", "left ear"], ["nose", "right ear"]]).check_classes(NAMES)
