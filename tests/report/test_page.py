@@ -39,7 +39,7 @@ def test_the_figures_of_the_run_are_on_it(page: str) -> None:
         assert text in page
     assert "workers were lost (rank 1 died with SIGKILL)" in page
     assert "What is missing" not in page
-    assert "No stage has met a bad sample" in page
+    assert "No stage has found a bad sample" in page
 
 
 def test_every_picture_has_words(page: str) -> None:
@@ -83,7 +83,7 @@ def test_bad_samples_are_on_the_page(finished_run: Path) -> None:
     assert "no label member (found png) (1, such as train-000000.tar/0000); &lt;torn&gt; (1, such as" in page
     assert "1 so far" in page  # of how many, a finished stage says
     assert "stages/finetune-56/quarantine-val.*.jsonl" in page
-    assert "No stage has met a bad sample" not in page
+    assert "No stage has found a bad sample" not in page
 
 
 def test_bad_samples_of_an_evaluation_go_by_the_name_of_its_data(finished_run: Path) -> None:
