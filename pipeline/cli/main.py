@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="minivit")
 @click.option("--debug", is_flag=True, help="Show an error's traceback.")
 def cli(debug: bool) -> None:
-    """Pretrain Vision Transformers on WebDataset shards, fine-tune them stage by stage, and hand them over.
+    """Pretrain Vision Transformers on WebDataset shards, fine-tune them stage by stage, and export them.
 
     Shell completion: eval "$(_MINIVIT_COMPLETE=bash_source minivit)", or zsh_source, fish_source.
     """

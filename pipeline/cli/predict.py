@@ -38,10 +38,10 @@ def command(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Show what the model sees in images: files, folders of them at any depth, or shards.
+    """Show the model's predictions for images: files, folders of them at any depth, or shards.
 
     Without --out, prints likely classes, or the share of the pixels that each class has. With --out, writes one line
-    per image to predictions.jsonl, and for each the picture with its prediction drawn and the maps that the task gives,
+    per image to predictions.jsonl, and for each the picture with its prediction drawn and the maps that the task makes,
     under the image's own name. Images that cannot be read are listed in failed.txt, and the exit status is then 3.
     """
     from pipeline import load_model

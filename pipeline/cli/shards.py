@@ -47,7 +47,7 @@ class MakeGroup(click.Group):
 
 @group.command("make", cls=MakeGroup)
 def make_group() -> None:
-    """Write a data set as indexed shards; what is there and valid stays."""
+    """Write a data set as indexed shards; valid ones that exist are kept."""
 
 
 @group.command("index")
@@ -74,11 +74,11 @@ def index_command(
     headers_only: bool,
     workers: int | None,
 ) -> None:
-    """Index the shards that PATTERN means: a folder, a tar, a glob, or braces such as train-{000000..000010}.tar.
+    """Index the shards matching PATTERN: a folder, a tar, a glob, or braces such as train-{000000..000010}.tar.
 
     CONFIG.yaml:NAME names a data set of a pipeline and uses its keys. The tars may come from any tool that names
-    members as WebDataset does, and lie anywhere that fsspec reaches. Shards whose index still fits are not read again.
-    Samples without image or label are counted; labels are those that --target names or the usual members hold.
+    members as WebDataset does, and be anywhere that fsspec reaches. Shards whose index still fits are not read again.
+    Samples without image or label are counted; labels are those that --target names, or the usual members.
     """
     from pipeline.shards.build import build_index
     from pipeline.shards.class_file import read_classes
@@ -115,7 +115,7 @@ def verify_command(
     targets: dict[str, str],
     workers: int | None,
 ) -> None:
-    """Read every byte of the shards that PATTERN means; print each fault, and exit with status 3 if there is one.
+    """Read every byte of the shards matching PATTERN; print each fault, and exit with status 3 if there is one.
 
     CONFIG.yaml:NAME names a data set of a pipeline and uses its keys; CONFIG.yaml names all of them. An image that is
     in two data sets is a fault. Duplicates within one are reported but are not faults: the exit status stays 0.
@@ -160,9 +160,9 @@ def order_command(
     slots: int,
     as_json: bool,
 ) -> None:
-    """Which sample stands in each slot of a stage's stream: runs the loader of every rank and prints what it gave.
+    """Print which sample is in each slot of a stage's stream, by running the loader of every rank.
 
-    Slots are those of the whole run, counted over epochs: step n of a run holds slots n*G to (n+1)*G - 1 of a global
+    Slots are those of the whole run, counted over epochs: step n of a run takes slots n*G to (n+1)*G - 1 of a global
     batch of G. Whatever the world size and the number of loader workers, a slot holds the same sample.
     """
     import json
@@ -196,7 +196,7 @@ def order_command(
 def stats_command(
     pattern: str, plot: Path | None, as_json: bool, image_key: str | None, targets: dict[str, str], workers: int | None
 ) -> None:
-    """Counts, bytes, formats, image sizes and classes of the shards that PATTERN, or CONFIG.yaml:NAME, means."""
+    """Print counts, bytes, formats, image sizes and classes of the shards of PATTERN or CONFIG.yaml:NAME."""
     import json
 
     from pipeline.shards.named import named_set
@@ -258,7 +258,7 @@ def preview_command(
     image_key: str | None,
     targets: dict[str, str],
 ) -> None:
-    """Write a contact sheet, a PNG with some samples of the shards that PATTERN, or CONFIG.yaml:NAME, means."""
+    """Write a contact sheet, a PNG with some samples of PATTERN or CONFIG.yaml:NAME."""
     from pipeline.shards.named import named_set
     from pipeline.shards.preview import contact_sheet
 

@@ -68,7 +68,7 @@ def reshard_command(
 def split_command(
     pattern: str, parts: tuple[str, ...], out: Path, samples_per_shard: int, seed: int, workers: int | None
 ) -> None:
-    """Share the samples of PATTERN out at random, such as `train=0.95 val=0.05`; a second call resumes."""
+    """Split the samples of PATTERN at random, such as `train=0.95 val=0.05`; a second call resumes."""
     from pipeline.shards.named import named_set
     from pipeline.shards.rewrite import split
 

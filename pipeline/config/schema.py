@@ -259,7 +259,7 @@ class TrainConfig(Section):
     @classmethod
     def names_slots(cls, slots: str | None) -> str | None:
         if slots is not None and not SLOTS.fullmatch(slots):
-            raise ValueError("the slots A:B of a batch, as the error that stopped the run names them")
+            raise ValueError("the slots A:B of a batch, as in the error that stopped the run")
         return slots
 
 

@@ -97,7 +97,7 @@ def notes(bundle: Bundle) -> list[str]:
             "The model was trained on grey images; its kernel weighs red, green and blue as a conversion to grey does."
         )
     if bundle.preprocess.eval.interpolation == "auto":
-        found.append("Images are resized bilinearly, from which `auto` differs little.")
+        found.append("Images are resized bilinearly, which differs little from `auto`.")
     if not bundle.spec.is_classifier:
         found.append("The pretraining heads are left out; outputs are those of the last norm.")
     return found

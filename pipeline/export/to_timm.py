@@ -58,5 +58,5 @@ def notes(bundle: Bundle) -> list[str]:
     """What the format cannot express."""
     found = ["timm pads with the mean, not with the background."] if bundle.preprocess.eval.resize == "pad" else []
     if bundle.preprocess.eval.interpolation == "auto":
-        found.append("Images are resized bilinearly, from which `auto` differs little.")
+        found.append("Images are resized bilinearly, which differs little from `auto`.")
     return found if bundle.spec.is_classifier else [*found, "The pretraining heads are left out."]

@@ -122,7 +122,7 @@ class MiniViT(nn.Module):
         self._reads = spec.reads
         self._answering: list[tuple[str, str | None]] = []  # heads that `forward` calls, and which one each refines
         for name, head in spec.heads.items():
-            assert not hasattr(self, name), f"{name}: the model already uses this name; name the head otherwise"
+            assert not hasattr(self, name), f"{name}: the model already uses this name; give the head another name"
             kind = head_kind(head.kind)
             self.add_module(name, kind.build(head, spec.backbone))
             if kind.reads(head, spec.backbone) is not None:
@@ -240,9 +240,7 @@ class MiniViT(nn.Module):
         depth, grid = self.spec.backbone.depth, self.grid(images)
         wanted = range(depth - n_layers, depth) if isinstance(n_layers, int) else n_layers
         if not wanted or min(wanted) < 0 or max(wanted) >= depth:
-            raise ModelError(
-                f"n_layers: {n_layers}, but there are {depth} layers; take 1 to {depth}, or numbers from 0"
-            )
+            raise ModelError(f"n_layers: {n_layers}, but there are {depth} layers; use 1 to {depth}, or numbers from 0")
         if norm and "mlp_head" not in self.heads:
             raise ModelError("norm: the norm is a classifier's, and this model has none; leave it out")
         maps = {}

@@ -37,7 +37,7 @@ class Kind(enum.Enum):
     SAMPLE = (
         "fault",
         "in samples",
-        ", which a run leaves out: correct them at their source and make the shards again",
+        ", which runs leave out: correct them at their source and make the shards again",
     )
     OVERLAP = (
         "overlap",

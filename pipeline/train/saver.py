@@ -173,7 +173,7 @@ class Saver:
             logger.exception("a checkpoint could not be written")
             reason = str(error) or type(error).__name__
             return unwritable(self._storage, error) or CheckpointError(
-                f"{self._storage.root} could not take a checkpoint ({reason}); the same command resumes from the last "
+                f"{self._storage.root} could not be written to ({reason}); the same command resumes from the last "
                 "committed one"
             )
 

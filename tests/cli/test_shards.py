@@ -71,7 +71,7 @@ def test_verify_says_shard_and_key_and_ends_with_3(folder: Path) -> None:
     assert done.returncode == 3
     assert done.stdout == f"{path} y: no class_id member (looked for cls; found png, cla)\n"
     assert done.stderr.startswith("error: ")
-    assert "1 fault of samples, which a run leaves out: correct them" in done.stderr
+    assert "1 fault in samples, which runs leave out: correct them" in done.stderr
 
 
 def test_classes_from_a_file(folder: Path) -> None:
@@ -161,7 +161,7 @@ def test_verify_tells_doubles_from_damage(folder: Path) -> None:
     both = minivit("verify", f"{folder}/a-0.tar", f"{folder}/b-0.tar")
     assert both.returncode == 3
     assert "its image is also in" in both.stdout
-    assert "3 overlaps of two data sets" in both.stderr
+    assert "3 overlaps between data sets" in both.stderr
 
 
 def test_verify_prints_the_first_faults_of_each_kind(folder: Path) -> None:
@@ -177,9 +177,9 @@ def test_verify_prints_the_first_faults_of_each_kind(folder: Path) -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == 20 + 1 + 1
     assert lines[-2].startswith(f"{folder}/c-0.tar: ")
-    assert lines[-1] == "... and 30 more faults of samples (--all prints them)"
+    assert lines[-1] == "... and 30 more faults in samples (--all prints them)"
     assert "1 fault in whole shards" in str(done.exception)
-    assert "50 faults of samples" in str(done.exception)
+    assert "50 faults in samples" in str(done.exception)
     everything = runner.invoke(group, ["verify", str(folder), "--workers", "1", "--all"])
     assert len(everything.stdout.splitlines()) == 51
 

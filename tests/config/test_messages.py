@@ -112,8 +112,7 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         (
             "train",
             {"replay_slots": "12"},
-            "train.replay_slots: found '12', expected the slots A:B of a batch, as the error that stopped the run "
-            "names them.",
+            "train.replay_slots: found '12', expected the slots A:B of a batch, as in the error that stopped the run.",
         ),
         ("seed", -1, "seed: found -1, expected a whole number from 0."),
         ("seed", None, "seed: found nothing, expected a whole number from 0."),

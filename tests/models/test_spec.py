@@ -68,7 +68,7 @@ def test_impossible_specs_say_what_to_change(small_spec: Make, change: dict[str,
     [
         ({"mlp_head": HeadSpec("clasifier", 5)}, "'clasifier' is not a kind of head; did you mean 'classifier'"),
         ({"mlp_head": HeadSpec("classifier", 0)}, "model.num_classes: found 0, expected at least 1"),
-        ({"dist_head": HeadSpec("distillation", 5)}, "needs a distillation token beside a class token"),
+        ({"dist_head": HeadSpec("distillation", 5)}, "needs a distillation token as well as a class token"),
     ],
 )
 def test_heads_that_do_not_fit_are_refused(small_spec: Make, heads: dict[str, HeadSpec], message: str) -> None:

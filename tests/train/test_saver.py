@@ -193,9 +193,7 @@ def test_any_other_fault_of_a_store_is_one_sentence_too(
     monkeypatch.setattr("pipeline.train.saver.write_shard", broken)
     saver = make_saver()
     begin(saver, 1)
-    with pytest.raises(
-        CheckpointError, match=r"could not take a checkpoint \(503 Slow Down\); the same command resumes"
-    ):
+    with pytest.raises(CheckpointError, match=r"could not be written to \(503 Slow Down\); the same command resumes"):
         saver.finish()
 
 

@@ -103,7 +103,7 @@ def unpack_debian_package(folder: Path) -> Path:
             package.rename(folder / f"{DEBIAN_PACKAGE}.deb")
     unpacked = folder / "unpacked" / DEBIAN_FOLDER.relative_to("/")
     if not _complete(unpacked):
-        raise Unavailable(f"Debian's {DEBIAN_PACKAGE} no longer holds the files at {DEBIAN_FOLDER}")
+        raise Unavailable(f"Debian's {DEBIAN_PACKAGE} no longer has the files at {DEBIAN_FOLDER}")
     return unpacked
 
 
@@ -120,7 +120,7 @@ def download(folder: Path, url: str = PUBLIC_URL) -> Path:
         except (OSError, EOFError, zlib.error, http.client.HTTPException) as error:
             raise Unavailable(f"{source} cannot be downloaded ({error})") from None
         if found != expected:
-            raise Unavailable(f"{source} holds other data than Fashion-MNIST (SHA-256 {found[:12]}..)")
+            raise Unavailable(f"{source} is not Fashion-MNIST (SHA-256 {found[:12]}..)")
     return folder
 
 
@@ -137,7 +137,7 @@ def _obtain(temporary: Path) -> Path:
             failures.append(str(failure))
     raise DataError(
         f"Fashion-MNIST is unavailable: {DEBIAN_FOLDER} does not exist; {'; '.join(failures)}; as root run `apt-get "
-        f"install {DEBIAN_PACKAGE}`, or name a folder that holds its four idx files with --src"
+        f"install {DEBIAN_PACKAGE}`, or give a folder with its four idx files with --src"
     )
 
 

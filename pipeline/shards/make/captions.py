@@ -81,9 +81,9 @@ def make(
     seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
-    """Shards of images and captions, one a line in the member `txt`; a JSON beside an image comes along.
+    """Shards of images and captions, one per line in the member `txt`, with the JSON beside an image if there is one.
 
-    Several rows of a table for one image are several captions. Images and texts stay as they are. What is left out is
+    Several rows of a table for one image are several captions. Images and texts are not changed. What is skipped is
     reported by reason, and bad files are listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError
     for a table without these columns or not in UTF-8, for too many missing images, or if `out` holds shards of the same
     prefix made of other files or with other settings.

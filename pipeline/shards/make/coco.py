@@ -101,9 +101,9 @@ def make(
     seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
-    """Shards of images and what COCO's annotation files say of them, all files together.
+    """Shards of images and their COCO annotations, merged from all annotation files.
 
-    Images and class maps stay as they are, and categories keep their ids; `classes.txt` names them in the order of
+    Images and class maps are not changed, and categories keep their ids; `classes.txt` names them in the order of
     these. What is left out is reported by reason, and bad files are listed in `PREFIX-rejected.txt`. An interrupted run
     resumes. Raises DataError for files that contradict each other, unknown categories, too many missing images, or if
     `out` holds shards of the same prefix made of other files or with other settings.

@@ -1,4 +1,4 @@
-"""Shards of images and depth maps that lie in two folders under the same names."""
+"""Shards of images and depth maps from two folders with the same file names."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def make(
     seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
-    """Shards of images and depth maps that lie in two folders under the same names.
+    """Shards of images and depth maps from two folders with the same file names.
 
-    Both files stay as they are: steps of a millimetre, or whatever `targets.depth.scale` of the data set says. Skipped
+    Neither is changed: steps are millimetres, or as `targets.depth.scale` of the data set says. Skipped
     files are reported with the reason, and bad ones listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises
     DataError where no depth map fits an image, or has not 16 bits, or if `out` holds shards of the same prefix made of
     other files or with other settings.

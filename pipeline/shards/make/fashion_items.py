@@ -66,7 +66,7 @@ def make(
 ) -> DatasetIndex:
     """Scenes of one item of clothing each, with its class and a caption, as train-*.tar, val-*.tar and test-*.tar.
 
-    Shards that are there stay. Raises DataError for impossible settings, when no source can be had, or if `out` holds
+    Existing shards are kept. Raises DataError for impossible settings, when no source can be had, or if `out` holds
     others.
     """
     draw_shards(

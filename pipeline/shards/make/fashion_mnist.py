@@ -44,7 +44,7 @@ def make(
 ) -> DatasetIndex:
     """Fashion-MNIST as train-*.tar and test-*.tar: found on this machine, unpacked from Debian, or downloaded.
 
-    Shards whose hash still agrees with the index are kept; if all are, the source is not even looked for.
+    Shards whose hash matches the index are kept; if all do, the source is not needed.
     Raises DataError when no source can be had or `src` does not hold the data set.
     """
     valid = _valid_records(out)

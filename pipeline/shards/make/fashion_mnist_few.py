@@ -27,7 +27,7 @@ def make(
 ) -> DatasetIndex:
     """600 and 3,000 training images of Fashion-MNIST as 1pct-000000.tar and 5pct-000000.tar, under their own keys.
 
-    None is of the last 5,000, train-000011.tar, by which the recipes validate.
+    None is from the last 5,000, train-000011.tar, on which the recipes validate.
     Raises DataError when no source can be had or `src` does not hold the data set.
     """
     with located(src) as folder:

@@ -78,8 +78,8 @@ def make(
 ) -> DatasetIndex:
     """Scenes of clothing for dense tasks as train-*.tar, val-*.tar and test-*.tar.
 
-    Each scene has a class map, depth, COCO's boxes, keypoints and run lengths, and a caption. Shards that are there
-    stay: the same call resumes where it stopped, and needs no source if nothing is missing.
+    Each scene has a class map, depth, COCO boxes, keypoints and run lengths, and a caption. Existing shards
+    are kept: the same call resumes where it stopped, and needs no source if nothing is missing.
     Raises DataError for settings that make no scenes, when no source can be had, or if `out` holds others.
     """
     if not LEAST_SIDE <= min_side <= max_side:

@@ -91,11 +91,11 @@ def make(
     seed: Annotated[int, "seed for spreading images over shards"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
-    """Shards from a directory of class folders, whose classes are numbered in the order of their names, or of images.
+    """Shards from a directory of class folders, with classes numbered in the order of their names, or of images.
 
-    Splits are made in one go and share the classes. A table says what was taken as what, and what was not: hidden and
-    system files, links that lead back up, files of other kinds. A run that was cut short resumes.
-    Files that cannot be read are left out and listed in `PREFIX-rejected.txt`. Raises DataError if `src` is not such a
+    Splits are made in one go and share the classes. A table shows what was imported and what was skipped: hidden and
+    system files, links that lead back up, files of other kinds. An interrupted run resumes.
+    Files that cannot be read are skipped and listed in `PREFIX-rejected.txt`. Raises DataError if `src` is not such a
     directory or has more than one meaning, a class has no readable image, or `out` holds shards of the same prefix made
     of other files or with other settings.
     """

@@ -62,7 +62,9 @@ def make(
     seed: Annotated[int, "seed of everything drawn"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
-    """Fractals as shards, their classes in turn. Shards that are there stay: the same call resumes where it stopped.
+    """Fractals as shards, cycling through the classes.
+
+    Existing shards are kept: the same call resumes where it stopped.
 
     Raises DataError for settings that make no images, or if `out` holds shards of the same prefix made otherwise.
     """

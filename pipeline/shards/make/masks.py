@@ -90,12 +90,12 @@ def make(
     seed: Annotated[int, "seed for spreading images over shards"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
-    """Shards of images and class maps that lie in two folders under the same names.
+    """Shards of images and class maps from two folders with the same file names.
 
-    Image files stay as they are, and masks whose ids do; ignored pixels become 255 (65535 for more than 255 classes).
-    Skipped files are reported with the reason; unreadable files and masks of the wrong size are listed in
-    `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError where no mask fits an image, a mask has
-    ids without a class, or `out` holds shards of the same prefix made of other files or with other settings.
+    Images are not changed, nor are masks whose ids are kept; ignored pixels become 255, or 65535 for more
+    than 255 classes. Skipped files are reported with the reason; unreadable files and masks of the wrong size are
+    listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError where no mask fits an image, a mask
+    has ids without a class, or `out` holds shards of the same prefix made of other files or with other settings.
     """
     how = How(prefix, samples_per_shard, seed, None, workers)
     names = read_class_names(classes)

@@ -93,12 +93,12 @@ def make(
     seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Annotated[int | None, "processes; default: one per CPU"] = None,
 ) -> DatasetIndex:
-    """Shards of images and their boxes, which become COCO's annotations in pixels, in the member `json`.
+    """Shards of images and their boxes, which become COCO annotations in pixels, in the member `json`.
 
-    The lines of images/X.jpg lie in labels/X.txt: `class x y width height`, in shares of the image. Images without such
-    a file are taken without boxes. Images stay as they are; `classes.txt` names the classes. Images whose lines cannot
-    be read are listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError for classes without name,
-    or if `out` holds shards of the same prefix made of other files or with other settings.
+    The lines for images/X.jpg are in labels/X.txt: `class x y width height`, in shares of the image. Images without
+    such a file are imported without boxes. Images are not changed; `classes.txt` names the classes. Images whose lines
+    cannot be read are listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError for classes without
+    name, or if `out` holds shards of the same prefix made of other files or with other settings.
     """
     how = How(prefix, samples_per_shard, seed, val, workers)
     found = read_yolo(src, classes, prefix, out)

@@ -24,10 +24,10 @@ class Task(BaseTask):
 
     type: Literal["zero_shot"] = "zero_shot"
     templates: Annotated[list[str], Field(min_length=1)] = Field(
-        default=["a {}", "a photo of a {}"], description="prompts, where {} stands for the name of a class"
+        default=["a {}", "a photo of a {}"], description="prompts, with {} in place of the class name"
     )
     names: dict[str, str] = Field(
-        default_factory=dict, description="what classes are called in prompts, where that is not their name"
+        default_factory=dict, description="names of classes in prompts, where they differ from their own"
     )
 
     measured: ClassVar[Schema] = CLASSIFICATION

@@ -20,7 +20,7 @@ class _Distillation(HeadKind):
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         if not backbone.tokens.dist or backbone.pool != "cls":
             raise ModelError(
-                "heads: 'distillation' needs a distillation token beside a class token; set dist_token: true and "
+                "heads: 'distillation' needs a distillation token as well as a class token; set dist_token: true and "
                 "pool: cls"
             )
 
