@@ -121,4 +121,4 @@ def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 def _what(start: bytes) -> str:
     if not start:
         return "empty"
-    return "a JPEG, which blurs ids" if start.startswith(b"\xff\xd8\xff") else "another format"
+    return "a JPEG, which blurs ids" if start.startswith(b"\xff\xd8\xff") else "in another format"

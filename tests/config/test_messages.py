@@ -253,7 +253,7 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         (
             "datasets.train.classes",
             {"masks": ["a"]},
-            "datasets.train.classes.masks: no kind of target; did you mean 'mask'? Allowed: boxes, class_id, ",
+            "datasets.train.classes.masks: not a kind of target; did you mean 'mask'? Allowed: boxes, class_id, ",
         ),
         ("datasets", None, "datasets: found nothing, expected a mapping of names to sections."),
     ],

@@ -120,7 +120,7 @@ def classifier() -> Bundle:
 @pytest.mark.parametrize(
     ("form", "changes", "reason"),
     [
-        ("open-clip", {"embed_norm": False}, r"model\.embed_norm: is False"),
+        ("open-clip", {"embed_norm": False}, r"model\.embed_norm: found False"),
         ("open-clip", {"channels": 1}, r"model\.channels: found 1, but open_clip's image tower has 3"),
         ("hf-clip", {"pool": "avg"}, r"model\.pool: found avg"),
         ("hf-clip", {"loss": "sigmoid"}, r"task\.loss: found sigmoid, but a CLIPModel cannot hold its bias"),

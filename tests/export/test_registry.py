@@ -56,7 +56,7 @@ def test_a_folder_may_be_the_one_one_stands_in(
     monkeypatch.chdir(tmp_path)
     export("safetensors", make_bundle(), ".")
     assert {path.name for path in tmp_path.resolve().iterdir()} == {"model.json", "model.safetensors", *COMMON}
-    with pytest.raises(ModelError, match=r"model\.json: is a file"):
+    with pytest.raises(ModelError, match=r"model\.json: found a file, expected a folder"):
         export("safetensors", make_bundle(), tmp_path / "model.json")
 
 
@@ -71,7 +71,7 @@ def test_wrong_name_lists_the_right_ones(make_bundle: Callable[..., Bundle], tmp
 def test_a_missing_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS, "onnx", FORMATS["onnx"]._replace(packages=("onnx", "not_installed_anywhere")))
     with pytest.raises(
-        ModelError, match=r"onnx needs the package not_installed_anywhere; pip install 'minivit-pipeline\[onnx\]'"
+        ModelError, match=r"onnx needs the package not_installed_anywhere; run `pip install 'minivit-pipeline\[onnx\]'"
     ):
         check_format("onnx")
 

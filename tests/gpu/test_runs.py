@@ -43,7 +43,7 @@ def test_the_quickstart_with_a_rank_on_the_gpu(tmp_path: Path, device: torch.dev
     accuracies = {name: found["accuracy"] for name, found in evaluation["models"].items()}
     assert min(accuracies.values()) > 0.6, accuracies
     for log in stages.rglob("rank-00000.log"):
-        assert f"computes on {device}" in log.read_text(), log
+        assert f"runs on {device}" in log.read_text(), log
 
 
 def prepare(folder: Path, shards: Path, gpus: int) -> Path:

@@ -69,7 +69,7 @@ def test_what_is_no_class_map_is_told_by_its_name() -> None:
         (cv2.imencode(".jpg", colors)[1].tobytes(), "a JPEG, which blurs ids"),
         (cv2.imencode(".png", colors)[1].tobytes(), "the mask is RGB, not palette indices"),
         (cv2.imencode(".png", np.dstack([colors, colors[:, :, :1]]))[1].tobytes(), "RGB with transparency"),
-        (whole[:20], "no PNG"),
+        (whole[:20], "in another format"),
         (whole[: len(whole) // 2], "truncated or damaged"),
         (whole[:200], "truncated or damaged"),
         (whole[:40], "truncated or damaged"),

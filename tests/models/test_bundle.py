@@ -115,7 +115,7 @@ def test_missing_or_torn_files_are_named(bundle: Bundle, tmp_path: Path) -> None
     with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
         load_bundle(folder)
     (folder / "model.json").write_text("{")
-    with pytest.raises(ModelError, match=r"model\.json: is not a model description"):
+    with pytest.raises(ModelError, match=r"model\.json: not a model description"):
         load_bundle(folder)
 
 

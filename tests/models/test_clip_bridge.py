@@ -188,7 +188,7 @@ def test_surgery_takes_the_tower_to_another_size(tower: tuple[Tower, Any]) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"model\.embed_norm: is False; CLIP's vision tower has True"),
+        ({}, r"model\.embed_norm: found False, but CLIP's vision tower has True"),
         ({"embed_norm": True}, r"model\.eps"),
         ({"embed_norm": True, "eps": 1e-5, "registers": 1}, r"model\.registers"),
         ({"embed_norm": True, "eps": 1e-5, "activation": "relu"}, r"model\.activation"),

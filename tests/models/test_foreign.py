@@ -74,7 +74,9 @@ def test_a_cut_off_machine_and_a_wrong_name_are_one_sentence(cached_weights: Cal
 
 
 def test_what_is_no_plain_vit_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"^timm:resnet18: is a ResNet, not a plain Vision Transformer of timm$"):
+    with pytest.raises(
+        ModelError, match=r"^timm:resnet18: found a ResNet, expected a plain Vision Transformer of timm$"
+    ):
         describe_foreign("timm:resnet18")
     with pytest.raises(ModelError, match=r"^timm:vit_relpos_base_patch16_224: the timm checkpoint: "):
         describe_foreign("timm:vit_relpos_base_patch16_224")

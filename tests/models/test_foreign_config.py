@@ -62,7 +62,7 @@ def test_images_that_come_from_0_to_1_are_not_rescaled_again() -> None:
     [
         ({"do_rescale": False, "do_normalize": False}, "do_rescale and do_normalize are false"),
         ({"image_mean": "0.5"}, "image_mean: found '0.5', expected a number"),
-        ({"image_std": []}, "image_std: is empty"),
+        ({"image_std": []}, "image_std: found an empty list"),
         ({"rescale_factor": 0}, "rescale_factor: found 0, expected a number above 0"),
         ({"image_mean": [123.7, 116.3, 103.5]}, "the normalisation's mean: found 123.7, but pixel values are between"),
         ({"image_std": [0.2, 0.0, 0.2]}, "the normalisation's std: found 0, expected values above 0"),

@@ -128,7 +128,7 @@ def test_what_a_minivit_has_no_place_for_is_refused_by_name(randomise: Randomise
         from_hugging_face(oblong)
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"config\.json: is not JSON"):
+    with pytest.raises(ModelError, match=r"config\.json: not valid JSON"):
         load_foreign(str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match=r"config\.json: not a JSON object; fix or remove it"):

@@ -49,10 +49,10 @@ def test_missing_field_is_named(small_spec: Make) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": 5}, "model.num_heads: 5 heads do not divide embed_dim = 32; take 4 heads"),
+        ({"num_heads": 5}, "model.num_heads: 5 heads do not divide embed_dim = 32; use 4 heads"),
         ({"tokens": TokenSchema(cls=False)}, "class token"),
         ({"pool": "max"}, "'max', expected one of cls, avg"),
-        ({"depth": 0}, "model.depth: is 0"),
+        ({"depth": 0}, "model.depth: found 0"),
         ({"dropout": 1.0}, "model.dropout"),
         ({"embed_dim": 6, "positions": "sincos"}, "divisible by 4"),
         ({"tokens": TokenSchema(dist=True), "pool": "avg"}, "distillation"),
@@ -91,7 +91,7 @@ def test_a_classifier_reads_what_its_pool_needs(small_spec: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "message"), [((18, 16), "height 18.*take 16 or 20"), ((16, 2), "width 2 is smaller than one patch of 4")]
+    ("size", "message"), [((18, 16), "height 18.*use 16 or 20"), ((16, 2), "width 2 is smaller than one patch of 4")]
 )
 def test_image_must_be_whole_patches(small_spec: Make, size: tuple[int, int], message: str) -> None:
     with pytest.raises(ModelError, match=message):

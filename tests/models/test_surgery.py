@@ -273,7 +273,7 @@ def test_report_is_json_and_reads_as_a_table(small_model: Make, small_spec: Make
 
 def test_another_architecture_is_refused(small_model: Make, small_spec: MakeSpec) -> None:
     model = small_model()
-    with pytest.raises(ModelError, match=r"model\.depth: is 3, but the weights to start from have 2"):
+    with pytest.raises(ModelError, match=r"model\.depth: found 3, but the weights to start from have 2"):
         adapt(model.state_dict(), model.spec, small_spec(depth=3))
 
 
@@ -281,7 +281,7 @@ def test_wrong_spec_or_classes_are_refused(small_model: Make, small_spec: MakeSp
     model = small_model()
     with pytest.raises(ModelError, match="'pos_embed' has shape"):
         adapt(model.state_dict(), small_spec(image_size=32), small_spec())
-    with pytest.raises(ModelError, match="to_classes: holds 1 names, but the head has 5"):
+    with pytest.raises(ModelError, match="to_classes: found 1 names, but the head has 5"):
         adapt(model.state_dict(), model.spec, model.spec, to_classes=["a"])
 
 

@@ -50,7 +50,7 @@ def test_wrong_names_get_the_nearest() -> None:
 
 
 def test_indivisible_image_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"image_size: the height 30 .* take 28 or 32"):
+    with pytest.raises(ModelError, match=r"image_size: the height 30 .* use 28 or 32"):
         build_spec("nano", image_size=30, num_classes=2)
 
 

@@ -12,7 +12,7 @@ from pipeline.probe.limits import check_recall, neighbours
 @pytest.mark.parametrize(
     ("k", "samples", "expected"),
     [
-        (401, 400, "methods.knn.k: found 401, but the training data have 400 good samples; take at most 400"),
+        (401, 400, "methods.knn.k: found 401, but the training data have 400 good samples; use at most 400"),
         ([5, 361], 400, "have 400 good samples, and 40 of them are held out to choose k on; use at most 360"),
     ],
 )

@@ -49,7 +49,7 @@ def test_a_linear_probe_by_sgd_chooses_its_learning_rate(train: Rows, test: Rows
 
 
 def test_no_good_sample(train: Rows, test: Rows) -> None:
-    with pytest.raises(DataError, match="none of the test samples is good"):
+    with pytest.raises(DataError, match="all test samples are bad"):
         measurement(train, test.where(torch.zeros(len(test.labels), dtype=torch.bool)))
 
 

@@ -287,7 +287,9 @@ def test_compressed_tars_among_plain_ones_are_mentioned(folder: Path, capsys: py
 def test_a_compressed_tar_under_a_plain_name(tmp_path: Path, samples: Callable, write_tar: Callable) -> None:
     path = write_tar(tmp_path / "a.tar", samples(3))
     path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(DataError, match=r"a.tar: is compressed \(gzip\).* plain tars; unpack it, then index again$"):
+    with pytest.raises(
+        DataError, match=r"a.tar: is compressed \(gzip\).* uncompressed tars; unpack it, then index again$"
+    ):
         build_index(str(tmp_path), workers=1)
 
 

@@ -32,7 +32,7 @@ def test_a_list_may_be_longer_than_a_file_name() -> None:
     ("data", "fault"),
     [
         (b"cat\n\ndog\n cat\n", "'cat' appears at lines 1 and 4, but class names must differ"),
-        (b"caf\xe9\n", "is not UTF-8 text; save it as UTF-8"),
+        (b"caf\xe9\n", "not UTF-8 text; save it as UTF-8"),
         (b"\xef\xbb\xbf\r\n", "found no class names"),
     ],
 )

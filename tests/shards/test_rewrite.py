@@ -62,7 +62,7 @@ def test_shares_must_add_up(source: DatasetIndex, tmp_path: Path, parts: dict[st
 
 
 def test_the_source_is_left_alone(source: DatasetIndex, folder: Path) -> None:
-    with pytest.raises(DataError, match="is the folder of the source"):
+    with pytest.raises(DataError, match="this is the source folder"):
         split(source, folder, parts={"train": 1}, samples_per_shard=5, shuffle_seed=0)
 
 

@@ -114,7 +114,7 @@ def test_a_lost_node_leaves_fewer_workers(stage_job: Callable[..., Any], nodes: 
 def test_nodes_about_to_go_are_left_before_they_go(stage_job: Callable[..., Any]) -> None:
     script = Script(leaving("b"), leaving("a"))
     job = stage_job(script, wait_s=0.05)
-    expected = r"no room for 1 workers in 0 s \(cluster\.wait_s\); bring nodes back"
+    expected = r"no room for 1 workers within 0 s \(cluster\.wait_s\); bring nodes back"
     with pytest.raises(ClusterError, match=expected):
         job.run()
     assert (script.started, events(job)) == ([4, 2], ["resize", "resize", "wait"])

@@ -116,7 +116,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.finer.data.exclude": "runs/quick/stages/finer/quarantine.jsonl"},
-        r"stages\.finer\.data\.exclude: runs/quick/stages/finer/quarantine\.jsonl lies in the stage's own folder",
+        r"stages\.finer\.data\.exclude: runs/quick/stages/finer/quarantine\.jsonl is in the stage's own folder",
     ),
     (
         {"stages.finer.data.exclude": "torn.jsonl"},
@@ -157,7 +157,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.probe": PROBE | {"methods": {"knn": {"k": 101}}}},
-        r"stages\.probe\.methods\.knn\.k: found 101, but the training data have 100 good samples; take at most 100",
+        r"stages\.probe\.methods\.knn\.k: found 101, but the training data have 100 good samples; use at most 100",
     ),
     (
         {"stages.probe": PROBE | {"features": "cls"}, "stages.pretrain.model.class_token": False},
@@ -207,7 +207,8 @@ def test_a_missing_package_is_named_with_its_extra(raw: dict[str, Any], monkeypa
     change(raw, "stages.export.formats", ["onnx"])
     [fault] = findings(raw).faults
     assert str(fault) == (
-        "stages.export.formats[0]: onnx needs the package not_installed_anywhere; pip install 'minivit-pipeline[onnx]'"
+        "stages.export.formats[0]: onnx needs the package not_installed_anywhere; run `pip install "
+        "'minivit-pipeline[onnx]'`"
     )
 
 
@@ -260,7 +261,9 @@ def test_shards_that_train_and_judge_are_told(raw: dict[str, Any]) -> None:
     change(raw, "stages.evaluate.data", "wide")
     same, shared = findings(raw).warnings
     assert same.startswith("datasets.train: stages.pretrain trains on it and is evaluated on it")
-    assert shared.startswith("datasets.wide: 1 of 2 shards (train-000000.tar) are in datasets.train too, and stages.ev")
+    assert shared.startswith(
+        "datasets.wide: 1 of 2 shards (train-000000.tar) are also in datasets.train, and stages.ev"
+    )
     assert plan(parse_config(raw, "c")).notes[:2] == [same, shared]
 
 
@@ -272,7 +275,7 @@ def test_an_evaluation_is_held_against_all_that_its_model_has_seen(raw: dict[str
     change(raw, "stages.evaluate.models", ["finer"])
     change(raw, "stages.evaluate.data", "first")
     [warning] = findings(raw).warnings
-    assert warning.startswith("datasets.first: 1 of 1 shards (train-000000.tar) are in datasets.train too")
+    assert warning.startswith("datasets.first: 1 of 1 shards (train-000000.tar) are also in datasets.train")
 
 
 def test_storage_without_its_bucket_is_refused_before_anything_trains(raw: dict[str, Any], s3: Path) -> None:

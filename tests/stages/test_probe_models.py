@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["good"],
             {"methods": MethodsConfig(knn=KnnConfig(k=97))},
             ConfigError,
-            "--probe.knn.k: found 97, but the training data have 96 good samples; take at most 96",
+            "--probe.knn.k: found 97, but the training data have 96 good samples; use at most 96",
         ),
         (
             ["good"],

@@ -138,7 +138,7 @@ def test_windows_are_the_sources_until_a_stage_has_its_own_or_none(raw: dict[str
         (
             "pretrain",
             {"num_heads": 5},
-            "stages.pretrain.model.num_heads: 5 heads do not divide embed_dim = 64; take 4 ",
+            "stages.pretrain.model.num_heads: 5 heads do not divide embed_dim = 64; use 4 ",
         ),
         (
             "pretrain",
@@ -177,7 +177,7 @@ def test_every_size_must_fit_the_patch(raw: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         stage_spec(branch(parse_config(raw, "c"), "finer"), 10, NANO)
     assert str(caught.value).startswith("stages.finer.resolution.sizes: the height 27 is not a multiple of the patch ")
-    assert "take 26 or 28" in str(caught.value)
+    assert "use 26 or 28" in str(caught.value)
 
 
 def test_image_sizes_keep_the_models_proportion(raw: dict[str, Any]) -> None:

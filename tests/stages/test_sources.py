@@ -169,7 +169,7 @@ def test_foreign_weights_give_a_spec_without_being_downloaded(config: PipelineCo
     spec = described.spec.backbone
     assert (spec.embed_dim, spec.depth, spec.grid, described.spec.num_classes) == (192, 12, (14, 14), 1000)
     assert len(described.classes or []) == 1000
-    with pytest.raises(ModelError, match=r"^timm:resnet18: is a ResNet, not a plain "):
+    with pytest.raises(ModelError, match=r"^timm:resnet18: found a ResNet, expected a plain "):
         describe_source(config, "timm:resnet18", stage)
 
 
@@ -209,7 +209,7 @@ def test_another_normalisation_than_the_sources_is_told() -> None:
     told = other_normalisation(source, other)
     assert told is not None
     assert "normalised by mean [0.5, 0.5, 0.5]" in told
-    assert "these are by mean [0.485, 0.456, 0.406]" in told
+    assert "but these by mean [0.485, 0.456, 0.406]" in told
     assert other_normalisation(source, dataclasses.replace(source, image_size=(96, 96))) is None
     assert other_normalisation(source, Preprocess((0.5,), (0.2,), 1, (28, 28))) is None
     told = other_normalisation(source, dataclasses.replace(source, background=(0, 0, 0)))

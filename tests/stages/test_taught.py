@@ -106,7 +106,7 @@ def test_a_student_is_held_against_what_its_teacher_has_seen(raw: dict[str, Any]
     raw["stages"]["student"]["data"] |= {"train": "other", "val": "first"}
     config = parse_config(raw, "c")
     [warning] = preflight(config, find_datasets(config)[0]).warnings
-    assert warning.startswith("datasets.first: 1 of 1 shards (train-000000.tar) are in datasets.train too")
+    assert warning.startswith("datasets.first: 1 of 1 shards (train-000000.tar) are also in datasets.train")
 
 
 @pytest.mark.parametrize(

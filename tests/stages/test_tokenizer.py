@@ -79,7 +79,7 @@ def test_a_stage_goes_on_with_the_tokenizer_of_the_model_it_starts_from(source: 
     earlier = train_tokenizer(["one two three"], 263, 5)
     parent = Preprocess((0.5,) * 3, (0.5,) * 3, 3, (8, 8), tokenizer=earlier)
     assert tokenizer(task(), source, tmp_path / "one", parent) == Tokenizer(earlier.content, 8)
-    with pytest.raises(ConfigError, match=r"^stages.pretrain.task.tokenizer.size: is 260, but .* has 263 tokens"):
+    with pytest.raises(ConfigError, match=r"^stages.pretrain.task.tokenizer.size: found 260, but .* has 263 tokens"):
         tokenizer(task(tokenizer={"size": 260}), source, tmp_path / "two", parent)
 
 
@@ -88,7 +88,7 @@ def test_no_good_caption_is_told(source: Source, tmp_path: Path) -> None:
         "t", Dataset(DatasetConfig(shards="x", targets={"text": "png"}), source.index), ["text"], {}
     )
     source = replace(source, targets=unreadable)
-    with pytest.raises(ConfigError, match=r"^stages.pretrain.data: has no good caption to train a tokenizer on"):
+    with pytest.raises(ConfigError, match=r"^stages.pretrain.data: found no good caption to train a tokenizer on"):
         tokenizer(task(), source, tmp_path / "stage")
 
 

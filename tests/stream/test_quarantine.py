@@ -117,7 +117,7 @@ def test_a_manifest_by_key_alone_is_understood(spoilt, tmp_path) -> None:
     [
         (None, "no quarantine manifest .*bad.jsonl; correct the path"),
         ("not json\n", "bad.jsonl:1 is not a line of a quarantine manifest"),
-        ('{"shard": "train-000001.tar", "key": "nobody"}\n', "'nobody', which train-000001.tar does not hold"),
+        ('{"shard": "train-000001.tar", "key": "nobody"}\n', "'nobody', which is not in train-000001.tar"),
         ('{"shard": "train-000001.tar", "key": "s1", "index": 25}\n', "sample 25 of train-000001.tar, which has 25"),
     ],
 )

@@ -101,7 +101,7 @@ def test_json_by_line_and_tabs(images: Path) -> None:
         (
             "t.csv",
             "image,caption\na.jpg,a\nb.jpg,b\n",
-            r"lacks 2 of the 2 images that .*t.csv names, such as a.jpg",
+            r"missing 2 of the 2 images that .*t.csv lists, such as a.jpg",
         ),
     ],
 )
@@ -112,7 +112,7 @@ def test_tables_that_cannot_be_used_are_refused(images: Path, name: str, text: s
 
 def test_some_images_may_be_missing(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = table(images, "t.csv", "image,caption\n00000/0.jpg,a\nnone.jpg,b\n")
-    with pytest.raises(DataError, match="lacks 1 of the 2 images"):
+    with pytest.raises(DataError, match="missing 1 of the 2 images"):
         run(images, table=path)
     assert texts(run(images, table=path, most_missing=0.5)) == {"0": "a"}
     assert "skipped: 1: images that do not exist: none.jpg\n" in capsys.readouterr().err

@@ -137,7 +137,8 @@ def test_missing_images_are_named_and_too_many_are_an_error(
     path = write("instances", [box(10, 1, [2, 2, 8, 8])])
     (tmp_path / "images" / "000004.jpg").rename(tmp_path / "images" / "other.jpg")
     with pytest.raises(
-        DataError, match=r"lacks 1 of the 6 images that the annotations name, such as 000004.jpg; correct --images, or"
+        DataError,
+        match=r"missing 1 of the 6 images that the annotations list, such as 000004.jpg; correct --images, or",
     ):
         run(tmp_path, path)
     assert run(tmp_path, path, most_missing=0.2).num_samples == 5
@@ -146,7 +147,7 @@ def test_missing_images_are_named_and_too_many_are_an_error(
     assert "skipped: 1: images that no annotation file lists: other.jpg\n" in told
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match="lacks 6 of the 6 images"):
+    with pytest.raises(DataError, match="missing 6 of the 6 images"):
         run(tmp_path, path, out="none", most_missing=0.9)
 
 
@@ -205,7 +206,7 @@ def test_unusable_images_are_listed(write: Write, tmp_path: Path) -> None:
             r"second.json: 000000.jpg has 30 x 9 pixels, but 24 x 16 in .*first.json; use files of the same images",
         ),
         ({"categories": [{"id": 27, "name": "hat"}]}, r"its category 27 is 'hat', but 'bag' in .*first.json"),
-        ({"categories": [{"id": 28, "name": "bag"}]}, r"the category 'bag' has the id 28, and 27 in .*first.json"),
+        ({"categories": [{"id": 28, "name": "bag"}]}, r"the category 'bag' has the id 28, but 27 in .*first.json"),
         ({"images": [{"id": 1, "file_name": n} for n in "ab"]}, r"a and b share the id 1"),
         ({"images": [{"id": 1}]}, r"images\[0\] has no id and file_name"),
         ({"annotations": None}, r"has no list 'annotations'"),
@@ -234,7 +235,7 @@ def test_maps_of_stuff_come_along(write: Write, tmp_path: Path, capsys: pytest.C
         cv2.imwrite(str(tmp_path / "stuff" / f"{n:06d}.png"), ids if n < 3 else ids[1:])
     with pytest.raises(DataError, match="--stuff and --stuff-classes: give both"):
         run(tmp_path, path, stuff=tmp_path / "stuff")
-    with pytest.raises(DataError, match=r"has the id 1, but --stuff-classes names 1, 0 to 0; name all classes"):
+    with pytest.raises(DataError, match=r"found the id 1, but --stuff-classes names 1, 0 to 0; name all classes"):
         run(tmp_path, path, stuff=tmp_path / "stuff", stuff_classes="sky,")
     index = run(tmp_path, path, stuff=tmp_path / "stuff", stuff_classes="sky,grass")
     assert index.classes == {"boxes": ["person", "bag"], "mask": ["sky", "grass"]}

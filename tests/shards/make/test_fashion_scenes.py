@@ -101,7 +101,7 @@ def test_other_settings_are_refused(items_src: Path, tmp_path: Path, change: dic
     ],
 )
 def test_impossible_settings_are_refused(tmp_path: Path, change: dict) -> None:
-    with pytest.raises(DataError, match="take"):
+    with pytest.raises(DataError, match="expected"):
         make("fashion-scenes", tmp_path, **FEW | change)
     assert not list(tmp_path.glob("*.tar"))
 

@@ -97,8 +97,8 @@ def test_unreadable_files_are_reported(src: Path, tmp_path: Path, capsys: pytest
     index = make("folder", tmp_path / "out", src=src, workers=1)
     assert index.num_samples == 21
     table = capsys.readouterr().err
-    assert "  cat        7           3\n" in table
-    assert "  total     21           3\n" in table
+    assert "  cat           7           3\n" in table
+    assert "  total        21           3\n" in table
     assert f"unreadable images are listed in {tmp_path / 'out' / 'train-rejected.txt'}\n" in table
     assert (tmp_path / "out" / "train-rejected.txt").read_text().splitlines() == [
         "cat/dead.png\tNo such file or directory",
@@ -254,8 +254,8 @@ def test_names_of_any_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         index = make("folder", tmp_path / "out", src=src, workers=1)
         assert (index.num_samples, index.classes) == (4, {"class_id": [r"caf\xe9", "tea"]})
         table = capsys.readouterr().err
-        assert r"  caf\xe9      2           0" in table
-        assert "  tea          2           1" in table
+        assert r"  caf\xe9         2           0" in table
+        assert "  tea             2           1" in table
     listed = (tmp_path / "out" / "train-rejected.txt").read_text()
     assert listed == "tea/kaputt\\xfc\\x09.png\tdoes not contain a PNG, JPEG or WebP image\n"
     assert list(verify(str(tmp_path / "out"), workers=1)) == []

@@ -81,7 +81,7 @@ def test_two_spellings_of_unicode_are_one_class() -> None:
         ),
         (["1.png", "2.png"], "found images but no class folders"),
         (["Cat/1.png", "cat/1.png"], "'Cat' and 'cat' only differ in case or white space"),
-        (["train/a/1.png", "train/b/1.png", "val/A/1.png"], "'a' and 'A' differ in case"),
+        (["train/a/1.png", "train/b/1.png", "val/A/1.png"], "'a' and 'A' only differ in case"),
         (["cat /1.png", "cat/1.png"], "only differ in case or white space"),
         (["caf\udce9/1.png", r"caf\xe9/1.png"], "only differ in case or white space"),
         (["Train/a/1.png", "train/a/1.png"], r"two of its splits \(Train, train\) only differ in case"),

@@ -54,7 +54,7 @@ def test_a_list_chooses(tmp_path: Path) -> None:
         (("a_x.jpg",), ("a_y.png",), (None, ".png"), "one image is 'a_x.jpg' below --images, one mask 'a_y.png'"),
         (("a.jpg",), ("a.png",), ("_x.jpg", ".png"), r"found no image named \*_x.jpg"),
         ((), ("a.png",), (None, ".png"), "--images: found no image; correct"),
-        (("a.jpg",), (), (None, ".png"), "--masks: holds no PNG"),
+        (("a.jpg",), (), (None, ".png"), "--masks: found no PNG"),
         (("a.jpg", "a.png"), ("a.png",), (None, ".png"), "a.jpg and a.png would be one sample"),
     ],
 )

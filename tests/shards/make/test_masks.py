@@ -123,7 +123,9 @@ def test_what_was_mended_is_no_longer_named(pairs: Path) -> None:
 
 
 def test_too_few_names_are_an_error_that_tells_the_ids(pairs: Path) -> None:
-    with pytest.raises(DataError, match=r"masks/\d.png: has the id 2, but --classes names 2, 0 to 1; name all") as bad:
+    with pytest.raises(
+        DataError, match=r"masks/\d.png: found the id 2, but --classes names 2, 0 to 1; name all"
+    ) as bad:
         run(pairs, classes="sky,grass")
     assert "--remap 0-1=0" in str(bad.value)
     assert not list((pairs / "out").glob("*.tar"))

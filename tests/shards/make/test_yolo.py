@@ -138,9 +138,9 @@ def test_a_class_beyond_the_names_is_an_error(data: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"names": None}, "has no `names` of classes"),
+        ({"names": None}, "found no `names` of classes"),
         ({"names": {1: "cat", 2: "dog"}}, r"found the numbers \[1, 2\] in its `names`; number them from 0 up"),
-        ({"names": ["cat", "cat"]}, "its `names` hold 'cat' twice"),
+        ({"names": ["cat", "cat"]}, "found 'cat' twice in its `names`"),
         ({"nc": 3}, "found nc 3, but 2 class names"),
         ({"train": None, "val": None}, "found no images"),
         ({"train": "images/none"}, "neither a folder of images nor a text file that lists them"),
@@ -157,7 +157,7 @@ def test_what_is_no_yolo_folder_is_refused(data: Path, tmp_path: Path) -> None:
         run(data / "images", classes="cat,dog")
     with pytest.raises(DataError, match="neither a folder nor a YAML file"):
         run(tmp_path / "none")
-    with pytest.raises(DataError, match="has the splits train, val already"):
+    with pytest.raises(DataError, match="already has the splits train, val"):
         run(data, val="0.1")
     (data / "data.yaml").write_text("names: [")
     with pytest.raises(DataError, match=r"data.yaml: cannot be read"):
