@@ -67,9 +67,9 @@ CASES = (
 def measure(steps: int) -> dict[str, Any]:
     """Predicted and measured seconds and bytes of every case, and their ratios.
 
-    Time is CPU time of the slower rank, which other work on the machine disturbs least; the forecast's is without
-    loading. Memory is a process's peak; `own` is what it holds beyond its libraries, before there is a model, and in
-    the forecast all but the overhead.
+    Time is CPU time of the slower rank in its fastest step, which other work on the machine disturbs least; the
+    forecast's is without loading. Memory is a process's peak; `own` is what it holds beyond its libraries before there
+    is a model, and in the forecast all but the overhead.
     """
     hardware = this_cpu()
     return {

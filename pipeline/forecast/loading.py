@@ -41,8 +41,8 @@ class LoadTime:
         return max(self.decode_s, self.read_s)
 
 
-def load_time(samples: int, sample: Sample, workers: int, busy_s: float, hardware: Hardware) -> LoadTime:
-    """Time of `samples` samples for each rank of a full node, with `workers` loader workers each (0: in the rank).
+def load_time(samples: int, sample: Sample, workers: int, busy_s: float, hardware: Hardware, *, ranks: int) -> LoadTime:
+    """Time of `samples` samples for each of a node's ranks, with `workers` loader workers each (0: in the rank).
 
     A rank keeps one of its cores to itself. Where ranks compute on the cores that decode, `busy_s` are the seconds that
     a rank computes on all of its cores; decoding takes its turn.
@@ -54,5 +54,5 @@ def load_time(samples: int, sample: Sample, workers: int, busy_s: float, hardwar
         decode_s = busy_s + work_s
     else:
         decode_s = work_s / min(workers, max(hardware.cores_per_gpu - 1, 1))
-    read = samples * hardware.gpus_per_node * sample.bytes
+    read = samples * ranks * sample.bytes
     return LoadTime(decode_s, read / (1e9 * hardware.storage_gb_per_s))

@@ -105,7 +105,8 @@ def step_time(job: Job, work: Work, hardware: Hardware) -> StepTime:
         hardware=hardware,
     )
     training_s = compute.total_s + network.exposed_s
-    load = load_time(work.samples, job.sample, job.loader_workers, training_s, hardware)
+    on_node = Ring.of(job.ranks, hardware).per_node
+    load = load_time(work.samples, job.sample, job.loader_workers, training_s, hardware, ranks=on_node)
     wait_s = max(load.total_s - training_s, 0.0)
     return StepTime(compute.total_s, network.total_s, network.exposed_s, load.total_s, wait_s, load.slowest)
 
@@ -132,9 +133,9 @@ def forecast(
     `mtbf_h` is the mean time between failures of a node in hours; None leaves failures out.
     """
     step = mean_step([(step_time(job, work, hardware), share) for work, share in works])
-    nodes = Ring.of(job.ranks, hardware).nodes
-    on_node = min(job.ranks, hardware.gpus_per_node)
-    unstarved = on_node / job.ranks * job.global_batch_size / (step.compute_s + step.exposed_s)
+    ring = Ring.of(job.ranks, hardware)
+    nodes = ring.nodes
+    unstarved = ring.per_node / job.ranks * job.global_batch_size / (step.compute_s + step.exposed_s)
     save_s = max(
         job.checkpoint_bytes / job.ranks / SAVE_BYTES_PER_S,
         job.checkpoint_bytes / nodes / (1e9 * hardware.storage_gb_per_s),

@@ -67,8 +67,8 @@ def test_a_slow_loader_limits() -> None:
 
 
 def test_slow_storage_limits() -> None:
-    slow = found(PLAIN.model_copy(update={"storage_gb_per_s": 0.01}))
-    assert (slow.limited_by, slow.step_s) == ("storage", pytest.approx(4))  # four ranks of a node read 10 MB each
+    slow = found(PLAIN.model_copy(update={"storage_gb_per_s": 0.0025}))
+    assert (slow.limited_by, slow.step_s) == ("storage", pytest.approx(4))  # 10 MB
 
 
 def test_a_slow_network_limits() -> None:
