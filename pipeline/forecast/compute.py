@@ -20,6 +20,7 @@ class Work:
     forward_flops: float  # of matrix products, a teacher's and what is computed again included
     backward_flops: float
     kept_values: float  # kept for the backward pass
+    scores: float  # of attention
     state_bytes: int  # weights, gradients and optimiser state, which the update reads and writes
     width: int  # bytes of an activation value
 
@@ -40,7 +41,7 @@ def compute_time(work: Work, hardware: Hardware) -> ComputeTime:
     rate = hardware.peak_flops(work.width)
     memory = 1e9 * hardware.memory_gb_per_s
     value_s = PASSES * work.width / memory if hardware.value_ns is None else hardware.value_ns * 1e-9
-    passes_s = work.kept_values * value_s
+    passes_s = work.kept_values * value_s + work.scores * hardware.score_ns * 1e-9
     forward_s = work.forward_flops / rate + passes_s / (1 + BACKWARD)
     backward_s = work.backward_flops / rate + passes_s * BACKWARD / (1 + BACKWARD)
     launches_s = work.micro_batches * work.layers * hardware.layer_us * 1e-6

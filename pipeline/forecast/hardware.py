@@ -46,6 +46,10 @@ class Hardware(Section):
         description="time of norms, softmax and activations per value kept for the backward pass; default: six passes "
         "over memory",
     )
+    score_ns: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="time of an attention score beyond its products; fused attention has none",
+    )
     overlaps: bool = Field(default=True, description="whether gradients are reduced during the backward pass")
     shares_cores: bool = Field(default=False, description="whether loader workers run on the cores that train")
     storage_gb_per_s: Figure = Field(default=2.0, description="of a node, reading or writing")
@@ -66,8 +70,8 @@ class Hardware(Section):
         """The node of a machine without GPUs with `cores` cores for each rank, at most all."""
         cores = min(cores, self.gpus_per_node)
         grows = ("bf16_tflops", "fp32_tflops", "memory_gib", "memory_gb_per_s", "host_copy_gb_per_s")
-        more = {name: getattr(self, name) * cores for name in grows}
-        more["value_ns"] = self.value_ns and self.value_ns / cores
+        more: dict[str, float | None] = {name: getattr(self, name) * cores for name in grows}
+        more |= {"value_ns": self.value_ns and self.value_ns / cores, "score_ns": self.score_ns / cores}
         return self.model_copy(update=more | {"gpus_per_node": self.gpus_per_node // cores, "cores_per_gpu": cores})
 
 

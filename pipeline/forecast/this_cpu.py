@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.forecast.hardware import Hardware
 
+# A core's times per value and score and the overhead were fitted to `minivit bench plan` on one machine; RESULTS.md.
 # Single-core rate of bf16 products as a multiple of fp32's, by instruction set; without any, they are computed in fp32.
 BF16_GAIN = {"amx_bf16": 8.0, "avx512_bf16": 2.0}
 SIZE, SECONDS = 512, 0.15
@@ -32,7 +33,8 @@ def this_cpu() -> Hardware:
         achieved_flops=0.9,
         latency_us=100.0,
         layer_us=0.0,
-        value_ns=7.0,
+        value_ns=4.0,
+        score_ns=30.0,
         overlaps=False,
         shares_cores=True,
         storage_gb_per_s=0.5,

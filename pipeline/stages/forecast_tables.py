@@ -103,6 +103,7 @@ def assumptions(machine: Machine) -> list[str]:
     node = f"{hardware.gpus_per_node} ranks a node, each with {hardware.cores_per_gpu} cores and"
     peaks = f"{hardware.bf16_tflops:,.4g} TFLOP/s in bf16, {hardware.fp32_tflops:,.4g} in fp32"
     passes = "six passes over memory" if hardware.value_ns is None else f"{hardware.value_ns:.3g} ns"
+    scores = f"{hardware.score_ns:.3g} ns per attention score" if hardware.score_ns else "none for attention scores"
     links = f"{hardware.link_gb_per_s:g} GB/s within a node, {hardware.network_gb_per_s:g} between nodes"
     hidden = "during the backward pass from ZeRO-2 on" if hardware.overlaps else "after the backward pass"
     decoding = f"{1e3 * SAMPLE_S:g} ms, {1e9 * BYTE_S:g} ns per byte and {1e9 * PIXEL_S:g} ns per pixel of its views"
@@ -110,7 +111,7 @@ def assumptions(machine: Machine) -> list[str]:
         f"{machine.name}: {hardware.source}.",
         f"{node} {hardware.memory_gib:.3g} GiB at {hardware.memory_gb_per_s:,g} GB/s.",
         f"Matrix products reach {hardware.achieved_flops:.0%} of {peaks}.",
-        f"Norms, activations and the like take {passes} per value kept for the backward pass.",
+        f"Norms, activations and the like take {passes} per value kept for the backward pass, {scores}.",
         f"Launching the kernels of a layer takes {hardware.layer_us:g} µs.",
         f"Collectives reach {hardware.achieved_bandwidth:.0%} of {links}, {hardware.latency_us:g} µs a hop.",
         f"Gradients are reduced {hidden}.",

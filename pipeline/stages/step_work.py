@@ -9,7 +9,14 @@ from functools import partial
 
 from pipeline.config.schema import TrainStage
 from pipeline.forecast.compute import BACKWARD, Work
-from pipeline.models.costs import backbone_flops, forward_flops, frozen_layers, layer_flops, layer_values
+from pipeline.models.costs import (
+    attention_scores,
+    backbone_flops,
+    forward_flops,
+    frozen_layers,
+    layer_flops,
+    layer_values,
+)
 from pipeline.models.spec import Pair, whole_patches
 from pipeline.stages.memory import RankMemory, activation_bytes, head_bytes, teacher_bytes, value_bytes
 from pipeline.stages.preflight import Model
@@ -72,9 +79,21 @@ def step_work(model: Model, stage: TrainStage, share: int, shape: Shape, memory:
         forward_flops=share * (passes * forward + extra_flops),
         backward_flops=share * (BACKWARD + again) * learned,
         kept_values=values * (BACKWARD + passes) / (BACKWARD + 1) + share * extra_values,
+        scores=share * sum(_scores(model, stage, shape)),
         state_bytes=memory.weights + memory.gradients + memory.optimizer + memory.ema,
         width=width,
     )
+
+
+def _scores(model: Model, stage: TrainStage, shape: Shape) -> Iterator[float]:
+    """Attention scores of each group of views of a sample; masked encoders see a part of the patches."""
+    backbone, task, (size, patch) = model.spec.backbone, task_of(stage.task), shape
+    grids = [(count, whole_patches(seen, patch)) for count, seen in task.seen(size)]
+    prefix = backbone.tokens.num_prefix
+    tokens = sum(count * (math.prod(grid) + prefix) for count, grid in grids)
+    visible = task.encoder_tokens(model.spec, size, patch) / tokens
+    for count, grid in grids:
+        yield count * attention_scores(backbone, round(visible * (math.prod(grid) + prefix)), grid)
 
 
 def _computed_again(model: Model, stage: TrainStage, size: Pair, patch: Pair) -> float:

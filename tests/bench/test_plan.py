@@ -12,7 +12,7 @@ CORE = KNOWN["h100"].model_copy(
         "bf16_tflops": 0.1,
         "achieved_flops": 1.0,
         "layer_us": 0.0,
-        "value_ns": 7.0,
+        "value_ns": 4.0,
         "overlaps": False,
         "shares_cores": True,
         "cores_per_gpu": 1,

@@ -18,6 +18,7 @@ WORK = Work(
     forward_flops=1e12,
     backward_flops=2e12,
     kept_values=1e11,
+    scores=1e9,
     state_bytes=10**11,
     width=2,
 )
@@ -41,6 +42,11 @@ def test_fp32_has_its_own_rate_and_twice_the_bytes() -> None:
 def test_values_may_have_their_own_cost() -> None:
     """A CPU's, which does not depend on their width: 30 s for 1e11 of them at 0.3 ns."""
     assert seconds(hardware=PLAIN.model_copy(update={"value_ns": 0.3})) == pytest.approx((11, 22, 0.2))
+
+
+def test_scores_may_have_a_cost() -> None:
+    """3 s for 1e9 of them at 3 ns, beside the passes."""
+    assert seconds(hardware=PLAIN.model_copy(update={"score_ns": 3.0})) == pytest.approx((2.4, 4.8, 0.2))
 
 
 def test_a_step_takes_at_least_the_launch_of_its_kernels() -> None:

@@ -38,7 +38,7 @@ JOB = Job(
     save_every_s=600.0,
     save_every_steps=1000,
 )
-WORK = Work(1000, 1, 12, 0.25e12, 0.75e12, 0, 0, 2)
+WORK = Work(1000, 1, 12, 0.25e12, 0.75e12, 0, 0, 0, 2)
 
 
 def found(hardware: Hardware = PLAIN, work: Work = WORK, mtbf_h: float | None = None, **changed: Any) -> Forecast:

@@ -34,6 +34,7 @@ def test_a_step_is_three_forward_passes() -> None:
     assert work.forward_flops == 16 * forward_flops(SPEC)
     assert work.backward_flops == 2 * work.forward_flops
     assert work.kept_values == pytest.approx(16 * 50 * 4 * layer_values(SPEC.backbone), rel=0.01)
+    assert work.scores == 16 * 4 * 2 * 50**2
 
 
 def test_recomputing_everything_is_a_fourth() -> None:
