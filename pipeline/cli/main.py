@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("pipeline.cli.evaluate", "command", "Judge finished models on a data set."),
     "predict": ("pipeline.cli.predict", "command", "Show what a finished model sees in images."),
     "report": ("pipeline.cli.report", "command", "Write the HTML page of a run."),
+    "launch": ("pipeline.cli.launch", "group", "Write what Kubernetes needs to run a pipeline."),
     "bench": ("pipeline.cli.bench", "group", "Measure this pipeline against its peers."),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,13 @@ def launch(
     name: str,
     folder: Path,
     stall_timeout_s: float,
+    env: Collection[str] = (),
 ) -> None:
     """Run `worker(job, context)` on `workers` ranks, in a process group, until all have returned.
 
     Ranks log to `folder/logs`. A `PipelineError` from any rank is raised unchanged, as is a fault in our own code; a
     rank that died, or failed because another did, raises `WorkersLost`. The ranks are ended if none of them gives a
-    sign of life for `stall_timeout_s`.
+    sign of life for `stall_timeout_s`. They take the variables `env` from this process, beside those they always take.
     """
     import ray
     from ray import cloudpickle
@@ -55,7 +56,7 @@ def launch(
     payload = cloudpickle.dumps((worker, job))
     trainer = Trainer(
         # Not as Ray's runtime_env, which its agents write to their logs: it may contain credentials of stores.
-        partial(run_rank, shared_with_ranks(os.environ)),
+        partial(run_rank, shared_with_ranks(os.environ, env)),
         train_loop_config={
             "payload": payload,
             "cpus": resources.cpus_per_worker,

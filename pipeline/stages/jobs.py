@@ -74,12 +74,13 @@ class StageJob(Generic[Job]):
             if time.monotonic() > due:
                 raise ClusterError(
                     f"stages.{self.id}: there was no room for {self.resources.min_workers} workers in "
-                    f"{self.context.config.cluster.wait_s:.0f} s (cluster.wait_s); bring nodes back or lower "
-                    "cluster.workers, then run the same command again to resume from the last committed checkpoint"
+                    f"{self.context.config.cluster.wait_s:.0f} s (cluster.wait_s){cluster.others()}; bring nodes back "
+                    "or lower cluster.workers, then run the same command again to resume from the last committed "
+                    "checkpoint"
                 )
             if not told:
                 told = True
-                self._say("wait", f"waits for room for {self.resources.min_workers} workers")
+                self._say("wait", f"waits for room for {self.resources.min_workers} workers{cluster.others()}")
             time.sleep(LOOK_FOR_ROOM_S)
         return workers
 
@@ -98,6 +99,7 @@ class StageJob(Generic[Job]):
                 name=name,
                 folder=self.folder.path.absolute(),
                 stall_timeout_s=self.context.config.cluster.stall_timeout_s,
+                env=self.context.config.cluster.env,
             )
 
     def _count_loss(self, lost: WorkersLost, reached: int, workers: int) -> None:
