@@ -70,9 +70,10 @@ class Cluster:
         )
 
     def offer(self, resources: Resources) -> str:
-        """How many workers of a stage fit now, as a message."""
+        """How many workers of a stage fit on the nodes, and what jobs of others hold there, as a message."""
         workers = min(sum(node.holds(resources) for node in self._list_nodes()), resources.max_workers)
-        return f"{workers} worker{'s' * (workers > 1)} with {resources}{' each' * (workers > 1)} on {self.address}"
+        taken = f"{workers} worker{'s' * (workers > 1)} with {resources}{' each' * (workers > 1)} on {self.address}"
+        return taken + self.others()
 
     def idle_gpus(self, asked: Iterable[Resources]) -> str | None:
         """A sentence if this cluster has GPUs and no stage asks for one; otherwise None."""
@@ -183,6 +184,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     else:
         require_answer(address)
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes 45 s; Ray's default is 20
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # a refused token would be told of twice
         if has_token():
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` and `ray job` infer it, ray.init does not
     import ray
@@ -274,8 +276,8 @@ def no_answer(address: str, error: Exception) -> ClusterError:
     """The error for a cluster that cannot be joined; never holds the token."""
     if "AuthenticationError" in f"{type(error).__name__} {error.__cause__}":
         return ClusterError(
-            f"cluster.address: the Ray cluster at {address} refuses the token of this environment; set RAY_AUTH_TOKEN, "
-            "or RAY_AUTH_TOKEN_PATH to a file with it, to the token that the cluster was started with"
+            f"cluster.address: the Ray cluster at {address} refuses this run, whose token is wrong or missing; set "
+            "RAY_AUTH_TOKEN to the token that the cluster was started with, or RAY_AUTH_TOKEN_PATH to a file with it"
         )
     reason = str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__
     return ClusterError(

@@ -66,8 +66,8 @@ def test_a_refused_token_is_one_sentence_that_does_not_hold_it(
         place.environment["RAY_AUTH_TOKEN"] = token * 16
     done = place.minivit("run", place.write(kit.config(shards, "refused", {"pretrain": kit.pretrain()})))
     assert done.code == 6
-    address = place.environment["RAY_ADDRESS"]
-    assert f"the Ray cluster at {address} refuses the token of this environment; set RAY_AUTH_TOKEN" in done.error
+    refused = f"the Ray cluster at {place.environment['RAY_ADDRESS']} refuses this run, whose token is wrong or missing"
+    assert f"cluster.address: {refused}; set RAY_AUTH_TOKEN" in done.error
     assert "wrongwrong" not in done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 2, done.stderr  # the first says where the run is
 
