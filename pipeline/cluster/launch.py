@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.cluster.environment import shared_with_ranks
 from pipeline.cluster.resources import Resources
-from pipeline.errors import PipelineError, WorkersLost
+from pipeline.errors import PipelineError, WorkersLate, WorkersLost
 from pipeline.train.job import RankContext
 
 # A rank that raises one of these would raise it again: restarting would only hide the fault.
@@ -41,11 +41,12 @@ def launch(
     """Run `worker(job, context)` on `workers` ranks, in a process group, until all have returned.
 
     Ranks log to `folder/logs`. A `PipelineError` from any rank is raised unchanged, as is a fault in our own code; a
-    rank that died, or failed because another did, raises `WorkersLost`. The ranks are ended if none of them gives a
-    sign of life for `stall_timeout_s`. They take the variables `env` from this process, beside those they always take.
+    rank that died, or failed because another did, raises `WorkersLost`, and ranks that are not started in time
+    `WorkersLate`. The ranks are ended if none of them gives a sign of life for `stall_timeout_s`. They take the variables `env` from this process, beside those they always take.
     """
     import ray
     from ray import cloudpickle
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -73,12 +74,16 @@ def launch(
         run_config=RunConfig(  # type: ignore[arg-type]  # annotated with version 1's class
             name=name,
             storage_path=str(folder / "ray"),
-            failure_config=FailureConfig(max_failures=0),
+            # The stage restarts its job, and says so; Ray would try again in silence, for ever.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            waited = float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
+            raise WorkersLate(f"Ray did not start {workers} workers in {waited:.0f} s") from error
         for failure in getattr(error, "worker_failures", {}).values():
             if cause := root_cause(failure, PipelineError) or root_cause(failure, FAULTS_OF_OURS):
                 raise cause from None

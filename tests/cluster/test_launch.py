@@ -90,12 +90,17 @@ with connect(ClusterConfig()):
         launch(too_large, None, resources, workers=1, name="job", folder=folder, stall_timeout_s=100.0)
     except Exception as error:
         (folder / "told").write_text(f"{type(error).__name__} {error}")
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "1"
+    try:
+        launch(worker, None, Resources(1, 1, 999), workers=1, name="job", folder=folder, stall_timeout_s=100.0)
+    except Exception as error:
+        (folder / "late").write_text(f"{type(error).__name__} {error}")
 """
 
 
 @pytest.mark.integration
 def test_a_rank_has_the_users_settings_but_not_his_modules(tmp_path: Path) -> None:
-    """And what a second job's rank raises for want of a GPU's memory is told at once."""
+    """And what a second job's rank raises for want of a GPU's memory is told at once, and that a third has no room."""
     home, folder = tmp_path / "home", tmp_path / "stage"
     home.mkdir()
     for name in ("json", "pipeline", "queue", "random", "torch"):
@@ -117,5 +122,6 @@ def test_a_rank_has_the_users_settings_but_not_his_modules(tmp_path: Path) -> No
     assert str(home) not in (*seen["path"], seen["folder"])
     assert seen["queue"] == queue.__file__
     assert "printed to standard error" in (folder / "logs" / "rank-00000.log").read_text()
+    assert (folder / "late").read_text() == "WorkersLate Ray did not start 1 workers in 1 s"
     told = (folder / "told").read_text()
     assert told.startswith("ClusterError stage: a GPU's memory ran out (CUDA out of memory. Tried to allocate 2 GiB);")
