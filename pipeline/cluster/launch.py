@@ -42,7 +42,8 @@ def launch(
 
     Ranks log to `folder/logs`. A `PipelineError` from any rank is raised unchanged, as is a fault in our own code; a
     rank that died, or failed because another did, raises `WorkersLost`, and ranks that are not started in time
-    `WorkersLate`. The ranks are ended if none of them gives a sign of life for `stall_timeout_s`. They take the variables `env` from this process, beside those they always take.
+    `WorkersLate`. The ranks are ended if none of them gives a sign of life for `stall_timeout_s`. They take the
+    variables `env` from this process, beside those that they always take.
     """
     import ray
     from ray import cloudpickle

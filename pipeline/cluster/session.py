@@ -184,7 +184,6 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     else:
         require_answer(address)
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes 45 s; Ray's default is 20
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # a refused token would be told of twice
         if has_token():
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` and `ray job` infer it, ray.init does not
     import ray

@@ -116,7 +116,8 @@ class StageJob(Generic[Job]):
         elif time.monotonic() - self.late_since > wait_s:
             raise ClusterError(
                 f"stages.{self.id}: {late}, again and again for {wait_s:.0f} s (cluster.wait_s){others}; free the "
-                "nodes, or lower cluster.workers, then run the same command again to resume from the last committed checkpoint"
+                "nodes, or lower cluster.workers, then run the same command again to resume from the last committed "
+                "checkpoint"
             ) from late
 
     def _count_loss(self, lost: WorkersLost, reached: int, workers: int) -> None:

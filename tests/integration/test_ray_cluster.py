@@ -69,7 +69,6 @@ def test_a_refused_token_is_one_sentence_that_does_not_hold_it(
     refused = f"the Ray cluster at {place.environment['RAY_ADDRESS']} refuses this run, whose token is wrong or missing"
     assert f"cluster.address: {refused}; set RAY_AUTH_TOKEN" in done.error
     assert "wrongwrong" not in done.stdout + done.stderr
-    assert len(done.stderr.splitlines()) == 2, done.stderr  # the first says where the run is
 
 
 @pytest.mark.integration
@@ -102,6 +101,7 @@ class Pod:
             self.port, self.dashboard = port.getsockname()[1], dashboard.getsockname()[1]
         self.environment = os.environ | environment | {"RAY_USAGE_STATS_ENABLED": "0", "MINIVIT_IN_CONTAINER": "1"}
         self.environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        self.environment["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = "200"
         start = [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={self.port}"]
         start += [f"--dashboard-port={self.dashboard}", "--num-cpus=1"]
         self.head = subprocess.Popen(
