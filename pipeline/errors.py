@@ -46,6 +46,10 @@ class WorkersLost(ClusterError):
     """Ranks died or could not join through no fault of the user; the job may be restarted."""
 
 
+class WorkersLate(WorkersLost):
+    """Ranks were not started in time: no room for them is free, or the nodes are busy."""
+
+
 class TrackingError(PipelineError):
     """The MLflow store does not answer or refuses the run."""
 

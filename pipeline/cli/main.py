@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("pipeline.cli.evaluate", "command", "Evaluate finished models on a data set."),
     "predict": ("pipeline.cli.predict", "command", "Show a finished model's predictions for images."),
     "report": ("pipeline.cli.report", "command", "Write a run's HTML report."),
+    "launch": ("pipeline.cli.launch", "group", "Write what Kubernetes needs to run a pipeline."),
     "bench": ("pipeline.cli.bench", "group", "Measure this pipeline against its peers."),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 # Settings of the network, stores, caches and numerical libraries, missing in a Ray cluster started before the run.
 SHARED_PREFIXES = (
@@ -27,12 +27,12 @@ LAUNCHER_NAMES = {
 }
 
 
-def shared_with_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """The part of the driver's environment that every rank needs."""
+def shared_with_ranks(environment: Mapping[str, str], also: Collection[str] = ()) -> dict[str, str]:
+    """The part of the driver's environment that every rank needs, and the variables that the config names."""
     return {
         name: value
         for name, value in environment.items()
-        if (name.startswith(SHARED_PREFIXES) or name in SHARED_NAMES) and name not in NOT_SHARED
+        if ((name.startswith(SHARED_PREFIXES) or name in SHARED_NAMES) and name not in NOT_SHARED) or name in also
     }
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.environment import shared_with_ranks
 from pipeline.cluster.resources import Resources
-from pipeline.errors import PipelineError, WorkersLost
+from pipeline.errors import PipelineError, WorkersLate, WorkersLost
 from pipeline.train.job import RankContext
 
 # A rank that raises one of these would raise it again: restarting would only hide the fault.
@@ -36,15 +36,18 @@ def launch(
     name: str,
     folder: Path,
     stall_timeout_s: float,
+    env: Collection[str] = (),
 ) -> None:
     """Run `worker(job, context)` on `workers` ranks, in a process group, until all have returned.
 
     Ranks log to `folder/logs`. A `PipelineError` from any rank is raised unchanged, as is a fault in our own code; a
-    rank that died, or failed because another did, raises `WorkersLost`. The ranks are ended if none of them gives a
-    sign of life for `stall_timeout_s`.
+    rank that died, or failed because another did, raises `WorkersLost`, and ranks that are not started in time
+    `WorkersLate`. The ranks are ended if none of them gives a sign of life for `stall_timeout_s`. They take the
+    variables `env` from this process, beside those that they always take.
     """
     import ray
     from ray import cloudpickle
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -55,7 +58,7 @@ def launch(
     payload = cloudpickle.dumps((worker, job))
     trainer = Trainer(
         # Not as Ray's runtime_env, which its agents write to their logs: it may contain credentials of stores.
-        partial(run_rank, shared_with_ranks(os.environ)),
+        partial(run_rank, shared_with_ranks(os.environ, env)),
         train_loop_config={
             "payload": payload,
             "cpus": resources.cpus_per_worker,
@@ -72,12 +75,16 @@ def launch(
         run_config=RunConfig(  # type: ignore[arg-type]  # annotated with version 1's class
             name=name,
             storage_path=str(folder / "ray"),
-            failure_config=FailureConfig(max_failures=0),
+            # The stage restarts its job, and says so; Ray would try again in silence, for ever.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            waited = float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
+            raise WorkersLate(f"Ray did not start {workers} workers in {waited:.0f} s") from error
         for failure in getattr(error, "worker_failures", {}).values():
             if cause := root_cause(failure, PipelineError) or root_cause(failure, FAULTS_OF_OURS):
                 raise cause from None

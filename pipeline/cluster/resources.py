@@ -15,11 +15,13 @@ MOST_CPU_RANKS = 8  # on a node without GPUs: with more, waiting for each other 
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive and answers."""
+    """A node that is alive and answers. `busy`: held by any job, this one included."""
 
     id: str
     cpus: int
     gpus: int
+    busy_cpus: int = 0
+    busy_gpus: int = 0
 
     def holds(self, resources: Resources) -> int:
         """How many ranks of a stage fit on it."""

@@ -9,9 +9,11 @@ import secrets
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.resources import Node, Resources, settle, this_machine
@@ -20,8 +22,11 @@ from pipeline.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 2.0
+FREED_WITHIN_S = 3.0  # how long Ray may count what a job of ours held after it has ended
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for drivers of submitted jobs
 LOOPBACK = ("127.", "localhost")
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+TOKEN_FILE = Path(".ray", "auth_token")  # in the home folder, where Ray looks last
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -38,16 +43,16 @@ ENVIRONMENT = {
 class Cluster:
     """A connected cluster, and how many of its workers each stage of this pipeline holds. Thread-safe."""
 
-    def __init__(self, address: str, list_nodes: Callable[[], list[Node]], *, grows: bool = True) -> None:
-        """`grows`: whether nodes may join."""
-        self.address, self._list_nodes, self._grows = address, list_nodes, grows
+    def __init__(self, address: str, list_nodes: Callable[[], list[Node]], *, shared: bool = True) -> None:
+        """`shared`: whether nodes may join, and jobs of others run there."""
+        self.address, self._list_nodes, self._shared = address, list_nodes, shared
         self._at_first = tuple(list_nodes())
         self._held: dict[str, tuple[int, Resources]] = {}
         self._lock = threading.Lock()
 
     def settle(self, asked: ResourcesConfig, most: int | None = None) -> Resources:
         """The requested resources in numbers, fixed for the life of this driver; see `resources.settle`."""
-        return settle(asked, self._at_first, most, grows=self._grows)
+        return settle(asked, self._at_first, most, grows=self._shared)
 
     def require(self, resources: Resources, where: str, setting: str = "cluster.workers") -> None:
         """Raise `ClusterError` unless this cluster fits a job's minimum number of workers at once.
@@ -65,9 +70,10 @@ class Cluster:
         )
 
     def offer(self, resources: Resources) -> str:
-        """How many workers of a stage fit now, as a message."""
+        """How many workers of a stage fit on the nodes, and what jobs of others hold there, as a message."""
         workers = min(sum(node.holds(resources) for node in self._list_nodes()), resources.max_workers)
-        return f"{workers} worker{'s' * (workers > 1)} with {resources}{' each' * (workers > 1)} on {self.address}"
+        taken = f"{workers} worker{'s' * (workers > 1)} with {resources}{' each' * (workers > 1)} on {self.address}"
+        return taken + self.others()
 
     def idle_gpus(self, asked: Iterable[Resources]) -> str | None:
         """A sentence if this cluster has GPUs and no stage asks for one; otherwise None."""
@@ -80,7 +86,7 @@ class Cluster:
         """
         with self._lock:
             self._held.pop(holder, None)
-            workers = self._room(resources, leaving)
+            workers = self._room(resources, leaving, patience_s=FREED_WITHIN_S)
             if workers:
                 self._held[holder] = workers, resources
             return workers
@@ -92,23 +98,53 @@ class Cluster:
     def room(self, holder: str, leaving: Collection[str] = ()) -> int:
         """Workers that a holder would get if it reserved again."""
         with self._lock:
-            mine = self._held.pop(holder)
-            try:
-                return self._room(mine[1], leaving)
-            finally:
-                self._held[holder] = mine
+            return self._room(self._held[holder][1], leaving, again=holder)
 
     def held(self, holder: str) -> int:
         """Workers that a holder has."""
         return self._held[holder][0]
 
-    def _room(self, resources: Resources, leaving: Collection[str]) -> int:
-        nodes = [node for node in self._list_nodes() if node.id not in leaving]
-        used_cpus = sum(workers * held.cpus_per_worker for workers, held in self._held.values())
-        used_gpus = sum(workers * held.gpus_per_worker for workers, held in self._held.values())
-        free = Node("", sum(node.cpus for node in nodes) - used_cpus, sum(node.gpus for node in nodes) - used_gpus)
-        fits = min(sum(node.holds(resources) for node in nodes), free.holds(resources), resources.max_workers)
-        return fits if fits >= resources.min_workers else 0
+    def others(self) -> str:
+        """What jobs of others hold now, to end a message with; empty if nothing."""
+        with self._lock:
+            nodes = self._list_nodes()
+            cpus, gpus = self._taken_by_others(nodes)
+        kinds = ((gpus, sum(node.gpus for node in nodes), "GPUs"), (cpus, sum(node.cpus for node in nodes), "CPUs"))
+        held = [f"{taken} of {total} {kind}" for taken, total, kind in kinds if taken]
+        return f"; other jobs hold {' and '.join(held)}" if held else ""
+
+    def _room(
+        self, resources: Resources, leaving: Collection[str], *, again: str | None = None, patience_s: float = 0.0
+    ) -> int:
+        """Workers that fit beside all other holders; `again` is one that would give up what it has.
+
+        Waits for up to `patience_s` if jobs of others seem to be in the way.
+        """
+        due = time.monotonic() + patience_s
+        while True:
+            nodes = [node for node in self._list_nodes() if node.id not in leaving]
+            (our_cpus, our_gpus), (their_cpus, their_gpus) = self._ours(again), self._taken_by_others(nodes)
+            free_cpus = sum(node.cpus for node in nodes) - our_cpus - their_cpus
+            free_gpus = sum(node.gpus for node in nodes) - our_gpus - their_gpus
+            free = Node("", max(free_cpus, 0), max(free_gpus, 0))
+            fits = min(sum(node.holds(resources) for node in nodes), free.holds(resources), resources.max_workers)
+            if fits == resources.max_workers or not (their_cpus or their_gpus) or time.monotonic() >= due:
+                return fits if fits >= resources.min_workers else 0
+            time.sleep(0.2)
+
+    def _ours(self, without: str | None = None) -> tuple[int, int]:
+        """CPUs and GPUs reserved here."""
+        held = [reserved for holder, reserved in self._held.items() if holder != without]
+        cpus = sum(workers * resources.cpus_per_worker for workers, resources in held)
+        return cpus, sum(workers * resources.gpus_per_worker for workers, resources in held)
+
+    def _taken_by_others(self, nodes: Collection[Node]) -> tuple[int, int]:
+        """CPUs and GPUs of these nodes that are held, but not reserved here."""
+        if not self._shared:
+            return 0, 0
+        our_cpus, our_gpus = self._ours()
+        busy_cpus, busy_gpus = sum(node.busy_cpus for node in nodes), sum(node.busy_gpus for node in nodes)
+        return max(busy_cpus - our_cpus, 0), max(busy_gpus - our_gpus, 0)
 
 
 def idle_gpus(gpus: int, where: str, asked: Iterable[Resources]) -> str | None:
@@ -135,8 +171,8 @@ def idle_gpus_here(config: ClusterConfig, asked: Iterable[Resources]) -> str | N
 def connect(config: ClusterConfig) -> Iterator[Cluster]:
     """Join the configured (or already running) Ray cluster, or start one on this machine for the context's lifetime.
 
-    A cluster started here listens on loopback only and requires a token that is valid for its lifetime.
-    Raises `ClusterError` if the address does not answer.
+    A cluster started here listens on loopback only and requires a token that is valid for its lifetime. A cluster at an
+    address is shown the token of this environment. Raises `ClusterError` if it does not answer or refuses the token.
     """
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     address = elsewhere(config)
@@ -150,6 +186,8 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     else:
         require_answer(address)
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes 45 s; Ray's default is 20
+        if has_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` and `ray job` infer it, ray.init does not
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -160,11 +198,11 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
                 ray.init(address="local", include_dashboard=False, **options)
             else:
                 ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise no_answer(address or "this machine", error) from None
     try:
         if address is None:
-            yield Cluster("this machine", own_nodes, grows=False)
+            yield Cluster("this machine", own_nodes, shared=False)
         else:
             yield Cluster(address, answering_nodes)
     finally:
@@ -184,15 +222,20 @@ def runtime_environment(empty: str) -> dict[str, str]:
 def answering_nodes() -> list[Node]:
     """The nodes that Ray considers alive and that answer, so that a lost node counts before Ray notices."""
     import ray
+    from ray._private.state import available_resources_per_node
 
+    free = available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"]]
     with ThreadPoolExecutor(max(len(alive), 1)) as pool:
         answers = pool.map(lambda node: answers_at(node["NodeManagerAddress"], node["NodeManagerPort"]), alive)
         nodes = [node for node, answered in zip(alive, answers, strict=True) if answered]
-    return [
-        Node(node["NodeID"], int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
-        for node in nodes
-    ]
+    return [as_node(node["NodeID"], node["Resources"], free.get(node["NodeID"], node["Resources"])) for node in nodes]
+
+
+def as_node(id: str, total: Mapping[str, float], free: Mapping[str, float]) -> Node:
+    """A node by its resources as Ray counts them; one held in part is busy. Ray leaves out what is not free."""
+    cpus, gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
+    return Node(id, cpus, gpus, cpus - int(free.get("CPU", 0)), gpus - int(free.get("GPU", 0)))
 
 
 def own_nodes() -> list[Node]:
@@ -225,7 +268,18 @@ def require_answer(address: str) -> None:
         raise no_answer(address, error) from None
 
 
+def has_token() -> bool:
+    """Whether this environment holds a token for Ray clusters."""
+    return any(os.environ.get(name) for name in TOKEN_VARIABLES) or (Path.home() / TOKEN_FILE).is_file()
+
+
 def no_answer(address: str, error: Exception) -> ClusterError:
+    """The error for a cluster that cannot be joined; never holds the token."""
+    if "AuthenticationError" in f"{type(error).__name__} {error.__cause__}":
+        return ClusterError(
+            f"cluster.address: the Ray cluster at {address} refuses this run, whose token is wrong or missing; set "
+            "RAY_AUTH_TOKEN to the token that the cluster was started with, or RAY_AUTH_TOKEN_PATH to a file with it"
+        )
     reason = str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__
     return ClusterError(
         f"cluster.address: no Ray cluster answers at {address} ({reason}); "

@@ -29,8 +29,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PipelineConf
     key, lists and values replace. Other relative paths stay relative to the current directory.
     Raises ConfigError with one sentence (one line) per fault.
     """
-    path = Path(path)
-    return parse_config(apply_overrides(_read_merged(path), overrides), source=str(path))
+    return parse_config(read_config(path, overrides), source=str(path))
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of `load_config` as plain data: base and overrides applied, nothing checked, no path expanded."""
+    return apply_overrides(_read_merged(Path(path)), overrides)
 
 
 def parse_config(raw: Mapping[str, Any], source: str) -> PipelineConfig:

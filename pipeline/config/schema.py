@@ -28,6 +28,8 @@ from pipeline.metrics.schema import VAL, Better, Schema
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
 SLOTS = re.compile(r"\d+:\d+")
 
 FOLDER_NAME = "letters, digits, '_', '-' and '.', the first a letter or digit"
@@ -81,7 +83,14 @@ class ResourcesConfig(Section):
 
 
 class ClusterConfig(ResourcesConfig):
-    address: str | None = Field(default=None, description="Ray address; default: a running cluster, else this machine")
+    address: str | None = Field(
+        default=None, description="Ray address; default: the cluster at RAY_ADDRESS, else this machine"
+    )
+    env: list[str] = Field(
+        default_factory=list,
+        description="names of environment variables that the ranks take from `run`, beside those of networks, stores "
+        "and libraries, which they always take",
+    )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
         default=3, description="restarts in a row after lost workers without a new checkpoint between them"
     )
@@ -92,6 +101,13 @@ class ClusterConfig(ResourcesConfig):
         default=600.0,
         description="if no rank makes progress for this long, all write their stacks to their logs and are restarted",
     )
+
+    @field_validator("env")
+    @classmethod
+    def names_variables(cls, names: list[str]) -> list[str]:
+        if not all(map(VARIABLE_NAME.fullmatch, names)):
+            raise ValueError("names of environment variables; their values stay out of the config")
+        return names
 
 
 class StageBase(Section):

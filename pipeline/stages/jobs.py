@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from pipeline.cluster.launch import launch
 from pipeline.cluster.resources import Resources
-from pipeline.errors import ClusterError, Interrupted, WorkersLost
+from pipeline.errors import ClusterError, Interrupted, WorkersLate, WorkersLost
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import StageFolder
 from pipeline.train.job import RESIZE, STOP, RankContext, WorkersChange
@@ -44,6 +44,7 @@ class StageJob(Generic[Job]):
     lost_at: int = -1
     losses: int = 0
     starts: int = field(default=0, init=False)
+    late_since: float | None = field(default=None, init=False)
 
     def run(self) -> Job:
         """Run the job to its end; returns it as last started.
@@ -57,11 +58,15 @@ class StageJob(Generic[Job]):
             try:
                 self._start(job, workers)
                 return job
+            except WorkersLate as late:
+                self._wait_again(late)
+                continue
             except WorkersChange as change:
                 self.leaving = tuple({*self.leaving, *change.leaving})
                 self._say("resize", f"committed and stopped, because {change}", workers_before=workers)
             except WorkersLost as lost:
                 self._count_loss(lost, self.reached(job), workers)
+            self.late_since = None
 
     def _workers(self) -> int:
         """As many workers as there is room for; waits until the stage's minimum fits."""
@@ -74,12 +79,13 @@ class StageJob(Generic[Job]):
             if time.monotonic() > due:
                 raise ClusterError(
                     f"stages.{self.id}: there was no room for {self.resources.min_workers} workers within "
-                    f"{self.context.config.cluster.wait_s:.0f} s (cluster.wait_s); bring nodes back or lower "
-                    "cluster.workers, then run the same command again to resume from the last committed checkpoint"
+                    f"{self.context.config.cluster.wait_s:.0f} s (cluster.wait_s){cluster.others()}; bring nodes back "
+                    "or lower cluster.workers, then run the same command again to resume from the last committed "
+                    "checkpoint"
                 )
             if not told:
                 told = True
-                self._say("wait", f"waiting for room for {self.resources.min_workers} workers")
+                self._say("wait", f"waiting for room for {self.resources.min_workers} workers{cluster.others()}")
             time.sleep(LOOK_FOR_ROOM_S)
         return workers
 
@@ -98,7 +104,21 @@ class StageJob(Generic[Job]):
                 name=name,
                 folder=self.folder.path.absolute(),
                 stall_timeout_s=self.context.config.cluster.stall_timeout_s,
+                env=self.context.config.cluster.env,
             )
+
+    def _wait_again(self, late: WorkersLate) -> None:
+        """Say that workers were not started, the first time; raises `ClusterError` once that has lasted too long."""
+        others, wait_s = self.context.cluster.others(), self.context.config.cluster.wait_s
+        if self.late_since is None:
+            self.late_since = time.monotonic()
+            self._say("wait", f"{late}{others}; tries again for {wait_s:.0f} s")
+        elif time.monotonic() - self.late_since > wait_s:
+            raise ClusterError(
+                f"stages.{self.id}: {late}, again and again for {wait_s:.0f} s (cluster.wait_s){others}; free the "
+                "nodes, or lower cluster.workers, then run the same command again to resume from the last committed "
+                "checkpoint"
+            ) from late
 
     def _count_loss(self, lost: WorkersLost, reached: int, workers: int) -> None:
         self.losses = self.losses + 1 if reached == self.lost_at else 1

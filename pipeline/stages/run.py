@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipeline.config.schema import (
     ReportStage,
     TrainStage,
 )
-from pipeline.errors import CheckpointError, Interrupted
+from pipeline.errors import CheckpointError, ConfigError, Interrupted, PipelineError
 from pipeline.report.plots import save_plots
 from pipeline.report.tables import installed_versions
 from pipeline.stages.context import RunContext, find_datasets, make_datasets, tracking_store
@@ -78,6 +79,7 @@ def run_pipeline(config: PipelineConfig) -> None:
     datasets, to_make = find_datasets(config)
     findings = preflight(config, datasets)
     findings.faults += [problem for name, problem in to_make.items() if not config.datasets[name].make]
+    findings.faults += unset_variables(config, os.environ)
     findings.refuse()
     folder = RunFolder(Path(config.runs_dir) / config.name)
     with ExitStack() as stack:
@@ -106,6 +108,15 @@ def run_pipeline(config: PipelineConfig) -> None:
         context = RunContext(config, folder, cluster, tracker, parent, progress, StopRequest(progress), datasets)
         take_resources(context)
         Execution(context).run()
+
+
+def unset_variables(config: PipelineConfig, environment: Mapping[str, str]) -> list[PipelineError]:
+    """One error for each variable that the ranks are to take from here, where it is missing."""
+    return [
+        ConfigError(f"cluster.env: {name} is not set where the run was started; set it there, or take it off the list")
+        for name in config.cluster.env
+        if name not in environment
+    ]
 
 
 def take_resources(context: RunContext) -> None:

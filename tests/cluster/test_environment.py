@@ -42,6 +42,13 @@ def test_settings_of_network_stores_and_libraries_are_shared() -> None:
     assert shared_with_ranks(SHARED | OF_THIS_MACHINE | OF_A_LAUNCHER) == SHARED
 
 
+def test_the_config_names_further_variables() -> None:
+    assert shared_with_ranks(OF_THIS_MACHINE | {"TEAM_TOKEN": "t"}, ["TEAM_TOKEN", "TMPDIR", "UNSET"]) == {
+        "TEAM_TOKEN": "t",
+        "TMPDIR": "/t",
+    }
+
+
 def test_a_rank_takes_them_and_forgets_what_a_launcher_told_it(monkeypatch: pytest.MonkeyPatch) -> None:
     before = dict(os.environ)
     for name, value in (OF_A_LAUNCHER | {"SLURM_JOB_ID": "7", "HF_HOME": "/of the cluster"}).items():

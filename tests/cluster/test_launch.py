@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -78,33 +79,49 @@ def too_large(job, context):
 
 os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "3"
 with connect(ClusterConfig()):
-    os.environ["AWS_SECRET_ACCESS_KEY"] = "set after the cluster was started"
+    import ray
+    os.environ |= {"AWS_SECRET_ACCESS_KEY": sys.argv[2], "TEAM_TOKEN": sys.argv[2], "OTHER_TOKEN": sys.argv[2]}
     folder = Path(sys.argv[1])
     resources = Resources(1, 1)
-    launch(worker, folder / "seen.json", resources, workers=1, name="job", folder=folder, stall_timeout_s=100.0)
+    named = {"stall_timeout_s": 100.0, "env": ["TEAM_TOKEN"]}
+    launch(worker, folder / "seen.json", resources, workers=1, name="job", folder=folder, **named)
+    print(ray._private.worker._global_node.get_session_dir_path())
     try:
         launch(too_large, None, resources, workers=1, name="job", folder=folder, stall_timeout_s=100.0)
     except Exception as error:
         (folder / "told").write_text(f"{type(error).__name__} {error}")
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "1"
+    try:
+        launch(worker, None, Resources(1, 1, 999), workers=1, name="job", folder=folder, stall_timeout_s=100.0)
+    except Exception as error:
+        (folder / "late").write_text(f"{type(error).__name__} {error}")
 """
 
 
 @pytest.mark.integration
 def test_a_rank_has_the_users_settings_but_not_his_modules(tmp_path: Path) -> None:
-    """And what a second job's rank raises for want of a GPU's memory is told at once."""
+    """And what a second job's rank raises for want of a GPU's memory is told at once, and that a third has no room."""
     home, folder = tmp_path / "home", tmp_path / "stage"
     home.mkdir()
     for name in ("json", "pipeline", "queue", "random", "torch"):
         (home / f"{name}.py").write_text("raise SystemExit('a module of the user')\n")
-    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    secret = secrets.token_hex(16)
+    command = [sys.executable, "-c", PROGRAM, str(folder), secret]
     environment = os.environ | {"PYTHONSAFEPATH": "1"}  # as `minivit` sets it
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     seen = json.loads((folder / "seen.json").read_text())
-    assert seen["environment"]["AWS_SECRET_ACCESS_KEY"] == "set after the cluster was started"
+    assert [seen["environment"].get(name) for name in ("AWS_SECRET_ACCESS_KEY", "TEAM_TOKEN")] == [secret, secret]
+    assert "OTHER_TOKEN" not in seen["environment"]
+    (folder / "seen.json").unlink()
+    session = Path(done.stdout.split()[-1])
+    written = [path for place in (folder, session) for path in place.rglob("*") if path.is_file()]
+    assert any(session in path.parents for path in written)
+    assert not [path for path in written if secret.encode() in path.read_bytes()]
     assert "OMPI_COMM_WORLD_LOCAL_RANK" not in seen["environment"]
     assert str(home) not in (*seen["path"], seen["folder"])
     assert seen["queue"] == queue.__file__
     assert "printed to standard error" in (folder / "logs" / "rank-00000.log").read_text()
+    assert (folder / "late").read_text() == "WorkersLate Ray did not start 1 workers in 1 s"
     told = (folder / "told").read_text()
     assert told.startswith("ClusterError stage: a GPU ran out of memory (CUDA out of memory. Tried to allocate 2 GiB);")

@@ -40,9 +40,9 @@ def test_what_is_set_stays() -> None:
 def test_auto_grows_with_a_cluster_that_nodes_join_up_to_a_share_each() -> None:
     machine = nodes((2, 0))
     assert Cluster("10.0.0.1:6379", lambda: machine).settle(ResourcesConfig(), 64) == Resources(1, 64)
-    assert Cluster("this machine", lambda: machine, grows=False).settle(ResourcesConfig(), 64) == Resources(1, 2)
-    assert Cluster("this machine", lambda: machine, grows=False).settle(ResourcesConfig(), 1) == Resources(1, 1)
-    assert Cluster("here", lambda: machine, grows=False).settle(ResourcesConfig(workers=3), 1) == Resources(3, 3)
+    assert Cluster("this machine", lambda: machine, shared=False).settle(ResourcesConfig(), 64) == Resources(1, 2)
+    assert Cluster("this machine", lambda: machine, shared=False).settle(ResourcesConfig(), 1) == Resources(1, 1)
+    assert Cluster("here", lambda: machine, shared=False).settle(ResourcesConfig(workers=3), 1) == Resources(3, 3)
 
 
 def test_what_is_taken_is_said() -> None:

@@ -17,6 +17,7 @@ from pipeline.cluster.resources import Node, Resources, settle
 from pipeline.cluster.session import (
     Cluster,
     answers_at,
+    as_node,
     connect,
     idle_gpus_here,
     no_answer,
@@ -114,6 +115,38 @@ def test_stages_share_the_cluster() -> None:
     assert nodes.reserve("b", elastic) == 6
     assert nodes.reserve("c", four) == 0
     nodes.release("c")  # never held anything
+
+
+def busy(*nodes: tuple[int, int]) -> list[Node]:
+    """Nodes with so many CPUs, of which so many are held."""
+    return [Node(f"n{number}", cpus, 0, held) for number, (cpus, held) in enumerate(nodes)]
+
+
+def test_what_jobs_of_others_hold_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cluster.session.FREED_WITHIN_S", 0.3)
+    found = busy((4, 3), (4, 0))
+    shared = Cluster("head:6379", lambda: found)
+    assert shared.others() == "; other jobs hold 3 of 8 CPUs"
+    assert shared.reserve("a", Resources(6, 6)) == 0
+    assert shared.reserve("a", Resources(1, 9)) == 5
+    found[:] = busy((4, 4), (4, 4))  # its own, too
+    assert shared.others() == "; other jobs hold 3 of 8 CPUs"
+    assert shared.room("a") == 5
+    found[:] = busy((4, 1), (4, 4))  # theirs are gone
+    assert shared.others() == ""
+    assert shared.room("a") == 8
+    assert Cluster("this machine", lambda: found, shared=False).reserve("a", Resources(1, 9)) == 8
+
+
+def test_what_a_job_of_ours_held_is_free_a_moment_later() -> None:
+    answers = iter([busy((2, 0)), busy((2, 2)), busy((2, 2))])
+    shared = Cluster("head:6379", lambda: next(answers, busy((2, 0))))
+    assert shared.reserve("next", Resources(2, 2)) == 2
+
+
+@pytest.mark.parametrize(("free", "cpus", "gpus"), [({"CPU": 4.0, "GPU": 2.0}, 0, 0), ({"CPU": 2.5}, 2, 2), ({}, 4, 2)])
+def test_ray_leaves_out_what_is_not_free(free: dict[str, float], cpus: int, gpus: int) -> None:
+    assert as_node("n", {"CPU": 4.0, "GPU": 2.0}, free) == Node("n", 4, 2, cpus, gpus)
 
 
 def test_nodes_that_leave_are_not_counted() -> None:

@@ -17,7 +17,7 @@ import pytest
 from pipeline.cluster.resources import Node, Resources
 from pipeline.cluster.session import Cluster
 from pipeline.config.schema import ClusterConfig
-from pipeline.errors import ClusterError, DataError, Interrupted, WorkersLost
+from pipeline.errors import ClusterError, DataError, Interrupted, WorkersLate, WorkersLost
 from pipeline.stages.folder import StageFolder
 from pipeline.stages.jobs import StageJob
 from pipeline.train.job import RESIZE, STOP, WorkersChange
@@ -109,6 +109,23 @@ def test_a_lost_node_leaves_fewer_workers(stage_job: Callable[..., Any], nodes: 
     job = stage_job(script)
     assert job.run()["workers"] == 2
     assert (script.started, events(job)) == ([4, 2], ["restart"])
+
+
+def test_workers_that_are_not_started_are_tried_again_which_is_said_once(stage_job: Callable[..., Any]) -> None:
+    script = Script(WorkersLate("Ray did not start 4 workers"), WorkersLate("Ray did not start 4 workers"), None)
+    job = stage_job(script)
+    assert job.run()["workers"] == 4
+    assert (script.started, events(job)) == ([4, 4, 4], ["wait"])
+
+
+def test_workers_that_are_never_started_end_the_run(stage_job: Callable[..., Any]) -> None:
+    def late() -> None:
+        time.sleep(0.06)
+        raise WorkersLate("Ray did not start 4 workers in 20 s")
+
+    job = stage_job(Script(late, late, late), wait_s=0.05)
+    with pytest.raises(ClusterError, match=r"^stages\.pretrain: Ray did not start 4 workers in 20 s, again and again"):
+        job.run()
 
 
 def test_nodes_about_to_go_are_left_before_they_go(stage_job: Callable[..., Any]) -> None:

@@ -1,0 +1,92 @@
+"""`minivit launch`: what other systems need to run a pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.paths import UserPath
+
+
+@click.group("launch")
+def group() -> None:
+    """Write what a cluster's own scheduler needs to run a pipeline."""
+
+
+@group.command("kubernetes")
+@click.argument("config", type=UserPath())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--image", required=True, help="Image of docker/Dockerfile, as the cluster's nodes pull it.")
+@click.option("--claim", required=True, help="Volume claim for runs and data, which all pods mount: ReadWriteMany.")
+@click.option("--cpus", required=True, type=click.IntRange(min=1), help="CPUs of a worker's pod.")
+@click.option("--memory", required=True, help="Memory of a worker's pod, such as 64Gi, shared memory included.")
+@click.option("--gpus", default=0, type=click.IntRange(min=0), help="GPUs of a worker's pod; default: none.")
+@click.option(
+    "--pods", type=click.IntRange(min=1), help="Number of workers' pods; default: as many as cluster.workers fills."
+)
+@click.option("--name", help="Name of the RayJob; default: the config's.")
+@click.option("--namespace", help="Namespace; default: that of kubectl.")
+@click.option("--queue", help="Local queue of Kueue, which starts the job; default: it starts at once.")
+@click.option("--secret", help="Secret whose keys become variables of the run, such as AWS_SECRET_ACCESS_KEY.")
+@click.option("--out", type=UserPath(), help="File to write; default: standard output.")
+def kubernetes(
+    config: str,
+    overrides: tuple[str, ...],
+    image: str,
+    claim: str,
+    cpus: int,
+    memory: str,
+    gpus: int,
+    pods: int | None,
+    name: str | None,
+    namespace: str | None,
+    queue: str | None,
+    secret: str | None,
+    out: str | None,
+) -> None:
+    """Write the manifest of a RayJob (KubeRay) that runs or resumes the pipeline CONFIG.
+
+    minivit launch kubernetes CONFIG --image IMAGE --claim CLAIM --cpus 96 --gpus 8 --memory 512Gi | kubectl apply -f -
+    """
+    from importlib.metadata import version
+
+    from pipeline.cluster.kubernetes import RayJob, to_manifest
+    from pipeline.cluster.pods import pods_for
+    from pipeline.cluster.resources import Node
+    from pipeline.cluster.volume import expected_data, password_in, path_faults
+    from pipeline.config.load import load_config, read_config
+    from pipeline.config.yaml_text import to_yaml
+    from pipeline.errors import ConfigError
+    from pipeline.stages.resolve import on_workers
+
+    pipeline, raw = load_config(config, overrides), read_config(config, overrides)
+    if faults := list(path_faults(raw)):
+        raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
+    if password_in(raw):
+        raise ConfigError(
+            f"{config}: tracking.uri: it spells out a password, which the manifest would show; write a variable in its "
+            "place, such as $MLFLOW_PASSWORD, and set that by --secret"
+        )
+    pod = Node("", cpus, gpus)
+    asked = {name: pipeline.resources(stage) for name, stage in on_workers(pipeline).items()}
+    job = RayJob(
+        name=pipeline.name if name is None else name,
+        image=image,
+        config=to_yaml(raw),
+        claim=claim,
+        pods=pods_for(asked, pod, pods),
+        pod=pod,
+        memory=memory,
+        ray_version=version("ray"),
+        namespace=namespace,
+        queue=queue,
+        secret=secret,
+    )
+    manifest = to_manifest(job.documents())
+    for data in expected_data(raw):
+        click.echo(f"the claim {claim} must hold {data}", err=True)
+    if out is None:
+        click.echo(manifest, nl=False)
+    else:
+        Path(out).write_text(manifest)

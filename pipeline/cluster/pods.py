@@ -1,0 +1,58 @@
+"""How many pods of one size hold the workers of a config's stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.cluster.resources import Node, settle
+from pipeline.config.schema import ResourcesConfig
+from pipeline.errors import ConfigError
+
+
+def pods_for(stages: Mapping[str, ResourcesConfig], pod: Node, pods: int | None) -> int:
+    """The number of pods: `pods` if given, otherwise as many as the stage with the most workers fills.
+
+    `stages` maps their names to what they ask for. Raises `ConfigError` if a stage does not fit, or if nothing says how
+    many pods there are.
+    """
+    _check_gpus(stages, pod)
+    needed = 1
+    for name, asked in stages.items():
+        resources = settle(asked, [pod])
+        each = pod.holds(resources)
+        if not each:
+            raise ConfigError(
+                f"stages.{name}: a worker takes {resources}, more than a pod's {size(pod)}; raise --cpus, or lower "
+                "cluster.cpus_per_worker"
+            )
+        if asked.workers == "auto":
+            if pods is None:
+                raise ConfigError(
+                    f"stages.{name}: workers is auto, so nothing says how many pods to ask for; name their number with "
+                    "--pods, or set cluster.workers"
+                )
+            continue
+        if pods is not None and pods * each < resources.min_workers:
+            raise ConfigError(
+                f"stages.{name}: {resources.min_workers} workers do not fit into {pods} pods with {size(pod)}, which "
+                f"hold {each} each; raise --pods, or lower cluster.workers"
+            )
+        needed = max(needed, -(-resources.max_workers // each))
+    return pods or needed
+
+
+def size(pod: Node) -> str:
+    return f"{pod.cpus} CPUs" + (f" and {pod.gpus} GPUs" if pod.gpus else "")
+
+
+def _check_gpus(stages: Mapping[str, ResourcesConfig], pod: Node) -> None:
+    for name, asked in stages.items():
+        if asked.gpus_per_worker == 1 and not pod.gpus:
+            raise ConfigError(
+                f"stages.{name}: asks for a GPU per worker, but --gpus is 0; name the GPUs of a pod with --gpus, or "
+                "set cluster.gpus_per_worker=0"
+            )
+    if pod.gpus and all(asked.gpus_per_worker == 0 for asked in stages.values()):
+        raise ConfigError(
+            f"--gpus: found {pod.gpus}, but no stage asks for a GPU; leave it out, or set cluster.gpus_per_worker=auto"
+        )

@@ -1,0 +1,57 @@
+"""Which files of a config a pod finds: relative paths start at the volume that all pods share."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+VOLUME = "/workspace"  # where the volume is mounted, and the working folder of the image
+SQLITE = "sqlite:///"
+
+
+def path_faults(raw: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence for each path of a config, as written, that lies outside of the volume.
+
+    Only what the pods must share is looked at. Paths with variables are left to the run: a pod may set them otherwise.
+    """
+    for where, path in _shared_paths(raw):
+        if "$" in path or "://" in path or "::" in path:
+            continue
+        inside = posixpath.normpath(posixpath.join(VOLUME, path))
+        if path.startswith("~") or not f"{inside}/".startswith(f"{VOLUME}/"):
+            yield (
+                f"{where}: found {path!r}, which is not on the volume that the pods share; take a URL, or a path that "
+                f"is relative or below {VOLUME}, where the volume is mounted"
+            )
+
+
+def expected_data(raw: Mapping[str, Any]) -> list[str]:
+    """The shards that must lie on the volume before the run, as `path (setting)`; not what it makes itself."""
+    return [
+        f"{dataset['shards']} (datasets.{name}.shards)"
+        for name, dataset in (raw.get("datasets") or {}).items()
+        if not dataset.get("make") and "://" not in dataset["shards"]
+    ]
+
+
+def password_in(raw: Mapping[str, Any]) -> bool:
+    """Whether the config spells out the password of a tracking server, instead of naming a variable."""
+    uri = (raw.get("tracking") or {}).get("uri")
+    return bool(uri) and "$" not in (urlsplit(uri).password or "$")
+
+
+def _shared_paths(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "runs_dir" in raw:
+        yield "runs_dir", raw["runs_dir"]
+    uri = (raw.get("tracking") or {}).get("uri") or ""
+    if uri.startswith(SQLITE):
+        yield "tracking.uri", uri.removeprefix(SQLITE)
+    for name, dataset in (raw.get("datasets") or {}).items():
+        yield f"datasets.{name}.shards", dataset["shards"]
+    for name, stage in raw["stages"].items():
+        if storage := (stage.get("checkpoint") or {}).get("storage"):
+            yield f"stages.{name}.checkpoint.storage", storage
+        if (source := stage.get("init_from")) and source.startswith((".", "/", "~")):
+            yield f"stages.{name}.init_from", source
