@@ -36,12 +36,13 @@ def launch(
     name: str,
     folder: Path,
     stall_timeout_s: float,
+    sample_every_s: float | None = None,
 ) -> None:
     """Run `worker(job, context)` on `workers` ranks, in a process group, until all have returned.
 
     Ranks log to `folder/logs`. A `PipelineError` from any rank is raised unchanged, as is a fault in our own code; a
     rank that died, or failed because another did, raises `WorkersLost`. The ranks are ended if none of them gives a
-    sign of life for `stall_timeout_s`.
+    sign of life for `stall_timeout_s`. With `sample_every_s`, the usage of each node is sampled into `folder/system`.
     """
     import ray
     from ray import cloudpickle
@@ -62,6 +63,7 @@ def launch(
             "gpus": resources.gpus_per_worker,
             "logs": str(folder / "logs"),
             "stall_timeout_s": stall_timeout_s,
+            "sample_every_s": sample_every_s,
         },
         backend_config=Ranks(),
         scaling_config=ScalingConfig(

@@ -41,6 +41,12 @@ class TrackingConfig(Section):
     experiment: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
         default=None, description="experiment in MLflow; default: MLFLOW_EXPERIMENT_NAME or _ID, else minivit"
     )
+    system_metrics_every_s: Annotated[float, Field(gt=0)] | None = Field(
+        default=10.0, description="how often each node's CPU, memory, disk, network and GPUs are sampled; null: never"
+    )
+    wait_s: Annotated[float, Field(ge=0)] = Field(
+        default=60.0, description="how long a run that has finished waits for a store that no longer answers"
+    )
 
 
 class ElasticWorkers(Section):

@@ -18,7 +18,7 @@ from pipeline.cluster.resources import Node, Resources
 from pipeline.cluster.session import Cluster
 from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ClusterError, DataError, Interrupted, WorkersLost
-from pipeline.stages.folder import StageFolder
+from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.jobs import StageJob
 from pipeline.train.job import RESIZE, STOP, WorkersChange
 
@@ -78,6 +78,7 @@ def stage_job(
             context=context,
             id="pretrain",
             folder=folder,
+            status=Status("running", "pretrain", "d", {}),
             resources=resources,
             worker=lambda job, ranks: None,
             make=lambda workers: {"workers": workers, "step": next(steps)},
