@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.data import DataConfig, DatasetConfig
 from pipeline.config.export import GraphConfig, RegisterConfig, Weights
 from pipeline.config.fields import allowed, show
-from pipeline.config.paths import PathText
+from pipeline.config.paths import PathText, UriText
 from pipeline.config.probe import BASELINES, KnnConfig, LinearConfig, MethodsConfig, Pooling, ProbeData
 from pipeline.config.section import Length, Positive, Section
 from pipeline.config.task import AnyTask, default_task
@@ -34,7 +34,7 @@ FOLDER_NAME = "letters, digits, '_', '-' and '.', the first a letter or digit"
 
 
 class TrackingConfig(Section):
-    uri: PathText | None = Field(
+    uri: UriText | None = Field(
         default=None,
         description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, else the SQLite store runs/mlflow.db",
     )
