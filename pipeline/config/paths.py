@@ -51,7 +51,7 @@ def public(url: str) -> str:
     if secrets_of(url):
         raise ValueError(
             "a URL without a password, token or signature, as it is recorded with every run; put them into the "
-            'environment, as in FSSPEC_HTTPS=\'{"headers": {"Authorization": "Basic ..."}}\' or AWS_SECRET_ACCESS_KEY'
+            "environment, such as AWS_SECRET_ACCESS_KEY, or the headers in FSSPEC_HTTPS"
         )
     return url
 

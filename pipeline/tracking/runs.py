@@ -235,6 +235,8 @@ class Tracker:
             else:
                 self.client.log_artifact(run_id, str(path), folder)
         except Exception as error:
+            if NO_ANSWER.search(str(error)) or refuses_password(error):
+                raise
             place = self.client.get_run(run_id).info.artifact_uri
             raise unstorable(self.store, place, path.name, reason(error, self.uri)) from error
 

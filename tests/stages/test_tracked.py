@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.load import dump_config
 from pipeline.errors import TrackingError
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import FINISHED, Status
@@ -19,7 +20,7 @@ from pipeline.stages.tracked import StageTracking
 @pytest.fixture
 def stage(context: RunContext) -> Any:
     """A finished stage with one artifact, as it is handed to MLflow."""
-    folder = context.folder.stage("pretrain")
+    folder = context.folder.stage("finer")
     folder.path.mkdir(parents=True)
     rows = [{"step": step, "time": 1000.0 + step, "samples": 8, "train/loss": 1 / step} for step in (1, 2)]
     (folder.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -28,7 +29,7 @@ def stage(context: RunContext) -> Any:
     (folder.path / "system" / "h1.jsonl").write_text(json.dumps(system) + "\n")
     folder.event("resume", "resumes", step=1, steps_lost=3, workers=2)
     (folder.path / "note.txt").write_text("kept")
-    (context.folder.path / "pipeline.yaml").write_text("name: quick")
+    (context.folder.path / "pipeline.yaml").write_text(dump_config(context.config))
     return SimpleNamespace(
         artifacts=lambda: [(folder.path / "note.txt", None)],
         metrics=lambda result: {"best/loss": 0.5},
@@ -57,8 +58,8 @@ def outage(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def tracking(context: RunContext, stage: Any) -> StageTracking:
-    status = Status(FINISHED, "pretrain", "d", {}, started=900.0, ended=2000.0, untracked="not yet", workers=2)
-    return StageTracking(context, "pretrain", stage, status)
+    status = Status(FINISHED, "finetune", "d", {}, started=900.0, ended=2000.0, untracked="not yet", workers=2)
+    return StageTracking(context, "finer", stage, status)
 
 
 def check_whole(context: RunContext, status: Status) -> None:
@@ -95,7 +96,7 @@ def test_whatever_fails_the_next_delivery_completes_it(
     outage.clear()
     one.deliver()
     check_whole(context, one.status)
-    again = StageTracking(context, "pretrain", stage, one.status)  # as the next `minivit run` would
+    again = StageTracking(context, "finer", stage, one.status)  # as the next `minivit run` would
     again.deliver()
     check_whole(context, one.status)
 
@@ -127,7 +128,7 @@ def test_a_run_waits_for_its_store(
     outage.append("all")
     one = tracking(context, stage)
     execution._deliver(one)
-    assert execution.undelivered == {"pretrain": one}
+    assert execution.undelivered == {"finer": one}
     attempts: list[int] = []
 
     def answers() -> bool:
@@ -149,9 +150,9 @@ def test_a_run_does_not_wait_for_ever(context: RunContext, stage: Any, outage: l
     execution = Execution(context)
     outage.append("all")
     execution._deliver(tracking(context, stage))
-    expected = r"MLflow lacks something of pretrain: it is kept in runs/quick, and the same command delivers it"
+    expected = r"MLflow lacks something of finer: it is kept in runs/quick, and the same command delivers it"
     with pytest.raises(TrackingError, match=expected):
         execution._deliver_rest()
-    status = context.folder.stage("pretrain").status()
+    status = context.folder.stage("finer").status()
     assert status is not None
     assert (status.state, bool(status.untracked)) == (FINISHED, True)
