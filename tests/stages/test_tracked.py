@@ -76,7 +76,7 @@ def check_whole(context: RunContext, status: Status) -> None:
         "restart/workers": [1],
         "best/loss": [0],
     }
-    assert [item.path for item in client.list_artifacts(run_id)] == ["note.txt"]
+    assert [item.path for item in client.list_artifacts(run_id)] == ["note.txt", "plots"]
     siblings = client.search_runs(
         [context.tracker.experiment_id], f"tags.mlflow.parentRunId = '{context.parent_run_id}'"
     )
