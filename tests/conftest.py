@@ -30,6 +30,7 @@ settings.load_profile("patient")
 
 PROGRAM = Path(__file__).parent / "train" / "rank_program.py"
 RANKS_TIMEOUT_S = 280
+S3_SECRET = "s3-Secret-8c1f"
 
 
 @lru_cache
@@ -65,9 +66,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [rclone, "serve", "s3", "--addr", address, "--auth-key", "key,secret", str(root)]
+    command = [rclone, "serve", "s3", "--addr", address, "--auth-key", f"key,{S3_SECRET}", str(root)]
     command += ["--dir-cache-time", "10ms"]  # tests make buckets behind its back; at 0 it spins
-    environment = {"FSSPEC_S3_ENDPOINT_URL": f"http://{address}", "FSSPEC_S3_KEY": "key", "FSSPEC_S3_SECRET": "secret"}
+    environment = {"FSSPEC_S3_ENDPOINT_URL": f"http://{address}", "FSSPEC_S3_KEY": "key", "FSSPEC_S3_SECRET": S3_SECRET}
     with pytest.MonkeyPatch.context() as patch, subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         patch.setattr("fsspec.config.conf", {"s3": {k[10:].lower(): v for k, v in environment.items()}})
         for name, value in environment.items():

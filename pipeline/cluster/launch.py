@@ -37,13 +37,15 @@ def launch(
     folder: Path,
     stall_timeout_s: float,
     env: Collection[str] = (),
+    sample_every_s: float | None = None,
 ) -> None:
     """Run `worker(job, context)` on `workers` ranks, in a process group, until all have returned.
 
     Ranks log to `folder/logs`. A `PipelineError` from any rank is raised unchanged, as is a fault in our own code; a
     rank that died, or failed because another did, raises `WorkersLost`, and ranks that are not started in time
     `WorkersLate`. The ranks are ended if none of them gives a sign of life for `stall_timeout_s`. They take the
-    variables `env` from this process, beside those that they always take.
+    variables `env` from this process, beside those that they always take. With `sample_every_s`, the usage of each node
+    is sampled into `folder/system`.
     """
     import ray
     from ray import cloudpickle
@@ -65,6 +67,7 @@ def launch(
             "gpus": resources.gpus_per_worker,
             "logs": str(folder / "logs"),
             "stall_timeout_s": stall_timeout_s,
+            "sample_every_s": sample_every_s,
         },
         backend_config=Ranks(),
         scaling_config=ScalingConfig(

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from ray.train.backend import Backend, BackendConfig
 
 from pipeline.cluster.environment import take_environment
+from pipeline.cluster.usage import NodeUsage, exchange_places, node_names
 from pipeline.errors import ClusterError, WorkersLost
 
 if TYPE_CHECKING:
     import torch
+    from ray.train import TrainContext
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,8 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
         watch = StallWatch(config["stall_timeout_s"], log)
         watch.share(store)
         worker, job = cloudpickle.loads(config["payload"])
-        worker(job, RankContext(watch, leaving_nodes))
+        with sampling(store, rank, context, log.parent.parent, config["sample_every_s"]):
+            worker(job, RankContext(watch, leaving_nodes))
     except Interrupted as left:
         logger.info("rank %d stops: %s", rank, left)
         raise
@@ -81,6 +85,19 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
         leave_group()
     finally:
         watch.close()
+
+
+def sampling(
+    store: torch.distributed.Store, rank: int, context: TrainContext, folder: Path, every_s: float | None
+) -> AbstractContextManager[object]:
+    """Within this context one rank of each node samples its usage."""
+    from ray.util import get_node_ip_address
+
+    if every_s is None:
+        return nullcontext()
+    place = socket.gethostname(), get_node_ip_address()
+    names = node_names(exchange_places(store, rank, context.get_world_size(), place))
+    return NodeUsage(folder, names[rank], every_s) if context.get_local_rank() == 0 else nullcontext()
 
 
 def write_log_to(path: Path) -> None:

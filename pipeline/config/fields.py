@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic.fields import FieldInfo
 
 from pipeline.config.section import Duration, Section
+from pipeline.credentials import shown
 
 UNIONS = (Union, types.UnionType)
 PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -172,7 +173,7 @@ def allowed(name: str, options: Iterable[str]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as the user wrote it, shortened."""
+    """A value as the user wrote it, shortened and without credentials."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -180,6 +181,6 @@ def show(value: Any) -> str:
     if isinstance(value, Mapping):
         return "a mapping" if value else "{}"
     if isinstance(value, str):
-        value = f"'{value}'"
+        value = f"'{shown(value)}'"
     text = "[" + ", ".join(map(show, value)) + "]" if isinstance(value, (list, tuple)) else str(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""Expands `~` and environment variables in paths, as a shell does."""
+"""Expands `~` and environment variables in paths, as a shell does; refuses credentials in them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from typing import Annotated
 
 from pydantic import AfterValidator, PlainSerializer
+
+from pipeline.credentials import secrets_of
 
 VARIABLE = re.compile(r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([^{}]*)\})")
 # A prefix that may precede a path, and the home directory at its start.
@@ -44,4 +46,15 @@ def literal(path: str) -> str:
     return path.replace("$", "$$")
 
 
-PathText = Annotated[str, AfterValidator(expand), PlainSerializer(literal, when_used="json")]
+def public(url: str) -> str:
+    """The URL itself. Raises ValueError, saying what was expected, if it holds credentials."""
+    if secrets_of(url):
+        raise ValueError(
+            "a URL without a password, token or signature, as it is recorded with every run; put them into the "
+            "environment, such as AWS_SECRET_ACCESS_KEY, or the headers in FSSPEC_HTTPS"
+        )
+    return url
+
+
+UriText = Annotated[str, AfterValidator(expand), PlainSerializer(literal, when_used="json")]
+PathText = Annotated[UriText, AfterValidator(public)]

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.data import DataConfig, DatasetConfig
 from pipeline.config.export import GraphConfig, RegisterConfig, Weights
 from pipeline.config.fields import allowed, show
-from pipeline.config.paths import PathText
+from pipeline.config.paths import PathText, UriText
 from pipeline.config.probe import BASELINES, KnnConfig, LinearConfig, MethodsConfig, Pooling, ProbeData
 from pipeline.config.section import Length, Positive, Section
 from pipeline.config.task import AnyTask, default_task
@@ -36,12 +36,18 @@ FOLDER_NAME = "letters, digits, '_', '-' and '.', the first a letter or digit"
 
 
 class TrackingConfig(Section):
-    uri: PathText | None = Field(
+    uri: UriText | None = Field(
         default=None,
         description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, else the SQLite store runs/mlflow.db",
     )
     experiment: Annotated[str, Field(min_length=1, max_length=500)] | None = Field(
         default=None, description="experiment in MLflow; default: MLFLOW_EXPERIMENT_NAME or _ID, else minivit"
+    )
+    system_metrics_every_s: Annotated[float, Field(gt=0)] | None = Field(
+        default=10.0, description="how often each node's CPU, memory, disk, network and GPUs are sampled; null: never"
+    )
+    wait_s: Annotated[float, Field(ge=0)] = Field(
+        default=60.0, description="how long a run that has finished waits for a store that no longer answers"
     )
 
 

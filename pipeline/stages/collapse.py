@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from pipeline.metrics.effective_rank import EFFECTIVE_RANK
 from pipeline.metrics.schema import VAL
@@ -14,18 +14,16 @@ Row = Mapping[str, float]
 
 
 class CollapseWatch:
-    """Passes rows of metrics through and reports when a collapse begins and when it ends."""
+    """Reports when a collapse begins and when it ends."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell, self._collapsed = tell, False
 
-    def look(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yields the rows unchanged."""
-        for row in rows:
-            for name in NAMES:
-                if name in row:
-                    self._look(row["step"], row[name])
-            yield row
+    def look(self, row: Row) -> None:
+        """Look at the next row of metrics."""
+        for name in NAMES:
+            if name in row:
+                self._look(row["step"], row[name])
 
     def _look(self, step: float, rank: float) -> None:
         collapsed = rank < COLLAPSED

@@ -15,6 +15,7 @@ from pipeline.stream.source import Source
 from pipeline.targets import target_kind
 from pipeline.targets.base import ClassMap, Target
 from pipeline.tasks.task import task_of
+from pipeline.tracking.runs import DataRead
 from pipeline.train.job import Dataset
 
 Names = Mapping[str, Sequence[str]]  # class names by data set
@@ -199,3 +200,8 @@ def _class_map(names: Sequence[str], labels: Sequence[str | None], classes: list
     numbers = {label: number for number, label in enumerate(classes)}
     meant = tuple(-1 if label is None else numbers[label] for label in labels)
     return ClassMap(tuple(names), meant, len(classes))
+
+
+def data_read(name: str, data: Dataset | Source, context: str) -> DataRead:
+    """A data set as MLflow records it; `context` says what a stage reads it for."""
+    return DataRead(name, data.config.shards, data.index.digest, data.index.num_samples, context)

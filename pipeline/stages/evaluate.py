@@ -12,7 +12,7 @@ from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import TEST, files_of
 from pipeline.stages.context import RunContext
-from pipeline.stages.data import check_background, check_classes
+from pipeline.stages.data import check_background, check_classes, data_read
 from pipeline.stages.evaluated import evaluated_data, evaluated_task, told, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import evaluate_inputs
@@ -20,6 +20,7 @@ from pipeline.stages.jobs import StageJob
 from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.resolve import Branch, reference_ids
 from pipeline.stages.sources import Source, resolve_source
+from pipeline.tracking.runs import EVALUATION
 from pipeline.train.evaluate import NAME, evaluate_worker
 from pipeline.train.job import EvaluateJob
 
@@ -73,6 +74,7 @@ class EvaluateStageRun:
                 context=self.context,
                 id=self.id,
                 folder=self.folder,
+                status=status,
                 resources=self.context.resources(self.stage),
                 worker=evaluate_worker,
                 make=lambda workers: self._job(),
@@ -105,10 +107,14 @@ class EvaluateStageRun:
         return tracked_measures(result["measures"]) | {"test/bad_samples": result["bad_samples"]["test"]["bad"]}
 
     def track_inputs(self, run_id: str) -> None:
-        tracker, index = self.context.tracker, self.data.index
+        tracker = self.context.tracker
         tracker.params(run_id, {"models": [source.name for source in self.sources], "data": self.stage.data})
-        tracker.dataset(run_id, self.stage.data, index.url, index.digest, "test")
+        tracker.dataset(run_id, data_read(self.stage.data, self.data, EVALUATION))
 
     def finished_model(self, status: Status) -> None:
         """An evaluation trains no model."""
+        return
+
+    def register(self) -> None:
+        """Only an export registers a model."""
         return

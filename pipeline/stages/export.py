@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.schema import ExportStage
+from pipeline.errors import TrackingError
 from pipeline.export import export
 from pipeline.metrics.outcome import schema_of
 from pipeline.models.bundle import load_bundle
@@ -49,16 +50,23 @@ class ExportStageRun:
         written = {name: export(name, bundle, out, self.stage.graph, story) for name, out in folders.items()}
         for name, path in written.items():
             self.context.say(self.id, f"{self.source.name} as {name}: {path}")
-        return {"formats": {name: str(path) for name, path in written.items()}, "registered": self._register()}
+        return {"formats": {name: str(path) for name, path in written.items()}, "registered": None}
 
-    def _register(self) -> str | None:
-        """Register the model that its training stage logged as a version in MLflow; returns NAME/VERSION."""
+    def register(self) -> str | None:
+        """Register the model that its training stage logged as a version in MLflow; returns NAME/VERSION.
+
+        Raises `TrackingError` if MLflow has not got that stage yet.
+        """
         if (asked := self.stage.register_as) is None:
             return None
         folder = self.context.folder.stage(self.source.name)
         status = folder.status()
         assert status is not None
-        assert status.mlflow_run_id is not None
+        if status.mlflow_run_id is None:
+            raise TrackingError(
+                f"stages.{self.id}.register_as: MLflow has no run of {self.source.name} yet, so {asked.name} gets no "
+                "version of it"
+            )
         model, selected = finished_model(self.source.name, folder, status), schema_of(asdict(status)).selected
         version, wins = register(
             self.context.tracker, asked.name, status.mlflow_run_id, asked.alias, model, selected.name, selected.better

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pipeline.errors import CheckpointError
 from pipeline.files import write_json
 from pipeline.shards.store import is_local, local_path
 
+STATUS_LOCK = threading.Lock()
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 
 
@@ -32,6 +34,8 @@ class Status:
     attempts: int = 0
     spans: list[list[float]] = field(default_factory=list)  # [start, end] of each attempt; a killed one has no end
     mlflow_run_id: str | None = None
+    untracked: str | None = None  # why MLflow lacks something of a finished stage; None if it has everything
+    workers: int | None = None  # ranks that a stage on workers was last started with
     init_from: str | None = None  # id of the stage it started from, or a path
     teacher: str | None = None  # likewise for the model it learns from
     checkpoints: str | None = None  # of a training stage: a path, absolute or relative to the stage's folder, or a URL
@@ -65,7 +69,8 @@ class StageFolder:
             raise CheckpointError(f"{path} cannot be read ({error}); remove it to run the stage again") from None
 
     def write_status(self, status: Status) -> None:
-        write_json(self.path / "status.json", asdict(status))
+        with STATUS_LOCK:  # or an older copy might replace a newer one
+            write_json(self.path / "status.json", asdict(status))
 
     def event(self, event: str, message: str, **details: Any) -> None:
         """Append to the stage's events: restarts, set-asides, failures."""

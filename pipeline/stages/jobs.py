@@ -13,7 +13,7 @@ from pipeline.cluster.launch import launch
 from pipeline.cluster.resources import Resources
 from pipeline.errors import ClusterError, Interrupted, WorkersLate, WorkersLost
 from pipeline.stages.context import RunContext
-from pipeline.stages.folder import StageFolder
+from pipeline.stages.folder import StageFolder, Status
 from pipeline.train.job import RESIZE, STOP, RankContext, WorkersChange
 
 LOOK_FOR_ROOM_S = 2.0
@@ -35,6 +35,7 @@ class StageJob(Generic[Job]):
     context: RunContext
     id: str
     folder: StageFolder
+    status: Status
     resources: Resources
     worker: Callable[[Job, RankContext], None]
     make: Callable[[int], Job]
@@ -54,6 +55,7 @@ class StageJob(Generic[Job]):
         """
         while True:
             workers = self._workers()
+            self.status.workers = workers
             job = self.make(workers)
             try:
                 self._start(job, workers)
@@ -105,6 +107,7 @@ class StageJob(Generic[Job]):
                 folder=self.folder.path.absolute(),
                 stall_timeout_s=self.context.config.cluster.stall_timeout_s,
                 env=self.context.config.cluster.env,
+                sample_every_s=self.context.config.tracking.system_metrics_every_s,
             )
 
     def _wait_again(self, late: WorkersLate) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 from pipeline.cluster.launch import launch
 from pipeline.cluster.session import connect
 from pipeline.config.data import DatasetConfig
+from pipeline.config.paths import public
 from pipeline.config.references import names_weights
 from pipeline.config.schema import ClusterConfig
+from pipeline.credentials import shown
+from pipeline.errors import DataError
 from pipeline.models.foreign import import_foreign
 from pipeline.models.integrity import check_files
 from pipeline.models.pretrained import find_bundle
@@ -36,7 +39,14 @@ def bundle_of(reference: str, scratch: Path) -> Path:
 
 
 def dataset_of(data: NamedSet, **settings: Any) -> Dataset:
-    """Shards as a data set, with further `settings` of its section; without any, images match what the models need."""
+    """Shards as a data set, with further `settings` of its section; without any, images match what the models need.
+
+    Raises `DataError` if their URL holds credentials, which would be in the results.
+    """
+    try:
+        public(data.pattern)
+    except ValueError as error:
+        raise DataError(f"{shown(data.pattern)}: expected {error}") from None
     config = DatasetConfig(
         shards=data.pattern,
         classes=data.config.classes,

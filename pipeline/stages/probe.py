@@ -11,6 +11,7 @@ from pipeline.config.schema import ProbeStage
 from pipeline.metrics.outcome import schema_of
 from pipeline.shards.bad_samples import PROBED, TRAIN
 from pipeline.stages.context import RunContext
+from pipeline.stages.data import data_read
 from pipeline.stages.evaluated import told, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import probe_inputs
@@ -19,6 +20,7 @@ from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.probed import probe_sources
 from pipeline.stages.resolve import Branch, reference_ids
 from pipeline.stages.sources import Source, resolve_source
+from pipeline.tracking.runs import EVALUATION, TRAINING
 from pipeline.train.job import ProbedModel, ProbeJob
 from pipeline.train.probe import NAME, part_of, probe_worker
 
@@ -97,6 +99,7 @@ class ProbeStageRun:
                 context=self.context,
                 id=self.id,
                 folder=self.folder,
+                status=status,
                 resources=self.context.resources(self.stage),
                 worker=probe_worker,
                 make=lambda workers: self._job(),
@@ -130,9 +133,13 @@ class ProbeStageRun:
     def track_inputs(self, run_id: str) -> None:
         tracker, stage = self.context.tracker, self.stage
         tracker.params(run_id, stage.model_dump(mode="json", exclude={"resources"}))
-        for what, source in (("train", self.data.train), ("test", self.data.test)):
-            tracker.dataset(run_id, source.name, source.index.url, source.index.digest, what)
+        for context, source in ((TRAINING, self.data.train), (EVALUATION, self.data.test)):
+            tracker.dataset(run_id, data_read(source.name, source, context))
 
     def finished_model(self, status: Status) -> None:
         """A probe trains no model."""
+        return
+
+    def register(self) -> None:
+        """Only an export registers a model."""
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -21,8 +20,8 @@ from pipeline.config.schema import (
     ReportStage,
     TrainStage,
 )
-from pipeline.errors import CheckpointError, ConfigError, Interrupted, PipelineError
-from pipeline.report.plots import save_plots
+from pipeline.credentials import shown
+from pipeline.errors import CheckpointError, ConfigError, Interrupted, PipelineError, TrackingError
 from pipeline.report.tables import installed_versions
 from pipeline.stages.context import RunContext, find_datasets, make_datasets, tracking_store
 from pipeline.stages.evaluate import EvaluateStageRun
@@ -36,30 +35,24 @@ from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
 from pipeline.stages.resolve import Branch, dependencies, judges, on_workers, stage_branches
 from pipeline.stages.stop import StopRequest
+from pipeline.stages.tracked import NOT_YET, StageTracking, Tracked
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
-from pipeline.tracking.models import FinishedModel, log_model
+from pipeline.tracking.origin import config_tags, origin_tags
 from pipeline.tracking.runs import Tracker
-from pipeline.tracking.store import describe, shown
+from pipeline.tracking.store import describe
 from pipeline.train.job import INTERRUPT, STOP
 
 POLL_S = 0.5
+RETRY_S = 2.0  # between attempts to deliver to MLflow
 
 
-class StageRun(Protocol):
+class StageRun(Tracked, Protocol):
     """The interface of every type of stage; constructed once all its dependencies have finished."""
 
     def inputs(self) -> dict[str, Any]: ...
 
     def run(self, status: Status) -> dict[str, Any]: ...
-
-    def artifacts(self) -> list[tuple[Path, str | None]]: ...
-
-    def metrics(self, result: dict[str, Any]) -> dict[str, float]: ...
-
-    def track_inputs(self, run_id: str) -> None: ...
-
-    def finished_model(self, status: Status) -> FinishedModel | None: ...
 
 
 STAGE_RUNS: dict[type, Callable[[RunContext, Branch], StageRun]] = {
@@ -154,7 +147,8 @@ def parent_run(tracker: Tracker, folder: RunFolder, name: str, say: Callable[[st
     """Begin or resume the MLflow run of the whole pipeline and record how it ends. Yields its id."""
     record = folder.record()
     earlier = record.get("mlflow_run_id")
-    run_id = tracker.start(name, run_id=earlier)
+    tags = origin_tags() | config_tags(folder.path / "pipeline.yaml")
+    run_id = tracker.start(name, run_id=earlier, tags=tags)
     if earlier not in (None, run_id):
         lost = f"run {earlier}, tracked in {record.get('tracking_uri')} so far"
         say(f"{name}: this MLflow store does not have {lost}; {run_id} replaces it")
@@ -191,6 +185,7 @@ class Execution:
         self.running: dict[Future[None], Branch] = {}
         self.finished: set[str] = set()
         self.failure: BaseException | None = None
+        self.undelivered: dict[str, StageTracking] = {}  # finished stages of which MLflow lacks something
         self.stop = context.stop
 
     def run(self) -> None:
@@ -203,6 +198,8 @@ class Execution:
                 self._collect()
                 if self.stop.asked:
                     self._pass_on_stop()
+            if not (self.waiting or self.failure):
+                self._deliver_rest()
         if self.stop.asked and (self.waiting or self.failure):
             name = self.context.config.name
             raise Interrupted(f"{name}: stopped by {self.stop.asked}; run the same command to resume")
@@ -259,6 +256,8 @@ class Execution:
         status = folder.status()
         if status and status.digest == digest and status.state == FINISHED:
             context.say(branch.id, "skipped: already finished with the same inputs")
+            if status.untracked:
+                self._deliver(StageTracking(context, branch.id, stage_run, status))
             return
         if status and status.digest != digest:
             self._set_aside(branch, status, inputs)
@@ -267,28 +266,62 @@ class Execution:
         status.state, status.ended, status.error = RUNNING, None, None
         status.attempts += 1
         status.spans.append([time.time()])
-        name = f"{context.config.name}/{branch.id}"
-        status.mlflow_run_id = context.tracker.start(name, run_id=status.mlflow_run_id, parent=context.parent_run_id)
         folder.write_status(status)
         self._carry_out(branch, stage_run, status)
 
     def _carry_out(self, branch: Branch, stage_run: StageRun, status: Status) -> None:
         """Run a stage and record how it ended, on disk and in MLflow."""
         context, folder = self.context, self.context.folder.stage(branch.id)
-        assert status.mlflow_run_id is not None
+        tracking = StageTracking(context, branch.id, stage_run, status)
         began = time.time()
         try:
-            stage_run.track_inputs(status.mlflow_run_id)
-            status.result = stage_run.run(status)
-            self._track_outputs(branch, stage_run, status)
+            with tracking.following():
+                status.result = stage_run.run(status)
         except BaseException as error:
             self._record_failure(branch, status, error)
             raise
-        status.state, status.ended = FINISHED, time.time()
+        status.state, status.ended, status.untracked = FINISHED, time.time(), NOT_YET
         status.spans[-1].append(status.ended)
         folder.write_status(status)
-        context.tracker.end(status.mlflow_run_id, mlflow_status.FINISHED)
+        self._deliver(tracking)
         context.say(branch.id, f"finished in {clock(time.time() - began)}")
+
+    def _deliver(self, tracking: StageTracking) -> None:
+        """Give MLflow what it lacks of a finished stage; what it does not take, `_deliver_rest` tries again."""
+        try:
+            tracking.deliver()
+        except TrackingError as error:
+            tracking.status.untracked = str(error)
+            self.context.folder.stage(tracking.id).write_status(tracking.status)
+            self.undelivered[tracking.id] = tracking
+            self.context.say(tracking.id, f"{error}; what MLflow lacks is kept, to be delivered later")
+
+    def _deliver_rest(self) -> None:
+        """Deliver what MLflow lacks of finished stages; waits for a store that does not answer.
+
+        Raises `TrackingError` if the store still lacks something when `tracking.wait_s` is over.
+        """
+        due = time.monotonic() + self.context.config.tracking.wait_s
+        while self.undelivered:
+            waiting, self.undelivered = self.undelivered, {}
+            for tracking in waiting.values():
+                if not self.undelivered:  # else the store has just failed, and later stages may need earlier ones
+                    self._deliver(tracking)
+                else:
+                    self.undelivered[tracking.id] = tracking
+            if not self.undelivered:
+                self.context.say(self.context.config.name, f"MLflow has got what it lacked of {', '.join(waiting)}")
+            elif self.stop.asked or time.monotonic() > due or self.context.tracker.answers():
+                raise self._undelivered()
+            else:
+                time.sleep(RETRY_S)
+
+    def _undelivered(self) -> TrackingError:
+        why = next(iter(self.undelivered.values())).status.untracked
+        return TrackingError(
+            f"{why}; every stage has finished, but MLflow lacks something of {', '.join(self.undelivered)}: it is kept "
+            f"in {self.context.folder.path}, and the same command delivers it without training again"
+        )
 
     def _record_failure(self, branch: Branch, status: Status, error: BaseException) -> None:
         """Record on disk and in MLflow how a stage ended; ignores write errors, which may be what failed."""
@@ -300,30 +333,18 @@ class Execution:
             folder.event(status.state, str(error))
         with suppress(OSError):
             folder.write_status(status)
-        with suppress(Exception):
-            assert status.mlflow_run_id is not None
+        with suppress(TrackingError):
+            if status.mlflow_run_id is None:  # the store has not answered since the stage began
+                return
             outcome = mlflow_status.KILLED if interrupted else mlflow_status.FAILED
             self.context.tracker.end(status.mlflow_run_id, outcome)
-
-    def _track_outputs(self, branch: Branch, stage_run: StageRun, status: Status) -> None:
-        """Log the results of a finished stage: files, metrics and plots."""
-        tracker, run_id = self.context.tracker, status.mlflow_run_id
-        assert run_id is not None
-        for path, target in stage_run.artifacts():
-            if path.exists():
-                tracker.artifact(run_id, path, target)
-        with tempfile.TemporaryDirectory() as scratch:
-            if save_plots(self.context.folder.path, branch.id, Path(scratch)):
-                tracker.artifact(run_id, Path(scratch), "plots")
-        tracker.metrics(run_id, stage_run.metrics(status.result))
-        if model := stage_run.finished_model(status):
-            log_model(tracker, run_id, model)
 
     def _set_aside(self, branch: Branch, status: Status, inputs: dict[str, Any]) -> None:
         """Set aside the results of a stage whose inputs have changed, and report what has changed."""
         folder = self.context.folder.stage(branch.id)
         if status.mlflow_run_id and status.state != FINISHED:
-            self.context.tracker.end(status.mlflow_run_id, mlflow_status.KILLED)
+            with suppress(TrackingError):
+                self.context.tracker.end(status.mlflow_run_id, mlflow_status.KILLED)
         aside = folder.set_aside()
         self.context.say(
             branch.id, f"runs again, because {changes(status.inputs, inputs)}; the earlier results are in {aside}"

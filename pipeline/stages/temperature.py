@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 SHARE, SCALE = "train/scale_at_bound", "train/scale"
 
@@ -10,17 +10,15 @@ Row = Mapping[str, float]
 
 
 class TemperatureWatch:
-    """Passes rows of metrics through and reports when the temperature reaches its bound and when it leaves it."""
+    """Reports when the temperature reaches its bound and when it leaves it."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell, self._bound = tell, False
 
-    def look(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yields the rows unchanged."""
-        for row in rows:
-            if SHARE in row:
-                self._look(row["step"], row[SHARE], row[SCALE])
-            yield row
+    def look(self, row: Row) -> None:
+        """Look at the next row of metrics."""
+        if SHARE in row:
+            self._look(row["step"], row[SHARE], row[SCALE])
 
     def _look(self, step: float, share: float, scale: float) -> None:
         bound = share > 0

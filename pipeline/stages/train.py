@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import statistics
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,34 +18,39 @@ from pipeline.errors import ConfigError
 from pipeline.files import write_json
 from pipeline.metrics.outcome import measures_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
-from pipeline.metrics.schema import VAL
+from pipeline.metrics.schema import VAL, Schema
 from pipeline.models.bundle import Preprocess, load_bundle, load_description, save_bundle
-from pipeline.models.spec import ModelSpec
+from pipeline.models.costs import count_parameters
+from pipeline.models.spec import ModelSpec, Pair
 from pipeline.models.surgery import adapt
 from pipeline.shards import bad_samples
 from pipeline.shards.store import is_local, local_path
 from pipeline.stages.collapse import CollapseWatch
 from pipeline.stages.context import RunContext
-from pipeline.stages.data import stage_data
+from pipeline.stages.data import data_read, stage_data
 from pipeline.stages.enlarged import enlarged_views
 from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.inputs import train_inputs
 from pipeline.stages.jobs import StageJob
 from pipeline.stages.left_out import manifests, tell_left_out
+from pipeline.stages.periodic import Periodic
 from pipeline.stages.probed import knn_job
 from pipeline.stages.resolve import Branch, check_teacher, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
 from pipeline.stages.temperature import TemperatureWatch
 from pipeline.stages.tokenizer import stage_tokenizer
+from pipeline.stages.tracked import RESUME
 from pipeline.stream.source import build_mixture, evaluation_of
 from pipeline.tasks.task import task_of
-from pipeline.tracking.forward import MetricsForwarder
 from pipeline.tracking.models import FinishedModel
+from pipeline.tracking.runs import TRAINING, VALIDATION
 from pipeline.train.job import TrainJob
 from pipeline.train.ledger import LedgerTail, read_metrics
 from pipeline.train.saver import ATTEMPT
 from pipeline.train.seeds import stage_seed
 from pipeline.train.worker import train_worker
+
+WATCH_S = 2.0
 
 
 class TrainStageRun:
@@ -115,25 +122,31 @@ class TrainStageRun:
             context=self.context,
             id=self.id,
             folder=self.folder,
+            status=status,
             resources=self.context.resources(self.stage),
             worker=train_worker,
             make=lambda workers: self._next_job(status, init, workers, again=stage_job.starts > 0),
             reached=first_step,
             resizable=True,
         )
-        assert status.mlflow_run_id is not None
-        ledger = LedgerTail(self.folder.path)
-        collapse = CollapseWatch(lambda sentence: self._tell("collapse", sentence))
-        temperature = TemperatureWatch(lambda sentence: self._tell("temperature", sentence))
         try:
-            with MetricsForwarder(
-                self.context.tracker,
-                status.mlflow_run_id,
-                lambda: temperature.look(collapse.look(ledger.new_rows())),
-            ):
+            with Periodic(self._watch(), WATCH_S):
                 return self._result(stage_job.run())
         finally:
             self.context.progress.unwatch(self.id)
+
+    def _watch(self) -> Callable[[], None]:
+        """A function that looks through the rows since its last call and reports what a user should know at once."""
+        ledger = LedgerTail(self.folder.path)
+        collapse = CollapseWatch(lambda sentence: self._tell("collapse", sentence))
+        temperature = TemperatureWatch(lambda sentence: self._tell("temperature", sentence))
+
+        def watch() -> None:
+            for row in ledger.new_rows():
+                collapse.look(row)
+                temperature.look(row)
+
+        return watch
 
     def _next_job(self, status: Status, init: Path | None, workers: int, *, again: bool) -> TrainJob:
         """What `workers` ranks need to start, or to resume from the newest valid checkpoint."""
@@ -199,10 +212,7 @@ class TrainStageRun:
         steps_lost = max(reached - manifest.step, 0)
         kept += f"; {steps_lost} steps are repeated" if steps_lost else ""
         details = {"step": manifest.step, "steps_lost": steps_lost, "workers": workers}
-        self._tell("resume", kept, **details, workers_before=manifest.world_size)
-        if status.mlflow_run_id:
-            figures = {f"restart/{name}": float(value) for name, value in details.items() if name != "step"}
-            self.context.tracker.metrics(status.mlflow_run_id, figures, step=manifest.step)
+        self._tell(RESUME, kept, **details, workers_before=manifest.world_size)
 
     def _tell(self, event: str, message: str, **details: int) -> None:
         self.folder.event(event, message, **details)
@@ -268,6 +278,7 @@ class TrainStageRun:
             "data_wait_share": statistics.median(waits) if waits else None,
             "start": validations.get(0),
             "measures": validations[max(validations)] if validations else {},
+            "best": best_values(self.stage.measured, validations.values()),
             "val_samples": self.val.index.num_samples if self.val else None,
             "bad_samples": self._tell_left_out(),
             "image_size": list(self.spec.backbone.image_size),
@@ -298,20 +309,49 @@ class TrainStageRun:
         return [*files, *bad, *pictures, (self.folder.model, "model")]
 
     def metrics(self, result: dict[str, Any]) -> dict[str, float]:
-        """None: rank 0 has already logged them step by step."""
-        return {}
+        """The best of each validation measure; the others are in the rows of rank 0."""
+        return {f"best/{name}": value for name, value in result["best"].items()}
 
     def finished_model(self, status: Status) -> FinishedModel:
         return finished_model(self.id, self.folder, status)
 
     def track_inputs(self, run_id: str) -> None:
+        """Its settings, and by the same names in every training stage what people compare runs by."""
         tracker = self.context.tracker
         tracker.params(run_id, self.stage.model_dump(mode="json", exclude={"model": {"variant"}}))
-        tracker.params(run_id, {"variant": self.spec.backbone.variant, "classes": len(self.classes)})
-        for context, sources in (("train", self.train), ("val", [self.val] if self.val else [])):
-            for source in sources:
-                name = Path(source.config.shards).name
-                tracker.dataset(run_id, name, source.index.url, source.index.digest, context)
+        backbone = self.spec.backbone
+        compared = {
+            "variant": backbone.variant,
+            "classes": len(self.classes),
+            "image_size": sides(backbone.image_size),
+            "patch_size": sides(backbone.patch),
+            "learning_rate": self.stage.optimizer.lr,
+            "parameters": count_parameters(self.spec),
+        }
+        tracker.params(run_id, compared)
+        for source in self.train:
+            tracker.dataset(run_id, data_read(source.name, source, TRAINING))
+        if self.val:
+            tracker.dataset(run_id, data_read(self.val.name, self.val, VALIDATION))
+
+    def register(self) -> None:
+        """Only an export registers a model."""
+        return
+
+
+def best_values(schema: Schema, validations: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The best value of each measure over all validations; without those that were never finite."""
+    found: dict[str, float] = {}
+    for measure in schema.measures:
+        values = [row[measure.name] for row in validations if math.isfinite(row.get(measure.name, math.nan))]
+        if values:
+            found[measure.name] = max(values) if measure.better == "higher" else min(values)
+    return found
+
+
+def sides(size: Pair) -> str:
+    """224 for a square, else 224x112, height first."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def finished_model(stage_id: str, folder: StageFolder, status: Status) -> FinishedModel:

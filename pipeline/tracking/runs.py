@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import functools
+import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
+from pipeline.credentials import shown
 from pipeline.errors import TrackingError
 from pipeline.tracking.names import TAG_PREFIX, mlflow_name
 from pipeline.tracking.store import (
+    NO_ANSWER,
+    PASSWORD_VARIABLE,
+    USER_VARIABLE,
     Store,
     client_for,
     find_experiment,
     reason,
-    shown,
+    refuses_password,
     sole_user,
     sqlite_path,
     unstorable,
 )
 
 MAX_PER_CALL = 100  # parameters, or tags
+MAX_METRICS_PER_CALL = 1000
+MAX_DIGEST_LENGTH = 36
 MAX_PARAM_LENGTH = 6000
 MAX_DATASET_NAME_LENGTH = 500
 DATASET_ATTEMPTS = 3
 LONG_PARAMS = "long_params"  # artifact folder for parameters too long for MLflow
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+
+FIRST_SERVER_ERROR = 500  # of HTTP's statuses
+TRAINING, VALIDATION, EVALUATION = "training", "validation", "evaluation"  # contexts of data sets
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,10 +53,7 @@ def told(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[T
         except TrackingError:
             raise
         except Exception as error:
-            raise TrackingError(
-                f"{tracker.store.setting}: the MLflow store at {shown(tracker.uri)} refused a call "
-                f"({reason(error)}); fix it and run the same command again"
-            ) from error
+            raise TrackingError(f"{tracker.store.setting}: {tracker.complaint(error)}") from error
 
     return call
 
@@ -60,6 +68,16 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[name] = str(item)
     return flat
+
+
+class DataRead(NamedTuple):
+    """A data set that a run reads, by its name in the config and the digest of its index; `context`: what for."""
+
+    name: str
+    source: str  # the shards' pattern
+    digest: str
+    samples: int
+    context: str
 
 
 @dataclass
@@ -95,14 +113,27 @@ class Tracker:
             raise
 
     @told
-    def start(self, name: str, *, run_id: str | None, parent: str | None = None) -> str:
-        """Begin a run, or resume the one with that id if the store still has it; returns its id."""
+    def start(
+        self,
+        name: str,
+        *,
+        run_id: str | None,
+        parent: str | None = None,
+        began: float | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """Begin a run, or resume the one with that id if the store still has it; returns its id.
+
+        `began`: when it began, in seconds since 1970; default: now. `tags` tell where it runs, in MLflow's own names.
+        """
         if run_id and self.has(run_id):
             self.client.update_run(run_id, status=RUNNING)
+            self.tags(run_id, tags or {})
             return run_id
-        tags = {"mlflow.parentRunId": parent} if parent else {}
-        created: str = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
-        return created
+        tags = {**(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
+        start_time = None if began is None else int(began * 1000)
+        created = self.client.create_run(self.experiment_id, start_time, tags, run_name=name)
+        return str(created.info.run_id)
 
     @told
     def has(self, run_id: str) -> bool:
@@ -148,10 +179,17 @@ class Tracker:
                 self.client.log_text(run_id, value, f"{LONG_PARAMS}/{name}.txt")
 
     @told
-    def metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
-        names = self.names(run_id, metrics)
-        for name, value in metrics.items():
-            self.client.log_metric(run_id, names[name], value, step=step)
+    def metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0, at: float | None = None) -> None:
+        """Log values measured at a time in seconds since 1970, by default now.
+
+        The same values of the same time leave no second row.
+        """
+        from mlflow.entities import Metric
+
+        names, timestamp = self.names(run_id, metrics), int((time.time() if at is None else at) * 1000)
+        rows = [Metric(names[name], value, timestamp, step) for name, value in metrics.items()]
+        for start in range(0, len(rows), MAX_METRICS_PER_CALL):
+            self.client.log_batch(run_id, metrics=rows[start : start + MAX_METRICS_PER_CALL])
 
     @told
     def last_step(self, run_id: str, name: str) -> int:
@@ -160,7 +198,7 @@ class Tracker:
 
     @told
     def batch(self, run_id: str, metrics: list[Any]) -> None:
-        """Log up to 1000 of MLflow's own metric entities in one call."""
+        """Log up to `MAX_METRICS_PER_CALL` of MLflow's own metric entities in one call."""
         self.client.log_batch(run_id, metrics=metrics)
 
     @told
@@ -170,12 +208,14 @@ class Tracker:
             self.client.set_tag(run_id, names[name], value)
 
     @told
-    def dataset(self, run_id: str, name: str, url: str, digest: str, context: str) -> None:
-        """Record which data a run read, by the digest of its shard index."""
+    def dataset(self, run_id: str, data: DataRead) -> None:
+        """Record which data a run read."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        data = Dataset(name[:MAX_DATASET_NAME_LENGTH], digest[:36], source_type="webdataset", source=url)
-        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", context)])]
+        name, digest = data.name[:MAX_DATASET_NAME_LENGTH], data.digest[:MAX_DIGEST_LENGTH]
+        profile = json.dumps({"num_samples": data.samples})
+        dataset = Dataset(name, digest, "webdataset", data.source, profile=profile)
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", data.context)])]
         for attempt in range(DATASET_ATTEMPTS):
             try:
                 self.client.log_inputs(run_id, inputs)
@@ -195,11 +235,38 @@ class Tracker:
             else:
                 self.client.log_artifact(run_id, str(path), folder)
         except Exception as error:
+            if NO_ANSWER.search(str(error)) or refuses_password(error):
+                raise
             place = self.client.get_run(run_id).info.artifact_uri
-            raise unstorable(self.store, place, path.name, reason(error)) from error
+            raise unstorable(self.store, place, path.name, reason(error, self.uri)) from error
 
     @told
-    def end(self, run_id: str, status: str) -> None:
-        """Record how a run ended, unless it was deleted or an earlier start tracked it in another store."""
+    def end(self, run_id: str, status: str, ended: float | None = None) -> None:
+        """Record how a run ended, and when, in seconds since 1970, by default now.
+
+        Ignores a run that was deleted, or that an earlier start tracked in another store.
+        """
         if self.has(run_id):
-            self.client.set_terminated(run_id, status)
+            self.client.set_terminated(run_id, status, None if ended is None else int(ended * 1000))
+
+    def complaint(self, error: Exception) -> str:
+        """What went wrong with a call, and how to mend it."""
+        store = f"the MLflow store at {shown(self.uri)}"
+        if refuses_password(error):
+            return f"{store} refuses the user or the password; correct {USER_VARIABLE} and {PASSWORD_VARIABLE}"
+        why = reason(error, self.uri)
+        if NO_ANSWER.search(str(error)):
+            return f"{store} does not answer ({why}); start it again"
+        return f"{store} refused a call ({why}); fix it and run the same command again"
+
+    def answers(self) -> bool:
+        """Whether the store answers at all, be it with a refusal."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.search_experiments(max_results=1)
+        except MlflowException as error:
+            return error.get_http_status_code() < FIRST_SERVER_ERROR
+        except Exception:  # SQLAlchemy's, of a database
+            return False
+        return True

@@ -16,14 +16,25 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from pipeline.config.schema import TrackingConfig
+from pipeline.credentials import shown, without_secrets_of
 from pipeline.errors import TrackingError
 from pipeline.files import takes_no_files
 
-QUIET = ("mlflow", "mlflow.store.db.utils", "alembic", "sqlalchemy")
+QUIET = ("mlflow", "mlflow.store.db.utils", "alembic", "sqlalchemy", "urllib3.connectionpool")
 DEFAULT_EXPERIMENT = "minivit"
 SQLITE = re.compile(r"sqlite(\+\w+)?:///")
 DATABASE = re.compile("postgresql|mysql|mssql|sqlite")  # MLflow creates its tables there on first access
 CONFIG, RECORD, DEFAULT = "tracking.uri", "the run's record", "the default"
+RETRIES_VARIABLE, TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+USER_VARIABLE, PASSWORD_VARIABLE = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+TOKEN_VARIABLE = "MLFLOW_TRACKING_TOKEN"
+FIRST_ANSWER_S = "5"
+UNAUTHORIZED = (401, 403)
+NO_ANSWER = re.compile(r"Max retries exceeded|Read timed out|Connection (refused|reset|aborted)|could not connect")
+REFUSED = re.compile(r"error code 40[13]\b|\b40[13] Client Error|password authentication failed")
+CAUSE = re.compile(
+    r"(?:Errno -?\d+\] |: )((?:Connection|No route|Name or service|Temporary failure|Read timed out)[^'\"(.)]*)"
+)
 URI_VARIABLE, NAME_VARIABLE, ID_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 
 
@@ -93,18 +104,6 @@ def _absolute(uri: str) -> str:
     return sqlite_uri(path)
 
 
-def shown(uri: str) -> str:
-    """A URI with any password removed."""
-    try:
-        parts = urlsplit(uri)
-    except ValueError:  # an address such as http://[::1, which no store accepts either
-        return uri
-    if not parts.password:
-        return uri
-    user, host = parts.netloc.rpartition("@")[::2]
-    return parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}").geturl()
-
-
 def describe(store: Store) -> str:
     """The store, why it was chosen, and how to view its runs."""
     served = urlsplit(store.uri).scheme in ("http", "https")
@@ -115,26 +114,63 @@ def describe(store: Store) -> str:
 
 def client_for(uri: str, setting: str = "tracking.uri") -> Any:
     """An MLflow client for a tracking URI. Raises `TrackingError` within about ten seconds if it does not answer."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault(RETRIES_VARIABLE, "1")  # whatever fails is tried again, but training does not wait for it
     from mlflow import MlflowClient
 
     for name in QUIET:  # failures are raised anyway; after the import, which sets its own levels
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
+        with impatient():
+            client = MlflowClient(tracking_uri=uri)
+            client.search_experiments(max_results=1)
     except Exception as error:  # MLflow raises what its store raises: SQLAlchemy, requests, its own
-        raise TrackingError(
-            f"{setting}: the MLflow store at {shown(uri)} does not answer ({reason(error)}); start it, correct the "
-            "URI, or leave it out to use the SQLite store in the runs folder"
-        ) from None
+        raise TrackingError(f"{setting}: {unanswered(uri, error)}") from None
     return client
 
 
-def reason(error: Exception) -> str:
-    """The first line of what MLflow or its store raised."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def unanswered(uri: str, error: Exception) -> str:
+    """What is wrong with a store that did not answer at first, and how to mend it."""
+    if refuses_password(error):
+        return (
+            f"the MLflow store at {shown(uri)} refuses the user or the password; correct {USER_VARIABLE} and "
+            f"{PASSWORD_VARIABLE}, or {TOKEN_VARIABLE}"
+        )
+    return (
+        f"the MLflow store at {shown(uri)} does not answer ({reason(error, uri)}); start it, correct the "
+        "URI, or leave it out to use the SQLite store in the runs folder"
+    )
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Within this context MLflow waits a few seconds for an answer, unless the environment says how long.
+
+    Later calls have MLflow's own two minutes: a server answers an upload only after it has passed the file on.
+    """
+    if TIMEOUT_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[TIMEOUT_VARIABLE] = FIRST_ANSWER_S
+    try:
+        yield
+    finally:
+        os.environ.pop(TIMEOUT_VARIABLE, None)
+
+
+def refuses_password(error: BaseException) -> bool:
+    """Whether a server wants other credentials, or a database does."""
+    response = getattr(error, "response", None)
+    if getattr(response, "status_code", None) in UNAUTHORIZED:
+        return True
+    return bool(REFUSED.search(str(error)))
+
+
+def reason(error: Exception, uri: str = "") -> str:
+    """The cause that MLflow or its store raised, in a line and without the store's password."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if match := CAUSE.search(text):
+        text = match[1]
+    return without_secrets_of(uri, text)[:200]
 
 
 def find_experiment(client: Any, store: Store) -> Any:

@@ -27,10 +27,10 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 class LedgerTail:
-    """Follows a stage's metrics file as it grows, and restarts from its beginning when it is replaced."""
+    """Follows a file of rows, by default a stage's metrics, as it grows; restarts from its beginning if replaced."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / NAME
+    def __init__(self, folder: Path, name: str = NAME) -> None:
+        self._path = folder / name
         self._file = self._position = 0
 
     def new_rows(self) -> list[dict[str, float]]:

@@ -97,3 +97,26 @@ def test_the_base_may_lie_at_home(raw: dict[str, Any], tmp_path: Any, monkeypatc
     (tmp_path / "c.yaml").write_text("base: $UNSET/base.yaml\n")
     with pytest.raises(ConfigError, match=r"base: found '\$UNSET/base\.yaml', expected a path whose variables are set"):
         load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting != "tracking.uri"])
+def test_credentials_are_refused_and_not_repeated(
+    raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    *parents, key = setting.split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    wraps = {"cache": lambda path: {"folder": path, "max_gigabytes": 1}, "models": lambda path: [path]}
+    monkeypatch.setenv("TOKEN", "hunter2")
+    for url, found in (
+        ("https://me:hunter2@host/x", "https://me:***@host/x"),
+        ("https://host/x?sig=hunter2", "https://host/x?sig=***"),
+        ("https://me:$TOKEN@host/x", "https://me:***@host/x"),
+    ):
+        section[key] = wraps.get(key, lambda path: path)(url)
+        with pytest.raises(ConfigError, match="expected a URL without a password, token or signature") as caught:
+            parse_config(raw, "c")
+        assert str(caught.value).startswith(f"c: {setting}")
+        assert f"found '{found}'" in str(caught.value)
+        assert "hunter2" not in str(caught.value)

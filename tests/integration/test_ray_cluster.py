@@ -87,7 +87,7 @@ def test_a_run_waits_for_what_other_jobs_hold_and_says_so(
     holder.communicate()
     _, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
-    assert "pretrain: waits for room for 2 workers; other jobs hold 2 of 3 CPUs\n" in stderr
+    assert "pretrain: waiting for room for 2 workers; other jobs hold 2 of 3 CPUs\n" in stderr
     assert [json.loads(line)["event"] for line in events.read_text().splitlines()] == ["wait"]
 
 

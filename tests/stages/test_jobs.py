@@ -16,9 +16,9 @@ import pytest
 
 from pipeline.cluster.resources import Node, Resources
 from pipeline.cluster.session import Cluster
-from pipeline.config.schema import ClusterConfig
+from pipeline.config.schema import ClusterConfig, TrackingConfig
 from pipeline.errors import ClusterError, DataError, Interrupted, WorkersLate, WorkersLost
-from pipeline.stages.folder import StageFolder
+from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.jobs import StageJob
 from pipeline.train.job import RESIZE, STOP, WorkersChange
 
@@ -68,7 +68,7 @@ def stage_job(
         steps = iter(reached or [0] * 99)
         context = SimpleNamespace(
             cluster=Cluster("here", lambda: nodes),
-            config=SimpleNamespace(cluster=ClusterConfig(**cluster), name="run"),
+            config=SimpleNamespace(cluster=ClusterConfig(**cluster), tracking=TrackingConfig(), name="run"),
             stop=SimpleNamespace(asked=None),
             say=lambda stage_id, message: None,
         )
@@ -78,6 +78,7 @@ def stage_job(
             context=context,
             id="pretrain",
             folder=folder,
+            status=Status("running", "pretrain", "d", {}),
             resources=resources,
             worker=lambda job, ranks: None,
             make=lambda workers: {"workers": workers, "step": next(steps)},

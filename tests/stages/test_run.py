@@ -19,6 +19,7 @@ from pipeline.stages.folder import FINISHED, RunFolder, StageFolder, Status
 from pipeline.stages.progress import Progress
 from pipeline.stages.resolve import Branch, stage_branches
 from pipeline.stages.run import STAGE_RUNS, Execution, parent_run, require_same_pipeline, without_password
+from pipeline.stages.tracked import StageTracking
 from pipeline.stages.train import finished_model
 from pipeline.tracking.models import logged_models
 from pipeline.tracking.runs import Tracker
@@ -96,10 +97,14 @@ def test_a_finished_model_is_logged_once_and_registered_by_the_export(
     status = Status(FINISHED, "finetune", "d", {}, mlflow_run_id=run_id, result=result, schema=CLASSIFICATION.to_dict())
     finer.write_status(status)
     trained = SimpleNamespace(
-        artifacts=list, metrics=lambda result: {}, finished_model=lambda status: finished_model("finer", finer, status)
+        artifacts=list,
+        metrics=lambda result: {},
+        finished_model=lambda status: finished_model("finer", finer, status),
+        track_inputs=lambda run_id: None,
+        register=lambda: None,
     )
     for _ in range(2):  # the second time as on a resume
-        Execution(context)._track_outputs(branch._replace(stage_name="finer"), trained, status)
+        StageTracking(context, "finer", trained, status).deliver()
     asked = branch.stage.model_copy(update={"register_as": RegisterConfig(name="shoes")})
     said = run_once(context, branch._replace(stage=asked), capsys)
     assert "finer as shoes version 1, which is now its champion" in said

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import socket
 import subprocess
 import sys
@@ -18,7 +19,16 @@ from mlflow import MlflowClient
 from pipeline.config.schema import TrackingConfig
 from pipeline.errors import TrackingError
 from pipeline.tracking.names import TAG_PREFIX, mlflow_name
-from pipeline.tracking.runs import FAILED, FINISHED, LONG_PARAMS, MAX_PARAM_LENGTH, Tracker, flatten
+from pipeline.tracking.runs import (
+    FAILED,
+    FINISHED,
+    LONG_PARAMS,
+    MAX_PARAM_LENGTH,
+    TRAINING,
+    DataRead,
+    Tracker,
+    flatten,
+)
 from pipeline.tracking.store import choose_store, client_for, default_uri
 
 LIMIT_S = 15.0
@@ -65,6 +75,22 @@ def test_a_run_that_the_store_no_longer_has_is_begun_anew(tracker: Tracker) -> N
         assert tracker.start("quick", run_id=lost) != lost
 
 
+def test_values_of_one_time_leave_one_row(tracker: Tracker) -> None:
+    run_id = tracker.start("again", run_id=None)
+    for at in (1000.5, 1000.5, 2000.0):
+        tracker.metrics(run_id, {"best/accuracy": 0.5}, at=at)
+    history = tracker.client.get_metric_history(run_id, "best/accuracy")
+    assert [metric.timestamp for metric in history] == [1_000_500, 2_000_000]
+
+
+def test_a_run_delivered_late_tells_when_it_was(tracker: Tracker) -> None:
+    run_id = tracker.start("late", run_id=None, began=1000.0, tags={"mlflow.source.git.commit": "abc"})
+    tracker.end(run_id, FINISHED, 2000.0)
+    run = tracker.client.get_run(run_id)
+    assert (run.info.start_time, run.info.end_time) == (1_000_000, 2_000_000)
+    assert run.data.tags["mlflow.source.git.commit"] == "abc"
+
+
 def test_children_know_their_parent(tracker: Tracker) -> None:
     parent = tracker.start("family", run_id=None)
     children = {tracker.start(name, run_id=None, parent=parent) for name in ("a", "b")}
@@ -100,7 +126,7 @@ def test_names_that_mlflow_does_not_take_are_changed_and_told(tracker: Tracker, 
     for _ in range(2):
         tracker.metrics(run_id, metrics, step=1)
         tracker.params(run_id, {"label_map": {"drake (duck)": "duck"}, "mixture": {"b@224": {"note": "y" * 9000}}})
-    tracker.dataset(run_id, "train-{000..010}?#@" * 100, "/data/x", "d" * 64, "train")
+    tracker.dataset(run_id, DataRead("train-{000..010}?#@" * 100, "/data/x", "d" * 64, 9, TRAINING))
     run = tracker.client.get_run(run_id)
     told = {key.removeprefix(TAG_PREFIX): text for key, text in run.data.tags.items() if key.startswith(TAG_PREFIX)}
     assert {told.get(name, name): value for name, value in run.data.metrics.items()} == metrics
@@ -137,7 +163,7 @@ def test_metrics_tags_datasets_and_artifacts(tracker: Tracker, tmp_path: Path) -
     run_id = tracker.start("all", run_id=None)
     tracker.metrics(run_id, {"test/accuracy/pretrain/nano": 0.5}, step=3)
     tracker.tags(run_id, {"git": "abc"})
-    tracker.dataset(run_id, "train", "/data/train-*.tar", "d" * 64, "train")
+    tracker.dataset(run_id, DataRead("train", "/data/train-*.tar", "d" * 64, 9, TRAINING))
     (tmp_path / "model").mkdir()
     for name in ("surgery.json", "model/model.json"):
         (tmp_path / name).write_text("{}")
@@ -148,7 +174,8 @@ def test_metrics_tags_datasets_and_artifacts(tracker: Tracker, tmp_path: Path) -
     assert run.data.tags["git"] == "abc"
     [used] = run.inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest, used.dataset.source) == ("train", "d" * 36, "/data/train-*.tar")
-    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "train")]
+    assert json.loads(used.dataset.profile) == {"num_samples": 9}
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
     assert (tracker.store.artifacts / run_id / "artifacts" / "surgery.json").is_file()
     assert [item.path for item in tracker.client.list_artifacts(run_id, "model")] == ["model/model.json"]
 
@@ -218,7 +245,7 @@ def test_branches_record_the_same_data_at_the_same_time(tmp_path: Path) -> None:
 
         def record(run: str, digest: str = f"{meeting:032x}", start: threading.Barrier = start) -> None:
             start.wait()
-            tracker.dataset(run, "train", "data/train-*.tar", digest, "train")
+            tracker.dataset(run, DataRead("train", "data/train-*.tar", digest, 9, TRAINING))
 
         with ThreadPoolExecutor(len(runs)) as pool:
             list(pool.map(record, runs))

@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.config.schema import TrackingConfig
+from pipeline.credentials import shown
 from pipeline.errors import TrackingError
 from pipeline.tracking.runs import Tracker
 from pipeline.tracking.store import (
@@ -17,7 +18,6 @@ from pipeline.tracking.store import (
     choose_store,
     default_uri,
     describe,
-    shown,
     sqlite_path,
 )
 

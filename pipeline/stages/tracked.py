@@ -1,0 +1,149 @@
+"""One stage in MLflow. What the store does not take at once is delivered later, from the stage's folder.
+
+The folder holds everything first, so that a store which dies harms neither the training nor the record of it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.cluster.usage import FOLDER as SYSTEM
+from pipeline.errors import TrackingError
+from pipeline.report.plots import save_plots
+from pipeline.stages.context import RunContext
+from pipeline.stages.folder import StageFolder, Status
+from pipeline.stages.periodic import Periodic
+from pipeline.tracking import runs as mlflow_status
+from pipeline.tracking.forward import Row, RowSender
+from pipeline.tracking.models import FinishedModel, log_model
+from pipeline.tracking.origin import origin_tags
+from pipeline.tracking.runs import Tracker
+from pipeline.train.ledger import LedgerTail
+
+FLUSH_S = 2.0
+BEGIN_WAIT_S = 10.0  # how long a stage waits for its run in MLflow, before it starts without it
+RESUME = "resume"  # the event of a restart
+NOT_YET = "not delivered yet"
+
+
+class Tracked(Protocol):
+    """What a type of stage hands to MLflow."""
+
+    def track_inputs(self, run_id: str) -> None: ...
+
+    def artifacts(self) -> list[tuple[Path, str | None]]: ...
+
+    def metrics(self, result: dict[str, Any]) -> dict[str, float]: ...
+
+    def finished_model(self, status: Status) -> FinishedModel | None: ...
+
+    def register(self) -> str | None: ...
+
+
+class StageTracking:
+    """The MLflow run of one attempt of a stage or branch."""
+
+    def __init__(self, context: RunContext, stage_id: str, stage: Tracked, status: Status) -> None:
+        self.id, self.status = stage_id, status
+        self._context, self._stage, self._tracker = context, stage, context.tracker
+        self._folder = context.folder.stage(stage_id)
+        self._rows = RowTails(self._folder.path)
+        self._begun = threading.Lock()
+        self._sender: RowSender | None = None  # once the run has begun
+        self._refused = False
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Within this context a thread begins the run and sends new rows every few seconds.
+
+        Waits for the run to begin, but not for a store that is slow about it. Never raises what the store does.
+        """
+        with Periodic(self._follow, FLUSH_S) as thread:
+            thread.called.wait(BEGIN_WAIT_S)
+            yield
+
+    def _follow(self) -> None:
+        try:
+            self._begin().send()
+        except TrackingError as error:
+            if not self._refused:
+                self._say(f"{error}; the stage goes on, and MLflow gets what it lacks as soon as it takes it")
+            self._refused = True
+        else:
+            if self._refused:
+                self._say("MLflow takes metrics again and has got those it lacked")
+            self._refused = False
+
+    def _begin(self) -> RowSender:
+        """Begin or resume the run, with the stage's settings and data, unless that is done. Raises `TrackingError`."""
+        with self._begun:
+            if self._sender is None:
+                status = self.status
+                status.mlflow_run_id = run_id = self._tracker.start(
+                    f"{self._context.config.name}/{self.id}",
+                    run_id=status.mlflow_run_id,
+                    parent=self._context.parent_run_id,
+                    began=status.started,
+                    tags=origin_tags(),
+                )
+                self._folder.write_status(status)
+                self._stage.track_inputs(run_id)
+                self._sender = RowSender(self._tracker, run_id, self._rows.new_rows)
+            return self._sender
+
+    def deliver(self) -> None:
+        """Give the store all that it lacks of a finished stage, and end its run. Raises `TrackingError`.
+
+        May be called again after a failure: nothing appears twice.
+        """
+        self._begin().send()
+        status, tracker, run_id = self.status, self._tracker, str(self.status.mlflow_run_id)
+        track_restarts(tracker, run_id, self._folder)
+        if status.workers:
+            tracker.params(run_id, {"world_size": status.workers})
+        for path, target in self._stage.artifacts():
+            if path.exists():
+                tracker.artifact(run_id, path, target)
+        with tempfile.TemporaryDirectory() as scratch:
+            if save_plots(self._context.folder.path, self.id, Path(scratch)):
+                tracker.artifact(run_id, Path(scratch), "plots")
+        tracker.metrics(run_id, self._stage.metrics(status.result), at=status.ended)
+        if model := self._stage.finished_model(status):
+            log_model(tracker, run_id, model)
+        if registered := self._stage.register():
+            status.result["registered"] = registered
+        tracker.end(run_id, mlflow_status.FINISHED, status.ended)
+        status.untracked = None
+        self._folder.write_status(status)
+
+    def _say(self, message: str) -> None:
+        self._context.say(self.id, message)
+
+
+class RowTails:
+    """Follows all files of rows in a stage's folder: its metrics, and the usage of each node."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tails = {"": LedgerTail(folder)}
+
+    def new_rows(self) -> Iterable[Row]:
+        for path in sorted((self._folder / SYSTEM).glob("*.jsonl")):
+            self._tails.setdefault(path.name, LedgerTail(path.parent, path.name))
+        return [row for tail in self._tails.values() for row in tail.new_rows()]
+
+
+def track_restarts(tracker: Tracker, run_id: str, folder: StageFolder) -> None:
+    """Log what each restart of a training stage cost: the steps done again, and the workers since."""
+    path = folder.path / "events.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    for event in map(json.loads, lines):
+        if event["event"] == RESUME:
+            figures = {f"restart/{name}": float(event[name]) for name in ("steps_lost", "workers")}
+            tracker.metrics(run_id, figures, event["step"], event["time"])

@@ -1,0 +1,54 @@
+"""Tags that tell where a run comes from, under MLflow's own names where it has any."""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+from pipeline import __version__
+from pipeline.files import hash_file
+
+GIT_TIMEOUT_S = 5
+COMMIT, DIRTY, BRANCH = "mlflow.source.git.commit", "minivit.git.dirty", "mlflow.source.git.branch"
+HOST, VERSION, CONFIG_DIGEST = "minivit.host", "minivit.version", "minivit.config_sha256"
+
+
+@functools.cache
+def origin_tags() -> dict[str, str]:
+    """This process's code, user and host; no remote URL, as it may hold a token."""
+    found = {"mlflow.source.name": "minivit run", "mlflow.source.type": "LOCAL", VERSION: __version__}
+    found[HOST] = socket.gethostname()
+    try:
+        found["mlflow.user"] = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        found["mlflow.user"] = str(os.getuid())
+    return found | git_tags(Path(__file__).parent, Path.cwd())
+
+
+def git_tags(*folders: Path) -> dict[str, str]:
+    """Commit, branch and whether tracked files are changed, of the first folder under git; else empty."""
+    for folder in folders:
+        if commit := _git(folder, "rev-parse", "HEAD"):
+            found = {COMMIT: commit, DIRTY: str(bool(_git(folder, "status", "--porcelain", "-uno"))).lower()}
+            branch = _git(folder, "rev-parse", "--abbrev-ref", "HEAD")
+            return found | ({BRANCH: branch} if branch and branch != "HEAD" else {})
+    return {}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=GIT_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def config_tags(path: Path) -> dict[str, str]:
+    """The digest of the config with all settings, as kept beside the runs."""
+    return {CONFIG_DIGEST: hash_file(path)}

@@ -1,0 +1,275 @@
+"""A run against a team's MLflow server: PostgreSQL, artifacts handed on to S3, passwords, and a death in mid-upload."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.schema import TrackingConfig
+from pipeline.errors import TrackingError
+from pipeline.tracking.models import logged_models
+from pipeline.tracking.runs import Tracker
+from pipeline.tracking.store import choose_store
+
+pytestmark = [pytest.mark.integration, pytest.mark.root, pytest.mark.timeout(1200)]
+
+START_S = 600
+DATABASE_SECRET, PASSWORD = "pg-Secret-41d7", "team-Secret-93ab"
+AUTH = """[mlflow]
+default_permission = READ
+database_uri = {database}
+admin_username = admin
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
+UPLOAD = "PUT /api/2.0/mlflow-artifacts/artifacts/"
+WHOLE_MULTIPART = "/api/2.0/mlflow-artifacts/mpu/complete"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """An `mlflow server` that tests kill and start again, on the same port and stores."""
+
+    folder: Path
+    database: str
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text()
+
+    def uri(self, password: str = PASSWORD) -> str:
+        return f"http://admin:{password}@127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        (self.folder / "auth.ini").write_text(AUTH.format(database=self.database))
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", self.database, "--app-name", "basic-auth"]
+        command += ["--artifacts-destination", "s3://mlflow/kept", "--allowed-hosts", f"127.0.0.1:{self.port}"]
+        environment = {
+            "AWS_ACCESS_KEY_ID": os.environ["FSSPEC_S3_KEY"],
+            "AWS_SECRET_ACCESS_KEY": os.environ["FSSPEC_S3_SECRET"],
+            "MLFLOW_S3_ENDPOINT_URL": os.environ["FSSPEC_S3_ENDPOINT_URL"],
+            "MLFLOW_AUTH_CONFIG_PATH": str(self.folder / "auth.ini"),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "flask",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its own job runners take half of two cores
+        }
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
+            )
+        due = time.monotonic() + START_S
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
+                break
+            except OSError:
+                assert self.process.poll() is None, self.log
+                assert time.monotonic() < due, self.log
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        """End it and all its workers at once."""
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def status_for(self, host: str) -> int:
+        """The status of a request that names a host."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("GET", "/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": host})
+        return connection.getresponse().status
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """A PostgreSQL with a password, on loopback; it refuses to run as root."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not programs:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    folder, port = Path(tempfile.mkdtemp(prefix="minivit-postgres-")), free_port()
+    (folder / "password").write_text(DATABASE_SECRET)
+    for path in (folder, folder / "password"):
+        shutil.chown(path, "postgres")
+    as_postgres = ["runuser", "-u", "postgres", "--"]
+    options = ["-D", str(folder / "data"), "-U", "mlflow", f"--pwfile={folder}/password", "--auth=scram-sha-256"]
+    command = [*as_postgres, str(programs[-1].with_name("initdb")), *options, "--no-sync"]
+    subprocess.run(command, check=True, capture_output=True, cwd="/")
+    command = [*as_postgres, str(programs[-1]), "-D", str(folder / "data"), "-k", str(folder), "-p", str(port)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([*command, "-h", "127.0.0.1", "-c", "fsync=off"], stderr=log, cwd="/")
+    try:
+        due = time.monotonic() + 60
+        while "ready to accept connections" not in (folder / "log").read_text():
+            assert time.monotonic() < due, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield f"postgresql://mlflow:{DATABASE_SECRET}@127.0.0.1:{port}/postgres"
+    finally:
+        process.send_signal(signal.SIGINT)  # a fast shutdown; runuser hands it on
+        process.wait(timeout=60)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def server(database: str, s3: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    pytest.importorskip("psycopg")
+    pytest.importorskip("flask_wtf")
+    (s3 / "mlflow").mkdir()
+    server = Server(tmp_path_factory.mktemp("server"), database)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def team(kit: Any, server: Server, cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder whose runs are tracked on the server; the password is part of the URI."""
+    multipart = {
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
+        "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": "200000",
+        "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE": str(5 << 20),
+    }
+    secret = {"MLFLOW_TRACKING_URI": server.uri(), "HF_TOKEN": "hf-Secret-5512", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+    return kit.Workplace(tmp_path_factory.mktemp("team"), cluster | multipart | secret)
+
+
+@pytest.fixture(scope="module")
+def config(kit: Any, shards: Path, s3: Path, team: Any) -> str:
+    """One training stage and an export that registers its model; the shards are in S3."""
+    shutil.copytree(shards, s3 / "shards")
+    stages = {
+        "pretrain": kit.pretrain(),
+        "export": {"type": "export", "model": "pretrain", "register_as": {"name": "shapes", "alias": "champion"}},
+    }
+    raw = kit.config(Path("shards"), "team", stages)
+    for dataset in raw["datasets"].values():
+        dataset["shards"] = f"s3://{dataset['shards']}"
+    raw["tracking"] = {"wait_s": 1.0, "system_metrics_every_s": 0.5}
+    return str(team.write(raw))
+
+
+@pytest.fixture(scope="module")
+def cut_off(kit: Any, server: Server, team: Any, config: str) -> tuple[int, str]:
+    """A run whose server is killed when it has taken the first of a stage's artifacts: exit status and what it said."""
+    process = team.start("run", config)
+    kit.wait_until(lambda: server.log.count(UPLOAD) > 1, process, 900)
+    server.kill()
+    _, said = process.communicate(timeout=600)
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def delivered(server: Server, team: Any, config: str, cut_off: tuple[int, str]) -> Any:
+    """The same command again, after the server is back."""
+    server.start()
+    done = team.minivit("run", config, timeout_s=600)
+    assert done.code == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def tracker(server: Server, delivered: Any, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return Tracker(choose_store(TrackingConfig(uri=server.uri()), tmp_path_factory.mktemp("unused"), {}, {}))
+
+
+def test_a_dead_server_harms_no_training(team: Any, cut_off: tuple[int, str]) -> None:
+    code, said = cut_off
+    assert code == 7, said
+    *_, error = said.splitlines()
+    assert error.startswith("error: MLFLOW_TRACKING_URI: the MLflow store at http://admin:***@127.0.0.1:")
+    assert "every stage has finished, but MLflow lacks something of pretrain, export" in error
+    assert "the same command delivers it without training again" in error
+    assert "Traceback" not in said
+    assert team.rows("team", "pretrain")[-1]["step"] == 12
+
+
+def test_all_of_it_is_delivered_once(team: Any, s3: Path, tracker: Tracker, delivered: Any) -> None:
+    assert delivered.stderr.count("finished before with the same inputs: skipped") == 2
+    client = tracker.client
+    for stage_id in ("pretrain", "export"):
+        status = team.status("team", stage_id)
+        assert (status["state"], status["attempts"], status["untracked"]) == ("finished", 1, None)
+        assert client.get_run(status["mlflow_run_id"]).info.status == "FINISHED"
+    run_id = team.status("team", "pretrain")["mlflow_run_id"]
+    assert len(client.search_runs([tracker.experiment_id])) == 3
+    for name in ("train/loss", "val/accuracy"):
+        history = [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
+        rows = [row for row in team.rows("team", "pretrain") if name in row]
+        assert sorted(history) == [(row["step"], pytest.approx(row[name])) for row in rows]
+    folder = team.stage("team", "pretrain")
+    [kept] = (s3 / "mlflow" / "kept").glob(f"*/{run_id}/artifacts")
+    for path in [folder / "metrics.jsonl", *(folder / "model").iterdir()]:
+        stored = kept / path.relative_to(folder)
+        assert stored.read_bytes() == path.read_bytes()
+    assert {path.name for path in (kept / "model").iterdir()} == {path.name for path in (folder / "model").iterdir()}
+    [model] = logged_models(tracker, run_id)
+    champion = client.get_model_version_by_alias("shapes", "champion")
+    assert champion.tags["minivit.model"] == model.model_id
+    assert len(client.search_model_versions("name = 'shapes'")) == 1
+
+
+def test_large_files_go_to_the_store_in_parts(server: Server, delivered: Any) -> None:
+    assert f"{WHOLE_MULTIPART}/" in server.log
+
+
+def test_runs_can_be_compared(team: Any, tracker: Tracker) -> None:
+    """What people put beside each other, where it came from, and how busy its node was."""
+    run = tracker.client.get_run(team.status("team", "pretrain")["mlflow_run_id"])
+    compared = {"variant": "nano", "global_batch_size": "16", "duration": "12 steps", "learning_rate": "0.003"}
+    compared |= {"image_size": "16", "patch_size": "4", "world_size": "2"}
+    assert run.data.params.items() >= compared.items()
+    assert int(run.data.params["parameters"]) > 10_000
+    rows = team.rows("team", "pretrain")
+    assert run.data.metrics["best/accuracy"] == max(row["val/accuracy"] for row in rows if "val/accuracy" in row)
+    used = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
+    assert {context: data.source for context, data in used.items()} == {
+        "training": "s3://shards/train-*.tar",
+        "validation": "s3://shards/val-*.tar",
+    }
+    assert {data.name for data in used.values()} == {"train", "val"}
+    assert run.data.tags["minivit.host"] == socket.gethostname()
+    system = {name for name in run.data.metrics if name.startswith("system/")}
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= system
+    assert {"system/disk_usage_percentage", "system/network_receive_megabytes"} <= system
+
+
+def test_other_hosts_and_passwords_are_refused(server: Server, tracker: Tracker, tmp_path: Path) -> None:
+    assert server.status_for("evil.example") == 403
+    store = choose_store(TrackingConfig(uri=server.uri("wrong-Secret-00")), tmp_path, {}, {})
+    with pytest.raises(TrackingError, match=r"^tracking\.uri: .* refuses the user or the password; correct") as caught:
+        Tracker(store)
+    assert "wrong-Secret-00" not in str(caught.value)
+
+
+def test_no_credential_is_in_any_file(
+    team: Any, s3: Path, database: str, cut_off: tuple[int, str], delivered: Any
+) -> None:
+    """In none of the run's folder, of MLflow's artifacts and database, and of what was said."""
+    secrets = [PASSWORD, os.environ["FSSPEC_S3_SECRET"], team.environment["HF_TOKEN"], DATABASE_SECRET]
+    dump = subprocess.run(["pg_dump", database], check=True, capture_output=True).stdout
+    assert b"pipeline.yaml" in dump or b"mlflow.parentRunId" in dump
+    texts = {"the database": dump, "said": f"{cut_off[1]}{delivered.stdout}{delivered.stderr}".encode()}
+    files = [path for root in (team.folder, s3 / "mlflow") for path in root.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    texts |= {str(path): path.read_bytes() for path in files}
+    assert [(name, secret) for name, text in texts.items() for secret in secrets if secret.encode() in text] == []
