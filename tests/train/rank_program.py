@@ -41,7 +41,7 @@ from pipeline.models.variants import build_backbone, build_spec
 from pipeline.probe.measure import Measurement
 from pipeline.probe.rows import Rows
 from pipeline.stream.batch import OFFSETS, Batch
-from pipeline.stream.parts import shape_of
+from pipeline.stream.batch_plan import shape_of
 from pipeline.tasks.base import Coupled, Outputs, TaskModule, Tensors
 from pipeline.tasks.classification.module import Classification
 from pipeline.tasks.ranks import Ranks
