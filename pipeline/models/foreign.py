@@ -22,7 +22,7 @@ from pipeline.models.clip_bridge import find_layout, from_clip
 from pipeline.models.foreign_config import (
     CLIP_MEAN,
     CLIP_STD,
-    class_labels,
+    foreign_class_names,
     hugging_face_normalisation,
     normalisation,
 )
@@ -92,7 +92,7 @@ def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
             new, spec = from_timm(state, **unreadable)
     preprocess = _clip_preprocess(path, spec, clip) if clip else _hugging_face_preprocess(path, spec)
     with _named(path.parent / CONFIG):
-        classes = class_labels(config.get("id2label"), config.get("label2id"), spec.num_classes)
+        classes = foreign_class_names(config.get("id2label"), config.get("label2id"), spec.num_classes)
     return Bundle(new, spec, preprocess, classes, {"source": str(path)})
 
 
@@ -220,8 +220,8 @@ def _timm_preprocess(spec: ModelSpec, config: Mapping[str, Any], own: Mapping[st
 def _classes(model: Any, spec: ModelSpec, config: Mapping[str, Any]) -> list[str] | None:
     """Names of the head's classes: those of the export, or ImageNet's synsets (n01440764) if timm infers them."""
     if names := config.get("label_names"):
-        return class_labels(names, None, spec.num_classes)
+        return foreign_class_names(names, None, spec.num_classes)
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset(model)
-    return class_labels(ImageNetInfo(subset).label_names(), None, spec.num_classes) if subset else None
+    return foreign_class_names(ImageNetInfo(subset).label_names(), None, spec.num_classes) if subset else None

@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.errors import PipelineError
 from pipeline.metrics.pictures import read_pictures
 from pipeline.report.attention import Glance, look_inside
-from pipeline.report.collect import Branch, Evaluation, Run
+from pipeline.report.collect import BranchRecord, Evaluation, Run
 from pipeline.report.confusion import Confusion, describe_confusion, draw_confusion, most_confused
 from pipeline.report.curves import (
     describe_outcomes,
@@ -66,7 +66,7 @@ class Photo:
 class Album:
     """A stage's pictures with the same title."""
 
-    branch: Branch
+    branch: BranchRecord
     title: str
     photos: list[Photo]
 
@@ -85,7 +85,7 @@ class JudgedModel:
 class Gallery:
     """The inside of one model: charts, and its attention and tokens on a few test images."""
 
-    branch: Branch
+    branch: BranchRecord
     dataset: str
     charts: list[Picture]
     glances: list[Glance]
@@ -180,7 +180,7 @@ def position_groups(run: Run, gaps: Gaps) -> list[Group]:
     """Position similarity of each branch that has a model, before and after surgery and training."""
     groups = []
     for stage, members in groupby(run.trained, key=lambda branch: branch.stage):
-        found: list[tuple[Branch, PositionMaps]] = []
+        found: list[tuple[BranchRecord, PositionMaps]] = []
         for branch in members:
             with gaps.noted(f"Position similarity of {branch.id}"):
                 found += [(branch, maps) for maps in collect_maps(run, branch)]
@@ -189,7 +189,7 @@ def position_groups(run: Run, gaps: Gaps) -> list[Group]:
     return groups
 
 
-def position_pictures(found: list[tuple[Branch, PositionMaps]]) -> list[Picture]:
+def position_pictures(found: list[tuple[BranchRecord, PositionMaps]]) -> list[Picture]:
     """Pictures of one stage, on a common scale."""
     lowest = min(float(maps.similarity.min()) for _, maps in found)
     return [

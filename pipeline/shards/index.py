@@ -15,7 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import normalise_class_name
 from pipeline.errors import DataError, PipelineError
 from pipeline.shards import store
 from pipeline.shards.cache import RangeCache
@@ -72,7 +72,7 @@ class DatasetIndex:
     headers_only: bool = False  # the hashes are those of headers and labels, not of whole tars
 
     def __post_init__(self) -> None:
-        classes = {kind: [class_name(name) for name in names] for kind, names in self.classes.items()}
+        classes = {kind: [normalise_class_name(name) for name in names] for kind, names in self.classes.items()}
         object.__setattr__(self, "classes", classes)
 
     @property

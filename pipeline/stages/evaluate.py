@@ -19,7 +19,7 @@ from pipeline.stages.inputs import evaluate_inputs
 from pipeline.stages.jobs import StageJob
 from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.resolve import Branch, reference_ids
-from pipeline.stages.sources import Source, resolve_source
+from pipeline.stages.sources import SourceModel, resolve_source
 from pipeline.train.evaluate import NAME, evaluate_worker
 from pipeline.train.job import EvaluateJob
 
@@ -42,7 +42,7 @@ class EvaluateStageRun:
                 where, heads = f"stages.{self.id}", model.spec.num_classes
                 check_classes(where, self.stage.data, self.classes, name, heads, model.classes)
 
-    def _sources(self, reference: str) -> list[Source]:
+    def _sources(self, reference: str) -> list[SourceModel]:
         """All branches of a stage, or the single model named."""
         names = reference_ids(self.context.config, reference) or [reference]
         return [resolve_source(self.context, self.id, name) for name in names]

@@ -16,7 +16,7 @@ from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.again import reasons_to_run_again
 from pipeline.stages.balance import Balance, balance
-from pipeline.stages.context import find_datasets, label_names
+from pipeline.stages.context import find_datasets, known_class_names
 from pipeline.stages.folder import RunFolder, Status
 from pipeline.stages.memory import activation_bytes, head_bytes, rank_memory, teacher_bytes
 from pipeline.stages.plan import (
@@ -34,11 +34,11 @@ from pipeline.stages.preflight import Findings, Model, preflight
 from pipeline.stages.resolve import (
     Branch,
     dependencies,
+    describe_surgery,
     most_workers,
     on_workers,
     stage_branches,
     stage_image_sizes,
-    surgeries,
 )
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks.task import task_of
@@ -111,7 +111,7 @@ class Planner:
             samples=index.num_samples,
             bytes=int(index.sizes.sum()),
             samples_per_shard=(int(counts.min()), int(counts.max())),
-            classes=max([len(label_names(name, self.datasets[name], kind)) for kind in index.members], default=0)
+            classes=max([len(known_class_names(name, self.datasets[name], kind)) for kind in index.members], default=0)
             or None,
             digest=index.digest,
         )
@@ -213,7 +213,7 @@ class Planner:
             if not model.head_known:
                 names = " + ".join(stage.data.parts)
                 self.notes.append(f"The classes of {names} are not known yet: heads are counted for one class.")
-            changes = surgeries(model.source, model.spec) if model.source else []
+            changes = describe_surgery(model.source, model.spec) if model.source else []
             planned.append(_model(model, stage, ranks, shares, origin or None, changes))
         return planned
 

@@ -24,12 +24,12 @@ from pipeline.metrics.accuracy import KNN
 from pipeline.metrics.schema import VAL
 from pipeline.models.spec import ModelSpec
 from pipeline.probe.limits import neighbours
-from pipeline.stages.context import class_names, tracking_store
+from pipeline.stages.context import require_class_names, tracking_store
 from pipeline.stages.data import (
     check_background,
     check_classes,
+    class_meanings,
     evaluated_classes,
-    meant,
     stage_data,
     stage_labels,
     used_datasets,
@@ -273,14 +273,18 @@ class _Preflight:
         known = {name: names for name in used if (names := self._names(name, kind)) is not None}
         if known.keys() >= stage.data.parts.keys():
             data = stage.data if stage.data.val in known else stage.data.model_copy(update={"val": None})
-            meanings = {name: meant(name, self.config.datasets[name], kind, names) for name, names in known.items()}
+            meanings = {
+                name: class_meanings(name, self.config.datasets[name], kind, names) for name, names in known.items()
+            }
             return stage_labels(known, meanings, data, where).classes
         return None
 
     def _names(self, name: str, kind: str) -> list[str] | None:
         """A data set's class names of one kind; from the config if the shards are missing."""
         dataset = self.datasets.get(name)
-        return class_names(name, dataset, [kind])[kind] if dataset else self.config.datasets[name].classes_of(kind)
+        return (
+            require_class_names(name, dataset, [kind])[kind] if dataset else self.config.datasets[name].classes_of(kind)
+        )
 
     def _need(self, name: str, kinds: Iterable[str]) -> None:
         """Note the kinds of targets that a stage needs from a data set."""

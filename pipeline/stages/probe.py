@@ -18,7 +18,7 @@ from pipeline.stages.jobs import StageJob
 from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.probed import probe_sources
 from pipeline.stages.resolve import Branch, reference_ids
-from pipeline.stages.sources import Source, resolve_source
+from pipeline.stages.sources import SourceModel, resolve_source
 from pipeline.train.job import ProbedModel, ProbeJob
 from pipeline.train.probe import NAME, part_of, probe_worker
 
@@ -37,13 +37,13 @@ class ProbeStageRun:
             reference: self._sources(reference) for reference in self.stage.models if reference not in BASELINES
         }
 
-    def _sources(self, reference: str) -> list[Source]:
+    def _sources(self, reference: str) -> list[SourceModel]:
         """All branches of a stage, or the single model named."""
         names = reference_ids(self.context.config, reference) or [reference]
         return [resolve_source(self.context, self.id, name) for name in names]
 
     @property
-    def first(self) -> Source:
+    def first(self) -> SourceModel:
         """The model whose shape and images the baselines share."""
         return next(iter(self.sources.values()))[0]
 

@@ -33,7 +33,7 @@ from pipeline.stages.probe import ProbeStageRun
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
-from pipeline.stages.resolve import Branch, dependencies, judges, on_workers, stage_branches
+from pipeline.stages.resolve import Branch, dependencies, evaluation_ids, on_workers, stage_branches
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
@@ -207,7 +207,7 @@ class Execution:
             return []
         ready: list[Branch] = []
         for branch in self.waiting.values():
-            awaited = [*dependencies(self.context.config, branch.id), *judges(self.context.config, branch.id)]
+            awaited = [*dependencies(self.context.config, branch.id), *evaluation_ids(self.context.config, branch.id)]
             if self.finished.issuperset(awaited):
                 alone = not self.running and not ready
                 if self._has_room(branch) or alone:

@@ -38,7 +38,7 @@ _importing = Lock()  # branches that start in parallel from the same weights imp
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """A finished model: display name, bundle, and a digest of its weights and of what gives them meaning."""
 
     name: str
@@ -46,7 +46,7 @@ class Source:
     digest: str
 
 
-def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source:
+def resolve_source(context: RunContext, stage_id: str, reference: str) -> SourceModel:
     """The finished model that `reference` stands for.
 
     A stage that fans out stands for its best branch in validation; a path for the model of an export, stage folder or
@@ -60,9 +60,9 @@ def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source
         foreign = is_foreign(context.config, reference)
         path = imported(context, stage_id, reference) if foreign else find_bundle(reference)
         check_files(path)
-        return Source(reference, path, bundle_digest(path))
+        return SourceModel(reference, path, bundle_digest(path))
     path = context.folder.stage(branch_ids[0]).model
-    return Source(branch_ids[0], path, bundle_digest(path))
+    return SourceModel(branch_ids[0], path, bundle_digest(path))
 
 
 def bundle_digest(folder: Path) -> str:

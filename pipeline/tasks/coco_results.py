@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import normalise_class_name
 from pipeline.errors import DataError, ModelError
 from pipeline.shards.pictures import Found
 
@@ -29,7 +29,7 @@ class CocoIds:
         try:
             content = json.loads(path.read_bytes())
             images = {PurePath(image["file_name"]).stem: int(image["id"]) for image in content["images"]}
-            return cls(images, {class_name(one["name"]): int(one["id"]) for one in content["categories"]})
+            return cls(images, {normalise_class_name(one["name"]): int(one["id"]) for one in content["categories"]})
         except OSError as error:
             raise DataError(f"--coco-ids {path}: cannot be read ({error.strerror}); correct the path") from None
         except (ValueError, KeyError, TypeError) as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config.class_names import class_name, visible
+from pipeline.config.class_names import normalise_class_name, visible
 from pipeline.errors import DataError
 from pipeline.shards.make._folder_tree import EXTENSIONS, Image, Tree
 
@@ -35,7 +35,7 @@ class ClassFolder(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "/".join(map(class_name, self.below.split("/")))
+        return "/".join(map(normalise_class_name, self.below.split("/")))
 
 
 Folders = dict[ClassFolder, list[Image]]
@@ -220,7 +220,7 @@ def nested_folders(folders: Folders, classes: list[str], src: Path) -> list[str]
         top = folder.path
         parents = {image.path.rpartition("/")[0] for image in images} - {top}
         for parent in sorted(parents):
-            for name in map(class_name, parent.removeprefix(f"{top}/").split("/")):
+            for name in map(normalise_class_name, parent.removeprefix(f"{top}/").split("/")):
                 if name in known and name != folder.name:
                     raise DataError(
                         f"{src / parent}: its images would be of class {folder.name!r}, but {name!r} is also a class; "
