@@ -35,10 +35,10 @@ from pipeline.models.timm_bridge import from_timm
 CONFIG, PREPROCESSOR, OPEN_CLIP = BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 
-def load_foreign(reference: str, **unreadable: Any) -> Bundle:
+def load_foreign(reference: str, **unspecified: Any) -> Bundle:
     """Returns the model behind `timm:NAME` or the path of a safetensors file, including head and class names.
 
-    timm finds and caches its own weights; NAME may begin with `hf-hub:` or `local-dir:`, as timm allows. `unreadable`
+    timm finds and caches its own weights; NAME may begin with `hf-hub:` or `local-dir:`, as timm allows. `unspecified`
     gives `num_heads`, `eps` and `activation` for files that do not state them. Pickles are refused because they run
     code. Raises `ModelError` if the weights do not exist or are not a plain Vision Transformer's.
     """
@@ -48,21 +48,21 @@ def load_foreign(reference: str, **unreadable: Any) -> Bundle:
     if _describes_itself(path):
         reference = f"{TIMM}local-dir:{path.parent}"
         return _from_timm_model(reference, _create_timm(reference, pretrained=True))
-    return _from_file(path, unreadable)
+    return _from_file(path, unspecified)
 
 
-def import_foreign(reference: str, folder: Path, **unreadable: Any) -> Path:
+def import_foreign(reference: str, folder: Path, **unspecified: Any) -> Path:
     """Save `load_foreign(reference)` as a bundle in `folder` and return it; never downloads what is not a ViT."""
     if reference.startswith(TIMM):
-        describe_foreign(reference, **unreadable)
-    return load_foreign(reference, **unreadable).save(folder)
+        describe_foreign(reference, **unspecified)
+    return load_foreign(reference, **unspecified).save(folder)
 
 
-def describe_foreign(reference: str, **unreadable: Any) -> Bundle:
+def describe_foreign(reference: str, **unspecified: Any) -> Bundle:
     """`load_foreign(reference)` without its weights: `state` is empty, and nothing is downloaded for timm models."""
     path = Path(reference)
     if not reference.startswith(TIMM) and not _describes_itself(path):
-        return replace(_from_file(path, unreadable), state={})
+        return replace(_from_file(path, unspecified), state={})
     if not reference.startswith(TIMM):
         reference = f"{TIMM}local-dir:{path.parent}"
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def describe_foreign(reference: str, **unreadable: Any) -> Bundle:
     return replace(_from_timm_model(reference, model), state={})
 
 
-def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
+def _from_file(path: Path, unspecified: Mapping[str, Any]) -> Bundle:
     if path.suffix != ".safetensors":
         raise ModelError(
             f"{path}: not a safetensors file, and pickles can run code; convert it with safetensors.torch.save_file"
@@ -84,12 +84,12 @@ def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
     with _named(path):
         if find_layout(state):
             clip = _clip_config(path)
-            new, spec = from_clip(state, **unreadable)
+            new, spec = from_clip(state, **unspecified)
         elif is_hugging_face(state):
             config = _beside(path, CONFIG)
-            new, spec = from_hugging_face(state, config, **unreadable)
+            new, spec = from_hugging_face(state, config, **unspecified)
         else:
-            new, spec = from_timm(state, **unreadable)
+            new, spec = from_timm(state, **unspecified)
     preprocess = _clip_preprocess(path, spec, clip) if clip else _hugging_face_preprocess(path, spec)
     with _named(path.parent / CONFIG):
         classes = foreign_class_names(config.get("id2label"), config.get("label2id"), spec.num_classes)

@@ -65,7 +65,7 @@ class Evaluation:
     precision_recall: list[dict[str, str]] = field(default_factory=list)
 
     @property
-    def told(self) -> list[tuple[Measure, float]]:
+    def ranked_measures(self) -> list[tuple[Measure, float]]:
         """The measures and their values, with the selecting one first."""
         return [(m, self.measures[m.name]) for m in self.schema.ranked if m.name in self.measures]
 

@@ -11,13 +11,13 @@ from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import TEST, files_of
+from pipeline.stages.bad_samples import manifests, report_bad_samples
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import check_background, check_classes
-from pipeline.stages.evaluated import evaluated_data, evaluated_task, told, tracked_measures
+from pipeline.stages.evaluated import describe_measures, evaluated_data, evaluated_task, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import evaluate_inputs
 from pipeline.stages.jobs import StageJob
-from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.resolve import Branch, reference_ids
 from pipeline.stages.sources import SourceModel, resolve_source
 from pipeline.train.evaluate import NAME, evaluate_worker
@@ -81,17 +81,19 @@ class EvaluateStageRun:
         schema = schema_of(evaluation)
         measures = {model: schema.of(found) for model, found in evaluation["models"].items()}
         for model, found in evaluation["models"].items():
-            self.context.say(self.id, f"{model}: {', '.join(told(schema, found))}; {found['samples']:,} samples")
+            self.context.say(
+                self.id, f"{model}: {', '.join(describe_measures(schema, found))}; {found['samples']:,} samples"
+            )
         return {
             "measures": measures,
             "samples": evaluation["samples"],
-            "bad_samples": {"test": self._tell_left_out()},
+            "bad_samples": {"test": self._report_bad_samples()},
         }
 
-    def _tell_left_out(self) -> dict[str, Any]:
+    def _report_bad_samples(self) -> dict[str, Any]:
         """Bad samples of the data set, under its own name."""
-        manifest, mend = self.folder.path / TEST, "the measures do not count them"
-        return tell_left_out(self.context, self.id, self.stage.data, manifest, [self.data.index], mend)
+        manifest, consequence = self.folder.path / TEST, "the measures do not count them"
+        return report_bad_samples(self.context, self.id, self.stage.data, manifest, [self.data.index], consequence)
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
         """Everything the evaluation has written."""

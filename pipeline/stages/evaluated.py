@@ -65,7 +65,7 @@ def evaluated_data(name: str, dataset: Dataset, task: TaskConfig) -> tuple[Sourc
     return plain_source(name, dataset, classes, task.targets), classes
 
 
-def told(schema: Schema, measured: Mapping[str, Any]) -> list[str]:
+def describe_measures(schema: Schema, measured: Mapping[str, Any]) -> list[str]:
     """A model's measures in words, with 95 % intervals where they exist."""
     words, intervals = [], measured.get("intervals", {})
     for measure in schema.ranked:

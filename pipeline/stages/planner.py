@@ -43,7 +43,7 @@ from pipeline.stages.resolve import (
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks.task import task_of
 from pipeline.train.job import Dataset
-from pipeline.train.schedule import micro_batches_at, step_shapes
+from pipeline.train.step_shapes import micro_batches_at, step_shapes
 
 MUCH_IDLE = 0.1  # fraction of a step that ranks may wait for the busiest one before the plan warns
 

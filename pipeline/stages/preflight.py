@@ -406,7 +406,7 @@ def check_checkpoints(branch: Branch, stage: TrainStage) -> None:
         except DataError as error:
             raise ConfigError(f"{where}.checkpoint.storage: {error}") from None
         if why := storage.refuses():
-            raise unwritable(branch.stage_name, storage, why)
+            raise unwritable_storage(branch.stage_name, storage, why)
 
 
 def check_storages(config: PipelineConfig) -> None:
@@ -416,11 +416,11 @@ def check_storages(config: PipelineConfig) -> None:
         if isinstance(stage, TrainStage) and stage.checkpoint.storage is not None:
             storage = open_storage(f"{stage.checkpoint.storage.rstrip('/')}/{config.name}")
             if why := try_to_write(storage):
-                findings.faults.append(unwritable(name, storage, why))
+                findings.faults.append(unwritable_storage(name, storage, why))
     findings.refuse()
 
 
-def unwritable(stage_name: str, storage: Storage, why: str) -> ConfigError:
+def unwritable_storage(stage_name: str, storage: Storage, why: str) -> ConfigError:
     return ConfigError(
         f"stages.{stage_name}.checkpoint.storage: {storage.root} cannot be written ({why}); correct the address or "
         "its permissions"

@@ -10,12 +10,12 @@ from pipeline.config.probe import BASELINES
 from pipeline.config.schema import ProbeStage
 from pipeline.metrics.outcome import schema_of
 from pipeline.shards.bad_samples import PROBED, TRAIN
+from pipeline.stages.bad_samples import manifests, report_bad_samples
 from pipeline.stages.context import RunContext
-from pipeline.stages.evaluated import told, tracked_measures
+from pipeline.stages.evaluated import describe_measures, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import probe_inputs
 from pipeline.stages.jobs import StageJob
-from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.probed import probe_sources
 from pipeline.stages.resolve import Branch, reference_ids
 from pipeline.stages.sources import SourceModel, resolve_source
@@ -105,18 +105,22 @@ class ProbeStageRun:
         found = json.loads((self.folder.path / NAME).read_text())
         schema = schema_of(found)
         for model, measured in found["models"].items():
-            self.context.say(self.id, f"{model}: {', '.join(told(schema, measured))}; {measured['samples']:,} samples")
+            self.context.say(
+                self.id, f"{model}: {', '.join(describe_measures(schema, measured))}; {measured['samples']:,} samples"
+            )
         return {
             "measures": {model: schema.of(measured) for model, measured in found["models"].items()},
             "samples": found["samples"],
-            "bad_samples": self._tell_left_out(),
+            "bad_samples": self._report_bad_samples(),
         }
 
-    def _tell_left_out(self) -> dict[str, Any]:
+    def _report_bad_samples(self) -> dict[str, Any]:
         """Bad samples of both data sets, each under its own name."""
-        mend = "they have no features"
+        consequence = "they have no features"
         return {
-            what: tell_left_out(self.context, self.id, source.name, self.folder.path / name, [source.index], mend)
+            what: report_bad_samples(
+                self.context, self.id, source.name, self.folder.path / name, [source.index], consequence
+            )
             for what, source, name in (("train", self.data.train, TRAIN), ("test", self.data.test, PROBED))
         }
 

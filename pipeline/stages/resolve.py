@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, ModelError
 from pipeline.models.spec import FIXED_FIELDS, ModelSpec, Pair, ViTSpec, Windows, as_pair, whole_patches
 from pipeline.models.variants import TOKEN_FIELDS, build_backbone
 from pipeline.tasks.task import task_of
-from pipeline.train.schedule import step_shapes
+from pipeline.train.step_shapes import step_shapes
 
 
 class Branch(NamedTuple):
@@ -236,7 +236,7 @@ def check_teacher(
         raise ConfigError(f"{where}: '{branch.stage.task.taught_by}' cannot teach this stage: {error}") from None
 
 
-def unreadable(stage: Stage, reference: str) -> dict[str, Any]:
+def unspecified_settings(stage: Stage, reference: str) -> dict[str, Any]:
     """A stage's settings that fill in what the file of foreign weights it starts from does not specify."""
     if not isinstance(stage, TrainStage) or stage.init_from != reference:
         return {}

@@ -93,7 +93,7 @@ def run_pipeline(config: PipelineConfig) -> None:
         for warning in findings.warnings:
             progress.say(f"warning: {warning}")
         tracker = Tracker(tracking_store(config))
-        close_what_was_killed(folder, tracker)
+        close_killed_runs(folder, tracker)
         if config.train.replay_slots:
             cluster = stack.enter_context(connect(config.cluster))
             context = RunContext(config, folder, cluster, tracker, "", progress, StopRequest(progress), datasets)
@@ -127,7 +127,7 @@ def without_password(config: PipelineConfig) -> PipelineConfig:
     return config.model_copy(update={"tracking": tracking})
 
 
-def close_what_was_killed(folder: RunFolder, tracker: Tracker) -> None:
+def close_killed_runs(folder: RunFolder, tracker: Tracker) -> None:
     """Mark stages still recorded as running, which were killed with their driver, on disk and in MLflow."""
     for stage_id in folder.stage_ids():
         status = folder.stage(stage_id).status()

@@ -30,7 +30,7 @@ from pipeline.shards import store
 from pipeline.shards.parallel import track, usable_cpus
 from pipeline.shards.pictures import Found, Pictures
 from pipeline.tasks.coco_results import CocoIds, CocoResults
-from pipeline.tasks.pretrained import PretrainedMiniViT, check_options, unreadable, view_of
+from pipeline.tasks.pretrained import PretrainedMiniViT, check_options, unreadable_image, view_of
 
 RECORDS, FAILED, COCO = "predictions.jsonl", "failed.txt", "coco_results.json"
 DRAWN, QUALITY = ".drawn.jpg", 92
@@ -105,7 +105,7 @@ def summaries(
     for batch in predictor(images, summarised):
         for one in batch:
             if one.fault:
-                raise unreadable(one.found.name, one.fault)
+                raise unreadable_image(one.found.name, one.fault)
             yield one.found.name, one.value
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config.load import parse_config
 from pipeline.stages.context import RunContext, open_datasets
-from pipeline.stages.evaluated import told
+from pipeline.stages.evaluated import describe_measures
 from pipeline.stages.probe import ProbeStageRun
 from pipeline.stages.resolve import stage_branches
 from pipeline.stages.sources import SourceModel
@@ -81,4 +81,6 @@ def test_measures_in_words() -> None:
     from pipeline.config.probe import KnnConfig, MethodsConfig
     from pipeline.probe.measure import schema_of
 
-    assert told(schema_of(MethodsConfig(knn=KnnConfig())), MEASURED) == ["kNN accuracy 80.00 % (75.00 % to 84.00 %)"]
+    assert describe_measures(schema_of(MethodsConfig(knn=KnnConfig())), MEASURED) == [
+        "kNN accuracy 80.00 % (75.00 % to 84.00 %)"
+    ]

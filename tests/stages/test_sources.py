@@ -276,7 +276,7 @@ def test_an_evaluation_calls_its_data_by_name(trained: RunContext) -> None:
     stage.folder.path.mkdir(parents=True)
     line = {"dataset": "photos", "shard": "a.tar", "index": 0, "key": "k", "reason": "torn"}
     (stage.folder.path / "quarantine.rank0-worker0.jsonl").write_text(json.dumps(line) + "\n")
-    assert stage._tell_left_out()["bad"] == 1
+    assert stage._report_bad_samples()["bad"] == 1
     [event] = (stage.folder.path / "events.jsonl").read_text().splitlines()
     assert json.loads(event)["message"].startswith("photos: 1 of 20 samples are bad and were left out")
 

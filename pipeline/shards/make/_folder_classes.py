@@ -193,8 +193,8 @@ def one_class(groups: Mapping[str, Folders], src: Path) -> DataError:
     below = {
         path.removeprefix(f"{inner}/").partition("/")[0] for path in images if path.count("/") > inner.count("/") + 1
     }
-    mend = f"use --src {src / inner}" if len(below) > 1 else "put a folder of images for each other class beside it"
-    return DataError(f"{src}: all images are in one class folder, {visible(folders[0])!r}; {mend}")
+    remedy = f"use --src {src / inner}" if len(below) > 1 else "put a folder of images for each other class beside it"
+    return DataError(f"{src}: all images are in one class folder, {visible(folders[0])!r}; {remedy}")
 
 
 def check_training(groups: Mapping[str, Folders], src: Path) -> None:

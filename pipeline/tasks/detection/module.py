@@ -111,7 +111,9 @@ class Detection(TaskModule):
         found, boxes, labels = self._pair(predicted, batch, row)
         height, width = batch.targets["boxes_full_size"][row].tolist()
         truth = Found(boxes, torch.ones(len(boxes)), labels)
-        return Compared((height, width), self._told(truth), self._told(found), f"F1 {f1(found, boxes, labels):.2f}")
+        return Compared(
+            (height, width), self._as_record(truth), self._as_record(found), f"F1 {f1(found, boxes, labels):.2f}"
+        )
 
     def _pair(self, predicted: Sequence[Found], batch: Batch, row: int) -> tuple[Found, Tensor, Tensor]:
         """An image's predictions to show, and its labelled boxes and classes without crowds, all on the CPU."""
@@ -127,9 +129,9 @@ class Detection(TaskModule):
         """
         least, view = options.get("score", self.task.inference.shown), (images.shape[2], images.shape[3])
         head, features = self._head(), self.model.features(images)
-        return [self._told(one) for one in self._found(head(features), sizes, view, least)]
+        return [self._as_record(one) for one in self._found(head(features), sizes, view, least)]
 
-    def _told(self, one: Found) -> dict[str, list[Any]]:
+    def _as_record(self, one: Found) -> dict[str, list[Any]]:
         numbers = one.labels.tolist()
         names = [self.classes[number] for number in numbers]
         return {"boxes": one.boxes.tolist(), "scores": one.scores.tolist(), "labels": names, "classes": numbers}

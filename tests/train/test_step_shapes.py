@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.variants import build_spec
 from pipeline.stages.resolve import Branch, check_sizes
 from pipeline.tasks.classification import Task as Classification
-from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes
+from pipeline.train.step_shapes import micro_batches_at, patch_at, step_shapes
 
 SPEC = build_spec("nano", image_size=(32, 64), patch_size=(4, 8), num_classes=2).backbone
 
