@@ -86,7 +86,7 @@ def _from_file(path: Path, unspecified: Mapping[str, Any]) -> Bundle:
             clip = _clip_config(path)
             new, spec = from_clip(state, **unspecified)
         elif is_hugging_face(state):
-            config = _beside(path, CONFIG)
+            config = _read_beside(path, CONFIG)
             new, spec = from_hugging_face(state, config, **unspecified)
         else:
             new, spec = from_timm(state, **unspecified)
@@ -97,7 +97,7 @@ def _from_file(path: Path, unspecified: Mapping[str, Any]) -> Bundle:
 
 
 def _hugging_face_preprocess(path: Path, spec: ModelSpec) -> Preprocess:
-    settings = _beside(path, PREPROCESSOR)
+    settings = _read_beside(path, PREPROCESSOR)
     with _named(path.parent / PREPROCESSOR):
         mean, std = hugging_face_normalisation(settings, spec.backbone.channels)
         how = from_hugging_face_config(settings)
@@ -106,7 +106,7 @@ def _hugging_face_preprocess(path: Path, spec: ModelSpec) -> Preprocess:
 
 def _clip_config(path: Path) -> dict[str, Any]:
     """The open_clip config beside CLIP's weights, as in its hub folders and our exports; empty if there is none."""
-    found = (_beside(path, name) for name in (OPEN_CLIP, CONFIG))
+    found = (_read_beside(path, name) for name in (OPEN_CLIP, CONFIG))
     return next((config for config in found if isinstance(config.get("preprocess_cfg"), Mapping)), {})
 
 
@@ -130,7 +130,7 @@ def _named(source: Path | str) -> Iterator[None]:
         raise ModelError(f"{source}: {error}") from None
 
 
-def _beside(path: Path, name: str) -> dict[str, Any]:
+def _read_beside(path: Path, name: str) -> dict[str, Any]:
     """Reads a JSON file beside the weights; empty if there is none."""
     file = path.parent / name
     try:
@@ -198,7 +198,7 @@ def _from_timm_model(reference: str, model: Any) -> Bundle:
     state, spec = _convert(reference, model)
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     folder = reference.partition("local-dir:")[2]
-    own = _beside(Path(folder, CONFIG), CONFIG) if folder else {}
+    own = _read_beside(Path(folder, CONFIG), CONFIG) if folder else {}
     with _named(reference):
         preprocess = _timm_preprocess(spec, config, own)
         classes = _classes(model, spec, config)

@@ -50,7 +50,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    gaps = pictures.Gaps()
+    gaps = pictures.MissingPictures()
     left_out: list[tables.BadSamplesRow] = []
     with gaps.noted("The table of bad samples"):
         left_out = tables.bad_samples_rows(run)

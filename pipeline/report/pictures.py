@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.errors import PipelineError
 from pipeline.metrics.pictures import read_pictures
-from pipeline.report.attention import Glance, look_inside
+from pipeline.report.attention import Glance, inspect_model
 from pipeline.report.collect import BranchRecord, Evaluation, Run
 from pipeline.report.confusion import Confusion, describe_confusion, draw_confusion, most_confused
 from pipeline.report.curves import (
@@ -92,7 +92,7 @@ class Gallery:
 
 
 @dataclass
-class Gaps:
+class MissingPictures:
     """Why pictures are missing: one sentence each."""
 
     sentences: list[str] = field(default_factory=list)
@@ -158,7 +158,7 @@ def judged_models(run: Run) -> list[JudgedModel]:
     return judged
 
 
-def albums(run: Run, gaps: Gaps) -> list[Album]:
+def albums(run: Run, gaps: MissingPictures) -> list[Album]:
     """The tasks' pictures, by stage and title."""
     found = []
     for branch in run.branches:
@@ -176,7 +176,7 @@ def photo(file: Path, caption: str) -> Photo:
     return Photo(f"data:image/png;base64,{encoded}", small, caption)
 
 
-def position_groups(run: Run, gaps: Gaps) -> list[Group]:
+def position_groups(run: Run, gaps: MissingPictures) -> list[Group]:
     """Position similarity of each branch that has a model, before and after surgery and training."""
     groups = []
     for stage, members in groupby(run.trained, key=lambda branch: branch.stage):
@@ -198,7 +198,7 @@ def position_pictures(found: list[tuple[BranchRecord, PositionMaps]]) -> list[Pi
     ]
 
 
-def galleries(run: Run, gaps: Gaps) -> list[Gallery]:
+def galleries(run: Run, gaps: MissingPictures) -> list[Gallery]:
     """A gallery of each evaluated model, latest first, on the first images of its evaluation data."""
     found: list[Gallery] = []
     for evaluation in reversed(run.evaluations):
@@ -208,7 +208,7 @@ def galleries(run: Run, gaps: Gaps) -> list[Gallery]:
         with gaps.noted(f"Attention of {branch.id}"):
             dataset = run.config.datasets.get(evaluation.dataset)
             if dataset is not None:
-                glances, distances, filters = look_inside(branch.folder / "model", dataset)
+                glances, distances, filters = inspect_model(branch.folder / "model", dataset)
                 name = f"{branch.id}-{len(found)}"
                 charts = [
                     picture(draw_distances(distances), f"distances-{name}", describe_distances(branch.id, distances)),

@@ -16,7 +16,7 @@ from pipeline.images.geometry import Size
 from pipeline.shards import store
 from pipeline.shards.build import regroup_remedy
 from pipeline.shards.compressed import advice
-from pipeline.shards.doubles import EMPTY, Doubles, Fingerprints, fingerprint, overlap
+from pipeline.shards.duplicates import EMPTY, DuplicateFinder, Fingerprints, fingerprint, overlap
 from pipeline.shards.index import ShardInfo, load_index
 from pipeline.shards.members import Keys, Unusable
 from pipeline.shards.named import NamedSet, named_set
@@ -77,24 +77,24 @@ class Fault:
 
 
 def verify(*sets: NamedSet | str, decode_images: bool = True, workers: int | None = None) -> Iterator[Fault]:
-    """Yields faults of data sets (text is a pattern): hash, tar, sidecar, labels, members, images, doubles, overlap.
+    """Yields faults of data sets (text is a pattern): hash, tar, sidecar, labels, members, images, duplicates, overlap.
 
-    Doubles are equal images, and equal keys in one shard. Overlap is an image in two of the sets. A torn shard is
+    Duplicates are equal images, and equal keys in one shard. Overlap is an image in two of the sets. A torn shard is
     one fault. Without `decode_images`, images are not checked.
     Raises DataError if there is no index to compare with.
     """
-    seen: list[tuple[NamedSet, Doubles]] = []
+    seen: list[tuple[NamedSet, DuplicateFinder]] = []
     for one in [named_set(one) if isinstance(one, str) else one for one in sets]:
-        doubles = Doubles(load_index(one.pattern, check=False))
-        yield from _of_set(one, doubles, decode_images, workers)
+        duplicates = DuplicateFinder(load_index(one.pattern, check=False))
+        yield from _of_set(one, duplicates, decode_images, workers)
         for earlier, theirs in seen:
-            for double in overlap(theirs, doubles, earlier.name):
-                yield Fault(*double, Kind.OVERLAP)
-        seen.append((one, doubles))
+            for duplicate in overlap(theirs, duplicates, earlier.name):
+                yield Fault(*duplicate, Kind.OVERLAP)
+        seen.append((one, duplicates))
 
 
-def _of_set(one: NamedSet, doubles: Doubles, decode_images: bool, workers: int | None) -> Iterator[Fault]:
-    index, parsed = doubles.index, parse_pattern(one.pattern)
+def _of_set(one: NamedSet, duplicates: DuplicateFinder, decode_images: bool, workers: int | None) -> Iterator[Fault]:
+    index, parsed = duplicates.index, parse_pattern(one.pattern)
     targets = one.targets(index)
     if index.headers_only and (others := reads_of(targets).keys() - reads_of(tool_targets(index.members))):
         asked = next(target for target in targets if others & set(target.members))
@@ -112,9 +112,9 @@ def _of_set(one: NamedSet, doubles: Doubles, decode_images: bool, workers: int |
     task = VerifyTask(one.pattern, one.keys(index), targets, index.headers_only, decode_images)
     for number, (faults, found) in enumerate(map_shards(task, index.shards, label="verifying", workers=workers)):
         yield from faults
-        doubles.add(number, found)
-    for double in doubles.found():
-        yield Fault(*double, Kind.DOUBLE)
+        duplicates.add(number, found)
+    for duplicate in duplicates.found():
+        yield Fault(*duplicate, Kind.DOUBLE)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class BoxesTarget(Target):
 
     kind: ClassVar[str] = "boxes"
     default_members: ClassVar[tuple[str, ...]] = ("json",)
-    told_by_name: ClassVar[bool] = False
+    recognised_by_name: ClassVar[bool] = False
     moves: ClassVar[bool] = True
     least_classes: ClassVar[int] = 1
     reads: ClassVar[int] = LONGEST

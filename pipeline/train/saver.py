@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoints.manifest import FileRecord, Manifest, Window, write_manifest
+from pipeline.checkpoints.manifest import FileRecord, Manifest, MeterState, write_manifest
 from pipeline.checkpoints.retention import Retention, prune, sweep
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import SUFFIX, Span, write_shard
@@ -39,7 +39,7 @@ class Moment:
 
     step: int
     metrics: dict[str, float]  # of exactly this state
-    window: Window
+    window: MeterState
 
 
 class Saver:
@@ -65,7 +65,7 @@ class Saver:
         self._progress = 0  # bytes written
         self._stall_s = 0.0
 
-    def begin_collective(self, step: int, metrics: Mapping[str, float], window: Window) -> None:
+    def begin_collective(self, step: int, metrics: Mapping[str, float], window: MeterState) -> None:
         """Begin to commit the current state, after `step` steps. Waits until the previous checkpoint is done.
 
         `metrics` come from a validation of exactly this state and are empty if there was none; `window` is this rank's

@@ -258,7 +258,7 @@ class TrainWorker:
             return
         kept = self.ema or self.teacher
         averaged = self.engine.computing_with_collective(kept.averages) if kept else nullcontext()
-        with self.meter.away(), averaged:
+        with self.meter.excluded(), averaged:
             means = self._validate_collective(self.job.val) if self.job.val else {}
             means |= self._knn_collective(self.job.knn) if self.job.knn else {}
         self.val_metrics = {f"val/{name}": value for name, value in means.items()}
@@ -315,7 +315,7 @@ class TrainWorker:
         """Begin to commit the current state."""
         if self.ledger:
             self.ledger.sync()
-        self.saver.begin_collective(self.step, self.val_metrics, self.meter.window())
+        self.saver.begin_collective(self.step, self.val_metrics, self.meter.state())
         self.measured[self.step] = self.val_metrics
         self.control.saved()
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.shards.build import build_index
-from pipeline.shards.doubles import repetitions
+from pipeline.shards.duplicates import repetitions
 from pipeline.shards.verify import Kind, verify
 
 
