@@ -63,7 +63,7 @@ def stage_labels(
 def stage_data(
     datasets: Mapping[str, Dataset], data: DataConfig, task: TaskConfig, where: str
 ) -> tuple[list[Source], Source | None, list[str]]:
-    """Training sources, validation source and class names of a stage; raises as `stage_labels` and `class_names` do.
+    """Training sources, validation source and class names of a stage; raises as `stage_labels` and `require_class_names` do.
 
     The classes come from the task's first kind of target that has any.
     """

@@ -37,7 +37,7 @@ def test_states_are_put_together_from_all_files(reader: StateReader) -> None:
     assert reader.bytes_by_key() == {"weights": 4 * 16 + 8 * 5, "exp_avg": 4 * 16}
 
 
-def test_bytes_are_told_as_they_are_read(storage: LocalStorage, committed: Commit) -> None:
+def test_bytes_are_reported_as_they_are_read(storage: LocalStorage, committed: Commit) -> None:
     read: list[int] = []
     folder = committed(storage, 1)
     reader = StateReader(storage, folder, read_manifest(storage, folder), read.append)

@@ -60,7 +60,7 @@ def test_a_model_that_tells_no_images_apart_predicts_none() -> None:
     assert (found.alt, found.predicted, picture(found.mean).shape) == ("shard/7", None, (2, 2, 4))
 
 
-def test_missing_shards_are_an_error_a_user_can_mend(built_run: Path, tmp_path: Path) -> None:
+def test_missing_shards_are_an_error_a_user_can_fix(built_run: Path, tmp_path: Path) -> None:
     bundle = built_run / "stages" / "finetune-56" / "model"
     with pytest.raises(DataError, match="nowhere"):
         inspect_model(bundle, DatasetConfig(shards=str(tmp_path / "nowhere")))

@@ -203,7 +203,7 @@ def branch_of(context: RunContext, branch_id: str) -> Any:
     return next(branch for branch in stage_branches(context.config) if branch.id == branch_id)
 
 
-def test_another_normalisation_than_the_sources_is_told() -> None:
+def test_another_normalisation_than_the_sources_is_reported() -> None:
     source = Preprocess((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3, (224, 224))
     other = Preprocess((0.485, 0.456, 0.406), (0.5, 0.5, 0.5), 3, (384, 384))
     told = other_normalisation(source, other)

@@ -143,7 +143,7 @@ class Unpicklable(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def test_an_error_that_cannot_travel_is_told_by_name() -> None:
+def test_an_error_that_cannot_travel_is_reported_by_name() -> None:
     try:
         raise Unpicklable(1, 2)
     except Unpicklable as error:

@@ -125,7 +125,7 @@ def test_evaluation_leaves_the_mode_as_it_was(task: Classification, training: bo
 @pytest.mark.usefixtures("one_rank")
 def test_meter_reports_means_and_speed_and_starts_anew(task: Classification) -> None:
     meter = Meter.on(torch.device("cpu"), task)
-    meter.started, meter.away_s = time.perf_counter() - 5.0, 3.0
+    meter.started, meter.excluded_s = time.perf_counter() - 5.0, 3.0
     meter.sums += torch.tensor([8.0, 3, 4, 4, 4])
     meter.steps, meter.skipped, meter.waited_s = 4, 1, 0.5
     report = meter.report_collective(task, 10)
@@ -133,7 +133,7 @@ def test_meter_reports_means_and_speed_and_starts_anew(task: Classification) -> 
     assert report["speed/images_per_s"] == pytest.approx(20, rel=0.05)
     assert report["speed/step_time_s"] == pytest.approx(0.5, rel=0.05)
     assert report["speed/data_wait_share"] == pytest.approx(0.25, rel=0.05)
-    assert (meter.steps, meter.skipped, meter.waited_s, meter.away_s) == (0, 0, 0.0, 0.0)
+    assert (meter.steps, meter.skipped, meter.waited_s, meter.excluded_s) == (0, 0, 0.0, 0.0)
     assert not meter.sums.any()
     assert time.perf_counter() - meter.started < 1
 
@@ -152,7 +152,7 @@ def test_time_away_is_no_training_time(task: Classification) -> None:
     meter = Meter.on(torch.device("cpu"), task)
     with meter.excluded():
         time.sleep(0.05)
-    assert 0.05 <= meter.away_s < 5
+    assert 0.05 <= meter.excluded_s < 5
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -165,7 +165,7 @@ def test_the_memory_of_the_copy_is_used_again(make_saver: Callable[..., Saver], 
     assert len(places) == 1
 
 
-def test_a_failed_save_is_told_and_harms_no_other(
+def test_a_failed_save_is_reported_and_harms_no_other(
     make_saver: Callable[..., Saver], state: State, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saver = make_saver()
