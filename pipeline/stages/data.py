@@ -63,9 +63,10 @@ def stage_labels(
 def stage_data(
     datasets: Mapping[str, Dataset], data: DataConfig, task: TaskConfig, where: str
 ) -> tuple[list[Source], Source | None, list[str]]:
-    """Training sources, validation source and class names of a stage; raises as `stage_labels` and `require_class_names` do.
+    """Training sources, validation source and class names of a stage.
 
-    The classes come from the task's first kind of target that has any.
+    The classes come from the task's first kind of target that has any. Raises as `stage_labels` and
+    `require_class_names` do.
     """
     kinds = task.targets
     names = {name: require_class_names(name, datasets[name], kinds) for name in used_datasets(data)}
