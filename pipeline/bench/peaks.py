@@ -8,6 +8,7 @@ import re
 import torch
 
 from pipeline.errors import ClusterError
+from pipeline.forecast.hardware import KNOWN
 from pipeline.train.device import select_device
 
 # Dense bf16 TFLOP/s of the tensor cores, accumulating in fp32, from NVIDIA's data sheets; the first match wins. Figures
@@ -16,9 +17,9 @@ BF16_TFLOPS = {
     "H200": 989.5,
     "H100 NVL": 835.5,
     "H100 PCIe": 756.5,
-    "H100": 989.5,
-    "A100": 312.0,
-    "L40S": 362.0,
+    "H100": KNOWN["h100"].bf16_tflops,
+    "A100": KNOWN["a100"].bf16_tflops,
+    "L40S": KNOWN["l40s"].bf16_tflops,
     "A40": 149.7,
     "A10": 125.0,
     "L4": 121.0,

@@ -232,6 +232,23 @@ def parity(
         click.echo(f"{name:10} {each}   mean {100 * found['mean']:.2f} ± {100 * found['deviation']:.2f} %")
 
 
+@group.command("plan")
+@click.option("--steps", default=7, show_default=True, type=click.IntRange(1), help="Steps of each configuration.")
+@AS_JSON
+def plan(steps: int, as_json: bool) -> None:
+    """Time and memory of a step as `minivit plan --hardware cpu` predicts them, and as the engine takes them here."""
+    from pipeline.bench.plan import measure
+
+    result = measure(steps)
+    if as_json:
+        show(result, as_json)
+        return
+    for case in result["cases"]:
+        times = f"{1000 * case['predicted_s']:8,.0f} {1000 * case['measured_s']:8,.0f} ms {case['ratio']:5.2f}"
+        megabytes = f"{case['predicted_megabytes']:7,.0f} {case['measured_megabytes']:7,.0f} MB"
+        click.echo(f"{case['case']:42} {case['ranks']} rank(s) {times}   {megabytes} {case['memory_ratio']:5.2f}")
+
+
 @group.command("surgery")
 @click.option("--variant", default="large", show_default=True, help="Model to adapt; large has 304 M parameters.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats.")

@@ -13,20 +13,42 @@ from pipeline.cli.paths import UserPath
 @click.option(
     "--world-size", type=click.IntRange(min=1), help="Number of workers to plan for, in place of the config's own."
 )
+@click.option(
+    "--hardware",
+    type=UserPath(),
+    help="Forecast training on h100, a100, l40s, mi300x, cpu (this machine), or what a YAML FILE describes.",
+)
+@click.option(
+    "--mtbf",
+    "mtbf_h",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Mean time between failures of a node in hours, for the forecast.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def command(config: str, overrides: tuple[str, ...], world_size: int | None, as_json: bool) -> None:
+def command(
+    config: str,
+    overrides: tuple[str, ...],
+    world_size: int | None,
+    hardware: str | None,
+    mtbf_h: float | None,
+    as_json: bool,
+) -> None:
     """Show what CONFIG would do, without training.
 
     Prints stages, samples, steps, parameters, memory per rank and ZeRO stage, balance over ranks and the surgeries
-    ahead.
+    ahead; with --hardware also time, data, checkpoints and what limits each training stage.
     """
     import json
 
     from pipeline.config.load import load_config
+    from pipeline.forecast.hardware import Machine, find_hardware
     from pipeline.stages.planner import plan, read_statuses
 
+    if mtbf_h is not None and hardware is None:
+        raise click.UsageError("--mtbf is part of a forecast; name the --hardware too")
     pipeline = load_config(config, overrides)
-    result = plan(pipeline, world_size, read_statuses(pipeline))
+    machine = Machine(hardware, find_hardware(hardware), mtbf_h) if hardware else None
+    result = plan(pipeline, world_size, read_statuses(pipeline), machine)
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=1))
         return

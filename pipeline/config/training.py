@@ -11,6 +11,9 @@ from pipeline.config.probe import OnlineKnnConfig
 from pipeline.config.section import Duration, Length, Positive, Rate, Section, Share
 
 Size = int | tuple[int, int]
+# Gradient elements per reduction (64 MB): enough to saturate a network, and few enough that the backward pass hides all
+# reductions but the last, whatever the model size. A buffer of this size is kept; DeepSpeed's default is two gigabytes.
+LARGEST_BUCKET = 1 << 24
 
 
 class WindowsConfig(Section):

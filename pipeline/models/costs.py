@@ -90,6 +90,12 @@ def _pairs_in_windows(spec: ViTSpec, layer: int, grid: Pair) -> int | None:
     return prefix * (prefix + prod(grid)) + windows * prod(sides) * (prefix + prod(sides))
 
 
+def attention_scores(spec: ViTSpec, length: int, grid: Pair) -> int:
+    """Pairs of query and key of one image of `length` tokens, over all layers and heads."""
+    pairs = (_pairs_in_windows(spec, layer, grid) for layer in range(spec.depth))
+    return spec.num_heads * sum(length**2 if each is None else each for each in pairs)
+
+
 def layer_values(spec: ViTSpec) -> int:
     """Values per token that a layer keeps for the backward pass (Korthikanti et al. 2022): 8 D + 2 M.
 

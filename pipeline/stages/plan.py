@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.forecast.hardware import Machine
+from pipeline.forecast.stage import Forecast
 from pipeline.models.spec import Pair
 from pipeline.stages.balance import Balance
 from pipeline.stages.folder import FINISHED
@@ -54,6 +56,7 @@ class ModelPlan:
     surgeries: list[str]
     teacher: TeacherPlan | None = None
     frozen_parameters: int = 0  # the part that is not trained
+    forecast: Forecast | None = None  # on the hardware that the plan is for, if any
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,13 @@ class Plan:
     datasets: list[DatasetPlan]
     stages: list[StagePlan]
     notes: list[str] = field(default_factory=list)
+    machine: Machine | None = None  # that training stages are forecast on, if any
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         plain = asdict(self)
+        if self.machine:
+            plain["machine"]["hardware"] = self.machine.hardware.model_dump()
         for stage, raw in zip(self.stages, plain["stages"], strict=True):
             raw["skipped"] = stage.skipped
             for model in (raw["training"] or {}).get("models", []):

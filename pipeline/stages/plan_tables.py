@@ -8,10 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.stages.forecast_tables import forecast_tables
 from pipeline.stages.plan import DatasetPlan, ModelPlan, Plan, StagePlan, TrainingPlan
+from pipeline.stages.tables import UNKNOWN, figure_table, scaled, spaced
 
-UNKNOWN = "?"
-SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 STATES = {
     None: "to run",
     "finished": "skipped, finished",
@@ -27,22 +27,16 @@ def render(plan: Plan) -> RenderableType:
     trainings = [(stage, stage.training) for stage in plan.stages if stage.training]
     if trainings:
         parts += [_models(trainings), *_teachers(trainings), _memory(trainings), _balance(trainings)]
+    if trainings and plan.machine:
+        parts += forecast_tables(trainings, plan.machine)
     for heading, lines in (("Surgeries ahead", list(_surgeries(trainings))), ("Notes", plan.notes)):
         if lines:
             parts.append(Text("\n".join([heading, *(f"  {line}" for line in lines), ""])))
     return Group(*parts)
 
 
-def _table(title: str, *columns: str) -> Table:
-    """A table with a first column of names and further columns of right-aligned figures."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=not number)
-    return table
-
-
 def _datasets(datasets: list[DatasetPlan]) -> Table:
-    table = _table("Data", "name", "state", "shards", "samples", "per shard", "size", "classes")
+    table = figure_table("Data", "name", "state", "shards", "samples", "per shard", "size", "classes")
     for data in datasets:
         least_most = data.samples_per_shard
         table.add_row(
@@ -51,14 +45,14 @@ def _datasets(datasets: list[DatasetPlan]) -> Table:
             _count(data.num_shards),
             _count(data.samples),
             _range(least_most) if least_most else UNKNOWN,
-            UNKNOWN if data.bytes is None else f"{_scaled(data.bytes)}B",
+            UNKNOWN if data.bytes is None else f"{scaled(data.bytes)}B",
             _count(data.classes),
         )
-    return _spaced(table)
+    return spaced(table)
 
 
 def _stages(stages: list[StagePlan]) -> Table:
-    table = _table("Stages", "id", "type", "now", "px", "length", "steps", "epochs", "samples")
+    table = figure_table("Stages", "id", "type", "now", "px", "length", "steps", "epochs", "samples")
     for stage in stages:
         training = stage.training
         now = "runs again" if stage.runs_again else STATES.get(stage.status, stage.status or "")
@@ -75,11 +69,13 @@ def _stages(stages: list[StagePlan]) -> Table:
         elif stage.type in ("evaluate", "probe"):
             row += ["", "", "", "1", _count(stage.evaluates)]
         table.add_row(*row)
-    return _spaced(table)
+    return spaced(table)
 
 
 def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
-    table = _table("Models", "stage", "model", "starts from", "patch", "grid", "parameters", "heads", "GFLOPs/image")
+    table = figure_table(
+        "Models", "stage", "model", "starts from", "patch", "grid", "parameters", "heads", "GFLOPs/image"
+    )
     for stage, training in trainings:
         for model in training.models:
             table.add_row(
@@ -92,7 +88,7 @@ def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
                 "\n".join(f"{name} {_count(number)}" for name, number in model.head_parameters.items()),
                 _least_and_most(model),
             )
-    return _spaced(table)
+    return spaced(table)
 
 
 def _teachers(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[Table]:
@@ -100,7 +96,7 @@ def _teachers(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[Table
     taught = [(stage.id, model.teacher) for stage, training in trainings for model in training.models if model.teacher]
     if taught:
         columns = ("stage", "teacher", "model", "px", "parameters", "GFLOPs/image")
-        table = _table("Teachers (their GFLOPs come on top)", *columns)
+        table = figure_table("Teachers (their GFLOPs come on top)", *columns)
         for stage_id, teacher in taught:
             table.add_row(
                 stage_id,
@@ -110,12 +106,12 @@ def _teachers(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[Table
                 _count(teacher.parameters),
                 f"{teacher.gflops:.3g}",
             )
-        yield _spaced(table)
+        yield spaced(table)
 
 
 def _memory(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
     zeros = [f"ZeRO {stage}" for stage in range(4)]
-    table = _table(
+    table = figure_table(
         "Memory per rank (* as configured; activations and teachers are part of it)",
         "stage",
         "model",
@@ -126,17 +122,17 @@ def _memory(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
     for stage, training in trainings:
         for model in training.models:
             cells = [
-                f"{_scaled(memory.total)}B{'*' if memory.zero_stage == training.zero_stage else ''}"
+                f"{scaled(memory.total)}B{'*' if memory.zero_stage == training.zero_stage else ''}"
                 for memory in model.memory
             ]
-            activations = f"{_scaled(model.memory[0].activations)}B"
+            activations = f"{scaled(model.memory[0].activations)}B"
             table.add_row(stage.id, model.spec["backbone"]["variant"], str(training.world_size), *cells, activations)
-    return _spaced(table)
+    return spaced(table)
 
 
 def _balance(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
     columns = ("stage", "batch", "lanes", "left out", "lanes a rank", "batch a rank", "epoch a rank", "buffer a rank")
-    table = _table("Balance over ranks, in samples (left out: per epoch, others each time)", *columns)
+    table = figure_table("Balance over ranks, in samples (left out: per epoch, others each time)", *columns)
     for stage, training in trainings:
         shares = training.balance
         table.add_row(
@@ -147,9 +143,9 @@ def _balance(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
             _range(shares.lanes),
             _range(shares.step_samples),
             _range(shares.epoch_samples) if shares.epoch_samples else UNKNOWN,
-            UNKNOWN if shares.window_bytes is None else f"{_scaled(shares.window_bytes)}B",
+            UNKNOWN if shares.window_bytes is None else f"{scaled(shares.window_bytes)}B",
         )
-    return _spaced(table)
+    return spaced(table)
 
 
 def _surgeries(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[str]:
@@ -158,12 +154,6 @@ def _surgeries(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[str]
             if model.starts_from:
                 changes = "; ".join(model.surgeries) or "none, the weights fit as they are"
                 yield f"{model.starts_from} -> {stage.id}: {changes}"
-
-
-def _spaced(table: Table) -> Table:
-    """The table followed by an empty line."""
-    table.add_row()
-    return table
 
 
 def _least_and_most(model: ModelPlan) -> str:
@@ -189,10 +179,3 @@ def _size(size: list[int] | tuple[int, int]) -> str:
     """`28` for a square, `32x64` otherwise."""
     height, width = size
     return str(height) if height == width else f"{height}x{width}"
-
-
-def _scaled(amount: float) -> str:
-    for scale, suffix in SCALES:
-        if amount >= scale:
-            return f"{amount / scale:.3g} {suffix}"
-    return f"{amount:.3g} "

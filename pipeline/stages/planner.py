@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cluster.resources import Resources, settle, this_machine
@@ -11,14 +11,16 @@ from pipeline.cluster.session import elsewhere, idle_gpus_here
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import EvaluateStage, PipelineConfig, ProbeStage, Stage, TrainStage
 from pipeline.errors import DataError
-from pipeline.models.costs import count_parameters, forward_flops, frozen_layers, frozen_parameters, head_parameters
-from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches
+from pipeline.forecast.hardware import Hardware, Machine
+from pipeline.models.costs import count_parameters, forward_flops, frozen_parameters, head_parameters
+from pipeline.models.spec import ModelSpec, Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.again import reasons_to_run_again
-from pipeline.stages.balance import Balance, balance
+from pipeline.stages.balance import balance
 from pipeline.stages.context import find_datasets, known_class_names
 from pipeline.stages.folder import RunFolder, Status
-from pipeline.stages.memory import activation_bytes, head_bytes, rank_memory, teacher_bytes
+from pipeline.stages.forecast import Amounts, forecast_stage
+from pipeline.stages.memory import rank_memory
 from pipeline.stages.plan import (
     MISSING,
     READY,
@@ -40,24 +42,30 @@ from pipeline.stages.resolve import (
     stage_branches,
     stage_image_sizes,
 )
+from pipeline.stages.step_work import kept_bytes
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks.task import task_of
 from pipeline.train.job import Dataset
-from pipeline.train.step_shapes import micro_batches_at, step_shapes
+from pipeline.train.step_shapes import step_shapes
 
 MUCH_IDLE = 0.1  # fraction of a step that ranks may wait for the busiest one before the plan warns
 
 
-def plan(config: PipelineConfig, world_size: int | None = None, statuses: Mapping[str, Status] | None = None) -> Plan:
+def plan(
+    config: PipelineConfig,
+    world_size: int | None = None,
+    statuses: Mapping[str, Status] | None = None,
+    machine: Machine | None = None,
+) -> Plan:
     """Work out every stage of a pipeline.
 
-    `world_size` overrides the number of workers in the config. `statuses` maps branch ids to their status.json.
-    Raises what `preflight` finds, as `run` does.
+    `world_size` overrides the number of workers in the config. `statuses` maps branch ids to their status.json. With a
+    `machine`, training stages are forecast on it. Raises what `preflight` finds, as `run` does.
     """
     datasets, problems = find_datasets(config)
     findings = preflight(config, datasets)
     findings.refuse()
-    return Planner(config, findings, datasets, problems, world_size, statuses or {}).plan()
+    return Planner(config, findings, datasets, problems, world_size, statuses or {}, machine).plan()
 
 
 def read_statuses(config: PipelineConfig) -> dict[str, Status]:
@@ -78,8 +86,10 @@ class Planner:
         problems: Mapping[str, DataError],
         world_size: int | None,
         statuses: Mapping[str, Status],
+        machine: Machine | None,
     ) -> None:
         self.config, self.findings, self.world_size, self.statuses = config, findings, world_size, statuses
+        self.machine = machine
         self.datasets, self.problems = datasets, problems
         self.indexes = {name: dataset.index for name, dataset in datasets.items()}
         self.run_again = reasons_to_run_again(config, datasets, findings.models, statuses)
@@ -90,7 +100,8 @@ class Planner:
         stages = [self._stage(branch) for branch in stage_branches(self.config)]
         if idle := idle_gpus_here(self.config.cluster, map(self._resources, on_workers(self.config).values())):
             self.notes.append(f"{idle}.")
-        return Plan(self.config.name, datasets, stages, list(dict.fromkeys([*self.findings.warnings, *self.notes])))
+        notes = list(dict.fromkeys([*self.findings.warnings, *self.notes]))
+        return Plan(self.config.name, datasets, stages, notes, self.machine)
 
     def _dataset(self, name: str, dataset: DatasetConfig) -> DatasetPlan:
         if name in self.problems:
@@ -156,7 +167,7 @@ class Planner:
         samples_per_epoch = self._samples_per_epoch(stage) if ready else None
         steps = self._steps(branch, stage, samples_per_epoch)
         samples = None if steps is None else steps * stage.global_batch_size
-        ranks = self.world_size or self._resources(stage).max_workers
+        ranks = self._ranks(stage)
         mean_bytes = _mean_bytes(indexes, stage.data.weights) if ready else None
         shares = balance(stage, ranks, samples_per_epoch, mean_bytes, where=f"stages.{branch.stage_name}")
         if shares.idle_share > MUCH_IDLE:
@@ -183,8 +194,19 @@ class Planner:
             precision=stage.engine.precision,
             image_sizes=stage_image_sizes(stage),
             balance=shares,
-            models=self._models(branch, stage, ranks, shares),
+            models=self._models(
+                branch, stage, Amounts(ranks, shares.step_samples[1], steps, samples_per_epoch, mean_bytes)
+            ),
         )
+
+    def _ranks(self, stage: TrainStage) -> int:
+        """As asked for; otherwise a node's GPUs if the plan is for a machine that is not this one."""
+        if self.world_size:
+            return self.world_size
+        machine = self.machine
+        if machine and not machine.hardware.shares_cores and self.config.resources(stage).workers == "auto":
+            return min(machine.hardware.gpus_per_node, stage.data.lanes, stage.global_batch_size)
+        return self._resources(stage).max_workers
 
     def _samples_per_epoch(self, stage: TrainStage) -> int:
         sources = [
@@ -207,47 +229,48 @@ class Planner:
                 )
         return steps
 
-    def _models(self, branch: Branch, stage: TrainStage, ranks: int, shares: Balance) -> list[ModelPlan]:
-        planned = []
+    def _models(self, branch: Branch, stage: TrainStage, amounts: Amounts) -> list[ModelPlan]:
+        planned, machine = [], self.machine
         for origin, model in self.findings.models[branch.id].items():
             if not model.head_known:
                 names = " + ".join(stage.data.parts)
                 self.notes.append(f"The classes of {names} are not known yet: heads are counted for one class.")
             changes = describe_surgery(model.source, model.spec) if model.source else []
-            planned.append(_model(model, stage, ranks, shares, origin or None, changes))
+            found = _model(model, stage, amounts, origin or None, changes)
+            if machine:
+                hardware = self._hardware(machine, stage, branch, amounts.ranks)
+                found = replace(found, forecast=forecast_stage(model, stage, amounts, hardware, machine.mtbf_h))
+            planned.append(found)
         return planned
 
+    def _hardware(self, machine: Machine, stage: TrainStage, branch: Branch, ranks: int) -> Hardware:
+        """The machine as a stage's ranks see it: without GPUs, each has as many cores as it asks for."""
+        hardware = machine.hardware
+        if hardware.shares_cores:
+            hardware = hardware.joined(self._resources(stage).cpus_per_worker)
+        idle = -ranks % hardware.gpus_per_node
+        if ranks > hardware.gpus_per_node and idle:
+            self.notes.append(
+                f"stages.{branch.stage_name}: {ranks} ranks leave {idle} of the {ranks + idle} places on "
+                f"{(ranks + idle) // hardware.gpus_per_node} nodes of {machine.name} empty; take a multiple of "
+                f"{hardware.gpus_per_node}."
+            )
+        return hardware
 
-def _model(
-    model: Model, stage: TrainStage, ranks: int, shares: Balance, origin: str | None, changes: list[str]
-) -> ModelPlan:
+
+def _model(model: Model, stage: TrainStage, amounts: Amounts, origin: str | None, changes: list[str]) -> ModelPlan:
     spec = model.spec
     parameters, backbone, task = count_parameters(spec), spec.backbone, task_of(stage.task)
-    share, activations, of_teacher = shares.step_samples[1], 0, 0
-    shapes, freeze = step_shapes(stage, backbone), stage.optimizer.freeze
-    frozen, layers = frozen_parameters(backbone, freeze), frozen_layers(backbone, freeze)
-    for size, patch in shapes:
-        micro_batches = micro_batches_at(size, patch, backbone, share, stage.micro_batch_size, task.view_groups())
-        samples = math.ceil(share / micro_batches)
-        tokens = samples * task.encoder_tokens(spec, size, patch)
-        encoder = activation_bytes(backbone, tokens, stage.engine, layers)
-        heads = sum(
-            head_bytes(spec, samples * count, whole_patches(seen, patch), stage.engine)
-            for count, seen in task.seen(size)
-        )
-        activations = max(activations, encoder + heads)
-        if task.follows:  # the teacher sees the first group of views
-            of_teacher = max(of_teacher, teacher_bytes(spec, samples * task.seen(size)[0][0], stage.engine))
-        if model.teacher:
-            among = ranks if stage.task.shards_teacher else 1
-            of_teacher = max(of_teacher, teacher_bytes(model.teacher.spec, samples, stage.engine, among))
+    frozen = frozen_parameters(backbone, stage.optimizer.freeze)
+    activations, of_teacher = kept_bytes(model, stage, amounts.share, amounts.ranks)
+    shapes = step_shapes(stage, backbone)
     return ModelPlan(
         spec=spec.to_dict(),
         parameters=parameters,
         frozen_parameters=frozen,
         head_parameters={name: head_parameters(spec, name) for name in spec.heads},
         gflops={_shape(size, patch, backbone): task.forward_flops(spec, size, patch) / 1e9 for size, patch in shapes},
-        memory=rank_memory(parameters, stage, ranks, activations, of_teacher, frozen),
+        memory=rank_memory(parameters, stage, amounts.ranks, activations, of_teacher, frozen),
         starts_from=origin,
         surgeries=changes,
         teacher=_teacher(model.teacher.spec, stage) if model.teacher else None,

@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.training import EngineConfig
+from pipeline.config.training import LARGEST_BUCKET, EngineConfig
 from pipeline.train.device import select_device
 from pipeline.train.flats import Flat, grouped_flats, replicated_flats, sliced_flats
 from pipeline.train.stall import GROUP_TIMEOUT
 
-# Gradient elements per reduction (64 MB): enough to saturate a network, and few enough that the backward pass hides all
-# reductions but the last, whatever the model size. A buffer of this size is kept; DeepSpeed's default is two gigabytes.
-LARGEST_BUCKET = 1 << 24
 # Elements per piece when weights are swapped with other weights, which bounds the extra memory.
 SWAPPED_AT_ONCE = 1 << 22
 

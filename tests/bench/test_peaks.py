@@ -18,7 +18,7 @@ from pipeline.errors import ClusterError
         ("NVIDIA A100-SXM4-80GB", 312),
         ("NVIDIA A10", 125),
         ("NVIDIA L4", 121),
-        ("NVIDIA L40S", 362),
+        ("NVIDIA L40S", 362.05),
     ],
 )
 def test_a_gpu_is_known_by_its_name(name: str, tflops: float) -> None:

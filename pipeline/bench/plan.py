@@ -1,0 +1,123 @@
+"""What `minivit plan --hardware cpu` says of a step against the engine on this machine: time and peak memory."""
+
+from __future__ import annotations
+
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pipeline.bench.plan_process import Measured, measure_rank
+from pipeline.config.schema import TrainStage
+from pipeline.forecast.hardware import Hardware
+from pipeline.forecast.stage import Forecast
+from pipeline.forecast.this_cpu import this_cpu
+from pipeline.models.spec import ModelSpec
+from pipeline.models.variants import build_spec
+from pipeline.stages.forecast import Amounts, forecast_stage
+from pipeline.stages.preflight import Model
+from pipeline.stream.order import step_shares
+
+
+@dataclass(frozen=True)
+class Case:
+    """A classifier, its global batch and its ranks, each with one thread."""
+
+    variant: str
+    image_size: int
+    batch_size: int
+    precision: str
+    ranks: int = 1
+    zero_stage: int = 2
+
+    @property
+    def spec(self) -> ModelSpec:
+        return build_spec(self.variant, image_size=self.image_size, num_classes=10 if self.image_size < 100 else 1000)
+
+    @property
+    def stage(self) -> TrainStage:
+        settings = {
+            "type": "pretrain",
+            "model": {"variant": self.variant, "image_size": self.image_size},
+            "data": {"train": "noise", "lanes": self.ranks},
+            "duration": "1000 steps",
+            "global_batch_size": self.batch_size,
+            "ema": 0.999,
+            "engine": {"precision": self.precision, "zero_stage": self.zero_stage},
+        }
+        return TrainStage.model_validate(settings)
+
+
+CASES = (
+    Case("nano", 28, 128, "bf16"),
+    Case("nano", 28, 256, "fp32", ranks=2),
+    Case("micro", 28, 128, "bf16"),
+    Case("micro", 56, 64, "fp32"),
+    Case("tiny", 112, 32, "bf16"),
+    Case("tiny", 224, 16, "bf16"),
+    Case("tiny", 224, 16, "fp32", ranks=2, zero_stage=3),
+    Case("small", 224, 8, "bf16"),
+    Case("small", 224, 4, "fp32"),
+    Case("small", 224, 8, "bf16", ranks=2),
+)
+
+
+def measure(steps: int) -> dict[str, Any]:
+    """Predicted and measured seconds and bytes of every case, and their ratios.
+
+    Time is CPU time of the slower rank in its fastest step, which other work on the machine disturbs least; the
+    forecast's is without loading. Memory is a process's peak; `own` is what it holds beyond its libraries before there
+    is a model, and in the forecast all but the overhead.
+    """
+    hardware = this_cpu()
+    return {
+        "settings": {"steps": steps, "gflops_per_s": 1000 * hardware.fp32_tflops, "source": hardware.source},
+        "cases": [compare(case, predict(case, hardware), run(case, steps), hardware) for case in CASES],
+    }
+
+
+def predict(case: Case, hardware: Hardware) -> Forecast:
+    """The forecast of a case on ranks of one core."""
+    stage = case.stage
+    _, share = step_shares(stage.data.lanes, case.batch_size, case.ranks)
+    amounts = Amounts(case.ranks, share, steps=1000, samples_per_epoch=None, mean_sample_bytes=None)
+    model = Model(case.spec, None, (), {})
+    return forecast_stage(model, stage, amounts, hardware.joined(1), None)
+
+
+def run(case: Case, steps: int) -> list[Measured]:
+    """Train for a few steps with the engine, on each rank in a process of its own."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProcessPoolExecutor(case.ranks, get_context("spawn")) as pool,
+    ):
+        store = str(Path(scratch) / "store")
+        ranks = [
+            pool.submit(measure_rank, case.stage, case.spec, rank, case.ranks, store, steps)
+            for rank in range(case.ranks)
+        ]
+        return [rank.result() for rank in ranks]
+
+
+def compare(case: Case, found: Forecast, ranks: list[Measured], hardware: Hardware) -> dict[str, Any]:
+    """The figures of a case; a ratio is predicted to measured."""
+    predicted_s = found.step.compute_s + found.step.exposed_s
+    cpu_s, peak = max(rank.cpu_s for rank in ranks), max(rank.peak_bytes for rank in ranks)
+    own = max(rank.peak_bytes - rank.bytes_before for rank in ranks)
+    predicted_own = found.memory_bytes - hardware.overhead_gib * 2**30
+    shape = f"{case.variant} {case.image_size} px, {case.batch_size} images"
+    return {
+        "case": f"{shape}, {case.precision}, ZeRO-{case.zero_stage}",
+        "ranks": case.ranks,
+        "predicted_s": predicted_s,
+        "measured_s": cpu_s,
+        "wall_s": max(rank.wall_s for rank in ranks),
+        "ratio": predicted_s / cpu_s,
+        "predicted_megabytes": found.memory_bytes / 1e6,
+        "measured_megabytes": peak / 1e6,
+        "memory_ratio": found.memory_bytes / peak,
+        "own_megabytes": own / 1e6,
+        "predicted_own_megabytes": predicted_own / 1e6,
+    }

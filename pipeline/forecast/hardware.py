@@ -1,0 +1,161 @@
+"""Machines to plan for: a table of published figures, or a YAML file with the same fields."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from pipeline.config.fields import Setting, allowed, show
+from pipeline.config.messages import sentences
+from pipeline.config.section import Positive, Section
+from pipeline.config.yaml_text import read_yaml
+from pipeline.errors import ConfigError
+
+Figure = Annotated[float, Field(gt=0)]
+Part = Annotated[float, Field(gt=0, le=1)]
+FP32 = 4
+
+
+class Hardware(Section):
+    """A kind of node. Published figures are peaks, bandwidths those of one direction; the rest is assumed.
+
+    On a node without GPUs, a CPU core, or a rank's group of cores, stands for a GPU.
+    """
+
+    source: str = Field(default="the file", description="where the published figures come from")
+    bf16_tflops: Figure = Field(description="dense bf16 matrix products of a GPU")
+    fp32_tflops: Figure = Field(description="matrix products of fp32 tensors, in TF32 where the GPU has it")
+    memory_gib: Figure = Field(description="of a GPU")
+    memory_gb_per_s: Figure = Field(description="of a GPU")
+    link_gb_per_s: Figure = Field(description="of a GPU to the others of its node (NVLink, xGMI, PCIe)")
+    network_gb_per_s: Figure = Field(description="of a GPU's share of its node's network cards")
+    gpus_per_node: Positive
+    cores_per_gpu: Positive = Field(description="CPU cores of a node for each of its GPUs")
+    achieved_flops: Part = Field(default=0.5, description="share of the peak that matrix products reach")
+    achieved_bandwidth: Part = Field(default=0.8, description="share of link and network that collectives reach")
+    latency_us: Figure = Field(default=10.0, description="of one hop of a collective")
+    layer_us: Annotated[float, Field(ge=0)] = Field(
+        default=400.0, description="host time to launch a layer's kernels, forward and backward"
+    )
+    value_ns: Figure | None = Field(
+        default=None,
+        description="time of norms, softmax and activations per value kept for the backward pass; default: six passes "
+        "over memory",
+    )
+    score_ns: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="time of an attention score beyond its products; fused attention has none",
+    )
+    overlaps: bool = Field(default=True, description="whether gradients are reduced during the backward pass")
+    shares_cores: bool = Field(default=False, description="whether loader workers run on the cores that train")
+    storage_gb_per_s: Figure = Field(default=2.0, description="of a node, reading or writing")
+    host_copy_gb_per_s: Figure = Field(default=20.0, description="of a GPU to its host's memory")
+    overhead_gib: Annotated[float, Field(ge=0)] = Field(
+        default=2.0, description="memory of a rank for libraries, communication and fragmentation"
+    )
+
+    def peak_flops(self, width: int) -> float:
+        """FLOP/s that matrix products of values of `width` bytes reach."""
+        return 1e12 * self.achieved_flops * (self.fp32_tflops if width == FP32 else self.bf16_tflops)
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gib * 2**30)
+
+    def joined(self, cores: int) -> Hardware:
+        """The node of a machine without GPUs with `cores` cores for each rank, at most all."""
+        cores = min(cores, self.gpus_per_node)
+        grows = ("bf16_tflops", "fp32_tflops", "memory_gib", "memory_gb_per_s", "host_copy_gb_per_s")
+        more: dict[str, float | None] = {name: getattr(self, name) * cores for name in grows}
+        more |= {"value_ns": self.value_ns and self.value_ns / cores, "score_ns": self.score_ns / cores}
+        return self.model_copy(update=more | {"gpus_per_node": self.gpus_per_node // cores, "cores_per_gpu": cores})
+
+
+KNOWN = {
+    "h100": Hardware(
+        source="NVIDIA, data sheets of H100 SXM and DGX H100",
+        bf16_tflops=989.5,
+        fp32_tflops=494.5,
+        memory_gib=80,
+        memory_gb_per_s=3350,
+        link_gb_per_s=450,
+        network_gb_per_s=50,
+        gpus_per_node=8,
+        cores_per_gpu=14,
+    ),
+    "a100": Hardware(
+        source="NVIDIA, data sheets of A100 80GB SXM and DGX A100",
+        bf16_tflops=312,
+        fp32_tflops=156,
+        memory_gib=80,
+        memory_gb_per_s=2039,
+        link_gb_per_s=300,
+        network_gb_per_s=25,
+        gpus_per_node=8,
+        cores_per_gpu=16,
+    ),
+    "l40s": Hardware(
+        source="NVIDIA, data sheet of L40S; Amazon EC2, g6e.48xlarge",
+        bf16_tflops=362.05,
+        fp32_tflops=183,
+        memory_gib=48,
+        memory_gb_per_s=864,
+        link_gb_per_s=32,
+        network_gb_per_s=6.25,
+        gpus_per_node=8,
+        cores_per_gpu=12,
+    ),
+    "mi300x": Hardware(
+        source="AMD, data sheet of MI300X; Microsoft Azure, ND MI300X v5",
+        bf16_tflops=1307.4,
+        fp32_tflops=163.4,
+        memory_gib=192,
+        memory_gb_per_s=5300,
+        link_gb_per_s=448,
+        network_gb_per_s=50,
+        gpus_per_node=8,
+        cores_per_gpu=12,
+    ),
+}
+CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan is made for; `mtbf_h` is the mean time between failures of a node in hours, if these matter."""
+
+    name: str
+    hardware: Hardware
+    mtbf_h: float | None = None
+
+
+def find_hardware(named: str) -> Hardware:
+    """The hardware of a name in the table, of this machine's CPU, or of a YAML file.
+
+    Raises ConfigError for an unknown name, and for a file with missing, unknown or impossible fields.
+    """
+    from pipeline.forecast.this_cpu import this_cpu
+
+    if named == CPU:
+        return this_cpu()
+    if named in KNOWN:
+        return KNOWN[named]
+    if not Path(named).is_file():
+        names = allowed(named, [*KNOWN, CPU])
+        raise ConfigError(f"--hardware: found {show(named)}, which is neither a file nor a known name; {names}")
+    raw = read_yaml(Path(named))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{named}: found {show(raw)}, expected a mapping of the fields {_fields()}")
+    try:
+        return Hardware.model_validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as error:
+        faults = sentences(error, raw, Setting.of(Hardware))
+        raise ConfigError("\n".join(f"{named}: {fault}" for fault in faults)) from None
+
+
+def _fields() -> str:
+    return ", ".join(name for name, field in Hardware.model_fields.items() if field.is_required())

@@ -1,0 +1,220 @@
+"""The forecast of a training stage for one model: pieces of the other files put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.forecast.compute import Work, compute_time
+from pipeline.forecast.failures import daly_s, goodput, young_s
+from pipeline.forecast.hardware import Hardware
+from pipeline.forecast.loading import Sample, load_time
+from pipeline.forecast.network import Ring, communication
+
+DAY_S, HOUR_S = 86_400.0, 3_600.0
+SAVE_BYTES_PER_S = 0.5e9  # a rank hashes and writes a checkpoint; `minivit bench checkpoint`
+MUCH_WAITING = 0.05  # share of a step
+RESTART_S = 21.0  # from the loss of a node to the first step of a small model, measured in `tests/integration`
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage on its ranks: what does not depend on the image size of a step."""
+
+    ranks: int
+    global_batch_size: int
+    zero_stage: int
+    trained: int  # parameters
+    parameters: int
+    bucket: int  # elements of a reduction
+    loader_workers: int  # per rank
+    sample: Sample
+    checkpoint_bytes: int
+    steps: int | None
+    save_every_s: float | None  # None: at every so many steps
+    save_every_steps: int | None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Means over the steps; each waits for its rank with the most samples."""
+
+    compute_s: float
+    communication_s: float
+    exposed_s: float  # communication that computation does not hide
+    load_s: float
+    data_wait_s: float
+    slowest_of_data: str  # loader or storage
+
+    @property
+    def total_s(self) -> float:
+        return self.compute_s + self.exposed_s + self.data_wait_s
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What failures cost; intervals are training time between two saves."""
+
+    mtbf_s: float  # of all nodes together
+    recovery_s: float
+    young_s: float
+    daly_s: float
+    best_interval_s: float  # Daly's, but no shorter than a step and a save
+    best_goodput: float
+    interval_s: float  # the config's
+    goodput: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Amounts of a stage on given hardware; None if they depend on data that does not exist yet."""
+
+    nodes: int
+    step: StepTime
+    step_s: float
+    images_per_s: float
+    loader_cores_per_node: float  # that decode as fast as the ranks train
+    storage_bytes_per_s_per_node: float  # that they then read
+    decode_s: float  # per image, on a core
+    checkpoint_bytes: int
+    save_s: float  # in the background
+    save_wait_s: float  # of training, unless the next step hides it
+    days: float | None
+    days_with_failures: float | None
+    failures: Failures | None
+    memory_bytes: int
+    memory_limit_bytes: int
+    fits: bool
+    remedies: list[str]  # what would fit into memory, if the stage does not
+    limited_by: str  # compute, network, loader, storage or memory
+
+
+def step_time(job: Job, work: Work, hardware: Hardware) -> StepTime:
+    """A step of one image size."""
+    compute = compute_time(work, hardware)
+    network = communication(
+        ranks=job.ranks,
+        zero_stage=job.zero_stage,
+        trained=job.trained,
+        parameters=job.parameters,
+        width=work.width,
+        bucket=job.bucket,
+        micro_batches=work.micro_batches,
+        forward_s=compute.forward_s,
+        backward_s=compute.backward_s,
+        hardware=hardware,
+    )
+    training_s = compute.total_s + network.exposed_s
+    on_node = Ring.of(job.ranks, hardware).per_node
+    load = load_time(work.samples, job.sample, job.loader_workers, training_s, hardware, ranks=on_node)
+    wait_s = max(load.total_s - training_s, 0.0)
+    return StepTime(compute.total_s, network.total_s, network.exposed_s, load.total_s, wait_s, load.slowest)
+
+
+def mean_step(parts: Sequence[tuple[StepTime, float]]) -> StepTime:
+    """The mean of steps with their shares, which add up to 1."""
+    names = ("compute_s", "communication_s", "exposed_s", "load_s", "data_wait_s")
+    means = {name: sum(share * getattr(step, name) for step, share in parts) for name in names}
+    waits_most, _ = max(parts, key=lambda part: part[1] * part[0].data_wait_s)
+    return StepTime(**means, slowest_of_data=waits_most.slowest_of_data)
+
+
+def forecast(
+    job: Job,
+    works: Sequence[tuple[Work, float]],
+    hardware: Hardware,
+    *,
+    memory_bytes: int,
+    remedies: Sequence[str],
+    mtbf_h: float | None,
+) -> Forecast:
+    """Forecast a job from the shapes of its steps with their shares, which add up to 1.
+
+    `mtbf_h` is the mean time between failures of a node in hours; None leaves failures out.
+    """
+    step = mean_step([(step_time(job, work, hardware), share) for work, share in works])
+    ring = Ring.of(job.ranks, hardware)
+    nodes = ring.nodes
+    unstarved = ring.per_node / job.ranks * job.global_batch_size / (step.compute_s + step.exposed_s)
+    save_s = max(
+        job.checkpoint_bytes / job.ranks / SAVE_BYTES_PER_S,
+        job.checkpoint_bytes / nodes / (1e9 * hardware.storage_gb_per_s),
+    )
+    copy_s = job.checkpoint_bytes / job.ranks / (1e9 * hardware.host_copy_gb_per_s)
+    save_wait_s = save_s if hardware.shares_cores else copy_s
+    interval_s = _interval_s(job, step.total_s)
+    fits = memory_bytes <= hardware.memory_bytes
+    failures = None
+    if mtbf_h is not None and interval_s is not None:
+        read_s = job.checkpoint_bytes / nodes / (1e9 * hardware.storage_gb_per_s)
+        failures = expected_failures(
+            mtbf_s=HOUR_S * mtbf_h / nodes,
+            save_s=save_s,
+            save_wait_s=save_wait_s,
+            recovery_s=RESTART_S + read_s + save_s,
+            step_s=step.total_s,
+            interval_s=interval_s,
+        )
+    days = None if job.steps is None else job.steps * step.total_s / DAY_S
+    return Forecast(
+        nodes=nodes,
+        step=step,
+        step_s=step.total_s,
+        images_per_s=job.global_batch_size / step.total_s,
+        loader_cores_per_node=unstarved * job.sample.decode_s,
+        storage_bytes_per_s_per_node=unstarved * job.sample.bytes,
+        decode_s=job.sample.decode_s,
+        checkpoint_bytes=job.checkpoint_bytes,
+        save_s=save_s,
+        save_wait_s=save_wait_s,
+        days=days,
+        days_with_failures=days / failures.goodput if days is not None and failures and failures.goodput else None,
+        failures=failures,
+        memory_bytes=memory_bytes,
+        memory_limit_bytes=hardware.memory_bytes,
+        fits=fits,
+        remedies=list(remedies),
+        limited_by=_limit(step, fits, hardware),
+    )
+
+
+def expected_failures(
+    *, mtbf_s: float, save_s: float, save_wait_s: float, recovery_s: float, step_s: float, interval_s: float
+) -> Failures:
+    """What failures every `mtbf_s` cost at the best interval and at the config's.
+
+    `recovery_s` includes the steps of one save: what is trained while it is written is lost with it. Saves follow one
+    another at the soonest when the last is written, between two steps.
+    """
+    soonest_s = max(step_s, save_s)
+    best_s = max(daly_s(save_wait_s, mtbf_s), soonest_s)
+    return Failures(
+        mtbf_s=mtbf_s,
+        recovery_s=recovery_s,
+        young_s=young_s(save_wait_s, mtbf_s),
+        daly_s=daly_s(save_wait_s, mtbf_s),
+        best_interval_s=best_s,
+        best_goodput=goodput(best_s, save_wait_s, recovery_s, mtbf_s),
+        interval_s=max(interval_s, soonest_s),
+        goodput=goodput(max(interval_s, soonest_s), save_wait_s, recovery_s, mtbf_s),
+    )
+
+
+def _interval_s(job: Job, step_s: float) -> float | None:
+    """Training time between two saves of the config; None if it depends on data that does not exist yet."""
+    by_steps = None if job.save_every_steps is None else job.save_every_steps * step_s
+    known = [each for each in (by_steps, job.save_every_s) if each is not None]
+    return min(known, default=None)
+
+
+def _limit(step: StepTime, fits: bool, hardware: Hardware) -> str:
+    """What to change first for more images per second; memory if there would be none.
+
+    A loader beside the ranks limits as soon as they wait for it; on cores that it shares, when it takes most of them.
+    """
+    if not fits:
+        return "memory"
+    waits = step.compute_s if hardware.shares_cores else MUCH_WAITING * step.total_s
+    if step.data_wait_s > waits:
+        return step.slowest_of_data
+    return "network" if step.exposed_s > step.compute_s else "compute"
