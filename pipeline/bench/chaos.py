@@ -72,10 +72,10 @@ class Chaos:
             return False
         return (folder.path / "status.json").stat().st_mtime > self.started_at  # otherwise from a killed driver
 
-    def strike(self, driver: psutil.Popen, phase: str, victim: str) -> bool:
+    def kill_in_phase(self, driver: psutil.Popen, phase: str, victim: str) -> bool:
         """Wait for the phase, then kill; returns False if there was nothing to kill."""
         due = time.monotonic() + PATIENCE_S
-        while not self._has_come(phase) and time.monotonic() < due:
+        while not self._is_due(phase) and time.monotonic() < due:
             if driver.poll() is not None or self.is_finished():
                 break
             time.sleep(0.005)
@@ -90,7 +90,7 @@ class Chaos:
         self.kills.append({"victim": victim, "phase": phase if phase in where else where[0]})
         return True
 
-    def _has_come(self, phase: str) -> bool:
+    def _is_due(self, phase: str) -> bool:
         """Whether to strike now; a kill whose phase is over strikes in the next, and a start needs no wait."""
         now = self.phases()
         if phase == "export" and self._is_finished("export"):
@@ -108,21 +108,21 @@ class Chaos:
             return [self.random.choice(found)] if found else []
         return []
 
-    def disturb(self, kills: int) -> None:
+    def run_with_kills(self, kills: int) -> None:
         """Run the pipeline to its end through `kills` kills, restarting it whenever it ends."""
         phases = self.random.choices(PHASES, k=kills)
         phases.sort(key=lambda phase: max(PHASES.index(phase), PHASES.index("save")))  # in training: in the order drawn
         driver = self.start()
         while phases and not self.is_finished() and self.starts <= MOST_STARTS_PER_KILL * kills:
-            if self.strike(driver, phases[0], self.random.choice(VICTIMS)):
+            if self.kill_in_phase(driver, phases[0], self.random.choice(VICTIMS)):
                 phases.pop(0)
                 if self.kills[-1]["victim"] != "rank":
                     driver.wait()
             if driver.poll() is not None and not self.is_finished():
                 driver = self.start()
-        self.to_the_end(driver)
+        self.run_to_end(driver)
 
-    def to_the_end(self, driver: psutil.Popen) -> None:
+    def run_to_end(self, driver: psutil.Popen) -> None:
         for _ in range(MOST_STARTS_PER_KILL):
             if driver.wait() == 0:
                 return
@@ -158,7 +158,7 @@ def miniature(folder: Path, shards: Path, steps: int, seed: int) -> Chaos:
 def steps_per_s(folder: Path, shards: Path) -> float:
     """Speed of the undisturbed miniature, excluding its start."""
     probe = miniature(folder, shards, PROBE_STEPS, seed=0)
-    probe.to_the_end(probe.start())
+    probe.run_to_end(probe.start())
     ended_at = {row["step"]: row["time"] for row in read_metrics(probe.run.stage("pretrain").path)}
     return (PROBE_STEPS - PROBE_STEPS // 2) / (ended_at[PROBE_STEPS] - ended_at[PROBE_STEPS // 2])
 
@@ -171,10 +171,10 @@ def measure(kills: int, seed: int) -> dict[str, Any]:
         steps = round(kills * TRAINING_PER_KILL_S * steps_per_s(folder / "probe", shards))
         steady, chaos = (miniature(folder / name, shards, steps, seed) for name in ("undisturbed", "disturbed"))
         began = time.monotonic()
-        steady.to_the_end(steady.start())
+        steady.run_to_end(steady.start())
         undisturbed_s = time.monotonic() - began
         began = time.monotonic()
-        chaos.disturb(kills)
+        chaos.run_with_kills(kills)
         disturbed_s = time.monotonic() - began
         expected, found = steady.outcome(), chaos.outcome()
         events = chaos.run.stage("pretrain").path / "events.jsonl"

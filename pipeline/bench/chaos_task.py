@@ -46,11 +46,11 @@ def measure(task: str) -> dict[str, Any]:
         write_pipeline_of(task, Path(scratch), folder)
         undisturbed = Path(scratch) / "undisturbed"
         shutil.copytree(folder, undisturbed)
-        to_the_end(undisturbed)
+        run_to_end(undisturbed)
         killed_at = kill_in_the_middle(folder)
         shutil.copytree(folder, other)
-        to_the_end(folder)
-        to_the_end(other, f"cluster.workers={OTHER_WORKERS}")
+        run_to_end(folder)
+        run_to_end(other, f"cluster.workers={OTHER_WORKERS}")
         expected, same, resized = (stage_of(each) for each in (undisturbed, folder, other))
         states, differing = compare_states(expected, same)
         result: dict[str, Any] = {
@@ -89,7 +89,7 @@ def stage_of(folder: Path) -> StageFolder:
     return RunFolder(folder / "runs" / NAME).stage(STAGE)
 
 
-def to_the_end(folder: Path, *overrides: str) -> None:
+def run_to_end(folder: Path, *overrides: str) -> None:
     if start_driver(folder, *overrides).wait():
         raise ClusterError(f"the run did not finish: {(folder / 'driver.log').read_text()[-2000:]}")
 

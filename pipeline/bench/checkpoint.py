@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoints.manifest import Manifest, Window, verify, write_manifest
+from pipeline.checkpoints.manifest import Manifest, MeterState, verify, write_manifest
 from pipeline.checkpoints.reshard import reshard
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import Span, write_shard
@@ -108,7 +108,7 @@ def saves_worker(job: SavesJob, ranks: RankContext) -> None:
     waits, behind, seconds = [], [], []
     for save in range(max(job.saves, 1)):
         began = time.perf_counter()
-        saver.begin_collective(save + 1, {}, Window(0, 0, [[0.0]]))
+        saver.begin_collective(save + 1, {}, MeterState(0, 0, [[0.0]]))
         steps = []
         while not all_done_collective(saver):
             steps.append(advance())
@@ -244,7 +244,9 @@ def save_ours(
 ) -> None:
     folder = step_folder(step)
     record = write_shard(storage, f"{folder}/rank-00000.safetensors", [layout], flats)
-    write_manifest(storage, folder, Manifest(step, step, 1, 2, "d", {}, shapes, [record], {}, Window(0, 0, [[0.0]])))
+    write_manifest(
+        storage, folder, Manifest(step, step, 1, 2, "d", {}, shapes, [record], {}, MeterState(0, 0, [[0.0]]))
+    )
 
 
 def save_torch(path: Path, flats: dict[str, Tensor]) -> None:

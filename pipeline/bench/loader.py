@@ -23,10 +23,10 @@ from pipeline.config.training import ResolutionConfig
 from pipeline.config.views import IMAGE
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.parallel import track
-from pipeline.stream.fill import Part
+from pipeline.stream.batch_plan import TrainBatchPlan
 from pipeline.stream.loader import TrainLoader
-from pipeline.stream.parts import TrainParts
 from pipeline.stream.resolution import size_at
+from pipeline.stream.rows import WrittenRows
 from pipeline.stream.source import Source, build_mixture
 from pipeline.targets.base import Target
 from pipeline.targets.class_id import ClassId
@@ -140,7 +140,7 @@ def train_loader(
 def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: ExitStack) -> Iterator[int]:
     """The same work in threads instead of processes, to show why the loader does not use threads."""
     data = DataConfig(train="bench", lanes=LANES, window=WINDOW)
-    parts = TrainParts(
+    plan = TrainBatchPlan(
         sources=[source(index)],
         mixture=build_mixture([source(index)], data, seed=0),
         channels=3,
@@ -153,7 +153,7 @@ def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: E
         size_at=size(image_size),
         start_slot=0,
     )
-    fillers = [stack.enter_context(closing(parts.filler(worker, workers))) for worker in range(workers)]
+    writers = [stack.enter_context(closing(plan.row_writer(worker, workers))) for worker in range(workers)]
     pool = stack.enter_context(ThreadPoolExecutor(workers))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -161,11 +161,11 @@ def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: E
 
     def batches() -> Iterator[int]:
         step = 0
-        under_way: list[list[Future[Part]]] = []
+        under_way: list[list[Future[WrittenRows]]] = []
         while True:
             while len(under_way) < 3:
-                memory = np.empty(parts.layout(step).bytes, np.uint8)
-                under_way.append([pool.submit(filler.fill, step, memory) for filler in fillers])
+                memory = np.empty(plan.layout(step).bytes, np.uint8)
+                under_way.append([pool.submit(writer.write, step, memory) for writer in writers])
                 step += 1
             yield sum(len(part.result().rows) for part in under_way.pop(0))
 

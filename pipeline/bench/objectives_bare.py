@@ -76,7 +76,7 @@ class BareStep:
         progress = number / (self.total_steps - 1)
         past = 1 - (1 - self.module.momentum) * 0.5 * (1 + math.cos(math.pi * progress))
         torch._foreach_lerp_(self.averages, self.weights, 1 - past)
-        teacher = self.module.follower.beside(next(self.module.model.parameters()))
+        teacher = self.module.follower.model_like(next(self.module.model.parameters()))
         names = {id(weight): name for name, weight in self.module.model.named_parameters()}
         for block, average in zip(self.blocks, self.averages, strict=True):
             taught: list[Tensor] = [teacher.get_parameter(names[id(weight)]) for weight in block]

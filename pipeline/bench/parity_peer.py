@@ -22,7 +22,8 @@ from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader, TrainLoader
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source
-from pipeline.train.optim import lr_ratio, peak_lr
+from pipeline.train.lr_schedule import lr_ratio
+from pipeline.train.optim import peak_lr
 
 BATCH_SIZE = 256  # of the evaluation
 

@@ -23,7 +23,7 @@ from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine, import_deepspeed
 from pipeline.train.loop import Meter, TrainingStep
 from pipeline.train.optim import build_optimizer, parameter_groups
-from pipeline.train.schedule import micro_batches_at
+from pipeline.train.step_shapes import micro_batches_at
 
 WARM_UP_STEPS = 2  # the optimiser's state exists from the second step on
 SEED = 0

@@ -32,7 +32,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class Window:
+class MeterState:
     """Running sums of the metrics since the last report; `sums` [rank][metric]."""
 
     steps: int
@@ -53,7 +53,7 @@ class Manifest:
     shapes: dict[str, list[int]]  # of every parameter and buffer
     files: list[FileRecord]
     metrics: dict[str, float]  # from a validation of exactly these weights; empty if there was none at this step
-    window: Window
+    window: MeterState
     run_ids: dict[str, str] = field(default_factory=dict)  # the MLflow runs that it belongs to
     format: int = FORMAT
 
@@ -109,7 +109,7 @@ def read_manifest(storage: Storage, folder: str) -> Manifest:
 def _parse(raw: Mapping[str, Any], where: str) -> Manifest:
     try:
         files = [FileRecord(**record) for record in raw["files"]]
-        return Manifest(**{**raw, "files": files, "window": Window(**raw["window"])})
+        return Manifest(**{**raw, "files": files, "window": MeterState(**raw["window"])})
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{where} has missing or unknown fields: {error}") from None
 

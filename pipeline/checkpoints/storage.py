@@ -245,7 +245,7 @@ def unwritable(storage: Storage, error: BaseException) -> CheckpointError | None
 
 
 @contextmanager
-def told_if_unwritable(folder: Path) -> Iterator[None]:
+def explain_unwritable(folder: Path) -> Iterator[None]:
     """Turn the error of a full or refusing disk, anywhere below a folder, into one sentence."""
     try:
         yield
@@ -253,8 +253,8 @@ def told_if_unwritable(folder: Path) -> Iterator[None]:
         raise unwritable(LocalStorage(folder), error) or error from error
 
 
-def _unwritable(storage: Storage, reason: str, mend: str) -> CheckpointError:
+def _unwritable(storage: Storage, reason: str, remedy: str) -> CheckpointError:
     return CheckpointError(
-        f"{storage.root} cannot be written ({reason}); {mend} and run the same command again: "
+        f"{storage.root} cannot be written ({reason}); {remedy} and run the same command again: "
         "it resumes from the last committed checkpoint"
     )

@@ -81,8 +81,8 @@ def main() -> None:
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        mend = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
-        click.echo(f"error: {where}{error.strerror or error}{mend}", err=True)
+        remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        click.echo(f"error: {where}{error.strerror or error}{remedy}", err=True)
         sys.exit(1)
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import click
 
 from pipeline.cli.paths import PATTERN, UserPath
-from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, summarise, tell_lacking
+from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, print_unusable, summarise
 from pipeline.cli.shards_rewrite import regroup_command, reshard_command, split_command
 
 OF_CLASSES = ("without", "classes", "counted", "spread", "per_class")  # figures of labels that get lines of their own
@@ -95,7 +95,7 @@ def index_command(
         workers=workers,
     )
     summarise(index)
-    tell_lacking(index, pattern)
+    print_unusable(index, pattern)
 
 
 @group.command("verify")

@@ -49,11 +49,11 @@ def summarise(index: DatasetIndex) -> None:
     )
 
 
-def tell_lacking(index: DatasetIndex, pattern: str) -> None:
+def print_unusable(index: DatasetIndex, pattern: str) -> None:
     """Print how many samples lack an image or a label: in total, and in the worst shards."""
-    from pipeline.shards.lacks import tell_lacks, unusable
+    from pipeline.shards.unusable import unusable, unusable_report
 
-    for line in tell_lacks(index):
+    for line in unusable_report(index):
         click.echo(line)
     if unusable(index, index.members):
         click.echo(f"  `minivit shards verify {pattern!r}` lists them")

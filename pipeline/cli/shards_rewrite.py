@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.paths import PATTERN, UserPath
-from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, summarise, tell_lacking
+from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, print_unusable, summarise
 
 OUT = click.option("--out", type=UserPath(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
 SAMPLES_PER_SHARD = click.option(
@@ -34,7 +34,7 @@ def regroup_command(
     one = named_set(pattern, image_key, targets)
     index = regroup(one.pattern, out, image_key=one.config.image_key, targets=one.members, workers=workers)
     summarise(index)
-    tell_lacking(index, str(out))
+    print_unusable(index, str(out))
 
 
 @click.command("reshard")

@@ -10,7 +10,7 @@ INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control character
 AROUND = re.compile("^[\\s\ufeff]+|[\\s\ufeff]+$")  # white space and byte-order marks
 
 
-def class_name(text: str) -> str:
+def normalise_class_name(text: str) -> str:
     r"""A class's name in NFC, so that composed and decomposed accents name one class.
 
     Bytes that are not UTF-8 (lone surrogates, as from `os.fsdecode`) and control characters become a visible

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.class_names import class_name, repeated
+from pipeline.config.class_names import normalise_class_name, repeated
 from pipeline.config.fields import allowed
 from pipeline.config.paths import PathText
 from pipeline.config.section import Positive, Section, Share
@@ -85,8 +85,8 @@ class DatasetConfig(Section):
         if classes is not None and not (classes if isinstance(classes, list) else all(classes.values()) and classes):
             raise ValueError("names, or null for those in the index")
         if isinstance(classes, dict):
-            return {kind: [class_name(name) for name in names] for kind, names in classes.items()}
-        return classes and [class_name(name) for name in classes]
+            return {kind: [normalise_class_name(name) for name in names] for kind, names in classes.items()}
+        return classes and [normalise_class_name(name) for name in classes]
 
     @field_validator("image_key")
     @classmethod
@@ -205,7 +205,7 @@ class MixturePart(Section):
     @field_validator("label_map")
     @classmethod
     def one_spelling(cls, names: dict[str, str]) -> dict[str, str]:
-        one_spelling = [(class_name(old), class_name(new)) for old, new in names.items()]
+        one_spelling = [(normalise_class_name(old), normalise_class_name(new)) for old, new in names.items()]
         if any("" in pair for pair in one_spelling) or repeated(old for old, _ in one_spelling):
             raise ValueError("a mapping of names to names, each class of the data set once and none blank")
         return dict(one_spelling)

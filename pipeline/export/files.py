@@ -18,7 +18,7 @@ def write_description(bundle: Bundle, folder: Path, graphs: Mapping[str, Any]) -
     write_json(folder / DESCRIPTION, described | settings | {"graphs": dict(graphs)})
 
 
-def own_words(preprocess: Preprocess) -> dict[str, Any]:
+def inexpressible_settings(preprocess: Preprocess) -> dict[str, Any]:
     """Settings that timm and open_clip cannot express, or only partly; read when such an export is imported again."""
     return {"background": list(preprocess.background), "eval": preprocess.eval.model_dump()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.export.files import own_words
+from pipeline.export.files import inexpressible_settings
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.clip_bridge import check_expressible, to_clip
@@ -42,7 +42,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
             **to_clip_config(bundle.preprocess.eval, bundle.preprocess.background),
         },
     }
-    config |= own_words(bundle.preprocess)
+    config |= inexpressible_settings(bundle.preprocess)
     write_json(folder / "config.json", config)
     return write_whole(folder / "model.safetensors", lambda path: save_tensors(path, tensors))
 

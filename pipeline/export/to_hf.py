@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config.data import PlainConfig
 from pipeline.errors import ModelError
-from pipeline.export.files import own_words
+from pipeline.export.files import inexpressible_settings
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.hf_layout import hf_layout, to_hugging_face
@@ -58,7 +58,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
     """
     check_images(bundle.preprocess.eval, bundle.preprocess.image_size)
     tensors, config = to_hugging_face(bundle.state, bundle.spec, bundle.classes)
-    write_json(folder / "config.json", config | {"minivit": own_words(bundle.preprocess)})
+    write_json(folder / "config.json", config | {"minivit": inexpressible_settings(bundle.preprocess)})
     write_json(folder / "preprocessor_config.json", preprocessor_config(bundle.preprocess))
     write_whole(folder / "model.safetensors", lambda path: save_tensors(path, tensors))
     return folder

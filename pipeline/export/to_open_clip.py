@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.export.files import own_words, write_tokenizer
+from pipeline.export.files import inexpressible_settings, write_tokenizer
 from pipeline.export.to_clip import vision_config
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
@@ -69,7 +69,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
             **to_clip_config(bundle.preprocess.eval, bundle.preprocess.background),
         },
     }
-    write_json(folder / "open_clip_config.json", config | own_words(bundle.preprocess))
+    write_json(folder / "open_clip_config.json", config | inexpressible_settings(bundle.preprocess))
     write_tokenizer(tokenizer, folder)
     write_whole(folder / "open_clip_model.safetensors", lambda path: save_tensors(path, tensors))
     return folder

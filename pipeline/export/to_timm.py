@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.export.files import own_words
+from pipeline.export.files import inexpressible_settings
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.resizing import to_timm_config
@@ -49,7 +49,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
             "label_names": bundle.classes,
         },
     }
-    config |= own_words(bundle.preprocess)
+    config |= inexpressible_settings(bundle.preprocess)
     write_json(folder / "config.json", config)
     return write_whole(folder / "model.safetensors", lambda path: save_tensors(path, tensors))
 

@@ -34,7 +34,7 @@ DETECTION = Schema(
 MOST = 100  # predictions that count per image, as in COCO
 
 
-class Found(NamedTuple):
+class PredictedBoxes(NamedTuple):
     """The predictions for one image, on any device."""
 
     boxes: Tensor  # fp32 [m, 4]
@@ -81,7 +81,7 @@ class AveragePrecision:
         self.num_classes, self.by_size = num_classes, by_size
         self._parts: list[State] = []
 
-    def add(self, predicted: Sequence[Found], batch: Any) -> None:
+    def add(self, predicted: Sequence[PredictedBoxes], batch: Any) -> None:
         """Add the good images of a batch."""
         good = ((batch.weights > 0) & (batch.slots >= 0)).cpu().numpy()
         slots, targets = batch.slots.cpu().numpy(), batch.targets
@@ -158,7 +158,7 @@ def precisions(state: State, num_classes: int, *, by_size: bool) -> np.ndarray:
     if not len(state.labelled.slots):
         return np.full((10, 101, num_classes, 4 if by_size else 1), -1.0)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # pycocotools prints its progress
-        judge = judged(state, images, num_classes)
+        judge = coco_evaluation(state, images, num_classes)
         judge.params.areaRng = judge.params.areaRng[sizes]
         judge.params.areaRngLbl = judge.params.areaRngLbl[sizes]
         judge.params.maxDets = [MOST]
@@ -168,7 +168,7 @@ def precisions(state: State, num_classes: int, *, by_size: bool) -> np.ndarray:
     return found
 
 
-def judged(state: State, images: Sequence[int], num_classes: int) -> COCOeval:
+def coco_evaluation(state: State, images: Sequence[int], num_classes: int) -> COCOeval:
     """The pycocotools evaluation of the predictions, not yet run."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval

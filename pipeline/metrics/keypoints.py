@@ -36,7 +36,7 @@ COCO_SIGMAS = (
 CATEGORY = 1  # shared by all instances
 
 
-class Judged(NamedTuple):
+class ImageInstances(NamedTuple):
     """The instances of one image, in image pixels."""
 
     truth: np.ndarray  # float64 [n, K, 3]: x, y, v
@@ -60,7 +60,7 @@ def right_keypoints(predicted: Tensor, truth: Tensor, boxes: Tensor) -> Tensor:
     return (truth[..., 2] > 0) & (distances <= NEAR * sides[:, None])
 
 
-def oks_ap(images: dict[int, Judged], sigmas: Sequence[float]) -> float:
+def oks_ap(images: dict[int, ImageInstances], sigmas: Sequence[float]) -> float:
     """Mean average precision over OKS 0.50, 0.55, ... 0.95, as in pycocotools; 0 without a labelled keypoint.
 
     An instance's score is the mean score of its keypoints.
@@ -82,7 +82,7 @@ def oks_ap(images: dict[int, Judged], sigmas: Sequence[float]) -> float:
     return max(float(judge.stats[0]), 0.0)
 
 
-def _dataset(images: dict[int, Judged], annotations: list[list[dict[str, Any]]]) -> dict[str, Any]:
+def _dataset(images: dict[int, ImageInstances], annotations: list[list[dict[str, Any]]]) -> dict[str, Any]:
     listed = [one for of_image in annotations for one in of_image]
     return {
         "images": [{"id": number} for number in images],
@@ -91,7 +91,7 @@ def _dataset(images: dict[int, Judged], annotations: list[list[dict[str, Any]]])
     }
 
 
-def _truths(image: int, one: Judged) -> list[dict[str, Any]]:
+def _truths(image: int, one: ImageInstances) -> list[dict[str, Any]]:
     rows = zip(one.truth, one.boxes.tolist(), one.areas.tolist(), strict=True)
     return [
         {
@@ -106,7 +106,7 @@ def _truths(image: int, one: Judged) -> list[dict[str, Any]]:
     ]
 
 
-def _guesses(image: int, one: Judged) -> list[dict[str, Any]]:
+def _guesses(image: int, one: ImageInstances) -> list[dict[str, Any]]:
     return [
         {
             "image_id": image,
@@ -122,17 +122,17 @@ class KeypointResults:
     """A `Collector` of all instances: OKS AP, and a row per keypoint in `per_class.csv`."""
 
     def __init__(self, sigmas: Sequence[float]) -> None:
-        self.sigmas, self.images = tuple(sigmas), dict[int, Judged]()  # by slot
+        self.sigmas, self.images = tuple(sigmas), dict[int, ImageInstances]()  # by slot
 
-    def add(self, predicted: Sequence[Judged], batch: Any) -> None:
+    def add(self, predicted: Sequence[ImageInstances], batch: Any) -> None:
         for slot, weight, one in zip(batch.slots.tolist(), batch.weights.tolist(), predicted, strict=True):
             if weight and slot >= 0:
                 self.images[slot] = one
 
-    def state(self) -> dict[int, Judged]:
+    def state(self) -> dict[int, ImageInstances]:
         return self.images
 
-    def merge(self, state: dict[int, Judged]) -> None:
+    def merge(self, state: dict[int, ImageInstances]) -> None:
         self.images |= state
 
     def measures(self) -> dict[str, float]:

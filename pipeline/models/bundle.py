@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import normalise_class_name
 from pipeline.config.data import SQUASH, WHITE, Color, PlainConfig
 from pipeline.errors import ModelError
 from pipeline.files import sync
@@ -107,7 +107,7 @@ class Bundle:
 
     def __post_init__(self) -> None:
         if self.classes is not None:
-            object.__setattr__(self, "classes", [class_name(name) for name in self.classes])
+            object.__setattr__(self, "classes", [normalise_class_name(name) for name in self.classes])
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """See `save_bundle`."""

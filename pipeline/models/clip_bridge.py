@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.recognise import seems_to_be
+from pipeline.models.recognise import recognise
 from pipeline.models.spec import Activation, ModelSpec, ViTSpec
 from pipeline.models.state import check_state
 
@@ -115,7 +115,7 @@ def from_clip(
         state = {f"vision_model.{key}": tensor for key, tensor in state.items()}
     found = find_layout(state)
     if found is None:
-        sign = seems_to_be(state)
+        sign = recognise(state)
         some = f"{sign[0]!r} suggests {sign[1]}" if sign else f"it contains {', '.join(sorted(state)[:3])}"
         raise ModelError(f"the CLIP checkpoint: found no vision tower in a known layout; {some}")
     layout, prefix = found

@@ -22,7 +22,7 @@ from pipeline.models.clip_bridge import find_layout, from_clip
 from pipeline.models.foreign_config import (
     CLIP_MEAN,
     CLIP_STD,
-    class_labels,
+    foreign_class_names,
     hugging_face_normalisation,
     normalisation,
 )
@@ -35,10 +35,10 @@ from pipeline.models.timm_bridge import from_timm
 CONFIG, PREPROCESSOR, OPEN_CLIP = BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 
-def load_foreign(reference: str, **unreadable: Any) -> Bundle:
+def load_foreign(reference: str, **unspecified: Any) -> Bundle:
     """Returns the model behind `timm:NAME` or the path of a safetensors file, including head and class names.
 
-    timm finds and caches its own weights; NAME may begin with `hf-hub:` or `local-dir:`, as timm allows. `unreadable`
+    timm finds and caches its own weights; NAME may begin with `hf-hub:` or `local-dir:`, as timm allows. `unspecified`
     gives `num_heads`, `eps` and `activation` for files that do not state them. Pickles are refused because they run
     code. Raises `ModelError` if the weights do not exist or are not a plain Vision Transformer's.
     """
@@ -48,21 +48,21 @@ def load_foreign(reference: str, **unreadable: Any) -> Bundle:
     if _describes_itself(path):
         reference = f"{TIMM}local-dir:{path.parent}"
         return _from_timm_model(reference, _create_timm(reference, pretrained=True))
-    return _from_file(path, unreadable)
+    return _from_file(path, unspecified)
 
 
-def import_foreign(reference: str, folder: Path, **unreadable: Any) -> Path:
+def import_foreign(reference: str, folder: Path, **unspecified: Any) -> Path:
     """Save `load_foreign(reference)` as a bundle in `folder` and return it; never downloads what is not a ViT."""
     if reference.startswith(TIMM):
-        describe_foreign(reference, **unreadable)
-    return load_foreign(reference, **unreadable).save(folder)
+        describe_foreign(reference, **unspecified)
+    return load_foreign(reference, **unspecified).save(folder)
 
 
-def describe_foreign(reference: str, **unreadable: Any) -> Bundle:
+def describe_foreign(reference: str, **unspecified: Any) -> Bundle:
     """`load_foreign(reference)` without its weights: `state` is empty, and nothing is downloaded for timm models."""
     path = Path(reference)
     if not reference.startswith(TIMM) and not _describes_itself(path):
-        return replace(_from_file(path, unreadable), state={})
+        return replace(_from_file(path, unspecified), state={})
     if not reference.startswith(TIMM):
         reference = f"{TIMM}local-dir:{path.parent}"
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def describe_foreign(reference: str, **unreadable: Any) -> Bundle:
     return replace(_from_timm_model(reference, model), state={})
 
 
-def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
+def _from_file(path: Path, unspecified: Mapping[str, Any]) -> Bundle:
     if path.suffix != ".safetensors":
         raise ModelError(
             f"{path}: not a safetensors file, and pickles can run code; convert it with safetensors.torch.save_file"
@@ -84,20 +84,20 @@ def _from_file(path: Path, unreadable: Mapping[str, Any]) -> Bundle:
     with _named(path):
         if find_layout(state):
             clip = _clip_config(path)
-            new, spec = from_clip(state, **unreadable)
+            new, spec = from_clip(state, **unspecified)
         elif is_hugging_face(state):
-            config = _beside(path, CONFIG)
-            new, spec = from_hugging_face(state, config, **unreadable)
+            config = _read_beside(path, CONFIG)
+            new, spec = from_hugging_face(state, config, **unspecified)
         else:
-            new, spec = from_timm(state, **unreadable)
+            new, spec = from_timm(state, **unspecified)
     preprocess = _clip_preprocess(path, spec, clip) if clip else _hugging_face_preprocess(path, spec)
     with _named(path.parent / CONFIG):
-        classes = class_labels(config.get("id2label"), config.get("label2id"), spec.num_classes)
+        classes = foreign_class_names(config.get("id2label"), config.get("label2id"), spec.num_classes)
     return Bundle(new, spec, preprocess, classes, {"source": str(path)})
 
 
 def _hugging_face_preprocess(path: Path, spec: ModelSpec) -> Preprocess:
-    settings = _beside(path, PREPROCESSOR)
+    settings = _read_beside(path, PREPROCESSOR)
     with _named(path.parent / PREPROCESSOR):
         mean, std = hugging_face_normalisation(settings, spec.backbone.channels)
         how = from_hugging_face_config(settings)
@@ -106,7 +106,7 @@ def _hugging_face_preprocess(path: Path, spec: ModelSpec) -> Preprocess:
 
 def _clip_config(path: Path) -> dict[str, Any]:
     """The open_clip config beside CLIP's weights, as in its hub folders and our exports; empty if there is none."""
-    found = (_beside(path, name) for name in (OPEN_CLIP, CONFIG))
+    found = (_read_beside(path, name) for name in (OPEN_CLIP, CONFIG))
     return next((config for config in found if isinstance(config.get("preprocess_cfg"), Mapping)), {})
 
 
@@ -130,7 +130,7 @@ def _named(source: Path | str) -> Iterator[None]:
         raise ModelError(f"{source}: {error}") from None
 
 
-def _beside(path: Path, name: str) -> dict[str, Any]:
+def _read_beside(path: Path, name: str) -> dict[str, Any]:
     """Reads a JSON file beside the weights; empty if there is none."""
     file = path.parent / name
     try:
@@ -198,7 +198,7 @@ def _from_timm_model(reference: str, model: Any) -> Bundle:
     state, spec = _convert(reference, model)
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     folder = reference.partition("local-dir:")[2]
-    own = _beside(Path(folder, CONFIG), CONFIG) if folder else {}
+    own = _read_beside(Path(folder, CONFIG), CONFIG) if folder else {}
     with _named(reference):
         preprocess = _timm_preprocess(spec, config, own)
         classes = _classes(model, spec, config)
@@ -220,8 +220,8 @@ def _timm_preprocess(spec: ModelSpec, config: Mapping[str, Any], own: Mapping[st
 def _classes(model: Any, spec: ModelSpec, config: Mapping[str, Any]) -> list[str] | None:
     """Names of the head's classes: those of the export, or ImageNet's synsets (n01440764) if timm infers them."""
     if names := config.get("label_names"):
-        return class_labels(names, None, spec.num_classes)
+        return foreign_class_names(names, None, spec.num_classes)
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset(model)
-    return class_labels(ImageNetInfo(subset).label_names(), None, spec.num_classes) if subset else None
+    return foreign_class_names(ImageNetInfo(subset).label_names(), None, spec.num_classes) if subset else None

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import normalise_class_name
 from pipeline.config.data import scale_fault
 from pipeline.errors import ModelError
 
@@ -67,7 +67,7 @@ def hugging_face_normalisation(settings: Mapping[str, Any], channels: int) -> tu
     return normalisation([(value + offset) / span for value in mean], [value / span for value in std], channels)
 
 
-def class_labels(labels: Any, named: Any, num_classes: int) -> list[str] | None:
+def foreign_class_names(labels: Any, named: Any, num_classes: int) -> list[str] | None:
     """Class names in the order of their numbers, from `id2label` and `label2id`; None if their count differs.
 
     `labels` maps numbers, as text, to names in any order, or lists the names. If several classes share a name, each
@@ -77,7 +77,7 @@ def class_labels(labels: Any, named: Any, num_classes: int) -> list[str] | None:
     if not isinstance(labels, (Mapping, list, tuple)) or len(labels) != num_classes:
         return None
     entries = labels.items() if isinstance(labels, Mapping) else enumerate(labels)
-    names = {_label_number("id2label", number): class_name(str(name)) for number, name in entries}
+    names = {_label_number("id2label", number): normalise_class_name(str(name)) for number, name in entries}
     missing = sorted(set(range(num_classes)) - names.keys())
     if missing:
         raise ModelError(f"id2label: found no name for class {missing[0]} of 0 to {num_classes - 1}; name all of them")
@@ -86,7 +86,7 @@ def class_labels(labels: Any, named: Any, num_classes: int) -> list[str] | None:
     times = Counter(names.values())
     for name, number in (named or {}).items():
         theirs = names.get(_label_number("label2id", number))
-        if theirs is not None and theirs != class_name(name) and times[class_name(name)] < 2:
+        if theirs is not None and theirs != normalise_class_name(name) and times[normalise_class_name(name)] < 2:
             raise ModelError(
                 f"label2id: gives {name!r} the number {number}, which is {theirs!r} in id2label; correct one of them"
             )

@@ -36,7 +36,7 @@ SIGNS: tuple[tuple[str, str], ...] = (
 )
 
 
-def seems_to_be(keys: Iterable[str]) -> tuple[str, str] | None:
+def recognise(keys: Iterable[str]) -> tuple[str, str] | None:
     """Returns (matching key, its architecture), or None if no key is known."""
     names = sorted(keys)
     for pattern, description in SIGNS:
@@ -51,7 +51,7 @@ def refuse_unplaced(source: str, keys: Collection[str]) -> None:
     """Raises `ModelError` if there are tensors that a MiniViT has no place for; `source` names their origin."""
     if not keys:
         return
-    sign = seems_to_be(keys)
+    sign = recognise(keys)
     raise ModelError(
         f"{source}: its tensor {min(keys)!r} does not fit into a MiniViT ({len(keys)} such), "
         + (f"as it seems to be {sign[1]}; " if sign else "so its outputs would change; ")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.minivit import MiniViT
-from pipeline.models.recognise import seems_to_be
+from pipeline.models.recognise import recognise
 from pipeline.models.spec import ModelSpec
 
 
@@ -24,7 +24,7 @@ def check_state(state: Mapping[str, Tensor], spec: ModelSpec, source: str) -> No
     """Raise `ModelError`, naming the first missing, unknown or misshapen tensor; `source` names the state's origin."""
     expected = expected_shapes(spec)
     ours = any(name.startswith("transformer.layers.") for name in state)
-    if not ours and (foreign := seems_to_be(state)):
+    if not ours and (foreign := recognise(state)):
         raise ModelError(f"{source}: not a MiniViT; its tensor {foreign[0]!r} suggests {foreign[1]}")
     missing = [name for name in expected if name not in state]
     if missing:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.backbone import bare_backbone, bare_spec
-from pipeline.models.recognise import refuse_unplaced, seems_to_be
+from pipeline.models.recognise import recognise, refuse_unplaced
 from pipeline.models.spec import Activation, ModelSpec, Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
@@ -141,7 +141,7 @@ def from_timm(
     single class, all zeros, for surgery to replace. Raises `ModelError` for tensors a MiniViT has no place for.
     """
     if "blocks.0.attn.qkv.weight" not in state or "blocks.0.mlp.fc1.weight" not in state:
-        sign = seems_to_be(state)
+        sign = recognise(state)
         some = f"{sign[0]!r} suggests {sign[1]}" if sign else f"it contains {', '.join(sorted(state)[:3])}"
         raise ModelError(f"the timm checkpoint: not timm's plain ViT; {some}")
     if "patch_embed.proj.weight" not in state or state["patch_embed.proj.weight"].ndim != 4:

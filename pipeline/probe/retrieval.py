@@ -17,7 +17,7 @@ from pipeline.probe.similarity import ranked, unit
 CELLS_AT_ONCE = 1 << 24  # similarities sorted at once
 
 
-class Found(NamedTuple):
+class RetrievalCounts(NamedTuple):
     """The number of queries whose class has another sample, how many found one among the first k, by k, and the mAP."""
 
     queries: int
@@ -25,7 +25,7 @@ class Found(NamedTuple):
     mean_average_precision: float
 
 
-def retrieve(rows: Rows, at: Sequence[int], beat: Beat = silent) -> Found:
+def retrieve(rows: Rows, at: Sequence[int], beat: Beat = silent) -> RetrievalCounts:
     """Use every sample as a query among all others of all ranks. Collective.
 
     A rank holds one block of all ranks' features at a time, so every block is sent again for each chunk of queries;
@@ -43,7 +43,7 @@ def retrieve(rows: Rows, at: Sequence[int], beat: Beat = silent) -> Found:
         sums += _sums(relevant, at)
     queries, precision, *hits = summed(sums).tolist()
     found = {k: int(count) for k, count in zip(at, hits, strict=True)}
-    return Found(int(queries), found, precision / queries if queries else 0.0)
+    return RetrievalCounts(int(queries), found, precision / queries if queries else 0.0)
 
 
 def _order(queries: Tensor, features: Tensor, numbers: Tensor) -> Tensor:

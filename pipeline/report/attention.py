@@ -80,7 +80,7 @@ class Glance:
         return f"{self.name}{told}"
 
 
-class Inside(NamedTuple):
+class InspectedModel(NamedTuple):
     """What the report shows of a model."""
 
     glances: list[Glance]
@@ -88,7 +88,7 @@ class Inside(NamedTuple):
     filters: Filters
 
 
-class Look(NamedTuple):
+class InspectedImage(NamedTuple):
     """What the report shows of one image; its `tokens` [N, D] are coloured later, jointly for all images."""
 
     glance: Glance
@@ -96,7 +96,7 @@ class Look(NamedTuple):
     tokens: np.ndarray
 
 
-def look_inside(bundle: Path, dataset: DatasetConfig) -> Inside:
+def inspect_model(bundle: Path, dataset: DatasetConfig) -> InspectedModel:
     """Run the bundle's model on the data set's first images, one of each class as far as possible.
 
     Raises:
@@ -111,11 +111,11 @@ def look_inside(bundle: Path, dataset: DatasetConfig) -> Inside:
         raise DataError(f"{dataset.shards}: found no readable image in the first {LOOKED_THROUGH} samples")
     named = dataset.classes_of("class_id") or load_index(dataset.shards, check=False).classes.get("class_id")
     labels, classes = named or found.classes or [], found.classes or []
-    looks = [look(model, found.preprocess, labels, classes, image) for image in images]
-    colors = token_colors(np.stack([one.tokens for one in looks]), found.spec.backbone.grid)
-    distances = replace(looks[0].distances, heads=np.mean([one.distances.heads for one in looks], axis=0))
-    glances = [replace(one.glance, tokens=data_url(color)) for one, color in zip(looks, colors, strict=True)]
-    return Inside(glances, distances, principal_filters(model.patch_embed.proj.weight.detach().float().numpy()))
+    inspected = [inspect_image(model, found.preprocess, labels, classes, image) for image in images]
+    colors = token_colors(np.stack([one.tokens for one in inspected]), found.spec.backbone.grid)
+    distances = replace(inspected[0].distances, heads=np.mean([one.distances.heads for one in inspected], axis=0))
+    glances = [replace(one.glance, tokens=data_url(color)) for one, color in zip(inspected, colors, strict=True)]
+    return InspectedModel(glances, distances, principal_filters(model.patch_embed.proj.weight.detach().float().numpy()))
 
 
 def first_images(dataset: DatasetConfig, channels: int) -> Iterator[TestImage]:
@@ -162,9 +162,9 @@ def choose(images: Iterator[TestImage], limit: int = NUM_IMAGES) -> list[TestIma
 
 
 @torch.inference_mode()
-def look(
+def inspect_image(
     model: MiniViT, preprocess: Preprocess, labels: Sequence[str], classes: Sequence[str], image: TestImage
-) -> Look:
+) -> InspectedImage:
     """Attention on an image and a classifier's prediction; `labels` names the data's classes, `classes` the model's."""
 
     def name(names: Sequence[str], label: int) -> str:
@@ -188,7 +188,7 @@ def look(
         **told,
     )
     tokens = model.forward_features(batch)[0, spec.tokens.num_prefix :].float().numpy()
-    return Look(glance, measure_distances(maps.float().numpy(), spec.grid, model.patch), tokens)
+    return InspectedImage(glance, measure_distances(maps.float().numpy(), spec.grid, model.patch), tokens)
 
 
 def attention_of_patches(spec: ViTSpec, maps: torch.Tensor) -> np.ndarray:

@@ -65,7 +65,7 @@ class Evaluation:
     precision_recall: list[dict[str, str]] = field(default_factory=list)
 
     @property
-    def told(self) -> list[tuple[Measure, float]]:
+    def ranked_measures(self) -> list[tuple[Measure, float]]:
         """The measures and their values, with the selecting one first."""
         return [(m, self.measures[m.name]) for m in self.schema.ranked if m.name in self.measures]
 
@@ -83,8 +83,8 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Branch:
-    """One stage, or one variant of a stage that fans out: the content of `stages/<id>/`."""
+class BranchRecord:
+    """The content of `stages/<id>/`: of one stage, or of one variant of a stage that fans out."""
 
     id: str
     stage: str
@@ -157,23 +157,23 @@ class Run:
     config: PipelineConfig
     digest: str
     record: Row
-    branches: list[Branch]
+    branches: list[BranchRecord]
     evaluations: list[Evaluation] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
 
     @cached_property
-    def by_id(self) -> dict[str, Branch]:
+    def by_id(self) -> dict[str, BranchRecord]:
         return {branch.id: branch for branch in self.branches}
 
     @property
-    def trained(self) -> list[Branch]:
+    def trained(self) -> list[BranchRecord]:
         return [branch for branch in self.branches if branch.trains]
 
-    def fan(self, reference: str) -> list[Branch]:
+    def fan(self, reference: str) -> list[BranchRecord]:
         """All branches that a reference may stand for; empty for a path to an export."""
         return [branch for branch in self.branches if reference in (branch.id, branch.stage)]
 
-    def selected(self, reference: str) -> list[Branch]:
+    def selected(self, reference: str) -> list[BranchRecord]:
         """The branch that a reference stands for once all branches of its stage are finished; until then, all."""
         fan = self.fan(reference)
         if not fan or any(branch.state != "finished" or not branch.trains for branch in fan):
@@ -182,7 +182,7 @@ class Run:
         chosen = best(dict(enumerate(values)), fan[0].measure.better)
         return fan if chosen is None or None in values else [fan[chosen]]
 
-    def parents(self, branch: Branch) -> list[Branch]:
+    def parents(self, branch: BranchRecord) -> list[BranchRecord]:
         """The branches whose model this one starts from, learns from, evaluates or exports."""
         config = branch.config
         if isinstance(config, TrainStage):
@@ -195,14 +195,14 @@ class Run:
             return [parent for model in config.models for parent in self.fan(model)]
         return self.selected(config.model) if isinstance(config, ExportStage) else []
 
-    def _source(self, branch: Branch, key: str, reference: str | None) -> list[Branch]:
+    def _source(self, branch: BranchRecord, key: str, reference: str | None) -> list[BranchRecord]:
         """The branches that a training stage's source or teacher may come from: once known, the one in its status."""
         found = branch.status.get(key)
         if isinstance(found, str) and found in self.by_id:
             return [self.by_id[found]]
         return self.selected(reference) if reference else []
 
-    def tested(self, branch: Branch) -> float | None:
+    def tested(self, branch: BranchRecord) -> float | None:
         """The value of a branch's comparison measure in the newest evaluation of its model that has it."""
         name = branch.measure.name
         found = (e.measures[name] for e in reversed(self.evaluations) if e.model == branch.id and name in e.measures)
@@ -230,7 +230,7 @@ def read_run(folder: Path) -> Run:
     return Run(folder, config, digest, record, branches, evaluations, probes)
 
 
-def read_branches(folder: Path, stage: str, config: Stage) -> list[Branch]:
+def read_branches(folder: Path, stage: str, config: Stage) -> list[BranchRecord]:
     """The stage itself, or one branch per variant of a stage that fans out."""
     if isinstance(config, TrainStage):
         variants = config.model.variants
@@ -240,11 +240,11 @@ def read_branches(folder: Path, stage: str, config: Stage) -> list[Branch]:
     return [read_branch(folder, stage, stage, None, config)]
 
 
-def read_branch(folder: Path, id: str, stage: str, variant: str | None, config: Stage) -> Branch:
+def read_branch(folder: Path, id: str, stage: str, variant: str | None, config: Stage) -> BranchRecord:
     """Read `stages/<id>/`."""
     home = folder / "stages" / id
     spec = read_spec(home / "model") or read_spec(home / "init")
-    return Branch(
+    return BranchRecord(
         id=id,
         stage=stage,
         variant=spec.backbone.variant if spec else variant,
@@ -258,7 +258,7 @@ def read_branch(folder: Path, id: str, stage: str, variant: str | None, config: 
     )
 
 
-def read_evaluations(branch: Branch) -> list[Evaluation]:
+def read_evaluations(branch: BranchRecord) -> list[Evaluation]:
     """The models evaluated by one stage, from its evaluation.json and, for classifiers, confusion.npz."""
     assert isinstance(branch.config, EvaluateStage)
     found = read_json(branch.folder / "evaluation.json") or {}
@@ -282,7 +282,7 @@ def read_evaluations(branch: Branch) -> list[Evaluation]:
     ]
 
 
-def read_probe(branch: Branch) -> Probe | None:
+def read_probe(branch: BranchRecord) -> Probe | None:
     """The results of a probe stage; None if it has not finished."""
     assert isinstance(branch.config, ProbeStage)
     found, data = read_json(branch.folder / "probe.json"), branch.config.data

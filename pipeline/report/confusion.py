@@ -25,7 +25,7 @@ class Confusion:
     share: float
 
 
-def class_names(evaluation: Evaluation, num_classes: int) -> list[str]:
+def row_labels(evaluation: Evaluation, num_classes: int) -> list[str]:
     """A name for each row; the number replaces a missing name."""
     named = evaluation.classes[:num_classes]
     return named + [str(i) for i in range(len(named), num_classes)]
@@ -45,7 +45,7 @@ def most_confused(evaluation: Evaluation, limit: int = 5) -> list[Confusion]:
     samples = np.bincount(true, weights=counts)  # per class
     mistakes = np.flatnonzero(true != predicted)
     chosen = mistakes[np.argsort(-counts[mistakes], kind="stable")][:limit]
-    names = class_names(evaluation, 1 + int(evaluation.confusion[:, :2].max(initial=0)))
+    names = row_labels(evaluation, 1 + int(evaluation.confusion[:, :2].max(initial=0)))
     return [
         Confusion(names[true[i]], names[predicted[i]], int(counts[i]), float(counts[i] / samples[true[i]]))
         for i in chosen
@@ -79,7 +79,7 @@ def draw_confusion(evaluation: Evaluation) -> Figure | None:
         axes.set_xlabel("predicted", color=MUTED, fontsize=9)
         axes.set_ylabel("true", color=MUTED, fontsize=9)
         if classes <= MAX_LABELLED:
-            names = class_names(evaluation, classes)
+            names = row_labels(evaluation, classes)
             size = 9 if classes <= MAX_NUMBERED else 6
             axes.set_xticks(range(classes), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
             axes.set_yticks(range(classes), names, fontsize=size)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from pipeline.metrics.schema import VAL, Measure, Schema
-from pipeline.report.collect import Branch, Run, Series
+from pipeline.report.collect import BranchRecord, Run, Series
 from pipeline.report.theme import GRID, INK, MUTED, as_percent, color, step_axis, themed
 
 MAX_POINTS = 400
@@ -54,7 +54,7 @@ def thin_out(series: Series, limit: int = MAX_POINTS) -> Series:
     return Series(series.steps[ends], np.array([series.values[chunk].mean() for chunk in bins]))
 
 
-def draw_panel(panel: Panel, branches: Sequence[Branch]) -> Figure | None:
+def draw_panel(panel: Panel, branches: Sequence[BranchRecord]) -> Figure | None:
     """The chart of one quantity; None if no branch has logged it."""
     with themed():
         figure = Figure(figsize=(4.2, 2.6))
@@ -77,7 +77,7 @@ def draw_panel(panel: Panel, branches: Sequence[Branch]) -> Figure | None:
     return figure
 
 
-def plot_branch(axes: Axes, panel: Panel, branch: Branch, line: str) -> bool:
+def plot_branch(axes: Axes, panel: Panel, branch: BranchRecord, line: str) -> bool:
     """Draw one branch's lines; False if it logged neither."""
     train = branch.series(panel.train)
     val = branch.series(panel.val) if panel.val else None
@@ -104,7 +104,7 @@ def label_sizes(axes: Axes, drawn: Sequence[Series]) -> None:
     axes.set_ylim(sizes[0] - pad, sizes[-1] + pad)
 
 
-def add_legend(axes: Axes, panel: Panel, branches: Sequence[Branch]) -> None:
+def add_legend(axes: Axes, panel: Panel, branches: Sequence[BranchRecord]) -> None:
     """Add a legend: colours distinguish branches, dots mark held-out data."""
     handles = [Line2D([], [], color=color(i), label=branch.variant or branch.id) for i, branch in enumerate(branches)]
     handles = handles if len(branches) > 1 else []
@@ -121,13 +121,13 @@ def add_legend(axes: Axes, panel: Panel, branches: Sequence[Branch]) -> None:
         )  # fmt: skip
 
 
-def restart_steps(branch: Branch) -> list[int]:
+def restart_steps(branch: BranchRecord) -> list[int]:
     """Steps at which training resumed after a stop."""
     events = (event for event in branch.events if str(event.get("event")) in {"restart", "resume", "resumed"})
     return [int(event["step"]) for event in events if isinstance(event.get("step"), int) and event["step"] > 0]
 
 
-def describe_panel(panel: Panel, branches: Sequence[Branch]) -> str:
+def describe_panel(panel: Panel, branches: Sequence[BranchRecord]) -> str:
     """The chart in words, for those who cannot see it."""
     parts = []
     for branch in branches:

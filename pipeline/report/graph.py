@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
 from pipeline.config.schema import TrainStage
-from pipeline.report.collect import Branch, Run
+from pipeline.report.collect import BranchRecord, Run
 from pipeline.report.text import size_text
 
 BOX_WIDTH, BOX_HEIGHT = 196, 112
@@ -18,16 +18,16 @@ ARROW = 9
 class Box:
     """A branch and the corner of its box, in px."""
 
-    branch: Branch
+    branch: BranchRecord
     x: float
     y: float
 
 
-def layers(run: Run) -> list[list[Branch]]:
+def layers(run: Run) -> list[list[BranchRecord]]:
     """Branches by their depth in the graph; a report, which covers all of them, comes after all training."""
     depths: dict[str, int] = {}
 
-    def depth(branch: Branch) -> int:
+    def depth(branch: BranchRecord) -> int:
         if branch.id not in depths:
             depths[branch.id] = 0  # runs reject cycles; this avoids hanging on a damaged folder
             sources = run.trained if branch.config.type == "report" else run.parents(branch)
@@ -38,14 +38,14 @@ def layers(run: Run) -> list[list[Branch]]:
     return [row for level in range(last + 1) if (row := [b for b in run.branches if depth(b) == level])]
 
 
-def sources(run: Run, branch: Branch) -> list[Branch]:
+def sources(run: Run, branch: BranchRecord) -> list[BranchRecord]:
     """The branches that arrows start from: the parents, except those that are ancestors of another parent."""
     parents = run.parents(branch)
     implied = {ancestor.id for parent in parents for ancestor in ancestors(run, parent)}
     return [parent for parent in parents if parent.id not in implied]
 
 
-def ancestors(run: Run, branch: Branch) -> list[Branch]:
+def ancestors(run: Run, branch: BranchRecord) -> list[BranchRecord]:
     return [found for parent in run.parents(branch) for found in (parent, *ancestors(run, parent))]
 
 
@@ -67,7 +67,7 @@ def place(run: Run, vertical: bool) -> tuple[list[Box], float, float]:
     return boxes, breadth if vertical else length, length if vertical else breadth
 
 
-def batched(row: list[Branch], size: int) -> list[list[Branch]]:
+def batched(row: list[BranchRecord], size: int) -> list[list[BranchRecord]]:
     return [row[i : i + size] for i in range(0, len(row), size)]
 
 
@@ -127,7 +127,7 @@ def draw_box(svg: ET.Element, run: Run, box: Box) -> None:
         write(group, x + 14, y + 98, "outcome", outcome)
 
 
-def details(run: Run, branch: Branch) -> list[str]:
+def details(run: Run, branch: BranchRecord) -> list[str]:
     """What the stage works with, in at most two lines."""
     config = branch.config
     if isinstance(config, TrainStage):
@@ -143,7 +143,7 @@ def details(run: Run, branch: Branch) -> list[str]:
     return [f"{config.model} as", ", ".join(config.formats)] if config.type == "export" else []
 
 
-def result_line(run: Run, branch: Branch) -> str:
+def result_line(run: Run, branch: BranchRecord) -> str:
     """The quality of a training stage's model, by its comparison measure."""
     if not branch.trains:
         return ""

@@ -50,10 +50,10 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    gaps = pictures.Gaps()
-    left_out: list[tables.LeftOut] = []
+    gaps = pictures.MissingPictures()
+    left_out: list[tables.BadSamplesRow] = []
     with gaps.noted("The table of bad samples"):
-        left_out = tables.left_out(run)
+        left_out = tables.bad_samples_rows(run)
     wide, tall = pictures.graphs(run)
     context = {
         "run": run,
@@ -72,7 +72,7 @@ def render(run: Run) -> str:
         "probes": tables.probe_tables(run),
         "albums": pictures.albums(run, gaps),
         "positions": pictures.position_groups(run, gaps),
-        "surgeries": tables.surgeries(run),
+        "surgeries": tables.surgery_tables(run),
         "galleries": pictures.galleries(run, gaps),
         "events": tables.all_events(run),
         "environment": tables.environment(run),

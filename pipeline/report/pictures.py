@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipeline.errors import PipelineError
 from pipeline.metrics.pictures import read_pictures
-from pipeline.report.attention import Glance, look_inside
-from pipeline.report.collect import Branch, Evaluation, Run
+from pipeline.report.attention import Glance, inspect_model
+from pipeline.report.collect import BranchRecord, Evaluation, Run
 from pipeline.report.confusion import Confusion, describe_confusion, draw_confusion, most_confused
 from pipeline.report.curves import (
     describe_outcomes,
@@ -66,7 +66,7 @@ class Photo:
 class Album:
     """A stage's pictures with the same title."""
 
-    branch: Branch
+    branch: BranchRecord
     title: str
     photos: list[Photo]
 
@@ -85,14 +85,14 @@ class JudgedModel:
 class Gallery:
     """The inside of one model: charts, and its attention and tokens on a few test images."""
 
-    branch: Branch
+    branch: BranchRecord
     dataset: str
     charts: list[Picture]
     glances: list[Glance]
 
 
 @dataclass
-class Gaps:
+class MissingPictures:
     """Why pictures are missing: one sentence each."""
 
     sentences: list[str] = field(default_factory=list)
@@ -158,7 +158,7 @@ def judged_models(run: Run) -> list[JudgedModel]:
     return judged
 
 
-def albums(run: Run, gaps: Gaps) -> list[Album]:
+def albums(run: Run, gaps: MissingPictures) -> list[Album]:
     """The tasks' pictures, by stage and title."""
     found = []
     for branch in run.branches:
@@ -176,11 +176,11 @@ def photo(file: Path, caption: str) -> Photo:
     return Photo(f"data:image/png;base64,{encoded}", small, caption)
 
 
-def position_groups(run: Run, gaps: Gaps) -> list[Group]:
+def position_groups(run: Run, gaps: MissingPictures) -> list[Group]:
     """Position similarity of each branch that has a model, before and after surgery and training."""
     groups = []
     for stage, members in groupby(run.trained, key=lambda branch: branch.stage):
-        found: list[tuple[Branch, PositionMaps]] = []
+        found: list[tuple[BranchRecord, PositionMaps]] = []
         for branch in members:
             with gaps.noted(f"Position similarity of {branch.id}"):
                 found += [(branch, maps) for maps in collect_maps(run, branch)]
@@ -189,7 +189,7 @@ def position_groups(run: Run, gaps: Gaps) -> list[Group]:
     return groups
 
 
-def position_pictures(found: list[tuple[Branch, PositionMaps]]) -> list[Picture]:
+def position_pictures(found: list[tuple[BranchRecord, PositionMaps]]) -> list[Picture]:
     """Pictures of one stage, on a common scale."""
     lowest = min(float(maps.similarity.min()) for _, maps in found)
     return [
@@ -198,7 +198,7 @@ def position_pictures(found: list[tuple[Branch, PositionMaps]]) -> list[Picture]
     ]
 
 
-def galleries(run: Run, gaps: Gaps) -> list[Gallery]:
+def galleries(run: Run, gaps: MissingPictures) -> list[Gallery]:
     """A gallery of each evaluated model, latest first, on the first images of its evaluation data."""
     found: list[Gallery] = []
     for evaluation in reversed(run.evaluations):
@@ -208,7 +208,7 @@ def galleries(run: Run, gaps: Gaps) -> list[Gallery]:
         with gaps.noted(f"Attention of {branch.id}"):
             dataset = run.config.datasets.get(evaluation.dataset)
             if dataset is not None:
-                glances, distances, filters = look_inside(branch.folder / "model", dataset)
+                glances, distances, filters = inspect_model(branch.folder / "model", dataset)
                 name = f"{branch.id}-{len(found)}"
                 charts = [
                     picture(draw_distances(distances), f"distances-{name}", describe_distances(branch.id, distances)),

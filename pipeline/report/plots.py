@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pipeline.errors import CheckpointError
-from pipeline.report.collect import Branch, Run, read_run
+from pipeline.report.collect import BranchRecord, Run, read_run
 from pipeline.report.confusion import draw_confusion
 from pipeline.report.curves import draw_panel, panels_of
 from pipeline.report.positions import collect_maps, draw_positions
@@ -33,7 +33,7 @@ def save_plots(run_dir: Path, stage_id: str, out_dir: Path) -> list[Path]:
     return [to_png(figure, out_dir / f"{name}.png") for name, figure in stage_figures(run, branch).items()]
 
 
-def stage_figures(run: Run, branch: Branch) -> dict[str, Figure]:
+def stage_figures(run: Run, branch: BranchRecord) -> dict[str, Figure]:
     """Figures of one stage by file name."""
     figures: dict[str, Figure | None] = {}
     if branch.trains:

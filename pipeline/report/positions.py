@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.models.bundle import load_bundle
-from pipeline.report.collect import Branch, Run
+from pipeline.report.collect import BranchRecord, Run
 from pipeline.report.text import shape_text
 from pipeline.report.theme import MUTED, themed
 
@@ -70,7 +70,7 @@ def read_maps(bundle: Path, slug: str, title: str) -> PositionMaps | None:
     return PositionMaps(slug, title, similarity(positions[0].float().numpy(), found.spec.backbone.grid))
 
 
-def collect_maps(run: Run, branch: Branch) -> list[PositionMaps]:
+def collect_maps(run: Run, branch: BranchRecord) -> list[PositionMaps]:
     """A branch's positions from its source, after surgery and after training, as far as they exist."""
     parents = run.parents(branch)
     before = read_maps(parents[0].folder / "model", "before", f"from {parents[0].id}") if len(parents) == 1 else None
@@ -101,7 +101,7 @@ def draw_positions(maps: PositionMaps, lowest: float) -> Figure:
     return figure
 
 
-def describe_positions(branch: Branch, maps: PositionMaps) -> str:
+def describe_positions(branch: BranchRecord, maps: PositionMaps) -> str:
     """The picture in words, with the figure that separates structure from noise: neighbours against all pairs."""
     height, width = maps.grid
     right = np.array([maps.similarity[i, j, i, j + 1] for i in range(height) for j in range(width - 1)])

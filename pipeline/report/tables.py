@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config.schema import EvaluateStage, ProbeStage, TrainStage
 from pipeline.metrics.schema import Measure
 from pipeline.models.costs import count_parameters
-from pipeline.report.collect import Branch, Evaluation, Probe, Run
+from pipeline.report.collect import BranchRecord, Evaluation, Probe, Run
 from pipeline.report.files import Row, as_time
 from pipeline.report.text import NOTHING, count_text, duration_text, figure_text, shape_text, size_text, value_text
 from pipeline.shards.bad_samples import PROBED, TEST, TRAIN, VAL, summarise
@@ -81,7 +81,7 @@ class SurgeryRow:
 
 
 @dataclass(frozen=True)
-class Surgery:
+class SurgeryTable:
     """How a branch's model was made from `source`."""
 
     branch: str
@@ -91,7 +91,7 @@ class Surgery:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class BadSamplesRow:
     """Bad samples in the data of a stage, ready to print. `data` is train, val or an evaluation's data set."""
 
     stage: str
@@ -143,7 +143,7 @@ def result_rows(run: Run) -> list[ResultRow]:
     return [result_row(run, branch) for branch in run.trained]
 
 
-def result_row(run: Run, branch: Branch) -> ResultRow:
+def result_row(run: Run, branch: BranchRecord) -> ResultRow:
     config = branch.config
     assert isinstance(config, TrainStage)
     spec = branch.spec
@@ -202,7 +202,7 @@ def interval_text(measure: Measure, row: Row) -> str:
     return f"{text} ({' to '.join(f'{100 * end:.1f}' for end in ends)})" if ends else text
 
 
-def left_out(run: Run) -> list[LeftOut]:
+def bad_samples_rows(run: Run) -> list[BadSamplesRow]:
     """The bad samples that each stage has found, finished or not. Raises DataError for a damaged manifest."""
     found = []
     for branch in run.branches:
@@ -215,7 +215,7 @@ def left_out(run: Run) -> list[LeftOut]:
                 count = f"{bad.bad:,} of {bad.samples:,}" if bad.samples else f"{bad.bad:,} so far"
                 manifest = Path(name).stem
                 shown = branch.config.data if isinstance(branch.config, EvaluateStage) else data
-                found.append(LeftOut(branch.id, shown, count, str(bad), f"stages/{branch.id}/{manifest}.*.jsonl"))
+                found.append(BadSamplesRow(branch.id, shown, count, str(bad), f"stages/{branch.id}/{manifest}.*.jsonl"))
     return found
 
 
@@ -267,17 +267,17 @@ def missing(run: Run) -> list[str]:
     return told
 
 
-def progress(branch: Branch) -> str:
+def progress(branch: BranchRecord) -> str:
     steps = [row["step"] for row in branch.rows if isinstance(row.get("step"), int)]
     return f" at step {max(steps):,}" if steps else ""
 
 
-def surgeries(run: Run) -> list[Surgery]:
+def surgery_tables(run: Run) -> list[SurgeryTable]:
     """The surgery report of each branch that starts from another model."""
-    return [surgery(branch, branch.surgery) for branch in run.trained if branch.surgery]
+    return [surgery_table(branch, branch.surgery) for branch in run.trained if branch.surgery]
 
 
-def surgery(branch: Branch, report: Row) -> Surgery:
+def surgery_table(branch: BranchRecord, report: Row) -> SurgeryTable:
     """A branch's surgery: every tensor that was not simply copied; the others are only counted."""
     told = [f"{count} {action}" for action, count in report.get("counts", {}).items() if count]
     cosine = report.get("probe", {}).get("feature_cosine")
@@ -294,4 +294,4 @@ def surgery(branch: Branch, report: Row) -> Surgery:
         for change in report.get("changes", [])
         if change["action"] != "copied" or change.get("note")
     ]
-    return Surgery(branch.id, branch.status.get("init_from"), ", ".join(told), rows)
+    return SurgeryTable(branch.id, branch.status.get("init_from"), ", ".join(told), rows)

@@ -131,9 +131,9 @@ class ScanTask:
         try:
             scan = scan_shard(url, self.keys, self.targets, headers_only=job.headers_only)
         except TornTar as tear:
-            return f"{url}: {tear}; {tear.mend}, then index again"
+            return f"{url}: {tear}; {tear.remedy}, then index again"
         for fault in scan.faults():
-            return f"{url}: {fault}; {regroup_mend(self.pattern)}"
+            return f"{url}: {fault}; {regroup_remedy(self.pattern)}"
         sidecar = scan.sidecar if job.sha256 is None else replace(scan.sidecar, sha256=job.sha256)
         # An earlier version may have split the tar into samples differently.
         if job.sha256 is None or not np.array_equal(read_sidecar(url).offsets, sidecar.offsets):
@@ -141,7 +141,7 @@ class ScanTask:
         return replace(scan.record(job.name), sha256=sidecar.sha256)
 
 
-def regroup_mend(pattern: str) -> str:
+def regroup_remedy(pattern: str) -> str:
     """The end of an error message: how to fix tars whose samples are scattered."""
     return f"run `minivit shards regroup '{pattern}' --out FOLDER`, which rewrites them with each sample in one piece"
 

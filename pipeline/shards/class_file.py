@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config.class_names import class_name, repeated
+from pipeline.config.class_names import normalise_class_name, repeated
 from pipeline.config.paths import expand
 from pipeline.errors import DataError
 from pipeline.targets import target_kinds
@@ -32,7 +32,7 @@ def read_class_names(given: str) -> list[str]:
         raise DataError(f"--classes {given}: no such file; correct the path, or give the names as a,b,c")
     else:
         place, names = "positions", given.split(",")
-    numbered = {number: name for number, line in enumerate(names, 1) if (name := class_name(line))}
+    numbered = {number: name for number, line in enumerate(names, 1) if (name := normalise_class_name(line))}
     if not numbered:
         raise DataError(f"--classes {given!r}: found no class names; give a,b,c or a file with one name per line")
     found = list(numbered.values())

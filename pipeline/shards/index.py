@@ -15,7 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import normalise_class_name
 from pipeline.errors import DataError, PipelineError
 from pipeline.shards import store
 from pipeline.shards.cache import RangeCache
@@ -23,7 +23,7 @@ from pipeline.shards.index_check import INDEX_NAME, check_against, no_index
 from pipeline.shards.members import DEFAULT_KEYS, Keys, extension
 from pipeline.shards.pattern import parse_pattern
 from pipeline.shards.scan import ShardRecord, columns_of
-from pipeline.shards.sidecar import SUFFIX, mend, parse_sidecar, read_sidecar, sidecar_bytes
+from pipeline.shards.sidecar import SUFFIX, index_remedy, parse_sidecar, read_sidecar, sidecar_bytes
 from pipeline.targets import Members, target_kind
 from pipeline.targets.base import Merge, Summary, total
 
@@ -72,7 +72,7 @@ class DatasetIndex:
     headers_only: bool = False  # the hashes are those of headers and labels, not of whole tars
 
     def __post_init__(self) -> None:
-        classes = {kind: [class_name(name) for name in names] for kind, names in self.classes.items()}
+        classes = {kind: [normalise_class_name(name) for name in names] for kind, names in self.classes.items()}
         object.__setattr__(self, "classes", classes)
 
     @property
@@ -194,7 +194,9 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
     known = set(names)
     unknown = [name for name in present if name not in known]
     if unknown:
-        raise DataError(f"{store.join(parsed.folder, unknown[0])}: not in {url}{_others(unknown)}; {mend(pattern)}")
+        raise DataError(
+            f"{store.join(parsed.folder, unknown[0])}: not in {url}{_others(unknown)}; {index_remedy(pattern)}"
+        )
     absent = [name for name in parsed.literals if name not in known]
     if absent:
         raise DataError(f"{pattern!r} names {absent[0]}{_others(absent)}, which {parsed.folder} does not hold")
@@ -218,7 +220,9 @@ def load_offsets(shard: ShardInfo, cache: RangeCache | None = None) -> np.ndarra
         data = cache.read(shard.url + SUFFIX, shard.sha256, size, 0, size)
         sidecar = parse_sidecar(data, shard.url)
     if (sidecar.tar_bytes, sidecar.samples, sidecar.sha256) != (shard.bytes, shard.samples, shard.sha256):
-        raise DataError(f"{shard.url + SUFFIX}: belongs to another tar than the index describes; {mend(shard.url)}")
+        raise DataError(
+            f"{shard.url + SUFFIX}: belongs to another tar than the index describes; {index_remedy(shard.url)}"
+        )
     return sidecar.offsets
 
 
@@ -270,11 +274,11 @@ def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetInd
         columns = names, _column(counts), _column(sizes), hashes, without_image, summed_up
         index = DatasetIndex(folder, classes, keys, members, *columns, headers_only=headers_only)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, PipelineError) as error:
-        raise DataError(f"{url}: not an index of format {VERSION} ({error!r}); {mend(folder)}") from None
+        raise DataError(f"{url}: not an index of format {VERSION} ({error!r}); {index_remedy(folder)}") from None
     if version != VERSION and not older:
         raise OlderIndex(
-            f"{url}: has format {version}, which knows no labels but class numbers; {mend(folder)} to bring it to "
-            f"format {VERSION}"
+            f"{url}: has format {version}, which knows no labels but class numbers; {index_remedy(folder)} to bring it "
+            f"to format {VERSION}"
         )
     return index
 

@@ -9,7 +9,7 @@ from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.compressed import advice
 from pipeline.shards.pattern import Pattern
-from pipeline.shards.sidecar import SUFFIX, mend, sidecar_bytes
+from pipeline.shards.sidecar import SUFFIX, index_remedy, sidecar_bytes
 
 if TYPE_CHECKING:
     from pipeline.shards.index import DatasetIndex
@@ -23,23 +23,25 @@ def check_against(index: DatasetIndex, listing: Mapping[str, tuple[int, int]], p
     for record in index.records():
         url = store.join(index.url, record.name)
         if record.name not in listing:
-            raise DataError(f"{url}: in the index, but not there; bring it back, or {mend(pattern)}")
+            raise DataError(f"{url}: in the index, but not there; bring it back, or {index_remedy(pattern)}")
         found = listing[record.name][0]
         if found != record.bytes:
             expected = f"{record.bytes:,} bytes in the index"
-            raise DataError(f"{url}: {found:,} bytes, but {expected}, so the index is not this tar's; {mend(pattern)}")
+            raise DataError(
+                f"{url}: {found:,} bytes, but {expected}, so the index is not this tar's; {index_remedy(pattern)}"
+            )
         if remote_without_listing:
             continue  # each sidecar is checked when it is read; checking all of them here would take a request each
         found = listing.get(record.name + SUFFIX, (-1, 0))[0]
         if found != sidecar_bytes(record.samples):
             fault = "missing" if found < 0 else f"{found:,} bytes instead of {sidecar_bytes(record.samples):,}"
-            raise DataError(f"{url + SUFFIX}: {fault}; {mend(pattern)}")
+            raise DataError(f"{url + SUFFIX}: {fault}; {index_remedy(pattern)}")
 
 
 def no_index(pattern: Pattern, listing: Mapping[str, tuple[int, int]]) -> DataError:
     """The error for a pattern whose folder has no index."""
     if any(name.endswith(".tar") for name in pattern.select(listing)):
-        return DataError(f"{pattern.folder}: holds shards but no {INDEX_NAME}; {mend(pattern.text)}")
+        return DataError(f"{pattern.folder}: holds shards but no {INDEX_NAME}; {index_remedy(pattern.text)}")
     return no_shards(pattern, listing)
 
 

@@ -23,7 +23,7 @@ from pipeline.shards.samples import Members, shard_samples
 UNSAFE = re.compile(r'[\x00-\x1f\x7f%<>:"\\|?*]')  # in file names on some systems
 
 
-class Found(NamedTuple):
+class FoundImage(NamedTuple):
     """An image, or why it is unavailable. `below` is a unique relative path to name output files after."""
 
     name: str  # its path, or SHARD/KEY
@@ -43,19 +43,19 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.files) + sum(index.num_samples for index in self.shards.values())
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[FoundImage]:
         base = self._base()
         for path, given in self.files.items():
             below = safe(os.path.relpath(path, base))
             try:
-                yield Found(given, below, Path(path).read_bytes())
+                yield FoundImage(given, below, Path(path).read_bytes())
             except OSError as error:
-                yield Found(given, below, None, error.strerror or str(error))
+                yield FoundImage(given, below, None, error.strerror or str(error))
         for folder, index in self.shards.items():
             above = os.path.relpath(as_path(folder), base)
             yield from self._of_shards(index, [] if above == "." else [safe(above)])
 
-    def _of_shards(self, index: DatasetIndex, above: list[str]) -> Iterator[Found]:
+    def _of_shards(self, index: DatasetIndex, above: list[str]) -> Iterator[FoundImage]:
         for shard in index.shards:
             stem, seen = shard.url.rpartition("/")[2].removesuffix(".tar"), set[str]()
             for number, key, members, fault in shard_samples(shard):
@@ -63,11 +63,13 @@ class Pictures:
                 seen.add(key)
                 yield self._of_sample(index, f"{shard.url}/{key}", "/".join([*above, stem, own]), members, fault)
 
-    def _of_sample(self, index: DatasetIndex, name: str, below: str, members: Members | None, fault: str) -> Found:
+    def _of_sample(self, index: DatasetIndex, name: str, below: str, members: Members | None, fault: str) -> FoundImage:
         try:
-            return Found(name, below, None if members is None else index.keys.image_of(members), fault, members or {})
+            return FoundImage(
+                name, below, None if members is None else index.keys.image_of(members), fault, members or {}
+            )
         except Unusable as reason:
-            return Found(name, below, None, str(reason))
+            return FoundImage(name, below, None, str(reason))
 
     def _base(self) -> str:
         """The deepest folder that holds all of them."""

@@ -67,7 +67,7 @@ class RegroupTask:
             try:
                 groups, unread = sample_spans(file)
             except TornTar as tear:
-                raise DataError(f"{url}: {tear}; {tear.mend}") from None
+                raise DataError(f"{url}: {tear}; {tear.remedy}") from None
             with TarWriter(Path(self.out) / name, DEFAULT_KEYS) as tar:
                 for spans in groups:
                     tar.copy(b"".join(_read(file, *span) for span in spans))

@@ -55,20 +55,22 @@ def parse_sidecar(data: bytes, shard_url: str) -> Sidecar:
     """Like `read_sidecar`, from the file's bytes."""
     url = shard_url + SUFFIX
     if len(data) < HEADER.size or not data.startswith(MAGIC):
-        raise DataError(f"{url}: not a shard's sidecar; {mend(shard_url)}")
+        raise DataError(f"{url}: not a shard's sidecar; {index_remedy(shard_url)}")
     _, version, header_bytes, tar_bytes, samples, digest = HEADER.unpack_from(data)
     if version != VERSION or header_bytes != HEADER.size:
-        raise DataError(f"{url}: found sidecar version {version}, but this release reads {VERSION}; {mend(shard_url)}")
+        raise DataError(
+            f"{url}: found sidecar version {version}, but this release reads {VERSION}; {index_remedy(shard_url)}"
+        )
     if len(data) != sidecar_bytes(samples):
         raise DataError(
-            f"{url}: {len(data)} bytes, but {samples} samples need {sidecar_bytes(samples)}; {mend(shard_url)}"
+            f"{url}: {len(data)} bytes, but {samples} samples need {sidecar_bytes(samples)}; {index_remedy(shard_url)}"
         )
     offsets = np.frombuffer(data, OFFSET, offset=HEADER.size)
     if offsets[-1] > tar_bytes or np.any(offsets[1:] < offsets[:-1]):
-        raise DataError(f"{url}: its offsets are not in order within the tar; {mend(shard_url)}")
+        raise DataError(f"{url}: its offsets are not in order within the tar; {index_remedy(shard_url)}")
     return Sidecar(tar_bytes, digest.hex(), offsets)
 
 
-def mend(pattern: str) -> str:
+def index_remedy(pattern: str) -> str:
     """The end of an error message about an index: how to fix it."""
     return f"run `minivit shards index '{pattern}'`"

@@ -176,8 +176,8 @@ def file_size(url: str) -> int:
 def unwritable(url: str | Path, error: BaseException) -> DataError:
     """The error for a file that could not be written, with advice that fits the cause."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    mend = "free some space or choose another place" if full else "choose a writable place"
-    return DataError(f"{url}: cannot be written ({_reason(error)}); {mend}")
+    remedy = "free some space or choose another place" if full else "choose a writable place"
+    return DataError(f"{url}: cannot be written ({_reason(error)}); {remedy}")
 
 
 def _size(fs: Any, path: str) -> int | None:

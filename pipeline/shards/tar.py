@@ -28,11 +28,11 @@ COUNT = re.compile(rb"\d{1,18}")
 
 
 class TornTar(ValueError):
-    """The bytes are not an intact tar; the message says where and why, without a file name; `mend` how to fix it."""
+    """The bytes are not an intact tar; the message says where and why, without a file name; `remedy` how to fix it."""
 
-    def __init__(self, message: str, mend: str = "write it again or remove it from the folder") -> None:
+    def __init__(self, message: str, remedy: str = "write it again or remove it from the folder") -> None:
         super().__init__(message)
-        self.mend = mend
+        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True)

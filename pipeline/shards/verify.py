@@ -14,9 +14,9 @@ from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, decode, read_header
 from pipeline.images.geometry import Size
 from pipeline.shards import store
-from pipeline.shards.build import regroup_mend
+from pipeline.shards.build import regroup_remedy
 from pipeline.shards.compressed import advice
-from pipeline.shards.doubles import EMPTY, Doubles, Fingerprints, fingerprint, overlap
+from pipeline.shards.duplicates import EMPTY, DuplicateFinder, Fingerprints, fingerprint, overlap
 from pipeline.shards.index import ShardInfo, load_index
 from pipeline.shards.members import Keys, Unusable
 from pipeline.shards.named import NamedSet, named_set
@@ -24,7 +24,7 @@ from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern
 from pipeline.shards.samples import shard_samples
 from pipeline.shards.scan import SampleScan, ShardScan, duplicate_keys, reads_of, scan_shard
-from pipeline.shards.sidecar import mend, read_sidecar
+from pipeline.shards.sidecar import index_remedy, read_sidecar
 from pipeline.shards.tar import TornTar
 from pipeline.targets import tool_targets
 from pipeline.targets.base import BadLabel, Target
@@ -77,44 +77,44 @@ class Fault:
 
 
 def verify(*sets: NamedSet | str, decode_images: bool = True, workers: int | None = None) -> Iterator[Fault]:
-    """Yields faults of data sets (text is a pattern): hash, tar, sidecar, labels, members, images, doubles, overlap.
+    """Yields faults of data sets (text is a pattern): hash, tar, sidecar, labels, members, images, duplicates, overlap.
 
-    Doubles are equal images, and equal keys in one shard. Overlap is an image in two of the sets. A torn shard is
+    Duplicates are equal images, and equal keys in one shard. Overlap is an image in two of the sets. A torn shard is
     one fault. Without `decode_images`, images are not checked.
     Raises DataError if there is no index to compare with.
     """
-    seen: list[tuple[NamedSet, Doubles]] = []
+    seen: list[tuple[NamedSet, DuplicateFinder]] = []
     for one in [named_set(one) if isinstance(one, str) else one for one in sets]:
-        doubles = Doubles(load_index(one.pattern, check=False))
-        yield from _of_set(one, doubles, decode_images, workers)
+        duplicates = DuplicateFinder(load_index(one.pattern, check=False))
+        yield from _of_set(one, duplicates, decode_images, workers)
         for earlier, theirs in seen:
-            for double in overlap(theirs, doubles, earlier.name):
-                yield Fault(*double, Kind.OVERLAP)
-        seen.append((one, doubles))
+            for duplicate in overlap(theirs, duplicates, earlier.name):
+                yield Fault(*duplicate, Kind.OVERLAP)
+        seen.append((one, duplicates))
 
 
-def _of_set(one: NamedSet, doubles: Doubles, decode_images: bool, workers: int | None) -> Iterator[Fault]:
-    index, parsed = doubles.index, parse_pattern(one.pattern)
+def _of_set(one: NamedSet, duplicates: DuplicateFinder, decode_images: bool, workers: int | None) -> Iterator[Fault]:
+    index, parsed = duplicates.index, parse_pattern(one.pattern)
     targets = one.targets(index)
     if index.headers_only and (others := reads_of(targets).keys() - reads_of(tool_targets(index.members))):
         asked = next(target for target in targets if others & set(target.members))
         raise DataError(
             f"{index.url}: its index was made with --headers-only and without {asked.members[0]!r}; "
-            f"{mend(one.pattern)} --target {asked.kind}={asked.members[0]}"
+            f"{index_remedy(one.pattern)} --target {asked.kind}={asked.members[0]}"
         )
     listing, known = store.list_sizes(index.url, index.names), set(index.names)
     for name in parsed.select(listing):
         if name.endswith(".tar") and name not in known:
-            yield Fault(store.join(index.url, name), None, f"not in the index; {mend(one.pattern)}")
+            yield Fault(store.join(index.url, name), None, f"not in the index; {index_remedy(one.pattern)}")
     if packed := parsed.select_packed(listing):
         url, message = advice(index.url, packed).split(": ", 1)
         yield Fault(url, None, message)
     task = VerifyTask(one.pattern, one.keys(index), targets, index.headers_only, decode_images)
     for number, (faults, found) in enumerate(map_shards(task, index.shards, label="verifying", workers=workers)):
         yield from faults
-        doubles.add(number, found)
-    for double in doubles.found():
-        yield Fault(*double, Kind.DOUBLE)
+        duplicates.add(number, found)
+    for duplicate in duplicates.found():
+        yield Fault(*duplicate, Kind.DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -130,21 +130,21 @@ class VerifyTask:
         try:
             scan = scan_shard(shard.url, self.keys, self.targets, headers_only=self.headers_only)
         except (TornTar, DataError) as error:
-            return [unreadable(shard, error)], found
+            return [unreadable_shard(shard, error)], found
         faults = self._of_scan(shard, scan)
         damaged = any(fault.kind is Kind.SHARD for fault in faults)
         if self.decode_images:
             try:
                 of_images, found = contents_of(shard, self.keys, self.targets)
             except DataError as error:
-                of_images = [unreadable(shard, error)]
+                of_images = [unreadable_shard(shard, error)]
             # Samples that are not where the sidecar says result from damage already reported.
             faults += [fault for fault in of_images if not (damaged and fault.kind is Kind.SHARD)]
         return faults, found
 
     def _of_scan(self, shard: ShardInfo, scan: ShardScan) -> list[Fault]:
         faults = [Fault(shard.url, None, message) for message in _against_index(shard, scan)]
-        faults += [Fault(shard.url, None, f"{message}; {regroup_mend(self.pattern)}") for message in scan.faults()]
+        faults += [Fault(shard.url, None, f"{message}; {regroup_remedy(self.pattern)}") for message in scan.faults()]
         if scan.links:
             message = "members are links, which have no content; write the tar with --dereference --hard-dereference"
             faults.append(Fault(shard.url, None, f"{scan.links:,} {message}"))
@@ -170,7 +170,7 @@ class VerifyTask:
                 yield from target.verify(sample.content, None)
 
 
-def unreadable(shard: ShardInfo, error: Exception) -> Fault:
+def unreadable_shard(shard: ShardInfo, error: Exception) -> Fault:
     return Fault(shard.url, None, str(error).removeprefix(f"{shard.url}: "))
 
 

@@ -107,7 +107,7 @@ def absolute(dataset: DatasetConfig) -> DatasetConfig:
     return dataset.model_copy(update=changes)
 
 
-def label_names(name: str, dataset: Dataset, kind: str) -> list[str]:
+def known_class_names(name: str, dataset: Dataset, kind: str) -> list[str]:
     """A data set's class names of one kind: from the config, the index, or plain numbers; empty if unknown.
 
     Raises `DataError` for labels too large to be class numbers.
@@ -125,17 +125,17 @@ def label_names(name: str, dataset: Dataset, kind: str) -> list[str]:
     return list(named or map(str, range(known)))
 
 
-def class_names(name: str, dataset: Dataset, kinds: Sequence[str]) -> dict[str, list[str]]:
+def require_class_names(name: str, dataset: Dataset, kinds: Sequence[str]) -> dict[str, list[str]]:
     """The class names of each kind that has classes.
 
     Raises `DataError` if the shards hold a label out of range, or nothing usable.
     """
     check_usable(name, dataset, kinds)
-    return {kind: _class_names(name, dataset, kind) for kind in kinds if target_kind(kind).classed}
+    return {kind: _require_class_names(name, dataset, kind) for kind in kinds if target_kind(kind).classed}
 
 
-def _class_names(name: str, dataset: Dataset, kind: str) -> list[str]:
-    names = label_names(name, dataset, kind)
+def _require_class_names(name: str, dataset: Dataset, kind: str) -> list[str]:
+    names = known_class_names(name, dataset, kind)
     known = target_kind(kind).known_classes(dataset.index.totals[kind]) if counted(dataset, kind) else None
     if known is not None and known > len(names):
         raise DataError(

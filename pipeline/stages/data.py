@@ -9,7 +9,7 @@ from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.fields import allowed
 from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError, ModelError
-from pipeline.stages.context import class_names
+from pipeline.stages.context import require_class_names
 from pipeline.stages.usable import members_of
 from pipeline.stream.source import Source
 from pipeline.targets import target_kind
@@ -64,16 +64,17 @@ def stage_labels(
 def stage_data(
     datasets: Mapping[str, Dataset], data: DataConfig, task: TaskConfig, where: str
 ) -> tuple[list[Source], Source | None, list[str]]:
-    """Training sources, validation source and class names of a stage; raises as `stage_labels` and `class_names` do.
+    """Training sources, validation source and class names of a stage.
 
-    The classes come from the task's first kind of target that has any.
+    The classes come from the task's first kind of target that has any. Raises as `stage_labels` and
+    `require_class_names` do.
     """
     kinds = task.targets
-    names = {name: class_names(name, datasets[name], kinds) for name in used_datasets(data)}
+    names = {name: require_class_names(name, datasets[name], kinds) for name in used_datasets(data)}
     labels: dict[str, Labelling] = {}
     for kind in (kind for kind in kinds if target_kind(kind).classed):
         own = {name: found[kind] for name, found in names.items()}
-        meanings = {name: meant(name, datasets[name].config, kind, own[name]) for name in own}
+        meanings = {name: class_meanings(name, datasets[name].config, kind, own[name]) for name in own}
         labels[kind] = stage_labels(own, meanings, data, where, target_kind(kind).least_classes)
     classes = next((labelling.classes for labelling in labels.values()), [])
     try:
@@ -95,7 +96,7 @@ def stage_data(
     return train, Source(data.val, val.index, val.config, data.augment, 1, targets(data.val, val=True)), classes
 
 
-def meant(name: str, dataset: DatasetConfig, kind: str, names: Sequence[str]) -> list[str | None]:
+def class_meanings(name: str, dataset: DatasetConfig, kind: str, names: Sequence[str]) -> list[str | None]:
     """What each of a data set's classes counts as. Raises ConfigError if its settings name unknown classes."""
     config = dataset.targets.of(kind)
     try:
@@ -108,8 +109,8 @@ def plain_source(name: str, dataset: Dataset, classes: Sequence[str], kinds: Seq
     """A data set whose classes, grouped or not, are the model's."""
     numbers = {label: number for number, label in enumerate(classes)}
     maps: dict[str, ClassMap | None] = {}
-    for kind, names in class_names(name, dataset, kinds).items():
-        labels = meant(name, dataset.config, kind, names)
+    for kind, names in require_class_names(name, dataset, kinds).items():
+        labels = class_meanings(name, dataset.config, kind, names)
         maps[kind] = ClassMap(
             tuple(names), tuple(-1 if label is None else numbers[label] for label in labels), len(classes)
         )
@@ -118,8 +119,10 @@ def plain_source(name: str, dataset: Dataset, classes: Sequence[str], kinds: Seq
 
 def evaluated_classes(name: str, dataset: Dataset, kinds: Sequence[str]) -> list[str]:
     """The classes of a single data set, grouped or not: those of the first kind that has any."""
-    for kind, names in class_names(name, dataset, kinds).items():
-        return list(dict.fromkeys(label for label in meant(name, dataset.config, kind, names) if label is not None))
+    for kind, names in require_class_names(name, dataset, kinds).items():
+        return list(
+            dict.fromkeys(label for label in class_meanings(name, dataset.config, kind, names) if label is not None)
+        )
     return []
 
 

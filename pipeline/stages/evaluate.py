@@ -11,15 +11,15 @@ from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import TEST, files_of
+from pipeline.stages.bad_samples import manifests, report_bad_samples
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import check_background, check_classes, data_read
-from pipeline.stages.evaluated import evaluated_data, evaluated_task, told, tracked_measures
+from pipeline.stages.evaluated import describe_measures, evaluated_data, evaluated_task, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import evaluate_inputs
 from pipeline.stages.jobs import StageJob
-from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.resolve import Branch, reference_ids
-from pipeline.stages.sources import Source, resolve_source
+from pipeline.stages.sources import SourceModel, resolve_source
 from pipeline.tracking.runs import EVALUATION
 from pipeline.train.evaluate import NAME, evaluate_worker
 from pipeline.train.job import EvaluateJob
@@ -43,7 +43,7 @@ class EvaluateStageRun:
                 where, heads = f"stages.{self.id}", model.spec.num_classes
                 check_classes(where, self.stage.data, self.classes, name, heads, model.classes)
 
-    def _sources(self, reference: str) -> list[Source]:
+    def _sources(self, reference: str) -> list[SourceModel]:
         """All branches of a stage, or the single model named."""
         names = reference_ids(self.context.config, reference) or [reference]
         return [resolve_source(self.context, self.id, name) for name in names]
@@ -83,17 +83,19 @@ class EvaluateStageRun:
         schema = schema_of(evaluation)
         measures = {model: schema.of(found) for model, found in evaluation["models"].items()}
         for model, found in evaluation["models"].items():
-            self.context.say(self.id, f"{model}: {', '.join(told(schema, found))}; {found['samples']:,} samples")
+            self.context.say(
+                self.id, f"{model}: {', '.join(describe_measures(schema, found))}; {found['samples']:,} samples"
+            )
         return {
             "measures": measures,
             "samples": evaluation["samples"],
-            "bad_samples": {"test": self._tell_left_out()},
+            "bad_samples": {"test": self._report_bad_samples()},
         }
 
-    def _tell_left_out(self) -> dict[str, Any]:
+    def _report_bad_samples(self) -> dict[str, Any]:
         """Bad samples of the data set, under its own name."""
-        manifest, mend = self.folder.path / TEST, "the measures do not count them"
-        return tell_left_out(self.context, self.id, self.stage.data, manifest, [self.data.index], mend)
+        manifest, consequence = self.folder.path / TEST, "the measures do not count them"
+        return report_bad_samples(self.context, self.id, self.stage.data, manifest, [self.data.index], consequence)
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
         """Everything the evaluation has written."""

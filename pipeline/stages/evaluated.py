@@ -59,13 +59,13 @@ def evaluated_task(asked: TaskConfig | None, models: Mapping[str, Trained], wher
 def evaluated_data(name: str, dataset: Dataset, task: TaskConfig) -> tuple[Source, list[str]]:
     """The data with the labels that the task needs, and their classes, numbered as the model's.
 
-    Raises DataError as `class_names` does.
+    Raises DataError as `require_class_names` does.
     """
     classes = evaluated_classes(name, dataset, task.targets)
     return plain_source(name, dataset, classes, task.targets), classes
 
 
-def told(schema: Schema, measured: Mapping[str, Any]) -> list[str]:
+def describe_measures(schema: Schema, measured: Mapping[str, Any]) -> list[str]:
     """A model's measures in words, with 95 % intervals where they exist."""
     words, intervals = [], measured.get("intervals", {})
     for measure in schema.ranked:

@@ -17,7 +17,7 @@ from pipeline.models.spec import ModelSpec, Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.again import reasons_to_run_again
 from pipeline.stages.balance import balance
-from pipeline.stages.context import find_datasets, label_names
+from pipeline.stages.context import find_datasets, known_class_names
 from pipeline.stages.folder import RunFolder, Status
 from pipeline.stages.forecast import Amounts, forecast_stage
 from pipeline.stages.memory import rank_memory
@@ -36,17 +36,17 @@ from pipeline.stages.preflight import Findings, Model, preflight
 from pipeline.stages.resolve import (
     Branch,
     dependencies,
+    describe_surgery,
     most_workers,
     on_workers,
     stage_branches,
     stage_image_sizes,
-    surgeries,
 )
 from pipeline.stages.step_work import kept_bytes
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks.task import task_of
 from pipeline.train.job import Dataset
-from pipeline.train.schedule import step_shapes
+from pipeline.train.step_shapes import step_shapes
 
 MUCH_IDLE = 0.1  # fraction of a step that ranks may wait for the busiest one before the plan warns
 
@@ -122,7 +122,7 @@ class Planner:
             samples=index.num_samples,
             bytes=int(index.sizes.sum()),
             samples_per_shard=(int(counts.min()), int(counts.max())),
-            classes=max([len(label_names(name, self.datasets[name], kind)) for kind in index.members], default=0)
+            classes=max([len(known_class_names(name, self.datasets[name], kind)) for kind in index.members], default=0)
             or None,
             digest=index.digest,
         )
@@ -235,7 +235,7 @@ class Planner:
             if not model.head_known:
                 names = " + ".join(stage.data.parts)
                 self.notes.append(f"The classes of {names} are not known yet: heads are counted for one class.")
-            changes = surgeries(model.source, model.spec) if model.source else []
+            changes = describe_surgery(model.source, model.spec) if model.source else []
             found = _model(model, stage, amounts, origin or None, changes)
             if machine:
                 hardware = self._hardware(machine, stage, branch, amounts.ranks)

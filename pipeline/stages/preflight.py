@@ -24,12 +24,12 @@ from pipeline.metrics.accuracy import KNN
 from pipeline.metrics.schema import VAL
 from pipeline.models.spec import ModelSpec
 from pipeline.probe.limits import neighbours
-from pipeline.stages.context import class_names, tracking_store
+from pipeline.stages.context import require_class_names, tracking_store
 from pipeline.stages.data import (
     check_background,
     check_classes,
+    class_meanings,
     evaluated_classes,
-    meant,
     stage_data,
     stage_labels,
     used_datasets,
@@ -273,14 +273,18 @@ class _Preflight:
         known = {name: names for name in used if (names := self._names(name, kind)) is not None}
         if known.keys() >= stage.data.parts.keys():
             data = stage.data if stage.data.val in known else stage.data.model_copy(update={"val": None})
-            meanings = {name: meant(name, self.config.datasets[name], kind, names) for name, names in known.items()}
+            meanings = {
+                name: class_meanings(name, self.config.datasets[name], kind, names) for name, names in known.items()
+            }
             return stage_labels(known, meanings, data, where).classes
         return None
 
     def _names(self, name: str, kind: str) -> list[str] | None:
         """A data set's class names of one kind; from the config if the shards are missing."""
         dataset = self.datasets.get(name)
-        return class_names(name, dataset, [kind])[kind] if dataset else self.config.datasets[name].classes_of(kind)
+        return (
+            require_class_names(name, dataset, [kind])[kind] if dataset else self.config.datasets[name].classes_of(kind)
+        )
 
     def _need(self, name: str, kinds: Iterable[str]) -> None:
         """Note the kinds of targets that a stage needs from a data set."""
@@ -402,7 +406,7 @@ def check_checkpoints(branch: Branch, stage: TrainStage) -> None:
         except DataError as error:
             raise ConfigError(f"{where}.checkpoint.storage: {error}") from None
         if why := storage.refuses():
-            raise unwritable(branch.stage_name, storage, why)
+            raise unwritable_storage(branch.stage_name, storage, why)
 
 
 def check_storages(config: PipelineConfig) -> None:
@@ -412,11 +416,11 @@ def check_storages(config: PipelineConfig) -> None:
         if isinstance(stage, TrainStage) and stage.checkpoint.storage is not None:
             storage = open_storage(f"{stage.checkpoint.storage.rstrip('/')}/{config.name}")
             if why := try_to_write(storage):
-                findings.faults.append(unwritable(name, storage, why))
+                findings.faults.append(unwritable_storage(name, storage, why))
     findings.refuse()
 
 
-def unwritable(stage_name: str, storage: Storage, why: str) -> ConfigError:
+def unwritable_storage(stage_name: str, storage: Storage, why: str) -> ConfigError:
     return ConfigError(
         f"stages.{stage_name}.checkpoint.storage: {storage.root} cannot be written ({why}); correct the address or "
         "its permissions"

@@ -10,16 +10,16 @@ from pipeline.config.probe import BASELINES
 from pipeline.config.schema import ProbeStage
 from pipeline.metrics.outcome import schema_of
 from pipeline.shards.bad_samples import PROBED, TRAIN
+from pipeline.stages.bad_samples import manifests, report_bad_samples
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import data_read
-from pipeline.stages.evaluated import told, tracked_measures
+from pipeline.stages.evaluated import describe_measures, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import probe_inputs
 from pipeline.stages.jobs import StageJob
-from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.probed import probe_sources
 from pipeline.stages.resolve import Branch, reference_ids
-from pipeline.stages.sources import Source, resolve_source
+from pipeline.stages.sources import SourceModel, resolve_source
 from pipeline.tracking.runs import EVALUATION, TRAINING
 from pipeline.train.job import ProbedModel, ProbeJob
 from pipeline.train.probe import NAME, part_of, probe_worker
@@ -39,13 +39,13 @@ class ProbeStageRun:
             reference: self._sources(reference) for reference in self.stage.models if reference not in BASELINES
         }
 
-    def _sources(self, reference: str) -> list[Source]:
+    def _sources(self, reference: str) -> list[SourceModel]:
         """All branches of a stage, or the single model named."""
         names = reference_ids(self.context.config, reference) or [reference]
         return [resolve_source(self.context, self.id, name) for name in names]
 
     @property
-    def first(self) -> Source:
+    def first(self) -> SourceModel:
         """The model whose shape and images the baselines share."""
         return next(iter(self.sources.values()))[0]
 
@@ -108,18 +108,22 @@ class ProbeStageRun:
         found = json.loads((self.folder.path / NAME).read_text())
         schema = schema_of(found)
         for model, measured in found["models"].items():
-            self.context.say(self.id, f"{model}: {', '.join(told(schema, measured))}; {measured['samples']:,} samples")
+            self.context.say(
+                self.id, f"{model}: {', '.join(describe_measures(schema, measured))}; {measured['samples']:,} samples"
+            )
         return {
             "measures": {model: schema.of(measured) for model, measured in found["models"].items()},
             "samples": found["samples"],
-            "bad_samples": self._tell_left_out(),
+            "bad_samples": self._report_bad_samples(),
         }
 
-    def _tell_left_out(self) -> dict[str, Any]:
+    def _report_bad_samples(self) -> dict[str, Any]:
         """Bad samples of both data sets, each under its own name."""
-        mend = "they have no features"
+        consequence = "they have no features"
         return {
-            what: tell_left_out(self.context, self.id, source.name, self.folder.path / name, [source.index], mend)
+            what: report_bad_samples(
+                self.context, self.id, source.name, self.folder.path / name, [source.index], consequence
+            )
             for what, source, name in (("train", self.data.train, TRAIN), ("test", self.data.test, PROBED))
         }
 

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 from pipeline.config.fields import show
 from pipeline.config.references import source_stage, stage_sources
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ReportStage, Stage, TrainStage
-from pipeline.config.training import Size
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.spec import FIXED_FIELDS, ModelSpec, Pair, ViTSpec, Windows, whole_patches
+from pipeline.models.spec import FIXED_FIELDS, ModelSpec, Pair, ViTSpec, Windows, as_pair, whole_patches
 from pipeline.models.variants import TOKEN_FIELDS, build_backbone
 from pipeline.tasks.task import task_of
-from pipeline.train.schedule import step_shapes
+from pipeline.train.step_shapes import step_shapes
 
 
 class Branch(NamedTuple):
@@ -68,7 +67,7 @@ def dependencies(config: PipelineConfig, branch_id: str) -> list[str]:
     return list(dict.fromkeys(found for reference in references for found in reference_ids(config, reference)))
 
 
-def judges(config: PipelineConfig, branch_id: str) -> list[str]:
+def evaluation_ids(config: PipelineConfig, branch_id: str) -> list[str]:
     """Ids of the stages that measure the model of an export stage; their findings go on its card."""
     stage = config.stages[branch_id.partition("/")[0]]
     if not isinstance(stage, ExportStage):
@@ -171,11 +170,6 @@ def _check_source(branch: Branch, spec: ViTSpec, source: ViTSpec) -> None:
             )
 
 
-def as_pair(size: Size) -> Pair:
-    """(height, width) of a size; a single number stands for both."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 def stage_image_sizes(stage: TrainStage) -> list[Pair]:
     """(height, width) of a stage's images: first the model's own, used in evaluation, then those of its `resolution`.
 
@@ -242,7 +236,7 @@ def check_teacher(
         raise ConfigError(f"{where}: '{branch.stage.task.taught_by}' cannot teach this stage: {error}") from None
 
 
-def unreadable(stage: Stage, reference: str) -> dict[str, Any]:
+def unspecified_settings(stage: Stage, reference: str) -> dict[str, Any]:
     """A stage's settings that fill in what the file of foreign weights it starts from does not specify."""
     if not isinstance(stage, TrainStage) or stage.init_from != reference:
         return {}
@@ -250,7 +244,7 @@ def unreadable(stage: Stage, reference: str) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def surgeries(before: ModelSpec, after: ModelSpec) -> list[str]:
+def describe_surgery(before: ModelSpec, after: ModelSpec) -> list[str]:
     """The changes from one model's weights to another's, in words; empty if nothing changes."""
     source, target = before.backbone, after.backbone
     changes = {

@@ -33,7 +33,7 @@ from pipeline.stages.probe import ProbeStageRun
 from pipeline.stages.progress import Progress, clock
 from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
-from pipeline.stages.resolve import Branch, dependencies, judges, on_workers, stage_branches
+from pipeline.stages.resolve import Branch, dependencies, evaluation_ids, on_workers, stage_branches
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.tracked import NOT_YET, StageTracking, Tracked
 from pipeline.stages.train import TrainStageRun
@@ -88,7 +88,7 @@ def run_pipeline(config: PipelineConfig) -> None:
         for warning in findings.warnings:
             progress.say(f"warning: {warning}")
         tracker = Tracker(tracking_store(config))
-        close_what_was_killed(folder, tracker)
+        close_killed_runs(folder, tracker)
         if config.train.replay_slots:
             cluster = stack.enter_context(connect(config.cluster))
             context = RunContext(config, folder, cluster, tracker, "", progress, StopRequest(progress), datasets)
@@ -131,7 +131,7 @@ def without_password(config: PipelineConfig) -> PipelineConfig:
     return config.model_copy(update={"tracking": tracking})
 
 
-def close_what_was_killed(folder: RunFolder, tracker: Tracker) -> None:
+def close_killed_runs(folder: RunFolder, tracker: Tracker) -> None:
     """Mark stages still recorded as running, which were killed with their driver, on disk and in MLflow."""
     for stage_id in folder.stage_ids():
         status = folder.stage(stage_id).status()
@@ -215,7 +215,7 @@ class Execution:
             return []
         ready: list[Branch] = []
         for branch in self.waiting.values():
-            awaited = [*dependencies(self.context.config, branch.id), *judges(self.context.config, branch.id)]
+            awaited = [*dependencies(self.context.config, branch.id), *evaluation_ids(self.context.config, branch.id)]
             if self.finished.issuperset(awaited):
                 alone = not self.running and not ready
                 if self._has_room(branch) or alone:

@@ -31,14 +31,14 @@ from pipeline.models.pretrained import find_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.inputs import inputs_digest, model_inputs, non_defaults
-from pipeline.stages.resolve import reference_ids, unreadable
+from pipeline.stages.resolve import reference_ids, unspecified_settings
 
 IMPORTED = "imported"
 _importing = Lock()  # branches that start in parallel from the same weights import them once
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """A finished model: display name, bundle, and a digest of its weights and of what gives them meaning."""
 
     name: str
@@ -46,7 +46,7 @@ class Source:
     digest: str
 
 
-def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source:
+def resolve_source(context: RunContext, stage_id: str, reference: str) -> SourceModel:
     """The finished model that `reference` stands for.
 
     A stage that fans out stands for its best branch in validation; a path for the model of an export, stage folder or
@@ -60,9 +60,9 @@ def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source
         foreign = is_foreign(context.config, reference)
         path = imported(context, stage_id, reference) if foreign else find_bundle(reference)
         check_files(path)
-        return Source(reference, path, bundle_digest(path))
+        return SourceModel(reference, path, bundle_digest(path))
     path = context.folder.stage(branch_ids[0]).model
-    return Source(branch_ids[0], path, bundle_digest(path))
+    return SourceModel(branch_ids[0], path, bundle_digest(path))
 
 
 def bundle_digest(folder: Path) -> str:
@@ -78,7 +78,7 @@ def imported(context: RunContext, stage_id: str, reference: str) -> Path:
     folder = import_folder(context.folder, reference, stage)
     with _importing:
         if not (folder / DESCRIPTION).is_file():
-            import_foreign(reference, folder, **unreadable(stage, reference))
+            import_foreign(reference, folder, **unspecified_settings(stage, reference))
             context.say(stage_id, f"{reference} was imported to {folder}")
     return folder
 
@@ -87,7 +87,7 @@ def import_folder(run: RunFolder, reference: str, stage: Stage) -> Path:
     """Where a run's folder keeps, or will keep, the bundle of foreign weights."""
     file = Path(reference)
     files = [file, *(file.parent / name for name in BESIDE)] if file.is_file() else []
-    key = [reference, unreadable(stage, reference), *(hash_file(file) for file in files if file.is_file())]
+    key = [reference, unspecified_settings(stage, reference), *(hash_file(file) for file in files if file.is_file())]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", reference).strip("-.")[-80:]
     return run.path / IMPORTED / f"{name}-{digest}"
@@ -101,7 +101,7 @@ def describe_source(config: PipelineConfig, reference: str, stage: Stage) -> Bun
     if is_foreign(config, reference):
         folder = import_folder(RunFolder(Path(config.runs_dir) / config.name), reference, stage)
         if not (folder / DESCRIPTION).is_file():
-            return describe_foreign(reference, **unreadable(stage, reference))
+            return describe_foreign(reference, **unspecified_settings(stage, reference))
     else:
         folder = find_bundle(reference)
     described = load_description(folder)

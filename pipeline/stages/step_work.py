@@ -22,7 +22,7 @@ from pipeline.stages.memory import RankMemory, activation_bytes, head_bytes, tea
 from pipeline.stages.preflight import Model
 from pipeline.stream.resolution import size_at
 from pipeline.tasks.task import task_of
-from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes
+from pipeline.train.step_shapes import micro_batches_at, patch_at, step_shapes
 
 Shape = tuple[Pair, Pair]  # image size and patch, each (height, width) in pixels
 STEPS_LOOKED_AT = 1000

@@ -14,9 +14,10 @@ from pipeline.config.fields import allowed
 from pipeline.config.load import load_config
 from pipeline.config.schema import PipelineConfig, TrainStage
 from pipeline.errors import ConfigError, DataError
+from pipeline.models.spec import as_pair
 from pipeline.stages.context import open_datasets
 from pipeline.stages.data import stage_data, used_datasets
-from pipeline.stages.resolve import Branch, as_pair, check_channels, stage_branches
+from pipeline.stages.resolve import Branch, check_channels, stage_branches
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import TrainLoader
 from pipeline.stream.order import check_split

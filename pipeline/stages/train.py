@@ -25,6 +25,7 @@ from pipeline.models.spec import ModelSpec, Pair
 from pipeline.models.surgery import adapt
 from pipeline.shards import bad_samples
 from pipeline.shards.store import is_local, local_path
+from pipeline.stages.bad_samples import manifests, report_bad_samples
 from pipeline.stages.collapse import CollapseWatch
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import data_read, stage_data
@@ -32,7 +33,6 @@ from pipeline.stages.enlarged import enlarged_views
 from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.inputs import train_inputs
 from pipeline.stages.jobs import StageJob
-from pipeline.stages.left_out import manifests, tell_left_out
 from pipeline.stages.periodic import Periodic
 from pipeline.stages.probed import knn_job
 from pipeline.stages.resolve import Branch, check_teacher, stage_spec
@@ -113,7 +113,7 @@ class TrainStageRun:
             status.teacher = self.teacher.name
             self.context.say(self.id, f"learns from {self.teacher.name}")
         for sentence in enlarged_views(self.stage, self.train, self.spec.backbone.image_size):
-            self._tell("enlarged", sentence)
+            self._say("enlarged", sentence)
         status.checkpoints = self.checkpoints if self.stage.checkpoint.storage else self.folder.checkpoints.name
         status.keep_best = self.stage.checkpoint.keep_best
         status.schema = self.stage.measured.to_dict()
@@ -138,8 +138,8 @@ class TrainStageRun:
     def _watch(self) -> Callable[[], None]:
         """A function that looks through the rows since its last call and reports what a user should know at once."""
         ledger = LedgerTail(self.folder.path)
-        collapse = CollapseWatch(lambda sentence: self._tell("collapse", sentence))
-        temperature = TemperatureWatch(lambda sentence: self._tell("temperature", sentence))
+        collapse = CollapseWatch(lambda sentence: self._say("collapse", sentence))
+        temperature = TemperatureWatch(lambda sentence: self._say("temperature", sentence))
 
         def watch() -> None:
             for row in ledger.new_rows():
@@ -151,7 +151,7 @@ class TrainStageRun:
     def _next_job(self, status: Status, init: Path | None, workers: int, *, again: bool) -> TrainJob:
         """What `workers` ranks need to start, or to resume from the newest valid checkpoint."""
         selection = newest_valid(open_storage(self.checkpoints), status.digest)
-        self._say_what_is_kept(status, selection, workers, again or status.attempts > 1)
+        self._report_resume(status, selection, workers, again or status.attempts > 1)
         job = self.job(status, init, selection)
         (self.folder.path / ATTEMPT).write_text(job.attempt)
         schema = self.stage.measured
@@ -187,14 +187,14 @@ class TrainStageRun:
         self.context.say(self.id, f"starts from {self.source.name}: {report.summary()}")
         return init
 
-    def _say_what_is_kept(self, status: Status, selection: Selection, workers: int, again: bool) -> None:
+    def _report_resume(self, status: Status, selection: Selection, workers: int, again: bool) -> None:
         for reason in selection.passed_over:
-            self._tell("passed_over", f"skipped: {reason}")
+            self._say("passed_over", f"skipped: {reason}")
         reached = max((int(row["step"]) for row in read_metrics(self.folder.path)), default=0)
         manifest = selection.manifest
         if manifest is None:
             if again:
-                self._tell(
+                self._say(
                     "start_again", "no committed checkpoint: starting again from the first step", steps_lost=reached
                 )
             return
@@ -212,9 +212,9 @@ class TrainStageRun:
         steps_lost = max(reached - manifest.step, 0)
         kept += f"; {steps_lost} steps are repeated" if steps_lost else ""
         details = {"step": manifest.step, "steps_lost": steps_lost, "workers": workers}
-        self._tell(RESUME, kept, **details, workers_before=manifest.world_size)
+        self._say(RESUME, kept, **details, workers_before=manifest.world_size)
 
-    def _tell(self, event: str, message: str, **details: int) -> None:
+    def _say(self, event: str, message: str, **details: int) -> None:
         self.folder.event(event, message, **details)
         self.context.say(self.id, message)
 
@@ -280,24 +280,26 @@ class TrainStageRun:
             "measures": validations[max(validations)] if validations else {},
             "best": best_values(self.stage.measured, validations.values()),
             "val_samples": self.val.index.num_samples if self.val else None,
-            "bad_samples": self._tell_left_out(),
+            "bad_samples": self._report_bad_samples(),
             "image_size": list(self.spec.backbone.image_size),
             "patch_size": list(self.spec.backbone.patch),
             "variant": self.spec.backbone.variant,
         }
 
-    def _tell_left_out(self) -> dict[str, Any]:
+    def _report_bad_samples(self) -> dict[str, Any]:
         """Bad samples of the training and the validation data."""
         train, val = self.folder.path / bad_samples.TRAIN, self.folder.path / bad_samples.VAL
         indexes = [source.index for source in self.train]
-        mend = f"`data.exclude: {train}` leaves them out of other runs"
-        told = {"train": tell_left_out(self.context, self.id, "train", train, indexes, mend)}
+        consequence = f"`data.exclude: {train}` leaves them out of other runs"
+        told = {"train": report_bad_samples(self.context, self.id, "train", train, indexes, consequence)}
         if self.val:
-            mend = "validation metrics do not count them"
-            told["val"] = tell_left_out(self.context, self.id, "val", val, [self.val.index], mend)
+            consequence = "validation metrics do not count them"
+            told["val"] = report_bad_samples(self.context, self.id, "val", val, [self.val.index], consequence)
         if self.knn:
             indexes, probed = [self.knn.train.index, self.knn.test.index], self.folder.path / bad_samples.PROBED
-            told["knn"] = tell_left_out(self.context, self.id, "knn", probed, indexes, "val/knn does not count them")
+            told["knn"] = report_bad_samples(
+                self.context, self.id, "knn", probed, indexes, "val/knn does not count them"
+            )
         return told
 
     def artifacts(self) -> list[tuple[Path, str | None]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from pipeline.errors import DataError
-from pipeline.shards.lacks import lacking, members_there, unusable
 from pipeline.shards.members import Keys
+from pipeline.shards.unusable import members_message, unusable, unusable_message
 from pipeline.targets import target_kind
 from pipeline.train.job import Dataset
 
@@ -36,7 +36,7 @@ def check_usable(name: str, dataset: Dataset, kinds: Collection[str]) -> None:
         members = members_of(dataset, kind)
         if not members:
             raise DataError(
-                f"{where} has no {kind} in its index; {members_there(index)}; name the member that holds it in "
+                f"{where} has no {kind} in its index; {members_message(index)}; name the member that holds it in "
                 f"datasets.{name}.targets.{kind}, or run `minivit shards index '{dataset.config.shards}' --target "
                 f"{kind}=MEMBER`"
             )
@@ -50,7 +50,8 @@ def check_usable(name: str, dataset: Dataset, kinds: Collection[str]) -> None:
     looked_at = [kind for kind in kinds if counted(dataset, kind)]
     if index.keys == keys_of(dataset) and unusable(index, looked_at) == index.num_samples:
         raise DataError(
-            f"{where}: {lacking(index, looked_at)}; correct image_key and targets, or write the shards with both"
+            f"{where}: {unusable_message(index, looked_at)}; correct image_key and targets, or write the shards with "
+            "both"
         )
 
 
@@ -66,5 +67,5 @@ def usable_warning(name: str, dataset: Dataset, kinds: Collection[str]) -> str |
             f"samples without them are found only during the run; `minivit shards index CONFIG.yaml:{name}` counts them"
         )
     if unusable(index, kinds):
-        return f"datasets.{name}: {lacking(index, kinds)}; training skips them"
+        return f"datasets.{name}: {unusable_message(index, kinds)}; training skips them"
     return None

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.stream.fill import Part
 from pipeline.stream.layout import VIEWS, Layout
+from pipeline.stream.rows import WrittenRows
 from pipeline.targets.base import Field, empty
 
 OFFSETS = ".offsets"
@@ -34,23 +34,23 @@ class Batch:
     reasons: Sequence[str] = ()  # why samples are bad, one per stand-in
 
 
-def assemble(memory: np.ndarray, layout: Layout, parts: Sequence[Part], step: int) -> Batch:
-    """Assemble the batch whose memory these parts have filled."""
+def assemble(memory: np.ndarray, layout: Layout, written: Sequence[WrittenRows], step: int) -> Batch:
+    """Assemble the batch whose memory the loader workers have written."""
     arrays = layout.arrays(memory)
     slots, weights, keys = np.empty(layout.size, np.int64), np.empty(layout.size, np.float32), [""] * layout.size
-    for part in parts:
+    for part in written:
         slots[part.rows], weights[part.rows] = part.slots, part.weights
         for row, key in zip(part.rows.tolist(), part.keys, strict=True):
             keys[row] = key
     targets: dict[str, Tensor] = {}
     for name, field in layout.fields.items():
         if field.ragged:
-            found = {row: values for part in parts for row, values in part.ragged[name].items()}
+            found = {row: values for part in written for row, values in part.ragged[name].items()}
             targets[name], targets[name + OFFSETS] = joined(found, field, layout.size)
         else:
             targets[name] = torch.from_numpy(arrays[name])
     views = {group: torch.from_numpy(arrays[VIEWS + group]) for group in layout.groups}
-    reasons = [reason for part in parts for reason in part.reasons]
+    reasons = [reason for part in written for reason in part.reasons]
     return Batch(views, targets, torch.from_numpy(weights), torch.from_numpy(slots), keys, step, reasons)
 
 

@@ -11,8 +11,8 @@ from pipeline.config.data import DataConfig, PlainConfig
 from pipeline.config.views import ViewGroup
 from pipeline.images.geometry import Size
 from pipeline.stream.batch import Batch
+from pipeline.stream.batch_plan import BatchPlan, EvalBatchPlan, TrainBatchPlan
 from pipeline.stream.order import check_split
-from pipeline.stream.parts import EvalParts, Parts, TrainParts
 from pipeline.stream.prefetch import Prefetcher
 from pipeline.stream.source import Source, build_mixture
 from pipeline.stream.worker_process import BytesRead
@@ -71,7 +71,7 @@ class TrainLoader:
                     "%s: %d samples in %d lanes; each epoch leaves out %d different ones; %d excluded by data.exclude",
                     *(source.name, order.num_samples, data.lanes, order.left_out, excluded),
                 )
-        parts = TrainParts(
+        plan = TrainBatchPlan(
             sources=sources,
             mixture=mixture,
             channels=channels,
@@ -86,7 +86,7 @@ class TrainLoader:
         )
         workers = min(data.loader_workers, data.lanes // world_size)  # a worker without a lane would idle
         self._bytes_read = BytesRead(workers)
-        self._batches = prefetch(parts, workers, self._bytes_read)
+        self._batches = prefetch(plan, workers, self._bytes_read)
 
     def bytes_read(self) -> int:
         """Bytes read from the shards so far; grows while the trainer waits for the next batch."""
@@ -135,7 +135,7 @@ class EvalLoader:
         loader_workers: int,
         quarantine_path: Path | None = None,
     ) -> None:
-        self._parts = EvalParts(
+        self._plan = EvalBatchPlan(
             source=source,
             channels=channels,
             targets=targets,
@@ -155,29 +155,29 @@ class EvalLoader:
         return self._bytes_read.total()
 
     def __len__(self) -> int:
-        return self._parts.num_batches
+        return self._plan.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        seen, (start, stop) = 0, self._parts.bounds
-        with prefetch(self._parts, self._workers, self._bytes_read) as batches:
+        seen, (start, stop) = 0, self._plan.bounds
+        with prefetch(self._plan, self._workers, self._bytes_read) as batches:
             for batch in batches:
                 seen += int((batch.slots >= 0).sum())
                 yield batch
         assert seen == stop - start, f"{seen} samples seen of {start} to {stop}"
 
 
-def prefetch(parts: Parts, workers: int, bytes_read: BytesRead) -> Prefetcher[Batch]:
+def prefetch(plan: BatchPlan, workers: int, bytes_read: BytesRead) -> Prefetcher[Batch]:
     """Keep batches ready in a thread."""
-    return Prefetcher(batches_of(parts, workers, bytes_read), BATCHES_READY)
+    return Prefetcher(batches_of(plan, workers, bytes_read), BATCHES_READY)
 
 
-def batches_of(parts: Parts, workers: int, bytes_read: BytesRead) -> Generator[Batch, None, None]:
+def batches_of(plan: BatchPlan, workers: int, bytes_read: BytesRead) -> Generator[Batch, None, None]:
     """The batches of a rank; without workers, they are made in this thread."""
     if workers == 0:
-        yield from batches_in_this_thread(parts, bytes_read)
+        yield from batches_in_this_thread(plan, bytes_read)
         return
-    assert is_picklable(parts), "size_at must be picklable where there are loader workers: a functools.partial, say"
-    pool = WorkerPool(parts, workers, bytes_read)
+    assert is_picklable(plan), "size_at must be picklable where there are loader workers: a functools.partial, say"
+    pool = WorkerPool(plan, workers, bytes_read)
     try:
         yield from pool.batches()
     finally:

@@ -34,7 +34,7 @@ def ignore(size: int) -> None:
     """The default `progress`: does nothing."""
 
 
-class Samples:
+class RawSamples:
     """Raw samples in memory, in the order of the request."""
 
     def __init__(self, names: list[str], samples: Ints, slices: list[memoryview]) -> None:
@@ -69,7 +69,7 @@ class Reader:
         self._cache = RangeCache(cache.folder, int(cache.max_gigabytes * 1e9)) if cache and remote else None
         self._offsets = lru_cache(maxsize=OFFSETS_KEPT)(self._load_offsets)
 
-    def read(self, shards: Ints, samples: Ints) -> Samples:
+    def read(self, shards: Ints, samples: Ints) -> RawSamples:
         """Samples by shard index and index in the shard, [num_samples] each.
 
         Neighbours in a shard share a read, whatever the requested order. Raises DataError if a shard cannot be read.
@@ -80,7 +80,7 @@ class Reader:
         for stretch in np.split(by_place, np.flatnonzero(~together) + 1):
             if len(stretch):
                 self._read_stretch(int(shards[stretch[0]]), samples[stretch], stretch, slices)
-        return Samples([self.index.names[shard] for shard in shards.tolist()], samples, slices)
+        return RawSamples([self.index.names[shard] for shard in shards.tolist()], samples, slices)
 
     def mean_bytes(self) -> float:
         """Mean size of a sample, including headers."""
@@ -119,15 +119,15 @@ class WindowReader:
             for reader, order in zip(readers, orders, strict=True)
         ]
         self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="window")
-        self._current: dict[tuple[int, int], tuple[WindowId, Samples]] = {}  # by data set and lane
-        self._coming: dict[WindowId, Future[Samples]] = {}
+        self._current: dict[tuple[int, int], tuple[WindowId, RawSamples]] = {}  # by data set and lane
+        self._coming: dict[WindowId, Future[RawSamples]] = {}
 
     def start(self, windows: Iterable[WindowId]) -> None:
         """Start reading windows that will be requested."""
         for window in windows:
             self._read_ahead(window)
 
-    def get(self, window: WindowId, index: int, length: int) -> Samples:
+    def get(self, window: WindowId, index: int, length: int) -> RawSamples:
         """A window of `length` samples, of which `index` is needed now. Raises DataError if it cannot be read."""
         held = self._current.get((window[0], window[2]))
         samples = held[1] if held is not None and held[0] == window else self._enter(window)
@@ -140,7 +140,7 @@ class WindowReader:
         """Cancel reads that have not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _enter(self, window: WindowId) -> Samples:
+    def _enter(self, window: WindowId) -> RawSamples:
         coming = self._coming.pop(window, None)
         if coming is not None:
             self._free_bytes += self._window_bytes[window[0]]
@@ -158,5 +158,5 @@ class WindowReader:
             self._free_bytes -= size
             self._coming[window] = self._pool.submit(self._read, window)
 
-    def _read(self, window: WindowId) -> Samples:
+    def _read(self, window: WindowId) -> RawSamples:
         return self._readers[window[0]].read(*self._orders[window[0]].window_samples(*window[1:]))

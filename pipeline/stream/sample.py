@@ -22,7 +22,7 @@ from pipeline.stream.draws import AUGMENT, MIX, PICK, SlotDraws
 from pipeline.stream.mix import mix
 from pipeline.stream.mixture import Mixture, Spot
 from pipeline.stream.quarantine import Quarantine
-from pipeline.stream.read import BadSample, Samples, WindowReader
+from pipeline.stream.read import BadSample, RawSamples, WindowReader
 from pipeline.stream.source import Source
 from pipeline.targets.base import BadLabel, Target
 
@@ -30,7 +30,7 @@ NEIGHBOURS = 16  # maximum number to try as a stand-in
 PADDING_SLOT = -1
 
 
-class Loaded(NamedTuple):
+class DecodedSample(NamedTuple):
     """The views of an image, uint8 [height, width, channels] each, the value of each target, and shard/key."""
 
     views: tuple[Pixels, ...]
@@ -48,8 +48,8 @@ class Sample(NamedTuple):
     reason: str = ""  # for a stand-in, why the sample is bad
 
 
-class Members:
-    """Loads views and targets from a sample's members."""
+class SampleDecoder:
+    """Decodes a sample's members to views and targets."""
 
     def __init__(self, source: Source, kinds: Sequence[str]) -> None:
         self._keys = source.keys
@@ -58,15 +58,15 @@ class Members:
         self._picks = any(target.picks for target in self._targets)
         self._framing = next((place for place, target in enumerate(self._targets) if target.frames), None)
 
-    def load(
+    def decode(
         self,
-        samples: Samples,
+        samples: RawSamples,
         number: int,
         load_views: Callable[[Data, Trail | None, Frame | None], tuple[Pixels, ...]],
         *,
         pick: Callable[[], np.random.Generator] | None = None,
         cut: Callable[[Target, Any, Data], Any] | None = None,
-    ) -> Loaded:
+    ) -> DecodedSample:
         """Views, targets and `shard/key` of a sample.
 
         `load_views` records the geometry of the first view in the trail, if given, and crops it to the frame of a
@@ -100,7 +100,7 @@ class Members:
             raise bad from None
         except DataError as error:
             raise DataError(f"{shard}/{key} {error}") from None
-        return Loaded(views, tuple(values), f"{shard}/{key}")
+        return DecodedSample(views, tuple(values), f"{shard}/{key}")
 
     def _values(
         self, members: dict[str, memoryview], image: Size | None, pick: Callable[[], np.random.Generator] | None
@@ -116,8 +116,8 @@ class Members:
         return [target.transform(value, geometry) if target.moves else value for target, value in pairs]
 
 
-class TrainSamples:
-    """Makes the sample of any slot of the training stream from the current windows of its lanes.
+class TrainSampleBuilder:
+    """Builds the sample of any slot of the training stream from the current windows of its lanes.
 
     A sample's augmentation depends only on the seed, its slot and the size. Mixup and CutMix mix it with its neighbour
     in the window (places 0 and 1, 2 and 3, ...), which the same worker reads anyway; an odd last one stays unmixed.
@@ -137,7 +137,7 @@ class TrainSamples:
         num_lanes: int,
     ) -> None:
         self._sources, self._mixture, self._windows, self._quarantine = sources, mixture, windows, quarantine
-        self._members = [Members(source, targets) for source in sources]
+        self._decoders = [SampleDecoder(source, targets) for source in sources]
         self._targets = [[source.targets[kind] for kind in targets] for source in sources]
         self._channels = channels
         # By source: size and augmentation of each view.
@@ -147,14 +147,17 @@ class TrainSamples:
         self._mixes = [source.augment.mixes for source in sources]
         assert len(views) == 1 or not any(self._mixes), "several views of a sample cannot be mixed"
         self._keep = 2 * num_lanes * len(sources)  # a pair per lane
-        self._recent: OrderedDict[tuple[int, Size], Loaded] = OrderedDict()
+        self._recent: OrderedDict[tuple[int, Size], DecodedSample] = OrderedDict()
 
-    def make(self, slot: int, spot: Spot, size: Size) -> Sample:
-        """The sample of a slot at a size, or a stand-in of weight 0 if it is bad. Raises DataError (see `Members`)."""
+    def build(self, slot: int, spot: Spot, size: Size) -> Sample:
+        """The sample of a slot at a size, or a stand-in of weight 0 if it is bad.
+
+        Raises DataError as `SampleDecoder.decode` does.
+        """
         source, index = spot.source, spot.offset
         window = self._windows.get((source, spot.epoch, spot.lane, spot.window), index, spot.length)
         try:
-            one = self._one(window, spot, index, slot, size)
+            one = self._decode(window, spot, index, slot, size)
         except BadSample as bad:
             shard, number = window.where(index)
             self._quarantine.bad(shard, number, bad.key, str(bad), self._sources[source].name)
@@ -164,14 +167,14 @@ class TrainSamples:
         if not self._mixes[source] or partner >= spot.length:
             return Sample(one.key, one.views, one.values)
         try:
-            other = self._one(window, spot, partner, self._mixture.slot_of(spot, partner), size)
+            other = self._decode(window, spot, partner, self._mixture.slot_of(spot, partner), size)
         except BadSample:  # reported in its own slot
             return Sample(one.key, one.views, one.values)
         mixed, how = mix(one.views[0], other.views[0], self._sources[source].augment, self._mix_draws.at(slot))
         both = zip(self._targets[source], one.values, other.values, strict=True)
         return Sample(one.key, (mixed,), tuple(target.mix(mine, its, how) for target, mine, its in both))
 
-    def _one(self, window: Samples, spot: Spot, index: int, slot: int, size: Size) -> Loaded:
+    def _decode(self, window: RawSamples, spot: Spot, index: int, slot: int, size: Size) -> DecodedSample:
         """A sample of a window, augmented for `slot`; recent ones are cached if a partner will need them for mixing."""
         source = spot.source
         if self._mixes[source] and (slot, size) in self._recent:
@@ -186,27 +189,27 @@ class TrainSamples:
                 found.append(load_augmented(data, own or size, channels, background, augment, rng, shown, frame))
             return tuple(found)
 
-        one = self._members[source].load(window, index, load_views, pick=partial(self._pick_draws.at, slot))
+        one = self._decoders[source].decode(window, index, load_views, pick=partial(self._pick_draws.at, slot))
         if self._mixes[source]:
             self._recent[slot, size] = one
             if len(self._recent) > self._keep:
                 self._recent.popitem(last=False)
         return one
 
-    def _stand_in(self, window: Samples, spot: Spot, size: Size, key: str, reason: str) -> Sample:
+    def _stand_in(self, window: RawSamples, spot: Spot, size: Size, key: str, reason: str) -> Sample:
         """The next good sample of the window without its targets, which preserves shapes and pixel statistics."""
         for step in range(1, min(spot.length, NEIGHBOURS + 1)):
             neighbour = (spot.offset + step) % spot.length
             try:
-                one = self._one(window, spot, neighbour, self._mixture.slot_of(spot, neighbour), size)
+                one = self._decode(window, spot, neighbour, self._mixture.slot_of(spot, neighbour), size)
             except BadSample:
                 continue
             return Sample(key, one.views, weight=0.0, reason=reason)
         return Sample(key, weight=0.0, reason=reason)
 
 
-class PlainSamples:
-    """Makes samples for evaluation: the whole image at one size, without random draws."""
+class EvalSampleBuilder:
+    """Builds samples for evaluation: the whole image at one size, without random draws."""
 
     def __init__(
         self,
@@ -218,14 +221,14 @@ class PlainSamples:
         size: Size,
         plain: PlainConfig,
     ) -> None:
-        self._name, self._members, self._quarantine = source.name, Members(source, targets), quarantine
+        self._name, self._decoder, self._quarantine = source.name, SampleDecoder(source, targets), quarantine
         self._channels, self._size, self._background = channels, size, source.config.background
         self._plain = plain
 
-    def make(self, samples: Samples, number: int) -> Sample:
-        """One of the samples; black with weight 0 if it is bad. Raises DataError (see `Members`)."""
+    def build(self, samples: RawSamples, number: int) -> Sample:
+        """One of the samples; black with weight 0 if it is bad. Raises DataError as `SampleDecoder.decode` does."""
         try:
-            one = self._members.load(samples, number, self._load, cut=self._cut)
+            one = self._decoder.decode(samples, number, self._load_views, cut=self._cut)
         except BadSample as bad:
             shard, index = samples.where(number)
             self._quarantine.bad(shard, index, bad.key, str(bad), self._name)
@@ -233,7 +236,7 @@ class PlainSamples:
         self._quarantine.good(self._name)
         return Sample(one.key, one.views, one.values)
 
-    def _load(self, data: Data, trail: Trail | None, frame: Frame | None) -> tuple[Pixels]:
+    def _load_views(self, data: Data, trail: Trail | None, frame: Frame | None) -> tuple[Pixels]:
         return (load_plain(data, self._size, self._channels, self._background, self._plain, trail),)
 
     def _cut(self, target: Target, value: Any, data: Data) -> Any:

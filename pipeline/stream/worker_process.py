@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.stream.parts import Parts
+from pipeline.stream.batch_plan import BatchPlan
 
 NICENESS = 5  # gives the rank's own threads priority if CPUs are scarce
 
@@ -74,9 +74,9 @@ def work(pickled: bytes, worker: int, workers: int, pipe: Connection, bytes_read
     """Main function of a worker process; returns when the rank closes the pipe or is gone."""
     try:
         set_up_process()
-        parts = pickle.loads(pickled)
-        parts.progress = partial(bytes_read.add, worker)
-        serve(parts, worker, workers, pipe)
+        plan = pickle.loads(pickled)
+        plan.progress = partial(bytes_read.add, worker)
+        serve(plan, worker, workers, pipe)
     except Exception as error:
         with contextlib.suppress(ConnectionError):  # the rank is gone
             pipe.send(Failure(error))
@@ -93,8 +93,8 @@ def set_up_process() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-def serve(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
-    filler = parts.filler(worker, workers)
+def serve(plan: BatchPlan, worker: int, workers: int, pipe: Connection) -> None:
+    writer = plan.row_writer(worker, workers)
     buffers: dict[int, Buffer] = {}
     while (message := next_message(pipe)) is not None:
         match message:
@@ -104,7 +104,7 @@ def serve(parts: Parts, worker: int, workers: int, pipe: Connection) -> None:
             case ("forget", number):
                 del buffers[number]
             case ("step", step, number):
-                pipe.send(filler.fill(step, buffers[number].memory()))
+                pipe.send(writer.write(step, buffers[number].memory()))
 
 
 def next_message(pipe: Connection) -> tuple[Any, ...] | None:

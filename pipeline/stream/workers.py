@@ -33,8 +33,8 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.stream.batch import Batch, assemble
-from pipeline.stream.fill import Part
-from pipeline.stream.parts import Parts
+from pipeline.stream.batch_plan import BatchPlan
+from pipeline.stream.rows import WrittenRows
 from pipeline.stream.worker_process import Buffer, BytesRead, Failure, work
 
 BATCHES_AHEAD = 2  # maximum number of steps by which each worker is ahead of the rank
@@ -45,11 +45,11 @@ EXIT_S = 5.0
 class WorkerPool:
     """The workers of one rank, which start immediately; `batches` yields their output. Stop them with `close`."""
 
-    def __init__(self, parts: Parts, workers: int, bytes_read: BytesRead) -> None:
-        self._parts, self._workers = parts, workers
-        multiprocessing.forkserver.set_forkserver_preload([work.__module__, *needed_by(parts)])
+    def __init__(self, plan: BatchPlan, workers: int, bytes_read: BytesRead) -> None:
+        self._plan, self._workers = plan, workers
+        multiprocessing.forkserver.set_forkserver_preload([work.__module__, *needed_by(plan)])
         context = multiprocessing.get_context("forkserver")
-        pickled = pickle.dumps(parts)  # so that a worker unpickles it where errors are reported
+        pickled = pickle.dumps(plan)  # so that a worker unpickles it where errors are reported
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._free: deque[Buffer] = deque()
@@ -65,18 +65,18 @@ class WorkerPool:
 
     def batches(self) -> Generator[Batch, None, None]:
         """The batches of all steps in order, in shared memory."""
-        parts = self._parts
-        ahead = BATCHES_AHEAD * self._workers // max(len(parts.workers_of(parts.first, self._workers)), 1)
+        plan = self._plan
+        ahead = BATCHES_AHEAD * self._workers // max(len(plan.workers_of(plan.first, self._workers)), 1)
         asked: deque[tuple[int, Buffer]] = deque()
-        unasked = steps_of(parts)
+        unasked = steps_of(plan)
         while True:
             while len(asked) <= ahead and (step := next(unasked, None)) is not None:
-                asked.append((step, self._ask(step)))
+                asked.append((step, self._request(step)))
             if not asked:
                 return
             step, buffer = asked.popleft()
-            filled = [self._receive(worker) for worker in parts.workers_of(step, self._workers)]
-            yield assemble(self._lend(buffer), parts.layout(step), filled, step)
+            written = [self._receive(worker) for worker in plan.workers_of(step, self._workers)]
+            yield assemble(self._lend(buffer), plan.layout(step), written, step)
 
     def close(self) -> None:
         """Stop the workers, at the latest after the batch in progress."""
@@ -91,18 +91,18 @@ class WorkerPool:
             buffer.close_handle()
         self._free.clear()
 
-    def _ask(self, step: int) -> Buffer:
+    def _request(self, step: int) -> Buffer:
         """Request a step from the workers, in a free buffer or else a new one."""
-        size = -(-max(self._parts.layout(step).bytes, 1) // ROUND_BYTES) * ROUND_BYTES
+        size = -(-max(self._plan.layout(step).bytes, 1) // ROUND_BYTES) * ROUND_BYTES
         buffer = self._free.popleft() if self._free else None
         if buffer is not None and buffer.size < size:
             buffer.close_handle()
-            self._tell(("forget", buffer.number))
+            self._broadcast(("forget", buffer.number))
             buffer = None
         if buffer is None:
             buffer = Buffer(next(self._numbers), size)
-            self._tell(("buffer", buffer.number, size), buffer.handle)
-        for worker in self._parts.workers_of(step, self._workers):
+            self._broadcast(("buffer", buffer.number, size), buffer.handle)
+        for worker in self._plan.workers_of(step, self._workers):
             self._send(worker, ("step", step, buffer.number))
         return buffer
 
@@ -112,7 +112,7 @@ class WorkerPool:
         weakref.finalize(memory, self._free.append, buffer).atexit = False  # every array in it keeps it alive
         return memory
 
-    def _tell(self, message: tuple[Any, ...], handle: int | None = None) -> None:
+    def _broadcast(self, message: tuple[Any, ...], handle: int | None = None) -> None:
         for worker in range(self._workers):
             self._send(worker, message, handle)
 
@@ -122,15 +122,15 @@ class WorkerPool:
             if handle is not None:
                 send_handle(self._pipes[worker], handle, self._processes[worker].pid)
 
-    def _receive(self, worker: int) -> Part:
+    def _receive(self, worker: int) -> WrittenRows:
         try:
-            part = self._pipes[worker].recv()
+            answer = self._pipes[worker].recv()
         except (EOFError, ConnectionError) as error:
             self._processes[worker].join(EXIT_S)
             raise DataError(died(self._processes[worker].exitcode)) from error
-        if isinstance(part, Failure):
-            raise part.error from RuntimeError(f"in a loader worker:\n{part.stack}")
-        return part
+        if isinstance(answer, Failure):
+            raise answer.error from RuntimeError(f"in a loader worker:\n{answer.stack}")
+        return answer
 
 
 @contextlib.contextmanager
@@ -147,9 +147,9 @@ def without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def needed_by(parts: Parts) -> list[str]:
+def needed_by(plan: BatchPlan) -> list[str]:
     """Modules to preload for the workers: torch resizes colour images, see `images.load.resize`."""
-    return ["torch"] if parts.channels > 1 else []
+    return ["torch"] if plan.channels > 1 else []
 
 
 def died(code: int | None) -> str:
@@ -160,18 +160,18 @@ def died(code: int | None) -> str:
     return f"a loader worker ended {how}; what it printed is in its rank's log, in the stage's folder `logs`"
 
 
-def batches_in_this_thread(parts: Parts, bytes_read: BytesRead) -> Generator[Batch, None, None]:
+def batches_in_this_thread(plan: BatchPlan, bytes_read: BytesRead) -> Generator[Batch, None, None]:
     """Like `WorkerPool.batches`, but without workers."""
-    parts.progress = partial(bytes_read.add, 0)
-    filler = parts.filler(0, 1)
+    plan.progress = partial(bytes_read.add, 0)
+    writer = plan.row_writer(0, 1)
     try:
-        for step in steps_of(parts):
-            layout = parts.layout(step)
+        for step in steps_of(plan):
+            layout = plan.layout(step)
             memory = np.empty(layout.bytes, np.uint8)
-            yield assemble(memory, layout, [filler.fill(step, memory)], step)
+            yield assemble(memory, layout, [writer.write(step, memory)], step)
     finally:
-        filler.close()
+        writer.close()
 
 
-def steps_of(parts: Parts) -> Iterator[int]:
-    return iter(count(parts.first) if parts.stop is None else range(parts.first, parts.stop))
+def steps_of(plan: BatchPlan) -> Iterator[int]:
+    return iter(count(plan.first) if plan.stop is None else range(plan.first, plan.stop))

@@ -46,7 +46,7 @@ def tool_targets(
 
 def default_members(extensions: set[str]) -> dict[str, tuple[str, ...]]:
     """The kinds implied by extensions: those whose default members are all among them."""
-    told = ((kind, target.default_members) for kind, target in _all_kinds() if target.told_by_name)
+    told = ((kind, target.default_members) for kind, target in _all_kinds() if target.recognised_by_name)
     return {kind: members for kind, members in told if extensions.issuperset(members)}
 
 

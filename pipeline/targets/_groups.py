@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field as Setting
 from pydantic import model_validator
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import normalise_class_name
 from pipeline.config.fields import allowed
 from pipeline.config.targets import TargetConfig
 from pipeline.errors import ConfigError
@@ -25,7 +25,7 @@ class GroupsConfig(TargetConfig):
     def one_group_per_class(self) -> Self:
         seen: dict[str, str] = {}
         for group, names in (self.groups or {}).items():
-            for name in map(class_name, names):
+            for name in map(normalise_class_name, names):
                 if name in seen:
                     raise ValueError(
                         f"groups: class {name!r} is in {seen[name]!r} and in {group!r}; take it out of one"
@@ -37,7 +37,7 @@ class GroupsConfig(TargetConfig):
         """The group of each class. Raises ConfigError for groups of classes that the data set does not have."""
         if self.groups is None:
             return list(names)
-        group_of = {class_name(name): group for group, members in self.groups.items() for name in members}
+        group_of = {normalise_class_name(name): group for group, members in self.groups.items() for name in members}
         for name in group_of:
             if name not in names:
                 raise ConfigError(f"groups.{group_of[name]}: {name!r} is not a class; {allowed(name, names[:100])}")

@@ -73,7 +73,7 @@ class Target(ABC):
 
     kind: ClassVar[str]
     default_members: ClassVar[tuple[str, ...]]
-    told_by_name: ClassVar[bool] = True  # whether these member names identify the kind unambiguously
+    recognised_by_name: ClassVar[bool] = True  # whether these member names identify the kind unambiguously
     mixes: ClassVar[bool] = False  # whether it supports mixup and CutMix
     moves: ClassVar[bool] = False  # whether it has a location in the image and transforms with it
     picks: ClassVar[bool] = False  # whether a sample may have several labels, of which training draws one

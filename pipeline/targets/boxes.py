@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field as Setting
 from pydantic import field_validator
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import normalise_class_name
 from pipeline.config.section import Share
 from pipeline.errors import ConfigError, DataError
 from pipeline.images.boxes import draw_boxes, moved_boxes
@@ -74,7 +74,7 @@ class BoxesTarget(Target):
 
     kind: ClassVar[str] = "boxes"
     default_members: ClassVar[tuple[str, ...]] = ("json",)
-    told_by_name: ClassVar[bool] = False
+    recognised_by_name: ClassVar[bool] = False
     moves: ClassVar[bool] = True
     least_classes: ClassVar[int] = 1
     reads: ClassVar[int] = LONGEST
@@ -136,7 +136,7 @@ class BoxesTarget(Target):
             raise BadLabel(f"annotation {row} has no category_id")
         if self.numbers is None:
             return category
-        known = self._by_id.get(category) if name is None else self._by_name.get(class_name(name))
+        known = self._by_id.get(category) if name is None else self._by_name.get(normalise_class_name(name))
         if known is None:
             raise DataError(self._unknown(f"category id {category}" if name is None else f"category {name!r}"))
         return known

@@ -64,7 +64,7 @@ class Keypoints(Target):
 
     kind: ClassVar[str] = "keypoints"
     default_members: ClassVar[tuple[str, ...]] = ("json",)
-    told_by_name: ClassVar[bool] = False
+    recognised_by_name: ClassVar[bool] = False
     moves: ClassVar[bool] = True
     picks: ClassVar[bool] = True
     frames: ClassVar[bool] = True

@@ -96,7 +96,7 @@ def at_full_size(view: np.ndarray, full: tuple[int, int], how: PlainConfig) -> n
     return image
 
 
-def beside(parts: Sequence[np.ndarray], below: Image.Image) -> Image.Image:
+def side_by_side(parts: Sequence[np.ndarray], below: Image.Image) -> Image.Image:
     """Images of equal size, uint8 [H, W, 3], side by side at SIDE pixels, with `below` underneath."""
     full_height, full_width = parts[0].shape[:2]
     width, height = (max(round(side * SIDE / max(full_width, full_height)), 1) for side in (full_width, full_height))

@@ -80,7 +80,7 @@ class Reconstructions:
         masking, patch = Masking(*(numbers[one] for numbers in predicted.masking)), predicted.patch
         pixels = self._colours(predicted.pixels[one].float(), patch)
         three = torch.cat([image, paste(image, GREY, masking, patch), paste(image, pixels, masking, patch)])
-        return beside(three.clamp(0, 1).mul(255).round().byte().cpu().numpy())
+        return side_by_side(three.clamp(0, 1).mul(255).round().byte().cpu().numpy())
 
     def _colours(self, pixels: Tensor, patch: Pair) -> Tensor:
         """Denormalise pixels [1, M, C*p*q] to values from 0 to 1."""
@@ -88,7 +88,7 @@ class Reconstructions:
         return (pixels.unflatten(2, (len(mean), -1)) * std + mean).flatten(2)
 
 
-def beside(images: np.ndarray) -> np.ndarray:
+def side_by_side(images: np.ndarray) -> np.ndarray:
     """uint8 [n, C, H, W] -> [H', n W' + gaps, 3], or [H', n W' + gaps] for one channel; enlarges small images."""
     times = max(-(-MIN_SIDE // min(images.shape[2:])), 1)
     large = images.repeat(times, axis=2).repeat(times, axis=3).transpose(0, 2, 3, 1)

@@ -17,7 +17,7 @@ class Frozen(Generic[Model]):
 
     It is not a module, so a task may keep it as an attribute without making it part of the task's parameters, state and
     training mode; engines, optimisers, checkpoints and bundles ignore it. Moving or casting the task does not affect it
-    either: `beside` moves it to the weights of the student. Outputs are constants only under `torch.no_grad`.
+    either: `model_like` moves it to the weights of the student. Outputs are constants only under `torch.no_grad`.
 
     With `shard` each rank keeps only its slice of every weight, and each layer is gathered when it computes (torch's
     FSDP2); every rank must then call the model equally often.
@@ -26,7 +26,7 @@ class Frozen(Generic[Model]):
     def __init__(self, model: Model, *, shard: bool = False) -> None:
         self.model, self._to_be_sharded = model.eval().requires_grad_(False), shard
 
-    def beside(self, weight: Tensor) -> Model:
+    def model_like(self, weight: Tensor) -> Model:
         """The model on the device and in the dtype of `weight`, a weight of the student."""
         own = next(self.model.parameters())
         if (own.device, own.dtype) != (weight.device, weight.dtype):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import normalise_class_name
 from pipeline.errors import DataError, ModelError
-from pipeline.shards.pictures import Found
+from pipeline.shards.pictures import FoundImage
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class CocoIds:
         try:
             content = json.loads(path.read_bytes())
             images = {PurePath(image["file_name"]).stem: int(image["id"]) for image in content["images"]}
-            return cls(images, {class_name(one["name"]): int(one["id"]) for one in content["categories"]})
+            return cls(images, {normalise_class_name(one["name"]): int(one["id"]) for one in content["categories"]})
         except OSError as error:
             raise DataError(f"--coco-ids {path}: cannot be read ({error.strerror}); correct the path") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -46,7 +46,7 @@ class CocoResults:
         self.ids, self.rows = ids, list[dict[str, Any]]()
         self._images: dict[int, str] = {}  # id -> name
 
-    def add(self, found: Found, record: Mapping[str, Any]) -> None:
+    def add(self, found: FoundImage, record: Mapping[str, Any]) -> None:
         """Add the boxes, and keypoints if any, of an image's record.
 
         Raises ModelError for a record without boxes, and DataError if an id is missing or belongs to another image.
@@ -69,7 +69,7 @@ class CocoResults:
                 | ({} if points is None else {"keypoints": [value for point in found_points for value in point]})
             )
 
-    def _image_id(self, found: Found) -> int:
+    def _image_id(self, found: FoundImage) -> int:
         """The id in the sample's JSON, or else the id for the file name."""
         said = {}
         if "json" in found.members:

@@ -28,9 +28,9 @@ from pipeline.images.decode import BadImage, Pixels, decode, read_header
 from pipeline.models.spec import Pair
 from pipeline.shards import store
 from pipeline.shards.parallel import track, usable_cpus
-from pipeline.shards.pictures import Found, Pictures
+from pipeline.shards.pictures import FoundImage, Pictures
 from pipeline.tasks.coco_results import CocoIds, CocoResults
-from pipeline.tasks.pretrained import PretrainedMiniViT, check_options, unreadable, view_of
+from pipeline.tasks.pretrained import PretrainedMiniViT, check_options, unreadable_image, view_of
 
 RECORDS, FAILED, COCO = "predictions.jsonl", "failed.txt", "coco_results.json"
 DRAWN, QUALITY = ".drawn.jpg", 92
@@ -41,7 +41,7 @@ Compute = Callable[[Tensor, Sequence[Pair]], list[Any]]
 class Predicted(NamedTuple):
     """An image with the model's prediction, or the reason why it cannot be read."""
 
-    found: Found
+    found: FoundImage
     size: Pair = (0, 0)  # its own height and width
     value: Any = None
     fault: str = ""
@@ -59,7 +59,7 @@ class Predictor:
         self.task = self.model.task_module()
         check_options(self.task, self.options)
 
-    def __call__(self, images: Iterable[Found], compute: Compute | None = None) -> Iterator[list[Predicted]]:
+    def __call__(self, images: Iterable[FoundImage], compute: Compute | None = None) -> Iterator[list[Predicted]]:
         """Yield predicted batches while threads decode the next one. `compute` defaults to the task's `predict`."""
         compute = compute or partial(self.task.predict, **self.options)
         waiting, rest = list[Future[tuple[Predicted, Pixels | None]]](), iter(images)
@@ -72,7 +72,7 @@ class Predictor:
                     return
                 waiting = coming
 
-    def _seen(self, found: Found) -> tuple[Predicted, Pixels | None]:
+    def _seen(self, found: FoundImage) -> tuple[Predicted, Pixels | None]:
         """The image's size or fault, and its view, uint8 [H, W, C], if readable."""
         if found.data is None:
             return Predicted(found, fault=found.fault), None
@@ -105,7 +105,7 @@ def summaries(
     for batch in predictor(images, summarised):
         for one in batch:
             if one.fault:
-                raise unreadable(one.found.name, one.fault)
+                raise unreadable_image(one.found.name, one.fault)
             yield one.found.name, one.value
 
 

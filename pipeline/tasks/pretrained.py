@@ -154,10 +154,10 @@ def _read(image: AnyImage, size: Pair, preprocess: Preprocess) -> tuple[Pixels, 
         return view_of(Path(image).read_bytes(), size, preprocess)
     except (OSError, BadImage) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise unreadable(os.fspath(image), str(reason)) from None
+        raise unreadable_image(os.fspath(image), str(reason)) from None
 
 
-def unreadable(name: str, reason: str) -> DataError:
+def unreadable_image(name: str, reason: str) -> DataError:
     """The error for an image that cannot be read."""
     return DataError(f"{name}: cannot be read as an image ({reason}); give a PNG, JPEG or WebP file")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipeline.checkpoints.storage import told_if_unwritable
+from pipeline.checkpoints.storage import explain_unwritable
 from pipeline.errors import DataError
 from pipeline.files import write_json
 from pipeline.metrics.collector import Collector
@@ -90,7 +90,7 @@ def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
     """Evaluate each model of the job in turn; rank 0 writes the files."""
     device, results = select_device(), {}
     drafts = job.folder / DRAFTS
-    with told_if_unwritable(job.folder):
+    with explain_unwritable(job.folder):
         if dist.get_rank() == 0:
             shutil.rmtree(drafts, ignore_errors=True)
             drafts.mkdir(parents=True)

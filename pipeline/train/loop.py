@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoints.manifest import Window
+from pipeline.checkpoints.manifest import MeterState
 from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
 from pipeline.tasks.base import TaskModule
@@ -34,7 +34,7 @@ class Meter:
     steps: int = 0
     skipped: int = 0  # steps whose gradient was not finite; `sums` excludes their samples
     waited_s: float = 0.0
-    away_s: float = 0.0
+    excluded_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -45,7 +45,7 @@ class Meter:
         """Metrics over all ranks of the steps since the last report; resets the meter."""
         dist.all_reduce(self.sums)
         means = task.means(self.sums)  # waits for the device, so that the elapsed time includes its work
-        elapsed = time.perf_counter() - self.started - self.away_s
+        elapsed = time.perf_counter() - self.started - self.excluded_s
         report = {
             **{f"train/{name}": value for name, value in means.items()},
             "train/skipped_steps": float(self.skipped),
@@ -58,7 +58,7 @@ class Meter:
 
     def begin(self) -> None:
         """Start measuring training time."""
-        self.waited_s = self.away_s = 0.0
+        self.waited_s = self.excluded_s = 0.0
         self.started = time.perf_counter()
 
     def restart(self) -> None:
@@ -67,17 +67,17 @@ class Meter:
         self.begin()
 
     @contextmanager
-    def away(self) -> Iterator[None]:
+    def excluded(self) -> Iterator[None]:
         """Time spent in this context is excluded from throughput."""
         began = time.perf_counter()
         yield
-        self.away_s += time.perf_counter() - began
+        self.excluded_s += time.perf_counter() - began
 
-    def window(self) -> Window:
+    def state(self) -> MeterState:
         """State for a checkpoint, so that the next report of a resumed run equals that of an uninterrupted run."""
-        return Window(self.steps, self.skipped, [self.sums.tolist()])
+        return MeterState(self.steps, self.skipped, [self.sums.tolist()])
 
-    def resume(self, window: Window) -> None:
+    def resume(self, window: MeterState) -> None:
         """Resume from a checkpoint's window: each rank takes its sums; if the world size changed, rank 0 takes all.
 
         Ignores a window with a different number of sums, which comes from another version of the task.

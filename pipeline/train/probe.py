@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoints.storage import told_if_unwritable
+from pipeline.checkpoints.storage import explain_unwritable
 from pipeline.config.probe import PIXELS, RANDOM
 from pipeline.files import write_json
 from pipeline.models.bundle import Preprocess, load_bundle, load_description
@@ -36,7 +36,7 @@ Embed = Callable[[Tensor], Tensor]
 
 def probe_worker(job: ProbeJob, context: RankContext) -> None:
     """Measure each model that is not done yet; rank 0 writes the files, the summary last."""
-    with told_if_unwritable(job.folder):
+    with explain_unwritable(job.folder):
         (job.folder / PARTS).mkdir(parents=True, exist_ok=True)
         progress = ProgressFile(job.folder if dist.get_rank() == 0 else None)
         results = dict(job.done)

@@ -27,10 +27,10 @@ from pipeline.train.device import precision_dtype, select_device
 from pipeline.train.inputs import outputs_of
 from pipeline.train.job import RankContext, TrainJob
 from pipeline.train.micro_batch import split, to_device
-from pipeline.train.schedule import patch_at
 from pipeline.train.seeds import COUPLED, DROP_PATH, derive_seed
 from pipeline.train.stall import StallWatch
 from pipeline.train.state import TEACHER
+from pipeline.train.step_shapes import patch_at
 
 NAME = "replay.json"
 MOST_SAMPLES = 16  # listed in the result, highest losses first

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoints.manifest import FileRecord, Manifest, Window, write_manifest
+from pipeline.checkpoints.manifest import FileRecord, Manifest, MeterState, write_manifest
 from pipeline.checkpoints.retention import Retention, prune, sweep
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import SUFFIX, Span, write_shard
@@ -39,7 +39,7 @@ class Moment:
 
     step: int
     metrics: dict[str, float]  # of exactly this state
-    window: Window
+    window: MeterState
 
 
 class Saver:
@@ -65,7 +65,7 @@ class Saver:
         self._progress = 0  # bytes written
         self._stall_s = 0.0
 
-    def begin_collective(self, step: int, metrics: Mapping[str, float], window: Window) -> None:
+    def begin_collective(self, step: int, metrics: Mapping[str, float], window: MeterState) -> None:
         """Begin to commit the current state, after `step` steps. Waits until the previous checkpoint is done.
 
         `metrics` come from a validation of exactly this state and are empty if there was none; `window` is this rank's
@@ -149,21 +149,21 @@ class Saver:
         """Write this rank's file; once all ranks have written, rank 0 commits. All ranks raise if any failed."""
         folder, rank, world_size = step_folder(moment.step), dist.get_rank(), dist.get_world_size()
         name = f"rank-{rank:05d}-of-{world_size:05d}.{self._job.attempt}{SUFFIX}"  # unique to this attempt
-        mine = self._told(lambda: self._write(f"{folder}/{name}", layout, tensors))
+        mine = self._attempt(lambda: self._write(f"{folder}/{name}", layout, tensors))
         gathered = [(mine, moment.window.sums)] * world_size
         dist.all_gather_object(gathered, gathered[0], group=self._group)
         failures = [result for result, _ in gathered if isinstance(result, CheckpointError)]
         if rank == 0 and not failures:
             files = [result for result, _ in gathered if isinstance(result, FileRecord)]
             sums = [row for _, rows in gathered for row in rows]
-            failed = self._told(lambda: self._commit(folder, moment, files, sums))
+            failed = self._attempt(lambda: self._commit(folder, moment, files, sums))
             failures = [failed] if failed else []
         outcome: list[CheckpointError | None] = [failures[0] if failures else None]
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         if outcome[0] is not None:
             raise outcome[0]
 
-    def _told(self, write: Callable[[], Result]) -> Result | CheckpointError:
+    def _attempt(self, write: Callable[[], Result]) -> Result | CheckpointError:
         """The result of `write`, or the error that made it fail."""
         try:
             return write()

@@ -19,7 +19,7 @@ from pipeline.train.teacher import MovingTeacher
 EMA, TEACHER = "ema", "teacher"
 
 
-class Other(NamedTuple):
+class UntrainedTensor(NamedTuple):
     """A flat tensor that no optimiser updates, with its layout, and whether it is replicated on every rank."""
 
     value: Tensor
@@ -37,17 +37,19 @@ class TrainState:
         self.engine, self.ema, self.teacher = engine, ema, teacher
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.shapes = shapes_of(engine.model)
-        self._others = list(self._find_others(engine.model))
+        self._untrained = list(self._find_untrained(engine.model))
 
-    def _find_others(self, module: nn.Module) -> Iterator[Other]:
+    def _find_untrained(self, module: nn.Module) -> Iterator[UntrainedTensor]:
         """Tensors that the optimiser does not hold: buffers and frozen parameters, which ZeRO-3 also slices."""
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad and hasattr(parameter, "ds_tensor"):
-                yield Other(parameter.ds_tensor.data, slice_span(name, parameter, self.rank, 0), replicated=False)
+                yield UntrainedTensor(
+                    parameter.ds_tensor.data, slice_span(name, parameter, self.rank, 0), replicated=False
+                )
             elif not parameter.requires_grad:
-                yield Other(parameter.data.view(-1), [Span(name, 0, 0, parameter.numel())], replicated=True)
+                yield UntrainedTensor(parameter.data.view(-1), [Span(name, 0, 0, parameter.numel())], replicated=True)
         for name, buffer in module.named_buffers():
-            yield Other(buffer.view(-1), [Span(name, 0, 0, buffer.numel())], replicated=True)
+            yield UntrainedTensor(buffer.view(-1), [Span(name, 0, 0, buffer.numel())], replicated=True)
 
     def parts(self) -> tuple[list[list[Span]], dict[str, Tensor]]:
         """Layout and live tensors that this rank writes; writing replicated tensors is divided among the ranks."""
@@ -58,10 +60,10 @@ class TrainState:
                 named = {f"{len(layout)}/{key}": value for key, value in self._of_flat(number, flat).items()}
                 tensors |= named
                 layout.append(flat.spans)
-        for number, other in enumerate(self._others):
-            if not other.replicated or number % self.world_size == self.rank:
-                tensors[f"{len(layout)}/{WEIGHTS}"] = other.value
-                layout.append(other.spans)
+        for number, untrained in enumerate(self._untrained):
+            if not untrained.replicated or number % self.world_size == self.rank:
+                tensors[f"{len(layout)}/{WEIGHTS}"] = untrained.value
+                layout.append(untrained.spans)
         return layout, tensors
 
     def _of_flat(self, number: int, flat: Flat) -> dict[str, Tensor]:
@@ -81,9 +83,9 @@ class TrainState:
                 for key, value in tensors.items():
                     part = value[span.offset : span.offset + span.numel]
                     reader.read_into(part, span.parameter, span.start, key)
-        for other in self._others:
-            for span in other.spans:
-                reader.read_into(other.value[: span.numel], span.parameter, span.start, WEIGHTS)
+        for untrained in self._untrained:
+            for span in untrained.spans:
+                reader.read_into(untrained.value[: span.numel], span.parameter, span.start, WEIGHTS)
         self.engine.refresh_collective()
         if self.teacher:
             self.teacher.refresh_collective()

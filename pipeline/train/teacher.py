@@ -53,7 +53,7 @@ class MovingTeacher:
     @torch.no_grad()
     def refresh_collective(self) -> None:
         """Write the averages of all ranks into the teacher's weights."""
-        teacher: nn.Module = self._holder.beside(next(self._engine.model.parameters()))
+        teacher: nn.Module = self._holder.model_like(next(self._engine.model.parameters()))
         weights = {name: parameter.data.view(-1) for name, parameter in teacher.named_parameters()}
         dtype = next(iter(weights.values())).dtype
         for average, of_ranks in zip(self.averages, self._spans, strict=True):

@@ -15,7 +15,7 @@ from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.retention import best_step
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
-from pipeline.checkpoints.storage import open_storage, told_if_unwritable
+from pipeline.checkpoints.storage import explain_unwritable, open_storage
 from pipeline.errors import TrainingError
 from pipeline.models.bundle import load_bundle, save_bundle
 from pipeline.models.compiled import compile_layers
@@ -38,12 +38,13 @@ from pipeline.train.first_samples import FirstSamples
 from pipeline.train.job import KnnJob, RankContext, TrainJob, stage_id
 from pipeline.train.ledger import MetricsLedger, read_metrics
 from pipeline.train.loop import Meter, TrainingStep
+from pipeline.train.lr_schedule import lr_ratio
 from pipeline.train.online_knn import knn_collective
-from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
+from pipeline.train.optim import build_optimizer, parameter_groups
 from pipeline.train.saver import Saver, require_current_attempt
-from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes
 from pipeline.train.seeds import INITIAL_WEIGHTS, derive_seed
 from pipeline.train.state import TrainState
+from pipeline.train.step_shapes import micro_batches_at, patch_at, step_shapes
 from pipeline.train.teacher import MovingTeacher
 
 
@@ -257,7 +258,7 @@ class TrainWorker:
             return
         kept = self.ema or self.teacher
         averaged = self.engine.computing_with_collective(kept.averages) if kept else nullcontext()
-        with self.meter.away(), averaged:
+        with self.meter.excluded(), averaged:
             means = self._validate_collective(self.job.val) if self.job.val else {}
             means |= self._knn_collective(self.job.knn) if self.job.knn else {}
         self.val_metrics = {f"val/{name}": value for name, value in means.items()}
@@ -314,7 +315,7 @@ class TrainWorker:
         """Begin to commit the current state."""
         if self.ledger:
             self.ledger.sync()
-        self.saver.begin_collective(self.step, self.val_metrics, self.meter.window())
+        self.saver.begin_collective(self.step, self.val_metrics, self.meter.state())
         self.measured[self.step] = self.val_metrics
         self.control.saved()
 
@@ -354,7 +355,7 @@ class TrainWorker:
 
 def train_worker(job: TrainJob, context: RankContext) -> None:
     """Run a training stage on this rank; called by the cluster on every rank with the same job."""
-    with told_if_unwritable(job.folder):
+    with explain_unwritable(job.folder):
         worker = TrainWorker(job, context)
         try:
             worker.run_collective()

@@ -11,7 +11,7 @@ def test_damage_is_refused_or_read_and_nothing_else() -> None:
     assert result["slowest_s"] < 30
 
 
-def test_what_is_not_handled_is_told_with_its_number(monkeypatch) -> None:
+def test_what_is_not_handled_is_reported_with_its_number(monkeypatch) -> None:
     def breaks(*_: object) -> str:
         raise ZeroDivisionError
 

@@ -62,7 +62,7 @@ def test_a_file_that_is_cut_off_is_refused(storage: LocalStorage, cut: int) -> N
         read_header(storage, "f.safetensors", record.bytes - cut)
 
 
-def test_a_disk_that_refuses_is_told_by_its_own_error(storage: LocalStorage, tmp_path: Path) -> None:
+def test_a_disk_that_refuses_is_reported_by_its_own_error(storage: LocalStorage, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="checkpoints"):
         write_shard(storage, "step/f.safetensors", LAYOUT, {"0/weights": torch.zeros(7)})

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.checkpoints.manifest import Manifest, Window, read_manifest
+from pipeline.checkpoints.manifest import Manifest, MeterState, read_manifest
 from pipeline.checkpoints.shard_file import Span, write_shard
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
@@ -37,7 +37,7 @@ def test_states_are_put_together_from_all_files(reader: StateReader) -> None:
     assert reader.bytes_by_key() == {"weights": 4 * 16 + 8 * 5, "exp_avg": 4 * 16}
 
 
-def test_bytes_are_told_as_they_are_read(storage: LocalStorage, committed: Commit) -> None:
+def test_bytes_are_reported_as_they_are_read(storage: LocalStorage, committed: Commit) -> None:
     read: list[int] = []
     folder = committed(storage, 1)
     reader = StateReader(storage, folder, read_manifest(storage, folder), read.append)
@@ -56,7 +56,7 @@ def test_the_model_is_the_average_where_there_is_one(storage: LocalStorage) -> N
     layout = [[Span("a", 0, 0, 2)], [Span("frozen", 0, 0, 1)]]
     files = [write_shard(storage, "s/f.safetensors", layout, tensors)]
     shapes = {"a": [2], "frozen": [1]}
-    manifest = Manifest(1, 1, 1, 0, "d", {}, shapes, files, {}, Window(0, 0, [[0.0]]))
+    manifest = Manifest(1, 1, 1, 0, "d", {}, shapes, files, {}, MeterState(0, 0, [[0.0]]))
     state = StateReader(storage, "s", manifest).model_state()
     assert state["a"].tolist() == [3.0, 3.0]
     assert state["frozen"].dtype == torch.float32
@@ -79,7 +79,7 @@ def test_any_stretch_is_read_from_any_cut(tmp_path_factory: pytest.TempPathFacto
         files.append(
             write_shard(storage, f"s/{number}.safetensors", [[Span("p", start, number, stop - start)]], tensors)
         )
-    reader = StateReader(storage, "s", Manifest(1, 1, 1, 0, "d", {}, {"p": shape}, files, {}, Window(0, 0, [])))
+    reader = StateReader(storage, "s", Manifest(1, 1, 1, 0, "d", {}, {"p": shape}, files, {}, MeterState(0, 0, [])))
     assert torch.equal(reader.whole("weights")["p"], value.reshape(shape))
     first = data.draw(st.integers(0, numel - 1))
     target = torch.empty(data.draw(st.integers(1, numel - first)))

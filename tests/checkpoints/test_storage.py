@@ -51,7 +51,7 @@ def test_a_checkpoint_is_the_same_anywhere(anywhere: Storage, committed: Commit)
     assert len(selection.passed_over) == 1
 
 
-def test_what_is_not_there_is_told_by_the_same_errors(anywhere: Storage) -> None:
+def test_what_is_not_there_is_reported_by_the_same_errors(anywhere: Storage) -> None:
     with pytest.raises(CheckpointError, match="was never committed"):
         read_manifest(anywhere, "step-00000009")
     with pytest.raises(FileNotFoundError), anywhere.open("step-00000009/file"):

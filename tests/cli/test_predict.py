@@ -124,7 +124,7 @@ def test_results_lie_under_the_images_own_names(model: Path, tmp_path: Path) -> 
     assert printed == [{"image": rows[0]["image"], "classes": pytest.approx(rows[0]["classes"])}]
 
 
-def test_a_broken_image_is_told_of_and_costs_no_other(model: Path, images: list[str], tmp_path: Path) -> None:
+def test_a_broken_image_is_reported_and_costs_no_other(model: Path, images: list[str], tmp_path: Path) -> None:
     (tmp_path / "a1.png").write_bytes(Path(images[0]).read_bytes()[:40])
     out = tmp_path / "out"
     result = run(model, tmp_path, tmp_path / "none.png", "--out", out)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import normalise_class_name
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ from pipeline.config.class_names import class_name
     ],
 )
 def test_one_visible_spelling(text: str, expected: str) -> None:
-    assert class_name(text) == expected
+    assert normalise_class_name(text) == expected
 
 
 @given(st.binary(max_size=12))
 def test_any_folder_name_can_be_stored_and_stays(raw: bytes) -> None:
-    name = class_name(os.fsdecode(raw))
-    assert class_name(name) == name
+    name = normalise_class_name(os.fsdecode(raw))
+    assert normalise_class_name(name) == name
     assert name.encode().decode() == name
     assert all(unicodedata.category(character) not in ("Cc", "Cs") for character in name)

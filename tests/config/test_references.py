@@ -77,7 +77,7 @@ def test_weights_from_elsewhere(raw: dict[str, Any], reference: str) -> None:
     assert not is_foreign(config, "./export")
 
 
-def test_a_cycle_is_told(raw: dict[str, Any]) -> None:
+def test_a_cycle_is_reported(raw: dict[str, Any]) -> None:
     raw["stages"]["pretrain"]["init_from"] = "finetune"
     raw["stages"]["finetune"]["data"]["val"] = "test"
     [sentence] = faults(raw)

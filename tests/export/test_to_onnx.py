@@ -64,7 +64,7 @@ def test_an_opset_that_cannot_be_written_is_refused(opset: int) -> None:
         GraphConfig(opset=opset)
 
 
-def test_a_runtime_that_lacks_the_opset_is_told(tmp_path: Path) -> None:
+def test_a_runtime_that_lacks_the_opset_is_reported(tmp_path: Path) -> None:
     """Of a graph of a later opset than any runtime has."""
     value = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph(
@@ -80,7 +80,7 @@ def test_a_runtime_that_lacks_the_opset_is_told(tmp_path: Path) -> None:
         to_onnx._run(tmp_path / "m.onnx", {"images": torch.zeros(1)}, 99)
 
 
-def test_another_output_is_told() -> None:
+def test_another_output_is_reported() -> None:
     assert to_onnx._alike(np.ones(3), np.ones(3))
     assert not to_onnx._alike(np.ones(3), np.ones(3) + 1e-3)
     assert not to_onnx._alike(np.ones(3), np.ones((3, 1)))

@@ -117,7 +117,7 @@ def test_the_command_evaluates_as_the_stage_does(joined: Any, first_run: Any, to
         assert figures == pytest.approx(expected, rel=1e-5)
 
 
-def test_lost_samples_are_told_where_people_look(joined: Any, first_run: Any, children: dict[str, Any]) -> None:
+def test_lost_samples_are_reported_where_people_look(joined: Any, first_run: Any, children: dict[str, Any]) -> None:
     said = first_run.stderr.splitlines()
     report = (joined.folder / "runs" / "all" / "report.html").read_text()
     places = [(stage_id, split) for stage_id in TRAINED for split in ("train", "val")] + [("evaluate", "test")]

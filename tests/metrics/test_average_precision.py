@@ -14,7 +14,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.metrics.average_precision import DETECTION, AveragePrecision, Found
+from pipeline.metrics.average_precision import DETECTION, AveragePrecision, PredictedBoxes
 
 K = 3
 STATS = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
@@ -39,7 +39,9 @@ def image(rng: np.random.Generator, labelled: int, predicted: int, *, ties: bool
     return boxes, found
 
 
-def batch_of(slots: list[int], images: list[Image], weights: list[float] | None = None) -> tuple[list[Found], Any]:
+def batch_of(
+    slots: list[int], images: list[Image], weights: list[float] | None = None
+) -> tuple[list[PredictedBoxes], Any]:
     labelled = [one for boxes, _ in images for one in boxes]
     columns = list(zip(*labelled, strict=True)) if labelled else [[], [], [], []]
     targets = {
@@ -50,7 +52,7 @@ def batch_of(slots: list[int], images: list[Image], weights: list[float] | None 
         "boxes_full.offsets": torch.tensor(np.cumsum([0, *(len(boxes) for boxes, _ in images)])),
     }
     predicted = [
-        Found(
+        PredictedBoxes(
             torch.tensor([box for box, _, _ in found], dtype=torch.float32).view(-1, 4),
             torch.tensor([score for _, _, score in found], dtype=torch.float32),
             torch.tensor([label for _, label, _ in found], dtype=torch.int64),

@@ -13,10 +13,17 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.metrics.keypoints import COCO_SIGMAS, Judged, KeypointResults, default_sigmas, oks_ap, right_keypoints
+from pipeline.metrics.keypoints import (
+    COCO_SIGMAS,
+    ImageInstances,
+    KeypointResults,
+    default_sigmas,
+    oks_ap,
+    right_keypoints,
+)
 
 
-def images(count: int, keypoints: int, noise: float, seed: int = 0) -> dict[int, Judged]:
+def images(count: int, keypoints: int, noise: float, seed: int = 0) -> dict[int, ImageInstances]:
     """Images of 0 to 3 instances whose keypoints are found with an error of this share of the box."""
     rng = np.random.default_rng(seed)
     found = {}
@@ -29,7 +36,7 @@ def images(count: int, keypoints: int, noise: float, seed: int = 0) -> dict[int,
         flags[:, 0] = 2
         guesses = points + noise * sides.max(axis=-1, initial=0)[:, None, None] * rng.standard_normal(points.shape)
         scores = rng.random((n, keypoints, 1))
-        found[number] = Judged(
+        found[number] = ImageInstances(
             np.concatenate([points, flags], axis=2),
             np.concatenate([corners, corners + sides], axis=1),
             sides.prod(axis=1) * 0.6,
@@ -38,7 +45,7 @@ def images(count: int, keypoints: int, noise: float, seed: int = 0) -> dict[int,
     return found
 
 
-def by_coco(found: dict[int, Judged], keypoints: int) -> float:
+def by_coco(found: dict[int, ImageInstances], keypoints: int) -> float:
     """As a user of pycocotools would have it, from COCO's own files."""
     truths: list[dict[str, Any]] = []
     guesses: list[dict[str, Any]] = []

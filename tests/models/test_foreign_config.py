@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.models import Preprocess
-from pipeline.models.foreign_config import MEAN, STD, class_labels, hugging_face_normalisation, normalisation
+from pipeline.models.foreign_config import MEAN, STD, foreign_class_names, hugging_face_normalisation, normalisation
 
 transformers = pytest.importorskip("transformers")
 
@@ -82,15 +82,15 @@ def test_single_numbers_and_other_channels() -> None:
 
 def test_labels_stand_by_their_numbers() -> None:
     labels = {"10": "k", **{str(n): letter for n, letter in enumerate("abcdefghij")}}
-    assert class_labels(labels, {letter: n for n, letter in enumerate("abcdefghijk")}, 11) == list("abcdefghijk")
-    assert class_labels({1: "dog", 0: "\ufeffcat "}, {"cat": "0"}, 2) == ["cat", "dog"]
-    assert class_labels(["cat", "dog"], None, 2) == ["cat", "dog"]
-    assert class_labels({"0": "cat"}, None, 2) is None
-    assert class_labels(None, None, 2) is None
+    assert foreign_class_names(labels, {letter: n for n, letter in enumerate("abcdefghijk")}, 11) == list("abcdefghijk")
+    assert foreign_class_names({1: "dog", 0: "\ufeffcat "}, {"cat": "0"}, 2) == ["cat", "dog"]
+    assert foreign_class_names(["cat", "dog"], None, 2) == ["cat", "dog"]
+    assert foreign_class_names({"0": "cat"}, None, 2) is None
+    assert foreign_class_names(None, None, 2) is None
 
 
 def test_labels_of_several_classes_are_told_apart() -> None:
-    assert class_labels({"0": "crane", "1": "heron", "2": "crane"}, {"crane": 2, "heron": 1}, 3) == [
+    assert foreign_class_names({"0": "crane", "1": "heron", "2": "crane"}, {"crane": 2, "heron": 1}, 3) == [
         "crane (0)",
         "heron",
         "crane (2)",
@@ -117,5 +117,5 @@ def test_labels_of_several_classes_are_told_apart() -> None:
 )
 def test_labels_that_contradict_are_refused(labels: dict[str, str], named: Any, fault: str) -> None:
     with pytest.raises(ModelError) as caught:
-        class_labels(labels, named, 2)
+        foreign_class_names(labels, named, 2)
     assert str(caught.value).startswith(fault)

@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from pipeline.models import MiniViT, ModelSpec
-from pipeline.models.recognise import seems_to_be
+from pipeline.models.recognise import recognise
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from pipeline.models.recognise import seems_to_be
 def test_timms_architectures(name: str, expected: str) -> None:
     with torch.device("meta"):
         state = timm.create_model(name).state_dict()
-    found = seems_to_be(state)
+    found = recognise(state)
     assert found is not None
     assert expected in found[1]
     assert found[0] in state
@@ -50,7 +50,7 @@ def test_timms_architectures(name: str, expected: str) -> None:
 def test_torchvisions_architectures(name: str, expected: str) -> None:
     with torch.device("meta"):
         state = torchvision.models.get_model(name).state_dict()
-    found = seems_to_be(state)
+    found = recognise(state)
     assert found is not None
     assert expected in found[1]
 
@@ -72,7 +72,7 @@ def test_torchvisions_architectures(name: str, expected: str) -> None:
     ],
 )
 def test_other_layouts(keys: list[str], expected: str | None) -> None:
-    found = seems_to_be(keys)
+    found = recognise(keys)
     assert (found is None) == (expected is None)
     assert found is None or expected in found[1]
 
@@ -80,7 +80,7 @@ def test_other_layouts(keys: list[str], expected: str | None) -> None:
 def test_a_minivit_is_one(small_spec: Callable[..., ModelSpec]) -> None:
     with torch.device("meta"):
         state = MiniViT.from_spec(small_spec(mask_token=True), init="torch").state_dict()
-    assert seems_to_be({key: value for key, value in state.items() if key != "mask_token"}) == (
+    assert recognise({key: value for key, value in state.items() if key != "mask_token"}) == (
         "transformer.layers.0.self_attn.in_proj_bias",
         "a MiniViT",
     )

@@ -22,8 +22,8 @@ from pipeline.report.attention import (
     choose,
     decode,
     heat,
-    look,
-    look_inside,
+    inspect_image,
+    inspect_model,
     reduce,
 )
 from pipeline.report.collect import read_run
@@ -40,7 +40,7 @@ def picture(url: str) -> np.ndarray:
 
 def test_images_of_different_classes_are_shown_with_what_the_model_makes_of_them(built_run: Path) -> None:
     dataset = read_run(built_run).config.datasets["test"]
-    found, distances, filters = look_inside(built_run / "stages" / "finetune-56" / "model", dataset)
+    found, distances, filters = inspect_model(built_run / "stages" / "finetune-56" / "model", dataset)
     assert [glance.name for glance in found] == ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal"]
     assert all(0.1 <= glance.probability <= 1 and glance.predicted for glance in found)
     assert picture(found[0].image).shape == (28, 28, 3)
@@ -56,14 +56,14 @@ def test_a_model_that_tells_no_images_apart_predicts_none() -> None:
     backbone = build_backbone("nano", image_size=8, patch_size=4, channels=1, depth=1)
     model = MiniViT.from_spec(ModelSpec(backbone, {"seg_head": HeadSpec("linear", 3)}, "segmentation")).eval()
     pixels = np.zeros((8, 8, 1), np.uint8)
-    found, *_ = look(model, Preprocess((0.5,), (0.5,), 1, (8, 8)), [], [], TestImage("shard/7", pixels, None))
+    found, *_ = inspect_image(model, Preprocess((0.5,), (0.5,), 1, (8, 8)), [], [], TestImage("shard/7", pixels, None))
     assert (found.alt, found.predicted, picture(found.mean).shape) == ("shard/7", None, (2, 2, 4))
 
 
-def test_missing_shards_are_an_error_a_user_can_mend(built_run: Path, tmp_path: Path) -> None:
+def test_missing_shards_are_an_error_a_user_can_fix(built_run: Path, tmp_path: Path) -> None:
     bundle = built_run / "stages" / "finetune-56" / "model"
     with pytest.raises(DataError, match="nowhere"):
-        look_inside(bundle, DatasetConfig(shards=str(tmp_path / "nowhere")))
+        inspect_model(bundle, DatasetConfig(shards=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize("class_token", [True, False])

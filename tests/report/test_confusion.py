@@ -2,7 +2,7 @@ import numpy as np
 
 from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.report.collect import Evaluation
-from pipeline.report.confusion import MAX_DRAWN, MAX_LABELLED, class_names, draw_confusion, most_confused, row_shares
+from pipeline.report.confusion import MAX_DRAWN, MAX_LABELLED, draw_confusion, most_confused, row_labels, row_shares
 
 
 def evaluation(counts: np.ndarray | None, classes: list[str]) -> Evaluation:
@@ -29,7 +29,7 @@ def test_a_class_without_samples_has_no_shares() -> None:
 
 
 def test_classes_without_a_name_are_numbered() -> None:
-    assert class_names(evaluation(None, ["cat"]), 3) == ["cat", "1", "2"]
+    assert row_labels(evaluation(None, ["cat"]), 3) == ["cat", "1", "2"]
 
 
 def test_many_classes_are_drawn_without_names() -> None:

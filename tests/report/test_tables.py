@@ -16,7 +16,7 @@ from pipeline.report.tables import (
     probe_table,
     result_rows,
     run_state,
-    surgeries,
+    surgery_tables,
     total_seconds,
 )
 from pipeline.report.text import NOTHING, count_text
@@ -82,7 +82,7 @@ def test_time_between_attempts_does_not_count(finished_run: Path) -> None:
 
 
 def test_surgery_lists_what_changed_and_counts_the_rest(built_run: Path) -> None:
-    finer, finest = surgeries(read_run(built_run))
+    finer, finest = surgery_tables(read_run(built_run))
     assert finer.source == "pretrain/micro"
     assert [(row.tensor, row.action) for row in finer.rows] == [("pos_embed", "resized")]
     assert {row.tensor for row in finest.rows} == {"patch_embed.proj.weight"}

@@ -140,7 +140,7 @@ def test_shards_without_labels_are_indexed_without(tmp_path: Path, write_tar: Ca
         (lambda f: (f / "train-000003.tar").write_bytes(b""), r"train-000003.tar: not in"),
     ],
 )
-def test_a_mismatch_is_named_with_its_mend(folder: Path, damage: Callable[[Path], object], named: str) -> None:
+def test_a_mismatch_is_named_with_its_remedy(folder: Path, damage: Callable[[Path], object], named: str) -> None:
     build_index(str(folder), workers=1)
     damage(folder)
     with pytest.raises(DataError, match=named) as caught:

@@ -39,7 +39,7 @@ def test_the_offsets_can_be_mapped_by_any_reader(tmp_path: Path) -> None:
         (lambda data: data[:-16] + b"\xff\xff" + data[-14:], "are not in order"),
     ],
 )
-def test_damage_is_named_with_the_mend(tmp_path: Path, damage, words: str) -> None:
+def test_damage_is_named_with_the_remedy(tmp_path: Path, damage, words: str) -> None:
     write_sidecar(str(tmp_path / "a.tar"), Sidecar(4096, "00" * 32, np.array([0, 1024, 2048], np.uint64)))
     path = tmp_path / "a.tar.idx"
     path.write_bytes(damage(path.read_bytes()))

@@ -68,7 +68,7 @@ def test_what_a_run_would_skip_the_plan_skips(raw: dict[str, Any], context: RunC
         (lambda raw: raw["stages"]["export"].update(model="larger"), 5, "it started from finer"),
     ],
 )
-def test_a_change_is_told_with_all_that_it_touches(
+def test_a_change_is_reported_with_all_that_it_touches(
     raw: dict[str, Any], change: Callable[[Any], None], first: int, reason: str
 ) -> None:
     change(raw)

@@ -10,7 +10,7 @@ from pipeline.config.data import DatasetConfig
 from pipeline.config.load import parse_config
 from pipeline.errors import DataError
 from pipeline.shards.index import load_index
-from pipeline.stages.context import absolute, class_names, open_datasets, tracking_store
+from pipeline.stages.context import absolute, open_datasets, require_class_names, tracking_store
 from pipeline.stages.folder import RunFolder
 from pipeline.train.job import Dataset
 
@@ -35,20 +35,22 @@ def test_local_shards_become_absolute(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_labels_name_themselves_where_nobody_does(dataset: Dataset) -> None:
-    assert class_names("train", dataset, KINDS) == {"class_id": [str(label) for label in range(10)]}
+    assert require_class_names("train", dataset, KINDS) == {"class_id": [str(label) for label in range(10)]}
 
 
 def test_the_index_names_classes_and_the_config_comes_first(make_shards: Callable[..., None]) -> None:
     names = [f"class {label}" for label in range(10)]
     make_shards("train", 30, 10, names)
     dataset = Dataset(DatasetConfig(shards="data"), load_index("data"))
-    assert class_names("train", dataset, KINDS) == {"class_id": names}
-    assert class_names("train", with_classes(dataset, list("abcdefghijk")), KINDS) == {"class_id": list("abcdefghijk")}
+    assert require_class_names("train", dataset, KINDS) == {"class_id": names}
+    assert require_class_names("train", with_classes(dataset, list("abcdefghijk")), KINDS) == {
+        "class_id": list("abcdefghijk")
+    }
 
 
 def test_a_label_outside_the_classes_is_refused(dataset: Dataset) -> None:
     with pytest.raises(DataError, match=r"^datasets\.train: .*labels up to 9, but there are 9 classes \(0 to 8\)"):
-        class_names("train", with_classes(dataset, list("abcdefghi")), KINDS)
+        require_class_names("train", with_classes(dataset, list("abcdefghi")), KINDS)
 
 
 def test_every_dataset_is_opened(make_shards: Callable[..., None], raw: dict[str, Any]) -> None:
@@ -63,7 +65,7 @@ def test_every_dataset_is_opened(make_shards: Callable[..., None], raw: dict[str
 
 def test_two_classes_of_one_name_are_refused(dataset: Dataset) -> None:
     with pytest.raises(DataError, match=r"^datasets\.train: .* names both classes 0 and 9 'a', which would merge"):
-        class_names("train", with_classes(dataset, list("abcdefghia")), KINDS)
+        require_class_names("train", with_classes(dataset, list("abcdefghia")), KINDS)
 
 
 def test_the_environment_and_the_record_name_the_store(

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
-from pipeline.checkpoints.manifest import Manifest, Window, write_manifest
+from pipeline.checkpoints.manifest import Manifest, MeterState, write_manifest
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import Span, write_shard
 from pipeline.checkpoints.storage import open_storage
@@ -74,7 +74,7 @@ def commit(place: str, step: int, loss: float | None, digest: str = "d") -> None
     record = write_shard(storage, f"{step_folder(step)}/rank-0.safetensors", [spans], tensors)
     shapes = {name: list(value.shape) for name, value in state.items()}
     metrics = {} if loss is None else {"val/loss": loss}
-    window = Window(0, 0, [[0.0]])
+    window = MeterState(0, 0, [[0.0]])
     manifest = Manifest(step, 8 * step, 1, 2, digest, SPEC.to_dict(), shapes, [record], metrics, window)
     write_manifest(storage, step_folder(step), manifest)
 

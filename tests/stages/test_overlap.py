@@ -36,7 +36,7 @@ def datasets(**indexes: DatasetIndex) -> dict[str, Dataset]:
     return {name: Dataset(DatasetConfig(shards=index.url), index) for name, index in indexes.items()}
 
 
-def test_each_pair_is_told_once_with_its_stages() -> None:
+def test_each_pair_is_reported_once_with_its_stages() -> None:
     overlaps = Overlaps(datasets(train=TRAIN, val=index("val", x="1", y="7"), test=index("test", x="5")))
     for stage in ("one", "two", "two", "three", "four", "five"):
         overlaps.add(stage, ["train"], "val")
@@ -49,7 +49,7 @@ def test_each_pair_is_told_once_with_its_stages() -> None:
     )
 
 
-def test_training_data_that_is_named_for_validation_is_told_without_its_index() -> None:
+def test_training_data_that_is_named_for_validation_is_reported_without_its_index() -> None:
     overlaps = Overlaps({})
     overlaps.add("one", ["train"], "train")
     [warning] = overlaps.warnings()

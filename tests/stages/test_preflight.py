@@ -188,7 +188,7 @@ def test_what_a_later_stage_would_run_into_is_refused_before_anything_starts(
     assert not Path("runs").exists()
 
 
-def test_all_faults_are_told_at_once_a_sentence_each(raw: dict[str, Any]) -> None:
+def test_all_faults_are_reported_at_once_a_sentence_each(raw: dict[str, Any]) -> None:
     change(raw, "stages.export.formats", ["onix", "pickle"])
     change(raw, "stages.finer.data.lanes", 128)
     change(raw, "stages.pretrain.resolution", {"mode": "random", "sizes": [27]})  # a fault of both branches
@@ -255,7 +255,7 @@ def test_the_branches_of_a_stage_describe_its_source_once(raw: dict[str, Any], m
     assert described == ["./seven"]
 
 
-def test_shards_that_train_and_judge_are_told(raw: dict[str, Any]) -> None:
+def test_shards_that_train_and_judge_are_reported(raw: dict[str, Any]) -> None:
     raw["datasets"]["wide"] = raw["datasets"]["test"] | {"shards": "data/t*-000000.tar"}
     change(raw, "stages.pretrain.data.val", "train")
     change(raw, "stages.evaluate.data", "wide")

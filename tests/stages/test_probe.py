@@ -7,10 +7,10 @@ import pytest
 
 from pipeline.config.load import parse_config
 from pipeline.stages.context import RunContext, open_datasets
-from pipeline.stages.evaluated import told
+from pipeline.stages.evaluated import describe_measures
 from pipeline.stages.probe import ProbeStageRun
 from pipeline.stages.resolve import stage_branches
-from pipeline.stages.sources import Source
+from pipeline.stages.sources import SourceModel
 from pipeline.train.probe import part_of
 
 MEASURED = {"knn": 0.8, "intervals": {"knn": [0.75, 0.84]}, "chosen": {"k": 5}, "samples": 20}
@@ -28,8 +28,8 @@ def stage(context: RunContext, make_shards: Any, raw: dict[str, Any], monkeypatc
     context.config = parse_config(raw, "c")
     context.datasets = open_datasets(context.config)
 
-    def resolved(context: RunContext, stage_id: str, name: str) -> Source:
-        return Source(name, context.folder.stage(name).model, f"digest of {name}")
+    def resolved(context: RunContext, stage_id: str, name: str) -> SourceModel:
+        return SourceModel(name, context.folder.stage(name).model, f"digest of {name}")
 
     monkeypatch.setattr("pipeline.stages.probe.resolve_source", resolved)
     return ProbeStageRun(context, next(b for b in stage_branches(context.config) if b.id == "probe"))
@@ -81,4 +81,6 @@ def test_measures_in_words() -> None:
     from pipeline.config.probe import KnnConfig, MethodsConfig
     from pipeline.probe.measure import schema_of
 
-    assert told(schema_of(MethodsConfig(knn=KnnConfig())), MEASURED) == ["kNN accuracy 80.00 % (75.00 % to 84.00 %)"]
+    assert describe_measures(schema_of(MethodsConfig(knn=KnnConfig())), MEASURED) == [
+        "kNN accuracy 80.00 % (75.00 % to 84.00 %)"
+    ]

@@ -15,12 +15,12 @@ from pipeline.stages.resolve import (
     Branch,
     check_channels,
     dependencies,
+    describe_surgery,
     on_workers,
     reference_ids,
     stage_branches,
     stage_image_sizes,
     stage_spec,
-    surgeries,
 )
 from pipeline.tasks.classification import Task as Classification
 
@@ -232,8 +232,8 @@ def test_the_plan_refuses_what_surgery_refuses() -> None:
 def test_surgeries_name_what_changes() -> None:
     settings = {"registers": 4, "pool": "avg", "windows": Windows(7)}
     target = build_spec("nano", image_size=56, patch_size=2, channels=3, num_classes=5, **settings)
-    assert surgeries(NANO, NANO) == []
-    assert surgeries(NANO, target) == [
+    assert describe_surgery(NANO, NANO) == []
+    assert describe_surgery(NANO, target) == [
         "positions 7x7 -> 28x28",
         "patch kernel 4x4 -> 2x2",
         "channels 1 -> 3",
@@ -246,4 +246,4 @@ def test_surgeries_name_what_changes() -> None:
 
 def test_positions_that_are_computed_are_said_to_be() -> None:
     small = build_spec("nano", image_size=28, channels=1, num_classes=10, positions="sincos")
-    assert surgeries(small, small.with_backbone(grid=(14, 14))) == ["sine-cosine positions 7x7 -> 14x14"]
+    assert describe_surgery(small, small.with_backbone(grid=(14, 14))) == ["sine-cosine positions 7x7 -> 14x14"]

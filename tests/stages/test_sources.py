@@ -203,7 +203,7 @@ def branch_of(context: RunContext, branch_id: str) -> Any:
     return next(branch for branch in stage_branches(context.config) if branch.id == branch_id)
 
 
-def test_another_normalisation_than_the_sources_is_told() -> None:
+def test_another_normalisation_than_the_sources_is_reported() -> None:
     source = Preprocess((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 3, (224, 224))
     other = Preprocess((0.485, 0.456, 0.406), (0.5, 0.5, 0.5), 3, (384, 384))
     told = other_normalisation(source, other)
@@ -276,7 +276,7 @@ def test_an_evaluation_calls_its_data_by_name(trained: RunContext) -> None:
     stage.folder.path.mkdir(parents=True)
     line = {"dataset": "photos", "shard": "a.tar", "index": 0, "key": "k", "reason": "torn"}
     (stage.folder.path / "quarantine.rank0-worker0.jsonl").write_text(json.dumps(line) + "\n")
-    assert stage._tell_left_out()["bad"] == 1
+    assert stage._report_bad_samples()["bad"] == 1
     [event] = (stage.folder.path / "events.jsonl").read_text().splitlines()
     assert json.loads(event)["message"].startswith("photos: 1 of 20 samples are bad and were left out")
 

@@ -83,7 +83,7 @@ def test_a_stage_goes_on_with_the_tokenizer_of_the_model_it_starts_from(source: 
         tokenizer(task(tokenizer={"size": 260}), source, tmp_path / "two", parent)
 
 
-def test_no_good_caption_is_told(source: Source, tmp_path: Path) -> None:
+def test_no_good_caption_is_reported(source: Source, tmp_path: Path) -> None:
     unreadable = build_targets(
         "t", Dataset(DatasetConfig(shards="x", targets={"text": "png"}), source.index), ["text"], {}
     )

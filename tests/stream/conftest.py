@@ -18,8 +18,8 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.write import TarWriter
 from pipeline.stream.batch import Batch, assemble
+from pipeline.stream.batch_plan import TrainBatchPlan
 from pipeline.stream.loader import EvalLoader, TrainLoader
-from pipeline.stream.parts import TrainParts
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source, build_mixture
 from pipeline.targets.class_id import ClassId
@@ -88,7 +88,7 @@ def in_process(
     mixture = build_mixture(sources, DataConfig(train="t", lanes=lanes, window=window), seed)
     ranks = []
     for rank in range(world_size):
-        parts = TrainParts(
+        plan = TrainBatchPlan(
             sources=sources,
             mixture=mixture,
             channels=1,
@@ -101,15 +101,15 @@ def in_process(
             size_at=fixed_size(),
             start_slot=start_slot,
         )
-        fillers = [parts.filler(worker, workers) for worker in range(workers)]
+        writers = [plan.row_writer(worker, workers) for worker in range(workers)]
         batches = []
-        for step in range(parts.first, parts.first + steps):
-            layout = parts.layout(step)
+        for step in range(plan.first, plan.first + steps):
+            layout = plan.layout(step)
             memory = np.empty(layout.bytes, np.uint8)
-            batches.append(assemble(memory, layout, [filler.fill(step, memory) for filler in fillers], step))
+            batches.append(assemble(memory, layout, [writer.write(step, memory) for writer in writers], step))
         ranks.append(batches)
-        for filler in fillers:
-            filler.close()
+        for writer in writers:
+            writer.close()
     return [list(step) for step in zip(*ranks, strict=True)]
 
 

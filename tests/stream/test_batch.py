@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from pipeline.stream.batch import assemble
-from pipeline.stream.fill import fill, put_image
 from pipeline.stream.layout import Layout
+from pipeline.stream.rows import put_image, write_rows
 from pipeline.stream.sample import Sample
 from pipeline.targets.class_id import FIELDS, ClassId, ClassLabel
 
@@ -22,8 +22,8 @@ def test_parts_are_merged_in_slot_order() -> None:
     layout = Layout(6, {"image": (1, 2, 3)}, FIELDS)
     memory = np.full(layout.bytes, 255, np.uint8)
     shares = (np.array(rows, np.int64) for rows in ([0, 3, 4], [], [1, 2, 5]))
-    parts = [fill(memory, layout, TARGETS, rows, rows, map(sample, rows.tolist())) for rows in shares]
-    batch = assemble(memory, layout, parts, step=7)
+    written = [write_rows(memory, layout, TARGETS, rows, rows, map(sample, rows.tolist())) for rows in shares]
+    batch = assemble(memory, layout, written, step=7)
     assert batch.step == 7
     assert batch.keys == [f"a/{slot}" for slot in range(6)]
     images, targets = batch.views["image"], batch.targets

@@ -69,7 +69,7 @@ def test_masks_show_what_images_show(scenes: DatasetIndex, kit, workers: int) ->
     assert checked > 3000
 
 
-def test_bad_masks_are_told(scenes: DatasetIndex, kit) -> None:
+def test_bad_masks_are_reported(scenes: DatasetIndex, kit) -> None:
     reasons = {reason for batch in train(scenes, kit) for reason in batch.reasons}
     assert reasons == {"no mask member (looked for seg.png; found png)"}
 

@@ -184,7 +184,7 @@ def test_a_torn_tar_is_refused_by_the_index_and_its_rest_by_the_loader(kit, tmp_
     assert all("the tar" in reason for reason in bad.values())
 
 
-def test_an_index_older_than_its_tar_is_told(tmp_path: Path) -> None:
+def test_an_index_older_than_its_tar_is_reported(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", [("z", {"png": WHOLE, **GOOD})])
     build_index(str(tmp_path), workers=1)
     write(tmp_path / "a.tar", [("z", {"png": WHOLE, **GOOD}), ("y", {"png": WHOLE, **GOOD})])

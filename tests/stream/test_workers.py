@@ -25,7 +25,7 @@ from pipeline.config.training import ResolutionConfig
 from pipeline.errors import DataError
 from pipeline.shards.store import refuse_commands
 from pipeline.stream import loader, workers
-from pipeline.stream.parts import Parts
+from pipeline.stream.batch_plan import BatchPlan
 from pipeline.stream.resolution import size_at
 
 
@@ -143,7 +143,7 @@ class Unpicklable(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def test_an_error_that_cannot_travel_is_told_by_name() -> None:
+def test_an_error_that_cannot_travel_is_reported_by_name() -> None:
     try:
         raise Unpicklable(1, 2)
     except Unpicklable as error:
@@ -171,16 +171,16 @@ def test_what_is_said_of_a_worker_that_could_say_nothing(code: int, message: str
 
 
 @pytest.fixture
-def grey(uneven, kit, monkeypatch: pytest.MonkeyPatch) -> tuple[Parts, np.ndarray]:
+def grey(uneven, kit, monkeypatch: pytest.MonkeyPatch) -> tuple[BatchPlan, np.ndarray]:
     """What a grey training stage hands to its workers, and the images of its first batch."""
     handed, real = [], loader.prefetch
-    monkeypatch.setattr(loader, "prefetch", lambda parts, *rest: handed.append(copy(parts)) or real(parts, *rest))
+    monkeypatch.setattr(loader, "prefetch", lambda plan, *rest: handed.append(copy(plan)) or real(plan, *rest))
     size = partial(size_at, total_steps=9, base_size=(8, 8), resolution=ResolutionConfig(), seed=0)
     with kit.train_loader(uneven, data={"loader_workers": 0}, size_at=size) as batches:
         return handed[0], next(batches).views["image"].numpy()
 
 
-def test_workers_load_no_torch_where_they_need_none(grey: tuple[Parts, np.ndarray], tmp_path: Path) -> None:
+def test_workers_load_no_torch_where_they_need_none(grey: tuple[BatchPlan, np.ndarray], tmp_path: Path) -> None:
     """Neither with their own code nor with what they are handed."""
     (tmp_path / "grey.pickle").write_bytes(pickle.dumps(grey))
     program = """
@@ -188,10 +188,10 @@ import pickle, sys
 import numpy as np
 from pipeline.stream.worker_process import set_up_process
 set_up_process()
-parts, images = pickle.load(open(sys.argv[1], "rb"))
-layout = parts.layout(0)
+plan, images = pickle.load(open(sys.argv[1], "rb"))
+layout = plan.layout(0)
 memory = np.empty(layout.bytes, np.uint8)
-parts.filler(0, 1).fill(0, memory)
+plan.row_writer(0, 1).write(0, memory)
 assert (layout.arrays(memory)["views.image"] == images).all()
 assert "torch" not in sys.modules
 """
@@ -199,6 +199,6 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-def test_workers_share_the_torch_that_images_in_colour_need(grey: tuple[Parts, np.ndarray]) -> None:
+def test_workers_share_the_torch_that_images_in_colour_need(grey: tuple[BatchPlan, np.ndarray]) -> None:
     assert workers.needed_by(grey[0]) == []
     assert workers.needed_by(replace(grey[0], channels=3)) == ["torch"]

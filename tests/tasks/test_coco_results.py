@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataError, ModelError
-from pipeline.shards.pictures import Found
+from pipeline.shards.pictures import FoundImage
 from pipeline.tasks.coco_results import CocoIds, CocoResults
 
 RECORD = {"boxes": [[1, 2, 4, 6], [0, 0, 2, 1]], "scores": [0.9, 0.5], "labels": ["bag", "dog"], "classes": [0, 1]}
 
 
-def found(below: str, **members: bytes) -> Found:
-    return Found(f"/data/{below}", below, b"", members=members)
+def found(below: str, **members: bytes) -> FoundImage:
+    return FoundImage(f"/data/{below}", below, b"", members=members)
 
 
 def annotation_file(path: Path, images: list[dict[str, Any]]) -> Path:

@@ -14,7 +14,7 @@ from pipeline.models.patch_embed import patchify
 from pipeline.models.spec import Pair
 from pipeline.stream.batch import Batch
 from pipeline.tasks._masked import masked_pixels
-from pipeline.tasks._reconstructions import COUNT, GAP, Reconstruction, Reconstructions, beside, paste
+from pipeline.tasks._reconstructions import COUNT, GAP, Reconstruction, Reconstructions, paste, side_by_side
 
 PREPROCESS = Preprocess((0.4, 0.5, 0.6), (0.2, 0.3, 0.1), 3, (16, 24))
 SHAPES = [((28, 28), (4, 4)), ((12, 30), (3, 5)), ((8, 8), (1, 1))]
@@ -90,5 +90,5 @@ def test_a_perfect_reconstruction_is_the_original() -> None:
 
 
 def test_grey_images_stay_grey_and_large_ones_their_size() -> None:
-    assert beside(np.zeros((3, 1, 28, 28), np.uint8)).shape == (112, 3 * 112 + 2 * GAP)
-    assert beside(np.zeros((3, 3, 224, 160), np.uint8)).shape == (224, 3 * 160 + 2 * GAP, 3)
+    assert side_by_side(np.zeros((3, 1, 28, 28), np.uint8)).shape == (112, 3 * 112 + 2 * GAP)
+    assert side_by_side(np.zeros((3, 3, 224, 160), np.uint8)).shape == (224, 3 * 160 + 2 * GAP, 3)

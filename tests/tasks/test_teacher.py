@@ -29,7 +29,7 @@ def test_a_teacher_is_no_part_of_the_module_that_keeps_it() -> None:
 def test_it_stays_frozen_and_in_eval_mode() -> None:
     student = Student()
     student.train().requires_grad_(True)
-    teacher = student.teacher.beside(student.layer.weight)
+    teacher = student.teacher.model_like(student.layer.weight)
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     images = torch.randn(2, 1, 8, 8)
@@ -38,6 +38,6 @@ def test_it_stays_frozen_and_in_eval_mode() -> None:
 
 def test_it_follows_device_and_type_of_the_student() -> None:
     student = Student().to(torch.bfloat16)
-    assert student.teacher.beside(student.layer.weight).patch_embed.proj.weight.dtype == torch.bfloat16
+    assert student.teacher.model_like(student.layer.weight).patch_embed.proj.weight.dtype == torch.bfloat16
     student.to("meta")
-    assert student.teacher.beside(student.layer.weight).patch_embed.proj.weight.is_meta
+    assert student.teacher.model_like(student.layer.weight).patch_embed.proj.weight.is_meta

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import pipeline.checkpoints.storage
 import pipeline.files
-from pipeline.checkpoints.manifest import Window
+from pipeline.checkpoints.manifest import MeterState
 from pipeline.checkpoints.selection import newest_valid, step_folders
 from pipeline.checkpoints.shard_file import Span
 from pipeline.checkpoints.state_reader import StateReader
@@ -111,7 +111,7 @@ def save_all(root: Path, first: int, attempt: str, report: Callable[[int], None]
     saver = Saver(state, job, lambda: None)
     for step in range(first, SAVES + 1):
         state.step = step
-        saver.begin_collective(step, {}, Window(0, 0, [[0.0]]))
+        saver.begin_collective(step, {}, MeterState(0, 0, [[0.0]]))
         saver.finish()
         report(step)
 

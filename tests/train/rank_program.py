@@ -41,7 +41,7 @@ from pipeline.models.variants import build_backbone, build_spec
 from pipeline.probe.measure import Measurement
 from pipeline.probe.rows import Rows
 from pipeline.stream.batch import OFFSETS, Batch
-from pipeline.stream.parts import shape_of
+from pipeline.stream.batch_plan import shape_of
 from pipeline.tasks.base import Coupled, Outputs, TaskModule, Tensors
 from pipeline.tasks.classification.module import Classification
 from pipeline.tasks.ranks import Ranks
@@ -401,7 +401,7 @@ def steps(
     trainer = Trainer(zero_stage, precision, optimizer)
     losses = trainer.train(0, 3, shares, micro_batches)
     saver = trainer.saver(root)
-    saver.begin_collective(3, {}, trainer.meter.window())
+    saver.begin_collective(3, {}, trainer.meter.state())
     saver.finish()
     before, answer = trainer.weights(), trainer.logits()
     with trainer.engine.computing_with_collective(trainer.ema.averages):
@@ -451,9 +451,9 @@ def save_and_go_on(
     trainer = Trainer(zero_stage, precision, optimizer_of(model), model)
     saver = trainer.saver(root)
     trainer.train(0, 2, shares, 1)
-    saver.begin_collective(2, {"val/loss": 1.0}, trainer.meter.window())
+    saver.begin_collective(2, {"val/loss": 1.0}, trainer.meter.state())
     losses = trainer.train(2, 4, shares, 1)
-    saver.begin_collective(4, {}, trainer.meter.window())
+    saver.begin_collective(4, {}, trainer.meter.state())
     saver.finish()
     return {"losses": losses}
 
@@ -466,9 +466,9 @@ def resume(
     storage, folder = open_storage(source), step_folder(2)
     trainer.state.load_collective(StateReader(storage, folder, read_manifest(storage, folder)))
     saver = trainer.saver(root)
-    saver.begin_collective(2, {}, trainer.meter.window())
+    saver.begin_collective(2, {}, trainer.meter.state())
     losses = trainer.train(2, 4, shares, 1)
-    saver.begin_collective(4, {}, trainer.meter.window())
+    saver.begin_collective(4, {}, trainer.meter.state())
     saver.finish()
     return {"losses": losses}
 
@@ -565,11 +565,11 @@ def stall(root: str) -> dict[str, Any]:
     trainer = Trainer(2, "bf16", "adamw", "wide")
     saver, shares = trainer.saver(root), [GLOBAL_BATCH_SIZE]
     trainer.train(0, 1, shares, 1)
-    saver.begin_collective(1, {}, trainer.meter.window())  # takes the memory that the second one uses again
+    saver.begin_collective(1, {}, trainer.meter.state())  # takes the memory that the second one uses again
     saver.finish()
     saver.take_stall_s()
     began = time.perf_counter()
-    saver.begin_collective(2, {}, trainer.meter.window())
+    saver.begin_collective(2, {}, trainer.meter.state())
     trainer.train(1, 3, shares, 1)
     waited_s = saver.take_stall_s()
     saver.finish()

@@ -30,7 +30,8 @@ from pipeline.stream.augment import load_augmented
 from pipeline.stream.mix import mix
 from pipeline.tasks.task import task_of
 from pipeline.train.ema import ShardedEMA
-from pipeline.train.optim import build_optimizer, lr_ratio, parameter_groups
+from pipeline.train.lr_schedule import lr_ratio
+from pipeline.train.optim import build_optimizer, parameter_groups
 
 LARGE, CLOSE = 1e6, 1e-7  # as close to a bound as fp32 can tell
 CLASSES, SIDE, BATCH, STEPS = 3, 8, 4, 3

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.checkpoints.manifest import Window
+from pipeline.checkpoints.manifest import MeterState
 from pipeline.errors import DataError
 from pipeline.metrics.confusion import ConfusionCounts
 from pipeline.models import MiniViT, build_spec
@@ -125,7 +125,7 @@ def test_evaluation_leaves_the_mode_as_it_was(task: Classification, training: bo
 @pytest.mark.usefixtures("one_rank")
 def test_meter_reports_means_and_speed_and_starts_anew(task: Classification) -> None:
     meter = Meter.on(torch.device("cpu"), task)
-    meter.started, meter.away_s = time.perf_counter() - 5.0, 3.0
+    meter.started, meter.excluded_s = time.perf_counter() - 5.0, 3.0
     meter.sums += torch.tensor([8.0, 3, 4, 4, 4])
     meter.steps, meter.skipped, meter.waited_s = 4, 1, 0.5
     report = meter.report_collective(task, 10)
@@ -133,7 +133,7 @@ def test_meter_reports_means_and_speed_and_starts_anew(task: Classification) -> 
     assert report["speed/images_per_s"] == pytest.approx(20, rel=0.05)
     assert report["speed/step_time_s"] == pytest.approx(0.5, rel=0.05)
     assert report["speed/data_wait_share"] == pytest.approx(0.25, rel=0.05)
-    assert (meter.steps, meter.skipped, meter.waited_s, meter.away_s) == (0, 0, 0.0, 0.0)
+    assert (meter.steps, meter.skipped, meter.waited_s, meter.excluded_s) == (0, 0, 0.0, 0.0)
     assert not meter.sums.any()
     assert time.perf_counter() - meter.started < 1
 
@@ -150,9 +150,9 @@ def test_mixed_samples_have_no_accuracy(task: Classification) -> None:
 @pytest.mark.usefixtures("one_rank")
 def test_time_away_is_no_training_time(task: Classification) -> None:
     meter = Meter.on(torch.device("cpu"), task)
-    with meter.away():
+    with meter.excluded():
         time.sleep(0.05)
-    assert 0.05 <= meter.away_s < 5
+    assert 0.05 <= meter.excluded_s < 5
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -160,8 +160,8 @@ def test_time_away_is_no_training_time(task: Classification) -> None:
 def test_a_resumed_window_reports_what_an_undisturbed_one_would(task: Classification, sums: list[list[float]]) -> None:
     """Written by one rank, or by two and taken up by one."""
     meter = Meter.on(torch.device("cpu"), task)
-    meter.resume(Window(3, 1, sums))
-    assert meter.window() == Window(3, 1, [[1.5, 2.0, 3.0, 4.0, 4.0]])
+    meter.resume(MeterState(3, 1, sums))
+    assert meter.state() == MeterState(3, 1, [[1.5, 2.0, 3.0, 4.0, 4.0]])
     meter.sums += torch.tensor([0.5, 0.0, 0.0, 4.0, 4.0])
     assert meter.report_collective(task, 1)["train/loss"] == 0.25
 
@@ -170,8 +170,8 @@ def test_a_resumed_window_reports_what_an_undisturbed_one_would(task: Classifica
 def test_a_window_of_other_sums_is_left_out(task: Classification) -> None:
     """As another version of the package may have kept them."""
     meter = Meter.on(torch.device("cpu"), task)
-    meter.resume(Window(3, 1, [[1.5, 2.0, 3.0]]))
-    assert meter.window() == Window(0, 0, [[0.0] * 5])
+    meter.resume(MeterState(3, 1, [[1.5, 2.0, 3.0]]))
+    assert meter.state() == MeterState(0, 0, [[0.0] * 5])
 
 
 class Operators(TorchDispatchMode):

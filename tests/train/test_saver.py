@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoints.manifest import Window, verify
+from pipeline.checkpoints.manifest import MeterState, verify
 from pipeline.checkpoints.selection import newest_valid, step_folders
 from pipeline.checkpoints.shard_file import Span
 from pipeline.checkpoints.state_reader import StateReader
@@ -67,7 +67,7 @@ def storage(tmp_path: Path) -> LocalStorage:
 
 
 def begin(saver: Saver, step: int) -> None:
-    saver.begin_collective(step, {"val/loss": 0.5}, Window(1, 0, [[2.0]]))
+    saver.begin_collective(step, {"val/loss": 0.5}, MeterState(1, 0, [[2.0]]))
 
 
 def found(storage: Any, step: int) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_what_is_committed_is_the_moment_it_was_begun(
     assert torch.equal(found(storage, 1), torch.ones(1000))
     manifest = verify(storage, "step-00000001")
     assert (manifest.step, manifest.slots, manifest.metrics) == (1, 8, {"val/loss": 0.5})
-    assert (manifest.run_ids, manifest.window) == ({"stage": "x"}, Window(1, 0, [[2.0]]))
+    assert (manifest.run_ids, manifest.window) == ({"stage": "x"}, MeterState(1, 0, [[2.0]]))
 
 
 def test_a_rank_on_the_second_gpu_commits_what_its_step_left(
@@ -165,7 +165,7 @@ def test_the_memory_of_the_copy_is_used_again(make_saver: Callable[..., Saver], 
     assert len(places) == 1
 
 
-def test_a_failed_save_is_told_and_harms_no_other(
+def test_a_failed_save_is_reported_and_harms_no_other(
     make_saver: Callable[..., Saver], state: State, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saver = make_saver()

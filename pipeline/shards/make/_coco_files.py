@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.class_names import class_name
+from pipeline.config.class_names import normalise_class_name
 from pipeline.errors import DataError
 
 ENTRIES = {"images": ("id", "file_name"), "annotations": ("image_id",), "categories": ("id", "name")}
@@ -85,9 +85,9 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _add_categories(merged: Coco, named: dict[int, Path], path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     for row in rows:
-        number, name = row["id"], class_name(str(row["name"]))
+        number, name = row["id"], normalise_class_name(str(row["name"]))
         if points := row.get("keypoints"):
-            merged.points.add(tuple(class_name(str(point)) for point in points))
+            merged.points.add(tuple(normalise_class_name(str(point)) for point in points))
         known = merged.categories.setdefault(number, name)
         where = named.setdefault(number, path)
         if known != name:

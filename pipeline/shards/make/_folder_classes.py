@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config.class_names import class_name, visible
+from pipeline.config.class_names import normalise_class_name, visible
 from pipeline.errors import DataError
 from pipeline.shards.make._folder_tree import EXTENSIONS, Image, Tree
 
@@ -35,7 +35,7 @@ class ClassFolder(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "/".join(map(class_name, self.below.split("/")))
+        return "/".join(map(normalise_class_name, self.below.split("/")))
 
 
 Folders = dict[ClassFolder, list[Image]]
@@ -193,8 +193,8 @@ def one_class(groups: Mapping[str, Folders], src: Path) -> DataError:
     below = {
         path.removeprefix(f"{inner}/").partition("/")[0] for path in images if path.count("/") > inner.count("/") + 1
     }
-    mend = f"use --src {src / inner}" if len(below) > 1 else "put a folder of images for each other class beside it"
-    return DataError(f"{src}: all images are in one class folder, {visible(folders[0])!r}; {mend}")
+    remedy = f"use --src {src / inner}" if len(below) > 1 else "put a folder of images for each other class beside it"
+    return DataError(f"{src}: all images are in one class folder, {visible(folders[0])!r}; {remedy}")
 
 
 def check_training(groups: Mapping[str, Folders], src: Path) -> None:
@@ -220,7 +220,7 @@ def nested_folders(folders: Folders, classes: list[str], src: Path) -> list[str]
         top = folder.path
         parents = {image.path.rpartition("/")[0] for image in images} - {top}
         for parent in sorted(parents):
-            for name in map(class_name, parent.removeprefix(f"{top}/").split("/")):
+            for name in map(normalise_class_name, parent.removeprefix(f"{top}/").split("/")):
                 if name in known and name != folder.name:
                     raise DataError(
                         f"{src / parent}: its images would be of class {folder.name!r}, but {name!r} is also a class; "

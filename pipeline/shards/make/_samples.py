@@ -37,15 +37,15 @@ class Rejected(Exception):
         self.path = path
 
 
-class Sample(NamedTuple):
-    """A sample from a user's files: a readable name, and bytes by extension."""
+class NewSample(NamedTuple):
+    """A sample to be written, from a user's files: a readable name, and bytes by extension."""
 
     name: str
     members: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
-class How:
+class WriteOptions:
     """Settings that all makers of this kind share. Raises DataError for invalid ones."""
 
     prefix: str
@@ -68,7 +68,7 @@ class ShardTask(Generic[T]):
 
     out: Path
     prefix: str
-    read: Callable[[T], Sample]  # raises Rejected; DataError for faults beyond a single bad file
+    read: Callable[[T], NewSample]  # raises Rejected; DataError for faults beyond a single bad file
 
     def __call__(self, job: tuple[int, int, list[T]]) -> list[tuple[str, str]]:
         number, first, items = job
@@ -86,40 +86,47 @@ class ShardTask(Generic[T]):
 
 
 def write_samples(
-    out: Path, prefix: str, items: Sequence[T], read: Callable[[T], Sample], plan: Mapping[str, Any], how: How
+    out: Path,
+    prefix: str,
+    items: Sequence[T],
+    read: Callable[[T], NewSample],
+    plan: Mapping[str, Any],
+    options: WriteOptions,
 ) -> Rejections:
     """Writes the missing shards of `PREFIX-*.tar`; returns what all of them left out.
 
-    `read` runs on each item in a worker process. `plan` determines their content together with `how`.
+    `read` runs on each item in a worker process. `plan` determines their content together with `options`.
     """
-    settings = {"seed": how.seed, "samples_per_shard": how.samples_per_shard, "num_files": len(items), **plan}
+    settings = {"seed": options.seed, "samples_per_shard": options.samples_per_shard, "num_files": len(items), **plan}
     report = Rejections(out / f"{prefix}-rejected.txt", anew=agree_on_plan(out, prefix, settings))
-    order = np.random.Generator(np.random.PCG64(how.seed)).permutation(len(items)).tolist()
+    order = np.random.Generator(np.random.PCG64(options.seed)).permutation(len(items)).tolist()
     there, jobs = finished(out), []
-    for number, first in enumerate(range(0, len(items), how.samples_per_shard)):
+    for number, first in enumerate(range(0, len(items), options.samples_per_shard)):
         if shard_name(prefix, number) not in there:
-            jobs.append((number, first, [items[row] for row in order[first : first + how.samples_per_shard]]))
-    for rejected in map_shards(ShardTask(out, prefix, read), jobs, label=f"writing {prefix}", workers=how.workers):
+            jobs.append((number, first, [items[row] for row in order[first : first + options.samples_per_shard]]))
+    for rejected in map_shards(ShardTask(out, prefix, read), jobs, label=f"writing {prefix}", workers=options.workers):
         report.add(rejected)
     return report
 
 
-def split(names: Sequence[str], how: How) -> dict[str, list[int]]:
-    """Rows by the prefix of their shards: `how.val`, a share or a file of names, selects those in `val`.
+def split(names: Sequence[str], options: WriteOptions) -> dict[str, list[int]]:
+    """Rows by the prefix of their shards: `options.val`, a share or a file of names, selects those in `val`.
 
     A share is drawn by hashing the seed and each name. A file names images with or without folders and suffix, one per
     line. Raises DataError for a share or file that leaves either side empty.
     """
-    if how.val is None:
-        return {how.prefix: list(range(len(names)))}
-    if how.prefix == VAL:
-        raise DataError(f"--val {how.val}: its images go to {VAL}-*.tar, so --prefix must be another name")
-    chosen = _share(names, float(how.val), how.seed) if _is_number(how.val) else _named(names, Path(how.val))
+    if options.val is None:
+        return {options.prefix: list(range(len(names)))}
+    if options.prefix == VAL:
+        raise DataError(f"--val {options.val}: its images go to {VAL}-*.tar, so --prefix must be another name")
+    chosen = (
+        _share(names, float(options.val), options.seed) if _is_number(options.val) else _named(names, Path(options.val))
+    )
     if not 0 < len(chosen) < len(names):
         raise DataError(
-            f"--val {how.val}: would take {len(chosen):,} of {len(names):,} images; leave some for both splits"
+            f"--val {options.val}: would take {len(chosen):,} of {len(names):,} images; leave some for both splits"
         )
-    return {how.prefix: [row for row in range(len(names)) if row not in chosen], VAL: sorted(chosen)}
+    return {options.prefix: [row for row in range(len(names)) if row not in chosen], VAL: sorted(chosen)}
 
 
 def _is_number(text: str) -> bool:
@@ -185,13 +192,14 @@ def read_file(path: Path, name: str) -> bytes:
         raise Rejected(name, error.strerror or str(error)) from None
 
 
-def check_said_size(name: str, said: tuple[int, int], found: tuple[int, int]) -> None:
+def check_annotated_size(name: str, annotated: tuple[int, int], found: tuple[int, int]) -> None:
     """Raises Rejected if the annotated (height, width) differs from that of the image; zeros mean unknown."""
-    if all(said) and said != found:
-        turned = "; annotations are for the image as its EXIF data rotate it" if said == found[::-1] else ""
+    if all(annotated) and annotated != found:
+        turned = "; annotations are for the image as its EXIF data rotate it" if annotated == found[::-1] else ""
         raise Rejected(
             name,
-            f"the annotations are for {said[1]} x {said[0]} pixels, but the image has {found[1]} x {found[0]}{turned}",
+            f"the annotations are for {annotated[1]} x {annotated[0]} pixels, "
+            f"but the image has {found[1]} x {found[0]}{turned}",
         )
 
 
@@ -226,7 +234,7 @@ def refuse_other_classes(out: Path, kind: str, names: list[str], option: str = "
         )
 
 
-def told(title: str, left_out: Mapping[str, Sequence[str]], reports: Sequence[Rejections]) -> str:
+def import_report(title: str, left_out: Mapping[str, Sequence[str]], reports: Sequence[Rejections]) -> str:
     """A report: what was taken, and what was not, by reason with the first examples.
 
     `left_out` are names by the reason they are not taken; the files that `reports` list are added to them.

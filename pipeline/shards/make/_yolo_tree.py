@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pipeline.config.class_names import class_name, repeated, visible
+from pipeline.config.class_names import normalise_class_name, repeated, visible
 from pipeline.errors import DataError
 from pipeline.shards.class_file import read_class_names
 from pipeline.shards.make._folder_classes import SPLITS
@@ -89,7 +89,7 @@ def _names(file: Path, content: Mapping[str, Any]) -> list[str]:
         given = [given[number] for number in range(len(given))]
     if not isinstance(given, list) or not given:
         raise DataError(f"{file}: found no `names` of classes; write them as a list, or give --classes")
-    names = [class_name(str(name)) for name in given]
+    names = [normalise_class_name(str(name)) for name in given]
     if twice := repeated(names):
         raise DataError(f"{file}: found {twice[0]!r} twice in its `names`; give each class its own name")
     if content.get("nc") not in (None, len(names)):

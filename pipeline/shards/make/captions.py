@@ -14,17 +14,17 @@ from pipeline.shards.make._captions_table import read_captions
 from pipeline.shards.make._files import listing_hash
 from pipeline.shards.make._folder_tree import Image, read_tree
 from pipeline.shards.make._samples import (
-    How,
+    NewSample,
     Rejected,
-    Sample,
+    WriteOptions,
     check_taken,
     digest_of,
+    import_report,
     read_file,
     read_image,
     refuse_missing,
     split,
     stem,
-    told,
     write_samples,
 )
 from pipeline.targets.base import BadLabel
@@ -43,17 +43,17 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Read:
+class ItemReader:
     """Reads the sample of an item."""
 
     images: Path
 
-    def __call__(self, item: Item) -> Sample:
+    def __call__(self, item: Item) -> NewSample:
         data, _ = read_image(self.images / item.path, item.path)
         members = {Path(item.path).suffix.lower()[1:]: data}
         if item.captions is not None:
             members[MEMBER] = item.captions.encode()
-            return Sample(item.path, members)
+            return NewSample(item.path, members)
         beside = stem(item.path)
         members[MEMBER] = read_file(self.images / f"{beside}.txt", item.path)
         try:
@@ -62,7 +62,7 @@ class Read:
             raise Rejected(item.path, str(bad)) from None
         if item.described:
             members["json"] = read_file(self.images / f"{beside}.json", item.path)
-        return Sample(item.path, members)
+        return NewSample(item.path, members)
 
 
 def make(
@@ -88,7 +88,7 @@ def make(
     for a table without these columns or not in UTF-8, for too many missing images, or if `out` holds shards of the same
     prefix made of other files or with other settings.
     """
-    how = How(prefix, samples_per_shard, seed, val, workers)
+    options = WriteOptions(prefix, samples_per_shard, seed, val, workers)
     if table is None:
         items, left_out = beside_images(images, out)
         source = "none"
@@ -96,14 +96,14 @@ def make(
         items, left_out = of_table(images, table, image_column, caption_column, out, most_missing)
         source = digest_of([table.read_bytes()])
     reports = []
-    for name, rows in split([item.path for item in items], how).items():
+    for name, rows in split([item.path for item in items], options).items():
         chosen = [items[row] for row in rows]
         listing = listing_hash([*((item.path, item.size) for item in chosen), (source, len(chosen))])
         plan = {"listing_sha256": listing, "image_column": image_column, "caption_column": caption_column}
-        reports.append(write_samples(out, name, chosen, Read(images), plan, how))
+        reports.append(write_samples(out, name, chosen, ItemReader(images), plan, options))
     taken = check_taken(images, len(items), reports)
     index = build_index(str(out), workers=workers)
-    print(told(f"{images}: {taken:,} images with captions imported", left_out, reports), file=sys.stderr)
+    print(import_report(f"{images}: {taken:,} images with captions imported", left_out, reports), file=sys.stderr)
     return index
 
 

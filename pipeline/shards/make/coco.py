@@ -29,17 +29,17 @@ from pipeline.shards.make._files import listing_hash, write_names
 from pipeline.shards.make._folder_classes import some
 from pipeline.shards.make._mask_ids import Ids, ids_of
 from pipeline.shards.make._samples import (
-    How,
+    NewSample,
     Rejected,
-    Sample,
-    check_said_size,
+    WriteOptions,
+    check_annotated_size,
     check_taken,
     digest_of,
+    import_report,
     read_file,
     read_image,
     refuse_other_classes,
     split,
-    told,
     write_samples,
 )
 from pipeline.targets.base import BadLabel
@@ -47,16 +47,16 @@ from pipeline.targets.mask import check_size
 
 
 @dataclass(frozen=True)
-class Read:
+class ItemReader:
     """Reads the sample of an item."""
 
     images: Path
     stuff: Path | None
     ids: Ids | None
 
-    def __call__(self, item: Item) -> Sample:
+    def __call__(self, item: Item) -> NewSample:
         data, header = read_image(self.images / item.path, item.path)
-        check_said_size(item.path, (item.height, item.width), (header.height, header.width))
+        check_annotated_size(item.path, (item.height, item.width), (header.height, header.width))
         members = {Path(item.path).suffix.lower()[1:]: data}
         if item.described:
             size = {"width": header.width, "height": header.height}
@@ -65,7 +65,7 @@ class Read:
             members["txt"] = item.captions.encode()
         if item.stuff is not None:
             members["seg.png"] = self._map(item.stuff, (header.height, header.width))
-        return Sample(item.path, members)
+        return NewSample(item.path, members)
 
     def _map(self, path: str, size: tuple[int, int]) -> bytes:
         """A class map of stuff. Raises Rejected, and DataError for ids without a class."""
@@ -108,7 +108,7 @@ def make(
     resumes. Raises DataError for files that contradict each other, unknown categories, too many missing images, or if
     `out` holds shards of the same prefix made of other files or with other settings.
     """
-    how = How(prefix, samples_per_shard, seed, val, workers)
+    options = WriteOptions(prefix, samples_per_shard, seed, val, workers)
     if (stuff is None) != (stuff_classes is None):
         raise DataError("--stuff and --stuff-classes: give both, class maps and the names of their classes")
     coco = read_coco(annotations)
@@ -118,12 +118,12 @@ def make(
     for kind, names in classes.items():
         refuse_other_classes(out, kind, names, "--stuff-classes" if kind == "mask" else "--annotations")
     items, left_out = arrange(coco, images, stuff, out, most_missing)
-    read = Read(images, stuff, ids_of(len(maps), None, None) if maps else None)
+    read = ItemReader(images, stuff, ids_of(len(maps), None, None) if maps else None)
     source, reports = digest_of(path.read_bytes() for path in annotations), []
-    for name, rows in split([item.path for item in items], how).items():
+    for name, rows in split([item.path for item in items], options).items():
         chosen = [items[row] for row in rows]
         plan = {"listing_sha256": listing_hash([*((item.path, item.size) for item in chosen), (source, len(chosen))])}
-        reports.append(write_samples(out, name, chosen, read, plan | {"stuff_classes": maps}, how))
+        reports.append(write_samples(out, name, chosen, read, plan | {"stuff_classes": maps}, options))
     taken = check_taken(images, len(items), reports)
     if coco.classes:
         write_names(out / "classes.txt", coco.classes)
@@ -131,5 +131,5 @@ def make(
     index = build_index(str(out), classes=classes, targets=described, workers=workers)
     empty = sum(item.empty for item in items)
     more = f", {empty:,} of them without annotations" if empty and coco.classes else ""
-    print(told(f"{images}: {taken:,} images imported{more}", left_out, reports), file=sys.stderr)
+    print(import_report(f"{images}: {taken:,} images imported{more}", left_out, reports), file=sys.stderr)
     return index

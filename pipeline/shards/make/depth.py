@@ -16,14 +16,14 @@ from pipeline.shards.make._files import listing_hash
 from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.make._mask_pairs import Pair, Words, pair_up
 from pipeline.shards.make._samples import (
-    How,
+    NewSample,
     Rejected,
-    Sample,
+    WriteOptions,
     check_taken,
+    import_report,
     read_file,
     read_image,
     split,
-    told,
     write_samples,
 )
 from pipeline.targets.base import BadLabel
@@ -34,13 +34,13 @@ WORDS = Words("depth map", "--depth", "--image-suffix .jpg --depth-suffix _depth
 
 
 @dataclass(frozen=True)
-class Read:
+class ItemReader:
     """Reads the sample of a pair. Raises DataError for 8-bit or colour PNGs, which suggest that all files are bad."""
 
     images: Path
     depth: Path
 
-    def __call__(self, pair: Pair) -> Sample:
+    def __call__(self, pair: Pair) -> NewSample:
         image, header = read_image(self.images / pair.image, pair.image)
         depth = read_file(self.depth / pair.mask, pair.mask)
         try:
@@ -52,7 +52,7 @@ class Read:
             raise Rejected(pair.mask, str(bad)) from None
         if not steps.any():
             raise Rejected(pair.mask, "the depth map is 0 everywhere: nothing was measured")
-        return Sample(pair.image, {Path(pair.image).suffix.lower()[1:]: image, MEMBER: depth})
+        return NewSample(pair.image, {Path(pair.image).suffix.lower()[1:]: image, MEMBER: depth})
 
 
 def make(
@@ -76,16 +76,19 @@ def make(
     DataError where no depth map fits an image, or has not 16 bits, or if `out` holds shards of the same prefix made of
     other files or with other settings.
     """
-    how = How(prefix, samples_per_shard, seed, val, workers)
+    options = WriteOptions(prefix, samples_per_shard, seed, val, workers)
     image_tree = read_tree(images, out, "--images is a folder of images")
     depth_tree = read_tree(depth, out, "--depth is a folder of PNGs")
     pairing = pair_up(image_tree.all_images(), depth_tree.all_images(), (image_suffix, depth_suffix), only, WORDS)
     pairs, reports = pairing.pairs, []
-    for name, rows in split([pair.image for pair in pairs], how).items():
+    for name, rows in split([pair.image for pair in pairs], options).items():
         chosen = [pairs[row] for row in rows]
         plan = {"listing_sha256": listing_hash((f"{pair.image}\0{pair.mask}", pair.size) for pair in chosen)}
-        reports.append(write_samples(out, name, chosen, Read(images, depth), plan, how))
+        reports.append(write_samples(out, name, chosen, ItemReader(images, depth), plan, options))
     taken = check_taken(images, len(pairs), reports)
     index = build_index(str(out), workers=workers)
-    print(told(f"{images}: {taken:,} images with depth maps imported", pairing.left_out, reports), file=sys.stderr)
+    print(
+        import_report(f"{images}: {taken:,} images with depth maps imported", pairing.left_out, reports),
+        file=sys.stderr,
+    )
     return index

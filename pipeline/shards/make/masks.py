@@ -24,9 +24,9 @@ from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.make._mask_ids import Ids, ids_of
 from pipeline.shards.make._mask_pairs import Pair, Pairing, pair_up
 from pipeline.shards.make._samples import (
-    How,
+    NewSample,
     Rejected,
-    Sample,
+    WriteOptions,
     read_file,
     read_image,
     refuse_other_classes,
@@ -41,14 +41,14 @@ PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_FILTER, cv2.IMWRI
 
 
 @dataclass(frozen=True)
-class Read:
+class ItemReader:
     """Reads the sample of a pair. Raises DataError for ids that no class has."""
 
     images: Path
     masks: Path
     ids: Ids
 
-    def __call__(self, pair: Pair) -> Sample:
+    def __call__(self, pair: Pair) -> NewSample:
         image, header = read_image(self.images / pair.image, pair.image)
         mask = read_file(self.masks / pair.mask, pair.mask)
         try:
@@ -60,7 +60,7 @@ class Read:
             raise self.without_class(pair.mask, outside)
         if (stored := self.ids.stored(ids)) is not None:
             mask = cv2.imencode(".png", stored, PNG_OPTIONS)[1].tobytes()
-        return Sample(pair.image, {Path(pair.image).suffix.lower()[1:]: image, MEMBER: mask})
+        return NewSample(pair.image, {Path(pair.image).suffix.lower()[1:]: image, MEMBER: mask})
 
     def without_class(self, path: str, outside: list[int]) -> DataError:
         count = self.ids.num_classes
@@ -97,7 +97,7 @@ def make(
     listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError where no mask fits an image, a mask
     has ids without a class, or `out` holds shards of the same prefix made of other files or with other settings.
     """
-    how = How(prefix, samples_per_shard, seed, None, workers)
+    options = WriteOptions(prefix, samples_per_shard, seed, None, workers)
     names = read_class_names(classes)
     refuse_other_classes(out, "mask", names)
     ids = ids_of(len(names), ignore, remap)
@@ -107,7 +107,7 @@ def make(
     files = [(f"{pair.image}\0{pair.mask}", pair.size) for pair in pairing.pairs]
     small_ids = ids.ignore == 255
     plan = {"listing_sha256": listing_hash(files), "ignore": ignore, "remap": remap, "small_ids": small_ids}
-    report = write_samples(out, prefix, pairing.pairs, Read(images, masks, ids), plan, how)
+    report = write_samples(out, prefix, pairing.pairs, ItemReader(images, masks, ids), plan, options)
     rejected = _rejected(pairing, report)
     if len(rejected) == len(files):
         raise DataError(

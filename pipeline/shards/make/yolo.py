@@ -13,15 +13,15 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._files import listing_hash, write_names
 from pipeline.shards.make._samples import (
-    How,
+    NewSample,
     Rejected,
-    Sample,
+    WriteOptions,
     check_taken,
     digest_of,
+    import_report,
     read_image,
     refuse_other_classes,
     split,
-    told,
     write_samples,
 )
 from pipeline.shards.make._yolo_tree import Item, labels_of, read_yolo
@@ -32,12 +32,12 @@ DIGITS = 3  # decimal places of pixel coordinates
 
 
 @dataclass(frozen=True)
-class Read:
+class ItemReader:
     """Reads the sample of an item. Raises DataError for a class without a name."""
 
     classes: tuple[str, ...]
 
-    def __call__(self, item: Item) -> Sample:
+    def __call__(self, item: Item) -> NewSample:
         data, header = read_image(Path(item.path), item.name)
         annotations = []
         for number, line in enumerate(self.lines(item), 1):
@@ -45,7 +45,7 @@ class Read:
                 annotations.append(self.annotation(item, line, number, header.width, header.height))
         described = {"width": header.width, "height": header.height, "annotations": annotations}
         told = json.dumps(described, separators=(",", ":")).encode()
-        return Sample(item.name, {Path(item.path).suffix.lower()[1:]: data, "json": told})
+        return NewSample(item.name, {Path(item.path).suffix.lower()[1:]: data, "json": told})
 
     def lines(self, item: Item) -> list[str]:
         try:
@@ -100,7 +100,7 @@ def make(
     cannot be read are listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError for classes without
     name, or if `out` holds shards of the same prefix made of other files or with other settings.
     """
-    how = How(prefix, samples_per_shard, seed, val, workers)
+    options = WriteOptions(prefix, samples_per_shard, seed, val, workers)
     found = read_yolo(src, classes, prefix, out)
     if val is not None and len(found.splits) > 1:
         raise DataError(f"--val {val}: {src} already has the splits {', '.join(found.splits)}; leave it out")
@@ -108,15 +108,15 @@ def make(
     items = [item for part in found.splits.values() for item in part]
     parts = found.splits
     if val is not None:
-        parts = {name: [items[row] for row in rows] for name, rows in split([i.name for i in items], how).items()}
-    read, reports = Read(tuple(found.classes)), []
+        parts = {name: [items[row] for row in rows] for name, rows in split([i.name for i in items], options).items()}
+    read, reports = ItemReader(tuple(found.classes)), []
     for name, part in parts.items():
         labels = digest_of(item.lines or b"" for item in part)
         listing = listing_hash([*((item.name, item.size) for item in part), (labels, len(part))])
         plan = {"listing_sha256": listing, "classes": found.classes}
-        reports.append(write_samples(out, name, part, read, plan, how))
+        reports.append(write_samples(out, name, part, read, plan, options))
     taken = check_taken(src, len(items), reports)
     write_names(out / "classes.txt", found.classes)
     index = build_index(str(out), classes={"boxes": found.classes}, targets={"boxes": ("json",)}, workers=workers)
-    print(told(f"{src}: {taken:,} images imported", found.left_out, reports), file=sys.stderr)
+    print(import_report(f"{src}: {taken:,} images imported", found.left_out, reports), file=sys.stderr)
     return index

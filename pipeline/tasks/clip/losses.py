@@ -19,10 +19,10 @@ from pipeline.tasks.ranks import Ranks
 
 AT_ONCE = 1 << 24  # similarities held at once
 
-LossOfRows = Callable[["Pairs", "Pairs", Tensor, Tensor | None], Tensor]
+LossOfRows = Callable[["EmbeddedPairs", "EmbeddedPairs", Tensor, Tensor | None], Tensor]
 
 
-class Pairs(NamedTuple):
+class EmbeddedPairs(NamedTuple):
     """Unit embeddings, fp32 [n, E]; captions, int64 [n], which are equal for equal texts; weights, fp32 [n]."""
 
     images: Tensor
@@ -30,11 +30,11 @@ class Pairs(NamedTuple):
     captions: Tensor
     weights: Tensor
 
-    def gathered(self, ranks: Ranks) -> Pairs:
-        return Pairs(*(ranks.gather(values) for values in self))
+    def gathered(self, ranks: Ranks) -> EmbeddedPairs:
+        return EmbeddedPairs(*(ranks.gather(values) for values in self))
 
 
-def contrastive(loss: LossOfRows, pairs: Pairs, scale: Tensor, bias: Tensor | None, ranks: Ranks) -> Tensor:
+def contrastive(loss: LossOfRows, pairs: EmbeddedPairs, scale: Tensor, bias: Tensor | None, ranks: Ranks) -> Tensor:
     """This rank's part of the mean over all pairs of `softmax_loss` or `sigmoid_loss`, fp32 [].
 
     Rows of similarities are computed in chunks and recomputed in the backward pass, so that memory grows linearly with
@@ -42,7 +42,7 @@ def contrastive(loss: LossOfRows, pairs: Pairs, scale: Tensor, bias: Tensor | No
     """
     others = pairs.gathered(ranks)
     rows = max(AT_ONCE // max(len(others.weights), 1), 1)
-    parts = [Pairs(*part) for part in zip(*(values.split(rows) for values in pairs), strict=True)]
+    parts = [EmbeddedPairs(*part) for part in zip(*(values.split(rows) for values in pairs), strict=True)]
     if len(parts) == 1:
         losses = [loss(parts[0], others, scale, bias)]
     else:
@@ -50,7 +50,7 @@ def contrastive(loss: LossOfRows, pairs: Pairs, scale: Tensor, bias: Tensor | No
     return torch.stack([*losses, scale.new_zeros(())]).sum() / others.weights.sum().clamp(min=1)
 
 
-def softmax_loss(pairs: Pairs, others: Pairs, scale: Tensor, bias: Tensor | None) -> Tensor:
+def softmax_loss(pairs: EmbeddedPairs, others: EmbeddedPairs, scale: Tensor, bias: Tensor | None) -> Tensor:
     """CLIP's loss (Radford et al. 2021): the sum over pairs of the mean of both directions' cross-entropies."""
     own = scale * (pairs.images * pairs.texts).sum(dim=1)  # [n]
     ignored = ~negatives(pairs, others)
@@ -61,7 +61,7 @@ def softmax_loss(pairs: Pairs, others: Pairs, scale: Tensor, bias: Tensor | None
     return total @ pairs.weights / 2
 
 
-def sigmoid_loss(pairs: Pairs, others: Pairs, scale: Tensor, bias: Tensor | None) -> Tensor:
+def sigmoid_loss(pairs: EmbeddedPairs, others: EmbeddedPairs, scale: Tensor, bias: Tensor | None) -> Tensor:
     """SigLIP's loss (Zhai et al. 2023): an independent binary classification of every image and text as a pair."""
     assert bias is not None
     own = scale * (pairs.images * pairs.texts).sum(dim=1) + bias
@@ -70,7 +70,7 @@ def sigmoid_loss(pairs: Pairs, others: Pairs, scale: Tensor, bias: Tensor | None
     return (F.softplus(-own) + refused) @ pairs.weights
 
 
-def negatives(pairs: Pairs, others: Pairs) -> Tensor:
+def negatives(pairs: EmbeddedPairs, others: EmbeddedPairs) -> Tensor:
     """Bool [n, N]: which other texts are negatives for an image, and which other images for a text."""
     return (pairs.captions[:, None] != others.captions) & (others.weights > 0)
 

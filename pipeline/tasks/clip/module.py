@@ -21,7 +21,7 @@ from pipeline.models.heads.text_tower.shape import TEMPERATURE, TEXT
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import Coupled, Evaluated, Graph, Outputs, TaskModule, Tensors
-from pipeline.tasks.clip.losses import LOSSES, Pairs, contrastive
+from pipeline.tasks.clip.losses import LOSSES, EmbeddedPairs, contrastive
 from pipeline.tasks.ranks import ALONE, Ranks
 
 
@@ -54,7 +54,7 @@ class Clip(TaskModule):
         return Outputs(weights.new_zeros(1), none, rows, self.model.get_submodule(TEMPERATURE)())
 
     def couple(self, rows: Tensors, shared: Tensors, weights: Tensor, ranks: Ranks, seed: int) -> Coupled:
-        pairs = Pairs(rows["images"], rows["texts"], rows["captions"], weights)
+        pairs = EmbeddedPairs(rows["images"], rows["texts"], rows["captions"], weights)
         loss = contrastive(self.loss_of_rows, pairs, shared["scale"], shared.get("bias"), ranks)
         scale, one = shared["scale"].detach(), loss.detach().new_ones(()) / ranks.count
         bound = (scale >= 0.999 * self.most).float()
@@ -106,7 +106,9 @@ class Clip(TaskModule):
         images, texts, captions = map(torch.from_numpy, (pairs.images, pairs.texts[first], pairs.numbers[first]))
         scale, bias = shared["scale"].cpu(), shared["bias"].cpu() if "bias" in shared else None
         return float(
-            contrastive(self.loss_of_rows, Pairs(images, texts, captions, torch.ones(len(images))), scale, bias, ALONE)
+            contrastive(
+                self.loss_of_rows, EmbeddedPairs(images, texts, captions, torch.ones(len(images))), scale, bias, ALONE
+            )
         )
 
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:

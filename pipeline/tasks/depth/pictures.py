@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from pipeline.images.depth_map import depth_colors, depth_limits
-from pipeline.tasks._pictures import GAP, SIDE, FirstMaps, Shown, beside
+from pipeline.tasks._pictures import GAP, SIDE, FirstMaps, Shown, side_by_side
 
 LINE = 18  # pixels
 
@@ -22,4 +22,4 @@ class DepthMaps(FirstMaps):
         near, far = limits = depth_limits(one.labels)
         key = Image.new("RGB", (3 * (SIDE + GAP), LINE), "white")
         ImageDraw.Draw(key).text((0, 0), f"red {near:.2f} m to blue {far:.2f} m", fill="black")
-        return beside([one.image, depth_colors(one.labels, limits), depth_colors(one.predicted, limits)], key)
+        return side_by_side([one.image, depth_colors(one.labels, limits), depth_colors(one.predicted, limits)], key)

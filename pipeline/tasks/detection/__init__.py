@@ -85,7 +85,7 @@ class Task(BaseTask):
 
     @model_validator(mode="after")
     def denoises_queries(self) -> Task:
-        if self.denoising and not self.one_each:
+        if self.denoising and not self.one_to_one:
             raise ValueError(f"denoising: found {self.denoising}, but a {self.head} head has no queries; leave it out")
         return self
 
@@ -96,14 +96,14 @@ class Task(BaseTask):
         return kind
 
     @property
-    def one_each(self) -> bool:
+    def one_to_one(self) -> bool:
         """Whether each object is assigned to exactly one candidate in training."""
         return self.kind.matching == "one"
 
     @property
     def copies(self) -> int:
         """Copies of each box for denoising."""
-        if not self.one_each:
+        if not self.one_to_one:
             return 0
         return 3 if self.denoising is None else self.denoising
 

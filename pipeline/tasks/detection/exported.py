@@ -27,16 +27,16 @@ class BestBoxes(nn.Module):
 
     def __init__(self, task: Detection) -> None:
         super().__init__()
-        self.model, self.one_each, self.inference = task.model, task.one_each, task.task.inference
+        self.model, self.one_to_one, self.inference = task.model, task.one_to_one, task.task.inference
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         boxes, logits = self.model(images).tensor_split([COORDINATES], dim=2)
-        shares = logits.softmax(dim=2)[..., :-1] if self.one_each else logits.sigmoid()
+        shares = logits.softmax(dim=2)[..., :-1] if self.one_to_one else logits.sigmoid()
         scores, classes = shares.max(dim=2)
         scores, rows = scores.topk(min(self.inference.most, boxes.shape[1]), dim=1)
         classes = classes.gather(1, rows)
         corners = to_corners(boxes.gather(1, rows[..., None].expand(-1, -1, COORDINATES)))
-        if not self.one_each:
+        if not self.one_to_one:
             iou, _ = overlaps(corners[:, :, None], corners[:, None])  # [B, M, M]
             same = classes[:, :, None] == classes[:, None]
             better = torch.ones_like(iou[0]).triu(1) > 0

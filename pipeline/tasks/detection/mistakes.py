@@ -8,12 +8,12 @@ from __future__ import annotations
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from pipeline.metrics.average_precision import Found
+from pipeline.metrics.average_precision import PredictedBoxes
 
 OVERLAP = 0.5  # least IoU at which a box of the same class matches a labelled one
 
 
-def f1(found: Found, boxes: Tensor, labels: Tensor) -> float:
+def f1(found: PredictedBoxes, boxes: Tensor, labels: Tensor) -> float:
     """The harmonic mean of precision and recall; 1 if there are neither objects nor detections.
 
     Detections are matched greedily by score to labelled boxes [n, 4] of classes [n], each of which matches only once.

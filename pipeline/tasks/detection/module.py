@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from pipeline.images.boxes import draw_boxes
-from pipeline.metrics.average_precision import AveragePrecision, Found
+from pipeline.metrics.average_precision import AveragePrecision, PredictedBoxes
 from pipeline.models.heads import head_kind
 from pipeline.models.heads._boxes import COORDINATES, BoxKind
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.detection import HEAD
 from pipeline.tasks.detection.exported import NAMES, BestBoxes
-from pipeline.tasks.detection.many import Many
 from pipeline.tasks.detection.mistakes import f1
 from pipeline.tasks.detection.objects import Objects, at_full_size, evaluation_objects, to_corners, training_objects
-from pipeline.tasks.detection.one_each import OneEach
+from pipeline.tasks.detection.one_to_many import OneToManyLoss
+from pipeline.tasks.detection.one_to_one import OneToOneLoss
 from pipeline.tasks.detection.pictures import Outlines
 
 if TYPE_CHECKING:
@@ -52,9 +52,11 @@ class Detection(TaskModule):
         head: Any = model.heads[HEAD]
         kind = head_kind(model.spec.heads[HEAD].kind)  # from the model, as an evaluation's settings name none
         assert isinstance(kind, BoxKind)
-        self.one_each = kind.matching == "one"
+        self.one_to_one = kind.matching == "one"
         self.learning = (
-            OneEach(len(classes), len(head.queries), task.copies) if self.one_each else Many(head, len(classes))
+            OneToOneLoss(len(classes), len(head.queries), task.copies)
+            if self.one_to_one
+            else OneToManyLoss(head, len(classes))
         )
         terms = self.learning.terms
         self.sum_names = (*(f"loss of {term}" for term in terms), *terms)
@@ -71,7 +73,7 @@ class Detection(TaskModule):
         return Outputs(losses, self._sums(losses, objects, weights, images))
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
-        """The loss without denoising; `predicted` holds a `Found` for each image, in its own pixels."""
+        """The loss without denoising; `predicted` holds `PredictedBoxes` for each image, in its own pixels."""
         images = views["image"]
         view, how = (images.shape[2], images.shape[3]), self.preprocess.eval
         objects, features = evaluation_objects(targets, view, how), self.model.features(images)
@@ -103,22 +105,29 @@ class Detection(TaskModule):
             return {"precision": precision}
         return {"precision": precision, "pictures": Outlines(self.preprocess.eval, self.task.inference.shown)}
 
-    def mistakes(self, predicted: Sequence[Found], batch: Batch) -> Tensor:
+    def mistakes(self, predicted: Sequence[PredictedBoxes], batch: Batch) -> Tensor:
         """1 - F1 of the boxes that are shown; crowds are ignored."""
         return torch.tensor([1 - f1(*self._pair(predicted, batch, row)) for row in range(len(predicted))])
 
-    def compared(self, predicted: Sequence[Found], batch: Batch, row: int) -> Compared:
+    def compared(self, predicted: Sequence[PredictedBoxes], batch: Batch, row: int) -> Compared:
         found, boxes, labels = self._pair(predicted, batch, row)
         height, width = batch.targets["boxes_full_size"][row].tolist()
-        truth = Found(boxes, torch.ones(len(boxes)), labels)
-        return Compared((height, width), self._told(truth), self._told(found), f"F1 {f1(found, boxes, labels):.2f}")
+        truth = PredictedBoxes(boxes, torch.ones(len(boxes)), labels)
+        return Compared(
+            (height, width), self._as_record(truth), self._as_record(found), f"F1 {f1(found, boxes, labels):.2f}"
+        )
 
-    def _pair(self, predicted: Sequence[Found], batch: Batch, row: int) -> tuple[Found, Tensor, Tensor]:
+    def _pair(
+        self, predicted: Sequence[PredictedBoxes], batch: Batch, row: int
+    ) -> tuple[PredictedBoxes, Tensor, Tensor]:
         """An image's predictions to show, and its labelled boxes and classes without crowds, all on the CPU."""
-        one, offsets = Found(*(part.cpu() for part in predicted[row])), batch.targets["boxes_full.offsets"].tolist()
+        one, offsets = (
+            PredictedBoxes(*(part.cpu() for part in predicted[row])),
+            batch.targets["boxes_full.offsets"].tolist(),
+        )
         own, good = slice(offsets[row], offsets[row + 1]), one.scores >= self.task.inference.shown
         boxes, labels, crowds = (batch.targets[name][own].cpu() for name in ("boxes_full", "box_label", "box_crowd"))
-        return Found(one.boxes[good], one.scores[good], one.labels[good]), boxes[~crowds], labels[~crowds]
+        return PredictedBoxes(one.boxes[good], one.scores[good], one.labels[good]), boxes[~crowds], labels[~crowds]
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[Any]:
         """Boxes in pixels of the image itself, best first: {"boxes", "scores", "labels" (names), "classes" (numbers)}.
@@ -127,17 +136,17 @@ class Detection(TaskModule):
         """
         least, view = options.get("score", self.task.inference.shown), (images.shape[2], images.shape[3])
         head, features = self._head(), self.model.features(images)
-        return [self._told(one) for one in self._found(head(features), sizes, view, least)]
+        return [self._as_record(one) for one in self._found(head(features), sizes, view, least)]
 
-    def _told(self, one: Found) -> dict[str, list[Any]]:
+    def _as_record(self, one: PredictedBoxes) -> dict[str, list[Any]]:
         numbers = one.labels.tolist()
         names = [self.classes[number] for number in numbers]
         return {"boxes": one.boxes.tolist(), "scores": one.scores.tolist(), "labels": names, "classes": numbers}
 
-    def _found(self, candidates: Tensor, sizes: Sequence[Pair], view: Pair, least: float) -> list[Found]:
+    def _found(self, candidates: Tensor, sizes: Sequence[Pair], view: Pair, least: float) -> list[PredictedBoxes]:
         """Filter candidates [B, A, ...] by minimum score and overlap; boxes are in pixels of images of these sizes."""
         boxes, logits = candidates.tensor_split([COORDINATES], dim=2)
-        scores = logits.softmax(dim=2)[..., :-1] if self.one_each else logits.sigmoid()
+        scores = logits.softmax(dim=2)[..., :-1] if self.one_to_one else logits.sigmoid()
         found = []
         for corners, of_classes, size in zip(to_corners(boxes), scores, sizes, strict=True):
             best, labels = of_classes.max(dim=1)
@@ -146,11 +155,11 @@ class Detection(TaskModule):
             full = at_full_size(corners[chosen], size, view, self.preprocess.eval)
             there = (full[:, 2:] > full[:, :2]).all(dim=1)
             full, chosen = full[there], chosen[there]
-            if not self.one_each:
+            if not self.one_to_one:
                 kept = batched_nms(full, best[chosen], labels[chosen], self.task.inference.overlap)
                 full, chosen = full[kept], chosen[kept]
             most = self.task.inference.most
-            found.append(Found(full[:most], best[chosen][:most], labels[chosen][:most]))
+            found.append(PredictedBoxes(full[:most], best[chosen][:most], labels[chosen][:most]))
         return found
 
     def exported(self) -> nn.Module:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.config.data import PlainConfig
 from pipeline.images.boxes import draw_boxes
-from pipeline.metrics.average_precision import Found
+from pipeline.metrics.average_precision import PredictedBoxes
 from pipeline.tasks._pictures import GAP, FirstPictures
 
 SIDE = 320  # pixels: longest side of an image
@@ -39,7 +39,7 @@ class Outlines(FirstPictures):
         super().__init__(how)
         self.least = least
 
-    def kept(self, predicted: Found, batch: Any, row: int) -> Shown:
+    def kept(self, predicted: PredictedBoxes, batch: Any, row: int) -> Shown:
         targets, good = batch.targets, predicted.scores >= self.least
         own = slice(*targets["boxes_full.offsets"][row : row + 2].tolist())
         labelled = Boxes(targets["boxes_full"][own].cpu().numpy(), targets["box_label"][own].tolist(), [])

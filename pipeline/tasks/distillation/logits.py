@@ -47,11 +47,14 @@ class LogitDistillation(Classification):
     def loss(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Outputs:
         images = views["image"]
         of_labels, of_teacher = self._logits(images)
-        told = self._told(images)
-        own, taught = self.label_losses(of_labels, targets), teacher_losses(of_teacher, told, self.temperature)
+        teacher_logits = self._teacher_logits(images)
+        own, taught = (
+            self.label_losses(of_labels, targets),
+            teacher_losses(of_teacher, teacher_logits, self.temperature),
+        )
         losses = torch.lerp(own, taught, self.share) * weights
         vote, unmixed = (of_labels + of_teacher) / 2, targets["label_share"] == 1
-        agreed = weights * (vote.argmax(dim=-1) == told.argmax(dim=-1))
+        agreed = weights * (vote.argmax(dim=-1) == teacher_logits.argmax(dim=-1))
         sums = self._sums(losses, vote, targets["label"], weights, unmixed)
         return Outputs(losses.sum()[None], torch.cat([sums, torch.stack([agreed.sum(), weights.sum()]).double()]))
 
@@ -72,7 +75,7 @@ class LogitDistillation(Classification):
         distilled = heads["dist_head"](features, heads["mlp_head"], None) if "dist_head" in heads else logits
         return logits.float(), distilled.float()
 
-    def _told(self, images: Tensor) -> Tensor:
+    def _teacher_logits(self, images: Tensor) -> Tensor:
         """The teacher's logits for the student's classes, fp32 [B, K]."""
         logits = self.teacher.logits(images, self.model.patch_embed.proj.weight)
         if self._columns.device != logits.device:
@@ -80,9 +83,9 @@ class LogitDistillation(Classification):
         return logits[:, self._columns]
 
 
-def teacher_losses(logits: Tensor, told: Tensor, temperature: float | None) -> Tensor:
+def teacher_losses(logits: Tensor, teacher_logits: Tensor, temperature: float | None) -> Tensor:
     """Loss [B] of logits [B, K] against the teacher's [B, K]; without temperature against its predicted class."""
     if temperature is None:
-        return F.cross_entropy(logits, told.argmax(dim=-1), reduction="none")
-    ours, theirs = (F.log_softmax(one / temperature, dim=-1) for one in (logits, told))
+        return F.cross_entropy(logits, teacher_logits.argmax(dim=-1), reduction="none")
+    ours, theirs = (F.log_softmax(one / temperature, dim=-1) for one in (logits, teacher_logits))
     return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1) * temperature**2

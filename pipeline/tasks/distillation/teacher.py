@@ -44,13 +44,13 @@ class Teacher:
     @torch.no_grad()
     def logits(self, images: Tensor, weight: Tensor) -> Tensor:
         """Logits fp32 [B, K] for the teacher's own classes."""
-        logits: Tensor = self._frozen.beside(weight)(self.images(images)).float()
+        logits: Tensor = self._frozen.model_like(weight)(self.images(images)).float()
         return logits
 
     @torch.no_grad()
     def tokens(self, images: Tensor, weight: Tensor) -> Seen:
         """The last layer's class token and patches."""
-        model, schema, seen = self._frozen.beside(weight), self.spec.backbone.tokens, self.images(images)
+        model, schema, seen = self._frozen.model_like(weight), self.spec.backbone.tokens, self.images(images)
         grid = self.spec.backbone.grid_for((seen.shape[-2], seen.shape[-1]))
         tokens = model.forward_features(seen).float()
         return Seen(tokens[:, :1] if schema.cls else None, tokens[:, schema.num_prefix :], grid)

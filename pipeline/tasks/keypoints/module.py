@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.errors import ModelError
 from pipeline.images.boxes import draw_boxes
 from pipeline.images.keypoints import VISIBLE, draw_keypoints
-from pipeline.metrics.keypoints import Judged, KeypointResults, right_keypoints
+from pipeline.metrics.keypoints import ImageInstances, KeypointResults, right_keypoints
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.keypoints.heat_maps import gaussians, peaks
@@ -80,8 +80,9 @@ class KeypointDetection(TaskModule):
         return maps
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:
-        """Evaluate every instance of every image in one call of the model; `predicted` holds a `Judged` per image.
+        """Evaluate every instance of every image in one call of the model.
 
+        `predicted` holds an `ImageInstances` per image.
         A rank without instances also calls the model, as all ranks gather weights together under ZeRO-3.
         """
         view = _view(views["image"])
@@ -104,7 +105,7 @@ class KeypointDetection(TaskModule):
         sums = torch.stack([losses.double().sum(), *(number.double() for number in counts)])
         parts = [part.cpu() for part in (found.keypoints, found.boxes, found.areas, guesses)]
         split = zip(*(part.split(found.counts) for part in parts), strict=True)
-        return Evaluated(sums, [Judged(*(part.numpy() for part in image)) for image in split])
+        return Evaluated(sums, [ImageInstances(*(part.numpy() for part in image)) for image in split])
 
     def exported(self) -> nn.Module:
         return Places(self)
@@ -118,11 +119,11 @@ class KeypointDetection(TaskModule):
         results: dict[str, Collector] = {"results": KeypointResults(self.sigmas)}
         return results if validation else {**results, "pictures": FirstInstances(self.preprocess.eval)}
 
-    def mistakes(self, predicted: Sequence[Judged], batch: Batch) -> Tensor:
+    def mistakes(self, predicted: Sequence[ImageInstances], batch: Batch) -> Tensor:
         """The share of an image's labelled keypoints that PCK counts as wrong."""
         return torch.tensor([wrong_share(one) for one in predicted])
 
-    def compared(self, predicted: Sequence[Judged], batch: Batch, row: int) -> Compared:
+    def compared(self, predicted: Sequence[ImageInstances], batch: Batch, row: int) -> Compared:
         one, (height, width) = predicted[row], batch.targets["keypoints_size"][row].tolist()
         labelled = one.truth[:, :, 2:] > 0
         boxes = {"boxes": one.boxes.tolist(), "names": self.names}
@@ -163,7 +164,7 @@ class KeypointDetection(TaskModule):
         raise ModelError("a keypoints model predicts no classes; `minivit predict --out FOLDER` writes its keypoints")
 
 
-def wrong_share(one: Judged) -> float:
+def wrong_share(one: ImageInstances) -> float:
     """The share of an image's labelled keypoints that PCK counts as wrong; 0 if none are labelled."""
     labelled = one.truth[:, :, 2] > 0
     right = right_keypoints(*map(torch.from_numpy, (one.predicted, one.truth, one.boxes))).numpy()

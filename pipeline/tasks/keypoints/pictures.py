@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image
 
 from pipeline.images.keypoints import VISIBLE, draw_keypoints
-from pipeline.metrics.keypoints import Judged
-from pipeline.tasks._pictures import FirstPictures, beside
+from pipeline.metrics.keypoints import ImageInstances
+from pipeline.tasks._pictures import FirstPictures, side_by_side
 
 
 class Shown(NamedTuple):
     """One image at its own size, and its instances."""
 
     image: np.ndarray  # uint8 [H, W, 3]
-    instances: Judged
+    instances: ImageInstances
 
 
 class FirstInstances(FirstPictures):
@@ -25,7 +25,7 @@ class FirstInstances(FirstPictures):
 
     name, title = "keypoints", "Keypoints by {model}: labelled, predicted"
 
-    def kept(self, predicted: Judged, batch: Any, row: int) -> Shown:
+    def kept(self, predicted: ImageInstances, batch: Any, row: int) -> Shown:
         height, width = batch.targets["keypoints_size"][row].tolist()
         return Shown(self.image(batch, row, (height, width)), predicted)
 
@@ -34,4 +34,4 @@ class FirstInstances(FirstPictures):
         for truth, guess in zip(one.instances.truth, one.instances.predicted, strict=True):
             draw_keypoints(parts[0], truth[:, :2], truth[:, 2])
             draw_keypoints(parts[1], guess[:, :2], np.full(len(guess), VISIBLE))
-        return beside(parts, Image.new("RGB", (1, 1), "white"))
+        return side_by_side(parts, Image.new("RGB", (1, 1), "white"))

@@ -76,7 +76,7 @@ class SimDINO(JointModule):
 
     def _teacher(self) -> MiniViT:
         assert self.follower is not None
-        return self.follower.beside(self.model.patch_embed.proj.weight)
+        return self.follower.model_like(self.model.patch_embed.proj.weight)
 
     def _masking(self, views: Tensor, keys: Tensor) -> Masking | None:
         """Masking of the student's global views, [B*G, M]."""

@@ -94,7 +94,9 @@ def test_a_package_is_unpacked_without_root(tmp_path: Path, monkeypatch: pytest.
     )
 
 
-def test_without_any_source_each_reason_and_the_mend_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_source_each_reason_and_the_remedy_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "DEBIAN_FOLDER", tmp_path / "absent")
     monkeypatch.setattr(download, "__defaults__", ("http://127.0.0.1:9",))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -147,7 +147,7 @@ def test_shards_indexed_by_the_version_before_are_kept(src: Path, tmp_path: Path
     assert before == {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
 
 
-def test_a_second_run_keeps_all_and_mends_the_truncated(src: Path, tmp_path: Path) -> None:
+def test_a_second_run_keeps_all_and_repairs_the_truncated(src: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     digest = make("folder", out, src=src, samples_per_shard=4, workers=1).digest
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}

@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_left_out_and_named(pairs: Path, capsys: pytest.C
         )
 
 
-def test_what_was_mended_is_no_longer_named(pairs: Path) -> None:
+def test_what_was_repaired_is_no_longer_named(pairs: Path) -> None:
     mask = (pairs / "masks" / "0.png").read_bytes()
     (pairs / "masks" / "0.png").write_bytes(mask[:-20])
     assert run(pairs).num_samples == 9

@@ -12,9 +12,9 @@ from torchvision.ops import generalized_box_iou
 
 from pipeline.models.drop_path import sample_keys
 from pipeline.models.heads.pyramid.module import new_places
-from pipeline.tasks.detection.many import chosen_objects
 from pipeline.tasks.detection.objects import Objects, overlaps, to_corners, to_middles
-from pipeline.tasks.detection.one_each import OneEach, matched, noisy
+from pipeline.tasks.detection.one_to_many import chosen_objects
+from pipeline.tasks.detection.one_to_one import OneToOneLoss, matched, noisy
 
 K = 3
 GRID, LEVELS = (12, 12), (0, -1, -2)
@@ -73,7 +73,7 @@ def test_pairs_are_the_cheapest_and_as_many_as_there_can_be() -> None:
 
 
 def test_hundreds_of_objects_are_as_many_as_there_are_queries() -> None:
-    learning, them = OneEach(K, 5, 2), objects([300, 2])
+    learning, them = OneToOneLoss(K, 5, 2), objects([300, 2])
     assert learning.normalisers(them, torch.ones(2), (4, 4)).tolist() == [7, 14]
     assert learning.normalisers(them, torch.tensor([0.0, 1.0]), (4, 4)).tolist() == [2, 4]
     noise, known = noisy(them, torch.tensor([3, 4]), 2, K, 5)
@@ -143,5 +143,5 @@ def test_perfect_queries_cost_nothing(copies: int) -> None:
     for row, (sample, place) in enumerate(((0, 1), (0, 3), (1, 0))):
         found[sample, place, :4] = to_middles(them.corners[row])
         found[sample, place, 4 + them.labels[row]] = 40.0
-    terms = OneEach(K, 4, copies)._of_layer(found, them, torch.ones(2), None)
+    terms = OneToOneLoss(K, 4, copies)._of_layer(found, them, torch.ones(2), None)
     assert terms.tolist() == pytest.approx([0.0] * (1 + bool(copies)), abs=1e-4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.metrics.average_precision import Found
+from pipeline.metrics.average_precision import PredictedBoxes
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Preprocess
 from pipeline.models.spec import ModelSpec
@@ -18,9 +18,11 @@ from pipeline.tasks.detection.module import Detection
 BOXES, LABELS = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]]), torch.tensor([0, 1])
 
 
-def found(*rows: tuple[list[float], float, int]) -> Found:
+def found(*rows: tuple[list[float], float, int]) -> PredictedBoxes:
     boxes, scores, labels = zip(*rows, strict=True) if rows else ([], [], [])
-    return Found(torch.tensor(boxes).view(-1, 4), torch.tensor(scores), torch.tensor(labels, dtype=torch.int64))
+    return PredictedBoxes(
+        torch.tensor(boxes).view(-1, 4), torch.tensor(scores), torch.tensor(labels, dtype=torch.int64)
+    )
 
 
 @pytest.mark.parametrize(

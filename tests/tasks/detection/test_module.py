@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.config.data import SQUASH, PlainConfig
 from pipeline.errors import ModelError
 from pipeline.images.plain import geometry
-from pipeline.metrics.average_precision import Found
+from pipeline.metrics.average_precision import PredictedBoxes
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Preprocess
 from pipeline.models.spec import HeadSpec, ModelSpec
@@ -221,7 +221,7 @@ def test_a_query_has_one_class_or_none() -> None:
 
 def test_pictures_have_labels_and_what_is_found(tmp_path: Path) -> None:
     batch = batch_of(SOME, [1.0, 1.0, 0.0])
-    found = Found(torch.tensor([[1.0, 1.0, 9.0, 9.0]]), torch.tensor([0.8]), torch.tensor([2]))
+    found = PredictedBoxes(torch.tensor([[1.0, 1.0, 9.0, 9.0]]), torch.tensor([0.8]), torch.tensor([2]))
     weak = found._replace(scores=torch.tensor([0.1]))
     outlines = Outlines(SQUASH, 0.3)
     outlines.add([found, weak, found], batch)

@@ -91,7 +91,7 @@ def test_the_teacher_is_asked_about_the_image_that_the_student_sees(
 def test_the_teachers_classes_are_the_students_by_name(student: Make) -> None:
     module = student(signal="hard")
     told = module.teacher.logits(IMAGES, module.model.patch_embed.proj.weight)
-    assert torch.equal(module._told(IMAGES), told[:, [2, 3, 0]])
+    assert torch.equal(module._teacher_logits(IMAGES), told[:, [2, 3, 0]])
 
 
 def test_only_the_student_has_parameters_and_gradients(student: Make) -> None:
@@ -108,7 +108,7 @@ def test_measures_of_training_and_of_evaluation(student: Make) -> None:
     module = student(signal="hard")
     trained = module.means(step(module).sums)
     assert trained.keys() == {"loss", "agreement"}  # one sample is mixed, so no class is right
-    names = module._told(IMAGES).argmax(dim=-1)
+    names = module._teacher_logits(IMAGES).argmax(dim=-1)
     assert trained["agreement"] == pytest.approx((module.model(IMAGES).argmax(dim=-1) == names)[:3].float().mean())
     evaluated = module.eval()({"image": IMAGES}, TARGETS, WEIGHTS, {})
     assert module.means(evaluated.sums).keys() == {"loss", "accuracy", "top5"}

@@ -15,7 +15,7 @@ from pipeline.config.data import PlainConfig
 from pipeline.errors import ModelError
 from pipeline.images.frame import frame_matrix
 from pipeline.images.geometry import transform
-from pipeline.metrics.keypoints import Judged
+from pipeline.metrics.keypoints import ImageInstances
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Preprocess
 from pipeline.models.spec import ModelSpec
@@ -269,7 +269,7 @@ def test_how_wrong_an_image_is_counts_labelled_keypoints_alone() -> None:
     truth[0, 0, 2] = 0
     guess = truth.copy()
     guess[0, :2, 0] = 30
-    one = Judged(truth, np.array([[0.0, 0.0, 40.0, 40.0]]), np.array([1600.0]), guess)
+    one = ImageInstances(truth, np.array([[0.0, 0.0, 40.0, 40.0]]), np.array([1600.0]), guess)
     batch = SimpleNamespace(targets={"keypoints_size": torch.tensor([[48, 64]])})
     assert module.mistakes([one], batch).tolist() == pytest.approx([1 / (count - 1)])
     found = module.compared([one], batch, 0)

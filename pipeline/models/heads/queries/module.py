@@ -83,11 +83,11 @@ class QueriesHead(PatchHead):
         cells = (_new_cells if is_traced() else _kept_cells)(features.grid, patches.device)
         places = self.place(cells.to(dtype))
         start = self.anchors.float()[None]
-        asking = self.queries.to(dtype) + self.place(_told(start.sigmoid()).to(dtype))
+        asking = self.queries.to(dtype) + self.place(_encode_boxes(start.sigmoid()).to(dtype))
         asking = asking.expand(batch, -1, -1)
         if denoising is not None:
             assert self.labels is not None, "a head with the option denoising"
-            known = self.labels.to(dtype)[denoising.labels] + self.place(_told(denoising.boxes).to(dtype))
+            known = self.labels.to(dtype)[denoising.labels] + self.place(_encode_boxes(denoising.boxes).to(dtype))
             asking = torch.cat([asking, known], dim=1)
             logits = denoising.boxes.clamp(FARTHEST, 1 - FARTHEST).logit()
             start = torch.cat([start.expand(batch, -1, -1), logits], dim=1)
@@ -125,18 +125,18 @@ class QueriesHead(PatchHead):
         nn.init.zeros_(self.boxes.weight)
 
 
-def _told(boxes: Tensor) -> Tensor:
+def _encode_boxes(boxes: Tensor) -> Tensor:
     """Boxes fp32 [..., 4] -> [..., PLACE_DIM]: each coordinate encoded by sines and cosines."""
     angles = boxes[..., None] * (math.pi * 2 ** torch.arange(FREQUENCIES, device=boxes.device))
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 def _new_cells(grid: Pair, device: torch.device) -> Tensor:
-    """Encoding of the patches' boxes by `_told`, fp32 [1, N, PLACE_DIM]."""
+    """Encoding of the patches' boxes by `_encode_boxes`, fp32 [1, N, PLACE_DIM]."""
     across, down = ((torch.arange(count) + 0.5) / count for count in grid[::-1])
     middles = torch.stack([across.repeat(grid[0]), down.repeat_interleave(grid[1])], dim=1)
     sides = torch.tensor([1 / grid[1], 1 / grid[0]]).expand(len(middles), -1)
-    return _told(torch.cat([middles, sides], dim=1))[None].to(device)
+    return _encode_boxes(torch.cat([middles, sides], dim=1))[None].to(device)
 
 
 @lru_cache(maxsize=256)

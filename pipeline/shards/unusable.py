@@ -13,7 +13,7 @@ from pipeline.targets.base import Summary
 WORST = 5  # shards named one by one
 
 
-def tell_lacks(index: DatasetIndex) -> Iterator[str]:
+def unusable_report(index: DatasetIndex) -> Iterator[str]:
     """Yields a line for the total and one for each of the worst shards per kind of target; none if nothing is missing.
 
     If no sample is usable, also names the members of the first ones.
@@ -25,7 +25,7 @@ def tell_lacks(index: DatasetIndex) -> Iterator[str]:
         yield from _of_kind(index, None)
 
 
-def lacking(index: DatasetIndex, kinds: Iterable[str]) -> str:
+def unusable_message(index: DatasetIndex, kinds: Iterable[str]) -> str:
     """A message: how many of all samples are unusable for these kinds, and why."""
     totals = {kind: index.totals[kind] for kind in kinds}
     number = unusable(index, totals)
@@ -43,7 +43,7 @@ def without_image(index: DatasetIndex) -> int:
     return sum(index.without_image.values())
 
 
-def members_there(index: DatasetIndex) -> str:
+def members_message(index: DatasetIndex) -> str:
     """A message that names the members of the first samples."""
     first = index.shards[int(np.flatnonzero(index.counts)[0])]
     return f"the samples have the members {', '.join(sorted(first_extensions(first.url)))}"
@@ -53,9 +53,9 @@ def _of_kind(index: DatasetIndex, kind: str | None) -> Iterator[str]:
     kinds = [] if kind is None else [kind]
     if not unusable(index, kinds):
         return
-    yield lacking(index, kinds)
+    yield unusable_message(index, kinds)
     if unusable(index, kinds) == index.num_samples:
-        yield f"  {members_there(index)}; choose which to read with --image-key and --target KIND=MEMBER"
+        yield f"  {members_message(index)}; choose which to read with --image-key and --target KIND=MEMBER"
     if len(index.names) == 1:
         return
     bad = {i: _unusable_in(index, i, kind) for i in range(len(index.names))}

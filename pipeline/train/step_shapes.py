@@ -1,4 +1,4 @@
-"""Per-step settings as pure functions of the step, so that all ranks and restarts agree."""
+"""Image size, patch and micro-batches of a step as pure functions of it, so that all ranks and restarts agree."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ NUMBERS = 6  # random numbers per denoising query
 DENOISE = 0x646E6F69  # makes these draws independent of other draws with the same keys
 
 
-class Pairs(NamedTuple):
+class MatchedPairs(NamedTuple):
     """Candidates and their target objects, int64 [pairs] each."""
 
     samples: Tensor
@@ -35,7 +35,7 @@ class Pairs(NamedTuple):
     objects: Tensor
 
 
-class OneEach:
+class OneToOneLoss:
     """The loss of all layers' candidates. Its terms are for matched queries and, if any, denoising queries."""
 
     def __init__(self, num_classes: int, num_queries: int, copies: int) -> None:
@@ -59,7 +59,7 @@ class OneEach:
         losses = [self._of_layer(found, objects, weights, known) for found in layers]
         return torch.stack(losses).mean(dim=0), layers[-1][:, : self.num_queries]
 
-    def _of_layer(self, found: Tensor, objects: Objects, weights: Tensor, known: Pairs | None) -> Tensor:
+    def _of_layer(self, found: Tensor, objects: Objects, weights: Tensor, known: MatchedPairs | None) -> Tensor:
         """Losses fp32 [T] of candidates [B, Q + M, 4 + K + 1]."""
         queries, noisy_ones = found.tensor_split([self.num_queries], dim=1)
         pairs = matched(queries.detach(), objects)
@@ -78,7 +78,7 @@ class OneEach:
         return torch.stack(terms)
 
 
-def box_loss(candidates: Tensor, objects: Objects, pairs: Pairs, weights: Tensor) -> Tensor:
+def box_loss(candidates: Tensor, objects: Objects, pairs: MatchedPairs, weights: Tensor) -> Tensor:
     """L1 loss of middles and sides plus GIoU loss over all pairs; fp32 []."""
     boxes, corners = candidates[pairs.samples, pairs.candidates, :COORDINATES], objects.corners[pairs.objects]
     of_sides = (boxes - to_middles(corners)).abs().sum(dim=1)
@@ -86,7 +86,7 @@ def box_loss(candidates: Tensor, objects: Objects, pairs: Pairs, weights: Tensor
     return ((OF_SIDES * of_sides + OF_OVERLAP * (1 - giou)) * weights[pairs.samples]).sum()
 
 
-def matched(queries: Tensor, objects: Objects) -> Pairs:
+def matched(queries: Tensor, objects: Objects) -> MatchedPairs:
     """The minimum-cost matching of queries [B, Q, 4 + K + 1] and objects: min(queries, objects) pairs per sample."""
     boxes, shares = queries[..., :COORDINATES], queries[..., COORDINATES:].softmax(dim=-1)
     own = objects.owners
@@ -99,10 +99,10 @@ def matched(queries: Tensor, objects: Objects) -> Pairs:
         rows, columns = linear_sum_assignment(cost[start : start + count])
         found += [(sample, column, start + row) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
     pairs = torch.tensor(found, dtype=torch.int64).view(-1, 3).to(queries.device)
-    return Pairs(*pairs.unbind(dim=1))
+    return MatchedPairs(*pairs.unbind(dim=1))
 
 
-def noisy(objects: Objects, keys: Tensor, copies: int, num_classes: int, most: int) -> tuple[Denoising, Pairs]:
+def noisy(objects: Objects, keys: Tensor, copies: int, num_classes: int, most: int) -> tuple[Denoising, MatchedPairs]:
     """Denoising queries for the first `most` objects of each sample, and the target object of each.
 
     The draws depend only on the samples' keys, int64 [B]: the j-th object's copies have the same position in a key's
@@ -119,7 +119,7 @@ def noisy(objects: Objects, keys: Tensor, copies: int, num_classes: int, most: i
     if not len(objects.labels):
         blank = u.new_zeros(*valid.shape, COORDINATES)
         empty = rows.new_zeros(0)
-        return Denoising(blank, rows, rows), Pairs(empty, empty, empty)
+        return Denoising(blank, rows, rows), MatchedPairs(empty, empty, empty)
     middles = to_middles(objects.corners)[rows]  # [B, M, 4]
     sides = middles[..., 2:]
     moved = middles[..., :2] + (2 * u[..., :2] - 1) * NOISE * sides / 2
@@ -128,4 +128,4 @@ def noisy(objects: Objects, keys: Tensor, copies: int, num_classes: int, most: i
     labels = torch.where(u[..., 4] < FLIPPED, any_class, objects.labels[rows])
     groups = (number % copies).expand_as(rows).where(valid, -1)
     samples, candidates = valid.nonzero(as_tuple=True)
-    return Denoising(boxes, labels, groups), Pairs(samples, candidates, rows[samples, candidates])
+    return Denoising(boxes, labels, groups), MatchedPairs(samples, candidates, rows[samples, candidates])

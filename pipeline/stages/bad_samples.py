@@ -12,27 +12,27 @@ from pipeline.stages.context import RunContext
 from pipeline.stages.folder import StageFolder
 
 
-def tell_left_out(
-    context: RunContext, stage_id: str, what: str, manifest: Path, indexes: Iterable[DatasetIndex], mend: str
+def report_bad_samples(
+    context: RunContext, stage_id: str, what: str, manifest: Path, indexes: Iterable[DatasetIndex], consequence: str
 ) -> dict[str, Any]:
-    """Report how many samples in `what` are bad, the first reasons and the `mend`.
+    """Report how many samples in `what` are bad, the first reasons and the `consequence`.
 
     `what` is train, val or the name of an evaluation's data set; `manifest` may stand for several files. Returns
     the entry for the stage's result.
     """
     found = summarise(manifest, sum(index.num_samples for index in indexes))
     if found.bad:
-        message = left_out(what, found, manifest, mend)
+        message = bad_samples_message(what, found, manifest, consequence)
         StageFolder(manifest.parent).event("bad_samples", message, bad=found.bad, samples=found.samples)
         context.say(stage_id, message)
     return found.to_dict()
 
 
-def left_out(what: str, found: BadSamples, manifest: Path, mend: str) -> str:
+def bad_samples_message(what: str, found: BadSamples, manifest: Path, consequence: str) -> str:
     pattern = manifest.with_name(f"{manifest.stem}.*.jsonl")
     return (
         f"{what}: {found.bad:,} of {found.samples:,} samples are bad and were left out: {found}; "
-        f"{pattern} lists them; {mend}"
+        f"{pattern} lists them; {consequence}"
     )
 
 

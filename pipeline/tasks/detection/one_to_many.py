@@ -26,7 +26,7 @@ ANCHOR = 4.0  # side of the anchor box of a location, in strides
 OF_OVERLAP = 2.0
 
 
-class Many:
+class OneToManyLoss:
     """The loss over all candidates, several of which belong to one object; one term."""
 
     terms = ("positives",)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.shards.build import build_index
-from pipeline.shards.doubles import repetitions
+from pipeline.shards.duplicates import repetitions
 from pipeline.shards.verify import Kind, verify
 
 
@@ -17,7 +17,7 @@ def png(level: int) -> bytes:
 
 
 @given(st.lists(st.integers(0, 6), max_size=30))
-def test_each_later_one_is_told_with_the_first(values: list[int]) -> None:
+def test_each_later_one_is_reported_with_the_first(values: list[int]) -> None:
     expected = sorted((values.index(value), place) for place, value in enumerate(values) if values.index(value) < place)
     first, again = repetitions(np.array(values, np.uint64))
     assert sorted(zip(first.tolist(), again.tolist(), strict=True)) == expected

@@ -1,4 +1,4 @@
-"""The work of a loader worker: which rows of which batches it fills, and how."""
+"""The work of a loader worker: which rows of which batches it writes, and how."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import numpy as np
 from pipeline.config.data import PlainConfig
 from pipeline.config.views import ViewGroup
 from pipeline.images.geometry import Size
-from pipeline.stream.fill import Part, fill
 from pipeline.stream.layout import Layout
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import is_share, share_of_lanes, share_of_step
 from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.read import Reader, WindowReader, ignore
-from pipeline.stream.sample import PADDING_SLOT, PlainSamples, Sample, TrainSamples
+from pipeline.stream.rows import WrittenRows, write_rows
+from pipeline.stream.sample import PADDING_SLOT, EvalSampleBuilder, Sample, TrainSampleBuilder
 from pipeline.stream.source import Source
 from pipeline.targets.base import Field, Target
 
 BLANK = Sample("", weight=0.0)
 
 
-class Filler(ABC):
-    """Fills one worker's rows of batches, in step order."""
+class RowWriter(ABC):
+    """Writes one worker's rows of batches, in step order."""
 
     @abstractmethod
-    def fill(self, step: int, memory: np.ndarray) -> Part:
+    def write(self, step: int, memory: np.ndarray) -> WrittenRows:
         """Write this worker's samples into a batch's memory, uint8 [bytes]. Raises DataError for unusable data."""
 
     @abstractmethod
@@ -39,8 +39,8 @@ class Filler(ABC):
 
 
 @dataclass(kw_only=True, eq=False)
-class Parts(ABC):
-    """The division of a rank's batches among loader workers, defined by subclasses. It is pickled to the workers."""
+class BatchPlan(ABC):
+    """How a rank's batches are divided among loader workers, defined by subclasses. It is pickled to the workers."""
 
     channels: int
     targets: Sequence[str]  # kinds
@@ -58,11 +58,11 @@ class Parts(ABC):
 
     @abstractmethod
     def workers_of(self, step: int, workers: int) -> Sequence[int]:
-        """The loader workers that fill a step's batch."""
+        """The loader workers that write a step's batch."""
 
     @abstractmethod
-    def filler(self, worker: int, workers: int) -> Filler:
-        """The work of one loader worker."""
+    def row_writer(self, worker: int, workers: int) -> RowWriter:
+        """Writes the rows of one loader worker."""
 
     @abstractmethod
     def used_sources(self) -> Sequence[Source]:
@@ -92,8 +92,8 @@ def shape_of(group: ViewGroup, channels: int, size: Size) -> tuple[int, ...]:
 
 
 @dataclass(kw_only=True, eq=False)
-class TrainParts(Parts):
-    """All workers share every step: each fills the slots of its lanes."""
+class TrainBatchPlan(BatchPlan):
+    """All workers share every step: each writes the slots of its lanes."""
 
     sources: Sequence[Source]
     mixture: Mixture
@@ -120,50 +120,50 @@ class TrainParts(Parts):
     def used_sources(self) -> Sequence[Source]:
         return self.sources
 
-    def filler(self, worker: int, workers: int) -> Filler:
-        return TrainFiller(self, worker, workers)
+    def row_writer(self, worker: int, workers: int) -> RowWriter:
+        return TrainRowWriter(self, worker, workers)
 
 
-class TrainFiller(Filler):
+class TrainRowWriter(RowWriter):
     """One worker's lanes of the training stream."""
 
-    def __init__(self, parts: TrainParts, worker: int, workers: int) -> None:
-        self._parts, self._mixture, self._targets = parts, parts.mixture, parts.targets_of(parts.sources[0])
-        self._share = {"rank": parts.rank, "world_size": parts.world_size, "worker": worker, "workers": workers}
-        lanes = share_of_lanes(parts.mixture.lanes, **self._share)
+    def __init__(self, plan: TrainBatchPlan, worker: int, workers: int) -> None:
+        self._plan, self._mixture, self._targets = plan, plan.mixture, plan.targets_of(plan.sources[0])
+        self._share = {"rank": plan.rank, "world_size": plan.world_size, "worker": worker, "workers": workers}
+        lanes = share_of_lanes(plan.mixture.lanes, **self._share)
         self._windows = WindowReader(
-            [Reader(source.index, source.config.cache, parts.progress) for source in parts.sources],
-            parts.mixture.orders,
+            [Reader(source.index, source.config.cache, plan.progress) for source in plan.sources],
+            plan.mixture.orders,
         )
-        self._samples = TrainSamples(
-            parts.sources,
-            parts.mixture,
+        self._builder = TrainSampleBuilder(
+            plan.sources,
+            plan.mixture,
             self._windows,
-            parts.quarantine(worker),
-            channels=parts.channels,
-            targets=parts.targets,
-            views=[group for group in parts.views.values() for _ in range(group.count)],
+            plan.quarantine(worker),
+            channels=plan.channels,
+            targets=plan.targets,
+            views=[group for group in plan.views.values() for _ in range(group.count)],
             num_lanes=len(lanes),
         )
-        for source, place in parts.mixture.next_turns(parts.start_slot, lanes):
+        for source, place in plan.mixture.next_turns(plan.start_slot, lanes):
             epochs, windows = place.epoch.tolist(), place.window.tolist()
             self._windows.start(zip([source] * len(lanes), epochs, lanes.tolist(), windows, strict=True))
 
-    def fill(self, step: int, memory: np.ndarray) -> Part:
-        slots = self._parts.slots(step)
+    def write(self, step: int, memory: np.ndarray) -> WrittenRows:
+        slots = self._plan.slots(step)
         rows = np.flatnonzero(is_share(slots % self._mixture.lanes, **self._share))
-        slots, size = slots[rows], self._parts.size_at(step)
+        slots, size = slots[rows], self._plan.size_at(step)
         spots = self._mixture.spots(slots)
-        samples = (self._samples.make(slot, spot, size) for slot, spot in zip(slots.tolist(), spots, strict=True))
-        return fill(memory, self._parts.layout(step), self._targets, rows, slots, samples)
+        samples = (self._builder.build(slot, spot, size) for slot, spot in zip(slots.tolist(), spots, strict=True))
+        return write_rows(memory, self._plan.layout(step), self._targets, rows, slots, samples)
 
     def close(self) -> None:
         self._windows.close()
 
 
 @dataclass(kw_only=True, eq=False)
-class EvalParts(Parts):
-    """Workers take turns filling whole batches from a rank's contiguous range of the samples, in shard order."""
+class EvalBatchPlan(BatchPlan):
+    """Workers take turns writing whole batches from a rank's contiguous range of the samples, in shard order."""
 
     source: Source
     batch_size: int
@@ -187,37 +187,37 @@ class EvalParts(Parts):
     def used_sources(self) -> Sequence[Source]:
         return [self.source]
 
-    def filler(self, worker: int, workers: int) -> Filler:
-        return EvalFiller(self, worker)
+    def row_writer(self, worker: int, workers: int) -> RowWriter:
+        return EvalRowWriter(self, worker)
 
 
-class EvalFiller(Filler):
-    """Fills any batches of a rank's range of samples."""
+class EvalRowWriter(RowWriter):
+    """Writes any batches of a rank's range of samples."""
 
-    def __init__(self, parts: EvalParts, worker: int) -> None:
-        self._parts, self._index, self._targets = parts, parts.source.index, parts.targets_of(parts.source)
-        self._reader = Reader(self._index, parts.source.config.cache, parts.progress)
+    def __init__(self, plan: EvalBatchPlan, worker: int) -> None:
+        self._plan, self._index, self._targets = plan, plan.source.index, plan.targets_of(plan.source)
+        self._reader = Reader(self._index, plan.source.config.cache, plan.progress)
         self._ends = np.cumsum(self._index.counts)
-        self._samples = PlainSamples(
-            parts.source,
-            parts.quarantine(worker),
-            channels=parts.channels,
-            targets=parts.targets,
-            size=next(iter(parts.views.values())).size or parts.size,
-            plain=parts.plain,
+        self._builder = EvalSampleBuilder(
+            plan.source,
+            plan.quarantine(worker),
+            channels=plan.channels,
+            targets=plan.targets,
+            size=next(iter(plan.views.values())).size or plan.size,
+            plain=plan.plain,
         )
 
-    def fill(self, step: int, memory: np.ndarray) -> Part:
-        size, (first, stop) = self._parts.batch_size, self._parts.bounds
+    def write(self, step: int, memory: np.ndarray) -> WrittenRows:
+        size, (first, stop) = self._plan.batch_size, self._plan.bounds
         start = min(first + step * size, stop)
         positions = np.arange(start, min(start + size, stop))
         shards = np.searchsorted(self._ends, positions, side="right")
         raw = self._reader.read(shards, positions - (self._ends - self._index.counts)[shards])
         padding = size - len(positions)
         slots = np.concatenate([positions, np.full(padding, PADDING_SLOT)])
-        made = (self._samples.make(raw, number) for number in range(len(positions)))
-        samples, layout = chain(made, repeat(BLANK, padding)), self._parts.layout(step)
-        return fill(memory, layout, self._targets, np.arange(size), slots, samples)
+        made = (self._builder.build(raw, number) for number in range(len(positions)))
+        samples, layout = chain(made, repeat(BLANK, padding)), self._plan.layout(step)
+        return write_rows(memory, layout, self._targets, np.arange(size), slots, samples)
 
     def close(self) -> None:
         """There is no background work to stop."""

@@ -15,7 +15,7 @@ from pipeline.shards.tar import read_sample
 HASH = np.dtype(np.uint64)
 
 
-class Double(NamedTuple):
+class Duplicate(NamedTuple):
     """A duplicate: its shard, its key, and what it duplicates."""
 
     shard: str
@@ -43,7 +43,7 @@ def fingerprint(data: bytes | memoryview) -> int:
 EMPTY = fingerprint(b"")  # of a sample without image
 
 
-class Doubles:
+class DuplicateFinder:
     """Finds images that a data set contains more than once; keeps 16 bytes per sample."""
 
     def __init__(self, index: DatasetIndex) -> None:
@@ -53,7 +53,7 @@ class Doubles:
     def add(self, shard: int, found: Fingerprints) -> None:
         self._of_shards.append((shard, found))
 
-    def found(self) -> Iterator[Double]:
+    def found(self) -> Iterator[Duplicate]:
         """Yields duplicates, each with the location of the first occurrence; those with another label come first."""
         shards, samples, (images, labels) = self.columns()
         firsts, agains = repetitions(images)
@@ -65,7 +65,7 @@ class Doubles:
             message = f"its image duplicates {self.place(shards, samples, first)}"
             if differ[i]:
                 message = f"label {labels[again]}, but {message} (label {labels[first]})"
-            yield self.double(shards, samples, again, message)
+            yield self.duplicate(shards, samples, again, message)
 
     def columns(self) -> tuple[np.ndarray, np.ndarray, Fingerprints]:
         """For all samples: number of the shard, number within the shard, and fingerprints."""
@@ -80,10 +80,10 @@ class Doubles:
         """Shard and key of a sample."""
         return f"{self._name(int(shards[row]))}/{self._key(int(shards[row]), int(samples[row]))}"
 
-    def double(self, shards: np.ndarray, samples: np.ndarray, row: int, message: str) -> Double:
+    def duplicate(self, shards: np.ndarray, samples: np.ndarray, row: int, message: str) -> Duplicate:
         """A sample, and what it duplicates."""
         shard, sample = int(shards[row]), int(samples[row])
-        return Double(self.index.shards[shard].url, self._key(shard, sample), message)
+        return Duplicate(self.index.shards[shard].url, self._key(shard, sample), message)
 
     def _name(self, shard: int) -> str:
         return self.index.names[shard]
@@ -94,11 +94,11 @@ class Doubles:
         return read_sample(store.read_range(info.url, start, stop))[0]
 
 
-def overlap(first: Doubles, second: Doubles, name: str) -> Iterator[Double]:
+def overlap(first: DuplicateFinder, second: DuplicateFinder, name: str) -> Iterator[Duplicate]:
     """Yields what the second data set shares with the first, called `name`: whole shards, then images in others."""
     shared = {shard.url for shard in first.index.shards} & {shard.url for shard in second.index.shards}
     for url in sorted(shared):
-        yield Double(url, None, f"this shard is also in {name}")
+        yield Duplicate(url, None, f"this shard is also in {name}")
     theirs, their_samples, (their_images, _) = first.columns()
     ours, our_samples, (our_images, _) = second.columns()
     if not len(their_images):
@@ -108,7 +108,7 @@ def overlap(first: Doubles, second: Doubles, name: str) -> Iterator[Double]:
     for row in np.flatnonzero((their_images[order[spots]] == our_images) & (our_images != EMPTY)).tolist():
         if second.index.shards[int(ours[row])].url not in shared:
             where = first.place(theirs, their_samples, int(order[spots[row]]))
-            yield second.double(ours, our_samples, row, f"its image is also in {name}: {where}")
+            yield second.duplicate(ours, our_samples, row, f"its image is also in {name}: {where}")
 
 
 def repetitions(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

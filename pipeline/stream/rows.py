@@ -1,4 +1,4 @@
-"""Filling of batch rows by loader workers. Does not import torch, which they may not need."""
+"""The rows of a batch as loader workers write them. Does not import torch, which they may not need."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.stream.sample import Sample
 from pipeline.targets.base import Field, Target
 
 
-class Part(NamedTuple):
-    """A loader worker's report on the rows that it filled; views and targets are already in the batch."""
+class WrittenRows(NamedTuple):
+    """A loader worker's report on the rows that it wrote; views and targets are already in the batch."""
 
     rows: np.ndarray  # int64 [n], rows of the batch
     slots: np.ndarray  # int64 [n]
@@ -24,14 +24,14 @@ class Part(NamedTuple):
     ragged: Ragged  # by field and row: values of unknown size, which have no space in the buffer
 
 
-def fill(
+def write_rows(
     memory: np.ndarray,
     layout: Layout,
     targets: Sequence[Target],
     rows: np.ndarray,
     slots: np.ndarray,
     samples: Iterable[Sample],
-) -> Part:
+) -> WrittenRows:
     """Write samples into rows of a batch's memory, uint8 [bytes]."""
     keys, weights, reasons, arrays = [], [], [], layout.arrays(memory)
     views = [planes for group in layout.groups for planes in views_of(arrays[VIEWS + group])]
@@ -53,7 +53,7 @@ def fill(
         weights.append(sample.weight)
         if sample.reason:
             reasons.append(sample.reason)
-    return Part(rows, slots, np.array(weights, np.float32), keys, reasons, ragged)
+    return WrittenRows(rows, slots, np.array(weights, np.float32), keys, reasons, ragged)
 
 
 def views_of(group: np.ndarray) -> list[np.ndarray]:

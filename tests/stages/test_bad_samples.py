@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.stages.bad_samples import manifests, report_bad_samples
 from pipeline.stages.folder import StageFolder
-from pipeline.stages.left_out import manifests, tell_left_out
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_what_is_left_out_is_said_in_one_line_and_kept(
     note(tmp_path / "quarantine.rank0-worker0.jsonl", 3, 8)
     note(tmp_path / "quarantine.rank1-worker0.jsonl", 8, 9)  # met again after a restart on other ranks
     manifest = tmp_path / "quarantine.jsonl"
-    result = tell_left_out(context, "pretrain", "train", manifest, INDEXES, "exclude them")
+    result = report_bad_samples(context, "pretrain", "train", manifest, INDEXES, "exclude them")
     message = (
         "train: 3 of 400 samples are bad and were left out: torn (3, such as a.tar/s3); "
         f"{tmp_path}/quarantine.*.jsonl lists them; exclude them"
@@ -50,7 +50,7 @@ def test_what_is_left_out_is_said_in_one_line_and_kept(
 
 
 def test_of_good_data_nothing_is_said(tmp_path: Path, context: SimpleNamespace, said: list[str]) -> None:
-    result = tell_left_out(context, "pretrain", "val", tmp_path / "quarantine-val.jsonl", INDEXES, "mend")
+    result = report_bad_samples(context, "pretrain", "val", tmp_path / "quarantine-val.jsonl", INDEXES, "consequence")
     assert (result, said) == ({"bad": 0, "samples": 400, "reasons": []}, [])
     assert not (tmp_path / "events.jsonl").exists()
 

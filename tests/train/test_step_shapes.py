@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.variants import build_spec
 from pipeline.stages.resolve import Branch, check_sizes
 from pipeline.tasks.classification import Task as Classification
-from pipeline.train.schedule import micro_batches_at, patch_at, step_shapes
+from pipeline.train.step_shapes import micro_batches_at, patch_at, step_shapes
 
 SPEC = build_spec("nano", image_size=(32, 64), patch_size=(4, 8), num_classes=2).backbone
 
@@ -81,13 +81,13 @@ def test_samples_of_several_views_take_more_micro_batches() -> None:
     assert micro_batches_at((16, 32), (4, 8), SPEC, 16, 8, views) == 5, "the views of a fixed size stay as they are"
 
 
-def test_views_that_leave_pixels_over_are_told_in_the_plan() -> None:
+def test_views_that_leave_pixels_over_are_reported_in_the_plan() -> None:
     several = stage().model_copy(update={"task": Several()})
     with pytest.raises(ConfigError, match=r"stages\.first\.task\.views\.local\.size: the width 12 is not a multiple"):
         check_sizes(Branch("first", "first", "nano", several), SPEC)
 
 
-def test_shapes_of_a_patch_that_leaves_pixels_over_are_told_in_the_plan() -> None:
+def test_shapes_of_a_patch_that_leaves_pixels_over_are_reported_in_the_plan() -> None:
     branch = Branch("first", "first", "nano", stage(patch_sizes=[4, 6]))
     with pytest.raises(ConfigError, match=r"stages\.first\.resolution\.patch_sizes: the height 32 is not a multiple"):
         check_sizes(branch, SPEC)
