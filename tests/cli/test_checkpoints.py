@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from pipeline.checkpoints.manifest import Manifest, Window, write_manifest
+from pipeline.checkpoints.manifest import Manifest, MeterState, write_manifest
 from pipeline.checkpoints.shard_file import Span, write_shard
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.cli.checkpoints import group
@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> Path:
     for step in (4, 6, 8):
         layout, tensors = [[Span("weight", 0, 0, 50_000)]], {"0/weights": torch.zeros(50_000)}
         record = write_shard(storage, f"step-{step:08d}/rank-0.safetensors", layout, tensors)
-        fixed: dict[str, Any] = {"metrics": {"val/loss": 0.5 * step}, "window": Window(0, 0, [[0.0]])}
+        fixed: dict[str, Any] = {"metrics": {"val/loss": 0.5 * step}, "window": MeterState(0, 0, [[0.0]])}
         manifest = Manifest(step, 1024 * step, 2, 3, "d", {"variant": "nano"}, {"weight": [50_000]}, [record], **fixed)
         if step < 8:
             write_manifest(storage, f"step-{step:08d}", manifest)

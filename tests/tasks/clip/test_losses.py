@@ -6,23 +6,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.tasks.clip import losses
-from pipeline.tasks.clip.losses import LOSSES, Pairs, contrastive
+from pipeline.tasks.clip.losses import LOSSES, EmbeddedPairs, contrastive
 from pipeline.tasks.ranks import ALONE
 
 BIAS = torch.tensor(-3.0)
 SCALE = torch.tensor(7.0)
 
 
-def pairs(captions: list[int], weights: list[float] | None = None) -> Pairs:
+def pairs(captions: list[int], weights: list[float] | None = None) -> EmbeddedPairs:
     generator = torch.Generator().manual_seed(0)
     images, texts = (F.normalize(torch.randn(len(captions), 5, generator=generator), dim=1) for _ in range(2))
     own = {caption: texts[captions.index(caption)] for caption in captions}
     texts = torch.stack([own[caption] for caption in captions])
     of = torch.ones(len(captions)) if weights is None else torch.tensor(weights, dtype=torch.float32)
-    return Pairs(images.requires_grad_(), texts.requires_grad_(), torch.tensor(captions), of)
+    return EmbeddedPairs(images.requires_grad_(), texts.requires_grad_(), torch.tensor(captions), of)
 
 
-def mean_loss(name: str, given: Pairs) -> Tensor:
+def mean_loss(name: str, given: EmbeddedPairs) -> Tensor:
     return contrastive(LOSSES[name], given, SCALE, BIAS, ALONE)
 
 
@@ -40,9 +40,9 @@ def test_without_equal_captions_they_are_the_papers() -> None:
 def test_equal_captions_are_no_negatives(name: str) -> None:
     """Of two images with one caption, neither changes what the other is told from."""
     given = pairs([0, 1, 0])
-    parts = [Pairs(*(values[rows] for values in given)) for rows in ([0, 1], [1, 2])]
+    parts = [EmbeddedPairs(*(values[rows] for values in given)) for rows in ([0, 1], [1, 2])]
     first, second = (contrastive(LOSSES[name], part, SCALE, BIAS, ALONE) for part in parts)
-    alone = Pairs(given.images[[0, 2]], given.texts[[0, 2]], given.captions[[0, 2]], given.weights[[0, 2]])
+    alone = EmbeddedPairs(given.images[[0, 2]], given.texts[[0, 2]], given.captions[[0, 2]], given.weights[[0, 2]])
     found = torch.autograd.grad(mean_loss(name, alone), alone.images, allow_unused=True)[0]
     if name == "softmax":
         assert found is None or not found.any(), "nothing to be told from"
@@ -53,7 +53,7 @@ def test_equal_captions_are_no_negatives(name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_samples_of_weight_0_are_nothing(name: str) -> None:
     given = pairs([0, 1, 2, 3, 1], [1, 1, 0, 1, 0])
-    kept = Pairs(*(values[[0, 1, 3]] for values in given))
+    kept = EmbeddedPairs(*(values[[0, 1, 3]] for values in given))
     expected = mean_loss(name, kept)
     torch.testing.assert_close(mean_loss(name, given), expected)
     wanted, found = (torch.autograd.grad(loss, given.images)[0] for loss in (expected, mean_loss(name, given)))
