@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.shards.make._scenes_canvas import FARTHEST_MM, draw_canvas
 from pipeline.shards.make._scenes_items import Cutout, Pool, cut_out
 
+GENERATOR = 2  # raise it whenever the same settings would draw other pictures
 COLOURS = {
     "red": (0.85, 0.10, 0.10),
     "orange": (1.00, 0.50, 0.05),
@@ -22,8 +23,8 @@ COLOURS = {
     "white": (0.97, 0.97, 0.97),
 }
 COLOUR_SHIFT = 0.04  # of each channel, at most
-NEAR_MM, FAR_MM = 1_200, 3_600  # of items; the wall begins behind them
-NEAR_SHARE = 0.65  # of the shorter side that an item's frame takes at NEAR_MM; it falls with 1 / depth
+NEAR_MM, FAR_MM = 1_200, 2_400  # of items; the wall begins behind them
+NEAR_SHARE = 0.72  # of the shorter side that an item's frame takes at NEAR_MM; it falls with 1 / depth
 MOST_ITEMS = 6
 EMPTY_SHARE = 0.02  # of the scenes hold no item
 MOST_DEGREES = 30.0  # largest rotation of an item, either way

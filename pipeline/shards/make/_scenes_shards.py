@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import DataError
 from pipeline.shards.make._fashion_mnist_files import located
+from pipeline.shards.make._scenes_draw import GENERATOR
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import shard_name
@@ -42,7 +43,7 @@ def draw_shards(
     jobs: list[Job] = []
     for split, count in counts.items():
         if count:
-            plan = {noun: count, **settings, "samples-per-shard": samples_per_shard}
+            plan = {noun: count, **settings, "samples-per-shard": samples_per_shard, "generator": GENERATOR}
             agree_on_plan(out, split, plan, elsewhere="--out")
         for number, first in enumerate(range(0, count, samples_per_shard)):
             jobs.append((split, number, first, min(first + samples_per_shard, count)))

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.shards.index import DatasetIndex, load_index
-from pipeline.shards.make import ensure_made, make
+from pipeline.shards.make import _scenes_shards, ensure_made, make
 from pipeline.shards.make._fashion_mnist_files import DEBIAN_FOLDER
 from pipeline.shards.make.fashion_mnist import CLASSES
 from pipeline.shards.samples import shard_samples
@@ -87,6 +87,15 @@ def test_other_settings_are_refused(items_src: Path, tmp_path: Path, change: dic
     make("fashion-scenes", tmp_path, src=items_src, **FEW)
     with pytest.raises(DataError, match=rf"were made with another {named}.*; choose another --out, or delete"):
         make("fashion-scenes", tmp_path, src=items_src, **FEW | change)
+
+
+def test_scenes_of_an_earlier_generator_are_refused(
+    items_src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("fashion-scenes", tmp_path, src=items_src, **FEW)
+    monkeypatch.setattr(_scenes_shards, "GENERATOR", _scenes_shards.GENERATOR + 1)
+    with pytest.raises(DataError, match="were made with another generator"):
+        make("fashion-scenes", tmp_path, src=items_src, **FEW)
 
 
 @pytest.mark.parametrize(
