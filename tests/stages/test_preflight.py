@@ -98,7 +98,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"stages.finer.data.val": "odd"}, r"stages\.finer\.data\.val: its class 'emu' is not among the 10 classes"),
     (
         {"stages.finer.data.train": None, "stages.finer.data.mixture": {"train": {"label_map": {"klass 1": "x"}}}},
-        r"stages\.finer\.data\.mixture\.train\.label_map: 'klass 1' is no class of train; did you mean 'class 1'\?",
+        r"stages\.finer\.data\.mixture\.train\.label_map: 'klass 1' is not a class of train; did you mean 'class 1'\?",
     ),
     ({"stages.evaluate.data": "turned"}, r"stages\.evaluate\.data: class 0 of turned is 'class 9', but that of .* is "),
     ({"stages.evaluate.data": "few"}, r"stages\.evaluate\.data: few has 11 classes, but the head of finer has 10;"),
