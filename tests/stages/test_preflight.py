@@ -149,7 +149,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.larger.checkpoint.storage": "torn.jsonl/checkpoints"},
-        r"stages\.larger\.checkpoint\.storage: torn\.jsonl/checkpoints cannot be written \(.*/torn\.jsonl takes no ",
+        r"stages\.larger\.checkpoint\.storage: torn\.jsonl/checkpoints cannot be written \(.*/torn\.jsonl is not ",
     ),
     (
         {"stages.probe": PROBE | {"data": {"train": "train", "test": "odd"}}},
