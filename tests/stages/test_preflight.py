@@ -68,7 +68,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.export.formats": ["clip"]},
-        r"stages\.export\.formats\[0\]: clip cannot hold finer: model\.embed_norm: is False.*; "
+        r"stages\.export\.formats\[0\]: clip cannot hold finer: model\.embed_norm: found False.*; "
         r"safetensors, timm, hf, onnx and torch-export can hold this model$",
     ),
     (
@@ -81,7 +81,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.export.register_as": {"name": "shoes"}, "stages.export.weights": "last"},
-        r"stages\.export\.register_as: only the finished model can be registered;  leave stages\.export\.weights out",
+        r"stages\.export\.register_as: only the finished model can be registered; leave stages\.export\.weights out",
     ),
     (
         {"stages.export.weights": "soup-9"},
