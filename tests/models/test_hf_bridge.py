@@ -119,7 +119,7 @@ def test_what_a_minivit_has_no_place_for_is_refused_by_name(randomise: Randomise
     with pytest.raises(ModelError, match=r"its tensor 'encoder\.layer\.0\.mlp\.\w+.*seems to be .*SwiGLU"):
         from_hugging_face(swiglu.state_dict())
     state = hugging_face("ViT", randomise).state_dict()
-    with pytest.raises(ModelError, match=r"found no tensor for 'pos_embed'; give the whole file"):
+    with pytest.raises(ModelError, match=r"found no tensor for 'pos_embed'; give the model's whole file"):
         from_hugging_face({key: value for key, value in state.items() if "position" not in key})
     with pytest.raises(ModelError, match=r"layer 1 has no query, key or value"):
         from_hugging_face({key: value for key, value in state.items() if "layers.1.attention.k_proj" not in key})

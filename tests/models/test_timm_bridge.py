@@ -146,7 +146,7 @@ def test_foreign_tensors_are_refused() -> None:
         from_timm({**state, "attn_pool.q.weight": torch.zeros(192)})
     with pytest.raises(ModelError, match=r"'blocks\.0\.gamma_1'.* seems to be BEiT or EVA"):
         from_timm({**state, "blocks.0.gamma_1": torch.zeros(192)})
-    with pytest.raises(ModelError, match="not timm's plain ViT; it holds layer1"):
+    with pytest.raises(ModelError, match="not timm's plain ViT; it contains layer1"):
         from_timm({"layer1.weight": torch.zeros(1)})
     with pytest.raises(ModelError, match="do not form a square grid"):
         from_timm({**state, "pos_embed": torch.zeros(1, 7, 192)})

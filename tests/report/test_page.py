@@ -59,7 +59,7 @@ def test_an_unfinished_run_says_what_is_missing(unfinished_run: Path) -> None:
     assert "pretrain/micro failed: cluster: 2 workers ask for 8 CPUs, there are 2." in page
     assert "finetune-56 has not started." in page
     assert "No model has been evaluated yet." in page
-    assert "No stage has left a model" in page
+    assert "No stage has saved a model" in page
 
 
 def note_bad(folder: Path, name: str, lines: list[tuple[str, str]]) -> None:

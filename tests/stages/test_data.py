@@ -121,7 +121,7 @@ def test_a_group_of_a_class_that_is_none_is_named_with_its_setting() -> None:
         ({"train": "photos", "val": "odd"}, r"^stages\.s\.data\.val: its class 'horse' is not among the 2 classes"),
         (
             {"mixture": {"photos": {"label_map": {"cta": "x"}}}},
-            r"mixture\.photos\.label_map: 'cta' is no class of photos; did you mean 'cat'",
+            r"mixture\.photos\.label_map: 'cta' is not a class of photos; did you mean 'cat'",
         ),
         (
             {"mixture": {"photos": {"label_map": {"cat": "animal", "dog": "animal"}}}},

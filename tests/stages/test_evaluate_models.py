@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("models", "data", "out", "kind", "expected"),
     [
         (["missing"], "data", None, ModelError, "missing: does not exist"),
-        (["timm:resnet18"], "data", None, ModelError, "timm:resnet18: is a ResNet"),
+        (["timm:resnet18"], "data", None, ModelError, "timm:resnet18: found a ResNet"),
         (["good"], "nowhere", None, DataError, "nowhere' matches no shards"),
         (["three"], "data", None, ConfigError, "has 4 classes, but the head of {place}/three has 3"),
         (["turned"], "data", None, ConfigError, "class 0 of {place}/data is 'black', but that of {place}/turned is"),

@@ -68,7 +68,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.export.formats": ["clip"]},
-        r"stages\.export\.formats\[0\]: clip cannot hold finer: model\.embed_norm: is False.*; "
+        r"stages\.export\.formats\[0\]: clip cannot hold finer: model\.embed_norm: found False.*; "
         r"safetensors, timm, hf, onnx and torch-export can hold this model$",
     ),
     (
@@ -81,7 +81,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.export.register_as": {"name": "shoes"}, "stages.export.weights": "last"},
-        r"stages\.export\.register_as: only the finished model can be registered;  leave stages\.export\.weights out",
+        r"stages\.export\.register_as: only the finished model can be registered; leave stages\.export\.weights out",
     ),
     (
         {"stages.export.weights": "soup-9"},
@@ -98,7 +98,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"stages.finer.data.val": "odd"}, r"stages\.finer\.data\.val: its class 'emu' is not among the 10 classes"),
     (
         {"stages.finer.data.train": None, "stages.finer.data.mixture": {"train": {"label_map": {"klass 1": "x"}}}},
-        r"stages\.finer\.data\.mixture\.train\.label_map: 'klass 1' is no class of train; did you mean 'class 1'\?",
+        r"stages\.finer\.data\.mixture\.train\.label_map: 'klass 1' is not a class of train; did you mean 'class 1'\?",
     ),
     ({"stages.evaluate.data": "turned"}, r"stages\.evaluate\.data: class 0 of turned is 'class 9', but that of .* is "),
     ({"stages.evaluate.data": "few"}, r"stages\.evaluate\.data: few has 11 classes, but the head of finer has 10;"),
@@ -149,7 +149,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"stages.larger.checkpoint.storage": "torn.jsonl/checkpoints"},
-        r"stages\.larger\.checkpoint\.storage: torn\.jsonl/checkpoints cannot be written \(.*/torn\.jsonl takes no ",
+        r"stages\.larger\.checkpoint\.storage: torn\.jsonl/checkpoints cannot be written \(.*/torn\.jsonl is not ",
     ),
     (
         {"stages.probe": PROBE | {"data": {"train": "train", "test": "odd"}}},

@@ -58,7 +58,7 @@ def test_a_fan_out_stands_for_its_best_branch(context: RunContext, capsys: pytes
     assert resolve_source(context, "larger", "pretrain").path == best
     said = capsys.readouterr().err
     assert said == (
-        "larger: takes pretrain/micro, the best by validation accuracy (pretrain/nano 0.5000, pretrain/micro 0.6250)\n"
+        "larger: uses pretrain/micro, the best by validation accuracy (pretrain/nano 0.5000, pretrain/micro 0.6250)\n"
     )
 
 

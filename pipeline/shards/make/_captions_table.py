@@ -24,7 +24,9 @@ def read_captions(path: Path, image_column: str, caption_column: str) -> tuple[d
     """
     suffix = path.suffix.lower()
     if suffix not in (*SEPARATORS, *BY_LINE):
-        raise DataError(f"--table {path}: not {', '.join((*SEPARATORS, *BY_LINE))}; save the table as one of these")
+        raise DataError(
+            f"--table {path}: expected {', '.join((*SEPARATORS, *BY_LINE))}; save the table as one of these"
+        )
     text = _text(path)
     rows = _separated(path, text, SEPARATORS[suffix]) if suffix in SEPARATORS else _by_line(path, text)
     captions: dict[str, list[str]] = {}

@@ -97,7 +97,7 @@ def test_json_by_line_and_tabs(images: Path) -> None:
         ),
         ("t.csv", "image,caption\n", "found no image with a caption"),
         ("t.jsonl", '{"image": "00000/0.jpg", "caption": "a"}\n[]\n', "line 2 is not a JSON object"),
-        ("t.parquet", "", "is no .csv, .tsv, .jsonl, .ndjson"),
+        ("t.parquet", "", "expected .csv, .tsv, .jsonl, .ndjson"),
         (
             "t.csv",
             "image,caption\na.jpg,a\nb.jpg,b\n",

@@ -65,7 +65,7 @@ def test_what_cannot_be_used_is_left_out_and_named(pairs: Path) -> None:
     assert run(pairs).num_samples == 3
     assert (pairs / "out" / "train-rejected.txt").read_text().splitlines() == [
         "room0_depth.png\tthe depth map has 13 x 8 pixels, but its image 12 x 8",
-        "room1_depth.png\tthe depth is 0 everywhere: nothing was measured",
+        "room1_depth.png\tthe depth map is 0 everywhere: nothing was measured",
         "room2_depth.png\tthe depth map is truncated or damaged",
     ]
 
