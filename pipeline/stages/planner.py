@@ -131,14 +131,14 @@ class Planner:
         stage, needed = branch.stage, dependencies(self.config, branch.id)
         status = self.statuses.get(branch.id)
         training = self._training(branch, stage) if isinstance(stage, TrainStage) else None
-        judges = self._judges(stage)
+        evaluated = self._evaluated_samples(stage)
         return StagePlan(
             branch.id,
             stage.type,
             needed,
             status.state if status else None,
             training,
-            evaluates=judges,
+            evaluates=evaluated,
             runs_again=self.run_again.get(branch.id),
         )
 
@@ -154,7 +154,7 @@ class Planner:
             )
         return settled
 
-    def _judges(self, stage: Stage) -> int | None:
+    def _evaluated_samples(self, stage: Stage) -> int | None:
         """Samples that each model of an evaluation or a probe sees; None if unknown, or for any other stage."""
         names = [stage.data] if isinstance(stage, EvaluateStage) else []
         names = [stage.data.train, stage.data.test] if isinstance(stage, ProbeStage) else names

@@ -250,7 +250,7 @@ class Tracker:
             self.client.set_terminated(run_id, status, None if ended is None else int(ended * 1000))
 
     def complaint(self, error: Exception) -> str:
-        """What went wrong with a call, and how to mend it."""
+        """What went wrong with a call, and how to fix it."""
         store = f"the MLflow store at {shown(self.uri)}"
         if refuses_password(error):
             return f"{store} refuses the user or the password; correct {USER_VARIABLE} and {PASSWORD_VARIABLE}"

@@ -129,7 +129,7 @@ def client_for(uri: str, setting: str = "tracking.uri") -> Any:
 
 
 def unanswered(uri: str, error: Exception) -> str:
-    """What is wrong with a store that did not answer at first, and how to mend it."""
+    """What is wrong with a store that did not answer at first, and how to fix it."""
     if refuses_password(error):
         return (
             f"the MLflow store at {shown(uri)} refuses the user or the password; correct {USER_VARIABLE} and "
@@ -241,12 +241,12 @@ def unwritable(store: Store, path: Path, why: str | None) -> TrackingError:
 def unstorable(store: Store, place: str, what: str, why: str) -> TrackingError:
     """The error for an artifact that cannot be written to the experiment's artifact location."""
     served = urlsplit(store.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file")
-    mend = (
+    remedy = (
         "start `mlflow server` with --artifacts-destination, so that it keeps them itself"
         if served
         else "make that place writable"
     )
     return TrackingError(
         f"{store.setting}: {what} cannot be stored at {shown(place)}, where the experiment {store.experiment!r} keeps "
-        f"its artifacts ({why}); {mend}, or take another experiment with tracking.experiment=NAME"
+        f"its artifacts ({why}); {remedy}, or take another experiment with tracking.experiment=NAME"
     )

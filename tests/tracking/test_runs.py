@@ -120,7 +120,7 @@ def test_more_parameters_than_a_call_takes(tracker: Tracker) -> None:
     assert kept.read_text() == "x" * 9000
 
 
-def test_names_that_mlflow_does_not_take_are_changed_and_told(tracker: Tracker, tmp_path: Path) -> None:
+def test_names_that_mlflow_does_not_take_are_changed_and_reported(tracker: Tracker, tmp_path: Path) -> None:
     run_id = tracker.start("names", run_id=None)
     metrics = {"class/jack-o'-lantern": 0.5, "class/jack-o_-lantern": 0.25, "samples/b@224": 2.0}
     for _ in range(2):
