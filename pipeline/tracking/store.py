@@ -33,7 +33,7 @@ UNAUTHORIZED = (401, 403)
 NO_ANSWER = re.compile(r"Max retries exceeded|Read timed out|Connection (refused|reset|aborted)|could not connect")
 REFUSED = re.compile(r"error code 40[13]\b|\b40[13] Client Error|password authentication failed")
 CAUSE = re.compile(
-    r"(?:Errno -?\d+\] |: )((?:Connection|No route|Name or service|Temporary failure|Read timed out)[^'\"(.)]*)"
+    r"(?:Errno -?\d+\] |: |\(')((?:Connection|No route|Name or service|Temporary failure|Read timed out)[^'\"(.)]*)"
 )
 URI_VARIABLE, NAME_VARIABLE, ID_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 
