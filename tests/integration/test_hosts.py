@@ -30,7 +30,7 @@ pytestmark = [
 RAY, MINIVIT = (Path(sys.executable).with_name(name) for name in ("ray", "minivit"))
 DIALS = Path(__file__).parents[2] / "launch" / "ray.env"
 # On a machine to itself training goes on within 60 s; untuned, Ray takes 135 to notice a lost host alone.
-RECOVERY_S, JOIN_S, STALL_TIMEOUT_S = 130, 300, 30
+RECOVERY_S, JOIN_S, ANSWER_S, STALL_TIMEOUT_S = 130, 300, 60, 30
 PORT = 6399
 
 
@@ -67,6 +67,10 @@ class Host:
             stderr=log,
             start_new_session=True,
         )
+
+    def has_node(self) -> bool:
+        """Whether its Ray node runs, or is about to."""
+        return self.node is not None and self.node.poll() is None
 
     def processes(self) -> list[psutil.Process]:
         done = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False)
@@ -105,22 +109,28 @@ class Hosts:
         for host in (self.first, self.second):
             host.plug_in(self.bridge)
         self.address = f"{self.first.address}:{PORT}"
-        self.first.start(folder, "--head", f"--port={PORT}", "--include-dashboard=false")
         self.join()
 
     def join(self) -> None:
-        """Start the second host's node, and wait until the cluster has both."""
+        """Start the nodes that do not run, and wait until the cluster has both; Ray's give up on a slow machine."""
         due = time.monotonic() + JOIN_S
         while self.alive() != 2:
-            assert time.monotonic() < due, (self.folder / "node-2.log").read_text()
-            if self.second.node is None or self.second.node.poll() is not None:  # it gives up on a slow machine
+            assert time.monotonic() < due, "".join(path.read_text() for path in sorted(self.folder.glob("node-*.log")))
+            if not self.first.has_node():
+                self.first.start(self.folder, "--head", f"--port={PORT}", "--include-dashboard=false")
+            if not self.second.has_node():
                 self.second.start(self.folder, f"--address={self.address}")
             time.sleep(1)
         self.second_is_sound = True
 
     def alive(self) -> int:
         """Nodes that Ray takes for alive."""
-        return int(self.ask_ray("sum(node['Alive'] for node in ray.nodes())") or 0)
+        if not self.first.has_node():
+            return 0
+        try:
+            return int(self.ask_ray("sum(node['Alive'] for node in ray.nodes())") or 0)
+        except subprocess.TimeoutExpired:
+            return 0
 
     def drain_second(self) -> None:
         """Tell Ray that the second host is about to be taken away."""
@@ -150,6 +160,7 @@ class Hosts:
             capture_output=True,
             text=True,
             check=False,
+            timeout=ANSWER_S,
         )
         return done.stdout.strip()
 
