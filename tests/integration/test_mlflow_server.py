@@ -204,7 +204,7 @@ def test_a_dead_server_harms_no_training(team: Any, cut_off: tuple[int, str]) ->
 
 
 def test_all_of_it_is_delivered_once(team: Any, s3: Path, tracker: Tracker, delivered: Any) -> None:
-    assert delivered.stderr.count("finished before with the same inputs: skipped") == 2
+    assert delivered.stderr.count("skipped: already finished with the same inputs") == 2
     client = tracker.client
     for stage_id in ("pretrain", "export"):
         status = team.status("team", stage_id)
