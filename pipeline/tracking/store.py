@@ -28,6 +28,7 @@ CONFIG, RECORD, DEFAULT = "tracking.uri", "the run's record", "the default"
 RETRIES_VARIABLE, TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 USER_VARIABLE, PASSWORD_VARIABLE = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 TOKEN_VARIABLE = "MLFLOW_TRACKING_TOKEN"
+PRINTING_VARIABLE = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 FIRST_ANSWER_S = "5"
 UNAUTHORIZED = (401, 403)
 NO_ANSWER = re.compile(r"Max retries exceeded|Read timed out|Connection (refused|reset|aborted)|could not connect")
@@ -115,6 +116,7 @@ def describe(store: Store) -> str:
 def client_for(uri: str, setting: str = "tracking.uri") -> Any:
     """An MLflow client for a tracking URI. Raises `TrackingError` within about ten seconds if it does not answer."""
     os.environ.setdefault(RETRIES_VARIABLE, "1")  # whatever fails is tried again, but training does not wait for it
+    os.environ[PRINTING_VARIABLE] = "true"  # or MLflow prints the URI of each run that ends, with its password
     from mlflow import MlflowClient
 
     for name in QUIET:  # failures are raised anyway; after the import, which sets its own levels

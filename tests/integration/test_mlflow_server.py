@@ -111,13 +111,13 @@ def database() -> Iterator[str]:
     (folder / "password").write_text(DATABASE_SECRET)
     for path in (folder, folder / "password"):
         shutil.chown(path, "postgres")
-    as_postgres = ["runuser", "-u", "postgres", "--"]
+    postgres: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": [], "cwd": "/"}
     options = ["-D", str(folder / "data"), "-U", "mlflow", f"--pwfile={folder}/password", "--auth=scram-sha-256"]
-    command = [*as_postgres, str(programs[-1].with_name("initdb")), *options, "--no-sync"]
-    subprocess.run(command, check=True, capture_output=True, cwd="/")
-    command = [*as_postgres, str(programs[-1]), "-D", str(folder / "data"), "-k", str(folder), "-p", str(port)]
+    command = [str(programs[-1].with_name("initdb")), *options, "--no-sync"]
+    subprocess.run(command, check=True, capture_output=True, **postgres)
+    command = [str(programs[-1]), "-D", str(folder / "data"), "-k", str(folder), "-p", str(port)]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen([*command, "-h", "127.0.0.1", "-c", "fsync=off"], stderr=log, cwd="/")
+        process = subprocess.Popen([*command, "-h", "127.0.0.1", "-c", "fsync=off"], stderr=log, **postgres)
     try:
         due = time.monotonic() + 60
         while "ready to accept connections" not in (folder / "log").read_text():
@@ -125,7 +125,7 @@ def database() -> Iterator[str]:
             time.sleep(0.1)
         yield f"postgresql://mlflow:{DATABASE_SECRET}@127.0.0.1:{port}/postgres"
     finally:
-        process.send_signal(signal.SIGINT)  # a fast shutdown; runuser hands it on
+        process.send_signal(signal.SIGINT)  # a fast shutdown
         process.wait(timeout=60)
         shutil.rmtree(folder)
 

@@ -77,7 +77,7 @@ def test_a_change_is_reported_with_all_that_it_touches(
     assert not any(reasons[branch_id] for branch_id in ALL[:first])
     assert reasons["report"]
     if first <= 3:
-        assert reasons["export"] == "finer does"
+        assert reasons["export"] == "finer runs again"
 
 
 def test_an_evaluation_follows_its_data(raw: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def test_an_evaluation_follows_its_data(raw: dict[str, Any]) -> None:
     raw["datasets"]["test"]["image_key"] = "left.png"
     reasons = planned(raw)
     assert reasons["pretrain/micro"] == "val.image_key (png;jpg;jpeg;webp to left.png) changed"
-    assert reasons["evaluate"] == "pretrain/nano does"
+    assert reasons["evaluate"] == "pretrain/nano runs again"
 
 
 def test_a_source_that_is_not_finished_makes_new_weights(raw: dict[str, Any], context: RunContext) -> None:
@@ -96,7 +96,7 @@ def test_a_source_that_is_not_finished_makes_new_weights(raw: dict[str, Any], co
     folder.write_status(status)
     reasons = planned(raw)
     assert (reasons["larger"], reasons["finer"]) == (None, "larger is not finished")
-    assert reasons["export"] == "finer does"
+    assert reasons["export"] == "finer runs again"
 
 
 def test_a_status_of_another_version_runs_again(raw: dict[str, Any], context: RunContext) -> None:
