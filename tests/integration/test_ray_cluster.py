@@ -158,7 +158,7 @@ def test_a_submitted_job_commits_before_its_pod_ends_and_resumes(
     pod.within(sys.executable, "-P", "-m", "pipeline.cluster.leave", "100")
     assert "failed" in pod.job("status", "first").lower()
     assert "exit code 75" in pod.job("status", "first")
-    assert "SIGTERM: commits a checkpoint and leaves" in pod.job("logs", "first", check=False)
+    assert "SIGTERM: committing a checkpoint, then stopping" in pod.job("logs", "first", check=False)
     assert workplace.status("job", "pretrain")["state"] == "interrupted"
     pod.job("submit", "--submission-id=second", "--no-wait", "--", *command)
     kit.wait_until(lambda: "pretrain: resumes at step " in pod.job("logs", "second", check=False), pod.head)
