@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,15 @@ class Pod:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def submit(self, name: str, *command: str) -> None:
+        """Submit a job; the dashboard's agent, which starts it, comes up some time after the head."""
+        due = time.monotonic() + 200
+        while "submitted successfully" not in (
+            said := self.job("submit", f"--submission-id={name}", "--no-wait", "--", *command, check=False)
+        ):
+            assert time.monotonic() < due, said
+            time.sleep(1)
+
     def within(self, *command: str) -> None:
         """Runs a command as Kubernetes runs a pod's hook."""
         [first] = Path(f"/proc/{self.head.pid}/task/{self.head.pid}/children").read_text().split()
@@ -153,12 +163,12 @@ def test_a_submitted_job_commits_before_its_pod_ends_and_resumes(
     raw = kit.config(shards, "job", {"pretrain": stage | {"log_every": 1}})
     raw["cluster"] = {"workers": 1}
     command = [str(ROOT / "launch" / "pretrain.sh"), workplace.write(raw)]
-    pod.job("submit", "--submission-id=first", "--no-wait", "--", *command)
+    pod.submit("first", *command)
     kit.wait_until(lambda: workplace.rows("job", "pretrain"), pod.head)
     pod.within(sys.executable, "-P", "-m", "pipeline.cluster.leave", "100")
     assert "failed" in pod.job("status", "first").lower()
     assert "exit code 75" in pod.job("status", "first")
     assert "SIGTERM: committing a checkpoint, then stopping" in pod.job("logs", "first", check=False)
     assert workplace.status("job", "pretrain")["state"] == "interrupted"
-    pod.job("submit", "--submission-id=second", "--no-wait", "--", *command)
+    pod.submit("second", *command)
     kit.wait_until(lambda: "pretrain: resumes at step " in pod.job("logs", "second", check=False), pod.head)
