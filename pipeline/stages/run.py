@@ -35,7 +35,7 @@ from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
 from pipeline.stages.resolve import Branch, dependencies, evaluation_ids, on_workers, stage_branches
 from pipeline.stages.stop import StopRequest
-from pipeline.stages.tracked import NOT_YET, StageTracking, Tracked
+from pipeline.stages.tracked import NOT_YET, StageTracking, Tracked, track_restarts
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
 from pipeline.tracking.origin import config_tags, origin_tags
@@ -333,9 +333,10 @@ class Execution:
             folder.event(status.state, str(error))
         with suppress(OSError):
             folder.write_status(status)
-        with suppress(TrackingError):
+        with suppress(TrackingError, OSError):
             if status.mlflow_run_id is None:  # the store has not answered since the stage began
                 return
+            track_restarts(self.context.tracker, status.mlflow_run_id, folder)
             outcome = mlflow_status.KILLED if interrupted else mlflow_status.FAILED
             self.context.tracker.end(status.mlflow_run_id, outcome)
 
