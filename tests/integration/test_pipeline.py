@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.tracking.forward import ROW_FIELDS
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 TRAINED = ("pretrain/nano", "pretrain/micro", "larger", "finer")
