@@ -155,6 +155,7 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
 
 @pytest.mark.integration
 @pytest.mark.root
+@pytest.mark.timeout(900)
 def test_a_submitted_job_commits_before_its_pod_ends_and_resumes(
     workplace: Any, kit: Any, shards: Path, pod: Pod
 ) -> None:
@@ -164,11 +165,11 @@ def test_a_submitted_job_commits_before_its_pod_ends_and_resumes(
     raw["cluster"] = {"workers": 1}
     command = [str(ROOT / "launch" / "pretrain.sh"), workplace.write(raw)]
     pod.submit("first", *command)
-    kit.wait_until(lambda: workplace.rows("job", "pretrain"), pod.head)
+    kit.wait_until(lambda: workplace.rows("job", "pretrain"), pod.head, 300)
     pod.within(sys.executable, "-P", "-m", "pipeline.cluster.leave", "100")
     assert "failed" in pod.job("status", "first").lower()
     assert "exit code 75" in pod.job("status", "first")
     assert "SIGTERM: committing a checkpoint, then stopping" in pod.job("logs", "first", check=False)
     assert workplace.status("job", "pretrain")["state"] == "interrupted"
     pod.submit("second", *command)
-    kit.wait_until(lambda: "pretrain: resumes at step " in pod.job("logs", "second", check=False), pod.head)
+    kit.wait_until(lambda: "pretrain: resumes at step " in pod.job("logs", "second", check=False), pod.head, 300)
