@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.checkpoints.storage import Storage
@@ -60,12 +59,6 @@ class Manifest:
     @property
     def bytes(self) -> int:
         return sum(record.bytes for record in self.files)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return _hash(file)
 
 
 def _hash(file: BinaryIO) -> str:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from pipeline.periodic import Periodic
 
 if TYPE_CHECKING:
     import torch
@@ -37,32 +38,28 @@ class NodeUsage:
     def __init__(self, stage_folder: Path, node: str | None, every_s: float) -> None:
         self._path = stage_folder / FOLDER / f"{node or THE_ONLY_NODE}.jsonl"
         self._prefix = f"{PREFIX}{node}/" if node else PREFIX
-        self._every_s = every_s
         self._gauges: list[Gauge] = []
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
+        self._next_step: int | None = None  # None: count the rows first, and end one that is torn
+        self._sampling = Periodic(self._sample, every_s, at_once=False)
 
     def __enter__(self) -> NodeUsage:
         self._gauges = gauges()
-        self._thread.start()
+        self._sampling.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
+        self._sampling.__exit__(kind, error, at)
 
-    def _run(self) -> None:
+    def _sample(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        step = count_rows(self._path)
-        with self._path.open("a", buffering=1) as file:
-            ended = False
-            while not ended:
-                ended = self._ended.wait(self._every_s)
-                row = {"step": step, "time": time.time()}
-                for gauge in self._gauges:
-                    row |= {self._prefix + name: round(value, 1) for name, value in gauge().items()}
-                file.write(json.dumps(row) + "\n")
-                step += 1
+        step = count_rows(self._path) if self._next_step is None else self._next_step
+        self._next_step = None  # until this row is written: a full disk may tear it
+        row = {"step": step, "time": time.time()}
+        for gauge in self._gauges:
+            row |= {self._prefix + name: round(value, 1) for name, value in gauge().items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._next_step = step + 1
 
 
 def count_rows(path: Path) -> int:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pipeline.stages.forecast_tables import forecast_tables
 from pipeline.stages.plan import DatasetPlan, ModelPlan, Plan, StagePlan, TrainingPlan
-from pipeline.stages.tables import UNKNOWN, figure_table, scaled, spaced
+from pipeline.stages.tables import UNKNOWN, figure_table, scaled, sides, spaced
 
 STATES = {
     None: "to run",
@@ -60,7 +60,7 @@ def _stages(stages: list[StagePlan]) -> Table:
         if training:
             epochs = UNKNOWN if training.epochs is None else f"{training.epochs:.4g}"
             row += [
-                " ".join(dict.fromkeys(map(_size, training.image_sizes))),
+                " ".join(dict.fromkeys(map(sides, training.image_sizes))),
                 training.duration,
                 _count(training.steps),
                 epochs,
@@ -82,8 +82,8 @@ def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
                 stage.id,
                 model.spec["backbone"]["variant"],
                 model.starts_from or "random",
-                _size(model.spec["backbone"]["patch"]),
-                _size(model.spec["backbone"]["grid"]),
+                sides(model.spec["backbone"]["patch"]),
+                sides(model.spec["backbone"]["grid"]),
                 _parameters(model),
                 "\n".join(f"{name} {_count(number)}" for name, number in model.head_parameters.items()),
                 _least_and_most(model),
@@ -102,7 +102,7 @@ def _teachers(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[Table
                 stage_id,
                 teacher.reference,
                 teacher.variant,
-                _size(teacher.image_size),
+                sides(teacher.image_size),
                 _count(teacher.parameters),
                 f"{teacher.gflops:.3g}",
             )
@@ -173,9 +173,3 @@ def _parameters(model: ModelPlan) -> str:
 def _range(least_most: tuple[int, int]) -> str:
     least, most = least_most
     return f"{least:,}" if least == most else f"{least:,} - {most:,}"
-
-
-def _size(size: list[int] | tuple[int, int]) -> str:
-    """`28` for a square, `32x64` otherwise."""
-    height, width = size
-    return str(height) if height == width else f"{height}x{width}"

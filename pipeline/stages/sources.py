@@ -11,10 +11,10 @@ from threading import Lock
 
 import numpy as np
 
-from pipeline.checkpoints.manifest import hash_file
 from pipeline.config.references import is_foreign
 from pipeline.config.schema import PipelineConfig, Stage
 from pipeline.errors import ConfigError
+from pipeline.files import hash_file
 from pipeline.metrics.outcome import selected_values
 from pipeline.metrics.schema import best
 from pipeline.models.bundle import (

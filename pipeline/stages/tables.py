@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 UNKNOWN = "?"
@@ -28,3 +30,9 @@ def scaled(amount: float) -> str:
         if amount >= scale:
             return f"{amount / scale:.3g} {suffix}"
     return f"{amount:.3g} "
+
+
+def sides(size: Sequence[int]) -> str:
+    """`28` for a square, `32x64` otherwise, height first."""
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"

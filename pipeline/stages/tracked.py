@@ -5,7 +5,6 @@ The folder holds everything first, so that a store which dies harms neither the 
 
 from __future__ import annotations
 
-import json
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -15,10 +14,11 @@ from typing import Any, Protocol
 
 from pipeline.cluster.usage import FOLDER as SYSTEM
 from pipeline.errors import TrackingError
+from pipeline.periodic import Periodic
+from pipeline.report.files import read_lines
 from pipeline.report.plots import save_plots
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import StageFolder, Status
-from pipeline.stages.periodic import Periodic
 from pipeline.tracking import runs as mlflow_status
 from pipeline.tracking.forward import Row, RowSender
 from pipeline.tracking.models import FinishedModel, log_model
@@ -141,9 +141,7 @@ class RowTails:
 
 def track_restarts(tracker: Tracker, run_id: str, folder: StageFolder) -> None:
     """Log what each restart of a training stage cost: the steps done again, and the workers since."""
-    path = folder.path / "events.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    for event in map(json.loads, lines):
+    for event in read_lines(folder.path / "events.jsonl"):
         if event["event"] == RESUME:
             figures = {f"restart/{name}": float(event[name]) for name in ("steps_lost", "workers")}
             tracker.metrics(run_id, figures, event["step"], event["time"])

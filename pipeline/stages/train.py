@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from pipeline.errors import ConfigError
 from pipeline.files import write_json
 from pipeline.metrics.outcome import measures_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
-from pipeline.metrics.schema import VAL, Schema
+from pipeline.metrics.schema import VAL, Schema, best
 from pipeline.models.bundle import Preprocess, load_bundle, load_description, save_bundle
 from pipeline.models.costs import count_parameters
-from pipeline.models.spec import ModelSpec, Pair
+from pipeline.models.spec import ModelSpec
 from pipeline.models.surgery import adapt
+from pipeline.periodic import Periodic
 from pipeline.shards import bad_samples
 from pipeline.shards.store import is_local, local_path
 from pipeline.stages.bad_samples import manifests, report_bad_samples
@@ -33,10 +33,10 @@ from pipeline.stages.enlarged import enlarged_views
 from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.inputs import train_inputs
 from pipeline.stages.jobs import StageJob
-from pipeline.stages.periodic import Periodic
 from pipeline.stages.probed import knn_job
 from pipeline.stages.resolve import Branch, check_teacher, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
+from pipeline.stages.tables import sides
 from pipeline.stages.temperature import TemperatureWatch
 from pipeline.stages.tokenizer import stage_tokenizer
 from pipeline.stages.tracked import RESUME
@@ -278,7 +278,7 @@ class TrainStageRun:
             "data_wait_share": statistics.median(waits) if waits else None,
             "start": validations.get(0),
             "measures": validations[max(validations)] if validations else {},
-            "best": best_values(self.stage.measured, validations.values()),
+            "best": best_values(self.stage.measured, list(validations.values())),
             "val_samples": self.val.index.num_samples if self.val else None,
             "bad_samples": self._report_bad_samples(),
             "image_size": list(self.spec.backbone.image_size),
@@ -341,19 +341,15 @@ class TrainStageRun:
         return
 
 
-def best_values(schema: Schema, validations: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def best_values(schema: Schema, validations: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The best value of each measure over all validations; without those that were never finite."""
     found: dict[str, float] = {}
     for measure in schema.measures:
-        values = [row[measure.name] for row in validations if math.isfinite(row.get(measure.name, math.nan))]
-        if values:
-            found[measure.name] = max(values) if measure.better == "higher" else min(values)
+        values = {number: row.get(measure.name) for number, row in enumerate(validations)}
+        chosen = best(values, measure.better)
+        if chosen is not None:
+            found[measure.name] = validations[chosen][measure.name]
     return found
-
-
-def sides(size: Pair) -> str:
-    """224 for a square, else 224x112, height first."""
-    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def finished_model(stage_id: str, folder: StageFolder, status: Status) -> FinishedModel:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoints.manifest import FORMAT, NAME, NewerFormat, hash_file, read_manifest, verify, write_manifest
+from pipeline.checkpoints.manifest import FORMAT, NAME, NewerFormat, read_manifest, verify, write_manifest
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.errors import CheckpointError
+from pipeline.files import hash_file
 
 Commit = Callable[..., str]
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pipeline.checkpoints.manifest import hash_file
 from pipeline.checkpoints.shard_file import DTYPES, Span, read_header, write_shard
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.errors import CheckpointError
+from pipeline.files import hash_file
 
 LAYOUT = [[Span("a", 0, 0, 3), Span("b", 2, 3, 4)], []]
 

@@ -11,14 +11,15 @@ logger = logging.getLogger(__name__)
 
 
 class Periodic:
-    """While entered, calls a function at once and then every few seconds; exiting calls it a last time.
+    """While entered, calls a function every few seconds; exiting calls it a last time.
 
     Args:
         function: an exception of it is logged, and the next call comes anyway.
+        at_once: whether the first call comes when the context is entered, instead of `every_s` later.
     """
 
-    def __init__(self, function: Callable[[], None], every_s: float) -> None:
-        self._function, self._every_s = function, every_s
+    def __init__(self, function: Callable[[], None], every_s: float, *, at_once: bool = True) -> None:
+        self._function, self._every_s, self._at_once = function, every_s, at_once
         self._ended = threading.Event()
         self.called = threading.Event()  # set after the first call
         self._thread = threading.Thread(target=self._run, name=getattr(function, "__name__", None), daemon=True)
@@ -32,7 +33,7 @@ class Periodic:
         self._thread.join()
 
     def _run(self) -> None:
-        ended = False
+        ended = not self._at_once and self._ended.wait(self._every_s)
         while not ended:
             self._call()
             self.called.set()
