@@ -5,7 +5,9 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+
+from pipeline.credentials import secrets_of
+from pipeline.shards.store import is_local
 
 VOLUME = "/workspace"  # where the volume is mounted, and the working folder of the image
 SQLITE = "sqlite:///"
@@ -17,7 +19,7 @@ def path_faults(raw: Mapping[str, Any]) -> Iterator[str]:
     Only what the pods must share is looked at. Paths with variables are left to the run: a pod may set them otherwise.
     """
     for where, path in _shared_paths(raw):
-        if "$" in path or "://" in path or "::" in path:
+        if "$" in path or not is_local(path):
             continue
         inside = posixpath.normpath(posixpath.join(VOLUME, path))
         if path.startswith("~") or not f"{inside}/".startswith(f"{VOLUME}/"):
@@ -32,14 +34,14 @@ def expected_data(raw: Mapping[str, Any]) -> list[str]:
     return [
         f"{dataset['shards']} (datasets.{name}.shards)"
         for name, dataset in (raw.get("datasets") or {}).items()
-        if not dataset.get("make") and "://" not in dataset["shards"]
+        if not dataset.get("make") and is_local(dataset["shards"])
     ]
 
 
 def password_in(raw: Mapping[str, Any]) -> bool:
     """Whether the config spells out the password of a tracking server, instead of naming a variable."""
-    uri = (raw.get("tracking") or {}).get("uri")
-    return bool(uri) and "$" not in (urlsplit(uri).password or "$")
+    uri = (raw.get("tracking") or {}).get("uri") or ""
+    return any("$" not in secret for secret in secrets_of(uri))
 
 
 def _shared_paths(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

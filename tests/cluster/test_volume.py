@@ -62,7 +62,9 @@ def test_data_that_the_run_does_not_make_is_expected() -> None:
     ("uri", "found"),
     [
         ("https://me:secret@host", True),
+        ("https://token@host", True),
         ("https://me:$PASSWORD@host", False),
+        ("https://$TOKEN@host", False),
         ("https://host", False),
         (None, False),
     ],
