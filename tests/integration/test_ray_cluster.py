@@ -93,7 +93,10 @@ def test_a_run_waits_for_what_other_jobs_hold_and_says_so(
 
 
 class Pod:
-    """A Ray head with a dashboard, which sees its own processes alone, as in a container."""
+    """A Ray head with a dashboard, which sees its own processes alone, as in a container.
+
+    Its agent takes a free port: where another cluster of this machine holds the default one, no job can be submitted.
+    """
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         with socket.socket() as port, socket.socket() as dashboard:
@@ -104,7 +107,7 @@ class Pod:
         self.environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         self.environment["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = "200"
         start = [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={self.port}"]
-        start += [f"--dashboard-port={self.dashboard}", "--num-cpus=1"]
+        start += [f"--dashboard-port={self.dashboard}", "--dashboard-agent-listen-port=0", "--num-cpus=1"]
         self.head = subprocess.Popen(
             ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *start],
             cwd=folder,
