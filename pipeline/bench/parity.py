@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, PipelineError
 from pipeline.models.bundle import Preprocess
 from pipeline.stages.context import open_datasets
 from pipeline.stages.data import stage_data
-from pipeline.stages.evaluated import evaluated_data
+from pipeline.stages.evaluation_task import evaluated_data
 from pipeline.stages.resolve import stage_branches, stage_spec
 from pipeline.stream.source import build_mixture, evaluation_of
 from pipeline.train.seeds import stage_seed

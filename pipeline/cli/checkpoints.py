@@ -28,8 +28,8 @@ def list_command(run: Path) -> None:
     """Every checkpoint of RUN: step, samples, workers, ZeRO stage, bytes; the best and uncommitted ones are marked."""
     from pipeline.checkpoints.selection import step_folders
     from pipeline.checkpoints.storage import open_storage
+    from pipeline.stages.checkpoint_model import best_checkpoint
     from pipeline.stages.folder import checkpointing_stages
-    from pipeline.stages.kept import best_checkpoint
 
     for status in checkpointing_stages(run).values():
         storage = open_storage(str(status.checkpoints))

@@ -89,7 +89,7 @@ def command(
 
     from pipeline.config.load import parse_task
     from pipeline.config.schema import ClusterConfig
-    from pipeline.shards.named import named_set
+    from pipeline.shards.named_sets import named_set
     from pipeline.stages.evaluate_models import evaluate_models
 
     named = named_set(data, image_key, targets)

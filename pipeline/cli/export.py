@@ -58,7 +58,7 @@ def command(
     from pipeline.export import export
     from pipeline.models.bundle import load_bundle
     from pipeline.models.pretrained import find_bundle, locate
-    from pipeline.stages.kept import checkpoint_bundle, only_stage, weights_bundle
+    from pipeline.stages.checkpoint_model import checkpoint_bundle, only_stage, weights_bundle
     from pipeline.stages.story import story_of
 
     if weights and checkpoint:

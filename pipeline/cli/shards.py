@@ -82,7 +82,7 @@ def index_command(
     """
     from pipeline.shards.build import build_index
     from pipeline.shards.class_file import read_classes
-    from pipeline.shards.named import named_set
+    from pipeline.shards.named_sets import named_set
 
     names = read_classes(classes)
     one = named_set(pattern, image_key, targets)
@@ -123,7 +123,7 @@ def verify_command(
     from collections import Counter
 
     from pipeline.errors import DataError
-    from pipeline.shards.named import named_sets
+    from pipeline.shards.named_sets import named_sets
     from pipeline.shards.verify import Kind, verify
 
     sets = [one for pattern in patterns for one in named_sets(pattern, image_key, targets)]
@@ -199,7 +199,7 @@ def stats_command(
     """Print counts, bytes, formats, image sizes and classes of the shards of PATTERN or CONFIG.yaml:NAME."""
     import json
 
-    from pipeline.shards.named import named_set
+    from pipeline.shards.named_sets import named_set
     from pipeline.shards.stats import dataset_stats, draw
 
     stats, sizes = dataset_stats(named_set(pattern, image_key, targets), workers)
@@ -259,7 +259,7 @@ def preview_command(
     targets: dict[str, str],
 ) -> None:
     """Write a contact sheet, a PNG with some samples of PATTERN or CONFIG.yaml:NAME."""
-    from pipeline.shards.named import named_set
+    from pipeline.shards.named_sets import named_set
     from pipeline.shards.preview import contact_sheet
 
     one = named_set(pattern, image_key, targets)

@@ -51,7 +51,7 @@ def summarise(index: DatasetIndex) -> None:
 
 def print_unusable(index: DatasetIndex, pattern: str) -> None:
     """Print how many samples lack an image or a label: in total, and in the worst shards."""
-    from pipeline.shards.unusable import unusable, unusable_report
+    from pipeline.shards.unusable_samples import unusable, unusable_report
 
     for line in unusable_report(index):
         click.echo(line)

@@ -28,7 +28,7 @@ def regroup_command(
 
     For tars whose samples are scattered, and for files that are several tars in one.
     """
-    from pipeline.shards.named import named_set
+    from pipeline.shards.named_sets import named_set
     from pipeline.shards.regroup import regroup
 
     one = named_set(pattern, image_key, targets)
@@ -48,7 +48,7 @@ def reshard_command(
     pattern: str, out: Path, samples_per_shard: int, prefix: str, shuffle: int | None, workers: int | None
 ) -> None:
     """Copy the samples of PATTERN into shards of equal size, bytes unchanged; a second call resumes."""
-    from pipeline.shards.named import named_set
+    from pipeline.shards.named_sets import named_set
     from pipeline.shards.rewrite import split
 
     index = named_set(pattern).open()
@@ -69,7 +69,7 @@ def split_command(
     pattern: str, parts: tuple[str, ...], out: Path, samples_per_shard: int, seed: int, workers: int | None
 ) -> None:
     """Split the samples of PATTERN at random, such as `train=0.95 val=0.05`; a second call resumes."""
-    from pipeline.shards.named import named_set
+    from pipeline.shards.named_sets import named_set
     from pipeline.shards.rewrite import split
 
     index = named_set(pattern).open()

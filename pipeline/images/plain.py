@@ -24,7 +24,7 @@ REACH = {"nearest": 0.5, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic":
 Cut = Callable[[Box, Size], Pixels]  # a box of the image at a size
 
 
-class Span(NamedTuple):
+class AxisSpan(NamedTuple):
     """The visible part of one axis: image pixels `start` to `stop`, shown as `length` output pixels from `first` on."""
 
     start: float
@@ -71,7 +71,7 @@ def geometry(full: Size, size: Size, how: PlainConfig) -> Geometry:
     return shown.then(placed(shown.size, down.first, across.first, size))
 
 
-def spans(full: Size, size: Size, how: PlainConfig) -> tuple[Span, Span]:
+def spans(full: Size, size: Size, how: PlainConfig) -> tuple[AxisSpan, AxisSpan]:
     """The visible spans of an image of size `full` at `size`, down and across.
 
     The image is resized by `how.resize` to `size / how.crop_pct`, rounded down, and its centre is cropped; if that is
@@ -93,14 +93,14 @@ def spans(full: Size, size: Size, how: PlainConfig) -> tuple[Span, Span]:
     return down, across
 
 
-def _span(full: int, resized: int, side: int, *, whole: bool) -> Span:
+def _span(full: int, resized: int, side: int, *, whole: bool) -> AxisSpan:
     """The centre of an axis resized to `resized`; `whole` extends it to whole pixels of the image."""
     cut_off = round((resized - side) / 2) if resized >= side else -((side - resized) // 2)
     first, stop = max(cut_off, 0), min(cut_off + side, resized)
     edges = first * full / resized, stop * full / resized
     if whole:
         edges = math.floor(edges[0]), math.ceil(edges[1])
-    return Span(*edges, first - cut_off, stop - first)
+    return AxisSpan(*edges, first - cut_off, stop - first)
 
 
 def _render(
@@ -123,7 +123,9 @@ def _render(
     return out
 
 
-def _resampled(cut: Cut, full: Size, down: Span, across: Span, interpolation: str, trail: Trail | None) -> Pixels:
+def _resampled(
+    cut: Cut, full: Size, down: AxisSpan, across: AxisSpan, interpolation: str, trail: Trail | None
+) -> Pixels:
     """Resizes the visible part with Pillow; decodes no more of the image than the filter reaches."""
     reached = []
     for axis, side in zip((down, across), full, strict=True):

@@ -17,7 +17,7 @@ from pipeline.images.load import load_box
 from pipeline.shards import store
 from pipeline.shards.index import DatasetIndex, load_offsets
 from pipeline.shards.members import Keys, Unusable
-from pipeline.shards.named import NamedSet
+from pipeline.shards.named_sets import NamedSet
 from pipeline.shards.tar import TornTar, read_sample
 from pipeline.targets.base import BadLabel, Target
 

@@ -22,7 +22,7 @@ from pipeline.shards.tar import SKIP_CHUNK, TarStream, TornTar, members
 from pipeline.shards.write import TarWriter
 from pipeline.targets import Members
 
-Span = tuple[int, int]  # first byte and end of a member, headers included
+ByteRange = tuple[int, int]  # first byte and end of a member, headers included
 
 
 def regroup(
@@ -86,13 +86,13 @@ def local_copy(url: str, folder: str) -> BinaryIO:
     return copy
 
 
-def sample_spans(file: BinaryIO) -> tuple[list[list[Span]], int]:
+def sample_spans(file: BinaryIO) -> tuple[list[list[ByteRange]], int]:
     """The spans of each sample's members, in order of the samples' beginnings, and how many trailing bytes are no tar.
 
     Reads past end-of-archive markers, like `tar --ignore-zeros`. Raises TornTar.
     """
-    groups: list[list[Span]] = []
-    latest: dict[str, tuple[set[str], list[Span]]] = {}  # by key: extensions and spans of its last sample
+    groups: list[list[ByteRange]] = []
+    latest: dict[str, tuple[set[str], list[ByteRange]]] = {}  # by key: extensions and spans of its last sample
     size, stream, archive = file.seek(0, os.SEEK_END), TarStream(file), 0
     file.seek(0)
     while stream.position < size:

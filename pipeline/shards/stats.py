@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, read_header
 from pipeline.shards.index import ShardInfo
 from pipeline.shards.members import Keys, Unusable
-from pipeline.shards.named import NamedSet
+from pipeline.shards.named_sets import NamedSet
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.samples import shard_samples
 from pipeline.targets import tool_targets

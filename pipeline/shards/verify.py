@@ -19,7 +19,7 @@ from pipeline.shards.compressed import advice
 from pipeline.shards.duplicates import EMPTY, DuplicateFinder, Fingerprints, fingerprint, overlap
 from pipeline.shards.index import ShardInfo, load_index
 from pipeline.shards.members import Keys, Unusable
-from pipeline.shards.named import NamedSet, named_set
+from pipeline.shards.named_sets import NamedSet, named_set
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern
 from pipeline.shards.samples import shard_samples

@@ -16,7 +16,7 @@ from pipeline.shards.index import load_index
 from pipeline.shards.make import ensure_made, maker
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.resolve import most_workers
-from pipeline.stages.usable import check_usable, counted
+from pipeline.stages.usable_samples import check_usable, counted
 from pipeline.targets import target_kind
 from pipeline.tracking.store import Store, choose_store
 from pipeline.train.job import Dataset

@@ -10,7 +10,7 @@ from pipeline.config.fields import allowed
 from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.stages.context import require_class_names
-from pipeline.stages.usable import members_of
+from pipeline.stages.usable_samples import members_of
 from pipeline.stream.source import Source
 from pipeline.targets import target_kind
 from pipeline.targets.base import ClassMap, Target

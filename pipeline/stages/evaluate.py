@@ -11,10 +11,10 @@ from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import TEST, files_of
-from pipeline.stages.bad_samples import manifests, report_bad_samples
+from pipeline.stages.bad_sample_report import manifests, report_bad_samples
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import check_background, check_classes, data_read
-from pipeline.stages.evaluated import describe_measures, evaluated_data, evaluated_task, tracked_measures
+from pipeline.stages.evaluation_task import describe_measures, evaluated_data, evaluated_task, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import evaluate_inputs
 from pipeline.stages.jobs import StageJob

@@ -13,10 +13,10 @@ from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Bundle, load_description
 from pipeline.shards.bad_samples import TEST, files_of
-from pipeline.shards.named import NamedSet
+from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.data import check_classes
-from pipeline.stages.evaluated import evaluated_data, evaluated_task
-from pipeline.stages.outside import COMMAND, bundle_of, dataset_of, run_ranks
+from pipeline.stages.evaluation_task import evaluated_data, evaluated_task
+from pipeline.stages.standalone import COMMAND, bundle_of, dataset_of, run_ranks
 from pipeline.train.evaluate import NAME, evaluate_worker
 from pipeline.train.job import Dataset, EvaluateJob
 

@@ -11,10 +11,10 @@ from pipeline.errors import TrackingError
 from pipeline.export import export
 from pipeline.metrics.outcome import schema_of
 from pipeline.models.bundle import load_bundle
+from pipeline.stages.checkpoint_model import weights_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import export_inputs
-from pipeline.stages.kept import weights_bundle
 from pipeline.stages.resolve import Branch
 from pipeline.stages.sources import resolve_source
 from pipeline.stages.story import story_of

@@ -15,7 +15,6 @@ from pipeline.forecast.hardware import Hardware, Machine
 from pipeline.models.costs import count_parameters, forward_flops, frozen_parameters, head_parameters
 from pipeline.models.spec import ModelSpec, Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex
-from pipeline.stages.again import reasons_to_run_again
 from pipeline.stages.balance import balance
 from pipeline.stages.context import find_datasets, known_class_names
 from pipeline.stages.folder import RunFolder, Status
@@ -33,6 +32,7 @@ from pipeline.stages.plan import (
     TrainingPlan,
 )
 from pipeline.stages.preflight import Findings, Model, preflight
+from pipeline.stages.rerun import rerun_reasons
 from pipeline.stages.resolve import (
     Branch,
     dependencies,
@@ -92,7 +92,7 @@ class Planner:
         self.machine = machine
         self.datasets, self.problems = datasets, problems
         self.indexes = {name: dataset.index for name, dataset in datasets.items()}
-        self.run_again = reasons_to_run_again(config, datasets, findings.models, statuses)
+        self.run_again = rerun_reasons(config, datasets, findings.models, statuses)
         self.notes = [f"{branch_id}: runs again, because {reason}." for branch_id, reason in self.run_again.items()]
 
     def plan(self) -> Plan:

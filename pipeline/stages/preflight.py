@@ -34,12 +34,12 @@ from pipeline.stages.data import (
     stage_labels,
     used_datasets,
 )
-from pipeline.stages.evaluated import evaluated_task
+from pipeline.stages.evaluation_task import evaluated_task
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.overlap import Overlaps
-from pipeline.stages.probed import check_numbers, check_probed_classes, probe_sources
+from pipeline.stages.probe_data import check_numbers, check_probed_classes, probe_sources
 from pipeline.stages.resolve import Branch, check_channels, check_teacher, reference_ids, stage_branches, stage_spec
-from pipeline.stages.usable import usable_warning
+from pipeline.stages.usable_samples import usable_warning
 from pipeline.stream.source import Source, build_mixture
 from pipeline.targets import target_kind
 from pipeline.tasks.task import Trained

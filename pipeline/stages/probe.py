@@ -10,14 +10,14 @@ from pipeline.config.probe import BASELINES
 from pipeline.config.schema import ProbeStage
 from pipeline.metrics.outcome import schema_of
 from pipeline.shards.bad_samples import PROBED, TRAIN
-from pipeline.stages.bad_samples import manifests, report_bad_samples
+from pipeline.stages.bad_sample_report import manifests, report_bad_samples
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import data_read
-from pipeline.stages.evaluated import describe_measures, tracked_measures
+from pipeline.stages.evaluation_task import describe_measures, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.inputs import probe_inputs
 from pipeline.stages.jobs import StageJob
-from pipeline.stages.probed import probe_sources
+from pipeline.stages.probe_data import probe_sources
 from pipeline.stages.resolve import Branch, reference_ids
 from pipeline.stages.sources import SourceModel, resolve_source
 from pipeline.tracking.runs import EVALUATION, TRAINING

@@ -13,10 +13,10 @@ from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import load_description
 from pipeline.shards.bad_samples import PROBED, TRAIN, files_of
-from pipeline.shards.named import NamedSet
-from pipeline.stages.outside import COMMAND, bundle_of, dataset_of, run_ranks
+from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.preflight import check_features
-from pipeline.stages.probed import check_numbers, probe_sources
+from pipeline.stages.probe_data import check_numbers, probe_sources
+from pipeline.stages.standalone import COMMAND, bundle_of, dataset_of, run_ranks
 from pipeline.train.job import ProbedModel, ProbeJob
 from pipeline.train.probe import NAME, probe_worker
 

@@ -35,7 +35,7 @@ from pipeline.stages.replay import replay
 from pipeline.stages.report import ReportStageRun
 from pipeline.stages.resolve import Branch, dependencies, evaluation_ids, on_workers, stage_branches
 from pipeline.stages.stop import StopRequest
-from pipeline.stages.tracked import NOT_YET, StageTracking, Tracked, track_restarts
+from pipeline.stages.tracking import NOT_YET, StageTracking, Tracked, track_restarts
 from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
 from pipeline.tracking.origin import config_tags, origin_tags

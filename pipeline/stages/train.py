@@ -25,21 +25,21 @@ from pipeline.models.surgery import adapt
 from pipeline.periodic import Periodic
 from pipeline.shards import bad_samples
 from pipeline.shards.store import is_local, local_path
-from pipeline.stages.bad_samples import manifests, report_bad_samples
+from pipeline.stages.bad_sample_report import manifests, report_bad_samples
 from pipeline.stages.collapse import CollapseWatch
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import data_read, stage_data
-from pipeline.stages.enlarged import enlarged_views
+from pipeline.stages.enlarged_views import enlarged_views
 from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.inputs import train_inputs
 from pipeline.stages.jobs import StageJob
-from pipeline.stages.probed import knn_job
+from pipeline.stages.probe_data import knn_job
 from pipeline.stages.resolve import Branch, check_teacher, stage_spec
 from pipeline.stages.sources import other_normalisation, resolve_source
 from pipeline.stages.tables import sides
 from pipeline.stages.temperature import TemperatureWatch
 from pipeline.stages.tokenizer import stage_tokenizer
-from pipeline.stages.tracked import RESUME
+from pipeline.stages.tracking import RESUME
 from pipeline.stream.source import build_mixture, evaluation_of
 from pipeline.tasks.task import task_of
 from pipeline.tracking.models import FinishedModel

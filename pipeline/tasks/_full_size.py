@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.data import PlainConfig
-from pipeline.images.plain import Span, spans
+from pipeline.images.plain import AxisSpan, spans
 from pipeline.models.spec import Pair
 
 MOST_VALUES = 1 << 24  # full-size logits held at once: 64 MiB
@@ -44,7 +44,7 @@ def likeliest(logits: Tensor) -> Tensor:
     return logits.max(dim=0).indices
 
 
-def axis_weights(full: int, span: Span, side: int, cells: int) -> np.ndarray:
+def axis_weights(full: int, span: AxisSpan, side: int, cells: int) -> np.ndarray:
     """float32 [full, cells]: weights of the cells for each pixel along an axis; rows sum to 1.
 
     `span` maps the axis of `full` pixels to the `side` of the view, which the cells divide into equal parts.

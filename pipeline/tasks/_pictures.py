@@ -22,7 +22,7 @@ MOST = 9  # images to show
 SIDE, GAP = 220, 6  # pixels: longest side of an image, space between images
 
 
-class Shown(NamedTuple):
+class MapExample(NamedTuple):
     """One image at its own size."""
 
     image: np.ndarray  # uint8 [H, W, 3]
@@ -79,10 +79,10 @@ class FirstMaps(FirstPictures):
 
     field: ClassVar[str]
 
-    def kept(self, predicted: Tensor, batch: Any, row: int) -> Shown:
+    def kept(self, predicted: Tensor, batch: Any, row: int) -> MapExample:
         labels = full_maps(batch.targets, self.field)[row].cpu().numpy()
         height, width = labels.shape
-        return Shown(self.image(batch, row, (height, width)), labels, predicted.cpu().numpy())
+        return MapExample(self.image(batch, row, (height, width)), labels, predicted.cpu().numpy())
 
 
 def at_full_size(view: np.ndarray, full: tuple[int, int], how: PlainConfig) -> np.ndarray:

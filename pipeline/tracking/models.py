@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import __version__
 from pipeline.metrics.schema import VAL, Better
-from pipeline.tracking.runs import Tracker, told
+from pipeline.tracking.runs import Tracker, raises_tracking_errors
 
 LOADER = "pipeline.tracking.pyfunc"
 VALUE_TAG, METRIC_TAG, STAGE_TAG = "minivit.value", "minivit.metric", "minivit.stage"
@@ -34,7 +34,7 @@ class FinishedModel:
     measures: Mapping[str, float] = field(default_factory=dict)
 
 
-@told
+@raises_tracking_errors
 def log_model(tracker: Tracker, run_id: str, model: FinishedModel) -> str:
     """Log a model to a run and return its id; a model that an earlier start completed is reused."""
     for earlier in logged_models(tracker, run_id):
@@ -89,7 +89,7 @@ def _save(path: Path, model: FinishedModel, model_id: str, run_id: str) -> None:
     )
 
 
-@told
+@raises_tracking_errors
 def register(
     tracker: Tracker, name: str, run_id: str, alias: str, model: FinishedModel, selects: str, better: Better
 ) -> tuple[str, bool]:

@@ -43,7 +43,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def told(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
+def raises_tracking_errors(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
     """The method, raising whatever MLflow or its store raises as a `TrackingError`."""
 
     @functools.wraps(method)
@@ -99,7 +99,7 @@ class Tracker:
     def uri(self) -> str:
         return self.store.uri
 
-    @told
+    @raises_tracking_errors
     def _experiment(self) -> str:
         """Id of the experiment, which is created if it does not exist."""
         if found := find_experiment(self.client, self.store):
@@ -112,7 +112,7 @@ class Tracker:
                 return str(found.experiment_id)
             raise
 
-    @told
+    @raises_tracking_errors
     def start(
         self,
         name: str,
@@ -135,7 +135,7 @@ class Tracker:
         created = self.client.create_run(self.experiment_id, start_time, tags, run_name=name)
         return str(created.info.run_id)
 
-    @told
+    @raises_tracking_errors
     def has(self, run_id: str) -> bool:
         """Whether the store has a run of that id that is not deleted."""
         from mlflow.exceptions import MlflowException
@@ -147,7 +147,7 @@ class Tracker:
                 return False
             raise
 
-    @told
+    @raises_tracking_errors
     def names(self, run_id: str, names: Iterable[str]) -> dict[str, str]:
         """The MLflow names of a run's metrics, parameters or tags; tags of the run map changed ones back."""
         from mlflow.entities import RunTag
@@ -160,7 +160,7 @@ class Tracker:
         self._renamed |= {(run_id, name) for name in changed}
         return found
 
-    @told
+    @raises_tracking_errors
     def params(self, run_id: str, settings: Mapping[str, Any]) -> None:
         """Log settings as parameters; skips those the run already has, since MLflow forbids changes.
 
@@ -178,7 +178,7 @@ class Tracker:
             if len(value) > MAX_PARAM_LENGTH:
                 self.client.log_text(run_id, value, f"{LONG_PARAMS}/{name}.txt")
 
-    @told
+    @raises_tracking_errors
     def metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0, at: float | None = None) -> None:
         """Log values measured at a time in seconds since 1970, by default now.
 
@@ -191,23 +191,23 @@ class Tracker:
         for start in range(0, len(rows), MAX_METRICS_PER_CALL):
             self.client.log_batch(run_id, metrics=rows[start : start + MAX_METRICS_PER_CALL])
 
-    @told
+    @raises_tracking_errors
     def last_step(self, run_id: str, name: str) -> int:
         """The highest step that a run has a metric for, by its name in MLflow; -1 if it has none."""
         return max((metric.step for metric in self.client.get_metric_history(run_id, name)), default=-1)
 
-    @told
+    @raises_tracking_errors
     def batch(self, run_id: str, metrics: list[Any]) -> None:
         """Log up to `MAX_METRICS_PER_CALL` of MLflow's own metric entities in one call."""
         self.client.log_batch(run_id, metrics=metrics)
 
-    @told
+    @raises_tracking_errors
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         names = self.names(run_id, tags)
         for name, value in tags.items():
             self.client.set_tag(run_id, names[name], value)
 
-    @told
+    @raises_tracking_errors
     def dataset(self, run_id: str, data: DataRead) -> None:
         """Record which data a run read."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -226,7 +226,7 @@ class Tracker:
                 if attempt == DATASET_ATTEMPTS - 1:
                     raise
 
-    @told
+    @raises_tracking_errors
     def artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Store a file, or a folder with its contents, with the run."""
         try:
@@ -240,7 +240,7 @@ class Tracker:
             place = self.client.get_run(run_id).info.artifact_uri
             raise unstorable(self.store, place, path.name, reason(error, self.uri)) from error
 
-    @told
+    @raises_tracking_errors
     def end(self, run_id: str, status: str, ended: float | None = None) -> None:
         """Record how a run ended, and when, in seconds since 1970, by default now.
 

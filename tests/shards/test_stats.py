@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.cli.shards import group
 from pipeline.shards.build import build_index
-from pipeline.shards.named import named_set
+from pipeline.shards.named_sets import named_set
 from pipeline.shards.preview import contact_sheet
 from pipeline.shards.stats import dataset_stats, draw
 

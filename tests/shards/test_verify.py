@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
-from pipeline.shards.named import named_set
+from pipeline.shards.named_sets import named_set
 from pipeline.shards.verify import Kind, verify
 
 

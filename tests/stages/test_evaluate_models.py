@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.models.bundle import Preprocess, save_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
-from pipeline.shards.named import named_set
+from pipeline.shards.named_sets import named_set
 from pipeline.stages.evaluate_models import evaluate_models
 
 CLASSES = ["black", "dark", "light", "white"]  # of the synthetic shards

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config.load import parse_config
 from pipeline.stages.context import RunContext, open_datasets
-from pipeline.stages.evaluated import describe_measures
+from pipeline.stages.evaluation_task import describe_measures
 from pipeline.stages.probe import ProbeStageRun
 from pipeline.stages.resolve import stage_branches
 from pipeline.stages.sources import SourceModel

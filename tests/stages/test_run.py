@@ -19,7 +19,7 @@ from pipeline.stages.folder import FINISHED, RunFolder, StageFolder, Status
 from pipeline.stages.progress import Progress
 from pipeline.stages.resolve import Branch, stage_branches
 from pipeline.stages.run import STAGE_RUNS, Execution, parent_run, require_same_pipeline, without_password
-from pipeline.stages.tracked import StageTracking
+from pipeline.stages.tracking import StageTracking
 from pipeline.stages.train import finished_model
 from pipeline.tracking.models import logged_models
 from pipeline.tracking.runs import Tracker

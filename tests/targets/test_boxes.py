@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.errors import ConfigError, DataError
 from pipeline.images.geometry import Geometry, as_matrix, cropped, flipped, placed
 from pipeline.shards.build import build_index
-from pipeline.shards.named import named_set
+from pipeline.shards.named_sets import named_set
 from pipeline.shards.preview import contact_sheet
 from pipeline.shards.stats import dataset_stats
 from pipeline.shards.verify import verify

@@ -17,7 +17,7 @@ from pipeline.config.targets import every_kind
 from pipeline.config.views import IMAGE
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.named import named_set
+from pipeline.shards.named_sets import named_set
 from pipeline.shards.preview import contact_sheet
 from pipeline.shards.stats import dataset_stats
 from pipeline.shards.verify import verify

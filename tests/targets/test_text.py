@@ -14,7 +14,7 @@ from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.views import IMAGE
 from pipeline.models.bundle import SQUASH
 from pipeline.shards.build import build_index
-from pipeline.shards.named import named_set
+from pipeline.shards.named_sets import named_set
 from pipeline.shards.preview import contact_sheet
 from pipeline.shards.stats import dataset_stats
 from pipeline.shards.verify import verify

@@ -22,7 +22,7 @@ class Boxes(NamedTuple):
     scores: list[float]  # empty for labels
 
 
-class Shown(NamedTuple):
+class DetectionExample(NamedTuple):
     """One image at its own size."""
 
     image: np.ndarray  # uint8 [H, W, 3]
@@ -39,20 +39,20 @@ class Outlines(FirstPictures):
         super().__init__(how)
         self.least = least
 
-    def kept(self, predicted: PredictedBoxes, batch: Any, row: int) -> Shown:
+    def kept(self, predicted: PredictedBoxes, batch: Any, row: int) -> DetectionExample:
         targets, good = batch.targets, predicted.scores >= self.least
         own = slice(*targets["boxes_full.offsets"][row : row + 2].tolist())
         labelled = Boxes(targets["boxes_full"][own].cpu().numpy(), targets["box_label"][own].tolist(), [])
         boxes, scores, labels = predicted.boxes[good], predicted.scores[good], predicted.labels[good]
         found = Boxes(boxes.double().cpu().numpy(), labels.tolist(), scores.tolist())
         height, width = targets["boxes_full_size"][row].tolist()
-        return Shown(self.image(batch, row, (height, width)), labelled, found)
+        return DetectionExample(self.image(batch, row, (height, width)), labelled, found)
 
-    def drawn(self, one: Shown, classes: Sequence[str]) -> Image.Image:
+    def drawn(self, one: DetectionExample, classes: Sequence[str]) -> Image.Image:
         return drawn(one, classes)
 
 
-def drawn(one: Shown, classes: Sequence[str]) -> Image.Image:
+def drawn(one: DetectionExample, classes: Sequence[str]) -> Image.Image:
     """The image with its labels, next to the image with the prediction."""
     height, width = one.image.shape[:2]
     scale = SIDE / max(height, width)

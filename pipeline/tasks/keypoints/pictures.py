@@ -13,7 +13,7 @@ from pipeline.metrics.keypoints import ImageInstances
 from pipeline.tasks._pictures import FirstPictures, side_by_side
 
 
-class Shown(NamedTuple):
+class KeypointExample(NamedTuple):
     """One image at its own size, and its instances."""
 
     image: np.ndarray  # uint8 [H, W, 3]
@@ -25,11 +25,11 @@ class FirstInstances(FirstPictures):
 
     name, title = "keypoints", "Keypoints by {model}: labelled, predicted"
 
-    def kept(self, predicted: ImageInstances, batch: Any, row: int) -> Shown:
+    def kept(self, predicted: ImageInstances, batch: Any, row: int) -> KeypointExample:
         height, width = batch.targets["keypoints_size"][row].tolist()
-        return Shown(self.image(batch, row, (height, width)), predicted)
+        return KeypointExample(self.image(batch, row, (height, width)), predicted)
 
-    def drawn(self, one: Shown, classes: Sequence[str]) -> Image.Image:
+    def drawn(self, one: KeypointExample, classes: Sequence[str]) -> Image.Image:
         parts = one.image.copy(), one.image.copy()
         for truth, guess in zip(one.instances.truth, one.instances.predicted, strict=True):
             draw_keypoints(parts[0], truth[:, :2], truth[:, 2])

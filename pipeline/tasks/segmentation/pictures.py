@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipeline.images.class_map import class_colors, draw_classes
-from pipeline.tasks._pictures import GAP, SIDE, FirstMaps, Shown, side_by_side
+from pipeline.tasks._pictures import GAP, SIDE, FirstMaps, MapExample, side_by_side
 
 LINE = 18  # pixels: height of a line of the legend
 IN_A_LINE = 5  # classes in the legend
@@ -20,11 +20,11 @@ class Overlays(FirstMaps):
     field, name = "mask_full", "segmentation"
     title = "Segmentations by {model}: image, labels, prediction"
 
-    def drawn(self, one: Shown, classes: Sequence[str]) -> Image.Image:
+    def drawn(self, one: MapExample, classes: Sequence[str]) -> Image.Image:
         return drawn(one, classes)
 
 
-def drawn(one: Shown, classes: Sequence[str]) -> Image.Image:
+def drawn(one: MapExample, classes: Sequence[str]) -> Image.Image:
     """The image, the image with labels, and the image with the prediction; below, a legend of occurring classes."""
     seen = np.union1d(one.labels, one.predicted)
     key = legend({number: classes[number] for number in seen[seen >= 0].tolist()}, 3 * (SIDE + GAP))

@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.images.decode import read_header
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make import make
-from pipeline.shards.named import named_set
+from pipeline.shards.named_sets import named_set
 from pipeline.shards.samples import shard_samples
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 27, "name": "bag"}]

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.config.data import SQUASH, PlainConfig
 from pipeline.images.class_map import class_colors
 from pipeline.images.plain import plain
-from pipeline.tasks._pictures import MOST, Shown, at_full_size
+from pipeline.tasks._pictures import MOST, MapExample, at_full_size
 from pipeline.tasks.segmentation.pictures import LINE, Overlays, drawn, overlay
 
 
@@ -60,9 +60,9 @@ def test_the_first_good_images_of_all_ranks_are_shown(tmp_path: Path) -> None:
 
 def test_the_legend_names_what_occurs() -> None:
     image = np.full((20, 30, 3), 100, np.uint8)
-    few = drawn(Shown(image, np.full((20, 30), -1), np.full((20, 30), 3)), [f"class {n}" for n in range(150)])
+    few = drawn(MapExample(image, np.full((20, 30), -1), np.full((20, 30), 3)), [f"class {n}" for n in range(150)])
     most = drawn(
-        Shown(image, np.arange(600).reshape(20, 30) % 150, np.zeros((20, 30), int)), [str(n) for n in range(150)]
+        MapExample(image, np.arange(600).reshape(20, 30) % 150, np.zeros((20, 30), int)), [str(n) for n in range(150)]
     )
     assert few.height + 29 * LINE == most.height
 

@@ -10,7 +10,7 @@ from pipeline.config.data import DatasetConfig
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.stages.context import require_class_names
-from pipeline.stages.usable import usable_warning
+from pipeline.stages.usable_samples import usable_warning
 from pipeline.train.job import Dataset
 
 

@@ -9,7 +9,7 @@ from pipeline.config.references import TEACHER, stage_sources
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ProbeStage, TrainStage
 from pipeline.config.task import DEFAULT, task_class
 from pipeline.stages.data import stage_data, used_datasets
-from pipeline.stages.evaluated import evaluated_data
+from pipeline.stages.evaluation_task import evaluated_data
 from pipeline.stages.folder import FINISHED, Status
 from pipeline.stages.inputs import (
     changes,
@@ -20,12 +20,12 @@ from pipeline.stages.inputs import (
     train_inputs,
 )
 from pipeline.stages.preflight import Model
-from pipeline.stages.probed import probe_sources
+from pipeline.stages.probe_data import probe_sources
 from pipeline.stages.resolve import Branch, dependencies, reference_ids, stage_branches
 from pipeline.train.job import Dataset
 
 
-def reasons_to_run_again(
+def rerun_reasons(
     config: PipelineConfig,
     datasets: Mapping[str, Dataset],
     models: Mapping[str, Mapping[str, Model]],

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from pipeline.errors import DataError
 from pipeline.shards.members import Keys
-from pipeline.shards.unusable import members_message, unusable, unusable_message
+from pipeline.shards.unusable_samples import members_message, unusable, unusable_message
 from pipeline.targets import target_kind
 from pipeline.train.job import Dataset
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.stages.bad_samples import manifests, report_bad_samples
+from pipeline.stages.bad_sample_report import manifests, report_bad_samples
 from pipeline.stages.folder import StageFolder
 
 

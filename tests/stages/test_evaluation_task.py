@@ -12,7 +12,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.variants import build_backbone
 from pipeline.shards.index import make_index
 from pipeline.shards.scan import ShardRecord
-from pipeline.stages.evaluated import evaluated_data, evaluated_task
+from pipeline.stages.evaluation_task import evaluated_data, evaluated_task
 from pipeline.tasks.classification import Task as Classification
 from pipeline.train.job import Dataset
 

@@ -25,9 +25,9 @@ from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.shards.index import make_index
+from pipeline.stages.checkpoint_model import checkpoint_bundle, weights_bundle
 from pipeline.stages.folder import RUNNING, RunFolder, Status
 from pipeline.stages.inputs import train_inputs
-from pipeline.stages.kept import checkpoint_bundle, weights_bundle
 from pipeline.stream.source import Source
 
 SPEC = build_spec("nano", image_size=8, channels=1, num_classes=3, depth=1, positions="sincos")

@@ -20,7 +20,7 @@ from pipeline.models.foreign import import_foreign
 from pipeline.models.integrity import check_files
 from pipeline.models.pretrained import find_bundle
 from pipeline.shards.index import load_index
-from pipeline.shards.named import NamedSet
+from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.context import absolute
 from pipeline.stages.progress import Progress
 from pipeline.train.job import Dataset, RankContext

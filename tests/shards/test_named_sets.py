@@ -7,7 +7,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.shards.build import build_index
 from pipeline.shards.members import Keys
-from pipeline.shards.named import named_set, named_sets
+from pipeline.shards.named_sets import named_set, named_sets
 
 CONFIG = """
 name: t

@@ -14,7 +14,7 @@ from pipeline.errors import TrackingError
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import FINISHED, Status
 from pipeline.stages.run import Execution
-from pipeline.stages.tracked import StageTracking
+from pipeline.stages.tracking import StageTracking
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_stage_goes_on_without_its_store_and_tells_so_once(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(context.progress, "say", said.append)
-    monkeypatch.setattr("pipeline.stages.tracked.FLUSH_S", 0.01)
+    monkeypatch.setattr("pipeline.stages.tracking.FLUSH_S", 0.01)
     one = tracking(context, stage)
     outage.append("all")
     with one.following():

@@ -12,7 +12,7 @@ from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.images.geometry import Size
 from pipeline.shards.build import build_index
 from pipeline.shards.write import TarWriter
-from pipeline.stages.enlarged import enlarged_share, enlarged_views, first_sizes
+from pipeline.stages.enlarged_views import enlarged_share, enlarged_views, first_sizes
 from pipeline.stream.augment import random_box
 from pipeline.stream.source import Source
 
