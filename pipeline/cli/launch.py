@@ -1,4 +1,4 @@
-"""`minivit launch`: what other systems need to run a pipeline."""
+"""`minivit launch`: writes manifests for cluster schedulers."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from pipeline.cli.paths import UserPath
 
 @click.group("launch")
 def group() -> None:
-    """Write what a cluster's own scheduler needs to run a pipeline."""
+    """Write manifests that run a pipeline under a cluster's scheduler."""
 
 
 @group.command("kubernetes")
 @click.argument("config", type=UserPath())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--image", required=True, help="Image of docker/Dockerfile, as the cluster's nodes pull it.")
-@click.option("--claim", required=True, help="Volume claim for runs and data, which all pods mount: ReadWriteMany.")
-@click.option("--cpus", required=True, type=click.IntRange(min=1), help="CPUs of a worker's pod.")
-@click.option("--memory", required=True, help="Memory of a worker's pod, such as 64Gi, shared memory included.")
-@click.option("--gpus", default=0, type=click.IntRange(min=0), help="GPUs of a worker's pod; default: none.")
+@click.option("--image", required=True, help="Image built from docker/Dockerfile, as the nodes pull it.")
+@click.option("--claim", required=True, help="ReadWriteMany volume claim for runs and data; all pods mount it.")
+@click.option("--cpus", required=True, type=click.IntRange(min=1), help="CPUs per worker pod.")
+@click.option("--memory", required=True, help="Memory per worker pod, shared memory included, such as 64Gi.")
+@click.option("--gpus", default=0, type=click.IntRange(min=0), help="GPUs per worker pod; default: none.")
 @click.option(
-    "--pods", type=click.IntRange(min=1), help="Number of workers' pods; default: as many as cluster.workers fills."
+    "--pods", type=click.IntRange(min=1), help="Number of worker pods; default: as many as cluster.workers fills."
 )
 @click.option("--name", help="Name of the RayJob; default: the config's.")
-@click.option("--namespace", help="Namespace; default: that of kubectl.")
-@click.option("--queue", help="Local queue of Kueue, which starts the job; default: it starts at once.")
-@click.option("--secret", help="Secret whose keys become variables of the run, such as AWS_SECRET_ACCESS_KEY.")
+@click.option("--namespace", help="Namespace; default: kubectl's current one.")
+@click.option("--queue", help="Kueue local queue that admits the job; default: start at once.")
+@click.option(
+    "--secret", help="Secret whose keys become environment variables of the run, such as AWS_SECRET_ACCESS_KEY."
+)
 @click.option("--out", type=UserPath(), help="File to write; default: standard output.")
 def kubernetes(
     config: str,
@@ -65,8 +67,8 @@ def kubernetes(
         raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
     if password_in(raw):
         raise ConfigError(
-            f"{config}: tracking.uri: it spells out a password, which the manifest would show; write a variable in its "
-            "place, such as $MLFLOW_PASSWORD, and set that by --secret"
+            f"{config}: tracking.uri: contains a password or token, which the manifest would expose; replace it with a "
+            "variable, such as $MLFLOW_PASSWORD, and set that with --secret"
         )
     pod = Node("", cpus, gpus)
     asked = {name: pipeline.resources(stage) for name, stage in on_workers(pipeline).items()}

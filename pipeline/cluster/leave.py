@@ -1,10 +1,10 @@
-"""Lets a run commit before its container ends: what Kubernetes calls before it stops a pod (its preStop hook).
+"""The preStop hook of pods: lets a run commit before Kubernetes stops its container.
 
-Usage: python -P -m pipeline.cluster.leave SECONDS, inside of the container.
+Usage: python -P -m pipeline.cluster.leave SECONDS, inside the container.
 
-Where the run itself is, it gets SIGTERM: it commits and exits with status 75, which KubeRay takes for a failure and so
-starts the job again. Where ranks are, Ray learns that their node is about to be taken away: they commit and leave it,
-and the run resumes on other nodes. Returns once the run or the ranks have ended, and after SECONDS at the latest.
+In the driver's pod, the run gets SIGTERM, commits and exits with status 75, which KubeRay treats as a failure and
+restarts. In a worker's pod, Ray drains the node: its ranks commit and leave, and the run resumes on other nodes.
+Returns when the run or the ranks have ended, after SECONDS at the latest.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ POLL_S = 0.5
 
 
 def leave(grace_s: float) -> None:
-    """Ask the run or the ranks in this container to leave, and wait for them. Raises `ClusterError` outside of one."""
+    """Ask the run or the ranks in this container to leave, and wait for them. Raises `ClusterError` outside one."""
     if "MINIVIT_IN_CONTAINER" not in os.environ:
         raise ClusterError(
-            "MINIVIT_IN_CONTAINER is not set, so this is no container of the pipeline's image: run it in one, as "
-            "elsewhere it would stop every run on the machine"
+            "MINIVIT_IN_CONTAINER is not set, so this is not a container of the pipeline's image; run it only in one, "
+            "since elsewhere it would stop every run on the machine"
         )
     due = time.monotonic() + grace_s
     if runs := processes(is_run):
@@ -47,7 +47,7 @@ def leave(grace_s: float) -> None:
 
 
 def announce(grace_s: float) -> None:
-    """Tell Ray that this container's node is about to be taken away."""
+    """Tell Ray that this container's node will be preempted."""
     [raylet] = processes(lambda command: Path(command[0]).name == "raylet")
     [node] = [word.removeprefix(NODE_ID) for word in raylet.cmdline() if word.startswith(NODE_ID)]
     command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--node-id", node]
@@ -56,7 +56,7 @@ def announce(grace_s: float) -> None:
 
 
 def processes(wanted: Callable[[list[str]], bool]) -> list[psutil.Process]:
-    """The processes whose command line is wanted."""
+    """The processes whose command line satisfies `wanted`."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

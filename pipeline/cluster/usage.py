@@ -1,6 +1,6 @@
-"""Samples how busy a node is while its ranks work, under the names of MLflow's system metrics.
+"""Samples a node's utilisation while its ranks work, under the names of MLflow's system metrics.
 
-One rank per node does so, without MLflow: it writes the rows that the driver sends.
+One rank per node writes the rows, without MLflow; the driver sends them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NodeUsage:
         self._path = stage_folder / FOLDER / f"{node or THE_ONLY_NODE}.jsonl"
         self._prefix = f"{PREFIX}{node}/" if node else PREFIX
         self._gauges: list[Gauge] = []
-        self._next_step: int | None = None  # None: count the rows first, and end one that is torn
+        self._next_step: int | None = None  # None: count the rows first, and remove one that is torn
         self._sampling = Periodic(self._sample, every_s, at_once=False)
 
     def __enter__(self) -> NodeUsage:
@@ -63,7 +63,7 @@ class NodeUsage:
 
 
 def count_rows(path: Path) -> int:
-    """The rows of an earlier attempt; ends a last one that a kill has truncated."""
+    """The number of complete rows from earlier attempts; removes a last one that a kill cut short."""
     if not path.is_file():
         return 0
     data = path.read_bytes()
@@ -74,10 +74,10 @@ def count_rows(path: Path) -> int:
 
 
 def gauges() -> list[Gauge]:
-    """What this node can measure: each returns values by the names that MLflow gives them."""
+    """What this node can measure; each gauge returns values by MLflow's names."""
     import psutil
 
-    psutil.cpu_percent()  # the first call has no period to speak of
+    psutil.cpu_percent()  # the first call only starts the measuring period
     start = psutil.net_io_counters()
 
     def processor_and_memory() -> dict[str, float]:
@@ -132,7 +132,7 @@ def gpus() -> list[Gauge]:
                 limit = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
                 found["power_usage_percentage"] = watts / limit * 100
             except pynvml.NVMLError:
-                pass  # a virtual GPU may tell its memory, but not its power
+                pass  # a virtual GPU may report its memory, but not its power
             return {f"gpu_{number}_{name}": value for name, value in found.items()}
 
         return read

@@ -1,4 +1,4 @@
-"""Which files of a config a pod finds: relative paths start at the volume that all pods share."""
+"""Checks which paths of a config pods can reach: relative paths start at the volume that all pods share."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SQLITE = "sqlite:///"
 
 
 def path_faults(raw: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence for each path of a config, as written, that lies outside of the volume.
+    """One sentence for each path of a config, as written, that lies outside the volume.
 
-    Only what the pods must share is looked at. Paths with variables are left to the run: a pod may set them otherwise.
+    Checks only what pods must share. Skips paths with variables, whose values may differ in a pod.
     """
     for where, path in _shared_paths(raw):
         if "$" in path or not is_local(path):
@@ -24,13 +24,13 @@ def path_faults(raw: Mapping[str, Any]) -> Iterator[str]:
         inside = posixpath.normpath(posixpath.join(VOLUME, path))
         if path.startswith("~") or not f"{inside}/".startswith(f"{VOLUME}/"):
             yield (
-                f"{where}: found {path!r}, which is not on the volume that the pods share; take a URL, or a path that "
-                f"is relative or below {VOLUME}, where the volume is mounted"
+                f"{where}: found {path!r}, which is not on the volume that the pods share; use a URL, a relative "
+                f"path, or a path below {VOLUME}, where the volume is mounted"
             )
 
 
 def expected_data(raw: Mapping[str, Any]) -> list[str]:
-    """The shards that must lie on the volume before the run, as `path (setting)`; not what it makes itself."""
+    """The shards that must be on the volume before the run, as `path (setting)`; excludes those the run makes."""
     return [
         f"{dataset['shards']} (datasets.{name}.shards)"
         for name, dataset in (raw.get("datasets") or {}).items()
@@ -39,7 +39,7 @@ def expected_data(raw: Mapping[str, Any]) -> list[str]:
 
 
 def password_in(raw: Mapping[str, Any]) -> bool:
-    """Whether the config spells out the password of a tracking server, instead of naming a variable."""
+    """Whether the tracking URI contains a literal password or token instead of a variable."""
     uri = (raw.get("tracking") or {}).get("uri") or ""
     return any("$" not in secret for secret in secrets_of(uri))
 

@@ -34,7 +34,7 @@ class Status:
     attempts: int = 0
     spans: list[list[float]] = field(default_factory=list)  # [start, end] of each attempt; a killed one has no end
     mlflow_run_id: str | None = None
-    untracked: str | None = None  # why MLflow lacks something of a finished stage; None if it has everything
+    untracked: str | None = None  # why MLflow's record of a finished stage is incomplete; None if it is complete
     workers: int | None = None  # ranks that a stage on workers was last started with
     init_from: str | None = None  # id of the stage it started from, or a path
     teacher: str | None = None  # likewise for the model it learns from

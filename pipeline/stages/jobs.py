@@ -74,7 +74,7 @@ class StageJob(Generic[Job]):
         """As many workers as there is room for; waits until the stage's minimum fits."""
         cluster = self.context.cluster
         due = time.monotonic() + self.context.config.cluster.wait_s
-        told = False
+        announced = False
         while not (workers := cluster.reserve(self.id, self.resources, self.leaving)):
             if self.context.stop.asked:
                 raise Interrupted(f"{self.id}: stopped while waiting for nodes")
@@ -85,8 +85,8 @@ class StageJob(Generic[Job]):
                     "or lower cluster.workers, then run the same command again to resume from the last committed "
                     "checkpoint"
                 )
-            if not told:
-                told = True
+            if not announced:
+                announced = True
                 self._say("wait", f"waiting for room for {self.resources.min_workers} workers{cluster.others()}")
             time.sleep(LOOK_FOR_ROOM_S)
         return workers
@@ -111,14 +111,14 @@ class StageJob(Generic[Job]):
             )
 
     def _wait_again(self, late: WorkersLate) -> None:
-        """Say that workers were not started, the first time; raises `ClusterError` once that has lasted too long."""
+        """Report the first failure to start workers; raise `ClusterError` once retries exceed `cluster.wait_s`."""
         others, wait_s = self.context.cluster.others(), self.context.config.cluster.wait_s
         if self.late_since is None:
             self.late_since = time.monotonic()
-            self._say("wait", f"{late}{others}; tries again for {wait_s:.0f} s")
+            self._say("wait", f"{late}{others}; retrying for up to {wait_s:.0f} s")
         elif time.monotonic() - self.late_since > wait_s:
             raise ClusterError(
-                f"stages.{self.id}: {late}, again and again for {wait_s:.0f} s (cluster.wait_s){others}; free the "
+                f"stages.{self.id}: {late}, and retries failed for {wait_s:.0f} s (cluster.wait_s){others}; free the "
                 "nodes, or lower cluster.workers, then run the same command again to resume from the last committed "
                 "checkpoint"
             ) from late

@@ -185,7 +185,7 @@ class Execution:
         self.running: dict[Future[None], Branch] = {}
         self.finished: set[str] = set()
         self.failure: BaseException | None = None
-        self.undelivered: dict[str, StageTracking] = {}  # finished stages of which MLflow lacks something
+        self.undelivered: dict[str, StageTracking] = {}  # finished stages whose record in MLflow is incomplete
         self.stop = context.stop
 
     def run(self) -> None:
@@ -287,19 +287,19 @@ class Execution:
         context.say(branch.id, f"finished in {clock(time.time() - began)}")
 
     def _deliver(self, tracking: StageTracking) -> None:
-        """Give MLflow what it lacks of a finished stage; what it does not take, `_deliver_rest` tries again."""
+        """Send MLflow the rest of a finished stage; if that fails, `_deliver_rest` retries."""
         try:
             tracking.deliver()
         except TrackingError as error:
             tracking.status.untracked = str(error)
             self.context.folder.stage(tracking.id).write_status(tracking.status)
             self.undelivered[tracking.id] = tracking
-            self.context.say(tracking.id, f"{error}; what MLflow lacks is kept, to be delivered later")
+            self.context.say(tracking.id, f"{error}; the stage's remaining records are kept and will be sent later")
 
     def _deliver_rest(self) -> None:
-        """Deliver what MLflow lacks of finished stages; waits for a store that does not answer.
+        """Send MLflow the rest of all finished stages; waits for a store that does not answer.
 
-        Raises `TrackingError` if the store still lacks something when `tracking.wait_s` is over.
+        Raises `TrackingError` if some of it is still undelivered after `tracking.wait_s`.
         """
         due = time.monotonic() + self.context.config.tracking.wait_s
         while self.undelivered:
@@ -310,7 +310,7 @@ class Execution:
                 else:
                     self.undelivered[tracking.id] = tracking
             if not self.undelivered:
-                self.context.say(self.context.config.name, f"MLflow has got what it lacked of {', '.join(waiting)}")
+                self.context.say(self.context.config.name, f"MLflow is now up to date with {', '.join(waiting)}")
             elif self.stop.asked or time.monotonic() > due or self.context.tracker.answers():
                 raise self._undelivered()
             else:
@@ -319,8 +319,8 @@ class Execution:
     def _undelivered(self) -> TrackingError:
         why = next(iter(self.undelivered.values())).status.untracked
         return TrackingError(
-            f"{why}; every stage has finished, but MLflow lacks something of {', '.join(self.undelivered)}: it is kept "
-            f"in {self.context.folder.path}, and the same command delivers it without training again"
+            f"{why}; every stage has finished, but MLflow's record of {', '.join(self.undelivered)} is incomplete; the "
+            f"rest is kept in {self.context.folder.path}: run the same command again to send it, without retraining"
         )
 
     def _record_failure(self, branch: Branch, status: Status, error: BaseException) -> None:

@@ -1,6 +1,6 @@
-"""One stage in MLflow. What the store does not take at once is delivered later, from the stage's folder.
+"""One stage in MLflow. What the store does not accept at once is sent later, from the stage's folder.
 
-The folder holds everything first, so that a store which dies harms neither the training nor the record of it.
+Everything is written to the folder first, so a store that fails harms neither the training nor its record.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pipeline.tracking.runs import Tracker
 from pipeline.train.ledger import LedgerTail
 
 FLUSH_S = 2.0
-BEGIN_WAIT_S = 10.0  # how long a stage waits for its run in MLflow, before it starts without it
+BEGIN_WAIT_S = 10.0  # how long a stage waits for its MLflow run before it starts without one
 RESUME = "resume"  # the event of a restart
 NOT_YET = "not delivered yet"
 
 
 class Tracked(Protocol):
-    """What a type of stage hands to MLflow."""
+    """What a type of stage records in MLflow."""
 
     def track_inputs(self, run_id: str) -> None: ...
 
@@ -62,7 +62,7 @@ class StageTracking:
     def following(self) -> Iterator[None]:
         """Within this context a thread begins the run and sends new rows every few seconds.
 
-        Waits for the run to begin, but not for a store that is slow about it. Never raises what the store does.
+        Waits up to `BEGIN_WAIT_S` for the run to begin. Never raises errors of the store.
         """
         with Periodic(self._follow, FLUSH_S) as thread:
             thread.called.wait(BEGIN_WAIT_S)
@@ -73,11 +73,11 @@ class StageTracking:
             self._begin().send()
         except TrackingError as error:
             if not self._refused:
-                self._say(f"{error}; the stage goes on, and MLflow gets what it lacks as soon as it takes it")
+                self._say(f"{error}; training continues, and MLflow is brought up to date once it accepts data again")
             self._refused = True
         else:
             if self._refused:
-                self._say("MLflow takes metrics again and has got those it lacked")
+                self._say("MLflow accepts metrics again and is up to date")
             self._refused = False
 
     def _begin(self) -> RowSender:
@@ -98,7 +98,7 @@ class StageTracking:
             return self._sender
 
     def deliver(self) -> None:
-        """Give the store all that it lacks of a finished stage, and end its run. Raises `TrackingError`.
+        """Send the store the rest of a finished stage, and end its run. Raises `TrackingError`.
 
         May be called again after a failure: nothing appears twice.
         """

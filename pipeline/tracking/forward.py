@@ -19,8 +19,8 @@ Row = Mapping[str, float]
 class RowSender:
     """Sends new rows to an MLflow run, as often as it is called.
 
-    Does not resend a value for a step that the run already has: steps replayed after a restart, or sent by an earlier
-    driver, leave no second row. Rows stay in their files until the store has taken all those read before.
+    Skips values for steps that the run already has: steps replayed after a restart or sent by an earlier driver.
+    Reads no new rows until the store has accepted all earlier ones.
 
     Args:
         new_rows: the rows since the last call, in any order of steps.
@@ -33,7 +33,7 @@ class RowSender:
         self._pending: list[Any] = []
 
     def send(self) -> None:
-        """Send all new rows. Raises `TrackingError` if the store does not take them; call again to try again."""
+        """Send all new rows. Raises `TrackingError` if the store rejects them; call again to retry."""
         if self._pending:
             self._flush()
         self._collect()
@@ -50,7 +50,7 @@ class RowSender:
                     self._pending.append(Metric(name, value, timestamp, step))
 
     def _flush(self) -> None:
-        """Send and drop the pending values that the run lacks."""
+        """Send the pending values that the run does not have yet, then drop them."""
         new = {metric.key for metric in self._pending} - self._known_steps.keys()
         self._tracker.names(self._run_id, [self._keys[name] for name in new])
         for name in new:

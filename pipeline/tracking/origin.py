@@ -1,4 +1,4 @@
-"""Tags that tell where a run comes from, under MLflow's own names where it has any."""
+"""Tags that describe a run's origin, under MLflow's own names where they exist."""
 
 from __future__ import annotations
 

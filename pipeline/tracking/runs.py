@@ -44,7 +44,7 @@ R = TypeVar("R")
 
 
 def raises_tracking_errors(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
-    """The method, raising whatever MLflow or its store raises as a `TrackingError`."""
+    """Decorator: re-raises any error of MLflow or its store as a `TrackingError`."""
 
     @functools.wraps(method)
     def call(tracker: Tracker, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -108,7 +108,7 @@ class Tracker:
         try:
             return str(self.client.create_experiment(self.store.experiment, artifact_location=location))
         except Exception:
-            if found := find_experiment(self.client, self.store):  # another pipeline was faster
+            if found := find_experiment(self.client, self.store):  # another pipeline has just created it
                 return str(found.experiment_id)
             raise
 
@@ -124,7 +124,7 @@ class Tracker:
     ) -> str:
         """Begin a run, or resume the one with that id if the store still has it; returns its id.
 
-        `began`: when it began, in seconds since 1970; default: now. `tags` tell where it runs, in MLflow's own names.
+        `began`: start time in seconds since 1970; default: now. `tags` describe its origin, by MLflow's names.
         """
         if run_id and self.has(run_id):
             self.client.update_run(run_id, status=RUNNING)
@@ -149,7 +149,7 @@ class Tracker:
 
     @raises_tracking_errors
     def names(self, run_id: str, names: Iterable[str]) -> dict[str, str]:
-        """The MLflow names of a run's metrics, parameters or tags; tags of the run map changed ones back."""
+        """The MLflow names of a run's metrics, parameters or tags; tags of the run map changed names back."""
         from mlflow.entities import RunTag
 
         found = {name: mlflow_name(name) for name in names}
@@ -182,7 +182,7 @@ class Tracker:
     def metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0, at: float | None = None) -> None:
         """Log values measured at a time in seconds since 1970, by default now.
 
-        The same values of the same time leave no second row.
+        Logging the same values at the same time again adds no row.
         """
         from mlflow.entities import Metric
 
@@ -256,11 +256,11 @@ class Tracker:
             return f"{store} refuses the user or the password; correct {USER_VARIABLE} and {PASSWORD_VARIABLE}"
         why = reason(error, self.uri)
         if NO_ANSWER.search(str(error)):
-            return f"{store} does not answer ({why}); start it again"
-        return f"{store} refused a call ({why}); fix it and run the same command again"
+            return f"{store} does not answer ({why}); restart it"
+        return f"{store} rejected a request ({why}); fix the cause and run the same command again"
 
     def answers(self) -> bool:
-        """Whether the store answers at all, be it with a refusal."""
+        """Whether the store responds at all, even with an error."""
         from mlflow.exceptions import MlflowException
 
         try:

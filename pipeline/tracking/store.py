@@ -115,7 +115,7 @@ def describe(store: Store) -> str:
 
 def client_for(uri: str, setting: str = "tracking.uri") -> Any:
     """An MLflow client for a tracking URI. Raises `TrackingError` within about ten seconds if it does not answer."""
-    os.environ.setdefault(RETRIES_VARIABLE, "1")  # whatever fails is tried again, but training does not wait for it
+    os.environ.setdefault(RETRIES_VARIABLE, "1")  # failures are retried later; training must not wait
     os.environ[PRINTING_VARIABLE] = "true"  # or MLflow prints the URI of each run that ends, with its password
     from mlflow import MlflowClient
 
@@ -131,7 +131,7 @@ def client_for(uri: str, setting: str = "tracking.uri") -> Any:
 
 
 def unanswered(uri: str, error: Exception) -> str:
-    """What is wrong with a store that did not answer at first, and how to fix it."""
+    """Why a store could not be reached, and how to fix it."""
     if refuses_password(error):
         return (
             f"the MLflow store at {shown(uri)} refuses the user or the password; correct {USER_VARIABLE} and "
@@ -139,15 +139,15 @@ def unanswered(uri: str, error: Exception) -> str:
         )
     return (
         f"the MLflow store at {shown(uri)} does not answer ({reason(error, uri)}); start it, correct the "
-        "URI, or leave it out to use the SQLite store in the runs folder"
+        "URI, or omit it to use the SQLite store in the runs folder"
     )
 
 
 @contextmanager
 def impatient() -> Iterator[None]:
-    """Within this context MLflow waits a few seconds for an answer, unless the environment says how long.
+    """Within this context MLflow waits a few seconds for a response, unless the environment sets a timeout.
 
-    Later calls have MLflow's own two minutes: a server answers an upload only after it has passed the file on.
+    Later calls use MLflow's own two minutes: a server responds to an upload only after it has forwarded the file.
     """
     if TIMEOUT_VARIABLE in os.environ:
         yield
@@ -160,7 +160,7 @@ def impatient() -> Iterator[None]:
 
 
 def refuses_password(error: BaseException) -> bool:
-    """Whether a server wants other credentials, or a database does."""
+    """Whether a server or database rejects the credentials."""
     response = getattr(error, "response", None)
     if getattr(response, "status_code", None) in UNAUTHORIZED:
         return True
@@ -168,7 +168,7 @@ def refuses_password(error: BaseException) -> bool:
 
 
 def reason(error: Exception, uri: str = "") -> str:
-    """The cause that MLflow or its store raised, in a line and without the store's password."""
+    """The cause of an error of MLflow or its store, in one line, with the store's credentials hidden."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if match := CAUSE.search(text):
         text = match[1]
@@ -195,7 +195,7 @@ def find_experiment(client: Any, store: Store) -> Any:
     if found is not None and found.lifecycle_stage != "active":
         restore = f"{URI_VARIABLE}={shlex.quote(shown(store.uri))} mlflow experiments restore --experiment-id"
         raise TrackingError(
-            f"tracking.experiment: the experiment {found.name!r} was deleted in MLflow; bring it back with "
+            f"tracking.experiment: the experiment {found.name!r} was deleted in MLflow; restore it with "
             f"`{restore} {found.experiment_id}`, or take another with tracking.experiment=NAME"
         )
     return found
@@ -244,9 +244,9 @@ def unstorable(store: Store, place: str, what: str, why: str) -> TrackingError:
     """The error for an artifact that cannot be written to the experiment's artifact location."""
     served = urlsplit(store.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file")
     remedy = (
-        "start `mlflow server` with --artifacts-destination, so that it keeps them itself"
+        "start `mlflow server` with --artifacts-destination, so that the server stores them"
         if served
-        else "make that place writable"
+        else "make that location writable"
     )
     return TrackingError(
         f"{store.setting}: {what} cannot be stored at {shown(place)}, where the experiment {store.experiment!r} keeps "

@@ -197,8 +197,8 @@ def test_a_dead_server_harms_no_training(team: Any, cut_off: tuple[int, str]) ->
     assert code == 7, said
     *_, error = said.splitlines()
     assert error.startswith("error: MLFLOW_TRACKING_URI: the MLflow store at http://admin:***@127.0.0.1:")
-    assert "every stage has finished, but MLflow lacks something of pretrain, export" in error
-    assert "the same command delivers it without training again" in error
+    assert "every stage has finished, but MLflow's record of pretrain, export is incomplete" in error
+    assert "run the same command again to send it, without retraining" in error
     assert "Traceback" not in said
     assert team.rows("team", "pretrain")[-1]["step"] == 12
 

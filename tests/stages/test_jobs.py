@@ -125,7 +125,9 @@ def test_workers_that_are_never_started_end_the_run(stage_job: Callable[..., Any
         raise WorkersLate("Ray did not start 4 workers in 20 s")
 
     job = stage_job(Script(late, late, late), wait_s=0.05)
-    with pytest.raises(ClusterError, match=r"^stages\.pretrain: Ray did not start 4 workers in 20 s, again and again"):
+    with pytest.raises(
+        ClusterError, match=r"^stages\.pretrain: Ray did not start 4 workers in 20 s, and retries failed"
+    ):
         job.run()
 
 

@@ -115,8 +115,8 @@ def test_a_stage_goes_on_without_its_store_and_tells_so_once(
         outage.clear()
         while len(said) < 2:
             time.sleep(0.01)
-    assert "the stage goes on, and MLflow gets what it lacks as soon as it takes it" in said[0]
-    assert "MLflow takes metrics again" in said[1]
+    assert "training continues, and MLflow is brought up to date once it accepts data again" in said[0]
+    assert "MLflow accepts metrics again" in said[1]
     one.deliver()
     check_whole(context, one.status)
 
@@ -150,7 +150,7 @@ def test_a_run_does_not_wait_for_ever(context: RunContext, stage: Any, outage: l
     execution = Execution(context)
     outage.append("all")
     execution._deliver(tracking(context, stage))
-    expected = r"MLflow lacks something of finer: it is kept in runs/quick, and the same command delivers it"
+    expected = r"MLflow's record of finer is incomplete; the rest is kept in runs/quick: run the same command again"
     with pytest.raises(TrackingError, match=expected):
         execution._deliver_rest()
     status = context.folder.stage("finer").status()
