@@ -257,7 +257,7 @@ class Tracker:
         why = reason(error, self.uri)
         if NO_ANSWER.search(str(error)):
             return f"{store} does not answer ({why}); restart it"
-        return f"{store} rejected a request ({why}); fix the cause and run the same command again"
+        return f"{store} refused a request ({why}); fix the cause and run the same command again"
 
     def answers(self) -> bool:
         """Whether the store responds at all, even with an error."""
