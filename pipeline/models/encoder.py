@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.models.arithmetic import attention, linear
 from pipeline.models.drop_path import DropPath
 from pipeline.models.dropout import dropout, layer_keys
 from pipeline.models.layers import ActivatedLinear, LayerScale, Linear
-from pipeline.models.products import attention, linear
 from pipeline.models.spec import Pair, ViTSpec
 from pipeline.models.windows import windowed_attention
 

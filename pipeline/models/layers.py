@@ -1,4 +1,4 @@
-"""Small layers of the encoder. They multiply with `products` on every processor."""
+"""Small layers of the encoder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.models.arithmetic import linear
 from pipeline.models.dropout import dropout
-from pipeline.models.products import linear
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` computed by `products.linear`."""
+    """`nn.Linear`, computed by `arithmetic.linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

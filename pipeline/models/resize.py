@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from pipeline.models.execution import is_traced
+from pipeline.models.tracing import is_traced
 
 # Keys' cubic with a = -0.5, which torch and Pillow use when they antialias (without antialiasing torch takes -0.75).
 CUBIC_A = -0.5

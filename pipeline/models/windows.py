@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models.products import attention
+from pipeline.models.arithmetic import attention
 from pipeline.models.spec import Pair, window_counts, window_sides
 
 

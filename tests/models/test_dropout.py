@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.models import MiniViT, build_spec, dropout
+from pipeline.models import MiniViT, build_spec
+from pipeline.models.arithmetic.cpu import draws
 from pipeline.models.drop_path import sample_keys
 from pipeline.models.dropout import SITES, layer_keys
 from pipeline.models.dropout import dropout as drop
@@ -43,9 +44,9 @@ def test_pieces_are_the_same_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
     x = torch.ones(6, 1003)
     expected = drop(x, KEYS, 0.3)
     for words in (1, 100, 600):
-        monkeypatch.setattr(dropout, "PIECE_WORDS", words)
+        monkeypatch.setattr(draws, "PIECE_WORDS", words)
         assert torch.equal(drop(x, KEYS, 0.3), expected)
-    monkeypatch.setattr(dropout, "in_pieces", lambda x: False)
+    monkeypatch.setattr(draws, "in_pieces", lambda: False)
     assert torch.equal(drop(x, KEYS, 0.3), expected)
 
 

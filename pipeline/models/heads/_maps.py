@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.arithmetic import linear
 from pipeline.models.heads._layers import layers_read
 from pipeline.models.heads.head import Features, Head
-from pipeline.models.products import linear
 from pipeline.models.spec import HeadSpec, Pair, ViTSpec
 
 SMALL = 0.02  # standard deviation

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.products import linear
+from pipeline.models.arithmetic import linear
 from pipeline.models.resize import resize_tensor
 from pipeline.models.spec import Pair
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.execution import is_traced
 from pipeline.models.heads._boxes import COORDINATES
 from pipeline.models.heads._layers import input_dim
 from pipeline.models.heads._maps import SMALL, PatchHead, as_map
 from pipeline.models.heads.head import Features
 from pipeline.models.heads.pyramid import depth_of, hidden_dim, level_grid, levels, map_widths
 from pipeline.models.spec import HeadSpec, Pair, ViTSpec
+from pipeline.models.tracing import is_traced
 
 OBJECTS = 0.01  # initial score of every class: almost all candidates are background (Lin et al. 2017, focal loss)
 REACH = 2.0  # strides from a candidate to each side of its box, initially

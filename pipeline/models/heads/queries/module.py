@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models.encoder import Encoder
-from pipeline.models.execution import is_traced
 from pipeline.models.heads._boxes import COORDINATES
 from pipeline.models.heads._layers import input_dim
 from pipeline.models.heads._maps import SMALL, PatchHead
@@ -22,6 +21,7 @@ from pipeline.models.heads.head import Features
 from pipeline.models.heads.queries import FREQUENCIES, PLACE_DIM, decoder_spec, denoises, num_queries
 from pipeline.models.layers import Linear
 from pipeline.models.spec import HeadSpec, Pair, ViTSpec
+from pipeline.models.tracing import is_traced
 
 OBJECTS = 0.05  # initial probability that a query is an object of any class
 SIDE = 0.3  # initial side of the anchors, as a share of the image

@@ -7,22 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models import execution, products
-from pipeline.models.products import attention, linear
+from pipeline.models.arithmetic import attention, cpu, draws_reach, linear
+from pipeline.models.arithmetic.cpu import pieces, rules
 
 ROWS, INPUTS, OUTPUTS = 37, 24, 40
 SHAPES = (ROWS, INPUTS), (OUTPUTS, INPUTS), (OUTPUTS,)
 
 
 @pytest.fixture(params=[1 << 19, 200], ids=["one piece", "many pieces"])
-def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "PIECE_VALUES", request.param)
+def cut_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_VALUES", request.param)
 
 
 @pytest.fixture(params=["none", "vector", "matrix"])
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a CPU has for bf16; torch computes the right thing on each, only at other speeds."""
-    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: request.param})
+    monkeypatch.setattr(rules, "ARITHMETIC", {torch.bfloat16: request.param})
     return str(request.param)
 
 
@@ -53,7 +53,7 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
     return F.linear(F.gelu(x) if gelu else x, weight, bias)
 
 
-@pytest.mark.usefixtures("pieces", "arithmetic")
+@pytest.mark.usefixtures("cut_up", "arithmetic")
 @pytest.mark.parametrize("gelu", [False, True])
 def test_linear_in_bf16_is_as_exact_as_bf16(gelu: bool) -> None:
     """Inputs, outputs and gradients are bf16; only their last bits are lost, however many pieces are summed."""
@@ -98,8 +98,8 @@ def test_autocast_is_left_to_torch() -> None:
 @pytest.mark.parametrize("samples", [1, 5])
 @pytest.mark.parametrize("queries", [1, 9])
 def test_attention_in_bf16_is_as_exact_as_bf16(samples: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "PIECE_VALUES", 300)
-    monkeypatch.setattr(products.torch, "get_num_threads", lambda: 1)  # so that a group is one or two samples
+    monkeypatch.setattr(pieces, "PIECE_VALUES", 300)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # so that a group is one or two samples
     # As the encoder has them: heads are strided views of one tensor.
     packed = operands((samples, 9, 3 * 32), dtype=torch.bfloat16)[0]
     q, k, v = (part.unflatten(-1, (2, 16)).transpose(1, 2) for part in packed.chunk(3, dim=-1))
@@ -117,7 +117,7 @@ def test_attention_keeps_the_weights_of_as_many_samples_as_take_a_sixth(
     tokens: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 8 samples with heads of 16 channels: those whose weights are 2 values per token and channel of all."""
-    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "vector"})
+    monkeypatch.setattr(rules, "ARITHMETIC", {torch.bfloat16: "vector"})
     q, k, v = (x.requires_grad_() for x in operands(*[(8, 1, tokens, 16)] * 3, dtype=torch.bfloat16))
     kept: list[Tensor] = []
 
@@ -129,12 +129,12 @@ def test_attention_keeps_the_weights_of_as_many_samples_as_take_a_sixth(
         attention(q, k, v)
     assert [tensor.shape for tensor in kept] == [*[q.shape] * 3, (expected, 1, tokens, tokens)]
     with torch.no_grad():
-        assert execution.kept_samples(q, k) == 0
+        assert rules.kept_samples(q, k) == 0
 
 
 @pytest.mark.parametrize("keep", [0, 3, 8])
 def test_kept_and_recomputed_weights_give_the_same_gradients(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "PIECE_VALUES", 300)  # groups of a few samples
+    monkeypatch.setattr(pieces, "PIECE_VALUES", 300)  # groups of a few samples
     q, k, v, grad = operands(*[(8, 2, 9, 16)] * 4, dtype=torch.bfloat16)
     _, weights = torch.ops.minivit.attend(q, k, v, keep)
     assert len(weights) == keep
@@ -154,15 +154,15 @@ def test_large_scores_are_not_rounded_before_the_softmax(arithmetic: str) -> Non
 
 
 def test_long_sequences_attend_without_holding_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "vector"})
+    monkeypatch.setattr(rules, "ARITHMETIC", {torch.bfloat16: "vector"})
     q = torch.zeros(1, 2, 9, 16, dtype=torch.bfloat16)
-    assert execution.attends_by_products(q, q)
-    monkeypatch.setattr(execution, "SCORES_VALUES", 2 * 9 * 9 - 1)
-    assert not execution.attends_by_products(q, q)
+    assert rules.attends_by_products(q, q)
+    monkeypatch.setattr(rules, "SCORES_VALUES", 2 * 9 * 9 - 1)
+    assert not rules.attends_by_products(q, q)
 
 
 def test_a_compiler_sees_attention_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "ARITHMETIC", {torch.bfloat16: "vector"})
+    monkeypatch.setattr(rules, "ARITHMETIC", {torch.bfloat16: "vector"})
     torch._dynamo.reset()
     q, k, v = operands(*[(2, 2, 9, 16)] * 3, dtype=torch.bfloat16)
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
@@ -183,3 +183,18 @@ def test_prediction_before_training_does_no_harm() -> None:
     with torch.inference_mode():
         expected = linear(*inputs, gelu=True)
     torch.testing.assert_close(with_gradients(lambda *x: linear(*x, gelu=True), *inputs)[0], expected)
+
+
+def test_other_devices_never_pass_through_the_arithmetic_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Tensor:
+        raise AssertionError("the arithmetic of a CPU was used")
+
+    for name in ("linear", "attention", "draws_reach"):
+        monkeypatch.setattr(cpu, name, refuse)
+    x, weight, bias = (tensor.to("meta") for tensor in operands(*SHAPES, dtype=torch.bfloat16))
+    assert linear(x, weight, bias, gelu=True).shape == (ROWS, OUTPUTS)
+    q = torch.zeros(2, 3, 5, 8, device="meta")
+    assert attention(q, q, q).shape == attention(q, q, q, lambda weights: weights).shape == q.shape
+    assert draws_reach(0, torch.zeros(6, dtype=torch.int64, device="meta"), 9).shape == (6, 9)
+    with pytest.raises(AssertionError, match="the arithmetic of a CPU was used"):
+        linear(*operands(*SHAPES))
