@@ -1,0 +1,135 @@
+"""`minivit bench`: how fast, evenly and safely samples are read, against other loaders."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.cli.bench_options import AS_JSON, PHOTOS_FOLDER, show
+from pipeline.cli.paths import UserPath
+
+
+@click.command("loader")
+@click.option("--shards", help="Pattern of indexed JPEG shards; default: shards of photographs, written for this.")
+@click.option(
+    "--photos",
+    type=click.Choice(["500x375", "2000x1500"]),
+    default="500x375",
+    show_default=True,
+    help="Which photographs to use without --shards.",
+)
+@click.option("--image-size", type=click.IntRange(1), help="Side of the crops; default: 224, and 96 for 2000x1500.")
+@click.option("--workers", type=click.IntRange(1), help="Processes or threads of each loader; default: one per CPU.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Runs of each loader, in turn.")
+@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Length of a run.")
+@PHOTOS_FOLDER
+@AS_JSON
+def loader(
+    shards: str | None,
+    photos: str,
+    image_size: int | None,
+    workers: int | None,
+    rounds: int,
+    seconds: float,
+    folder: str,
+    as_json: bool,
+) -> None:
+    """Images/s of our loader against WebDataset with Pillow, with torchvision's decoder, and DALI on the CPU.
+
+    All read the same shards on the same cores and make batches of 64 random resized crops, half of them flipped; ours
+    also of photographs with class maps as large as they, where no shards are given. DALI takes part where nvidia-dali
+    is installed.
+    """
+    from pathlib import Path
+
+    from pipeline.bench.loader import measure
+    from pipeline.bench.photos import ensure_photos
+    from pipeline.shards.index import load_index
+    from pipeline.shards.parallel import usable_cpus
+
+    index = load_index(shards) if shards else ensure_photos(Path(folder), photos)
+    image_size = image_size or (96 if photos == "2000x1500" and not shards else 224)
+    masks = None if shards else ensure_photos(Path(folder), photos, masks=True)
+    result = measure(index, masks, image_size, workers=workers or usable_cpus(), rounds=rounds, seconds=seconds)
+    if as_json:
+        show(result, as_json)
+        return
+    settings = result.pop("settings")
+    click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()))
+    for name, found in result.items():
+        faster = found["ours_is_faster_by"]
+        click.echo(
+            f"{name:24} {found['images_per_s']:9,.0f} images/s {found['images_per_cpu_s']:9,.0f} per CPU-second   "
+            f"ours is {faster['images_per_s']:.2f} ({faster['images_per_cpu_s']:.2f} per CPU-second) x as fast"
+        )
+
+
+@click.command("memory")
+@PHOTOS_FOLDER
+@click.option("--batches", default=60, show_default=True, type=click.IntRange(1), help="Batches per data set.")
+@AS_JSON
+def memory(folder: str, batches: int, as_json: bool) -> None:
+    """Peak memory of a loader worker on the photographs, and on ten times as many shards of them."""
+    from pathlib import Path
+
+    from pipeline.bench.memory import measure
+    from pipeline.bench.photos import ensure_photos
+
+    show(measure(ensure_photos(Path(folder), "500x375"), 224, batches), as_json)
+
+
+@click.command("resume")
+@PHOTOS_FOLDER
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Starts at each position, in turn."
+)
+@AS_JSON
+def resume(folder: str, rounds: int, as_json: bool) -> None:
+    """Seconds to the first batch after resuming at 1 % and at 99 % of an epoch."""
+    from pathlib import Path
+
+    from pipeline.bench.photos import ensure_photos
+    from pipeline.bench.resume import measure
+
+    show(measure(ensure_photos(Path(folder), "500x375"), 224, rounds), as_json)
+
+
+@click.command("scale")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Fresh processes to measure.")
+@AS_JSON
+def scale(rounds: int, as_json: bool) -> None:
+    """Seconds and memory that one of 4,096 ranks needs to find its first sample among 200,000 shards of 10,000."""
+    from pipeline.bench.scale import measure
+
+    show(measure(rounds), as_json)
+
+
+@click.command("fuzz")
+@click.option("--inputs", default=20_000, show_default=True, type=click.IntRange(1), help="Damaged samples to read.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the damage.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
+@AS_JSON
+def fuzz(inputs: int, seed: int, workers: int | None, as_json: bool) -> None:
+    """Read damaged tars and images; exit status 1 if anything but a sound refusal or an image comes out."""
+    from pipeline.bench.fuzz import measure
+    from pipeline.errors import PipelineError
+
+    result = measure(inputs, seed, workers)
+    show(result, as_json)
+    if result["unexpected"]:
+        raise PipelineError(
+            f"{len(result['unexpected'])} inputs were neither read nor refused cleanly; the first: "
+            f"{result['unexpected'][0]}"
+        )
+
+
+@click.command("shuffle")
+@click.option("--plot", type=UserPath(dir_okay=False), help="Plot both distributions to this file.")
+@AS_JSON
+def shuffle(plot: str | None, as_json: bool) -> None:
+    """How well batches mix where every shard holds one class, against a uniform shuffle."""
+    from pathlib import Path
+
+    from pipeline.bench.shuffle import measure
+
+    result = measure(Path(plot) if plot else None)
+    show(result, as_json)

@@ -1,0 +1,36 @@
+"""Options that the commands of `minivit bench` share, and how they print figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+PHOTOS_FOLDER = click.option(
+    "--folder", default="data/bench", show_default=True, help="Where the photographs are kept."
+)
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Print figures, a line each, or all of them as JSON."""
+    import json
+
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    for name, value in flat(result):
+        values = value if isinstance(value, list) else [value]
+        if not any(isinstance(one, dict) for one in values):
+            shown = ", ".join(f"{one:,.3g}" if isinstance(one, float) else str(one) for one in values)
+            click.echo(f"{name.replace('_', ' '):24} {shown}")
+
+
+def flat(result: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The figures of a nested result, each under all its names."""
+    for name, value in result.items():
+        if isinstance(value, dict):
+            yield from ((f"{name} {key}", found) for key, found in flat(value))
+        else:
+            yield name, value

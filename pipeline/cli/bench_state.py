@@ -1,0 +1,73 @@
+"""`minivit bench`: what happens to a model's state: adapted, saved, and recovered after failures."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.cli.bench_options import AS_JSON, show
+
+
+@click.command("surgery")
+@click.option("--variant", default="large", show_default=True, help="Model to adapt; large has 304 M parameters.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats.")
+@AS_JSON
+def surgery(variant: str, rounds: int, as_json: bool) -> None:
+    """Seconds to adapt a state to another grid, patch and head, including the check of its outputs."""
+    from pipeline.bench.surgery import measure
+
+    show(measure(variant, rounds), as_json)
+
+
+@click.command("checkpoint")
+@click.option("--variant", default="large", show_default=True, help="Model to save; large has 304 M parameters.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Ranks that train and save.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats of each measurement.")
+@AS_JSON
+def checkpoint(variant: str, workers: int, rounds: int, as_json: bool) -> None:
+    """What saving costs the training loop; bandwidth against torch's own; bytes per parameter; resharding."""
+    from pipeline.bench.checkpoint import measure
+
+    show(measure(variant, rounds, workers), as_json)
+
+
+@click.command("recovery")
+@click.option(
+    "--kills", default=10, show_default=True, type=click.IntRange(1), help="Ranks to kill, one after another."
+)
+@AS_JSON
+def recovery(kills: int, as_json: bool) -> None:
+    """Seconds from the kill of a rank to the first step after it, on this machine."""
+    from pipeline.bench.recovery import measure
+
+    show(measure(kills), as_json)
+
+
+@click.command("chaos")
+@click.option("--kills", default=30, show_default=True, type=click.IntRange(1), help="Kills in one run.")
+@click.option("--seed", default=0, show_default=True, help="Seed for what is killed, and when.")
+@click.option(
+    "--task",
+    help="Kill a run of this objective once, halfway, and resume it on as many ranks and on fewer; default: kill a "
+    "classifier's run many times.",
+)
+@AS_JSON
+def chaos(kills: int, seed: int, task: str | None, as_json: bool) -> None:
+    """Kill ranks, drivers, raylets and process trees at random; exit status 5 unless the run ends as it should."""
+    from pipeline.bench.chaos import measure
+    from pipeline.errors import CheckpointError
+
+    if task is not None:
+        chaos_of_task(task, as_json)
+        return
+    result = measure(kills, seed)
+    show(result, as_json)
+    if not (result["same_weights"] and result["same_metrics"] and result["same_evaluation"]):
+        raise CheckpointError("the disturbed run's results differ from the undisturbed run's; see above")
+
+
+def chaos_of_task(task: str, as_json: bool) -> None:
+    from pipeline.bench.chaos_task import measure
+    from pipeline.bench.tasks import known_tasks
+
+    (name,) = known_tasks([task])
+    show(measure(name), as_json)

@@ -1,0 +1,237 @@
+"""`minivit bench`: what training costs and reaches, against plain loops and other libraries."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline.cli.bench_options import AS_JSON, show
+from pipeline.cli.paths import UserPath
+
+
+@click.command("overhead")
+@click.argument("config", type=UserPath(), default="configs/quickstart.yaml")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--stage", default="pretrain", show_default=True, help="Training stage to measure.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Pairs of measurements.")
+@click.option(
+    "--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Steps of each loop per round."
+)
+@AS_JSON
+def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, steps: int, as_json: bool) -> None:
+    """Images/s of a stage's own loop (engine, stream, tracking) against a bare loop of the same model."""
+    from pipeline.bench.overhead import measure
+    from pipeline.config.load import load_config
+
+    result = measure(load_config(config, overrides), stage, rounds=rounds, steps=steps)
+    if as_json:
+        show(result, as_json)
+        return
+    for name in ("ours", "bare_loop"):
+        click.echo(f"{name:10} {result[name]['images_per_s']:10,.0f} images/s")
+    click.echo(f"{'ratio':10} {result['ratio']:10.2f}   ({result['stage']} on {result['workers']} workers)")
+
+
+@click.command("step")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    default=["tiny", "small"],
+    show_default=True,
+    help="Model; may be given several times.",
+)
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(["fp32", "bf16", "bf16_compiled"]),
+    default=["fp32", "bf16", "bf16_compiled"],
+    show_default=True,
+    help="Precision and execution; may be given several times.",
+)
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images per step.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of each contender.")
+@click.option(
+    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Steps of each contender, in turn."
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Device to measure on; default: a GPU if there is one, else the CPU.",
+)
+@click.option(
+    "--peak-tflops",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Dense bf16 TFLOP/s of the GPU, for `mfu`; default: from its data sheet, if known.",
+)
+@AS_JSON
+def step(
+    variants: tuple[str, ...],
+    modes: tuple[str, ...],
+    batch_size: int,
+    threads: int,
+    rounds: int,
+    device: str | None,
+    peak_tflops: float | None,
+    as_json: bool,
+) -> None:
+    """Images/s and memory of a training step at 224 px against stock nn.TransformerEncoder and timm.
+
+    Where bf16 is emulated so slowly that a step of the others takes minutes, they run batches of one image, and their
+    memory is extrapolated from batches of one and four.
+    """
+    from pipeline.bench.step import measure
+
+    result = measure(
+        list(variants),
+        list(modes),
+        batch_size=batch_size,
+        threads=threads,
+        rounds=rounds,
+        device=device,
+        peak_tflops=peak_tflops,
+    )
+    show(result, as_json)
+
+
+@click.command("multiscale")
+@click.option("--variant", default="tiny", show_default=True, help="Model.")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images per step.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of each run.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Steps at each size.")
+@AS_JSON
+def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json: bool) -> None:
+    """What a random size per step, of 160 to 288 px, costs over the token-weighted mean of the five fixed sizes."""
+    from pipeline.bench.multiscale import measure
+
+    sizes = [160, 192, 224, 256, 288]
+    show(measure(variant, sizes, batch_size=batch_size, threads=threads, rounds=rounds), as_json)
+
+
+@click.command("masked")
+@click.option("--variant", default="tiny", show_default=True, help="Model.")
+@click.option("--image-size", default=224, show_default=True, type=click.IntRange(1), help="Pixels.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images per step.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Passes of each model, in turn.")
+@AS_JSON
+def masked(
+    variant: str, image_size: int, precision: str, batch_size: int, threads: int, rounds: int, as_json: bool
+) -> None:
+    """What a masked autoencoder's forward and backward cost, compared with an encoder's that sees all patches."""
+    from pipeline.bench.masked import measure
+
+    result = measure(
+        variant, image_size=image_size, batch_size=batch_size, threads=threads, rounds=rounds, precision=precision
+    )
+    show(result, as_json)
+
+
+@click.command("objectives")
+@click.option("--task", "tasks", multiple=True, help="Objective; may be given several times; default: all that train.")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    default=["tiny", "nano"],
+    show_default=True,
+    help="Model; may be given several times. Models with patches of 16 px train at 224 px, those with 4 px at 28 px.",
+)
+@click.option("--batch-size", type=click.IntRange(2), help="Images per step; default: 16 at 224 px, 128 at 28 px.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+@click.option(
+    "--micro-batches",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Micro-batches of our step; the bare loop has one.",
+)
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Steps of each loop, in turn.")
+@AS_JSON
+def objectives(
+    tasks: tuple[str, ...],
+    variants: tuple[str, ...],
+    batch_size: int | None,
+    precision: str,
+    micro_batches: int,
+    threads: int,
+    rounds: int,
+    as_json: bool,
+) -> None:
+    """A step of each objective through the engine against a bare loop of the same mathematics, on one batch."""
+    from pipeline.bench.objectives import measure
+    from pipeline.bench.tasks import known_tasks
+
+    names = known_tasks(tasks)
+    result = measure(
+        names,
+        list(variants),
+        batch_size=batch_size,
+        precision=precision,
+        threads=threads,
+        rounds=rounds,
+        micro_batches=micro_batches,
+    )
+    if as_json:
+        show(result, as_json)
+        return
+    for variant in variants:
+        for name, found in result[variant].items():
+            ours, bare = (found[loop]["step_s"] * 1000 for loop in ("ours", "bare_loop"))
+            ratios = f"ratio {found['ratio']:.3f}, in CPU time {found['cpu_ratio']:.3f}"
+            click.echo(f"{variant:8} {name:16} {ours:8,.0f} ms   bare loop {bare:8,.0f} ms   {ratios}")
+
+
+@click.command("parity")
+@click.argument("config", type=UserPath(), default="configs/quickstart.yaml")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--stage", default="pretrain", show_default=True, help="Training stage whose recipe both follow.")
+@click.option("--test", default="test", show_default=True, help="Data set to test both on.")
+@click.option("--variant", default="nano", show_default=True, help="Model.")
+@click.option("--epochs", default=6, show_default=True, type=click.IntRange(1), help="Length of each run.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Runs of each.")
+@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of the plain loop.")
+@AS_JSON
+def parity(
+    config: str,
+    overrides: tuple[str, ...],
+    stage: str,
+    test: str,
+    variant: str,
+    epochs: int,
+    seeds: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Test accuracy of the pipeline against timm's model in a plain PyTorch loop, on the same shards and recipe."""
+    from pipeline.bench.parity import measure
+    from pipeline.config.load import load_config
+
+    loaded = load_config(config, overrides)
+    result = measure(loaded, stage, test=test, variant=variant, epochs=epochs, seeds=seeds, threads=threads)
+    if as_json:
+        show(result, as_json)
+        return
+    for name in ("ours", "timm", "difference"):
+        found = result[name]
+        each = "  ".join(f"{100 * value:6.2f}" for value in found["seeds"])
+        click.echo(f"{name:10} {each}   mean {100 * found['mean']:.2f} ± {100 * found['deviation']:.2f} %")
+
+
+@click.command("plan")
+@click.option("--steps", default=7, show_default=True, type=click.IntRange(1), help="Steps of each configuration.")
+@AS_JSON
+def plan(steps: int, as_json: bool) -> None:
+    """Time and memory of a step as `minivit plan --hardware cpu` predicts them, and as the engine takes them here."""
+    from pipeline.bench.plan import measure
+
+    result = measure(steps)
+    if as_json:
+        show(result, as_json)
+        return
+    for case in result["cases"]:
+        times = f"{1000 * case['predicted_s']:8,.0f} {1000 * case['measured_s']:8,.0f} ms {case['ratio']:5.2f}"
+        megabytes = f"{case['predicted_megabytes']:7,.0f} {case['measured_megabytes']:7,.0f} MB"
+        click.echo(f"{case['case']:42} {case['ranks']} rank(s) {times}   {megabytes} {case['memory_ratio']:5.2f}")
