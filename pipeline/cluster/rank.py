@@ -7,7 +7,9 @@ controller imports this module too, so it must stay light.
 from __future__ import annotations
 
 import logging
+import multiprocessing.util
 import os
+import shutil
 import socket
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -85,6 +87,12 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
         leave_group()
     finally:
         watch.close()
+        remove_socket_folder()
+
+
+def remove_socket_folder() -> None:
+    """Removes the temporary folder of the loader workers' sockets: Ray ends a rank without Python's exit handlers."""
+    shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
 
 
 def sampling(

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -103,3 +106,29 @@ def test_a_rank_0_that_listens_is_reached() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         reach_rank_0(1, *listener.getsockname())
+
+
+def test_a_rank_leaves_no_socket_folder_behind() -> None:
+    """Ray ends a rank by `os._exit`, which skips the handlers that would remove it."""
+    rank = (
+        "import multiprocessing.forkserver, os, sys\n"
+        "multiprocessing.forkserver.ensure_running()\n"
+        "made = os.listdir(os.environ['TMPDIR'])\n"
+        "if sys.argv[1] == 'removed':\n"
+        "    from pipeline.cluster.rank import remove_socket_folder\n"
+        "    remove_socket_folder()\n"
+        "sys.stdout.write(' '.join(made))\n"
+        "sys.stdout.flush()\n"
+        "os._exit(0)\n"
+    )
+    for ending, left in ("left", 1), ("removed", 0):
+        with tempfile.TemporaryDirectory() as folder:  # short: a socket's path has at most 107 characters
+            done = subprocess.run(
+                [sys.executable, "-c", rank, ending],
+                env=os.environ | {"TMPDIR": folder},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert done.stdout.startswith("pymp-")
+            assert len(list(Path(folder).iterdir())) == left
