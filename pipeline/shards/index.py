@@ -204,7 +204,7 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
         raise DataError(f"{pattern!r} matches none of the {len(index.names)} shards in {url}; correct the pattern")
     index = index.select(names)
     if check:
-        check_against(index, listing, pattern)
+        check_against(index.url, index.records(), listing, pattern)
     return index
 
 

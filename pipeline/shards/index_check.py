@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.compressed import advice
 from pipeline.shards.pattern import Pattern
+from pipeline.shards.scan import ShardRecord
 from pipeline.shards.sidecar import SUFFIX, index_remedy, sidecar_bytes
-
-if TYPE_CHECKING:
-    from pipeline.shards.index import DatasetIndex
 
 INDEX_NAME = "index.json"
 
 
-def check_against(index: DatasetIndex, listing: Mapping[str, tuple[int, int]], pattern: str) -> None:
-    """Compares an index with the files beside it, by size alone. Raises DataError at the first mismatch."""
-    remote_without_listing = store.protocol(index.url) in store.WITHOUT_LISTING
-    for record in index.records():
-        url = store.join(index.url, record.name)
+def check_against(
+    folder: str, records: Iterable[ShardRecord], listing: Mapping[str, tuple[int, int]], pattern: str
+) -> None:
+    """Compares the shards of an index with the files of its folder, by size alone.
+
+    Raises DataError at the first mismatch.
+    """
+    remote_without_listing = store.protocol(folder) in store.WITHOUT_LISTING
+    for record in records:
+        url = store.join(folder, record.name)
         if record.name not in listing:
             raise DataError(f"{url}: in the index, but not there; bring it back, or {index_remedy(pattern)}")
         found = listing[record.name][0]

@@ -5,16 +5,13 @@ Legend: B batch, A candidates, M kept candidates.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from pipeline.models.heads._boxes import COORDINATES
+from pipeline.models.minivit import MiniViT
+from pipeline.tasks.detection import DetectionInference
 from pipeline.tasks.detection.objects import overlaps, to_corners
-
-if TYPE_CHECKING:
-    from pipeline.tasks.detection.module import Detection
 
 NAMES = "boxes", "scores", "classes"
 
@@ -25,9 +22,9 @@ class BestBoxes(nn.Module):
     If objects have many candidates, the score of one that overlaps a better one of its class is set to 0.
     """
 
-    def __init__(self, task: Detection) -> None:
+    def __init__(self, model: MiniViT, one_to_one: bool, inference: DetectionInference) -> None:
         super().__init__()
-        self.model, self.one_to_one, self.inference = task.model, task.one_to_one, task.task.inference
+        self.model, self.one_to_one, self.inference = model, one_to_one, inference
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         boxes, logits = self.model(images).tensor_split([COORDINATES], dim=2)

@@ -163,7 +163,7 @@ class Detection(TaskModule):
         return found
 
     def exported(self) -> nn.Module:
-        return BestBoxes(self)
+        return BestBoxes(self.model, self.one_to_one, self.task.inference)
 
     @property
     def output_names(self) -> tuple[str, ...]:
