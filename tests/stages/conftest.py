@@ -13,7 +13,7 @@ from pipeline.config.schema import PipelineConfig, TrackingConfig
 from pipeline.shards.build import write_index
 from pipeline.shards.index import make_index
 from pipeline.shards.write import ShardWriter
-from pipeline.stages.context import RunContext
+from pipeline.stages.context import RunContext, open_datasets
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.progress import Progress
 from pipeline.stages.stop import StopRequest
@@ -113,3 +113,15 @@ def context(config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return RunContext(
         config, RunFolder(Path("runs/quick")), cluster, tracker, "parent", progress, StopRequest(progress)
     )
+
+
+@pytest.fixture
+def context_with_shards(context: RunContext, make_shards: Callable[..., None], raw: dict[str, Any]) -> RunContext:
+    """The same, with its data sets as shards that exist."""
+    make_shards("train", 96, 48, [f"class {label}" for label in range(10)])
+    make_shards("test", 20, 20, [f"class {label}" for label in range(10)])
+    for settings in raw["datasets"].values():
+        del settings["make"]
+    context.config = parse_config(raw, "c")
+    context.datasets = open_datasets(context.config)
+    return context

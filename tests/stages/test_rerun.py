@@ -10,7 +10,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import TrainStage
 from pipeline.models.bundle import save_bundle
 from pipeline.models.minivit import MiniViT
-from pipeline.stages.context import RunContext, open_datasets
+from pipeline.stages.context import RunContext
 from pipeline.stages.folder import FINISHED, INTERRUPTED, Status
 from pipeline.stages.inputs import inputs_digest
 from pipeline.stages.planner import plan, read_statuses
@@ -23,14 +23,9 @@ RESULT = {"measures": {"accuracy": 0.5}}
 
 
 @pytest.fixture(autouse=True)
-def finished(context: RunContext, make_shards: Callable[..., None], raw: dict[str, Any]) -> None:
+def finished(context_with_shards: RunContext) -> None:
     """All stages have finished, as a run leaves them."""
-    make_shards("train", 96, 48, [f"class {label}" for label in range(10)])
-    make_shards("test", 20, 20, [f"class {label}" for label in range(10)])
-    for settings in raw["datasets"].values():
-        del settings["make"]
-    context.config = parse_config(raw, "c")
-    context.datasets = open_datasets(context.config)
+    context = context_with_shards
     for branch in stage_branches(context.config):
         run: Any = STAGE_RUNS[type(branch.stage)](context, branch)
         folder, inputs = context.folder.stage(branch.id), run.inputs()

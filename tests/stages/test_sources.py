@@ -242,17 +242,11 @@ def test_a_report_stage_writes_the_page_and_depends_on_all_others(context: RunCo
 
 
 @pytest.fixture
-def trained(context: RunContext, make_shards: Any, raw: dict[str, Any]) -> RunContext:
-    """The same with data, and all training stages finished."""
-    make_shards("train", 96, 48, [f"class {label}" for label in range(10)])
-    make_shards("test", 20, 20, [f"class {label}" for label in range(10)])
-    for settings in raw["datasets"].values():
-        del settings["make"]
-    context.config = parse_config(raw, "c")
-    context.datasets = open_datasets(context.config)
+def trained(context_with_shards: RunContext) -> RunContext:
+    """A run with data, in which all training stages have finished."""
     for branch_id in ("pretrain/nano", "pretrain/micro", "larger", "finer"):
-        finish(context, branch_id, 0.5)
-    return context
+        finish(context_with_shards, branch_id, 0.5)
+    return context_with_shards
 
 
 def test_an_evaluation_names_every_model_and_its_data(trained: RunContext) -> None:
