@@ -16,7 +16,7 @@ from pipeline.models.costs import backbone_flops
 from pipeline.models.drop_path import sample_keys
 from pipeline.models.masking import random_masking
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_backbone
 from pipeline.tasks.mae import Task
 from pipeline.train.device import precision_dtype

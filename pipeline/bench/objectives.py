@@ -27,7 +27,7 @@ from pipeline.config.task import task_class
 from pipeline.config.training import EngineConfig, OptimizerConfig, ResolutionConfig
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import VARIANTS, build_backbone, build_spec
 from pipeline.stages.data import stage_data
 from pipeline.stages.tokenizer import stage_tokenizer

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.config.schema import TrainStage
 from pipeline.models.bundle import Preprocess
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.timm_bridge import timm_config
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader, TrainLoader

@@ -14,7 +14,7 @@ from pipeline.config.schema import TrainStage
 from pipeline.forecast.hardware import Hardware
 from pipeline.forecast.stage import Forecast
 from pipeline.forecast.this_cpu import this_cpu
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_spec
 from pipeline.stages.forecast import Amounts, forecast_stage
 from pipeline.stages.preflight import Model

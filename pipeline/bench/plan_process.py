@@ -15,7 +15,7 @@ from pipeline.bench.processes import peak_bytes
 from pipeline.config.schema import TrainStage
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.stream.batch import Batch
 from pipeline.stream.order import step_shares
 from pipeline.tasks.task import task_of

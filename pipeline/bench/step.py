@@ -13,7 +13,7 @@ from pipeline.bench.peaks import choose_device, peak_flops_per_s, processor_name
 from pipeline.bench.step_process import Contender, StepJob, on_its_own
 from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.encoder import Recompute
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_spec
 
 CONTENDERS = ("ours", "stock", "timm")

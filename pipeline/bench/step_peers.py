@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 
 
 class StockViT(nn.Module):

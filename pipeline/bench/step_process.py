@@ -18,7 +18,7 @@ from pipeline.bench.step_peers import StockViT, timm_vit
 from pipeline.models.compiled import compile_layers
 from pipeline.models.encoder import Recompute
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_spec
 from pipeline.train.device import allow_tf32, precision_dtype, select_device
 

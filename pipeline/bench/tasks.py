@@ -12,7 +12,7 @@ from pipeline.config.fields import allowed
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Preprocess, save_bundle
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 
 TEACHER = "teacher"  # stands for the path of a bundle
 LOCAL_SIDE = 3 / 7  # of the global views', such as 96 of 224 px

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.config.data import PlainConfig
     from pipeline.export.story import Story
     from pipeline.models.bundle import Bundle
-    from pipeline.models.spec import ModelSpec
+    from pipeline.models.model_spec import ModelSpec
 
 
 class Format(NamedTuple):

@@ -9,8 +9,9 @@ from pipeline.export.files import inexpressible_settings
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.clip_bridge import check_expressible, to_clip
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.resizing import to_clip_config
-from pipeline.models.spec import ModelSpec, ViTSpec
+from pipeline.models.spec import ViTSpec
 from pipeline.models.weights_file import save_tensors
 
 LIBRARY = "open_clip"

@@ -12,8 +12,9 @@ from pipeline.export.files import inexpressible_settings
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.hf_layout import hf_layout, to_hugging_face
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.resizing import RESAMPLE
-from pipeline.models.spec import ModelSpec, Pair
+from pipeline.models.spec import Pair
 from pipeline.models.weights_file import save_tensors
 
 LIBRARY = "transformers"

@@ -12,8 +12,8 @@ from pipeline.models.bundle import Bundle
 from pipeline.models.clip_bridge import check_tower
 from pipeline.models.clip_towers import text_head, to_clip_towers
 from pipeline.models.heads.text_tower.shape import TEMPERATURE
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.resizing import RESAMPLE
-from pipeline.models.spec import ModelSpec
 from pipeline.models.weights_file import save_tensors
 from pipeline.text.tokenizer import Tokenizer
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from pipeline.export.files import inexpressible_settings
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.resizing import to_timm_config
-from pipeline.models.spec import ModelSpec
 from pipeline.models.timm_bridge import timm_config, to_timm
 from pipeline.models.weights_file import save_tensors
 

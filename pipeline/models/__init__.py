@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from pipeline.models.bundle import Bundle, Preprocess, load_bundle, save_bundle
     from pipeline.models.costs import count_parameters, forward_flops
     from pipeline.models.minivit import MiniViT
-    from pipeline.models.spec import HeadSpec, ModelSpec, TokenSchema, ViTSpec
+    from pipeline.models.model_spec import ModelSpec
+    from pipeline.models.spec import HeadSpec, TokenSchema, ViTSpec
     from pipeline.models.surgery import adapt
     from pipeline.models.surgery_report import SurgeryReport
     from pipeline.models.variants import VARIANTS, build_backbone, build_spec
@@ -23,7 +24,7 @@ HOMES = {
     "forward_flops": "costs",
     "MiniViT": "minivit",
     "HeadSpec": "spec",
-    "ModelSpec": "spec",
+    "ModelSpec": "model_spec",
     "TokenSchema": "spec",
     "ViTSpec": "spec",
     "adapt": "surgery",

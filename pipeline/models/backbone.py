@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ModelSpec, ViTSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import ViTSpec
 
 NORM = "mlp_head.0"  # a classifier's name for the norm after the encoder
 

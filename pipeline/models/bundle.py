@@ -26,8 +26,9 @@ from pipeline.errors import ModelError
 from pipeline.files import sync
 from pipeline.models.constants import constant
 from pipeline.models.heads.text_tower.shape import text_length
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.resizing import plain_config
-from pipeline.models.spec import ModelSpec, Pair
+from pipeline.models.spec import Pair
 from pipeline.models.state import check_state
 from pipeline.models.weights_file import save_tensors
 from pipeline.text.tokenizer import Tokenizer, load_tokenizer

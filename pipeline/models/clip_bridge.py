@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.recognise import recognise
-from pipeline.models.spec import Activation, ModelSpec, ViTSpec
+from pipeline.models.spec import Activation, ViTSpec
 from pipeline.models.state import check_state
 
 CLIP_EPS = 1e-5

@@ -13,7 +13,8 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.models.clip_bridge import HUGGING_FACE, OPENAI, Layout, check_tower, tower_tensors, vision_tensors
 from pipeline.models.heads.text_tower.shape import IMAGE, TEMPERATURE, TEXT
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.state import check_state
 
 TEXT_LAYOUTS: dict[str, Layout] = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import prod
 
 from pipeline.models.heads import head_kind
-from pipeline.models.spec import ModelSpec, Pair, ViTSpec, whole_patches, window_counts, window_sides
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import Pair, ViTSpec, whole_patches, window_counts, window_sides
 
 
 def count_parameters(spec: ModelSpec) -> int:

@@ -27,8 +27,9 @@ from pipeline.models.foreign_config import (
     normalisation,
 )
 from pipeline.models.hf_bridge import from_hugging_face, is_hugging_face
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.resizing import from_clip_config, from_hugging_face_config, from_timm_config, plain_config
-from pipeline.models.spec import Activation, ModelSpec
+from pipeline.models.spec import Activation
 from pipeline.models.timm_bridge import from_timm
 
 # Optional files beside the weights that describe them.

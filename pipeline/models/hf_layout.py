@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.backbone import bare_backbone
-from pipeline.models.spec import ModelSpec, ViTSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import ViTSpec
 from pipeline.models.state import check_state
 
 Layout = Literal["vit", "deit", "dinov2", "dinov2_with_registers"]

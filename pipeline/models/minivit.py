@@ -20,12 +20,12 @@ from pipeline.models.heads import head_kind
 from pipeline.models.heads.base import Reads
 from pipeline.models.heads.head import Features, Head
 from pipeline.models.init import initialise
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.patch_embed import PatchEmbed
 from pipeline.models.pos_embed import fit_positions, is_known, sincos_positions
 from pipeline.models.spec import (
     Activation,
     FewerPatches,
-    ModelSpec,
     Norm,
     Pair,
     Pool,

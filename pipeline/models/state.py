@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.minivit import MiniViT
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.recognise import recognise
-from pipeline.models.spec import ModelSpec
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.patch_embed import change_channels, resize_kernel
-from pipeline.models.spec import FIXED_FIELDS, ModelSpec, ViTSpec
+from pipeline.models.spec import FIXED_FIELDS, ViTSpec
 from pipeline.models.state import check_state, expected_shapes
 from pipeline.models.surgery_heads import adapt_heads
 from pipeline.models.surgery_probe import probe_outputs

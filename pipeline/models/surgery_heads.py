@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.models.heads import head_kind
 from pipeline.models.init import initialise_head
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 
 NO_CLASS_KEPT = "no class in common"
 Names = Sequence[str] | None

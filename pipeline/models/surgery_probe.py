@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.models.costs import forward_flops
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.surgery_report import Probe
 
 PROBE_IMAGES = 4

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.models.backbone import bare_backbone, bare_spec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.recognise import recognise, refuse_unplaced
-from pipeline.models.spec import Activation, ModelSpec, Pair, TokenSchema, ViTSpec
+from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
 # For timm's plain models, and for those with a norm before the encoder, which are CLIP's.

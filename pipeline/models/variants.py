@@ -7,17 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.models.spec import (
-    Activation,
-    FewerPatches,
-    ModelSpec,
-    Norm,
-    Pair,
-    TokenSchema,
-    ViTSpec,
-    as_pair,
-    whole_patches,
-)
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import Activation, FewerPatches, Norm, Pair, TokenSchema, ViTSpec, as_pair, whole_patches
 
 
 @dataclass(frozen=True)

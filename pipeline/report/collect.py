@@ -19,7 +19,7 @@ from pipeline.metrics.confusion import CONFUSION
 from pipeline.metrics.files import PER_CLASS, PRECISION_RECALL
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.schema import VAL, Measure, Schema, best
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.report.files import Row, as_time, is_number, read_arrays, read_json, read_lines, read_table
 
 

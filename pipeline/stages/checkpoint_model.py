@@ -21,8 +21,8 @@ from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.schema import VAL
 from pipeline.models.bundle import TOKENIZER, Bundle, Preprocess, load_description
 from pipeline.models.heads.text_tower.shape import text_length
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.pretrained import locate
-from pipeline.models.spec import ModelSpec
 from pipeline.stages.folder import Status, checkpointing_stages
 from pipeline.text.tokenizer import load_tokenizer
 from pipeline.train.job import stage_id

@@ -19,7 +19,7 @@ from pipeline.config.schema import EvaluateStage, ExportStage, ProbeStage, Train
 from pipeline.config.section import Duration, Section
 from pipeline.config.task import DEFAULT, TaskConfig
 from pipeline.config.training import EngineConfig, ModelConfig
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.stream.quarantine import manifest_digest
 from pipeline.stream.source import Source, evaluation_of
 from pipeline.tasks.distillation import Task as Distillation

@@ -16,7 +16,8 @@ from pipeline.config.schema import TrainStage
 from pipeline.config.training import EngineConfig
 from pipeline.models.costs import count_parameters, layer_parameters, layer_values
 from pipeline.models.heads import head_kind
-from pipeline.models.spec import ModelSpec, Pair, ViTSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import Pair, ViTSpec
 from pipeline.tasks.task import task_of
 
 FP32 = 4

@@ -13,7 +13,8 @@ from pipeline.config.schema import EvaluateStage, PipelineConfig, ProbeStage, St
 from pipeline.errors import DataError
 from pipeline.forecast.hardware import Hardware, Machine
 from pipeline.models.costs import count_parameters, forward_flops, frozen_parameters, head_parameters
-from pipeline.models.spec import ModelSpec, Pair, ViTSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.balance import balance
 from pipeline.stages.context import find_datasets, known_class_names

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.export import check_format, check_model
 from pipeline.metrics.accuracy import KNN
 from pipeline.metrics.schema import VAL
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.probe.limits import neighbours
 from pipeline.stages.context import require_class_names, tracking_store
 from pipeline.stages.data import (

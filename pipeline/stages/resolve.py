@@ -15,7 +15,8 @@ from pipeline.config.fields import show
 from pipeline.config.references import source_stage, stage_sources
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ReportStage, Stage, TrainStage
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.spec import FIXED_FIELDS, ModelSpec, Pair, ViTSpec, Windows, as_pair, whole_patches
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import FIXED_FIELDS, Pair, ViTSpec, Windows, as_pair, whole_patches
 from pipeline.models.variants import TOKEN_FIELDS, build_backbone
 from pipeline.tasks.task import task_of
 from pipeline.train.step_shapes import step_shapes

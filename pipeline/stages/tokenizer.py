@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import write_whole
 from pipeline.models.bundle import TOKENIZER, Preprocess
 from pipeline.models.heads.text_tower.shape import text_length
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.shards.scan import scan_shard
 from pipeline.stream.source import Source
 from pipeline.targets.base import BadLabel

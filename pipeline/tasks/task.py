@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pipeline.config.task import TaskConfig, task_class
 from pipeline.errors import ModelError
 from pipeline.models import costs
-from pipeline.models.spec import HeadSpec, ModelSpec, Pair, ViTSpec, whole_patches
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec, Pair, ViTSpec, whole_patches
 
 if TYPE_CHECKING:
     from pipeline.models.bundle import Preprocess

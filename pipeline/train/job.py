@@ -13,7 +13,8 @@ from pipeline.config.probe import MethodsConfig, OnlineKnnConfig, Pooling
 from pipeline.config.schema import TrainStage
 from pipeline.config.task import TaskConfig
 from pipeline.errors import Interrupted
-from pipeline.models.spec import ModelSpec, Pair
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import Pair
 from pipeline.shards.index import DatasetIndex
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source

@@ -15,8 +15,8 @@ from pipeline.config.probe import PIXELS, RANDOM
 from pipeline.files import write_json
 from pipeline.models.bundle import Preprocess, load_bundle, load_description
 from pipeline.models.minivit import MiniViT
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.pooled import pooled
-from pipeline.models.spec import ModelSpec
 from pipeline.probe.measure import Measurement, schema_of
 from pipeline.probe.rows import Rows
 from pipeline.shards.bad_samples import PROBED, TRAIN, summarise

@@ -16,7 +16,8 @@ from pipeline.config.task import task_class
 from pipeline.errors import ModelError
 from pipeline.export import export, to_onnx
 from pipeline.models import Bundle, MiniViT
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.tasks.pretrained import PretrainedMiniViT
 
 onnxruntime = pytest.importorskip("onnxruntime")

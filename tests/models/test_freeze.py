@@ -12,7 +12,8 @@ from torch import nn
 from pipeline.config.training import OptimizerConfig
 from pipeline.models import MiniViT
 from pipeline.models.costs import frozen_layers, frozen_parameters
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone
 from pipeline.train.optim import parameter_groups
 

@@ -7,8 +7,9 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.models.minivit import MiniViT
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.pooled import pooled
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone
 
 IMAGES = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))

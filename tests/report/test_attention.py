@@ -12,7 +12,8 @@ from pipeline.config.data import WHITE, DatasetConfig
 from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone, build_spec
 from pipeline.report.attention import (
     LARGEST,

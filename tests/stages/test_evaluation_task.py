@@ -8,7 +8,7 @@ from pipeline.config.data import DatasetConfig
 from pipeline.config.load import parse_task
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Bundle, Preprocess
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_backbone
 from pipeline.shards.index import make_index
 from pipeline.shards.scan import ShardRecord

@@ -19,7 +19,8 @@ from pipeline.config.schema import EvaluateStage, ExportStage, ProbeStage, Train
 from pipeline.config.section import Duration, Section
 from pipeline.config.task import TaskConfig, task_class, task_types
 from pipeline.config.training import EngineConfig, ModelConfig, OptimizerConfig
-from pipeline.models.spec import HeadSpec, ModelSpec, TokenSchema, ViTSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec, TokenSchema, ViTSpec
 from pipeline.models.variants import build_spec
 from pipeline.shards.index import make_index
 from pipeline.shards.scan import ShardRecord

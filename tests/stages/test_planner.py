@@ -13,7 +13,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import ClusterConfig, PipelineConfig
 from pipeline.errors import ConfigError
 from pipeline.models.costs import count_parameters, forward_flops, head_parameters
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.stages.folder import RunFolder, Status
 from pipeline.stages.inputs import VERSION
 from pipeline.stages.plan import Plan, StagePlan

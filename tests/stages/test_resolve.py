@@ -8,7 +8,8 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig, TrainStage
 from pipeline.errors import ConfigError
 from pipeline.models import surgery
-from pipeline.models.spec import HeadSpec, ModelSpec, ViTSpec, Windows
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec, ViTSpec, Windows
 from pipeline.models.variants import build_spec
 from pipeline.stages import resolve
 from pipeline.stages.resolve import (

@@ -19,7 +19,7 @@ from pipeline.metrics.schema import LOSS, Schema
 from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
 from pipeline.models.clip_bridge import to_clip
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.timm_bridge import to_timm
 from pipeline.models.variants import build_spec
 from pipeline.stages.context import RunContext, open_datasets

@@ -9,7 +9,7 @@ from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.config.task import task_class
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.bundle import Preprocess
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_backbone
 from pipeline.shards.build import build_index
 from pipeline.shards.write import TarWriter

@@ -9,8 +9,9 @@ from pipeline.models.bundle import Preprocess
 from pipeline.models.drop_path import sample_keys
 from pipeline.models.masking import random_masking
 from pipeline.models.minivit import MiniViT
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.patch_embed import patchify
-from pipeline.models.spec import ModelSpec, Pair, Windows
+from pipeline.models.spec import Pair, Windows
 from pipeline.models.variants import build_backbone
 from pipeline.tasks._masked import MaskedModule, masked_pixels, patch_scale
 from pipeline.tasks.mae import Task as MAETask

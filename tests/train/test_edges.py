@@ -24,7 +24,7 @@ from pipeline.config.training import OptimizerConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stream.augment import load_augmented
 from pipeline.stream.mix import mix

@@ -16,7 +16,8 @@ from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
 from pipeline.models.bundle import Preprocess, save_bundle
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone
 from pipeline.shards.build import build_index
 from pipeline.shards.write import ShardWriter

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pipeline.config.section import Rate
 from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.metrics.schema import Schema
-from pipeline.models.spec import HeadSpec, ViTSpec, classifier_heads
+from pipeline.models.model_spec import classifier_heads
+from pipeline.models.spec import HeadSpec, ViTSpec
 from pipeline.tasks.task import BaseTask
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from pipeline.text.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from pipeline.models.bundle import Preprocess
     from pipeline.models.minivit import MiniViT
-    from pipeline.models.spec import ModelSpec, Pair
+    from pipeline.models.model_spec import ModelSpec
+    from pipeline.models.spec import Pair
     from pipeline.tasks.base import TaskModule
 
 SCALES = {"softmax": 1 / 0.07, "sigmoid": 10.0}  # initial values, as in the papers

@@ -13,7 +13,8 @@ from pipeline.config.section import Rate, Share
 from pipeline.errors import ModelError
 from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.metrics.schema import LOSS, Schema
-from pipeline.models.spec import HeadSpec, ModelSpec, ViTSpec, classifier_heads
+from pipeline.models.model_spec import ModelSpec, classifier_heads
+from pipeline.models.spec import HeadSpec, ViTSpec
 from pipeline.tasks.distillation.classes import shared_classes
 from pipeline.tasks.task import BaseTask
 

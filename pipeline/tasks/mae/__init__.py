@@ -18,7 +18,8 @@ from pipeline.tasks.task import BaseTask
 if TYPE_CHECKING:
     from pipeline.models.bundle import Preprocess
     from pipeline.models.minivit import MiniViT
-    from pipeline.models.spec import HeadSpec, ModelSpec, Pair, ViTSpec
+    from pipeline.models.model_spec import ModelSpec
+    from pipeline.models.spec import HeadSpec, Pair, ViTSpec
     from pipeline.tasks.base import TaskModule
 
 

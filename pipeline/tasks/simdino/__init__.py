@@ -16,7 +16,8 @@ from pipeline.tasks._joint import JointTask
 if TYPE_CHECKING:
     from pipeline.models.bundle import Preprocess
     from pipeline.models.minivit import MiniViT
-    from pipeline.models.spec import ModelSpec, Pair
+    from pipeline.models.model_spec import ModelSpec
+    from pipeline.models.spec import Pair
     from pipeline.tasks.base import TaskModule
 
 

@@ -18,7 +18,8 @@ from pipeline.models.heads import head_kind
 from pipeline.models.heads._boxes import BoxKind
 from pipeline.models.heads.pyramid import levels
 from pipeline.models.heads.queries.module import Denoising, QueriesHead
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone
 
 K = 5

@@ -13,7 +13,8 @@ from pipeline.models.heads import head_kind
 from pipeline.models.heads.mae_decoder.module import MAEDecoder
 from pipeline.models.heads.mae_decoder.shape import decoder_flops, decoder_spec, mae_decoder
 from pipeline.models.masking import Masking, random_masking
-from pipeline.models.spec import HeadSpec, ModelSpec, Pair, TokenSchema, ViTSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec, Pair, TokenSchema, ViTSpec
 
 BACKBONE = ViTSpec(
     variant="test",

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.errors import ModelError
 from pipeline.models import MiniViT, count_parameters, forward_flops
 from pipeline.models.heads import head_kind
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone
 
 K = 5

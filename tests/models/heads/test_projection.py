@@ -10,7 +10,8 @@ from pipeline.models.heads.base import Reads
 from pipeline.models.heads.head import Features
 from pipeline.models.heads.projection.module import Projection
 from pipeline.models.minivit import MiniViT
-from pipeline.models.spec import HeadSpec, ModelSpec, ViTSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec, ViTSpec
 
 BACKBONE = ViTSpec("test", 2, (4, 6), (4, 3), 40, 2, 2, 80)
 HEADS = [HeadSpec("projection", 16), HeadSpec("projection", 8, {"hidden": 24, "layers": 2, "patches": True})]

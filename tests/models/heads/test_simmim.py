@@ -11,7 +11,8 @@ from pipeline.models.drop_path import sample_keys
 from pipeline.models.heads import head_kind
 from pipeline.models.heads.simmim.module import SimMIMHead
 from pipeline.models.masking import random_masking
-from pipeline.models.spec import HeadSpec, ModelSpec, TokenSchema, ViTSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec, TokenSchema, ViTSpec
 
 BACKBONE = ViTSpec("test", 2, (4, 6), (4, 3), 40, 2, 2, 80, tokens=TokenSchema(mask=True, registers=1))
 HEAD = HeadSpec("simmim")

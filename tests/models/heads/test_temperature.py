@@ -7,7 +7,8 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.models.heads.temperature.module import Temperature
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone
 
 OPTIONS = {"scale": 10.0, "most": 100.0}

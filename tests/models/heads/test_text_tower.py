@@ -7,7 +7,8 @@ from pipeline.errors import ModelError
 from pipeline.models.costs import head_parameters
 from pipeline.models.heads.text_tower.module import TextTower
 from pipeline.models.heads.text_tower.shape import text_length
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone
 
 BACKBONE = build_backbone("nano", image_size=8, drop_path=0.5)

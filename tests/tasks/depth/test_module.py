@@ -21,7 +21,8 @@ from pipeline.errors import ModelError
 from pipeline.images.depth_map import decode_depth
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Preprocess
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone
 from pipeline.tasks.depth import HEAD, Task
 from pipeline.tasks.depth.module import DepthEstimation

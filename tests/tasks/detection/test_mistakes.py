@@ -9,7 +9,7 @@ import torch
 from pipeline.metrics.average_precision import PredictedBoxes
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Preprocess
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_backbone
 from pipeline.tasks.detection import Task
 from pipeline.tasks.detection.mistakes import f1

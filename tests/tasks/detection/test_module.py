@@ -20,7 +20,8 @@ from pipeline.images.plain import geometry
 from pipeline.metrics.average_precision import PredictedBoxes
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Preprocess
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone
 from pipeline.stream.batch import Batch
 from pipeline.targets.boxes import BoxesTarget

@@ -18,7 +18,7 @@ from pipeline.images.geometry import transform
 from pipeline.metrics.keypoints import ImageInstances
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Preprocess
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_backbone
 from pipeline.tasks.keypoints import Task, sides_of
 from pipeline.tasks.keypoints.heat_maps import gaussians

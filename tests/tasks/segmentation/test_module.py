@@ -16,7 +16,7 @@ from pipeline.config.data import PlainConfig
 from pipeline.metrics.iou import IoUCounts
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Preprocess
-from pipeline.models.spec import ModelSpec
+from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_backbone
 from pipeline.tasks.segmentation import Task
 from pipeline.tasks.segmentation.module import Segmentation

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import ModelError
-from pipeline.models.spec import HeadSpec, ModelSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.models.variants import build_backbone
 from pipeline.tasks.segmentation import HEAD, Task
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.models.costs import layer_flops, layer_parameters, layer_values
-from pipeline.models.spec import HeadSpec, ModelSpec, TokenSchema, ViTSpec
+from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec, TokenSchema, ViTSpec
 
 IMAGE, TEXT, TEMPERATURE = "image_projection", "text_tower", "temperature"  # heads of an image-text model
 
