@@ -303,12 +303,12 @@ class TrainStageRun:
         return told
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
-        """The artifacts to log in MLflow: (file or folder, artifact folder)."""
+        """The artifacts to log in MLflow: (file or folder, artifact folder). Its weights are those of the logged model."""
         names = ("surgery.json", "surgery.txt", "metrics.jsonl", "events.jsonl")
         files = [(self.folder.path / name, None) for name in names]
         bad = manifests(self.folder.path, bad_samples.TRAIN, bad_samples.VAL, bad_samples.PROBED)
         pictures = [(folder, PICTURES)] if (folder := self.folder.path / PICTURES).is_dir() else []
-        return [*files, *bad, *pictures, (self.folder.model, "model")]
+        return [*files, *bad, *pictures]
 
     def metrics(self, result: dict[str, Any]) -> dict[str, float]:
         """The best of each validation measure; the others are in the rows of rank 0."""

@@ -37,6 +37,8 @@ class FinishedModel:
 @raises_tracking_errors
 def log_model(tracker: Tracker, run_id: str, model: FinishedModel) -> str:
     """Log a model to a run and return its id; a model that an earlier start completed is reused."""
+    from mlflow.entities import LoggedModelOutput
+
     for earlier in logged_models(tracker, run_id):
         if str(earlier.status) == "READY" and earlier.tags.get(DIGEST_TAG) == model.digest:
             return str(earlier.model_id)
@@ -48,6 +50,9 @@ def log_model(tracker: Tracker, run_id: str, model: FinishedModel) -> str:
         _save(Path(scratch, "model"), model, str(logged.model_id), run_id)
         tracker.client.log_model_artifacts(logged.model_id, str(Path(scratch, "model")))
     _link_measures(tracker, run_id, model, str(logged.model_id))
+    tracker.client.log_outputs(
+        run_id, [LoggedModelOutput(logged.model_id, step=0)]
+    )  # MLflow's page of the run shows it
     tracker.client.finalize_logged_model(logged.model_id, "READY")
     return str(logged.model_id)
 

@@ -216,13 +216,16 @@ def test_all_of_it_is_delivered_once(team: Any, s3: Path, tracker: Tracker, deli
         history = [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
         rows = [row for row in team.rows("team", "pretrain") if name in row]
         assert sorted(history) == [(row["step"], pytest.approx(row[name])) for row in rows]
-    folder = team.stage("team", "pretrain")
-    [kept] = (s3 / "mlflow" / "kept").glob(f"*/{run_id}/artifacts")
-    for path in [folder / "metrics.jsonl", *(folder / "model").iterdir()]:
-        stored = kept / path.relative_to(folder)
-        assert stored.read_bytes() == path.read_bytes()
-    assert {path.name for path in (kept / "model").iterdir()} == {path.name for path in (folder / "model").iterdir()}
     [model] = logged_models(tracker, run_id)
+    folder, kept = team.stage("team", "pretrain"), s3 / "mlflow" / "kept"
+    [rows] = kept.glob(f"*/{run_id}/artifacts/metrics.jsonl")
+    assert rows.read_bytes() == (folder / "metrics.jsonl").read_bytes()
+    [bundle] = kept.glob(f"*/models/{model.model_id}/artifacts/data/model")
+    assert {path.name for path in bundle.iterdir()} == {path.name for path in (folder / "model").iterdir()}
+    for path in bundle.iterdir():
+        assert path.read_bytes() == (folder / "model" / path.name).read_bytes()
+    of_the_stage = [path for path in kept.rglob("model.safetensors") if "export" not in path.parts]
+    assert of_the_stage == [bundle / "model.safetensors"]
     champion = client.get_model_version_by_alias("shapes", "champion")
     assert champion.tags["minivit.model"] == model.model_id
     assert len(client.search_model_versions("name = 'shapes'")) == 1

@@ -165,8 +165,11 @@ def test_artifacts_are_in_mlflow(joined: Any, children: dict[str, Any]) -> None:
     def artifacts(stage_id: str, folder: str | None = None) -> set[str]:
         return {item.path for item in client.list_artifacts(children[stage_id].info.run_id, folder)}
 
-    assert {"surgery.json", "surgery.txt", "metrics.jsonl", "model"} <= artifacts("larger")
-    assert "model/model.safetensors" in artifacts("finer", "model")
+    assert {"surgery.json", "surgery.txt", "metrics.jsonl"} <= artifacts("larger")
+    assert "model" not in artifacts("larger")  # the logged model holds the weights
+    [logged] = children["finer"].outputs.model_outputs
+    stored = client.list_logged_model_artifacts(logged.model_id, "data/model")
+    assert "data/model/model.safetensors" in {item.path for item in stored}
     assert {"evaluation.json", "per_class.csv", "confusion.npz"} <= artifacts("evaluate")
     assert "export/safetensors" in artifacts("export", "export")
     assert "report.html" in artifacts("report")

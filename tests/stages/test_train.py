@@ -61,6 +61,10 @@ def test_pictures_that_a_stage_leaves_are_tracked(stage: TrainStageRun) -> None:
     assert (folder / "pictures", "pictures") in stage.artifacts()
 
 
+def test_weights_are_tracked_once_as_the_logged_model(stage: TrainStageRun) -> None:
+    assert stage.folder.model not in {path for path, _ in stage.artifacts()}
+
+
 def test_all_files_of_an_evaluation_are_tracked(tmp_path: Path) -> None:
     run = object.__new__(EvaluateStageRun)
     run.folder = SimpleNamespace(path=tmp_path)

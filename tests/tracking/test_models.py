@@ -62,6 +62,10 @@ def test_a_logged_model_predicts_and_is_the_only_one(
     model_id = log_model(tracker, run_id, finished)
     assert log_model(tracker, run_id, finished) == model_id != half.model_id
     assert [found.model_id for found in logged_models(tracker, run_id)] == [model_id]
+    [output] = tracker.client.get_run(run_id).outputs.model_outputs
+    assert output.model_id == model_id
+    stored = tracker.client.list_logged_model_artifacts(model_id, "data/model")
+    assert {Path(item.path).name for item in stored} == {"model.json", "model.safetensors"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
     loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
     images = np.zeros((2, 12, 10, 1), np.uint8)
