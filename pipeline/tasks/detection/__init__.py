@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.section import Positive, Section, Share
+from pipeline.config.section import Positive, Share
 from pipeline.config.views import ViewGroup
-from pipeline.errors import ModelError
 from pipeline.metrics.average_precision import DETECTION, MOST
 from pipeline.metrics.schema import Schema
 from pipeline.models.heads import head_kind, head_kinds
 from pipeline.models.heads._boxes import BoxKind
-from pipeline.models.spec import HeadSpec, ViTSpec, as_pair, whole_patches
+from pipeline.models.spec import HeadSpec, ViTSpec
+from pipeline.tasks._inference_size import InferenceSize
 from pipeline.tasks.task import BaseTask
 
 if TYPE_CHECKING:
@@ -25,12 +25,9 @@ if TYPE_CHECKING:
 HEAD = "box_head"
 
 
-class DetectionInference(Section):
+class DetectionInference(InferenceSize):
     """Input size and box selection in validation, evaluation and prediction."""
 
-    size: Positive | tuple[Positive, Positive] | None = Field(
-        default=None, description="pixels, one number or [height, width]; default: the model's"
-    )
     score: Share = Field(default=0.02, description="lowest score of a box that measures count")
     shown: Share = Field(default=0.3, description="lowest score of a box in predictions and pictures")
     overlap: Share = Field(
@@ -38,14 +35,6 @@ class DetectionInference(Section):
         description="of boxes of a class that overlap by more than this IoU, only the best is kept; pyramid only",
     )
     most: Annotated[int, Field(gt=0, le=MOST)] = Field(default=MOST, description="most boxes per image")
-
-    def check(self, backbone: ViTSpec) -> None:
-        """Raise `ModelError` for a size that the backbone cannot process."""
-        if self.size is not None:
-            try:
-                whole_patches(as_pair(self.size), backbone.patch)
-            except ModelError as error:
-                raise ModelError(f"task.inference.size: {str(error).partition(': ')[2]}") from None
 
 
 class Task(BaseTask):
@@ -108,8 +97,7 @@ class Task(BaseTask):
         return 3 if self.denoising is None else self.denoising
 
     def view_groups(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
-        size = self.inference.size if evaluation else None
-        return {"image": ViewGroup(size=None if size is None else as_pair(size))}
+        return self.inference.view_groups(evaluation=evaluation)
 
     def check(self, backbone: ViTSpec) -> None:
         self.inference.check(backbone)

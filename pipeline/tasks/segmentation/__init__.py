@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config.section import Positive, Rate, Section
+from pipeline.config.section import Positive, Rate
 from pipeline.config.views import ViewGroup
 from pipeline.errors import ModelError
 from pipeline.metrics.iou import SEGMENTATION
 from pipeline.metrics.schema import Schema
-from pipeline.models.spec import HeadSpec, ViTSpec, as_pair, whole_patches
+from pipeline.models.spec import HeadSpec, ViTSpec
+from pipeline.tasks._inference_size import InferenceSize
 from pipeline.tasks._map_head import map_head
 from pipeline.tasks.task import BaseTask
 
@@ -24,12 +25,9 @@ if TYPE_CHECKING:
 HEAD = "seg_head"
 
 
-class Inference(Section):
+class Inference(InferenceSize):
     """Input size and sliding windows in validation, evaluation and prediction."""
 
-    size: Positive | tuple[Positive, Positive] | None = Field(
-        default=None, description="pixels, one number or [height, width]; default: the model's"
-    )
     stride: Positive | None = Field(
         default=None,
         description="pixels between windows of the model's size, down to whole patches; overlaps are averaged; "
@@ -37,12 +35,8 @@ class Inference(Section):
     )
 
     def check(self, backbone: ViTSpec) -> None:
-        """Raise `ModelError` for a size that the backbone cannot process, or if windows would leave gaps."""
-        if self.size is not None:
-            try:
-                whole_patches(as_pair(self.size), backbone.patch)
-            except ModelError as error:
-                raise ModelError(f"task.inference.size: {str(error).partition(': ')[2]}") from None
+        """As `InferenceSize.check`, and raise `ModelError` if windows would leave gaps."""
+        super().check(backbone)
         window = min(backbone.image_size)
         if self.stride is not None and self.stride > window:
             raise ModelError(
@@ -80,8 +74,7 @@ class Task(BaseTask):
         return map_head(name)
 
     def view_groups(self, *, evaluation: bool = False) -> dict[str, ViewGroup]:
-        size = self.inference.size if evaluation else None
-        return {"image": ViewGroup(size=None if size is None else as_pair(size))}
+        return self.inference.view_groups(evaluation=evaluation)
 
     def check(self, backbone: ViTSpec) -> None:
         self.inference.check(backbone)
