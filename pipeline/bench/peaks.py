@@ -8,7 +8,7 @@ import re
 import torch
 
 from pipeline.errors import ClusterError
-from pipeline.forecast.hardware import KNOWN
+from pipeline.forecast.known_hardware import KNOWN
 from pipeline.train.device import select_device
 
 # Dense bf16 TFLOP/s of the tensor cores, accumulating in fp32, from NVIDIA's data sheets; the first match wins. Figures

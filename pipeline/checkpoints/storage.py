@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, Protocol, cast
 
 from pipeline.errors import CheckpointError
 from pipeline.files import sync, takes_no_files, write_whole
-from pipeline.shards.store import filesystem, is_local, local_path, read_range
+from pipeline.shards.store import read_range
+from pipeline.shards.urls import filesystem, is_local, local_path
 
 PROBE = "write-test"  # a temporary small file
 LOCKED_BY = "manifest.json"  # a checkpoint's readers hold a shared lock on it

@@ -41,7 +41,8 @@ def command(
     import json
 
     from pipeline.config.load import load_config
-    from pipeline.forecast.hardware import Machine, find_hardware
+    from pipeline.forecast.hardware import Machine
+    from pipeline.forecast.known_hardware import find_hardware
     from pipeline.stages.planner import plan, read_statuses
 
     if mtbf_h is not None and hardware is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.credentials import secrets_of
-from pipeline.shards.store import is_local
+from pipeline.shards.urls import is_local
 
 VOLUME = "/workspace"  # where the volume is mounted, and the working folder of the image
 SQLITE = "sqlite:///"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.shards import store
+from pipeline.shards import store, urls
 from pipeline.shards.compressed import advice
 from pipeline.shards.index import DatasetIndex, decode_index, encode_index, make_index
 from pipeline.shards.index_check import INDEX_NAME, no_shards
@@ -22,6 +22,7 @@ from pipeline.shards.parallel import map_shards
 from pipeline.shards.pattern import parse_pattern
 from pipeline.shards.scan import ShardRecord, first_extensions, guess_image, scan_shard
 from pipeline.shards.sidecar import SUFFIX, read_sidecar, write_sidecar
+from pipeline.shards.store_errors import unwritable
 from pipeline.shards.tar import TornTar
 from pipeline.targets import Members, default_members, target_kind, tool_targets
 from pipeline.targets.base import Target
@@ -63,7 +64,7 @@ def build_index(
             print(f"left out: {advice(parsed.folder, packed)}", file=sys.stderr)
         earlier = _earlier_index(parsed.folder, listing)
         old = set(earlier.names) if earlier.members and not _is_older(earlier) else set()
-        new = [store.join(parsed.folder, name) for name in names if name not in old]
+        new = [urls.join(parsed.folder, name) for name in names if name not in old]
         keys, members = _members(earlier, image_key, targets, new)
         known = {record.name: record for record in earlier.records() if record.name in listing}
         same = keys == earlier.keys and members == earlier.members and not _is_older(earlier)
@@ -83,7 +84,7 @@ def write_index(index: DatasetIndex) -> None:
     """Writes `index.json` unless it is unchanged. Raises DataError if labels lie outside the classes."""
     for kind, classes in index.classes.items():
         _check_labels(index, kind, classes)
-    url, data = store.join(index.url, INDEX_NAME), encode_index(index)
+    url, data = urls.join(index.url, INDEX_NAME), encode_index(index)
     if INDEX_NAME in store.list_sizes(index.url) and store.read_bytes(url) == data:
         return
     store.write_bytes(url, data)
@@ -92,14 +93,14 @@ def write_index(index: DatasetIndex) -> None:
 @contextlib.contextmanager
 def folder_lock(folder: str, purpose: str) -> Iterator[None]:
     """Locks a local folder for one process; others wait and print a notice. Remote folders have no lock."""
-    if not store.is_local(folder) or not Path(folder).is_dir():
+    if not urls.is_local(folder) or not Path(folder).is_dir():
         yield
         return
     path = Path(folder) / f".{purpose}.lock"
     try:
         file = open(path, "ab")  # noqa: SIM115, closed below
     except OSError as error:
-        raise store.unwritable(path, error) from None
+        raise unwritable(path, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,7 +128,7 @@ class ScanTask:
     targets: Sequence[Target]
 
     def __call__(self, job: ScanJob) -> ShardRecord | str:
-        url = store.join(self.folder, job.name)
+        url = urls.join(self.folder, job.name)
         try:
             scan = scan_shard(url, self.keys, self.targets, headers_only=job.headers_only)
         except TornTar as tear:
@@ -177,7 +178,7 @@ def _scan_all(task: ScanTask, jobs: Sequence[ScanJob], workers: int | None) -> l
 def _earlier_index(folder: str, listing: Listing) -> DatasetIndex:
     """The existing index, even if in an older format; an empty one if it is missing or unreadable."""
     if INDEX_NAME in listing:
-        data = store.read_bytes(store.join(folder, INDEX_NAME))
+        data = store.read_bytes(urls.join(folder, INDEX_NAME))
         try:
             index = decode_index(data, folder, older=True)
         except DataError:
@@ -227,7 +228,7 @@ def _fits(record: ShardRecord, folder: str, listing: Listing) -> bool:
     if size != record.bytes or written > listing[record.name + SUFFIX][1]:
         return False
     try:
-        sidecar = read_sidecar(store.join(folder, record.name))
+        sidecar = read_sidecar(urls.join(folder, record.name))
     except DataError:
         return False
     return (sidecar.sha256, sidecar.samples) == (record.sha256, record.samples)
@@ -242,6 +243,6 @@ def _check_labels(index: DatasetIndex, kind: str, classes: Sequence[str]) -> Non
         known = target.known_classes(index.summary(kind, i))
         if known is not None and known > len(classes):
             raise DataError(
-                f"{store.join(index.url, name)}: found label {known - 1}, but {len(classes)} classes allow 0 to "
+                f"{urls.join(index.url, name)}: found label {known - 1}, but {len(classes)} classes allow 0 to "
                 f"{len(classes) - 1}; name all classes, or correct the label"
             )

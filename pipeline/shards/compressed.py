@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable
 
-from pipeline.shards import store
+from pipeline.shards import urls
 
 ENDING = re.compile(r"(.+)\.(?:tar\.(gz|bz2|xz|zst|lz4)|t(gz|bz2|xz|zst))", re.DOTALL)
 MAGIC = {
@@ -47,9 +47,9 @@ def advice(folder: str, names: list[str]) -> str:
     match = ENDING.fullmatch(names[0])
     assert match is not None
     tool, ending = UNPACK[match[2] or match[3]], names[0].removeprefix(match[1])
-    where = f"{shlex.quote(folder)}/*{ending}" if store.is_local(folder) else f"*{ending}"
+    where = f"{shlex.quote(folder)}/*{ending}" if urls.is_local(folder) else f"*{ending}"
     more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     return (
-        f"{store.join(folder, names[0])}: a compressed tar{more}, but samples can only be read from uncompressed "
+        f"{urls.join(folder, names[0])}: a compressed tar{more}, but samples can only be read from uncompressed "
         f"ones; run `{tool} {where}` and index the .tar files"
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.config.class_names import normalise_class_name
 from pipeline.errors import DataError, PipelineError
-from pipeline.shards import store
+from pipeline.shards import store, urls
 from pipeline.shards.cache import RangeCache
 from pipeline.shards.index_check import INDEX_NAME, check_against, no_index
 from pipeline.shards.members import DEFAULT_KEYS, Keys, extension
@@ -139,7 +139,7 @@ class _Shards(Sequence[ShardInfo]):
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         index = self.of
-        url = store.join(index.url, index.names[i])
+        url = urls.join(index.url, index.names[i])
         return ShardInfo(url, int(index.counts[i]), int(index.sizes[i]), index.hash_of(i))
 
 
@@ -179,7 +179,7 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
     Raises DataError if nothing matches, the index is missing, or it does not match its tars.
     """
     parsed = parse_pattern(pattern)
-    url = store.join(parsed.folder, INDEX_NAME)
+    url = urls.join(parsed.folder, INDEX_NAME)
     try:
         data = store.read_bytes(url)
     except DataError:
@@ -195,7 +195,7 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
     unknown = [name for name in present if name not in known]
     if unknown:
         raise DataError(
-            f"{store.join(parsed.folder, unknown[0])}: not in {url}{_others(unknown)}; {index_remedy(pattern)}"
+            f"{urls.join(parsed.folder, unknown[0])}: not in {url}{_others(unknown)}; {index_remedy(pattern)}"
         )
     absent = [name for name in parsed.literals if name not in known]
     if absent:
@@ -254,7 +254,7 @@ def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetInd
     With `older`, older formats are accepted too, but only their shards, keys and classes are read; all that is known of
     their targets is the label's member.
     """
-    url = store.join(folder, INDEX_NAME)
+    url = urls.join(folder, INDEX_NAME)
     try:
         document = json.loads(data)
         version = document["version"]

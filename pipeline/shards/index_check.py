@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pipeline.errors import DataError
-from pipeline.shards import store
+from pipeline.shards import urls
 from pipeline.shards.compressed import advice
 from pipeline.shards.pattern import Pattern
 from pipeline.shards.scan import ShardRecord
@@ -21,9 +21,9 @@ def check_against(
 
     Raises DataError at the first mismatch.
     """
-    remote_without_listing = store.protocol(folder) in store.WITHOUT_LISTING
+    remote_without_listing = urls.protocol(folder) in urls.WITHOUT_LISTING
     for record in records:
-        url = store.join(folder, record.name)
+        url = urls.join(folder, record.name)
         if record.name not in listing:
             raise DataError(f"{url}: in the index, but not there; bring it back, or {index_remedy(pattern)}")
         found = listing[record.name][0]

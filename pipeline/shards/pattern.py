@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline.errors import DataError
-from pipeline.shards import store
+from pipeline.shards import urls
 from pipeline.shards.compressed import is_compressed, still_packed, unpacked
 
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -65,11 +65,11 @@ class Pattern:
 
 def parse_pattern(text: str) -> Pattern:
     """Splits a shard pattern into its folder and the names in it. Raises DataError for an invalid pattern."""
-    store.refuse_commands(text)
+    urls.refuse_commands(text)
     text = text.removeprefix("file://")
     if not text:
         raise DataError("an empty shard pattern; name a folder, a tar, or a pattern such as train-{000000..000010}.tar")
-    if store.is_local(text) and os.path.isdir(store.local_path(text)):  # False for a list longer than a file name
+    if urls.is_local(text) and os.path.isdir(urls.local_path(text)):  # False for a list longer than a file name
         return Pattern(text, _absolute(text), ALL)
     folder, slash, name = text.rpartition("/")
     if (
@@ -79,7 +79,7 @@ def parse_pattern(text: str) -> Pattern:
         and not WILDCARD.search(name)
     ):
         return Pattern(text, _absolute(text), ALL)
-    there = store.is_local(folder) and os.path.isdir(store.local_path(folder))  # then its characters are literal
+    there = urls.is_local(folder) and os.path.isdir(urls.local_path(folder))  # then its characters are literal
     if re.search(r"[*?{}]", folder) and not there:
         raise DataError(f"{text!r}: only the file name may vary, since one index describes one folder")
     folder = (folder or "/") if slash else "."
@@ -111,7 +111,7 @@ def expand_braces(text: str) -> list[str]:
 
 def _absolute(folder: str) -> str:
     """An absolute path: workers of a job may run in other directories than the process that read the pattern."""
-    return os.path.abspath(folder) if store.is_local(folder) else folder.rstrip("/")
+    return os.path.abspath(folder) if urls.is_local(folder) else folder.rstrip("/")
 
 
 def _tars(names: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pipeline.config.class_names import visible
 from pipeline.errors import DataError
 from pipeline.images.decode import Data
-from pipeline.shards import store
+from pipeline.shards import urls
 from pipeline.shards.index import DatasetIndex, load_index
 from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.members import Unusable
@@ -110,7 +110,7 @@ def is_shards(text: str) -> bool:
         return any(Path(text).glob("*.tar"))
     if os.path.lexists(text):
         return text.endswith(".tar")
-    return text.endswith(".tar") or not store.is_local(text) or bool(BRACES.search(text) or WILDCARD.search(text))
+    return text.endswith(".tar") or not urls.is_local(text) or bool(BRACES.search(text) or WILDCARD.search(text))
 
 
 def below(path: Path, folder: Path) -> bool:
@@ -119,7 +119,7 @@ def below(path: Path, folder: Path) -> bool:
 
 def as_path(url: str) -> str:
     """A URL as an absolute path that differs from every local one."""
-    return url if store.is_local(url) else f"/{url.replace('://', ':/')}"
+    return url if urls.is_local(url) else f"/{url.replace('://', ':/')}"
 
 
 def safe(path: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from pipeline.errors import DataError
-from pipeline.shards import store
+from pipeline.shards import store, urls
 from pipeline.shards.build import build_index, folder_lock
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.index_check import no_shards
@@ -43,7 +43,7 @@ def regroup(
     names = [name for name in parsed.select(listing) if name.endswith(".tar")]
     if not names:
         raise no_shards(parsed, listing)
-    if store.is_local(parsed.folder) and Path(parsed.folder).resolve() == out.resolve():
+    if urls.is_local(parsed.folder) and Path(parsed.folder).resolve() == out.resolve():
         raise DataError(f"{out}: this is the source folder; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with folder_lock(str(out), "make"):
@@ -62,7 +62,7 @@ class RegroupTask:
     out: str
 
     def __call__(self, name: str) -> str:
-        url = store.join(self.folder, name)
+        url = urls.join(self.folder, name)
         with local_copy(url, self.out) as file:
             try:
                 groups, unread = sample_spans(file)
@@ -77,7 +77,7 @@ class RegroupTask:
 
 def local_copy(url: str, folder: str) -> BinaryIO:
     """Opens a local file, or a temporary copy of a remote one in `folder`, for random access."""
-    if store.is_local(url):
+    if urls.is_local(url):
         return store.open_url(url)
     copy = cast(BinaryIO, tempfile.TemporaryFile(dir=folder))  # noqa: SIM115, closed by the caller
     with store.open_url(url) as file:

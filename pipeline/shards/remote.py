@@ -15,7 +15,8 @@ import time
 from typing import Any, cast
 
 from pipeline.errors import DataError
-from pipeline.shards import store
+from pipeline.shards import urls
+from pipeline.shards.store_errors import lacks_credentials, unreadable
 
 PIECE = 4 << 20  # bytes per request of a remote read; halved at each failure
 SMALLEST_PIECE = 16 << 10
@@ -59,7 +60,7 @@ class RemoteFile:
 
 def read_remote(url: str, start: int, stop: int) -> bytes:
     """Bytes `start` to `stop` (exclusive) of a remote file; fewer only if it ends earlier. See `store.read_range`."""
-    fs, path = store.filesystem(url)
+    fs, path = urls.filesystem(url)
     data, piece, failures = bytearray(), PIECE, 0
     while start + len(data) < stop:
         position = start + len(data)
@@ -70,8 +71,8 @@ def read_remote(url: str, start: int, stop: int) -> bytes:
             if _past_the_end(error, fs, path, position):
                 break
             failures += 1
-            if isinstance(error, FATAL) or _refused(error) or store.lacks_credentials(error) or failures >= ATTEMPTS:
-                raise store.unreadable(url, error) from None
+            if isinstance(error, FATAL) or _refused(error) or lacks_credentials(error) or failures >= ATTEMPTS:
+                raise unreadable(url, error) from None
             time.sleep(min(LONGEST_BACKOFF_S, BACKOFF_S * 2**failures) * random.uniform(0.5, 1))
             piece = max(SMALLEST_PIECE, piece // 2)
             continue
@@ -89,7 +90,7 @@ def _fetch(fs: Any, path: str, start: int, stop: int) -> bytes:
     if getattr(fs, "async_impl", False):
         from fsspec.asyn import sync
 
-        return cast(bytes, sync(fs.loop, fs._cat_file, path, start=start, end=stop, timeout=store.STALL_TIMEOUT_S))
+        return cast(bytes, sync(fs.loop, fs._cat_file, path, start=start, end=stop, timeout=urls.STALL_TIMEOUT_S))
     answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -100,9 +101,9 @@ def _fetch(fs: Any, path: str, start: int, stop: int) -> bytes:
 
     threading.Thread(target=ask, daemon=True).start()  # a hung thread is abandoned
     try:
-        got = answer.get(timeout=store.STALL_TIMEOUT_S)
+        got = answer.get(timeout=urls.STALL_TIMEOUT_S)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {store.STALL_TIMEOUT_S:.0f} s") from None
+        raise TimeoutError(f"no answer within {urls.STALL_TIMEOUT_S:.0f} s") from None
     if isinstance(got, Exception):
         raise got
     return got

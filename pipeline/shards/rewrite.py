@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.shards import store
+from pipeline.shards import store, urls
 from pipeline.shards.build import build_index, folder_lock
 from pipeline.shards.index import DatasetIndex, load_offsets
 from pipeline.shards.parallel import map_shards
@@ -69,7 +69,7 @@ def split(
         raise DataError(
             f"parts {given}, {samples_per_shard} samples per shard: expected shares above 0 that add up to 1"
         )
-    if store.is_local(index.url) and Path(index.url).resolve() == out.resolve():
+    if urls.is_local(index.url) and Path(index.url).resolve() == out.resolve():
         raise DataError(f"{out}: this is the source folder; choose another --out")
     rows = np.arange(index.num_samples)
     if shuffle_seed is not None:

@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from pipeline.shards import store
+from pipeline.shards import store, urls
 from pipeline.shards.members import DEFAULT_KEYS, Keys, split_name
 from pipeline.shards.remote import RemoteFile
 from pipeline.shards.sidecar import Sidecar
@@ -197,7 +197,7 @@ class SkippingStream(TarStream):
 
 def open_skipping(url: str) -> BinaryIO:
     """Opens a file for scattered reads, which fetch remote files in small pieces."""
-    return store.open_url(url) if store.is_local(url) else cast(BinaryIO, RemoteFile(url, HEADER_PIECE))
+    return store.open_url(url) if urls.is_local(url) else cast(BinaryIO, RemoteFile(url, HEADER_PIECE))
 
 
 def _place(samples: list[SampleScan], member: Member) -> str | None:

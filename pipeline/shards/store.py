@@ -2,61 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pipeline.errors import DataError
+from pipeline.shards.remote import RemoteFile, read_remote
+from pipeline.shards.store_errors import unreadable, unwritable
+from pipeline.shards.urls import WITHOUT_LISTING, filesystem, is_local, join, local_path, protocol, refuse_commands
 
-STALL_TIMEOUT_S = 30.0  # for a silent connection, and for one request of a piece
 HTTP_THREADS = 16
-WITHOUT_LISTING = "http", "https"
-
-
-def is_local(url: str) -> bool:
-    return url.startswith(("file://", "/", "./", "../")) or ("://" not in url and "::" not in url)
-
-
-def local_path(url: str) -> Path:
-    return Path(url.removeprefix("file://"))
-
-
-def protocol(url: str) -> str:
-    return "file" if is_local(url) else url.split("://", 1)[0].split("::", 1)[0]
-
-
-def refuse_commands(url: str) -> str:
-    """The URL itself, unless it would run a program. Raises DataError."""
-    if url.lstrip().startswith("pipe:"):
-        raise DataError(f"{url!r}: 'pipe:' runs programs and is refused; give the shards as a path or an fsspec URL")
-    return url
-
-
-def join(folder: str, name: str) -> str:
-    return f"{folder.rstrip('/')}/{name}" if folder else name
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it. Raises DataError for an unknown or uninstalled protocol."""
-    from fsspec.core import url_to_fs
-
-    refuse_commands(url)
-    options: dict[str, Any] = {}
-    if protocol(url) in WITHOUT_LISTING:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_TIMEOUT_S, sock_read=STALL_TIMEOUT_S)
-        options["client_kwargs"] = {"timeout": timeout}
-    if protocol(url) == "s3":
-        # Some stores answer a range with the checksum of the whole object; shards have their own hashes.
-        options["config_kwargs"] = {"response_checksum_validation": "when_required"}
-    try:
-        return cast("tuple[Any, str]", url_to_fs(url, **options))
-    except (ValueError, ImportError) as error:
-        raise DataError(f"{url}: fsspec cannot open '{protocol(url)}:' URLs here ({error})") from None
 
 
 def open_url(url: str) -> BinaryIO:
@@ -67,8 +23,6 @@ def open_url(url: str) -> BinaryIO:
             return open(local_path(url), "rb")
         except OSError as error:
             raise unreadable(url, error) from None
-    from pipeline.shards.remote import RemoteFile
-
     return cast(BinaryIO, RemoteFile(url))
 
 
@@ -80,8 +34,6 @@ def read_range(url: str, start: int, stop: int) -> bytes:
     """
     refuse_commands(url)
     if not is_local(url):
-        from pipeline.shards.remote import read_remote
-
         return read_remote(url, start, stop)
     try:
         with open(local_path(url), "rb", buffering=0) as file:
@@ -173,36 +125,8 @@ def file_size(url: str) -> int:
     return int(size)
 
 
-def unwritable(url: str | Path, error: BaseException) -> DataError:
-    """The error for a file that could not be written, with advice that fits the cause."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "free some space or choose another place" if full else "choose a writable place"
-    return DataError(f"{url}: cannot be written ({_reason(error)}); {remedy}")
-
-
 def _size(fs: Any, path: str) -> int | None:
     try:
         return cast("int | None", fs.size(path))
     except FileNotFoundError:
         return None
-
-
-def _reason(error: BaseException) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-
-
-def unreadable(url: str, error: Exception) -> DataError:
-    if isinstance(error, DataError):
-        return error
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{url}: no such file; check the path and, for a remote store, its name and credentials")
-    if isinstance(error, PermissionError) or lacks_credentials(error):
-        return DataError(
-            f"{url}: cannot be read ({_reason(error)}); check its permissions and, for a remote store, the credentials"
-        )
-    return DataError(f"{url}: cannot be read ({_reason(error)})")
-
-
-def lacks_credentials(error: BaseException) -> bool:
-    """Whether credentials are missing; the libraries share no exception class for it."""
-    return "Credentials" in type(error).__name__

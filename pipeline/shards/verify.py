@@ -13,7 +13,7 @@ from pipeline.config.data import WHITE
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, decode, read_header
 from pipeline.images.geometry import Size
-from pipeline.shards import store
+from pipeline.shards import store, urls
 from pipeline.shards.build import regroup_remedy
 from pipeline.shards.compressed import advice
 from pipeline.shards.duplicates import EMPTY, DuplicateFinder, Fingerprints, fingerprint, overlap
@@ -105,7 +105,7 @@ def _of_set(one: NamedSet, duplicates: DuplicateFinder, decode_images: bool, wor
     listing, known = store.list_sizes(index.url, index.names), set(index.names)
     for name in parsed.select(listing):
         if name.endswith(".tar") and name not in known:
-            yield Fault(store.join(index.url, name), None, f"not in the index; {index_remedy(one.pattern)}")
+            yield Fault(urls.join(index.url, name), None, f"not in the index; {index_remedy(one.pattern)}")
     if packed := parsed.select_packed(listing):
         url, message = advice(index.url, packed).split(": ", 1)
         yield Fault(url, None, message)

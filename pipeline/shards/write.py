@@ -12,10 +12,10 @@ from types import TracebackType
 
 import numpy as np
 
-from pipeline.shards import store
 from pipeline.shards.members import DEFAULT_KEYS, Keys
 from pipeline.shards.scan import ShardRecord, Tally, reads_of
 from pipeline.shards.sidecar import SUFFIX, Sidecar, write_sidecar
+from pipeline.shards.store_errors import unwritable
 from pipeline.shards.tar import BLOCK, read_sample
 from pipeline.targets.base import Target
 
@@ -40,7 +40,7 @@ class TarWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.temporary, "wb")  # noqa: SIM115, closed by finish or abandon
         except OSError as error:
-            raise store.unwritable(path, error) from None
+            raise unwritable(path, error) from None
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Adds a sample: its bytes by extension. `key` must be unique in the data set, its base name without a dot."""
@@ -69,7 +69,7 @@ class TarWriter:
             os.replace(self.temporary, self.path)
         except OSError as error:
             self.abandon()
-            raise store.unwritable(self.path, error) from None
+            raise unwritable(self.path, error) from None
         write_sidecar(str(self.path), sidecar)
         return self.tally.record(self.path.name, sidecar)
 
@@ -94,7 +94,7 @@ class TarWriter:
         try:
             self.file.write(data)
         except OSError as error:
-            raise store.unwritable(self.path, error) from None
+            raise unwritable(self.path, error) from None
         self.digest.update(data)
         self.position += len(data)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.errors import CheckpointError
 from pipeline.files import write_json
-from pipeline.shards.store import is_local, local_path
+from pipeline.shards.urls import is_local, local_path
 
 STATUS_LOCK = threading.Lock()
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"

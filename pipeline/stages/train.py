@@ -24,7 +24,7 @@ from pipeline.models.model_spec import ModelSpec
 from pipeline.models.surgery import adapt
 from pipeline.periodic import Periodic
 from pipeline.shards import bad_samples
-from pipeline.shards.store import is_local, local_path
+from pipeline.shards.urls import is_local, local_path
 from pipeline.stages.bad_sample_report import manifests, report_bad_samples
 from pipeline.stages.collapse import CollapseWatch
 from pipeline.stages.context import RunContext

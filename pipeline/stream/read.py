@@ -11,8 +11,9 @@ import numpy as np
 from pipeline.config.data import CacheConfig
 from pipeline.shards.cache import RangeCache
 from pipeline.shards.index import DatasetIndex, ShardInfo, load_offsets
-from pipeline.shards.store import is_local, read_range
+from pipeline.shards.store import read_range
 from pipeline.shards.tar import TornTar, read_sample
+from pipeline.shards.urls import is_local
 from pipeline.stream.order import Order
 
 Ints = np.ndarray  # int64

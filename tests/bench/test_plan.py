@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.bench.plan import CASES, Case, compare, predict, run
-from pipeline.forecast.hardware import KNOWN
+from pipeline.forecast.known_hardware import KNOWN
 
 # A core of 100 GFLOP/s.
 CORE = KNOWN["h100"].model_copy(

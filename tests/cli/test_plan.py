@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from pipeline.cli.plan import command
 from pipeline.config.yaml_text import to_yaml
 from pipeline.errors import ConfigError
-from pipeline.forecast.hardware import KNOWN
+from pipeline.forecast.known_hardware import KNOWN
 
 CONFIG = """
 name: quick

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.forecast.compute import Work, compute_time
-from pipeline.forecast.hardware import KNOWN, Hardware
+from pipeline.forecast.hardware import Hardware
+from pipeline.forecast.known_hardware import KNOWN
 
 # 1 TFLOP/s in bf16, half of it in fp32, 1 TB/s.
 PLAIN = KNOWN["h100"].model_copy(

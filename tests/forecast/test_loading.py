@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.forecast.hardware import KNOWN
+from pipeline.forecast.known_hardware import KNOWN
 from pipeline.forecast.loading import Sample, load_time
 
 PLAIN = KNOWN["h100"].model_copy(update={"cores_per_gpu": 4, "storage_gb_per_s": 1.0})

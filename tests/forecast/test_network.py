@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.forecast.hardware import KNOWN, Hardware
+from pipeline.forecast.hardware import Hardware
+from pipeline.forecast.known_hardware import KNOWN
 from pipeline.forecast.network import Communication, Ring, communication
 
 # 1 GB/s within a node of four, 0.1 GB/s for each of its ranks between nodes, no latency to speak of.

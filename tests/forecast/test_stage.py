@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.forecast.compute import Work
-from pipeline.forecast.hardware import KNOWN, Hardware
+from pipeline.forecast.hardware import Hardware
+from pipeline.forecast.known_hardware import KNOWN
 from pipeline.forecast.loading import Sample
 from pipeline.forecast.stage import Forecast, Job, expected_failures, forecast
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.shards import remote, store
+from pipeline.shards import remote, store, urls
 from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index, load_offsets
 from pipeline.shards.scan import scan_shard
@@ -104,7 +104,7 @@ def test_http_reads_are_taken_up_again(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: list[str]
 ) -> None:
     (tmp_path / "content").write_bytes(CONTENT)
-    monkeypatch.setattr(store, "STALL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(urls, "STALL_TIMEOUT_S", 0.5)
     Faulty.plan = list(plan)
     assert store.read_range(f"{server}/content", 1000, 500_000) == CONTENT[1000:500_000]
     assert Faulty.plan == []
@@ -140,7 +140,7 @@ def test_a_reader_that_hangs_for_good_ends_in_one_sentence(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "content").write_bytes(CONTENT)
-    monkeypatch.setattr(store, "STALL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(urls, "STALL_TIMEOUT_S", 0.1)
     monkeypatch.setattr(remote, "ATTEMPTS", 3)
     Faulty.plan = ["stall"] * 100
     with pytest.raises(DataError, match="/content: cannot be read"):
@@ -151,7 +151,7 @@ def test_a_store_without_patience_of_its_own_is_watched_too(monkeypatch: pytest.
     from fsspec.implementations.memory import MemoryFileSystem
 
     hangs = threading.Event()
-    monkeypatch.setattr(store, "STALL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(urls, "STALL_TIMEOUT_S", 0.1)
     monkeypatch.setattr(remote, "ATTEMPTS", 2)
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *_, **__: hangs.wait())
     with pytest.raises(DataError, match=r"memory://x/a.tar: cannot be read \(no answer within"):

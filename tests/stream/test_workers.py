@@ -23,7 +23,7 @@ import torch
 
 from pipeline.config.training import ResolutionConfig
 from pipeline.errors import DataError
-from pipeline.shards.store import refuse_commands
+from pipeline.shards.urls import refuse_commands
 from pipeline.stream import loader, workers
 from pipeline.stream.batch_plan import BatchPlan
 from pipeline.stream.resolution import size_at

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.shards import store
+from pipeline.shards import urls
 from pipeline.shards.build import build_index, folder_lock
 from pipeline.shards.index import DatasetIndex, OlderIndex, load_index
 from pipeline.shards.pattern import parse_pattern
+from pipeline.shards.store_errors import unwritable
 
 
 def names() -> list[str]:
@@ -45,13 +46,13 @@ def make(name: str, out: str | Path, **options: Any) -> DatasetIndex:
     Only one process at a time works on a folder; others wait. Returns the index of the folder. Raises DataError.
     """
     function = maker(name)
-    if not store.is_local(str(out)):
+    if not urls.is_local(str(out)):
         raise DataError(f"{out}: data sets can only be made in a local folder; make it there, then copy the folder")
-    folder = store.local_path(str(out))
+    folder = urls.local_path(str(out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise store.unwritable(folder, error) from None
+        raise unwritable(folder, error) from None
     with folder_lock(str(folder), "make"):
         for unfinished in folder.glob(".*.tar.[0-9]*.tmp"):  # of a killed run: nobody else holds the lock
             unfinished.unlink()
