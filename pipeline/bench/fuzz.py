@@ -37,7 +37,7 @@ CROP = AugmentConfig(rand_augment=RandAugmentConfig(), erase=0.2)
 
 
 @dataclass
-class Findings:
+class FuzzFindings:
     """Outcomes of some inputs."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class Findings:
 def measure(inputs: int, seed: int, workers: int | None = None) -> dict[str, Any]:
     """Outcomes of `inputs` damaged samples. Raises DataError if the system killed a process."""
     chunks = [(seed, first, min(first + CHUNK, inputs)) for first in range(0, inputs, CHUNK)]
-    total = Findings()
+    total = FuzzFindings()
     for found in map_shards(run_chunk, chunks, label="fuzzing", workers=workers, unit="chunks"):
         total.outcomes.update(found.outcomes)
         total.slowest_s = max(total.slowest_s, found.slowest_s)
@@ -64,9 +64,9 @@ def measure(inputs: int, seed: int, workers: int | None = None) -> dict[str, Any
     }
 
 
-def run_chunk(chunk: tuple[int, int, int]) -> Findings:
+def run_chunk(chunk: tuple[int, int, int]) -> FuzzFindings:
     seed, first, stop = chunk
-    found, draws = Findings(), SlotDraws(seed, AUGMENT)
+    found, draws = FuzzFindings(), SlotDraws(seed, AUGMENT)
     with quiet():
         for number in range(first, stop):
             data = damaged_sample(np.random.default_rng([seed, number]))

@@ -49,7 +49,7 @@ SEED, TOTAL_STEPS = 0, 1000
 
 
 @dataclass(frozen=True)
-class Case:
+class TaskCase:
     """A task, its model and its batch size."""
 
     task: str
@@ -93,12 +93,12 @@ def measure(
         size, batch = (224, batch_size or 16) if large else (28, batch_size or 128)
         found[variant] = {}
         for name in names:
-            case = Case(name, variant, batch, size, precision, threads, micro_batches)
+            case = TaskCase(name, variant, batch, size, precision, threads, micro_batches)
             found[variant][name] = on_its_own(measure_case, case, rounds)
     return found
 
 
-def measure_case(case: Case, rounds: int) -> dict[str, Any]:
+def measure_case(case: TaskCase, rounds: int) -> dict[str, Any]:
     """Run both loops in this process, as the only rank."""
     torch.set_num_threads(case.threads)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
@@ -127,7 +127,7 @@ def seconds_of(step: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - began, time.process_time() - computed
 
 
-def compare(case: Case, took: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+def compare(case: TaskCase, took: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
     """Medians over rounds of the times and of the ratios."""
     result: dict[str, Any] = {}
     for name, rounds in took.items():
@@ -139,7 +139,7 @@ def compare(case: Case, took: Mapping[str, Sequence[tuple[float, float]]]) -> di
     return result
 
 
-def prepare(case: Case, scratch: Path) -> tuple[TaskModule, Batch]:
+def prepare(case: TaskCase, scratch: Path) -> tuple[TaskModule, Batch]:
     """Returns the task with its model in fp32, and a batch with labels of every kind it may need."""
     size, patch = case.image_size, VARIANTS[case.variant].patch
     shards = write_shards(
@@ -162,7 +162,7 @@ def prepare(case: Case, scratch: Path) -> tuple[TaskModule, Batch]:
     return task.module(MiniViT.from_spec(spec), classes, preprocess), batch
 
 
-def first_batch(case: Case, task: BaseTask, train: Sequence[Source], data: DataConfig) -> Batch:
+def first_batch(case: TaskCase, task: BaseTask, train: Sequence[Source], data: DataConfig) -> Batch:
     size = case.image_size, case.image_size
     with TrainLoader(
         train,
@@ -179,12 +179,12 @@ def first_batch(case: Case, task: BaseTask, train: Sequence[Source], data: DataC
         return next(loader)
 
 
-def model_spec(task: BaseTask, case: Case, teacher: ModelSpec, num_classes: int) -> ModelSpec:
+def model_spec(task: BaseTask, case: TaskCase, teacher: ModelSpec, num_classes: int) -> ModelSpec:
     backbone = build_backbone(case.variant, image_size=case.image_size, **task.backbone_fields())
     return task.model_spec(backbone, num_classes, teacher if task.taught_by else None)
 
 
-def our_loop(case: Case, module: TaskModule, batch: Batch) -> Loop:
+def our_loop(case: TaskCase, module: TaskModule, batch: Batch) -> Loop:
     """Steps built as in `train.worker`, on one batch."""
     module = deepcopy(module)
     settings = EngineConfig.model_validate({"precision": case.precision})
@@ -201,7 +201,7 @@ def our_loop(case: Case, module: TaskModule, batch: Batch) -> Loop:
     return Loop(step, module.model)
 
 
-def bare_loop(case: Case, module: TaskModule, batch: Batch) -> Loop:
+def bare_loop(case: TaskCase, module: TaskModule, batch: Batch) -> Loop:
     bare = BareStep(deepcopy(module), batch, OPTIMIZER, case.precision, SEED, TOTAL_STEPS)
     return Loop(bare.step, bare.module.model)
 

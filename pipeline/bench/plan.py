@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from pipeline.bench.plan_process import Measured, measure_rank
+from pipeline.bench.plan_process import MeasuredRank, measure_rank
 from pipeline.config.schema import TrainStage
 from pipeline.forecast.hardware import Hardware
 from pipeline.forecast.stage import Forecast
@@ -22,7 +22,7 @@ from pipeline.stream.order import step_shares
 
 
 @dataclass(frozen=True)
-class Case:
+class PlanCase:
     """A classifier, its global batch and its ranks, each with one thread."""
 
     variant: str
@@ -51,16 +51,16 @@ class Case:
 
 
 CASES = (
-    Case("nano", 28, 128, "bf16"),
-    Case("nano", 28, 256, "fp32", ranks=2),
-    Case("micro", 28, 128, "bf16"),
-    Case("micro", 56, 64, "fp32"),
-    Case("tiny", 112, 32, "bf16"),
-    Case("tiny", 224, 16, "bf16"),
-    Case("tiny", 224, 16, "fp32", ranks=2, zero_stage=3),
-    Case("small", 224, 8, "bf16"),
-    Case("small", 224, 4, "fp32"),
-    Case("small", 224, 8, "bf16", ranks=2),
+    PlanCase("nano", 28, 128, "bf16"),
+    PlanCase("nano", 28, 256, "fp32", ranks=2),
+    PlanCase("micro", 28, 128, "bf16"),
+    PlanCase("micro", 56, 64, "fp32"),
+    PlanCase("tiny", 112, 32, "bf16"),
+    PlanCase("tiny", 224, 16, "bf16"),
+    PlanCase("tiny", 224, 16, "fp32", ranks=2, zero_stage=3),
+    PlanCase("small", 224, 8, "bf16"),
+    PlanCase("small", 224, 4, "fp32"),
+    PlanCase("small", 224, 8, "bf16", ranks=2),
 )
 
 
@@ -78,7 +78,7 @@ def measure(steps: int) -> dict[str, Any]:
     }
 
 
-def predict(case: Case, hardware: Hardware) -> Forecast:
+def predict(case: PlanCase, hardware: Hardware) -> Forecast:
     """The forecast of a case on ranks of one core."""
     stage = case.stage
     _, share = step_shares(stage.data.lanes, case.batch_size, case.ranks)
@@ -87,7 +87,7 @@ def predict(case: Case, hardware: Hardware) -> Forecast:
     return forecast_stage(model, stage, amounts, hardware.joined(1), None)
 
 
-def run(case: Case, steps: int) -> list[Measured]:
+def run(case: PlanCase, steps: int) -> list[MeasuredRank]:
     """Train for a few steps with the engine, on each rank in a process of its own."""
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -101,7 +101,7 @@ def run(case: Case, steps: int) -> list[Measured]:
         return [rank.result() for rank in ranks]
 
 
-def compare(case: Case, found: Forecast, ranks: list[Measured], hardware: Hardware) -> dict[str, Any]:
+def compare(case: PlanCase, found: Forecast, ranks: list[MeasuredRank], hardware: Hardware) -> dict[str, Any]:
     """The figures of a case; a ratio is predicted to measured."""
     predicted_s = found.step.compute_s + found.step.exposed_s
     cpu_s, peak = max(rank.cpu_s for rank in ranks), max(rank.peak_bytes for rank in ranks)

@@ -30,7 +30,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRank:
     """The fastest step of one rank, in seconds: what disturbs a step only adds to it. Memory in bytes."""
 
     wall_s: float
@@ -39,7 +39,9 @@ class Measured:
     bytes_before: int  # of the process with its libraries, before there was a model
 
 
-def measure_rank(stage: TrainStage, spec: ModelSpec, rank: int, world_size: int, store: str, steps: int) -> Measured:
+def measure_rank(
+    stage: TrainStage, spec: ModelSpec, rank: int, world_size: int, store: str, steps: int
+) -> MeasuredRank:
     """Join `world_size` ranks, which meet in the file `store`, and train on a random batch with one thread."""
     torch.set_num_threads(1)
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
@@ -55,7 +57,7 @@ def measure_rank(stage: TrainStage, spec: ModelSpec, rank: int, world_size: int,
         finally:
             dist.destroy_process_group()
     wall_s, cpu_s = (min(each) for each in zip(*took, strict=True))
-    return Measured(wall_s, cpu_s, peak_bytes(), before)
+    return MeasuredRank(wall_s, cpu_s, peak_bytes(), before)
 
 
 def _train(stage: TrainStage, spec: ModelSpec, world_size: int, steps: int) -> list[tuple[float, float]]:

@@ -190,20 +190,20 @@ OF_A_POD = {
 }
 
 
-class _Dumper(yaml.SafeDumper):
+class _ManifestDumper(yaml.SafeDumper):
     """Writes text of several lines as it is, and repeats what occurs twice."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+def _text(dumper: _ManifestDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
-_Dumper.add_representer(str, _text)
+_ManifestDumper.add_representer(str, _text)
 
 
 def to_manifest(documents: list[dict[str, Any]]) -> str:
     """YAML that `kubectl apply -f` takes."""
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, explicit_start=True, width=120)
+    return yaml.dump_all(documents, Dumper=_ManifestDumper, sort_keys=False, explicit_start=True, width=120)

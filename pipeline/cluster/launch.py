@@ -53,7 +53,7 @@ def launch(
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from pipeline.cluster.rank import Ranks, run_rank
+    from pipeline.cluster.rank import RanksConfig, run_rank
     from pipeline.cluster.trainer import Trainer
 
     # As bytes, because Ray's controller unpickles this too and should not have to import torch for it.
@@ -69,7 +69,7 @@ def launch(
             "stall_timeout_s": stall_timeout_s,
             "sample_every_s": sample_every_s,
         },
-        backend_config=Ranks(),
+        backend_config=RanksConfig(),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=resources.gpus_per_worker > 0,

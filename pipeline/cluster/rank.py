@@ -44,7 +44,7 @@ class RanksBackend(Backend):
 
 
 @dataclass
-class Ranks(BackendConfig):
+class RanksConfig(BackendConfig):
     @property
     def backend_cls(self) -> type[Backend]:
         return RanksBackend

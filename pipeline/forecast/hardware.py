@@ -9,7 +9,7 @@ from pydantic import Field
 
 from pipeline.config.section import Positive, Section
 
-Figure = Annotated[float, Field(gt=0)]
+Amount = Annotated[float, Field(gt=0)]
 Part = Annotated[float, Field(gt=0, le=1)]
 FP32 = 4
 
@@ -21,21 +21,21 @@ class Hardware(Section):
     """
 
     source: str = Field(default="the file", description="where the published figures come from")
-    bf16_tflops: Figure = Field(description="dense bf16 matrix products of a GPU")
-    fp32_tflops: Figure = Field(description="matrix products of fp32 tensors, in TF32 where the GPU has it")
-    memory_gib: Figure = Field(description="of a GPU")
-    memory_gb_per_s: Figure = Field(description="of a GPU")
-    link_gb_per_s: Figure = Field(description="of a GPU to the others of its node (NVLink, xGMI, PCIe)")
-    network_gb_per_s: Figure = Field(description="of a GPU's share of its node's network cards")
+    bf16_tflops: Amount = Field(description="dense bf16 matrix products of a GPU")
+    fp32_tflops: Amount = Field(description="matrix products of fp32 tensors, in TF32 where the GPU has it")
+    memory_gib: Amount = Field(description="of a GPU")
+    memory_gb_per_s: Amount = Field(description="of a GPU")
+    link_gb_per_s: Amount = Field(description="of a GPU to the others of its node (NVLink, xGMI, PCIe)")
+    network_gb_per_s: Amount = Field(description="of a GPU's share of its node's network cards")
     gpus_per_node: Positive
     cores_per_gpu: Positive = Field(description="CPU cores of a node for each of its GPUs")
     achieved_flops: Part = Field(default=0.5, description="share of the peak that matrix products reach")
     achieved_bandwidth: Part = Field(default=0.8, description="share of link and network that collectives reach")
-    latency_us: Figure = Field(default=10.0, description="of one hop of a collective")
+    latency_us: Amount = Field(default=10.0, description="of one hop of a collective")
     layer_us: Annotated[float, Field(ge=0)] = Field(
         default=400.0, description="host time to launch a layer's kernels, forward and backward"
     )
-    value_ns: Figure | None = Field(
+    value_ns: Amount | None = Field(
         default=None,
         description="time of norms, softmax and activations per value kept for the backward pass; default: six passes "
         "over memory",
@@ -46,8 +46,8 @@ class Hardware(Section):
     )
     overlaps: bool = Field(default=True, description="whether gradients are reduced during the backward pass")
     shares_cores: bool = Field(default=False, description="whether loader workers run on the cores that train")
-    storage_gb_per_s: Figure = Field(default=2.0, description="of a node, reading or writing")
-    host_copy_gb_per_s: Figure = Field(default=20.0, description="of a GPU to its host's memory")
+    storage_gb_per_s: Amount = Field(default=2.0, description="of a node, reading or writing")
+    host_copy_gb_per_s: Amount = Field(default=20.0, description="of a GPU to its host's memory")
     overhead_gib: Annotated[float, Field(ge=0)] = Field(
         default=2.0, description="memory of a rank for libraries, communication and fragmentation"
     )

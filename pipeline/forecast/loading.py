@@ -13,7 +13,7 @@ UNKNOWN_BYTES = 110_000  # of a sample whose data set does not exist yet: the me
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleCost:
     """What a loader worker reads and makes of one sample."""
 
     bytes: float
@@ -41,7 +41,9 @@ class LoadTime:
         return max(self.decode_s, self.read_s)
 
 
-def load_time(samples: int, sample: Sample, workers: int, busy_s: float, hardware: Hardware, *, ranks: int) -> LoadTime:
+def load_time(
+    samples: int, sample: SampleCost, workers: int, busy_s: float, hardware: Hardware, *, ranks: int
+) -> LoadTime:
     """Time of `samples` samples for each of a node's ranks, with `workers` loader workers each (0: in the rank).
 
     A rank keeps one of its cores to itself. Where ranks compute on the cores that decode, `busy_s` are the seconds that

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.forecast.compute import Work, compute_time
 from pipeline.forecast.failures import daly_s, goodput, young_s
 from pipeline.forecast.hardware import Hardware
-from pipeline.forecast.loading import Sample, load_time
+from pipeline.forecast.loading import SampleCost, load_time
 from pipeline.forecast.network import Ring, communication
 
 DAY_S, HOUR_S = 86_400.0, 3_600.0
@@ -28,7 +28,7 @@ class Job:
     parameters: int
     bucket: int  # elements of a reduction
     loader_workers: int  # per rank
-    sample: Sample
+    sample: SampleCost
     checkpoint_bytes: int
     steps: int | None
     save_every_s: float | None  # None: at every so many steps

@@ -42,7 +42,7 @@ class PredictedBoxes(NamedTuple):
     labels: Tensor  # int64 [m]
 
 
-class Rows(NamedTuple):
+class BoxRows(NamedTuple):
     """Labelled or predicted boxes of many images."""
 
     slots: np.ndarray  # int64 [n], slot of each box's image
@@ -54,7 +54,7 @@ class Rows(NamedTuple):
     @classmethod
     def of(
         cls, slots: np.ndarray, boxes: np.ndarray, labels: np.ndarray, values: np.ndarray, crowds: np.ndarray
-    ) -> Rows:
+    ) -> BoxRows:
         return cls(
             np.asarray(slots, np.int64),
             np.asarray(boxes, np.float64).reshape(-1, 4),
@@ -66,8 +66,8 @@ class Rows(NamedTuple):
 
 class State(NamedTuple):
     images: np.ndarray  # int64 [N], slots
-    labelled: Rows
-    predicted: Rows
+    labelled: BoxRows
+    predicted: BoxRows
 
 
 class AveragePrecision:
@@ -89,12 +89,12 @@ class AveragePrecision:
         boxes, labels, areas, crowds = (targets[name].cpu().numpy() for name in names)
         owners = np.repeat(np.arange(len(slots)), np.diff(targets["boxes_full.offsets"].cpu().numpy()))
         kept = good[owners]
-        labelled = Rows.of(slots[owners[kept]], boxes[kept], labels[kept], areas[kept], crowds[kept])
+        labelled = BoxRows.of(slots[owners[kept]], boxes[kept], labels[kept], areas[kept], crowds[kept])
         found = [(slot, one) for slot, one, counts in zip(slots.tolist(), predicted, good, strict=True) if counts]
         parts = []
         for slot, one in found:
             guessed, scores, kinds = (part.detach().float().cpu().numpy() for part in one)
-            parts.append(Rows.of(np.full(len(scores), slot), guessed, kinds, scores, np.zeros(len(scores))))
+            parts.append(BoxRows.of(np.full(len(scores), slot), guessed, kinds, scores, np.zeros(len(scores))))
         self._parts.append(State(slots[good], labelled, joined(parts)))
 
     def state(self) -> State:
@@ -139,10 +139,10 @@ class AveragePrecision:
         return precisions(self.state(), self.num_classes, by_size=self.by_size)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def joined(parts: Sequence[BoxRows]) -> BoxRows:
     """The rows of all parts."""
-    empty = Rows.of(np.empty(0), np.empty((0, 4)), np.empty(0), np.empty(0), np.empty(0))
-    return Rows(*(np.concatenate(column) for column in zip(empty, *parts, strict=True)))
+    empty = BoxRows.of(np.empty(0), np.empty((0, 4)), np.empty(0), np.empty(0), np.empty(0))
+    return BoxRows(*(np.concatenate(column) for column in zip(empty, *parts, strict=True)))
 
 
 def mean_of(precision: np.ndarray) -> float | None:

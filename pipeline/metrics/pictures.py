@@ -17,7 +17,7 @@ FOLDER = "pictures"
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureRecord:
     """The content of a picture's JSON file. Pictures with the same title are shown together under it."""
 
     file: str
@@ -37,16 +37,16 @@ def save_picture(folder: Path, name: str, image: np.ndarray | Image.Image, title
     path = pictures / f"{stem}.png"
     drawn = image if isinstance(image, Image.Image) else Image.fromarray(image)
     drawn.save(path, optimize=True)
-    path.with_suffix(".json").write_text(json.dumps(asdict(Picture(path.name, title, caption)), indent=1) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(asdict(PictureRecord(path.name, title, caption)), indent=1) + "\n")
     return path
 
 
-def read_pictures(folder: Path) -> list[tuple[Path, Picture]]:
+def read_pictures(folder: Path) -> list[tuple[Path, PictureRecord]]:
     """The pictures below a stage's folder in name order; skips those with truncated files."""
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         try:
-            picture = Picture(**json.loads(path.read_text(encoding="utf-8")))
+            picture = PictureRecord(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             continue
         file = path.parent / Path(picture.file).name

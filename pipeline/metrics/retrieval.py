@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
         )
 
 
-class Embedded(NamedTuple):
+class EmbeddedBatch(NamedTuple):
     """A batch's images [B, E], all their captions [m, E], and the loss's inputs that belong to no sample."""
 
     images: Tensor
@@ -66,7 +66,7 @@ class Retrieval:
         self._loss, self._parts = loss, list[Pairs]()
         self._shared: Mapping[str, Tensor] = {}
 
-    def add(self, predicted: Embedded, batch: Any) -> None:
+    def add(self, predicted: EmbeddedBatch, batch: Any) -> None:
         self._shared = predicted.shared
         images, texts = (values.float().cpu().numpy() for values in predicted[:2])
         offsets = batch.targets["all_tokens.offsets"].numpy()

@@ -71,7 +71,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeRecord:
     """A probe stage's results for each of its models, by name: the rows of probe.json."""
 
     stage: str
@@ -159,7 +159,7 @@ class Run:
     record: Row
     branches: list[BranchRecord]
     evaluations: list[Evaluation] = field(default_factory=list)
-    probes: list[Probe] = field(default_factory=list)
+    probes: list[ProbeRecord] = field(default_factory=list)
 
     @cached_property
     def by_id(self) -> dict[str, BranchRecord]:
@@ -282,14 +282,14 @@ def read_evaluations(branch: BranchRecord) -> list[Evaluation]:
     ]
 
 
-def read_probe(branch: BranchRecord) -> Probe | None:
+def read_probe(branch: BranchRecord) -> ProbeRecord | None:
     """The results of a probe stage; None if it has not finished."""
     assert isinstance(branch.config, ProbeStage)
     found, data = read_json(branch.folder / "probe.json"), branch.config.data
     if found is None:
         return None
     models = found.get("models") or {}
-    return Probe(branch.id, data.train, data.test, str(found.get("features", "")), schema_of(found), models)
+    return ProbeRecord(branch.id, data.train, data.test, str(found.get("features", "")), schema_of(found), models)
 
 
 def read_spec(bundle: Path) -> ModelSpec | None:

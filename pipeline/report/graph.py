@@ -15,7 +15,7 @@ ARROW = 9
 
 
 @dataclass(frozen=True)
-class Box:
+class PlacedBranch:
     """A branch and the corner of its box, in px."""
 
     branch: BranchRecord
@@ -49,7 +49,7 @@ def ancestors(run: Run, branch: BranchRecord) -> list[BranchRecord]:
     return [found for parent in run.parents(branch) for found in (parent, *ancestors(run, parent))]
 
 
-def place(run: Run, vertical: bool) -> tuple[list[Box], float, float]:
+def place(run: Run, vertical: bool) -> tuple[list[PlacedBranch], float, float]:
     """Boxes with their corners, and the width and height of the drawing; each layer is centred.
 
     A vertical drawing is for narrow screens: a layer of more than two boxes spans several rows.
@@ -62,7 +62,7 @@ def place(run: Run, vertical: bool) -> tuple[list[Box], float, float]:
         start = (breadth - len(row) * (across + GAP_ACROSS) + GAP_ACROSS) / 2
         for i, branch in enumerate(row):
             a, c = level * (along + GAP_ALONG), start + i * (across + GAP_ACROSS)
-            boxes.append(Box(branch, c, a) if vertical else Box(branch, a, c))
+            boxes.append(PlacedBranch(branch, c, a) if vertical else PlacedBranch(branch, a, c))
     length = len(rows) * (along + GAP_ALONG) - GAP_ALONG
     return boxes, breadth if vertical else length, length if vertical else breadth
 
@@ -91,7 +91,7 @@ def draw_graph(run: Run, vertical: bool = False) -> str:
     return ET.tostring(svg, encoding="unicode")
 
 
-def draw_arrow(svg: ET.Element, source: Box, target: Box, vertical: bool) -> None:
+def draw_arrow(svg: ET.Element, source: PlacedBranch, target: PlacedBranch, vertical: bool) -> None:
     """A curve from the source's far side to the target's near side."""
     if vertical:
         x1, y1 = source.x + BOX_WIDTH / 2, source.y + BOX_HEIGHT
@@ -110,7 +110,7 @@ def draw_arrow(svg: ET.Element, source: Box, target: Box, vertical: bool) -> Non
     ET.SubElement(svg, "polygon", {"points": head, "class": f"head {kind}"})
 
 
-def draw_box(svg: ET.Element, run: Run, box: Box) -> None:
+def draw_box(svg: ET.Element, run: Run, box: PlacedBranch) -> None:
     """Draw the name and state on top, then the stage's details, then its result."""
     branch, x, y = box.branch, box.x, box.y
     group = ET.SubElement(svg, "g", {"class": f"box {branch.state}"})

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config.schema import EvaluateStage, ProbeStage, TrainStage
 from pipeline.metrics.schema import Measure
 from pipeline.models.costs import count_parameters
-from pipeline.report.collect import BranchRecord, Evaluation, Probe, Run
+from pipeline.report.collect import BranchRecord, Evaluation, ProbeRecord, Run
 from pipeline.report.files import Row, as_time
 from pipeline.report.text import NOTHING, count_text, duration_text, figure_text, shape_text, size_text, value_text
 from pipeline.shards.bad_samples import PROBED, TEST, TRAIN, VAL, summarise
@@ -54,7 +54,7 @@ class ClassTable:
 class ProbeTable:
     """A probe's results, ready to print."""
 
-    probe: Probe
+    probe: ProbeRecord
     columns: list[str]
     rows: list[list[str]]
 
@@ -181,7 +181,7 @@ def probe_tables(run: Run) -> list[ProbeTable]:
     return [probe_table(probe) for probe in run.probes]
 
 
-def probe_table(probe: Probe) -> ProbeTable:
+def probe_table(probe: ProbeRecord) -> ProbeTable:
     """A row per model: its measures with their intervals, then the chosen settings."""
     measures = probe.schema.measures
     settings = list(dict.fromkeys(name for row in probe.models.values() for name in row.get("chosen", {})))

@@ -18,7 +18,7 @@ from pipeline.shards.index import DatasetIndex, load_index
 from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.members import Unusable
 from pipeline.shards.pattern import BRACES, WILDCARD
-from pipeline.shards.samples import Members, shard_samples
+from pipeline.shards.samples import RawMembers, shard_samples
 
 UNSAFE = re.compile(r'[\x00-\x1f\x7f%<>:"\\|?*]')  # in file names on some systems
 
@@ -63,7 +63,9 @@ class Pictures:
                 seen.add(key)
                 yield self._of_sample(index, f"{shard.url}/{key}", "/".join([*above, stem, own]), members, fault)
 
-    def _of_sample(self, index: DatasetIndex, name: str, below: str, members: Members | None, fault: str) -> FoundImage:
+    def _of_sample(
+        self, index: DatasetIndex, name: str, below: str, members: RawMembers | None, fault: str
+    ) -> FoundImage:
         try:
             return FoundImage(
                 name, below, None if members is None else index.keys.image_of(members), fault, members or {}

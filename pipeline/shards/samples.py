@@ -10,10 +10,10 @@ from pipeline.shards.tar import TornTar, read_sample
 
 AT_ONCE = 32 << 20  # bytes of neighbouring samples that are read together
 
-Members = dict[str, memoryview]
+RawMembers = dict[str, memoryview]
 
 
-def shard_samples(shard: ShardInfo) -> Iterator[tuple[int, str, Members | None, str]]:
+def shard_samples(shard: ShardInfo) -> Iterator[tuple[int, str, RawMembers | None, str]]:
     """Yields (number, key, members, fault) of each sample; if it is torn, members is None and fault says why.
 
     Raises DataError if the shard or its sidecar cannot be read.

@@ -18,7 +18,7 @@ from pipeline.stages.folder import RunFolder
 from pipeline.stages.resolve import most_workers
 from pipeline.stages.usable_samples import check_usable, counted
 from pipeline.targets import target_kind
-from pipeline.tracking.store import Store, choose_store
+from pipeline.tracking.store import TrackingStore, choose_store
 from pipeline.train.job import Dataset
 
 if TYPE_CHECKING:  # a plan uses this module without a cluster or a store
@@ -52,7 +52,7 @@ class RunContext:
         self.progress.say(f"{stage_id}: {message}")
 
 
-def tracking_store(config: PipelineConfig) -> Store:
+def tracking_store(config: PipelineConfig) -> TrackingStore:
     """Where a pipeline is tracked: chosen from the config, the environment and what earlier starts recorded."""
     runs_dir = Path(config.runs_dir)
     return choose_store(config.tracking, runs_dir, RunFolder(runs_dir / config.name).record(), os.environ)

@@ -12,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, read_header
 from pipeline.images.geometry import Size
 from pipeline.shards.members import Unusable
-from pipeline.stream.read import BadSample, Reader
+from pipeline.stream.read import BadSample, SampleReader
 from pipeline.stream.source import Source
 
 LOOKED_AT = 16  # first images of a data set, whose sizes stand for the rest
@@ -56,7 +56,7 @@ def first_sizes(source: Source) -> list[Size]:
     rows = np.arange(min(int(index.counts[shard]), LOOKED_AT))
     sizes = []
     try:
-        samples = Reader(index, source.config.cache).read(np.full(len(rows), shard), rows)
+        samples = SampleReader(index, source.config.cache).read(np.full(len(rows), shard), rows)
     except DataError:  # the ranks will report it
         return []
     for number in rows.tolist():

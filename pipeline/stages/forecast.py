@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import LARGEST_BUCKET
 from pipeline.forecast.hardware import FP32, Hardware
-from pipeline.forecast.loading import UNKNOWN_BYTES, Sample
+from pipeline.forecast.loading import UNKNOWN_BYTES, SampleCost
 from pipeline.forecast.stage import Forecast, Job, forecast
 from pipeline.models.costs import count_parameters, frozen_parameters
 from pipeline.stages.memory import MOMENTS, RankMemory, rank_memory, value_bytes
@@ -54,7 +54,7 @@ def forecast_stage(
         parameters=parameters,
         bucket=LARGEST_BUCKET,
         loader_workers=stage.data.loader_workers,
-        sample=Sample(amounts.mean_sample_bytes or UNKNOWN_BYTES, pixels),
+        sample=SampleCost(amounts.mean_sample_bytes or UNKNOWN_BYTES, pixels),
         checkpoint_bytes=checkpoint_bytes(stage, trained, parameters),
         steps=amounts.steps,
         save_every_s=None if minutes is None else 60 * minutes,

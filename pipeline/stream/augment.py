@@ -19,7 +19,7 @@ from pipeline.images.load import load_box, load_frame
 from pipeline.stream.rand_augment import brightness, contrast, rand_augment, saturation
 from pipeline.stream.three_augment import three_augment
 
-Frame = Callable[[Size, Size, np.random.Generator], Geometry]  # takes the sizes of the image and of the view
+FrameChoice = Callable[[Size, Size, np.random.Generator], Geometry]  # takes the sizes of the image and of the view
 
 CROP_ATTEMPTS = 10
 REFLECTED = 4  # pixels of reflection padding at each edge for a simple crop
@@ -34,7 +34,7 @@ def load_augmented(
     config: AugmentConfig,
     rng: np.random.Generator,
     trail: Trail | None = None,
-    frame: Frame | None = None,
+    frame: FrameChoice | None = None,
 ) -> Pixels:
     """The image, cropped, resized to `size` and augmented, uint8 [height, width, channels]; raises BadImage.
 

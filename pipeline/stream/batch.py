@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.stream.layout import VIEWS, Layout
+from pipeline.stream.layout import VIEWS, BatchLayout
 from pipeline.stream.rows import WrittenRows
 from pipeline.targets.base import Field, empty
 
@@ -34,7 +34,7 @@ class Batch:
     reasons: Sequence[str] = ()  # why samples are bad, one per stand-in
 
 
-def assemble(memory: np.ndarray, layout: Layout, written: Sequence[WrittenRows], step: int) -> Batch:
+def assemble(memory: np.ndarray, layout: BatchLayout, written: Sequence[WrittenRows], step: int) -> Batch:
     """Assemble the batch whose memory the loader workers have written."""
     arrays = layout.arrays(memory)
     slots, weights, keys = np.empty(layout.size, np.int64), np.empty(layout.size, np.float32), [""] * layout.size

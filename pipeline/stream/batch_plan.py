@@ -13,11 +13,11 @@ import numpy as np
 from pipeline.config.data import PlainConfig
 from pipeline.config.views import ViewGroup
 from pipeline.images.geometry import Size
-from pipeline.stream.layout import Layout
+from pipeline.stream.layout import BatchLayout
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.order import is_share, share_of_lanes, share_of_step
 from pipeline.stream.quarantine import Quarantine
-from pipeline.stream.read import Reader, WindowReader, ignore
+from pipeline.stream.read import SampleReader, WindowReader, ignore
 from pipeline.stream.rows import WrittenRows, write_rows
 from pipeline.stream.sample import PADDING_SLOT, EvalSampleBuilder, Sample, TrainSampleBuilder
 from pipeline.stream.source import Source
@@ -53,7 +53,7 @@ class BatchPlan(ABC):
     progress: Callable[[int], None] = ignore  # called with the bytes of every read
 
     @abstractmethod
-    def layout(self, step: int) -> Layout:
+    def layout(self, step: int) -> BatchLayout:
         """Layout of the rank's batch at a step."""
 
     @abstractmethod
@@ -72,13 +72,15 @@ class BatchPlan(ABC):
         """A data set's targets, in the order of the kinds."""
         return [source.targets[kind] for kind in self.targets]
 
-    def layout_of(self, batch_size: int, size: Size, views: Mapping[str, ViewGroup], *, evaluation: bool) -> Layout:
+    def layout_of(
+        self, batch_size: int, size: Size, views: Mapping[str, ViewGroup], *, evaluation: bool
+    ) -> BatchLayout:
         groups = {name: shape_of(group, self.channels, size) for name, group in views.items()}
         main = next(iter(views.values())).size or size  # targets belong to the first view
         fields: dict[str, Field] = {}
         for target in self.targets_of(self.used_sources()[0]):
             fields.update(target.fields(main, evaluation=evaluation))
-        return Layout(batch_size, groups, fields)
+        return BatchLayout(batch_size, groups, fields)
 
     def quarantine(self, worker: int) -> Quarantine:
         samples = {source.name: source.index.num_samples for source in self.used_sources()}
@@ -111,7 +113,7 @@ class TrainBatchPlan(BatchPlan):
             first, self.global_batch_size, self.mixture.lanes, rank=self.rank, world_size=self.world_size
         )
 
-    def layout(self, step: int) -> Layout:
+    def layout(self, step: int) -> BatchLayout:
         return self.layout_of(len(self.slots(step)), self.size_at(step), self.views, evaluation=False)
 
     def workers_of(self, step: int, workers: int) -> Sequence[int]:
@@ -132,7 +134,7 @@ class TrainRowWriter(RowWriter):
         self._share = {"rank": plan.rank, "world_size": plan.world_size, "worker": worker, "workers": workers}
         lanes = share_of_lanes(plan.mixture.lanes, **self._share)
         self._windows = WindowReader(
-            [Reader(source.index, source.config.cache, plan.progress) for source in plan.sources],
+            [SampleReader(source.index, source.config.cache, plan.progress) for source in plan.sources],
             plan.mixture.orders,
         )
         self._builder = TrainSampleBuilder(
@@ -177,7 +179,7 @@ class EvalBatchPlan(BatchPlan):
         self.num_batches = self.stop = -(-most // self.batch_size)
         self.bounds = every * self.rank // self.world_size, every * (self.rank + 1) // self.world_size
 
-    def layout(self, step: int) -> Layout:
+    def layout(self, step: int) -> BatchLayout:
         name, group = next(iter(self.views.items()))
         return self.layout_of(self.batch_size, self.size, {name: replace(group, count=1)}, evaluation=True)
 
@@ -196,7 +198,7 @@ class EvalRowWriter(RowWriter):
 
     def __init__(self, plan: EvalBatchPlan, worker: int) -> None:
         self._plan, self._index, self._targets = plan, plan.source.index, plan.targets_of(plan.source)
-        self._reader = Reader(self._index, plan.source.config.cache, plan.progress)
+        self._reader = SampleReader(self._index, plan.source.config.cache, plan.progress)
         self._ends = np.cumsum(self._index.counts)
         self._builder = EvalSampleBuilder(
             plan.source,

@@ -28,7 +28,7 @@ class Region(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """The arrays of a batch of `size` samples: the views of each group, and each target field that is not ragged."""
 
     size: int

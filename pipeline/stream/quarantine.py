@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.shards.bad_samples import MAX_REASONS, Line, files_of, in_short, place_of, read_lines
 from pipeline.shards.index import DatasetIndex, load_offsets
-from pipeline.stream.read import BadSample, Reader
+from pipeline.stream.read import BadSample, SampleReader
 
 MAX_IN_A_ROW = 64
 MAX_SHARE = 0.1
@@ -143,7 +143,7 @@ def _files(manifest: str) -> list[Path]:
 
 
 def _find_keys(index: DatasetIndex, shard: int, keys: set[str], manifest: str) -> set[int]:
-    reader, found = Reader(index), {}
+    reader, found = SampleReader(index), {}
     for number in range(len(load_offsets(index.shards[shard])) - 1):
         try:
             key, _ = reader.read(np.array([shard]), np.array([number])).members(0)

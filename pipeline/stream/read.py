@@ -14,9 +14,8 @@ from pipeline.shards.index import DatasetIndex, ShardInfo, load_offsets
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import TornTar, read_sample
 from pipeline.shards.urls import is_local
-from pipeline.stream.order import Order
+from pipeline.stream.order import Ints, Order
 
-Ints = np.ndarray  # int64
 READ_THREADS = 4  # concurrent ranged reads in one loader worker
 READ_AHEAD = 8  # the next window is requested when 1/8 of the current one is left
 AHEAD_BYTES = 512 << 20  # limit of prefetched windows in one loader worker
@@ -56,7 +55,7 @@ class RawSamples:
             raise BadSample(f"the tar {error}") from None
 
 
-class Reader:
+class SampleReader:
     """Reads samples of a data set by shard and index. Safe to share between threads.
 
     `progress` is called with the bytes of every read.
@@ -113,7 +112,9 @@ class WindowReader:
     most `ahead_bytes` in total, estimated by mean sample size; beyond that, windows are only read when needed.
     """
 
-    def __init__(self, readers: Sequence[Reader], orders: Sequence[Order], ahead_bytes: int = AHEAD_BYTES) -> None:
+    def __init__(
+        self, readers: Sequence[SampleReader], orders: Sequence[Order], ahead_bytes: int = AHEAD_BYTES
+    ) -> None:
         self._readers, self._orders, self._free_bytes = readers, orders, ahead_bytes
         self._window_bytes = [
             int(reader.mean_bytes() * min(order.window, order.lane_samples))

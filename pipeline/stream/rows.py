@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from pipeline.stream.layout import VIEWS, Layout, Ragged
+from pipeline.stream.layout import VIEWS, BatchLayout, Ragged
 from pipeline.stream.sample import Sample
 from pipeline.targets.base import Field, Target
 
@@ -26,7 +26,7 @@ class WrittenRows(NamedTuple):
 
 def write_rows(
     memory: np.ndarray,
-    layout: Layout,
+    layout: BatchLayout,
     targets: Sequence[Target],
     rows: np.ndarray,
     slots: np.ndarray,

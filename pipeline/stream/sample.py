@@ -17,7 +17,7 @@ from pipeline.images.geometry import Geometry, Size, Trail
 from pipeline.images.load import load_frame
 from pipeline.images.plain import load_plain
 from pipeline.shards.members import Unusable
-from pipeline.stream.augment import Frame, load_augmented
+from pipeline.stream.augment import FrameChoice, load_augmented
 from pipeline.stream.draws import AUGMENT, MIX, PICK, SlotDraws
 from pipeline.stream.mix import mix
 from pipeline.stream.mixture import Mixture, Spot
@@ -62,7 +62,7 @@ class SampleDecoder:
         self,
         samples: RawSamples,
         number: int,
-        load_views: Callable[[Data, Trail | None, Frame | None], tuple[Pixels, ...]],
+        load_views: Callable[[Data, Trail | None, FrameChoice | None], tuple[Pixels, ...]],
         *,
         pick: Callable[[], np.random.Generator] | None = None,
         cut: Callable[[Target, Any, Data], Any] | None = None,
@@ -182,7 +182,7 @@ class TrainSampleBuilder:
         ways, channels = self._ways[source], self._channels
         background, draws = self._sources[source].config.background, self._augment_draws
 
-        def load_views(data: Data, trail: Trail | None, frame: Frame | None) -> tuple[Pixels, ...]:
+        def load_views(data: Data, trail: Trail | None, frame: FrameChoice | None) -> tuple[Pixels, ...]:
             found = []
             for view, (own, augment) in enumerate(ways):
                 rng, shown = draws.at(slot, view), None if view else trail
@@ -236,7 +236,7 @@ class EvalSampleBuilder:
         self._quarantine.good(self._name)
         return Sample(one.key, one.views, one.values)
 
-    def _load_views(self, data: Data, trail: Trail | None, frame: Frame | None) -> tuple[Pixels]:
+    def _load_views(self, data: Data, trail: Trail | None, frame: FrameChoice | None) -> tuple[Pixels]:
         return (load_plain(data, self._size, self._channels, self._background, self._plain, trail),)
 
     def _cut(self, target: Target, value: Any, data: Data) -> Any:

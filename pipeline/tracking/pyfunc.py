@@ -10,7 +10,7 @@ import numpy as np
 from pipeline import load_model
 
 
-class Predictor:
+class PyfuncModel:
     """`predict(images)`: uint8 [N, H, W, C] of any size, or a mapping with `images` -> list of task predictions."""
 
     def __init__(self, model: Any) -> None:
@@ -26,5 +26,5 @@ class Predictor:
         return predicted
 
 
-def _load_pyfunc(path: str) -> Predictor:
-    return Predictor(load_model(path))
+def _load_pyfunc(path: str) -> PyfuncModel:
+    return PyfuncModel(load_model(path))

@@ -17,7 +17,7 @@ from pipeline.tracking.store import (
     NO_ANSWER,
     PASSWORD_VARIABLE,
     USER_VARIABLE,
-    Store,
+    TrackingStore,
     client_for,
     find_experiment,
     reason,
@@ -87,7 +87,7 @@ class Tracker:
     Names that MLflow rejects are changed (`names.mlflow_name`); a tag of the run holds each original.
     """
 
-    store: Store
+    store: TrackingStore
 
     def __post_init__(self) -> None:
         self._renamed: set[tuple[str, str]] = set()

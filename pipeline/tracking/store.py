@@ -40,7 +40,7 @@ URI_VARIABLE, NAME_VARIABLE, ID_VARIABLE = "MLFLOW_TRACKING_URI", "MLFLOW_EXPERI
 
 
 @dataclass(frozen=True)
-class Store:
+class TrackingStore:
     """A tracking URI with the setting or variable that named it, and the experiment: a name, or an id instead."""
 
     uri: str
@@ -62,7 +62,7 @@ class Store:
 
 def choose_store(
     tracking: TrackingConfig, runs_dir: Path, record: Mapping[str, Any], environment: Mapping[str, str]
-) -> Store:
+) -> TrackingStore:
     """The store of a pipeline: from the config, the environment, the run's record or the default, in this order.
 
     `record` is what earlier starts of the run recorded (`Store.record`); a default there is ignored, since folders
@@ -76,7 +76,7 @@ def choose_store(
     named_by, uri = next(((name, uri) for name, uri in candidates.items() if uri), (DEFAULT, default_uri(runs_dir)))
     name = tracking.experiment or environment.get(NAME_VARIABLE)
     number = None if name else environment.get(ID_VARIABLE) or None
-    return Store(_absolute(uri), named_by, name or DEFAULT_EXPERIMENT, number, runs_dir / "mlflow-artifacts")
+    return TrackingStore(_absolute(uri), named_by, name or DEFAULT_EXPERIMENT, number, runs_dir / "mlflow-artifacts")
 
 
 def default_uri(runs_dir: Path) -> str:
@@ -105,7 +105,7 @@ def _absolute(uri: str) -> str:
     return sqlite_uri(path)
 
 
-def describe(store: Store) -> str:
+def describe(store: TrackingStore) -> str:
     """The store, why it was chosen, and how to view its runs."""
     served = urlsplit(store.uri).scheme in ("http", "https")
     see = f"at {shown(store.uri)}" if served else f"with: mlflow ui --backend-store-uri {shlex.quote(shown(store.uri))}"
@@ -175,7 +175,7 @@ def reason(error: Exception, uri: str = "") -> str:
     return without_secrets_of(uri, text)[:200]
 
 
-def find_experiment(client: Any, store: Store) -> Any:
+def find_experiment(client: Any, store: TrackingStore) -> Any:
     """The experiment of a store; None if none of that name exists yet.
 
     Raises `TrackingError` if it was deleted in MLflow, or if an id does not exist.
@@ -201,7 +201,7 @@ def find_experiment(client: Any, store: Store) -> Any:
     return found
 
 
-def check_store(store: Store) -> None:
+def check_store(store: TrackingStore) -> None:
     """Raise `TrackingError` if a run could not be tracked, as far as can be seen without writing anything."""
     path, found = sqlite_path(store.uri), None
     if path is not None and (not path.is_file() or not path.stat().st_size):
@@ -217,7 +217,7 @@ def check_store(store: Store) -> None:
 
 
 @contextmanager
-def sole_user(store: Store) -> Iterator[None]:
+def sole_user(store: TrackingStore) -> Iterator[None]:
     """Within this context no other process sets up the same SQLite store, whose tables MLflow creates without a lock.
 
     Creates the folder. Raises `TrackingError` if it cannot be written.
@@ -236,11 +236,11 @@ def sole_user(store: Store) -> Iterator[None]:
         yield
 
 
-def unwritable(store: Store, path: Path, why: str | None) -> TrackingError:
+def unwritable(store: TrackingStore, path: Path, why: str | None) -> TrackingError:
     return TrackingError(f"{store.setting}: the MLflow store {path} cannot be written: {why}")
 
 
-def unstorable(store: Store, place: str, what: str, why: str) -> TrackingError:
+def unstorable(store: TrackingStore, place: str, what: str, why: str) -> TrackingError:
     """The error for an artifact that cannot be written to the experiment's artifact location."""
     served = urlsplit(store.uri).scheme in ("http", "https") and urlsplit(place).scheme in ("", "file")
     remedy = (

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.bench.plan import CASES, Case, compare, predict, run
+from pipeline.bench.plan import CASES, PlanCase, compare, predict, run
 from pipeline.forecast.known_hardware import KNOWN
 
 # A core of 100 GFLOP/s.
@@ -23,7 +23,7 @@ CORE = KNOWN["h100"].model_copy(
 
 def test_a_case_is_predicted_and_measured() -> None:
     """The forecast and the engine are of one order, on any machine."""
-    case = Case("nano", 28, 32, "fp32", zero_stage=1)
+    case = PlanCase("nano", 28, 32, "fp32", zero_stage=1)
     found = compare(case, predict(case, CORE), run(case, 2), CORE)
     assert 0.1 < found["ratio"] < 10
     assert 0.5 < found["memory_ratio"] < 2
@@ -32,7 +32,7 @@ def test_a_case_is_predicted_and_measured() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.variant}-{case.image_size}-{case.precision}")
-def test_every_case_is_a_stage(case: Case) -> None:
+def test_every_case_is_a_stage(case: PlanCase) -> None:
     found = predict(case, CORE)
     assert found.step.compute_s > 0
     assert (found.step.exposed_s > 0) == (case.ranks > 1)

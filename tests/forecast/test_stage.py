@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.forecast.compute import Work
 from pipeline.forecast.hardware import Hardware
 from pipeline.forecast.known_hardware import KNOWN
-from pipeline.forecast.loading import Sample
+from pipeline.forecast.loading import SampleCost
 from pipeline.forecast.stage import Forecast, Job, expected_failures, forecast
 
 # A TFLOP/s, nothing but products; nodes of four; a step of a second on one rank.
@@ -33,7 +33,7 @@ JOB = Job(
     parameters=1000,
     bucket=1 << 24,
     loader_workers=8,
-    sample=Sample(10_000, 0),
+    sample=SampleCost(10_000, 0),
     checkpoint_bytes=4_000_000_000,
     steps=86_400,
     save_every_s=600.0,

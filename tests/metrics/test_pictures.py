@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.metrics.pictures import Picture, read_pictures, save_picture
+from pipeline.metrics.pictures import PictureRecord, read_pictures, save_picture
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3), (4, 6, 4)])
@@ -15,7 +15,7 @@ def test_a_picture_is_read_as_it_was_saved(tmp_path: Path, shape: tuple[int, ...
     path = save_picture(tmp_path, "mask: pretrain/nano 1", pixels, "Masks", "a boot")
     assert path == tmp_path / "pictures" / "mask-pretrain-nano-1.png"
     assert np.array_equal(np.asarray(Image.open(path)), pixels)
-    assert read_pictures(tmp_path) == [(path, Picture(path.name, "Masks", "a boot"))]
+    assert read_pictures(tmp_path) == [(path, PictureRecord(path.name, "Masks", "a boot"))]
 
 
 def test_pictures_come_in_the_order_of_their_names_without_torn_ones(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.metrics import retrieval
-from pipeline.metrics.retrieval import Embedded, Pairs, Retrieval, ranks, recalls
+from pipeline.metrics.retrieval import EmbeddedBatch, Pairs, Retrieval, ranks, recalls
 
 
 def unit(rows: list[list[float]]) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_ranks_are_merged_in_the_order_of_the_data(tmp_path: Path) -> None:
         }
         batch = SimpleNamespace(targets=targets, weights=weights[rows], slots=torch.tensor(list(rows)))
         found = Retrieval(lambda pairs, shared: float(pairs.images[:, 0] @ np.arange(1, len(pairs.slots) + 1)))
-        found.add(Embedded(images[rows], texts[start:stop], {}), batch)
+        found.add(EmbeddedBatch(images[rows], texts[start:stop], {}), batch)
         return found
 
     whole, second = collected(range(6)), collected(range(3, 6))

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.metrics.schema import Measure, Schema
 from pipeline.models.costs import count_parameters
-from pipeline.report.collect import Evaluation, Probe, read_run
+from pipeline.report.collect import Evaluation, ProbeRecord, read_run
 from pipeline.report.tables import (
     ClassTable,
     all_events,
@@ -114,7 +114,7 @@ def test_a_row_for_each_model_whose_features_were_judged() -> None:
     found = {"knn": 0.8125, "map": 0.5, "intervals": {"knn": [0.8, 0.825]}, "chosen": {"k": 20, "queries": 10000}}
     models = {"mae": found, "pixels": {"knn": 0.75, "intervals": {}, "chosen": {"k": 5}}}
     schema = Schema((Measure("knn", "kNN accuracy", "higher", True), Measure("map", "mAP", "higher", True)), "knn")
-    table = probe_table(Probe("probe", "train", "test", "both", schema, models))
+    table = probe_table(ProbeRecord("probe", "train", "test", "both", schema, models))
     assert table.columns == ["model", "kNN accuracy", "mAP", "k", "queries"]
     assert table.rows == [
         ["mae", "81.25 % (80.0 to 82.5)", "50.00 %", "20", "10,000"],

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pipeline.stream.batch import assemble
-from pipeline.stream.layout import Layout
+from pipeline.stream.layout import BatchLayout
 from pipeline.stream.rows import put_image, write_rows
 from pipeline.stream.sample import Sample
 from pipeline.targets.class_id import FIELDS, ClassId, ClassLabel
@@ -19,7 +19,7 @@ def sample(slot: int) -> Sample:
 
 
 def test_parts_are_merged_in_slot_order() -> None:
-    layout = Layout(6, {"image": (1, 2, 3)}, FIELDS)
+    layout = BatchLayout(6, {"image": (1, 2, 3)}, FIELDS)
     memory = np.full(layout.bytes, 255, np.uint8)
     shares = (np.array(rows, np.int64) for rows in ([0, 3, 4], [], [1, 2, 5]))
     written = [write_rows(memory, layout, TARGETS, rows, rows, map(sample, rows.tolist())) for rows in shares]

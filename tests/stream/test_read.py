@@ -8,7 +8,7 @@ import pytest
 from pipeline.shards.index import load_offsets
 from pipeline.stream import read
 from pipeline.stream.order import Order
-from pipeline.stream.read import Reader, WindowReader
+from pipeline.stream.read import SampleReader, WindowReader
 
 
 @pytest.fixture
@@ -27,20 +27,20 @@ def ranges(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int, int
 
 def test_neighbours_share_a_read_in_whatever_order_they_are_asked_for(uneven, ranges) -> None:
     shards, samples = np.array([3, 0, 3, 2, 3, 0]), np.array([7, 5, 9, 0, 8, 7])
-    raw = Reader(uneven).read(shards, samples)
+    raw = SampleReader(uneven).read(shards, samples)
     assert [raw.members(i)[0] for i in range(6)] == ["s28", "s5", "s30", "s20", "s29", "s7"]
     assert [raw.where(i) for i in (0, 3)] == [("train-000003.tar", 7), ("train-000002.tar", 0)]
     assert len(ranges) == 4  # 0/5, 0/7, 2/0, and 3/7 to 3/9
 
 
 def test_nothing_asked_nothing_read(uneven, ranges) -> None:
-    assert len(Reader(uneven).read(np.array([], int), np.array([], int))) == 0
+    assert len(SampleReader(uneven).read(np.array([], int), np.array([], int))) == 0
     assert ranges == []
 
 
 def test_windows_are_read_once_ahead_of_time_and_forgotten(uneven, ranges) -> None:
     order = Order(uneven.counts, lanes=1, window=16, seed=0)
-    windows = WindowReader([Reader(uneven)], [order])
+    windows = WindowReader([SampleReader(uneven)], [order])
     windows.start([(0, 0, 0, 0)])
     for turn in range(order.lane_samples):
         epoch, lane, window, offset, length = (int(number) for number in order.place(0, turn))

@@ -13,7 +13,7 @@ from pipeline.tracking.runs import Tracker
 from pipeline.tracking.store import (
     DEFAULT,
     RECORD,
-    Store,
+    TrackingStore,
     check_store,
     choose_store,
     default_uri,
@@ -24,7 +24,7 @@ from pipeline.tracking.store import (
 SERVER = "http://mlflow.example:5000"
 
 
-def store_in(folder: Path, **settings: str) -> Store:
+def store_in(folder: Path, **settings: str) -> TrackingStore:
     return choose_store(TrackingConfig(**settings), folder, {}, {})
 
 

@@ -17,7 +17,7 @@ UNNAMED = "images that no annotation file lists"
 WITHOUT_MAP = "class maps of stuff that do not exist (their images are imported without)"
 
 
-class Item(NamedTuple):
+class CocoItem(NamedTuple):
     """An image to include: paths below the two folders, and its labels as stored in the shard."""
 
     path: str
@@ -31,7 +31,7 @@ class Item(NamedTuple):
 
 
 class Arranged(NamedTuple):
-    items: list[Item]
+    items: list[CocoItem]
     left_out: dict[str, list[str]]
 
 
@@ -78,9 +78,9 @@ def _maps(stuff: Path, out: Path) -> dict[str, Image]:
     return found
 
 
-def _item(file: Image, stuff: Image | None, image: CocoImage, *, described: bool) -> Item:
+def _item(file: Image, stuff: Image | None, image: CocoImage, *, described: bool) -> CocoItem:
     said = {"image_id": image.image_id, "file_name": image.file_name, "annotations": image.annotations}
-    return Item(
+    return CocoItem(
         file.path,
         None if stuff is None else stuff.path,
         image.width,

@@ -50,7 +50,7 @@ class File(NamedTuple):
 
 
 @dataclass
-class Layout:
+class FolderLayout:
     """The images to include. `splits` are keyed by the prefix of their shards."""
 
     classes: list[str]
@@ -61,7 +61,7 @@ class Layout:
     spellings: list[str] = field(default_factory=list)  # classes with several folders, composed and decomposed
 
 
-def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> Layout:
+def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> FolderLayout:
     """Classes and splits of a tree. Raises DataError, with a way out, if the tree is ambiguous."""
     if labels == "none":
         return without_labels(tree, src, prefix)
@@ -96,7 +96,7 @@ def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> L
     numbers = {name: number for number, name in enumerate(classes)}
     filled = {*tops, *(folder.path for folder in everything)}
     spelt = [Counter(folder.name for folder in folders) for folders in groups.values()]
-    return Layout(
+    return FolderLayout(
         classes,
         {split: files_of(folders, numbers) for split, folders in groups.items()},
         unlabelled,
@@ -106,14 +106,14 @@ def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> L
     )
 
 
-def without_labels(tree: Tree, src: Path, prefix: str | None) -> Layout:
+def without_labels(tree: Tree, src: Path, prefix: str | None) -> FolderLayout:
     """Every image at any depth; ignores folders, unless all at the top are splits."""
     tops = {top: images for top, images in tree.images.items() if images}
     if not tops and not tree.loose:
         raise DataError(f"{src}: found no images; put {', '.join(EXTENSIONS)} files into it{found_instead(tree)}")
     splits = [] if tree.loose else split_folders(tops, src, prefix)
     groups = {name: images for name, _, images in split_images({"": tree.loose, **tops}, splits, prefix)}
-    return Layout(
+    return FolderLayout(
         [], {name: [File(image.path, None, image.size) for image in images] for name, images in groups.items()}
     )
 

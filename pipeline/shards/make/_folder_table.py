@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from rich.cells import cell_len
 
 from pipeline.config.class_names import visible
-from pipeline.shards.make._folder_classes import File, Layout, some
+from pipeline.shards.make._folder_classes import File, FolderLayout, some
 from pipeline.shards.make._folder_tree import Tree
 
 MOST_ROWS = 12  # classes shown one by one
 
 
-def summary(layout: Layout, tree: Tree, rejected: Mapping[str, set[str]]) -> str:
+def summary(layout: FolderLayout, tree: Tree, rejected: Mapping[str, set[str]]) -> str:
     """The table; `rejected` are the paths of unreadable images by split."""
     if not layout.classes:
         of_splits = [(split, *split_counts(files, rejected[split])) for split, files in layout.splits.items()]
@@ -35,7 +35,7 @@ def split_counts(files: Collection[File], rejected: set[str]) -> tuple[str, str]
     return f"{len(files) - left:,}", f"{left:,}"
 
 
-def counts(layout: Layout, rejected: Mapping[str, set[str]]) -> Iterator[list[int]]:
+def counts(layout: FolderLayout, rejected: Mapping[str, set[str]]) -> Iterator[list[int]]:
     """For each class: the images taken into each split, and those left out as unreadable."""
     taken = {split: Counter[int]() for split in layout.splits}
     left = Counter[int]()
@@ -48,7 +48,7 @@ def counts(layout: Layout, rejected: Mapping[str, set[str]]) -> Iterator[list[in
         yield [*(taken[split][label] for split in layout.splits), left[label]]
 
 
-def class_rows(layout: Layout, rejected: Mapping[str, set[str]]) -> Iterator[tuple[str, ...]]:
+def class_rows(layout: FolderLayout, rejected: Mapping[str, set[str]]) -> Iterator[tuple[str, ...]]:
     for name, numbers in zip(layout.classes, counts(layout, rejected), strict=True):
         yield (name, *(f"{number:,}" for number in numbers))
 
@@ -62,7 +62,7 @@ def aligned(rows: Iterable[Iterable[str]]) -> Iterator[str]:
         yield "  ".join(["", name + " " * (widths[0] - cell_len(name)), *cells]).rstrip()
 
 
-def notes(layout: Layout, tree: Tree) -> Iterator[str]:
+def notes(layout: FolderLayout, tree: Tree) -> Iterator[str]:
     """Yields a line for each kind of thing that was not taken, or whose class is not obvious from its place."""
     if layout.unlabelled:
         number = counted(len(layout.unlabelled), "image", "images")

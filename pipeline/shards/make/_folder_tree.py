@@ -56,10 +56,10 @@ def read_tree(
     `meant` begins with the name of the option and says what it is for, for use in errors.
     Raises DataError for a folder that cannot be listed, or if `out` is `src` itself or one of its image folders.
     """
-    return Reader(src, out, meant).read()
+    return TreeReader(src, out, meant).read()
 
 
-class Reader:
+class TreeReader:
     """Tracks visited folders by device and inode."""
 
     def __init__(self, src: Path, out: Path | None, meant: str):

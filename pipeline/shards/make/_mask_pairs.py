@@ -12,7 +12,7 @@ from pipeline.errors import DataError
 from pipeline.shards.make._folder_tree import Image
 
 
-class Pair(NamedTuple):
+class MaskPair(NamedTuple):
     """Paths below the two folders, and the bytes of both files together."""
 
     image: str
@@ -33,7 +33,7 @@ MASKS = Words()
 
 @dataclass
 class Pairing:
-    pairs: list[Pair]
+    pairs: list[MaskPair]
     left_out: dict[str, list[str]] = field(default_factory=dict)  # paths by reason, e.g. "images without a mask"
 
 
@@ -69,7 +69,9 @@ def pair_up(
             raise DataError(
                 f"--only {only}: found no name of a pair; write names such as {next(iter(by_name))!r}, one per line"
             )
-    pairs = [Pair(by_name[name].path, mask_of[name].path, by_name[name].size + mask_of[name].size) for name in names]
+    pairs = [
+        MaskPair(by_name[name].path, mask_of[name].path, by_name[name].size + mask_of[name].size) for name in names
+    ]
     return Pairing(pairs, {why: paths for why, paths in left_out.items() if paths})
 
 

@@ -63,7 +63,7 @@ class WriteOptions:
 
 
 @dataclass(frozen=True)
-class ShardTask(Generic[T]):
+class SampleShardWriter(Generic[T]):
     """Writes one shard; returns the files that were left out, with the reason."""
 
     out: Path
@@ -104,7 +104,9 @@ def write_samples(
     for number, first in enumerate(range(0, len(items), options.samples_per_shard)):
         if shard_name(prefix, number) not in there:
             jobs.append((number, first, [items[row] for row in order[first : first + options.samples_per_shard]]))
-    for rejected in map_shards(ShardTask(out, prefix, read), jobs, label=f"writing {prefix}", workers=options.workers):
+    for rejected in map_shards(
+        SampleShardWriter(out, prefix, read), jobs, label=f"writing {prefix}", workers=options.workers
+    ):
         report.add(rejected)
     return report
 

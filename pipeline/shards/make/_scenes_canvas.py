@@ -12,7 +12,7 @@ LEAST_SLANT_MM = 1_000.0  # from its nearest to its farthest corner
 SATURATION, VALUE = (0.05, 0.35), (0.3, 0.9)
 GRAIN = 0.03  # standard deviation of the noise of every texture
 
-Field = np.ndarray  # float32 [H, W], 0 to 1: how much of the second colour
+TextureField = np.ndarray  # float32 [H, W], 0 to 1: how much of the second colour
 
 
 def draw_canvas(height: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +41,7 @@ def muted_colour(rng: np.random.Generator) -> np.ndarray:
     return (value * (1 - saturation * (1 - pure))).astype(np.float32)
 
 
-def clouds(height: int, width: int, rng: np.random.Generator) -> Field:
+def clouds(height: int, width: int, rng: np.random.Generator) -> TextureField:
     """Noise at four scales."""
     field = np.zeros((height, width), np.float32)
     for cells, weight in ((3, 0.5), (6, 0.25), (12, 0.15), (24, 0.1)):
@@ -49,23 +49,23 @@ def clouds(height: int, width: int, rng: np.random.Generator) -> Field:
     return ((field - 0.5) * 2 + 0.5).clip(0, 1)
 
 
-def wood(height: int, width: int, rng: np.random.Generator) -> Field:
+def wood(height: int, width: int, rng: np.random.Generator) -> TextureField:
     """Fibres along one side."""
     cells = (2, 40) if rng.random() < 0.5 else (40, 2)
     return smooth_noise(*cells, height, width, rng)
 
 
-def stripes(height: int, width: int, rng: np.random.Generator) -> Field:
+def stripes(height: int, width: int, rng: np.random.Generator) -> TextureField:
     return (0.5 + 0.5 * waves(height, width, rng.uniform(0, np.pi), rng)).astype(np.float32)
 
 
-def checks(height: int, width: int, rng: np.random.Generator) -> Field:
+def checks(height: int, width: int, rng: np.random.Generator) -> TextureField:
     angle = rng.uniform(0, np.pi)
     crossed = waves(height, width, angle, rng) * waves(height, width, angle + np.pi / 2, rng)
     return (0.5 + crossed * 4).clip(0, 1).astype(np.float32)
 
 
-def smooth_noise(rows: int, columns: int, height: int, width: int, rng: np.random.Generator) -> Field:
+def smooth_noise(rows: int, columns: int, height: int, width: int, rng: np.random.Generator) -> TextureField:
     """Random values on a grid of cells, interpolated."""
     grid = rng.random((rows, columns), np.float32)
     return np.asarray(cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)).clip(0, 1)
@@ -78,4 +78,4 @@ def waves(height: int, width: int, angle: float, rng: np.random.Generator) -> np
     return np.sin(2 * np.pi / period * (np.cos(angle) * x + np.sin(angle) * y) + phase)
 
 
-TEXTURES: tuple[Callable[[int, int, np.random.Generator], Field], ...] = (clouds, wood, stripes, checks)
+TEXTURES: tuple[Callable[[int, int, np.random.Generator], TextureField], ...] = (clouds, wood, stripes, checks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.shards.make._scenes_draw import Item, Scene, overlap
+from pipeline.shards.make._scenes_draw import Scene, SceneItem, overlap
 
 # In the order of Fashion-MNIST's classes.
 NOUNS = (
@@ -55,7 +55,7 @@ def relations(scene: Scene, first: int, second: int) -> list[tuple[int, str, int
     return statements
 
 
-def phrase(item: Item) -> str:
+def phrase(item: SceneItem) -> str:
     """Such as "a red ankle boot"."""
     text = NOUNS[item.label].format(item.colour)
     return f"an {text}" if text[0] in "aeiou" else f"a {text}"

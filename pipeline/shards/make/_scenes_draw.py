@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.shards.make._scenes_canvas import FARTHEST_MM, draw_canvas
-from pipeline.shards.make._scenes_items import Cutout, Pool, cut_out
+from pipeline.shards.make._scenes_items import Cutout, ItemPool, cut_out
 
 GENERATOR = 2  # raise it whenever the same settings would draw other pictures
 COLOURS = {
@@ -34,7 +34,7 @@ FADE = 0.4  # share of light that the farthest wall loses
 
 
 @dataclass(frozen=True)
-class Item:
+class SceneItem:
     """One item of a scene. Its silhouette and points may lie behind others or beyond the picture."""
 
     label: int  # Fashion-MNIST's, 0 to 9
@@ -53,15 +53,15 @@ class Scene:
     image: np.ndarray  # uint8 [H, W, 3], RGB
     owner: np.ndarray  # uint8 [H, W]: 0 for the wall, otherwise the number of the visible item, from 1
     depth_mm: np.ndarray  # uint16 [H, W]
-    items: list[Item]
+    items: list[SceneItem]
 
 
-def draw_scene(pool: Pool, height: int, width: int, rng: np.random.Generator, count: int | None = None) -> Scene:
+def draw_scene(pool: ItemPool, height: int, width: int, rng: np.random.Generator, count: int | None = None) -> Scene:
     """A scene of at most `count` items of the pool, by default of 0 to MOST_ITEMS; `rng` determines everything."""
     image, depth = draw_canvas(height, width, rng)
     image *= light(depth)[..., None]
     owner = np.zeros((height, width), np.uint8)
-    items: list[Item] = []
+    items: list[SceneItem] = []
     if count is None:
         count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, MOST_ITEMS + 1))
     for depth_mm in sorted(rng.choice(FAR_MM - NEAR_MM, count, replace=False) + NEAR_MM, reverse=True):
@@ -73,7 +73,7 @@ def draw_scene(pool: Pool, height: int, width: int, rng: np.random.Generator, co
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
         tint = np.array(COLOURS[colour], np.float32) + rng.uniform(-COLOUR_SHIFT, COLOUR_SHIFT, 3).astype(np.float32)
         points = cutout.points + np.array([left, top])
-        item = Item(int(pool.labels[row]), colour, int(depth_mm), left, top, cutout.silhouette, points)
+        item = SceneItem(int(pool.labels[row]), colour, int(depth_mm), left, top, cutout.silhouette, points)
         covered = cover(owner, item, items)
         if covered is not None:
             owner = covered
@@ -89,7 +89,7 @@ def place(picture: int, item: int, may_overhang: bool, rng: np.random.Generator)
     return int(rng.integers(-beyond, picture - item + beyond + 1))
 
 
-def cover(owner: np.ndarray, item: Item, others: list[Item]) -> np.ndarray | None:
+def cover(owner: np.ndarray, item: SceneItem, others: list[SceneItem]) -> np.ndarray | None:
     """`owner` with the item in front of the others; None if too little of any item remains visible."""
     inside, cropped = overlap(owner.shape, item.silhouette.shape, item.top, item.left)
     covered = owner.copy()

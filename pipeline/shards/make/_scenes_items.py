@@ -26,7 +26,7 @@ SHADE = 0.6, 1.0  # an item's darkest and brightest cloth, as a factor of its co
 
 
 @dataclass(frozen=True)
-class Pool:
+class ItemPool:
     """The items for the scenes of one split."""
 
     images: np.ndarray  # uint8 [N, 28, 28]
@@ -47,7 +47,7 @@ class Cutout:
 
 
 @lru_cache(maxsize=3)
-def item_pool(folder: Path, split: str) -> Pool:
+def item_pool(folder: Path, split: str) -> ItemPool:
     """The items of "train", "val" or "test": no item is in two of them.
 
     val is the last twelfth of the training file, test the test file. Raises DataError for files of other data sets.
@@ -63,7 +63,7 @@ def item_pool(folder: Path, split: str) -> Pool:
         raise DataError(
             f"{folder}: its {source} files have no items for {split}; give Fashion-MNIST's folder with --src"
         )
-    return Pool(images[usable], labels[usable])
+    return ItemPool(images[usable], labels[usable])
 
 
 def cut_out(image: np.ndarray, side: float, degrees: float) -> Cutout:

@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipeline.shards.make._scenes_draw import Item, Scene
+from pipeline.shards.make._scenes_draw import Scene, SceneItem
 from pipeline.shards.make.fashion_mnist import CLASSES
 
 JPEG_QUALITY = 95
@@ -56,7 +56,7 @@ def coco(scene: Scene) -> dict[str, Any]:
     return {"width": width, "height": height, "annotations": annotations}
 
 
-def annotation(item: Item, owner: np.ndarray, number: int) -> dict[str, Any]:
+def annotation(item: SceneItem, owner: np.ndarray, number: int) -> dict[str, Any]:
     """The annotation of item `number` in `owner`: COCO's entries, and its colour and depth (millimetres)."""
     seen = owner == number
     rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))

@@ -19,7 +19,7 @@ IMAGES, LABELS = "images", "labels"
 MEANT = "give a data.yaml with `names` and `train`, or a folder with images/ and labels/ and --classes"
 
 
-class Item(NamedTuple):
+class YoloItem(NamedTuple):
     """An image to include: its path below the source, its full path, its size in bytes, and the lines of its boxes."""
 
     name: str
@@ -30,7 +30,7 @@ class Item(NamedTuple):
 
 class Yolo(NamedTuple):
     classes: list[str]
-    splits: dict[str, list[Item]]  # by the prefix of their shards
+    splits: dict[str, list[YoloItem]]  # by the prefix of their shards
     left_out: dict[str, list[str]]
 
 
@@ -48,7 +48,7 @@ def read_yolo(src: Path, classes: str | None, prefix: str, out: Path) -> Yolo:
         names = read_class_names(classes) if classes is not None else _names(file, content)
         if not places:
             raise DataError(f"{file}: found no images; write `train: images/train`, and `val` likewise")
-    splits, without = dict[str, list[Item]](), list[str]()
+    splits, without = dict[str, list[YoloItem]](), list[str]()
     for split, given in places.items():
         images = [one for place in (given if isinstance(given, list) else [given]) for one in _images(root, place, out)]
         splits[split] = [_item(root, path) for path in dict.fromkeys(images)]
@@ -122,9 +122,9 @@ def _images(root: Path, place: Any, out: Path) -> list[tuple[str, int]]:
     return [(str(one), one.stat().st_size if one.is_file() else -1) for one in listed]
 
 
-def _item(root: Path, image: tuple[str, int]) -> Item:
+def _item(root: Path, image: tuple[str, int]) -> YoloItem:
     path, size = image
-    return Item(os.path.relpath(path, root), path, size, _lines(labels_of(path)))
+    return YoloItem(os.path.relpath(path, root), path, size, _lines(labels_of(path)))
 
 
 def labels_of(path: str) -> Path:

@@ -33,7 +33,7 @@ from pipeline.targets.text import Text
 MEMBER = "txt"
 
 
-class Item(NamedTuple):
+class CaptionedImage(NamedTuple):
     """An image to include; its captions, one per line, or None if they are in a file beside it."""
 
     path: str
@@ -43,12 +43,12 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ItemReader:
+class CaptionsReader:
     """Reads the sample of an item."""
 
     images: Path
 
-    def __call__(self, item: Item) -> NewSample:
+    def __call__(self, item: CaptionedImage) -> NewSample:
         data, _ = read_image(self.images / item.path, item.path)
         members = {Path(item.path).suffix.lower()[1:]: data}
         if item.captions is not None:
@@ -100,7 +100,7 @@ def make(
         chosen = [items[row] for row in rows]
         listing = listing_hash([*((item.path, item.size) for item in chosen), (source, len(chosen))])
         plan = {"listing_sha256": listing, "image_column": image_column, "caption_column": caption_column}
-        reports.append(write_samples(out, name, chosen, ItemReader(images), plan, options))
+        reports.append(write_samples(out, name, chosen, CaptionsReader(images), plan, options))
     taken = check_taken(images, len(items), reports)
     index = build_index(str(out), workers=workers)
     print(import_report(f"{images}: {taken:,} images with captions imported", left_out, reports), file=sys.stderr)
@@ -109,7 +109,7 @@ def make(
 
 def of_table(
     images: Path, table: Path, image_column: str, caption_column: str, out: Path, most_missing: float
-) -> tuple[list[Item], dict[str, list[str]]]:
+) -> tuple[list[CaptionedImage], dict[str, list[str]]]:
     """The images that a table names, in its order, and what is left out. Raises DataError."""
     captions, empty = read_captions(table, image_column, caption_column)
     tree = read_tree(images, out, "--images is a folder of images")
@@ -117,7 +117,7 @@ def of_table(
     for file in tree.all_images():
         for spelling in {file.path, stem(file.path)}:
             by_name.setdefault(spelling, []).append(file)
-    found, missing, several = dict[str, Item](), list[str](), list[str]()
+    found, missing, several = dict[str, CaptionedImage](), list[str](), list[str]()
     for name, lines in captions.items():
         files = by_name.get(name.removeprefix("./"), [])
         if len(files) != 1:
@@ -125,7 +125,7 @@ def of_table(
             continue
         path, size = files[0]
         known = found.get(path)
-        found[path] = Item(path, size, "\n".join([*((known.captions or "",) if known else ()), *lines]))
+        found[path] = CaptionedImage(path, size, "\n".join([*((known.captions or "",) if known else ()), *lines]))
     refuse_missing(images, missing, len(captions), most_missing, f"that {table} lists")
     left_out = {
         "rows without image or caption": empty,
@@ -136,7 +136,7 @@ def of_table(
     return list(found.values()), left_out
 
 
-def beside_images(images: Path, out: Path) -> tuple[list[Item], dict[str, list[str]]]:
+def beside_images(images: Path, out: Path) -> tuple[list[CaptionedImage], dict[str, list[str]]]:
     """Images with a text beside them, in the order of their paths, and those without. Raises DataError."""
     tree = read_tree(images, out, "--images is a folder of images")
     files = sorted(tree.all_images())
@@ -147,7 +147,7 @@ def beside_images(images: Path, out: Path) -> tuple[list[Item], dict[str, list[s
         text = images / f"{stem(file.path)}.txt"
         if text.is_file():
             size = file.size + text.stat().st_size
-            found.append(Item(file.path, size, None, (images / f"{stem(file.path)}.json").is_file()))
+            found.append(CaptionedImage(file.path, size, None, (images / f"{stem(file.path)}.json").is_file()))
         else:
             without.append(file.path)
     if not found:

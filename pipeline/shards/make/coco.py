@@ -24,7 +24,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.class_file import read_class_names
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._coco_files import read_coco
-from pipeline.shards.make._coco_images import Item, arrange
+from pipeline.shards.make._coco_images import CocoItem, arrange
 from pipeline.shards.make._files import listing_hash, write_names
 from pipeline.shards.make._folder_classes import some
 from pipeline.shards.make._mask_ids import Ids, ids_of
@@ -47,14 +47,14 @@ from pipeline.targets.mask import check_size
 
 
 @dataclass(frozen=True)
-class ItemReader:
+class CocoReader:
     """Reads the sample of an item."""
 
     images: Path
     stuff: Path | None
     ids: Ids | None
 
-    def __call__(self, item: Item) -> NewSample:
+    def __call__(self, item: CocoItem) -> NewSample:
         data, header = read_image(self.images / item.path, item.path)
         check_annotated_size(item.path, (item.height, item.width), (header.height, header.width))
         members = {Path(item.path).suffix.lower()[1:]: data}
@@ -118,7 +118,7 @@ def make(
     for kind, names in classes.items():
         refuse_other_classes(out, kind, names, "--stuff-classes" if kind == "mask" else "--annotations")
     items, left_out = arrange(coco, images, stuff, out, most_missing)
-    read = ItemReader(images, stuff, ids_of(len(maps), None, None) if maps else None)
+    read = CocoReader(images, stuff, ids_of(len(maps), None, None) if maps else None)
     source, reports = digest_of(path.read_bytes() for path in annotations), []
     for name, rows in split([item.path for item in items], options).items():
         chosen = [items[row] for row in rows]

@@ -14,7 +14,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._files import listing_hash
 from pipeline.shards.make._folder_tree import read_tree
-from pipeline.shards.make._mask_pairs import Pair, Words, pair_up
+from pipeline.shards.make._mask_pairs import MaskPair, Words, pair_up
 from pipeline.shards.make._samples import (
     NewSample,
     Rejected,
@@ -34,13 +34,13 @@ WORDS = Words("depth map", "--depth", "--image-suffix .jpg --depth-suffix _depth
 
 
 @dataclass(frozen=True)
-class ItemReader:
+class DepthReader:
     """Reads the sample of a pair. Raises DataError for 8-bit or colour PNGs, which suggest that all files are bad."""
 
     images: Path
     depth: Path
 
-    def __call__(self, pair: Pair) -> NewSample:
+    def __call__(self, pair: MaskPair) -> NewSample:
         image, header = read_image(self.images / pair.image, pair.image)
         depth = read_file(self.depth / pair.mask, pair.mask)
         try:
@@ -84,7 +84,7 @@ def make(
     for name, rows in split([pair.image for pair in pairs], options).items():
         chosen = [pairs[row] for row in rows]
         plan = {"listing_sha256": listing_hash((f"{pair.image}\0{pair.mask}", pair.size) for pair in chosen)}
-        reports.append(write_samples(out, name, chosen, ItemReader(images, depth), plan, options))
+        reports.append(write_samples(out, name, chosen, DepthReader(images, depth), plan, options))
     taken = check_taken(images, len(pairs), reports)
     index = build_index(str(out), workers=workers)
     print(

@@ -8,7 +8,7 @@ Members of a sample:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,35 +20,19 @@ from pipeline.shards.make._scenes_captions import caption
 from pipeline.shards.make._scenes_draw import draw_scene
 from pipeline.shards.make._scenes_items import item_pool
 from pipeline.shards.make._scenes_labels import sample_members
-from pipeline.shards.make._scenes_shards import SPLITS, Job, draw_shards
+from pipeline.shards.make._scenes_shards import SPLITS, draw_shards
 from pipeline.shards.make.fashion_mnist import CLASSES
-from pipeline.shards.write import TarWriter, shard_name
 
 SIDES = 96, 192  # pixels, shortest and longest
 
 
-@dataclass(frozen=True)
-class ShardTask:
-    """Draws one shard."""
-
-    src: Path
-    out: Path
-    seed: int
-
-    def __call__(self, job: Job) -> None:
-        split, number, first, stop = job
-        with TarWriter(self.out / shard_name(split, number)) as tar:
-            for index in range(first, stop):
-                tar.write(f"{split}-{index:08d}", self.members(split, index))
-            tar.finish()
-
-    def members(self, split: str, number: int) -> dict[str, bytes]:
-        """A picture and its labels, determined by seed, split and number alone."""
-        rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
-        height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2).tolist()
-        scene = draw_scene(item_pool(self.src, split), height, width, rng, count=1)
-        members = sample_members(scene, caption(scene, rng))
-        return {"jpg": members["jpg"], "cls": str(scene.items[0].label).encode(), "txt": members["txt"]}
+def item_members(src: Path, split: str, number: int, *, seed: int) -> dict[str, bytes]:
+    """A picture and its labels, determined by seed, split and number alone."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), number])
+    height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2).tolist()
+    scene = draw_scene(item_pool(src, split), height, width, rng, count=1)
+    members = sample_members(scene, caption(scene, rng))
+    return {"jpg": members["jpg"], "cls": str(scene.items[0].label).encode(), "txt": members["txt"]}
 
 
 def make(
@@ -74,7 +58,7 @@ def make(
         {"train": train, "val": val, "test": test},
         samples_per_shard,
         {"seed": seed},
-        lambda folder: ShardTask(folder, out, seed),
+        partial(item_members, seed=seed),
         noun="items",
         src=src,
         workers=workers,

@@ -12,7 +12,7 @@ Members of a sample:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,12 +23,11 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._files import write_names
 from pipeline.shards.make._scenes_captions import caption
-from pipeline.shards.make._scenes_draw import Scene, draw_scene
+from pipeline.shards.make._scenes_draw import draw_scene
 from pipeline.shards.make._scenes_items import item_pool
 from pipeline.shards.make._scenes_labels import sample_members
-from pipeline.shards.make._scenes_shards import SPLITS, Job, draw_shards
+from pipeline.shards.make._scenes_shards import SPLITS, draw_shards
 from pipeline.shards.make.fashion_mnist import CLASSES
-from pipeline.shards.write import TarWriter, shard_name
 
 BACKGROUND = "background"
 GROUPS = ("top", "trousers", "top", "dress", "top", "footwear", "top", "footwear", "bag", "footwear")  # of CLASSES
@@ -36,29 +35,12 @@ KEYPOINTS = "top", "bottom", "left", "right", "centre"  # of an item, in the ord
 LEAST_SIDE = 64  # the farthest items of a smaller picture are a few pixels wide
 
 
-@dataclass(frozen=True)
-class ShardTask:
-    """Draws one shard."""
-
-    src: Path
-    out: Path
-    min_side: int
-    max_side: int
-    seed: int
-
-    def __call__(self, job: Job) -> None:
-        split, number, first, stop = job
-        with TarWriter(self.out / shard_name(split, number)) as tar:
-            for scene in range(first, stop):
-                tar.write(f"{split}-{scene:08d}", sample_members(*self.scene(split, scene)))
-            tar.finish()
-
-    def scene(self, split: str, number: int) -> tuple[Scene, str]:
-        """A scene and its caption, determined by seed, split and number alone."""
-        rng = np.random.default_rng([self.seed, SPLITS.index(split), number])
-        height, width = rng.integers(self.min_side, self.max_side + 1, 2).tolist()
-        scene = draw_scene(item_pool(self.src, split), height, width, rng)
-        return scene, caption(scene, rng)
+def scene_members(src: Path, split: str, number: int, *, min_side: int, max_side: int, seed: int) -> dict[str, bytes]:
+    """A scene and its labels, determined by seed, split and number alone."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), number])
+    height, width = rng.integers(min_side, max_side + 1, 2).tolist()
+    scene = draw_scene(item_pool(src, split), height, width, rng)
+    return sample_members(scene, caption(scene, rng))
 
 
 def make(
@@ -91,7 +73,7 @@ def make(
         {"train": train, "val": val, "test": test},
         samples_per_shard,
         {"min-side": min_side, "max-side": max_side, "seed": seed},
-        lambda folder: ShardTask(folder, out, min_side, max_side, seed),
+        partial(scene_members, min_side=min_side, max_side=max_side, seed=seed),
         noun="scenes",
         src=src,
         workers=workers,

@@ -19,7 +19,7 @@ from pipeline.images.shrink import shrink
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._files import Rejections, earlier_index, finished, image_fault, listing_hash, sample_key
-from pipeline.shards.make._folder_classes import LABELS, File, Layout, arrange
+from pipeline.shards.make._folder_classes import LABELS, File, FolderLayout, arrange
 from pipeline.shards.make._folder_table import summary
 from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.parallel import map_shards
@@ -28,7 +28,7 @@ from pipeline.shards.write import TarWriter, shard_name
 
 
 @dataclass(frozen=True)
-class Plan:
+class FolderPlan:
     """The settings that determine the content of the shards."""
 
     seed: int
@@ -40,7 +40,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class ShardTask:
+class FolderShardWriter:
     """Writes one shard; returns the files that were left out, with the reason."""
 
     src: str
@@ -114,10 +114,10 @@ def make(
     rejected = {}
     for split, files in layout.splits.items():
         listing = listing_hash((file.path, file.size) for file in files)
-        plan = Plan(seed, samples_per_shard, len(files), listing, max_side, quality)
+        plan = FolderPlan(seed, samples_per_shard, len(files), listing, max_side, quality)
         anew = agree_on_plan(out, split, asdict(plan) | ({} if labels == "top" else {"labels": labels}))
         report = Rejections(out / f"{split}-rejected.txt", anew=anew)
-        task = ShardTask(str(src), str(out), split, max_side, quality)
+        task = FolderShardWriter(str(src), str(out), split, max_side, quality)
         rejected[split] = _write_shards(task, files, plan, report, workers)
     _check_classes(layout, rejected, src, out)
     index = _index(out, layout, samples_per_shard, workers)
@@ -130,7 +130,9 @@ def make(
     return index
 
 
-def _write_shards(task: ShardTask, files: list[File], plan: Plan, report: Rejections, workers: int | None) -> set[str]:
+def _write_shards(
+    task: FolderShardWriter, files: list[File], plan: FolderPlan, report: Rejections, workers: int | None
+) -> set[str]:
     """Writes the missing shards of a split; returns the paths of the files that all of them leave out."""
     out = Path(task.out)
     order = np.random.Generator(np.random.PCG64(plan.seed)).permutation(len(files)).tolist()
@@ -145,7 +147,7 @@ def _write_shards(task: ShardTask, files: list[File], plan: Plan, report: Reject
     return {file.path for file in files if visible(file.path) in report.reasons} if report.reasons else set()
 
 
-def _index(out: Path, layout: Layout, samples_per_shard: int, workers: int | None) -> DatasetIndex:
+def _index(out: Path, layout: FolderLayout, samples_per_shard: int, workers: int | None) -> DatasetIndex:
     """Indexes the shards of all splits."""
     if len(layout.splits) > 1:
         return build_index(str(out), classes=layout.classes or None, workers=workers)
@@ -154,7 +156,7 @@ def _index(out: Path, layout: Layout, samples_per_shard: int, workers: int | Non
     return build_index(f"{out}/{split}-{{000000..{last:06d}}}.tar", classes=layout.classes or None, workers=workers)
 
 
-def _check_classes(layout: Layout, rejected: Mapping[str, set[str]], src: Path, out: Path) -> None:
+def _check_classes(layout: FolderLayout, rejected: Mapping[str, set[str]], src: Path, out: Path) -> None:
     """Raises DataError if a split or a class has no readable image."""
     for split, files in layout.splits.items():
         if len(rejected[split]) == len(files):

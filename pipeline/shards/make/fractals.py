@@ -29,7 +29,7 @@ MAX_TRIES = 200
 
 
 @dataclass(frozen=True)
-class ShardTask:
+class FractalShardWriter:
     """Draws one shard."""
 
     out: str
@@ -82,7 +82,7 @@ def make(
         for number, first in enumerate(range(0, total, samples_per_shard))
     ]
     missing = [job for job in jobs if not (out / shard_name(prefix, job[0])).is_file()]
-    task = ShardTask(str(out), prefix, classes, size, channels, seed)
+    task = FractalShardWriter(str(out), prefix, classes, size, channels, seed)
     for _ in map_shards(task, missing, label=f"drawing {prefix}", workers=workers):
         pass
     names = [f"fractal-{label:04d}" for label in range(classes)]

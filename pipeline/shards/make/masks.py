@@ -22,7 +22,7 @@ from pipeline.shards.make._files import Rejections, listing_hash
 from pipeline.shards.make._folder_classes import some
 from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.make._mask_ids import Ids, ids_of
-from pipeline.shards.make._mask_pairs import Pair, Pairing, pair_up
+from pipeline.shards.make._mask_pairs import MaskPair, Pairing, pair_up
 from pipeline.shards.make._samples import (
     NewSample,
     Rejected,
@@ -41,14 +41,14 @@ PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_FILTER, cv2.IMWRI
 
 
 @dataclass(frozen=True)
-class ItemReader:
+class MasksReader:
     """Reads the sample of a pair. Raises DataError for ids that no class has."""
 
     images: Path
     masks: Path
     ids: Ids
 
-    def __call__(self, pair: Pair) -> NewSample:
+    def __call__(self, pair: MaskPair) -> NewSample:
         image, header = read_image(self.images / pair.image, pair.image)
         mask = read_file(self.masks / pair.mask, pair.mask)
         try:
@@ -107,7 +107,7 @@ def make(
     files = [(f"{pair.image}\0{pair.mask}", pair.size) for pair in pairing.pairs]
     small_ids = ids.ignore == 255
     plan = {"listing_sha256": listing_hash(files), "ignore": ignore, "remap": remap, "small_ids": small_ids}
-    report = write_samples(out, prefix, pairing.pairs, ItemReader(images, masks, ids), plan, options)
+    report = write_samples(out, prefix, pairing.pairs, MasksReader(images, masks, ids), plan, options)
     rejected = _rejected(pairing, report)
     if len(rejected) == len(files):
         raise DataError(

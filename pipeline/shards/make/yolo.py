@@ -24,7 +24,7 @@ from pipeline.shards.make._samples import (
     split,
     write_samples,
 )
-from pipeline.shards.make._yolo_tree import Item, labels_of, read_yolo
+from pipeline.shards.make._yolo_tree import YoloItem, labels_of, read_yolo
 from pipeline.targets.base import BadLabel
 from pipeline.targets.boxes import yolo_line
 
@@ -32,12 +32,12 @@ DIGITS = 3  # decimal places of pixel coordinates
 
 
 @dataclass(frozen=True)
-class ItemReader:
+class YoloReader:
     """Reads the sample of an item. Raises DataError for a class without a name."""
 
     classes: tuple[str, ...]
 
-    def __call__(self, item: Item) -> NewSample:
+    def __call__(self, item: YoloItem) -> NewSample:
         data, header = read_image(Path(item.path), item.name)
         annotations = []
         for number, line in enumerate(self.lines(item), 1):
@@ -47,13 +47,13 @@ class ItemReader:
         told = json.dumps(described, separators=(",", ":")).encode()
         return NewSample(item.name, {Path(item.path).suffix.lower()[1:]: data, "json": told})
 
-    def lines(self, item: Item) -> list[str]:
+    def lines(self, item: YoloItem) -> list[str]:
         try:
             return (item.lines or b"").decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise Rejected(item.name, "its label file is not text") from None
 
-    def annotation(self, item: Item, line: str, number: int, width: int, height: int) -> dict[str, object]:
+    def annotation(self, item: YoloItem, line: str, number: int, width: int, height: int) -> dict[str, object]:
         """A line as a COCO annotation, in pixels and clipped at the image's border."""
         try:
             label, x, y, across, down = yolo_line(line, number)
@@ -109,7 +109,7 @@ def make(
     parts = found.splits
     if val is not None:
         parts = {name: [items[row] for row in rows] for name, rows in split([i.name for i in items], options).items()}
-    read, reports = ItemReader(tuple(found.classes)), []
+    read, reports = YoloReader(tuple(found.classes)), []
     for name, part in parts.items():
         labels = digest_of(item.lines or b"" for item in part)
         listing = listing_hash([*((item.name, item.size) for item in part), (labels, len(part))])

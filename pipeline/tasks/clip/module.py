@@ -64,7 +64,7 @@ class Clip(TaskModule):
         """`predicted` holds embeddings of the images and of all their captions."""
         none = torch.zeros(len(self.sum_names), dtype=torch.float64, device=weights.device)
         images, texts = self.embed_images(views["image"]), self.embed_texts(targets["all_tokens"])
-        return Evaluated(none, retrieval.Embedded(images, texts, self.model.get_submodule(TEMPERATURE)()))
+        return Evaluated(none, retrieval.EmbeddedBatch(images, texts, self.model.get_submodule(TEMPERATURE)()))
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Normalised [B, C, H, W] -> unit vectors fp32 [B, E]."""

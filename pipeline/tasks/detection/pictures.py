@@ -16,7 +16,7 @@ from pipeline.tasks._pictures import GAP, FirstPictures
 SIDE = 320  # pixels: longest side of an image
 
 
-class Boxes(NamedTuple):
+class DrawnBoxes(NamedTuple):
     corners: np.ndarray  # float64 [n, 4], in pixels of the image
     labels: list[int]
     scores: list[float]  # empty for labels
@@ -26,8 +26,8 @@ class DetectionExample(NamedTuple):
     """One image at its own size."""
 
     image: np.ndarray  # uint8 [H, W, 3]
-    labelled: Boxes
-    predicted: Boxes
+    labelled: DrawnBoxes
+    predicted: DrawnBoxes
 
 
 class Outlines(FirstPictures):
@@ -42,9 +42,9 @@ class Outlines(FirstPictures):
     def kept(self, predicted: PredictedBoxes, batch: Any, row: int) -> DetectionExample:
         targets, good = batch.targets, predicted.scores >= self.least
         own = slice(*targets["boxes_full.offsets"][row : row + 2].tolist())
-        labelled = Boxes(targets["boxes_full"][own].cpu().numpy(), targets["box_label"][own].tolist(), [])
+        labelled = DrawnBoxes(targets["boxes_full"][own].cpu().numpy(), targets["box_label"][own].tolist(), [])
         boxes, scores, labels = predicted.boxes[good], predicted.scores[good], predicted.labels[good]
-        found = Boxes(boxes.double().cpu().numpy(), labels.tolist(), scores.tolist())
+        found = DrawnBoxes(boxes.double().cpu().numpy(), labels.tolist(), scores.tolist())
         height, width = targets["boxes_full_size"][row].tolist()
         return DetectionExample(self.image(batch, row, (height, width)), labelled, found)
 

@@ -23,7 +23,7 @@ from pipeline.models.spec import Pair
 SAMPLES = 2  # along each side of a view's pixel
 
 
-class Instances(NamedTuple):
+class BatchInstances(NamedTuple):
     """All instances of a batch, image by image."""
 
     views: Tensor  # uint8 [n, C, h, w]
@@ -33,7 +33,7 @@ class Instances(NamedTuple):
     counts: list[int]  # instances of each image
 
     @classmethod
-    def of(cls, targets: Any, channels: int, view: Pair) -> Instances:
+    def of(cls, targets: Any, channels: int, view: Pair) -> BatchInstances:
         offsets = targets["instance_boxes.offsets"]
         return cls(
             targets["instance_views"].view(-1, channels, *view),

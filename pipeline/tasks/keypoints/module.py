@@ -19,7 +19,7 @@ from pipeline.metrics.keypoints import ImageInstances, KeypointResults, right_ke
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.keypoints.heat_maps import gaussians, peaks
-from pipeline.tasks.keypoints.instances import Instances, boxes_of, cut_out, frames, moved
+from pipeline.tasks.keypoints.instances import BatchInstances, boxes_of, cut_out, frames, moved
 from pipeline.tasks.keypoints.pictures import FirstInstances
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class KeypointDetection(TaskModule):
         A rank without instances also calls the model, as all ranks gather weights together under ZeRO-3.
         """
         view = _view(views["image"])
-        found = Instances.of(targets, views["image"].shape[1], view)
+        found = BatchInstances.of(targets, views["image"].shape[1], view)
         count = len(found.views)
         pixels = found.views if count else found.views.new_zeros(1, *found.views.shape[1:])
         maps = self.tested(self.preprocess.normalise(pixels))[:count]

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.shards.make._scenes_items import Pool
+from pipeline.shards.make._scenes_items import ItemPool
 
 
 def _write_idx(path: Path, array: np.ndarray) -> None:
@@ -41,9 +41,9 @@ def _items(count: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def pool() -> Pool:
+def pool() -> ItemPool:
     """Thirty made-up items of all ten classes."""
-    return Pool(_items(30, 0), np.arange(30, dtype=np.uint8) % 10)
+    return ItemPool(_items(30, 0), np.arange(30, dtype=np.uint8) % 10)
 
 
 @pytest.fixture(scope="session")

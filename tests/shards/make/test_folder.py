@@ -113,12 +113,12 @@ def test_a_cut_short_run_goes_on(src: Path, tmp_path: Path) -> None:
     code = f"""
 import os, pathlib
 from pipeline.shards.make import folder, make
-write = folder.ShardTask.__call__
+write = folder.FolderShardWriter.__call__
 def die_in_the_fourth(self, job):
     if job[0] == 3:
         folder.TarWriter.finish = lambda tar: os._exit(9)
     return write(self, job)
-folder.ShardTask.__call__ = die_in_the_fourth
+folder.FolderShardWriter.__call__ = die_in_the_fourth
 make("folder", {str(out)!r}, src=pathlib.Path({str(src)!r}), samples_per_shard=4, workers=1)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.shards.make._folder_classes import File, Layout, arrange
+from pipeline.shards.make._folder_classes import File, FolderLayout, arrange
 from pipeline.shards.make._folder_tree import Image, Tree
 
 SRC = Path("photos")
@@ -27,7 +27,7 @@ def tree(*names: str, empty: tuple[str, ...] = ()) -> Tree:
     return found
 
 
-def labels(layout: Layout) -> dict[str, list[tuple[str, str]]]:
+def labels(layout: FolderLayout) -> dict[str, list[tuple[str, str]]]:
     """By split: path and class of each image."""
     return {
         split: [(file.path, layout.classes[file.label]) for file in files] for split, files in layout.splits.items()

@@ -2,18 +2,18 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pipeline.shards.make._folder_classes import File, Layout
+from pipeline.shards.make._folder_classes import File, FolderLayout
 from pipeline.shards.make._folder_table import summary
 from pipeline.shards.make._folder_tree import Tree
 
 
-def layout(classes: list[str], **splits: list[int]) -> Layout:
+def layout(classes: list[str], **splits: list[int]) -> FolderLayout:
     """So many images of each class in each split."""
     files = {
         split: [File(f"{classes[label]}/{i}", label, 1) for label, count in enumerate(counts) for i in range(count)]
         for split, counts in splits.items()
     }
-    return Layout(classes, files)
+    return FolderLayout(classes, files)
 
 
 def test_wide_letters_stand_in_columns() -> None:
@@ -67,7 +67,7 @@ def test_each_kind_of_thing_left_out_has_a_line() -> None:
 
 def test_without_labels_splits_are_counted() -> None:
     splits = {"train": [File(f"{i}", None, 1) for i in range(1200)], "val": [File("a", None, 1)]}
-    assert summary(Layout([], splits), Tree(), {"train": {"3"}, "val": set()}).splitlines() == [
+    assert summary(FolderLayout([], splits), Tree(), {"train": {"3"}, "val": set()}).splitlines() == [
         "  images  imported  unreadable",
         "  train      1,199           1",
         "  val            1           0",

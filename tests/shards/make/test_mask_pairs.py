@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.shards.make._folder_tree import Image
-from pipeline.shards.make._mask_pairs import Pair, pair_up
+from pipeline.shards.make._mask_pairs import MaskPair, pair_up
 
 CITY = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
@@ -17,14 +17,14 @@ def files(*names: str) -> list[Image]:
 
 def test_equal_paths_belong_together() -> None:
     found = pair_up(files("a/1.jpg", "a/2.jpg", "3.png"), files("a/1.png", "3.png", "a/9.png"), (None, ".png"), None)
-    assert found.pairs == [Pair("3.png", "3.png", 20), Pair("a/1.jpg", "a/1.png", 20)]
+    assert found.pairs == [MaskPair("3.png", "3.png", 20), MaskPair("a/1.jpg", "a/1.png", 20)]
     assert found.left_out == {"images without a mask": ["a/2.jpg"], "masks without an image": ["a/9.png"]}
 
 
 def test_names_may_end_in_their_own_ways() -> None:
     masks = files("bonn/0_gtFine_labelIds.png", "bonn/0_gtFine_color.png")
     found = pair_up(files("bonn/0_leftImg8bit.png", "bonn/0.jpg"), masks, CITY, None)
-    assert found.pairs == [Pair("bonn/0_leftImg8bit.png", "bonn/0_gtFine_labelIds.png", 20)]
+    assert found.pairs == [MaskPair("bonn/0_leftImg8bit.png", "bonn/0_gtFine_labelIds.png", 20)]
     assert found.left_out == {
         "images whose names end differently": ["bonn/0.jpg"],
         "masks whose names end differently": ["bonn/0_gtFine_color.png"],

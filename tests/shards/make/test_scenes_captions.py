@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.shards.make._scenes_captions import NOTHING, NOUNS, caption, phrase, relations
-from pipeline.shards.make._scenes_draw import COLOURS, Item, Scene, draw_scene
-from pipeline.shards.make._scenes_items import Pool
+from pipeline.shards.make._scenes_draw import COLOURS, Scene, SceneItem, draw_scene
+from pipeline.shards.make._scenes_items import ItemPool
 
 RELATIONS = {
     "left of": lambda a, b: a["x"] < b["x"],
@@ -25,7 +25,9 @@ def by_hand(*boxes: tuple[int, int, int, int]) -> Scene:
     items = []
     for number, (left, top, width, height) in enumerate(boxes, 1):
         owner[max(top, 0) : top + height, max(left, 0) : left + width] = number
-        items.append(Item(0, "red", 3000 - number, left, top, np.ones((height, width), bool), np.zeros((5, 2), int)))
+        items.append(
+            SceneItem(0, "red", 3000 - number, left, top, np.ones((height, width), bool), np.zeros((5, 2), int))
+        )
     return Scene(np.zeros((60, 80, 3), np.uint8), owner, np.zeros((60, 80), np.uint16), items)
 
 
@@ -47,13 +49,13 @@ def test_all_that_is_true_of_two_items(first, second, said) -> None:
 def test_articles_and_nouns() -> None:
     item = by_hand((0, 0, 9, 9)).items[0]
     assert phrase(item) == "a red top"
-    assert phrase(Item(1, "orange", *list(vars(item).values())[2:])) == "a pair of orange trousers"
-    assert phrase(Item(9, "orange", *list(vars(item).values())[2:])) == "an orange ankle boot"
+    assert phrase(SceneItem(1, "orange", *list(vars(item).values())[2:])) == "a pair of orange trousers"
+    assert phrase(SceneItem(9, "orange", *list(vars(item).values())[2:])) == "an orange ankle boot"
     assert caption(by_hand((0, 0, 9, 9)), np.random.default_rng(0)) == "a red top"
     assert caption(by_hand(), np.random.default_rng(0)) == NOTHING
 
 
-def test_captions_are_true(pool: Pool) -> None:
+def test_captions_are_true(pool: ItemPool) -> None:
     phrases = {
         re.sub(r"^", "an " if text[0] in "aeiou" else "a ", text): (label, colour)
         for label, noun in enumerate(NOUNS)

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from pipeline.shards.make._scenes_draw import draw_scene
-from pipeline.shards.make._scenes_items import Pool
+from pipeline.shards.make._scenes_items import ItemPool
 from pipeline.shards.make._scenes_labels import run_lengths, sample_members
 from pipeline.shards.make.fashion_mnist import CLASSES
 
@@ -29,7 +29,7 @@ def test_run_lengths_give_the_mask_back(mask: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_labels_agree_with_each_other_and_with_the_scene(pool: Pool, seed: int) -> None:
+def test_labels_agree_with_each_other_and_with_the_scene(pool: ItemPool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     height, width = rng.integers(64, 150, 2).tolist()
     scene = draw_scene(pool, height, width, rng)
@@ -77,7 +77,7 @@ def check_keypoints(annotation: dict, item, owner: np.ndarray, number: int) -> N
         assert owner[row, column] >= number  # hidden by what is nearer
 
 
-def test_colours_stay_true_where_items_meet(pool: Pool) -> None:
+def test_colours_stay_true_where_items_meet(pool: ItemPool) -> None:
     """Chroma is not halved: the class map's edges are the picture's."""
     scene = draw_scene(pool, 96, 96, np.random.default_rng(1))
     assert (
