@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -47,15 +47,7 @@ def measure(
         "encoder_on_visible": lambda: model.forward_features(images, keep=visible).float().square().mean(),
         "task": lambda: module({"image": images}, {}, torch.ones(batch_size), {"image": keys}).losses.sum(),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in passes}
-    for number in range(1 + rounds):
-        for name, forward in passes.items():
-            model.zero_grad()
-            began = time.perf_counter()
-            forward().backward()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians = median_seconds(model, passes, rounds)
     everything = backbone_flops(backbone)
     flops = {
         "encoder_on_all": everything,
@@ -76,3 +68,16 @@ def measure(
             for name in passes
         },
     }
+
+
+def median_seconds(model: MiniViT, passes: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
+    """The median time of each forward and backward pass, which take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for number in range(1 + rounds):
+        for name, forward in passes.items():
+            model.zero_grad()
+            began = time.perf_counter()
+            forward().backward()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}

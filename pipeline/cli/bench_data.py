@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.cli.bench_options import AS_JSON, PHOTOS_FOLDER, show
+from pipeline.cli.bench_options import AS_JSON, PHOTOS_FOLDER, count_option, show
 from pipeline.cli.paths import UserPath
 
 
@@ -19,7 +19,7 @@ from pipeline.cli.paths import UserPath
 )
 @click.option("--image-size", type=click.IntRange(1), help="Side of the crops; default: 224, and 96 for 2000x1500.")
 @click.option("--workers", type=click.IntRange(1), help="Processes or threads of each loader; default: one per CPU.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Runs of each loader, in turn.")
+@count_option("--rounds", 5, "Runs of each loader, in turn.")
 @click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Length of a run.")
 @PHOTOS_FOLDER
 @AS_JSON
@@ -65,7 +65,7 @@ def loader(
 
 @click.command("memory")
 @PHOTOS_FOLDER
-@click.option("--batches", default=60, show_default=True, type=click.IntRange(1), help="Batches per data set.")
+@count_option("--batches", 60, "Batches per data set.")
 @AS_JSON
 def memory(folder: str, batches: int, as_json: bool) -> None:
     """Peak memory of a loader worker on the photographs, and on ten times as many shards of them."""
@@ -79,9 +79,7 @@ def memory(folder: str, batches: int, as_json: bool) -> None:
 
 @click.command("resume")
 @PHOTOS_FOLDER
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Starts at each position, in turn."
-)
+@count_option("--rounds", 5, "Starts at each position, in turn.")
 @AS_JSON
 def resume(folder: str, rounds: int, as_json: bool) -> None:
     """Seconds to the first batch after resuming at 1 % and at 99 % of an epoch."""
@@ -94,7 +92,7 @@ def resume(folder: str, rounds: int, as_json: bool) -> None:
 
 
 @click.command("scale")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Fresh processes to measure.")
+@count_option("--rounds", 5, "Fresh processes to measure.")
 @AS_JSON
 def scale(rounds: int, as_json: bool) -> None:
     """Seconds and memory that one of 4,096 ranks needs to find its first sample among 200,000 shards of 10,000."""
@@ -104,7 +102,7 @@ def scale(rounds: int, as_json: bool) -> None:
 
 
 @click.command("fuzz")
-@click.option("--inputs", default=20_000, show_default=True, type=click.IntRange(1), help="Damaged samples to read.")
+@count_option("--inputs", 20_000, "Damaged samples to read.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the damage.")
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
 @AS_JSON

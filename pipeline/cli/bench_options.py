@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
+
+Option = Callable[[Any], Any]  # a decorator of a command
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 PHOTOS_FOLDER = click.option(
     "--folder", default="data/bench", show_default=True, help="Where the photographs are kept."
 )
+
+PRECISION = click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
+
+
+def count_option(flag: str, default: int, help: str) -> Option:
+    """An option that takes a number from 1 up."""
+    return click.option(flag, default=default, show_default=True, type=click.IntRange(1), help=help)
+
+
+def variant_option(default: str, help: str = "Model.") -> Option:
+    return click.option("--variant", default=default, show_default=True, help=help)
+
+
+def variants_option(*defaults: str, more: str = "") -> Option:
+    return click.option(
+        "--variant",
+        "variants",
+        multiple=True,
+        default=defaults,
+        show_default=True,
+        help=f"Model; may be given several times.{more}",
+    )
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:

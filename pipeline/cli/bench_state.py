@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from pipeline.cli.bench_options import AS_JSON, show
+from pipeline.cli.bench_options import AS_JSON, count_option, show, variant_option
 
 
 @click.command("surgery")
-@click.option("--variant", default="large", show_default=True, help="Model to adapt; large has 304 M parameters.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats.")
+@variant_option("large", "Model to adapt; large has 304 M parameters.")
+@count_option("--rounds", 5, "Repeats.")
 @AS_JSON
 def surgery(variant: str, rounds: int, as_json: bool) -> None:
     """Seconds to adapt a state to another grid, patch and head, including the check of its outputs."""
@@ -19,9 +19,9 @@ def surgery(variant: str, rounds: int, as_json: bool) -> None:
 
 
 @click.command("checkpoint")
-@click.option("--variant", default="large", show_default=True, help="Model to save; large has 304 M parameters.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Ranks that train and save.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Repeats of each measurement.")
+@variant_option("large", "Model to save; large has 304 M parameters.")
+@count_option("--workers", 2, "Ranks that train and save.")
+@count_option("--rounds", 5, "Repeats of each measurement.")
 @AS_JSON
 def checkpoint(variant: str, workers: int, rounds: int, as_json: bool) -> None:
     """What saving costs the training loop; bandwidth against torch's own; bytes per parameter; resharding."""
@@ -31,9 +31,7 @@ def checkpoint(variant: str, workers: int, rounds: int, as_json: bool) -> None:
 
 
 @click.command("recovery")
-@click.option(
-    "--kills", default=10, show_default=True, type=click.IntRange(1), help="Ranks to kill, one after another."
-)
+@count_option("--kills", 10, "Ranks to kill, one after another.")
 @AS_JSON
 def recovery(kills: int, as_json: bool) -> None:
     """Seconds from the kill of a rank to the first step after it, on this machine."""
@@ -43,7 +41,7 @@ def recovery(kills: int, as_json: bool) -> None:
 
 
 @click.command("chaos")
-@click.option("--kills", default=30, show_default=True, type=click.IntRange(1), help="Kills in one run.")
+@count_option("--kills", 30, "Kills in one run.")
 @click.option("--seed", default=0, show_default=True, help="Seed for what is killed, and when.")
 @click.option(
     "--task",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.cli.bench_options import AS_JSON, show
+from pipeline.cli.bench_options import AS_JSON, PRECISION, count_option, show, variant_option, variants_option
 from pipeline.cli.paths import UserPath
 
 
@@ -12,10 +12,8 @@ from pipeline.cli.paths import UserPath
 @click.argument("config", type=UserPath(), default="configs/quickstart.yaml")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--stage", default="pretrain", show_default=True, help="Training stage to measure.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Pairs of measurements.")
-@click.option(
-    "--steps", default=40, show_default=True, type=click.IntRange(min=1), help="Steps of each loop per round."
-)
+@count_option("--rounds", 5, "Pairs of measurements.")
+@count_option("--steps", 40, "Steps of each loop per round.")
 @AS_JSON
 def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, steps: int, as_json: bool) -> None:
     """Images/s of a stage's own loop (engine, stream, tracking) against a bare loop of the same model."""
@@ -32,14 +30,7 @@ def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, s
 
 
 @click.command("step")
-@click.option(
-    "--variant",
-    "variants",
-    multiple=True,
-    default=["tiny", "small"],
-    show_default=True,
-    help="Model; may be given several times.",
-)
+@variants_option("tiny", "small")
 @click.option(
     "--mode",
     "modes",
@@ -49,11 +40,9 @@ def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, s
     show_default=True,
     help="Precision and execution; may be given several times.",
 )
-@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images per step.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of each contender.")
-@click.option(
-    "--rounds", default=5, show_default=True, type=click.IntRange(1), help="Steps of each contender, in turn."
-)
+@count_option("--batch-size", 16, "Images per step.")
+@count_option("--threads", 2, "CPU threads of each contender.")
+@count_option("--rounds", 5, "Steps of each contender, in turn.")
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -95,10 +84,10 @@ def step(
 
 
 @click.command("multiscale")
-@click.option("--variant", default="tiny", show_default=True, help="Model.")
-@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images per step.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of each run.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Steps at each size.")
+@variant_option("tiny")
+@count_option("--batch-size", 16, "Images per step.")
+@count_option("--threads", 2, "CPU threads of each run.")
+@count_option("--rounds", 5, "Steps at each size.")
 @AS_JSON
 def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json: bool) -> None:
     """What a random size per step, of 160 to 288 px, costs over the token-weighted mean of the five fixed sizes."""
@@ -109,12 +98,12 @@ def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json
 
 
 @click.command("masked")
-@click.option("--variant", default="tiny", show_default=True, help="Model.")
-@click.option("--image-size", default=224, show_default=True, type=click.IntRange(1), help="Pixels.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
-@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Images per step.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads.")
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Passes of each model, in turn.")
+@variant_option("tiny")
+@count_option("--image-size", 224, "Pixels.")
+@PRECISION
+@count_option("--batch-size", 16, "Images per step.")
+@count_option("--threads", 2, "CPU threads.")
+@count_option("--rounds", 7, "Passes of each model, in turn.")
 @AS_JSON
 def masked(
     variant: str, image_size: int, precision: str, batch_size: int, threads: int, rounds: int, as_json: bool
@@ -130,25 +119,12 @@ def masked(
 
 @click.command("objectives")
 @click.option("--task", "tasks", multiple=True, help="Objective; may be given several times; default: all that train.")
-@click.option(
-    "--variant",
-    "variants",
-    multiple=True,
-    default=["tiny", "nano"],
-    show_default=True,
-    help="Model; may be given several times. Models with patches of 16 px train at 224 px, those with 4 px at 28 px.",
-)
+@variants_option("tiny", "nano", more=" Models with patches of 16 px train at 224 px, those with 4 px at 28 px.")
 @click.option("--batch-size", type=click.IntRange(2), help="Images per step; default: 16 at 224 px, 128 at 28 px.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="bf16", show_default=True)
-@click.option(
-    "--micro-batches",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Micro-batches of our step; the bare loop has one.",
-)
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads.")
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Steps of each loop, in turn.")
+@PRECISION
+@count_option("--micro-batches", 1, "Micro-batches of our step; the bare loop has one.")
+@count_option("--threads", 2, "CPU threads.")
+@count_option("--rounds", 7, "Steps of each loop, in turn.")
 @AS_JSON
 def objectives(
     tasks: tuple[str, ...],
@@ -189,10 +165,10 @@ def objectives(
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--stage", default="pretrain", show_default=True, help="Training stage whose recipe both follow.")
 @click.option("--test", default="test", show_default=True, help="Data set to test both on.")
-@click.option("--variant", default="nano", show_default=True, help="Model.")
-@click.option("--epochs", default=6, show_default=True, type=click.IntRange(1), help="Length of each run.")
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Runs of each.")
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(1), help="CPU threads of the plain loop.")
+@variant_option("nano")
+@count_option("--epochs", 6, "Length of each run.")
+@count_option("--seeds", 3, "Runs of each.")
+@count_option("--threads", 2, "CPU threads of the plain loop.")
 @AS_JSON
 def parity(
     config: str,
@@ -221,7 +197,7 @@ def parity(
 
 
 @click.command("plan")
-@click.option("--steps", default=7, show_default=True, type=click.IntRange(1), help="Steps of each configuration.")
+@count_option("--steps", 7, "Steps of each configuration.")
 @AS_JSON
 def plan(steps: int, as_json: bool) -> None:
     """Time and memory of a step as `minivit plan --hardware cpu` predicts them, and as the engine takes them here."""

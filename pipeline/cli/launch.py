@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from pipeline.cli.paths import UserPath
@@ -56,28 +54,20 @@ def kubernetes(
     from pipeline.cluster.kubernetes import RayJob, to_manifest
     from pipeline.cluster.pods import pods_for
     from pipeline.cluster.resources import Node
-    from pipeline.cluster.volume import expected_data, password_in, path_faults
+    from pipeline.cluster.volume import check_shareable, expected_data
     from pipeline.config.load import load_config, read_config
     from pipeline.config.yaml_text import to_yaml
-    from pipeline.errors import ConfigError
     from pipeline.stages.resolve import on_workers
 
     pipeline, raw = load_config(config, overrides), read_config(config, overrides)
-    if faults := list(path_faults(raw)):
-        raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
-    if password_in(raw):
-        raise ConfigError(
-            f"{config}: tracking.uri: contains a password or token, which the manifest would expose; replace it with a "
-            "variable, such as $MLFLOW_PASSWORD, and set that with --secret"
-        )
+    check_shareable(raw, config)
     pod = Node("", cpus, gpus)
-    asked = {name: pipeline.resources(stage) for name, stage in on_workers(pipeline).items()}
     job = RayJob(
         name=pipeline.name if name is None else name,
         image=image,
         config=to_yaml(raw),
         claim=claim,
-        pods=pods_for(asked, pod, pods),
+        pods=pods_for({key: pipeline.resources(stage) for key, stage in on_workers(pipeline).items()}, pod, pods),
         pod=pod,
         memory=memory,
         ray_version=version("ray"),
@@ -88,7 +78,5 @@ def kubernetes(
     manifest = to_manifest(job.documents())
     for data in expected_data(raw):
         click.echo(f"the claim {claim} must hold {data}", err=True)
-    if out is None:
-        click.echo(manifest, nl=False)
-    else:
-        Path(out).write_text(manifest)
+    with click.open_file(out or "-", "w") as file:
+        file.write(manifest)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.environment import shared_with_ranks
 from pipeline.cluster.resources import Resources
 from pipeline.errors import PipelineError, WorkersLate, WorkersLost
 from pipeline.train.job import RankContext
+
+if TYPE_CHECKING:
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
 
 # A rank that raises one of these would raise it again: restarting would only hide the fault.
 FAULTS_OF_OURS = (
@@ -47,11 +51,7 @@ def launch(
     variables `env` from this process, beside those that they always take. With `sample_every_s`, the usage of each node
     is sampled into `folder/system`.
     """
-    import ray
     from ray import cloudpickle
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from pipeline.cluster.rank import RanksConfig, run_rank
     from pipeline.cluster.trainer import Trainer
@@ -70,20 +70,43 @@ def launch(
             "sample_every_s": sample_every_s,
         },
         backend_config=RanksConfig(),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=worker_resources(resources),
-        ),
-        run_config=RunConfig(  # type: ignore[arg-type]  # annotated with version 1's class
-            name=name,
-            storage_path=str(folder / "ray"),
-            # The stage restarts its job, and says so; Ray would try again in silence, for ever.
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-        ),
+        scaling_config=_scaling_config(resources, workers),
+        run_config=_run_config(name, folder),  # type: ignore[arg-type]  # annotated with version 1's class
     )
     try:
-        trainer.fit()
+        with _failures_as_ours(name, workers):
+            trainer.fit()
+    finally:
+        shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own storage; checkpoints are ours
+
+
+def _scaling_config(resources: Resources, workers: int) -> ScalingConfig:
+    from ray.train.v2.api.config import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=worker_resources(resources),
+    )
+
+
+def _run_config(name: str, folder: Path) -> RunConfig:
+    from ray.train.v2.api.config import FailureConfig, RunConfig
+
+    # The stage restarts its job, and says so; Ray would try again in silence, for ever.
+    never = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
+    return RunConfig(name=name, storage_path=str(folder / "ray"), failure_config=never)
+
+
+@contextmanager
+def _failures_as_ours(name: str, workers: int) -> Iterator[None]:
+    """Turns what Ray raises into the errors that `launch` promises."""
+    import ray
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    try:
+        yield
     except TrainingFailedError as error:
         if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
             waited = float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
@@ -94,8 +117,6 @@ def launch(
         raise WorkersLost(f"{name}: {describe(error)}") from error
     except ray.exceptions.RayError as error:
         raise WorkersLost(f"{name}: {describe(error)}") from error
-    finally:
-        shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own storage; checkpoints are ours
 
 
 def worker_resources(resources: Resources) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.credentials import secrets_of
+from pipeline.errors import ConfigError
 from pipeline.shards.urls import is_local
 
 VOLUME = "/workspace"  # where the volume is mounted, and the working folder of the image
@@ -27,6 +28,17 @@ def path_faults(raw: Mapping[str, Any]) -> Iterator[str]:
                 f"{where}: found {path!r}, which is not on the volume that the pods share; use a URL, a relative "
                 f"path, or a path below {VOLUME}, where the volume is mounted"
             )
+
+
+def check_shareable(raw: Mapping[str, Any], config: str) -> None:
+    """Raises ConfigError if pods cannot reach a path of the file `config`, or if its manifest would hold a password."""
+    if faults := list(path_faults(raw)):
+        raise ConfigError("\n".join(f"{config}: {fault}" for fault in faults))
+    if password_in(raw):
+        raise ConfigError(
+            f"{config}: tracking.uri: contains a password or token, which the manifest would expose; replace it with a "
+            "variable, such as $MLFLOW_PASSWORD, and set that with --secret"
+        )
 
 
 def expected_data(raw: Mapping[str, Any]) -> list[str]:

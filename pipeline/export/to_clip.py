@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.export.files import inexpressible_settings
 from pipeline.files import write_json, write_whole
-from pipeline.models.bundle import Bundle
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.clip_bridge import check_expressible, to_clip
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.resizing import to_clip_config
@@ -37,14 +37,9 @@ def write(bundle: Bundle, folder: Path) -> Path:
             "quick_gelu": spec.activation == "quick_gelu",
             "vision_cfg": vision_config(spec),
         },
-        "preprocess_cfg": {
-            "mean": list(bundle.preprocess.mean),
-            "std": list(bundle.preprocess.std),
-            **to_clip_config(bundle.preprocess.eval, bundle.preprocess.background),
-        },
+        "preprocess_cfg": preprocess_config(bundle.preprocess),
     }
-    config |= inexpressible_settings(bundle.preprocess)
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config | inexpressible_settings(bundle.preprocess))
     return write_whole(folder / "model.safetensors", lambda path: save_tensors(path, tensors))
 
 
@@ -57,6 +52,15 @@ def vision_config(spec: ViTSpec) -> dict[str, Any]:
         "width": spec.embed_dim,
         "head_width": spec.embed_dim // spec.num_heads,
         "mlp_ratio": spec.mlp_dim / spec.embed_dim,
+    }
+
+
+def preprocess_config(preprocess: Preprocess) -> dict[str, Any]:
+    """The preparation of an image in open_clip's terms."""
+    return {
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        **to_clip_config(preprocess.eval, preprocess.background),
     }
 
 

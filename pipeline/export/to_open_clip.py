@@ -7,14 +7,13 @@ from typing import Any
 
 from pipeline.errors import ModelError
 from pipeline.export.files import inexpressible_settings, write_tokenizer
-from pipeline.export.to_clip import vision_config
+from pipeline.export.to_clip import preprocess_config, vision_config
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
 from pipeline.models.clip_bridge import check_tower
 from pipeline.models.clip_towers import text_head, to_clip_towers
 from pipeline.models.heads.text_tower.shape import TEMPERATURE
 from pipeline.models.model_spec import ModelSpec
-from pipeline.models.resizing import to_clip_config
 from pipeline.models.weights_file import save_tensors
 
 LIBRARY = "open_clip"
@@ -63,11 +62,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
                 **norm,
             },
         },
-        "preprocess_cfg": {
-            "mean": list(bundle.preprocess.mean),
-            "std": list(bundle.preprocess.std),
-            **to_clip_config(bundle.preprocess.eval, bundle.preprocess.background),
-        },
+        "preprocess_cfg": preprocess_config(bundle.preprocess),
     }
     write_json(folder / "open_clip_config.json", config | inexpressible_settings(bundle.preprocess))
     write_tokenizer(tokenizer, folder)

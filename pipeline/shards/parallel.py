@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from pipeline.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
+Workers = Annotated[int | None, "processes; default: one per CPU"]
 
 IN_FLIGHT = 4096  # tasks handed to the pool at once, so that a million shards do not queue in memory
 LINE_EVERY_S = 10.0

@@ -15,11 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import numpy as np
 
 from pipeline.errors import DataError
 
+IdxFolder = Annotated[
+    Path | None, "folder with Fashion-MNIST's four idx files; default: Debian's package, else the public copy"
+]
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 PUBLIC_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"

@@ -42,6 +42,7 @@ from pipeline.shards.make._samples import (
     split,
     write_samples,
 )
+from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.mask import check_size
 
@@ -99,7 +100,7 @@ def make(
     samples_per_shard: Annotated[int, "images per shard"] = 1_000,
     prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split with its own"] = "train",
     seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
-    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+    workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of images and their COCO annotations, merged from all annotation files.
 

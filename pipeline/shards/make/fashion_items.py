@@ -16,12 +16,14 @@ import numpy as np
 
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
+from pipeline.shards.make._fashion_mnist_files import IdxFolder
 from pipeline.shards.make._scenes_captions import caption
 from pipeline.shards.make._scenes_draw import draw_scene
 from pipeline.shards.make._scenes_items import item_pool
 from pipeline.shards.make._scenes_labels import sample_members
 from pipeline.shards.make._scenes_shards import SPLITS, draw_shards
 from pipeline.shards.make.fashion_mnist import CLASSES
+from pipeline.shards.parallel import Workers
 
 SIDES = 96, 192  # pixels, shortest and longest
 
@@ -43,10 +45,8 @@ def make(
     test: Annotated[int, "test pictures, of Fashion-MNIST's test items"] = 1_000,
     samples_per_shard: Annotated[int, "pictures per shard"] = 1_000,
     seed: Annotated[int, "seed of everything drawn"] = 0,
-    src: Annotated[
-        Path | None, "folder with Fashion-MNIST's four idx files; default: Debian's package, else the public copy"
-    ] = None,
-    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+    src: IdxFolder = None,
+    workers: Workers = None,
 ) -> DatasetIndex:
     """Scenes of one item of clothing each, with its class and a caption, as train-*.tar, val-*.tar and test-*.tar.
 

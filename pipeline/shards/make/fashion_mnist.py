@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.shards.build import write_index
 from pipeline.shards.index import DatasetIndex, load_index, load_offsets, make_index
-from pipeline.shards.make._fashion_mnist_files import Split, located, read_split
+from pipeline.shards.make._fashion_mnist_files import IdxFolder, Split, located, read_split
 from pipeline.shards.parallel import track
 from pipeline.shards.scan import ShardRecord
 from pipeline.shards.write import TarWriter, shard_name
@@ -38,9 +37,7 @@ SAMPLES_PER_SHARD = 5_000
 def make(
     out: Path,
     *,
-    src: Annotated[
-        Path | None, "folder with the four idx files; default: Debian's package, else the public copy"
-    ] = None,
+    src: IdxFolder = None,
 ) -> DatasetIndex:
     """Fashion-MNIST as train-*.tar and test-*.tar: found on this machine, unpacked from Debian, or downloaded.
 

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.make._fashion_mnist_files import located, read_split
+from pipeline.shards.make._fashion_mnist_files import IdxFolder, located, read_split
 from pipeline.shards.make.fashion_mnist import CLASSES, SAMPLES_PER_SHARD, check_split, encode
 from pipeline.shards.write import TarWriter, shard_name
 
@@ -20,9 +20,7 @@ PER_CLASS = {"1pct": 60, "5pct": 300}  # images; the smaller set is part of the 
 def make(
     out: Path,
     *,
-    src: Annotated[
-        Path | None, "folder with the four idx files; default: Debian's package, else the public copy"
-    ] = None,
+    src: IdxFolder = None,
     seed: Annotated[int, "seed for the choice of images"] = 0,
 ) -> DatasetIndex:
     """600 and 3,000 training images of Fashion-MNIST as 1pct-000000.tar and 5pct-000000.tar, under their own keys.

@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
+from pipeline.shards.make._fashion_mnist_files import IdxFolder
 from pipeline.shards.make._files import write_names
 from pipeline.shards.make._scenes_captions import caption
 from pipeline.shards.make._scenes_draw import draw_scene
@@ -28,6 +29,7 @@ from pipeline.shards.make._scenes_items import item_pool
 from pipeline.shards.make._scenes_labels import sample_members
 from pipeline.shards.make._scenes_shards import SPLITS, draw_shards
 from pipeline.shards.make.fashion_mnist import CLASSES
+from pipeline.shards.parallel import Workers
 
 BACKGROUND = "background"
 GROUPS = ("top", "trousers", "top", "dress", "top", "footwear", "top", "footwear", "bag", "footwear")  # of CLASSES
@@ -53,10 +55,8 @@ def make(
     max_side: Annotated[int, "longest height and width of the pictures, pixels"] = 192,
     samples_per_shard: Annotated[int, "scenes per shard"] = 1_000,
     seed: Annotated[int, "seed of everything drawn"] = 0,
-    src: Annotated[
-        Path | None, "folder with Fashion-MNIST's four idx files; default: Debian's package, else the public copy"
-    ] = None,
-    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+    src: IdxFolder = None,
+    workers: Workers = None,
 ) -> DatasetIndex:
     """Scenes of clothing for dense tasks as train-*.tar, val-*.tar and test-*.tar.
 

@@ -21,8 +21,8 @@ from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._files import Rejections, earlier_index, finished, image_fault, listing_hash, sample_key
 from pipeline.shards.make._folder_classes import LABELS, File, FolderLayout, arrange
 from pipeline.shards.make._folder_table import summary
-from pipeline.shards.make._folder_tree import read_tree
-from pipeline.shards.parallel import map_shards
+from pipeline.shards.make._folder_tree import Tree, read_tree
+from pipeline.shards.parallel import Workers, map_shards
 from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
 
@@ -89,7 +89,7 @@ def make(
     ] = None,
     quality: Annotated[int, "quality of the JPEGs that --max-side makes, 1 to 100"] = 90,
     seed: Annotated[int, "seed for spreading images over shards"] = 0,
-    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+    workers: Workers = None,
 ) -> DatasetIndex:
     """Shards from a directory of class folders, with classes numbered in the order of their names, or of images.
 
@@ -99,15 +99,7 @@ def make(
     directory or has more than one meaning, a class has no readable image, or `out` holds shards of the same prefix made
     of other files or with other settings.
     """
-    if not 1 <= quality <= 100 or (max_side is not None and max_side < 1):
-        raise DataError(f"max side {max_side}, quality {quality}: expected a side above 0 and a quality of 1 to 100")
-    if samples_per_shard < 1 or (prefix is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", prefix)):
-        raise DataError(
-            f"samples per shard {samples_per_shard} and prefix {prefix!r}: expected a positive number, and a prefix "
-            "of letters, digits, '_' and '-'"
-        )
-    if labels not in LABELS:
-        raise DataError(f"labels {labels!r}: expected one of {', '.join(LABELS)}")
+    _check_settings(labels, samples_per_shard, prefix, max_side, quality)
     tree = read_tree(src, out)
     layout = arrange(tree, src, prefix, labels)
     _agree_on_classes(out, layout.classes)
@@ -121,13 +113,32 @@ def make(
         rejected[split] = _write_shards(task, files, plan, report, workers)
     _check_classes(layout, rejected, src, out)
     index = _index(out, layout, samples_per_shard, workers)
+    _report(src, out, layout, tree, rejected)
+    return index
+
+
+def _check_settings(
+    labels: str, samples_per_shard: int, prefix: str | None, max_side: int | None, quality: int
+) -> None:
+    if not 1 <= quality <= 100 or (max_side is not None and max_side < 1):
+        raise DataError(f"max side {max_side}, quality {quality}: expected a side above 0 and a quality of 1 to 100")
+    if samples_per_shard < 1 or (prefix is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", prefix)):
+        raise DataError(
+            f"samples per shard {samples_per_shard} and prefix {prefix!r}: expected a positive number, and a prefix "
+            "of letters, digits, '_' and '-'"
+        )
+    if labels not in LABELS:
+        raise DataError(f"labels {labels!r}: expected one of {', '.join(LABELS)}")
+
+
+def _report(src: Path, out: Path, layout: FolderLayout, tree: Tree, rejected: Mapping[str, set[str]]) -> None:
+    """Tells on standard error what was imported, what was not, and where the lists are."""
     print(f"{src}:\n{summary(layout, tree, rejected)}", file=sys.stderr)
     for split, paths in rejected.items():
         if len(rejected) > 1:
             print(f"shards of {split}: {out}/{split}-*.tar", file=sys.stderr)
         if paths:
             print(f"unreadable images are listed in {out / f'{split}-rejected.txt'}", file=sys.stderr)
-    return index
 
 
 def _write_shards(

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.parallel import map_shards
+from pipeline.shards.parallel import Workers, map_shards
 from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
 
@@ -60,7 +60,7 @@ def make(
     samples_per_shard: Annotated[int, "images per shard"] = 1_000,
     prefix: Annotated[str, "shards are named PREFIX-000000.tar and so on"] = "train",
     seed: Annotated[int, "seed of everything drawn"] = 0,
-    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+    workers: Workers = None,
 ) -> DatasetIndex:
     """Fractals as shards, cycling through the classes.
 

@@ -25,6 +25,7 @@ from pipeline.shards.make._samples import (
     write_samples,
 )
 from pipeline.shards.make._yolo_tree import YoloItem, labels_of, read_yolo
+from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.boxes import yolo_line
 
@@ -91,7 +92,7 @@ def make(
         str, "prefix of the shards of a folder without splits; others are named after their split"
     ] = "train",
     seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
-    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+    workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of images and their boxes, which become COCO annotations in pixels, in the member `json`.
 
