@@ -15,7 +15,7 @@ import torch
 
 from pipeline.bench.synthetic import CLASSES, NAME, SIDE, pretrain, start_driver, write_pipeline, write_shards
 from pipeline.bench.tasks import task_settings, write_teacher
-from pipeline.checkpoints.manifest import verify
+from pipeline.checkpoints.manifest import verify_checkpoint
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
@@ -159,4 +159,4 @@ def compare_states(one: StageFolder, other: StageFolder) -> tuple[list[str], lis
 
 def last_state(stage: StageFolder) -> StateReader:
     storage, folder = LocalStorage(stage.checkpoints), step_folder(STEPS)
-    return StateReader(storage, folder, verify(storage, folder))
+    return StateReader(storage, folder, verify_checkpoint(storage, folder))

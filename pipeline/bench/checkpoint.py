@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoints.manifest import Manifest, MeterState, verify, write_manifest
+from pipeline.checkpoints.manifest import Manifest, MeterState, commit_manifest, verify_checkpoint
 from pipeline.checkpoints.reshard import reshard
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import Span, write_shard
@@ -118,7 +118,7 @@ def saves_worker(job: SavesJob, ranks: RankContext) -> None:
         behind.append(sum(steps) - len(steps) * statistics.median(undisturbed))
     if dist.get_rank() == 0:
         storage = LocalStorage(job.folder / "checkpoints")
-        manifest = verify(storage, step_folder(max(job.saves, 1)))
+        manifest = verify_checkpoint(storage, step_folder(max(job.saves, 1)))
         parameters = sum(torch.Size(shape).numel() for shape in state.shapes.values())
         found = {
             "parameters": parameters,
@@ -224,13 +224,13 @@ def bandwidth(folder: Path, shapes: dict[str, list[int]], rounds: int) -> dict[s
     seconds = time.perf_counter() - began
     return {
         "gigabytes": gigabytes,
-        "save_gb_per_s": compare(speeds["save/ours"], speeds["save/torch"]),
-        "restore_gb_per_s": compare(speeds["restore/ours"], speeds["restore/torch"]),
+        "save_gb_per_s": median_ratio(speeds["save/ours"], speeds["save/torch"]),
+        "restore_gb_per_s": median_ratio(speeds["restore/ours"], speeds["restore/torch"]),
         "reshard_s_per_gb": seconds / gigabytes,
     }
 
 
-def compare(ours: list[float], theirs: list[float]) -> dict[str, float]:
+def median_ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     ratios = [mine / plain for mine, plain in zip(ours, theirs, strict=True)]
     return {
         "ours": statistics.median(ours),
@@ -244,7 +244,7 @@ def save_ours(
 ) -> None:
     folder = step_folder(step)
     record = write_shard(storage, f"{folder}/rank-00000.safetensors", [layout], flats)
-    write_manifest(
+    commit_manifest(
         storage, folder, Manifest(step, step, 1, 2, "d", {}, shapes, [record], {}, MeterState(0, 0, [[0.0]]))
     )
 
@@ -256,7 +256,7 @@ def save_torch(path: Path, flats: dict[str, Tensor]) -> None:
 
 def restore_ours(storage: LocalStorage, step: int, layout: list[Span], flats: dict[str, Tensor]) -> None:
     folder = step_folder(step)
-    reader = StateReader(storage, folder, verify(storage, folder))
+    reader = StateReader(storage, folder, verify_checkpoint(storage, folder))
     for name, flat in flats.items():
         for span in layout:
             part = flat[span.offset : span.offset + span.numel]

@@ -118,14 +118,14 @@ def read(data: bytes, rng: np.random.Generator) -> str:
 def damaged_sample(rng: np.random.Generator) -> bytes:
     """A sample in a random format, with bytes changed, removed, duplicated or truncated in its tar or its image."""
     format = str(rng.choice(list(FORMATS)))
-    image = encode(format, rng)
+    image = encode_image(format, rng)
     if rng.random() < 0.7:
         image = damage(image, rng)
     data = tar_member(f"s.{FORMATS[format]}", image) + tar_member("s.cls", b"3")
     return damage(data, rng) if rng.random() < 0.3 else data
 
 
-def encode(format: str, rng: np.random.Generator) -> bytes:
+def encode_image(format: str, rng: np.random.Generator) -> bytes:
     height, width = rng.integers(1, 80, size=2)
     smooth = Image.fromarray(rng.integers(256, size=(4, 4, 3), dtype=np.uint8)).resize((int(width), int(height)))
     mode = str(rng.choice(MODES.get(format, ["RGB", "L"])))

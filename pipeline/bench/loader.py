@@ -66,7 +66,7 @@ def measure(
             loaders[name] = partial(peer, urls, image_size, workers, BATCH_SIZE)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
     plan = [(name, load) for _ in range(rounds) for name, load in loaders.items()]
-    for name, figures in track(((name, run(load, seconds)) for name, load in plan), len(plan), "loaders", "runs"):
+    for name, figures in track(((name, speed_of(load, seconds)) for name, load in plan), len(plan), "loaders", "runs"):
         runs[name].append(figures)
     result: dict[str, Any] = {}
     for name, mine in runs.items():
@@ -75,10 +75,10 @@ def measure(
             key: statistics.median(a[key] / b[key] for a, b in zip(runs["ours"], mine, strict=True)) for key in FIGURES
         }
         result[name]["rounds"] = [figures["images_per_s"] for figures in mine]
-    return result | {"settings": settings(index, image_size, workers)}
+    return result | {"settings": settings_of_run(index, image_size, workers)}
 
 
-def settings(index: DatasetIndex, image_size: int, workers: int) -> dict[str, Any]:
+def settings_of_run(index: DatasetIndex, image_size: int, workers: int) -> dict[str, Any]:
     return {
         "image_size": image_size,
         "workers": workers,
@@ -89,7 +89,7 @@ def settings(index: DatasetIndex, image_size: int, workers: int) -> dict[str, An
     }
 
 
-def run(load: Loader, seconds: float) -> dict[str, float]:
+def speed_of(load: Loader, seconds: float) -> dict[str, float]:
     """Images per second and per CPU-second, over all its processes, of a warmed-up loader.
 
     Batches queued when the clock starts are few compared with those produced meanwhile.
@@ -132,7 +132,7 @@ def train_loader(
         rank=0,
         world_size=1,
         global_batch_size=BATCH_SIZE,
-        size_at=size(image_size),
+        size_at=fixed_size(image_size),
         start_slot=start_slot,
     )
 
@@ -150,7 +150,7 @@ def ours_in_threads(index: DatasetIndex, image_size: int, workers: int, stack: E
         world_size=1,
         quarantine_path=None,
         global_batch_size=BATCH_SIZE,
-        size_at=size(image_size),
+        size_at=fixed_size(image_size),
         start_slot=0,
     )
     writers = [stack.enter_context(closing(plan.row_writer(worker, workers))) for worker in range(workers)]
@@ -178,5 +178,5 @@ def source(index: DatasetIndex) -> Source:
     return Source("bench", index, DatasetConfig(shards="bench"), CROP, 1, targets)
 
 
-def size(image_size: int) -> Any:
+def fixed_size(image_size: int) -> Any:
     return partial(size_at, total_steps=1, base_size=(image_size, image_size), resolution=ResolutionConfig(), seed=0)

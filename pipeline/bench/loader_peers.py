@@ -34,11 +34,13 @@ def webdataset_torchvision(
     """WebDataset, torchvision's own JPEG decoder and its transforms of tensors."""
     from torchvision.transforms import v2
 
-    transform = v2.Compose([decode_jpeg, v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()])
+    transform = v2.Compose(
+        [torchvision_jpeg, v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip()]
+    )
     return webdataset_batches(urls, workers, batch_size, stack, None, transform)
 
 
-def decode_jpeg(data: bytes) -> torch.Tensor:
+def torchvision_jpeg(data: bytes) -> torch.Tensor:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)

@@ -22,7 +22,7 @@ DATA = DataConfig(train="bench", lanes=32, window=32, loader_workers=1, augment=
 def measure(index: DatasetIndex, image_size: int, batches: int) -> dict[str, Any]:
     """Peak memory of the worker after `batches` batches of each; the larger set is the same tars under more names."""
     with tempfile.TemporaryDirectory(dir=index.url) as folder:
-        larger = repeated(index, Path(folder), FACTOR)
+        larger = repeat_shards(index, Path(folder), FACTOR)
         small, large = (peak_of_worker(data, image_size, batches) for data in (index, larger))
     return {
         "shards": [len(index.names), len(larger.names)],
@@ -31,7 +31,7 @@ def measure(index: DatasetIndex, image_size: int, batches: int) -> dict[str, Any
     }
 
 
-def repeated(index: DatasetIndex, folder: Path, times: int) -> DatasetIndex:
+def repeat_shards(index: DatasetIndex, folder: Path, times: int) -> DatasetIndex:
     """A data set with `times` times the shards, each a hard link to an existing one."""
     records = []
     for record in index.records():

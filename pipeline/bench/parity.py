@@ -44,11 +44,11 @@ def measure(
     apart = [ours - timm for ours, timm in zip(found["ours"], found["timm"], strict=True)]
     return {
         "settings": {"stage": stage_name, "variant": variant, "epochs": epochs, "test": test},
-        **{name: summary(values) for name, values in {**found, "difference": apart}.items()},
+        **{name: mean_and_deviation(values) for name, values in {**found, "difference": apart}.items()},
     }
 
 
-def summary(values: list[float]) -> dict[str, Any]:
+def mean_and_deviation(values: list[float]) -> dict[str, Any]:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "deviation": deviation, "seeds": values}
 

@@ -55,7 +55,7 @@ def train_peer(job: PeerJob) -> float:
     optimizer, averaged = build(job.stage, model)
     peaks = [group["lr"] for group in optimizer.param_groups]
     schedule, ratio = job.stage.schedule, job.stage.schedule.final_lr_ratio
-    with batches_of(job) as batches:
+    with peer_stream(job) as batches:
         for step in range(job.total_steps):
             share = lr_ratio(step, job.total_steps, job.warmup_steps, schedule.name, ratio)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -96,7 +96,7 @@ def soft_labels(batch: Batch, classes: int) -> Tensor:
 
 
 @contextmanager
-def batches_of(job: PeerJob) -> Iterator[TrainLoader]:
+def peer_stream(job: PeerJob) -> Iterator[TrainLoader]:
     """The stage's stream for one rank."""
     stage, size = job.stage, job.spec.backbone.image_size
     sizes = partial(size_at, total_steps=job.total_steps, base_size=size, resolution=stage.resolution, seed=job.seed)

@@ -57,28 +57,28 @@ def ensure_photos(folder: Path, name: str, workers: int | None = None, *, masks:
     pattern = f"{folder}/{prefix}-{{000000..{SHARDS - 1:06d}}}.tar"
     with folder_lock(str(folder), "make"):
         missing = [number for number in range(SHARDS) if not (folder / shard_name(prefix, number)).is_file()]
-        write = partial(write_shard, folder, name, prefix, masks)
+        write = partial(write_photo_shard, folder, name, prefix, masks)
         for _ in map_shards(write, missing, label=f"photographs {prefix}", workers=workers):
             pass
     return build_index(pattern, classes=[str(label) for label in range(NUM_CLASSES)], workers=workers)
 
 
-def write_shard(folder: Path, name: str, prefix: str, masks: bool, number: int) -> None:
+def write_photo_shard(folder: Path, name: str, prefix: str, masks: bool, number: int) -> None:
     """Write a shard of pictures that depend only on its name and number."""
     height, width, samples = SETS[name]
     sources = photographs()
     rng = np.random.default_rng([height, number])
     with TarWriter(folder / shard_name(prefix, number)) as tar:
         for i in range(samples // SHARDS):
-            picture = mirrored(cut(sources, height, width, rng), height, width)
+            picture = mirrored(random_crop(sources, height, width, rng), height, width)
             jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
             label = str(int(rng.integers(NUM_CLASSES))).encode()
-            mask = {"seg.png": class_map(height, width, rng)} if masks else {}
+            mask = {"seg.png": blob_class_map(height, width, rng)} if masks else {}
             tar.write(f"{number:03d}{i:05d}", {"jpg": jpeg, "cls": label, **mask})
         tar.finish()
 
 
-def class_map(height: int, width: int, rng: np.random.Generator) -> bytes:
+def blob_class_map(height: int, width: int, rng: np.random.Generator) -> bytes:
     """A palette PNG of a few blobs, each with a margin of ignored pixels, as in VOC."""
     hills = cv2.resize(rng.uniform(0, MASK_BLOBS, (2, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
     classes = rng.choice(MASK_CLASSES, MASK_BLOBS, replace=False).astype(np.uint8)
@@ -91,7 +91,7 @@ def class_map(height: int, width: int, rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def cut(sources: list[np.ndarray], height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def random_crop(sources: list[np.ndarray], height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """A random crop of a random photograph, at most LARGEST_CUT large."""
     height, width = min(height, LARGEST_CUT[0]), min(width, LARGEST_CUT[1])
     source = sources[rng.integers(len(sources))]

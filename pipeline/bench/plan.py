@@ -74,7 +74,7 @@ def measure(steps: int) -> dict[str, Any]:
     hardware = this_cpu()
     return {
         "settings": {"steps": steps, "gflops_per_s": 1000 * hardware.fp32_tflops, "source": hardware.source},
-        "cases": [compare(case, predict(case, hardware), run(case, steps), hardware) for case in CASES],
+        "cases": [compare_forecast(case, predict(case, hardware), train_case(case, steps), hardware) for case in CASES],
     }
 
 
@@ -87,7 +87,7 @@ def predict(case: PlanCase, hardware: Hardware) -> Forecast:
     return forecast_stage(model, stage, amounts, hardware.joined(1), None)
 
 
-def run(case: PlanCase, steps: int) -> list[MeasuredRank]:
+def train_case(case: PlanCase, steps: int) -> list[MeasuredRank]:
     """Train for a few steps with the engine, on each rank in a process of its own."""
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -101,7 +101,7 @@ def run(case: PlanCase, steps: int) -> list[MeasuredRank]:
         return [rank.result() for rank in ranks]
 
 
-def compare(case: PlanCase, found: Forecast, ranks: list[MeasuredRank], hardware: Hardware) -> dict[str, Any]:
+def compare_forecast(case: PlanCase, found: Forecast, ranks: list[MeasuredRank], hardware: Hardware) -> dict[str, Any]:
     """The figures of a case; a ratio is predicted to measured."""
     predicted_s = found.step.compute_s + found.step.exposed_s
     cpu_s, peak = max(rank.cpu_s for rank in ranks), max(rank.peak_bytes for rank in ranks)

@@ -36,7 +36,7 @@ def measure(plot: Path | None = None) -> dict[str, Any]:
         }
     result["entropy_ratio"] = result["ours"]["mean_batch_entropy"] / result["uniform"]["mean_batch_entropy"]
     if plot is not None:
-        draw(curves, plot)
+        draw_curves(curves, plot)
     return result
 
 
@@ -55,7 +55,7 @@ def neighbour_distances(source: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(slot_of))[both]
 
 
-def draw(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+def draw_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")

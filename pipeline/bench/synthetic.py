@@ -38,7 +38,7 @@ def write_shards(
         with ShardWriter(folder, prefix, samples_per_shard, tool_targets(kinds)) as writer:
             for number in range(samples):
                 label = number % len(CLASSES)
-                members = {"png": picture(label, number, side), "cls": str(label).encode()}
+                members = {"png": noise_png(label, number, side), "cls": str(label).encode()}
                 if captions:
                     members["txt"] = f"a {CLASSES[label]} square, number {number}".encode()
                 writer.write(f"{prefix}-{number}", members)
@@ -48,7 +48,7 @@ def write_shards(
     return index
 
 
-def picture(label: int, number: int, side: int = SIDE) -> bytes:
+def noise_png(label: int, number: int, side: int = SIDE) -> bytes:
     noise = np.random.default_rng([label, number]).integers(0, 30, (side, side), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise + np.uint8(20 + 65 * label)).save(file, "PNG")

@@ -65,7 +65,7 @@ def _hash(file: BinaryIO) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def write_manifest(storage: Storage, folder: str, manifest: Manifest) -> None:
+def commit_manifest(storage: Storage, folder: str, manifest: Manifest) -> None:
     """Commit a folder whose files are durable. If interrupted, leaves a complete manifest or none."""
     storage.put(f"{folder}/{NAME}", (json.dumps(asdict(manifest), indent=1) + "\n").encode())
 
@@ -107,7 +107,7 @@ def _parse(raw: Mapping[str, Any], where: str) -> Manifest:
         raise CheckpointError(f"{where} has missing or unknown fields: {error}") from None
 
 
-def verify(storage: Storage, folder: str) -> Manifest:
+def verify_checkpoint(storage: Storage, folder: str) -> Manifest:
     """The manifest of a checkpoint. Raises `CheckpointError` unless every file is present, complete and unchanged."""
     manifest = read_manifest(storage, folder)
     sizes = storage.files(folder)

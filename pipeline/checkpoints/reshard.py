@@ -13,11 +13,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from pipeline.checkpoints.manifest import FileRecord, Manifest, verify, write_manifest
+from pipeline.checkpoints.manifest import FileRecord, Manifest, commit_manifest, verify_checkpoint
 from pipeline.checkpoints.retention import sweep
 from pipeline.checkpoints.shard_file import SUFFIX, Span, write_shard
 from pipeline.checkpoints.state_reader import StateReader
-from pipeline.checkpoints.storage import Storage, unwritable
+from pipeline.checkpoints.storage import Storage, unwritable_storage
 
 THREADS = 4  # files in flight; each is held in memory in full
 
@@ -28,7 +28,7 @@ def reshard(storage: Storage, folder: str, files: int) -> Manifest:
     Raises `CheckpointError` if it fails verification, or the storage has no room for a second copy.
     """
     with storage.reading(folder):
-        manifest = verify(storage, folder)
+        manifest = verify_checkpoint(storage, folder)
         reader = StateReader(storage, folder, manifest)
         try:
             free = storage.free_bytes()
@@ -43,9 +43,9 @@ def reshard(storage: Storage, folder: str, files: int) -> Manifest:
             with ThreadPoolExecutor(min(files, THREADS)) as pool:
                 records = list(pool.map(write, range(files)))
             renewed = replace(manifest, files=records, world_size=files)
-            write_manifest(storage, folder, renewed)
+            commit_manifest(storage, folder, renewed)
         except OSError as error:
-            raise (unwritable(storage, error) or error) from None
+            raise (unwritable_storage(storage, error) or error) from None
     sweep(storage, folder, renewed)
     return renewed
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.checkpoints.manifest import NAME, Manifest, NewerFormat, read_manifest, verify
+from pipeline.checkpoints.manifest import NAME, Manifest, NewerFormat, read_manifest, verify_checkpoint
 from pipeline.checkpoints.storage import Storage
 from pipeline.errors import CheckpointError
 
@@ -63,7 +63,7 @@ def newest_valid(storage: Storage, digest: str) -> Selection:
     passed_over = []
     for folder in reversed(step_folders(storage)):
         try:
-            manifest = verify(storage, folder)
+            manifest = verify_checkpoint(storage, folder)
         except NewerFormat:
             raise
         except CheckpointError as error:

@@ -112,7 +112,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.view(torch.uint8).numpy().data
 
 
-def read_header(storage: Storage, path: str, size: int) -> ShardHeader:
+def read_shard_header(storage: Storage, path: str, size: int) -> ShardHeader:
     """The header of a file of `size` bytes. Raises CheckpointError if it is not one of ours."""
     try:
         length = LENGTH.unpack(_read(storage, path, 0, LENGTH.size))[0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoints.manifest import Manifest
-from pipeline.checkpoints.shard_file import WEIGHTS, raw_bytes, read_header
+from pipeline.checkpoints.shard_file import WEIGHTS, raw_bytes, read_shard_header
 from pipeline.checkpoints.storage import Storage
 from pipeline.errors import CheckpointError
 
@@ -52,7 +52,7 @@ class StateReader:
             self._index(f"{folder}/{record.name}", record.bytes)
 
     def _index(self, path: str, size: int) -> None:
-        header = read_header(self._storage, path, size)
+        header = read_shard_header(self._storage, path, size)
         for entry in header.entries:
             flat, _, key = entry.name.partition("/")
             if not entry.shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.cli.bench_options import AS_JSON, PHOTOS_FOLDER, count_option, show
+from pipeline.cli.bench_options import AS_JSON, PHOTOS_FOLDER, count_option, print_figures
 from pipeline.cli.paths import UserPath
 
 
@@ -51,7 +51,7 @@ def loader(
     masks = None if shards else ensure_photos(Path(folder), photos, masks=True)
     result = measure(index, masks, image_size, workers=workers or usable_cpus(), rounds=rounds, seconds=seconds)
     if as_json:
-        show(result, as_json)
+        print_figures(result, as_json)
         return
     settings = result.pop("settings")
     click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()))
@@ -74,7 +74,7 @@ def memory(folder: str, batches: int, as_json: bool) -> None:
     from pipeline.bench.memory import measure
     from pipeline.bench.photos import ensure_photos
 
-    show(measure(ensure_photos(Path(folder), "500x375"), 224, batches), as_json)
+    print_figures(measure(ensure_photos(Path(folder), "500x375"), 224, batches), as_json)
 
 
 @click.command("resume")
@@ -88,7 +88,7 @@ def resume(folder: str, rounds: int, as_json: bool) -> None:
     from pipeline.bench.photos import ensure_photos
     from pipeline.bench.resume import measure
 
-    show(measure(ensure_photos(Path(folder), "500x375"), 224, rounds), as_json)
+    print_figures(measure(ensure_photos(Path(folder), "500x375"), 224, rounds), as_json)
 
 
 @click.command("scale")
@@ -98,7 +98,7 @@ def scale(rounds: int, as_json: bool) -> None:
     """Seconds and memory that one of 4,096 ranks needs to find its first sample among 200,000 shards of 10,000."""
     from pipeline.bench.scale import measure
 
-    show(measure(rounds), as_json)
+    print_figures(measure(rounds), as_json)
 
 
 @click.command("fuzz")
@@ -112,7 +112,7 @@ def fuzz(inputs: int, seed: int, workers: int | None, as_json: bool) -> None:
     from pipeline.errors import PipelineError
 
     result = measure(inputs, seed, workers)
-    show(result, as_json)
+    print_figures(result, as_json)
     if result["unexpected"]:
         raise PipelineError(
             f"{len(result['unexpected'])} inputs were neither read nor refused cleanly; the first: "
@@ -130,4 +130,4 @@ def shuffle(plot: str | None, as_json: bool) -> None:
     from pipeline.bench.shuffle import measure
 
     result = measure(Path(plot) if plot else None)
-    show(result, as_json)
+    print_figures(result, as_json)

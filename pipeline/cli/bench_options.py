@@ -37,7 +37,7 @@ def variants_option(*defaults: str, more: str = "") -> Option:
     )
 
 
-def show(result: dict[str, Any], as_json: bool) -> None:
+def print_figures(result: dict[str, Any], as_json: bool) -> None:
     """Print figures, a line each, or all of them as JSON."""
     import json
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.cli.bench_options import AS_JSON, count_option, show, variant_option
+from pipeline.cli.bench_options import AS_JSON, count_option, print_figures, variant_option
 
 
 @click.command("surgery")
@@ -15,7 +15,7 @@ def surgery(variant: str, rounds: int, as_json: bool) -> None:
     """Seconds to adapt a state to another grid, patch and head, including the check of its outputs."""
     from pipeline.bench.surgery import measure
 
-    show(measure(variant, rounds), as_json)
+    print_figures(measure(variant, rounds), as_json)
 
 
 @click.command("checkpoint")
@@ -27,7 +27,7 @@ def checkpoint(variant: str, workers: int, rounds: int, as_json: bool) -> None:
     """What saving costs the training loop; bandwidth against torch's own; bytes per parameter; resharding."""
     from pipeline.bench.checkpoint import measure
 
-    show(measure(variant, rounds, workers), as_json)
+    print_figures(measure(variant, rounds, workers), as_json)
 
 
 @click.command("recovery")
@@ -37,7 +37,7 @@ def recovery(kills: int, as_json: bool) -> None:
     """Seconds from the kill of a rank to the first step after it, on this machine."""
     from pipeline.bench.recovery import measure
 
-    show(measure(kills), as_json)
+    print_figures(measure(kills), as_json)
 
 
 @click.command("chaos")
@@ -58,7 +58,7 @@ def chaos(kills: int, seed: int, task: str | None, as_json: bool) -> None:
         chaos_of_task(task, as_json)
         return
     result = measure(kills, seed)
-    show(result, as_json)
+    print_figures(result, as_json)
     if not (result["same_weights"] and result["same_metrics"] and result["same_evaluation"]):
         raise CheckpointError("the disturbed run's results differ from the undisturbed run's; see above")
 
@@ -68,4 +68,4 @@ def chaos_of_task(task: str, as_json: bool) -> None:
     from pipeline.bench.tasks import known_tasks
 
     (name,) = known_tasks([task])
-    show(measure(name), as_json)
+    print_figures(measure(name), as_json)

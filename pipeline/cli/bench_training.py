@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.cli.bench_options import AS_JSON, PRECISION, count_option, show, variant_option, variants_option
+from pipeline.cli.bench_options import AS_JSON, PRECISION, count_option, print_figures, variant_option, variants_option
 from pipeline.cli.paths import UserPath
 
 
@@ -22,7 +22,7 @@ def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, s
 
     result = measure(load_config(config, overrides), stage, rounds=rounds, steps=steps)
     if as_json:
-        show(result, as_json)
+        print_figures(result, as_json)
         return
     for name in ("ours", "bare_loop"):
         click.echo(f"{name:10} {result[name]['images_per_s']:10,.0f} images/s")
@@ -80,7 +80,7 @@ def step(
         device=device,
         peak_tflops=peak_tflops,
     )
-    show(result, as_json)
+    print_figures(result, as_json)
 
 
 @click.command("multiscale")
@@ -94,7 +94,7 @@ def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json
     from pipeline.bench.multiscale import measure
 
     sizes = [160, 192, 224, 256, 288]
-    show(measure(variant, sizes, batch_size=batch_size, threads=threads, rounds=rounds), as_json)
+    print_figures(measure(variant, sizes, batch_size=batch_size, threads=threads, rounds=rounds), as_json)
 
 
 @click.command("masked")
@@ -114,7 +114,7 @@ def masked(
     result = measure(
         variant, image_size=image_size, batch_size=batch_size, threads=threads, rounds=rounds, precision=precision
     )
-    show(result, as_json)
+    print_figures(result, as_json)
 
 
 @click.command("objectives")
@@ -151,7 +151,7 @@ def objectives(
         micro_batches=micro_batches,
     )
     if as_json:
-        show(result, as_json)
+        print_figures(result, as_json)
         return
     for variant in variants:
         for name, found in result[variant].items():
@@ -188,7 +188,7 @@ def parity(
     loaded = load_config(config, overrides)
     result = measure(loaded, stage, test=test, variant=variant, epochs=epochs, seeds=seeds, threads=threads)
     if as_json:
-        show(result, as_json)
+        print_figures(result, as_json)
         return
     for name in ("ours", "timm", "difference"):
         found = result[name]
@@ -205,7 +205,7 @@ def plan(steps: int, as_json: bool) -> None:
 
     result = measure(steps)
     if as_json:
-        show(result, as_json)
+        print_figures(result, as_json)
         return
     for case in result["cases"]:
         times = f"{1000 * case['predicted_s']:8,.0f} {1000 * case['measured_s']:8,.0f} ms {case['ratio']:5.2f}"

@@ -42,13 +42,13 @@ def list_command(run: Path) -> None:
 @RUN
 def verify_command(run: Path) -> None:
     """Check every file of every checkpoint of RUN against its manifest; exit status 5 if one does not match."""
-    from pipeline.checkpoints.manifest import verify
+    from pipeline.checkpoints.manifest import verify_checkpoint
     from pipeline.errors import CheckpointError
 
     faults = 0
     for storage, folder in checkpoints_of(run):
         try:
-            verify(storage, folder)
+            verify_checkpoint(storage, folder)
             click.echo(f"{storage.url(folder)}  valid")
         except CheckpointError as error:
             faults += 1

@@ -108,7 +108,7 @@ def command(
     else:
         chosen = None if task is None else parse_task(task, "--task")
         found = evaluate_models(models, named, cluster, task=chosen, **how)
-    click.echo(json.dumps(found, indent=1) if as_json else table(found))
+    click.echo(json.dumps(found, indent=1) if as_json else measures_table(found))
 
 
 def chosen_methods(names: str, train: str | None, task: str | None) -> MethodsConfig:
@@ -128,7 +128,7 @@ def chosen_methods(names: str, train: str | None, task: str | None) -> MethodsCo
     return MethodsConfig.model_validate({name: {} for name in chosen})
 
 
-def table(evaluation: dict[str, Any]) -> str:
+def measures_table(evaluation: dict[str, Any]) -> str:
     """One row per model, one column per measure."""
     from pipeline.metrics.outcome import schema_of
 

@@ -55,7 +55,7 @@ def command(
         raise click.UsageError("--coco-ids: only applies with --coco; add it")
     loaded, found = load_model(model), pictures(images, out)
     if out is None:
-        show(summaries(loaded, found, top, batch_size), as_json=as_json)
+        print_shares(summaries(loaded, found, top, batch_size), as_json=as_json)
         return
     options = {"top_k": top} if "top_k" in loaded.task_module().predict_options else {}
     ids = (CocoIds() if coco_ids is None else CocoIds.read(coco_ids)) if coco else None
@@ -64,7 +64,7 @@ def command(
     click.echo(f"{out}: predictions of {len(found):,} images")
 
 
-def show(rows: Any, *, as_json: bool) -> None:
+def print_shares(rows: Any, *, as_json: bool) -> None:
     """Print names with their shares, image by image."""
     import json
 

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import click
 
 from pipeline.cli.paths import PATTERN, UserPath
-from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, print_unusable, summarise
+from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, print_index, print_unusable
 from pipeline.cli.shards_rewrite import regroup_command, reshard_command, split_command
 
 OF_CLASSES = ("without", "classes", "counted", "spread", "per_class")  # figures of labels that get lines of their own
@@ -38,7 +38,7 @@ class MakeGroup(click.Group):
         function = maker(name)  # a wrong name ends here, with the right ones
 
         def run(out: Path, **options: Any) -> None:
-            summarise(make(name, out, **options))
+            print_index(make(name, out, **options))
 
         out = click.Option(["--out"], type=CLICK_TYPES[Path], required=True, help="Folder for the shards.")
         text = (inspect.getdoc(function) or "").split("Raises", 1)[0]
@@ -94,7 +94,7 @@ def index_command(
         headers_only=headers_only,
         workers=workers,
     )
-    summarise(index)
+    print_index(index)
     print_unusable(index, pattern)
 
 
@@ -124,11 +124,11 @@ def verify_command(
 
     from pipeline.errors import DataError
     from pipeline.shards.named_sets import named_sets
-    from pipeline.shards.verify import Kind, verify
+    from pipeline.shards.verify import Kind, verify_shards
 
     sets = [one for pattern in patterns for one in named_sets(pattern, image_key, targets)]
     found: Counter[Kind] = Counter()
-    for fault in verify(*sets, decode_images=decode, workers=workers):
+    for fault in verify_shards(*sets, decode_images=decode, workers=workers):
         found[fault.kind] += 1
         if print_all or found[fault.kind] <= MOST_FAULTS:
             click.echo(str(fault))
@@ -200,11 +200,11 @@ def stats_command(
     import json
 
     from pipeline.shards.named_sets import named_set
-    from pipeline.shards.stats import dataset_stats, draw
+    from pipeline.shards.stats import dataset_stats, draw_histograms
 
     stats, sizes = dataset_stats(named_set(pattern, image_key, targets), workers)
     if plot is not None:
-        draw(stats, sizes, plot)
+        draw_histograms(stats, sizes, plot)
     if as_json:
         click.echo(json.dumps(stats, indent=1, ensure_ascii=False))
         return

@@ -40,7 +40,7 @@ TARGET = click.option(
 WORKERS = click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
 
 
-def summarise(index: DatasetIndex) -> None:
+def print_index(index: DatasetIndex) -> None:
     """Print one line about an index."""
     classes = "".join(f", {len(names)} classes of {kind}" for kind, names in index.classes.items())
     click.echo(

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.paths import PATTERN, UserPath
-from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, print_unusable, summarise
+from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, print_index, print_unusable
 
 OUT = click.option("--out", type=UserPath(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
 SAMPLES_PER_SHARD = click.option(
@@ -33,7 +33,7 @@ def regroup_command(
 
     one = named_set(pattern, image_key, targets)
     index = regroup(one.pattern, out, image_key=one.config.image_key, targets=one.members, workers=workers)
-    summarise(index)
+    print_index(index)
     print_unusable(index, str(out))
 
 
@@ -49,12 +49,14 @@ def reshard_command(
 ) -> None:
     """Copy the samples of PATTERN into shards of equal size, bytes unchanged; a second call resumes."""
     from pipeline.shards.named_sets import named_set
-    from pipeline.shards.rewrite import split
+    from pipeline.shards.rewrite import split_samples
 
     index = named_set(pattern).open()
     parts = {prefix: 1.0}
-    summarise(
-        split(index, out, parts=parts, samples_per_shard=samples_per_shard, shuffle_seed=shuffle, workers=workers)
+    print_index(
+        split_samples(
+            index, out, parts=parts, samples_per_shard=samples_per_shard, shuffle_seed=shuffle, workers=workers
+        )
     )
 
 
@@ -70,11 +72,13 @@ def split_command(
 ) -> None:
     """Split the samples of PATTERN at random, such as `train=0.95 val=0.05`; a second call resumes."""
     from pipeline.shards.named_sets import named_set
-    from pipeline.shards.rewrite import split
+    from pipeline.shards.rewrite import split_samples
 
     index = named_set(pattern).open()
     shares = dict(_share(part) for part in parts)
-    summarise(split(index, out, parts=shares, samples_per_shard=samples_per_shard, shuffle_seed=seed, workers=workers))
+    print_index(
+        split_samples(index, out, parts=shares, samples_per_shard=samples_per_shard, shuffle_seed=seed, workers=workers)
+    )
 
 
 def _share(text: str) -> tuple[str, float]:

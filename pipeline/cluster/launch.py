@@ -114,9 +114,9 @@ def _failures_as_ours(name: str, workers: int) -> Iterator[None]:
         for failure in getattr(error, "worker_failures", {}).values():
             if cause := root_cause(failure, PipelineError) or root_cause(failure, FAULTS_OF_OURS):
                 raise cause from None
-        raise WorkersLost(f"{name}: {describe(error)}") from error
+        raise WorkersLost(f"{name}: {last_sentence(error)}") from error
     except ray.exceptions.RayError as error:
-        raise WorkersLost(f"{name}: {describe(error)}") from error
+        raise WorkersLost(f"{name}: {last_sentence(error)}") from error
 
 
 def worker_resources(resources: Resources) -> dict[str, float]:
@@ -133,7 +133,7 @@ def root_cause(
     return failure
 
 
-def describe(error: BaseException) -> str:
+def last_sentence(error: BaseException) -> str:
     """The first sentence of the last non-empty line of a failure's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].partition(". ")[0] if lines else type(error).__name__

@@ -22,7 +22,7 @@ def pods_for(stages: Mapping[str, ResourcesConfig], pod: Node, pods: int | None)
         each = pod.holds(resources)
         if not each:
             raise ConfigError(
-                f"stages.{name}: a worker takes {resources}, more than a pod's {size(pod)}; raise --cpus, or lower "
+                f"stages.{name}: a worker takes {resources}, more than a pod's {pod_size(pod)}; raise --cpus, or lower "
                 "cluster.cpus_per_worker"
             )
         if asked.workers == "auto":
@@ -34,14 +34,14 @@ def pods_for(stages: Mapping[str, ResourcesConfig], pod: Node, pods: int | None)
             continue
         if pods is not None and pods * each < resources.min_workers:
             raise ConfigError(
-                f"stages.{name}: {resources.min_workers} workers do not fit into {pods} pods with {size(pod)}, which "
-                f"hold {each} each; raise --pods, or lower cluster.workers"
+                f"stages.{name}: {resources.min_workers} workers do not fit into {pods} pods with {pod_size(pod)}, "
+                f"which hold {each} each; raise --pods, or lower cluster.workers"
             )
         needed = max(needed, -(-resources.max_workers // each))
     return pods or needed
 
 
-def size(pod: Node) -> str:
+def pod_size(pod: Node) -> str:
     return f"{pod.cpus} CPUs" + (f" and {pod.gpus} GPUs" if pod.gpus else "")
 
 

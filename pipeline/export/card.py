@@ -68,7 +68,7 @@ def _sections(module: ModuleType, bundle: Bundle, folder: Path, story: Story) ->
         lines += ["", "## Limits of this format", "", *(f"- {note}" for note in notes)]
     if story.data:
         rows = [[use.stage, use.role, use.name, f"`{use.digest}`"] for use in story.data]
-        lines += ["", "## Data", "", *table(("stage", "role", "data set", "index digest"), rows)]
+        lines += ["", "## Data", "", *markdown_table(("stage", "role", "data set", "index digest"), rows)]
     lines += ["", "## Figures", "", *(_figures(story.figures) or ["Nothing was measured."])]
     lines += _lineage(story)
     if bundle.provenance:
@@ -103,7 +103,7 @@ def _figures(figures: Sequence[Figure]) -> list[str]:
         interval = f"{text(ends[0], 2)} to {text(ends[1], 2)}" if ends else ""
         samples = "" if figure.samples is None else f"{figure.samples:,}"
         rows.append([figure.measure.title, text(figure.value, 2), interval, figure.data, samples])
-    return table(("measure", "value", "95 % interval (Wilson)", "data set", "samples"), rows) if rows else []
+    return markdown_table(("measure", "value", "95 % interval (Wilson)", "data set", "samples"), rows) if rows else []
 
 
 def _lineage(story: Story) -> list[str]:
@@ -113,7 +113,7 @@ def _lineage(story: Story) -> list[str]:
         [step.stage, step.type, step.source or "random weights", step.teacher or "", f"{step.samples or 0:,}"]
         for step in story.steps
     ]
-    lines = ["", "## Lineage", "", *table(("stage", "type", "starts from", "teacher", "samples seen"), rows)]
+    lines = ["", "## Lineage", "", *markdown_table(("stage", "type", "starts from", "teacher", "samples seen"), rows)]
     for step in story.steps:
         lines += ["", f"### {step.stage}", ""]
         lines += [f"Surgery: {step.surgery}", ""] if step.surgery else []
@@ -121,7 +121,7 @@ def _lineage(story: Story) -> list[str]:
     return [*lines, "", f"Trained with minivit-pipeline {__version__}."]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown."""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *cells)]

@@ -50,7 +50,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
         raise ModelError(f"tokenizer: its end token is {OTHER_POOLING}, where a CLIPModel does not pool texts")
     tensors = to_clip_towers(bundle.state, bundle.spec, "hugging_face")
     write_json(folder / "config.json", model_config(bundle.spec, tokenizer))
-    write_json(folder / "preprocessor_config.json", preprocessor_config(bundle))
+    write_json(folder / "preprocessor_config.json", clip_preprocessor_config(bundle))
     write_tokenizer(tokenizer, folder)
     write_whole(folder / "model.safetensors", lambda path: save_tensors(path, tensors))
     return folder
@@ -91,7 +91,7 @@ def model_config(model: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def preprocessor_config(bundle: Bundle) -> dict[str, Any]:
+def clip_preprocessor_config(bundle: Bundle) -> dict[str, Any]:
     """How `CLIPImageProcessor` brings images to the model's size, as far as it can."""
     preprocess, how = bundle.preprocess, bundle.preprocess.eval
     height, width = preprocess.image_size

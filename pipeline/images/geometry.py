@@ -102,13 +102,13 @@ class Geometry:
         if back[0, 0] == back[1, 1] == 0:  # a quarter turn: rows are columns
             mask, back = mask.T, back[::-1]
         if back[0, 1] == back[1, 0] == 0:
-            rows, bad_rows = nearest(back[1, 1], back[1, 2], self.size[0], mask.shape[0])
-            columns, bad_columns = nearest(back[0, 0], back[0, 2], self.size[1], mask.shape[1])
+            rows, bad_rows = containing_pixels(back[1, 1], back[1, 2], self.size[0], mask.shape[0])
+            columns, bad_columns = containing_pixels(back[0, 0], back[0, 2], self.size[1], mask.shape[1])
             out = mask[rows][:, columns]
             if bad_rows.any() or bad_columns.any():
                 out[bad_rows] = out[:, bad_columns] = fill
         elif max(mask.shape) >= WARP_LIMIT:
-            out = gathered(mask, back, self.size, fill)
+            out = sampled_mask(mask, back, self.size, fill)
         else:
             out = cv2.warpAffine(
                 mask,
@@ -209,7 +209,7 @@ def as_matrix(rows: list[list[float]]) -> Matrix:
     return np.array(rows, dtype=np.float64)
 
 
-def gathered(mask: np.ndarray, back: np.ndarray, size: Size, fill: int) -> np.ndarray:
+def sampled_mask(mask: np.ndarray, back: np.ndarray, size: Size, fill: int) -> np.ndarray:
     """Samples the mask pixels to which `back` maps the output's centres; slower than a warp, but for any size."""
     across, down = np.arange(size[1]) + 0.5, (np.arange(size[0]) + 0.5)[:, None]
     columns, rows = (np.floor(a * across + b * down + c).astype(np.int64) for a, b, c in back)
@@ -217,7 +217,7 @@ def gathered(mask: np.ndarray, back: np.ndarray, size: Size, fill: int) -> np.nd
     return np.where(inside, mask[np.where(inside, rows, 0), np.where(inside, columns, 0)], mask.dtype.type(fill))
 
 
-def nearest(step: float, start: float, length: int, full: int) -> tuple[np.ndarray, np.ndarray]:
+def containing_pixels(step: float, start: float, length: int, full: int) -> tuple[np.ndarray, np.ndarray]:
     """For each of `length` pixel centres, the pixel that contains it on an axis of `full`, and whether none does.
 
     A centre x lies at `start + step * x` on that axis.

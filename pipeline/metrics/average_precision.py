@@ -95,13 +95,13 @@ class AveragePrecision:
         for slot, one in found:
             guessed, scores, kinds = (part.detach().float().cpu().numpy() for part in one)
             parts.append(BoxRows.of(np.full(len(scores), slot), guessed, kinds, scores, np.zeros(len(scores))))
-        self._parts.append(State(slots[good], labelled, joined(parts)))
+        self._parts.append(State(slots[good], labelled, joined_rows(parts)))
 
     def state(self) -> State:
         return State(
             np.concatenate([np.empty(0, np.int64), *(part.images for part in self._parts)]),
-            joined([part.labelled for part in self._parts]),
-            joined([part.predicted for part in self._parts]),
+            joined_rows([part.labelled for part in self._parts]),
+            joined_rows([part.predicted for part in self._parts]),
         )
 
     def merge(self, state: State) -> None:
@@ -139,7 +139,7 @@ class AveragePrecision:
         return precisions(self.state(), self.num_classes, by_size=self.by_size)
 
 
-def joined(parts: Sequence[BoxRows]) -> BoxRows:
+def joined_rows(parts: Sequence[BoxRows]) -> BoxRows:
     """The rows of all parts."""
     empty = BoxRows.of(np.empty(0), np.empty((0, 4)), np.empty(0), np.empty(0), np.empty(0))
     return BoxRows(*(np.concatenate(column) for column in zip(empty, *parts, strict=True)))

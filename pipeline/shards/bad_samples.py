@@ -48,20 +48,20 @@ class BadSamples:
         return "; ".join([*parts, f"other reasons ({rest})"] if rest else parts)
 
 
-def files_of(manifest: Path) -> list[Path]:
+def quarantine_files(manifest: Path) -> list[Path]:
     """The files that a manifest's path stands for."""
     return sorted({*manifest.parent.glob(f"{manifest.stem}.*.jsonl"), *([manifest] if manifest.is_file() else [])})
 
 
-def read_manifest(manifest: Path) -> list[Line]:
+def read_quarantine(manifest: Path) -> list[Line]:
     """Every bad sample once, in the order of the shards; none if there are no files. Raises DataError."""
-    lines = {place_of(line): line for file in files_of(manifest) for line in read_lines(file)}
+    lines = {place_of(line): line for file in quarantine_files(manifest) for line in read_quarantine_lines(file)}
     return sorted(lines.values(), key=lambda line: (line.get("dataset", ""), line["shard"], line.get("index", 0)))
 
 
 def summarise(manifest: Path, samples: int) -> BadSamples:
     """A summary of the manifest of a data set of `samples` samples. Raises DataError."""
-    lines = read_manifest(manifest)
+    lines = read_quarantine(manifest)
     by_kind: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         by_kind[in_short(line.get("reason", ""))].append(line)
@@ -81,7 +81,7 @@ def place_of(line: Line) -> tuple[Any, ...]:
     return line.get("dataset"), line["shard"], line.get("index", line["key"])
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_quarantine_lines(path: Path) -> list[Line]:
     """The lines of one file. Raises DataError for an invalid line."""
     lines = []
     text = path.read_text(encoding="utf-8", errors="replace")

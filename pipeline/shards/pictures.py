@@ -96,7 +96,7 @@ def pictures(given: Sequence[str], out: Path | None = None) -> Pictures:
             shards[index.url] = index
         elif path.is_dir():
             names = sorted(image.path for image in read_tree(path, None, "a folder of images").all_images())
-            inside = [name for name in names if out is None or not below(path / name, out)]
+            inside = [name for name in names if out is None or not is_below(path / name, out)]
             if not inside:
                 raise DataError(f"{text}: found no images; give a folder with PNG, JPEG or WebP files, or with tars")
             for name in inside:
@@ -115,7 +115,7 @@ def is_shards(text: str) -> bool:
     return text.endswith(".tar") or not urls.is_local(text) or bool(BRACES.search(text) or WILDCARD.search(text))
 
 
-def below(path: Path, folder: Path) -> bool:
+def is_below(path: Path, folder: Path) -> bool:
     return os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep)
 
 

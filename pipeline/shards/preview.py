@@ -53,8 +53,8 @@ def contact_sheet(
             pen.rectangle([x, y, x + side - 1, y + side - 1], outline=FAULT)
         else:
             sheet.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
-        pen.text((x, y + side + 2), fitted(title, font, side), fill=FAULT if picture is None else INK, font=font)
-        pen.text((x, y + side + 15), fitted(key, font, side), fill=FAINT, font=font)
+        pen.text((x, y + side + 2), shortened(title, font, side), fill=FAULT if picture is None else INK, font=font)
+        pen.text((x, y + side + 15), shortened(key, font, side), fill=FAINT, font=font)
     file = io.BytesIO()
     sheet.save(file, "PNG")
     store.write_bytes(str(path), file.getvalue())
@@ -88,11 +88,13 @@ def cell(
     except (BadImage, Unusable) as bad:
         return None, str(bad), key
     pixels = np.array(pixels)  # to draw into
-    captions = [caption for target in targets if (caption := drawn(pixels, target, members, trail.geometry, names))]
+    captions = [
+        caption for target in targets if (caption := draw_label(pixels, target, members, trail.geometry, names))
+    ]
     return Image.fromarray(pixels), ", ".join(captions) or "no label", key
 
 
-def drawn(
+def draw_label(
     picture: Pixels,
     target: Target,
     members: Mapping[str, memoryview],
@@ -110,7 +112,7 @@ def drawn(
     return target.draw(picture, moved, names.get(target.kind, []))
 
 
-def fitted(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+def shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     """The text, truncated with an ellipsis if it is wider than `width` pixels."""
     while text and font.getlength(text) > width:
         text = text[:-2].rstrip("…") + "…"

@@ -48,7 +48,7 @@ class RewriteTask:
             tar.finish()
 
 
-def split(
+def split_samples(
     index: DatasetIndex,
     out: Path,
     *,

@@ -155,7 +155,7 @@ def spread(values: np.ndarray) -> dict[str, int]:
     return {f"p{p}": int(value) for p, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
 
 
-def draw(stats: dict[str, Any], sizes: np.ndarray, path: Path) -> None:
+def draw_histograms(stats: dict[str, Any], sizes: np.ndarray, path: Path) -> None:
     """Three histograms: image sizes, file sizes, samples per class."""
     from matplotlib.figure import Figure
 

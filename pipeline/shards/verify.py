@@ -76,7 +76,7 @@ class Fault:
         return f"{self.shard}{f' {self.key}' if self.key is not None else ''}: {self.message}"
 
 
-def verify(*sets: NamedSet | str, decode_images: bool = True, workers: int | None = None) -> Iterator[Fault]:
+def verify_shards(*sets: NamedSet | str, decode_images: bool = True, workers: int | None = None) -> Iterator[Fault]:
     """Yields faults of data sets (text is a pattern): hash, tar, sidecar, labels, members, images, duplicates, overlap.
 
     Duplicates are equal images, and equal keys in one shard. Overlap is an image in two of the sets. A torn shard is

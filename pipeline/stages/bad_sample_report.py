@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.shards.bad_samples import BadSamples, files_of, summarise
+from pipeline.shards.bad_samples import BadSamples, quarantine_files, summarise
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import StageFolder
@@ -38,4 +38,4 @@ def bad_samples_message(what: str, found: BadSamples, manifest: Path, consequenc
 
 def manifests(folder: Path, *names: str) -> list[tuple[Path, str | None]]:
     """The files of quarantine manifests as artifacts: (file, artifact folder)."""
-    return [(file, "quarantine") for name in names for file in files_of(folder / name)]
+    return [(file, "quarantine") for name in names for file in quarantine_files(folder / name)]

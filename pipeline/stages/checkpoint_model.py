@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.checkpoints.manifest import Manifest, verify
+from pipeline.checkpoints.manifest import Manifest, verify_checkpoint
 from pipeline.checkpoints.retention import best_step
 from pipeline.checkpoints.selection import committed, step_folder
 from pipeline.checkpoints.shard_file import WEIGHTS as OPTIMISED
@@ -110,7 +110,7 @@ def mean_tensors(models: Sequence[Iterator[tuple[str, Tensor]]]) -> Iterator[tup
 
 def _verified(folder: Path, storage: Storage, step: int) -> Manifest:
     try:
-        return verify(storage, step_folder(step))
+        return verify_checkpoint(storage, step_folder(step))
     except CheckpointError as error:
         hint = f"`minivit checkpoints verify {folder}` shows which are intact"
         raise CheckpointError(f"{error}; use another one: {hint}") from None

@@ -10,7 +10,7 @@ from pipeline.config.schema import EvaluateStage
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.models.bundle import load_description
-from pipeline.shards.bad_samples import TEST, files_of
+from pipeline.shards.bad_samples import TEST, quarantine_files
 from pipeline.stages.bad_sample_report import manifests, report_bad_samples
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import check_background, check_classes, data_read
@@ -54,7 +54,7 @@ class EvaluateStageRun:
 
     def _job(self) -> EvaluateJob:
         """What the ranks need to start from the first sample."""
-        for file in files_of(self.folder.path / TEST):  # left by an unfinished attempt
+        for file in quarantine_files(self.folder.path / TEST):  # left by an unfinished attempt
             file.unlink()
         return EvaluateJob(
             folder=self.folder.path.absolute(),

@@ -12,7 +12,7 @@ from pipeline.config.schema import ClusterConfig
 from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Bundle, load_description
-from pipeline.shards.bad_samples import TEST, files_of
+from pipeline.shards.bad_samples import TEST, quarantine_files
 from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.data import check_classes
 from pipeline.stages.evaluation_task import evaluated_data, evaluated_task
@@ -70,7 +70,7 @@ def evaluate_models(
             loader_workers=loader_workers,
             precision=precision,
         )
-        for file in files_of(folder / TEST):  # left by an unfinished attempt
+        for file in quarantine_files(folder / TEST):  # left by an unfinished attempt
             file.unlink()
         run_ranks(evaluate_worker, job, job.folder, cluster)
         evaluation: dict[str, Any] = json.loads((folder / NAME).read_text())

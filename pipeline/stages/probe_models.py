@@ -12,7 +12,7 @@ from pipeline.config.probe import BASELINES, MethodsConfig, Pooling
 from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import load_description
-from pipeline.shards.bad_samples import PROBED, TRAIN, files_of
+from pipeline.shards.bad_samples import PROBED, TRAIN, quarantine_files
 from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.preflight import check_features
 from pipeline.stages.probe_data import check_numbers, probe_sources
@@ -75,7 +75,8 @@ def probe_models(
             loader_workers=loader_workers,
             precision=precision,
         )
-        for file in [*files_of(folder / TRAIN), *files_of(folder / PROBED)]:  # left by an unfinished attempt
+        # What an unfinished attempt left behind.
+        for file in (*quarantine_files(folder / TRAIN), *quarantine_files(folder / PROBED)):
             file.unlink()
         run_ranks(probe_worker, job, folder, cluster)
         found: dict[str, Any] = json.loads((folder / NAME).read_text())

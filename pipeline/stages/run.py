@@ -40,7 +40,7 @@ from pipeline.stages.train import TrainStageRun
 from pipeline.tracking import runs as mlflow_status
 from pipeline.tracking.origin import config_tags, origin_tags
 from pipeline.tracking.runs import Tracker
-from pipeline.tracking.store import describe
+from pipeline.tracking.store import describe_store
 from pipeline.train.job import INTERRUPT, STOP
 
 POLL_S = 0.5
@@ -95,7 +95,7 @@ def run_pipeline(config: PipelineConfig) -> None:
             replay(context, config.train.replay_slots)
             return
         (folder.path / "pipeline.yaml").write_text(dump_config(without_password(config)))
-        progress.say(f"{config.name}: in {folder.path}; {describe(tracker.store)}")
+        progress.say(f"{config.name}: in {folder.path}; {describe_store(tracker.store)}")
         parent = stack.enter_context(parent_run(tracker, folder, config.name, progress.say))
         cluster = stack.enter_context(connect(config.cluster))
         context = RunContext(config, folder, cluster, tracker, parent, progress, StopRequest(progress), datasets)

@@ -13,7 +13,7 @@ from pipeline.images.geometry import Box
 from pipeline.targets.base import Mixing
 
 
-def mix(image: Pixels, other: Pixels, config: AugmentConfig, rng: np.random.Generator) -> tuple[Pixels, Mixing]:
+def mix_pair(image: Pixels, other: Pixels, config: AugmentConfig, rng: np.random.Generator) -> tuple[Pixels, Mixing]:
     """The mixed image and how it was mixed: the share of `image` in it is also the share of its label.
 
     If both methods are configured, each is used for half of the samples, as in DeiT.

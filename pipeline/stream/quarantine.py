@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.shards.bad_samples import MAX_REASONS, Line, files_of, in_short, place_of, read_lines
+from pipeline.shards.bad_samples import MAX_REASONS, Line, in_short, place_of, quarantine_files, read_quarantine_lines
 from pipeline.shards.index import DatasetIndex, load_offsets
 from pipeline.stream.read import BadSample, SampleReader
 
@@ -67,16 +67,17 @@ class Quarantine:
         row, bad, seen = self._row.total(), self._reasons[dataset].total(), self._seen[dataset]
         if row >= MAX_IN_A_ROW:
             raise DataError(
-                f"{row} bad samples in a row (at most {MAX_IN_A_ROW - 1} are passed over): {counted(self._row)}; {last}"
+                f"{row} bad samples in a row (at most {MAX_IN_A_ROW - 1} are passed over): "
+                f"{most_frequent(self._row)}; {last}"
             )
         if bad > max(self._grace.get(dataset, SHARE_GRACE), MAX_SHARE * seen):
-            reasons = counted(self._reasons[dataset])
+            reasons = most_frequent(self._reasons[dataset])
             raise DataError(
                 f"{bad} of {seen} samples of {dataset} are bad (at most {MAX_SHARE:.0%} may be): {reasons}; {last}"
             )
 
 
-def counted(reasons: Counter[str]) -> str:
+def most_frequent(reasons: Counter[str]) -> str:
     """The most frequent reasons with their counts."""
     most = reasons.most_common(MAX_REASONS)
     rest = reasons.total() - sum(number for _, number in most)
@@ -88,7 +89,7 @@ def whole_lines(path: Path) -> list[Line]:
     data = path.read_bytes()
     if torn := len(data) - (data.rfind(b"\n") + 1):
         os.truncate(path, len(data) - torn)
-    return read_lines(path)
+    return read_quarantine_lines(path)
 
 
 def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None) -> dict[int, np.ndarray]:
@@ -106,7 +107,7 @@ def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None
     excluded: dict[int, set[int]] = {}
     by_key: dict[int, set[str]] = {}
     for file in files:
-        for line in read_lines(file):
+        for line in read_quarantine_lines(file):
             if dataset is not None and line.get("dataset", dataset) != dataset:
                 continue
             shard = numbers.get(line["shard"])
@@ -127,14 +128,14 @@ def load_excluded(manifest: str, index: DatasetIndex, dataset: str | None = None
 
 def manifest_digest(manifest: str) -> str:
     """32 hex digits that identify a manifest's samples, independent of files and order. Raises DataError."""
-    entries = (line for file in _files(manifest) for line in read_lines(file))
+    entries = (line for file in _files(manifest) for line in read_quarantine_lines(file))
     lines = {json.dumps([line.get(name) for name in ("dataset", "shard", "index", "key")]) for line in entries}
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:32]
 
 
 def _files(manifest: str) -> list[Path]:
     """The files of a manifest: its own, and those of workers next to it. Raises DataError if there are none."""
-    files = files_of(Path(manifest))
+    files = quarantine_files(Path(manifest))
     if not files:
         raise DataError(
             f"data.exclude: there is no quarantine manifest {manifest}; correct the path or remove the setting"

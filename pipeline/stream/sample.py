@@ -19,7 +19,7 @@ from pipeline.images.plain import load_plain
 from pipeline.shards.members import Unusable
 from pipeline.stream.augment import FrameChoice, load_augmented
 from pipeline.stream.draws import AUGMENT, MIX, PICK, SlotDraws
-from pipeline.stream.mix import mix
+from pipeline.stream.mix import mix_pair
 from pipeline.stream.mixture import Mixture, Spot
 from pipeline.stream.quarantine import Quarantine
 from pipeline.stream.read import BadSample, RawSamples, WindowReader
@@ -170,7 +170,7 @@ class TrainSampleBuilder:
             other = self._decode(window, spot, partner, self._mixture.slot_of(spot, partner), size)
         except BadSample:  # reported in its own slot
             return Sample(one.key, one.views, one.values)
-        mixed, how = mix(one.views[0], other.views[0], self._sources[source].augment, self._mix_draws.at(slot))
+        mixed, how = mix_pair(one.views[0], other.views[0], self._sources[source].augment, self._mix_draws.at(slot))
         both = zip(self._targets[source], one.values, other.values, strict=True)
         return Sample(one.key, (mixed,), tuple(target.mix(mine, its, how) for target, mine, its in both))
 

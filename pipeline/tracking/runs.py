@@ -58,13 +58,13 @@ def raises_tracking_errors(method: Callable[Concatenate[Tracker, P], R]) -> Call
     return call
 
 
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def as_parameters(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as MLflow parameters with dotted names."""
     flat: dict[str, str] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, Mapping):
-            flat |= flatten(item, f"{name}.")
+            flat |= as_parameters(item, f"{name}.")
         else:
             flat[name] = str(item)
     return flat
@@ -168,7 +168,7 @@ class Tracker:
         """
         from mlflow.entities import Param
 
-        flat = flatten(settings)
+        flat = as_parameters(settings)
         known, names = self.client.get_run(run_id).data.params, self.names(run_id, flat)
         values = {names[key]: value for key, value in flat.items() if names[key] not in known}
         new = [Param(name, value[:MAX_PARAM_LENGTH]) for name, value in values.items()]

@@ -105,7 +105,7 @@ def _absolute(uri: str) -> str:
     return sqlite_uri(path)
 
 
-def describe(store: TrackingStore) -> str:
+def describe_store(store: TrackingStore) -> str:
     """The store, why it was chosen, and how to view its runs."""
     served = urlsplit(store.uri).scheme in ("http", "https")
     see = f"at {shown(store.uri)}" if served else f"with: mlflow ui --backend-store-uri {shlex.quote(shown(store.uri))}"
@@ -206,7 +206,7 @@ def check_store(store: TrackingStore) -> None:
     path, found = sqlite_path(store.uri), None
     if path is not None and (not path.is_file() or not path.stat().st_size):
         if why := takes_no_files(path):
-            raise unwritable(store, path, why)
+            raise unwritable_store(store, path, why)
     elif path is not None or not DATABASE.match(store.uri):
         found = find_experiment(client_for(store.uri, store.setting), store)
     default = store.artifacts.resolve().as_uri() if path is not None else ""
@@ -230,13 +230,13 @@ def sole_user(store: TrackingStore) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock").open("a")
     except OSError as error:
-        raise unwritable(store, path, error.strerror) from None
+        raise unwritable_store(store, path, error.strerror) from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def unwritable(store: TrackingStore, path: Path, why: str | None) -> TrackingError:
+def unwritable_store(store: TrackingStore, path: Path, why: str | None) -> TrackingError:
     return TrackingError(f"{store.setting}: the MLflow store {path} cannot be written: {why}")
 
 

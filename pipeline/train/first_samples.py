@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pipeline.errors import DataError
 from pipeline.shards.bad_samples import in_short
 from pipeline.stream.batch import Batch
-from pipeline.stream.quarantine import counted
+from pipeline.stream.quarantine import most_frequent
 
 ENOUGH = 8  # samples: at the allowed share of bad samples, all of them are bad in one of a hundred million runs
 
@@ -40,7 +40,7 @@ class FirstSamples:
             return
         every: list[Counter[str]] = [Counter()] * dist.get_world_size()
         dist.all_gather_object(every, self._reasons)
-        reasons = counted(sum(every, Counter[str]()))
+        reasons = most_frequent(sum(every, Counter[str]()))
         raise DataError(
             f"{self._name}: all of the first {self._seen} samples are bad: {reasons}; check the shards with `minivit "
             "shards verify CONFIG.yaml`, and the image_key and targets of the data set"

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoints.manifest import FileRecord, Manifest, MeterState, write_manifest
+from pipeline.checkpoints.manifest import FileRecord, Manifest, MeterState, commit_manifest
 from pipeline.checkpoints.retention import Retention, prune, sweep
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import SUFFIX, Span, write_shard
-from pipeline.checkpoints.storage import open_storage, unwritable
+from pipeline.checkpoints.storage import open_storage, unwritable_storage
 from pipeline.errors import CheckpointError
 from pipeline.train.job import TrainJob
 from pipeline.train.state import TrainState
@@ -172,7 +172,7 @@ class Saver:
         except Exception as error:  # each store has its own error types
             logger.exception("a checkpoint could not be written")
             reason = str(error) or type(error).__name__
-            return unwritable(self._storage, error) or CheckpointError(
+            return unwritable_storage(self._storage, error) or CheckpointError(
                 f"{self._storage.root} could not be written to ({reason}); the same command resumes from the last "
                 "committed one"
             )
@@ -203,7 +203,7 @@ class Saver:
             window=replace(moment.window, sums=sums),
             run_ids=job.run_ids,
         )
-        write_manifest(self._storage, folder, manifest)
+        commit_manifest(self._storage, folder, manifest)
         self._advance(1)
         sweep(self._storage, folder, manifest)
         self._advance(1)

@@ -294,7 +294,7 @@ class TrainWorker:
         """The number of bad training samples that all ranks have found since the stage began."""
         if self.rank > 0:
             return {}
-        return {"data/bad_samples": float(len(bad_samples.read_manifest(self.job.folder / bad_samples.TRAIN)))}
+        return {"data/bad_samples": float(len(bad_samples.read_quarantine(self.job.folder / bad_samples.TRAIN)))}
 
     def _eval_loader(self, data: Source) -> EvalLoader:
         return EvalLoader(

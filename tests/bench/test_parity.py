@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.bench.parity import only, peer_job, summary
+from pipeline.bench.parity import mean_and_deviation, only, peer_job
 from pipeline.bench.parity_peer import train_peer
 from pipeline.bench.synthetic import SIDE, write_shards
 from pipeline.config.load import parse_config
@@ -67,5 +67,5 @@ def test_other_recipes_are_refused(raw: dict[str, Any], changes: dict[str, Any],
 
 
 def test_deviations_are_those_of_a_sample() -> None:
-    assert summary([0.5, 0.7]) == {"mean": 0.6, "deviation": pytest.approx(0.02**0.5), "seeds": [0.5, 0.7]}
-    assert summary([0.5])["deviation"] == 0
+    assert mean_and_deviation([0.5, 0.7]) == {"mean": 0.6, "deviation": pytest.approx(0.02**0.5), "seeds": [0.5, 0.7]}
+    assert mean_and_deviation([0.5])["deviation"] == 0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.bench.plan import CASES, PlanCase, compare, predict, run
+from pipeline.bench.plan import CASES, PlanCase, compare_forecast, predict, train_case
 from pipeline.forecast.known_hardware import KNOWN
 
 # A core of 100 GFLOP/s.
@@ -24,7 +24,7 @@ CORE = KNOWN["h100"].model_copy(
 def test_a_case_is_predicted_and_measured() -> None:
     """The forecast and the engine are of one order, on any machine."""
     case = PlanCase("nano", 28, 32, "fp32", zero_stage=1)
-    found = compare(case, predict(case, CORE), run(case, 2), CORE)
+    found = compare_forecast(case, predict(case, CORE), train_case(case, 2), CORE)
     assert 0.1 < found["ratio"] < 10
     assert 0.5 < found["memory_ratio"] < 2
     assert found["measured_s"] > 0.001

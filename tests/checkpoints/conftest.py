@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoints.manifest import Manifest, MeterState, write_manifest
+from pipeline.checkpoints.manifest import Manifest, MeterState, commit_manifest
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import Span, write_shard
 from pipeline.checkpoints.storage import LocalStorage, Storage
@@ -40,7 +40,7 @@ def committed() -> Callable[..., str]:
         ]
         window = MeterState(2, 0, [[1.0], [2.0]])
         manifest = Manifest(step, 8 * step, 2, 1, digest, {"variant": "nano"}, SHAPES, files, metrics or {}, window)
-        write_manifest(storage, folder, manifest)
+        commit_manifest(storage, folder, manifest)
         return folder
 
     return commit

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoints.manifest import FORMAT, NAME, NewerFormat, read_manifest, verify, write_manifest
+from pipeline.checkpoints.manifest import FORMAT, NAME, NewerFormat, commit_manifest, read_manifest, verify_checkpoint
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.errors import CheckpointError
 from pipeline.files import hash_file
@@ -23,13 +23,13 @@ def change(storage: LocalStorage, folder: str, **fields: Any) -> None:
 
 def test_what_is_written_is_read(storage: LocalStorage, committed: Commit) -> None:
     folder = committed(storage, 3, metrics={"val/loss": 0.1})
-    manifest = verify(storage, folder)
+    manifest = verify_checkpoint(storage, folder)
     assert (manifest.step, manifest.slots, manifest.metrics) == (3, 24, {"val/loss": 0.1})
     assert manifest.window.sums == [[1.0], [2.0]]
     assert manifest.bytes == sum(storage.files(folder)[f"{folder}/rank-{rank}.safetensors"] for rank in (0, 1))
     for record in manifest.files:
         assert record.sha256 == hash_file(storage.path / folder / record.name)
-    write_manifest(storage, folder, replace(manifest, step=4))
+    commit_manifest(storage, folder, replace(manifest, step=4))
     assert read_manifest(storage, folder).step == 4
 
 
@@ -37,7 +37,7 @@ def test_no_manifest_no_checkpoint(storage: LocalStorage, committed: Commit) -> 
     folder = committed(storage, 3)
     (storage.path / folder / NAME).unlink()
     with pytest.raises(CheckpointError, match=r"step-00000003 has no manifest\.json: it was never committed$"):
-        verify(storage, folder)
+        verify_checkpoint(storage, folder)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "", '{"format": 2}'])
@@ -68,7 +68,7 @@ def test_one_changed_byte_is_seen(storage: LocalStorage, committed: Commit) -> N
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"rank-1\.safetensors does not match the SHA-256 in its manifest"):
-        verify(storage, "step-00000003")
+        verify_checkpoint(storage, "step-00000003")
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_a_missing_or_short_file_is_named(
 ) -> None:
     spoil(storage.path / committed(storage, 3) / "rank-0.safetensors")
     with pytest.raises(CheckpointError, match=rf"rank-0\.safetensors {found}.*, but the manifest says \d+$"):
-        verify(storage, "step-00000003")
+        verify_checkpoint(storage, "step-00000003")

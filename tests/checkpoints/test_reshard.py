@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pipeline.checkpoints.manifest import verify
+from pipeline.checkpoints.manifest import verify_checkpoint
 from pipeline.checkpoints.reshard import reshard
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
@@ -19,11 +19,11 @@ Usage = namedtuple("Usage", "free")
 @pytest.mark.parametrize("files", [1, 2, 3, 40])
 def test_the_state_is_the_same_in_any_number_of_files(storage: LocalStorage, committed: Commit, files: int) -> None:
     folder = committed(storage, 2, metrics={"val/loss": 1.0})
-    before = StateReader(storage, folder, verify(storage, folder))
+    before = StateReader(storage, folder, verify_checkpoint(storage, folder))
     states, scalars = {key: before.whole(key) for key in before.keys}, before.scalars
     renewed = reshard(storage, folder, files)
     assert len(renewed.files) == files == len(storage.files(folder)) - 1
-    manifest = verify(storage, folder)
+    manifest = verify_checkpoint(storage, folder)
     assert (manifest.step, manifest.metrics, manifest.world_size) == (2, {"val/loss": 1.0}, files)
     after = StateReader(storage, folder, manifest)
     assert after.scalars == scalars

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pipeline.checkpoints.shard_file import DTYPES, Span, read_header, write_shard
+from pipeline.checkpoints.shard_file import DTYPES, Span, read_shard_header, write_shard
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.errors import CheckpointError
 from pipeline.files import hash_file
@@ -36,7 +36,7 @@ def test_any_safetensors_reader_reads_it(storage: LocalStorage) -> None:
 def test_the_header_tells_layout_and_places(storage: LocalStorage) -> None:
     tensors = {"0/weights": torch.arange(7.0), "0/step": torch.tensor(2)}
     record = write_shard(storage, "f.safetensors", LAYOUT, tensors)
-    header = read_header(storage, "f.safetensors", record.bytes)
+    header = read_shard_header(storage, "f.safetensors", record.bytes)
     assert header.layout == LAYOUT
     by_name = {entry.name: entry for entry in header.entries}
     entry = by_name["0/weights"]
@@ -50,7 +50,7 @@ def test_other_bytes_are_refused_in_one_sentence(tmp_path_factory: pytest.TempPa
     storage = LocalStorage(tmp_path_factory.mktemp("any"))
     (storage.path / "f").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"/f is (not a checkpoint file|truncated)"):
-        read_header(storage, "f", len(data))
+        read_shard_header(storage, "f", len(data))
 
 
 @pytest.mark.parametrize("cut", [1, 100, 130])
@@ -59,7 +59,7 @@ def test_a_file_that_is_cut_off_is_refused(storage: LocalStorage, cut: int) -> N
     path = storage.path / "f.safetensors"
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(CheckpointError, match="truncated at"):
-        read_header(storage, "f.safetensors", record.bytes - cut)
+        read_shard_header(storage, "f.safetensors", record.bytes - cut)
 
 
 def test_a_disk_that_refuses_is_reported_by_its_own_error(storage: LocalStorage, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoints.manifest import NAME, read_manifest, verify
+from pipeline.checkpoints.manifest import NAME, read_manifest, verify_checkpoint
 from pipeline.checkpoints.reshard import reshard
 from pipeline.checkpoints.retention import Retention, prune
 from pipeline.checkpoints.selection import newest_valid, step_folders
 from pipeline.checkpoints.state_reader import StateReader
-from pipeline.checkpoints.storage import LocalStorage, ObjectStorage, Storage, open_storage, unwritable
+from pipeline.checkpoints.storage import LocalStorage, ObjectStorage, Storage, open_storage, unwritable_storage
 from pipeline.errors import CheckpointError
 
 Commit = Callable[..., str]
@@ -38,11 +38,11 @@ def test_a_checkpoint_is_the_same_anywhere(anywhere: Storage, committed: Commit)
     assert newest_valid(anywhere, "d").folder == "step-00000003"
     prune(anywhere, Retention(2), read_manifest(anywhere, "step-00000003"))
     assert step_folders(anywhere) == ["step-00000002", "step-00000003"]
-    reader = StateReader(anywhere, "step-00000003", verify(anywhere, "step-00000003"))
+    reader = StateReader(anywhere, "step-00000003", verify_checkpoint(anywhere, "step-00000003"))
     assert torch.equal(reader.whole("weights")["bias"], torch.arange(12.0, 16.0) + 300)
     moments = reader.whole("exp_avg")["weight"]
     reshard(anywhere, "step-00000003", 3)
-    again = StateReader(anywhere, "step-00000003", verify(anywhere, "step-00000003"))
+    again = StateReader(anywhere, "step-00000003", verify_checkpoint(anywhere, "step-00000003"))
     assert torch.equal(again.whole("exp_avg")["weight"], moments)
     anywhere.remove(f"step-00000003/{NAME}")
     anywhere.remove(f"step-00000003/{NAME}")  # gone is gone
@@ -95,7 +95,7 @@ def test_a_checkpoint_that_went_away_meanwhile_is_one_sentence(storage: LocalSto
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_a_disk_that_refuses_is_one_sentence(storage: LocalStorage, number: int) -> None:
-    error = unwritable(storage, OSError(number, "refused"))
+    error = unwritable_storage(storage, OSError(number, "refused"))
     expected = "the disk is full" if number in (errno.ENOSPC, errno.EDQUOT) else "refused"
     assert error is not None
     assert str(error).startswith(f"{storage.root} cannot be written (")
@@ -105,9 +105,9 @@ def test_a_disk_that_refuses_is_one_sentence(storage: LocalStorage, number: int)
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.ECONNRESET, "peer")])
 def test_other_faults_stay_what_they_are(storage: LocalStorage, error: Exception) -> None:
-    assert unwritable(storage, error) is None
+    assert unwritable_storage(storage, error) is None
 
 
 def test_a_full_disk_is_seen_behind_any_error(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.checkpoints.storage.shutil.disk_usage", lambda _: Usage(100))
-    assert "the disk is full" in str(unwritable(storage, RuntimeError("unexpected pos 1 vs 2")))
+    assert "the disk is full" in str(unwritable_storage(storage, RuntimeError("unexpected pos 1 vs 2")))

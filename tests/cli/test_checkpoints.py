@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from pipeline.checkpoints.manifest import Manifest, MeterState, write_manifest
+from pipeline.checkpoints.manifest import Manifest, MeterState, commit_manifest
 from pipeline.checkpoints.shard_file import Span, write_shard
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.cli.checkpoints import group
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
         fixed: dict[str, Any] = {"metrics": {"val/loss": 0.5 * step}, "window": MeterState(0, 0, [[0.0]])}
         manifest = Manifest(step, 1024 * step, 2, 3, "d", {"variant": "nano"}, {"weight": [50_000]}, [record], **fixed)
         if step < 8:
-            write_manifest(storage, f"step-{step:08d}", manifest)
+            commit_manifest(storage, f"step-{step:08d}", manifest)
     status = Status(FINISHED, "pretrain", "d", {}, checkpoints=folder.checkpoints.name, keep_best="val/loss")
     folder.write_status(status)
     return tmp_path / "quick"

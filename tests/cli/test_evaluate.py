@@ -3,14 +3,14 @@ from __future__ import annotations
 import click
 import pytest
 
-from pipeline.cli.evaluate import chosen_methods, table
+from pipeline.cli.evaluate import chosen_methods, measures_table
 from pipeline.config.probe import KnnConfig
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
 
 def test_one_row_per_model_and_what_was_left_out() -> None:
     figures = {"accuracy": 0.5, "top5": 0.875, "loss": 1.25, "samples": 1234, "bad_samples": 2}
-    rows = table({"models": {"runs/a": figures, "b": figures}, "bad_samples": {"bad": 2}}).splitlines()
+    rows = measures_table({"models": {"runs/a": figures, "b": figures}, "bad_samples": {"bad": 2}}).splitlines()
     assert [row.split() for row in rows] == [
         ["model", "accuracy", "loss", "top-5", "accuracy", "samples"],
         ["runs/a", "50.00", "%", "1.25", "87.50", "%", "1,234"],
@@ -23,7 +23,7 @@ def test_one_row_per_model_and_what_was_left_out() -> None:
 def test_the_columns_are_what_the_task_measures() -> None:
     schema = Schema((LOSS, Measure("miou", "Mean IoU", "higher", share=True)), selects="miou")
     models = {"a": {"loss": 0.5, "miou": 0.25, "samples": 3}, "b": {"loss": 0.5, "samples": 3}}
-    rows = table({"schema": schema.to_dict(), "models": models, "bad_samples": {"bad": 0}}).splitlines()
+    rows = measures_table({"schema": schema.to_dict(), "models": models, "bad_samples": {"bad": 0}}).splitlines()
     assert [row.split() for row in rows] == [
         ["model", "mean", "IoU", "loss", "samples"],
         ["a", "25.00", "%", "0.5", "3"],
@@ -37,7 +37,7 @@ def test_frozen_features_with_how_sure_the_figures_are() -> None:
     schema = Schema((Measure("knn", "kNN accuracy", "higher", share=True),), selects="knn")
     models = {"a": {"knn": 0.8, "intervals": {"knn": [0.775, 0.821]}, "samples": 3}}
     bad = {"train": {"bad": 1}, "test": {"bad": 2}}
-    rows = table({"schema": schema.to_dict(), "models": models, "bad_samples": bad}).splitlines()
+    rows = measures_table({"schema": schema.to_dict(), "models": models, "bad_samples": bad}).splitlines()
     assert rows[1:] == [
         "a           80.00 %        3",
         "95 % intervals (Wilson): at most 2.30 points to either side",

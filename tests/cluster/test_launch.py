@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.launch import FAULTS_OF_OURS, describe, root_cause, worker_resources
+from pipeline.cluster.launch import FAULTS_OF_OURS, last_sentence, root_cause, worker_resources
 from pipeline.cluster.resources import Resources
 from pipeline.errors import DataError, PipelineError
 
@@ -49,8 +49,8 @@ def test_a_fault_of_our_own_is_told_from_a_lost_rank(error: Exception) -> None:
 
 
 def test_the_last_line_tells() -> None:
-    assert describe(RuntimeError("Traceback\n  File\n\nConnection reset by peer \n")) == "Connection reset by peer"
-    assert describe(RuntimeError()) == "RuntimeError"
+    assert last_sentence(RuntimeError("Traceback\n  File\n\nConnection reset by peer \n")) == "Connection reset by peer"
+    assert last_sentence(RuntimeError()) == "RuntimeError"
 
 
 def test_resources_name_gpus_only_where_there_are_some() -> None:

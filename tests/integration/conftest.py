@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.bench.synthetic import CLASSES, SIDE, picture, write_shards
+from pipeline.bench.synthetic import CLASSES, SIDE, noise_png, write_shards
 
 MINIVIT = Path(sys.executable).with_name("minivit")
 WAIT_S = 280  # of a process; tens of seconds on a machine that does nothing else
@@ -203,7 +203,7 @@ class Kit:
     classes = CLASSES
     side = SIDE
     Workplace = Workplace
-    picture = staticmethod(picture)
+    noise_png = staticmethod(noise_png)
     pretrain = staticmethod(pretrain)
     config = staticmethod(config)
     wait_until = staticmethod(wait_until)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.shards.bad_samples import Reason, read_manifest, summarise
+from pipeline.shards.bad_samples import Reason, read_quarantine, summarise
 
 
 def line(index: int, reason: str = "torn", shard: str = "a.tar", **changes: Any) -> dict[str, Any]:
@@ -22,14 +22,14 @@ def test_every_sample_counts_once_whoever_noted_it_and_however_often(tmp_path: P
     write(tmp_path / "bad.rank0-worker0.jsonl", line(4), line(1), line(1, shard="b.tar"))
     write(tmp_path / "bad.rank1-worker0.jsonl", line(4), line(4, dataset="u"), line(0))
     write(tmp_path / "bad-val.rank0-worker0.jsonl", line(9))
-    found = [(line["dataset"], line["shard"], line["index"]) for line in read_manifest(tmp_path / "bad.jsonl")]
+    found = [(line["dataset"], line["shard"], line["index"]) for line in read_quarantine(tmp_path / "bad.jsonl")]
     assert found == [("t", "a.tar", 0), ("t", "a.tar", 1), ("t", "a.tar", 4), ("t", "b.tar", 1), ("u", "a.tar", 4)]
-    assert [line["index"] for line in read_manifest(tmp_path / "bad-val.jsonl")] == [9]
+    assert [line["index"] for line in read_quarantine(tmp_path / "bad-val.jsonl")] == [9]
 
 
 def test_a_manifest_that_is_one_file_counts_too(tmp_path: Path) -> None:
     write(tmp_path / "bad.jsonl", {"shard": "a.tar", "key": "x"}, {"shard": "a.tar", "key": "y"})
-    assert [line["key"] for line in read_manifest(tmp_path / "bad.jsonl")] == ["x", "y"]
+    assert [line["key"] for line in read_quarantine(tmp_path / "bad.jsonl")] == ["x", "y"]
 
 
 def test_reasons_that_differ_in_details_alone_are_one(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from pipeline.shards.members import Keys
 from pipeline.shards.scan import scan_shard
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
-from pipeline.shards.verify import verify
+from pipeline.shards.verify import verify_shards
 from pipeline.shards.write import TarWriter
 from pipeline.targets import tool_targets
 
@@ -254,7 +254,7 @@ def test_samples_that_an_older_version_cut_otherwise_get_a_new_sidecar(
     build_index(str(tmp_path), workers=1)
     [shard] = load_index(str(tmp_path)).shards
     assert (shard.samples, len(load_offsets(shard))) == (3, 4)
-    assert list(verify(str(tmp_path), decode_images=False, workers=1)) == []
+    assert list(verify_shards(str(tmp_path), decode_images=False, workers=1)) == []
 
 
 @pytest.mark.parametrize(("ending", "tool"), [("tar.gz", "gzip"), ("tgz", "gzip"), ("tar.xz", "xz"), ("tbz2", "bzip2")])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.shards.build import build_index
 from pipeline.shards.duplicates import repetitions
-from pipeline.shards.verify import Kind, verify
+from pipeline.shards.verify import Kind, verify_shards
 
 
 def png(level: int) -> bytes:
@@ -35,7 +35,7 @@ def test_equal_images_are_doubles_and_equal_keys_of_two_shards_are_not(tmp_path:
         ],
     )
     build_index(str(tmp_path), workers=1)
-    found = [fault for fault in verify(str(tmp_path), workers=1) if fault.kind is Kind.DOUBLE]
+    found = [fault for fault in verify_shards(str(tmp_path), workers=1) if fault.kind is Kind.DOUBLE]
     assert [(Path(fault.shard).name, fault.key, fault.message) for fault in found] == [
         ("b.tar", "three", "label 1, but its image duplicates a.tar/one (label 0)"),
         ("b.tar", "four", "its image duplicates a.tar/two"),
@@ -54,8 +54,8 @@ def test_images_that_cannot_be_decoded_are_named(tmp_path: Path, write_tar) -> N
         ],
     )
     build_index(str(tmp_path), workers=1)
-    faults = {fault.key: fault.message for fault in verify(str(tmp_path), workers=2)}
+    faults = {fault.key: fault.message for fault in verify_shards(str(tmp_path), workers=2)}
     assert set(faults) == {"cut", "none"}
     assert faults["none"] == "the image is empty"
-    undecoded = verify(str(tmp_path), decode_images=False, workers=1)
+    undecoded = verify_shards(str(tmp_path), decode_images=False, workers=1)
     assert [(fault.key, fault.message) for fault in undecoded] == [("none", "the image is empty")]

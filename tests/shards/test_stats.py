@@ -11,7 +11,7 @@ from pipeline.cli.shards import group
 from pipeline.shards.build import build_index
 from pipeline.shards.named_sets import named_set
 from pipeline.shards.preview import contact_sheet
-from pipeline.shards.stats import dataset_stats, draw
+from pipeline.shards.stats import dataset_stats, draw_histograms
 
 
 def picture(height: int, width: int, extension: str = ".png") -> bytes:
@@ -47,7 +47,7 @@ def test_the_picture_is_drawn(tmp_path: Path, write_tar) -> None:
     build(tmp_path, write_tar)
     stats, sizes = dataset_stats(named_set(str(tmp_path)), workers=1)
     stats["targets"]["class_id"]["per_class"] = {"$a_{$": 1, "日本 $1": 2}  # no formulas
-    draw(stats, sizes, tmp_path / "stats.png")
+    draw_histograms(stats, sizes, tmp_path / "stats.png")
     assert np.asarray(Image.open(tmp_path / "stats.png")).std() > 10
 
 

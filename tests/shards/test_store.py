@@ -19,7 +19,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index, load_offsets
 from pipeline.shards.scan import scan_shard
 from pipeline.shards.tar import read_sample
-from pipeline.shards.verify import verify
+from pipeline.shards.verify import verify_shards
 
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
 
@@ -175,10 +175,10 @@ def test_an_index_of_headers_is_verified_by_headers(folder: Path) -> None:
     index = build_index(str(folder), headers_only=True, workers=1)
     assert index.headers_only
     assert load_index(str(folder)).headers_only
-    assert list(verify(str(folder), decode_images=False, workers=1)) == []
+    assert list(verify_shards(str(folder), decode_images=False, workers=1)) == []
     path = folder / "train-000002.tar"
     path.write_bytes(path.read_bytes()[:-512])
-    assert [fault.shard for fault in verify(str(folder), decode_images=False, workers=1)] == [str(path)]
+    assert [fault.shard for fault in verify_shards(str(folder), decode_images=False, workers=1)] == [str(path)]
     assert not build_index(str(folder / "train-000000.tar"), workers=1).headers_only
     assert not load_index(str(folder / "train-000000.tar"), check=False).headers_only
 
@@ -188,7 +188,7 @@ def test_shards_over_http(server: str, folder: Path, samples: Callable) -> None:
     index = load_index(f"{server}/train-{{000000..000002}}.tar")
     offsets = load_offsets(index.shards[2]).tolist()
     assert read_sample(store.read_range(index.shards[2].url, offsets[1], offsets[2])) == samples(1, first=6)[0]
-    assert list(verify(f"{server}/train-{{000000..000002}}.tar", decode_images=False, workers=1)) == []
+    assert list(verify_shards(f"{server}/train-{{000000..000002}}.tar", decode_images=False, workers=1)) == []
     with pytest.raises(DataError, match=r"train-000003.tar"):
         load_index(f"{server}/train-{{000000..000003}}.tar")
     (folder / "index.json").unlink()
@@ -212,7 +212,7 @@ def test_shards_on_s3(s3: Path, folder: Path, samples: Callable) -> None:
     assert index.counts.tolist() == [5, 0, 3]
     offsets = load_offsets(index.shards[0]).tolist()
     assert read_sample(store.read_range(index.shards[0].url, offsets[4], offsets[5])) == samples(5)[4]
-    assert list(verify("s3://bucket", decode_images=False, workers=1)) == []
+    assert list(verify_shards("s3://bucket", decode_images=False, workers=1)) == []
     (s3 / "bucket" / "train-000000.tar").write_bytes(b"short")
     with pytest.raises(DataError, match=r"s3://bucket/train-000000.tar: 5 bytes, but"):
         load_index("s3://bucket")

@@ -11,17 +11,17 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.named_sets import named_set
-from pipeline.shards.verify import Kind, verify
+from pipeline.shards.verify import Kind, verify_shards
 
 
 def faults(folder: Path) -> list[tuple[str, str | None, str]]:
-    return [(Path(f.shard).name, f.key, f.message) for f in verify(str(folder), decode_images=False, workers=1)]
+    return [(Path(f.shard).name, f.key, f.message) for f in verify_shards(str(folder), decode_images=False, workers=1)]
 
 
 def test_sound_shards_have_no_faults(folder: Path) -> None:
     build_index(str(folder), classes=list("abcdefghij"), workers=1)
     assert faults(folder) == []
-    assert list(verify(str(folder), decode_images=False, workers=2)) == []
+    assert list(verify_shards(str(folder), decode_images=False, workers=2)) == []
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_bad_samples_are_named_by_key(tmp_path: Path, write_tar: Callable) -> No
 
 def test_without_an_index_there_is_nothing_to_compare(folder: Path) -> None:
     with pytest.raises(DataError, match=r"holds shards but no index.json; run `minivit shards index"):
-        list(verify(str(folder)))
+        list(verify_shards(str(folder)))
 
 
 def png(level: int) -> bytes:
@@ -103,7 +103,7 @@ def test_doubles_of_the_source_are_no_damage(tmp_path: Path, write_tar: Callable
     two = [("a", {"png": png(1), "cls": b"0"}), ("b", {"png": png(1), "cls": b"1"})]
     write_tar(tmp_path / "a.tar", two + two)
     build_index(str(tmp_path), workers=1)
-    found = list(verify(str(tmp_path), workers=1))
+    found = list(verify_shards(str(tmp_path), workers=1))
     assert len(found) == 5
     assert {fault.kind for fault in found} == {Kind.DOUBLE}
 
@@ -113,12 +113,14 @@ def test_images_and_shards_of_two_sets_are_reported(tmp_path: Path, write_tar: C
         samples = [(f"{name}-{level}", {"png": png(level), "cls": b"0"}) for level in levels]
         write_tar(tmp_path / f"{name}.tar", samples)
     build_index(str(tmp_path), workers=1)
-    found = list(verify(f"{tmp_path}/train-*.tar", f"{tmp_path}/val-*.tar", workers=1))
+    found = list(verify_shards(f"{tmp_path}/train-*.tar", f"{tmp_path}/val-*.tar", workers=1))
     assert [(Path(f.shard).name, f.key, f.message.split(": ")[-1], f.kind) for f in found] == [
         ("val-0.tar", "val-0-2", "train-0.tar/train-0-2", Kind.OVERLAP),
         ("val-0.tar", "val-0-5", "train-1.tar/train-1-5", Kind.OVERLAP),
     ]
-    [shard] = verify(f"{tmp_path}/train-*.tar", f"{tmp_path}/{{train-1,val-0}}.tar", workers=1, decode_images=False)
+    [shard] = verify_shards(
+        f"{tmp_path}/train-*.tar", f"{tmp_path}/{{train-1,val-0}}.tar", workers=1, decode_images=False
+    )
     assert (Path(shard.shard).name, shard.key, shard.kind) == ("train-1.tar", None, Kind.OVERLAP)
 
 
@@ -128,9 +130,9 @@ def test_tears_in_several_shards_are_named_and_are_no_doubles(folder: Path, samp
         path = folder / f"train-{number:06d}.tar"
         data = path.read_bytes()
         path.write_bytes(b"?" + data[1:])
-    found = [(Path(f.shard).name, f.key) for f in verify(str(folder), workers=1) if f.kind is Kind.SHARD]
+    found = [(Path(f.shard).name, f.key) for f in verify_shards(str(folder), workers=1) if f.kind is Kind.SHARD]
     assert found == [(f"train-{number:06d}.tar", None) for number in (0, 2)]
-    assert Kind.DOUBLE not in {fault.kind for fault in verify(str(folder), workers=1)}
+    assert Kind.DOUBLE not in {fault.kind for fault in verify_shards(str(folder), workers=1)}
 
 
 @pytest.mark.parametrize("kept", [1024, 3000, 8192])
@@ -138,23 +140,23 @@ def test_a_torn_shard_is_one_fault(folder: Path, kept: int) -> None:
     build_index(str(folder), workers=1)
     path = folder / "train-000000.tar"
     path.write_bytes(path.read_bytes()[:kept])
-    [fault] = [fault for fault in verify(str(folder), workers=1) if fault.kind is Kind.SHARD]
+    [fault] = [fault for fault in verify_shards(str(folder), workers=1) if fault.kind is Kind.SHARD]
     assert (Path(fault.shard).name, fault.key) == (path.name, None)
 
 
 def test_the_members_named_by_other_keys_are_looked_at(tmp_path: Path, write_tar: Callable) -> None:
     write_tar(tmp_path / "a.tar", [("a", {"left.png": png(1), "right.png": b"torn", "y": b"1"})])
     build_index(str(tmp_path), workers=1)
-    assert len(list(verify(str(tmp_path), workers=1))) == 1
-    assert list(verify(named_set(str(tmp_path), "left.png", {"class_id": "y"}), workers=1)) == []
-    [fault] = verify(named_set(str(tmp_path), "right.png", {"class_id": "y"}), workers=1)
+    assert len(list(verify_shards(str(tmp_path), workers=1))) == 1
+    assert list(verify_shards(named_set(str(tmp_path), "left.png", {"class_id": "y"}), workers=1)) == []
+    [fault] = verify_shards(named_set(str(tmp_path), "right.png", {"class_id": "y"}), workers=1)
     assert "no readable image header" in fault.message
 
 
 def test_an_index_of_headers_knows_one_label(folder: Path) -> None:
     build_index(str(folder), headers_only=True, workers=1)
     with pytest.raises(DataError, match=r"--target class_id=note"):
-        list(verify(named_set(str(folder), targets={"class_id": "note"}), workers=1))
+        list(verify_shards(named_set(str(folder), targets={"class_id": "note"}), workers=1))
 
 
 def test_masks_are_looked_at_beside_their_images(tmp_path: Path, write_tar: Callable) -> None:
@@ -170,7 +172,7 @@ def test_masks_are_looked_at_beside_their_images(tmp_path: Path, write_tar: Call
     )
     index = build_index(str(tmp_path), classes={"mask": ["wall", "door"]}, workers=1)
     assert index.totals == {"mask": {"missing": 1, "bad": 0, "unusable": 1}}
-    found = {fault.key: fault.message for fault in verify(str(tmp_path), workers=1)}
+    found = {fault.key: fault.message for fault in verify_shards(str(tmp_path), workers=1)}
     assert found.keys() == {"small", "torn", "none"}
     assert "5 x 5 pixels, but its image 6 x 6" in found["small"]
     assert found["none"] == "no mask member (looked for seg.png; found png)"
@@ -183,7 +185,7 @@ def test_compressed_tars_and_links_are_faults(tmp_path: Path) -> None:
         tar.addfile(info)
     build_index(str(tmp_path), workers=1)
     (tmp_path / "b.tar.gz").write_bytes(b"")
-    found = [(Path(fault.shard).name, fault.message) for fault in verify(str(tmp_path), workers=1)]
+    found = [(Path(fault.shard).name, fault.message) for fault in verify_shards(str(tmp_path), workers=1)]
     assert [shard for shard, _ in found] == ["b.tar.gz", "a.tar"]
     assert "a compressed tar" in found[0][1]
     assert found[1][1].startswith("1 members are links")

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
-from pipeline.checkpoints.manifest import Manifest, MeterState, write_manifest
+from pipeline.checkpoints.manifest import Manifest, MeterState, commit_manifest
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import Span, write_shard
 from pipeline.checkpoints.storage import open_storage
@@ -76,7 +76,7 @@ def commit(place: str, step: int, loss: float | None, digest: str = "d") -> None
     metrics = {} if loss is None else {"val/loss": loss}
     window = MeterState(0, 0, [[0.0]])
     manifest = Manifest(step, 8 * step, 1, 2, digest, SPEC.to_dict(), shapes, [record], metrics, window)
-    write_manifest(storage, step_folder(step), manifest)
+    commit_manifest(storage, step_folder(step), manifest)
 
 
 @pytest.fixture

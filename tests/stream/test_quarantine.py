@@ -14,9 +14,9 @@ from pipeline.stream.quarantine import (
     MAX_IN_A_ROW,
     SHARE_GRACE,
     Quarantine,
-    counted,
     load_excluded,
     manifest_digest,
+    most_frequent,
 )
 
 BAD = {3: "torn image", 11: "no label", 20: "label text", 21: "no image", 30: "empty image"}
@@ -217,7 +217,7 @@ def test_a_data_set_of_a_mixture_is_not_made_up_for_by_a_larger_one() -> None:
 
 def test_the_most_frequent_reasons_are_counted() -> None:
     reasons = Counter({"no image": 5, "torn (at byte 3)": 1, "no label": 9, "empty": 2})
-    assert counted(reasons) == "no label in 9, no image in 5, empty in 2, others in 1"
+    assert most_frequent(reasons) == "no label in 9, no image in 5, empty in 2, others in 1"
 
 
 def test_labels_that_are_no_numbers_are_one_reason() -> None:

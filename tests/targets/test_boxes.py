@@ -18,7 +18,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.named_sets import named_set
 from pipeline.shards.preview import contact_sheet
 from pipeline.shards.stats import dataset_stats
-from pipeline.shards.verify import verify
+from pipeline.shards.verify import verify_shards
 from pipeline.shards.write import TarWriter
 from pipeline.targets import default_members, target_kind
 from pipeline.targets._coco import read_annotations
@@ -226,7 +226,7 @@ def test_the_tools_know_boxes(tmp_path: Path) -> None:
     index = build_index(str(tmp_path), targets={"boxes": ("json",)}, classes={"boxes": list(NAMES)}, workers=1)
     counts = {"missing": 0, "bad": 1, "unusable": 1}
     assert index.totals["boxes"] == {**counts, "boxes": 3, "crowds": 1, "empty": 1, "most": 3}
-    found = {fault.key: fault.message for fault in verify(str(tmp_path), workers=1) if fault.kind.is_fault}
+    found = {fault.key: fault.message for fault in verify_shards(str(tmp_path), workers=1) if fault.kind.is_fault}
     assert sorted(found) == ["c", "d"]
     assert "outside its image of 60 x 40 pixels" in found["c"]
     stats, _ = dataset_stats(named_set(str(tmp_path)), workers=1)

@@ -20,7 +20,7 @@ from pipeline.shards.index import DatasetIndex
 from pipeline.shards.named_sets import named_set
 from pipeline.shards.preview import contact_sheet
 from pipeline.shards.stats import dataset_stats
-from pipeline.shards.verify import verify
+from pipeline.shards.verify import verify_shards
 from pipeline.shards.write import TarWriter
 from pipeline.stages.data import build_targets
 from pipeline.stream.batch import Batch
@@ -107,7 +107,7 @@ def test_the_tools_know_them(index: DatasetIndex, kinds: list[str], tmp_path: Pa
     assert index.members == {"rectangles": ("boxes.json",), "spoken": ("note", "lang")}
     counts = {"missing": 0, "bad": 1, "unusable": 1}
     assert index.totals["rectangles"] == {**counts, "boxes": 11, "most": 2}
-    found = {(fault.key, fault.message) for fault in verify(str(tmp_path), workers=1) if fault.kind.is_fault}
+    found = {(fault.key, fault.message) for fault in verify_shards(str(tmp_path), workers=1) if fault.kind.is_fault}
     assert found == {("s4", "the boxes are no JSON"), ("s7", "no language '?'")}
     stats, _ = dataset_stats(named_set(str(tmp_path)), workers=1)
     assert stats["targets"]["rectangles"]["per_class"] == {"left": 7, "right": 4}

@@ -17,7 +17,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.named_sets import named_set
 from pipeline.shards.preview import contact_sheet
 from pipeline.shards.stats import dataset_stats
-from pipeline.shards.verify import verify
+from pipeline.shards.verify import verify_shards
 from pipeline.shards.write import TarWriter
 from pipeline.stages.data import build_targets
 from pipeline.stream.batch import Batch
@@ -162,7 +162,7 @@ def test_the_tools_know_captions(tmp_path: Path) -> None:
     index = build_index(str(tmp_path), workers=1)
     assert index.members == {"text": ("txt",)}
     assert index.totals["text"] == {"missing": 1, "bad": 2, "unusable": 3}
-    found = {fault.key: fault.message for fault in verify(str(tmp_path), workers=1) if fault.kind.is_fault}
+    found = {fault.key: fault.message for fault in verify_shards(str(tmp_path), workers=1) if fault.kind.is_fault}
     assert found == {
         "b": "the member txt is not UTF-8 (byte 0)",
         "c": "the caption is empty",

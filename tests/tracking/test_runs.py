@@ -27,7 +27,7 @@ from pipeline.tracking.runs import (
     TRAINING,
     DataRead,
     Tracker,
-    flatten,
+    as_parameters,
 )
 from pipeline.tracking.store import choose_store, client_for, default_uri
 
@@ -189,7 +189,7 @@ def test_flattening_keeps_every_leaf(value: dict) -> None:
     def leaves(value: object) -> int:
         return sum(map(leaves, value.values())) if isinstance(value, dict) else 1
 
-    flat = flatten(value)
+    flat = as_parameters(value)
     assert len(flat) == leaves(value)
     for path, text in flat.items():
         found: object = value

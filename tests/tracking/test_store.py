@@ -17,7 +17,7 @@ from pipeline.tracking.store import (
     check_store,
     choose_store,
     default_uri,
-    describe,
+    describe_store,
     sqlite_path,
 )
 
@@ -152,7 +152,7 @@ def test_passwords_are_not_shown(tmp_path: Path) -> None:
     uri = "http://me:secret@mlflow.example:5000/x"
     store = choose_store(TrackingConfig(), tmp_path, {}, {"MLFLOW_TRACKING_URI": uri})
     assert shown(uri) == "http://me:***@mlflow.example:5000/x"
-    assert describe(store) == (
+    assert describe_store(store) == (
         "MLflow store: named by MLFLOW_TRACKING_URI, experiment 'minivit'; "
         "see it at http://me:***@mlflow.example:5000/x"
     )

@@ -27,7 +27,7 @@ from pipeline.models.minivit import MiniViT
 from pipeline.models.model_spec import ModelSpec
 from pipeline.stages.resolve import Branch, stage_spec
 from pipeline.stream.augment import load_augmented
-from pipeline.stream.mix import mix
+from pipeline.stream.mix import mix_pair
 from pipeline.tasks.task import task_of
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.lr_schedule import lr_ratio
@@ -100,7 +100,7 @@ def images(stage: TrainStage, spec: ModelSpec, step: int) -> tuple[Tensor, Tenso
         )
         share = 1.0
         if stage.data.augment.mixup or stage.data.augment.cutmix:
-            one, (share, _) = mix(one, other, stage.data.augment, rng)
+            one, (share, _) = mix_pair(one, other, stage.data.augment, rng)
         drawn.append(torch.from_numpy(one).permute(2, 0, 1) / 255)
         shares.append(share)
     return torch.stack(drawn), torch.tensor(shares, dtype=torch.float32)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.checkpoints.manifest import verify
+from pipeline.checkpoints.manifest import verify_checkpoint
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
@@ -155,7 +155,7 @@ def plain_steps(program: SimpleNamespace, optimizer_name: str) -> dict[str, Any]
 def saved_state(root: Path, name: str, step: int) -> dict[str, dict[str, Tensor]]:
     """Every kind of state in a checkpoint, whole, and the optimiser's scalars."""
     storage, folder = LocalStorage(root / name), step_folder(step)
-    reader = StateReader(storage, folder, verify(storage, folder))
+    reader = StateReader(storage, folder, verify_checkpoint(storage, folder))
     return {key: reader.whole(key) for key in reader.keys} | {"scalars": reader.scalars}
 
 
@@ -319,7 +319,7 @@ def test_sine_cosine_positions_are_saved_as_they_were_computed(
     two: Results, root: Path, program: SimpleNamespace, stage: int, precision: str
 ) -> None:
     storage, folder = LocalStorage(root / case("resume", "sincos", stage, precision)), step_folder(4)
-    state = StateReader(storage, folder, verify(storage, folder)).model_state()
+    state = StateReader(storage, folder, verify_checkpoint(storage, folder)).model_state()
     table = sincos_positions(
         program.SPEC.backbone.grid, program.SPEC.backbone.embed_dim, program.SPEC.backbone.tokens.num_prefix
     )

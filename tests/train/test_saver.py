@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoints.manifest import MeterState, verify
+from pipeline.checkpoints.manifest import MeterState, verify_checkpoint
 from pipeline.checkpoints.selection import newest_valid, step_folders
 from pipeline.checkpoints.shard_file import Span
 from pipeline.checkpoints.state_reader import StateReader
@@ -72,7 +72,7 @@ def begin(saver: Saver, step: int) -> None:
 
 def found(storage: Any, step: int) -> torch.Tensor:
     folder = f"step-{step:08d}"
-    return StateReader(storage, folder, verify(storage, folder)).whole("weights")["weight"]
+    return StateReader(storage, folder, verify_checkpoint(storage, folder)).whole("weights")["weight"]
 
 
 def hold(monkeypatch: pytest.MonkeyPatch, name: str) -> threading.Event:
@@ -101,7 +101,7 @@ def test_what_is_committed_is_the_moment_it_was_begun(
     release.set()
     saver.finish()
     assert torch.equal(found(storage, 1), torch.ones(1000))
-    manifest = verify(storage, "step-00000001")
+    manifest = verify_checkpoint(storage, "step-00000001")
     assert (manifest.step, manifest.slots, manifest.metrics) == (1, 8, {"val/loss": 0.5})
     assert (manifest.run_ids, manifest.window) == ({"stage": "x"}, MeterState(1, 0, [[2.0]]))
 
@@ -140,7 +140,7 @@ def test_a_rank_on_the_second_gpu_commits_what_its_step_left(
 def test_one_checkpoint_at_a_time(
     make_saver: Callable[..., Saver], state: State, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = hold(monkeypatch, "write_manifest")
+    release = hold(monkeypatch, "commit_manifest")
     saver = make_saver()
     begin(saver, 1)
     second = threading.Thread(target=begin, args=(saver, 2))
@@ -211,7 +211,7 @@ def test_a_rank_of_a_former_attempt_must_not_commit(
 def test_waiting_for_a_save_that_advances_is_a_sign_of_life(
     make_saver: Callable[..., Saver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = hold(monkeypatch, "write_manifest")  # every rank's file is written
+    release = hold(monkeypatch, "commit_manifest")  # every rank's file is written
     beats = threading.Semaphore(0)
     saver = make_saver(beat=beats.release)
     begin(saver, 1)

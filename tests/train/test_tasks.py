@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.checkpoints.manifest import verify
+from pipeline.checkpoints.manifest import verify_checkpoint
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
@@ -135,7 +135,7 @@ def test_resume_is_bit_identical(together: list[Results], root: Path, name: str)
     readers = []
     for run in (name, f"{name} again"):
         storage, folder = LocalStorage(root / run), step_folder(4)
-        readers.append(StateReader(storage, folder, verify(storage, folder)))
+        readers.append(StateReader(storage, folder, verify_checkpoint(storage, folder)))
     first, second = readers
     assert first.keys == second.keys
     for key in first.keys:
@@ -148,7 +148,7 @@ def test_a_replay_has_the_weights_of_the_checkpoint_and_those_of_its_teacher(
     together: list[Results], root: Path
 ) -> None:
     storage, folder = LocalStorage(root / "simdino"), step_folder(2)
-    reader = StateReader(storage, folder, verify(storage, folder))
+    reader = StateReader(storage, folder, verify_checkpoint(storage, folder))
     for found, key in (("model", "weights"), ("teacher", "teacher")):
         state, kept = together[0]["replayed"][found], reader.whole(key)
         assert kept

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.bench.synthetic import CLASSES, SIDE, write_shards
-from pipeline.checkpoints.manifest import verify
+from pipeline.checkpoints.manifest import verify_checkpoint
 from pipeline.checkpoints.selection import committed, step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
@@ -25,7 +25,7 @@ from pipeline.errors import DataError
 from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
-from pipeline.shards.bad_samples import TRAIN, VAL, read_manifest
+from pipeline.shards.bad_samples import TRAIN, VAL, read_quarantine
 from pipeline.shards.build import build_index
 from pipeline.shards.index import load_index
 from pipeline.shards.write import TarWriter
@@ -185,7 +185,7 @@ def test_what_was_measured_is_what_a_checkpoint_hands_over(steady: TrainJob) -> 
     """The average of the weights: that was validated, and that is exported."""
     storage, folder = LocalStorage(Path(steady.checkpoints)), step_folder(6)
     model = MiniViT.from_spec(steady.spec)
-    model.load_state_dict(StateReader(storage, folder, verify(storage, folder)).model_state())
+    model.load_state_dict(StateReader(storage, folder, verify_checkpoint(storage, folder)).model_state())
     worker = TrainWorker(replace(steady, resume_from=folder), context(steady))
     try:
         data = worker._eval_loader(steady.val)
@@ -202,7 +202,7 @@ def test_the_teacher_is_validated_and_is_the_finished_model(make_job: Make, tmp_
     job = replace(job, stage=stage, spec=task.model_spec(job.spec.backbone, 0), classes=[])
     train_worker(job, context(job))
     storage, folder = LocalStorage(Path(job.checkpoints)), step_folder(4)
-    reader = StateReader(storage, folder, verify(storage, folder))
+    reader = StateReader(storage, folder, verify_checkpoint(storage, folder))
     weights, teacher, finished = reader.whole("weights"), reader.whole("teacher"), load_bundle(job.folder / "model")
     assert finished.state.keys() == teacher.keys()
     assert all(torch.equal(finished.state[name], value) for name, value in teacher.items())
@@ -295,7 +295,7 @@ class Recording(StallWatch):
 
 def test_bytes_are_signs_of_life_while_a_state_is_loaded_and_a_model_assembled(steady: TrainJob) -> None:
     storage, folder = LocalStorage(Path(steady.checkpoints)), step_folder(STEPS)
-    kept = StateReader(storage, folder, verify(storage, folder)).bytes_by_key()
+    kept = StateReader(storage, folder, verify_checkpoint(storage, folder)).bytes_by_key()
     watch = Recording(steady.folder / "rank.log")
     worker = TrainWorker(replace(steady, resume_from=folder), RankContext(watch, lambda: ()))
     assert sum(watch.sizes) >= sum(kept.values())
@@ -322,8 +322,8 @@ def test_bad_samples_count_once_over_epochs_and_restarts(
     train_worker(job, context(job))
     again = replace(job, total_steps=STEPS, resume_from=step_folder(15), measured=measured(job))
     train_worker(again, context(job))
-    assert len(read_manifest(job.folder / TRAIN)) == expected["train"]
-    assert len(read_manifest(job.folder / VAL)) == expected["val"]
+    assert len(read_quarantine(job.folder / TRAIN)) == expected["train"]
+    assert len(read_quarantine(job.folder / VAL)) == expected["val"]
     assert bad_counts(job, "data/bad_samples")[-1] == (STEPS, expected["train"])
     assert {count for _, count in bad_counts(job, "val/bad_samples")} == {expected["val"]}
     assert {count for _, count in bad_counts(job, "val/samples")} == {21 - expected["val"]}

@@ -35,7 +35,7 @@ class Arranged(NamedTuple):
     left_out: dict[str, list[str]]
 
 
-def arrange(coco: Coco, images: Path, stuff: Path | None, out: Path, most_missing: float) -> Arranged:
+def match_images(coco: Coco, images: Path, stuff: Path | None, out: Path, most_missing: float) -> Arranged:
     """Items in the order of their paths. Raises DataError if too many of the named images are missing."""
     tree = read_tree(images, out, "--images is a folder of images")
     found, missing = _located(coco, tree)

@@ -61,7 +61,7 @@ class FolderLayout:
     spellings: list[str] = field(default_factory=list)  # classes with several folders, composed and decomposed
 
 
-def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> FolderLayout:
+def sort_into_classes(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> FolderLayout:
     """Classes and splits of a tree. Raises DataError, with a way out, if the tree is ambiguous."""
     if labels == "none":
         return without_labels(tree, src, prefix)
@@ -98,7 +98,7 @@ def arrange(tree: Tree, src: Path, prefix: str | None, labels: str = "top") -> F
     spelt = [Counter(folder.name for folder in folders) for folders in groups.values()]
     return FolderLayout(
         classes,
-        {split: files_of(folders, numbers) for split, folders in groups.items()},
+        {split: numbered_files(folders, numbers) for split, folders in groups.items()},
         unlabelled,
         [folder for folder in tree.folders if folder.count("/") <= bool(splits) and folder not in filled],
         [below for folders in groups.values() for below in nested_folders(folders, classes, src)],
@@ -164,7 +164,7 @@ def class_folders(images: Iterable[Image], root: str, labels: str) -> tuple[Fold
     return folders, outside
 
 
-def files_of(folders: Folders, numbers: Mapping[str, int]) -> list[File]:
+def numbered_files(folders: Folders, numbers: Mapping[str, int]) -> list[File]:
     """Files sorted by class number and folder, then as they were found."""
     files = []
     for folder in sorted(folders, key=lambda folder: (numbers[folder.name], folder.path)):

@@ -14,11 +14,11 @@ from pipeline.shards.make._folder_tree import Tree
 MOST_ROWS = 12  # classes shown one by one
 
 
-def summary(layout: FolderLayout, tree: Tree, rejected: Mapping[str, set[str]]) -> str:
+def import_table(layout: FolderLayout, tree: Tree, rejected: Mapping[str, set[str]]) -> str:
     """The table; `rejected` are the paths of unreadable images by split."""
     if not layout.classes:
         of_splits = [(split, *split_counts(files, rejected[split])) for split, files in layout.splits.items()]
-        return "\n".join([*aligned([("images", "imported", "unreadable"), *of_splits]), *notes(layout, tree)])
+        return "\n".join([*aligned([("images", "imported", "unreadable"), *of_splits]), *remarks(layout, tree)])
     rows = list(class_rows(layout, rejected))
     heads = ["class", *(list(layout.splits) if len(layout.splits) > 1 else ["imported"]), "unreadable"]
     if len(rows) > MOST_ROWS:
@@ -26,7 +26,7 @@ def summary(layout: FolderLayout, tree: Tree, rejected: Mapping[str, set[str]]) 
         hidden = len(rows) - 2 * half
         rows = [*rows[:half], (f"... {hidden:,} more", *([""] * (len(heads) - 1))), *rows[-half:]]
     totals = [f"{sum(taken):,}" for taken in zip(*counts(layout, rejected), strict=True)]
-    return "\n".join([*aligned([heads, *rows, ("total", *totals)]), *notes(layout, tree)])
+    return "\n".join([*aligned([heads, *rows, ("total", *totals)]), *remarks(layout, tree)])
 
 
 def split_counts(files: Collection[File], rejected: set[str]) -> tuple[str, str]:
@@ -62,22 +62,22 @@ def aligned(rows: Iterable[Iterable[str]]) -> Iterator[str]:
         yield "  ".join(["", name + " " * (widths[0] - cell_len(name)), *cells]).rstrip()
 
 
-def notes(layout: FolderLayout, tree: Tree) -> Iterator[str]:
+def remarks(layout: FolderLayout, tree: Tree) -> Iterator[str]:
     """Yields a line for each kind of thing that was not taken, or whose class is not obvious from its place."""
     if layout.unlabelled:
-        number = counted(len(layout.unlabelled), "image", "images")
+        number = number_of(len(layout.unlabelled), "image", "images")
         yield f"skipped: {number} outside class folders: {some(layout.unlabelled)}"
     if tree.others:
-        number = counted(tree.others.total(), "file that is", "files that are")
+        number = number_of(tree.others.total(), "file that is", "files that are")
         yield f"skipped: {number} not PNG, JPEG or WebP: {tally(tree.others)}"
     if layout.empty:
-        number = counted(len(layout.empty), "folder", "folders")
+        number = number_of(len(layout.empty), "folder", "folders")
         yield f"skipped: {number} without images: {some(layout.empty)}"
     if tree.system:
-        number = counted(tree.system.total(), "system file or folder", "system files and folders")
+        number = number_of(tree.system.total(), "system file or folder", "system files and folders")
         yield f"skipped: {number}: {tally(tree.system)}"
     if tree.again:
-        number = counted(len(tree.again), "link to a folder that is", "links to folders that are")
+        number = number_of(len(tree.again), "link to a folder that is", "links to folders that are")
         yield f"skipped: {number} read elsewhere: {some(tree.again)}"
     if tree.output is not None:
         yield f"skipped: the output folder, {visible(tree.output)}"
@@ -89,7 +89,7 @@ def notes(layout: FolderLayout, tree: Tree) -> Iterator[str]:
         yield "bytes of names that are not UTF-8 are written \\xNN"
 
 
-def counted(number: int, one: str, many: str) -> str:
+def number_of(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 

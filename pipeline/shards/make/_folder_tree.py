@@ -67,14 +67,14 @@ class TreeReader:
         self.option = meant.partition(" ")[0]
         root = src.resolve()
         try:
-            self.seen = {identity(folder) for folder in (root, *root.parents)}
+            self.seen = {device_and_inode(folder) for folder in (root, *root.parents)}
         except OSError as error:
             raise DataError(f"{src}: cannot be listed ({error.strerror}); {meant}") from None
         if not root.is_dir():
             raise DataError(f"{src}: not a folder; {meant}")
         self.output = out
-        self.out = identity(out) if out is not None and out.exists() else None
-        if self.out is not None and self.out == identity(root):
+        self.out = device_and_inode(out) if out is not None and out.exists() else None
+        if self.out is not None and self.out == device_and_inode(root):
             raise DataError(f"{src}: given as both {self.option} and --out; choose another --out")
 
     def read(self) -> Tree:
@@ -125,7 +125,7 @@ class TreeReader:
     def enters(self, folder: str) -> bool:
         """Whether to read a folder: skips the output and folders already read."""
         try:
-            found = identity(self.src / folder)
+            found = device_and_inode(self.src / folder)
         except OSError as error:
             raise self.unlistable(folder, error) from None
         if self.output is not None and found == self.out:
@@ -149,7 +149,7 @@ class TreeReader:
         )
 
 
-def identity(folder: Path) -> tuple[int, int]:
+def device_and_inode(folder: Path) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 

@@ -111,7 +111,7 @@ def write_samples(
     return report
 
 
-def split(names: Sequence[str], options: WriteOptions) -> dict[str, list[int]]:
+def split_rows(names: Sequence[str], options: WriteOptions) -> dict[str, list[int]]:
     """Rows by the prefix of their shards: `options.val`, a share or a file of names, selects those in `val`.
 
     A share is drawn by hashing the seed and each name. A file names images with or without folders and suffix, one per

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.shards.make._scenes_draw import Scene, SceneItem, overlap
+from pipeline.shards.make._scenes_draw import Scene, SceneItem, overlapping_slices
 
 # In the order of Fashion-MNIST's classes.
 NOUNS = (
@@ -70,7 +70,7 @@ def middle(scene: Scene, number: int) -> tuple[float, float]:
 def on_picture(scene: Scene, number: int) -> np.ndarray:
     """Where an item's silhouette lies, hidden or not, bool [H, W]."""
     item = scene.items[number]
-    inside, cropped = overlap(scene.owner.shape, item.silhouette.shape, item.top, item.left)
+    inside, cropped = overlapping_slices(scene.owner.shape, item.silhouette.shape, item.top, item.left)
     covered = np.zeros(scene.owner.shape, bool)
     covered[inside] = item.silhouette[cropped]
     return covered

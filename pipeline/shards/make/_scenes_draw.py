@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.shards.make._scenes_canvas import FARTHEST_MM, draw_canvas
-from pipeline.shards.make._scenes_items import Cutout, ItemPool, cut_out
+from pipeline.shards.make._scenes_items import Cutout, ItemPool, cut_item_out
 
 GENERATOR = 2  # raise it whenever the same settings would draw other pictures
 COLOURS = {
@@ -68,8 +68,10 @@ def draw_scene(pool: ItemPool, height: int, width: int, rng: np.random.Generator
         row = int(rng.integers(len(pool.labels)))
         picture = pool.images[row][:, :: rng.choice((1, -1))]
         side = NEAR_SHARE * min(height, width) * NEAR_MM / depth_mm
-        cutout = cut_out(picture, side, rng.uniform(-MOST_DEGREES, MOST_DEGREES))
-        top, left = (place(*sizes, bool(items), rng) for sizes in zip((height, width), cutout.alpha.shape, strict=True))
+        cutout = cut_item_out(picture, side, rng.uniform(-MOST_DEGREES, MOST_DEGREES))
+        top, left = (
+            draw_position(*sizes, bool(items), rng) for sizes in zip((height, width), cutout.alpha.shape, strict=True)
+        )
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
         tint = np.array(COLOURS[colour], np.float32) + rng.uniform(-COLOUR_SHIFT, COLOUR_SHIFT, 3).astype(np.float32)
         points = cutout.points + np.array([left, top])
@@ -83,7 +85,7 @@ def draw_scene(pool: ItemPool, height: int, width: int, rng: np.random.Generator
     return Scene(np.rint(image.clip(0, 1) * 255).astype(np.uint8), owner, np.rint(depth).astype(np.uint16), items)
 
 
-def place(picture: int, item: int, may_overhang: bool, rng: np.random.Generator) -> int:
+def draw_position(picture: int, item: int, may_overhang: bool, rng: np.random.Generator) -> int:
     """Where an item begins along one side of the picture; the first lies wholly inside, so that it is never dropped."""
     beyond = int(item * OVERHANG) if may_overhang else 0
     return int(rng.integers(-beyond, picture - item + beyond + 1))
@@ -91,7 +93,7 @@ def place(picture: int, item: int, may_overhang: bool, rng: np.random.Generator)
 
 def cover(owner: np.ndarray, item: SceneItem, others: list[SceneItem]) -> np.ndarray | None:
     """`owner` with the item in front of the others; None if too little of any item remains visible."""
-    inside, cropped = overlap(owner.shape, item.silhouette.shape, item.top, item.left)
+    inside, cropped = overlapping_slices(owner.shape, item.silhouette.shape, item.top, item.left)
     covered = owner.copy()
     covered[inside][item.silhouette[cropped]] = len(others) + 1
     whole = np.array([one.silhouette.sum() for one in (*others, item)])
@@ -101,12 +103,14 @@ def cover(owner: np.ndarray, item: SceneItem, others: list[SceneItem]) -> np.nda
 
 def paint(image: np.ndarray, cutout: Cutout, colour: np.ndarray, top: int, left: int) -> None:
     """Blend an item into the image, in place."""
-    inside, cropped = overlap(image.shape, cutout.alpha.shape, top, left)
+    inside, cropped = overlapping_slices(image.shape, cutout.alpha.shape, top, left)
     alpha, shade = cutout.alpha[cropped][..., None], cutout.shade[cropped][..., None]
     image[inside] += alpha * (shade * colour - image[inside])
 
 
-def overlap(picture: tuple[int, ...], part: tuple[int, ...], top: int, left: int) -> tuple[tuple[slice, slice], ...]:
+def overlapping_slices(
+    picture: tuple[int, ...], part: tuple[int, ...], top: int, left: int
+) -> tuple[tuple[slice, slice], ...]:
     """The overlap of the picture with a part at (top, left): slices of the picture, and of the part."""
     starts = max(top, 0), max(left, 0)
     stops = min(top + part[0], picture[0]), min(left + part[1], picture[1])

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.shards.make._fashion_mnist_files import read_split
-from pipeline.shards.make.fashion_mnist import check_split
+from pipeline.shards.make.fashion_mnist import check_fashion_mnist
 
 GROUND = 8  # grey values up to this are background
 PINHOLE = 12  # pixels of 28x28: smaller holes are closed
@@ -54,7 +54,7 @@ def item_pool(folder: Path, split: str) -> ItemPool:
     """
     source = "test" if split == "test" else "train"
     data = read_split(folder, source)
-    check_split(data, folder, source)
+    check_fashion_mnist(data, folder, source)
     first_held_out = len(data.labels) - len(data.labels) // HELD_OUT
     part = {"train": slice(first_held_out), "val": slice(first_held_out, None), "test": slice(None)}[split]
     images, labels = data.images[part], data.labels[part]
@@ -66,7 +66,7 @@ def item_pool(folder: Path, split: str) -> ItemPool:
     return ItemPool(images[usable], labels[usable])
 
 
-def cut_out(image: np.ndarray, side: float, degrees: float) -> Cutout:
+def cut_item_out(image: np.ndarray, side: float, degrees: float) -> Cutout:
     """An item (uint8 [28, 28]) with its frame scaled to `side` pixels and rotated clockwise about its centre."""
     mask = item_mask(image)
     rounded = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), SOFTNESS)
@@ -81,7 +81,8 @@ def cut_out(image: np.ndarray, side: float, degrees: float) -> Cutout:
     rows, columns = (np.flatnonzero((alpha > 0).any(axis)) for axis in (1, 0))
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     points = item_points(mask) @ matrix[:, :2].T + matrix[:, 2] - (columns[0], rows[0])
-    return Cutout(alpha[window], warped[..., 1][window].clip(*SHADE), nearest(points, alpha[window] >= 0.5))
+    alpha, shade = alpha[window], warped[..., 1][window].clip(*SHADE)
+    return Cutout(alpha, shade, nearest_of_silhouette(points, alpha >= 0.5))
 
 
 def item_mask(image: np.ndarray) -> np.ndarray:
@@ -115,7 +116,7 @@ def item_points(mask: np.ndarray) -> np.ndarray:
     return np.array([*zip(columns[found], rows[found], strict=True), (columns.mean(), rows.mean())])
 
 
-def nearest(points: np.ndarray, silhouette: np.ndarray) -> np.ndarray:
+def nearest_of_silhouette(points: np.ndarray, silhouette: np.ndarray) -> np.ndarray:
     """The silhouette pixel nearest to each point, int [N, 2]; the rounded points if the silhouette is empty."""
     pixels = np.argwhere(silhouette)[:, ::-1]
     if not len(pixels):

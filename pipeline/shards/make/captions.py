@@ -23,7 +23,7 @@ from pipeline.shards.make._samples import (
     read_file,
     read_image,
     refuse_missing,
-    split,
+    split_rows,
     stem,
     write_samples,
 )
@@ -97,7 +97,7 @@ def make(
         items, left_out = of_table(images, table, image_column, caption_column, out, most_missing)
         source = digest_of([table.read_bytes()])
     reports = []
-    for name, rows in split([item.path for item in items], options).items():
+    for name, rows in split_rows([item.path for item in items], options).items():
         chosen = [items[row] for row in rows]
         listing = listing_hash([*((item.path, item.size) for item in chosen), (source, len(chosen))])
         plan = {"listing_sha256": listing, "image_column": image_column, "caption_column": caption_column}

@@ -24,7 +24,7 @@ from pipeline.shards.build import build_index
 from pipeline.shards.class_file import read_class_names
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._coco_files import read_coco
-from pipeline.shards.make._coco_images import CocoItem, arrange
+from pipeline.shards.make._coco_images import CocoItem, match_images
 from pipeline.shards.make._files import listing_hash, write_names
 from pipeline.shards.make._folder_classes import some
 from pipeline.shards.make._mask_ids import Ids, ids_of
@@ -39,7 +39,7 @@ from pipeline.shards.make._samples import (
     read_file,
     read_image,
     refuse_other_classes,
-    split,
+    split_rows,
     write_samples,
 )
 from pipeline.shards.parallel import Workers
@@ -118,10 +118,10 @@ def make(
     classes = {kind: names for kind, names in named.items() if names}
     for kind, names in classes.items():
         refuse_other_classes(out, kind, names, "--stuff-classes" if kind == "mask" else "--annotations")
-    items, left_out = arrange(coco, images, stuff, out, most_missing)
+    items, left_out = match_images(coco, images, stuff, out, most_missing)
     read = CocoReader(images, stuff, ids_of(len(maps), None, None) if maps else None)
     source, reports = digest_of(path.read_bytes() for path in annotations), []
-    for name, rows in split([item.path for item in items], options).items():
+    for name, rows in split_rows([item.path for item in items], options).items():
         chosen = [items[row] for row in rows]
         plan = {"listing_sha256": listing_hash([*((item.path, item.size) for item in chosen), (source, len(chosen))])}
         reports.append(write_samples(out, name, chosen, read, plan | {"stuff_classes": maps}, options))

@@ -23,7 +23,7 @@ from pipeline.shards.make._samples import (
     import_report,
     read_file,
     read_image,
-    split,
+    split_rows,
     write_samples,
 )
 from pipeline.shards.parallel import Workers
@@ -82,7 +82,7 @@ def make(
     depth_tree = read_tree(depth, out, "--depth is a folder of PNGs")
     pairing = pair_up(image_tree.all_images(), depth_tree.all_images(), (image_suffix, depth_suffix), only, WORDS)
     pairs, reports = pairing.pairs, []
-    for name, rows in split([pair.image for pair in pairs], options).items():
+    for name, rows in split_rows([pair.image for pair in pairs], options).items():
         chosen = [pairs[row] for row in rows]
         plan = {"listing_sha256": listing_hash((f"{pair.image}\0{pair.mask}", pair.size) for pair in chosen)}
         reports.append(write_samples(out, name, chosen, DepthReader(images, depth), plan, options))

@@ -13,6 +13,7 @@ from pipeline.errors import DataError
 from pipeline.shards.build import write_index
 from pipeline.shards.index import DatasetIndex, load_index, load_offsets, make_index
 from pipeline.shards.make._fashion_mnist_files import IdxFolder, Split, located, read_split
+from pipeline.shards.make._png import as_png
 from pipeline.shards.parallel import track
 from pipeline.shards.scan import ShardRecord
 from pipeline.shards.write import TarWriter, shard_name
@@ -51,7 +52,7 @@ def make(
     with located(src) as folder:
         for split in ("train", "test"):
             data = read_split(folder, split)
-            check_split(data, folder, split)
+            check_fashion_mnist(data, folder, split)
             records += _write_split(out, split, data, valid)
     ordered = sorted(records, key=lambda record: record.name)
     index = make_index(str(out), ordered, {"class_id": CLASSES}, members=MEMBERS)
@@ -86,7 +87,7 @@ def _write_split(out: Path, split: str, data: Split, valid: dict[str, ShardRecor
             return kept
         with TarWriter(out / name, targets=tool_targets(MEMBERS)) as tar:
             for i in range(first, min(first + SAMPLES_PER_SHARD, len(data.labels))):
-                members = {"png": encode(data.images[i]), "cls": str(data.labels[i]).encode()}
+                members = {"png": as_png(data.images[i]), "cls": str(data.labels[i]).encode()}
                 tar.write(f"{split}-{i:05d}", members)
             return tar.finish()
 
@@ -94,14 +95,7 @@ def _write_split(out: Path, split: str, data: Split, valid: dict[str, ShardRecor
     return track(map(write, starts), len(starts), f"fashion-mnist {split}", "shards")
 
 
-def encode(image: np.ndarray) -> bytes:
-    """An image [28, 28] as PNG."""
-    import cv2
-
-    return bytes(cv2.imencode(".png", image)[1].tobytes())
-
-
-def check_split(data: Split, folder: Path, split: str) -> None:
+def check_fashion_mnist(data: Split, folder: Path, split: str) -> None:
     """Raises DataError if the files are of another data set."""
     if data.images.shape != (len(data.labels), 28, 28) or np.any(data.labels >= len(CLASSES)):
         shapes = f"images {data.images.shape}, labels {data.labels.shape} up to {data.labels.max(initial=0)}"

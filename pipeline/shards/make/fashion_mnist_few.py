@@ -11,7 +11,8 @@ from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._fashion_mnist_files import IdxFolder, located, read_split
-from pipeline.shards.make.fashion_mnist import CLASSES, SAMPLES_PER_SHARD, check_split, encode
+from pipeline.shards.make._png import as_png
+from pipeline.shards.make.fashion_mnist import CLASSES, SAMPLES_PER_SHARD, check_fashion_mnist
 from pipeline.shards.write import TarWriter, shard_name
 
 PER_CLASS = {"1pct": 60, "5pct": 300}  # images; the smaller set is part of the larger
@@ -30,12 +31,12 @@ def make(
     """
     with located(src) as folder:
         data = read_split(folder, "train")
-        check_split(data, folder, "train")
+        check_fashion_mnist(data, folder, "train")
     order = np.random.default_rng(seed).permutation(len(data.labels) - SAMPLES_PER_SHARD)
     for name, count in PER_CLASS.items():
         with TarWriter(out / shard_name(name, 0)) as tar:
             for number in balanced(order, data.labels, count):
-                members = {"png": encode(data.images[number]), "cls": str(data.labels[number]).encode()}
+                members = {"png": as_png(data.images[number]), "cls": str(data.labels[number]).encode()}
                 tar.write(f"train-{number:05d}", members)
             tar.finish()
     return build_index(str(out), classes=CLASSES)

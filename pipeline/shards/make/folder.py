@@ -19,8 +19,8 @@ from pipeline.images.shrink import shrink
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._files import Rejections, earlier_index, finished, image_fault, listing_hash, sample_key
-from pipeline.shards.make._folder_classes import LABELS, File, FolderLayout, arrange
-from pipeline.shards.make._folder_table import summary
+from pipeline.shards.make._folder_classes import LABELS, File, FolderLayout, sort_into_classes
+from pipeline.shards.make._folder_table import import_table
 from pipeline.shards.make._folder_tree import Tree, read_tree
 from pipeline.shards.parallel import Workers, map_shards
 from pipeline.shards.plan import agree_on_plan
@@ -101,7 +101,7 @@ def make(
     """
     _check_settings(labels, samples_per_shard, prefix, max_side, quality)
     tree = read_tree(src, out)
-    layout = arrange(tree, src, prefix, labels)
+    layout = sort_into_classes(tree, src, prefix, labels)
     _agree_on_classes(out, layout.classes)
     rejected = {}
     for split, files in layout.splits.items():
@@ -133,7 +133,7 @@ def _check_settings(
 
 def _report(src: Path, out: Path, layout: FolderLayout, tree: Tree, rejected: Mapping[str, set[str]]) -> None:
     """Tells on standard error what was imported, what was not, and where the lists are."""
-    print(f"{src}:\n{summary(layout, tree, rejected)}", file=sys.stderr)
+    print(f"{src}:\n{import_table(layout, tree, rejected)}", file=sys.stderr)
     for split, paths in rejected.items():
         if len(rejected) > 1:
             print(f"shards of {split}: {out}/{split}-*.tar", file=sys.stderr)

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
+from pipeline.shards.make._png import as_png
 from pipeline.shards.parallel import Workers, map_shards
 from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
@@ -45,8 +46,8 @@ class FractalShardWriter:
             for sample in range(first, stop):
                 label = sample % self.classes
                 rng = np.random.default_rng([self.seed, 1, sample])
-                png = encode(draw(shaken(fractal_class(self.seed, label), rng), self.size, self.channels, rng))
-                tar.write(f"{sample:08d}", {"png": png, "cls": str(label).encode()})
+                image = draw_attractor(shaken(fractal_class(self.seed, label), rng), self.size, self.channels, rng)
+                tar.write(f"{sample:08d}", {"png": as_png(image), "cls": str(label).encode()})
             tar.finish()
 
 
@@ -96,7 +97,7 @@ def fractal_class(seed: int, label: int) -> np.ndarray:
         maps = rng.uniform(-1, 1, size=(int(rng.integers(2, 9)), 6))
         strongest = np.linalg.norm(maps[:, :4].reshape(-1, 2, 2), ord=2, axis=(1, 2), keepdims=False)
         maps[:, :4] *= np.minimum(1, 0.95 / strongest)[:, None]  # contracting, so that the attractor is bounded
-        if (draw(maps, 32, 1, rng) > 0).mean() >= FILL_RATE:
+        if (draw_attractor(maps, 32, 1, rng) > 0).mean() >= FILL_RATE:
             break
     return maps
 
@@ -108,7 +109,7 @@ def shaken(maps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return instance
 
 
-def draw(maps: np.ndarray, size: int, channels: int, rng: np.random.Generator) -> np.ndarray:
+def draw_attractor(maps: np.ndarray, size: int, channels: int, rng: np.random.Generator) -> np.ndarray:
     """The attractor by the chaos game, uint8 [size, size, channels], white or coloured on black."""
     weights = np.abs(maps[:, 0] * maps[:, 3] - maps[:, 1] * maps[:, 2]) + 1e-3
     steps = WARM_UP + int(POINTS_PER_PIXEL * size * size / WALKERS) + 1
@@ -125,9 +126,3 @@ def draw(maps: np.ndarray, size: int, channels: int, rng: np.random.Generator) -
     light = np.sqrt(hits / max(np.percentile(hits[hits > 0], 98), 1)).clip(0, 1)
     colour = rng.uniform(0.4, 1, size=channels) if channels == 3 else np.ones(1)
     return np.round(light[:, :, None] * colour * 255).astype(np.uint8)
-
-
-def encode(image: np.ndarray) -> bytes:
-    import cv2
-
-    return bytes(cv2.imencode(".png", image)[1].tobytes())

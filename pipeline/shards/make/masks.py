@@ -115,7 +115,7 @@ def make(
             f"{images}: none of the {len(files):,} pairs can be used; fix the problems listed in {report.path}"
         )
     index = build_index(str(out), classes={"mask": names}, workers=workers)
-    print("\n".join(summary(images, pairing, rejected, report)), file=sys.stderr)
+    print("\n".join(report_lines(images, pairing, rejected, report)), file=sys.stderr)
     if not small_ids:
         print(f"ignored pixels hold {ids.ignore}: set `ignore: {ids.ignore}` for the data set's mask", file=sys.stderr)
     return index
@@ -129,7 +129,7 @@ def _rejected(pairing: Pairing, report: Rejections) -> list[str]:
     return [reason for reason in reasons if reason is not None]
 
 
-def summary(images: Path, pairing: Pairing, rejected: list[str], report: Rejections) -> list[str]:
+def report_lines(images: Path, pairing: Pairing, rejected: list[str], report: Rejections) -> list[str]:
     """Report lines: what was taken, and what was not and why."""
     lines = [f"{images}: {len(pairing.pairs) - len(rejected):,} images with masks imported"]
     lines += [f"skipped: {len(paths):,} {why}: {some(paths)}" for why, paths in pairing.left_out.items()]

@@ -21,7 +21,7 @@ from pipeline.shards.make._samples import (
     import_report,
     read_image,
     refuse_other_classes,
-    split,
+    split_rows,
     write_samples,
 )
 from pipeline.shards.make._yolo_tree import YoloItem, labels_of, read_yolo
@@ -109,7 +109,8 @@ def make(
     items = [item for part in found.splits.values() for item in part]
     parts = found.splits
     if val is not None:
-        parts = {name: [items[row] for row in rows] for name, rows in split([i.name for i in items], options).items()}
+        by_split = split_rows([item.name for item in items], options)
+        parts = {name: [items[row] for row in rows] for name, rows in by_split.items()}
     read, reports = YoloReader(tuple(found.classes)), []
     for name, part in parts.items():
         labels = digest_of(item.lines or b"" for item in part)

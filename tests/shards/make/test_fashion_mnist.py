@@ -18,7 +18,7 @@ from pipeline.shards.make import ensure_made, fashion_mnist, make
 from pipeline.shards.make._fashion_mnist_files import DEBIAN_FOLDER, read_split
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
-from pipeline.shards.verify import verify
+from pipeline.shards.verify import verify_shards
 
 WriteIdx = Callable[[Path, np.ndarray], None]
 
@@ -59,7 +59,7 @@ def test_every_image_and_label_without_loss(src: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(images, data.images)
         np.testing.assert_array_equal(labels, data.labels)
         assert len(set(keys)) == len(keys)
-    assert list(verify(str(out), workers=1)) == []
+    assert list(verify_shards(str(out), workers=1)) == []
 
 
 def test_a_second_run_touches_nothing_and_needs_no_source(src: Path, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_repairs_what_is_damaged_and_keeps_the_rest(src: Path, tmp_path: Path, n
     before, data = kept.stat().st_mtime_ns, damage(path.read_bytes())
     path.unlink() if data is None else path.write_bytes(data)
     assert make("fashion-mnist", out, src=src).digest == digest
-    assert list(verify(str(out), workers=1)) == []
+    assert list(verify_shards(str(out), workers=1)) == []
     assert name == "index.json" or kept.stat().st_mtime_ns == before
 
 
@@ -115,7 +115,7 @@ def test_two_at_once_end_in_one_data_set(src: Path, tmp_path: Path) -> None:
         thread.join()
     assert len(digests) == 3
     assert len(set(digests)) == 1
-    assert list(verify(str(tmp_path / "out"), workers=1)) == []
+    assert list(verify_shards(str(tmp_path / "out"), workers=1)) == []
 
 
 def test_files_that_are_something_else(src: Path, write_idx: WriteIdx, tmp_path: Path) -> None:

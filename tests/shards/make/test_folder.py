@@ -20,7 +20,7 @@ from pipeline.shards.make import ensure_made, make
 from pipeline.shards.samples import shard_samples
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
-from pipeline.shards.verify import verify
+from pipeline.shards.verify import verify_shards
 
 CLASSES = ["cat", "dög", "ox"]
 
@@ -72,7 +72,7 @@ def test_every_file_once_as_it_is(src: Path, tmp_path: Path, workers: int, capsy
     found = contents(tmp_path / "out")
     assert found.keys() == expected
     assert len(set(found.values())) == 21
-    assert list(verify(str(tmp_path / "out"), workers=1)) == []
+    assert list(verify_shards(str(tmp_path / "out"), workers=1)) == []
     table = capsys.readouterr().err
     assert f"{src}:\n  class  imported  unreadable\n  cat           7           0\n" in table
     assert "skipped: 1 file that is not PNG, JPEG or WebP: .txt 1\n" in table
@@ -258,7 +258,7 @@ def test_names_of_any_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert "  tea             2           1" in table
     listed = (tmp_path / "out" / "train-rejected.txt").read_text()
     assert listed == "tea/kaputt\\xfc\\x09.png\tdoes not contain a PNG, JPEG or WebP image\n"
-    assert list(verify(str(tmp_path / "out"), workers=1)) == []
+    assert list(verify_shards(str(tmp_path / "out"), workers=1)) == []
 
 
 def test_large_images_become_smaller_jpegs_and_others_stay(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 from pipeline.shards.make._folder_classes import File, FolderLayout
-from pipeline.shards.make._folder_table import summary
+from pipeline.shards.make._folder_table import import_table
 from pipeline.shards.make._folder_tree import Tree
 
 
@@ -17,7 +17,7 @@ def layout(classes: list[str], **splits: list[int]) -> FolderLayout:
 
 
 def test_wide_letters_stand_in_columns() -> None:
-    text = summary(layout(["日本", "cat"], train=[1, 1200]), Tree(), {"train": {"cat/0", "cat/1"}})
+    text = import_table(layout(["日本", "cat"], train=[1, 1200]), Tree(), {"train": {"cat/0", "cat/1"}})
     assert text.splitlines() == [
         "  class  imported  unreadable",
         "  日本          1           0",
@@ -28,7 +28,7 @@ def test_wide_letters_stand_in_columns() -> None:
 
 def test_many_classes_are_few_lines_with_the_totals_of_all() -> None:
     names = [f"class {number:04d}" for number in range(1000)]
-    lines = summary(
+    lines = import_table(
         layout(names, train=[2] * 1000, val=[1] * 1000), Tree(), {"train": set(), "val": set()}
     ).splitlines()
     assert len(lines) == 15
@@ -52,7 +52,7 @@ def test_each_kind_of_thing_left_out_has_a_line() -> None:
     found.empty += ["notes"]
     found.nested += ["cat/deep"]
     found.spellings += ["cat"]
-    assert summary(found, tree, {"train": set()}).splitlines()[4:] == [
+    assert import_table(found, tree, {"train": set()}).splitlines()[4:] == [
         r"skipped: 4 images outside class folders: a.png, b\xfc.png, c.png, ... 1 more",
         "skipped: 36 files that are not PNG, JPEG or WebP: .heic 30, .gif 3, .txt 2, ... 1 more",
         "skipped: 1 folder without images: notes",
@@ -67,7 +67,7 @@ def test_each_kind_of_thing_left_out_has_a_line() -> None:
 
 def test_without_labels_splits_are_counted() -> None:
     splits = {"train": [File(f"{i}", None, 1) for i in range(1200)], "val": [File("a", None, 1)]}
-    assert summary(FolderLayout([], splits), Tree(), {"train": {"3"}, "val": set()}).splitlines() == [
+    assert import_table(FolderLayout([], splits), Tree(), {"train": {"3"}, "val": set()}).splitlines() == [
         "  images  imported  unreadable",
         "  train      1,199           1",
         "  val            1           0",

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.shards.make.fractals import FILL_RATE, draw, fractal_class, make, shaken
+from pipeline.shards.make.fractals import FILL_RATE, draw_attractor, fractal_class, make, shaken
 from pipeline.shards.samples import shard_samples
-from pipeline.shards.verify import verify
+from pipeline.shards.verify import verify_shards
 
 
 def images(index) -> list[np.ndarray]:
@@ -21,7 +21,7 @@ def test_any_number_of_labelled_images_at_any_size(tmp_path: Path) -> None:
     index = make(tmp_path, classes=3, per_class=4, size=50, samples_per_shard=5, workers=1)
     assert (index.num_samples, index.counts.tolist(), index.totals["class_id"]["high"]) == (12, [5, 5, 2], 2)
     assert index.classes == {"class_id": ["fractal-0000", "fractal-0001", "fractal-0002"]}
-    assert list(verify(str(tmp_path), workers=1)) == []
+    assert list(verify_shards(str(tmp_path), workers=1)) == []
     assert all(image.shape == (50, 50, 3) and (image > 0).mean() > 0.02 for image in images(index))
 
 
@@ -49,8 +49,8 @@ def test_classes_fill_the_picture_and_are_bounded() -> None:
     for label in range(10):
         maps = fractal_class(0, label)
         rng = np.random.default_rng(label)
-        assert (draw(maps, 32, 1, rng) > 0).mean() >= FILL_RATE * 0.8
-        assert np.isfinite(draw(shaken(maps, rng), 32, 1, rng)).all()
+        assert (draw_attractor(maps, 32, 1, rng) > 0).mean() >= FILL_RATE * 0.8
+        assert np.isfinite(draw_attractor(shaken(maps, rng), 32, 1, rng)).all()
 
 
 @pytest.mark.parametrize("settings", [{"classes": 0}, {"size": 0}, {"channels": 2}, {"prefix": "a/b"}])

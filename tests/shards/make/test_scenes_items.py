@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.shards.make._fashion_mnist_files import read_split
-from pipeline.shards.make._scenes_items import cut_out, item_mask, item_points, item_pool
+from pipeline.shards.make._scenes_items import cut_item_out, item_mask, item_points, item_pool
 
 
 def mast() -> np.ndarray:
@@ -46,7 +46,7 @@ def test_points_are_the_outermost_pixels() -> None:
 
 @given(st.integers(0, 29), st.floats(14, 130), st.floats(-180, 180))
 def test_the_outline_is_cropped_and_the_points_lie_on_the_silhouette(pool, number, side, degrees) -> None:
-    cutout = cut_out(pool.images[number], side, degrees)
+    cutout = cut_item_out(pool.images[number], side, degrees)
     silhouette = cutout.silhouette
     assert cutout.alpha.shape == cutout.shade.shape
     assert all(edge.any() for edge in (cutout.alpha[0], cutout.alpha[-1], cutout.alpha[:, 0], cutout.alpha[:, -1]))
@@ -60,7 +60,7 @@ def test_upright_at_its_own_size_an_item_is_itself(pool) -> None:
         mask = item_mask(image)
         rows, columns = np.nonzero(mask)
         silhouette = np.zeros((40, 40), bool)
-        cropped = cut_out(image, 28, 0).silhouette
+        cropped = cut_item_out(image, 28, 0).silhouette
         silhouette[: cropped.shape[0], : cropped.shape[1]] = cropped
         found = np.argwhere(silhouette)
         offset = np.rint(np.array([rows.mean(), columns.mean()]) - found.mean(axis=0)).astype(int)
@@ -69,16 +69,16 @@ def test_upright_at_its_own_size_an_item_is_itself(pool) -> None:
 
 
 def test_points_turn_with_the_item() -> None:
-    upright, clockwise, counter = (cut_out(mast(), 56, degrees) for degrees in (0, 30, -30))
+    upright, clockwise, counter = (cut_item_out(mast(), 56, degrees) for degrees in (0, 30, -30))
     lean = [one.points[0, 0] - one.points[1, 0] for one in (upright, clockwise, counter)]
     assert lean[1] > lean[0] + 10 > lean[2] + 20
-    mirrored = cut_out(mast()[:, ::-1], 56, 0)
+    mirrored = cut_item_out(mast()[:, ::-1], 56, 0)
     assert mirrored.points[0, 0] > mirrored.points[4, 0]
     assert upright.points[0, 0] < upright.points[4, 0]
 
 
 def test_cloth_keeps_its_light_and_dark() -> None:
-    cutout = cut_out(mast(), 84, 0)
+    cutout = cut_item_out(mast(), 84, 0)
     x, y = cutout.points[0]
     assert cutout.shade[y + 10, x] < cutout.shade[cutout.points[1, 1] - 10, cutout.points[1, 0]]
     assert 0.6 <= cutout.shade.min() < cutout.shade.max() <= 1
