@@ -92,23 +92,33 @@ def read_idx(path: Path) -> np.ndarray:
 
 def unpack_debian_package(folder: Path) -> Path:
     """Downloads and unpacks Debian's package, without root privileges. Raises Unavailable."""
-    commands = ["apt-get", "download", DEBIAN_PACKAGE], ["dpkg", "-x", f"{DEBIAN_PACKAGE}.deb", "unpacked"]
-    for command in commands:
-        try:
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=10 * TIMEOUT_S)
-        except FileNotFoundError:
-            raise Unavailable(f"{command[0]} is not installed") from None
-        except subprocess.TimeoutExpired:
-            raise Unavailable(f"`{' '.join(command)}` did not finish within {10 * TIMEOUT_S} s") from None
-        except subprocess.CalledProcessError as error:
-            said = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise Unavailable(f"`{' '.join(command)}` failed ({said})") from None
-        for package in folder.glob(f"{DEBIAN_PACKAGE}_*.deb"):
-            package.rename(folder / f"{DEBIAN_PACKAGE}.deb")
+    try:
+        _call(["apt-get", "download", DEBIAN_PACKAGE], folder)
+    except Unavailable:
+        # A container or a new machine has no package lists, and only root may fetch the system's: fetch our own.
+        (folder / "lists" / "partial").mkdir(parents=True)
+        settings = {"Dir::State::Lists": folder / "lists", "Dir::Cache": folder / "cache", "Acquire::Languages": "none"}
+        (folder / "apt.conf").write_text("".join(f'{key} "{value}";\n' for key, value in settings.items()))
+        _call(["apt-get", "-c", "apt.conf", "update"], folder)
+        _call(["apt-get", "-c", "apt.conf", "download", DEBIAN_PACKAGE], folder)
+    for package in folder.glob(f"{DEBIAN_PACKAGE}_*.deb"):
+        _call(["dpkg", "-x", package.name, "unpacked"], folder)
     unpacked = folder / "unpacked" / DEBIAN_FOLDER.relative_to("/")
     if not _complete(unpacked):
         raise Unavailable(f"Debian's {DEBIAN_PACKAGE} no longer has the files at {DEBIAN_FOLDER}")
     return unpacked
+
+
+def _call(command: list[str], folder: Path) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=10 * TIMEOUT_S)
+    except FileNotFoundError:
+        raise Unavailable(f"{command[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"`{' '.join(command)}` did not finish within {10 * TIMEOUT_S} s") from None
+    except subprocess.CalledProcessError as error:
+        said = [line for line in error.stderr.splitlines() if not line.startswith("W:")] or ["no reason given"]
+        raise Unavailable(f"`{' '.join(command)}` failed ({said[-1]})") from None
 
 
 def download(folder: Path, url: str = PUBLIC_URL) -> Path:

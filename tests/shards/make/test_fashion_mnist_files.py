@@ -68,16 +68,27 @@ def test_a_server_without_the_files(serve: functools.partial, tmp_path: Path) ->
 
 
 def test_apt_that_fails_or_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_tools(tmp_path / "bin", monkeypatch, "echo 'E: Unable to locate package' >&2; exit 100")
-    with pytest.raises(Unavailable, match=r"`apt-get download dataset-fashion-mnist` failed \(E: Unable to locate"):
+    said = "echo 'E: Temporary failure resolving' >&2; echo 'W: Target configured twice' >&2; exit 100"
+    fake_tools(tmp_path / "bin", monkeypatch, said)
+    with pytest.raises(Unavailable, match=r"`apt-get -c apt.conf update` failed \(E: Temporary failure resolving"):
         unpack_debian_package(tmp_path)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))
     with pytest.raises(Unavailable, match="apt-get is not installed"):
-        unpack_debian_package(tmp_path)
+        unpack_debian_package(empty)
+
+
+# Without lists in a folder that the user may write, as in a container, apt finds no package.
+WITHOUT_LISTS = """
+[ "$1" = -c ] || { echo 'E: Unable to locate package' >&2; exit 100; }
+[ -d "$(sed -n 's/^Dir::State::Lists "\\(.*\\)";/\\1/p' "$2")/partial" ] || exit 100
+[ "$3" = update ] ||"""
 
 
 @pytest.mark.skipif(not os.path.exists("/usr/bin/dpkg-deb"), reason="needs dpkg-deb")
-def test_a_package_is_unpacked_without_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("condition", ["", WITHOUT_LISTS], ids=["package lists", "no package lists"])
+def test_a_package_is_unpacked_without_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, condition: str) -> None:
     tree = tmp_path / "tree"
     (tree / "DEBIAN").mkdir(parents=True)
     fields = "Package: dataset-fashion-mnist\nVersion: 1\nArchitecture: all\nMaintainer: x <x@y.z>\nDescription: x\n"
@@ -86,7 +97,7 @@ def test_a_package_is_unpacked_without_root(tmp_path: Path, monkeypatch: pytest.
     inside.mkdir(parents=True)
     for name in files.SHA256:
         (inside / f"{name}.gz").write_bytes(b"x")
-    fake_tools(tmp_path / "bin", monkeypatch, f"dpkg-deb -b {tree} dataset-fashion-mnist_1_all.deb")
+    fake_tools(tmp_path / "bin", monkeypatch, f"{condition} dpkg-deb -b {tree} dataset-fashion-mnist_1_all.deb")
     work = tmp_path / "work"
     work.mkdir()
     assert sorted(path.name for path in unpack_debian_package(work).iterdir()) == sorted(
