@@ -70,14 +70,55 @@ def test_wheel_holds_every_file_of_the_package() -> None:
     assert suffixes <= {Path(pattern).suffix for pattern in setuptools["package-data"]["pipeline"]}
 
 
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
+STEPS = [line.split() for line in DOCKERFILE.splitlines() if line]
+
+
 def test_image_copies_files_that_the_build_may_read_and_runs_without_root() -> None:
-    steps = [line.split() for line in (ROOT / "docker" / "Dockerfile").read_text().splitlines() if line]
-    ignore = (ROOT / ".dockerignore").read_text().splitlines()
-    let_through = {line.removeprefix("!") for line in ignore if line.startswith("!")}
-    sources = [name for step, *names in steps if step == "COPY" for name in names[:-1] if name != "."]
+    let_through = build_context()
+    sources = [
+        name
+        for step, *names in STEPS
+        if step == "COPY" and not names[0].startswith("--from=")
+        for name in names[:-1]
+        if name != "."
+    ]
     assert sources
     for name in sources:
         assert (ROOT / name).is_file()
         assert any(name == kept or (kept.endswith("/") and name.startswith(kept)) for kept in let_through)
-    users = [names[0] for step, *names in steps if step == "USER"]
+    users = [names[0] for step, *names in STEPS if step == "USER"]
     assert int(users[-1]) > 0, "Kubernetes' runAsNonRoot takes a number only"
+
+
+def test_build_reads_what_the_image_needs_and_nothing_else() -> None:
+    """Data, runs, environments and history are gigabytes, and may be secret."""
+    packages = {"pipeline/", "configs/", "launch/"}
+    assert build_context() == packages | {"pyproject.toml", "constraints.txt", "LICENSE", PROJECT["readme"]}
+
+
+def build_context() -> set[str]:
+    ignore = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert ignore[0] == "*"
+    return {line.removeprefix("!") for line in ignore if line.startswith("!")}
+
+
+def test_layer_of_the_dependencies_depends_on_nothing_else() -> None:
+    """A changed line of code, or of the checkers' settings, must not build gigabytes again."""
+    image = STEPS[max(i for i, words in enumerate(STEPS) if words[0] == "FROM") :]
+    copies = [names for step, *names in image if step == "COPY"]
+    install = next(i for i, words in enumerate(image) if "--requirement" in words)
+    before = [names for step, *names in image[:install] if step == "COPY"]
+    assert before == [["--from=requirements", "/requirements.txt", "/opt/"], ["constraints.txt", "./"]]
+    assert copies[len(before) :] == [[".", "."]]
+
+
+def test_image_installs_what_the_project_asks_for(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+    found = re.search(r"python3 -c '(.*?)' > /requirements\.txt", DOCKERFILE.replace("\\\n", ""), re.S)
+    assert found
+    command = [sys.executable, "-c", found[1]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    wanted = {*PROJECT["dependencies"], *EXTRAS["gpu"], *EXTRAS["s3"]}
+    assert wanted < set(done.stdout.splitlines())
+    assert any(line.startswith("setuptools") for line in done.stdout.splitlines()), "installs without a network"

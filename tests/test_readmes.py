@@ -51,6 +51,7 @@ ELSEWHERE = {
     ".venv/bin/pip": "installs",
     ".venv/bin/pre-commit": "installs",
     "docker": "needs Docker",
+    "docker/build.sh": "needs Docker; tests/docker/test_build.py has a stand-in",
     "sudo": "prepares a folder for Docker",
     "mkdir": "prepares a folder for Docker",
     "kubectl": "needs Kubernetes",

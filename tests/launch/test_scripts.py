@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci" / "run"])
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "docker" / "build.sh", ROOT / ".ci" / "run"])
 
 
 def run(*command: str | Path, cwd: Path, first_on_path: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def build(tools: Path, *names: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Calls the script where only these builders are installed, each of which prints its name and arguments."""
+    tools.mkdir()
+    for name in names:
+        (tools / name).write_text('#!/bin/sh\necho "${0##*/} $*"; test -f docker/Dockerfile\n')
+        (tools / name).chmod(0o755)
+    for name in ("bash", "dirname", "readlink"):
+        (tools / name).symlink_to(f"/usr/bin/{name}")
+    environment = {**os.environ, "PATH": str(tools), **variables}
+    command = ["/bin/bash", ROOT / "docker" / "build.sh", "minivit:cpu", "--pull=never"]
+    return subprocess.run(command, cwd=tools, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("tools", [["docker"], ["podman", "buildah"], ["buildah"]])
+def test_image_is_built_with_what_is_installed(tools: list[str], tmp_path: Path) -> None:
+    done = build(tmp_path / "bin", *tools, BASE="")
+    assert done.stdout == f"{tools[0]} build --file docker/Dockerfile --tag minivit:cpu --pull=never .\n"
+
+
+def test_base_is_passed_on(tmp_path: Path) -> None:
+    done = build(tmp_path / "bin", "docker", BASE="ubuntu:24.04")
+    assert "--tag minivit:cpu --build-arg BASE=ubuntu:24.04 --pull=never" in done.stdout
+
+
+def test_no_builder(tmp_path: Path) -> None:
+    done = build(tmp_path / "bin")
+    assert done.returncode != 0
+    assert "none of docker, podman and buildah is installed" in done.stderr
