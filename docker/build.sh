@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
-# Builds an image with whichever of Docker, Podman and buildah is installed.
+# Builds an image with Docker (and its BuildKit), Podman or buildah, whichever is found first.
 set -euo pipefail
 if [ $# = 0 ]; then
     printf 'Usage: [BASE=IMAGE] docker/build.sh NAME [BUILD OPTION ...]\n' >&2
     exit 2
 fi
-tool=
-for name in buildah podman docker; do
-    if command -v "$name" >/dev/null; then tool=$name; fi
-done
+if docker buildx version &>/dev/null; then
+    build=(docker buildx build)
+elif command -v podman >/dev/null; then
+    build=(podman build)
+elif command -v buildah >/dev/null; then
+    build=(buildah build --layers) # keeps layers for the next build, as the others do
+else
+    printf 'build.sh: found no Docker with buildx, no Podman and no buildah: install one\n' >&2
+    exit 1
+fi
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
-export BUILDAH_LAYERS=true # buildah alone keeps no layers for the next build unless told
-exec "${tool:?none of docker, podman and buildah is installed}" build --file docker/Dockerfile --tag "$1" \
-    ${BASE:+--build-arg "BASE=$BASE"} "${@:2}" .
+exec "${build[@]}" --file docker/Dockerfile --tag "$1" ${BASE:+--build-arg "BASE=$BASE"} "${@:2}" .
