@@ -10,9 +10,9 @@ from pipeline.forecast.failures import daly_s, goodput, young_s
 from pipeline.forecast.hardware import Hardware
 from pipeline.forecast.loading import SampleCost, load_time
 from pipeline.forecast.network import Ring, communication
+from pipeline.forecast.saving import SaveTime, save_time
 
 DAY_S, HOUR_S = 86_400.0, 3_600.0
-SAVE_BYTES_PER_S = 0.5e9  # a rank hashes and writes a checkpoint; `minivit bench checkpoint`
 MUCH_WAITING = 0.05  # share of a step
 RESTART_S = 21.0  # from the loss of a node to the first step of a small model, measured in `tests/integration`
 
@@ -136,25 +136,9 @@ def forecast(
     ring = Ring.of(job.ranks, hardware)
     nodes = ring.nodes
     unstarved = ring.per_node / job.ranks * job.global_batch_size / (step.compute_s + step.exposed_s)
-    save_s = max(
-        job.checkpoint_bytes / job.ranks / SAVE_BYTES_PER_S,
-        job.checkpoint_bytes / nodes / (1e9 * hardware.storage_gb_per_s),
-    )
-    copy_s = job.checkpoint_bytes / job.ranks / (1e9 * hardware.host_copy_gb_per_s)
-    save_wait_s = save_s if hardware.shares_cores else copy_s
-    interval_s = _interval_s(job, step.total_s)
+    save = save_time(job.checkpoint_bytes, job.ranks, nodes, hardware)
     fits = memory_bytes <= hardware.memory_bytes
-    failures = None
-    if mtbf_h is not None and interval_s is not None:
-        read_s = job.checkpoint_bytes / nodes / (1e9 * hardware.storage_gb_per_s)
-        failures = expected_failures(
-            mtbf_s=HOUR_S * mtbf_h / nodes,
-            save_s=save_s,
-            save_wait_s=save_wait_s,
-            recovery_s=RESTART_S + read_s + save_s,
-            step_s=step.total_s,
-            interval_s=interval_s,
-        )
+    failures = _failures(job, step.total_s, save, nodes, mtbf_h)
     days = None if job.steps is None else job.steps * step.total_s / DAY_S
     return Forecast(
         nodes=nodes,
@@ -165,8 +149,8 @@ def forecast(
         storage_bytes_per_s_per_node=unstarved * job.sample.bytes,
         decode_s=job.sample.decode_s,
         checkpoint_bytes=job.checkpoint_bytes,
-        save_s=save_s,
-        save_wait_s=save_wait_s,
+        save_s=save.write_s,
+        save_wait_s=save.wait_s,
         days=days,
         days_with_failures=days / failures.goodput if days is not None and failures and failures.goodput else None,
         failures=failures,
@@ -197,6 +181,21 @@ def expected_failures(
         best_goodput=goodput(best_s, save_wait_s, recovery_s, mtbf_s),
         interval_s=max(interval_s, soonest_s),
         goodput=goodput(max(interval_s, soonest_s), save_wait_s, recovery_s, mtbf_s),
+    )
+
+
+def _failures(job: Job, step_s: float, save: SaveTime, nodes: int, mtbf_h: float | None) -> Failures | None:
+    """What failures cost the job; None if they are left out or the interval between two saves is unknown."""
+    interval_s = _interval_s(job, step_s)
+    if mtbf_h is None or interval_s is None:
+        return None
+    return expected_failures(
+        mtbf_s=HOUR_S * mtbf_h / nodes,
+        save_s=save.write_s,
+        save_wait_s=save.wait_s,
+        recovery_s=RESTART_S + save.read_s + save.write_s,
+        step_s=step_s,
+        interval_s=interval_s,
     )
 
 

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from pipeline.forecast.hardware import Machine
 from pipeline.forecast.loading import BYTE_S, PIXEL_S, SAMPLE_S, UNKNOWN_BYTES
-from pipeline.forecast.stage import RESTART_S, SAVE_BYTES_PER_S, Forecast
+from pipeline.forecast.saving import SAVE_BYTES_PER_S
+from pipeline.forecast.stage import RESTART_S, Forecast
 from pipeline.stages.plan import StagePlan, TrainingPlan
 from pipeline.stages.tables import UNKNOWN, figure_table, scaled, spaced
 
