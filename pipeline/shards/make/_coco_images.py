@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from pipeline.errors import DataError
 from pipeline.shards.make._coco_files import Coco, CocoImage
+from pipeline.shards.make._files import stem
 from pipeline.shards.make._folder_tree import Image, Tree, read_tree
+from pipeline.shards.make._import_report import refuse_missing
 from pipeline.shards.make._mask_pairs import named
-from pipeline.shards.make._samples import refuse_missing, stem
 
 MISSING = "images that do not exist"
 UNNAMED = "images that no annotation file lists"

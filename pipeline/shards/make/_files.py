@@ -13,6 +13,7 @@ from pipeline.shards.index import DatasetIndex, decode_index
 from pipeline.shards.index_check import INDEX_NAME
 
 SIGNATURES = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
+MOST_NAMES = 3  # in one line
 LONGEST_STEM = 60  # keeps member names within the 100 bytes that a plain tar header holds
 
 
@@ -70,3 +71,23 @@ def write_names(path: Path, names: Iterable[str]) -> None:
     data = "".join(f"{name}\n" for name in names).encode()
     if not path.is_file() or path.read_bytes() != data:
         store.write_bytes(str(path), data)
+
+
+def digest_of(parts: Iterable[bytes]) -> str:
+    """SHA-256 of the parts, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+def stem(path: str) -> str:
+    """A path without its suffix."""
+    folder, slash, base = path.rpartition("/")
+    return folder + slash + (base.rpartition(".")[0] or base)
+
+
+def shortlist(names: list[str]) -> str:
+    """A printable list of names or paths, truncated."""
+    more = f", ... {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(map(visible, names[:MOST_NAMES])) + more

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from pipeline.config.class_names import normalise_class_name, visible
 from pipeline.errors import DataError
+from pipeline.shards.make._files import shortlist
 from pipeline.shards.make._folder_tree import EXTENSIONS, Image, Tree
 
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 TRAINING = {"train", "training"}
 DEFAULT_PREFIX = "train"
-MOST_NAMES = 3  # in one line
 UNLABELLED = "without labels, with --labels none"
 
 LABELS = "top", "path", "none"  # what names an image's class: its top folder, its whole path, or nothing
@@ -91,7 +91,7 @@ def sort_into_classes(tree: Tree, src: Path, prefix: str | None, labels: str = "
     if len(tree.loose) > taken:
         raise DataError(
             f"{src}: found {len(tree.loose):,} images outside class folders but only {taken:,} inside "
-            f"({some(classes)}); sort them into {src}/CLASS/, move them out, or import all {UNLABELLED}"
+            f"({shortlist(classes)}); sort them into {src}/CLASS/, move them out, or import all {UNLABELLED}"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     filled = {*tops, *(folder.path for folder in everything)}
@@ -252,9 +252,3 @@ def nothing_found(tree: Tree, src: Path) -> DataError:
 def found_instead(tree: Tree) -> str:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in tree.others.most_common(3))
     return f" (found {kinds})" if kinds else ""
-
-
-def some(names: list[str]) -> str:
-    """A printable list of names or paths, truncated."""
-    more = f", ... {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(map(visible, names[:MOST_NAMES])) + more

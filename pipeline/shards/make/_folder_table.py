@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from rich.cells import cell_len
 
 from pipeline.config.class_names import visible
-from pipeline.shards.make._folder_classes import File, FolderLayout, some
+from pipeline.shards.make._files import shortlist
+from pipeline.shards.make._folder_classes import File, FolderLayout
 from pipeline.shards.make._folder_tree import Tree
 
 MOST_ROWS = 12  # classes shown one by one
@@ -66,25 +67,25 @@ def remarks(layout: FolderLayout, tree: Tree) -> Iterator[str]:
     """Yields a line for each kind of thing that was not taken, or whose class is not obvious from its place."""
     if layout.unlabelled:
         number = number_of(len(layout.unlabelled), "image", "images")
-        yield f"skipped: {number} outside class folders: {some(layout.unlabelled)}"
+        yield f"skipped: {number} outside class folders: {shortlist(layout.unlabelled)}"
     if tree.others:
         number = number_of(tree.others.total(), "file that is", "files that are")
         yield f"skipped: {number} not PNG, JPEG or WebP: {tally(tree.others)}"
     if layout.empty:
         number = number_of(len(layout.empty), "folder", "folders")
-        yield f"skipped: {number} without images: {some(layout.empty)}"
+        yield f"skipped: {number} without images: {shortlist(layout.empty)}"
     if tree.system:
         number = number_of(tree.system.total(), "system file or folder", "system files and folders")
         yield f"skipped: {number}: {tally(tree.system)}"
     if tree.again:
         number = number_of(len(tree.again), "link to a folder that is", "links to folders that are")
-        yield f"skipped: {number} read elsewhere: {some(tree.again)}"
+        yield f"skipped: {number} read elsewhere: {shortlist(tree.again)}"
     if tree.output is not None:
         yield f"skipped: the output folder, {visible(tree.output)}"
     if layout.nested:
-        yield f"subfolders count towards the class above them: {some(layout.nested)}"
+        yield f"subfolders count towards the class above them: {shortlist(layout.nested)}"
     if layout.spellings:
-        yield f"one class, though spelt in two ways (Unicode NFC and NFD): {some(layout.spellings)}"
+        yield f"one class, though spelt in two ways (Unicode NFC and NFD): {shortlist(layout.spellings)}"
     if any("\\x" in name for name in layout.classes):
         yield "bytes of names that are not UTF-8 are written \\xNN"
 
@@ -94,4 +95,4 @@ def number_of(number: int, one: str, many: str) -> str:
 
 
 def tally(kinds: Counter[str]) -> str:
-    return some([f"{kind} {count:,}" for kind, count in kinds.most_common()])
+    return shortlist([f"{kind} {count:,}" for kind, count in kinds.most_common()])

@@ -11,22 +11,11 @@ from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._captions_table import read_captions
-from pipeline.shards.make._files import listing_hash
+from pipeline.shards.make._files import digest_of, listing_hash, stem
 from pipeline.shards.make._folder_tree import Image, read_tree
-from pipeline.shards.make._samples import (
-    NewSample,
-    Rejected,
-    WriteOptions,
-    check_taken,
-    digest_of,
-    import_report,
-    read_file,
-    read_image,
-    refuse_missing,
-    split_rows,
-    stem,
-    write_samples,
-)
+from pipeline.shards.make._import_report import check_taken, import_report, refuse_missing
+from pipeline.shards.make._samples import NewSample, Rejected, WriteOptions, read_file, read_image, write_samples
+from pipeline.shards.make._val_split import split_rows
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.text import Text

@@ -25,23 +25,19 @@ from pipeline.shards.class_file import read_class_names
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._coco_files import read_coco
 from pipeline.shards.make._coco_images import CocoItem, match_images
-from pipeline.shards.make._files import listing_hash, write_names
-from pipeline.shards.make._folder_classes import some
+from pipeline.shards.make._files import digest_of, listing_hash, shortlist, write_names
+from pipeline.shards.make._import_report import check_taken, import_report, refuse_other_classes
 from pipeline.shards.make._mask_ids import Ids, ids_of
 from pipeline.shards.make._samples import (
     NewSample,
     Rejected,
     WriteOptions,
     check_annotated_size,
-    check_taken,
-    digest_of,
-    import_report,
     read_file,
     read_image,
-    refuse_other_classes,
-    split_rows,
     write_samples,
 )
+from pipeline.shards.make._val_split import split_rows
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.mask import check_size
@@ -80,7 +76,7 @@ class CocoReader:
             raise Rejected(path, str(bad)) from None
         if outside:
             raise DataError(
-                f"{self.stuff / visible(path)}: found the id {some(list(map(str, outside)))}, but --stuff-classes "
+                f"{self.stuff / visible(path)}: found the id {shortlist(list(map(str, outside)))}, but --stuff-classes "
                 f"names {self.ids.num_classes}, 0 to {self.ids.num_classes - 1}; name all classes"
             )
         return data

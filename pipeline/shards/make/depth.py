@@ -14,18 +14,10 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._files import listing_hash
 from pipeline.shards.make._folder_tree import read_tree
+from pipeline.shards.make._import_report import check_taken, import_report
 from pipeline.shards.make._mask_pairs import MaskPair, Words, pair_up
-from pipeline.shards.make._samples import (
-    NewSample,
-    Rejected,
-    WriteOptions,
-    check_taken,
-    import_report,
-    read_file,
-    read_image,
-    split_rows,
-    write_samples,
-)
+from pipeline.shards.make._samples import NewSample, Rejected, WriteOptions, read_file, read_image, write_samples
+from pipeline.shards.make._val_split import split_rows
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.mask import check_size

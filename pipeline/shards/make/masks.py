@@ -18,20 +18,12 @@ from pipeline.images.decode import BadImage
 from pipeline.shards.build import build_index
 from pipeline.shards.class_file import read_class_names
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.make._files import Rejections, listing_hash
-from pipeline.shards.make._folder_classes import some
+from pipeline.shards.make._files import Rejections, listing_hash, shortlist
 from pipeline.shards.make._folder_tree import read_tree
+from pipeline.shards.make._import_report import refuse_other_classes
 from pipeline.shards.make._mask_ids import Ids, ids_of
 from pipeline.shards.make._mask_pairs import MaskPair, Pairing, pair_up
-from pipeline.shards.make._samples import (
-    NewSample,
-    Rejected,
-    WriteOptions,
-    read_file,
-    read_image,
-    refuse_other_classes,
-    write_samples,
-)
+from pipeline.shards.make._samples import NewSample, Rejected, WriteOptions, read_file, read_image, write_samples
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.mask import check_size
@@ -66,7 +58,7 @@ class MasksReader:
     def without_class(self, path: str, outside: list[int]) -> DataError:
         count = self.ids.num_classes
         return DataError(
-            f"{self.masks / visible(path)}: found the id {some(list(map(str, outside)))}, but --classes names "
+            f"{self.masks / visible(path)}: found the id {shortlist(list(map(str, outside)))}, but --classes names "
             f"{count}, 0 to {count - 1}; name all classes, or keep only those with --remap 0-{count - 1}=0"
         )
 
@@ -132,7 +124,7 @@ def _rejected(pairing: Pairing, report: Rejections) -> list[str]:
 def report_lines(images: Path, pairing: Pairing, rejected: list[str], report: Rejections) -> list[str]:
     """Report lines: what was taken, and what was not and why."""
     lines = [f"{images}: {len(pairing.pairs) - len(rejected):,} images with masks imported"]
-    lines += [f"skipped: {len(paths):,} {why}: {some(paths)}" for why, paths in pairing.left_out.items()]
+    lines += [f"skipped: {len(paths):,} {why}: {shortlist(paths)}" for why, paths in pairing.left_out.items()]
     kinds = Counter(re.sub(r"\d+", "N", reason) for reason in rejected)
     lines += [f"skipped: {count:,} pairs: {reason}" for reason, count in kinds.most_common()]
     if rejected:

@@ -11,19 +11,10 @@ from typing import Annotated
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.make._files import listing_hash, write_names
-from pipeline.shards.make._samples import (
-    NewSample,
-    Rejected,
-    WriteOptions,
-    check_taken,
-    digest_of,
-    import_report,
-    read_image,
-    refuse_other_classes,
-    split_rows,
-    write_samples,
-)
+from pipeline.shards.make._files import digest_of, listing_hash, write_names
+from pipeline.shards.make._import_report import check_taken, import_report, refuse_other_classes
+from pipeline.shards.make._samples import NewSample, Rejected, WriteOptions, read_image, write_samples
+from pipeline.shards.make._val_split import split_rows
 from pipeline.shards.make._yolo_tree import YoloItem, labels_of, read_yolo
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
