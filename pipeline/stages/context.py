@@ -22,8 +22,8 @@ from pipeline.tracking.store import TrackingStore, choose_store
 from pipeline.train.job import Dataset
 
 if TYPE_CHECKING:  # a plan uses this module without a cluster or a store
+    from pipeline.cluster.reservations import Cluster
     from pipeline.cluster.resources import Resources
-    from pipeline.cluster.session import Cluster
     from pipeline.stages.progress import Progress
     from pipeline.stages.stop import StopRequest
     from pipeline.tracking.runs import Tracker

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.cluster.reservations import Cluster
 from pipeline.cluster.resources import Node, Resources, settle
-from pipeline.cluster.session import Cluster
 from pipeline.config.schema import ElasticWorkers, ResourcesConfig
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.session import Cluster
+from pipeline.cluster.reservations import Cluster
 from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig, TrackingConfig
 from pipeline.shards.build import write_index

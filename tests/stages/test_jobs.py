@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.cluster.reservations import Cluster
 from pipeline.cluster.resources import Node, Resources
-from pipeline.cluster.session import Cluster
 from pipeline.config.schema import ClusterConfig, TrackingConfig
 from pipeline.errors import ClusterError, DataError, Interrupted, WorkersLate, WorkersLost
 from pipeline.stages.folder import StageFolder, Status
