@@ -20,7 +20,7 @@ from pipeline.stages.data import stage_data, used_datasets
 from pipeline.stages.resolve import Branch, check_channels, stage_branches
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import TrainLoader
-from pipeline.stream.order import check_split
+from pipeline.stream.order import check_lanes
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source, build_mixture
 from pipeline.train.seeds import stage_seed
@@ -117,7 +117,7 @@ class StageStream(IterableDataset[dict[str, Any]]):
         self.data = StageData.open(load_config(os.fspath(config), overrides), stage, "stage")
         if "text" in self.data.stage.task.targets:
             raise ConfigError(f"stage: {stage!r} reads texts with a tokenizer that only its run has; use another stage")
-        check_split(self.data.stage.data.lanes, world_size)
+        check_lanes(self.data.stage.data.lanes, world_size)
         self.rank, self.world_size, self.classes = rank, world_size, self.data.classes
         self.global_batch_size, self.total_steps = self.data.stage.global_batch_size, self.data.total_steps
         self._first_slot = self._slots = 0

@@ -12,7 +12,7 @@ from pipeline.config.views import ViewGroup
 from pipeline.images.geometry import Size
 from pipeline.stream.batch import Batch
 from pipeline.stream.batch_plan import BatchPlan, EvalBatchPlan, TrainBatchPlan
-from pipeline.stream.order import check_split
+from pipeline.stream.order import check_lanes
 from pipeline.stream.prefetch import Prefetcher
 from pipeline.stream.source import Source, build_mixture
 from pipeline.stream.worker_process import BytesRead
@@ -61,7 +61,7 @@ class TrainLoader:
         start_slot: int = 0,
         quarantine_path: Path | None = None,
     ) -> None:
-        check_split(data.lanes, world_size)
+        check_lanes(data.lanes, world_size)
         mixture = build_mixture(sources, data, seed)
         self.samples_per_epoch = mixture.epoch_slots
         for source, order in zip(sources, mixture.orders, strict=True):

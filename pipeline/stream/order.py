@@ -166,7 +166,7 @@ class Order:
         return sample
 
 
-def check_split(lanes: int, world_size: int) -> None:
+def check_lanes(lanes: int, world_size: int) -> None:
     """Raise DataError if a rank would have no lane."""
     if world_size > lanes:
         raise DataError(

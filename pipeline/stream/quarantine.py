@@ -42,12 +42,12 @@ class Quarantine:
         self._seen: Counter[str] = Counter()
         self._reasons: defaultdict[str, Counter[str]] = defaultdict(Counter)  # counts each sample once over all epochs
         self._met: set[tuple[str, str, int]] = set()
-        self._row: Counter[str] = Counter()  # reasons of the bad samples since the last good one
+        self._in_a_row: Counter[str] = Counter()  # reasons of the bad samples since the last good one
 
     def good(self, dataset: str) -> None:
         """Record a good sample."""
         self._seen[dataset] += 1
-        self._row.clear()
+        self._in_a_row.clear()
 
     def bad(self, shard: str, index: int, key: str, reason: str, dataset: str) -> None:
         """Record a bad sample, once per manifest. Raises DataError if there are too many."""
@@ -55,7 +55,7 @@ class Quarantine:
         if (dataset, shard, index) not in self._met:
             self._met.add((dataset, shard, index))
             self._reasons[dataset][in_short(reason)] += 1
-        self._row[in_short(reason)] += 1
+        self._in_a_row[in_short(reason)] += 1
         line = {"dataset": dataset, "shard": shard, "index": index, "key": key, "reason": reason}
         if place_of(line) not in self._noted:
             self._noted.add(place_of(line))
@@ -64,11 +64,11 @@ class Quarantine:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
         last = f"the last is {shard}/{key}: {reason}; check the shards with `minivit shards verify`"
-        row, bad, seen = self._row.total(), self._reasons[dataset].total(), self._seen[dataset]
-        if row >= MAX_IN_A_ROW:
+        in_a_row, bad, seen = self._in_a_row.total(), self._reasons[dataset].total(), self._seen[dataset]
+        if in_a_row >= MAX_IN_A_ROW:
             raise DataError(
-                f"{row} bad samples in a row (at most {MAX_IN_A_ROW - 1} are passed over): "
-                f"{most_frequent(self._row)}; {last}"
+                f"{in_a_row} bad samples in a row (at most {MAX_IN_A_ROW - 1} are passed over): "
+                f"{most_frequent(self._in_a_row)}; {last}"
             )
         if bad > max(self._grace.get(dataset, SHARE_GRACE), MAX_SHARE * seen):
             reasons = most_frequent(self._reasons[dataset])

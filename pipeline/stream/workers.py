@@ -47,7 +47,7 @@ class WorkerPool:
 
     def __init__(self, plan: BatchPlan, workers: int, bytes_read: BytesRead) -> None:
         self._plan, self._workers = plan, workers
-        multiprocessing.forkserver.set_forkserver_preload([work.__module__, *needed_by(plan)])
+        multiprocessing.forkserver.set_forkserver_preload([work.__module__, *modules_to_preload(plan)])
         context = multiprocessing.get_context("forkserver")
         pickled = pickle.dumps(plan)  # so that a worker unpickles it where errors are reported
         self._pipes: list[Connection] = []
@@ -127,7 +127,7 @@ class WorkerPool:
             answer = self._pipes[worker].recv()
         except (EOFError, ConnectionError) as error:
             self._processes[worker].join(EXIT_S)
-            raise DataError(died(self._processes[worker].exitcode)) from error
+            raise DataError(death_message(self._processes[worker].exitcode)) from error
         if isinstance(answer, Failure):
             raise answer.error from RuntimeError(f"in a loader worker:\n{answer.stack}")
         return answer
@@ -147,12 +147,12 @@ def without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def needed_by(plan: BatchPlan) -> list[str]:
+def modules_to_preload(plan: BatchPlan) -> list[str]:
     """Modules to preload for the workers: torch resizes colour images, see `images.load.resize`."""
     return ["torch"] if plan.channels > 1 else []
 
 
-def died(code: int | None) -> str:
+def death_message(code: int | None) -> str:
     """The message for a loader worker that ended without reporting an error."""
     if code == -signal.SIGKILL:
         return "a loader worker was killed, probably because memory ran out; lower data.loader_workers or data.window"

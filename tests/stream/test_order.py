@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.stream.order import Order, check_split, share_of_lanes, share_of_step
+from pipeline.stream.order import Order, check_lanes, share_of_lanes, share_of_step
 
 shard_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any)
 
@@ -193,7 +193,7 @@ def test_lanes_beyond_the_samples_are_refused() -> None:
 
 def test_ranks_beyond_the_lanes_are_refused() -> None:
     with pytest.raises(DataError, match="3 lanes cannot be split among 4 ranks"):
-        check_split(3, 4)
+        check_lanes(3, 4)
 
 
 def test_a_rank_of_a_huge_job_finds_its_first_samples_at_once() -> None:

@@ -200,5 +200,5 @@ assert "torch" not in sys.modules
 
 
 def test_workers_share_the_torch_that_images_in_colour_need(grey: tuple[BatchPlan, np.ndarray]) -> None:
-    assert workers.needed_by(grey[0]) == []
-    assert workers.needed_by(replace(grey[0], channels=3)) == ["torch"]
+    assert workers.modules_to_preload(grey[0]) == []
+    assert workers.modules_to_preload(replace(grey[0], channels=3)) == ["torch"]

@@ -54,7 +54,7 @@ def earlier_index(out: Path) -> DatasetIndex | None:
     return decode_index(path.read_bytes(), str(out), older=True) if path.is_file() else None
 
 
-def finished(out: Path) -> set[str]:
+def finished_shards(out: Path) -> set[str]:
     """Finished shards: all that exist, as they are written atomically, unless their size differs from the index."""
     index = earlier_index(out)
     indexed = dict(zip(index.names, index.sizes.tolist(), strict=True)) if index else {}

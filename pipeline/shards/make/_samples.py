@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, Header, read_header
-from pipeline.shards.make._files import Rejections, finished, image_fault, sample_key
+from pipeline.shards.make._files import Rejections, finished_shards, image_fault, sample_key
 from pipeline.shards.parallel import map_shards
 from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
@@ -93,7 +93,7 @@ def write_samples(
     settings = {"seed": options.seed, "samples_per_shard": options.samples_per_shard, "num_files": len(items), **plan}
     report = Rejections(out / f"{prefix}-rejected.txt", anew=agree_on_plan(out, prefix, settings))
     order = np.random.Generator(np.random.PCG64(options.seed)).permutation(len(items)).tolist()
-    there, jobs = finished(out), []
+    there, jobs = finished_shards(out), []
     for number, first in enumerate(range(0, len(items), options.samples_per_shard)):
         if shard_name(prefix, number) not in there:
             jobs.append((number, first, [items[row] for row in order[first : first + options.samples_per_shard]]))

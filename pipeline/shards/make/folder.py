@@ -18,7 +18,14 @@ from pipeline.images.decode import BadImage
 from pipeline.images.shrink import shrink
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.make._files import Rejections, earlier_index, finished, image_fault, listing_hash, sample_key
+from pipeline.shards.make._files import (
+    Rejections,
+    earlier_index,
+    finished_shards,
+    image_fault,
+    listing_hash,
+    sample_key,
+)
 from pipeline.shards.make._folder_classes import LABELS, File, FolderLayout, sort_into_classes
 from pipeline.shards.make._folder_table import import_table
 from pipeline.shards.make._folder_tree import Tree, read_tree
@@ -151,7 +158,7 @@ def _write_shards(
     for number, first in enumerate(range(0, len(files), plan.samples_per_shard)):
         chosen = order[first : first + plan.samples_per_shard]
         jobs.append((number, [(first + i, files[row].path, files[row].label) for i, row in enumerate(chosen)]))
-    there = finished(out)
+    there = finished_shards(out)
     missing = [job for job in jobs if shard_name(task.prefix, job[0]) not in there]
     for rejected in map_shards(task, missing, label=f"writing {task.prefix}", workers=workers):
         report.add(rejected)
