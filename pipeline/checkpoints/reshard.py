@@ -17,7 +17,7 @@ from pipeline.checkpoints.manifest import FileRecord, Manifest, commit_manifest,
 from pipeline.checkpoints.retention import sweep
 from pipeline.checkpoints.shard_file import SUFFIX, Span, write_shard
 from pipeline.checkpoints.state_reader import StateReader
-from pipeline.checkpoints.storage import Storage, unwritable_storage
+from pipeline.checkpoints.storage import Storage, storage_error
 
 THREADS = 4  # files in flight; each is held in memory in full
 
@@ -45,7 +45,7 @@ def reshard(storage: Storage, folder: str, files: int) -> Manifest:
             renewed = replace(manifest, files=records, world_size=files)
             commit_manifest(storage, folder, renewed)
         except OSError as error:
-            raise (unwritable_storage(storage, error) or error) from None
+            raise (storage_error(storage, error) or error) from None
     sweep(storage, folder, renewed)
     return renewed
 

@@ -232,7 +232,7 @@ def try_to_write(storage: Storage) -> str | None:
     return None
 
 
-def unwritable_storage(storage: Storage, error: BaseException) -> CheckpointError | None:
+def storage_error(storage: Storage, error: BaseException) -> CheckpointError | None:
     """The error for a full disk or a store that refuses writes, with a remedy; None if `error` has another cause."""
     with suppress(OSError):  # even asking may be refused
         free = storage.free_bytes()
@@ -251,7 +251,7 @@ def explain_unwritable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise unwritable_storage(LocalStorage(folder), error) or error from error
+        raise storage_error(LocalStorage(folder), error) or error from error
 
 
 def _unwritable(storage: Storage, reason: str, remedy: str) -> CheckpointError:

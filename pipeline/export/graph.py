@@ -87,7 +87,7 @@ class Traced(NamedTuple):
         return list(found.values() if isinstance(found, dict) else found)
 
 
-def graphs(bundle: Bundle, config: GraphConfig) -> dict[str, Traced]:
+def exported_graphs(bundle: Bundle, config: GraphConfig) -> dict[str, Traced]:
     """The graphs of a model by file name; `model` is the image graph.
 
     It takes normalised fp32 [B, C, H, W] of any batch size. If model, task and settings allow it, H and W are any

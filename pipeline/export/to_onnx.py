@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config.export import GraphConfig
 from pipeline.errors import ModelError
 from pipeline.export.files import write_description, write_tokenizer
-from pipeline.export.graph import IMAGE_GRAPH, Traced, graphs
+from pipeline.export.graph import IMAGE_GRAPH, Traced, exported_graphs
 from pipeline.files import write_whole
 from pipeline.models.bundle import Bundle
 
@@ -34,11 +34,11 @@ FEW = 1e-3  # fraction of integers, such as pixel classes, that may differ becau
 def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
     """Write `folder/model.onnx`, further graphs beside it, and `folder/model.json` with inputs, outputs and opset.
 
-    See `graph.graphs` for their inputs. Raises `ModelError` if onnxruntime cannot run a graph, or computes other
+    See `exported_graphs` for their inputs. Raises `ModelError` if onnxruntime cannot run a graph, or computes other
     outputs.
     """
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # users need not know which constants it cannot fold
-    traced = graphs(bundle, config)
+    traced = exported_graphs(bundle, config)
     for name, graph in traced.items():
         program = torch.onnx.export(
             graph.module,

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config.export import GraphConfig
 from pipeline.export.files import write_description, write_tokenizer
-from pipeline.export.graph import IMAGE_GRAPH, graphs
+from pipeline.export.graph import IMAGE_GRAPH, exported_graphs
 from pipeline.files import write_whole
 from pipeline.models.bundle import Bundle
 
@@ -23,8 +23,8 @@ outputs = model(images)  # normalised float32 [B, C, H, W]; model.json names all
 
 
 def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
-    """Write `folder/model.pt2`, further graphs beside it, and `folder/model.json`; see `graph.graphs` for inputs."""
-    traced = graphs(bundle, config)
+    """Write `folder/model.pt2`, further graphs beside it, and `folder/model.json`; see `exported_graphs` for inputs."""
+    traced = exported_graphs(bundle, config)
     for name, graph in traced.items():
         program = torch.export.export(graph.module, tuple(graph.inputs.values()), dynamic_shapes=graph.dynamic_shapes())
         write_whole(folder / f"{name}.pt2", partial(torch.export.save, program))

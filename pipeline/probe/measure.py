@@ -43,7 +43,7 @@ class Measured:
         self.measures[name], self.intervals[name] = right / total, wilson(right, total)
 
 
-def schema_of(methods: MethodsConfig) -> Schema:
+def schema_of_methods(methods: MethodsConfig) -> Schema:
     """What these methods measure; the first measure selects between models."""
     measures = [KNN] if methods.knn else []
     measures += [LINEAR] if methods.linear else []

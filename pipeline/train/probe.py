@@ -17,7 +17,7 @@ from pipeline.models.bundle import Preprocess, load_bundle, load_description
 from pipeline.models.minivit import MiniViT
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.pooled import pooled
-from pipeline.probe.measure import Measurement, schema_of
+from pipeline.probe.measure import Measurement, schema_of_methods
 from pipeline.probe.rows import Rows
 from pipeline.shards.bad_samples import PROBED, TRAIN, summarise
 from pipeline.stream.source import Source
@@ -135,6 +135,6 @@ def summary(job: ProbeJob, results: dict[str, Any]) -> dict[str, Any]:
         "classes": len(job.classes),
         "features": job.features,
         "precision": job.precision,
-        "schema": schema_of(job.methods).to_dict(),
+        "schema": schema_of_methods(job.methods).to_dict(),
         "models": {name: results[name] for name in job.models},
     }

@@ -20,7 +20,7 @@ from pipeline.checkpoints.manifest import FileRecord, Manifest, MeterState, comm
 from pipeline.checkpoints.retention import Retention, prune, sweep
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.shard_file import SUFFIX, Span, write_shard
-from pipeline.checkpoints.storage import open_storage, unwritable_storage
+from pipeline.checkpoints.storage import open_storage, storage_error
 from pipeline.errors import CheckpointError
 from pipeline.train.job import TrainJob
 from pipeline.train.state import TrainState
@@ -172,7 +172,7 @@ class Saver:
         except Exception as error:  # each store has its own error types
             logger.exception("a checkpoint could not be written")
             reason = str(error) or type(error).__name__
-            return unwritable_storage(self._storage, error) or CheckpointError(
+            return storage_error(self._storage, error) or CheckpointError(
                 f"{self._storage.root} could not be written to ({reason}); the same command resumes from the last "
                 "committed one"
             )

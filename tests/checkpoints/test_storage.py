@@ -13,7 +13,7 @@ from pipeline.checkpoints.reshard import reshard
 from pipeline.checkpoints.retention import Retention, prune
 from pipeline.checkpoints.selection import newest_valid, step_folders
 from pipeline.checkpoints.state_reader import StateReader
-from pipeline.checkpoints.storage import LocalStorage, ObjectStorage, Storage, open_storage, unwritable_storage
+from pipeline.checkpoints.storage import LocalStorage, ObjectStorage, Storage, open_storage, storage_error
 from pipeline.errors import CheckpointError
 
 Commit = Callable[..., str]
@@ -95,7 +95,7 @@ def test_a_checkpoint_that_went_away_meanwhile_is_one_sentence(storage: LocalSto
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_a_disk_that_refuses_is_one_sentence(storage: LocalStorage, number: int) -> None:
-    error = unwritable_storage(storage, OSError(number, "refused"))
+    error = storage_error(storage, OSError(number, "refused"))
     expected = "the disk is full" if number in (errno.ENOSPC, errno.EDQUOT) else "refused"
     assert error is not None
     assert str(error).startswith(f"{storage.root} cannot be written (")
@@ -105,9 +105,9 @@ def test_a_disk_that_refuses_is_one_sentence(storage: LocalStorage, number: int)
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.ECONNRESET, "peer")])
 def test_other_faults_stay_what_they_are(storage: LocalStorage, error: Exception) -> None:
-    assert unwritable_storage(storage, error) is None
+    assert storage_error(storage, error) is None
 
 
 def test_a_full_disk_is_seen_behind_any_error(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.checkpoints.storage.shutil.disk_usage", lambda _: Usage(100))
-    assert "the disk is full" in str(unwritable_storage(storage, RuntimeError("unexpected pos 1 vs 2")))
+    assert "the disk is full" in str(storage_error(storage, RuntimeError("unexpected pos 1 vs 2")))

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
 from pipeline.errors import DataError, ModelError
-from pipeline.probe.measure import Measurement, schema_of
+from pipeline.probe.measure import Measurement, schema_of_methods
 from pipeline.probe.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -22,7 +22,11 @@ def measurement(train: Rows, test: Rows) -> Measurement:
 
 def test_every_method_has_its_measures_and_intervals(train: Rows, test: Rows) -> None:
     measured = measurement(train, test).measure_collective(ALL)
-    assert tuple(measured.measures) == schema_of(ALL).names == ("knn", "linear", "recall_at_1", "recall_at_5", "map")
+    assert (
+        tuple(measured.measures)
+        == schema_of_methods(ALL).names
+        == ("knn", "linear", "recall_at_1", "recall_at_5", "map")
+    )
     assert measured.intervals.keys() == measured.measures.keys() - {"map"}
     for name, (low, high) in measured.intervals.items():
         assert low < measured.measures[name] < high

@@ -79,8 +79,8 @@ def test_metrics_of_each_model(stage: ProbeStageRun) -> None:
 
 def test_measures_in_words() -> None:
     from pipeline.config.probe import KnnConfig, MethodsConfig
-    from pipeline.probe.measure import schema_of
+    from pipeline.probe.measure import schema_of_methods
 
-    assert describe_measures(schema_of(MethodsConfig(knn=KnnConfig())), MEASURED) == [
+    assert describe_measures(schema_of_methods(MethodsConfig(knn=KnnConfig())), MEASURED) == [
         "kNN accuracy 80.00 % (75.00 % to 84.00 %)"
     ]

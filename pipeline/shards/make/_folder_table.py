@@ -66,19 +66,19 @@ def aligned(rows: Iterable[Iterable[str]]) -> Iterator[str]:
 def remarks(layout: FolderLayout, tree: Tree) -> Iterator[str]:
     """Yields a line for each kind of thing that was not taken, or whose class is not obvious from its place."""
     if layout.unlabelled:
-        number = number_of(len(layout.unlabelled), "image", "images")
+        number = quantity(len(layout.unlabelled), "image", "images")
         yield f"skipped: {number} outside class folders: {shortlist(layout.unlabelled)}"
     if tree.others:
-        number = number_of(tree.others.total(), "file that is", "files that are")
+        number = quantity(tree.others.total(), "file that is", "files that are")
         yield f"skipped: {number} not PNG, JPEG or WebP: {tally(tree.others)}"
     if layout.empty:
-        number = number_of(len(layout.empty), "folder", "folders")
+        number = quantity(len(layout.empty), "folder", "folders")
         yield f"skipped: {number} without images: {shortlist(layout.empty)}"
     if tree.system:
-        number = number_of(tree.system.total(), "system file or folder", "system files and folders")
+        number = quantity(tree.system.total(), "system file or folder", "system files and folders")
         yield f"skipped: {number}: {tally(tree.system)}"
     if tree.again:
-        number = number_of(len(tree.again), "link to a folder that is", "links to folders that are")
+        number = quantity(len(tree.again), "link to a folder that is", "links to folders that are")
         yield f"skipped: {number} read elsewhere: {shortlist(tree.again)}"
     if tree.output is not None:
         yield f"skipped: the output folder, {visible(tree.output)}"
@@ -90,7 +90,7 @@ def remarks(layout: FolderLayout, tree: Tree) -> Iterator[str]:
         yield "bytes of names that are not UTF-8 are written \\xNN"
 
 
-def number_of(number: int, one: str, many: str) -> str:
+def quantity(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 

@@ -25,14 +25,14 @@ def sample_members(scene: Scene, caption: str) -> dict[str, bytes]:
     """The bytes of a scene's members by extension."""
     return {
         "jpg": simplejpeg.encode_jpeg(scene.image, JPEG_QUALITY, "RGB", "444"),
-        "seg.png": indexed_png(class_map(scene)),
+        "seg.png": indexed_png(visible_classes(scene)),
         "depth.png": cv2.imencode(".png", scene.depth_mm, DEPTH_PNG)[1].tobytes(),
         "json": json.dumps(coco(scene) | {"caption": caption}, separators=(",", ":")).encode(),
         "txt": caption.encode(),
     }
 
 
-def class_map(scene: Scene) -> np.ndarray:
+def visible_classes(scene: Scene) -> np.ndarray:
     """Uint8 [H, W]: 0 for the wall, otherwise 1 + Fashion-MNIST's class."""
     return np.array([0, *(item.label + 1 for item in scene.items)], np.uint8)[scene.owner]
 
