@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +40,12 @@ if TYPE_CHECKING:
     "--loader-workers", default=1, show_default=True, type=click.IntRange(0), help="Decoding processes per rank."
 )
 @click.option(
+    "--env",
+    multiple=True,
+    metavar="NAME",
+    help="A further environment variable that the ranks take from this process; may be repeated.",
+)
+@click.option(
     "--task", metavar="YAML", help="A `task` section, such as '{type: T, ...}'; default: the models' own task."
 )
 @click.option(
@@ -70,6 +77,7 @@ def command(
     workers: int | None,
     gpus_per_worker: int | None,
     loader_workers: int,
+    env: tuple[str, ...],
     task: str | None,
     probe: str | None,
     train: str | None,
@@ -94,7 +102,9 @@ def command(
 
     named = named_set(data, image_key, targets)
     cluster = ClusterConfig(
-        workers=workers or "auto", gpus_per_worker="auto" if gpus_per_worker is None else gpus_per_worker
+        workers=workers or "auto",
+        gpus_per_worker="auto" if gpus_per_worker is None else gpus_per_worker,
+        env=variables(env),
     )
     how: Any = {"batch_size": batch_size, "loader_workers": loader_workers, "precision": precision, "out": out}
     if probe is not None:
@@ -109,6 +119,18 @@ def command(
         chosen = None if task is None else parse_task(task, "--task")
         found = evaluate_models(models, named, cluster, task=chosen, **how)
     click.echo(json.dumps(found, indent=1) if as_json else measures_table(found))
+
+
+def variables(names: Sequence[str]) -> list[str]:
+    """The names of `--env`. Raises click.UsageError for anything but a name, ConfigError if one is not set."""
+    from pipeline.cluster.environment import unset
+    from pipeline.config.schema import VARIABLE_NAME
+
+    if wrong := [name for name in names if not VARIABLE_NAME.fullmatch(name)]:
+        raise click.UsageError(f"--env: found {wrong[0]!r}, expected the name of a variable, whose value is taken here")
+    for fault in unset(names, os.environ, "--env"):
+        raise fault
+    return list(names)
 
 
 def chosen_methods(names: str, train: str | None, task: str | None) -> MethodsConfig:

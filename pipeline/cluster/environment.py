@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 
+from pipeline.errors import ConfigError
+
 # Settings of the network, stores, caches and numerical libraries, missing in a Ray cluster started before the run.
 SHARED_PREFIXES = (
     *("AWS_", "AZURE_", "FSSPEC_", "GOOGLE_", "HF_", "S3_"),
@@ -34,6 +36,15 @@ def shared_with_ranks(environment: Mapping[str, str], also: Collection[str] = ()
         for name, value in environment.items()
         if ((name.startswith(SHARED_PREFIXES) or name in SHARED_NAMES) and name not in NOT_SHARED) or name in also
     }
+
+
+def unset(names: Collection[str], environment: Mapping[str, str], setting: str) -> list[ConfigError]:
+    """One error for each of the variables that a setting names and the driver's environment lacks."""
+    return [
+        ConfigError(f"{setting}: {name} is not set where the run was started; set it there, or take it off the list")
+        for name in names
+        if name not in environment
+    ]
 
 
 def take_environment(shared: Mapping[str, str]) -> None:

@@ -7,32 +7,38 @@ import importlib
 import importlib.util
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.config.export import GraphConfig
 from pipeline.errors import ConfigError, ModelError
+from pipeline.export.limits import check_hf_clip, check_hf_images, check_open_clip
+from pipeline.models.expressible import check_clip, check_timm, hf_layout
 
 if TYPE_CHECKING:
     from pipeline.config.data import PlainConfig
     from pipeline.export.story import Story
     from pipeline.models.bundle import Bundle
     from pipeline.models.model_spec import ModelSpec
+    from pipeline.models.spec import Pair
 
 
 class Format(NamedTuple):
     """A row of the table: the module with `write(bundle, folder) -> Path`, imported when used.
 
-    `write` always leaves `files` in the folder, and for some models `others`. `narrow` formats cannot hold every model:
-    their modules have `check(spec)`, and `check_images(how, size)` if they cannot express every way of resizing images.
+    `write` always leaves `files` in the folder, and for some models `others`. A format that cannot hold every model has
+    a `check`, and one that cannot express every way of resizing images to a size `check_images`: both raise
+    `ModelError`, and need no torch.
     `graph` formats hold operators, and their `write` also takes a `GraphConfig`. `packages` come with the extra of the
     format's name. A module's LIBRARY, USE and `notes(bundle)` are for the model card.
     """
 
     module: str
     files: tuple[str, ...]
-    narrow: bool = False
+    check: Callable[[ModelSpec], object] | None = None
+    check_images: Callable[[PlainConfig, Pair], None] | None = None
     graph: bool = False
     packages: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
@@ -42,13 +48,18 @@ COMMON = ("README.md", "manifest.json")  # in every export
 
 FORMATS = {
     "safetensors": Format("to_safetensors", files=("model.json", "model.safetensors"), others=("tokenizer.json",)),
-    "timm": Format("to_timm", files=("config.json", "model.safetensors"), narrow=True),
-    "hf": Format("to_hf", files=("config.json", "model.safetensors", "preprocessor_config.json"), narrow=True),
-    "clip": Format("to_clip", files=("config.json", "model.safetensors"), narrow=True),
+    "timm": Format("to_timm", files=("config.json", "model.safetensors"), check=check_timm),
+    "hf": Format(
+        "to_hf",
+        files=("config.json", "model.safetensors", "preprocessor_config.json"),
+        check=hf_layout,
+        check_images=check_hf_images,
+    ),
+    "clip": Format("to_clip", files=("config.json", "model.safetensors"), check=check_clip),
     "open-clip": Format(
         "to_open_clip",
         files=("open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json"),
-        narrow=True,
+        check=check_open_clip,
     ),
     "hf-clip": Format(
         "to_hf_clip",
@@ -59,7 +70,7 @@ FORMATS = {
             "tokenizer.json",
             "tokenizer_config.json",
         ),
-        narrow=True,
+        check=check_hf_clip,
     ),
     "onnx": Format(
         "to_onnx",
@@ -130,13 +141,12 @@ def check_model(name: str, spec: ModelSpec, how: PlainConfig | None = None) -> N
 
 def _fault(name: str, spec: ModelSpec, how: PlainConfig | None) -> str | None:
     """Why a format cannot hold a model."""
-    if not FORMATS[name].narrow:
-        return None
-    module = _module(name)
+    form = FORMATS[name]
     try:
-        module.check(spec)
-        if how is not None and hasattr(module, "check_images"):
-            module.check_images(how, spec.backbone.image_size)
+        if form.check:
+            form.check(spec)
+        if form.check_images and how is not None:
+            form.check_images(how, spec.backbone.image_size)
     except ModelError as error:
         return str(error)
     return None

@@ -8,8 +8,7 @@ from typing import Any
 from pipeline.export.files import inexpressible_settings
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle, Preprocess
-from pipeline.models.clip_bridge import check_expressible, to_clip
-from pipeline.models.model_spec import ModelSpec
+from pipeline.models.clip_bridge import to_clip
 from pipeline.models.resizing import to_clip_config
 from pipeline.models.spec import ViTSpec
 from pipeline.models.weights_file import save_tensors
@@ -17,11 +16,6 @@ from pipeline.models.weights_file import save_tensors
 LIBRARY = "open_clip"
 USE = """`model.safetensors` uses the names of OpenAI's and open_clip's image tower (`visual.*`), `config.json` has its
 settings. `open_clip.model.VisionTransformer` loads it without the prefix; `minivit` stages can start from it."""
-
-
-def check(spec: ModelSpec) -> None:
-    """Raise `ModelError` if CLIP's tower cannot hold this model."""
-    check_expressible(spec)
 
 
 def write(bundle: Bundle, folder: Path) -> Path:

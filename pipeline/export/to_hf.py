@@ -6,15 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.data import PlainConfig
-from pipeline.errors import ModelError
 from pipeline.export.files import inexpressible_settings
+from pipeline.export.limits import check_hf_images
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle, Preprocess
-from pipeline.models.hf_layout import hf_layout, to_hugging_face
-from pipeline.models.model_spec import ModelSpec
+from pipeline.models.hf_layout import to_hugging_face
 from pipeline.models.resizing import RESAMPLE
-from pipeline.models.spec import Pair
 from pipeline.models.weights_file import save_tensors
 
 LIBRARY = "transformers"
@@ -28,28 +25,6 @@ pipeline("image-classification", model="{folder}")("image.png")
 
 Without a classifier, `AutoModel` gives the tokens after the last norm, and `Dinov2Backbone` (with registers
 `Dinov2WithRegistersBackbone`) feature maps of any layers, for dense tasks."""
-FILTERS = ("auto", "bilinear", "bicubic")  # torchvision, which `transformers` uses, differs from Pillow in others
-
-
-def check(spec: ModelSpec) -> None:
-    """Raise `ModelError` if `transformers` has no such model."""
-    hf_layout(spec)
-
-
-def check_images(how: PlainConfig, size: Pair) -> None:
-    """Raise `ModelError` if no `transformers` processor brings images to that size in this way."""
-    if how.resize == "pad":
-        raise ModelError("eval.resize: found pad, but transformers' image processors squash or crop")
-    if how.resize == "shorter" and size[0] != size[1]:
-        raise ModelError(
-            f"eval.resize: found shorter for images of {size[0]} x {size[1]}, but transformers' image processors crop "
-            "squares"
-        )
-    if how.interpolation not in FILTERS:
-        raise ModelError(
-            f"eval.interpolation: found {how.interpolation}, but transformers' image processors only match "
-            f"{' and '.join(FILTERS[1:])}"
-        )
 
 
 def write(bundle: Bundle, folder: Path) -> Path:
@@ -57,7 +32,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
 
     Raises `ModelError` if `transformers` has no such model, or no such way to resize images.
     """
-    check_images(bundle.preprocess.eval, bundle.preprocess.image_size)
+    check_hf_images(bundle.preprocess.eval, bundle.preprocess.image_size)
     tensors, config = to_hugging_face(bundle.state, bundle.spec, bundle.classes)
     write_json(folder / "config.json", config | {"minivit": inexpressible_settings(bundle.preprocess)})
     write_json(folder / "preprocessor_config.json", preprocessor_config(bundle.preprocess))

@@ -9,9 +9,8 @@ from pipeline.errors import ModelError
 from pipeline.export.files import write_tokenizer
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
-from pipeline.models.clip_bridge import check_tower
-from pipeline.models.clip_towers import text_head, to_clip_towers
-from pipeline.models.heads.text_tower.shape import TEMPERATURE
+from pipeline.models.clip_towers import to_clip_towers
+from pipeline.models.expressible import text_head
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.resizing import RESAMPLE
 from pipeline.models.weights_file import save_tensors
@@ -25,18 +24,6 @@ model = CLIPModel.from_pretrained("{folder}")
 processor, tokenizer = AutoImageProcessor.from_pretrained("{folder}"), AutoTokenizer.from_pretrained("{folder}")
 ```"""
 OTHER_POOLING = 2  # with this end token `transformers` pools texts elsewhere, as its first version did
-
-
-def check(spec: ModelSpec) -> None:
-    """Raise `ModelError` if `transformers` has no such model."""
-    text_head(spec, "CLIPModel")
-    check_tower(spec.backbone)
-    if "bias" in spec.heads[TEMPERATURE].options:
-        raise ModelError("task.loss: found sigmoid, but a CLIPModel cannot hold its bias; export to open-clip")
-    for name in ("image_size", "patch"):
-        height, width = getattr(spec.backbone, name)
-        if height != width:
-            raise ModelError(f"model.{name}: found {height} x {width}, but a CLIPModel only supports squares")
 
 
 def write(bundle: Bundle, folder: Path) -> Path:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ModelError
 from pipeline.export.files import inexpressible_settings, write_tokenizer
 from pipeline.export.to_clip import preprocess_config, vision_config
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
-from pipeline.models.clip_bridge import check_tower
-from pipeline.models.clip_towers import text_head, to_clip_towers
+from pipeline.models.clip_towers import to_clip_towers
+from pipeline.models.expressible import text_head
 from pipeline.models.heads.text_tower.shape import TEMPERATURE
-from pipeline.models.model_spec import ModelSpec
 from pipeline.models.weights_file import save_tensors
 
 LIBRARY = "open_clip"
@@ -23,14 +21,6 @@ import open_clip
 model, _, transform = open_clip.create_model_and_transforms("local-dir:{folder}")
 tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
 ```"""
-
-
-def check(spec: ModelSpec) -> None:
-    """Raise `ModelError` if open_clip has no such model."""
-    text_head(spec, "open_clip")
-    check_tower(spec.backbone)
-    if spec.backbone.channels != 3:
-        raise ModelError(f"model.channels: found {spec.backbone.channels}, but open_clip's image tower has 3")
 
 
 def write(bundle: Bundle, folder: Path) -> Path:

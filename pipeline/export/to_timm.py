@@ -7,7 +7,6 @@ from pathlib import Path
 from pipeline.export.files import inexpressible_settings
 from pipeline.files import write_json, write_whole
 from pipeline.models.bundle import Bundle
-from pipeline.models.model_spec import ModelSpec
 from pipeline.models.resizing import to_timm_config
 from pipeline.models.timm_bridge import timm_config, to_timm
 from pipeline.models.weights_file import save_tensors
@@ -19,11 +18,6 @@ import timm
 model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg), is_training=False)
 ```"""
-
-
-def check(spec: ModelSpec) -> None:
-    """Raise `ModelError` if timm has no such model."""
-    timm_config(spec)
 
 
 def write(bundle: Bundle, folder: Path) -> Path:

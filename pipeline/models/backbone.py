@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from pipeline.models.expressible import bare_spec
 from pipeline.models.minivit import MiniViT
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import ViTSpec
@@ -30,13 +30,6 @@ def bare_backbone(state: Mapping[str, Tensor], model: ModelSpec) -> tuple[dict[s
         others = [kept["registers"]] if "registers" in kept else []
         kept["registers"] = torch.cat([kept.pop("dist_token"), *others], dim=1)
     return kept, spec
-
-
-def bare_spec(spec: ViTSpec) -> ViTSpec:
-    """Spec of the backbone that `bare_backbone` returns."""
-    if not spec.tokens.dist:
-        return spec
-    return replace(spec, tokens=replace(spec.tokens, dist=False, registers=spec.tokens.registers + 1))
 
 
 def _norm_name(model: ModelSpec) -> str | None:

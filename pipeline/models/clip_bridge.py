@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.models.expressible import CLIP_EPS, check_clip
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.recognise import recognise
 from pipeline.models.spec import Activation, ViTSpec
 from pipeline.models.state import check_state
 
-CLIP_EPS = 1e-5
 # Channels per head of open_clip's widest towers, by width; all others have 64.
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
 ATTENTION = "self_attn"
@@ -159,7 +159,7 @@ def to_clip(state: Mapping[str, Tensor], model: ModelSpec, layout: str = "openai
     through the projection's pseudo-inverse into the preceding norm. Both are exact. Raises `ModelError` if CLIP's tower
     cannot express the model.
     """
-    check_expressible(model)
+    check_clip(model)
     check_state(state, model, "the state to convert")
     return vision_tensors(state, model.backbone, layout)
 
@@ -241,26 +241,6 @@ def _read_spec(
         eps=eps,
         embed_norm=True,
     )
-
-
-def check_expressible(model: ModelSpec) -> None:
-    """Raise `ModelError`, naming the field, if CLIP's vision tower cannot express this model."""
-    model.require_classifier("CLIP's vision tower")
-    check_tower(model.backbone)
-    if model.backbone.eps != CLIP_EPS:
-        raise ModelError(f"model.eps: found {model.backbone.eps}, but CLIP's vision tower has {CLIP_EPS}")
-
-
-def check_tower(spec: ViTSpec) -> None:
-    """Raise `ModelError`, naming the field, if CLIP's image tower, with any eps, cannot express this backbone."""
-    wanted = {"norm": "pre", "embed_norm": True, "pool": "cls", "qk_norm": False, "layer_scale": None, "windows": None}
-    for name, value in wanted.items():
-        if getattr(spec, name) != value:
-            raise ModelError(f"model.{name}: found {getattr(spec, name)}, but CLIP's vision tower has {value}")
-    if spec.activation == "relu":
-        raise ModelError("model.activation: found relu, but CLIP's vision tower has quick_gelu or gelu")
-    if spec.tokens.registers or spec.tokens.dist:
-        raise ModelError("model.registers: CLIP's vision tower has no tokens besides CLS; drop them to export")
 
 
 def _positions(state: Mapping[str, Tensor], spec: ViTSpec) -> Tensor:

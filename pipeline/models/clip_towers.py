@@ -10,11 +10,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from pipeline.errors import ModelError
-from pipeline.models.clip_bridge import HUGGING_FACE, OPENAI, Layout, check_tower, tower_tensors, vision_tensors
+from pipeline.models.clip_bridge import HUGGING_FACE, OPENAI, Layout, tower_tensors, vision_tensors
+from pipeline.models.expressible import check_tower, text_head
 from pipeline.models.heads.text_tower.shape import IMAGE, TEMPERATURE, TEXT
 from pipeline.models.model_spec import ModelSpec
-from pipeline.models.spec import HeadSpec
 from pipeline.models.state import check_state
 
 TEXT_LAYOUTS: dict[str, Layout] = {
@@ -39,16 +38,6 @@ TEXT_LAYOUTS: dict[str, Layout] = {
         projection="text_projection.weight",
     ),
 }
-
-
-def text_head(model: ModelSpec, form: str) -> HeadSpec:
-    """Returns the text tower of a model. Raises `ModelError` unless it has an image and a text tower."""
-    if {head.kind for head in model.heads.values()} != {"embedding", "text_tower", "temperature"}:
-        raise ModelError(
-            f"heads: {form} needs an image tower and a text tower, but this {model.task} model does not have both; "
-            "train it with the task clip, or export to another format"
-        )
-    return model.heads[TEXT]
 
 
 def to_clip_towers(state: Mapping[str, Tensor], model: ModelSpec, layout: str) -> dict[str, Tensor]:

@@ -8,26 +8,24 @@ Legend: D width, K classes, P prefix tokens, N patches, C channels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import ModelError
 from pipeline.models.backbone import bare_backbone
+from pipeline.models.expressible import HFLayout, hf_layout
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import ViTSpec
 from pipeline.models.state import check_state
 
-Layout = Literal["vit", "deit", "dinov2", "dinov2_with_registers"]
-
-CLASSIFIERS: dict[Layout, str] = {
+CLASSIFIERS: dict[HFLayout, str] = {
     "vit": "ViTForImageClassification",
     "deit": "DeiTForImageClassificationWithTeacher",
     "dinov2": "Dinov2ForImageClassification",
     "dinov2_with_registers": "Dinov2WithRegistersForImageClassification",
 }
-BACKBONES: dict[Layout, str] = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
+BACKBONES: dict[HFLayout, str] = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
 LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in grey, as when reading images
 # Names within a layer: (ours, ViT's and DeiT's, DINOv2's).
 LAYER_NAMES = (
@@ -38,28 +36,6 @@ LAYER_NAMES = (
     ("linear2", "output.dense", "mlp.fc2"),
 )
 SCALED = {"ls1": "self_attn.out_proj", "ls2": "linear2"}  # layer scales, and what each can be folded into
-
-
-def hf_layout(model: ModelSpec) -> Layout:
-    """Returns the `transformers` architecture for a model: a classifier, or a backbone without one (DINOv2).
-
-    Raises `ModelError` if there is none.
-    """
-    model.require_classifier("transformers' ViT", or_backbone=True)
-    spec, classifier = model.backbone, model.is_classifier
-    _check_backbone(spec, classifier)
-    if classifier and spec.tokens.dist:
-        if spec.tokens.registers:
-            raise ModelError("model.registers: transformers' DeiT has none besides its distillation token")
-        return "deit"
-    registers = spec.tokens.registers + int(spec.tokens.dist)
-    why_not = _unlike_dinov2(spec)
-    if registers or not classifier:
-        if why_not:
-            kind = "registers" if registers else "no classifier"
-            raise ModelError(f"{why_not}; transformers' DINOv2, its only such model with {kind}, does not support that")
-        return "dinov2_with_registers" if registers else "dinov2"
-    return "dinov2" if spec.layer_scale is not None and not why_not else "vit"
 
 
 def to_hugging_face(
@@ -86,32 +62,7 @@ def to_hugging_face(
     return tensors, _config(model, spec, layout, classes)
 
 
-def _check_backbone(spec: ViTSpec, classifier: bool) -> None:
-    """Raise `ModelError` for features that none of the architectures has."""
-    kind = "transformers' ViT"
-    if spec.norm != "pre":
-        raise ModelError(f"model.norm: found {spec.norm}, but {kind} has pre")
-    if not spec.tokens.cls:
-        raise ModelError(f"model.class_token: found false, but {kind} has one")
-    if classifier and spec.pool != "cls":
-        raise ModelError(f"model.pool: found {spec.pool}, but the classifier of {kind} reads cls")
-    for name in ("qk_norm", "embed_norm", "windows"):
-        if getattr(spec, name):
-            raise ModelError(f"model.{name}: is set, but {kind} has none")
-
-
-def _unlike_dinov2(spec: ViTSpec) -> str | None:
-    """Returns why DINOv2 cannot express a backbone; None if it can."""
-    for name in ("image_size", "patch"):
-        height, width = getattr(spec, name)
-        if height != width:
-            return f"model.{name}: found {height} x {width}, expected a square"
-    if spec.mlp_dim % spec.embed_dim:
-        return f"model.mlp_dim: found {spec.mlp_dim}, expected a multiple of the width {spec.embed_dim}"
-    return None
-
-
-def _embeddings(state: Mapping[str, Tensor], spec: ViTSpec, layout: Layout) -> dict[str, Tensor]:
+def _embeddings(state: Mapping[str, Tensor], spec: ViTSpec, layout: HFLayout) -> dict[str, Tensor]:
     kernel, prefix = state["patch_embed.proj.weight"], spec.tokens.num_prefix
     if spec.channels == 1:
         kernel = kernel * kernel.new_tensor(LUMA).view(1, 3, 1, 1)
@@ -133,7 +84,7 @@ def _embeddings(state: Mapping[str, Tensor], spec: ViTSpec, layout: Layout) -> d
     return {f"embeddings.{name}": tensor for name, tensor in (found | {"position_embeddings": positions}).items()}
 
 
-def _layer(state: Mapping[str, Tensor], prefix: str, layout: Layout) -> dict[str, Tensor]:
+def _layer(state: Mapping[str, Tensor], prefix: str, layout: HFLayout) -> dict[str, Tensor]:
     dinov2 = layout in BACKBONES
     found = {}
     for part in ("weight", "bias"):
@@ -154,7 +105,7 @@ def _layer(state: Mapping[str, Tensor], prefix: str, layout: Layout) -> dict[str
     return found
 
 
-def _classifiers(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+def _classifiers(state: Mapping[str, Tensor], layout: HFLayout) -> dict[str, Tensor]:
     weight, bias = state["mlp_head.1.weight"], state["mlp_head.1.bias"]
     if layout == "deit":
         own = {f"distillation_classifier.{part}": state[f"dist_head.{part}"] for part in ("weight", "bias")}
@@ -164,7 +115,7 @@ def _classifiers(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tenso
     return {"classifier.weight": weight, "classifier.bias": bias}
 
 
-def _config(model: ModelSpec, spec: ViTSpec, layout: Layout, classes: Sequence[str] | None) -> dict[str, Any]:
+def _config(model: ModelSpec, spec: ViTSpec, layout: HFLayout, classes: Sequence[str] | None) -> dict[str, Any]:
     classifier = model.is_classifier
     size, patch = (pair[0] if pair[0] == pair[1] else list(pair) for pair in (spec.image_size, spec.patch))
     config: dict[str, Any] = {

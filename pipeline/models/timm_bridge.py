@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.models.backbone import bare_backbone, bare_spec
+from pipeline.models.backbone import bare_backbone
+from pipeline.models.expressible import CLIP_EPS, TIMM_EPS, bare_spec, check_timm
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.recognise import recognise, refuse_unplaced
 from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
-# For timm's plain models, and for those with a norm before the encoder, which are CLIP's.
-TIMM_EPS, CLIP_EPS = 1e-6, 1e-5
 # timm's size names and numbers of heads, by (width, depth); any other shape is a vit_tiny with arguments.
 TIMM_SIZES = {
     (192, 12): ("tiny", 3),
@@ -72,7 +71,7 @@ def timm_config(model: ModelSpec) -> tuple[str, dict[str, Any]]:
     A model with only heads of pretraining becomes a backbone with 0 classes, whose output is its pooled token after the
     norm. Raises `ModelError` if timm's Vision Transformer cannot express the model.
     """
-    _check_expressible(model)
+    check_timm(model)
     spec = model.backbone if model.is_classifier else bare_spec(model.backbone)
     size, _ = TIMM_SIZES.get((spec.embed_dim, spec.depth), ("tiny", 3))
     arguments: dict[str, Any] = {
@@ -106,7 +105,7 @@ def timm_config(model: ModelSpec) -> tuple[str, dict[str, Any]]:
 
 def to_timm(state: Mapping[str, Tensor], model: ModelSpec) -> dict[str, Tensor]:
     """A MiniViT state dict under timm's keys; loads strictly into the model of `timm_config(spec)`."""
-    _check_expressible(model)
+    check_timm(model)
     check_state(state, model, "the state to convert")
     spec = model.backbone
     if not model.is_classifier:
@@ -176,31 +175,6 @@ def _mlp_ratio(embed_dim: int, mlp_dim: int) -> float:
     """The ratio from which timm, which multiplies and truncates, recovers the width exactly."""
     ratio = mlp_dim / embed_dim
     return ratio if int(embed_dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
-
-
-def _check_expressible(model: ModelSpec) -> None:
-    model.require_classifier("timm's ViT", or_backbone=True)
-    spec = model.backbone if model.is_classifier else bare_spec(model.backbone)
-    kind = "CLIP's ViT" if spec.embed_norm else "ViT"
-    allowed: dict[str, tuple[Any, ...]] = {
-        "norm": ("pre",),
-        "activation": ("gelu", "quick_gelu") if spec.embed_norm else ("gelu",),
-        "eps": (CLIP_EPS if spec.embed_norm else TIMM_EPS,),
-    }
-    for name, values in allowed.items():
-        if getattr(spec, name) not in values:
-            raise ModelError(
-                f"model.{name}: found {getattr(spec, name)}, but timm's {kind} has {' or '.join(map(str, values))}; "
-                "export to another format"
-            )
-    if spec.windows is not None:
-        raise ModelError("model.windows: timm's ViT has none; export to another format, or set windows: none")
-    if spec.tokens.dist and spec.embed_norm:
-        raise ModelError("model.embed_norm: timm's distilled ViT has none; drop the distillation token to export")
-    if spec.tokens.dist and spec.tokens.registers:
-        raise ModelError(
-            "model.registers: timm's distilled ViT has none; drop them or the distillation token to export"
-        )
 
 
 def _timm_positions(state: Mapping[str, Tensor], spec: ViTSpec) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.cluster.environment import unset
 from pipeline.cluster.session import connect
 from pipeline.config.load import dump_config
 from pipeline.config.schema import (
@@ -21,7 +22,7 @@ from pipeline.config.schema import (
     TrainStage,
 )
 from pipeline.credentials import shown
-from pipeline.errors import CheckpointError, ConfigError, Interrupted, PipelineError, TrackingError
+from pipeline.errors import CheckpointError, Interrupted, TrackingError
 from pipeline.report.tables import installed_versions
 from pipeline.stages.context import RunContext, find_datasets, make_datasets, tracking_store
 from pipeline.stages.evaluate import EvaluateStageRun
@@ -72,7 +73,7 @@ def run_pipeline(config: PipelineConfig) -> None:
     datasets, to_make = find_datasets(config)
     findings = preflight(config, datasets)
     findings.faults += [problem for name, problem in to_make.items() if not config.datasets[name].make]
-    findings.faults += unset_variables(config, os.environ)
+    findings.faults += unset(config.cluster.env, os.environ, "cluster.env")
     findings.refuse()
     folder = RunFolder(Path(config.runs_dir) / config.name)
     with ExitStack() as stack:
@@ -101,15 +102,6 @@ def run_pipeline(config: PipelineConfig) -> None:
         context = RunContext(config, folder, cluster, tracker, parent, progress, StopRequest(progress), datasets)
         take_resources(context)
         Execution(context).run()
-
-
-def unset_variables(config: PipelineConfig, environment: Mapping[str, str]) -> list[PipelineError]:
-    """One error for each variable that the ranks are to take from here, where it is missing."""
-    return [
-        ConfigError(f"cluster.env: {name} is not set where the run was started; set it there, or take it off the list")
-        for name in config.cluster.env
-        if name not in environment
-    ]
 
 
 def take_resources(context: RunContext) -> None:

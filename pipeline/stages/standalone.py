@@ -71,6 +71,7 @@ def run_ranks(worker: Callable[[Any, RankContext], None], job: Any, folder: Path
                 name=COMMAND,
                 folder=folder,
                 stall_timeout_s=config.stall_timeout_s,
+                env=config.env,
             )
 
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import click
 import pytest
 
-from pipeline.cli.evaluate import chosen_methods, measures_table
+from pipeline.cli.evaluate import chosen_methods, measures_table, variables
 from pipeline.config.probe import KnnConfig
+from pipeline.errors import ConfigError
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
 
@@ -57,3 +58,12 @@ def test_what_a_probe_refuses(names: str, train: str | None, task: str | None, e
     with pytest.raises(click.UsageError) as caught:
         chosen_methods(names, train, task)
     assert expected in str(caught.value)
+
+
+def test_variables_for_the_ranks_are_named_and_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEAM_TOKEN", "secret")
+    assert variables(["TEAM_TOKEN"]) == ["TEAM_TOKEN"]
+    with pytest.raises(click.UsageError, match="--env: found 'A=1', expected the name of a variable"):
+        variables(["A=1"])
+    with pytest.raises(ConfigError, match=r"^--env: NOT_SET_ANYWHERE is not set where the run was started"):
+        variables(["TEAM_TOKEN", "NOT_SET_ANYWHERE"])

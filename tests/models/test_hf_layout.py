@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pipeline.config.task import task_class
 from pipeline.errors import ModelError
 from pipeline.models import MiniViT, ModelSpec
+from pipeline.models.expressible import hf_layout
 from pipeline.models.hf_bridge import from_hugging_face
-from pipeline.models.hf_layout import hf_layout, to_hugging_face
+from pipeline.models.hf_layout import to_hugging_face
 from pipeline.models.pooled import pooled
 from pipeline.models.spec import Windows
 from pipeline.models.variants import build_backbone

@@ -165,7 +165,7 @@ def test_former_settings_are_not_the_stages(begin: Begin) -> None:
     assert_is_of(checkpoint_bundle(run, "last"), 10)
 
 
-@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if not form.narrow])
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if not form.check])
 def test_the_command_writes_it_in_every_format(begin: Begin, tmp_path: Path, name: str) -> None:
     arguments = [begin() / "pretrain", "--checkpoint", "best", "--format", name, "--out", tmp_path / "out", "--license"]
     arguments += ["mit", "--fixed-size"]
