@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline import __version__
 from pipeline.metrics.schema import VAL, Better
+from pipeline.tracking.patience import patience
 from pipeline.tracking.runs import Tracker, raises_tracking_errors
 
 LOADER = "pipeline.tracking.pyfunc"
@@ -48,7 +49,8 @@ def log_model(tracker: Tracker, run_id: str, model: FinishedModel) -> str:
     logged = tracker.client.create_logged_model(tracker.experiment_id, name, run_id, tags, model_type="vision")
     with tempfile.TemporaryDirectory() as scratch:
         _save(Path(scratch, "model"), model, str(logged.model_id), run_id)
-        tracker.client.log_model_artifacts(logged.model_id, str(Path(scratch, "model")))
+        with patience.uploading(Path(scratch, "model")):
+            tracker.client.log_model_artifacts(logged.model_id, str(Path(scratch, "model")))
     _link_measures(tracker, run_id, model, str(logged.model_id))
     tracker.client.log_outputs(
         run_id, [LoggedModelOutput(logged.model_id, step=0)]

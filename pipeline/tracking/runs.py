@@ -13,6 +13,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from pipeline.credentials import shown
 from pipeline.errors import TrackingError
 from pipeline.tracking.names import TAG_PREFIX, mlflow_name
+from pipeline.tracking.patience import patience
 from pipeline.tracking.store import (
     NO_ANSWER,
     PASSWORD_VARIABLE,
@@ -44,16 +45,20 @@ R = TypeVar("R")
 
 
 def raises_tracking_errors(method: Callable[Concatenate[Tracker, P], R]) -> Callable[Concatenate[Tracker, P], R]:
-    """Decorator: re-raises any error of MLflow or its store as a `TrackingError`."""
+    """Decorator: re-raises any error of MLflow or its store as a `TrackingError`, and notes whether it answers."""
 
     @functools.wraps(method)
     def call(tracker: Tracker, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return method(tracker, *args, **kwargs)
+            result = method(tracker, *args, **kwargs)
         except TrackingError:
             raise
         except Exception as error:
+            if NO_ANSWER.search(str(error)):
+                patience.not_heard()
             raise TrackingError(f"{tracker.store.setting}: {tracker.complaint(error)}") from error
+        patience.heard()
+        return result
 
     return call
 
@@ -230,10 +235,11 @@ class Tracker:
     def artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Store a file, or a folder with its contents, with the run."""
         try:
-            if path.is_dir():
-                self.client.log_artifacts(run_id, str(path), folder)
-            else:
-                self.client.log_artifact(run_id, str(path), folder)
+            with patience.uploading(path):
+                if path.is_dir():
+                    self.client.log_artifacts(run_id, str(path), folder)
+                else:
+                    self.client.log_artifact(run_id, str(path), folder)
         except Exception as error:
             if NO_ANSWER.search(str(error)) or refuses_password(error):
                 raise

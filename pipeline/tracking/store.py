@@ -19,17 +19,17 @@ from pipeline.config.schema import TrackingConfig
 from pipeline.credentials import shown, without_secrets_of
 from pipeline.errors import TrackingError
 from pipeline.files import takes_no_files
+from pipeline.tracking.patience import patience
 
 QUIET = ("mlflow", "mlflow.store.db.utils", "alembic", "sqlalchemy", "urllib3.connectionpool")
 DEFAULT_EXPERIMENT = "minivit"
 SQLITE = re.compile(r"sqlite(\+\w+)?:///")
 DATABASE = re.compile("postgresql|mysql|mssql|sqlite")  # MLflow creates its tables there on first access
 CONFIG, RECORD, DEFAULT = "tracking.uri", "the run's record", "the default"
-RETRIES_VARIABLE, TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+RETRIES_VARIABLE = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 USER_VARIABLE, PASSWORD_VARIABLE = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 TOKEN_VARIABLE = "MLFLOW_TRACKING_TOKEN"
 PRINTING_VARIABLE = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
-FIRST_ANSWER_S = "5"
 UNAUTHORIZED = (401, 403)
 NO_ANSWER = re.compile(r"Max retries exceeded|Read timed out|Connection (refused|reset|aborted)|could not connect")
 REFUSED = re.compile(r"error code 40[13]\b|\b40[13] Client Error|password authentication failed")
@@ -122,11 +122,12 @@ def client_for(uri: str, setting: str = "tracking.uri") -> Any:
     for name in QUIET:  # failures are raised anyway; after the import, which sets its own levels
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with impatient():
-            client = MlflowClient(tracking_uri=uri)
-            client.search_experiments(max_results=1)
+        patience.not_heard()
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
     except Exception as error:  # MLflow raises what its store raises: SQLAlchemy, requests, its own
         raise TrackingError(f"{setting}: {unanswered(uri, error)}") from None
+    patience.heard()
     return client
 
 
@@ -141,22 +142,6 @@ def unanswered(uri: str, error: Exception) -> str:
         f"the MLflow store at {shown(uri)} does not answer ({reason(error, uri)}); start it, correct the "
         "URI, or omit it to use the SQLite store in the runs folder"
     )
-
-
-@contextmanager
-def impatient() -> Iterator[None]:
-    """Within this context MLflow waits a few seconds for a response, unless the environment sets a timeout.
-
-    Later calls use MLflow's own two minutes: a server responds to an upload only after it has forwarded the file.
-    """
-    if TIMEOUT_VARIABLE in os.environ:
-        yield
-        return
-    os.environ[TIMEOUT_VARIABLE] = FIRST_ANSWER_S
-    try:
-        yield
-    finally:
-        os.environ.pop(TIMEOUT_VARIABLE, None)
 
 
 def refuses_password(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.config.load import dump_config
 from pipeline.errors import TrackingError
@@ -156,3 +157,30 @@ def test_a_run_does_not_wait_for_ever(context: RunContext, stage: Any, outage: l
     status = context.folder.stage("finer").status()
     assert status is not None
     assert (status.state, bool(status.untracked)) == (FINISHED, True)
+
+
+def test_a_server_that_falls_silent_does_not_hold_up_the_end_of_a_stage(
+    context: RunContext, stage: Any, silent_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(context.progress, "say", said.append)
+    monkeypatch.setattr("pipeline.tracking.patience.ANSWER_S", 2)
+    monkeypatch.setattr("pipeline.tracking.patience.FIRST_ANSWER_S", 1)
+    context.config = context.config.model_copy(
+        update={"tracking": context.config.tracking.model_copy(update={"wait_s": 0.0})}
+    )
+    one, execution = tracking(context, stage), Execution(context)
+    one.deliver()
+    (context.folder.stage("finer").path / "metrics.jsonl").open("a").write(
+        '{"step": 3, "time": 3.0, "train/loss": 1}\n'
+    )
+    monkeypatch.setattr(context.tracker, "client", MlflowClient(f"http://127.0.0.1:{silent_port}"))
+    began = time.monotonic()
+    with one.following():
+        pass
+    execution._deliver(one)
+    with pytest.raises(TrackingError, match=r"finer is incomplete; .*: run the same command again to send it"):
+        execution._deliver_rest()
+    assert time.monotonic() - began < 30  # of requests of 2 s, then 1 s; with MLflow's own timeout one takes 120 s
+    assert "does not answer (Read timed out); restart it; training continues" in said[0]
+    assert "the stage's remaining records are kept and will be sent later" in said[1]
