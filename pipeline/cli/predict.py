@@ -57,7 +57,7 @@ def command(
     if out is None:
         print_shares(summaries(loaded, found, top, batch_size), as_json=as_json)
         return
-    options = {"top_k": top} if "top_k" in loaded.task_module().predict_options else {}
+    options = {"top_k": top} if "top_k" in loaded.task.predict_options else {}
     ids = (CocoIds() if coco_ids is None else CocoIds.read(coco_ids)) if coco else None
     predictor = Predictor(loaded, options | parsed(given), batch_size)
     write_predictions(predictor, found, out, ids)

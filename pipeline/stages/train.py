@@ -41,7 +41,7 @@ from pipeline.stages.temperature import TemperatureWatch
 from pipeline.stages.tokenizer import stage_tokenizer
 from pipeline.stages.tracking import RESUME
 from pipeline.stream.source import build_mixture, evaluation_of
-from pipeline.tasks.task import task_of
+from pipeline.tasks.task import own_task, task_of
 from pipeline.tracking.models import FinishedModel
 from pipeline.tracking.runs import TRAINING, VALIDATION
 from pipeline.train.job import TrainJob
@@ -355,10 +355,16 @@ def best_values(schema: Schema, validations: Sequence[Mapping[str, float]]) -> d
 def finished_model(stage_id: str, folder: StageFolder, status: Status) -> FinishedModel:
     """A training stage's model, as MLflow gets it."""
     described = load_description(folder.model)
-    preprocess = described.preprocess
-    measures = measures_of({"schema": status.schema, "result": status.result})
+    preprocess, task = described.preprocess, own_task(described)
     return FinishedModel(
-        stage_id, folder.model.absolute(), preprocess.channels, preprocess.image_size, status.digest, measures
+        stage=stage_id,
+        folder=folder.model.absolute(),
+        channels=preprocess.channels,
+        image_size=preprocess.image_size,
+        digest=status.digest,
+        example_prediction=task.example_prediction(described.spec.num_classes),
+        predict_options=task.predict_options,
+        measures=measures_of({"schema": status.schema, "result": status.result}),
     )
 
 

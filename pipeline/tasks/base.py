@@ -79,7 +79,6 @@ class TaskModule(nn.Module, ABC):
     """
 
     sum_names: tuple[str, ...]
-    predict_options: frozenset[str] = frozenset()  # options of `predict`
     coupled: bool = False  # whether `couple` adds a loss that depends on several samples at once
     follower: Frozen[MiniViT] | None = None  # a teacher whose weights are the moving average of the model's
     momentum: float = 0.0  # initial weight of the old average in that moving average
@@ -172,7 +171,7 @@ class TaskModule(nn.Module, ABC):
         Args:
             images: normalised [B, C, H, W], at the model's size.
             sizes: (height, width) of the images before they were resized.
-            options: those of `predict_options`.
+            options: the task's `predict_options`.
 
         Raises:
             ModelError: the task makes no predictions for images.

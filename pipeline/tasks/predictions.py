@@ -57,7 +57,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         self.task = self.model.task_module()
-        check_options(self.task, self.options)
+        check_options(self.model.task, self.options)
 
     def __call__(self, images: Iterable[FoundImage], compute: Compute | None = None) -> Iterator[list[Predicted]]:
         """Yield predicted batches while threads decode the next one. `compute` defaults to the task's `predict`."""

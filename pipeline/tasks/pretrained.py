@@ -53,7 +53,7 @@ class PretrainedMiniViT(MiniViT):
         image, and `ModelError` for unknown options or if the task makes no predictions for images.
         """
         task = self.task_module()
-        check_options(task, options)
+        check_options(self.task, options)
         pixels, sizes = self._read(images)
         with torch.inference_mode():
             return task.predict(pixels, sizes, **options) if sizes else []
@@ -111,13 +111,11 @@ def load_pretrained(path: str | os.PathLike[str]) -> PretrainedMiniViT:
     return PretrainedMiniViT.from_bundle(load_bundle(folder))
 
 
-def check_options(task: TaskModule, options: Mapping[str, Any]) -> None:
+def check_options(task: BaseTask, options: Mapping[str, Any]) -> None:
     """Raise ModelError for an option that the task's predictions do not support."""
     if unknown := options.keys() - task.predict_options:
         known = ", ".join(sorted(task.predict_options)) or "none"
-        raise ModelError(
-            f"predict: {min(unknown)} is not an option of a {task.model.spec.task} model; allowed: {known}"
-        )
+        raise ModelError(f"predict: {min(unknown)} is not an option of a {task.type} model; allowed: {known}")
 
 
 def view_of(data: Data, size: Pair, preprocess: Preprocess) -> tuple[Pixels, Pair]:

@@ -26,6 +26,7 @@ class BaseTask(TaskConfig):
     """The base of every `Task`; its fields are the settings of the `task` section."""
 
     follows: ClassVar[bool] = False  # whether the model has a moving-average teacher; see `train.teacher`
+    predict_options: ClassVar[Mapping[str, type]] = {}  # options of predictions, by name
 
     @abstractmethod
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
@@ -56,6 +57,10 @@ class BaseTask(TaskConfig):
     def predict_size(self, image_size: Pair) -> Pair:
         """Input size of predictions, (height, width), for a model of `image_size`."""
         return next(iter(self.view_groups(evaluation=True).values())).size or image_size
+
+    def example_prediction(self, num_classes: int) -> Any:
+        """An invented prediction for one image, with the types of real ones; default: features."""
+        return [0.0]
 
     def check_teacher(
         self, student: ModelSpec, classes: Sequence[str] | None, teacher: ModelSpec, names: Sequence[str] | None

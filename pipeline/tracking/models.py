@@ -21,17 +21,23 @@ LOADER = "pipeline.tracking.pyfunc"
 VALUE_TAG, METRIC_TAG, STAGE_TAG = "minivit.value", "minivit.metric", "minivit.stage"
 DIGEST_TAG = "minivit.digest"
 FORBIDDEN = re.compile(r"[^\w-]")  # in names of logged models
+PARAM_TYPES = {int: "long", float: "double", list: "string"}  # MLflow has no nested lists: these are JSON
 
 
 @dataclass(frozen=True)
 class FinishedModel:
-    """A bundle, the stage that trained it, and its last validation's measures; `digest` is of the stage's inputs."""
+    """A bundle, the stage that trained it, and its last validation's measures; `digest` is of the stage's inputs.
+
+    `example_prediction` and `predict_options` are those of its task: what MLflow's signature tells of its predictions.
+    """
 
     stage: str
     folder: Path
     channels: int
     image_size: tuple[int, int]
     digest: str
+    example_prediction: Any
+    predict_options: Mapping[str, type] = field(default_factory=dict)
     measures: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -79,21 +85,34 @@ def logged_models(tracker: Tracker, run_id: str) -> list[Any]:
 
 def _save(path: Path, model: FinishedModel, model_id: str, run_id: str) -> None:
     """Write MLflow's files around the bundle: its loader, signature and input example."""
-    from mlflow.models import Model, ModelSignature
+    from mlflow.models import Model
     from mlflow.pyfunc import save_model
-    from mlflow.types.schema import Schema, TensorSpec
 
     height, width = model.image_size
-    images = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, model.channels), "images")
     save_model(
         str(path),
         loader_module=LOADER,
         data_path=str(model.folder),
         mlflow_model=Model(run_id=run_id, model_id=model_id),
-        signature=ModelSignature(inputs=Schema([images])),
+        signature=signature(model),
         input_example={"images": np.zeros((1, height, width, model.channels), np.uint8)},
         pip_requirements=[f"minivit-pipeline=={__version__}"],
     )
+
+
+def signature(model: FinishedModel) -> Any:
+    """MLflow's `ModelSignature`: images of any size, the task's predictions and its options, all optional."""
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types.schema import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    images = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, model.channels), "images")
+    one = model.example_prediction
+    if isinstance(one, np.ndarray):
+        outputs = Schema([TensorSpec(one.dtype, (-1,) * (1 + one.ndim))])
+    else:
+        outputs = infer_signature(model_output=[one]).outputs
+    options = [ParamSpec(name, PARAM_TYPES[kind], None) for name, kind in model.predict_options.items()]
+    return ModelSignature(Schema([images]), outputs, ParamSchema(options) if options else None)
 
 
 @raises_tracking_errors

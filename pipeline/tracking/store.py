@@ -21,7 +21,14 @@ from pipeline.errors import TrackingError
 from pipeline.files import takes_no_files
 from pipeline.tracking.patience import patience
 
-QUIET = ("mlflow", "mlflow.store.db.utils", "alembic", "sqlalchemy", "urllib3.connectionpool")
+QUIET = (
+    "mlflow",
+    "mlflow.store.db.utils",
+    "mlflow.models.signature",
+    "alembic",
+    "sqlalchemy",
+    "urllib3.connectionpool",
+)
 DEFAULT_EXPERIMENT = "minivit"
 SQLITE = re.compile(r"sqlite(\+\w+)?:///")
 DATABASE = re.compile("postgresql|mysql|mssql|sqlite")  # MLflow creates its tables there on first access

@@ -30,7 +30,8 @@ def finished(tmp_path: Path) -> FinishedModel:
     spec = build_spec("nano", image_size=8, num_classes=2, depth=1, channels=1)
     bundle = Bundle(MiniViT.from_spec(spec).state_dict(), spec, Preprocess((0.5,), (0.5,), 1, (8, 8)), ["a", "b"], {})
     folder = bundle.save(tmp_path / "model")
-    return FinishedModel("pretrain/nano", folder, 1, (8, 8), "digest", {"accuracy": 0.5, "loss": 1.0})
+    measures = {"accuracy": 0.5, "loss": 1.0}
+    return FinishedModel("pretrain/nano", folder, 1, (8, 8), "digest", [("a", 0.5)], measures=measures)
 
 
 def test_the_alias_goes_to_the_better_version_alone(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipeline.config.section import Rate
@@ -25,6 +25,10 @@ class Task(BaseTask):
     measured: ClassVar[Schema] = CLASSIFICATION
     targets: ClassVar[tuple[str, ...]] = ("class_id",)
     pipeline_tag: ClassVar[str] = "image-classification"
+    predict_options: ClassVar[Mapping[str, type]] = {"top_k": int}
+
+    def example_prediction(self, num_classes: int) -> list[tuple[str, float]]:
+        return [("name", 0.5)]
 
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
         return classifier_heads(backbone, num_classes)

@@ -30,7 +30,6 @@ class Classification(TaskModule):
     """
 
     sum_names: tuple[str, ...] = ("loss", "right", "right_top5", "samples", "unmixed")
-    predict_options = frozenset({"top_k"})
     any_size = True
 
     def __init__(self, model: MiniViT, preprocess: Preprocess, classes: Sequence[str], label_smoothing: float) -> None:

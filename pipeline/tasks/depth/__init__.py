@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from pipeline.config.section import Positive, Share
@@ -57,6 +58,9 @@ class Task(BaseTask):
         layers = {} if self.layers is None else {"layers": self.layers}
         options: dict[str, Any] = {**layers, **self.head_options, QUANTITIES: True}
         return {HEAD: HeadSpec(self.head, 1, options)}
+
+    def example_prediction(self, num_classes: int) -> np.ndarray:
+        return np.zeros((1, 1), np.float32)
 
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> DepthEstimation:
         from pipeline.tasks.depth.module import DepthEstimation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -44,6 +44,7 @@ class Task(BaseTask):
     measuring: ClassVar[frozenset[str]] = frozenset({"inference"})
     measured: ClassVar[Schema] = DETECTION
     pipeline_tag: ClassVar[str] = "object-detection"
+    predict_options: ClassVar[Mapping[str, type]] = {"score": float}
 
     type: Literal["detection"] = "detection"
     head: str = Field(
@@ -106,6 +107,9 @@ class Task(BaseTask):
         options: dict[str, Any] = {} if self.layers is None else {"layers": self.layers}
         options |= self.head_options | ({"denoising": 1} if self.copies else {})
         return {HEAD: HeadSpec(self.head, num_classes, options)}
+
+    def example_prediction(self, num_classes: int) -> dict[str, list[Any]]:
+        return {"boxes": [[0.0, 0.0, 1.0, 1.0]], "scores": [0.5], "labels": ["name"], "classes": [0]}
 
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> Detection:
         from pipeline.tasks.detection.module import Detection

@@ -43,7 +43,6 @@ class Detection(TaskModule):
     Sums: the T terms of the loss, and the normaliser of each.
     """
 
-    predict_options = frozenset({"score"})
     ranked = True
 
     def __init__(self, model: MiniViT, task: Task, classes: Sequence[str], preprocess: Preprocess) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -32,6 +32,7 @@ class Task(BaseTask):
 
     targets: ClassVar[tuple[str, ...]] = ("keypoints",)
     pipeline_tag: ClassVar[str] = "keypoint-detection"
+    predict_options: ClassVar[Mapping[str, type]] = {"boxes": list}
     measuring: ClassVar[frozenset[str]] = frozenset({"sigmas", "flip_test"})
     measured: ClassVar[Schema] = KEYPOINTS
 
@@ -89,6 +90,9 @@ class Task(BaseTask):
                 f"sigmas: found {len(self.sigmas)} for {len(names)} keypoints; give one for each, in their order"
             )
         return default_sigmas(len(names)) if self.sigmas is None else tuple(self.sigmas)
+
+    def example_prediction(self, num_classes: int) -> dict[str, list[Any]]:
+        return {"boxes": [[0.0, 0.0, 1.0, 1.0]], "keypoints": [[[0.0, 0.0, 0.5]]], "names": ["name"]}
 
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> KeypointDetection:
         from pipeline.tasks.keypoints.module import KeypointDetection

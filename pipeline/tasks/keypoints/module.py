@@ -41,7 +41,6 @@ class KeypointDetection(TaskModule):
     """
 
     sum_names = ("loss", "keypoints", "judged", "right")
-    predict_options = frozenset({"boxes"})
     output_names = ("keypoints",)
 
     def __init__(self, model: MiniViT, task: Task, names: Sequence[str], preprocess: Preprocess) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from pipeline.config.section import Positive, Rate
@@ -83,6 +84,9 @@ class Task(BaseTask):
         layers = {} if self.layers is None else {"layers": self.layers}
         options: dict[str, Any] = {**layers, **self.head_options}
         return {HEAD: HeadSpec(self.head, num_classes, options)}
+
+    def example_prediction(self, num_classes: int) -> np.ndarray:
+        return np.zeros((1, 1), np.uint8 if num_classes <= 256 else np.int16)
 
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> Segmentation:
         from pipeline.tasks.segmentation.module import Segmentation
