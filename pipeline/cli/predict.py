@@ -79,14 +79,15 @@ def print_shares(rows: Any, *, as_json: bool) -> None:
 
 def parsed(given: tuple[str, ...]) -> dict[str, Any]:
     """NAME=YAML options as values. Raises UsageError."""
-    import yaml
+    from pipeline.config.yaml_text import parse_yaml
+    from pipeline.errors import ConfigError
 
     options = {}
     for text in given:
         name, equals, value = text.partition("=")
         try:
-            options[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            options[name.strip()] = parse_yaml(value, "--option")
+        except ConfigError:
             equals = ""
         if not equals or not name.strip():
             raise click.UsageError(f"--option: found {text!r}, expected NAME=YAML, such as threshold=0.5")

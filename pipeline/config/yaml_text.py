@@ -1,6 +1,8 @@
 """YAML as this project reads and writes it: the core schema of YAML 1.2 with merge keys, no object construction.
 
-`1e-3` is a number, `yes` and `2026-01-01` are text, and a key that appears twice is an error.
+`1e-3` is a number; `yes`, `2026-01-01` and `0x1F` are text; a key that appears twice is an error. PyYAML does it with
+other tables of types. ruamel.yaml would need as many corrections: it reads dates, lets an alias contain itself or
+share its value, and writes `yes` without quotes, which readers of YAML 1.1 take for true.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 
 from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ProbeStage, Stage, TrainStage
-from pipeline.errors import CheckpointError, ModelError
+from pipeline.config.yaml_text import read_yaml
+from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.metrics.confusion import CONFUSION
 from pipeline.metrics.files import PER_CLASS, PRECISION_RECALL
 from pipeline.metrics.outcome import schema_of
@@ -216,8 +216,8 @@ def read_run(folder: Path) -> Run:
         raise CheckpointError(f"{folder} is not a run folder, as it has no pipeline.yaml; give a folder below runs/")
     text = source.read_bytes()
     try:
-        config = PipelineConfig.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError) as error:
+        config = PipelineConfig.model_validate(read_yaml(source))
+    except (ConfigError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(
             f"{source} is not a pipeline this version can read ({first}); use the version that made the run"

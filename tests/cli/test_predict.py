@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from pipeline.cli.export import command as export_command
-from pipeline.cli.predict import command
+from pipeline.cli.predict import command, parsed
 from pipeline.errors import DataError, ModelError
 from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
 from pipeline.models.minivit import MiniViT
@@ -162,6 +162,10 @@ def test_options_without_a_meaning_are_refused(model: Path, images: list[str], t
         run_raising(model, images[0], "--out", tmp_path / "out", "--option", "topk=3")
     assert run(model, images[0], "--out", tmp_path / "out", "--option", "top_k=1").exit_code == 0
     assert len(lines(tmp_path / "out")[0]["classes"]) == 1
+
+
+def test_options_are_read_as_configs_are() -> None:
+    assert parsed(("score=1e-3", "boxes=[[0, 0, 9, 9]]")) == {"score": 0.001, "boxes": [[0, 0, 9, 9]]}
 
 
 def run_raising(*arguments: object) -> None:
