@@ -26,6 +26,18 @@ def test_measures_are_those_of_a_plain_formula_however_pixels_are_cut(seed: int,
     assert found["delta1"] == pytest.approx((np.maximum(d / t, t / d) < 1.25).mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_errors_are_those_of_scikit_learn(scale: float) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    truth = scale * rng.uniform(0.5, 8, (30, 40)) * (rng.random((30, 40)) < 0.7)
+    metres = (scale * rng.uniform(0.5, 8, (30, 40))).astype(np.float32)
+    found = depth_measures(depth_errors(torch.from_numpy(metres), torch.from_numpy(truth)).tolist())
+    pair = truth[truth > 0], metres[truth > 0].astype(float)
+    assert found["abs_rel"] == pytest.approx(metrics.mean_absolute_percentage_error(*pair), rel=1e-6)
+    assert found["rmse"] == pytest.approx(metrics.root_mean_squared_error(*pair), rel=1e-6)
+
+
 def test_nothing_measured_is_no_error() -> None:
     assert depth_measures(depth_errors(torch.rand(2, 2), torch.zeros(2, 2)).tolist()) == {
         "abs_rel": 0.0,

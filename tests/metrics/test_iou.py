@@ -51,12 +51,26 @@ def test_ious_are_those_of_their_definition(seed: int, height: int, width: int) 
     assert pixel_accuracy(counts) == pytest.approx((predicted == labels)[kept].mean() if kept.any() else 0.0)
 
 
-def test_the_mean_is_that_of_scikit_learn() -> None:
+ONES, TWOS = np.full((5, 6), 1), np.full((5, 6), 2)
+CASES = {
+    "random": maps(3, (40, 50)),
+    "one class alone": (ONES, ONES),
+    "nothing right": (ONES, TWOS),
+    "a class predicted but never labelled": (np.where(np.arange(30).reshape(5, 6) % 2, 1, 3), ONES),
+    "a class labelled but never predicted": (ONES, np.where(np.arange(30).reshape(5, 6) % 2, 1, 3)),
+    "one labelled pixel": (ONES, np.where(np.arange(30).reshape(5, 6) == 7, 1, -1)),
+    "predictions where nothing is labelled": (TWOS, np.where(np.arange(30).reshape(5, 6) < 4, 2, -1)),
+}
+
+
+@pytest.mark.parametrize(("predicted", "labels"), CASES.values(), ids=CASES.keys())
+def test_means_are_those_of_scikit_learn(predicted: np.ndarray, labels: np.ndarray) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
-    predicted, labels = maps(3, (40, 50))
     kept = labels >= 0
-    expected = metrics.jaccard_score(labels[kept], predicted[kept], average="macro")
-    assert mean_iou(overlaps(torch.from_numpy(predicted), torch.from_numpy(labels), K)) == pytest.approx(expected)
+    counts = overlaps(torch.from_numpy(predicted), torch.from_numpy(labels), K)
+    expected = metrics.jaccard_score(labels[kept], predicted[kept], average="macro", zero_division=0)
+    assert mean_iou(counts) == pytest.approx(expected, abs=1e-6)
+    assert pixel_accuracy(counts) == pytest.approx(metrics.accuracy_score(labels[kept], predicted[kept]), abs=1e-6)
 
 
 def test_counts_of_images_and_ranks_add_up_to_those_of_all_pixels() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -90,6 +93,47 @@ def test_average_precision_is_that_of_pycocotools(keypoints: int, noise: float) 
     expected = by_coco(found, keypoints)
     assert oks_ap(found, default_sigmas(keypoints)) == pytest.approx(expected, abs=1e-9)
     assert (expected == 1.0) == (noise == 0.0)
+
+
+CASES = {
+    "tied scores": {n: one._replace(predicted=one.predicted.round(0)) for n, one in images(24, 5, 0.1, 1).items()},
+    "every score the same": {
+        n: one._replace(predicted=np.concatenate([one.predicted[..., :2], np.ones_like(one.truth[..., :1])], axis=2))
+        for n, one in images(24, 5, 0.1, 2).items()
+    },
+    "instances in the same place": {
+        n: ImageInstances(*(part.repeat(3, axis=0) for part in one)) for n, one in images(6, 5, 0.15, 3).items()
+    },
+    "one instance in many images": {n: one for n, one in images(40, 5, 0.1, 4).items() if n == 1 or n % 4 == 0},
+    "objects of a few pixels": {
+        n: ImageInstances(one.truth * (0.05, 0.05, 1), one.boxes * 0.05, one.areas * 0.0025, one.predicted * 0.05)
+        for n, one in images(24, 5, 0.1, 5).items()
+    },
+}
+
+
+@pytest.mark.parametrize("found", CASES.values(), ids=CASES.keys())
+def test_unusual_images_are_judged_as_pycocotools_does(found: dict[int, ImageInstances]) -> None:
+    assert oks_ap(found, default_sigmas(5)) == pytest.approx(by_coco(found, 5), abs=1e-6)
+
+
+@given(st.integers(0, 1000), st.integers(0, 4))
+def test_pck_is_that_of_its_definition(seed: int, count: int) -> None:
+    """No library has PCK relative to the box."""
+    rng = np.random.default_rng(seed)
+    truth, guess = rng.uniform(0, 50, (2, count, 6, 3))
+    truth[..., 2] = rng.integers(0, 3, (count, 6))
+    corners = rng.uniform(0, 50, (count, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 60, (count, 2))], axis=1)
+    expected = [
+        [
+            v > 0 and math.dist((x, y), near[:2]) <= 0.1 * max(x1 - x0, y1 - y0)
+            for (x, y, v), near in zip(*pair, strict=True)
+        ]
+        for *pair, (x0, y0, x1, y1) in zip(truth, guess, boxes, strict=True)
+    ]
+    found = right_keypoints(*(torch.from_numpy(part) for part in (guess, truth, boxes)))
+    assert found.tolist() == expected
 
 
 def test_ranks_together_have_what_one_has(tmp_path: Path) -> None:
