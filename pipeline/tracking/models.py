@@ -21,7 +21,7 @@ LOADER = "pipeline.tracking.pyfunc"
 VALUE_TAG, METRIC_TAG, STAGE_TAG = "minivit.value", "minivit.metric", "minivit.stage"
 DIGEST_TAG = "minivit.digest"
 FORBIDDEN = re.compile(r"[^\w-]")  # in names of logged models
-PARAM_TYPES = {int: "long", float: "double", list: "string"}  # MLflow has no nested lists: these are JSON
+PARAM_TYPES: Mapping[type, str] = {int: "long", float: "double", list: "string"}  # lists are JSON: MLflow nests none
 
 
 @dataclass(frozen=True)
