@@ -9,14 +9,26 @@ import click
 from pipeline.cli.paths import UserPath
 
 
+class FormatName(click.ParamType[str]):
+    """The name of a format; the help lists those of the table, which is imported only then."""
+
+    name = "format"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        from pipeline.export import FORMATS
+
+        return "|".join(FORMATS)
+
+
 @click.command("export")
 @click.argument("model", type=UserPath(path_type=Path), metavar="RUN[/STAGE]")
 @click.option(
     "--format",
     "name",
+    type=FormatName(),
     default="safetensors",
     show_default=True,
-    help="safetensors, timm, hf, clip, open-clip, hf-clip, onnx or torch-export.",
+    help="What to write; pipeline/export/README.md says what each holds.",
 )
 @click.option(
     "--checkpoint",

@@ -1,4 +1,4 @@
-"""The sizes of MiniViT, as a table. A new size is a new row."""
+"""The sizes of MiniViT, as a table. A new size is a new row here, and one in the table of this folder's README."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from pipeline.models.spec import Activation, FewerPatches, Norm, Pair, TokenSche
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: the shape of the encoder and its usual patch. `patch` in pixels; `note` names the source."""
+    """One row: the shape of the encoder and its usual patch. `patch` in pixels; `note` names the source.
+
+    A changed width keeps the ratio of `mlp_dim` to it, unless the row has a `fixed_mlp`.
+    """
 
     embed_dim: int
     depth: int
@@ -26,6 +29,7 @@ class Variant:
     eps: float = 1e-6
     dropout: float = 0.0
     fewer_patches: FewerPatches = "resize"
+    fixed_mlp: bool = False
 
 
 VARIANTS: dict[str, Variant] = {
@@ -38,7 +42,18 @@ VARIANTS: dict[str, Variant] = {
     "huge": Variant(1280, 32, 16, 5120, 14, "ViT-H (Dosovitskiy et al. 2021)"),
     "giant": Variant(1408, 40, 16, 6144, 14, "ViT-g (Zhai et al. 2022)"),
     "tutorial": Variant(
-        768, 6, 8, 2048, 16, "the MiniViT tutorial, on torch's own encoder defaults", "post", "relu", 1e-5, 0.1, "slice"
+        768,
+        6,
+        8,
+        2048,
+        16,
+        "the MiniViT tutorial, on torch's own encoder defaults",
+        norm="post",
+        activation="relu",
+        eps=1e-5,
+        dropout=0.1,
+        fewer_patches="slice",
+        fixed_mlp=True,
     ),
 }
 
@@ -71,7 +86,6 @@ def build_backbone(
 
     `overrides` are fields of a row, of the token schema (`class_token`, `dist_token`, `mask_token`, `registers`,
     `prefix_positions`), and `pool`, `drop_path`, `qk_norm`, `layer_scale`, `positions`, `embed_norm` and `windows`. A
-    changed `embed_dim` keeps the row's ratio of `mlp_dim` to it, except for the tutorial, which keeps torch's 2048. A
     model without class token pools by average. Raises `ModelError` on unknown names and impossible combinations.
     """
     row = find_variant(variant)
@@ -83,7 +97,7 @@ def build_backbone(
             raise ModelError(f"model.{key}: not a field of a variant; {hint}")
 
     settings = {name: overrides.get(name, getattr(row, name)) for name in ROW_FIELDS}
-    if "mlp_dim" not in overrides and variant != "tutorial":
+    if "mlp_dim" not in overrides and not row.fixed_mlp:
         settings["mlp_dim"] = settings["embed_dim"] * row.mlp_dim // row.embed_dim
     tokens = TokenSchema(**{theirs: overrides[ours] for ours, theirs in TOKEN_FIELDS.items() if ours in overrides})
     settings["pool"] = overrides.get("pool", "cls" if tokens.cls else "avg")

@@ -11,9 +11,7 @@ from pipeline.models.variants import VARIANTS
 
 base = build_spec("nano", image_size=(28, 20), num_classes=7)
 SPECS: dict[str, ModelSpec] = {
-    **{
-        name: build_spec(name, image_size=56 if VARIANTS[name].patch == 14 else 64, num_classes=10) for name in VARIANTS
-    },
+    **{name: build_spec(name, image_size=4 * row.patch, num_classes=10) for name, row in VARIANTS.items()},
     "grey, average pool": build_spec("nano", image_size=28, num_classes=10, channels=1, pool="avg"),
     "no class token": build_spec("nano", image_size=28, num_classes=10, class_token=False),
     "registers, layer scale, qk norm": build_spec(

@@ -178,7 +178,8 @@ def test_a_parameters_layer_is_the_first_place_that_it_acts_on(small_model: Make
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_layers_are_counted_up_to_the_depth_of_every_variant(variant: str) -> None:
     with torch.device("meta"):
-        model = MiniViT.from_spec(build_spec(variant, image_size=224, num_classes=10, dist_token=True), init="torch")
+        spec = build_spec(variant, image_size=4 * VARIANTS[variant].patch, num_classes=10, dist_token=True)
+        model = MiniViT.from_spec(spec, init="torch")
     layers = {name: model.layer_of(name) for name, _ in model.named_parameters()}
     assert set(layers.values()) == set(range(model.spec.backbone.depth + 2))
     assert layers["dist_head.weight"] == layers["mlp_head.1.weight"] == model.spec.backbone.depth + 1
