@@ -281,6 +281,17 @@ def test_front_page_is_short_and_names_every_task() -> None:
         assert {kind for kind in kinds if f"`{kind}`" not in page} == set()
 
 
+def test_every_name_that_a_config_can_give_is_in_the_readme_beside_the_code() -> None:
+    from pipeline.export import FORMATS
+    from pipeline.models.variants import VARIANTS
+    from pipeline.shards.make import names
+    from pipeline.targets import target_kinds
+
+    for page, known in (("models", VARIANTS), ("shards", [*target_kinds(), *names()]), ("export", FORMATS)):
+        text = (ROOT / "pipeline" / page / "README.md").read_text()
+        assert [name for name in known if not re.search(rf"[`\s]{name}[`\s]", text)] == [], page
+
+
 def test_modules_named_in_readmes_exist() -> None:
     for path in READMES:
         for name in re.findall(r"python -m (pipeline[\w.]+)", path.read_text()):

@@ -1,4 +1,4 @@
-"""Export formats by name. A new format needs a new file here and a row in `FORMATS`."""
+"""Export formats by name. A format is a file here and a row in `FORMATS`, which spares plans the format's libraries."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 class Format(NamedTuple):
     """A row of the table: the module with `write(bundle, folder) -> Path`, imported when used.
 
-    `write` always leaves `files` in the folder, and for some models `others`. A format that cannot hold every model has
-    a `check`, and one that cannot express every way of resizing images to a size `check_images`: both raise
-    `ModelError`, and need no torch.
-    `graph` formats hold operators, and their `write` also takes a `GraphConfig`. `packages` come with the extra of the
-    format's name. A module's LIBRARY, USE and `notes(bundle)` are for the model card.
+    `write` always leaves `files` in the folder, and for some models `others`; it returns the file or folder that people
+    load. A format that cannot hold every model has a `check`, and one that cannot express every way of resizing images
+    to a size `check_images`: both raise `ModelError`, and need no torch. `graph` formats hold operators, and their
+    `write` also takes a `GraphConfig`. `packages` come with the extra of the format's name in pyproject.toml.
+
+    For the model card, a module has LIBRARY, the Hub's name of the library or None; USE, Markdown with `{folder}` for
+    the export's name; and `notes(bundle)`, a sentence for each thing that the format loses.
     """
 
     module: str

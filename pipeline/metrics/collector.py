@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 
 class Collector(Protocol):
-    """Sees every micro-batch of an evaluation on one rank; rank 0 merges all ranks' states and writes the result."""
+    """Sees every micro-batch of an evaluation on one rank; rank 0 merges all ranks' states and writes the result.
+
+    A task returns it in `TaskModule.collectors`. Merging in any order must give what one rank would have collected.
+    """
 
     def add(self, predicted: Any, batch: Any) -> None:
         """Add a micro-batch and the task's predictions for it, on any device. Samples of weight 0 do not count."""
@@ -20,7 +23,7 @@ class Collector(Protocol):
         """Add another rank's state."""
 
     def measures(self) -> dict[str, float]:
-        """Measures that are not sums over samples, by name."""
+        """Measures that are not sums over samples, by their names in the task's schema; called on rank 0."""
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """Append the model's results to the folder's files; called once per model."""
+        """Append the model's results to the folder's files; called on rank 0, once per model, after `measures`."""

@@ -2,6 +2,10 @@
 
 Every draw comes from the given generator, which the caller keys by (seed, slot): a sample is augmented identically
 whichever process reads it.
+
+A new step is a setting of `AugmentConfig`, off by default, and a line of `load_augmented`. It draws only if it is on,
+so that other pipelines keep their random numbers. It returns uint8 [height, width, channels] for 1 and 3 channels;
+OpenCV drops an axis of 1. If it moves pixels, it adds the motion to `trail`, so that labels follow.
 """
 
 from __future__ import annotations

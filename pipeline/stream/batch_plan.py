@@ -79,7 +79,9 @@ class BatchPlan(ABC):
         main = next(iter(views.values())).size or size  # targets belong to the first view
         fields: dict[str, Field] = {}
         for target in self.targets_of(self.used_sources()[0]):
-            fields.update(target.fields(main, evaluation=evaluation))
+            own = target.fields(main, evaluation=evaluation)
+            assert not fields.keys() & own.keys(), f"two kinds of labels fill {fields.keys() & own.keys()}"
+            fields.update(own)
         return BatchLayout(batch_size, groups, fields)
 
     def quarantine(self, worker: int) -> Quarantine:

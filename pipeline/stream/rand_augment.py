@@ -102,7 +102,7 @@ def identity(image: Pixels, _: float) -> Pixels:
 
 
 # Name: operation, its value at magnitude m in 0..1, and whether the sign is random. For blends the value is added to a
-# factor of 1.
+# factor of 1. One more would change what every pipeline with RandAugment draws.
 OPERATIONS: dict[str, tuple[Operation, Callable[[float], float], bool]] = {
     "identity": (identity, lambda m: 0.0, False),
     "shear_x": (shear_x, lambda m: 0.3 * m, True),

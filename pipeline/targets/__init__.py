@@ -1,4 +1,7 @@
-"""Kinds of labels: one file per kind, found by the kind's name."""
+"""Kinds of labels: one file per kind, found by the kind's name. It defines one `Target`, and imports no torch.
+
+A task names the kinds that it learns from, a data set their members and settings (`datasets.NAME.targets.KIND`).
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,9 @@ def target_kind(name: str) -> type[Target]:
         raise ConfigError(f"found {name!r}, which is not a kind of target; expected one of {', '.join(kinds)}")
     module = importlib.import_module(f"{__name__}.{name}")
     own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Target)]
-    (target,) = (value for value in own if value.__module__ == module.__name__)
-    return target
+    targets = [value for value in own if value.__module__ == module.__name__]
+    assert len(targets) == 1, f"{module.__name__} defines {len(targets)} subclasses of Target, expected one"
+    return targets[0]
 
 
 def tool_targets(

@@ -28,7 +28,9 @@ COUNTS: Mapping[str, Merge] = {"missing": "sum", "bad": "sum", "unusable": "sum"
 class Field(NamedTuple):
     """One tensor of a batch, described by its part for one sample; `fill` is the value for bad samples and padding.
 
-    A leading None in the shape makes it ragged: each sample has its own number of entries, and `fill` is unused.
+    `dtype` is NumPy's name of the type. A task finds the field as [B, *shape]. A leading None in the shape makes it
+    ragged: each sample has its own number of entries, `fill` is unused, and a task finds all entries in a row, with
+    `NAME.offsets`.
     """
 
     dtype: str
@@ -66,9 +68,12 @@ class ClassMap(NamedTuple):
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """One kind of label in one data set. Picklable; each subclass is in a file named after its `kind`.
+    """One kind of label in one data set; each subclass is in a file named after its `kind`.
 
-    The other methods take the value that `decode` returns.
+    The driver calls `build` and sends the target to ranks and their loader workers, so it is picklable. Loader workers
+    call `decode` for each sample, then `pick`, `transform` and `mix` in training, or `cut` in evaluation, and last
+    `pack`. Indexing calls `summarise`; other tools of `minivit shards` call `verify`, `count`, `figures`, `parts`,
+    `number` and `draw`. A `value` is what `decode` has returned.
     """
 
     kind: ClassVar[str]
@@ -95,7 +100,7 @@ class Target(ABC):
 
     @abstractmethod
     def fields(self, size: Size, *, evaluation: bool) -> Mapping[str, Field]:
-        """The tensors that it fills, by name, for images of this size."""
+        """The tensors that it fills, by name, for images of this size; no other kind may use the same names."""
 
     @abstractmethod
     def decode(self, members: Mapping[str, Any], image: Size | None) -> Any:

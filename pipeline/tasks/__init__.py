@@ -1,5 +1,7 @@
-"""Tasks: what a model is trained to do. One package per task, found by the `type` of a stage's `task` section.
+"""Tasks: what a model is trained to do. The `type` of a stage's `task` section names a package here.
 
-Each package defines its settings and its requirements for data and model (`__init__.py`, without torch), and its loss,
-measures and predictions (`module.py`).
+Its `__init__.py` imports no torch and defines `Task`, a `pipeline.tasks.task.BaseTask`: its settings as fields, among
+them `type: Literal["NAME"] = "NAME"`, and what it asks of data and model. Plans, checks and the driver of a run use
+nothing else. `Task.module` imports `module.py` and returns its `pipeline.tasks.base.TaskModule`: loss, measures and
+predictions, in every rank and wherever a model predicts.
 """

@@ -75,7 +75,13 @@ class Compared(NamedTuple):
 class TaskModule(nn.Module, ABC):
     """A task on a model; only the model has parameters.
 
-    Measures are kept as sums, so that they add up over micro-batches, ranks and restarts; `sum_names` names them.
+    Every rank builds one for the stage that it trains, and one for each model that it evaluates. A training step calls
+    `normalisers`, then `loss` for each micro-batch and, if `coupled`, `couple`. An evaluation calls `evaluate` for each
+    micro-batch and hands what it predicted to the `collectors`. `predict` and what follows it serve `load_model`,
+    `minivit predict` and exports, outside ranks.
+
+    Measures are kept as sums, so that they add up over micro-batches, ranks and restarts; `sum_names` names them. What
+    `means` and collectors return is named as in the `Task`'s schema, `measured`: reports leave out other names.
     """
 
     sum_names: tuple[str, ...]
@@ -141,7 +147,7 @@ class TaskModule(nn.Module, ABC):
 
     @abstractmethod
     def means(self, sums: Tensor) -> dict[str, float]:
-        """Measures from sums [S], without those that are undefined for these samples."""
+        """Measures from sums [S] over all ranks, without those that are undefined for these samples."""
 
     def normalisers(self, batch: Batch) -> Tensor:
         """float64 [T]: the divisor of each loss term for a rank's whole share, to be summed over ranks.
@@ -203,7 +209,10 @@ class TaskModule(nn.Module, ABC):
         return picture
 
     def record(self, predicted: Any) -> dict[str, Any]:
-        """A prediction of `predict` for one image as JSON-serialisable data; default: features. Maps go to `files`."""
+        """A prediction of `predict` for one image as JSON-serialisable data; maps go to `files`.
+
+        Default: `features`, as tasks without labels predict them.
+        """
         return {"features": predicted}
 
     def files(self, predicted: Any) -> dict[str, np.ndarray]:
@@ -234,6 +243,9 @@ class TaskModule(nn.Module, ABC):
     def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
         """At most `limit` names with their shares for each image's prediction, largest first.
 
-        Raises ModelError if the task predicts no names.
+        Raises ModelError if the task predicts no names; the default.
         """
-        raise ModelError("this model was trained without labels, so it has no classes to predict; fine-tune it first")
+        raise ModelError(
+            f"a {self.model.spec.task} model predicts no classes; `minivit predict --out FOLDER` writes what it "
+            "predicts, and fine-tuning can add classes"
+        )

@@ -23,14 +23,21 @@ if TYPE_CHECKING:
 
 
 class BaseTask(TaskConfig):
-    """The base of every `Task`; its fields are the settings of the `task` section."""
+    """The base of every `Task`; its fields are the settings of the `task` section.
+
+    A task declares at least `type`, `measured`, `targets` unless images suffice, `heads`, `module`, and
+    `example_prediction` unless it predicts features; `TaskConfig` has the rest of what it can declare.
+    """
 
     follows: ClassVar[bool] = False  # whether the model has a moving-average teacher; see `train.teacher`
     predict_options: ClassVar[Mapping[str, type]] = {}  # options of predictions, by name
 
     @abstractmethod
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
-        """Name -> head. `num_classes` is 0 if the task's labels have no classes."""
+        """Name -> head. `num_classes` is the number of the stage's classes; 0 if the task's labels have no classes.
+
+        Names are prefixes of the model's tensors. A later stage copies a head only to a head of the same name and kind.
+        """
 
     def backbone_fields(self) -> dict[str, Any]:
         """Settings of a stage's `model` section that the task requires."""
@@ -83,7 +90,8 @@ class BaseTask(TaskConfig):
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
         """The model with the task's loss, measures and predictions.
 
-        `classes` are the stage's class names; `preprocess.eval` defines how evaluation resizes images.
+        `classes` are the stage's class names, none if its labels have no classes; `preprocess.eval` defines how
+        evaluation resizes images.
         """
 
 

@@ -435,10 +435,12 @@ def defaults() -> dict[str, Any]:
     return found
 
 
-def test_defaults_are_those_that_finished_stages_were_made_with() -> None:
+def test_defaults_are_those_that_finished_stages_were_made_with(tmp_path: Path) -> None:
     """Inputs leave defaults out, so a default that changes would pass for the same content."""
     golden, found = json.loads(GOLDEN.read_text()), json.loads(json.dumps(defaults()))
-    renew = f"write {json.dumps({'version': VERSION, 'defaults': found})} to {GOLDEN.name}"
+    renewed = tmp_path / GOLDEN.name
+    renewed.write_text(json.dumps({"version": VERSION, "defaults": found}, indent=1) + "\n")
+    renew = f"cp {renewed} {GOLDEN}"
     assert golden["version"] == VERSION, f"the inputs have another version: {renew}"
     gone = {name: value for name, value in golden["defaults"].items() if found.get(name, "gone") != value}
     assert not gone, f"the defaults of {', '.join(gone)} changed: raise VERSION in stages/inputs.py, then {renew}"

@@ -9,6 +9,7 @@ from pipeline.config.data import WHITE, AugmentConfig, RandAugmentConfig
 from pipeline.images.geometry import Trail
 from pipeline.stream.augment import color_jitter, erase, load_augmented, random_box, shift
 from pipeline.stream.draws import AUGMENT, generator
+from pipeline.stream.mix import mix
 
 ALL = AugmentConfig(color_jitter=0.4, three_augment=True, rand_augment=RandAugmentConfig(), erase=0.5)
 
@@ -26,6 +27,27 @@ def test_shape_and_key_decide_the_result(kit, crop: str, channels: int) -> None:
     assert all(image.shape == (24, 32, channels) and image.dtype == np.uint8 for image in draws)
     np.testing.assert_array_equal(draws[0], draws[1])
     assert (draws[0] != draws[2]).any()
+
+
+class Noting:
+    """Settings that notes which of them are read."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config, self.read = config, set[str]()
+
+    def __getattr__(self, name: str) -> object:
+        self.read.add(name)
+        return getattr(self.config, name)
+
+
+def test_every_setting_is_applied(kit) -> None:
+    read = set()
+    for crop in ("none", "padded", "simple", "random_resized"):
+        noting = Noting(ALL.model_copy(update={"crop": crop, "mixup": 0.2, "cutmix": 1.0}))
+        image = load_augmented(kit.encode(photo()), (24, 32), 3, WHITE, noting, np.random.default_rng(0))
+        mix(image, image, noting, np.random.default_rng(0))
+        read |= noting.read
+    assert read == AugmentConfig.model_fields.keys()
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 1000))

@@ -13,6 +13,7 @@ from pipeline.checkpoints.manifest import verify_checkpoint
 from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
+from pipeline.config.task import task_types
 from pipeline.models.bundle import Preprocess, save_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
@@ -36,6 +37,7 @@ TASKS: dict[str, dict[str, Any]] = {  # name -> settings; a line for each task
     "clip": {"text": {"length": 6, "dim": 16, "depth": 2}, "embedding_dim": 24, "tokenizer": {"size": 270}},
     "clip, sigmoid": {"type": "clip", "loss": "sigmoid", "text": {"length": 6}, "tokenizer": {"size": 270}},
 }
+TRAINS_NOTHING = {"zero_shot"}
 WITHOUT_FILES = {"distillation of features"}  # an evaluation of these leaves measures alone
 SHARES, MICRO_BATCHES = [3, 0, 5], 4  # of each rank; more micro-batches than most have samples
 
@@ -99,6 +101,11 @@ def together(
         cases[f"{name} again"] = ["resume", [2, "bf16", task, saved, again, SHARES]]
     cases["replayed"] = ["replayed", [tasks["simdino"], str(root / "simdino")]]
     return run_ranks(3, tmp_path_factory.mktemp("three") / "ranks", cases)
+
+
+def test_every_task_is_tried() -> None:
+    tried = {settings.get("type", name) for name, settings in TASKS.items()}
+    assert tried == set(task_types()) - TRAINS_NOTHING
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -1,4 +1,8 @@
-"""Heads by kind: each kind is a package here, imported by name when a spec needs it. Imports no torch."""
+"""Heads by kind: each kind is a package here, imported by name when a spec needs it. Imports no torch.
+
+Its `__init__.py` defines `HEAD`, a `HeadKind` (`base.py`), which plans and checks use without torch; its `module.py`
+defines the `Head` (`head.py`). Tasks name the kind in a `HeadSpec`.
+"""
 
 from __future__ import annotations
 

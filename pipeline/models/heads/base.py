@@ -25,6 +25,9 @@ class Reads(NamedTuple):
 class HeadKind(ABC):
     """A kind of head; its package defines one instance, `HEAD`.
 
+    In its methods, `spec` is a head of this kind in a model, with the outputs and options that the task gave it, and
+    `backbone` what it stands on. Plans and forecasts are made of its counts, which must be those of the module.
+
     `output` names its output in exported graphs. `dropped` heads serve only pretraining, so users of the model drop
     them and keep the backbone. `vectors` are its tokens and positions, which have no weight decay, whatever their rank.
     `copies` maps its tensors to those of the refined head that initialise them.
@@ -57,7 +60,7 @@ class HeadKind(ABC):
 
     @abstractmethod
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
-        """Its trainable parameters."""
+        """Number of its trainable parameters."""
 
     @abstractmethod
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:

@@ -16,7 +16,8 @@ from pipeline.models.spec import Pair
 class Features(NamedTuple):
     """The encoder's features of images: `tokens` [B, P+N, D] of its last layer, and full outputs of other `layers`.
 
-    If all heads read only leading tokens, `tokens` holds only these.
+    All are outputs of layers, which no norm follows: a head begins with its own. `layers` has those that heads read, by
+    number, each [B, P+N, D]. If all heads read only leading tokens, `tokens` holds only these.
     """
 
     tokens: Tensor
@@ -31,7 +32,10 @@ class Features(NamedTuple):
 
 
 class Head(nn.Module):
-    """A head. `forward(features)` returns its output; heads called by a task may take other arguments."""
+    """A head. `forward(features)` returns its output; heads called by a task may take other arguments.
+
+    Products are `pipeline.models.layers.Linear`, which is `nn.Linear` with the quickest arithmetic of the device.
+    """
 
     @property
     def encoder_norm(self) -> nn.Module | None:

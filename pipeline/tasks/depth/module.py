@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
 from pipeline.images.depth_map import depth_colors, millimetres
 from pipeline.images.drawing import write_lines
 from pipeline.metrics.depth import depth_errors, depth_measures
@@ -135,9 +134,6 @@ class DepthEstimation(TaskModule):
     def files(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
         """Depth in millimetres, as the target kind `depth` reads it."""
         return {".depth.png": millimetres(predicted)}
-
-    def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
-        raise ModelError("a depth model predicts no classes; `minivit predict --out FOLDER` writes its depth maps")
 
 
 class Metres(nn.Module):

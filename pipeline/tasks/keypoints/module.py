@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
 from pipeline.images.boxes import draw_boxes
 from pipeline.images.keypoints import VISIBLE, draw_keypoints
 from pipeline.metrics.keypoints import ImageInstances, KeypointResults, right_keypoints
@@ -158,9 +157,6 @@ class KeypointDetection(TaskModule):
 
     def record(self, predicted: dict[str, Any]) -> dict[str, Any]:
         return predicted
-
-    def summarise(self, images: Tensor, sizes: Sequence[Pair], limit: int) -> list[dict[str, float]]:
-        raise ModelError("a keypoints model predicts no classes; `minivit predict --out FOLDER` writes its keypoints")
 
 
 def wrong_share(one: ImageInstances) -> float:

@@ -9,19 +9,7 @@ from pipeline.shards.make import ensure_made, make, maker, names
 
 
 def test_every_file_is_a_data_set_that_can_be_named() -> None:
-    assert names() == [
-        "captions",
-        "coco",
-        "depth",
-        "fashion-items",
-        "fashion-mnist",
-        "fashion-mnist-few",
-        "fashion-scenes",
-        "folder",
-        "fractals",
-        "masks",
-        "yolo",
-    ]
+    assert {"fashion-mnist-few", "folder"} <= set(names())
     for name in names():
         assert maker(name).__doc__
         assert maker(name.replace("-", "_")) is maker(name)
