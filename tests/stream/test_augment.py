@@ -9,7 +9,7 @@ from pipeline.config.data import WHITE, AugmentConfig, RandAugmentConfig
 from pipeline.images.geometry import Trail
 from pipeline.stream.augment import color_jitter, erase, load_augmented, random_box, shift
 from pipeline.stream.draws import AUGMENT, generator
-from pipeline.stream.mix import mix
+from pipeline.stream.mix import mix_pair
 
 ALL = AugmentConfig(color_jitter=0.4, three_augment=True, rand_augment=RandAugmentConfig(), erase=0.5)
 
@@ -45,7 +45,7 @@ def test_every_setting_is_applied(kit) -> None:
     for crop in ("none", "padded", "simple", "random_resized"):
         noting = Noting(ALL.model_copy(update={"crop": crop, "mixup": 0.2, "cutmix": 1.0}))
         image = load_augmented(kit.encode(photo()), (24, 32), 3, WHITE, noting, np.random.default_rng(0))
-        mix(image, image, noting, np.random.default_rng(0))
+        mix_pair(image, image, noting, np.random.default_rng(0))
         read |= noting.read
     assert read == AugmentConfig.model_fields.keys()
 
