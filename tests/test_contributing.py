@@ -14,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -142,6 +144,17 @@ def test_a_data_set_is_made_by_its_name_with_its_options() -> None:
         r"--samples INTEGER +Number of images\.  \[default: 32\]", minivit("shards", "make", "shades", "--help")
     )
     assert load_index("data/*.tar").num_samples == 48
+
+
+def test_a_reader_writes_shards_and_says_what_it_left_out() -> None:
+    Path("images").mkdir()
+    cv2.imwrite("images/cat.png", np.zeros((SIDE, SIDE), np.uint8))
+    Path("images/dog.png").write_bytes(b"torn")
+    Path("ratings.csv").write_text("cat.png,0.5\ndog.png,1\n")
+    told = minivit("shards", "make", "rated", "--images", "images", "--table", "ratings.csv", "--out", "own")
+    assert "images: 1 images imported" in told
+    assert Path("own/train-rejected.txt").read_text().startswith("dog.png")
+    assert load_index("own").members == {"rating": ("rating",)}
 
 
 def test_a_kind_of_label_is_found_in_shards_checked_and_shown() -> None:
