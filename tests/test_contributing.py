@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
 import pipeline.bench
+from pipeline import load_model
 from pipeline.cli import bench
 from pipeline.cli.main import cli
 from pipeline.config.load import load_config
@@ -205,7 +206,9 @@ def test_a_collector_merges_what_ranks_have_seen(trained: TaskModule) -> None:
     assert len(Path("values.csv").read_text().splitlines()) == 1 + 48
 
 
-def test_a_model_predicts_and_is_exported(bundle: str) -> None:
+def test_a_model_predicts_and_is_exported(bundle: str, task: BaseTask) -> None:
+    (predicted,) = load_model(bundle).predict([np.zeros((20, 20), np.uint8)])
+    assert type(predicted) is type(task.example_prediction(0))
     minivit("predict", bundle, "data", "--out", "predicted")
     lines = Path("predicted/predictions.jsonl").read_text().splitlines()
     assert len([json.loads(line)["value"] for line in lines]) == 48
