@@ -25,15 +25,15 @@ usage() {
 Usage: launch/pretrain.sh CONFIG [key=value ...]
 
 Runs the pipeline in the YAML file CONFIG, or resumes it where an earlier call stopped. The first call creates an
-environment in .venv, unless one that holds the package is active. CONFIG is looked up in the working directory, then
-in the repository; key=value pairs override its settings, e.g. stages.pretrain.duration="2 epochs".
+environment in .venv, unless an active environment has the package. CONFIG is a path in the working directory or in the
+repository; key=value pairs override its settings, e.g. stages.pretrain.duration="2 epochs".
 
-It runs, whichever is found first:
-  on the Ray cluster at RAY_ADDRESS, if that is set;
-  on all nodes of the SLURM job, if called inside an allocation of several (sbatch --nodes=4 launch/pretrain.sh CONFIG);
-  on this machine.
+The pipeline runs on the first of these that applies:
+  the Ray cluster at RAY_ADDRESS, if that is set;
+  all nodes of the SLURM job, inside an allocation of several nodes (sbatch --nodes=4 launch/pretrain.sh CONFIG);
+  this machine.
 
-PYTHON=/path/to/python names the interpreter to make .venv with (3.11 or newer).
+Set PYTHON=/path/to/python to choose the interpreter for .venv (3.11 or newer).
 TEXT
 }
 
@@ -52,7 +52,7 @@ config=$1
 shift
 if [ ! -f "$config" ]; then
     if [ ! -f "$MINIVIT_ROOT/$config" ]; then
-        say "pretrain.sh: no such config: $config, neither in $PWD nor in $MINIVIT_ROOT; see $MINIVIT_ROOT/configs"
+        say "pretrain.sh: found no config $config in $PWD or $MINIVIT_ROOT; $MINIVIT_ROOT/configs has examples"
         exit 2
     fi
     config=$MINIVIT_ROOT/$config

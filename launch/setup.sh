@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # Finds or makes the Python environment of this checkout. Sourced by the other scripts, which call `ensure_environment`.
 #
-# An active environment with the package is used as it is, and so is a container's. Otherwise `.venv` is created once
-# beside pyproject.toml, with the exact versions from constraints.txt. PYTHON names the interpreter to create it with.
+# An active environment or a container that has the package is used unchanged. Otherwise `.venv` is created once, next
+# to pyproject.toml, with the exact versions in constraints.txt. PYTHON chooses the interpreter for it.
 
-# No Python started from here imports from the user's working folder: a `queue.py` there would break even pip. Empty
-# entries of PYTHONPATH, as in `PYTHONPATH=$PYTHONPATH:lib`, mean that folder, too.
+# Keep Python from importing modules in the user's working folder: a `queue.py` there would break even pip. Empty
+# entries of PYTHONPATH, as in `PYTHONPATH=$PYTHONPATH:lib`, also mean that folder.
 export PYTHONSAFEPATH=1 PYTHONPATH=:${PYTHONPATH:-}:
 while [[ $PYTHONPATH == *::* ]]; do
     PYTHONPATH=${PYTHONPATH//::/:}
@@ -23,7 +23,7 @@ die() {
 }
 
 # ensure_environment base|test|dev: puts an environment with the package and that extra first on PATH.
-# Each level includes the one before it.
+# Each level includes the previous one.
 ensure_environment() {
     if active_environment_has_package; then
         require_level "$1"
@@ -38,7 +38,7 @@ ensure_environment() {
     fi
 }
 
-# Isolated (-I), as a checkout in the working directory would otherwise pass for an installed package.
+# Isolated (-I): a checkout in the working directory would otherwise look like an installed package.
 has_distribution() { "$1" -I -c "import importlib.metadata as m; m.distribution('$2')" 2>/dev/null; }
 
 active_environment_has_package() {
@@ -47,7 +47,7 @@ active_environment_has_package() {
     has_distribution python minivit-pipeline
 }
 
-# Probes for one package per level: the user's own environment is inspected, never changed.
+# Looks for one package per level: the user's own environment is never changed.
 require_level() {
     local probe
     case $1 in
@@ -56,11 +56,11 @@ require_level() {
         dev) probe=ruff ;;
     esac
     has_distribution python "$probe" ||
-        die "the active environment $(python -I -c 'import sys; print(sys.prefix)') has the package but not $probe:" \
-            "in $MINIVIT_ROOT run  pip install -c constraints.txt -e '.[$1]'  or deactivate the environment"
+        die "the active environment $(python -I -c 'import sys; print(sys.prefix)') has the package but not $probe;" \
+            "run  pip install -c constraints.txt -e '.[$1]'  in $MINIVIT_ROOT, or deactivate the environment"
 }
 
-# Concurrent launches must not install into one folder. In a subshell, so that no process of the run inherits the lock.
+# Concurrent launches must not install into the same folder. A subshell keeps the run's processes from inheriting the lock.
 install_under_lock() (
     if command -v flock >/dev/null; then
         exec 9>"$MINIVIT_ROOT/.venv.lock"
@@ -69,14 +69,14 @@ install_under_lock() (
     is_installed "$1" || install "$1"
 )
 
-# Hash of all inputs of an environment: when one changes, the environment is installed again.
+# Hash of everything that determines an environment: when it changes, the environment is installed again.
 fingerprint() {
     "$MINIVIT_VENV/bin/python" -I -c 'import hashlib, pathlib, sys
 inputs = [pathlib.Path(sys.argv[1], name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
 print(hashlib.sha256(b"\0".join([*inputs, sys.version.encode()])).hexdigest())' "$MINIVIT_ROOT"
 }
 
-# The stamp is one line, written last: fingerprint, level, and the folder that the environment's scripts point into.
+# The stamp is one line, written last: fingerprint, level, and the folder in the shebangs of the environment's scripts.
 is_installed() {
     local found level folder
     read -r found level folder 2>/dev/null <"$MINIVIT_VENV/minivit.stamp" || return 1
@@ -88,7 +88,7 @@ is_installed() {
     [ "$found" = "$(fingerprint 2>/dev/null)" ]
 }
 
-# An incomplete installation, a moved environment or one whose interpreter is gone cannot be repaired in place.
+# An incomplete or moved environment, or one without its interpreter, cannot be repaired in place.
 # The marker exists while an installation is in progress.
 must_start_afresh() {
     local folder=$MINIVIT_VENV
@@ -102,7 +102,7 @@ must_start_afresh() {
 install() {
     local target=$MINIVIT_ROOT python quiet=()
     command -v g++ >/dev/null ||
-        die "no C++ compiler (g++) found, which DeepSpeed needs on its first start: apt-get install g++"
+        die "found no C++ compiler, which DeepSpeed needs on its first start; run  apt-get install g++"
     if must_start_afresh; then
         python=$(find_python)
         rm -rf "$MINIVIT_VENV"
@@ -111,18 +111,18 @@ install() {
         make_venv "$python"
     fi
     is_recent "$MINIVIT_VENV/bin/python" ||
-        die "$MINIVIT_VENV holds a Python older than 3.11: remove that folder, and the same command makes a new one"
+        die "$MINIVIT_VENV has a Python older than 3.11; remove that folder and run the same command to create a new one"
     touch "$MINIVIT_VENV/minivit.installing"
     rm -f "$MINIVIT_VENV/minivit.stamp"
     fetch_headers
 
     [ "$1" = base ] || target+="[$1]"
     [ -t 2 ] || quiet=(--quiet)
-    say "Installing into $MINIVIT_VENV; the first time this takes some minutes and 7 GB."
-    # Naming torch and torchvision resolves them together with the packages that depend on them.
+    say "Installing into $MINIVIT_VENV; the first time, this takes a few minutes and 7 GB."
+    # With torch and torchvision on the command line, pip resolves them together with the packages that need them.
     "$MINIVIT_VENV/bin/python" -m pip install "${quiet[@]}" --disable-pip-version-check \
         --constraint "$MINIVIT_ROOT/constraints.txt" torch torchvision --editable "$target" ||
-        die "the installation failed for the reason that pip gives above; the same command starts it again"
+        die "the installation failed, see pip's error above; run the same command to try again"
 
     printf '%s %s %s\n' "$(fingerprint)" "$1" "$MINIVIT_VENV" >"$MINIVIT_VENV/minivit.stamp.new"
     mv "$MINIVIT_VENV/minivit.stamp.new" "$MINIVIT_VENV/minivit.stamp"
@@ -140,12 +140,12 @@ find_python() {
         fi
     done
     if [ -n "${PYTHON:-}" ]; then
-        die "PYTHON=$PYTHON is not a Python of version 3.11 or newer: name another, or unset it"
+        die "PYTHON=$PYTHON is not Python 3.11 or newer; set it to one, or unset it"
     fi
-    die "no Python of version 3.11 or newer on PATH: install one (apt-get install python3) or name it, PYTHON=/path/to/python3.11"
+    die "found no Python 3.11 or newer on PATH; install one (apt-get install python3), or set PYTHON=/path/to/python3.11"
 }
 
-# Debian and Ubuntu ship venv's pip in a separate package (python3-venv), which a minimal machine lacks.
+# Debian and Ubuntu ship pip for venv in a separate package (python3-venv), which a minimal machine lacks.
 make_venv() {
     local unpacked wheels
     if "$1" -c 'import ensurepip' 2>/dev/null; then
@@ -155,7 +155,7 @@ make_venv() {
     unpacked=$(mktemp -d)
     if ! unpack_debian_package python3-pip-whl "$unpacked"; then
         rm -rf "$unpacked"
-        die "$1 cannot make environments: apt-get install python3-venv"
+        die "$1 cannot create environments; run  apt-get install python3-venv"
     fi
     "$1" -m venv --without-pip "$MINIVIT_VENV"
     wheels=("$unpacked"/usr/share/python-wheels/pip-*.whl)
@@ -163,23 +163,23 @@ make_venv() {
     rm -rf "$unpacked"
 }
 
-# DeepSpeed compiles its CPU collectives against Python.h, which is also in a separate package.
+# DeepSpeed compiles its CPU collectives against Python.h, which comes in a separate package, too.
 fetch_headers() {
     local include
     include=$("$MINIVIT_VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     [ ! -f "$include/Python.h" ] || return 0
     unpack_debian_package "lib$(basename "$include")-dev" "$MINIVIT_VENV/headers" ||
-        die "no C headers for Python ($include/Python.h), which DeepSpeed needs on its first start: apt-get install python3-dev"
+        die "found no $include/Python.h, which DeepSpeed needs on its first start; run  apt-get install python3-dev"
 }
 
-# unpack_debian_package NAME FOLDER: without root, into a folder of our own.
+# unpack_debian_package NAME FOLDER: unpacks a package into FOLDER, without root.
 unpack_debian_package() (
     command -v apt-get >/dev/null || exit 1
     download=$(mktemp -d)
     trap 'rm -rf "$download"' EXIT
     cd "$download" || exit 1
     fetch() { apt-get -qq -o APT::Sandbox::User=root download "$1" 2>/dev/null; }
-    # A new machine may have no package lists yet; only root can fetch them.
+    # A new machine may not have package lists yet; only root can fetch them.
     fetch "$1" || { [ "$(id -u)" = 0 ] && apt-get -qq update && fetch "$1"; } || exit 1
     mkdir -p "$2" && dpkg -x ./*.deb "$2"
 )

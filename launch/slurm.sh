@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Runs a command over all nodes of a SLURM allocation. Sourced by pretrain.sh. The environment and the working directory
-# must be on a file system that all nodes share.
+# Runs a command on a Ray cluster of all nodes of a SLURM allocation. Sourced by pretrain.sh. The environment and the
+# working directory must be on a file system that all nodes share.
 
 # run_on_slurm COMMAND...: starts a Ray node on each node of the job and runs the command on the first.
 run_on_slurm() {
     local nodes each others on_first on_others name ip port driver running
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    # One process per node, alongside the job's other steps, with all the node's cores and memory.
+    # One process per node, next to the job's other steps, with all cores and memory of the node.
     each=(srun --overlap --cpu-bind=none --mem=0 --ntasks-per-node=1)
     others=$((${#nodes[@]} - 1))
     on_first=("${each[@]}" --nodes=1 --ntasks=1 --nodelist="${nodes[0]}")
@@ -14,10 +14,10 @@ run_on_slurm() {
     # SLURM's own address for the first node, looked up on another node: a node may resolve itself to 127.0.1.1.
     name=$(scontrol --oneliner show node "${nodes[0]}" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
     read -r ip _ < <("${each[@]}" --nodes=1 --ntasks=1 --nodelist="${nodes[1]}" getent ahosts "$name") || {
-        say "pretrain.sh: ${nodes[1]} finds no address for ${nodes[0]} ('$name'): correct its NodeAddr in slurm.conf"
+        say "pretrain.sh: ${nodes[1]} cannot resolve '$name', the address of ${nodes[0]}; correct NodeAddr in slurm.conf"
         return 1
     }
-    # Jobs that share a node use different ports, and only this job's processes know the token.
+    # Jobs on the same node use different ports, and only this job's processes know the token.
     port=$("${on_first[@]}" python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
     export RAY_ADDRESS=$ip:$port RAY_AUTH_MODE=token RAY_AUTH_TOKEN
     RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
@@ -35,8 +35,8 @@ run_on_slurm() {
     running+=($!)
     wait_for_nodes "${#nodes[@]}" || return 1
 
-    # In the background, as bash handles signals only between commands: so `#SBATCH --signal=B:USR1@300` reaches the run
-    # before the job's time is up. srun forwards all signals except INT.
+    # In the background, because bash handles signals only between commands: `#SBATCH --signal=B:USR1@300` must reach
+    # the run before the job's time is up. srun forwards all signals except INT.
     "${on_first[@]}" "$@" &
     driver=$!
     # shellcheck disable=SC2064
@@ -49,7 +49,7 @@ run_on_slurm() {
     wait "$driver"
 }
 
-# wait_for_nodes N: waits until the cluster has N nodes; fails at once if a Ray node exits first.
+# wait_for_nodes N: waits until N nodes have joined the cluster; fails at once if a Ray node exits first.
 wait_for_nodes() {
     local waiting
     "${on_first[@]}" python "$MINIVIT_ROOT/launch/wait_for_nodes.py" "$1" &
@@ -57,12 +57,12 @@ wait_for_nodes() {
     wait -n "${running[@]}" "$waiting" || true
     if kill -0 "$waiting" 2>/dev/null; then
         kill "$waiting"
-        say "pretrain.sh: a Ray node ended before $1 nodes had joined; what it printed is above"
+        say "pretrain.sh: a Ray node exited before $1 nodes had joined; its output above shows why"
         return 1
     fi
     wait "$waiting"
 }
 
-# Ray ignores the signals: the cluster must outlive the run. The last word after `bash -c` is its $0.
+# Ray ignores the signals, because the cluster must outlive the run. The last word after `bash -c` is its $0.
 # shellcheck disable=SC2016  # expanded on the node
 RAY_NODE=(bash -c 'trap "" INT TERM USR1; exec ray start --block --num-cpus="$SLURM_CPUS_ON_NODE" "$@"' ray)

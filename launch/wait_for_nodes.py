@@ -1,4 +1,4 @@
-"""Waits until a Ray cluster that is being started has as many nodes as the job.
+"""Waits until the nodes of a job have joined its Ray cluster.
 
 Usage: wait_for_nodes.py NODES, with the address and the token in RAY_ADDRESS and RAY_AUTH_TOKEN.
 """
@@ -20,13 +20,16 @@ def main() -> None:
     joined = 0
     while joined < expected:
         if time.monotonic() > deadline:
-            sys.exit(f"{joined} of {expected} nodes joined the Ray cluster in {TIMEOUT_S} s; see their output above")
+            sys.exit(
+                f"pretrain.sh: only {joined} of {expected} nodes joined the Ray cluster in {TIMEOUT_S} s; see their "
+                "output above"
+            )
         time.sleep(POLL_S)
         joined = count_nodes()
 
 
 def count_nodes() -> int:
-    """Number of nodes alive; 0 while there is no cluster to ask."""
+    """Number of live nodes; 0 until the cluster answers."""
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
     except (ConnectionError, RuntimeError):

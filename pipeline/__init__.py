@@ -37,7 +37,7 @@ def stage_stream(
     """The batches that a training stage of a pipeline file trains on, for a training loop of your own.
 
     A `torch.utils.data.IterableDataset` of dictionaries, exact and resumable on any number of ranks; see `StageStream`.
-    Data sets that the pipeline makes are made first. Raises `ConfigError` and `DataError`.
+    Built-in data sets are made first if they are missing. Raises `ConfigError` and `DataError`.
     """
     from pipeline.stages.stream import StageStream
 

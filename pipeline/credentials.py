@@ -1,4 +1,4 @@
-"""Keeps the credentials in a URL out of everything written or shown."""
+"""Hides the credentials in URLs before these are written or shown."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ SECRET_KEY = re.compile(
     r"(^|[-_.])(sig|signature|token|secret|password|passwd|pwd|credential|api_?key)$", re.IGNORECASE
 )
 HIDDEN = "***"
-SHORTEST = 4  # a shorter secret may be part of any word
+SHORTEST = 4  # a shorter secret could be part of any word
 
 
 class _Parts(NamedTuple):
-    """A URL as text: `scheme://user@host/path?query`, each with the characters that end it."""
+    """The parts of a URL `scheme://user@host/path?query`, each with its delimiter, as text."""
 
     scheme: str
     user: str
@@ -29,13 +29,13 @@ class _Parts(NamedTuple):
         before, question, query = rest.partition("?")
         authority, slash, path = before.partition("/")
         user, at, host = authority.rpartition("@")
-        if not separator:  # a path may hold an @
+        if not separator:  # a path may contain an @
             user, at, host = "", "", authority
         return cls(scheme + separator, user + at, host + slash + path + question, query)
 
 
 def secrets_of(url: str) -> list[str]:
-    """The credentials in a URL, as written: a password, a web server's user name alone (a token), a query's values."""
+    """The credentials in a URL, as written: a password, a user name without one (a token), or values in the query."""
     parts = _Parts.of(url)
     name, has_password, password = parts.user.removesuffix("@").partition(":")
     found = [password if has_password else name if parts.scheme in ("http://", "https://") else ""]
@@ -58,7 +58,7 @@ def shown(url: str) -> str:
 
 
 def without_secrets_of(url: str, text: str) -> str:
-    """A text, such as an error's message, with the credentials of a URL hidden wherever it repeats them."""
+    """A text, such as an error message, with all occurrences of a URL's credentials hidden."""
     for secret in secrets_of(url):
         for form in {secret, unquote(secret), quote(unquote(secret), safe="")}:
             if len(form) >= SHORTEST:

@@ -1,10 +1,10 @@
-"""Errors that a user can fix. Every message is one sentence: what, where, expected, remedy."""
+"""Errors that a user can fix. Each message is one sentence: where, what was found, what was expected, how to fix it."""
 
 from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """A fault that the reader of the message can fix; shown without a traceback.
+    """An error that the reader of its message can fix; shown without a traceback.
 
     `exit_code` is the process's exit status when the error reaches the command line.
     """
@@ -19,7 +19,7 @@ class ConfigError(PipelineError):
 
 
 class DataError(PipelineError):
-    """Shards, indexes, labels or images are missing or not what they claim to be."""
+    """Shards, indexes, labels or images are missing or invalid."""
 
     exit_code = 3
 
@@ -37,17 +37,17 @@ class CheckpointError(PipelineError):
 
 
 class ClusterError(PipelineError):
-    """The cluster cannot provide what the pipeline asks for, or lost it for good."""
+    """The cluster cannot provide the resources that the pipeline needs, or has lost them for good."""
 
     exit_code = 6
 
 
 class WorkersLost(ClusterError):
-    """Ranks died or could not join through no fault of the user; the job may be restarted."""
+    """Ranks died or could not join through no fault of the user; the job can be restarted."""
 
 
 class WorkersLate(WorkersLost):
-    """Ranks were not started in time: no room for them is free, or the nodes are busy."""
+    """Ranks did not start in time, because there was no room for them or the nodes were busy."""
 
 
 class TrackingError(PipelineError):

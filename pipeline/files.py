@@ -21,7 +21,7 @@ def sync(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a file of the same suffix beside `path`, then move it there atomically and durably.
+    """Let `write` fill a file of the same suffix next to `path`, then move it there atomically and durably.
 
     A reader sees the old file or the new one, never a partial one, even after a kill or a power cut.
     """

@@ -1,4 +1,4 @@
-"""What tests of several packages need."""
+"""Fixtures for the tests of several packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hypothesis import settings
 for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
     os.environ.pop(variable, None)
 
-# How long an example takes says more about what else the machine does than about the code.
+# The duration of an example depends more on other jobs on the machine than on the code.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
@@ -40,7 +40,7 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-# What a test may need of the machine: its marker, whether it is there, and what is said where it is not.
+# What a test may require of the machine: its marker, whether it is available, and the message if it is not.
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "gpu": (has_gpu, "needs a GPU that PyTorch can use"),
     "root": (lambda: os.geteuid() == 0, "needs root, for network namespaces or packages"),
@@ -101,7 +101,7 @@ def program() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def run_ranks() -> Callable[..., list[dict[str, Any]]]:
-    """Runs cases of `rank_program.py` on so many ranks, by default of CPUs; returns each rank's results by case."""
+    """Runs cases of `rank_program.py` on this many ranks, by default on CPUs; returns each rank's results by case."""
 
     def run(world_size: int, folder: Path, cases: dict[str, Any], device: str = "cpu") -> list[dict[str, Any]]:
         import torch
@@ -137,7 +137,7 @@ def run_ranks() -> Callable[..., list[dict[str, Any]]]:
 for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
     os.environ.pop(variable, None)
 
-# How long an example takes says nothing: imports and other work of the machine fall into it.
+# The duration of an example means nothing: it includes imports and other jobs on the machine.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 

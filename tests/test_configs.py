@@ -1,4 +1,4 @@
-"""Every pipeline file that is shipped loads, opens with its run command, and plans without its data."""
+"""Every config in `configs/` loads, opens with its run command, and can be planned without its data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The direction of imports, and what the command line may load before it knows what is asked of it."""
+"""The direction of imports, and the modules that the command line may load at start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed: the command, its version, the pins."""
+"""The installed package: the command, its version, the pinned versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command, example and link of the READMEs holds: it is run on tiny data, or at least checked against the code.
+"""Every command, example and link in the READMEs works: it is run on tiny data, or at least checked against the code.
 
 `CHECKED_ONLY` and `ELSEWHERE` say which commands are not run here, and why.
 """

@@ -91,7 +91,7 @@ class Chaos:
         return True
 
     def _is_due(self, phase: str) -> bool:
-        """Whether to strike now; a kill whose phase is over strikes in the next, and a start needs no wait."""
+        """Whether to kill now: in the wanted phase, or in the next one if it is over; a start needs no wait."""
         now = self.phases()
         if phase == "export" and self._is_finished("export"):
             phase = "evaluation"

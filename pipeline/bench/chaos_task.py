@@ -71,7 +71,7 @@ def measure(task: str) -> dict[str, Any]:
 
 
 def write_pipeline_of(task: str, scratch: Path, folder: Path) -> None:
-    """Write a folder with the pipeline, beside its shards and the teacher of a student."""
+    """Write a folder with the pipeline, its shards and, for a student, its teacher."""
     write_shards(scratch / "shards", captions=True)
     spec = build_spec("nano", image_size=SIDE, patch_size=PATCH, channels=1, depth=2, num_classes=len(CLASSES))
     write_teacher(scratch / "teacher", spec, Preprocess((0.4,), (0.3,), 1, (SIDE, SIDE)), CLASSES)

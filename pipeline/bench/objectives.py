@@ -1,4 +1,4 @@
-"""A step of every task through our engine, against a bare loop of the same mathematics."""
+"""A step of every task in our engine, compared with a bare loop of the same mathematics."""
 
 from __future__ import annotations
 

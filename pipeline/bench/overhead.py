@@ -1,4 +1,4 @@
-"""Cost of engine, stream and tracking: a stage's loop against a bare loop of the same model, in the same ranks."""
+"""Cost of engine, stream and tracking: a stage's loop compared with a bare loop of its model, in the same ranks."""
 
 from __future__ import annotations
 

@@ -37,13 +37,13 @@ MASK_CLASSES, MASK_BLOBS = 21, 4
 
 
 def photographs() -> list[np.ndarray]:
-    """Those of both packages, uint8 [H, W, 3] as OpenCV reads them. Raises DataError if one is not installed."""
+    """The packages' photographs, uint8 [H, W, 3] as OpenCV reads them. Raises DataError if one is not installed."""
     images = []
     for package, names in PHOTOS.items():
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             raise DataError(
-                f"the photographs come with {package}; pip install 'minivit-pipeline[bench]', or give --shards"
+                f"the photographs need the package {package}; pip install 'minivit-pipeline[bench]', or give --shards"
             )
         folder = Path(next(iter(spec.submodule_search_locations)))
         images += [image for name in names if (image := cv2.imread(str(folder / name))) is not None]

@@ -1,4 +1,4 @@
-"""What `minivit plan --hardware cpu` says of a step against the engine on this machine: time and peak memory."""
+"""Compares the forecast of a step by `minivit plan --hardware cpu` with this machine: time and peak memory."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ CASES = (
 def measure(steps: int) -> dict[str, Any]:
     """Predicted and measured seconds and bytes of every case, and their ratios.
 
-    Time is CPU time of the slower rank in its fastest step, which other work on the machine disturbs least; the
-    forecast's is without loading. Memory is a process's peak; `own` is what it holds beyond its libraries before there
-    is a model, and in the forecast all but the overhead.
+    Time is the CPU time of the slower rank's fastest step, which other jobs on the machine disturb least; the forecast
+    excludes loading. Memory is a process's peak; `own` is the peak without the libraries, as measured before the model
+    is built, and in the forecast without the overhead.
     """
     hardware = this_cpu()
     return {

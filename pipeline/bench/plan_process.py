@@ -36,7 +36,7 @@ class MeasuredRank:
     wall_s: float
     cpu_s: float  # over all threads of the process
     peak_bytes: int
-    bytes_before: int  # of the process with its libraries, before there was a model
+    bytes_before: int  # of the process with its libraries, before it built the model
 
 
 def measure_rank(
@@ -88,7 +88,7 @@ def _train(stage: TrainStage, spec: ModelSpec, world_size: int, steps: int) -> l
 
 
 def random_batch(spec: ModelSpec, samples: int) -> Batch:
-    """Noise with random labels, as the loader hands a classifier's samples over."""
+    """A batch of noise with random labels, in the form that the loader gives to classifiers."""
     backbone = spec.backbone
     images = torch.randint(256, (samples, backbone.channels, *backbone.image_size), dtype=torch.uint8)
     labels = torch.randint(spec.num_classes, (samples,))

@@ -68,4 +68,4 @@ def wait_for_progress(driver: psutil.Popen, ledger: Path, step: int) -> None:
 def require_progress(driver: psutil.Popen, ledger: Path, due: float) -> None:
     if driver.poll() is not None or time.monotonic() > due:
         said = (ledger.parents[3] / "driver.log").read_text()
-        raise ClusterError(f"the run to be disturbed makes no progress: {said[-1000:]}")
+        raise ClusterError(f"the run to disturb makes no progress: {said[-1000:]}")

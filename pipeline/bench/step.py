@@ -1,4 +1,4 @@
-"""The training step against stock `nn.TransformerEncoder` and timm: speed, processor utilisation, peak memory."""
+"""The training step compared with stock `nn.TransformerEncoder` and timm: speed, utilisation, peak memory."""
 
 from __future__ import annotations
 

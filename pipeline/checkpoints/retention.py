@@ -43,8 +43,8 @@ class Retention:
 def prune(storage: Storage, retention: Retention, newest: Manifest) -> None:
     """Remove checkpoints that are not kept, up to the one just committed, and uncommitted folders before it.
 
-    Leaves checkpoints of other settings or later steps alone: they are a former stage's results, or the run passed them
-    over when it resumed. A checkpoint locked by a reader stays until the next call.
+    Leaves checkpoints of other settings or later steps alone: they are results of other settings, or the run skipped
+    them when it resumed. A checkpoint locked by a reader stays until the next call.
     """
     found = committed(storage)
     if None in found.values():

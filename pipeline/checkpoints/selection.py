@@ -15,7 +15,7 @@ STEP = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Selection:
-    """The checkpoint to resume from, and why each newer one was passed over."""
+    """The checkpoint to resume from, and why each newer one was skipped."""
 
     folder: str | None = None
     manifest: Manifest | None = None

@@ -134,7 +134,9 @@ class LocalStorage:
         try:
             file = (self.path / folder / LOCKED_BY).open("rb")
         except FileNotFoundError:
-            raise CheckpointError(f"{self.url(folder)} is gone: retention removed it in the meantime") from None
+            raise CheckpointError(
+                f"{self.url(folder)} no longer exists: retention has removed it in the meantime"
+            ) from None
         with file:
             fcntl.flock(file, fcntl.LOCK_SH)
             yield

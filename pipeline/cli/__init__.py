@@ -1,1 +1,1 @@
-"""The `minivit` command: thin, one file per group."""
+"""The `minivit` command, one file per group; the work is done elsewhere."""

@@ -9,7 +9,7 @@ from pipeline.cli import bench_data, bench_state, bench_training
 
 @click.group("bench")
 def group() -> None:
-    """Measure this pipeline against its peers; every figure of RESULTS.md comes from here."""
+    """Measure this pipeline against its peers; RESULTS.md lists the results."""
 
 
 for module in (bench_data, bench_state, bench_training):

@@ -1,4 +1,4 @@
-"""`minivit bench`: how fast, evenly and safely samples are read, against other loaders."""
+"""`minivit bench`: speed, memory, shuffling and robustness of reading samples, compared with other loaders."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pipeline.cli.paths import UserPath
 
 
 @click.command("loader")
-@click.option("--shards", help="Pattern of indexed JPEG shards; default: shards of photographs, written for this.")
+@click.option(
+    "--shards", help="Indexed JPEG shards; default: shards of photographs, which are created on the first call."
+)
 @click.option(
     "--photos",
     type=click.Choice(["500x375", "2000x1500"]),
     default="500x375",
     show_default=True,
-    help="Which photographs to use without --shards.",
+    help="Size of the photographs to use without --shards.",
 )
 @click.option("--image-size", type=click.IntRange(1), help="Side of the crops; default: 224, and 96 for 2000x1500.")
 @click.option("--workers", type=click.IntRange(1), help="Processes or threads of each loader; default: one per CPU.")
@@ -33,10 +35,10 @@ def loader(
     folder: str,
     as_json: bool,
 ) -> None:
-    """Images/s of our loader against WebDataset with Pillow, with torchvision's decoder, and DALI on the CPU.
+    """Images/s of our loader, WebDataset with Pillow or torchvision's decoder, and DALI on the CPU.
 
-    All read the same shards on the same cores and make batches of 64 random resized crops, half of them flipped; ours
-    also of photographs with class maps as large as they, where no shards are given. DALI takes part where nvidia-dali
+    All read the same shards on the same cores and make batches of 64 random resized crops, half of them flipped.
+    Without --shards, our loader also reads photographs with class maps of the same size. DALI takes part if nvidia-dali
     is installed.
     """
     from pathlib import Path
@@ -68,7 +70,7 @@ def loader(
 @count_option("--batches", 60, "Batches per data set.")
 @AS_JSON
 def memory(folder: str, batches: int, as_json: bool) -> None:
-    """Peak memory of a loader worker on the photographs, and on ten times as many shards of them."""
+    """Peak memory of a loader worker on the photographs, and on ten times as many shards."""
     from pathlib import Path
 
     from pipeline.bench.memory import measure
@@ -95,7 +97,7 @@ def resume(folder: str, rounds: int, as_json: bool) -> None:
 @count_option("--rounds", 5, "Fresh processes to measure.")
 @AS_JSON
 def scale(rounds: int, as_json: bool) -> None:
-    """Seconds and memory that one of 4,096 ranks needs to find its first sample among 200,000 shards of 10,000."""
+    """Time and memory for one of 4,096 ranks to find its first sample in 200,000 shards of 10,000 samples."""
     from pipeline.bench.scale import measure
 
     print_figures(measure(rounds), as_json)
@@ -107,7 +109,7 @@ def scale(rounds: int, as_json: bool) -> None:
 @click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
 @AS_JSON
 def fuzz(inputs: int, seed: int, workers: int | None, as_json: bool) -> None:
-    """Read damaged tars and images; exit status 1 if anything but a sound refusal or an image comes out."""
+    """Read damaged tars and images; exit status 1 if one is neither read nor rejected with a proper error."""
     from pipeline.bench.fuzz import measure
     from pipeline.errors import PipelineError
 
@@ -124,7 +126,7 @@ def fuzz(inputs: int, seed: int, workers: int | None, as_json: bool) -> None:
 @click.option("--plot", type=UserPath(dir_okay=False), help="Plot both distributions to this file.")
 @AS_JSON
 def shuffle(plot: str | None, as_json: bool) -> None:
-    """How well batches mix where every shard holds one class, against a uniform shuffle."""
+    """How well batches mix shards of one class each, compared with a uniform shuffle."""
     from pathlib import Path
 
     from pipeline.bench.shuffle import measure

@@ -1,4 +1,4 @@
-"""Options that the commands of `minivit bench` share, and how they print figures."""
+"""Options and output shared by the commands of `minivit bench`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def print_figures(result: dict[str, Any], as_json: bool) -> None:
 
 
 def flat(result: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The figures of a nested result, each under all its names."""
+    """The figures of a nested result, each with the names on the way to it."""
     for name, value in result.items():
         if isinstance(value, dict):
             yield from ((f"{name} {key}", found) for key, found in flat(value))

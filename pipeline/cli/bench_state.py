@@ -1,4 +1,4 @@
-"""`minivit bench`: what happens to a model's state: adapted, saved, and recovered after failures."""
+"""`minivit bench`: adapting and saving a model's state, and recovering it after failures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.cli.bench_options import AS_JSON, count_option, print_figures, var
 @count_option("--rounds", 5, "Repeats.")
 @AS_JSON
 def surgery(variant: str, rounds: int, as_json: bool) -> None:
-    """Seconds to adapt a state to another grid, patch and head, including the check of its outputs."""
+    """Time to adapt a model to another grid, patch size and head, including the check of its outputs."""
     from pipeline.bench.surgery import measure
 
     print_figures(measure(variant, rounds), as_json)
@@ -24,7 +24,7 @@ def surgery(variant: str, rounds: int, as_json: bool) -> None:
 @count_option("--rounds", 5, "Repeats of each measurement.")
 @AS_JSON
 def checkpoint(variant: str, workers: int, rounds: int, as_json: bool) -> None:
-    """What saving costs the training loop; bandwidth against torch's own; bytes per parameter; resharding."""
+    """Delay of training by a save, bandwidth compared with torch's own, bytes per parameter, and resharding."""
     from pipeline.bench.checkpoint import measure
 
     print_figures(measure(variant, rounds, workers), as_json)
@@ -34,7 +34,7 @@ def checkpoint(variant: str, workers: int, rounds: int, as_json: bool) -> None:
 @count_option("--kills", 10, "Ranks to kill, one after another.")
 @AS_JSON
 def recovery(kills: int, as_json: bool) -> None:
-    """Seconds from the kill of a rank to the first step after it, on this machine."""
+    """Time from killing a rank to the first step after that, on this machine."""
     from pipeline.bench.recovery import measure
 
     print_figures(measure(kills), as_json)
@@ -50,7 +50,7 @@ def recovery(kills: int, as_json: bool) -> None:
 )
 @AS_JSON
 def chaos(kills: int, seed: int, task: str | None, as_json: bool) -> None:
-    """Kill ranks, drivers, raylets and process trees at random; exit status 5 unless the run ends as it should."""
+    """Kill ranks, drivers, raylets and process trees at random; exit status 5 if this changes the run's results."""
     from pipeline.bench.chaos import measure
     from pipeline.errors import CheckpointError
 

@@ -1,4 +1,4 @@
-"""`minivit bench`: what training costs and reaches, against plain loops and other libraries."""
+"""`minivit bench`: speed, memory and accuracy of training, compared with plain loops and other libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.cli.paths import UserPath
 @count_option("--steps", 40, "Steps of each loop per round.")
 @AS_JSON
 def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, steps: int, as_json: bool) -> None:
-    """Images/s of a stage's own loop (engine, stream, tracking) against a bare loop of the same model."""
+    """Images/s of a stage's training loop (engine, stream, tracking), compared with a bare loop of the same model."""
     from pipeline.bench.overhead import measure
     from pipeline.config.load import load_config
 
@@ -64,10 +64,10 @@ def step(
     peak_tflops: float | None,
     as_json: bool,
 ) -> None:
-    """Images/s and memory of a training step at 224 px against stock nn.TransformerEncoder and timm.
+    """Images/s and memory of a training step at 224 px, compared with nn.TransformerEncoder and timm.
 
-    Where bf16 is emulated so slowly that a step of the others takes minutes, they run batches of one image, and their
-    memory is extrapolated from batches of one and four.
+    On CPUs that emulate bf16 so slowly that a step of the others takes minutes, these run batches of one image, and
+    their memory is extrapolated from batches of one and four.
     """
     from pipeline.bench.step import measure
 
@@ -90,7 +90,7 @@ def step(
 @count_option("--rounds", 5, "Steps at each size.")
 @AS_JSON
 def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json: bool) -> None:
-    """What a random size per step, of 160 to 288 px, costs over the token-weighted mean of the five fixed sizes."""
+    """Cost of a random size per step, 160 to 288 px, relative to the token-weighted mean of the five fixed sizes."""
     from pipeline.bench.multiscale import measure
 
     sizes = [160, 192, 224, 256, 288]
@@ -108,7 +108,7 @@ def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json
 def masked(
     variant: str, image_size: int, precision: str, batch_size: int, threads: int, rounds: int, as_json: bool
 ) -> None:
-    """What a masked autoencoder's forward and backward cost, compared with an encoder's that sees all patches."""
+    """Cost of a masked autoencoder's forward and backward pass, compared with an encoder that sees all patches."""
     from pipeline.bench.masked import measure
 
     result = measure(
@@ -136,7 +136,7 @@ def objectives(
     rounds: int,
     as_json: bool,
 ) -> None:
-    """A step of each objective through the engine against a bare loop of the same mathematics, on one batch."""
+    """Time of a step of each objective in the engine, compared with a bare loop of the same mathematics."""
     from pipeline.bench.objectives import measure
     from pipeline.bench.tasks import known_tasks
 
@@ -181,7 +181,7 @@ def parity(
     threads: int,
     as_json: bool,
 ) -> None:
-    """Test accuracy of the pipeline against timm's model in a plain PyTorch loop, on the same shards and recipe."""
+    """Test accuracy of the pipeline and of timm's model in a plain PyTorch loop, with the same shards and recipe."""
     from pipeline.bench.parity import measure
     from pipeline.config.load import load_config
 
@@ -200,7 +200,7 @@ def parity(
 @count_option("--steps", 7, "Steps of each configuration.")
 @AS_JSON
 def plan(steps: int, as_json: bool) -> None:
-    """Time and memory of a step as `minivit plan --hardware cpu` predicts them, and as the engine takes them here."""
+    """Time and memory of a step, as `minivit plan --hardware cpu` predicts them and as measured on this machine."""
     from pipeline.bench.plan import measure
 
     result = measure(steps)

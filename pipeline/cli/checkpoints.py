@@ -1,4 +1,4 @@
-"""`minivit checkpoints`: what a run has committed."""
+"""`minivit checkpoints`: the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def group() -> None:
 @group.command("list")
 @RUN
 def list_command(run: Path) -> None:
-    """Every checkpoint of RUN: step, samples, workers, ZeRO stage, bytes; the best and uncommitted ones are marked."""
+    """List the checkpoints of RUN with step, samples, workers, ZeRO stage, bytes, and marks: best, uncommitted."""
     from pipeline.checkpoints.selection import step_folders
     from pipeline.checkpoints.storage import open_storage
     from pipeline.stages.checkpoint_model import best_checkpoint
@@ -54,7 +54,7 @@ def verify_command(run: Path) -> None:
             faults += 1
             click.echo(f"{storage.url(folder)}  invalid: {error}")
     if faults:
-        raise CheckpointError(f"{run}: {faults} checkpoints are invalid; a resumed run skips them")
+        raise CheckpointError(f"{run}: found {faults} invalid checkpoint(s), see above; a resumed run skips them")
 
 
 @group.command("inspect")
@@ -62,7 +62,7 @@ def verify_command(run: Path) -> None:
 @STEP
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def inspect_command(run: Path, step: int | None, as_json: bool) -> None:
-    """Print what a checkpoint of each stage of RUN holds: manifest, files, and bytes of each kind of state."""
+    """Print a checkpoint of each stage of RUN: manifest, files, and bytes per kind of state."""
     import json
     from dataclasses import asdict
 
@@ -78,7 +78,7 @@ def inspect_command(run: Path, step: int | None, as_json: bool) -> None:
         click.echo(f"{storage.url(folder)}")
         for name in ("step", "slots", "world_size", "zero_stage", "digest", "metrics", "run_ids"):
             click.echo(f"  {name:12} {getattr(manifest, name)}")
-        variant = manifest.spec.get("backbone", manifest.spec)["variant"]  # format 1 has no heads beside it
+        variant = manifest.spec.get("backbone", manifest.spec)["variant"]  # format 1 has no heads next to it
         click.echo(f"  {'model':12} {variant}, {len(manifest.shapes)} tensors")
         for key, size in parameters.items():
             click.echo(f"  {key:12} {size / 1e6:,.1f} MB")
@@ -91,9 +91,9 @@ def inspect_command(run: Path, step: int | None, as_json: bool) -> None:
 @STEP
 @click.option("--files", required=True, type=click.IntRange(min=1), help="Files to split each checkpoint into.")
 def reshard_command(run: Path, step: int | None, files: int) -> None:
-    """Rewrite a checkpoint of each stage of RUN as another number of files, for an archive or a slow store.
+    """Rewrite a checkpoint of each stage of RUN with another number of files, for an archive or a slow store.
 
-    Resuming on other workers or with another ZeRO stage does not need this: ranks read their part from any files.
+    You need not do this to resume with other workers or another ZeRO stage: ranks read their parts from any files.
     """
     from pipeline.checkpoints.reshard import reshard
     from pipeline.stages.folder import RunFolder
@@ -133,7 +133,7 @@ def checkpoints_of(run: Path) -> Iterator[tuple[Storage, str]]:
 
 
 def chosen(run: Path, step: int | None) -> list[tuple[Storage, str]]:
-    """The checkpoint of that step of each stage that has it, or the newest committed one of each."""
+    """Each stage's checkpoint of the given step, if it has one, or else its newest committed checkpoint."""
     from pipeline.checkpoints.manifest import NAME
     from pipeline.checkpoints.selection import step_folder
     from pipeline.errors import CheckpointError

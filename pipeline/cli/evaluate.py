@@ -1,4 +1,4 @@
-"""`minivit evaluate`: how good finished models are on a data set."""
+"""`minivit evaluate`: measures finished models on a data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.option("--data", required=True, metavar="SHARDS", help="Folder, glob or URL of shards, or CONFIG.yaml:NAME.")
 @IMAGE_KEY
 @TARGET
-@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1), help="Images per rank and batch.")
+@click.option(
+    "--batch-size", default=256, show_default=True, type=click.IntRange(1), help="Images per batch on each rank."
+)
 @click.option(
     "--precision",
     default="fp32",
@@ -31,13 +33,17 @@ if TYPE_CHECKING:
     help="Precision of weights and activations.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), help="Ranks that share the data; default: one per GPU, or else per CPU."
+    "--workers", type=click.IntRange(1), help="Number of ranks; default: one per GPU, without GPUs one per CPU."
 )
 @click.option(
-    "--gpus-per-worker", type=click.IntRange(0, 1), help="0 runs on CPUs; default: use GPUs if there are any."
+    "--gpus-per-worker", type=click.IntRange(0, 1), help="0: run on CPUs; default: use GPUs if there are any."
 )
 @click.option(
-    "--loader-workers", default=1, show_default=True, type=click.IntRange(0), help="Decoding processes per rank."
+    "--loader-workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Processes per rank that decode images.",
 )
 @click.option(
     "--env",
@@ -51,7 +57,7 @@ if TYPE_CHECKING:
 @click.option(
     "--probe",
     metavar="METHODS",
-    help="Evaluate frozen features instead, by knn, linear or retrieval, or several separated by commas.",
+    help="Evaluate frozen features instead: knn, linear, retrieval, or several of them separated by commas.",
 )
 @click.option("--train", metavar="SHARDS", help="For --probe: labelled shards to fit the methods on.")
 @click.option(
@@ -87,11 +93,13 @@ def command(
 ) -> None:
     """Evaluate each MODEL on every sample of SHARDS.
 
-    A MODEL is a run, RUN/STAGE, an export, timm:NAME or a safetensors file. Images are resized and normalised as the
-    model needs; the shards' classes must be the model's. Runs on the Ray cluster at RAY_ADDRESS, else on this machine.
+    A MODEL is a run, RUN/STAGE, an export, timm:NAME or a safetensors file. Images are resized and normalised as each
+    model requires; the shards must have the model's classes. Runs on the Ray cluster at RAY_ADDRESS, or else on this
+    machine.
 
-    With --probe, the models stay frozen: each method is fitted on the features of --train and scored on those of
-    SHARDS. A MODEL may then have any task; `random` (the first model with initial weights) and `pixels` are baselines.
+    With --probe, the models stay frozen: each method is fitted on the features of --train and evaluated on those of
+    SHARDS. A MODEL may then have any task, and `random` (the first model with initial weights) and `pixels` are valid
+    MODELs, as baselines.
     """
     import json
 
@@ -170,7 +178,7 @@ def measures_table(evaluation: dict[str, Any]) -> str:
 
 
 def intervals(models: dict[str, Any], measures: Sequence[Measure]) -> list[str]:
-    """A line that says how sure the shares are; none where nobody has worked it out."""
+    """A line with the width of the confidence intervals, if there are any."""
     reach = [
         (high - low) / 2
         for found in models.values()
@@ -178,4 +186,4 @@ def intervals(models: dict[str, Any], measures: Sequence[Measure]) -> list[str]:
         if (interval := found.get("intervals", {}).get(measure.name))
         for low, high in [interval]
     ]
-    return [f"95 % intervals (Wilson): at most {100 * max(reach):.2f} points to either side"] if reach else []
+    return [f"95 % confidence intervals (Wilson): at most ±{100 * max(reach):.2f} points"] if reach else []

@@ -1,4 +1,4 @@
-"""`minivit export`: a finished model for downstream code."""
+"""`minivit export`: writes a finished model for other software."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FormatName(click.ParamType[str]):
 @click.option(
     "--checkpoint",
     metavar="best|last|step-N",
-    help="Export a committed checkpoint instead of the finished model; the stage need not have finished.",
+    help="Export a committed checkpoint instead of the finished model; works before the stage has finished.",
 )
 @click.option(
     "--weights",
@@ -42,11 +42,11 @@ class FormatName(click.ParamType[str]):
     "checkpoint's, those of a step, or the mean of the last K checkpoints.",
 )
 @click.option(
-    "--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="Version of ONNX's operators."
+    "--opset", type=click.IntRange(18, 23), default=18, show_default=True, help="Version of ONNX's operator set."
 )
-@click.option("--fixed-size", is_flag=True, help="Graphs that only take images of the model's size.")
+@click.option("--fixed-size", is_flag=True, help="Export a graph that only accepts images of the model's size.")
 @click.option(
-    "--license", "license_name", metavar="NAME", help="Licence of the weights for the model card, such as apache-2.0."
+    "--license", "license_name", metavar="NAME", help="Licence of the weights, for the model card, such as apache-2.0."
 )
 @click.option(
     "--out",
@@ -64,7 +64,7 @@ def command(
     license_name: str | None,
     out: Path,
 ) -> None:
-    """Write the model of RUN's last training stage, or of RUN/STAGE, to a folder."""
+    """Export the model of RUN's last training stage, or of RUN/STAGE, to a folder."""
     from pipeline.config.export import GraphConfig, check_weights
     from pipeline.errors import ConfigError
     from pipeline.export import export

@@ -18,10 +18,10 @@ def group() -> None:
 @click.option("--image", required=True, help="Image built from docker/Dockerfile, as the nodes pull it.")
 @click.option("--claim", required=True, help="ReadWriteMany volume claim for runs and data; all pods mount it.")
 @click.option("--cpus", required=True, type=click.IntRange(min=1), help="CPUs per worker pod.")
-@click.option("--memory", required=True, help="Memory per worker pod, shared memory included, such as 64Gi.")
+@click.option("--memory", required=True, help="Memory per worker pod, including shared memory, such as 64Gi.")
 @click.option("--gpus", default=0, type=click.IntRange(min=0), help="GPUs per worker pod; default: none.")
 @click.option(
-    "--pods", type=click.IntRange(min=1), help="Number of worker pods; default: as many as cluster.workers fills."
+    "--pods", type=click.IntRange(min=1), help="Number of worker pods; default: as many as cluster.workers needs."
 )
 @click.option("--name", help="Name of the RayJob; default: the config's.")
 @click.option("--namespace", help="Namespace; default: kubectl's current one.")
@@ -45,7 +45,7 @@ def kubernetes(
     secret: str | None,
     out: str | None,
 ) -> None:
-    """Write the manifest of a RayJob (KubeRay) that runs or resumes the pipeline CONFIG.
+    """Write the manifest of a RayJob (KubeRay) that runs or resumes CONFIG.
 
     minivit launch kubernetes CONFIG --image IMAGE --claim CLAIM --cpus 96 --gpus 8 --memory 512Gi | kubectl apply -f -
     """

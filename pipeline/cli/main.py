@@ -1,4 +1,4 @@
-"""Entry point: finds the command, and turns a user's error into one sentence."""
+"""The entry point: runs a command and prints a user's error as one sentence."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import click
 
 from pipeline import __version__
 
-# name -> (module, attribute, one-line help). Modules are imported when their command is called: `--help` stays quick.
+# name -> (module, attribute, one-line help). Modules are imported on use, so that `--help` is fast.
 COMMANDS = {
     "run": ("pipeline.cli.run", "command", "Run or resume a pipeline."),
     "plan": ("pipeline.cli.plan", "command", "Show what a pipeline would do, without training."),
     "shards": ("pipeline.cli.shards", "group", "Make, index and verify WebDataset shards."),
     "checkpoints": ("pipeline.cli.checkpoints", "group", "List, verify, inspect and reshard the checkpoints of a run."),
-    "export": ("pipeline.cli.export", "command", "Export a finished model in a format that downstream code reads."),
+    "export": ("pipeline.cli.export", "command", "Export a finished model to another format."),
     "evaluate": ("pipeline.cli.evaluate", "command", "Evaluate finished models on a data set."),
-    "predict": ("pipeline.cli.predict", "command", "Show a finished model's predictions for images."),
+    "predict": ("pipeline.cli.predict", "command", "Predict images with a finished model."),
     "report": ("pipeline.cli.report", "command", "Write a run's HTML report."),
-    "launch": ("pipeline.cli.launch", "group", "Write what Kubernetes needs to run a pipeline."),
+    "launch": ("pipeline.cli.launch", "group", "Write the manifest to run a pipeline on Kubernetes."),
     "bench": ("pipeline.cli.bench", "group", "Measure this pipeline against its peers."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports one only to run it or to show its help."""
+    """A group that imports a command only to run it or to show its help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -62,7 +62,7 @@ def main() -> None:
     keep_working_folder_out()
     debug = "--debug" in sys.argv
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may hold any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # like stderr: file names may contain any bytes
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
@@ -87,10 +87,10 @@ def main() -> None:
 
 
 def keep_working_folder_out() -> None:
-    """Import nothing from the user's folder, here or in child processes: a `queue.py` there would shadow Python's."""
+    """Never import modules from the user's folder, in child processes either: a `queue.py` would shadow Python's."""
     os.environ["PYTHONSAFEPATH"] = "1"
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    # `PYTHONPATH=$PYTHONPATH:lib` may leave an empty entry, which means that folder.
+    # `PYTHONPATH=$PYTHONPATH:lib` may leave an empty entry, which stands for that folder.
     if "" in entries[1:] or "" in entries[:-1]:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))
         sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]

@@ -1,4 +1,4 @@
-"""Argument types for paths: `~` and variables are expanded where no shell has done it."""
+"""Argument types for paths, which expand `~` and variables that the shell has not expanded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 
 class UserPath(click.Path):
-    """A path; expands what a shell leaves alone in `--out=~/x` or '$DATA/x'."""
+    """A path; expands what the shell does not in `--out=~/x` or '$DATA/x'."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str):
@@ -18,7 +18,7 @@ class UserPath(click.Path):
 
 
 class PatternType(click.ParamType[str]):
-    """A shard pattern: a path or URL with braces or wildcards, quoted so that the shell leaves them alone."""
+    """A shard pattern: a path or URL with braces or wildcards, quoted to protect them from the shell."""
 
     name = "text"
 
@@ -27,7 +27,7 @@ class PatternType(click.ParamType[str]):
 
 
 def expanded(kind: click.ParamType[Any], text: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-    """Expand a path; one that exists is taken literally, whatever characters it holds."""
+    """Expand a path; an existing path is taken literally, whatever characters it contains."""
     from pipeline.config.paths import expand
 
     if not text.startswith("~/") and os.path.lexists(text):

@@ -1,4 +1,4 @@
-"""`minivit plan`: what a pipeline would do."""
+"""`minivit plan`: shows what a pipeline would do."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pipeline.cli.paths import UserPath
 @click.argument("config", type=UserPath())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
-    "--world-size", type=click.IntRange(min=1), help="Number of workers to plan for, in place of the config's own."
+    "--world-size", type=click.IntRange(min=1), help="Number of workers to plan for, instead of the config's."
 )
 @click.option(
     "--hardware",
     type=UserPath(),
-    help="Forecast training on h100, a100, l40s, mi300x, cpu (this machine), or what a YAML FILE describes.",
+    help="Forecast training on h100, a100, l40s, mi300x, cpu (this machine), or the hardware in a YAML file.",
 )
 @click.option(
     "--mtbf",
     "mtbf_h",
     type=click.FloatRange(min=0, min_open=True),
-    help="Mean time between failures of a node in hours, for the forecast.",
+    help="Mean time between failures of a node, in hours, for the forecast.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def command(
@@ -35,8 +35,8 @@ def command(
 ) -> None:
     """Show what CONFIG would do, without training.
 
-    Prints stages, samples, steps, parameters, memory per rank and ZeRO stage, balance over ranks and the surgeries
-    ahead; with --hardware also time, data, checkpoints and what limits each training stage.
+    Prints stages, samples, steps, parameters, memory per rank and ZeRO stage, balance across ranks and planned surgery.
+    With --hardware, also prints the time, data rate, checkpoints and bottleneck of each training stage.
     """
     import json
 
@@ -46,7 +46,7 @@ def command(
     from pipeline.stages.planner import plan, read_statuses
 
     if mtbf_h is not None and hardware is None:
-        raise click.UsageError("--mtbf is part of a forecast; name the --hardware too")
+        raise click.UsageError("--mtbf: only applies to a forecast; add --hardware")
     pipeline = load_config(config, overrides)
     machine = Machine(hardware, find_hardware(hardware), mtbf_h) if hardware else None
     result = plan(pipeline, world_size, read_statuses(pipeline), machine)

@@ -1,4 +1,4 @@
-"""`minivit predict`: what a finished model says of images."""
+"""`minivit predict`: a finished model's predictions for images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.cli.paths import PATTERN, UserPath
 @click.command("predict")
 @click.argument("model", type=UserPath(path_type=Path), metavar="RUN[/STAGE]|EXPORT")
 @click.argument("images", nargs=-1, required=True, type=PATTERN, metavar="IMAGES|FOLDER|SHARDS...")
-@click.option("--out", type=UserPath(path_type=Path), help="Folder for predictions.jsonl, drawn pictures and maps.")
+@click.option("--out", type=UserPath(path_type=Path), help="Folder for predictions.jsonl, pictures and maps.")
 @click.option("--coco", is_flag=True, help="With --out: also write boxes as COCO results, coco_results.json.")
 @click.option(
     "--coco-ids",
@@ -21,7 +21,9 @@ from pipeline.cli.paths import PATTERN, UserPath
     metavar="FILE",
     help="COCO annotation file with the image and category ids for --coco; default: those in the shards' JSON.",
 )
-@click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Names to show per image.")
+@click.option(
+    "--top", default=5, show_default=True, type=click.IntRange(min=1), help="Number of classes to show per image."
+)
 @click.option(
     "--option", "given", multiple=True, metavar="NAME=YAML", help="With --out: an option of the task's predictions."
 )
@@ -38,11 +40,11 @@ def command(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Show the model's predictions for images: files, folders of them at any depth, or shards.
+    """Predict images: files, folders (including subfolders), or shards.
 
-    Without --out, prints likely classes, or the share of the pixels that each class has. With --out, writes one line
-    per image to predictions.jsonl, and for each the picture with its prediction drawn and the maps that the task makes,
-    under the image's own name. Images that cannot be read are listed in failed.txt, and the exit status is then 3.
+    Without --out, prints the most likely classes, or each class's share of the pixels. With --out, writes a line per
+    image to predictions.jsonl, and a picture of the prediction and the task's maps under the name of the image. Images
+    that cannot be read are listed in failed.txt, and the exit status is 3.
     """
     from pipeline import load_model
     from pipeline.shards.pictures import pictures

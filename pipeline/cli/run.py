@@ -1,4 +1,4 @@
-"""`minivit run`: the main job."""
+"""`minivit run`: runs or resumes a pipeline."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipeline.cli.paths import UserPath
 @click.argument("config", type=UserPath())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def command(config: str, overrides: tuple[str, ...]) -> None:
-    """Run the pipeline that CONFIG describes, or resume it from wherever it stopped.
+    """Run the pipeline in CONFIG, or resume it where it stopped.
 
-    Settings are overridden by dotted paths: minivit run configs/quickstart.yaml cluster.workers=1 name=try
+    Override settings by their dotted paths: minivit run configs/quickstart.yaml cluster.workers=1 name=try
     """
     from pipeline.config.load import load_config
 

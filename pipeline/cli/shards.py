@@ -1,4 +1,4 @@
-"""`minivit shards`: WebDataset shards, from making them to the order in which they are read."""
+"""`minivit shards`: makes, indexes, verifies and inspects WebDataset shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from pipeline.cli.paths import PATTERN, UserPath
 from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, print_index, print_unusable
 from pipeline.cli.shards_rewrite import regroup_command, reshard_command, split_command
 
-OF_CLASSES = ("without", "classes", "counted", "spread", "per_class")  # figures of labels that get lines of their own
+OF_CLASSES = (
+    "without",
+    "classes",
+    "counted",
+    "spread",
+    "per_class",
+)  # figures of labels that are printed on their own lines
 MOST_FAULTS = 20  # lines of each kind that `verify` prints
 CLICK_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING, Path: UserPath(path_type=Path)}
 
@@ -25,7 +31,7 @@ def group() -> None:
 
 
 class MakeGroup(click.Group):
-    """One command for each built-in data set, with the options that its `make` function takes."""
+    """One command for each built-in data set, with the parameters of its `make` function as options."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from pipeline.shards.make import names
@@ -35,7 +41,7 @@ class MakeGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
         from pipeline.shards.make import make, maker
 
-        function = maker(name)  # a wrong name ends here, with the right ones
+        function = maker(name)  # raises for a wrong name, and lists the right ones
 
         def run(out: Path, **options: Any) -> None:
             print_index(make(name, out, **options))
@@ -47,7 +53,7 @@ class MakeGroup(click.Group):
 
 @group.command("make", cls=MakeGroup)
 def make_group() -> None:
-    """Write a data set as indexed shards; valid ones that exist are kept."""
+    """Write a data set as indexed shards, keeping valid ones that exist."""
 
 
 @group.command("index")
@@ -74,11 +80,11 @@ def index_command(
     headers_only: bool,
     workers: int | None,
 ) -> None:
-    """Index the shards matching PATTERN: a folder, a tar, a glob, or braces such as train-{000000..000010}.tar.
+    """Index the shards that match PATTERN: a folder, a tar, a glob, or braces such as train-{000000..000010}.tar.
 
-    CONFIG.yaml:NAME names a data set of a pipeline and uses its keys. The tars may come from any tool that names
-    members as WebDataset does, and be anywhere that fsspec reaches. Shards whose index still fits are not read again.
-    Samples without image or label are counted; labels are those that --target names, or the usual members.
+    CONFIG.yaml:NAME indexes a data set of a config and uses its keys. The tars may come from any tool that names
+    members like WebDataset, and may be on any storage that fsspec supports. Shards that have not changed are not read
+    again. Counts samples without an image or label; labels are the members given by --target, or the usual ones.
     """
     from pipeline.shards.build import build_index
     from pipeline.shards.class_file import read_classes
@@ -115,10 +121,10 @@ def verify_command(
     targets: dict[str, str],
     workers: int | None,
 ) -> None:
-    """Read every byte of the shards matching PATTERN; print each fault, and exit with status 3 if there is one.
+    """Read every byte of the shards that match PATTERN and print all faults; exit status 3 if there are any.
 
-    CONFIG.yaml:NAME names a data set of a pipeline and uses its keys; CONFIG.yaml names all of them. An image that is
-    in two data sets is a fault. Duplicates within one are reported but are not faults: the exit status stays 0.
+    CONFIG.yaml:NAME verifies a data set of a config and uses its keys; CONFIG.yaml verifies all of them. An image in
+    two data sets is a fault. Duplicates within a data set are reported, but are not faults.
     """
     from collections import Counter
 
@@ -149,7 +155,7 @@ def verify_command(
 @click.option("--loader-workers", type=click.IntRange(0), help="Loader processes per rank; default: the stage's.")
 @click.option("--from-slot", default=0, show_default=True, type=click.IntRange(0), help="First slot to show.")
 @click.option("--slots", default=32, show_default=True, type=click.IntRange(1), help="Number of slots to show.")
-@click.option("--json", "as_json", is_flag=True, help="Print a list of {slot, rank, shard, key}.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text: a list of {slot, rank, shard, key}.")
 def order_command(
     config: str,
     overrides: tuple[str, ...],
@@ -160,10 +166,10 @@ def order_command(
     slots: int,
     as_json: bool,
 ) -> None:
-    """Print which sample is in each slot of a stage's stream, by running the loader of every rank.
+    """Print the sample in each slot of a stage's stream, by running the loader of every rank.
 
-    Slots are those of the whole run, counted over epochs: step n of a run takes slots n*G to (n+1)*G - 1 of a global
-    batch of G. Whatever the world size and the number of loader workers, a slot holds the same sample.
+    Slots are counted over all epochs: step n takes slots n*G to (n+1)*G - 1, for a global batch of G samples. A slot
+    has the same sample for any world size and any number of loader workers.
     """
     import json
 
@@ -222,7 +228,7 @@ def stats_command(
 
 
 def show_figure(name: str, value: Any) -> None:
-    """A line of a number, a share, or a spread."""
+    """A line with a number, a share, or a distribution."""
     if isinstance(value, dict):
         value = "   ".join(f"{key} {count:,}" for key, count in value.items())
     text = value if isinstance(value, str) else f"{value:.1%}" if isinstance(value, float) else f"{value:,}"
@@ -237,13 +243,13 @@ def show_figure(name: str, value: Any) -> None:
 @click.option(
     "--side", default=128, show_default=True, type=click.IntRange(16, 1024), help="Size of each sample, pixels."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed for the choice of samples.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed for selecting the samples.")
 @click.option(
     "--background",
     nargs=3,
     type=click.IntRange(0, 255),
     metavar="R G B",
-    help="Colour behind transparent pixels; default: the data set's, else white.",
+    help="Colour behind transparent pixels; default: the data set's, or white.",
 )
 @IMAGE_KEY
 @TARGET
@@ -258,7 +264,7 @@ def preview_command(
     image_key: str | None,
     targets: dict[str, str],
 ) -> None:
-    """Write a contact sheet, a PNG with some samples of PATTERN or CONFIG.yaml:NAME."""
+    """Write a contact sheet: a PNG of some samples of PATTERN or CONFIG.yaml:NAME."""
     from pipeline.shards.named_sets import named_set
     from pipeline.shards.preview import contact_sheet
 
@@ -269,7 +275,7 @@ def preview_command(
 
 
 def _options(function: Callable[..., Any]) -> list[click.Parameter]:
-    """Keyword-only parameters `name: Annotated[type, help]` as click options; a tuple is given by several."""
+    """Keyword-only parameters `name: Annotated[type, help]` as click options; a tuple is an option given repeatedly."""
     hints = get_type_hints(function, include_extras=True)
     options: list[click.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():

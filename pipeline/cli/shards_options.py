@@ -1,4 +1,4 @@
-"""Options and output that the `shards` commands share."""
+"""Options and output shared by the `shards` commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGE_KEY = click.option(
 
 
 def as_members(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    """KIND=MEMBER options as a mapping. Raises BadParameter for what is none, or names no kind."""
+    """KIND=MEMBER options as a mapping. Raises BadParameter for other text or an unknown kind."""
     from pipeline.targets import target_kinds
 
     found = {}
@@ -35,7 +35,7 @@ TARGET = click.option(
     multiple=True,
     metavar="KIND=MEMBER",
     callback=as_members,
-    help="Extension of a kind of labels, such as class_id=cls or mask=seg.png; default: the index's.",
+    help="Extension of the member with a kind of label, such as class_id=cls; default: the index's.",
 )
 WORKERS = click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
 

@@ -1,4 +1,4 @@
-"""`minivit shards regroup|reshard|split`: the samples of a data set in other tars."""
+"""`minivit shards regroup|reshard|split`: write the samples of a data set to other tars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, print_index,
 
 OUT = click.option("--out", type=UserPath(file_okay=False, path_type=Path), required=True, help="Folder to write to.")
 SAMPLES_PER_SHARD = click.option(
-    "--samples-per-shard", default=10_000, show_default=True, type=click.IntRange(1), help="Most samples per shard."
+    "--samples-per-shard",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum number of samples per shard.",
 )
 
 
@@ -24,9 +28,9 @@ SAMPLES_PER_SHARD = click.option(
 def regroup_command(
     pattern: str, out: Path, image_key: str | None, targets: dict[str, str], workers: int | None
 ) -> None:
-    """Rewrite the tars of PATTERN with the members of each sample side by side, bytes unchanged, and index them.
+    """Rewrite tars so that the members of each sample are adjacent, with unchanged content, and index them.
 
-    For tars whose samples are scattered, and for files that are several tars in one.
+    Use this for tars with scattered samples, and for files that consist of several tars.
     """
     from pipeline.shards.named_sets import named_set
     from pipeline.shards.regroup import regroup
@@ -47,7 +51,7 @@ def regroup_command(
 def reshard_command(
     pattern: str, out: Path, samples_per_shard: int, prefix: str, shuffle: int | None, workers: int | None
 ) -> None:
-    """Copy the samples of PATTERN into shards of equal size, bytes unchanged; a second call resumes."""
+    """Copy the samples of PATTERN, unchanged, to shards of equal size; a second call resumes."""
     from pipeline.shards.named_sets import named_set
     from pipeline.shards.rewrite import split_samples
 
@@ -65,12 +69,12 @@ def reshard_command(
 @click.argument("parts", nargs=-1, required=True, metavar="PREFIX=SHARE...")
 @OUT
 @SAMPLES_PER_SHARD
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed for the choice of samples.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed for selecting the samples.")
 @WORKERS
 def split_command(
     pattern: str, parts: tuple[str, ...], out: Path, samples_per_shard: int, seed: int, workers: int | None
 ) -> None:
-    """Split the samples of PATTERN at random, such as `train=0.95 val=0.05`; a second call resumes."""
+    """Split the samples of PATTERN at random, for example train=0.95 val=0.05; a second call resumes."""
     from pipeline.shards.named_sets import named_set
     from pipeline.shards.rewrite import split_samples
 

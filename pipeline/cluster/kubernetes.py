@@ -1,4 +1,4 @@
-"""The Kubernetes manifest of a run: a config map, and a RayJob (`ray.io/v1`) of KubeRay that runs it.
+"""The Kubernetes manifest of a run: a ConfigMap with the config, and a KubeRay RayJob (`ray.io/v1`) that runs it.
 
 Written against KubeRay's API, https://github.com/ray-project/kuberay/tree/v1.7.0/ray-operator/apis/ray/v1, and Kueue's
 label for RayJobs, https://kueue.sigs.k8s.io/docs/tasks/run/rayjobs/.
@@ -22,14 +22,14 @@ QUANTITY = re.compile(r"([0-9]+)([KMGT]i?)?")
 MAX_JOB_NAME = 47  # KubeRay appends to it
 USER = 10001  # of docker/Dockerfile
 CONFIG_FOLDER, CONFIG_FILE = "/etc/minivit", "pipeline.yaml"
-GRACE_S = 300  # for the step under way and the checkpoint after it
+GRACE_S = 300  # to finish the current step and commit a checkpoint
 RETRIES = 3
-HEAD_CPUS, HEAD_MEMORY = 2, "8Gi"  # Ray's own processes take 1.2 GB; the rest is for a model on its way to an export
+HEAD_CPUS, HEAD_MEMORY = 2, "8Gi"  # Ray's own processes take 1.2 GB; the rest is for exporting a model
 SUBMITTER_CPUS, SUBMITTER_MEMORY = "500m", "1Gi"  # KubeRay's own figures
-LEAVE = ["python", "-P", "-m", "pipeline.cluster.leave", str(GRACE_S)]  # -P: nothing of the volume is imported
+LEAVE = ["python", "-P", "-m", "pipeline.cluster.leave", str(GRACE_S)]  # -P: import nothing from the volume
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
-# As in launch/ray.env, so that a lost pod is noticed in about five seconds.
+# As in launch/ray.env: Ray notices a lost pod within about five seconds.
 RAY_SETTINGS = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
@@ -41,7 +41,7 @@ RAY_SETTINGS = {
 
 @dataclass(frozen=True)
 class RayJob:
-    """What the manifest depends on. `pod` is the size of a worker's pod; `ray_version` must be the image's."""
+    """The parameters of the manifest. `pod` is the size of a worker pod; `ray_version` must match the image."""
 
     name: str
     image: str
@@ -56,28 +56,26 @@ class RayJob:
     secret: str | None = None
 
     def check(self) -> None:
-        """Raise `ConfigError` for the first name or quantity that Kubernetes would refuse."""
+        """Raise `ConfigError` for the first name or quantity that Kubernetes would reject."""
         if not LABEL.fullmatch(self.name) or len(self.name) > MAX_JOB_NAME:
             raise ConfigError(
-                f"--name: found {self.name!r}, expected at most {MAX_JOB_NAME} lower-case letters, digits and '-', the "
-                "first a letter; the default is the config's name"
+                f"--name: found {self.name!r}, expected at most {MAX_JOB_NAME} lower-case letters, digits and '-', "
+                "starting with a letter; give another --name (default: the config's name)"
             )
         for option in ("claim", "namespace", "queue", "secret"):
             value = getattr(self, option)
             if value is not None and (not OBJECT.fullmatch(value) or len(value) > 63):
                 raise ConfigError(
-                    f"--{option}: found {value!r}, expected the name of an object in Kubernetes: lower-case letters, "
-                    "digits, '-' and '.'"
+                    f"--{option}: found {value!r}, expected a Kubernetes object name of lower-case letters, digits, "
+                    "'-' and '.'"
                 )
         if not QUANTITY.fullmatch(self.memory):
-            raise ConfigError(f"--memory: found {self.memory!r}, expected a quantity of Kubernetes such as 64Gi")
+            raise ConfigError(f"--memory: found {self.memory!r}, expected a Kubernetes quantity such as 64Gi")
         if not self.image or any(map(str.isspace, self.image)):
-            raise ConfigError(
-                f"--image: found {self.image!r}, expected the name of an image such as registry/minivit:gpu"
-            )
+            raise ConfigError(f"--image: found {self.image!r}, expected an image name such as registry/minivit:gpu")
 
     def documents(self) -> list[dict[str, Any]]:
-        """The objects of the manifest, in the order to create them. Raises `ConfigError`; see `check`."""
+        """The manifest's objects, in order of creation. Raises `ConfigError`; see `check`."""
         self.check()
         config = {
             "apiVersion": "v1",
@@ -97,7 +95,7 @@ class RayJob:
 
     def _spec(self) -> dict[str, Any]:
         return {
-            # The submitter's shell reads it too: a plain command, without quotes or operators.
+            # The submitter's shell parses it, too: keep it a plain command, without quotes or operators.
             "entrypoint": f"minivit run {CONFIG_FOLDER}/{CONFIG_FILE}",
             "submissionMode": "K8sJobMode",
             "backoffLimit": RETRIES,
@@ -121,7 +119,7 @@ class RayJob:
         }
 
     def _head(self) -> dict[str, Any]:
-        """The run itself and Ray's; no rank."""
+        """The head pod runs the pipeline's driver and Ray's own processes, but no ranks."""
         container = self._container("ray-head", {"cpu": str(HEAD_CPUS), "memory": HEAD_MEMORY})
         container["volumeMounts"].append({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True})
         if self.secret:
@@ -137,7 +135,7 @@ class RayJob:
         return self._pod(self._container("ray-worker", amounts), self.memory)
 
     def _submitter(self) -> dict[str, Any]:
-        """KubeRay's pod that submits the job and prints its log."""
+        """The pod in which KubeRay submits the job and prints its log."""
         amounts = {"cpu": SUBMITTER_CPUS, "memory": SUBMITTER_MEMORY}
         container = {
             "name": "ray-job-submitter",

@@ -45,21 +45,22 @@ def launch(
 ) -> None:
     """Run `worker(job, context)` on `workers` ranks, in a process group, until all have returned.
 
-    Ranks log to `folder/logs`. A `PipelineError` from any rank is raised unchanged, as is a fault in our own code; a
-    rank that died, or failed because another did, raises `WorkersLost`, and ranks that are not started in time
-    `WorkersLate`. The ranks are ended if none of them gives a sign of life for `stall_timeout_s`. They take the
-    variables `env` from this process, beside those that they always take. With `sample_every_s`, the usage of each node
-    is sampled into `folder/system`.
+    Ranks log to `folder/logs` and inherit the variables `env` from this process, besides those that they always
+    inherit. If none of them gives a sign of life for `stall_timeout_s`, all are stopped. With `sample_every_s`, the
+    usage of each node is sampled into `folder/system`.
+
+    Raises `PipelineError` or an exception of our own code unchanged, as a rank raised it; `WorkersLost` if a rank died,
+    or failed because another did; `WorkersLate` if ranks did not start in time.
     """
     from ray import cloudpickle
 
     from pipeline.cluster.rank import RanksConfig, run_rank
     from pipeline.cluster.trainer import Trainer
 
-    # As bytes, because Ray's controller unpickles this too and should not have to import torch for it.
+    # As bytes, because Ray's controller unpickles the config, too, and should not have to import torch.
     payload = cloudpickle.dumps((worker, job))
     trainer = Trainer(
-        # Not as Ray's runtime_env, which its agents write to their logs: it may contain credentials of stores.
+        # Not as Ray's runtime_env, which Ray's agents log: the variables may contain credentials.
         partial(run_rank, shared_with_ranks(os.environ, env)),
         train_loop_config={
             "payload": payload,

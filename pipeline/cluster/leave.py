@@ -31,8 +31,8 @@ def leave(grace_s: float) -> None:
     """Ask the run or the ranks in this container to leave, and wait for them. Raises `ClusterError` outside one."""
     if "MINIVIT_IN_CONTAINER" not in os.environ:
         raise ClusterError(
-            "MINIVIT_IN_CONTAINER is not set, so this is not a container of the pipeline's image; run it only in one, "
-            "since elsewhere it would stop every run on the machine"
+            "MINIVIT_IN_CONTAINER is not set, so this is not a container of the pipeline's image; run this only in "
+            "one, since it would stop every run on any other machine"
         )
     due = time.monotonic() + grace_s
     if runs := processes(is_run):

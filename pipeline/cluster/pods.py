@@ -1,4 +1,4 @@
-"""How many pods of one size hold the workers of a config's stages."""
+"""How many pods of one size the stages of a config need."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pipeline.errors import ConfigError
 
 
 def pods_for(stages: Mapping[str, ResourcesConfig], pod: Node, pods: int | None) -> int:
-    """The number of pods: `pods` if given, otherwise as many as the stage with the most workers fills.
+    """The number of pods: `pods` if given, otherwise enough for the stage with the most workers.
 
-    `stages` maps their names to what they ask for. Raises `ConfigError` if a stage does not fit, or if nothing says how
-    many pods there are.
+    `stages` maps names of stages to their resources. Raises `ConfigError` if a stage does not fit, or if its workers
+    are `auto` and `pods` is not given.
     """
     _check_gpus(stages, pod)
     needed = 1
@@ -28,8 +28,8 @@ def pods_for(stages: Mapping[str, ResourcesConfig], pod: Node, pods: int | None)
         if asked.workers == "auto":
             if pods is None:
                 raise ConfigError(
-                    f"stages.{name}: workers is auto, so nothing says how many pods to ask for; name their number with "
-                    "--pods, or set cluster.workers"
+                    f"stages.{name}: found workers: auto, which does not say how many pods to request; set --pods or "
+                    "cluster.workers"
                 )
             continue
         if pods is not None and pods * each < resources.min_workers:
@@ -49,10 +49,10 @@ def _check_gpus(stages: Mapping[str, ResourcesConfig], pod: Node) -> None:
     for name, asked in stages.items():
         if asked.gpus_per_worker == 1 and not pod.gpus:
             raise ConfigError(
-                f"stages.{name}: asks for a GPU per worker, but --gpus is 0; name the GPUs of a pod with --gpus, or "
+                f"stages.{name}: needs a GPU per worker, but --gpus is 0; set --gpus to the number of GPUs per pod, or "
                 "set cluster.gpus_per_worker=0"
             )
     if pod.gpus and all(asked.gpus_per_worker == 0 for asked in stages.values()):
         raise ConfigError(
-            f"--gpus: found {pod.gpus}, but no stage asks for a GPU; leave it out, or set cluster.gpus_per_worker=auto"
+            f"--gpus: found {pod.gpus}, but no stage uses a GPU; leave it out, or set cluster.gpus_per_worker=auto"
         )

@@ -167,9 +167,9 @@ def join_group(rank: int, world_size: int, local_rank: int, device: torch.device
         )
     except RuntimeError as error:
         raise WorkersLost(
-            f"rank {rank}, on {socket.gethostname()}, could not join the others through rank 0 at {host}:{port} "
-            f"({first_sentence(error)}); set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME on GPUs, to the network "
-            "interface that connects their nodes"
+            f"rank {rank}, on {socket.gethostname()}, could not connect to the other ranks through rank 0 at "
+            f"{host}:{port} ({first_sentence(error)}); set GLOO_SOCKET_IFNAME, and NCCL_SOCKET_IFNAME on GPUs, to the "
+            "network interface that connects the nodes"
         ) from error
     torch.distributed.set_timeout(GROUP_TIMEOUT)
     store.set_timeout(GROUP_TIMEOUT)
@@ -194,9 +194,9 @@ def reach_rank_0(rank: int, host: str, port: int, timeout_s: float = REACH_TIMEO
         except OSError as error:
             if time.monotonic() >= due:
                 raise WorkersLost(
-                    f"rank {rank}, on {socket.gethostname()}, could not reach rank 0 at {host}:{port} in "
-                    f"{timeout_s:.0f} s ({error}); ranks connect on ports that the system chooses: open all ports "
-                    "between the nodes, or start Ray on each with its --node-ip-address in a network that they share"
+                    f"rank {rank}, on {socket.gethostname()}, could not reach rank 0 at {host}:{port} within "
+                    f"{timeout_s:.0f} s ({error}); ranks connect on ports that the system chooses, so open all ports "
+                    "between the nodes, or start Ray on each node with --node-ip-address in a network that they share"
                 ) from None
             time.sleep(min(1.0, timeout_s))
         else:

@@ -1,4 +1,4 @@
-"""What stages take from a cluster: as configured, or all it has."""
+"""The resources that stages use on a cluster: as configured, or all it has."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage asks of the cluster, in numbers; each worker is one rank."""
+    """The resources of a stage, in numbers; each worker is one rank."""
 
     min_workers: int
     max_workers: int

@@ -31,7 +31,7 @@ ENVIRONMENT = {
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Room is checked before a job starts, so if placement takes longer, the room is gone.
+    # There was room before the job started, so if placement takes longer, others have taken it.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -101,7 +101,7 @@ def runtime_environment(empty: str) -> dict[str, str]:
 
 
 def answering_nodes() -> list[Node]:
-    """The nodes that Ray considers alive and that answer, so that a lost node counts before Ray notices."""
+    """The nodes that Ray considers alive and that answer, to exclude lost ones before Ray notices them."""
     import ray
     from ray._private.state import available_resources_per_node
 
@@ -120,11 +120,11 @@ def as_node(id: str, total: Mapping[str, float], free: Mapping[str, float]) -> N
 
 
 def own_nodes() -> list[Node]:
-    """The nodes of a cluster started here. Raises `ClusterError` if its only node is lost, as none will come back."""
+    """The nodes of a cluster started here. Raises `ClusterError` if its only node is lost, which never returns."""
     if nodes := answering_nodes():
         return nodes
     raise ClusterError(
-        "the Ray cluster that was started on this machine is gone: its raylet does not answer; "
+        "the Ray cluster that this run started has died: its raylet does not answer; "
         "run the same command again to resume from the last committed checkpoint"
     )
 

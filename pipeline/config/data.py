@@ -67,7 +67,7 @@ class DatasetConfig(Section):
         description="labels by kind: the extension of the member, such as `class_id: cls`, or settings; default: the "
         "index's",
     )
-    cache: CacheConfig | None = Field(default=None, description="local copy of remote shards; default: none")
+    cache: CacheConfig | None = Field(default=None, description="local cache for remote shards; default: none")
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
     background: Color = Field(
@@ -75,8 +75,8 @@ class DatasetConfig(Section):
     )
     eval: PlainConfig | None = Field(
         default=None,
-        description="how evaluation resizes images; a model keeps that of its validation data, else of its training "
-        "data; default: the model's own, else squash",
+        description="how evaluation resizes images; a model keeps the setting of its validation data, or else of its "
+        "training data; default: the model's setting, or else squash",
     )
 
     @field_validator("classes")
@@ -121,7 +121,7 @@ class DatasetConfig(Section):
                 name, numbers = twice
                 found = " and ".join(map(str, numbers))
                 raise ValueError(
-                    f"{where}: {name!r} names both classes {found}, which would merge into one; rename one of them"
+                    f"{where}: classes {found} are both named {name!r}, so they would merge; rename one of them"
                 )
         return self
 
@@ -169,7 +169,7 @@ class AugmentConfig(Section):
     crop: Literal["none", "padded", "simple", "random_resized"] = Field(
         default="random_resized", description="simple: the shorter side fits, the rest is cut off at random (DeiT III)"
     )
-    padding: Share = Field(default=0.125, description="for crop: padding, as a share of the image side")
+    padding: Share = Field(default=0.125, description="for crop: padding, as a share of the image's sides")
     scale: tuple[Area, Area] = (0.08, 1.0)
     ratio: tuple[AspectRatio, AspectRatio] = (3 / 4, 4 / 3)
     flip: bool = True
@@ -199,7 +199,7 @@ class MixturePart(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
     augment: AugmentConfig | None = Field(default=None, description="default: the stage's data.augment")
     label_map: dict[str, str] = Field(
-        default_factory=dict, description="its class names that mean a class with another name here"
+        default_factory=dict, description="renames classes of this data set to the names used here"
     )
 
     @field_validator("label_map")
@@ -207,7 +207,7 @@ class MixturePart(Section):
     def one_spelling(cls, names: dict[str, str]) -> dict[str, str]:
         one_spelling = [(normalise_class_name(old), normalise_class_name(new)) for old, new in names.items()]
         if any("" in pair for pair in one_spelling) or repeated(old for old, _ in one_spelling):
-            raise ValueError("a mapping of names to names, each class of the data set once and none blank")
+            raise ValueError("a mapping of class names to class names, without repeated or blank ones")
         return dict(one_spelling)
 
 
@@ -224,7 +224,7 @@ class DataConfig(Section):
     window: Positive = Field(default=512, description="samples shuffled together within a lane")
     loader_workers: Annotated[int, Field(ge=0)] = 1
     exclude: PathText | None = Field(
-        default=None, description="quarantine manifest of an earlier run: its samples are left out"
+        default=None, description="quarantine manifest of an earlier run, whose samples are left out"
     )
 
     @model_validator(mode="after")
@@ -233,8 +233,8 @@ class DataConfig(Section):
             raise ValueError("train: set exactly one of `train` (the name of an entry of `datasets`) and `mixture`")
         if sum(self.weights) > MAX_BLOCK:
             raise ValueError(
-                f"mixture: the weights only come out even after {sum(self.weights)} samples; round them so that "
-                f"{MAX_BLOCK} are enough"
+                f"mixture: the weights give whole numbers of samples only for {sum(self.weights)} samples in total; "
+                f"round them so that a total of at most {MAX_BLOCK} is enough"
             )
         return self
 

@@ -40,7 +40,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 def parse_config(raw: Mapping[str, Any], source: str) -> PipelineConfig:
     """The pipeline described by plain data; `source` begins each sentence of the ConfigError about its faults.
 
-    As strict as JSON: text does not become a number, nor true 1.
+    Strict like JSON: text does not become a number, and true does not become 1.
     """
     text = json.dumps(raw, default=str)
     try:

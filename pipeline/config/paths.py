@@ -50,8 +50,8 @@ def public(url: str) -> str:
     """The URL itself. Raises ValueError, saying what was expected, if it holds credentials."""
     if secrets_of(url):
         raise ValueError(
-            "a URL without a password, token or signature, as it is recorded with every run; put them into the "
-            "environment, such as AWS_SECRET_ACCESS_KEY, or the headers in FSSPEC_HTTPS"
+            "a URL without a password, token or signature, because every run records it; set them in the "
+            "environment, such as AWS_SECRET_ACCESS_KEY, or as headers in FSSPEC_HTTPS"
         )
     return url
 

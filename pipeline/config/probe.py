@@ -20,7 +20,7 @@ class KnnConfig(Section):
     k: Positive | list[Positive] | None = Field(
         default=None,
         description="number of neighbours, or several to choose from on a tenth of the training data; default: 5, "
-        "10, 20, 50, 100 and 200, as far as the data allow",
+        "10, 20, 50, 100 and 200, if there are enough samples",
     )
     temperature: Above = 0.07
 

@@ -103,8 +103,8 @@ def _stage_faults(config: PipelineConfig) -> Iterator[str]:
                 measure = source.task.measured.selected.words
                 without_val.setdefault(
                     reference,
-                    f"stages.{reference}.data.val: missing; {path} takes the best variant of {reference}, which is "
-                    f"chosen by {measure} on it; {allowed('', config.datasets)}.",
+                    f"stages.{reference}.data.val: missing, but {path} uses the best variant of {reference} by "
+                    f"validation {measure}; {allowed('', config.datasets)}.",
                 )
     yield from without_val.values()
 

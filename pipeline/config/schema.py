@@ -65,7 +65,7 @@ class ElasticWorkers(Section):
 
 
 class ResourcesConfig(Section):
-    """What one stage asks of the cluster; each worker is one rank."""
+    """The resources that a stage requests; each worker is one rank."""
 
     workers: Positive | ElasticWorkers | Literal["auto"] = Field(
         default="auto",
@@ -94,18 +94,18 @@ class ClusterConfig(ResourcesConfig):
     )
     env: list[str] = Field(
         default_factory=list,
-        description="names of environment variables that the ranks take from `run`, beside those of networks, stores "
-        "and libraries, which they always take",
+        description="names of environment variables that ranks inherit from `run`, in addition to those of networks, "
+        "stores and libraries, which they always inherit",
     )
     max_restarts: Annotated[int, Field(ge=0)] = Field(
-        default=3, description="restarts in a row after lost workers without a new checkpoint between them"
+        default=3, description="restarts after lost workers, in a row and without a new checkpoint in between"
     )
     wait_s: Annotated[float, Field(gt=0)] = Field(
-        default=600.0, description="how long a stage waits for its minimum of workers when nodes are lost"
+        default=600.0, description="how long a stage waits for its minimum number of workers after losing nodes"
     )
     stall_timeout_s: Annotated[float, Field(gt=0)] = Field(
         default=600.0,
-        description="if no rank makes progress for this long, all write their stacks to their logs and are restarted",
+        description="if no rank makes progress for this long, all ranks dump their stacks to their logs and restart",
     )
 
     @field_validator("env")
@@ -154,7 +154,7 @@ class TrainStage(StageBase):
     def fits_together(self) -> Self:
         if self.type == "finetune" and self.init_from is None:
             raise ValueError(
-                "init_from: missing, as a finetune stage starts from a stage, an export, timm:NAME or a file; set it"
+                "init_from: missing; set it to the stage, export, timm:NAME or file that the stage fine-tunes"
             )
         if self.init_from is None and self.model.variant is None:
             raise ValueError(
@@ -313,5 +313,5 @@ class PipelineConfig(Section):
         return stages
 
     def resources(self, stage: StageBase) -> ResourcesConfig:
-        """What a stage asks of the cluster: its own section, otherwise the pipeline's."""
+        """The resources that a stage requests: its own section, otherwise the pipeline's."""
         return stage.resources or self.cluster

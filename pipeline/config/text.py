@@ -19,7 +19,7 @@ class TokenizerConfig(Section):
         "trained on the captions",
     )
     size: Annotated[int, Field(ge=258)] = Field(default=8192, description="number of tokens; 256 of them are the bytes")
-    captions: Positive = Field(default=200_000, description="most samples whose captions it is trained on")
+    captions: Positive = Field(default=200_000, description="maximum number of samples whose captions it is trained on")
 
     @model_validator(mode="before")
     @classmethod

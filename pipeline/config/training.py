@@ -19,9 +19,11 @@ LARGEST_BUCKET = 1 << 24
 class WindowsConfig(Section):
     """Attention within windows, for images much larger than those of pretraining (ViTDet)."""
 
-    size: Positive = Field(description="most patches along each side of a window; windows divide the image evenly")
+    size: Positive = Field(
+        description="maximum number of patches along each side of a window; windows divide the image evenly"
+    )
     global_every: Positive = Field(
-        default=3, description="one in this many layers attends to the whole image, including the last"
+        default=3, description="every n-th layer attends to the whole image, counted back from the last"
     )
 
 
@@ -128,21 +130,23 @@ class OptimizerConfig(Section):
     clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     freeze: Share = Field(
         default=0.0,
-        description="share of the encoder's layers, from the bottom and with the embedding, to keep as in init_from; "
-        "1: only train the heads",
+        description="share of the encoder's layers, from the bottom, to freeze together with the embedding; 1: train "
+        "only the heads",
     )
 
 
 class ScheduleConfig(Section):
     name: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
     warmup: Duration = Duration(value=0, unit="steps")
-    decay: Length | None = Field(default=None, description="for wsd: length of the final part, in which the rate falls")
+    decay: Length | None = Field(
+        default=None, description="for wsd: length of the final part, in which the rate decays"
+    )
     final_lr_ratio: Share = 0.0
 
     @model_validator(mode="after")
     def decay_belongs_to_wsd(self) -> Self:
         if (self.name == "wsd") != (self.decay is not None):
-            raise ValueError("decay: the length of the final part, for name 'wsd' only; set it there and nowhere else")
+            raise ValueError("decay: required for name 'wsd' and not allowed otherwise; set or remove it")
         return self
 
 
@@ -179,14 +183,14 @@ class CheckpointConfig(Section):
 
     every: Length = Duration(value=1, unit="epochs")
     every_minutes: Annotated[float, Field(gt=0)] | None = Field(
-        default=10.0, description="also whenever this much time has passed since the last one; null: only by `every`"
+        default=10.0, description="also save if this much time has passed since the last save; null: only use `every`"
     )
     keep_last: Positive = 2
-    keep_every: Length | None = Field(default=None, description="also keep the first one of every such period")
+    keep_every: Length | None = Field(default=None, description="also keep the first checkpoint of every such period")
     keep_best: str | None = Field(
         default=None,
-        description="also keep the best by this measure of the task, such as val/loss; a validation that beats it is "
-        "committed at once",
+        description="also keep the best checkpoint by this measure of the task, such as val/loss, which is committed "
+        "right after its validation",
     )
     storage: PathText | None = Field(
         default=None, description="folder or fsspec URL (s3://bucket/prefix) for checkpoints; default: the run's folder"

@@ -104,7 +104,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _files_near(path: Path) -> str:
-    """Where YAML files are instead: beside the missing path, otherwise in configs/, otherwise here."""
+    """Where there are YAML files: next to the missing path, otherwise in configs/, otherwise here."""
     for folder in dict.fromkeys((path.parent, Path("configs"), Path())):
         found = sorted(p for pattern in ("*.yaml", "*.yml") for p in folder.glob(pattern))
         if found:

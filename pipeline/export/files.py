@@ -12,7 +12,7 @@ from pipeline.text.tokenizer import Tokenizer
 
 
 def write_description(bundle: Bundle, folder: Path, graphs: Mapping[str, Any]) -> None:
-    """Write `model.json` beside graphs: the model they come from, and each graph's inputs and output names."""
+    """Write `model.json` next to graphs: the model they come from, and each graph's inputs and output names."""
     described = describe(bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
     settings = {"task_settings": bundle.task_settings} if bundle.task_settings else {}
     write_json(folder / DESCRIPTION, described | settings | {"graphs": dict(graphs)})

@@ -34,7 +34,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
     tokenizer = bundle.preprocess.tokenizer
     assert tokenizer is not None
     if tokenizer.end == OTHER_POOLING:
-        raise ModelError(f"tokenizer: its end token is {OTHER_POOLING}, where a CLIPModel does not pool texts")
+        raise ModelError(f"tokenizer: found the end token {OTHER_POOLING}, at which a CLIPModel does not pool texts")
     tensors = to_clip_towers(bundle.state, bundle.spec, "hugging_face")
     write_json(folder / "config.json", model_config(bundle.spec, tokenizer))
     write_json(folder / "preprocessor_config.json", clip_preprocessor_config(bundle))

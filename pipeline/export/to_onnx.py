@@ -32,7 +32,7 @@ FEW = 1e-3  # fraction of integers, such as pixel classes, that may differ becau
 
 
 def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
-    """Write `folder/model.onnx`, further graphs beside it, and `folder/model.json` with inputs, outputs and opset.
+    """Write `folder/model.onnx`, further graphs next to it, and `folder/model.json` with inputs, outputs and opset.
 
     See `exported_graphs` for their inputs. Raises `ModelError` if onnxruntime cannot run a graph, or computes other
     outputs.

@@ -47,7 +47,7 @@ def write(bundle: Bundle, folder: Path) -> Path:
                 "width": text.options["dim"],
                 "heads": text.options["num_heads"],
                 "layers": text.options["depth"],
-                "hf_tokenizer_name": "tokenizer.json",  # any name makes it look for that file beside this one
+                "hf_tokenizer_name": "tokenizer.json",  # any name makes it look for that file next to this one
                 **({} if highest else {"pool_type": "eos", "eos_id": tokenizer.end}),
                 **norm,
             },

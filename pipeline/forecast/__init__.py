@@ -1,4 +1,4 @@
-"""How fast, how long and how safely a training stage would run on given machines, from closed forms in plain numbers.
+"""Forecasts the speed, duration and goodput of a training stage on given machines, from closed-form estimates.
 
-Seconds, bytes and FLOPs throughout, unless a name says otherwise. Nothing here imports torch or reads a pipeline file.
+Seconds, bytes and FLOPs throughout, unless a name says otherwise. Nothing here imports torch or reads a config.
 """

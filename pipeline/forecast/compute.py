@@ -1,4 +1,4 @@
-"""Time of a step's computation on one rank."""
+"""Compute time of a step on one rank."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pipeline.forecast.hardware import Hardware
 
-PASSES = 6  # over each kept value on a GPU: norms, activations and sums write and read it, forward and backward
-BACKWARD = 2  # times the products of the forward pass
+PASSES = 6  # over memory per kept value on a GPU: norms, activations and sums read and write it, forward and backward
+BACKWARD = 2  # FLOPs of the backward pass relative to the forward pass
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Work:
     samples: int
     micro_batches: int
     layers: int
-    forward_flops: float  # of matrix products, a teacher's and what is computed again included
+    forward_flops: float  # of matrix products, including a teacher's and recomputation
     backward_flops: float
     kept_values: float  # kept for the backward pass
     scores: float  # of attention
@@ -37,7 +37,7 @@ class ComputeTime:
 
 
 def compute_time(work: Work, hardware: Hardware) -> ComputeTime:
-    """Products at the achieved rate, plus passes over kept values and states; at least the launch of all kernels."""
+    """Matrix products at the achieved rate plus passes over kept values and states; at least all kernel launches."""
     rate = hardware.peak_flops(work.width)
     memory = 1e9 * hardware.memory_gb_per_s
     value_s = PASSES * work.width / memory if hardware.value_ns is None else hardware.value_ns * 1e-9

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-MOST_EXPONENT = 700.0  # beyond it, e^x is no float
+MOST_EXPONENT = 700.0  # e^x overflows a float just above
 
 
 def young_s(save_s: float, mtbf_s: float) -> float:
-    """First-order optimum of the training time between two saves: sqrt(2 d M) (Young 1974)."""
+    """First-order optimal training time between two saves: sqrt(2 d M) (Young 1974)."""
     return math.sqrt(2 * save_s * mtbf_s)
 
 
 def daly_s(save_s: float, mtbf_s: float) -> float:
-    """Higher-order optimum of the training time between two saves (Daly 2006, equation 37)."""
+    """Higher-order optimal training time between two saves (Daly 2006, equation 37)."""
     if save_s >= 2 * mtbf_s:
         return mtbf_s
     ratio = save_s / (2 * mtbf_s)
@@ -21,10 +21,10 @@ def daly_s(save_s: float, mtbf_s: float) -> float:
 
 
 def goodput(interval_s: float, save_s: float, recovery_s: float, mtbf_s: float) -> float:
-    """Share of the wall time that trains (Daly 2006, equation 20): failures are a Poisson process, also in recoveries.
+    """Share of wall time spent on training (Daly 2006, equation 20), with Poisson failures, also during recovery.
 
-    `interval_s` is the training time between saves, `save_s` what training waits for one, `recovery_s` the time from a
-    failure to the first new step, with the steps lost while the last save was not yet durable.
+    `interval_s` is the training time between saves, `save_s` how long training waits for a save, `recovery_s` the time
+    from a failure to the first new step, including the steps trained while the last save was not yet durable.
     """
     if max(recovery_s, interval_s + save_s) / mtbf_s > MOST_EXPONENT:
         return 0.0

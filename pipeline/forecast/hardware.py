@@ -15,9 +15,9 @@ FP32 = 4
 
 
 class Hardware(Section):
-    """A kind of node. Published figures are peaks, bandwidths those of one direction; the rest is assumed.
+    """A kind of node. Published figures are peaks, bandwidths count one direction; the rest are assumptions.
 
-    On a node without GPUs, a CPU core, or a rank's group of cores, stands for a GPU.
+    On a node without GPUs, each CPU core, or each rank's group of cores, counts as a GPU.
     """
 
     source: str = Field(default="the file", description="where the published figures come from")
@@ -28,21 +28,21 @@ class Hardware(Section):
     link_gb_per_s: Amount = Field(description="of a GPU to the others of its node (NVLink, xGMI, PCIe)")
     network_gb_per_s: Amount = Field(description="of a GPU's share of its node's network cards")
     gpus_per_node: Positive
-    cores_per_gpu: Positive = Field(description="CPU cores of a node for each of its GPUs")
+    cores_per_gpu: Positive = Field(description="CPU cores of a node per GPU")
     achieved_flops: Part = Field(default=0.5, description="share of the peak that matrix products reach")
     achieved_bandwidth: Part = Field(default=0.8, description="share of link and network that collectives reach")
     latency_us: Amount = Field(default=10.0, description="of one hop of a collective")
     layer_us: Annotated[float, Field(ge=0)] = Field(
-        default=400.0, description="host time to launch a layer's kernels, forward and backward"
+        default=400.0, description="time in which the host launches a layer's kernels, forward and backward"
     )
     value_ns: Amount | None = Field(
         default=None,
-        description="time of norms, softmax and activations per value kept for the backward pass; default: six passes "
-        "over memory",
+        description="time of norms, softmax and activations per value kept for the backward pass; default: that of six "
+        "passes over memory",
     )
     score_ns: Annotated[float, Field(ge=0)] = Field(
         default=0.0,
-        description="time of an attention score beyond its products; fused attention has none",
+        description="time per attention score besides the matrix products; 0 for fused attention",
     )
     overlaps: bool = Field(default=True, description="whether gradients are reduced during the backward pass")
     shares_cores: bool = Field(default=False, description="whether loader workers run on the cores that train")
@@ -53,7 +53,7 @@ class Hardware(Section):
     )
 
     def peak_flops(self, width: int) -> float:
-        """FLOP/s that matrix products of values of `width` bytes reach."""
+        """Achieved FLOP/s of matrix products whose values have `width` bytes."""
         return 1e12 * self.achieved_flops * (self.fp32_tflops if width == FP32 else self.bf16_tflops)
 
     @property
@@ -61,7 +61,7 @@ class Hardware(Section):
         return int(self.memory_gib * 2**30)
 
     def joined(self, cores: int) -> Hardware:
-        """The node of a machine without GPUs with `cores` cores for each rank, at most all."""
+        """The same node without GPUs, with `cores` cores (at most all) per rank."""
         cores = min(cores, self.gpus_per_node)
         grows = ("bf16_tflops", "fp32_tflops", "memory_gib", "memory_gb_per_s", "host_copy_gb_per_s")
         more: dict[str, float | None] = {name: getattr(self, name) * cores for name in grows}
@@ -71,7 +71,7 @@ class Hardware(Section):
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is made for; `mtbf_h` is the mean time between failures of a node in hours, if these matter."""
+    """The machine to plan for; `mtbf_h` is a node's mean time between failures in hours, None to ignore failures."""
 
     name: str
     hardware: Hardware

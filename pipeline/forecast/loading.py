@@ -1,4 +1,4 @@
-"""Time of a step's data on one node: cores that decode and storage that is read."""
+"""Time to load a step's data on one node: decoding on its cores, and reading from storage."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pipeline.forecast.hardware import Hardware
 
-# CPU time of one sample on a core, fitted to `minivit bench loader` (photographs of 500x375 and 2000x1500) and to small
-# PNGs; see RESULTS.md.
+# CPU time per sample, byte and pixel on one core, fitted to `minivit bench loader` (photographs of 500x375 and
+# 2000x1500) and to small PNGs; see RESULTS.md.
 SAMPLE_S, BYTE_S, PIXEL_S = 1.0e-4, 12.8e-9, 13e-9
-UNKNOWN_BYTES = 110_000  # of a sample whose data set does not exist yet: the mean of ImageNet-1k's
+UNKNOWN_BYTES = 110_000  # of a sample if the data set does not exist yet: ImageNet-1k's mean
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class SampleCost:
 
     @property
     def decode_s(self) -> float:
-        """CPU seconds of reading, decoding and augmenting it."""
+        """CPU seconds to read, decode and augment it."""
         return SAMPLE_S + BYTE_S * self.bytes + PIXEL_S * self.pixels
 
 
 @dataclass(frozen=True)
 class LoadTime:
-    """Seconds that a step's data takes on a node if nothing else holds it up."""
+    """Seconds to load a step's data on a node if nothing else delays it."""
 
     decode_s: float
     read_s: float
@@ -46,8 +46,8 @@ def load_time(
 ) -> LoadTime:
     """Time of `samples` samples for each of a node's ranks, with `workers` loader workers each (0: in the rank).
 
-    A rank keeps one of its cores to itself. Where ranks compute on the cores that decode, `busy_s` are the seconds that
-    a rank computes on all of its cores; decoding takes its turn.
+    Each rank keeps one core for itself. `busy_s` are the seconds during which a rank computes on all of its cores;
+    decoding waits for them if it runs on the same cores or in the rank itself.
     """
     work_s = samples * sample.decode_s
     if hardware.shares_cores:

@@ -1,8 +1,9 @@
-"""Time of a step's collectives under ZeRO, and what of it the backward pass hides.
+"""Time of a step's collectives under ZeRO, and how much of it the backward pass hides.
 
-Volumes: Rajbhandari et al. 2020, section 7. A ring over p ranks sends (p - 1) / p of the bytes in a reduce-scatter or
-an all-gather, twice that in an all-reduce. Over several nodes each GPU exchanges its share of the node's result with
-its peers on the other nodes, so a node's network cards work side by side. Hops: a ring within a node, a tree between.
+Volumes: Rajbhandari et al. 2020, section 7. A ring of p ranks sends (p - 1) / p of the bytes in a reduce-scatter or
+all-gather, and twice that in an all-reduce. Across nodes, each GPU exchanges its share of the node's result with its
+peers on the other nodes, so all network cards of a node work in parallel. Hops: a ring within a node, a tree between
+nodes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Ring:
 
     @classmethod
     def of(cls, ranks: int, hardware: Hardware) -> Ring:
-        """Fill node after node; the fullest one counts."""
+        """Fill one node after another; the fullest determines the time."""
         return cls(-(-ranks // hardware.gpus_per_node), min(ranks, hardware.gpus_per_node))
 
     def gather_s(self, amount: float, hardware: Hardware, calls: int = 1) -> float:
-        """Seconds of all-gathers or reduce-scatters of `amount` bytes in all, as rank-wide tensors count them."""
+        """Seconds of all-gathers or reduce-scatters of `amount` bytes in total, the size of the full tensors."""
         link, network = (
             1e9 * hardware.achieved_bandwidth * peak for peak in (hardware.link_gb_per_s, hardware.network_gb_per_s)
         )
@@ -42,7 +43,7 @@ class Ring:
 @dataclass(frozen=True)
 class Communication:
     total_s: float
-    exposed_s: float  # what computation does not hide
+    exposed_s: float  # not hidden by computation
 
 
 def communication(
@@ -58,13 +59,13 @@ def communication(
     backward_s: float,
     hardware: Hardware,
 ) -> Communication:
-    """Seconds of a step's collectives, as the engine sets ZeRO up.
+    """Seconds of a step's collectives, with ZeRO as the engine configures it.
 
     Gradients are reduced in fp32, in buckets of `bucket` elements. Stages 0 and 1 all-reduce them once, after the
-    backward pass. Stage 2 all-reduces each micro-batch's (DeepSpeed merges the ranks' buckets), stage 3 scatters them,
-    both during the backward pass where the hardware overlaps; the last bucket is always exposed. Stages 1 and 2 gather
-    the new weights after the update, stage 3 gathers them in each forward and backward pass, overlapped too.
-    `forward_s` and `backward_s` are those of all micro-batches.
+    backward pass. Stage 2 all-reduces those of each micro-batch (DeepSpeed merges the ranks' buckets), and stage 3
+    reduce-scatters them, both during the backward pass if the hardware overlaps; the last bucket is always exposed.
+    Stages 1 and 2 gather the new weights after the update; stage 3 gathers them in each forward and backward pass,
+    overlapped as well. `forward_s` and `backward_s` cover all micro-batches.
     """
     if ranks == 1:
         return Communication(0.0, 0.0)

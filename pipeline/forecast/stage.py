@@ -1,4 +1,4 @@
-"""The forecast of a training stage for one model: pieces of the other files put together."""
+"""The forecast of a training stage for one model, assembled from the other modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESTART_S = 21.0  # from the loss of a node to the first step of a small model, 
 
 @dataclass(frozen=True)
 class Job:
-    """A stage on its ranks: what does not depend on the image size of a step."""
+    """A stage on its ranks: everything that does not depend on a step's image size."""
 
     ranks: int
     global_batch_size: int
@@ -31,17 +31,17 @@ class Job:
     sample: SampleCost
     checkpoint_bytes: int
     steps: int | None
-    save_every_s: float | None  # None: at every so many steps
+    save_every_s: float | None  # None: only every `save_every_steps`
     save_every_steps: int | None
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Means over the steps; each waits for its rank with the most samples."""
+    """Means over the steps; each step waits for the rank with the most samples."""
 
     compute_s: float
     communication_s: float
-    exposed_s: float  # communication that computation does not hide
+    exposed_s: float  # communication not hidden by computation
     load_s: float
     data_wait_s: float
     slowest_of_data: str  # loader or storage
@@ -53,7 +53,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Failures:
-    """What failures cost; intervals are training time between two saves."""
+    """The cost of failures; intervals are training time between two saves."""
 
     mtbf_s: float  # of all nodes together
     recovery_s: float
@@ -67,30 +67,30 @@ class Failures:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Amounts of a stage on given hardware; None if they depend on data that does not exist yet."""
+    """The figures of a stage on given hardware; None if they depend on data that does not exist yet."""
 
     nodes: int
     step: StepTime
     step_s: float
     images_per_s: float
-    loader_cores_per_node: float  # that decode as fast as the ranks train
-    storage_bytes_per_s_per_node: float  # that they then read
+    loader_cores_per_node: float  # needed to decode as fast as the ranks train
+    storage_bytes_per_s_per_node: float  # read at that rate
     decode_s: float  # per image, on a core
     checkpoint_bytes: int
     save_s: float  # in the background
-    save_wait_s: float  # of training, unless the next step hides it
+    save_wait_s: float  # for which training waits, unless the next step hides it
     days: float | None
     days_with_failures: float | None
     failures: Failures | None
     memory_bytes: int
     memory_limit_bytes: int
     fits: bool
-    remedies: list[str]  # what would fit into memory, if the stage does not
+    remedies: list[str]  # settings that would make it fit in memory
     limited_by: str  # compute, network, loader, storage or memory
 
 
 def step_time(job: Job, work: Work, hardware: Hardware) -> StepTime:
-    """A step of one image size."""
+    """The time of a step at one image size."""
     compute = compute_time(work, hardware)
     network = communication(
         ranks=job.ranks,
@@ -112,7 +112,7 @@ def step_time(job: Job, work: Work, hardware: Hardware) -> StepTime:
 
 
 def mean_step(parts: Sequence[tuple[StepTime, float]]) -> StepTime:
-    """The mean of steps with their shares, which add up to 1."""
+    """The mean of steps, weighted by their shares, which add up to 1."""
     names = ("compute_s", "communication_s", "exposed_s", "load_s", "data_wait_s")
     means = {name: sum(share * getattr(step, name) for step, share in parts) for name in names}
     waits_most, _ = max(parts, key=lambda part: part[1] * part[0].data_wait_s)
@@ -128,9 +128,9 @@ def forecast(
     remedies: Sequence[str],
     mtbf_h: float | None,
 ) -> Forecast:
-    """Forecast a job from the shapes of its steps with their shares, which add up to 1.
+    """Forecast a job from the work of its steps, weighted by their shares, which add up to 1.
 
-    `mtbf_h` is the mean time between failures of a node in hours; None leaves failures out.
+    `mtbf_h` is a node's mean time between failures in hours; None ignores failures.
     """
     step = mean_step([(step_time(job, work, hardware), share) for work, share in works])
     ring = Ring.of(job.ranks, hardware)
@@ -165,10 +165,10 @@ def forecast(
 def expected_failures(
     *, mtbf_s: float, save_s: float, save_wait_s: float, recovery_s: float, step_s: float, interval_s: float
 ) -> Failures:
-    """What failures every `mtbf_s` cost at the best interval and at the config's.
+    """The cost of a failure every `mtbf_s`, at the best interval and at the config's.
 
-    `recovery_s` includes the steps of one save: what is trained while it is written is lost with it. Saves follow one
-    another at the soonest when the last is written, between two steps.
+    `recovery_s` includes the duration of one save, because a failure loses the steps trained while a save is being
+    written. A save starts between two steps, after the previous one is written.
     """
     soonest_s = max(step_s, save_s)
     best_s = max(daly_s(save_wait_s, mtbf_s), soonest_s)
@@ -200,16 +200,17 @@ def _failures(job: Job, step_s: float, save: SaveTime, nodes: int, mtbf_h: float
 
 
 def _interval_s(job: Job, step_s: float) -> float | None:
-    """Training time between two saves of the config; None if it depends on data that does not exist yet."""
+    """Training time between two saves, as configured; None if it depends on data that does not exist yet."""
     by_steps = None if job.save_every_steps is None else job.save_every_steps * step_s
     known = [each for each in (by_steps, job.save_every_s) if each is not None]
     return min(known, default=None)
 
 
 def _limit(step: StepTime, fits: bool, hardware: Hardware) -> str:
-    """What to change first for more images per second; memory if there would be none.
+    """The first thing to change for more images per second; memory if the stage does not fit.
 
-    A loader beside the ranks limits as soon as they wait for it; on cores that it shares, when it takes most of them.
+    The loader or the storage is the limit if ranks wait for it noticeably; on shared cores, if they wait longer than
+    they compute.
     """
     if not fits:
         return "memory"

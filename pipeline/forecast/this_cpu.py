@@ -1,4 +1,4 @@
-"""This machine without its GPUs as hardware: a core's rate of matrix products is measured, the rest assumed."""
+"""This machine's CPU as hardware to plan for: a core's matrix product rate is measured, the rest is assumed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from pipeline.forecast.hardware import Hardware
 
-# A core's times per value and score and the overhead were fitted to `minivit bench plan` on one machine; RESULTS.md.
-# Single-core rate of bf16 products as a multiple of fp32's, by instruction set; without any, they are computed in fp32.
+# The times per value and score and the overhead were fitted to `minivit bench plan` on one machine; see RESULTS.md.
+# Speed of bf16 products relative to fp32 on one core, by instruction set; without these, bf16 is computed in fp32.
 BF16_GAIN = {"amx_bf16": 8.0, "avx512_bf16": 2.0}
 SIZE, SECONDS = 512, 0.15
 
 
 def this_cpu() -> Hardware:
-    """One node like this machine, whose ranks compute on cores."""
+    """One node like this machine, with ranks that compute on CPU cores."""
     cores = len(os.sched_getaffinity(0))
     fp32_tflops = measured_flops_per_s() / 1e12
     return Hardware(
-        source=f"fp32 products measured on a core of this machine, {cores} cores",
+        source=f"fp32 rate measured on one of this machine's {cores} core(s)",
         bf16_tflops=fp32_tflops * bf16_gain(Path("/proc/cpuinfo").read_text()),
         fp32_tflops=fp32_tflops,
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 / cores,
@@ -44,15 +44,15 @@ def this_cpu() -> Hardware:
 
 
 def bf16_gain(cpuinfo: str) -> float:
-    """How many times as fast as fp32 a core computes products in bf16, by the flags in /proc/cpuinfo."""
+    """Speed of bf16 products relative to fp32 on one core, from the flags in /proc/cpuinfo."""
     flags = set(cpuinfo.split())
     return next((gain for flag, gain in BF16_GAIN.items() if flag in flags), 1.0)
 
 
 def measured_flops_per_s() -> float:
-    """FLOP/s of fp32 products on one core, by CPU time: other work on the machine hardly disturbs it.
+    """FLOP/s of fp32 products on one core, measured in CPU time, so that other jobs hardly disturb it.
 
-    In a process of its own, because OpenBLAS reads its number of threads when it is loaded.
+    Runs in its own process, because OpenBLAS reads its number of threads when it is loaded.
     """
     one_thread = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     command = [sys.executable, "-m", __name__]
@@ -61,7 +61,7 @@ def measured_flops_per_s() -> float:
 
 
 def best_flops_per_s() -> float:
-    """The best rate over repeats in this process."""
+    """The best rate of several repeats in this process."""
     import numpy as np
 
     a = np.ones((SIZE, SIZE), np.float32)

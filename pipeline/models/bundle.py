@@ -156,7 +156,7 @@ def save_bundle(
 def describe(
     spec: ModelSpec, preprocess: Preprocess, classes: Sequence[str] | None, provenance: dict[str, Any]
 ) -> dict[str, Any]:
-    """Content of `model.json`, stored beside a bundle's weights or an exported graph."""
+    """Content of `model.json`, stored next to a bundle's weights or an exported graph."""
     return {
         "format_version": FORMAT_VERSION,
         "spec": spec.to_dict(),

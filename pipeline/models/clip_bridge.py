@@ -259,7 +259,7 @@ def _through_projection(weight: Tensor, bias: Tensor) -> Tensor:
     shift = torch.linalg.pinv(exact) @ bias.double()
     if not torch.allclose(exact @ shift, bias.double(), atol=1e-6):
         raise ModelError(
-            f"model.num_classes: CLIP's projection has no bias and cannot express that of a head of {len(weight)} "
-            f"classes on {weight.shape[1]} channels"
+            f"model.num_classes: CLIP's projection has no bias, so it cannot express the bias of a head with "
+            f"{len(weight)} classes on {weight.shape[1]} channels"
         )
     return shift.to(bias.dtype)

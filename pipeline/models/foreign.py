@@ -32,7 +32,7 @@ from pipeline.models.resizing import from_clip_config, from_hugging_face_config,
 from pipeline.models.spec import Activation
 from pipeline.models.timm_bridge import from_timm
 
-# Optional files beside the weights that describe them.
+# Optional files next to the weights, which describe them.
 CONFIG, PREPROCESSOR, OPEN_CLIP = BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 
@@ -106,7 +106,7 @@ def _hugging_face_preprocess(path: Path, spec: ModelSpec) -> Preprocess:
 
 
 def _clip_config(path: Path) -> dict[str, Any]:
-    """The open_clip config beside CLIP's weights, as in its hub folders and our exports; empty if there is none."""
+    """The open_clip config next to CLIP's weights, as in its hub folders and our exports; empty if there is none."""
     found = (_read_beside(path, name) for name in (OPEN_CLIP, CONFIG))
     return next((config for config in found if isinstance(config.get("preprocess_cfg"), Mapping)), {})
 
@@ -132,7 +132,7 @@ def _named(source: Path | str) -> Iterator[None]:
 
 
 def _read_beside(path: Path, name: str) -> dict[str, Any]:
-    """Reads a JSON file beside the weights; empty if there is none."""
+    """Reads a JSON file next to the weights; empty if there is none."""
     file = path.parent / name
     try:
         described = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -146,7 +146,7 @@ def _read_beside(path: Path, name: str) -> dict[str, Any]:
 
 
 def _describes_itself(path: Path) -> bool:
-    """Whether a `config.json` in timm's form lies beside the weights, as in its hub folders and our exports."""
+    """Whether a `config.json` in timm's form is next to the weights, as in its hub folders and our exports."""
     config = path.parent / CONFIG
     if path.name != "model.safetensors" or not (path.is_file() and config.is_file()):
         return False

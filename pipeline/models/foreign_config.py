@@ -1,4 +1,4 @@
-"""Reads a model's image normalisation and class names from the JSON files beside foreign weights."""
+"""Reads a model's image normalisation and class names from the JSON files next to foreign weights."""
 
 from __future__ import annotations
 

@@ -195,6 +195,6 @@ def _grid(patches: int, patch: Pair, config: Mapping[str, Any]) -> Pair:
     side = math.isqrt(patches)
     if side * side != patches:
         raise ModelError(
-            f"{SOURCE}: its {patches} patch positions do not form a square grid; keep its config.json beside it"
+            f"{SOURCE}: its {patches} patch positions do not form a square grid; keep its config.json next to it"
         )
     return side, side

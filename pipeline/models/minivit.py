@@ -225,7 +225,7 @@ class MiniViT(nn.Module):
         With `keep`, int64 [B, n], the encoder sees only the patches with these indices: [B, P+n, D] (He et al. 2022).
         """
         if keep is not None and self.spec.backbone.windows is not None:
-            raise ModelError("keep: patches cannot be left out with windows; build the model without windows")
+            raise ModelError("keep: a model with windows cannot leave out patches; build it without windows")
         features: Tensor = self.transformer(self.embed(images, mask, keep), grid=self.grid(images))
         return features
 
@@ -242,7 +242,9 @@ class MiniViT(nn.Module):
         if not wanted or min(wanted) < 0 or max(wanted) >= depth:
             raise ModelError(f"n_layers: {n_layers}, but there are {depth} layers; use 1 to {depth}, or numbers from 0")
         if norm and "mlp_head" not in self.heads:
-            raise ModelError("norm: the norm is a classifier's, and this model has none; leave it out")
+            raise ModelError(
+                "norm: found true, but this model has no classifier whose norm it could apply; leave it out"
+            )
         maps = {}
         outputs = itertools.islice(self.transformer.layer_outputs(self.embed(images), grid=grid), max(wanted) + 1)
         for number, x in enumerate(outputs):

@@ -20,7 +20,7 @@ FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activatio
 
 @dataclass(frozen=True)
 class TokenSchema:
-    """The tokens beside the patches, in order: CLS, [DIST] (DeiT), registers. [MASK] stands in for patches."""
+    """The tokens besides the patches, in order: CLS, [DIST] (DeiT), registers. [MASK] stands in for patches."""
 
     cls: bool = True
     dist: bool = False

@@ -150,7 +150,7 @@ class Measurement:
         return weights, {"learning_rate": rate}
 
     def retrieval_collective(self, config: RetrievalConfig, measured: Measured) -> None:
-        """Retrieval among the test samples; a sample alone in its class is no query."""
+        """Retrieval among the test samples; a sample alone in its class is not a query."""
         self.tell("retrieval")
         check_recall(config, self.num_test, f"{self.where}.retrieval")
         found = retrieve(self.test, config.at, self.beat)

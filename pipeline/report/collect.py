@@ -213,7 +213,9 @@ def read_run(folder: Path) -> Run:
     """Read `runs/<name>`. Raises CheckpointError if the folder holds no pipeline that this version can read."""
     source = folder / "pipeline.yaml"
     if not source.is_file():
-        raise CheckpointError(f"{folder} is not a run folder, as it has no pipeline.yaml; give a folder below runs/")
+        raise CheckpointError(
+            f"{folder} is not a run folder, because it has no pipeline.yaml; give one such as runs/quickstart"
+        )
     text = source.read_bytes()
     try:
         config = PipelineConfig.model_validate(read_yaml(source))

@@ -100,5 +100,5 @@ def number_color(share: float) -> str:
 
 def describe_confusion(evaluation: Evaluation) -> str:
     """The heat map in words."""
-    pairs = "; ".join(f"{c.true} taken for {c.predicted} in {c.share:.0%}" for c in most_confused(evaluation, 3))
+    pairs = "; ".join(f"{c.true} predicted as {c.predicted} in {c.share:.0%}" for c in most_confused(evaluation, 3))
     return f"Confusion matrix of {evaluation.model} on {evaluation.dataset}. Most frequent mistakes: {pairs or 'none'}."

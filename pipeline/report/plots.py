@@ -1,4 +1,4 @@
-"""The pictures of one stage as PNG files, for the tracker to keep beside the stage's metrics."""
+"""The pictures of one stage as PNG files, for the tracker to store with the stage's metrics."""
 
 from __future__ import annotations
 

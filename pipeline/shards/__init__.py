@@ -1,1 +1,1 @@
-"""Data at rest: tars of samples, the index beside them, and the tools that write and check both."""
+"""Data at rest: tars of samples, their index, and the tools that write and check both."""

@@ -1,7 +1,7 @@
 """Reads and summarises the manifests of bad samples that loaders write.
 
 A manifest is JSON lines: dataset, shard, index, key, reason. Each loader worker of each rank writes a file of its own,
-so `quarantine.jsonl` means all `quarantine.*.jsonl` beside it. Restarts, epochs and ranks may record a sample again.
+so `quarantine.jsonl` means all `quarantine.*.jsonl` next to it. Restarts, epochs and ranks may record a sample again.
 """
 
 from __future__ import annotations

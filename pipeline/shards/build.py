@@ -59,7 +59,7 @@ def build_index(
         if not names:
             raise no_shards(parsed, listing)
         if absent:
-            raise DataError(f"{pattern!r} names {absent[0]}, which is not in {parsed.folder}; correct the pattern")
+            raise DataError(f"{pattern!r}: {parsed.folder} lacks {absent[0]}; correct the pattern")
         if packed := parsed.select_packed(listing):
             print(f"left out: {advice(parsed.folder, packed)}", file=sys.stderr)
         earlier = _earlier_index(parsed.folder, listing)

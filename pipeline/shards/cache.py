@@ -84,7 +84,7 @@ class RangeCache:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             self._writable = False
-            log.warning("%s: caching there has stopped (%s)", self.folder, error.strerror or error)
+            log.warning("%s: stopped caching there (%s)", self.folder, error.strerror or error)
 
     def _make_room(self, needed: int) -> int:
         """Evicts the least recently used blocks; returns the bytes then in use, including `needed`."""

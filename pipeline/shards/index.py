@@ -1,7 +1,7 @@
-"""The index of a folder of shards: each tar's number of samples, bytes, hash and target summaries.
+"""The index of a folder of shards: each tar's number of samples, size, hash and target summaries.
 
-`index.json` is columnar and read whole, even for hundreds of thousands of shards; the offsets of a shard's samples are
-in its sidecar, which is read together with the shard.
+`index.json` is columnar, so that even hundreds of thousands of shards can be read at once. The offsets of a shard's
+samples are in its sidecar, which is read with the shard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.targets.base import Merge, Summary, total
 
 FORMAT, VERSION = "minivit-shards", 4
 COLUMNS = "name", "samples", "bytes", "sha256"
-OLDER = 2, 3  # versions that reindexing updates from headers and labels
+OLDER = 2, 3  # versions that reindexing updates by reading only headers and labels
 HASH_DIGITS = 64  # of a SHA-256
 DIGEST_CHARACTERS = 32  # MLflow takes up to 36
 
@@ -38,12 +38,12 @@ Columns = Mapping[str, list[int | None]]  # a value per shard
 
 
 class OlderIndex(DataError):
-    """An index in an older format; reindexing updates it from headers and labels alone."""
+    """An index in an older format; reindexing updates it by reading only headers and labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """One tar: where it is, how many samples and bytes it holds, and the SHA-256 of those bytes."""
+    """One tar: its URL, its number of samples and bytes, and its SHA-256."""
 
     url: str
     samples: int
@@ -57,17 +57,17 @@ class ShardInfo:
 
 @dataclass(frozen=True, eq=False)
 class DatasetIndex:
-    """The shards that a pattern selects from one folder, as columns."""
+    """The shards that a pattern selects in a folder, as columns."""
 
     url: str  # of the folder
     classes: Mapping[str, list[str]]  # by kind of target
-    keys: Keys  # the image members that `without_image` looks for
-    members: Members  # of the kinds of targets that `columns` summarises
+    keys: Keys  # the image members that count for `without_image`
+    members: Members  # of the kinds of targets in `columns`
     names: list[str]
     counts: np.ndarray  # int64 [num_shards], samples in each
     sizes: np.ndarray  # int64 [num_shards], bytes of each
-    sha256: str  # HASH_DIGITS of each, concatenated: a list would load slowly and be twice as large
-    without_image: Mapping[int, int]  # number of samples, by the shard's position; 0 if absent
+    sha256: str  # HASH_DIGITS per shard, concatenated: a list would be slow to load and twice as large
+    without_image: Mapping[int, int]  # number of samples, by position of the shard; 0 if absent
     columns: Mapping[str, Columns]  # summaries of each shard's samples, by kind of target
     headers_only: bool = False  # the hashes are those of headers and labels, not of whole tars
 
@@ -85,7 +85,7 @@ class DatasetIndex:
 
     @cached_property
     def totals(self) -> dict[str, Summary]:
-        """The summary of all samples, by kind of target."""
+        """The summary of all samples, per kind of target."""
         return {kind: total(columns, columns_of(target_kind(kind))) for kind, columns in self.columns.items()}
 
     def summary(self, kind: str, i: int) -> Summary:
@@ -94,7 +94,7 @@ class DatasetIndex:
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the content: a hexadecimal hash of the shards' names, hashes and sample counts, in order."""
+        """Identifies the content: a hexadecimal hash of the shards' names, hashes and sample counts, in this order."""
         counts = map(str, self.counts.tolist())
         rows = map(" ".join, zip(self.names, self._hashes(), counts, strict=True))
         return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()[:DIGEST_CHARACTERS]
@@ -114,7 +114,7 @@ class DatasetIndex:
         return [self.hash_of(i) for i in range(len(self.names))]
 
     def select(self, names: Sequence[str]) -> DatasetIndex:
-        """The index of these shards alone, in this order."""
+        """The index of only these shards, in this order."""
         if names == self.names:
             return self
         rows = dict(zip(self.names, self.records(), strict=True))
@@ -123,7 +123,7 @@ class DatasetIndex:
 
 
 class _Shards(Sequence[ShardInfo]):
-    """The shards of an index, created on access: a list of all would take more memory than the index."""
+    """The shards of an index, created on access, because a list of them would take more memory than the index."""
 
     def __init__(self, index: DatasetIndex):
         self.of = index
@@ -152,7 +152,7 @@ def make_index(
     *,
     headers_only: bool = False,
 ) -> DatasetIndex:
-    """Makes an index from its rows, each of which summarises the kinds of targets that `members` names."""
+    """Makes an index from its rows, which summarise the kinds of targets in `members`."""
     return DatasetIndex(
         url,
         {kind: list(names) for kind, names in (classes or {}).items()},
@@ -172,11 +172,11 @@ def make_index(
 
 
 def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
-    """Loads the index of the shards that a folder, tar, glob or brace pattern matches.
+    """Loads the index of the shards that match a folder, tar, glob or brace pattern.
 
-    `check` compares it with the folder's listing: sizes of tars and sidecars, and unindexed tars. One process of a job
-    suffices for that; without `check`, only the index file is read, however many shards there are.
-    Raises DataError if nothing matches, the index is missing, or it does not match its tars.
+    `check` compares it with the folder's listing: sizes of tars and sidecars, and tars without an entry. One process of
+    a job is enough for that; without `check`, only the index file is read, whatever the number of shards.
+    Raises DataError if nothing matches, or if the index is missing or does not match its tars.
     """
     parsed = parse_pattern(pattern)
     url = urls.join(parsed.folder, INDEX_NAME)
@@ -199,7 +199,7 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
         )
     absent = [name for name in parsed.literals if name not in known]
     if absent:
-        raise DataError(f"{pattern!r} names {absent[0]}{_others(absent)}, which {parsed.folder} does not hold")
+        raise DataError(f"{pattern!r}: {parsed.folder} lacks {absent[0]}{_others(absent)}; correct the pattern")
     if not names:
         raise DataError(f"{pattern!r} matches none of the {len(index.names)} shards in {url}; correct the pattern")
     index = index.select(names)
@@ -209,9 +209,9 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
 
 
 def load_offsets(shard: ShardInfo, cache: RangeCache | None = None) -> np.ndarray:
-    """uint64 [samples + 1]: sample i is the tar's bytes offsets[i] to offsets[i + 1], whole members with headers.
+    """uint64 [samples + 1]: sample i is bytes offsets[i] to offsets[i + 1] of the tar, whole members with headers.
 
-    Raises DataError if the sidecar is missing, damaged, or belongs to another tar.
+    Raises DataError if the sidecar is missing or damaged, or belongs to another tar.
     """
     if cache is None:
         sidecar = read_sidecar(shard.url)
@@ -221,7 +221,7 @@ def load_offsets(shard: ShardInfo, cache: RangeCache | None = None) -> np.ndarra
         sidecar = parse_sidecar(data, shard.url)
     if (sidecar.tar_bytes, sidecar.samples, sidecar.sha256) != (shard.bytes, shard.samples, shard.sha256):
         raise DataError(
-            f"{shard.url + SUFFIX}: belongs to another tar than the index describes; {index_remedy(shard.url)}"
+            f"{shard.url + SUFFIX}: belongs to another tar than the one in the index; {index_remedy(shard.url)}"
         )
     return sidecar.offsets
 
@@ -251,8 +251,8 @@ def encode_index(index: DatasetIndex) -> bytes:
 def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetIndex:
     """Decodes the index of all shards of a folder. Raises DataError if it is not one.
 
-    With `older`, older formats are accepted too, but only their shards, keys and classes are read; all that is known of
-    their targets is the label's member.
+    With `older`, older formats are accepted too, but only their shards, keys, classes and the member of their label are
+    read.
     """
     url = urls.join(folder, INDEX_NAME)
     try:
@@ -266,7 +266,7 @@ def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetInd
             raise ValueError("columns of different lengths")
         joined = "\0".join(names) + "\0" if names else ""
         if "/" in joined or not joined.count(".tar\0") == joined.count("\0") == len(names):
-            raise ValueError("a shard's name that is not a tar of this folder")
+            raise ValueError("a name of a shard that is not a tar in this folder")
         read = _read_older if version in OLDER else _read_targets
         keys = DEFAULT_KEYS.override(document.get("image_key"))
         classes, members, without_image, summed_up = read(document)
@@ -277,8 +277,8 @@ def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetInd
         raise DataError(f"{url}: not an index of format {VERSION} ({error!r}); {index_remedy(folder)}") from None
     if version != VERSION and not older:
         raise OlderIndex(
-            f"{url}: has format {version}, which knows no labels but class numbers; {index_remedy(folder)} to bring it "
-            f"to format {VERSION}"
+            f"{url}: has format {version}, which only supports class numbers as labels; {index_remedy(folder)} to "
+            f"update it to format {VERSION}"
         )
     return index
 
@@ -291,7 +291,7 @@ def _read_targets(document: dict[str, Any]) -> Read:
     shards = document["num_shards"]
     without_image = {int(i): int(count) for i, count in document["without_image"].items()}
     if any(not 0 <= i < shards or count < 0 for i, count in without_image.items()):
-        raise ValueError("counts of samples without image that cannot be")
+        raise ValueError("impossible counts of samples without an image")
     members, columns = {}, {}
     for kind, target in document["targets"].items():
         members[kind] = tuple(extension(one, one) for one in target["members"])
@@ -300,14 +300,14 @@ def _read_targets(document: dict[str, Any]) -> Read:
 
 
 def _read_older(document: dict[str, Any]) -> Read:
-    """Like `_read_targets`, for formats with a single label, whose counts are not read."""
+    """Like `_read_targets`, for formats with a single label; its counts are ignored."""
     names = document["classes"]
     member = extension(document["label_key"], document["label_key"])
     return {} if names is None else {"class_id": names}, {"class_id": (member,)}, {}, {}
 
 
 def _sparse(columns: Columns, rules: Mapping[str, Merge]) -> dict[str, Any]:
-    """Columns as stored in the file: nonzero counts, which are few, by the shard's position."""
+    """Columns as stored in the file: counts, which are rarely above 0, by position of the shard."""
     return {
         name: {i: value for i, value in enumerate(columns[name]) if value} if rule == "sum" else columns[name]
         for name, rule in rules.items()
@@ -322,7 +322,7 @@ def _dense(columns: dict[str, Any], rules: Mapping[str, Merge], shards: int) -> 
         if rule == "sum":
             values = {int(i): int(count) for i, count in values.items()}
             if any(not 0 <= i < shards or count < 0 for i, count in values.items()):
-                raise ValueError(f"counts of {name} samples that cannot be")
+                raise ValueError(f"impossible counts of {name} samples")
             values = [values.get(i, 0) for i in range(shards)]
         if len(values) != shards:
             raise ValueError("columns of different lengths")
@@ -338,4 +338,4 @@ def _column(values: list[Any]) -> np.ndarray:
 
 
 def _others(names: list[str]) -> str:
-    return f" (nor {len(names) - 1} more)" if len(names) > 1 else ""
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -74,7 +74,9 @@ def named_set(text: str, image_key: str | None = None, targets: Mapping[str, str
     """Like `named_sets`, for a single one. Raises ConfigError if the config has several and none is named."""
     sets = named_sets(text, image_key, targets)
     if len(sets) != 1:
-        raise ConfigError(f"{text}: found the data sets {', '.join(one.name for one in sets)}; name one: {text}:NAME")
+        raise ConfigError(
+            f"{text}: found the data sets {', '.join(one.name for one in sets)}; choose one with {text}:NAME"
+        )
     return sets[0]
 
 

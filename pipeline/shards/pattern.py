@@ -81,7 +81,9 @@ def parse_pattern(text: str) -> Pattern:
         return Pattern(text, _absolute(text), ALL)
     there = urls.is_local(folder) and os.path.isdir(urls.local_path(folder))  # then its characters are literal
     if re.search(r"[*?{}]", folder) and not there:
-        raise DataError(f"{text!r}: only the file name may vary, since one index describes one folder")
+        raise DataError(
+            f"{text!r}: found a pattern for folders, but only the file name may be one; give a pattern per folder"
+        )
     folder = (folder or "/") if slash else "."
     return Pattern(text, _absolute(folder), tuple(_tars(expand_braces(name))))
 
@@ -97,7 +99,9 @@ def expand_braces(text: str) -> list[str]:
     if bounds:
         first, last = int(bounds[1]), int(bounds[2])
         if last - first >= MOST_NAMES:
-            raise DataError(f"{text!r}: names more than {MOST_NAMES:,} shards")
+            raise DataError(
+                f"{text!r}: matches more than {MOST_NAMES:,} shards; use a smaller range, or * for all shards"
+            )
         width = len(bounds[1]) if len(bounds[1]) == len(bounds[2]) or bounds[1].startswith("0") else 0
         step = 1 if last >= first else -1
         choices = [f"{number:0{width}d}" for number in range(first, last + step, step)]

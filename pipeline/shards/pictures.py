@@ -92,7 +92,9 @@ def pictures(given: Sequence[str], out: Path | None = None) -> Pictures:
         if is_shards(text):
             index = load_index(text)
             if index.url in shards:
-                raise DataError(f"{text}: its folder was already given; give one pattern for the shards of a folder")
+                raise DataError(
+                    f"{text}: found a second pattern for shards in the same folder; give one pattern per folder"
+                )
             shards[index.url] = index
         elif path.is_dir():
             names = sorted(image.path for image in read_tree(path, None, "a folder of images").all_images())

@@ -1,4 +1,4 @@
-"""The settings that determine a folder's shards, kept beside them so that a second run recognises its own work."""
+"""The settings that determine a folder's shards, stored with them so that a second run recognises its own work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def agree_on_plan(out: Path, prefix: str, plan: Mapping[str, Any], elsewhere: st
         store.write_bytes(str(path), json.dumps(dict(plan)).encode())
         return True
     if not path.is_file():
-        raise DataError(f"{out}: found {prefix!r} shards of another origin; choose another {elsewhere}")
+        raise DataError(f"{out}: found {prefix!r} shards from another source; choose another {elsewhere}")
     earlier = json.loads(path.read_bytes())
     changed = [name for name, value in plan.items() if earlier.get(name) != value]
     settings = [name for name in changed if name not in SOURCE]

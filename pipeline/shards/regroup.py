@@ -87,7 +87,7 @@ def local_copy(url: str, folder: str) -> BinaryIO:
 
 
 def sample_spans(file: BinaryIO) -> tuple[list[list[ByteRange]], int]:
-    """The spans of each sample's members, in order of the samples' beginnings, and how many trailing bytes are no tar.
+    """The spans of each sample's members, in order of the samples' beginnings, and the number of trailing bytes.
 
     Reads past end-of-archive markers, like `tar --ignore-zeros`. Raises TornTar.
     """

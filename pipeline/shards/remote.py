@@ -77,7 +77,9 @@ def read_remote(url: str, start: int, stop: int) -> bytes:
             piece = max(SMALLEST_PIECE, piece // 2)
             continue
         if len(got) > wanted:
-            raise DataError(f"{url}: the server ignores byte ranges; copy the shards to this machine or to a store")
+            raise DataError(
+                f"{url}: the server does not support byte ranges; copy the shards to this machine or to a store"
+            )
         if not got:
             break
         failures = 0

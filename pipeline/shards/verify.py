@@ -190,7 +190,7 @@ def _against_index(shard: ShardInfo, scan: ShardScan) -> Iterator[str]:
         yield str(error)
         return
     if (sidecar.tar_bytes, sidecar.sha256) != (shard.bytes, shard.sha256):
-        yield "its sidecar belongs to another tar than the index describes"
+        yield "its sidecar belongs to another tar than the one in the index"
     elif not np.array_equal(sidecar.offsets, found.offsets):
         yield "its sidecar's offsets are not where the samples begin"
 

@@ -45,7 +45,7 @@ class RunContext:
     datasets: dict[str, Dataset] = field(default_factory=dict)
 
     def resources(self, stage: Stage) -> Resources:
-        """What a stage takes from the cluster."""
+        """The resources of a stage on the cluster."""
         return self.cluster.settle(self.config.resources(stage), most_workers(stage))
 
     def say(self, stage_id: str, message: str) -> None:
@@ -149,7 +149,7 @@ def _require_class_names(name: str, dataset: Dataset, kind: str) -> list[str]:
         )
     if twice := repeated(names):
         raise DataError(
-            f"datasets.{name}: {dataset.config.shards} names both classes {' and '.join(map(str, twice[1]))} "
-            f"{twice[0]!r}, which would merge into one; rename one of them with `minivit shards index --classes`"
+            f"datasets.{name}: {dataset.config.shards} names classes {' and '.join(map(str, twice[1]))} both "
+            f"{twice[0]!r}, so they would merge; rename one of them with `minivit shards index --classes`"
         )
     return names

@@ -47,7 +47,7 @@ def evaluated_task(asked: TaskConfig | None, models: Mapping[str, Trained], wher
         if not asked and (own := own_task(model)) != task:
             raise ConfigError(
                 f"{where}.task: {name} was measured with {own.measuring_settings}, but {first} with "
-                f"{task.measuring_settings}; set in `task` how to evaluate them, or evaluate them separately"
+                f"{task.measuring_settings}; set `task` to evaluate all of them alike, or evaluate them separately"
             )
         try:
             task_of(task).check(model.spec.backbone)

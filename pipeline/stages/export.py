@@ -55,7 +55,7 @@ class ExportStageRun:
     def register(self) -> str | None:
         """Register the model that its training stage logged as a version in MLflow; returns NAME/VERSION.
 
-        Raises `TrackingError` if MLflow has not got that stage yet.
+        Raises `TrackingError` if MLflow does not have that stage yet.
         """
         if (asked := self.stage.register_as) is None:
             return None
@@ -65,7 +65,7 @@ class ExportStageRun:
         if status.mlflow_run_id is None:
             raise TrackingError(
                 f"stages.{self.id}.register_as: MLflow has no run of {self.source.name} yet, so {asked.name} gets no "
-                "version of it"
+                "new version"
             )
         model, selected = finished_model(self.source.name, folder, status), schema_of(asdict(status)).selected
         version, wins = register(

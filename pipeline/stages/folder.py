@@ -79,7 +79,7 @@ class StageFolder:
             file.write(json.dumps({"time": time.time(), "event": event, "message": message, **details}) + "\n")
 
     def set_aside(self) -> Path:
-        """Move the whole stage to a folder beside it, so that it can start over without losing anything."""
+        """Move the whole stage to a folder next to it, so that it can start over without losing anything."""
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.superseded-{number}")).exists():
             number += 1

@@ -1,4 +1,4 @@
-"""The forecast of a training branch, from its stage and what the plan knows of its model and data."""
+"""The forecast of a training branch, from its stage and what the plan knows about its model and data."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pipeline.stages.preflight import Model
 from pipeline.stages.step_work import kept_bytes, shape_shares, step_work
 from pipeline.tasks.task import task_of
 
-UNKNOWN_STEPS = 1000  # of a stage measured in epochs of data that does not exist yet, to draw image sizes from
-KEPT_ALIVE = 1_000_000_000  # weights that ZeRO-3 leaves gathered for the next pass, by DeepSpeed's defaults
+UNKNOWN_STEPS = 1000  # to draw image sizes for, if the stage is measured in epochs of data that does not exist yet
+KEPT_ALIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered for the next pass, DeepSpeed's default
 
 
 class Amounts(NamedTuple):
-    """What the plan knows of a stage's data and ranks; None while the data set does not exist."""
+    """What the plan knows about a stage's data and ranks; None if the data set does not exist yet."""
 
     ranks: int
-    share: int  # samples of a step on the rank with the most
+    share: int  # most samples of a step on any rank
     steps: int | None
     samples_per_epoch: int | None
     mean_sample_bytes: float | None
@@ -72,15 +72,15 @@ def forecast_stage(
 
 
 def checkpoint_bytes(stage: TrainStage, trained: int, parameters: int) -> int:
-    """Size of a checkpoint: fp32 weights, moments and averages, and frozen weights as the engine holds them."""
+    """Size of a checkpoint: fp32 weights, moments and averages, and frozen weights in the engine's precision."""
     tensors = 1 + MOMENTS[stage.optimizer.name] + bool(stage.ema) + task_of(stage.task).follows
     return trained * FP32 * tensors + (parameters - trained) * value_bytes(stage.engine)
 
 
 def rank_bytes(model: Model, stage: TrainStage, amounts: Amounts, hardware: Hardware) -> int:
-    """Peak memory of a rank: what the plan counts, the reduction buffers, gathered weights, and the overhead."""
+    """Peak memory of a rank: the plan's estimate plus reduction buffers, gathered weights and overhead."""
     zero, parameters = stage.engine.zero_stage, count_parameters(model.spec)
-    buckets = 2 if hardware.overlaps and zero >= 2 and amounts.ranks > 1 else 1  # one fills while one is reduced
+    buckets = 2 if hardware.overlaps and zero >= 2 and amounts.ranks > 1 else 1  # one fills while the other is reduced
     extra = buckets * min(parameters, LARGEST_BUCKET) * FP32
     if zero == 3:
         extra += min(parameters, KEPT_ALIVE) * value_bytes(stage.engine)
@@ -95,7 +95,7 @@ def _memory(model: Model, stage: TrainStage, amounts: Amounts) -> list[RankMemor
 
 
 def _remedies(model: Model, stage: TrainStage, amounts: Amounts, hardware: Hardware) -> Iterator[str]:
-    """Settings under which a stage that does not fit would fit, each alone; both together if neither is enough."""
+    """Settings that would make a stage fit, each on its own; both together if neither is enough."""
 
     def fits(changed: TrainStage) -> bool:
         return rank_bytes(model, changed, amounts, hardware) <= hardware.memory_bytes
@@ -116,7 +116,7 @@ def _remedies(model: Model, stage: TrainStage, amounts: Amounts, hardware: Hardw
 
 
 def _smaller(stage: TrainStage, share: int) -> list[int]:
-    """Smaller micro-batches, largest first: the rank's share in two, three, four, and so on."""
+    """Smaller micro-batches, largest first: the rank's share divided by two, three, four, and so on."""
     now = min(stage.micro_batch_size or share, share)
     parts = range(2, share + 1)
     return list(dict.fromkeys(size for part in parts if (size := -(-share // part)) < now))

@@ -19,7 +19,7 @@ SPANS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"
 
 
 def forecast_tables(trainings: list[tuple[StagePlan, TrainingPlan]], machine: Machine) -> Iterator[Table | Text]:
-    """Time and limits, data and memory, checkpoints and failures of each training branch, and the assumptions."""
+    """Step times, data and memory, checkpoints and failures of each training branch, then the assumptions."""
     rows = [
         (stage.id, model.spec["backbone"]["variant"], training, model.forecast)
         for stage, training in trainings
@@ -31,14 +31,14 @@ def forecast_tables(trainings: list[tuple[StagePlan, TrainingPlan]], machine: Ma
     yield spaced(_checkpoints(rows, machine.mtbf_h is not None))
     for stage_id, _, _, found in rows:
         if not found.fits:
-            fixes = " or ".join(found.remedies) or "no micro-batch and no ZeRO stage does; take more ranks"
-            yield Text(f"{stage_id} does not fit into memory. What fits: {fixes}.\n")
-    yield Text("\n".join(["Assumptions of the forecast", *(f"  {line}" for line in assumptions(machine)), ""]))
+            fixes = " or ".join(found.remedies) or "more ranks, as no micro_batch_size or engine.zero_stage is enough"
+            yield Text(f"{stage_id} does not fit in memory; use {fixes}.\n")
+    yield Text("\n".join(["Assumptions", *(f"  {line}" for line in assumptions(machine)), ""]))
 
 
 def _times(rows: list[Row], machine: Machine) -> Table:
     columns = ("stage", "model", "ranks", "nodes", "step", "compute", "comm.", "exposed", "data", "images/s", "time")
-    table = figure_table(f"Forecast on {machine.name} (a step and its parts)", *columns, "limited by")
+    table = figure_table(f"Forecast for {machine.name} (time of a step and its parts)", *columns, "limited by")
     for stage_id, variant, training, found in rows:
         step = found.step
         parts = (found.step_s, step.compute_s, step.communication_s, step.exposed_s, step.data_wait_s)
@@ -56,8 +56,8 @@ def _times(rows: list[Row], machine: Machine) -> Table:
 
 
 def _needs(rows: list[Row]) -> Table:
-    columns = ("stage", "model", "loader cores", "decoding an image", "reading", "memory a rank", "of")
-    table = figure_table("What a node needs so that no step waits, and memory with overhead", *columns)
+    columns = ("stage", "model", "loader cores", "decode/image", "read rate", "memory/rank", "limit")
+    table = figure_table("Needs of a node whose steps never wait for data, and memory with overhead", *columns)
     for stage_id, variant, _, found in rows:
         table.add_row(
             stage_id,
@@ -72,9 +72,9 @@ def _needs(rows: list[Row]) -> Table:
 
 
 def _checkpoints(rows: list[Row], with_failures: bool) -> Table:
-    columns = ["stage", "model", "size", "written in", "waits"]
+    columns = ["stage", "model", "size", "write time", "wait"]
     if with_failures:
-        columns += ["failures", "recovery", "goodput as configured", "and at best", "Young", "time"]
+        columns += ["failures", "recovery", "goodput", "best goodput", "Young", "time"]
     table = figure_table("Checkpoints" + " and failures" * with_failures, *columns)
     for stage_id, variant, _, found in rows:
         cells = [f"{scaled(found.checkpoint_bytes)}B", span(found.save_s), span(found.save_wait_s)]
@@ -99,33 +99,33 @@ def _failure_cells(found: Forecast) -> list[str]:
 
 
 def assumptions(machine: Machine) -> list[str]:
-    """What the forecast takes for granted, a line each."""
+    """The assumptions of the forecast, one per line."""
     hardware = machine.hardware
-    node = f"{hardware.gpus_per_node} ranks a node, each with {hardware.cores_per_gpu} cores and"
+    node = f"{hardware.gpus_per_node} ranks per node, each with {hardware.cores_per_gpu} cores and"
     peaks = f"{hardware.bf16_tflops:,.4g} TFLOP/s in bf16, {hardware.fp32_tflops:,.4g} in fp32"
     passes = "six passes over memory" if hardware.value_ns is None else f"{hardware.value_ns:.3g} ns"
-    scores = f"{hardware.score_ns:.3g} ns per attention score" if hardware.score_ns else "none for attention scores"
-    links = f"{hardware.link_gb_per_s:g} GB/s within a node, {hardware.network_gb_per_s:g} between nodes"
-    hidden = "during the backward pass from ZeRO-2 on" if hardware.overlaps else "after the backward pass"
+    scores = f"{hardware.score_ns:.3g} ns per attention score" if hardware.score_ns else "nothing for attention scores"
+    links = f"{hardware.link_gb_per_s:g} GB/s within a node and {hardware.network_gb_per_s:g} GB/s between nodes"
+    hidden = "during the backward pass with ZeRO-2 and ZeRO-3" if hardware.overlaps else "after the backward pass"
     decoding = f"{1e3 * SAMPLE_S:g} ms, {1e9 * BYTE_S:g} ns per byte and {1e9 * PIXEL_S:g} ns per pixel of its views"
     return [
         f"{machine.name}: {hardware.source}.",
-        f"{node} {hardware.memory_gib:.3g} GiB at {hardware.memory_gb_per_s:,g} GB/s.",
+        f"{node} {hardware.memory_gib:.3g} GiB of memory at {hardware.memory_gb_per_s:,g} GB/s.",
         f"Matrix products reach {hardware.achieved_flops:.0%} of {peaks}.",
-        f"Norms, activations and the like take {passes} per value kept for the backward pass, {scores}.",
+        f"Norms and activations take {passes} per value kept for the backward pass, and {scores}.",
         f"Launching the kernels of a layer takes {hardware.layer_us:g} µs.",
-        f"Collectives reach {hardware.achieved_bandwidth:.0%} of {links}, {hardware.latency_us:g} µs a hop.",
+        f"Collectives reach {hardware.achieved_bandwidth:.0%} of {links}, with {hardware.latency_us:g} µs per hop.",
         f"Gradients are reduced {hidden}.",
-        f"An image takes a core {decoding}; unknown images have {UNKNOWN_BYTES / 1e3:g} kB.",
-        f"Storage gives a node {hardware.storage_gb_per_s:g} GB/s; a rank saves {SAVE_BYTES_PER_S / 1e9:g} GB/s.",
-        f"Copying what is saved reaches {hardware.host_copy_gb_per_s:g} GB/s.",
-        f"Recovery: {RESTART_S:g} s, reading the checkpoint, and the steps of one save; a spare node is at hand.",
+        f"Decoding an image takes a core {decoding}; images of unknown size count as {UNKNOWN_BYTES / 1e3:g} kB.",
+        f"A node reads and writes {hardware.storage_gb_per_s:g} GB/s; a rank saves {SAVE_BYTES_PER_S / 1e9:g} GB/s.",
+        f"A GPU's state is copied to its host at {hardware.host_copy_gb_per_s:g} GB/s before it is saved.",
+        f"Recovery takes {RESTART_S:g} s, reads the checkpoint and repeats the steps of one save, on a spare node.",
         f"Libraries and communication take {hardware.overhead_gib:g} GiB of a rank's memory.",
     ]
 
 
 def span(seconds: float) -> str:
-    """`1.5 h`, `23 ms`: three digits in the largest unit of which there is one."""
+    """`1.5 h`, `23 ms`: three digits in the largest unit that is not above the span."""
     for unit_s, name in SPANS:
         if seconds >= unit_s:
             return f"{seconds / unit_s:.3g} {name}"

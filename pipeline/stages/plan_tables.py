@@ -14,7 +14,7 @@ from pipeline.stages.tables import UNKNOWN, figure_table, scaled, sides, spaced
 
 STATES = {
     None: "to run",
-    "finished": "skipped, finished",
+    "finished": "finished, skipped",
     "running": "resumes",
     "interrupted": "resumes",
     "failed": "runs again",
@@ -22,14 +22,14 @@ STATES = {
 
 
 def render(plan: Plan) -> RenderableType:
-    """Data, stages, models, memory and changes between stages, for a rich console."""
+    """Data, stages, models, memory, surgery and notes, for a rich console."""
     parts: list[RenderableType] = [_datasets(plan.datasets), _stages(plan.stages)]
     trainings = [(stage, stage.training) for stage in plan.stages if stage.training]
     if trainings:
         parts += [_models(trainings), *_teachers(trainings), _memory(trainings), _balance(trainings)]
     if trainings and plan.machine:
         parts += forecast_tables(trainings, plan.machine)
-    for heading, lines in (("Surgeries ahead", list(_surgeries(trainings))), ("Notes", plan.notes)):
+    for heading, lines in (("Planned surgery", list(_surgeries(trainings))), ("Notes", plan.notes)):
         if lines:
             parts.append(Text("\n".join([heading, *(f"  {line}" for line in lines), ""])))
     return Group(*parts)
@@ -52,7 +52,7 @@ def _datasets(datasets: list[DatasetPlan]) -> Table:
 
 
 def _stages(stages: list[StagePlan]) -> Table:
-    table = figure_table("Stages", "id", "type", "now", "px", "length", "steps", "epochs", "samples")
+    table = figure_table("Stages", "id", "type", "state", "px", "length", "steps", "epochs", "samples")
     for stage in stages:
         training = stage.training
         now = "runs again" if stage.runs_again else STATES.get(stage.status, stage.status or "")
@@ -92,11 +92,11 @@ def _models(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
 
 
 def _teachers(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[Table]:
-    """The teachers that stages learn from, and what each costs on top."""
+    """The teachers that stages learn from, and the cost of each."""
     taught = [(stage.id, model.teacher) for stage, training in trainings for model in training.models if model.teacher]
     if taught:
         columns = ("stage", "teacher", "model", "px", "parameters", "GFLOPs/image")
-        table = figure_table("Teachers (their GFLOPs come on top)", *columns)
+        table = figure_table("Teachers (GFLOPs add to those of the model)", *columns)
         for stage_id, teacher in taught:
             table.add_row(
                 stage_id,
@@ -112,7 +112,7 @@ def _teachers(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Iterator[Table
 def _memory(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
     zeros = [f"ZeRO {stage}" for stage in range(4)]
     table = figure_table(
-        "Memory per rank (* as configured; activations and teachers are part of it)",
+        "Memory per rank, including activations and teachers (*: as configured)",
         "stage",
         "model",
         "ranks",
@@ -131,8 +131,8 @@ def _memory(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
 
 
 def _balance(trainings: list[tuple[StagePlan, TrainingPlan]]) -> Table:
-    columns = ("stage", "batch", "lanes", "left out", "lanes a rank", "batch a rank", "epoch a rank", "buffer a rank")
-    table = figure_table("Balance over ranks, in samples (left out: per epoch, others each time)", *columns)
+    columns = ("stage", "batch", "lanes", "left out", "lanes/rank", "batch/rank", "epoch/rank", "buffer/rank")
+    table = figure_table("Balance across ranks, in samples (left out: per epoch, different ones each time)", *columns)
     for stage, training in trainings:
         shares = training.balance
         table.add_row(

@@ -144,14 +144,14 @@ class Planner:
         )
 
     def _resources(self, stage: Stage) -> Resources:
-        """What a stage would take from this machine; a remote cluster cannot be asked in advance."""
+        """The resources of a stage on this machine; a remote cluster cannot be asked in advance."""
         asked = self.config.resources(stage)
         settled = settle(asked, [this_machine()], most_workers(stage))
         address = elsewhere(self.config.cluster)
         if asked.workers == "auto" and address and not self.world_size:
             self.notes.append(
-                f"cluster.workers: auto takes what the cluster at {address} has; the plan is for "
-                f"{settled.max_workers}, as on this machine; --world-size plans for another number."
+                f"cluster.workers: auto uses all of the cluster at {address}; this plan assumes {settled.max_workers} "
+                "workers, as on this machine; set another number with --world-size."
             )
         return settled
 
@@ -201,7 +201,7 @@ class Planner:
         )
 
     def _ranks(self, stage: TrainStage) -> int:
-        """As asked for; otherwise a node's GPUs if the plan is for a machine that is not this one."""
+        """The number given; otherwise, for `workers: auto` on planned GPUs, those of a node; otherwise the config's."""
         if self.world_size:
             return self.world_size
         machine = self.machine
@@ -225,8 +225,8 @@ class Planner:
             warmup_steps = warmup.steps(samples_per_epoch or 0, stage.global_batch_size)
             if warmup_steps >= steps:
                 self.notes.append(
-                    f"stages.{branch.stage_name}.schedule.warmup: its {warmup_steps} steps are not over before the "
-                    f"{steps} steps of the stage; the learning rate never reaches optimizer.lr."
+                    f"stages.{branch.stage_name}.schedule.warmup: its {warmup_steps} steps do not end before the "
+                    f"{steps} steps of the stage, so the learning rate never reaches optimizer.lr."
                 )
         return steps
 
@@ -235,7 +235,7 @@ class Planner:
         for origin, model in self.findings.models[branch.id].items():
             if not model.head_known:
                 names = " + ".join(stage.data.parts)
-                self.notes.append(f"The classes of {names} are not known yet: heads are counted for one class.")
+                self.notes.append(f"The classes of {names} are not known yet; heads are counted with one class.")
             changes = describe_surgery(model.source, model.spec) if model.source else []
             found = _model(model, stage, amounts, origin or None, changes)
             if machine:
@@ -253,7 +253,7 @@ class Planner:
         if ranks > hardware.gpus_per_node and idle:
             self.notes.append(
                 f"stages.{branch.stage_name}: {ranks} ranks leave {idle} of the {ranks + idle} places on "
-                f"{(ranks + idle) // hardware.gpus_per_node} nodes of {machine.name} empty; take a multiple of "
+                f"{(ranks + idle) // hardware.gpus_per_node} nodes of {machine.name} empty; use a multiple of "
                 f"{hardware.gpus_per_node}."
             )
         return hardware

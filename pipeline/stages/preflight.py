@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 class Model(NamedTuple):
-    """What is known of a model in advance; `classes` is None if nothing names them."""
+    """What is known about a model in advance; `classes` is None if their names are unknown."""
 
     spec: ModelSpec
     classes: list[str] | None
@@ -65,7 +65,7 @@ class Model(NamedTuple):
 
 @dataclass
 class Findings:
-    """What a pipeline's stages would run into, and the models they would train.
+    """The errors that a pipeline's stages would raise, and the models that they would train.
 
     `models` maps branch ids to possible starting points ("" for none) and the model each then trains; branches with a
     fault may be missing.

@@ -143,7 +143,7 @@ def parent_run(tracker: Tracker, folder: RunFolder, name: str, say: Callable[[st
     run_id = tracker.start(name, run_id=earlier, tags=tags)
     if earlier not in (None, run_id):
         lost = f"run {earlier}, tracked in {record.get('tracking_uri')} so far"
-        say(f"{name}: this MLflow store does not have {lost}; {run_id} replaces it")
+        say(f"{name}: this MLflow store does not have {lost}; the new run {run_id} replaces it")
     known = {"mlflow_run_id": run_id, **tracker.store.record, "environment": installed_versions()}
     folder.write_record({"created": time.time(), **record, **known})
     tracker.artifact(run_id, folder.path / "pipeline.yaml")
@@ -163,7 +163,7 @@ def require_same_pipeline(config: PipelineConfig, folder: RunFolder) -> None:
         status = folder.stage(stage_id).status()
         if status and types.get(stage_id) != status.type:
             raise CheckpointError(
-                f"{folder.path} belongs to another config: it holds the {status.type} stage {stage_id!r}, which this "
+                f"{folder.path} belongs to another config: it has the {status.type} stage {stage_id!r}, which this "
                 "one does not have; give this run another name with name=..., or remove that stage's folder"
             )
 

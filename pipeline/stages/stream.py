@@ -1,4 +1,4 @@
-"""The data of a training stage for code of your own: the batches that the stage trains on, in the same order."""
+"""The data of a training stage for your own code: the batches that the stage trains on, in the same order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SLOTS = "slots"
 
 @dataclass(frozen=True)
 class StageData:
-    """What a training stage reads, and the key of everything drawn in it."""
+    """The data sources of a training stage, and the seed of all its random draws."""
 
     stage: TrainStage
     sources: list[Source]
@@ -39,7 +39,7 @@ class StageData:
 
     @classmethod
     def open(cls, config: PipelineConfig, stage: str, setting: str) -> StageData:
-        """Of a training stage, or STAGE/VARIANT; of one that fans out, its first branch. Makes data that can be made.
+        """The data of a training stage (its first branch if it fans out) or STAGE/VARIANT; makes missing data sets.
 
         Raises ConfigError, as `setting: ...`, for another name, DataError if the data cannot be read.
         """
@@ -54,12 +54,12 @@ class StageData:
 
     @cached_property
     def total_steps(self) -> int:
-        """Of the stage."""
+        """The number of steps of the stage."""
         samples_per_epoch = build_mixture(self.sources, self.stage.data, self.seed).epoch_slots
         return max(self.stage.duration.steps(samples_per_epoch, self.stage.global_batch_size), 1)
 
     def loader(self, *, rank: int, world_size: int, start_slot: int, loader_workers: int | None = None) -> TrainLoader:
-        """The stage's own, of one rank; `loader_workers` in place of the stage's."""
+        """The stage's loader for one rank; `loader_workers` overrides the stage's setting."""
         stage, data = self.stage, self.stage.data
         if loader_workers is not None:
             data = data.model_copy(update={"loader_workers": loader_workers})
@@ -88,18 +88,19 @@ class StageStream(IterableDataset[dict[str, Any]]):
     """One rank's batches of a training stage, from its first step to its last.
 
     A batch is a dictionary: each group of views, such as `image`, uint8 [B, C, H, W], or [B, V, C, H, W] with several
-    views of a sample, not normalised; the fields of the targets, such as `label` [B], where those of varying length,
-    such as `boxes`, lie one sample behind the other with `boxes.offsets` [B + 1]; `weights`, float32 [B], 0 for
-    stand-ins of bad samples; `__slot__`, int64 [B], the samples' places in the stage's order; and `__key__`, a list of
-    "shard/key". The batches of all ranks of a step are the same global batch for any `world_size`.
+    views of a sample, not normalised; the fields of the targets, such as `label` [B] (those of varying length, such as
+    `boxes`, are concatenated over the samples, with `boxes.offsets` [B + 1]); `weights`, float32 [B], 0 for
+    stand-ins of bad samples; `__slot__`, int64 [B], the samples' positions in the stream; and `__key__`, a list of
+    "shard/key". For any `world_size`, the batches of all ranks together are the same global batches.
 
-    It decodes in processes of its own (`data.loader_workers`), so a `DataLoader` around it takes `batch_size=None` and
-    `num_workers=0`. `state_dict` after any batch, and `load_state_dict` into a stream of any rank and world size,
-    resume with the next batch. Iterate once at a time: the state is that of the batch given out last.
+    The stream decodes in its own processes (`data.loader_workers`), so a `DataLoader` around it needs `batch_size=None`
+    and `num_workers=0`. To resume with the next batch, call `state_dict` after any batch and pass it to
+    `load_state_dict` of a stream with any rank and world size. Use one iterator at a time: the state is that of the
+    last batch returned.
 
     Raises:
-        ConfigError: the config is refused, has no such training stage, or the stage reads texts.
-        DataError: shards are missing, or there is no such rank, or not enough lanes for all.
+        ConfigError: the config is invalid or has no such training stage, or the stage reads texts.
+        DataError: shards are missing, the rank does not exist, or there are not enough lanes for all ranks.
     """
 
     def __init__(
@@ -137,11 +138,11 @@ class StageStream(IterableDataset[dict[str, Any]]):
                 yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many slots of the stage were given out, by all ranks together."""
+        """The number of slots that all ranks together have consumed."""
         return {SLOTS: self._slots}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration where a stream of the same stage stood. Raises DataError for other states."""
+        """Resume at the position of another stream of the same stage. Raises DataError for other states."""
         slots, size = state.get(SLOTS), self.global_batch_size
         if not isinstance(slots, int) or slots % size or not 0 <= slots <= self.total_steps * size:
             raise DataError(
@@ -151,7 +152,7 @@ class StageStream(IterableDataset[dict[str, Any]]):
 
 
 def as_dict(batch: Batch) -> dict[str, Any]:
-    """A batch under names as WebDataset has them."""
+    """A batch as a dictionary with names like WebDataset's."""
     return {
         "__key__": batch.keys,
         "__slot__": batch.slots,

@@ -24,9 +24,9 @@ class TemperatureWatch:
         bound = share > 0
         if bound and not self._bound:
             self._tell(
-                f"the learned scale is held at {scale:.4g} at step {step:.0f}: it would grow further, which is usual "
-                "late in training; if early, lower optimizer.lr"
+                f"the learned scale has reached its bound {scale:.4g} at step {step:.0f}, which is usual late in "
+                "training; if it happens early, lower optimizer.lr"
             )
         elif self._bound and not bound:
-            self._tell(f"the learned scale has moved off its bound at step {step:.0f}: it is {scale:.4g}")
+            self._tell(f"the learned scale has dropped below its bound at step {step:.0f}, to {scale:.4g}")
         self._bound = bound

@@ -136,7 +136,7 @@ class TrainStageRun:
             self.context.progress.unwatch(self.id)
 
     def _watch(self) -> Callable[[], None]:
-        """A function that looks through the rows since its last call and reports what a user should know at once."""
+        """A function that checks the rows since its last call and reports what a user should know immediately."""
         ledger = LedgerTail(self.folder.path)
         collapse = CollapseWatch(lambda sentence: self._say("collapse", sentence))
         temperature = TemperatureWatch(lambda sentence: self._say("temperature", sentence))
@@ -318,7 +318,7 @@ class TrainStageRun:
         return finished_model(self.id, self.folder, status)
 
     def track_inputs(self, run_id: str) -> None:
-        """Its settings, and by the same names in every training stage what people compare runs by."""
+        """Log the settings, and the parameters by which runs are compared, which all training stages name alike."""
         tracker = self.context.tracker
         tracker.params(run_id, self.stage.model_dump(mode="json", exclude={"model": {"variant"}}))
         backbone = self.spec.backbone

@@ -73,7 +73,7 @@ class Quarantine:
         if bad > max(self._grace.get(dataset, SHARE_GRACE), MAX_SHARE * seen):
             reasons = most_frequent(self._reasons[dataset])
             raise DataError(
-                f"{bad} of {seen} samples of {dataset} are bad (at most {MAX_SHARE:.0%} may be): {reasons}; {last}"
+                f"{bad} of {seen} samples of {dataset} are bad (at most {MAX_SHARE:.0%} are allowed): {reasons}; {last}"
             )
 
 

@@ -157,7 +157,7 @@ def death_message(code: int | None) -> str:
     if code == -signal.SIGKILL:
         return "a loader worker was killed, probably because memory ran out; lower data.loader_workers or data.window"
     how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit status {code}"
-    return f"a loader worker ended {how}; what it printed is in its rank's log, in the stage's folder `logs`"
+    return f"a loader worker ended {how}; its output is in its rank's log, in the stage's folder `logs`"
 
 
 def batches_in_this_thread(plan: BatchPlan, bytes_read: BytesRead) -> Generator[Batch, None, None]:

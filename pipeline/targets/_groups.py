@@ -18,7 +18,7 @@ class GroupsConfig(TargetConfig):
     groups: dict[str, Annotated[list[str], Setting(min_length=1)]] | None = Setting(
         default=None,
         min_length=1,
-        description="classes that count as one, by its name; classes in no group are ignored",
+        description="classes to merge, by the name of the merged class; classes without a group are ignored",
     )
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ class BoxesConfig(GroupsConfig):
         "its `category` uses that instead",
     )
     min_visible: Share = Setting(
-        default=0.25, description="smallest visible share of a box after crops and shifts; training drops the others"
+        default=0.25, description="minimum visible share of a box after crops and shifts; training drops others"
     )
 
     @field_validator("ids")

@@ -47,10 +47,10 @@ class Instances(NamedTuple):
 
 class KeypointsConfig(TargetConfig):
     scale_jitter: Rate = Setting(
-        default=0.25, description="largest share by which training scales an instance up or down"
+        default=0.25, description="maximum share by which training scales an instance up or down"
     )
     rotation: Annotated[float, Setting(ge=0, le=180)] = Setting(
-        default=30.0, description="largest angle, in degrees, by which training rotates an instance either way"
+        default=30.0, description="maximum angle in degrees by which training rotates an instance either way"
     )
 
 

@@ -1,4 +1,4 @@
-"""Finished models in MLflow: logged models that `mlflow.pyfunc.load_model` reads, and versions in its registry."""
+"""Finished models in MLflow: logged models, for `mlflow.pyfunc.load_model`, and versions in the model registry."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def log_model(tracker: Tracker, run_id: str, model: FinishedModel) -> str:
     for earlier in logged_models(tracker, run_id):
         if str(earlier.status) == "READY" and earlier.tags.get(DIGEST_TAG) == model.digest:
             return str(earlier.model_id)
-        tracker.client.delete_logged_model(earlier.model_id)  # its driver was killed while writing it
+        tracker.client.delete_logged_model(earlier.model_id)  # the driver was killed while writing it
     name = FORBIDDEN.sub("-", model.stage)
     tags = {STAGE_TAG: model.stage, DIGEST_TAG: model.digest}
     logged = tracker.client.create_logged_model(tracker.experiment_id, name, run_id, tags, model_type="vision")
@@ -66,7 +66,7 @@ def log_model(tracker: Tracker, run_id: str, model: FinishedModel) -> str:
 
 
 def _link_measures(tracker: Tracker, run_id: str, model: FinishedModel, model_id: str) -> None:
-    """Link the run's last validation values to the model; logging them unchanged again leaves no second row."""
+    """Link the run's last validation values to the model; logging an unchanged value again adds no row."""
     finite = [VAL + name for name, value in model.measures.items() if math.isfinite(value)]
     for name, key in tracker.names(run_id, finite).items():
         value, history = model.measures[name.removeprefix(VAL)], tracker.client.get_metric_history(run_id, key)
@@ -121,8 +121,8 @@ def register(
 ) -> tuple[str, bool]:
     """Register a run's logged model as a version of `name`; returns the version and whether it now has the alias.
 
-    The alias moves to it only if its measure `selects` beats that of the version that has it. A version made by an
-    earlier start is reused.
+    The alias moves only if the model's measure `selects` beats that of the alias's current version. A version that an
+    earlier start created is reused.
     """
     from mlflow.exceptions import MlflowException
 
@@ -135,7 +135,7 @@ def register(
     if version is None:
         tags = {"minivit.model": model_id, "minivit.run": run_id, STAGE_TAG: model.stage, METRIC_TAG: selects}
         tags |= {} if value is None else {VALUE_TAG: repr(value)}
-        # `models:/ID` would be resolved in the process's default store, not in the client's.
+        # MLflow would resolve `models:/ID` in the process's default store, not in the client's.
         place = client.get_logged_model(model_id).artifact_location
         version = client.create_model_version(name, place, run_id, tags, model_id=model_id)
     try:
@@ -151,7 +151,7 @@ def register(
 
 
 def beats(value: float | None, champion: str | None, better: Better) -> bool:
-    """Whether a measure beats the champion's, taken from its tag; an unmeasured one loses."""
+    """Whether a measure beats the champion's, which is read from its tag; a missing one loses."""
     if value is None or champion is None:
         return value is not None
     return value > float(champion) if better == "higher" else value < float(champion)

@@ -1,4 +1,4 @@
-"""Names that MLflow accepts for metrics, parameters and tags, since users may name classes and data sets freely."""
+"""Names that MLflow accepts for metrics, parameters and tags; users' names of classes and data sets may be anything."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 import posixpath
 import re
 
-TAG_PREFIX = "minivit.name/"  # of the tag that holds a changed name's original
+TAG_PREFIX = "minivit.name/"  # of the tag with the original of a changed name
 MAX_LENGTH = 250 - len(TAG_PREFIX)
 FORBIDDEN = re.compile(r"[^/\w.\- :]")
 HASH_DIGITS = 8
 
 
 def mlflow_name(name: str) -> str:
-    """The name itself if MLflow accepts it; otherwise a similar one that ends in a hash, so that no two collide."""
+    """The name itself if MLflow accepts it, otherwise a similar one that ends in a hash to stay unique."""
     if not FORBIDDEN.search(name) and len(name) <= MAX_LENGTH and _is_plain_path(name):
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:HASH_DIGITS]

@@ -50,5 +50,5 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def config_tags(path: Path) -> dict[str, str]:
-    """The digest of the config with all settings, as kept beside the runs."""
+    """The digest of the config with all settings, as stored with the runs."""
     return {CONFIG_DIGEST: hash_file(path)}

@@ -1,4 +1,4 @@
-"""Loader of logged models for `mlflow.pyfunc.load_model`, which finds it by the name in the model's files."""
+"""Loader of logged models for `mlflow.pyfunc.load_model`; the model's files refer to it by its module name."""
 
 from __future__ import annotations
 

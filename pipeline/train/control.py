@@ -61,7 +61,7 @@ class Control:
         if bits & LEAVE_INTERRUPTED:
             leave = Interrupted(f"{name}: stopped on request after a commit")
         elif leaving:
-            leave = WorkersChange(f"{len(leaving)} of its nodes are about to be preempted")
+            leave = WorkersChange(f"{len(leaving)} node(s) are about to be preempted")
             leave.leaving = leaving
         elif bits & LEAVE_RESIZED:
             leave = WorkersChange("there is room for more workers")

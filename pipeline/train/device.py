@@ -27,7 +27,7 @@ def take_gpu(granted: Callable[[], torch.device]) -> torch.device:
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         raise ClusterError(
             f"cluster.gpus_per_worker: this rank was granted a GPU that PyTorch {torch.__version__}, built {built}, "
-            "cannot use; install a driver or a PyTorch that fit each other, or set cluster.gpus_per_worker=0"
+            "cannot use; install a driver and a PyTorch that match, or set cluster.gpus_per_worker=0"
         )
     torch.cuda.set_device(granted())
     allow_tf32()

@@ -14,7 +14,7 @@ from pipeline.shards.tar import read_sample
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A handful of the photographs."""
+    """A few of the photographs."""
     pytest.importorskip("skimage")
     monkeypatch.setitem(photos.SETS, "500x375", (375, 500, 24))
     monkeypatch.setattr(photos, "SHARDS", 2)

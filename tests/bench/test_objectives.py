@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 
 
 def test_both_loops_do_the_same() -> None:
-    """A loss over the whole batch, a teacher that moves, and views of two sizes, by hand and by the engine."""
+    """The bare loop matches the engine for a loss over the whole batch, a moving teacher, and views of two sizes."""
     found = measure(["simdino"], ["nano"], batch_size=4, precision="fp32", threads=1, rounds=2)["nano"]["simdino"]
     assert found["steps_apart"] < 0.02
     assert found["batch_size"] == 4

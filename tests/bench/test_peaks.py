@@ -34,7 +34,7 @@ def test_what_is_not_in_the_table_has_no_peak_but_a_given_one(name: str) -> None
 
 
 def test_the_cpu_may_be_measured_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contenders are processes of their own: they inherit the choice."""
+    """Contenders run in their own processes, which inherit the choice."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("DS_ACCELERATOR", "cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(os.environ["CUDA_VISIBLE_DEVICES"]))

@@ -11,7 +11,7 @@ from pipeline.bench.processes import cpu_seconds, peak_bytes, tree
 def test_a_rank_of_a_huge_job_finds_its_first_sample() -> None:
     result = scale.measure(rounds=1)
     assert result["peak_megabytes"] <= 150
-    assert 0 < result["seconds"] < 10  # the figure itself is for a quiet machine
+    assert 0 < result["seconds"] < 10  # the real figure needs an idle machine
     assert result["rounds"][0]["first"][0].startswith("train-")
 
 

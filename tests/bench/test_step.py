@@ -16,7 +16,7 @@ PEAKS = {"fp32": 1e12, "bf16": 1e12}
 
 
 def test_the_peers_are_the_same_model() -> None:
-    """What is timed is the same mathematics: the same weights give the same logits."""
+    """All contenders compute the same mathematics: the same weights give the same logits."""
     ours, stock, timm = MiniViT.from_spec(SPEC), StockViT(SPEC), timm_vit(SPEC)
     stock.load_state_dict({name.removeprefix("patch_embed."): value for name, value in ours.state_dict().items()})
     timm.load_state_dict(to_timm(ours.state_dict(), SPEC))

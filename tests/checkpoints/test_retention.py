@@ -21,7 +21,7 @@ RETENTIONS = st.builds(Retention, st.integers(1, 5), st.none() | st.integers(1, 
 
 
 def prune_at(storage: LocalStorage, step: int, retention: Retention) -> None:
-    """As rank 0 does when it has committed that step."""
+    """Remove checkpoints as rank 0 does after committing that step."""
     prune(storage, retention, read_manifest(storage, step_folder(step)))
 
 
@@ -45,7 +45,7 @@ def test_what_is_kept_is_what_was_asked_for(losses: dict[int, float], retention:
 def test_removing_at_every_commit_keeps_what_removing_once_keeps(
     losses: dict[int, float], retention: Retention
 ) -> None:
-    """But for the best: one that was best for a while only is gone, and cannot be the best later."""
+    """Only the best is kept: one that was the best for a while is removed and cannot become the best again."""
     present: dict[int, dict[str, float]] = {}
     for step in sorted(losses):
         present[step] = {"val/loss": losses[step]}
@@ -77,7 +77,7 @@ def test_the_last_committed_ones_are_kept(storage: LocalStorage, committed: Comm
 
 
 def test_former_results_and_steps_to_come_neither_count_nor_go(storage: LocalStorage, committed: Commit) -> None:
-    """A stage that runs again with other settings in the same place; a run that passed over its newest checkpoint."""
+    """A stage that runs again with other settings in the same folder; a run that skipped its newest checkpoint."""
     for step, digest in ((1, "former"), (2, "d"), (3, "d"), (8, "d"), (9, "former")):
         committed(storage, step, digest=digest, metrics={"val/loss": -float(step)})
     prune_at(storage, 3, Retention(1, best_by=("val/loss", "lower")))

@@ -64,7 +64,7 @@ def test_the_model_is_the_average_where_there_is_one(storage: LocalStorage) -> N
 
 @given(st.data())
 def test_any_stretch_is_read_from_any_cut(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """A parameter cut into stretches, dealt out to files in any order, with padding around."""
+    """A parameter cut into spans that are distributed over files in any order, with padding in between."""
     storage = LocalStorage(tmp_path_factory.mktemp("any"))
     shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
     numel = prod(shape)

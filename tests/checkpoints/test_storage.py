@@ -89,7 +89,10 @@ def test_urls_say_which_kind_it_is(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_went_away_meanwhile_is_one_sentence(storage: LocalStorage) -> None:
-    with pytest.raises(CheckpointError, match="is gone: retention removed it"), storage.reading("step-00000001"):
+    with (
+        pytest.raises(CheckpointError, match="no longer exists: retention has removed it"),
+        storage.reading("step-00000001"),
+    ):
         pass
 
 

@@ -49,7 +49,7 @@ def test_list_tells_what_each_holds(run: Path, below: str) -> None:
 def test_verify_names_what_does_not_hold(run: Path) -> None:
     result = invoke("verify", run)
     assert isinstance(result.exception, CheckpointError)
-    assert "1 checkpoints are invalid" in str(result.exception)
+    assert "found 1 invalid checkpoint(s)" in str(result.exception)
     first, _, third = result.output.splitlines()
     assert first.endswith("step-00000004  valid")
     assert "step-00000008  invalid: " in third

@@ -37,7 +37,7 @@ def test_the_config_says_how_many_pods(monkeypatch: pytest.MonkeyPatch) -> None:
     _, job, told = manifest(IMAGENET, *NEEDED, "--gpus", "1")
     [workers] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert workers["replicas"] == 8
-    assert "the claim work must hold data/imagenet/train-*.tar (datasets.train.shards)" in told
+    assert "the volume of the claim work must contain data/imagenet/train-*.tar (datasets.train.shards)" in told
 
 
 def test_variables_and_what_they_hold_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +57,8 @@ def test_out_names_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([IMAGENET], "stages.pretrain: asks for a GPU per worker, but --gpus is 0"),
-        ([QUICKSTART], "stages.pretrain: workers is auto, so nothing says how many pods to ask for"),
+        ([IMAGENET], "stages.pretrain: needs a GPU per worker, but --gpus is 0"),
+        ([QUICKSTART], "stages.pretrain: found workers: auto, which does not say how many pods to request"),
         ([QUICKSTART, "name=My_Run", "--pods", "1"], "--name: found 'My_Run', expected at most 47"),
         ([QUICKSTART, "--pods", "1", "--namespace", "Team A"], "--namespace: found 'Team A'"),
         ([QUICKSTART, "runs_dir=/scratch/runs", "--pods", "1"], "runs_dir: found '/scratch/runs', which is not"),

@@ -23,7 +23,7 @@ def minivit(*arguments: str, cwd: Path | None = None, **environment: str) -> sub
 
 
 def test_help_takes_half_a_second_at_most() -> None:
-    """The best of several in processor time, as other work on the machine must not count."""
+    """The best processor time of several runs, because other jobs on the machine must not count."""
     minivit("--help")  # compiles
     used = []
     for _ in range(3):

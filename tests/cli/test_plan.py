@@ -58,7 +58,14 @@ def test_a_forecast_says_how_long_and_what_limits(config: str) -> None:
     arguments = [config, "--hardware", "h100", "--world-size", "16", "--mtbf", "1000"]
     result = CliRunner(env={"COLUMNS": "160"}).invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    for expected in ("Forecast on h100", "limited by", "goodput", "every 20.8 d", "Assumptions", "data sheets of H100"):
+    for expected in (
+        "Forecast for h100",
+        "limited by",
+        "goodput",
+        "every 20.8 d",
+        "Assumptions",
+        "data sheets of H100",
+    ):
         assert expected in result.output
 
 
@@ -80,14 +87,14 @@ def test_a_forecast_reaches_the_json(config: str) -> None:
 def test_ranks_that_leave_a_node_half_empty_are_noted(config: str) -> None:
     arguments = [config, "--hardware", "h100", "--world-size", "12"]
     result = CliRunner(env={"COLUMNS": "160"}).invoke(command, arguments, catch_exceptions=False)
-    assert "12 ranks leave 4 of the 16 places on 2 nodes of h100 empty; take a multiple of 8." in result.output
+    assert "12 ranks leave 4 of the 16 places on 2 nodes of h100 empty; use a multiple of 8." in result.output
 
 
 def test_a_file_describes_the_hardware(config: str) -> None:
     fields = KNOWN["l40s"].model_dump(exclude_defaults=True) | {"memory_gib": 1.0}
     Path("ours.yaml").write_text(to_yaml(fields))
     result = CliRunner(env={"COLUMNS": "160"}).invoke(command, [config, "--hardware", "ours.yaml"])
-    assert "pretrain does not fit into memory. What fits: no micro-batch" in result.output
+    assert "pretrain does not fit in memory; use more ranks" in result.output
 
 
 def test_wrong_hardware_and_failures_are_refused(config: str) -> None:
@@ -95,7 +102,7 @@ def test_wrong_hardware_and_failures_are_refused(config: str) -> None:
         CliRunner().invoke(command, [config, "--hardware", "v100"], catch_exceptions=False)
     for arguments, message in (
         (["--hardware", "h100", "--mtbf", "-3"], "-3.0 is not in the range"),
-        (["--mtbf", "1000"], "--mtbf is part of a forecast"),
+        (["--mtbf", "1000"], "--mtbf: only applies to a forecast; add --hardware"),
     ):
         result = CliRunner().invoke(command, [config, *arguments])
         assert (result.exit_code, message in result.output) == (2, True)

@@ -110,8 +110,8 @@ def test_every_option_of_a_maker_is_an_option_of_its_command() -> None:
             "allowed: captions, coco, depth, fashion-items, fashion-mnist, fashion-mnist-few, fashion-scenes, folder",
         ),
         (["index", "pipe:cat x"], "refused"),
-        (["index", "none/*.tar"], "matches no shards"),
-        (["verify", "none"], "matches no shards"),
+        (["index", "none/*.tar"], "found no shards"),
+        (["verify", "none"], "found no shards"),
     ],
 )
 def test_errors_are_one_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:

@@ -1,4 +1,4 @@
-"""The manifest against KubeRay's own schema; there is no Kubernetes here to apply it to."""
+"""Checks the manifest against KubeRay's own schema, without a Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -152,12 +152,12 @@ def test_ray_has_the_settings_of_the_other_launchers() -> None:
         ({"name": "ViT_S16"}, r"^--name: found 'ViT_S16', expected at most 47 lower-case letters, digits and '-'"),
         ({"name": "16-vit"}, r"^--name: found '16-vit'"),
         ({"name": "a" * 48}, r"^--name: found 'a{48}'"),
-        ({"claim": "My Claim"}, r"^--claim: found 'My Claim', expected the name of an object in Kubernetes"),
+        ({"claim": "My Claim"}, r"^--claim: found 'My Claim', expected a Kubernetes object name"),
         ({"namespace": "-ml"}, r"^--namespace: found '-ml'"),
         ({"queue": ""}, r"^--queue: found ''"),
         ({"secret": "A"}, r"^--secret: found 'A'"),
-        ({"memory": "64 GB"}, r"^--memory: found '64 GB', expected a quantity of Kubernetes such as 64Gi"),
-        ({"image": "a b"}, r"^--image: found 'a b', expected the name of an image"),
+        ({"memory": "64 GB"}, r"^--memory: found '64 GB', expected a Kubernetes quantity such as 64Gi"),
+        ({"image": "a b"}, r"^--image: found 'a b', expected an image name"),
     ],
 )
 def test_what_kubernetes_would_refuse_is_one_sentence(change: dict[str, str], sentence: str) -> None:

@@ -16,7 +16,7 @@ from pipeline.errors import DataError, PipelineError
 
 
 class Wrapped(Exception):
-    """As Ray wraps what a worker raised."""
+    """Wraps an exception as Ray wraps those of workers."""
 
     def __init__(self, cause: BaseException | None) -> None:
         super().__init__("worker failed")
@@ -100,7 +100,7 @@ with connect(ClusterConfig()):
 
 @pytest.mark.integration
 def test_a_rank_has_the_users_settings_but_not_his_modules(tmp_path: Path) -> None:
-    """And what a second job's rank raises for want of a GPU's memory is told at once, and that a third has no room."""
+    """Also, a second job reports at once that its rank ran out of GPU memory, and a third that there is no room."""
     home, folder = tmp_path / "home", tmp_path / "stage"
     home.mkdir()
     for name in ("json", "pipeline", "queue", "random", "torch"):

@@ -42,11 +42,16 @@ def test_the_stage_with_the_most_workers_counts() -> None:
 @pytest.mark.parametrize(
     ("pod", "settings", "pods", "sentence"),
     [
-        (CPUS, {"gpus_per_worker": 1}, 1, r"asks for a GPU per worker, but --gpus is 0; name the GPUs"),
-        (GPUS, {"gpus_per_worker": 0}, 1, r"--gpus: found 8, but no stage asks for a GPU; leave it out"),
-        (CPUS, {"cpus_per_worker": 32}, 1, r"a worker takes 32 CPUs, more than a pod's 16 CPUs; raise --cpus"),
-        (CPUS, {}, None, r"workers is auto, so nothing says how many pods"),
-        (GPUS, {"workers": 17}, 2, r"17 workers do not fit into 2 pods with 96 CPUs and 8 GPUs, which hold 8 each"),
+        (CPUS, {"gpus_per_worker": 1}, 1, r"needs a GPU per worker, but --gpus is 0; set --gpus"),
+        (GPUS, {"gpus_per_worker": 0}, 1, r"--gpus: found 8, but no stage uses a GPU; leave it out"),
+        (CPUS, {"cpus_per_worker": 32}, 1, r"a worker needs 32 CPUs, but a pod has only 16 CPUs; raise --cpus"),
+        (CPUS, {}, None, r"found workers: auto, which does not say how many pods"),
+        (
+            GPUS,
+            {"workers": 17},
+            2,
+            r"17 workers do not fit into 2 pods, each of which has 96 CPUs and 8 GPUs and holds 8;",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(

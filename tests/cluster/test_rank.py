@@ -19,7 +19,7 @@ from pipeline.errors import ClusterError, WorkersLost
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As it was, afterwards."""
+    """Restores the environment afterwards."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     threads = torch.get_num_threads()
@@ -69,7 +69,7 @@ def test_a_gpu_that_is_too_small_is_no_lost_rank() -> None:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port whose connections are never answered, as behind a firewall that drops packets: its backlog is full."""
+    """A port that never answers, like one behind a firewall that drops packets, because its backlog is full."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -94,7 +94,7 @@ def test_a_rank_0_that_cannot_be_reached_is_named_with_address_and_port(
 ) -> None:
     port, began = request.getfixturevalue(kind), time.monotonic()
     expected = (
-        rf"^rank 3, on {socket.gethostname()}, could not reach rank 0 at 127\.0\.0\.1:{port} in 1 s \({reason}\); "
+        rf"^rank 3, on {socket.gethostname()}, could not reach rank 0 at 127\.0\.0\.1:{port} within 1 s \({reason}\); "
     )
     with pytest.raises(WorkersLost, match=expected):
         reach_rank_0(3, "127.0.0.1", port, timeout_s=1.0)

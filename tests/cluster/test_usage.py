@@ -77,7 +77,7 @@ def test_every_rank_learns_where_the_others_are() -> None:
 
 
 def test_gpus_are_read_as_far_as_they_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for NVIDIA's library: no GPU is here. The second is a virtual one, which keeps its power to itself."""
+    """A stand-in for NVIDIA's library with two GPUs; the second is virtual and does not report its power."""
 
     class NVMLError(Exception):
         pass

@@ -1,4 +1,4 @@
-"""Each bad input ends in one sentence with the dotted path, what was found, what is allowed and the nearest name."""
+"""Each bad input gives one sentence with the dotted path, what was found, what is allowed and the nearest name."""
 
 from __future__ import annotations
 
@@ -183,7 +183,11 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
             "stages.pretrain.checkpoint.keep_best: found 'val/acuracy', did you mean 'val/accuracy'? "
             "Allowed: val/loss, val/accuracy, val/top5",
         ),
-        ("stages.finetune.init_from", REMOVE, "stages.finetune.init_from: missing, as a finetune stage starts from "),
+        (
+            "stages.finetune.init_from",
+            REMOVE,
+            "stages.finetune.init_from: missing; set it to the stage, export, timm:NAME ",
+        ),
         ("stages.pretrain.model.variant", REMOVE, "stages.pretrain.model.variant: missing, and there is no init_from "),
         (
             "datasets.train.std",
@@ -193,13 +197,13 @@ def fault(raw: dict[str, Any], path: str, value: Any) -> str:
         (
             "datasets.train.classes",
             ["cat", "dog", "cat "],
-            "datasets.train.classes: 'cat' names both classes 0 and 2, which would merge into one; rename one of ",
+            "datasets.train.classes: classes 0 and 2 are both named 'cat', so they would merge; rename one of ",
         ),
         ("datasets.train.classes", ["cat", " "], "datasets.train.classes: name 1 is blank; give each class a name."),
         (
             "stages.pretrain.data",
             {"mixture": {"train": {"label_map": {"cat": "dog", " cat": "pet"}}}},
-            "stages.pretrain.data.mixture.train.label_map: found a mapping, expected a mapping of names to names, ",
+            "stages.pretrain.data.mixture.train.label_map: found a mapping, expected a mapping of class names to ",
         ),
         (
             "datasets.train.mean",

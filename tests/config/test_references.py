@@ -96,8 +96,8 @@ def test_the_best_variant_needs_validation(raw: dict[str, Any]) -> None:
     del raw["stages"]["pretrain"]["data"]["val"]
     raw["stages"]["evaluate"]["models"] = ["pretrain"]
     assert faults(raw) == [
-        "stages.pretrain.data.val: missing; stages.finetune.init_from takes the best variant of pretrain, "
-        "which is chosen by accuracy on it; allowed: train, test."
+        "stages.pretrain.data.val: missing, but stages.finetune.init_from uses the best variant of pretrain by "
+        "validation accuracy; allowed: train, test."
     ]
 
 

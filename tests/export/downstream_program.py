@@ -1,4 +1,4 @@
-"""What a downstream user runs on exports, with nothing of this package: `FOLDER` has one in each format.
+"""What a downstream user runs on exports, without this package; `FOLDER` has an export in each format.
 
 Writes `answers.safetensors`: by format the outputs of `images.safetensors`, of `picture.png` through the format's own
 preprocessing, and of `TEXTS` through the format's own tokenizer.

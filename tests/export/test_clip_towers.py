@@ -1,4 +1,4 @@
-"""Both towers in open_clip's and Hugging Face's layouts: loaded there strictly, with the outputs of here."""
+"""Both towers in the layouts of open_clip and Hugging Face, which load them strictly and give the same outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 def bundle(**changes: object) -> Bundle:
-    """A model of images and texts whose weights are all drawn."""
+    """An image-text model with only random weights."""
     settings = {**SETTINGS, **{name: changes.pop(name) for name in ("loss",) if name in changes}}
     backbone = build_backbone(
         "nano", image_size=16, **{"depth": 2, "embed_norm": True, "activation": "quick_gelu", **changes}

@@ -1,4 +1,4 @@
-"""Exports as a downstream user has them: from the files on disk, in a process that never imports this package."""
+"""Exports as downstream users load them: from files on disk, in a process that never imports this package."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def a_bundle(settings: Settings, how: PlainConfig, options: dict[str, Any]) -> B
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
-    """The folder of all exports, and what the process answered."""
+    """The folder of all exports, and the outputs of the process."""
     folder = tmp_path_factory.mktemp("exports")
     for name, (form, *model) in EXPORTS.items():
         export(form, a_bundle(*model), folder / name)
@@ -122,7 +122,7 @@ def test_outputs_are_those_of_training(name: str, exports: tuple[Path, dict[str,
 
 @pytest.mark.parametrize("name", [name for name, (_, task, *_) in EXPORTS.items() if task is CLASSIFIER])
 def test_a_picture_gives_the_same_from_file_to_logits(name: str, exports: tuple[Path, dict[str, Tensor]]) -> None:
-    """Pixels are resized and cropped alike, to the rounding of a level or two of 255."""
+    """Pixels are resized and cropped in the same way, up to rounding by one or two levels of 255."""
     folder, answers = exports
     _, task, how, options = EXPORTS[name]
     model = PretrainedMiniViT.from_bundle(a_bundle(task, how, options))

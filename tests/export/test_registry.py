@@ -88,7 +88,7 @@ def test_extras_are_those_of_the_package() -> None:
 def test_a_model_is_refused_ahead_exactly_where_it_cannot_be_written(
     name: str, make_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:
-    """`nano` is pre-norm with timm's eps: timm and ViT are, CLIP's tower is not; post-norm is held by none."""
+    """`nano` is pre-norm with timm's eps, like timm and ViT, unlike CLIP; none of them supports post-norm."""
     for number, (options, holders) in enumerate(
         [({}, {"timm", "hf"}), ({"norm": "post"}, set()), ({"embed_norm": True, "eps": 1e-5}, {"timm", "clip"})]
     ):

@@ -26,7 +26,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 def test_runtime_gives_the_same_outputs_for_any_batch_and_size(
     make_bundle: Callable[..., Bundle], model_of: Callable[[Bundle], MiniViT], tmp_path: Path
 ) -> None:
-    """Positions are fitted by the graph, as training fits them; opset and shapes are written down."""
+    """The graph interpolates positions as training does; opset and shapes are recorded."""
     bundle = make_bundle()
     path = export("onnx", bundle, tmp_path / "out", GraphConfig(opset=21))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -44,7 +44,7 @@ def test_runtime_gives_the_same_outputs_for_any_batch_and_size(
 
 
 def test_a_mask_comes_as_classes_of_pixels(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
-    """At the one size at which windows slide over an image."""
+    """A graph with sliding windows has a fixed image size."""
     plain = make_bundle()
     settings = {"inference": {"size": 40, "stride": 12}}
     spec = task_class("segmentation")(**settings).model_spec(plain.spec.backbone, 3)
@@ -66,7 +66,7 @@ def test_an_opset_that_cannot_be_written_is_refused(opset: int) -> None:
 
 
 def test_a_runtime_that_lacks_the_opset_is_reported(tmp_path: Path) -> None:
-    """Of a graph of a later opset than any runtime has."""
+    """The error for a graph with a later opset than any runtime supports."""
     value = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1])
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Relu", ["images"], ["y"])],

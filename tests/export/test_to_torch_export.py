@@ -17,7 +17,7 @@ from pipeline.models import Bundle, MiniViT
 def test_loaded_graph_gives_the_same_logits_for_any_batch(
     make_bundle: Callable[..., Bundle], model_of: Callable[[Bundle], MiniViT], tmp_path: Path, any_size: bool
 ) -> None:
-    """Of a model that looks at images at another size than that of its positions."""
+    """A model that evaluates images at a size other than that of its positions."""
     bundle = make_bundle(image_size=56)
     program = torch.export.load(export("torch-export", bundle, tmp_path / "out", GraphConfig(any_size=any_size)))
     program = program.module()

@@ -41,12 +41,12 @@ def test_fp32_has_its_own_rate_and_twice_the_bytes() -> None:
 
 
 def test_values_may_have_their_own_cost() -> None:
-    """A CPU's, which does not depend on their width: 30 s for 1e11 of them at 0.3 ns."""
+    """On a CPU, the time per value does not depend on its width: 30 s for 1e11 values at 0.3 ns."""
     assert seconds(hardware=PLAIN.model_copy(update={"value_ns": 0.3})) == pytest.approx((11, 22, 0.2))
 
 
 def test_scores_may_have_a_cost() -> None:
-    """3 s for 1e9 of them at 3 ns, beside the passes."""
+    """3 s for 1e9 scores at 3 ns, in addition to the passes."""
     assert seconds(hardware=PLAIN.model_copy(update={"score_ns": 3.0})) == pytest.approx((2.4, 4.8, 0.2))
 
 

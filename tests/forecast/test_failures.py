@@ -22,7 +22,7 @@ def test_saves_as_rare_as_failures_leave_the_interval_at_the_mean_time_between_t
 
 @given(st.floats(0.01, 100), st.floats(1e6, 1e9))
 def test_dalys_interval_approaches_youngs(save_s: float, mtbf_s: float) -> None:
-    """As failures become rare, to within what a save is of the interval."""
+    """As failures become rare, both agree to within the ratio of a save to the interval."""
     young = young_s(save_s, mtbf_s)
     assert daly_s(save_s, mtbf_s) == pytest.approx(young, rel=2 * save_s / young)
 

@@ -10,7 +10,7 @@ from pipeline.forecast.hardware import Hardware
 from pipeline.forecast.known_hardware import KNOWN
 from pipeline.forecast.network import Communication, Ring, communication
 
-# 1 GB/s within a node of four, 0.1 GB/s for each of its ranks between nodes, no latency to speak of.
+# 1 GB/s within a node of four, 0.1 GB/s per rank between nodes, hardly any latency.
 PLAIN = KNOWN["h100"].model_copy(
     update={
         "link_gb_per_s": 1.0,

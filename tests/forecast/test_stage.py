@@ -119,7 +119,7 @@ def test_without_an_interval_there_are_no_failures_to_tell_of() -> None:
 
 @given(st.integers(1, 512), st.integers(1, 512), st.integers(0, 3))
 def test_more_ranks_never_compute_longer(ranks: int, more: int, zero: int) -> None:
-    """Each step has the same samples; the fullest rank has its share, rounded up."""
+    """Each step has the same number of samples; the fullest rank has its share, rounded up."""
 
     def compute_s(count: int) -> float:
         share = -(-1000 // count) / 1000

@@ -1,4 +1,4 @@
-"""What a person with one GPU runs in at most ten minutes: `launch/test.sh -m gpu`."""
+"""Tests for a machine with one GPU, in at most ten minutes: `launch/test.sh -m gpu`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def device() -> torch.device:
 def ranks_on(
     run_ranks: Callable[..., Results], tmp_path_factory: pytest.TempPathFactory, device: torch.device
 ) -> Callable[..., Results]:
-    """Runs cases of `rank_program.py` on so many ranks that share the GPU, or on the CPU if asked."""
+    """Runs cases of `rank_program.py` on this many ranks, which share the GPU or run on the CPU."""
 
     def run(world_size: int, cases: dict[str, Any], *, cpu: bool = False) -> Results:
         folder: Path = tmp_path_factory.mktemp("ranks") / "of"

@@ -1,4 +1,4 @@
-"""`bench step --device cuda`: ViT-S through the command, ViT-B beside it; figures for whoever runs it."""
+"""`bench step --device cuda`: ViT-S through the command, and ViT-B; prints figures for whoever runs it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_vit_b_against_timm(device: torch.device, capsys: pytest.CaptureFixture[
 
 
 def check(result: dict[str, Any], device: torch.device) -> None:
-    """Shares of what the processor can do are shares."""
+    """Shares of the processor's peak are between 0 and 1."""
     for name in step.CONTENDERS:
         found = result[name]
         assert found["batch_size"] == BATCH

@@ -1,4 +1,4 @@
-"""Streams, events and page-locked memory as torch has them; `tests/train` drives the same code with a double."""
+"""Real streams, events and page-locked memory of torch; `tests/train` tests the same code with a test double."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pictures(count: int) -> Tensor:
 
 
 def batches(count: int, images: Tensor) -> Iterator[Batch]:
-    """Of images made beforehand: what is measured is the way to the device."""
+    """Batches of images made in advance, so that only the copy to the device is measured."""
     size = len(images)
     numbers, ones = torch.arange(size), torch.ones(size)
     for step in range(count):
@@ -43,7 +43,7 @@ def batches(count: int, images: Tensor) -> Iterator[Batch]:
 
 
 def test_a_thread_saves_what_the_step_under_way_leaves(device: torch.device) -> None:
-    """Of every GPU there is: those beyond the first are where a thread does not stand by itself."""
+    """All GPUs: a new thread does not use any but the first by default."""
     for place in [device, *(torch.device("cuda", index) for index in range(1, torch.cuda.device_count()))]:
         copies = copies_of(place)
         copies.enter_thread()
@@ -76,7 +76,7 @@ def test_batches_arrive_whole_while_others_are_computed_with(device: torch.devic
 
 
 def test_copies_hide_behind_the_computation(device: torch.device) -> None:
-    """Both at once take less than one after the other, with a computation about as long as a copy."""
+    """Both at the same time take less than one after the other, with a computation about as long as a copy."""
     matrix, images = torch.randn(2048, 2048, device=device) / 2048**0.5, pictures(32)
 
     def compute(products: int) -> None:

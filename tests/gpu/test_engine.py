@@ -1,4 +1,4 @@
-"""DeepSpeed on a GPU: every ZeRO stage against the same steps on the CPU, compiled, and of two ranks on one GPU."""
+"""DeepSpeed on a GPU: every ZeRO stage compared with the CPU, compiled steps, and two ranks on one GPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def on_cpu(ranks_on: Callable[..., Results], root: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone(ranks_on: Callable[..., Results], root: Path) -> dict[str, Any]:
-    """All cases of a rank that has the GPU for itself."""
+    """All cases of a rank with its own GPU."""
     cases: dict[str, Any] = {}
     for stage, precision in EVERY:
         name = case(stage, precision)
@@ -56,7 +56,7 @@ def alone(ranks_on: Callable[..., Results], root: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def shared(ranks_on: Callable[..., Results], root: Path) -> Results:
-    """Two ranks on one GPU, over gloo, as NCCL refuses that."""
+    """Two ranks on one GPU, over gloo, because NCCL refuses that."""
     cases = {
         case(stage, precision): ["steps", [stage, precision, [5, 3], 2, str(root / case("two", stage))]]
         for stage, precision in SHARED
@@ -103,6 +103,6 @@ def test_two_ranks_share_a_gpu(shared: Results, on_cpu: dict[str, Any], stage: i
 
 
 def test_training_waits_for_a_fraction_of_a_save(alone: dict[str, Any]) -> None:
-    """For the copy to the host at most, while the rest of the save takes several times as long."""
+    """At most for the copy to the host, while the rest of the save takes several times as long."""
     found = alone["stall"]
     assert found["waited_s"] < found["took_s"] / 2, found

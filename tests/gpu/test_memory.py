@@ -1,4 +1,4 @@
-"""The memory that `minivit plan` tells, against what a step takes."""
+"""The memory predicted by `minivit plan`, compared with that of a step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASES = [(1, "bf16"), (2, "fp32"), (3, "bf16")]
 
 @pytest.fixture(scope="module")
 def measured(ranks_on: Callable[..., list[dict[str, Any]]]) -> dict[str, Any]:
-    """Each in a process of its own, as peaks are a process's."""
+    """Each in its own process, because peaks are per process."""
     results: dict[str, Any] = {}
     for stage, precision in CASES:
         name = f"{stage}-{precision}"
@@ -47,7 +47,7 @@ def test_a_step_takes_what_the_plan_says(measured: dict[str, Any], stage: int, p
     planned = rank_memory(count_parameters(spec), config, 1, activations)[stage]
     found = measured[f"{stage}-{precision}"]
     kept = planned.weights + planned.optimizer + planned.ema
-    # Stage 1 in bf16 and stage 3 hold their gradients between steps, the others make them anew.
+    # Stage 1 in bf16 and stage 3 keep their gradients between steps; the others allocate them again.
     kept += planned.gradients if (stage, precision) == (1, "bf16") or stage == 3 else 0
     assert math.isclose(found["kept"], kept, rel_tol=0.05, abs_tol=found["bucket"]), (found, planned)
     assert math.isclose(found["peak"], planned.total, rel_tol=0.25), (found, planned)

@@ -1,4 +1,4 @@
-"""Whole runs with a rank on the GPU: the quickstart, and one that is killed and resumes to the same bits."""
+"""Whole runs with a rank on the GPU: the quickstart, and a run that is killed and resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_quickstart_with_a_rank_on_the_gpu(tmp_path: Path, device: torch.dev
 
 
 def prepare(folder: Path, shards: Path, gpus: int) -> Path:
-    """The miniature pipeline's training stage alone, on one GPU; returns its folder in the run."""
+    """Runs only the training stage of the miniature pipeline, on one GPU; returns its folder in the run."""
     folder.mkdir()
     config = yaml.safe_load(write_config(folder, shards, STEPS, checkpoint_every=6).read_text())
     config["stages"] = {"pretrain": config["stages"]["pretrain"] | {"engine": {"deterministic": True}}}
@@ -67,7 +67,7 @@ def wait_for(condition: Callable[[], Any], driver: psutil.Popen, folder: Path) -
 
 
 def outcome(stage: Path) -> tuple[str, list[dict[str, float]]]:
-    """SHA-256 of the weights, and the metrics without what time it was and how fast it went."""
+    """SHA-256 of the weights, and the metrics without times and speeds."""
     rows = [{key: row[key] for key in row if not key.startswith(TIMES)} for row in read_metrics(stage)]
     return hashlib.sha256((stage / "model" / "model.safetensors").read_bytes()).hexdigest(), rows
 

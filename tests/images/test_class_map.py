@@ -21,7 +21,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 
 def png(ids: np.ndarray, depth: int, color: int, more: bytes = b"") -> bytes:
-    """A PNG of ids of so many bits; `more` are chunks before its pixels."""
+    """A PNG of ids with this many bits each; `more` are chunks before its pixels."""
     height, width = ids.shape
     bits = np.unpackbits(ids.astype(">u2").view(np.uint8).reshape(height, width, 2), axis=2)[:, :, 16 - depth :]
     rows = np.packbits(bits.reshape(height, -1), axis=1)

@@ -38,7 +38,7 @@ def encoded(image: np.ndarray, suffix: str) -> bytes:
     ("box", "angle"), [((40, 20, 120, 90), 0), ((150, 10, 200, 40), 25), ((300, 200, 900, 700), -40)]
 )
 def test_it_shows_what_the_trail_says(suffix: str, box: tuple[int, ...], angle: float) -> None:
-    """Of a slope in x and y each pixel tells where it came from; also of a JPEG that is decoded at a fraction."""
+    """In a gradient in x and y, each pixel shows where it came from, also in a JPEG decoded at reduced scale."""
     rows, columns = np.mgrid[:768, :1024]
     image = np.stack([columns / 4, rows / 4, np.full_like(rows, 128)], axis=2).astype(np.uint8)
     data = encoded(image, suffix)

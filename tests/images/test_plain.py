@@ -27,7 +27,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 
 
 def of_timm(data: bytes, size: tuple[int, int], how: PlainConfig) -> np.ndarray:
-    """What timm's transform makes of an image file, int [height, width, channels]."""
+    """The output of timm's transform for an image file, int [height, width, channels]."""
     to_pixels = transforms_imagenet_eval(
         size,
         crop_pct=how.crop_pct,
@@ -62,7 +62,7 @@ def test_at_its_own_size_nothing_changes(encode) -> None:
 def test_pixels_are_those_of_timm(
     encode, full: tuple[int, int], size: tuple[int, int], crop_pct: float, resize: Any, interpolation: Any
 ) -> None:
-    """But for rounding; of pixels exactly half way between two, `nearest` may take the other one."""
+    """Equal up to rounding; `nearest` may choose either of two equally near pixels."""
     how = PlainConfig(resize=resize, crop_pct=crop_pct, interpolation=interpolation)
     for data in (encode(smooth(*full), "PNG"), encode(smooth(*full), "JPEG", quality=90)):
         difference = np.abs(load_plain(data, size, 3, GREEN, how) - of_timm(data, size, how))
@@ -76,7 +76,7 @@ def test_pixels_are_those_of_timm(
 @pytest.mark.parametrize("resize", list(MODES))
 @pytest.mark.parametrize("full", [(1200, 1600), (375, 500), (500, 375), (90, 80)])
 def test_auto_is_close_to_the_exact_filters(encode, full: tuple[int, int], resize: Any) -> None:
-    """Also where the JPEG is decoded at a fraction of its size."""
+    """Also if the JPEG is decoded at a fraction of its size."""
     data = encode(smooth(*full), "JPEG", quality=95)
     how = PlainConfig(resize=resize, crop_pct=0.875)
     ours = load_plain(data, (112, 112), 3, GREEN, how)

@@ -1,4 +1,4 @@
-"""Whatever way a file says that pixels are transparent, they show the background."""
+"""Transparent pixels show the background, however a file encodes transparency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A miniature pipeline on real parts: Ray started once, synthetic shards, and `minivit` as a process of its own."""
+"""A miniature pipeline on real parts: Ray started once, synthetic shards, and `minivit` in its own process."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Workplace:
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], timeout_s: float = WAIT_S) -> Any:
-    """The first true value of `condition`, looked at often; fails when the process ends before."""
+    """The first true value of `condition`, which is polled; fails if the process ends before."""
     due = time.monotonic() + timeout_s
     while time.monotonic() < due:
         if found := condition():
@@ -115,7 +115,7 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], tim
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[dict[str, str]]:
     """A Ray cluster of three CPUs on loopback for all tests of this folder: environment that joins it."""
-    # Without the last one Ray takes 127.0.0.1 for the address of the network card, where nothing listens.
+    # Without the last one, Ray uses 127.0.0.1 as the address of the network card, where nothing listens.
     joining = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -190,7 +190,7 @@ def rank_processes(folder: Path) -> list[psutil.Process]:
 
 
 def wait_until_gone(folder: Path) -> None:
-    """Ranks outlive a killed driver by a moment; what they write must not be mixed with what a test does."""
+    """Ranks outlive a killed driver for a moment; their writes must not interfere with the test."""
     due = time.monotonic() + WAIT_S
     while rank_processes(folder):
         assert time.monotonic() < due
@@ -198,7 +198,7 @@ def wait_until_gone(folder: Path) -> None:
 
 
 class Kit:
-    """What the tests of this folder share."""
+    """Folders shared by the tests in this directory."""
 
     classes = CLASSES
     side = SIDE
@@ -224,7 +224,7 @@ def workplace(tmp_path: Path) -> Workplace:
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory: pytest.TempPathFactory, cluster: dict[str, str]) -> Workplace:
-    """A folder shared by the tests of a module, on the tests' cluster; with modules that no rank must import."""
+    """A folder shared by the tests of a module, on the tests' cluster, with modules that ranks must not import."""
     folder = tmp_path_factory.mktemp("joined")
     for name in ("pipeline", "queue", "random", "torch"):
         (folder / f"{name}.py").write_text("raise SystemExit('a module of the user')\n")

@@ -1,4 +1,4 @@
-"""What a user can get wrong ends in one sentence and an exit status, never in a traceback."""
+"""Every user error gives one sentence and an exit status, never a traceback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def raw(kit: Any, shards: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def own_shards(tmp_path: Path, shards: Path, raw: dict[str, Any]) -> Path:
-    """A copy of the shards that a test may spoil, named by `raw`."""
+    """A copy of the shards in `raw`, which a test may damage."""
     folder = shutil.copytree(shards, tmp_path / "shards")
     for name in raw["datasets"]:
         raw["datasets"][name]["shards"] = f"{folder}/{name}-*.tar"
@@ -214,7 +214,7 @@ def test_disk_that_fills_up_at_a_checkpoint(
 
 @pytest.fixture
 def revoke() -> Iterator[Callable[[Path], None]]:
-    """Takes the right to write to a folder away, even from root, until the test is over."""
+    """Makes a folder read-only, even for root, until the test is over."""
     revoked: list[Path] = []
 
     def change(folder: Path, flag: str) -> bool:
@@ -236,7 +236,7 @@ def revoke() -> Iterator[Callable[[Path], None]]:
 def test_write_permission_that_is_revoked_in_mid_training(
     workplace: Any, kit: Any, raw: dict[str, Any], cluster: dict[str, str], revoke: Callable[[Path], None]
 ) -> None:
-    """And the run goes on, once it may write again, from the last checkpoint before."""
+    """The run resumes from its last checkpoint when it may write again."""
     workplace.environment.update(cluster)
     raw["stages"]["pretrain"] |= {"duration": "300 steps", "checkpoint": {"every": "10 steps"}, "log_every": 1}
     raw["stages"]["pretrain"]["eval"] = {"every": "300 steps"}

@@ -1,4 +1,4 @@
-"""Kills at random through the command that users prove it with; thirty of them are in RESULTS.md."""
+"""Random kills, through the users' own command; RESULTS.md has a run with thirty of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of images and texts in one pipeline: trained on captions, found by them, and asked for classes by name."""
+"""An image-text model in one pipeline: trained on captions, evaluated by retrieval and by zero-shot classification."""
 
 from __future__ import annotations
 

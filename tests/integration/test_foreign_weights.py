@@ -1,4 +1,4 @@
-"""Stages that start from weights of elsewhere, through `minivit run`: found, resized, trained, handed back."""
+"""Stages that start from foreign weights, through `minivit run`: import, surgery, training, export."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRAINED = ("named", "file")
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home of the hub's client with random weights of `NAME` in its cache, as if they had been downloaded."""
+    """A home folder of the hub's client with random weights of `NAME` in its cache, as if downloaded."""
     home = tmp_path_factory.mktemp("hub")
     model = timm.create_model(NAME)
     repository = home / "hub" / f"models--{model.pretrained_cfg['hf_hub_id'].replace('/', '--')}"
@@ -35,7 +35,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def raw(kit: Any, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One stage starts from a name of timm's, whose size it overrides; one from a bare file of another shape."""
+    """One stage starts from a timm name and overrides the image size; another from a bare file with another shape."""
     theirs = timm.create_model(NAME, img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=7)
     file = tmp_path_factory.mktemp("theirs") / "theirs.safetensors"
     save_file(theirs.state_dict(), file)

@@ -1,4 +1,4 @@
-"""Two hosts with a cable between them: network namespaces, a Ray node in each, and what can happen to them."""
+"""Two hosts in network namespaces, each with a Ray node, and the failures that can happen to them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = [
 
 RAY, MINIVIT = (Path(sys.executable).with_name(name) for name in ("ray", "minivit"))
 DIALS = Path(__file__).parents[2] / "launch" / "ray.env"
-# On a machine to itself training goes on within 60 s; untuned, Ray takes 135 to notice a lost host alone.
+# On an idle machine, training continues within 60 s; untuned, Ray alone takes 135 s to notice a lost host.
 RECOVERY_S, JOIN_S, ANSWER_S, STALL_TIMEOUT_S = 130, 300, 60, 30
 PORT = 6399
 
@@ -69,7 +69,7 @@ class Host:
         )
 
     def has_node(self) -> bool:
-        """Whether its Ray node runs, or is about to."""
+        """Whether its Ray node is running or starting."""
         return self.node is not None and self.node.poll() is None
 
     def processes(self) -> list[psutil.Process]:
@@ -112,7 +112,7 @@ class Hosts:
         self.join()
 
     def join(self) -> None:
-        """Start the nodes that do not run, and wait until the cluster has both; Ray's give up on a slow machine."""
+        """Start the nodes that are not running and wait until both are in the cluster; slow ones may give up."""
         due = time.monotonic() + JOIN_S
         while self.alive() != 2:
             assert time.monotonic() < due, "".join(path.read_text() for path in sorted(self.folder.glob("node-*.log")))
@@ -124,7 +124,7 @@ class Hosts:
         self.second_is_sound = True
 
     def alive(self) -> int:
-        """Nodes that Ray takes for alive."""
+        """The nodes that Ray considers alive."""
         if not self.first.has_node():
             return 0
         try:
@@ -133,7 +133,7 @@ class Hosts:
             return 0
 
     def drain_second(self) -> None:
-        """Tell Ray that the second host is about to be taken away."""
+        """Tell Ray that the second host will be preempted."""
         self.second_is_sound = False
         mine = f"n['Alive'] and n['NodeManagerAddress'] == '{self.second.address}'"
         node = self.ask_ray(f"*(n['NodeID'] for n in ray.nodes() if {mine})")
@@ -147,7 +147,7 @@ class Hosts:
         self.in_first([RAY, "drain-node", "--node-id", node, *reason, "300"])
 
     def ask_ray(self, question: str) -> str:
-        """The value of an expression on the first host; Ray's own messages about lost nodes stand around it."""
+        """The value of an expression on the first host, extracted from among Ray's messages about lost nodes."""
         code = f"import ray; ray.init(log_to_driver=False); print('answer:', {question})"
         found = re.search(r"^answer: (.*)$", self.in_first([sys.executable, "-c", code]), re.MULTILINE)
         return found.group(1) if found else ""
@@ -169,7 +169,7 @@ class Hosts:
         ip("link", "set", self.second.cable, "down")
 
     def replace_second(self) -> None:
-        """Let a fresh node of the second host join: a node that has been declared dead would not be let in again."""
+        """Let a new node of the second host join, because Ray does not readmit a node that it declared dead."""
         ip("link", "set", self.second.cable, "up")
         self.second.stop()
         self.join()
@@ -217,7 +217,7 @@ class Run:
 
     @property
     def text(self) -> str:
-        """What the driver has said so far."""
+        """The driver's output so far."""
         return (self.workplace.folder / f"{self.name}.log").read_text()
 
     def events(self) -> list[dict[str, Any]]:
@@ -228,7 +228,7 @@ class Run:
         return any(self.folder.glob("checkpoints/step-*/manifest.json"))
 
     def trains_on(self, workers: int, since: float) -> bool:
-        """Whether a step that began after `since` was made by so many workers."""
+        """Whether a step that began after `since` ran on this many workers."""
         rows = [row for row in self.workplace.rows(self.name, "pretrain") if row["time"] > since]
         return bool(rows) and rows[-1]["speed/world_size"] == workers
 
@@ -273,7 +273,7 @@ def run(hosts: Hosts, kit: Any, shards: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(autouse=True)
 def two_hosts(run: Run, hosts: Hosts) -> None:
-    """Each test begins with a run that trains on both hosts and has committed, whatever the one before did to them."""
+    """Each test begins with a run that trains on both hosts and has a checkpoint, whatever the previous test did."""
     if not hosts.second_is_sound:
         hosts.replace_second()
     run.train_on(2)
@@ -316,12 +316,12 @@ def test_a_preemption_notice_costs_no_step(run: Run, hosts: Hosts) -> None:
     hosts.drain_second()
     run.train_on(1, within_s=RECOVERY_S)
     resize, resume = run.events()[-2:]
-    assert "committed and stopped, because 1 of its nodes are about to be preempted" in resize["message"]
+    assert "committed and stopped, because 1 node(s) are about to be preempted" in resize["message"]
     assert (resume["steps_lost"], resume["workers"]) == (0, 1)
 
 
 def test_a_wish_to_stop_is_answered_by_a_commit(run: Run) -> None:
-    """The last of them: what came of it all, on disk and in MLflow."""
+    """The last test: the results of the whole run, on disk and in MLflow."""
     run.process.send_signal(signal.SIGUSR1)
     assert run.process.wait(timeout=300) == 75
     assert "Traceback" not in run.text

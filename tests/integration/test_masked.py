@@ -1,4 +1,4 @@
-"""Pretraining without labels, and what it leaves for those who have some: one run for all tests."""
+"""Pretraining without labels, then fine-tuning with labels: one run for all tests."""
 
 from __future__ import annotations
 

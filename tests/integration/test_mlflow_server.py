@@ -1,4 +1,4 @@
-"""A run against a team's MLflow server: PostgreSQL, artifacts handed on to S3, passwords, and a death in mid-upload."""
+"""A run with a team's MLflow server: PostgreSQL, artifacts proxied to S3, passwords, and a crash during an upload."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Server:
                 time.sleep(0.2)
 
     def kill(self) -> None:
-        """End it and all its workers at once."""
+        """Kill it and all its workers."""
         if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -170,7 +170,7 @@ def config(kit: Any, shards: Path, s3: Path, team: Any) -> str:
 
 @pytest.fixture(scope="module")
 def cut_off(kit: Any, server: Server, team: Any, config: str) -> tuple[int, str]:
-    """A run whose server is killed when it has taken the first of a stage's artifacts: exit status and what it said."""
+    """A run whose server is killed after the first artifact of a stage: the exit status and the output."""
     process = team.start("run", config)
     kit.wait_until(lambda: server.log.count(UPLOAD) > 1, process, 900)
     server.kill()
@@ -236,7 +236,7 @@ def test_large_files_go_to_the_store_in_parts(server: Server, delivered: Any) ->
 
 
 def test_runs_can_be_compared(team: Any, tracker: Tracker) -> None:
-    """What people put beside each other, where it came from, and how busy its node was."""
+    """The names by which runs are compared, their origin, and the utilisation of the node."""
     run = tracker.client.get_run(team.status("team", "pretrain")["mlflow_run_id"])
     compared = {"variant": "nano", "global_batch_size": "16", "duration": "12 steps", "learning_rate": "0.003"}
     compared |= {"image_size": "16", "patch_size": "4", "world_size": "2"}
@@ -267,7 +267,7 @@ def test_other_hosts_and_passwords_are_refused(server: Server, tracker: Tracker,
 def test_no_credential_is_in_any_file(
     team: Any, s3: Path, database: str, cut_off: tuple[int, str], delivered: Any
 ) -> None:
-    """In none of the run's folder, of MLflow's artifacts and database, and of what was said."""
+    """The password is not in the run's folder, MLflow's artifacts, its database or the output."""
     secrets = [PASSWORD, os.environ["FSSPEC_S3_SECRET"], team.environment["HF_TOKEN"], DATABASE_SECRET]
     dump = subprocess.run(["pg_dump", database], check=True, capture_output=True).stdout
     assert b"pipeline.yaml" in dump or b"mlflow.parentRunId" in dump

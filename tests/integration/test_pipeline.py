@@ -22,7 +22,7 @@ ALL = (*TRAINED, "evaluate", "export", "report")
 
 @pytest.fixture(scope="module")
 def torn(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shards with an image of each split that cannot be decoded."""
+    """The shards, with one undecodable image in each split."""
     folder = shutil.copytree(shards, tmp_path_factory.mktemp("torn") / "shards")
     for split in ("train", "val", "test"):
         path = folder / f"{split}-000000.tar"
@@ -108,7 +108,7 @@ def test_evaluation_counts_each_image_once(joined: Any, first_run: Any) -> None:
 
 
 def test_the_command_evaluates_as_the_stage_does(joined: Any, first_run: Any, torn: Path) -> None:
-    """Of a run's stage and of an export; on other ranks than the stage's."""
+    """Evaluates a run's stage and an export, with another number of ranks than the stage."""
     judged = ["runs/all/finer", "runs/all/stages/export/export/safetensors"]
     done = joined.minivit("evaluate", *judged, "--data", f"{torn}/test-*.tar", "--workers", "1", "--json")
     assert done.code == 0, done.stderr
@@ -209,7 +209,7 @@ def test_checkpoints_are_listed_and_verified(joined: Any, first_run: Any) -> Non
     done = joined.minivit("checkpoints", "verify", "runs/all")
     victim.write_bytes(whole)
     assert done.code == 5
-    assert "1 checkpoints are invalid" in done.error
+    assert "found 1 invalid checkpoint(s)" in done.error
     assert f"has {len(whole) - 1} bytes, but the manifest says {len(whole)}" in done.stdout
 
 

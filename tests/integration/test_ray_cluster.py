@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster that others started: tokens, variables, jobs of others, submitted jobs."""
+"""Runs on an existing Ray cluster: tokens, variables, other jobs, submitted jobs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def place(workplace: Any, cluster: dict[str, str]) -> Any:
 
 @pytest.fixture
 def others(cluster: dict[str, str]) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
-    """Starts another job on the tests' cluster that holds so many CPUs until its standard input is closed."""
+    """Starts another job on the tests' cluster that holds this many CPUs until its standard input is closed."""
     started: list[subprocess.Popen[str]] = []
 
     def hold(cpus: int) -> subprocess.Popen[str]:
@@ -162,7 +162,7 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
 def test_a_submitted_job_commits_before_its_pod_ends_and_resumes(
     workplace: Any, kit: Any, shards: Path, pod: Pod
 ) -> None:
-    """Through launch/pretrain.sh, in the folder where Ray was started; status 75 makes it a failure, to be retried."""
+    """Runs launch/pretrain.sh in the folder where Ray was started; status 75 counts as a failure, to be retried."""
     stage = kit.pretrain(duration="1000 steps", eval={"every": "1000 steps"}, checkpoint={"every": "1000 steps"})
     raw = kit.config(shards, "job", {"pretrain": stage | {"log_every": 1}})
     raw["cluster"] = {"workers": 1}

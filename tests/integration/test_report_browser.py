@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads without a fault, asks for nothing, and fits wide and narrow screens.
+"""The report in a real browser: it loads without errors or network requests, and fits wide and narrow screens.
 
 Chromium is driven over its DevTools protocol through a pipe, so no port is opened and no driver is needed.
 """

@@ -1,4 +1,4 @@
-"""Kills in mid-training, damaged checkpoints, other workers and ZeRO stages, and losses that are no numbers."""
+"""Kills during training, damaged checkpoints, other numbers of workers and ZeRO stages, and losses that are NaN."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def stages(kit: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def undisturbed(joined: Any, kit: Any, shards: Path, stages: dict[str, Any]) -> tuple[str, list[dict[str, float]]]:
-    """SHA-256 of the weights, and the metrics, of a run that nothing disturbed."""
+    """SHA-256 of the weights, and the metrics, of an undisturbed run."""
     done = joined.minivit("run", joined.write(kit.config(shards, "undisturbed", stages)), timeout_s=TIMEOUT_S)
     assert done.code == 0, done.stderr
     return weights(joined, "undisturbed"), metrics(joined, "undisturbed")
@@ -42,7 +42,7 @@ def weights(joined: Any, run: str) -> str:
 
 
 def metrics(joined: Any, run: str) -> list[dict[str, float]]:
-    """Every row of the ledger, without what time it was and how fast it went."""
+    """Every row of the ledger, without times and speeds."""
     rows = joined.rows(run, "pretrain")
     return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
 
@@ -55,7 +55,7 @@ def start_and_reach(joined: Any, kit: Any, path: str, run: str, step: int) -> su
 
 
 def assert_as_undisturbed(joined: Any, run: str, undisturbed: tuple[str, list[dict[str, float]]]) -> None:
-    """Weights and metrics to the last bit, and each step once in MLflow."""
+    """Weights and metrics match bit for bit, and MLflow has each step once."""
     assert (weights(joined, run), metrics(joined, run)) == undisturbed
     client = joined.client()
     history = client.get_metric_history(joined.status(run, "pretrain")["mlflow_run_id"], "train/loss")
@@ -63,14 +63,14 @@ def assert_as_undisturbed(joined: Any, run: str, undisturbed: tuple[str, list[di
 
 
 def resumed_at(stderr: str) -> int:
-    """The step that the run says it goes on from."""
+    """The step from which the run says that it resumes."""
     [line] = [line for line in stderr.splitlines() if line.startswith("pretrain: resumes at step ")]
     assert "kept: weights, optimiser, average, position in the data" in line
     return int(line.split("resumes at step ")[1].split()[0])
 
 
 def test_killed_driver(joined: Any, kit: Any, shards: Path, stages: dict[str, Any], undisturbed: Any) -> None:
-    """And a byte of its newest checkpoint changed: the one before is taken, and its steps are done again."""
+    """If a byte of the newest checkpoint has changed, the run resumes from the previous one and repeats its steps."""
     path = joined.write(kit.config(shards, "driver", stages), "driver.yaml")
     process = start_and_reach(joined, kit, path, "driver", KILLED_FROM)
     process.kill()
@@ -117,7 +117,7 @@ def test_killed_rank(joined: Any, kit: Any, shards: Path, stages: dict[str, Any]
 
 
 def stop_at(joined: Any, kit: Any, path: str, run: str, step: int, *overrides: str) -> str:
-    """Run until that step has been reported, then ask to stop; what the driver said."""
+    """Run until that step has been reported, then ask to stop; returns the driver's output."""
     process = joined.start("run", path, *overrides)
     kit.wait_until(lambda: any(row["step"] >= step for row in joined.rows(run, "pretrain")), process, TIMEOUT_S)
     process.send_signal(signal.SIGINT)
@@ -166,7 +166,7 @@ def newest(folder: Path) -> Path | None:
 def test_kills_in_the_first_seconds_of_an_epoch_cost_seconds(
     joined: Any, kit: Any, shards: Path, stages: dict[str, Any]
 ) -> None:
-    """As soon as anything more is committed, the driver and all ranks die. Then a later version goes on."""
+    """After the next commit, the driver and all ranks are killed. Then a later version resumes the run."""
     stages = copy.deepcopy(stages)
     stages["pretrain"] |= {"duration": "1M steps", "checkpoint": {"every": "1M steps", "every_minutes": 0.005}}
     path, folder = joined.write(kit.config(shards, "often", stages), "often.yaml"), joined.stage("often", "pretrain")
@@ -191,7 +191,7 @@ def test_kills_in_the_first_seconds_of_an_epoch_cost_seconds(
 def test_gradients_that_are_not_finite_stop_the_run_and_are_found_by_a_replay(
     joined: Any, kit: Any, shards: Path, stages: dict[str, Any]
 ) -> None:
-    """A learning rate that drives the weights beyond what numbers hold."""
+    """A learning rate that makes the weights overflow."""
     stages = copy.deepcopy(stages)
     stages["pretrain"] |= {"duration": "400 steps", "max_skipped_steps": 3, "log_every": 1}
     stages["pretrain"]["optimizer"] = {"name": "sgd", "lr": 1e30, "clip_grad_norm": 0}

@@ -1,4 +1,4 @@
-"""Dense labels through `minivit run`: trained, fine-tuned with another head, judged at the labels' own size."""
+"""Dense labels through `minivit run`: training, fine-tuning with another head, evaluation at the labels' own size."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_it_learns_what_colours_mean(joined: Any, evaluation: dict[str, Any]) ->
 
 
 def test_every_labelled_pixel_is_judged_once(joined: Any, evaluation: dict[str, Any]) -> None:
-    """At the labels' own sizes, by two ranks that share thirteen scenes; the bad one is left out."""
+    """Evaluates at the labels' own sizes, on two ranks that share thirteen scenes, without the bad one."""
     maps = [scene(2000 + number)[1] for number in range(COUNTS["test"]) if number != BAD]
     pixels = np.bincount(np.concatenate([one.ravel() for one in maps]), minlength=len(CLASSES))
     expected = {"wall": pixels[0], "bags": pixels[1], "footwear": pixels[2] + pixels[3]}

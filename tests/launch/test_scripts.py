@@ -52,7 +52,7 @@ def test_missing_config_is_one_sentence_before_anything_is_installed(tmp_path: P
     done = run(ROOT / "launch" / "pretrain.sh", "configs/no-such.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "no such config: configs/no-such.yaml" in done.stderr
+    assert "found no config configs/no-such.yaml" in done.stderr
 
 
 def test_tests_run_from_another_directory(tmp_path: Path) -> None:

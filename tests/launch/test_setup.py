@@ -1,4 +1,4 @@
-"""The functions of setup.sh, called in a scratch copy of the repository's root. Only pip's installation is left out."""
+"""The functions of setup.sh in a scratch copy of the repository's root, without pip's installation."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_checkout_in_the_working_directory_is_no_installed_package(venv: Path) -
 
 
 def bare_path(folder: Path, *tools: str) -> str:
-    """A PATH with these tools alone."""
+    """A PATH with only these tools."""
     folder.mkdir()
     for tool in (*TOOLS, *tools):
         (folder / tool).symlink_to(shutil.which(tool) or pytest.fail(f"{tool} is not on PATH"))
@@ -157,8 +157,8 @@ def bare_path(folder: Path, *tools: str) -> str:
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
-        ({}, "no Python of version 3.11 or newer on PATH"),
-        ({"PYTHON": "/no/such/python"}, "PYTHON=/no/such/python is not a Python of version 3.11 or newer"),
+        ({}, "found no Python 3.11 or newer on PATH"),
+        ({"PYTHON": "/no/such/python"}, "PYTHON=/no/such/python is not Python 3.11 or newer"),
     ],
 )
 def test_missing_python_is_one_sentence(

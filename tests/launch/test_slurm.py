@@ -55,7 +55,7 @@ PartitionName=all Nodes=n1,n2 Default=YES
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[dict[str, str]]:
-    """Environment of a user of the cluster, in whose PATH this environment comes first."""
+    """The environment of a cluster user, with this environment first on PATH."""
     folder = Path(tempfile.mkdtemp(prefix="mv"))  # sockets need a short path
     (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
@@ -63,7 +63,7 @@ def slurm() -> Iterator[dict[str, str]]:
     own = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
     settings = SETTINGS.format(host=socket.gethostname(), address=own[0], folder=folder, ports=free_ports(3))
     (folder / "slurm.conf").write_text(settings)
-    # Ray's variables too: those of a cluster of this machine alone, which other tests start, keep a second node out.
+    # Without Ray's variables, too: those of other tests' clusters on this machine would keep a second node out.
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "CONDA_PREFIX", "RAY_"))}
     environment = bare | {
         "MINIVIT_IN_CONTAINER": "1",

@@ -64,7 +64,7 @@ def batch_of(
 
 
 def directly(images: list[Image]) -> dict[str, float]:
-    """What pycocotools says, used as its own example does."""
+    """The result of pycocotools, used as in its own example."""
     annotations, results = [], []
     for slot, (boxes, found) in enumerate(images):
         for (x, y, right, bottom), label, area, crowd in boxes:
@@ -91,7 +91,7 @@ def directly(images: list[Image]) -> dict[str, float]:
 
 
 def collected(images: list[Image], ranks: int, *, by_size: bool = True) -> AveragePrecision:
-    """Shared by ranks in stretches, as an evaluation does; each state travels as bytes."""
+    """Divided among ranks in contiguous ranges, as in an evaluation; states are exchanged as bytes."""
     collectors = [AveragePrecision(K, by_size=by_size) for _ in range(ranks)]
     for rank, slots in enumerate(np.array_split(np.arange(len(images)), ranks)):
         for some in np.array_split(slots, 2):

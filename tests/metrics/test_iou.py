@@ -22,7 +22,7 @@ K = 4
 
 
 def by_masks(predicted: np.ndarray, labels: np.ndarray) -> list[float | None]:
-    """IoU of each class as its definition reads."""
+    """IoU of each class, by definition."""
     kept = labels >= 0
     ious: list[float | None] = []
     for number in range(K):
@@ -123,7 +123,7 @@ def test_its_schema_picks_by_mean_iou() -> None:
 
 
 def batch(labels: list[np.ndarray], weights: list[float] | None = None) -> SimpleNamespace:
-    """What an evaluation's loader gives for these labels."""
+    """The fields that an evaluation's loader gives for these labels."""
     flat = np.concatenate([one.ravel() for one in labels]).astype(np.int8)
     offsets = np.cumsum([0, *(one.size for one in labels)])
     targets = {

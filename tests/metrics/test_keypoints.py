@@ -27,7 +27,7 @@ from pipeline.metrics.keypoints import (
 
 
 def images(count: int, keypoints: int, noise: float, seed: int = 0) -> dict[int, ImageInstances]:
-    """Images of 0 to 3 instances whose keypoints are found with an error of this share of the box."""
+    """Images of 0 to 3 instances whose keypoints are predicted with an error of this share of the box."""
     rng = np.random.default_rng(seed)
     found = {}
     for number in range(count):
@@ -49,7 +49,7 @@ def images(count: int, keypoints: int, noise: float, seed: int = 0) -> dict[int,
 
 
 def by_coco(found: dict[int, ImageInstances], keypoints: int) -> float:
-    """As a user of pycocotools would have it, from COCO's own files."""
+    """The result of pycocotools for files in COCO's format."""
     truths: list[dict[str, Any]] = []
     guesses: list[dict[str, Any]] = []
     for number, one in found.items():

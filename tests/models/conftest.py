@@ -1,4 +1,4 @@
-"""Small models with random values everywhere, those that start at zero included, so that nothing hides."""
+"""Small models with random values everywhere, even where parameters start at zero, so that no error is hidden."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def randomise() -> Callable[[nn.Module], None]:
 
 @pytest.fixture
 def small_spec() -> Callable[..., ModelSpec]:
-    """`nano`, two layers deep, at 16 px with patches of 4, unless told otherwise."""
+    """By default `nano`, two layers deep, at 16 px with patches of 4."""
 
     def make(**options: object) -> ModelSpec:
         settings = {"image_size": 16, "patch_size": 4, "num_classes": 5, "depth": 2, "embed_dim": 32, "num_heads": 2}

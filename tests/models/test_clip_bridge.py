@@ -195,7 +195,7 @@ def test_surgery_takes_the_tower_to_another_size(tower: tuple[Tower, Any]) -> No
         ({"embed_norm": True, "eps": 1e-5, "pool": "avg"}, r"model\.pool"),
         (
             {"embed_norm": True, "eps": 1e-5, "num_classes": 40},
-            r"model\.num_classes: .* cannot express that of a head of 40",
+            r"model\.num_classes: .* cannot express the bias of a head with 40",
         ),
     ],
 )

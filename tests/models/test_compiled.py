@@ -15,7 +15,7 @@ Make = Callable[..., MiniViT]
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """Nothing of what a test compiles or sets stays."""
+    """Resets everything that a test compiles or sets."""
     limit, suppress = torch._dynamo.config.recompile_limit, torch._dynamo.config.suppress_errors
     torch._dynamo.reset()
     counters.clear()
@@ -26,7 +26,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.fixture
 def quick_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are captured as ever, but run as they are: code for them would take minutes."""
+    """Graphs are captured as usual but run uncompiled, because generating code would take minutes."""
     stock = torch.compile
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: stock(*args, **{**kwargs, "backend": "aot_eager"}))
 
@@ -59,7 +59,7 @@ def test_compiled_layers_compute_the_same_in_whole_graphs(
 
 @pytest.mark.usefixtures("quick_backend")
 def test_there_are_no_more_graphs_than_the_sizes_need(small_model: Make, caplog: pytest.LogCaptureFixture) -> None:
-    """Sizes of the schedule are compiled once for all layers; others run uncompiled, and right."""
+    """Sizes of the schedule are compiled once for all layers; others run uncompiled, with correct results."""
     model = small_model(depth=4).train()
     expected = {size: step(model, size) for size in (16, 20, 24, 28, 32, 36, 40, 44)}
     compile_layers(model, 2)

@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_step_makes_no_constant_anew() -> None:
-    """For every copy to a GPU from memory that is not page-locked the host would wait."""
+    """The host would wait for each copy to a GPU from memory that is not page-locked."""
     preprocess = Preprocess((0.1, 0.2), (0.3, 0.4), 2, (4, 4))
     preprocess.normalise(torch.zeros(1, 2, 4, 4, dtype=torch.uint8))
     made = constant.cache_info().misses

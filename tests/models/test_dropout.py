@@ -72,7 +72,7 @@ def test_what_is_left_out_has_no_gradient(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_every_place_of_a_layer_drops(small_model: Callable[..., MiniViT], norm: str) -> None:
-    """Weights, attention's output, the hidden values and the feed-forward's output: each by a mask of its own."""
+    """Attention weights, attention's output, hidden values and the feed-forward's output each have their own mask."""
     model = small_model(norm=norm, dropout=0.5, depth=1, activation="relu").train()
     layer, seen = model.transformer.layers[0], []
 

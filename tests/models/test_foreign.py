@@ -84,7 +84,7 @@ def test_what_is_no_plain_vit_is_refused() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"registers": 2, "embed_norm": True, "eps": 1e-5, "activation": "quick_gelu"}])
 def test_our_own_export_comes_back_whole(small_model: Make, tmp_path: Path, options: dict[str, Any]) -> None:
-    """With its config.json beside it, a file says all: heads, a grid that is not square, classes."""
+    """With its config.json next to it, a file defines everything: heads, a grid that is not square, classes."""
     ours = small_model(image_size=(16, 24), **options)
     how = PlainConfig(resize="shorter", crop_pct=0.8)
     preprocess = Preprocess((0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 3, (16, 24), (0, 10, 20), how)
@@ -108,7 +108,7 @@ def test_a_bare_file_of_timm(tmp_path: Path) -> None:
 
 
 def test_images_are_resized_and_cropped_as_timm_does(tmp_path: Path) -> None:
-    """From an image file to logits: ours by the settings that came along, theirs by its own transform."""
+    """From an image file to logits: ours with the imported settings, theirs with its own transform."""
     theirs = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=3).eval()
     config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args": {"depth": 2}}
     said = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bicubic"}

@@ -43,7 +43,7 @@ def a_model(randomise: Randomise, task: str = "classification", settings: Any = 
 
 
 def loaded(folder: Path, model: MiniViT, auto: str, **options: Any) -> Any:
-    """What `transformers` makes of a model, each of whose tensors has its place."""
+    """The model that `transformers` loads, without missing or unused tensors."""
     tensors, config = to_hugging_face(model.state_dict(), model.spec, CLASSES)
     save_tensors(folder / "model.safetensors", tensors)
     transformers.AutoConfig.for_model(**config).save_pretrained(folder)
@@ -121,7 +121,7 @@ def test_backbones_give_their_tokens_behind_the_last_norm(
         (
             "classification",
             {"registers": 1, "image_size": (16, 24)},
-            r"^model\.image_size: found 16 x 24, expected a square; transformers' DINOv2, its only such model with reg",
+            r"^model\.image_size: found 16 x 24, expected a square; transformers' DINOv2, its only ViT with reg",
         ),
         (
             "mae",

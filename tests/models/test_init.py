@@ -37,7 +37,7 @@ def test_mae_scales_with_width_and_timm_does_not(small_spec: Make) -> None:
 
 
 def test_timms_is_timms() -> None:
-    """Every tensor spreads as timm's does, the distribution of Conv2d's own projection included."""
+    """Every tensor has the same spread as timm's, including the projection with Conv2d's own initialisation."""
     spec = build_spec("tiny", image_size=224, num_classes=100, depth=1, registers=4)
     ours = to_timm(MiniViT.from_spec(spec, init="timm").state_dict(), spec)
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=100, depth=1, reg_tokens=4).state_dict()

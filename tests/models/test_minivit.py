@@ -104,7 +104,7 @@ def test_tutorial_drops_out_in_training_only(pair: tuple[MiniViT, StockMiniViT])
 
 
 def test_prenorm_gelu_equals_stock_encoder(small_model: Make) -> None:
-    """The other options of torch's encoder are still its mathematics."""
+    """The other options of torch's encoder also match it."""
     ours = small_model(eps=1e-5)
     layer = nn.TransformerEncoderLayer(
         32, 2, ours.spec.backbone.mlp_dim, 0.0, "gelu", batch_first=True, norm_first=True
@@ -259,7 +259,7 @@ def test_per_batch_multi_scale_equals_a_model_of_that_size(small_model: Make) ->
 
 
 def test_interpolated_positions_follow_the_weights(small_model: Make) -> None:
-    """Engines write weights through `.data`, which no version counter sees; nothing stale may be left."""
+    """Engines write weights through `.data`, which version counters do not notice; no stale value may remain."""
     model = small_model()
     images = torch.randn(1, 3, 28, 20)
     with torch.no_grad():

@@ -17,7 +17,7 @@ SPEC = build_spec("nano", image_size=16, num_classes=5, depth=3, embed_dim=32, n
 @settings(max_examples=20)
 @given(st.permutations(range(6)), st.integers(1, 5))
 def test_outputs_of_a_training_step_follow_the_slots(order: list[int], cut: int) -> None:
-    """A sample comes out of drop path alike, whatever rank and micro-batch its slot falls to."""
+    """Drop path treats a sample in the same way on any rank and in any micro-batch."""
     torch.manual_seed(0)
     model = MiniViT.from_spec(SPEC).train()
     images = torch.randn(6, 3, 16, 16)

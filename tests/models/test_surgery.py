@@ -41,7 +41,7 @@ def test_same_spec_is_identity(small_model: Make) -> None:
 
 
 def test_a_large_model_is_probed_by_its_first_layers(small_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change behind the layers that are looked at is not seen, one within them is."""
+    """The probe notices changes within the layers that it compares, but not those after them."""
     model = small_model(depth=4)
     budget = 2 * forward_flops(model.spec) * 0.6
     monkeypatch.setattr("pipeline.models.surgery_probe.PROBE_FLOPS", budget)
@@ -115,7 +115,7 @@ def test_registers_added_and_taken_back(small_model: Make) -> None:
 
 
 def test_class_token_position_folds_exactly(small_model: Make) -> None:
-    """Positions that stop covering the prefix move into the tokens: outputs stay."""
+    """Positions that no longer cover the prefix move into the tokens, and outputs do not change."""
     model = small_model(registers=2)
     folded = with_tokens(model.spec, positions_cover_prefix=False)
     state, report = adapt(model.state_dict(), model.spec, folded)
@@ -293,7 +293,7 @@ def decoder(small_spec: MakeSpec) -> ModelSpec:
 
 
 def test_a_model_of_another_task_gives_its_backbone(small_spec: MakeSpec, decoder: ModelSpec) -> None:
-    """Its head is dropped by name, and the head that it has not starts anew, small."""
+    """Its head is listed as dropped, and the missing head is newly initialised with small weights."""
     torch.manual_seed(0)
     source = MiniViT.from_spec(decoder).state_dict()
     state, report = adapt(source, decoder, small_spec(), to_classes=list("abcde"))

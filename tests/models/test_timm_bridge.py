@@ -85,7 +85,7 @@ def test_both_ways_with_equal_outputs(name: str, options: dict[str, Any], random
 
 
 def added_by_us(options: dict[str, Any]) -> set[str]:
-    """Biases of zeros, where timm was told to have none."""
+    """Biases are zero if timm's model has none."""
     return {f"blocks.{layer}.attn.qkv.bias" for layer in range(3)} if options.get("qkv_bias") is False else set()
 
 

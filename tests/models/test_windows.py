@@ -1,4 +1,4 @@
-"""Attention in windows: it is masked attention, computed where the mask lets it be."""
+"""Windowed attention equals masked attention, computed only where the mask allows it."""
 
 from __future__ import annotations
 
@@ -121,6 +121,6 @@ def test_what_they_cannot_be(small_spec: Callable[..., ModelSpec]) -> None:
     ):
         small_spec(windows=Windows(2), dropout=0.1)
     model = MiniViT.from_spec(small_spec(windows=Windows(2)))
-    with pytest.raises(ModelError, match=r"^keep: patches cannot be left out with windows"):
+    with pytest.raises(ModelError, match=r"^keep: a model with windows cannot leave out patches"):
         model.forward_features(torch.zeros(1, 3, 16, 16), keep=torch.zeros(1, 3, dtype=torch.int64))
     assert replace(model.spec.backbone, windows=None).window_of(0) is None

@@ -105,7 +105,7 @@ def test_a_damaged_manifest_costs_the_table_and_is_named(finished_run: Path) -> 
 
 
 def test_a_task_shows_what_it_measures_and_has_drawn(unfinished_run: Path) -> None:
-    """Which task it is, the page knows from nothing but what stages have left."""
+    """The page knows the task only from the files of the stages."""
     stages, loss = unfinished_run / "stages", Measure("noise", "Noise left", "lower")
     nano, test = stages / "pretrain" / "nano", stages / "test"
     row = {"step": 100, "time": 9.0, "train/noise": 0.75, "val/noise": 0.5}

@@ -174,7 +174,7 @@ def test_a_torn_tar_is_named_and_nothing_is_half_done(folder: Path) -> None:
 
 def test_nothing_to_index(tmp_path: Path, folder: Path) -> None:
     for pattern in ("none-*.tar", "train-{000000..000009}.tar"):
-        with pytest.raises(DataError, match=r"matches no shards|names train-000003.tar"):
+        with pytest.raises(DataError, match=r"found no shards|names train-000003.tar"):
             build_index(f"{folder}/{pattern}")
 
 

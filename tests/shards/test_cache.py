@@ -17,7 +17,7 @@ CONTENT = np.random.default_rng(0).integers(256, size=25_500, dtype=np.uint8).to
 
 
 class Source:
-    """Bytes by URL, which counts what is asked of it."""
+    """Bytes by URL; counts the requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int, int]] = []

@@ -129,15 +129,15 @@ def test_shards_without_labels_are_indexed_without(tmp_path: Path, write_tar: Ca
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda f: (f / "index.json").unlink(), "holds shards but no index.json"),
+        (lambda f: (f / "index.json").unlink(), "has shards but no index.json"),
         (lambda f: (f / "index.json").write_text("{"), "index.json: not an index"),
         (lambda f: (f / "index.json").write_text('{"format":"minivit-shards","version":9}'), "version 9"),
-        (lambda f: make_older(f, 3), "index.json: has format 3, which knows no labels but class numbers"),
+        (lambda f: make_older(f, 3), "index.json: has format 3, which only supports class numbers as labels"),
         (lambda f: (f / "train-000002.tar.idx").unlink(), r"train-000002.tar.idx: missing"),
-        (lambda f: (f / "train-000002.tar.idx").write_bytes(b"x"), r"train-000002.tar.idx: 1 bytes"),
-        (lambda f: (f / "train-000002.tar").write_bytes(b"x" * 10), r"train-000002.tar: 10 bytes, but"),
-        (lambda f: (f / "train-000002.tar").unlink(), r"train-000002.tar: in the index, but not there"),
-        (lambda f: (f / "train-000003.tar").write_bytes(b""), r"train-000003.tar: not in"),
+        (lambda f: (f / "train-000002.tar.idx").write_bytes(b"x"), r"train-000002.tar.idx: found 1 bytes"),
+        (lambda f: (f / "train-000002.tar").write_bytes(b"x" * 10), r"train-000002.tar: found 10 bytes, but"),
+        (lambda f: (f / "train-000002.tar").unlink(), r"train-000002.tar: missing, but listed in the index"),
+        (lambda f: (f / "train-000003.tar").write_bytes(b""), r"train-000003.tar: missing from"),
     ],
 )
 def test_a_mismatch_is_named_with_its_remedy(folder: Path, damage: Callable[[Path], object], named: str) -> None:
@@ -162,7 +162,7 @@ def test_a_name_may_not_leave_the_folder(folder: Path) -> None:
     build_index(str(folder), workers=1)
     path = folder / "index.json"
     path.write_text(path.read_text().replace("train-000000.tar", "../train-000000.tar"))
-    with pytest.raises(DataError, match="not a tar of this folder"):
+    with pytest.raises(DataError, match="not a tar in this folder"):
         load_index(str(folder))
 
 
@@ -179,9 +179,9 @@ def test_a_sidecar_of_another_tar_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("nowhere", "matches no shards"),
-        ("val-*.tar", "matches no shards|matches none"),
-        ("train-{000002..000004}.tar", r"names train-000003.tar \(nor 1 more\)"),
+        ("nowhere", "found no shards"),
+        ("val-*.tar", "found no shards|matches none"),
+        ("train-{000002..000004}.tar", r" lacks train-000003.tar \(and 1 more\)"),
     ],
 )
 def test_patterns_that_miss(folder: Path, pattern: str, words: str) -> None:

@@ -81,7 +81,7 @@ def test_shards_give_every_sample_with_its_members(tmp_path: Path) -> None:
         assert two.below == "train-000000/%2e%2e/%2e%2e/two"
         assert three.data is None
         assert "no image member" in three.fault
-    with pytest.raises(DataError, match="was already given"):
+    with pytest.raises(DataError, match="found a second pattern"):
         pictures([str(tmp_path / "s"), str(tmp_path / "s" / "train-000000.tar")])
 
 

@@ -75,7 +75,7 @@ def test_a_torn_tar_is_named_and_the_source_is_left_alone(
 def test_what_cannot_be_regrouped(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this is the source folder"):
         regroup(str(folder), folder)
-    with pytest.raises(DataError, match="matches no shards"):
+    with pytest.raises(DataError, match="found no shards"):
         regroup(f"{folder}/none-*.tar", tmp_path / "out")
 
 

@@ -25,7 +25,7 @@ CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
 
 
 class Faulty(http.server.BaseHTTPRequestHandler):
-    """A file server with ranges that misbehaves as `plan` says: one word for each GET, then well.
+    """A file server with range requests that misbehaves according to `plan`, one word per GET, and then works.
 
     A number is a status; "cut" breaks the connection after 64 KiB, "stall" says nothing for longer than anyone waits,
     "short" announces more than it sends, "whole" ignores the range.
@@ -214,7 +214,7 @@ def test_shards_on_s3(s3: Path, folder: Path, samples: Callable) -> None:
     assert read_sample(store.read_range(index.shards[0].url, offsets[4], offsets[5])) == samples(5)[4]
     assert list(verify_shards("s3://bucket", decode_images=False, workers=1)) == []
     (s3 / "bucket" / "train-000000.tar").write_bytes(b"short")
-    with pytest.raises(DataError, match=r"s3://bucket/train-000000.tar: 5 bytes, but"):
+    with pytest.raises(DataError, match=r"s3://bucket/train-000000.tar: found 5 bytes, but"):
         load_index("s3://bucket")
     with pytest.raises(DataError, match="s3://nobucket"):
         load_index("s3://nobucket/train-*.tar")

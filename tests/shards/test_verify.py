@@ -51,7 +51,7 @@ def test_missing_unknown_and_foreign_files(folder: Path, samples: Callable, writ
     assert [(shard, message.split(";")[0]) for shard, _, message in faults(folder)] == [
         ("extra.tar", "not in the index"),
         ("train-000000.tar", "no such file"),
-        ("train-000001.tar", "its sidecar belongs to another tar than the index describes"),
+        ("train-000001.tar", "its sidecar belongs to another tar than the one in the index"),
     ]
 
 

@@ -64,7 +64,7 @@ def test_every_dataset_is_opened(make_shards: Callable[..., None], raw: dict[str
 
 
 def test_two_classes_of_one_name_are_refused(dataset: Dataset) -> None:
-    with pytest.raises(DataError, match=r"^datasets\.train: .* names both classes 0 and 9 'a', which would merge"):
+    with pytest.raises(DataError, match=r"^datasets\.train: .* names classes 0 and 9 both 'a', so they would merge"):
         require_class_names("train", with_classes(dataset, list("abcdefghia")), KINDS)
 
 

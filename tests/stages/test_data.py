@@ -153,7 +153,7 @@ def test_a_stream_has_one_data_set_or_a_mixture_of_coarse_weights() -> None:
         DataConfig()
     with pytest.raises(ValueError, match="set exactly one of"):
         DataConfig(train="a", mixture={"b": {}})
-    with pytest.raises(ValueError, match="only come out even after 1001 samples"):
+    with pytest.raises(ValueError, match="only for 1001 samples in total"):
         DataConfig(mixture={"a": {"weight": 1000}, "b": {"weight": 1}})
 
 

@@ -1,4 +1,4 @@
-"""What is refused before a cluster starts; that the command finds what the stage finds is an integration test."""
+"""Errors before a cluster starts; an integration test compares the results of the command and the stage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["missing"], "data", None, ModelError, "missing: does not exist"),
         (["timm:resnet18"], "data", None, ModelError, "timm:resnet18: found a ResNet"),
-        (["good"], "nowhere", None, DataError, "nowhere' matches no shards"),
+        (["good"], "nowhere", None, DataError, "nowhere': found no shards"),
         (["three"], "data", None, ConfigError, "has 4 classes, but the head of {place}/three has 3"),
         (["turned"], "data", None, ConfigError, "class 0 of {place}/data is 'black', but that of {place}/turned is"),
         (["good", "black"], "data", None, ConfigError, "{place}/good shows transparent pixels as [255, 255, 255], but"),

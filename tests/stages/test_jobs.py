@@ -1,4 +1,4 @@
-"""What a stage's job does when its workers change, with a script in the place of the cluster's answers.
+"""How a stage's job reacts when its workers change, with a script instead of the cluster's answers.
 
 Real clusters, whose nodes are cut off and come back, are in `tests/integration`.
 """

@@ -1,4 +1,4 @@
-"""`stage_order` runs the real loaders: who reads what, for every split of a stage."""
+"""`stage_order` runs the real loaders, for every split of a stage among ranks and workers."""
 
 from __future__ import annotations
 

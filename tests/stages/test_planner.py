@@ -71,7 +71,8 @@ def test_gpus_that_no_stage_asks_for_are_noted(config: PipelineConfig, devices: 
     (devices / "nvidia0").touch()
     on_cpus = config.model_copy(update={"cluster": ClusterConfig(workers=2, gpus_per_worker=0)})
     assert plan(on_cpus).notes == [
-        "1 GPU stays idle on this machine, as no stage asks for one; set cluster.gpus_per_worker=auto to train on GPUs."
+        "1 GPU stays idle on this machine, because no stage uses one; set cluster.gpus_per_worker=auto to train on "
+        "GPUs."
     ]
 
 
@@ -87,8 +88,8 @@ def test_auto_plans_for_what_this_machine_has(
     assert ranks(plan(automatic, world_size=4)) == 4
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert plan(automatic).notes == [
-        "cluster.workers: auto takes what the cluster at 10.0.0.1:6379 has; the plan is for 8, as on this machine; "
-        "--world-size plans for another number."
+        "cluster.workers: auto uses all of the cluster at 10.0.0.1:6379; this plan assumes 8 workers, as on this "
+        "machine; set another number with --world-size."
     ]
 
 
@@ -160,7 +161,7 @@ def test_an_uneven_share_is_noted(config: PipelineConfig) -> None:
 def test_a_warm_up_longer_than_the_stage_is_noted(raw: dict[str, Any]) -> None:
     raw["stages"]["larger"]["schedule"] = {"warmup": "1 epochs"}
     [note] = plan(parse_config(raw, "c")).notes
-    assert note.startswith("stages.larger.schedule.warmup: its 6 steps are not over before the 5 steps of the stage;")
+    assert note.startswith("stages.larger.schedule.warmup: its 6 steps do not end before the 5 steps of the stage,")
 
 
 @pytest.mark.usefixtures("with_data")
@@ -179,7 +180,7 @@ def test_data_that_will_be_made_leaves_question_marks(config: PipelineConfig) ->
     assert larger is not None
     assert (pretrain.steps, pretrain.samples, larger.steps, larger.samples) == (None, None, 5, 80)
     assert "?" in text(result)
-    assert result.notes == ["The classes of train are not known yet: heads are counted for one class."]
+    assert result.notes == ["The classes of train are not known yet; heads are counted with one class."]
 
 
 @pytest.mark.usefixtures("without_data")
@@ -211,7 +212,7 @@ def test_states_of_the_run_folder_say_what_is_skipped(config: PipelineConfig) ->
     result = plan(config, statuses=statuses)
     assert [s.id for s in result.stages if s.skipped] == ["pretrain/nano", "pretrain/micro"]
     shown = text(result)
-    assert "skipped, finished" in shown
+    assert "finished, skipped" in shown
     assert "resumes" in shown
 
 

@@ -171,7 +171,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
 def test_what_a_later_stage_would_run_into_is_refused_before_anything_starts(
     raw: dict[str, Any], changes: dict[str, Any], sentence: str
 ) -> None:
-    """By `plan` and by `run`, in the same words; a refused run leaves no folder and no MLflow store."""
+    """`plan` and `run` give the same errors; a refused run leaves no folder and no MLflow store."""
     raw["datasets"]["odd"] = raw["datasets"]["test"] | {"classes": ["emu", *CLASSES[1:]]}
     raw["datasets"]["turned"] = raw["datasets"]["test"] | {"classes": CLASSES[::-1]}
     raw["datasets"]["dark"] = raw["datasets"]["test"] | {"background": [0, 0, 0]}

@@ -44,7 +44,7 @@ def test_a_folder_of_another_pipeline_is_refused(
 ) -> None:
     folder.stage(stage_id).write_status(Status(FINISHED, kind, "d", {}))
     with pytest.raises(
-        CheckpointError, match=rf"quick belongs to another config: it holds the {kind} stage '{stage_id}'"
+        CheckpointError, match=rf"quick belongs to another config: it has the {kind} stage '{stage_id}'"
     ):
         require_same_pipeline(config, folder)
 
@@ -157,7 +157,7 @@ def test_a_run_resumes_in_its_store_and_says_when_it_is_in_another(tracker: Trac
     with parent_run(tracker, folder, "quick", said.append) as other:
         pass
     before = f"run {'f' * 32}, tracked in http://old:5000 so far"
-    assert said == [f"quick: this MLflow store does not have {before}; {other} replaces it"]
+    assert said == [f"quick: this MLflow store does not have {before}; the new run {other} replaces it"]
 
 
 def test_no_password_of_the_store_is_kept_with_a_run(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

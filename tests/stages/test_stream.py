@@ -1,4 +1,4 @@
-"""A stage's data in a loop of one's own: what the stage trains on, on any number of ranks, from any step."""
+"""A stage's data in a user's own loop: the batches that the stage trains on, on any number of ranks, from any step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a stage whose MLflow store fails for a while: a real store, which refuses as long as a test says."""
+"""Stages whose MLflow store fails for a while: a real store that refuses calls as long as a test says."""
 
 from __future__ import annotations
 

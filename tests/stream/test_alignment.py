@@ -1,4 +1,4 @@
-"""What is drawn into an image comes out where its geometry says, to half a pixel, and so do masks."""
+"""Drawings in an image, and masks, end up where its geometry says, to within half a pixel."""
 
 from __future__ import annotations
 

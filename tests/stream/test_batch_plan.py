@@ -1,4 +1,4 @@
-"""Who reads a sample makes no difference: the workers' code on real shards, for every split."""
+"""It makes no difference which worker reads a sample: the workers' code on real shards, for every split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class maps through the loaders: what the image shows is what the mask says."""
+"""Class maps through the loaders match the images."""
 
 from __future__ import annotations
 

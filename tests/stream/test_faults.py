@@ -1,4 +1,4 @@
-"""Every fault that data can have: bad samples are named with their reason, and good ones come once."""
+"""All faults that data can have: bad samples are recorded with their reason, and good ones are read once."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_torn_tar_is_refused_by_the_index_and_its_rest_by_the_loader(kit, tmp_
     index = build_index(str(tmp_path), workers=1)
     path = tmp_path / "a.tar"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match=r"a.tar: .* bytes, but .* in the index"):
+    with pytest.raises(DataError, match=r"a.tar: .* bytes, but the index says"):
         load_index(str(tmp_path))
     with pytest.raises(DataError, match=r"a.tar: ends at byte"):
         build_index(str(tmp_path), workers=1)

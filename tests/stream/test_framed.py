@@ -1,4 +1,4 @@
-"""Keypoints from shards to batches: they lie where the picture shows them; evaluation sees each instance once."""
+"""Keypoints from shards to batches match the images; evaluation sees each instance once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several views of each sample: each by draws of its own, the first as it is alone."""
+"""Several views of each sample: each has its own random draws, and the first is the same as without the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processes share: buffers come back when their tensors go, and grow with the images."""
+"""Shared buffers of the processes: they become free when their tensors are released, and grow with the images."""
 
 from __future__ import annotations
 
@@ -157,8 +157,8 @@ def test_an_error_that_cannot_travel_is_reported_by_name() -> None:
     ("code", "message"),
     [
         (-signal.SIGKILL, "a loader worker was killed, .*memory ran out; lower data.loader_workers"),
-        (-signal.SIGSEGV, "a loader worker ended by SIGSEGV; what it printed is in its rank's log"),
-        (1, "a loader worker ended with exit status 1; what it printed is in its rank's log"),
+        (-signal.SIGSEGV, "a loader worker ended by SIGSEGV; its output is in its rank's log"),
+        (1, "a loader worker ended with exit status 1; its output is in its rank's log"),
     ],
 )
 def test_what_is_said_of_a_worker_that_could_say_nothing(code: int, message: str, uneven, kit) -> None:

@@ -1,4 +1,4 @@
-"""A kind is one file: two of them, unlike those that there are, go from the shards to micro-batches and the tools."""
+"""A kind is one file: two new kinds, unlike the existing ones, work from shards to micro-batches and in the tools."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SIDE = 24
 
 @pytest.fixture
 def kinds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The two kinds beside those of the package."""
+    """The two kinds in addition to those of the package."""
     monkeypatch.setattr(
         pipeline.targets, "__path__", [*pipeline.targets.__path__, str(Path(__file__).parent / "kinds")]
     )

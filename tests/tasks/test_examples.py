@@ -94,8 +94,8 @@ def test_a_classifier_shows_what_it_took_for_what(tmp_path: Path) -> None:
     (collector,) = examples(task)
     collector.add(logits, one)
     assert [caption for _, caption in shown(collector, tmp_path)] == [
-        "image 12: ant, taken for cat (100%)",
-        "image 11: cat, taken for ant (99%)",
+        "image 12: ant, predicted as cat (100%)",
+        "image 11: cat, predicted as ant (99%)",
     ]
 
 

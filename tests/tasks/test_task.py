@@ -1,4 +1,4 @@
-"""What every task says of its work, by the views that it asks for."""
+"""The operations and tokens that each task declares, given its views."""
 
 from __future__ import annotations
 

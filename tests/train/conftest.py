@@ -1,4 +1,4 @@
-"""A double of torch with GPUs."""
+"""A test double of torch with GPUs."""
 
 from __future__ import annotations
 

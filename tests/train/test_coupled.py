@@ -1,4 +1,4 @@
-"""A loss that couples samples is that of the global batch, however it is spread over ranks and micro-batches."""
+"""A loss that couples samples is that of the global batch, for any number of ranks and micro-batches."""
 
 from __future__ import annotations
 

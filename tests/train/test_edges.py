@@ -1,4 +1,4 @@
-"""Every number that a training stage may have, at both ends of its range: refused with the config, or it trains."""
+"""Every number of a training stage at both ends of its range: either the config is refused, or the stage trains."""
 
 from __future__ import annotations
 

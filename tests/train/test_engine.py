@@ -1,4 +1,4 @@
-"""What DeepSpeed is told; what it then does is measured in `test_ranks`."""
+"""The settings passed to DeepSpeed; `test_ranks` measures their effects."""
 
 from __future__ import annotations
 

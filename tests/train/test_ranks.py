@@ -1,4 +1,4 @@
-"""Ranks with unequal shares against a plain PyTorch loop over the global batch; checkpoints across world sizes."""
+"""Ranks with unequal shares compared with a plain loop over the global batch; checkpoints across world sizes."""
 
 from __future__ import annotations
 

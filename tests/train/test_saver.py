@@ -1,4 +1,4 @@
-"""Saving behind the loop: what it waits for, what it tells of, and what is found after a kill at any moment."""
+"""Saving in the background: what the loop waits for, which errors it reports, and what a kill at any moment leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies beside the computation: plain ones on a CPU, and on GPUs as a double of torch has them."""
+"""Copies that overlap with computation: plain copies on a CPU, and on GPUs with a test double of torch."""
 
 from __future__ import annotations
 

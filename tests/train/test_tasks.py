@@ -1,4 +1,4 @@
-"""Every task on several ranks: its steps are those of the global batch, and a resume is as if nothing had happened."""
+"""Every task on several ranks: its steps are those of the global batch, and a resume changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens between steps, by a real stage on one rank: when the state is committed, and what is said of it."""
+"""The work between steps of a real stage on one rank: when the state is committed, and what is reported."""
 
 from __future__ import annotations
 

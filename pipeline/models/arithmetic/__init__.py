@@ -1,4 +1,4 @@
-"""The model's products, attention and random draws. Each call goes to torch, or on a CPU to what is fast there.
+"""The model's products, attention and random draws. Calls go to torch or, on a CPU, to a faster implementation.
 
 Only this module knows `cpu`: no tensor of another device passes through it.
 """

@@ -137,7 +137,7 @@ def split_folders(tops: Iterable[str], src: Path, prefix: str | None) -> list[st
     named = ", ".join(splits)
     if others:
         raise DataError(
-            f"{src}: found the splits {named} beside {visible(others[0])!r}; move everything else out of it, or make "
+            f"{src}: found the splits {named} next to {visible(others[0])!r}; move everything else out of it, or make "
             f"each split with --src {src / splits[0]} --prefix {splits[0]}"
         )
     if prefix is not None:
@@ -193,7 +193,7 @@ def one_class(groups: Mapping[str, Folders], src: Path) -> DataError:
     below = {
         path.removeprefix(f"{inner}/").partition("/")[0] for path in images if path.count("/") > inner.count("/") + 1
     }
-    remedy = f"use --src {src / inner}" if len(below) > 1 else "put a folder of images for each other class beside it"
+    remedy = f"use --src {src / inner}" if len(below) > 1 else "put a folder of images for each other class next to it"
     return DataError(f"{src}: all images are in one class folder, {visible(folders[0])!r}; {remedy}")
 
 

@@ -155,7 +155,7 @@ def device_and_inode(folder: Path) -> tuple[int, int]:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether a folder is one of images; a folder of shards may have a preview image beside its tars."""
+    """Whether a folder is one of images; a folder of shards may have a preview image next to its tars."""
     return not any(folder.glob("*.tar")) and any(path.suffix.lower() in EXTENSIONS for path in folder.rglob("*"))
 
 

@@ -128,7 +128,7 @@ def _item(root: Path, image: tuple[str, int]) -> YoloItem:
 
 
 def labels_of(path: str) -> Path:
-    """The box file of an image: below labels/ instead of images/, otherwise beside it."""
+    """The box file of an image: below labels/ instead of images/, otherwise next to it."""
     folder, slash, base = path.rpartition("/")
     parts = folder.split("/")
     if IMAGES in parts:

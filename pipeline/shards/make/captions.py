@@ -1,4 +1,4 @@
-"""Shards of images and their captions: from a table, or as img2dataset writes them, each image beside its text."""
+"""Shards of images and their captions, from a table or from text files next to the images (img2dataset)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CaptionedImage(NamedTuple):
     path: str
     size: int  # bytes
     captions: str | None
-    described: bool = False  # has a JSON beside it
+    described: bool = False  # has a JSON file next to it
 
 
 @dataclass(frozen=True)
@@ -59,24 +59,27 @@ def make(
     out: Path,
     *,
     images: Annotated[
-        Path, "folder of images; without --table, with a text file beside each, as img2dataset writes them"
+        Path, "folder of images; without --table, each with a text file next to it, as img2dataset writes them"
     ],
     table: Annotated[Path | None, "CSV, TSV or JSONL file that lists images below --images and their captions"] = None,
     image_column: Annotated[str, "column of --table with the images' paths, with or without suffix"] = "image",
     caption_column: Annotated[str, "column of --table with the captions"] = "caption",
-    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that lists images"] = None,
-    most_missing: Annotated[float, "largest share of the images listed in --table that may be missing"] = 0.1,
+    val: Annotated[str | None, "images for val-*.tar: a share such as 0.05, or a file that lists them"] = None,
+    most_missing: Annotated[float, "maximum share of the images in --table that may be missing"] = 0.1,
     samples_per_shard: Annotated[int, "images per shard"] = 1_000,
-    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split with its own"] = "train",
+    prefix: Annotated[
+        str, "shards are named PREFIX-000000.tar and so on; use a different prefix for each split"
+    ] = "train",
     seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
-    """Shards of images and captions, one per line in the member `txt`, with the JSON beside an image if there is one.
+    """Shards of images and captions.
 
-    Several rows of a table for one image are several captions. Images and texts are not changed. What is skipped is
-    reported by reason, and bad files are listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError
-    for a table without these columns or not in UTF-8, for too many missing images, or if `out` holds shards of the same
-    prefix made of other files or with other settings.
+    The member `txt` has one caption per line; a JSON file next to an image becomes the member `json`. Several rows of
+    a table with the same image are several captions. Images and texts stay unchanged. Skipped images are reported with
+    the reason, and bad files listed in `PREFIX-rejected.txt`. An interrupted call resumes. Raises DataError
+    for a table without these columns or not in UTF-8, for too many missing images, or if `out` has shards with the same
+    prefix from other files or with other settings.
     """
     options = WriteOptions(prefix, samples_per_shard, seed, val, workers)
     if table is None:
@@ -142,7 +145,7 @@ def beside_images(images: Path, out: Path) -> tuple[list[CaptionedImage], dict[s
             without.append(file.path)
     if not found:
         raise DataError(
-            f"{images}: none of its {len(files):,} images has a text file of the same name beside it (x.txt for "
+            f"{images}: none of its {len(files):,} images has a text file of the same name next to it (x.txt for "
             "x.jpg); add them, or give --table"
         )
-    return found, {"images without a text file beside them": without}
+    return found, {"images without a text file next to them": without}

@@ -1,7 +1,7 @@
-"""Shards of COCO's images and annotation files: boxes, outlines, key points, captions, and class maps of stuff.
+"""Shards of COCO's images and annotations: boxes, outlines, keypoints, captions, and class maps of stuff.
 
 Members of a sample:
-- the image, its bytes unchanged.
+- the image, unchanged.
 - `json`: width, height, image_id, file_name and COCO's annotations, each with the name of its category; only if the
   files contain more than captions.
 - `txt`: the captions, one per line.
@@ -89,21 +89,25 @@ def make(
     annotations: Annotated[
         tuple[Path, ...], "annotation file: instances, person_keypoints or captions; repeat for several"
     ],
-    stuff: Annotated[Path | None, "folder of PNGs of the images' sizes, whose values are class ids"] = None,
-    stuff_classes: Annotated[str | None, "their names from id 0 up: a file with one name per line, or a,b,c"] = None,
-    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that lists images"] = None,
-    most_missing: Annotated[float, "largest share of the annotated images that may be missing"] = 0.1,
+    stuff: Annotated[Path | None, "folder of PNGs of the same size as the images, whose values are class ids"] = None,
+    stuff_classes: Annotated[
+        str | None, "class names of --stuff from id 0 up: a file with one name per line, or a,b,c"
+    ] = None,
+    val: Annotated[str | None, "images for val-*.tar: a share such as 0.05, or a file that lists them"] = None,
+    most_missing: Annotated[float, "maximum share of the annotated images that may be missing"] = 0.1,
     samples_per_shard: Annotated[int, "images per shard"] = 1_000,
-    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split with its own"] = "train",
+    prefix: Annotated[
+        str, "shards are named PREFIX-000000.tar and so on; use a different prefix for each split"
+    ] = "train",
     seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of images and their COCO annotations, merged from all annotation files.
 
-    Images and class maps are not changed, and categories keep their ids; `classes.txt` names them in the order of
-    these. What is left out is reported by reason, and bad files are listed in `PREFIX-rejected.txt`. An interrupted run
+    Images, class maps and category ids stay unchanged; `classes.txt` lists the category names in the order of their
+    ids. Skipped images are reported with the reason, and bad files listed in `PREFIX-rejected.txt`. An interrupted call
     resumes. Raises DataError for files that contradict each other, unknown categories, too many missing images, or if
-    `out` holds shards of the same prefix made of other files or with other settings.
+    `out` has shards with the same prefix from other files or with other settings.
     """
     options = WriteOptions(prefix, samples_per_shard, seed, val, workers)
     if (stuff is None) != (stuff_classes is None):

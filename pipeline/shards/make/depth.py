@@ -51,23 +51,27 @@ class DepthReader:
 def make(
     out: Path,
     *,
-    images: Annotated[Path, "folder of images, at any depth"],
-    depth: Annotated[Path, "folder of 16-bit grey PNGs of the images' sizes; 0 where nothing was measured"],
-    image_suffix: Annotated[str | None, "how names of images end after what they share with depth maps"] = None,
-    depth_suffix: Annotated[str, "how names of depth maps end, such as _depth.png"] = ".png",
+    images: Annotated[Path, "folder of images, with or without subfolders"],
+    depth: Annotated[Path, "folder of 16-bit grey PNGs of the same size as the images; 0 where nothing was measured"],
+    image_suffix: Annotated[
+        str | None, "end of the images' names, after the part that they share with the depth maps"
+    ] = None,
+    depth_suffix: Annotated[str, "end of the depth maps' names, such as _depth.png"] = ".png",
     only: Annotated[Path | None, "text file that lists the pairs to import, one per line"] = None,
-    val: Annotated[str | None, "what goes to val-*.tar: a share such as 0.05, or a file that lists images"] = None,
+    val: Annotated[str | None, "images for val-*.tar: a share such as 0.05, or a file that lists them"] = None,
     samples_per_shard: Annotated[int, "images per shard"] = 1_000,
-    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split with its own"] = "train",
+    prefix: Annotated[
+        str, "shards are named PREFIX-000000.tar and so on; use a different prefix for each split"
+    ] = "train",
     seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of images and depth maps from two folders with the same file names.
 
-    Neither is changed: steps are millimetres, or as `targets.depth.scale` of the data set says. Skipped
-    files are reported with the reason, and bad ones listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises
-    DataError where no depth map fits an image, or has not 16 bits, or if `out` holds shards of the same prefix made of
-    other files or with other settings.
+    Both stay unchanged; depth is in millimetres unless you set `targets.depth.scale` of the data set. Skipped
+    files are reported with the reason, and bad ones listed in `PREFIX-rejected.txt`. An interrupted call resumes.
+    Raises DataError if no depth map matches an image, if one does not have 16 bits, or if `out` has shards with the
+    same prefix from other files or with other settings.
     """
     options = WriteOptions(prefix, samples_per_shard, seed, val, workers)
     image_tree = read_tree(images, out, "--images is a folder of images")

@@ -1,7 +1,7 @@
-"""Scenes of one item each: for learning classes before whole scenes, and for zero-shot classification.
+"""Scenes of one item each, to pretrain on classes before whole scenes, and for zero-shot classification.
 
 Members of a sample:
-- `jpg`: RGB, 96 to 192 pixels a side, as those of `fashion-scenes`, whose items are in the same splits.
+- `jpg`: RGB, 96 to 192 pixels per side, like `fashion-scenes`; each item is in the same split as there.
 - `cls`: Fashion-MNIST's class.
 - `txt`: a caption, such as "a red ankle boot".
 """
@@ -25,7 +25,7 @@ from pipeline.shards.make._scenes_shards import SPLITS, draw_shards
 from pipeline.shards.make.fashion_mnist import CLASSES
 from pipeline.shards.parallel import Workers
 
-SIDES = 96, 192  # pixels, shortest and longest
+SIDES = 96, 192  # pixels, minimum and maximum
 
 
 def item_members(src: Path, split: str, number: int, *, seed: int) -> dict[str, bytes]:
@@ -50,8 +50,8 @@ def make(
 ) -> DatasetIndex:
     """Scenes of one item of clothing each, with its class and a caption, as train-*.tar, val-*.tar and test-*.tar.
 
-    Existing shards are kept. Raises DataError for impossible settings, when no source can be had, or if `out` holds
-    others.
+    Existing shards are kept. Raises DataError for invalid settings, without a source of Fashion-MNIST, or if `out` has
+    other shards.
     """
     draw_shards(
         out,

@@ -42,8 +42,8 @@ def make(
 ) -> DatasetIndex:
     """Fashion-MNIST as train-*.tar and test-*.tar: found on this machine, unpacked from Debian, or downloaded.
 
-    Shards whose hash matches the index are kept; if all do, the source is not needed.
-    Raises DataError when no source can be had or `src` does not hold the data set.
+    Shards whose hash matches the index are kept; if all match, no source is needed.
+    Raises DataError if no source is available, or if `src` does not have the data set.
     """
     valid = _valid_records(out)
     if valid and None not in valid.values():

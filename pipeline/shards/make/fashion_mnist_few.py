@@ -1,4 +1,4 @@
-"""Subsets of Fashion-MNIST with few labels: 1 % and 5 % of its training images, the same number of each class."""
+"""Subsets of Fashion-MNIST with few labels: 1 % and 5 % of its training images, the same number per class."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def make(
     src: IdxFolder = None,
     seed: Annotated[int, "seed for the choice of images"] = 0,
 ) -> DatasetIndex:
-    """600 and 3,000 training images of Fashion-MNIST as 1pct-000000.tar and 5pct-000000.tar, under their own keys.
+    """600 and 3,000 training images of Fashion-MNIST as 1pct-000000.tar and 5pct-000000.tar, with their own keys.
 
-    None is from the last 5,000, train-000011.tar, on which the recipes validate.
-    Raises DataError when no source can be had or `src` does not hold the data set.
+    None of them is among the last 5,000 (train-000011.tar), which the recipes use for validation.
+    Raises DataError if no source is available, or if `src` does not have the data set.
     """
     with located(src) as folder:
         data = read_split(folder, "train")

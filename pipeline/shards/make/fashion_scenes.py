@@ -1,7 +1,7 @@
-"""Synthetic scenes with exact labels for dense tasks: Fashion-MNIST's items, tinted, rotated, scaled, before a wall.
+"""Synthetic scenes with exact labels for dense tasks: Fashion-MNIST items, tinted, rotated and scaled, before a wall.
 
 Members of a sample:
-- `jpg`: RGB, 96 to 192 pixels a side by default.
+- `jpg`: RGB, by default 96 to 192 pixels per side.
 - `seg.png`: class map, 8 bits: 0 for the wall, 1 to 10 for Fashion-MNIST's classes; `classes.txt` names them, one per
   line, and `groups.txt` has the group of each on the same line: top, trousers, dress, footwear or bag.
 - `depth.png`: 16 bits, millimetres; 0 would mean not measured and does not occur.
@@ -34,7 +34,7 @@ from pipeline.shards.parallel import Workers
 BACKGROUND = "background"
 GROUPS = ("top", "trousers", "top", "dress", "top", "footwear", "top", "footwear", "bag", "footwear")  # of CLASSES
 KEYPOINTS = "top", "bottom", "left", "right", "centre"  # of an item, in the order of its annotations
-LEAST_SIDE = 64  # the farthest items of a smaller picture are a few pixels wide
+LEAST_SIDE = 64  # in smaller scenes, the farthest items would be only a few pixels wide
 
 
 def scene_members(src: Path, split: str, number: int, *, min_side: int, max_side: int, seed: int) -> dict[str, bytes]:
@@ -48,11 +48,11 @@ def scene_members(src: Path, split: str, number: int, *, min_side: int, max_side
 def make(
     out: Path,
     *,
-    train: Annotated[int, "training scenes"] = 20_000,
-    val: Annotated[int, "validation scenes, of items that are in no other split"] = 2_000,
-    test: Annotated[int, "test scenes, of Fashion-MNIST's test items"] = 2_000,
-    min_side: Annotated[int, "shortest height and width of the pictures, pixels"] = 96,
-    max_side: Annotated[int, "longest height and width of the pictures, pixels"] = 192,
+    train: Annotated[int, "number of training scenes"] = 20_000,
+    val: Annotated[int, "number of validation scenes, of items that are in no other split"] = 2_000,
+    test: Annotated[int, "number of test scenes, of Fashion-MNIST's test items"] = 2_000,
+    min_side: Annotated[int, "minimum height and width of the scenes, in pixels"] = 96,
+    max_side: Annotated[int, "maximum height and width of the scenes, in pixels"] = 192,
     samples_per_shard: Annotated[int, "scenes per shard"] = 1_000,
     seed: Annotated[int, "seed of everything drawn"] = 0,
     src: IdxFolder = None,
@@ -60,9 +60,9 @@ def make(
 ) -> DatasetIndex:
     """Scenes of clothing for dense tasks as train-*.tar, val-*.tar and test-*.tar.
 
-    Each scene has a class map, depth, COCO boxes, keypoints and run lengths, and a caption. Existing shards
+    Each scene has a class map, a depth map, COCO boxes, keypoints and run-length masks, and a caption. Existing shards
     are kept: the same call resumes where it stopped, and needs no source if nothing is missing.
-    Raises DataError for settings that make no scenes, when no source can be had, or if `out` holds others.
+    Raises DataError for invalid settings, if no source is available, or if `out` has other shards.
     """
     if not LEAST_SIDE <= min_side <= max_side:
         raise DataError(

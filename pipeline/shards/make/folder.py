@@ -1,4 +1,4 @@
-"""Shards of a user's own images, in class folders or any others: shuffled once, bytes of files unchanged."""
+"""Shards of a user's own images, in class folders or any others: shuffled once, files unchanged."""
 
 from __future__ import annotations
 
@@ -87,24 +87,26 @@ def make(
     *,
     src: Annotated[Path, "folder with one folder of images per class, splits (train, val, ...) of them, or any images"],
     labels: Annotated[
-        str, "what names a class: top, the folder in --src or in a split; path, folders down to the image; or none"
+        str, "where class names come from: top, the folders in --src or a split; path, all folders of an image; none"
     ] = "top",
     samples_per_shard: Annotated[int, "images per shard"] = 10_000,
-    prefix: Annotated[str | None, "shards are PREFIX-000000.tar, ...; default: train, or the split's name"] = None,
+    prefix: Annotated[
+        str | None, "shards are named PREFIX-000000.tar and so on; default: train, or the split's name"
+    ] = None,
     max_side: Annotated[
-        int | None, "longer sides are scaled down to this; such images become JPEGs, transparent ones PNGs"
+        int | None, "shrink images whose longer side exceeds this; they become JPEGs, or PNGs if transparent"
     ] = None,
     quality: Annotated[int, "quality of the JPEGs that --max-side makes, 1 to 100"] = 90,
     seed: Annotated[int, "seed for spreading images over shards"] = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
-    """Shards from a directory of class folders, with classes numbered in the order of their names, or of images.
+    """Shards of images in class folders, with classes numbered in the order of their names, or of unlabelled images.
 
-    Splits are made in one go and share the classes. A table shows what was imported and what was skipped: hidden and
-    system files, links that lead back up, files of other kinds. An interrupted run resumes.
-    Files that cannot be read are skipped and listed in `PREFIX-rejected.txt`. Raises DataError if `src` is not such a
-    directory or has more than one meaning, a class has no readable image, or `out` holds shards of the same prefix made
-    of other files or with other settings.
+    All splits are made in one call and share the classes. A table shows what was imported and what was skipped: hidden
+    and system files, links to parent folders, files of other types. An interrupted call resumes.
+    Files that cannot be read are skipped and listed in `PREFIX-rejected.txt`. Raises DataError if `src` has no such
+    layout or is ambiguous, if a class has no readable image, or if `out` has shards with the same prefix from
+    other files or with other settings.
     """
     _check_settings(labels, samples_per_shard, prefix, max_side, quality)
     tree = read_tree(src, out)
@@ -195,7 +197,7 @@ def _check_classes(layout: FolderLayout, rejected: Mapping[str, set[str]], src: 
 
 
 def _agree_on_classes(out: Path, classes: list[str]) -> None:
-    """Raises DataError for classes other than the index's: splits in one folder share it, and so the class numbers."""
+    """Raises DataError for classes other than those of the index, which all splits in a folder share."""
     index = earlier_index(out)
     named = index.classes.get("class_id") if index else None
     if classes and named is not None and named != classes:

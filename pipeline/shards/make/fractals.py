@@ -1,4 +1,4 @@
-"""Labelled fractals at any resolution, drawn by formula: no photographs, no licence, no download.
+"""Labelled fractals of any resolution, drawn by formula: no photographs, no licence, no download.
 
 Each class is a random iterated function system, each sample an attractor of it with slightly perturbed parameters
 (FractalDB: Kataoka et al. 2020, "Pre-training without Natural Images"; for ViTs: Nakashima et al. 2022).
@@ -21,7 +21,7 @@ from pipeline.shards.parallel import Workers, map_shards
 from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
 
-POINTS_PER_PIXEL = 2.0  # of the chaos game, per pixel of a square image
+POINTS_PER_PIXEL = 2.0  # points of the chaos game
 WALKERS = 512  # points iterated in parallel; their first steps are not drawn
 WARM_UP = 20
 FILL_RATE = 0.2  # a system whose attractor covers less of a 32 px image is redrawn, as in the paper
@@ -55,9 +55,9 @@ def make(
     out: Path,
     *,
     classes: Annotated[int, "number of classes, each a random iterated function system"] = 100,
-    per_class: Annotated[int, "images of each class"] = 100,
-    size: Annotated[int, "side of the images, pixels"] = 224,
-    channels: Annotated[int, "1 for grey, 3 for a random colour"] = 3,
+    per_class: Annotated[int, "images per class"] = 100,
+    size: Annotated[int, "side of the images, in pixels"] = 224,
+    channels: Annotated[int, "1 for grey images, 3 for random colours"] = 3,
     samples_per_shard: Annotated[int, "images per shard"] = 1_000,
     prefix: Annotated[str, "shards are named PREFIX-000000.tar and so on"] = "train",
     seed: Annotated[int, "seed of everything drawn"] = 0,
@@ -67,7 +67,7 @@ def make(
 
     Existing shards are kept: the same call resumes where it stopped.
 
-    Raises DataError for settings that make no images, or if `out` holds shards of the same prefix made otherwise.
+    Raises DataError for invalid settings, or if `out` has shards with the same prefix and other settings.
     """
     settings = {"classes": classes, "per-class": per_class, "size": size, "samples-per-shard": samples_per_shard}
     wrong = [name for name, value in settings.items() if value < 1]

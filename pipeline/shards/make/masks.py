@@ -1,4 +1,4 @@
-"""Shards of a user's own images and class maps, as in VOC, ADE20K or Cityscapes: each pair of files is a sample."""
+"""Shards of a user's own images and class maps, as in VOC, ADE20K or Cityscapes; each pair of files is a sample."""
 
 from __future__ import annotations
 
@@ -66,29 +66,38 @@ class MasksReader:
 def make(
     out: Path,
     *,
-    images: Annotated[Path, "folder of images, at any depth"],
-    masks: Annotated[Path, "folder of PNGs of the images' sizes, whose palette indices or grey values are class ids"],
+    images: Annotated[Path, "folder of images, with or without subfolders"],
+    masks: Annotated[
+        Path, "folder of PNGs of the same size as the images, whose palette indices or grey values are class ids"
+    ],
     classes: Annotated[str, "class names from id 0 up: a file with one name per line, or a,b,c"],
-    ignore: Annotated[int | None, "id of pixels without a class; default: 255, or 65535 for more than 255"] = None,
-    remap: Annotated[
-        str | None, "class of each id, all others are ignored: OLD=NEW,FIRST-LAST=NEW,OLD=ignore or a file of these"
+    ignore: Annotated[
+        int | None, "id of pixels without a class; default: 255, or 65535 for more than 255 classes"
     ] = None,
-    image_suffix: Annotated[str | None, "how names of images end after what they share with masks"] = None,
-    mask_suffix: Annotated[str, "how names of masks end, such as _gtFine_labelIds.png"] = ".png",
+    remap: Annotated[
+        str | None,
+        "new ids: OLD=NEW,FIRST-LAST=NEW,OLD=ignore, or a file of these; ids that are not listed are ignored",
+    ] = None,
+    image_suffix: Annotated[
+        str | None, "end of the images' names, after the part that they share with the masks"
+    ] = None,
+    mask_suffix: Annotated[str, "end of the masks' names, such as _gtFine_labelIds.png"] = ".png",
     only: Annotated[
         Path | None, "text file that lists the pairs to import, one per line, such as VOC's train.txt"
     ] = None,
     samples_per_shard: Annotated[int, "images per shard"] = 1_000,
-    prefix: Annotated[str, "shards are PREFIX-000000.tar, ...: make each split with its own"] = "train",
+    prefix: Annotated[
+        str, "shards are named PREFIX-000000.tar and so on; use a different prefix for each split"
+    ] = "train",
     seed: Annotated[int, "seed for spreading images over shards"] = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of images and class maps from two folders with the same file names.
 
-    Images are not changed, nor are masks whose ids are kept; ignored pixels become 255, or 65535 for more
+    Images stay unchanged, and so do masks that keep their ids; otherwise ignored pixels become 255, or 65535 for more
     than 255 classes. Skipped files are reported with the reason; unreadable files and masks of the wrong size are
-    listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError where no mask fits an image, a mask
-    has ids without a class, or `out` holds shards of the same prefix made of other files or with other settings.
+    listed in `PREFIX-rejected.txt`. An interrupted call resumes. Raises DataError if no mask matches an image, if a
+    mask has ids without a class, or if `out` has shards with the same prefix from other files or with other settings.
     """
     options = WriteOptions(prefix, samples_per_shard, seed, None, workers)
     names = read_class_names(classes)
@@ -114,7 +123,7 @@ def make(
 
 
 def _rejected(pairing: Pairing, report: Rejections) -> list[str]:
-    """The reason for each pair that is left out."""
+    """Why each pair was left out."""
     reasons = (
         report.reasons.get(visible(pair.image), report.reasons.get(visible(pair.mask))) for pair in pairing.pairs
     )

@@ -71,26 +71,26 @@ class YoloReader:
 def make(
     out: Path,
     *,
-    src: Annotated[Path, "a data.yaml, or a folder that holds one, or images/ and labels/"],
+    src: Annotated[Path, "a data.yaml, or a folder with a data.yaml or with images/ and labels/"],
     classes: Annotated[
         str | None, "class names from 0 up: a file with one name per line, or a,b,c; default: the data.yaml's"
     ] = None,
     val: Annotated[
-        str | None, "if there is only one split, what goes to val-*.tar: a share such as 0.05, or a file of names"
+        str | None, "if there is only one split, images for val-*.tar: a share such as 0.05, or a file that lists them"
     ] = None,
     samples_per_shard: Annotated[int, "images per shard"] = 1_000,
     prefix: Annotated[
-        str, "prefix of the shards of a folder without splits; others are named after their split"
+        str, "prefix of the shards if there are no splits; otherwise shards are named after their split"
     ] = "train",
     seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
-    """Shards of images and their boxes, which become COCO annotations in pixels, in the member `json`.
+    """Shards of images and YOLO boxes, which become COCO annotations in pixels, in the member `json`.
 
-    The lines for images/X.jpg are in labels/X.txt: `class x y width height`, in shares of the image. Images without
-    such a file are imported without boxes. Images are not changed; `classes.txt` names the classes. Images whose lines
-    cannot be read are listed in `PREFIX-rejected.txt`. An interrupted run resumes. Raises DataError for classes without
-    name, or if `out` holds shards of the same prefix made of other files or with other settings.
+    The boxes of images/X.jpg are in labels/X.txt: `class x y width height`, relative to the image size. Images without
+    such a file get no boxes. Images stay unchanged; `classes.txt` lists the class names. Images with invalid label
+    files are listed in `PREFIX-rejected.txt`. An interrupted call resumes. Raises DataError for classes without
+    a name, or if `out` has shards with the same prefix from other files or with other settings.
     """
     options = WriteOptions(prefix, samples_per_shard, seed, val, workers)
     found = read_yolo(src, classes, prefix, out)

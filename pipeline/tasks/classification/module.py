@@ -86,7 +86,7 @@ class Classification(TaskModule):
     def compared(self, predicted: Tensor, batch: Batch, row: int) -> Compared:
         truth = self.classes[int(batch.targets["label"][row])]
         (guess,) = self._likeliest(predicted[row : row + 1], SHOWN)
-        taken = "rightly" if guess[0][0] == truth else f"taken for {guess[0][0]}"
+        taken = "correct" if guess[0][0] == truth else f"predicted as {guess[0][0]}"
         return Compared(None, [(truth, 1.0)], guess, f"{truth}, {taken} ({guess[0][1]:.0%})")
 
     def predict(self, images: Tensor, sizes: Sequence[Pair], **options: Any) -> list[list[tuple[str, float]]]:

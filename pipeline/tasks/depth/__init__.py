@@ -35,8 +35,7 @@ class Task(BaseTask):
     head: str = Field(default="dpt", description="dpt (fuses the maps of four layers), linear or conv (3x3, ReLU, 1x1)")
     layers: Annotated[list[int], Field(min_length=1)] | None = Field(
         default=None,
-        description="numbers, from 0, of the layers whose maps the head reads; default: four for dpt, else the last "
-        "one",
+        description="layers, from 0, whose maps the head reads; default: four for dpt, otherwise the last one",
     )
     head_options: dict[str, Positive] = Field(
         default_factory=dict,
@@ -45,8 +44,8 @@ class Task(BaseTask):
     )
     scale_invariance: Share = Field(
         default=0.5,
-        description="how little the loss counts that a whole image is too near or too far: 0 as much as any other "
-        "error, 1 not at all",
+        description="how far the loss ignores that a whole image is too near or too far: 0 counts it like any other "
+        "error, 1 ignores it",
     )
 
     @field_validator("head")

@@ -32,9 +32,9 @@ class DetectionInference(InferenceSize):
     shown: Share = Field(default=0.3, description="lowest score of a box in predictions and pictures")
     overlap: Share = Field(
         default=0.6,
-        description="of boxes of a class that overlap by more than this IoU, only the best is kept; pyramid only",
+        description="IoU above which only the better of two boxes of a class is kept; only for pyramid",
     )
-    most: Annotated[int, Field(gt=0, le=MOST)] = Field(default=MOST, description="most boxes per image")
+    most: Annotated[int, Field(gt=0, le=MOST)] = Field(default=MOST, description="maximum number of boxes per image")
 
 
 class Task(BaseTask):
@@ -52,7 +52,7 @@ class Task(BaseTask):
         description="pyramid (feature maps at several strides, many candidates per object) or queries (DETR, one each)",
     )
     layers: Annotated[list[int], Field(min_length=1)] | None = Field(
-        default=None, description="numbers, from 0, of the layers whose maps the head reads; default: the last one"
+        default=None, description="layers, from 0, whose maps the head reads; default: the last one"
     )
     head_options: dict[str, Positive] = Field(
         default_factory=dict,
@@ -61,7 +61,7 @@ class Task(BaseTask):
     )
     denoising: Annotated[int, Field(ge=0, le=16)] | None = Field(
         default=None,
-        description="for queries: how many shifted copies of each box it also learns from (DN-DETR); default: 3",
+        description="for queries: number of noisy copies of each box to train on as well (DN-DETR); default: 3",
     )
     inference: DetectionInference = DetectionInference()
 

@@ -53,11 +53,11 @@ class Task(BaseTask):
     )
     share: Share = Field(default=0.5, description="hard and soft: the teacher's share of the loss")
     temperature: Annotated[float, Field(gt=0)] = Field(
-        default=3.0, description="soft: logits of both are divided by it, which raises the smaller probabilities"
+        default=3.0, description="soft: divides the logits of both, which raises small probabilities"
     )
     label_smoothing: Rate = Field(default=0.0, description="hard and soft: smoothing of the labels")
     tokens: tuple[Tokens, ...] = Field(
-        default=("patches", "cls"), description="features: which ones count, with equal weight"
+        default=("patches", "cls"), description="features: tokens to learn from, with equal weight"
     )
     loss: Literal["cosine", "smooth_l1"] = Field(default="cosine", description="features: distance between two tokens")
 

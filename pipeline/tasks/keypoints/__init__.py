@@ -38,20 +38,20 @@ class Task(BaseTask):
 
     type: Literal["keypoints"] = "keypoints"
     layers: Annotated[list[int], Field(min_length=1)] | None = Field(
-        default=None, description="numbers, from 0, of the layers whose maps the head reads; default: the last one"
+        default=None, description="layers, from 0, whose maps the head reads; default: the last one"
     )
     sigma: Positive = Field(
         default=2.0, description="standard deviation of the heat maps' Gaussians, in quarters of a patch"
     )
     flip_pairs: list[tuple[str, str]] | None = Field(
         default=None,
-        description="names of keypoints that swap places when mirrored; default: those that differ in left and right",
+        description="pairs of keypoints that flips swap; default: names that differ only in left and right",
     )
     sigmas: list[Positive] | None = Field(
         default=None,
         description="OKS tolerance of each keypoint; default: COCO's for 17, else 1 / number for each",
     )
-    flip_test: bool = Field(default=False, description="average the heat maps of a view and of its mirror image")
+    flip_test: bool = Field(default=False, description="average the heat maps of a view and its mirror image")
 
     @property
     def measuring_settings(self) -> dict[str, Any]:

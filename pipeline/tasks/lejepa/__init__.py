@@ -23,9 +23,12 @@ class Task(JointTask):
 
     type: Literal["lejepa"] = "lejepa"
     regulariser: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.05, description="weight of SIGReg, lambda in the paper; the prediction's is 1 minus this"
+        default=0.05,
+        description="weight of SIGReg, lambda in the paper; the weight of the prediction loss is 1 minus this",
     )
-    slices: Positive = Field(default=256, description="random directions onto which a step projects the embeddings")
+    slices: Positive = Field(
+        default=256, description="number of random directions onto which each step projects the embeddings"
+    )
 
     measured: ClassVar[Schema] = Schema(
         (LOSS, Measure("prediction", "Prediction", "lower"), Measure("sigreg", "SIGReg", "lower"), EFFECTIVE_RANK),

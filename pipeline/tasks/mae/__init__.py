@@ -37,7 +37,7 @@ class Task(BaseTask):
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.75, description="share of the patches that the encoder does not see"
     )
-    norm_pixels: bool = Field(default=True, description="targets have mean 0 and variance 1 in each patch")
+    norm_pixels: bool = Field(default=True, description="normalise the targets of each patch to mean 0 and variance 1")
     decoder: DecoderConfig = DecoderConfig()
 
     measured: ClassVar[Schema] = Schema((LOSS,), "loss")

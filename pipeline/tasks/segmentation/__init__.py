@@ -59,7 +59,7 @@ class Task(BaseTask):
         default="linear", description="linear, conv (3x3, ReLU, 1x1), dpt or mask_transformer (Segmenter)"
     )
     layers: Annotated[list[int], Field(min_length=1)] | None = Field(
-        default=None, description="numbers, from 0, of the layers whose maps the head reads; default: the last one"
+        default=None, description="layers, from 0, whose maps the head reads; default: the last one"
     )
     head_options: dict[str, Positive] = Field(
         default_factory=dict,

@@ -26,7 +26,7 @@ class PatchLossConfig(Section):
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.3, description="share of patches in the student's global views that [MASK] tokens replace"
+        default=0.3, description="share of patches that [MASK] tokens replace in the student's global views"
     )
 
 

@@ -27,8 +27,10 @@ class Task(BaseTask):
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.6, description="share of the patches that [MASK] tokens replace"
     )
-    mask_unit: Positive = Field(default=1, description="patches along each side of the squares that are masked as one")
-    norm_pixels: bool = Field(default=False, description="targets have mean 0 and variance 1 in each patch")
+    mask_unit: Positive = Field(
+        default=1, description="patches along each side of the squares that are masked together"
+    )
+    norm_pixels: bool = Field(default=False, description="normalise the targets of each patch to mean 0 and variance 1")
 
     measured: ClassVar[Schema] = Schema((LOSS,), "loss")
 

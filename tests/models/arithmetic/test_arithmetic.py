@@ -21,7 +21,7 @@ def cut_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(params=["none", "vector", "matrix"])
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a CPU has for bf16; torch computes the right thing on each, only at other speeds."""
+    """The bf16 arithmetic of a CPU; torch computes the same results on each, only at different speeds."""
     monkeypatch.setattr(rules, "ARITHMETIC", {torch.bfloat16: request.param})
     return str(request.param)
 
@@ -56,7 +56,7 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool) -> Tensor:
 @pytest.mark.usefixtures("cut_up", "arithmetic")
 @pytest.mark.parametrize("gelu", [False, True])
 def test_linear_in_bf16_is_as_exact_as_bf16(gelu: bool) -> None:
-    """Inputs, outputs and gradients are bf16; only their last bits are lost, however many pieces are summed."""
+    """Inputs, outputs and gradients are bf16; only their last bits differ, however many pieces are summed."""
     inputs = operands((8, ROWS, INPUTS), (OUTPUTS, INPUTS), (OUTPUTS,), dtype=torch.bfloat16)
     ours = with_gradients(lambda x, w, b: linear(x, w, b, gelu=gelu), *inputs)
     truth = with_gradients(lambda x, w, b: exact(x, w, b, gelu), *inputs)

@@ -1,4 +1,4 @@
-"""What holds for heads that find boxes."""
+"""Tests of all heads that detect boxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What heads keep for the backward pass, in closed form and as measured."""
+"""The values that heads keep for the backward pass, in closed form and as measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every head that gives outputs per patch."""
+"""Tests of all heads with outputs per patch."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_linear_is_a_norm_and_a_product_of_each_patch(randomise: Randomise) -> N
 
 
 def test_cells_lie_in_their_patches(randomise: Randomise) -> None:
-    """Cell (i, j) of patch (a, b) of class k is what that cell's row of the matrix says of that patch's token."""
+    """Cell (i, j) of patch (a, b) of class k is the product of that cell's row of the matrix with the patch's token."""
     model = model_of(HEADS["linear, cells"], randomise)
     head: Any = model.heads["seg_head"]
     (tokens,) = model.forward_intermediates(images(), [2])  # [B, D, h, w]

@@ -27,7 +27,7 @@ def test_it_starts_as_asked() -> None:
     [(1000.0, True, False), (1000.0, False, True), (0.5, False, False), (0.5, True, True), (50.0, True, True)],
 )
 def test_a_bound_holds_and_lets_go(start: float, upwards: bool, moves: bool) -> None:
-    """A scale outside comes back by its own gradient, and goes no farther."""
+    """A scale outside its bounds returns by its own gradient and moves no further away."""
     head = Temperature(HeadSpec("temperature", 0, OPTIONS))
     with torch.no_grad():
         head.logit_scale.fill_(math.log(start))

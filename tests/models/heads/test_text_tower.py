@@ -24,7 +24,7 @@ def tower() -> TextTower:
 
 
 def test_a_text_is_read_up_to_its_first_end(tower: TextTower) -> None:
-    """What stands behind it changes nothing, be it padding or another end."""
+    """Tokens after the end token change nothing, be they padding or another end token."""
     tokens = torch.tensor([[1, 2, END, 0, 0, 0], [1, 2, END, 7, END, 3], [1, 2, 3, END, 0, 0]], dtype=torch.int32)
     first, second, third = tower(tokens, END)
     torch.testing.assert_close(first, second)

@@ -133,7 +133,7 @@ def test_what_img2dataset_writes_is_taken_as_it_is(images: Path, capsys: pytest.
         "00000/2.jpg\tthe member txt is not UTF-8 (byte 2)",
         "00000/3.jpg\tthe caption is empty",
     ]
-    assert "skipped: 1: images without a text file beside them: 00000/4.jpg\n" in capsys.readouterr().err
+    assert "skipped: 1: images without a text file next to them: 00000/4.jpg\n" in capsys.readouterr().err
 
 
 def test_folders_without_texts_or_of_tars_are_refused(images: Path, tmp_path: Path) -> None:

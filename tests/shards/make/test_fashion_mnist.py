@@ -98,7 +98,7 @@ make("fashion-mnist", {str(out)!r}, src=pathlib.Path({str(src)!r}))
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
     assert len(list(out.glob("*.tar"))) == 4
-    with pytest.raises(DataError, match="holds shards but no index"):
+    with pytest.raises(DataError, match="has shards but no index"):
         load_index(str(out))
     assert make("fashion-mnist", out, src=src).num_samples == 35
 

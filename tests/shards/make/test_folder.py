@@ -177,7 +177,7 @@ def test_other_settings_do_not_mix_with_what_is_there(src: Path, tmp_path: Path)
     with pytest.raises(DataError, match="files were added, removed or changed since; choose another --out"):
         make("folder", out, src=src, workers=1)
     (out / ".train.plan.json").unlink()
-    with pytest.raises(DataError, match="of another origin"):
+    with pytest.raises(DataError, match="from another source"):
         make("folder", out, src=src, workers=1)
 
 
@@ -194,7 +194,7 @@ def test_directories_that_are_no_image_folder(tmp_path: Path) -> None:
     (src / "cat").mkdir()
     with pytest.raises(DataError, match="found no images"):
         make("folder", tmp_path / "out", src=src)
-    with pytest.raises(DataError, match="matches no shards"):
+    with pytest.raises(DataError, match="found no shards"):
         build_index(str(tmp_path / "out"))
 
 

@@ -72,8 +72,8 @@ def test_two_spellings_of_unicode_are_one_class() -> None:
         (["wrapped/cat/1.png", "wrapped/dog/1.png"], "one class folder, 'wrapped'; use --src photos/wrapped"),
         (["a/b/cat/1.png", "a/b/dog/1.png"], "one class folder, 'a'; use --src photos/a/b"),
         (["a/train/cat/1.png", "a/val/cat/1.png"], "one class folder, 'a'; use --src photos/a"),
-        (["cat/1.png"], "one class folder, 'cat'; put a folder of images for each other class beside it"),
-        (["cat/deep/1.png"], "put a folder of images for each other class beside it"),
+        (["cat/1.png"], "one class folder, 'cat'; put a folder of images for each other class next to it"),
+        (["cat/deep/1.png"], "put a folder of images for each other class next to it"),
         (["train/cat/1.png", "val/cat/1.png"], "one class folder, 'train/cat'"),
         (
             ["1.png", "2.png", "3.png", "a/1.png", "b/1.png"],
@@ -85,7 +85,7 @@ def test_two_spellings_of_unicode_are_one_class() -> None:
         (["cat /1.png", "cat/1.png"], "only differ in case or white space"),
         (["caf\udce9/1.png", r"caf\xe9/1.png"], "only differ in case or white space"),
         (["Train/a/1.png", "train/a/1.png"], r"two of its splits \(Train, train\) only differ in case"),
-        (["train/a/1.png", "val/a/1.png", "extra/1.png"], "found the splits train, val beside 'extra'; move"),
+        (["train/a/1.png", "val/a/1.png", "extra/1.png"], "found the splits train, val next to 'extra'; move"),
         (["train/1.png", "test/2.png"], r"its splits \(train, test\) have images but no class folders"),
         (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "photos/val/c: photos/train has no class 'c'"),
         (

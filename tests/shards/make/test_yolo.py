@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 40, 20
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Four images to train on, the last without a file of boxes, and two to validate on."""
+    """Four training images, the last without a label file, and two validation images."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for n in range(count):

@@ -1,4 +1,4 @@
-"""A kind of a test: rectangles with classes, as many as an image has."""
+"""A kind of label for tests: any number of rectangles with classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A kind of a test: a note, and its language in another member."""
+"""A kind of label for tests: a note, and its language in another member."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_without_equal_captions_they_are_the_papers() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_equal_captions_are_no_negatives(name: str) -> None:
-    """Of two images with one caption, neither changes what the other is told from."""
+    """Two images with equal captions are not negatives of each other."""
     given = pairs([0, 1, 0])
     parts = [EmbeddedPairs(*(values[rows] for values in given)) for rows in ([0, 1], [1, 2])]
     first, second = (contrastive(LOSSES[name], part, SCALE, BIAS, ALONE) for part in parts)

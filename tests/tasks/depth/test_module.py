@@ -1,4 +1,4 @@
-"""The loss, the measures and the predictions of one process; ranks are the business of tests/train."""
+"""The loss, the measures and the predictions of one process; `tests/train` covers several ranks."""
 
 from __future__ import annotations
 

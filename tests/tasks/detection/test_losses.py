@@ -1,4 +1,4 @@
-"""Which candidates learn which objects, and by what."""
+"""The assignment of candidates to objects, and their losses."""
 
 from __future__ import annotations
 

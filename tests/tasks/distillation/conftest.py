@@ -1,4 +1,4 @@
-"""A teacher that differs from the student in everything that it may differ in."""
+"""A teacher that differs from the student in every way that is allowed."""
 
 from __future__ import annotations
 

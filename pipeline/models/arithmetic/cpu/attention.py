@@ -28,7 +28,7 @@ def attention(
     causal: bool = False,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """As `arithmetic.attention`."""
+    """See `arithmetic.attention`."""
     sees_all = drop is None and not causal and mask is None
     if sees_all and attends_by_products(q, k):
         attended: Tensor = _AttentionByProducts.apply(q, k, v, kept_samples(q, k))

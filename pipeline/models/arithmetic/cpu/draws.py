@@ -14,7 +14,7 @@ PIECE_WORDS = 1 << 13  # 64-bit numbers generated at once
 
 
 def draws_reach(threshold: int, keys: Tensor, count: int) -> Tensor:
-    """As `arithmetic.draws_reach`."""
+    """See `arithmetic.draws_reach`."""
     if not in_pieces():
         return plain.draws_reach(threshold, keys, count)
     words = -(-count // plain.DRAWS)

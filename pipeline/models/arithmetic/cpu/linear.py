@@ -19,7 +19,7 @@ from pipeline.models.arithmetic.cpu.scratch import cast, scratch
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> Tensor:
-    """As `arithmetic.linear`."""
+    """See `arithmetic.linear`."""
     if multiplies_natively(x):
         product: Tensor = _NativeLinear.apply(x, weight, bias, gelu)
     elif not computes_in_fp32(x):

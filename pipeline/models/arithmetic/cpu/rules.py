@@ -38,7 +38,7 @@ SCORES_VALUES = 1 << 22
 # Number of keys up to which attention by products is faster. On AMX, 28 px in patches of 4 (50 tokens) gain 4x to 5x,
 # 224 px in patches of 16 (197) 1.4x to 1.6x, 384 px (577) 1.05x to 1.4x; 785 tokens lose up to a fifth.
 PRODUCTS_KEYS: dict[Arithmetic, int] = {"vector": SCORES_VALUES, "matrix": 640}
-# Attention weights kept for the backward pass, in values per token and channel: a sixth of what else a layer keeps.
+# Attention weights kept for the backward pass, in values per token and channel: a sixth of a layer's other kept values.
 KEPT_VALUES = 2
 
 

@@ -1,4 +1,4 @@
-"""Learned queries beside the patches in a small transformer; each query detects one object or none.
+"""Learned queries that attend to the patches in a small transformer; each query detects one object or none.
 
 After DETR (Carion et al. 2020) and YOLOS (Fang et al. 2021), with DAB-DETR's anchors (Liu et al. 2022) and DN-DETR's
 denoising queries (Li et al. 2022).
