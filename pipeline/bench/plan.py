@@ -88,7 +88,7 @@ def predict(case: PlanCase, hardware: Hardware) -> Forecast:
 
 
 def train_case(case: PlanCase, steps: int) -> list[MeasuredRank]:
-    """Train for a few steps with the engine, on each rank in a process of its own."""
+    """Train for a few steps with the engine, each rank in its own process."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         ProcessPoolExecutor(case.ranks, get_context("spawn")) as pool,
@@ -102,7 +102,7 @@ def train_case(case: PlanCase, steps: int) -> list[MeasuredRank]:
 
 
 def compare_forecast(case: PlanCase, found: Forecast, ranks: list[MeasuredRank], hardware: Hardware) -> dict[str, Any]:
-    """The figures of a case; a ratio is predicted to measured."""
+    """The figures of a case; a ratio is predicted divided by measured."""
     predicted_s = found.step.compute_s + found.step.exposed_s
     cpu_s, peak = max(rank.cpu_s for rank in ranks), max(rank.peak_bytes for rank in ranks)
     own = max(rank.peak_bytes - rank.bytes_before for rank in ranks)

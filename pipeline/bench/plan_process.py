@@ -31,7 +31,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class MeasuredRank:
-    """The fastest step of one rank, in seconds: what disturbs a step only adds to it. Memory in bytes."""
+    """The fastest step of one rank, in seconds, since disturbances only make steps slower; memory in bytes."""
 
     wall_s: float
     cpu_s: float  # over all threads of the process

@@ -21,8 +21,8 @@ from pipeline.cli.paths import UserPath
 )
 @click.option("--image-size", type=click.IntRange(1), help="Side of the crops; default: 224, and 96 for 2000x1500.")
 @click.option("--workers", type=click.IntRange(1), help="Processes or threads of each loader; default: one per CPU.")
-@count_option("--rounds", 5, "Runs of each loader, in turn.")
-@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Length of a run.")
+@count_option("--rounds", 5, "Runs per loader, alternating.")
+@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Duration of each run.")
 @PHOTOS_FOLDER
 @AS_JSON
 def loader(
@@ -81,7 +81,7 @@ def memory(folder: str, batches: int, as_json: bool) -> None:
 
 @click.command("resume")
 @PHOTOS_FOLDER
-@count_option("--rounds", 5, "Starts at each position, in turn.")
+@count_option("--rounds", 5, "Starts per position, alternating.")
 @AS_JSON
 def resume(folder: str, rounds: int, as_json: bool) -> None:
     """Seconds to the first batch after resuming at 1 % and at 99 % of an epoch."""

@@ -38,7 +38,7 @@ def variants_option(*defaults: str, more: str = "") -> Option:
 
 
 def print_figures(result: dict[str, Any], as_json: bool) -> None:
-    """Print figures, a line each, or all of them as JSON."""
+    """Print figures, one per line, or as JSON."""
     import json
 
     if as_json:

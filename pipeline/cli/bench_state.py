@@ -31,7 +31,7 @@ def checkpoint(variant: str, workers: int, rounds: int, as_json: bool) -> None:
 
 
 @click.command("recovery")
-@count_option("--kills", 10, "Ranks to kill, one after another.")
+@count_option("--kills", 10, "Number of ranks to kill, one after another.")
 @AS_JSON
 def recovery(kills: int, as_json: bool) -> None:
     """Time from killing a rank to the first step after that, on this machine."""
@@ -41,8 +41,8 @@ def recovery(kills: int, as_json: bool) -> None:
 
 
 @click.command("chaos")
-@count_option("--kills", 30, "Kills in one run.")
-@click.option("--seed", default=0, show_default=True, help="Seed for what is killed, and when.")
+@count_option("--kills", 30, "Number of kills in the run.")
+@click.option("--seed", default=0, show_default=True, help="Seed for the targets and times of the kills.")
 @click.option(
     "--task",
     help="Kill a run of this objective once, halfway, and resume it on as many ranks and on fewer; default: kill a "

@@ -42,7 +42,7 @@ def overhead(config: str, overrides: tuple[str, ...], stage: str, rounds: int, s
 )
 @count_option("--batch-size", 16, "Images per step.")
 @count_option("--threads", 2, "CPU threads of each contender.")
-@count_option("--rounds", 5, "Steps of each contender, in turn.")
+@count_option("--rounds", 5, "Steps per contender, alternating.")
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -103,7 +103,7 @@ def multiscale(variant: str, batch_size: int, threads: int, rounds: int, as_json
 @PRECISION
 @count_option("--batch-size", 16, "Images per step.")
 @count_option("--threads", 2, "CPU threads.")
-@count_option("--rounds", 7, "Passes of each model, in turn.")
+@count_option("--rounds", 7, "Passes per model, alternating.")
 @AS_JSON
 def masked(
     variant: str, image_size: int, precision: str, batch_size: int, threads: int, rounds: int, as_json: bool
@@ -118,13 +118,15 @@ def masked(
 
 
 @click.command("objectives")
-@click.option("--task", "tasks", multiple=True, help="Objective; may be given several times; default: all that train.")
+@click.option(
+    "--task", "tasks", multiple=True, help="Objective; may be given several times; default: all that can be trained."
+)
 @variants_option("tiny", "nano", more=" Models with patches of 16 px train at 224 px, those with 4 px at 28 px.")
 @click.option("--batch-size", type=click.IntRange(2), help="Images per step; default: 16 at 224 px, 128 at 28 px.")
 @PRECISION
 @count_option("--micro-batches", 1, "Micro-batches of our step; the bare loop has one.")
 @count_option("--threads", 2, "CPU threads.")
-@count_option("--rounds", 7, "Steps of each loop, in turn.")
+@count_option("--rounds", 7, "Steps per loop, alternating.")
 @AS_JSON
 def objectives(
     tasks: tuple[str, ...],
@@ -163,11 +165,11 @@ def objectives(
 @click.command("parity")
 @click.argument("config", type=UserPath(), default="configs/quickstart.yaml")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--stage", default="pretrain", show_default=True, help="Training stage whose recipe both follow.")
-@click.option("--test", default="test", show_default=True, help="Data set to test both on.")
+@click.option("--stage", default="pretrain", show_default=True, help="Training stage whose recipe both use.")
+@click.option("--test", default="test", show_default=True, help="Data set on which both are tested.")
 @variant_option("nano")
-@count_option("--epochs", 6, "Length of each run.")
-@count_option("--seeds", 3, "Runs of each.")
+@count_option("--epochs", 6, "Epochs per run.")
+@count_option("--seeds", 3, "Runs of each, with different seeds.")
 @count_option("--threads", 2, "CPU threads of the plain loop.")
 @AS_JSON
 def parity(

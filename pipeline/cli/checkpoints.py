@@ -41,7 +41,7 @@ def list_command(run: Path) -> None:
 @group.command("verify")
 @RUN
 def verify_command(run: Path) -> None:
-    """Check every file of every checkpoint of RUN against its manifest; exit status 5 if one does not match."""
+    """Check all files of RUN's checkpoints against their manifests; exit status 5 if one does not match."""
     from pipeline.checkpoints.manifest import verify_checkpoint
     from pipeline.errors import CheckpointError
 

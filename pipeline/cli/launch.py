@@ -77,6 +77,6 @@ def kubernetes(
     )
     manifest = to_manifest(job.documents())
     for data in expected_data(raw):
-        click.echo(f"the claim {claim} must hold {data}", err=True)
+        click.echo(f"the volume of the claim {claim} must contain {data}", err=True)
     with click.open_file(out or "-", "w") as file:
         file.write(manifest)

@@ -67,7 +67,7 @@ def command(
 
 
 def print_shares(rows: Any, *, as_json: bool) -> None:
-    """Print names with their shares, image by image."""
+    """Print the class names and their shares for each image."""
     import json
 
     if as_json:

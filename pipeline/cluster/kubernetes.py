@@ -189,7 +189,7 @@ OF_A_POD = {
 
 
 class _ManifestDumper(yaml.SafeDumper):
-    """Writes text of several lines as it is, and repeats what occurs twice."""
+    """Writes multi-line text as a block, and shared objects in full instead of as aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -203,5 +203,5 @@ _ManifestDumper.add_representer(str, _text)
 
 
 def to_manifest(documents: list[dict[str, Any]]) -> str:
-    """YAML that `kubectl apply -f` takes."""
+    """The manifest as YAML, for `kubectl apply -f`."""
     return yaml.dump_all(documents, Dumper=_ManifestDumper, sort_keys=False, explicit_start=True, width=120)

@@ -18,7 +18,7 @@ from pipeline.train.job import RankContext
 if TYPE_CHECKING:
     from ray.train.v2.api.config import RunConfig, ScalingConfig
 
-# A rank that raises one of these would raise it again: restarting would only hide the fault.
+# A restarted rank would raise these again: restarting would only hide the bug.
 FAULTS_OF_OURS = (
     ArithmeticError,
     AssertionError,

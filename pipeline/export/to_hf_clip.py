@@ -79,7 +79,7 @@ def model_config(model: ModelSpec, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def clip_preprocessor_config(bundle: Bundle) -> dict[str, Any]:
-    """How `CLIPImageProcessor` brings images to the model's size, as far as it can."""
+    """How `CLIPImageProcessor` resizes images to the model's size, as far as it can."""
     preprocess, how = bundle.preprocess, bundle.preprocess.eval
     height, width = preprocess.image_size
     whole = {"height": round(height / how.crop_pct), "width": round(width / how.crop_pct)}

@@ -21,8 +21,8 @@ class Hardware(Section):
     """
 
     source: str = Field(default="the file", description="where the published figures come from")
-    bf16_tflops: Amount = Field(description="dense bf16 matrix products of a GPU")
-    fp32_tflops: Amount = Field(description="matrix products of fp32 tensors, in TF32 where the GPU has it")
+    bf16_tflops: Amount = Field(description="peak of a GPU for dense bf16 matrix products")
+    fp32_tflops: Amount = Field(description="peak for matrix products of fp32 tensors, in TF32 if the GPU has it")
     memory_gib: Amount = Field(description="of a GPU")
     memory_gb_per_s: Amount = Field(description="of a GPU")
     link_gb_per_s: Amount = Field(description="of a GPU to the others of its node (NVLink, xGMI, PCIe)")
@@ -45,7 +45,7 @@ class Hardware(Section):
         description="time per attention score besides the matrix products; 0 for fused attention",
     )
     overlaps: bool = Field(default=True, description="whether gradients are reduced during the backward pass")
-    shares_cores: bool = Field(default=False, description="whether loader workers run on the cores that train")
+    shares_cores: bool = Field(default=False, description="whether loader workers and training share the cores")
     storage_gb_per_s: Amount = Field(default=2.0, description="of a node, reading or writing")
     host_copy_gb_per_s: Amount = Field(default=20.0, description="of a GPU to its host's memory")
     overhead_gib: Annotated[float, Field(ge=0)] = Field(

@@ -14,7 +14,7 @@ UNKNOWN_BYTES = 110_000  # of a sample if the data set does not exist yet: Image
 
 @dataclass(frozen=True)
 class SampleCost:
-    """What a loader worker reads and makes of one sample."""
+    """The bytes that a loader worker reads of a sample, and the pixels that it makes of them."""
 
     bytes: float
     pixels: float  # of all views together

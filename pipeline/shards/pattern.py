@@ -68,7 +68,9 @@ def parse_pattern(text: str) -> Pattern:
     urls.refuse_commands(text)
     text = text.removeprefix("file://")
     if not text:
-        raise DataError("an empty shard pattern; name a folder, a tar, or a pattern such as train-{000000..000010}.tar")
+        raise DataError(
+            "found an empty shard pattern; give a folder, a tar, or a pattern such as train-{000000..000010}.tar"
+        )
     if urls.is_local(text) and os.path.isdir(urls.local_path(text)):  # False for a list longer than a file name
         return Pattern(text, _absolute(text), ALL)
     folder, slash, name = text.rpartition("/")

@@ -43,7 +43,7 @@ class FinishedModel:
 
 @raises_tracking_errors
 def log_model(tracker: Tracker, run_id: str, model: FinishedModel) -> str:
-    """Log a model to a run and return its id; a model that an earlier start completed is reused."""
+    """Log a model to a run and return its id; a model that an earlier start logged completely is reused."""
     from mlflow.entities import LoggedModelOutput
 
     for earlier in logged_models(tracker, run_id):

@@ -22,7 +22,7 @@ CORE = KNOWN["h100"].model_copy(
 
 
 def test_a_case_is_predicted_and_measured() -> None:
-    """The forecast and the engine are of one order, on any machine."""
+    """The forecast and the measurement have the same order of magnitude on any machine."""
     case = PlanCase("nano", 28, 32, "fp32", zero_stage=1)
     found = compare_forecast(case, predict(case, CORE), train_case(case, 2), CORE)
     assert 0.1 < found["ratio"] < 10

@@ -13,7 +13,7 @@ CPU = PLAIN.model_copy(update={"shares_cores": True, "cores_per_gpu": 1})
     ("sample", "images_per_s"), [(SampleCost(48_000, 224 * 224), 727), (SampleCost(511_000, 96 * 96), 146.5)]
 )
 def test_decoding_is_that_of_the_measured_loader(sample: SampleCost, images_per_s: float) -> None:
-    """RESULTS.md, half of what two workers decode: 1,454 and 293 images/s."""
+    """Half of what two workers decode according to RESULTS.md: 1,454 and 293 images/s."""
     assert 1 / sample.decode_s == pytest.approx(images_per_s, rel=0.05)
 
 

@@ -91,7 +91,7 @@ def test_bad_samples_are_named_by_key(tmp_path: Path, write_tar: Callable) -> No
 
 
 def test_without_an_index_there_is_nothing_to_compare(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"holds shards but no index.json; run `minivit shards index"):
+    with pytest.raises(DataError, match=r"has shards but no index.json; run `minivit shards index"):
         list(verify_shards(str(folder)))
 
 

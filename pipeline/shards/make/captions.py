@@ -24,7 +24,7 @@ MEMBER = "txt"
 
 
 class CaptionedImage(NamedTuple):
-    """An image to include; its captions, one per line, or None if they are in a file beside it."""
+    """An image to include; its captions, one per line, or None if they are in a file next to it."""
 
     path: str
     size: int  # bytes
@@ -103,7 +103,7 @@ def make(
 def of_table(
     images: Path, table: Path, image_column: str, caption_column: str, out: Path, most_missing: float
 ) -> tuple[list[CaptionedImage], dict[str, list[str]]]:
-    """The images that a table names, in its order, and what is left out. Raises DataError."""
+    """The images in a table, in its order, and what is left out. Raises DataError."""
     captions, empty = read_captions(table, image_column, caption_column)
     tree = read_tree(images, out, "--images is a folder of images")
     by_name: dict[str, list[Image]] = {}
@@ -130,7 +130,7 @@ def of_table(
 
 
 def beside_images(images: Path, out: Path) -> tuple[list[CaptionedImage], dict[str, list[str]]]:
-    """Images with a text beside them, in the order of their paths, and those without. Raises DataError."""
+    """Images with a text file next to them, in the order of their paths, and those without. Raises DataError."""
     tree = read_tree(images, out, "--images is a folder of images")
     files = sorted(tree.all_images())
     if not files and tree.others[".tar"]:

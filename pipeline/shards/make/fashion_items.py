@@ -29,7 +29,7 @@ SIDES = 96, 192  # pixels, minimum and maximum
 
 
 def item_members(src: Path, split: str, number: int, *, seed: int) -> dict[str, bytes]:
-    """A picture and its labels, determined by seed, split and number alone."""
+    """An image and its labels, determined by seed, split and number."""
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2).tolist()
     scene = draw_scene(item_pool(src, split), height, width, rng, count=1)
@@ -40,11 +40,11 @@ def item_members(src: Path, split: str, number: int, *, seed: int) -> dict[str, 
 def make(
     out: Path,
     *,
-    train: Annotated[int, "training pictures"] = 40_000,
-    val: Annotated[int, "validation pictures, of items that are in no other split"] = 2_000,
-    test: Annotated[int, "test pictures, of Fashion-MNIST's test items"] = 1_000,
-    samples_per_shard: Annotated[int, "pictures per shard"] = 1_000,
-    seed: Annotated[int, "seed of everything drawn"] = 0,
+    train: Annotated[int, "number of training images"] = 40_000,
+    val: Annotated[int, "number of validation images, of items that are in no other split"] = 2_000,
+    test: Annotated[int, "number of test images, of Fashion-MNIST's test items"] = 1_000,
+    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
+    seed: Annotated[int, "seed for everything drawn at random"] = 0,
     src: IdxFolder = None,
     workers: Workers = None,
 ) -> DatasetIndex:

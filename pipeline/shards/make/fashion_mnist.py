@@ -96,7 +96,7 @@ def _write_split(out: Path, split: str, data: Split, valid: dict[str, ShardRecor
 
 
 def check_fashion_mnist(data: Split, folder: Path, split: str) -> None:
-    """Raises DataError if the files are of another data set."""
+    """Raises DataError if the files belong to another data set."""
     if data.images.shape != (len(data.labels), 28, 28) or np.any(data.labels >= len(CLASSES)):
         shapes = f"images {data.images.shape}, labels {data.labels.shape} up to {data.labels.max(initial=0)}"
         raise DataError(f"{folder}: the {split} files are not Fashion-MNIST ({shapes}); give its folder with --src")

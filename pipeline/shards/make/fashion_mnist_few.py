@@ -22,7 +22,7 @@ def make(
     out: Path,
     *,
     src: IdxFolder = None,
-    seed: Annotated[int, "seed for the choice of images"] = 0,
+    seed: Annotated[int, "seed for selecting the images"] = 0,
 ) -> DatasetIndex:
     """600 and 3,000 training images of Fashion-MNIST as 1pct-000000.tar and 5pct-000000.tar, with their own keys.
 

@@ -54,7 +54,7 @@ def make(
     min_side: Annotated[int, "minimum height and width of the scenes, in pixels"] = 96,
     max_side: Annotated[int, "maximum height and width of the scenes, in pixels"] = 192,
     samples_per_shard: Annotated[int, "scenes per shard"] = 1_000,
-    seed: Annotated[int, "seed of everything drawn"] = 0,
+    seed: Annotated[int, "seed for everything drawn at random"] = 0,
     src: IdxFolder = None,
     workers: Workers = None,
 ) -> DatasetIndex:

@@ -153,7 +153,7 @@ def _report(src: Path, out: Path, layout: FolderLayout, tree: Tree, rejected: Ma
 def _write_shards(
     task: FolderShardWriter, files: list[File], plan: FolderPlan, report: Rejections, workers: int | None
 ) -> set[str]:
-    """Writes the missing shards of a split; returns the paths of the files that all of them leave out."""
+    """Writes the missing shards of a split; returns the paths of all files that its shards leave out."""
     out = Path(task.out)
     order = np.random.Generator(np.random.PCG64(plan.seed)).permutation(len(files)).tolist()
     jobs = []

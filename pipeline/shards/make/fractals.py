@@ -60,7 +60,7 @@ def make(
     channels: Annotated[int, "1 for grey images, 3 for random colours"] = 3,
     samples_per_shard: Annotated[int, "images per shard"] = 1_000,
     prefix: Annotated[str, "shards are named PREFIX-000000.tar and so on"] = "train",
-    seed: Annotated[int, "seed of everything drawn"] = 0,
+    seed: Annotated[int, "seed for everything drawn at random"] = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
     """Fractals as shards, cycling through the classes.

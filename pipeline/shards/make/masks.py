@@ -35,7 +35,7 @@ PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_FILTER, cv2.IMWRI
 
 @dataclass(frozen=True)
 class MasksReader:
-    """Reads the sample of a pair. Raises DataError for ids that no class has."""
+    """Reads the sample of a pair. Raises DataError for ids without a class."""
 
     images: Path
     masks: Path
@@ -131,7 +131,7 @@ def _rejected(pairing: Pairing, report: Rejections) -> list[str]:
 
 
 def report_lines(images: Path, pairing: Pairing, rejected: list[str], report: Rejections) -> list[str]:
-    """Report lines: what was taken, and what was not and why."""
+    """The lines of the report: what was imported, and what was skipped and why."""
     lines = [f"{images}: {len(pairing.pairs) - len(rejected):,} images with masks imported"]
     lines += [f"skipped: {len(paths):,} {why}: {shortlist(paths)}" for why, paths in pairing.left_out.items()]
     kinds = Counter(re.sub(r"\d+", "N", reason) for reason in rejected)

@@ -28,8 +28,8 @@ HEAD = "box_head"
 class DetectionInference(InferenceSize):
     """Input size and box selection in validation, evaluation and prediction."""
 
-    score: Share = Field(default=0.02, description="lowest score of a box that measures count")
-    shown: Share = Field(default=0.3, description="lowest score of a box in predictions and pictures")
+    score: Share = Field(default=0.02, description="minimum score of boxes that the measures count")
+    shown: Share = Field(default=0.3, description="minimum score of boxes in predictions and pictures")
     overlap: Share = Field(
         default=0.6,
         description="IoU above which only the better of two boxes of a class is kept; only for pyramid",
