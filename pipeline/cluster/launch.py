@@ -94,7 +94,7 @@ def _scaling_config(resources: Resources, workers: int) -> ScalingConfig:
 def _run_config(name: str, folder: Path) -> RunConfig:
     from ray.train.v2.api.config import FailureConfig, RunConfig
 
-    # The stage restarts its job, and says so; Ray would try again in silence, for ever.
+    # The stage itself restarts its job and reports it; Ray would retry silently, forever.
     never = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
     return RunConfig(name=name, storage_path=str(folder / "ray"), failure_config=never)
 

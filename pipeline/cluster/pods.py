@@ -22,8 +22,8 @@ def pods_for(stages: Mapping[str, ResourcesConfig], pod: Node, pods: int | None)
         each = pod.holds(resources)
         if not each:
             raise ConfigError(
-                f"stages.{name}: a worker takes {resources}, more than a pod's {pod_size(pod)}; raise --cpus, or lower "
-                "cluster.cpus_per_worker"
+                f"stages.{name}: a worker needs {resources}, but a pod has only {pod_size(pod)}; raise --cpus, or "
+                "lower cluster.cpus_per_worker"
             )
         if asked.workers == "auto":
             if pods is None:
@@ -34,8 +34,8 @@ def pods_for(stages: Mapping[str, ResourcesConfig], pod: Node, pods: int | None)
             continue
         if pods is not None and pods * each < resources.min_workers:
             raise ConfigError(
-                f"stages.{name}: {resources.min_workers} workers do not fit into {pods} pods with {pod_size(pod)}, "
-                f"which hold {each} each; raise --pods, or lower cluster.workers"
+                f"stages.{name}: {resources.min_workers} workers do not fit into {pods} pods, each of which has "
+                f"{pod_size(pod)} and holds {each}; raise --pods, or lower cluster.workers"
             )
         needed = max(needed, -(-resources.max_workers // each))
     return pods or needed

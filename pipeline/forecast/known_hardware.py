@@ -74,10 +74,10 @@ def find_hardware(named: str) -> Hardware:
         return KNOWN[named]
     if not Path(named).is_file():
         names = allowed(named, [*KNOWN, CPU])
-        raise ConfigError(f"--hardware: found {show(named)}, which is neither a file nor a known name; {names}")
+        raise ConfigError(f"--hardware: found {show(named)}, which is neither a known name nor a file; {names}")
     raw = read_yaml(Path(named))
     if not isinstance(raw, dict):
-        raise ConfigError(f"{named}: found {show(raw)}, expected a mapping of the fields {_fields()}")
+        raise ConfigError(f"{named}: found {show(raw)}, expected a mapping with the fields {_fields()}")
     try:
         return Hardware.model_validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:

@@ -195,7 +195,7 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
     unknown = [name for name in present if name not in known]
     if unknown:
         raise DataError(
-            f"{urls.join(parsed.folder, unknown[0])}: not in {url}{_others(unknown)}; {index_remedy(pattern)}"
+            f"{urls.join(parsed.folder, unknown[0])}: missing from {url}{_others(unknown)}; {index_remedy(pattern)}"
         )
     absent = [name for name in parsed.literals if name not in known]
     if absent:

@@ -27,7 +27,7 @@ def test_a_name_is_looked_up() -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^--hardware: found 'h10', which is neither a file nor a known name; did you mean 'h100'\? "
+        match=r"^--hardware: found 'h10', which is neither a known name nor a file; did you mean 'h100'\? "
         r"Allowed: h100, a100, l40s, mi300x, cpu$",
     ):
         find_hardware("h10")
@@ -60,5 +60,5 @@ def test_a_faulty_file_is_refused_by_field(
 def test_a_file_without_fields_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("- 1\n")
-    with pytest.raises(ConfigError, match=r"found \[1\], expected a mapping of the fields bf16_tflops, fp32_tflops"):
+    with pytest.raises(ConfigError, match=r"found \[1\], expected a mapping with the fields bf16_tflops, fp32_tflops"):
         find_hardware(str(path))
