@@ -303,7 +303,7 @@ class TrainStageRun:
         return told
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
-        """What goes to MLflow beside the model: (file or folder, artifact folder)."""
+        """The artifacts for MLflow besides the model: (file or folder, artifact folder)."""
         names = ("surgery.json", "surgery.txt", "metrics.jsonl", "events.jsonl")
         files = [(self.folder.path / name, None) for name in names]
         bad = manifests(self.folder.path, bad_samples.TRAIN, bad_samples.VAL, bad_samples.PROBED)
