@@ -23,7 +23,7 @@ outputs = model(images)  # normalised float32 [B, C, H, W]; model.json names all
 
 
 def write(bundle: Bundle, folder: Path, config: GraphConfig) -> Path:
-    """Write `folder/model.pt2`, further graphs beside it, and `folder/model.json`; see `exported_graphs` for inputs."""
+    """Write `folder/model.pt2`, other graphs next to it, and `folder/model.json`; see `exported_graphs` for inputs."""
     traced = exported_graphs(bundle, config)
     for name, graph in traced.items():
         program = torch.export.export(graph.module, tuple(graph.inputs.values()), dynamic_shapes=graph.dynamic_shapes())

@@ -67,7 +67,7 @@ class Quarantine:
         in_a_row, bad, seen = self._in_a_row.total(), self._reasons[dataset].total(), self._seen[dataset]
         if in_a_row >= MAX_IN_A_ROW:
             raise DataError(
-                f"{in_a_row} bad samples in a row (at most {MAX_IN_A_ROW - 1} are passed over): "
+                f"{in_a_row} bad samples in a row (at most {MAX_IN_A_ROW - 1} are skipped): "
                 f"{most_frequent(self._in_a_row)}; {last}"
             )
         if bad > max(self._grace.get(dataset, SHARE_GRACE), MAX_SHARE * seen):

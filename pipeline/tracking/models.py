@@ -84,7 +84,7 @@ def logged_models(tracker: Tracker, run_id: str) -> list[Any]:
 
 
 def _save(path: Path, model: FinishedModel, model_id: str, run_id: str) -> None:
-    """Write MLflow's files around the bundle: its loader, signature and input example."""
+    """Write the bundle with MLflow's own files: loader, signature and input example."""
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
 

@@ -110,7 +110,7 @@ def test_wrong_hardware_and_failures_are_refused(config: str) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--hardware", "h100", "--mtbf", "1000"], ["--hardware", "cpu"]])
 def test_planning_needs_no_torch_and_no_two_seconds(config: str, options: list[str]) -> None:
-    """Seconds of CPU time, with those of processes that it starts, so that a busy machine changes little."""
+    """Seconds of CPU time, including child processes, so that a busy machine makes little difference."""
     Path(config).write_text(f"{CONFIG}  export: {{type: export, model: pretrain, formats: [timm, hf]}}\n")
     program = (
         "import os, sys; from pipeline.cli.plan import command; command(sys.argv[1:], standalone_mode=False); "
