@@ -11,8 +11,8 @@ import torch
 
 from pipeline.bench.peaks import choose_device, peak_flops_per_s, processor_name
 from pipeline.bench.step_process import Contender, StepJob, on_its_own
-from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.encoder import Recompute
+from pipeline.models.model_costs import count_parameters, forward_flops
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_spec
 

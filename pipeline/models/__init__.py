@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.models.bundle import Bundle, Preprocess, load_bundle, save_bundle
-    from pipeline.models.costs import count_parameters, forward_flops
     from pipeline.models.minivit import MiniViT
+    from pipeline.models.model_costs import count_parameters, forward_flops
     from pipeline.models.model_spec import ModelSpec
     from pipeline.models.spec import HeadSpec, TokenSchema, ViTSpec
     from pipeline.models.surgery import adapt
@@ -20,8 +20,8 @@ HOMES = {
     "Preprocess": "bundle",
     "load_bundle": "bundle",
     "save_bundle": "bundle",
-    "count_parameters": "costs",
-    "forward_flops": "costs",
+    "count_parameters": "model_costs",
+    "forward_flops": "model_costs",
     "MiniViT": "minivit",
     "HeadSpec": "spec",
     "ModelSpec": "model_spec",

@@ -197,7 +197,7 @@ def load_description(folder: str | os.PathLike[str]) -> Bundle:
             f"{path}: found format version {version}, but this version of the package reads 1 to {FORMAT_VERSION}"
         )
     _check_description(spec, preprocess, classes, str(path))
-    if (length := text_length(spec)) is not None:
+    if (length := text_length(spec.heads)) is not None:
         preprocess = replace(preprocess, tokenizer=load_tokenizer(folder / TOKENIZER, length))
     return Bundle({}, spec, preprocess, classes, provenance, task_settings)
 

@@ -1,23 +1,10 @@
-"""Parameters and FLOPs of a model in closed form, without building it."""
+"""Parameters and FLOPs of a backbone and its layers in closed form, without building them."""
 
 from __future__ import annotations
 
 from math import prod
 
-from pipeline.models.heads import head_kind
-from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import Pair, ViTSpec, whole_patches, window_counts, window_sides
-
-
-def count_parameters(spec: ModelSpec) -> int:
-    """Trainable parameters, without sine-cosine positions."""
-    return backbone_parameters(spec.backbone) + sum(head_parameters(spec, name) for name in spec.heads)
-
-
-def head_parameters(spec: ModelSpec, name: str) -> int:
-    """Trainable parameters of the named head."""
-    head = spec.heads[name]
-    return head_kind(head.kind).num_parameters(head, spec.backbone)
 
 
 def backbone_parameters(spec: ViTSpec) -> int:
@@ -51,24 +38,13 @@ def layer_parameters(spec: ViTSpec) -> int:
     return attention + feed_forward + norms + qk_norm + layer_scale
 
 
-def forward_flops(spec: ModelSpec, image_size: Pair | None = None, patch: Pair | None = None) -> int:
-    """FLOPs of the matrix products of one image's forward pass, as MiniViT executes it.
-
-    A multiply and an add count as two. If the heads read only CLS, only its row of the last layer counts. Excludes
-    norms, softmax and activations, as usual, and the resizing of positions and patch kernels, done once per batch.
-    `image_size` and `patch` are (height, width) in pixels; default: the spec's.
-    """
-    backbone, reads = spec.backbone, spec.reads
-    grid = whole_patches(image_size or backbone.image_size, patch or backbone.patch)
-    heads = [(head_kind(head.kind), head) for head in spec.heads.values()]
-    work = sum(kind.flops(head, backbone, grid) for kind, head in heads if kind.reads(head, backbone))
-    return backbone_flops(backbone, image_size, patch, num_tokens=reads.num_tokens) + work
-
-
 def backbone_flops(
     spec: ViTSpec, image_size: Pair | None = None, patch: Pair | None = None, *, num_tokens: int | None = None
 ) -> int:
-    """`forward_flops` without heads; the last layer computes only the first `num_tokens` tokens, or all if None."""
+    """FLOPs of one image's pass through a backbone, counted as in `model_costs.forward_flops`.
+
+    The last layer computes only the first `num_tokens` tokens, or all if None.
+    """
     patch = patch or spec.patch
     grid = whole_patches(image_size or spec.image_size, patch)
     dim, patches = spec.embed_dim, grid[0] * grid[1]

@@ -1,7 +1,7 @@
 """The Transformer encoder: keys and mathematics of `nn.TransformerEncoder`, executed differently.
 
-Legend: B batch, T tokens, D width, H heads, d = D / H. Every parameter is used by the module that owns it, which ZeRO-3
-relies on to gather it.
+Legend: B batch, T tokens, P prefix tokens, N patches, D width, H heads. Every parameter is used by the module that owns
+it, which ZeRO-3 relies on to gather it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterator
-from functools import partial
 from typing import Literal
 
 import torch
@@ -17,79 +16,14 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.models.arithmetic import attention, linear
 from pipeline.models.drop_path import DropPath
 from pipeline.models.dropout import dropout, layer_keys
 from pipeline.models.layers import ActivatedLinear, LayerScale, Linear
+from pipeline.models.self_attention import SelfAttention
 from pipeline.models.spec import Pair, ViTSpec
-from pipeline.models.windows import windowed_attention
+from pipeline.models.windows import window_mask
 
 Recompute = Literal["none", "selective", "full"]
-
-
-class SelfAttention(nn.Module):
-    """`nn.MultiheadAttention` as self-attention: same keys, one product for q, k and v, fused attention."""
-
-    def __init__(
-        self, dim: int, num_heads: int, rate: float, qk_norm: bool, eps: float, *, causal: bool = False
-    ) -> None:
-        """`rate` is the dropout rate of the attention weights; if `causal`, a token sees itself and earlier ones."""
-        super().__init__()
-        self.num_heads, self.rate, self.causal = num_heads, rate, causal
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = Linear(dim, dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.out_proj.bias)
-        head_dim = dim // num_heads
-        self.q_norm = nn.LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(head_dim, eps=eps) if qk_norm else nn.Identity()
-
-    def forward(
-        self,
-        x: Tensor,
-        num_queries: int | None = None,
-        keys: Tensor | None = None,
-        mask: Tensor | None = None,
-        windows: tuple[Pair, int] | None = None,
-    ) -> Tensor:
-        """[B, T, D] -> [B, num_queries or T, D]; only the first `num_queries` tokens are queries, all are keys.
-
-        `keys` as in `dropout`; `mask`, bool [B or 1, 1, T, T], marks which tokens each token (row) sees, by default
-        all. With `windows`, the patch grid and the largest side, patches see other patches only in their window.
-        """
-        q, k, v = self._project(x, num_queries)
-        if windows is not None:
-            within: Tensor = self.out_proj(windowed_attention(q, k, v, *windows).transpose(1, 2).flatten(2))
-            return within
-        drop = None if keys is None else partial(dropout, keys=keys, rate=self.rate)
-        out = attention(q, k, v, drop, causal=self.causal, mask=None if mask is None else mask[:, :, : q.shape[2]])
-        attended: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
-        return attended
-
-    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, H, T, T] attention weights in fp32, computed in full: for reports, not for training.
-
-        `mask`, bool [T, T], marks which tokens each token (row) sees, by default all.
-        """
-        q, k, _ = self._project(x, None)
-        scores = q.float() @ k.float().transpose(-1, -2)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        return (scores * q.shape[-1] ** -0.5).softmax(dim=-1)
-
-    def _project(self, x: Tensor, num_queries: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Q [B, H, num_queries or T, d], k and v [B, H, T, d]."""
-        weight, bias, dim = self.in_proj_weight, self.in_proj_bias, x.shape[-1]
-        if num_queries is None:
-            q, k, v = (self._heads(part) for part in linear(x, weight, bias).chunk(3, dim=-1))
-        else:
-            q = self._heads(linear(x[:, :num_queries], weight[:dim], bias[:dim]))
-            k, v = (self._heads(part) for part in linear(x, weight[dim:], bias[dim:]).chunk(2, dim=-1))
-        return self.q_norm(q), self.k_norm(k), v
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):
@@ -101,7 +35,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         dim = spec.embed_dim
         self.norm_first, self.rate = spec.norm == "pre", spec.dropout
-        self.self_attn = SelfAttention(dim, spec.num_heads, spec.dropout, spec.qk_norm, spec.eps, causal=causal)
+        self.self_attn = SelfAttention(spec, causal=causal)
         self.linear1 = Linear(dim, spec.mlp_dim)
         self.linear2 = ActivatedLinear(spec.mlp_dim, dim, spec.activation, spec.dropout)
         self.norm1 = nn.LayerNorm(dim, eps=spec.eps)
@@ -140,8 +74,11 @@ class EncoderLayer(nn.Module):
         y: Tensor = self.norm2(x + _times(self._feed_forward(x, of_feed_forward), fed))
         return y
 
-    def attention_weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Layer input [B, T, D] -> weights [B, H, T, T] in fp32; `mask` as in `SelfAttention.weights`."""
+    def attention_weights(self, x: Tensor, grid: Pair) -> Tensor:
+        """Layer input [B, P+N, D] of a patch grid -> weights [B, H, P+N, P+N] in fp32."""
+        mask = None
+        if self.window is not None:
+            mask = window_mask(grid, self.window, x.shape[1] - grid[0] * grid[1]).to(x.device)
         return self.self_attn.weights(self.norm1(x) if self.norm_first else x, mask)
 
     def _attend(
@@ -260,6 +197,19 @@ class Encoder(nn.Module):
             )
             x = layer(*arguments) if inputs is None else checkpoint(layer, *arguments, use_reentrant=False)
             yield x
+
+    @torch.no_grad()
+    def attention_weights(self, x: Tensor, grid: Pair) -> Tensor:
+        """Input [B, P+N, D] of a patch grid -> weights [B, depth, H, P+N, P+N] in fp32, without dropout and drop path.
+
+        Row i sums to 1 over what token i sees. Holds the matrices of all layers in memory, so pass few images.
+        """
+        weights = []
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            weights.append(layer.attention_weights(x, grid))
+            x = layer(x, grid=grid)
+        return torch.stack(weights, dim=1)
 
     def _keys(self, x: Tensor) -> Tensor | None:
         """int64 [B] keys of the samples of a batch [B, T, D]; None if nothing is dropped."""

@@ -1,30 +1,27 @@
 """Initial weights, by source. Layers start with torch's defaults (the tutorial's); these replace them on request.
 
-Heads are initialised like the encoder, then override what should start differently.
+Heads are initialised like the encoder, then override what should start differently. A model's own parameters, those of
+no module in it, are its tokens and positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.models.encoder import SelfAttention
+from pipeline.models.heads.head import Head
 from pipeline.models.layers import LayerScale
 from pipeline.models.patch_embed import PatchProjection
-
-if TYPE_CHECKING:
-    from pipeline.models.heads.head import Head
-    from pipeline.models.minivit import MiniViT
+from pipeline.models.self_attention import SelfAttention
 
 
-def keep_torch(model: MiniViT) -> None:
+def keep_torch(model: nn.Module) -> None:
     """The tutorial's: torch's defaults, zero class token and positions, and encoder layers that start out equal."""
 
 
-def init_mae(model: MiniViT) -> None:
+def init_mae(model: nn.Module) -> None:
     """MAE's initialisation (He et al. 2022); for the encoder that of the original ViT (Dosovitskiy et al. 2021).
 
     Xavier uniform for every matrix, including the patch projection; zero biases; normal(0.02) tokens and positions.
@@ -36,7 +33,7 @@ def init_mae(model: MiniViT) -> None:
     _start_heads(model)
 
 
-def init_timm(model: MiniViT) -> None:
+def init_timm(model: nn.Module) -> None:
     """The default of timm: truncated normal(0.02) for every matrix and the positions, zero biases.
 
     CLS and registers are almost zero, normal(1e-6); the patch projection keeps Conv2d's default.
@@ -48,19 +45,17 @@ def init_timm(model: MiniViT) -> None:
             nn.init.trunc_normal_(module.weight, std=0.02)
     _zero_biases(model)
     _normal_tokens(model)
-    for token in (model.cls_token, model.registers):
-        if token is not None:
+    for name, token in model.named_parameters(recurse=False):
+        if name in ("cls_token", "registers"):
             nn.init.normal_(token, std=1e-6)
     _start_heads(model)
 
 
-INITIALISERS: dict[str, Callable[[MiniViT], None]] = {"torch": keep_torch, "mae": init_mae, "timm": init_timm}
+INITIALISERS: dict[str, Callable[[nn.Module], None]] = {"torch": keep_torch, "mae": init_mae, "timm": init_timm}
 
 
-def initialise(model: MiniViT, name: str | None) -> None:
-    """Apply an initialiser by name; `None` is torch's for post-norm models and MAE's for pre-norm ones."""
-    if name is None:
-        name = "torch" if model.spec.backbone.norm == "post" else "mae"
+def initialise(model: nn.Module, name: str) -> None:
+    """Apply an initialiser by name. Raises `ModelError`, listing the valid names, for unknown ones."""
     if name not in INITIALISERS:
         raise ModelError(f"init: {name!r} is not an initialiser; use one of {', '.join(INITIALISERS)}")
     INITIALISERS[name](model)
@@ -91,15 +86,15 @@ def _zero_biases(model: nn.Module) -> None:
             nn.init.constant_(module.gamma, module.init)
 
 
-def _normal_tokens(model: MiniViT) -> None:
-    for name in ("cls_token", "dist_token", "registers", "mask_token"):
-        token = getattr(model, name)
-        if token is not None:
+def _normal_tokens(model: nn.Module) -> None:
+    for name, token in model.named_parameters(recurse=False):
+        if name == "pos_embed":
+            nn.init.trunc_normal_(token, std=0.02)
+        else:
             nn.init.normal_(token, std=0.02)
-    if isinstance(model.pos_embed, nn.Parameter):
-        nn.init.trunc_normal_(model.pos_embed, std=0.02)
 
 
-def _start_heads(model: MiniViT) -> None:
-    for head in model.heads.values():
-        head.initialise()
+def _start_heads(model: nn.Module) -> None:
+    for head in model.children():
+        if isinstance(head, Head):
+            head.initialise()

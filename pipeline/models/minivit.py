@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.models.attention_maps import attention_maps
 from pipeline.models.costs import frozen_layers
 from pipeline.models.encoder import Encoder
 from pipeline.models.heads import head_kind
@@ -127,7 +126,7 @@ class MiniViT(nn.Module):
             self.add_module(name, kind.build(head, spec.backbone))
             if kind.reads(head, spec.backbone) is not None:
                 self._answering.append((name, kind.refines(head)))
-        initialise(self, init)
+        initialise(self, init or ("torch" if spec.backbone.norm == "post" else "mae"))
 
     def _build_backbone(self) -> None:
         spec, dim = self.spec.backbone, self.spec.backbone.embed_dim
@@ -253,9 +252,10 @@ class MiniViT(nn.Module):
                 maps[number] = tokens[:, self.spec.backbone.tokens.num_prefix :].transpose(1, 2).unflatten(2, grid)
         return [maps[number] for number in wanted]
 
+    @torch.no_grad()
     def attention_maps(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, depth, heads, P+N, P+N]; see `attention_maps.attention_maps`."""
-        return attention_maps(self, images)
+        """[B, C, H, W] -> [B, depth, heads, P+N, P+N]; see `Encoder.attention_weights`."""
+        return self.transformer.attention_weights(self.embed(images), self.grid(images))
 
     def embed(self, images: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> the encoder's input [B, P+N, D]; `mask` and `keep` as for `forward_features`."""

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models.costs import forward_flops
 from pipeline.models.minivit import MiniViT
+from pipeline.models.model_costs import forward_flops
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.surgery_report import Probe
 

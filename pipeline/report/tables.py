@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.config.schema import EvaluateStage, ProbeStage, TrainStage
 from pipeline.metrics.schema import Measure
-from pipeline.models.costs import count_parameters
+from pipeline.models.model_costs import count_parameters
 from pipeline.report.collect import BranchRecord, Evaluation, ProbeRecord, Run
 from pipeline.report.files import Row, as_time
 from pipeline.report.text import NOTHING, count_text, duration_text, figure_text, shape_text, size_text, value_text

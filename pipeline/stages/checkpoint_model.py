@@ -81,7 +81,7 @@ def _bundle(folder: Path, status: Status, storage: Storage, steps: list[int], ke
     inputs = status.inputs  # the manifest records their digest
     pixels = {"channels": spec.backbone.channels, "image_size": spec.backbone.image_size, **inputs["preprocess"]}
     preprocess = Preprocess.from_dict(pixels)
-    if (length := text_length(spec)) is not None:
+    if (length := text_length(spec.heads)) is not None:
         preprocess = replace(preprocess, tokenizer=load_tokenizer(folder / TOKENIZER, length))
     urls = [storage.url(step_folder(step)) for step in steps]
     provenance = {

@@ -14,8 +14,9 @@ from math import prod
 
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import EngineConfig
-from pipeline.models.costs import count_parameters, layer_parameters, layer_values
+from pipeline.models.costs import layer_parameters, layer_values
 from pipeline.models.heads import head_kind
+from pipeline.models.model_costs import count_parameters
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import Pair, ViTSpec
 from pipeline.tasks.task import task_of

@@ -12,7 +12,8 @@ from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import EvaluateStage, PipelineConfig, ProbeStage, Stage, TrainStage
 from pipeline.errors import DataError
 from pipeline.forecast.hardware import Hardware, Machine
-from pipeline.models.costs import count_parameters, forward_flops, frozen_parameters, head_parameters
+from pipeline.models.costs import frozen_parameters
+from pipeline.models.model_costs import count_parameters, forward_flops, head_parameters
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex

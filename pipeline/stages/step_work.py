@@ -9,14 +9,8 @@ from functools import partial
 
 from pipeline.config.schema import TrainStage
 from pipeline.forecast.compute import BACKWARD, Work
-from pipeline.models.costs import (
-    attention_scores,
-    backbone_flops,
-    forward_flops,
-    frozen_layers,
-    layer_flops,
-    layer_values,
-)
+from pipeline.models.costs import attention_scores, backbone_flops, frozen_layers, layer_flops, layer_values
+from pipeline.models.model_costs import forward_flops
 from pipeline.models.spec import Pair, whole_patches
 from pipeline.stages.memory import RankMemory, activation_bytes, head_bytes, teacher_bytes, value_bytes
 from pipeline.stages.preflight import Model

@@ -30,7 +30,7 @@ def stage_tokenizer(
     Made once: a resumed stage finds it in its folder. Raises ConfigError, with the dotted path `where`, if an inherited
     tokenizer has more tokens than the model, or if there are no captions to train one on.
     """
-    length, config = text_length(spec), task.tokenizing()
+    length, config = text_length(spec.heads), task.tokenizing()
     if length is None or config is None:
         return None
     kept = folder / TOKENIZER

@@ -19,7 +19,7 @@ from pipeline.metrics.outcome import measures_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.metrics.schema import VAL, Schema, best
 from pipeline.models.bundle import Preprocess, load_bundle, load_description, save_bundle
-from pipeline.models.costs import count_parameters
+from pipeline.models.model_costs import count_parameters
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.surgery import adapt
 from pipeline.periodic import Periodic

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.config.task import TaskConfig, task_class
 from pipeline.errors import ModelError
-from pipeline.models import costs
+from pipeline.models import model_costs
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import HeadSpec, Pair, ViTSpec, whole_patches
 
@@ -79,7 +79,7 @@ class BaseTask(TaskConfig):
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
         """Forward operations for all views of a sample in training; both sizes are (height, width) in pixels."""
-        return sum(count * costs.forward_flops(spec, size, patch) for count, size in self.seen(image_size))
+        return sum(count * model_costs.forward_flops(spec, size, patch) for count, size in self.seen(image_size))
 
     def encoder_tokens(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
         """Number of encoder tokens for all views of one sample in training."""

@@ -6,8 +6,8 @@ import torch
 from pipeline.bench import step
 from pipeline.bench.step_peers import StockViT, timm_vit
 from pipeline.bench.step_process import StepJob, Training
-from pipeline.models.costs import forward_flops
 from pipeline.models.minivit import MiniViT
+from pipeline.models.model_costs import forward_flops
 from pipeline.models.timm_bridge import to_timm
 from pipeline.models.variants import build_spec
 

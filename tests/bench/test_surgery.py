@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pipeline.bench.surgery import measure
-from pipeline.models.costs import count_parameters
+from pipeline.models.model_costs import count_parameters
 from pipeline.models.variants import build_spec
 
 

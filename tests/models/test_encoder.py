@@ -7,28 +7,9 @@ import torch
 from torch import nn
 
 from pipeline.models import MiniViT, ModelSpec
-from pipeline.models.encoder import Encoder, EncoderLayer, Recompute, SelfAttention
+from pipeline.models.encoder import Encoder, EncoderLayer, Recompute
 
 Randomise = Callable[[nn.Module], None]
-
-
-@pytest.mark.parametrize("num_queries", [None, 1, 3])
-def test_attention_equals_stock(num_queries: int | None, randomise: Randomise) -> None:
-    ours = SelfAttention(32, 4, rate=0.0, qk_norm=False, eps=1e-6)
-    stock = nn.MultiheadAttention(32, 4, batch_first=True)
-    randomise(stock)
-    ours.load_state_dict(stock.state_dict())
-    x = torch.randn(2, 7, 32)
-    expected, _ = stock(x[:, :num_queries], x, x)
-    torch.testing.assert_close(ours(x, num_queries), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_attention_weights_sum_to_one(randomise: Randomise) -> None:
-    ours = SelfAttention(32, 4, rate=0.0, qk_norm=True, eps=1e-6)
-    randomise(ours)
-    weights = ours.weights(torch.randn(2, 7, 32))
-    assert weights.shape == (2, 4, 7, 7)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 7))
 
 
 def test_drop_path_grows_with_depth(small_spec: Callable[..., ModelSpec]) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.models import VARIANTS, HeadSpec, MiniViT, ModelSpec, build_spec
-from pipeline.models.encoder import SelfAttention
 from pipeline.models.heads.head import Features
+from pipeline.models.self_attention import SelfAttention
 
 Make = Callable[..., MiniViT]
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 4}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ModelError
 from pipeline.models import HeadSpec, MiniViT, ModelSpec, TokenSchema, adapt
-from pipeline.models.costs import forward_flops
 from pipeline.models.heads import head_kind
+from pipeline.models.model_costs import forward_flops
 from pipeline.models.surgery_probe import probe_outputs
 
 Make = Callable[..., MiniViT]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pipeline.errors import ModelError
 from pipeline.models import MiniViT, ModelSpec
-from pipeline.models.costs import forward_flops
+from pipeline.models.model_costs import forward_flops
 from pipeline.models.spec import Windows, window_sides
 from pipeline.models.windows import window_mask, windowed_attention
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.metrics.schema import Measure, Schema
-from pipeline.models.costs import count_parameters
+from pipeline.models.model_costs import count_parameters
 from pipeline.report.collect import Evaluation, ProbeRecord, read_run
 from pipeline.report.tables import (
     ClassTable,

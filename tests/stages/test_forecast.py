@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import LARGEST_BUCKET
 from pipeline.forecast.known_hardware import KNOWN
-from pipeline.models.costs import count_parameters
+from pipeline.models.model_costs import count_parameters
 from pipeline.models.variants import build_spec
 from pipeline.stages.forecast import Amounts, checkpoint_bytes, forecast_stage, rank_bytes
 from pipeline.stages.preflight import Model

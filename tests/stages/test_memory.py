@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import EngineConfig
-from pipeline.models.costs import count_parameters, layer_parameters
+from pipeline.models.costs import layer_parameters
+from pipeline.models.model_costs import count_parameters
 from pipeline.models.variants import build_spec
 from pipeline.stages.memory import activation_bytes, rank_memory, teacher_bytes
 from pipeline.tasks.lejepa import Task as LeJEPA

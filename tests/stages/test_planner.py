@@ -12,7 +12,7 @@ from rich.console import Console
 from pipeline.config.load import parse_config
 from pipeline.config.schema import ClusterConfig, PipelineConfig
 from pipeline.errors import ConfigError
-from pipeline.models.costs import count_parameters, forward_flops, head_parameters
+from pipeline.models.model_costs import count_parameters, forward_flops, head_parameters
 from pipeline.models.model_spec import ModelSpec
 from pipeline.stages.folder import RunFolder, Status
 from pipeline.stages.inputs import VERSION

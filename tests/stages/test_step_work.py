@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import TrainStage
-from pipeline.models.costs import backbone_flops, forward_flops, layer_values
+from pipeline.models.costs import backbone_flops, layer_values
+from pipeline.models.model_costs import forward_flops
 from pipeline.models.variants import build_spec
 from pipeline.stages.memory import RankMemory
 from pipeline.stages.preflight import Model

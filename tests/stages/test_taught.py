@@ -13,8 +13,8 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import TrainStage
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Preprocess, save_bundle
-from pipeline.models.costs import count_parameters, forward_flops
 from pipeline.models.minivit import MiniViT
+from pipeline.models.model_costs import count_parameters, forward_flops
 from pipeline.models.variants import build_spec
 from pipeline.stages.context import RunContext, find_datasets, open_datasets
 from pipeline.stages.folder import FINISHED, Status

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config.views import ViewGroup
-from pipeline.models.costs import forward_flops
+from pipeline.models.model_costs import forward_flops
 from pipeline.models.variants import build_backbone
 from pipeline.tasks.classification import Task as Classification
 

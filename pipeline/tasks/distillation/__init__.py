@@ -139,8 +139,8 @@ class Task(BaseTask):
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
         """Operations of the student, including the head that is dropped later; excludes the teacher."""
-        from pipeline.models.costs import forward_flops
         from pipeline.models.heads import head_kind
+        from pipeline.models.model_costs import forward_flops
         from pipeline.models.spec import whole_patches
 
         grid, head = whole_patches(image_size, patch), spec.heads.get(PROJECTION)

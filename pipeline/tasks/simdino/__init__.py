@@ -10,7 +10,7 @@ from pydantic import Field
 from pipeline.config.section import Section
 from pipeline.metrics.effective_rank import EFFECTIVE_RANK
 from pipeline.metrics.schema import LOSS, Measure, Schema
-from pipeline.models import costs
+from pipeline.models import model_costs
 from pipeline.tasks._joint import JointTask
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Task(JointTask):
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
         """Operations for all views of one sample, including the teacher on the global views."""
         count, size = self.seen(image_size)[0]
-        return super().forward_flops(spec, image_size, patch) + count * costs.forward_flops(spec, size, patch)
+        return super().forward_flops(spec, image_size, patch) + count * model_costs.forward_flops(spec, size, patch)
 
     def module(self, model: MiniViT, classes: Sequence[str], preprocess: Preprocess) -> TaskModule:
         from pipeline.tasks.simdino.module import SimDINO

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config.load import parse_config
 from pipeline.errors import ConfigError, ModelError
-from pipeline.models.costs import count_parameters, forward_flops
+from pipeline.models.model_costs import count_parameters, forward_flops
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_backbone, build_spec
 from pipeline.tasks.distillation import PROJECTION, Task

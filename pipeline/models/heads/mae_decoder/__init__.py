@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError
 from pipeline.models.heads.base import HeadKind
+from pipeline.models.heads.mae_decoder.shape import decoder_flops, decoder_parameters, decoder_values
 
 if TYPE_CHECKING:
     from pipeline.models.heads.head import Head
@@ -33,20 +34,14 @@ class _MAEDecoder(HeadKind):
         return None
 
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
-        from pipeline.models.heads.mae_decoder.shape import decoder_parameters
-
         return decoder_parameters(spec, backbone)
 
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
         """With all patches masked, the upper bound."""
-        from pipeline.models.heads.mae_decoder.shape import decoder_flops
-
         return decoder_flops(spec, backbone, visible=0, masked=grid[0] * grid[1])
 
     def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
         """With all patches masked, as in `flops`."""
-        from pipeline.models.heads.mae_decoder.shape import decoder_values
-
         return decoder_values(spec, backbone, grid[0] * grid[1])
 
     def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ModelError
 from pipeline.models.heads.base import HeadKind
+from pipeline.models.heads.text_tower.shape import text_spec, tower_flops, tower_parameters, tower_values
 
 if TYPE_CHECKING:
     from pipeline.models.heads.head import Head
@@ -22,8 +23,6 @@ class _TextTower(HeadKind):
     vectors = ("positions",)
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
-        from pipeline.models.heads.text_tower.shape import text_spec
-
         for name in ("tokens", "length", "dim", "depth", "num_heads"):
             if spec.options[name] < 1:
                 raise ModelError(f"text.{name}: found {spec.options[name]}, expected at least 1")
@@ -36,18 +35,12 @@ class _TextTower(HeadKind):
         return None
 
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
-        from pipeline.models.heads.text_tower.shape import tower_parameters
-
         return tower_parameters(spec, backbone)
 
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        from pipeline.models.heads.text_tower.shape import tower_flops
-
         return tower_flops(spec, backbone)
 
     def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        from pipeline.models.heads.text_tower.shape import tower_values
-
         return tower_values(spec, backbone)
 
     def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:

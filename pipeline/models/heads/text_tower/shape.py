@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pipeline.models.costs import layer_flops, layer_parameters, layer_values
-from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import HeadSpec, TokenSchema, ViTSpec
 
 IMAGE, TEXT, TEMPERATURE = "image_projection", "text_tower", "temperature"  # heads of an image-text model
 
 
-def text_length(spec: ModelSpec) -> int | None:
-    """Number of tokens per text that a model reads; None if it reads no text."""
-    return next((head.options["length"] for head in spec.heads.values() if head.kind == "text_tower"), None)
+def text_length(heads: Mapping[str, HeadSpec]) -> int | None:
+    """Number of tokens per text that a model with these heads reads; None if it reads no text."""
+    return next((head.options["length"] for head in heads.values() if head.kind == "text_tower"), None)
 
 
 def text_spec(head: HeadSpec, backbone: ViTSpec) -> ViTSpec:
