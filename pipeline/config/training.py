@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.architecture import Activation, FewerPatches, Norm, Pool, Positions
 from pipeline.config.paths import PathText
 from pipeline.config.probe import OnlineKnnConfig
 from pipeline.config.section import Duration, Length, Positive, Rate, Section, Share
@@ -42,12 +43,12 @@ class ModelConfig(Section):
     depth: Positive | None = None
     num_heads: Positive | None = None
     mlp_dim: Positive | None = None
-    norm: Literal["pre", "post"] | None = None
-    activation: Literal["relu", "gelu", "quick_gelu"] | None = None
+    norm: Norm | None = None
+    activation: Activation | None = None
     eps: Annotated[float, Field(gt=0)] | None = None
     dropout: Rate | None = None
     drop_path: Rate | None = None
-    pool: Literal["cls", "avg"] | None = None
+    pool: Pool | None = None
     registers: Annotated[int, Field(ge=0)] | None = None
     class_token: bool | None = None
     dist_token: bool | None = None
@@ -58,8 +59,8 @@ class ModelConfig(Section):
     qk_norm: bool | None = None
     embed_norm: bool | None = Field(default=None, description="a norm before the encoder, as in CLIP")
     layer_scale: float | None = None
-    positions: Literal["learned", "sincos", "none"] | None = None
-    fewer_patches: Literal["resize", "slice"] | None = Field(
+    positions: Positions | None = None
+    fewer_patches: FewerPatches | None = Field(
         default=None, description="how positions fit smaller grids; slice is the tutorial's"
     )
     windows: WindowsConfig | Literal["none"] | None = Field(

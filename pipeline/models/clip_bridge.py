@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.config.architecture import Activation
 from pipeline.errors import ModelError
 from pipeline.models.expressible import CLIP_EPS, check_clip
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.recognise import recognise
-from pipeline.models.spec import Activation, ViTSpec
+from pipeline.models.spec import ViTSpec
 from pipeline.models.state import check_state
 
 # Channels per head of open_clip's widest towers, by width; all others have 64.

@@ -30,12 +30,11 @@ def frozen_parameters(spec: ViTSpec, share: float) -> int:
 
 def layer_parameters(spec: ViTSpec) -> int:
     dim = spec.embed_dim
-    attention = 4 * (dim * dim + dim)
+    attention = 4 * (dim * dim + dim) + (4 * (dim // spec.num_heads) if spec.qk_norm else 0)
     feed_forward = 2 * dim * spec.mlp_dim + spec.mlp_dim + dim
     norms = 4 * dim
-    qk_norm = 4 * (dim // spec.num_heads) if spec.qk_norm else 0
     layer_scale = 2 * dim if spec.layer_scale is not None else 0
-    return attention + feed_forward + norms + qk_norm + layer_scale
+    return attention + feed_forward + norms + layer_scale
 
 
 def backbone_flops(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.config.architecture import Activation
 from pipeline.config.data import WHITE
 from pipeline.config.references import TIMM
 from pipeline.errors import ModelError
@@ -29,7 +30,6 @@ from pipeline.models.foreign_config import (
 from pipeline.models.hf_bridge import from_hugging_face, is_hugging_face
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.resizing import from_clip_config, from_hugging_face_config, from_timm_config, plain_config
-from pipeline.models.spec import Activation
 from pipeline.models.timm_bridge import from_timm
 
 # Optional files next to the weights, which describe them.

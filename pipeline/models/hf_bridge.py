@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.config.architecture import Activation
 from pipeline.errors import ModelError
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.recognise import refuse_unplaced
-from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec
+from pipeline.models.spec import Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
 log = logging.getLogger(__name__)

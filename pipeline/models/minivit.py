@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,9 @@ from pipeline.models.init import initialise
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.patch_embed import PatchEmbed
 from pipeline.models.pos_embed import fit_positions, is_known, sincos_positions
-from pipeline.models.spec import (
-    Activation,
-    FewerPatches,
-    Norm,
-    Pair,
-    Pool,
-    Positions,
-    TokenSchema,
-    ViTSpec,
-    as_pair,
-    whole_patches,
-)
+from pipeline.models.spec import Pair, whole_patches
 from pipeline.models.tokens import prefix_layout
+from pipeline.models.variants import build_spec
 
 TOKENS = ("cls_token", "dist_token", "registers", "mask_token", "pos_embed")  # vectors, whatever their rank
 EMBEDDING = ("patch_embed", "embed_norm", *TOKENS)
@@ -65,47 +55,23 @@ class MiniViT(nn.Module):
         depth: int = 6,
         num_heads: int = 8,
         *,
-        mlp_dim: int = 2048,
-        norm: Norm = "post",
-        activation: Activation = "relu",
-        eps: float = 1e-5,
-        dropout: float = 0.1,
-        drop_path: float = 0.0,
-        pool: Pool = "cls",
-        tokens: TokenSchema | None = None,
-        qk_norm: bool = False,
-        layer_scale: float | None = None,
-        positions: Positions = "learned",
-        embed_norm: bool = False,
-        fewer_patches: FewerPatches = "slice",
-        variant: str = "tutorial",
         init: str | None = None,
+        **overrides: Any,
     ) -> None:
+        """`init` as in `from_spec`; `overrides` as in `build_backbone`, whose tutorial has these defaults."""
         super().__init__()
-        patch = as_pair(patch_size)
-        backbone = ViTSpec(
-            variant=variant,
+        spec = build_spec(
+            "tutorial",
+            image_size=img_size,
+            patch_size=patch_size,
             channels=in_channels,
-            grid=whole_patches(as_pair(img_size), patch),
-            patch=patch,
             embed_dim=embed_dim,
+            num_classes=num_classes,
             depth=depth,
             num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            norm=norm,
-            activation=activation,
-            eps=eps,
-            dropout=dropout,
-            drop_path=drop_path,
-            pool=pool,
-            tokens=tokens or TokenSchema(),
-            qk_norm=qk_norm,
-            layer_scale=layer_scale,
-            positions=positions,
-            embed_norm=embed_norm,
-            fewer_patches=fewer_patches,
+            **overrides,
         )
-        self._build(ModelSpec.classifier(backbone, num_classes), init)
+        self._build(spec, init)
 
     @classmethod
     def from_spec(cls, spec: ModelSpec, *, init: str | None = None) -> Self:

@@ -10,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from pipeline.config.architecture import FewerPatches
 from pipeline.models.resize import graph_matrix, resize_tensor
-from pipeline.models.spec import FewerPatches, Pair
+from pipeline.models.spec import Pair
 
 
 def resize_positions(pos_embed: Tensor, old_grid: Pair, new_grid: Pair) -> Tensor:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from pipeline.config.architecture import Activation, FewerPatches, Norm, Pool, Positions
 from pipeline.errors import ModelError
 
 Pair = tuple[int, int]
-Norm = Literal["pre", "post"]
-Activation = Literal["relu", "gelu", "quick_gelu"]
-Pool = Literal["cls", "avg"]
-Positions = Literal["learned", "sincos", "none"]
-FewerPatches = Literal["resize", "slice"]
 
 # Fields that surgery cannot change: they make another architecture, not another shape of the same one.
 FIXED_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "qk_norm", "embed_norm")
@@ -199,18 +196,15 @@ def _check_sizes(spec: ViTSpec) -> None:
 
 
 def _check_choices(spec: ViTSpec) -> None:
-    known = {
-        "norm": Norm,
-        "activation": Activation,
-        "pool": Pool,
-        "positions": Positions,
-        "fewer_patches": FewerPatches,
-    }
-    for name, choices in known.items():
-        if getattr(spec, name) not in get_args(choices):
-            raise ModelError(
-                f"model.{name}: found {getattr(spec, name)!r}, expected one of {', '.join(get_args(choices))}"
-            )
+    for name, choices in _choices().items():
+        if getattr(spec, name) not in choices:
+            raise ModelError(f"model.{name}: found {getattr(spec, name)!r}, expected one of {', '.join(choices)}")
+
+
+@cache
+def _choices() -> dict[str, tuple[str, ...]]:
+    """Allowed values of the fields that have a choice."""
+    return {name: get_args(hint) for name, hint in get_type_hints(ViTSpec).items() if get_origin(hint) is Literal}
 
 
 def _check_combinations(spec: ViTSpec) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.config.architecture import Activation
 from pipeline.errors import ModelError
 from pipeline.models.backbone import bare_backbone
 from pipeline.models.expressible import CLIP_EPS, TIMM_EPS, bare_spec, check_timm
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.recognise import recognise, refuse_unplaced
-from pipeline.models.spec import Activation, Pair, TokenSchema, ViTSpec
+from pipeline.models.spec import Pair, TokenSchema, ViTSpec
 from pipeline.models.state import check_state
 
 # timm's size names and numbers of heads, by (width, depth); any other shape is a vit_tiny with arguments.

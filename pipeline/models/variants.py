@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pipeline.errors import ModelError
 from pipeline.models.model_spec import ModelSpec
-from pipeline.models.spec import Activation, FewerPatches, Norm, Pair, TokenSchema, ViTSpec, as_pair, whole_patches
+from pipeline.models.spec import Pair, TokenSchema, ViTSpec, as_pair, whole_patches
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: the shape of the encoder and its usual patch. `patch` in pixels; `note` names the source.
+    """One row: the shape of the encoder, its usual patch in pixels, the source, and other fields of its spec.
 
     A changed width keeps the ratio of `mlp_dim` to it, unless the row has a `fixed_mlp`.
     """
@@ -24,12 +24,8 @@ class Variant:
     mlp_dim: int
     patch: int
     note: str
-    norm: Norm = "pre"
-    activation: Activation = "gelu"
-    eps: float = 1e-6
-    dropout: float = 0.0
-    fewer_patches: FewerPatches = "resize"
     fixed_mlp: bool = False
+    others: dict[str, Any] = field(default_factory=dict)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -48,17 +44,11 @@ VARIANTS: dict[str, Variant] = {
         2048,
         16,
         "the MiniViT tutorial, on torch's own encoder defaults",
-        norm="post",
-        activation="relu",
-        eps=1e-5,
-        dropout=0.1,
-        fewer_patches="slice",
         fixed_mlp=True,
+        others={"norm": "post", "activation": "relu", "eps": 1e-5, "dropout": 0.1, "fewer_patches": "slice"},
     ),
 }
 
-ROW_FIELDS = ("embed_dim", "depth", "num_heads", "mlp_dim", "norm", "activation", "eps", "dropout", "fewer_patches")
-FREE_FIELDS = ("drop_path", "qk_norm", "layer_scale", "positions", "embed_norm", "windows")
 # Ours -> the token schema's.
 TOKEN_FIELDS = {
     "class_token": "cls",
@@ -67,6 +57,11 @@ TOKEN_FIELDS = {
     "registers": "registers",
     "prefix_positions": "positions_cover_prefix",
 }
+# What `build_backbone` takes besides its own arguments.
+OVERRIDES = (
+    *(f.name for f in fields(ViTSpec) if f.name not in ("variant", "channels", "grid", "patch", "tokens")),
+    *TOKEN_FIELDS,
+)
 
 
 def build_spec(variant: str, *, image_size: int | Pair, num_classes: int, **settings: Any) -> ModelSpec:
@@ -84,24 +79,28 @@ def build_backbone(
 ) -> ViTSpec:
     """The backbone of a named variant at an image size (pixels, one number or (height, width)).
 
-    `overrides` are fields of a row, of the token schema (`class_token`, `dist_token`, `mask_token`, `registers`,
-    `prefix_positions`), and `pool`, `drop_path`, `qk_norm`, `layer_scale`, `positions`, `embed_norm` and `windows`. A
-    model without class token pools by average. Raises `ModelError` on unknown names and impossible combinations.
+    `overrides` are fields of the spec, and of its token schema by the names in `TOKEN_FIELDS`. A model without class
+    token pools by average. Raises `ModelError` on unknown names and impossible combinations.
     """
     row = find_variant(variant)
-    known = (*ROW_FIELDS, *FREE_FIELDS, *TOKEN_FIELDS, "pool")
     for key in overrides:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
+        if key not in OVERRIDES:
+            near = difflib.get_close_matches(key, OVERRIDES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(OVERRIDES)}"
             raise ModelError(f"model.{key}: not a field of a variant; {hint}")
 
-    settings = {name: overrides.get(name, getattr(row, name)) for name in ROW_FIELDS}
+    tokens = TokenSchema(**{theirs: overrides.pop(ours) for ours, theirs in TOKEN_FIELDS.items() if ours in overrides})
+    settings: dict[str, Any] = {
+        "embed_dim": row.embed_dim,
+        "depth": row.depth,
+        "num_heads": row.num_heads,
+        "mlp_dim": row.mlp_dim,
+        "pool": "cls" if tokens.cls else "avg",
+        **row.others,
+        **overrides,
+    }
     if "mlp_dim" not in overrides and not row.fixed_mlp:
         settings["mlp_dim"] = settings["embed_dim"] * row.mlp_dim // row.embed_dim
-    tokens = TokenSchema(**{theirs: overrides[ours] for ours, theirs in TOKEN_FIELDS.items() if ours in overrides})
-    settings["pool"] = overrides.get("pool", "cls" if tokens.cls else "avg")
-    settings |= {name: overrides[name] for name in FREE_FIELDS if name in overrides}
 
     patch = as_pair(row.patch if patch_size is None else patch_size)
     return ViTSpec(

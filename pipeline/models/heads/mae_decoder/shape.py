@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 
 from pipeline.models.costs import layer_flops, layer_parameters, layer_values
@@ -23,23 +22,19 @@ def decoder_spec(head: HeadSpec, backbone: ViTSpec) -> ViTSpec:
     """Spec of its light pre-norm transformer; patches and prefix tokens are the backbone's."""
     dim, tokens = head.options["dim"], backbone.tokens
     most = max(dim // HEAD_DIM, 1)
-    return replace(
-        backbone,
+    return ViTSpec(
         variant="decoder",
+        channels=backbone.channels,
+        grid=backbone.grid,
+        patch=backbone.patch,
         embed_dim=dim,
         depth=head.options["depth"],
         num_heads=next(heads for heads in range(most, 0, -1) if dim % heads == 0),
         mlp_dim=4 * dim,
-        norm="pre",
-        activation="gelu",
-        dropout=0.0,
-        drop_path=0.0,
+        eps=backbone.eps,
+        pool=backbone.pool,
         tokens=TokenSchema(tokens.cls, tokens.dist, registers=tokens.registers),
-        qk_norm=False,
-        layer_scale=None,
         positions="sincos",
-        embed_norm=False,
-        windows=None,
     )
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from pipeline.models.costs import layer_flops, layer_parameters, layer_values
-from pipeline.models.spec import HeadSpec, TokenSchema, ViTSpec
+from pipeline.models.spec import HeadSpec, ViTSpec
 
 IMAGE, TEXT, TEMPERATURE = "image_projection", "text_tower", "temperature"  # heads of an image-text model
 
@@ -18,23 +17,18 @@ def text_length(heads: Mapping[str, HeadSpec]) -> int | None:
 
 def text_spec(head: HeadSpec, backbone: ViTSpec) -> ViTSpec:
     """Spec of its pre-norm transformer; activation and eps are the backbone's, as CLIP's towers share theirs."""
-    return replace(
-        backbone,
+    return ViTSpec(
         variant="text",
+        channels=backbone.channels,
+        grid=backbone.grid,
+        patch=backbone.patch,
         embed_dim=head.options["dim"],
         depth=head.options["depth"],
         num_heads=head.options["num_heads"],
         mlp_dim=4 * head.options["dim"],
-        norm="pre",
-        dropout=0.0,
-        drop_path=0.0,
-        pool="cls",
-        tokens=TokenSchema(),
-        qk_norm=False,
-        layer_scale=None,
+        activation=backbone.activation,
+        eps=backbone.eps,
         positions="none",
-        embed_norm=False,
-        windows=None,
     )
 
 
