@@ -21,9 +21,14 @@ def load_model(path: str | PathLike[str]) -> PretrainedMiniViT:
     It carries `.preprocess` and `.classes`, and `.predict(images)` returns its task's predictions. Raises `ModelError`
     if there is no model.
     """
-    from pipeline.tasks.pretrained import load_pretrained  # imports torch only when a model is loaded
+    from pipeline.models.bundle import load_bundle  # torch is imported only when a model is loaded
+    from pipeline.models.find_bundle import find_bundle
+    from pipeline.models.integrity import check_files
+    from pipeline.tasks.pretrained import PretrainedMiniViT
 
-    return load_pretrained(path)
+    folder = find_bundle(path)
+    check_files(folder)
+    return PretrainedMiniViT.from_bundle(load_bundle(folder))
 
 
 def stage_stream(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline import load_model
 from pipeline.errors import DataError, ModelError
-from pipeline.models import HeadSpec, MiniViT, ModelSpec, Preprocess, build_backbone, build_spec, save_bundle
+from pipeline.models import Bundle, HeadSpec, MiniViT, ModelSpec, Preprocess, build_backbone, build_spec
 from pipeline.tasks.base import TaskModule
 from pipeline.tasks.classification.module import Classification
 
@@ -28,7 +28,7 @@ def write_model(
     torch.manual_seed(0)
     state = MiniViT.from_spec(spec).state_dict()
     state["mlp_head.1.bias"][0] = len(mark)
-    save_bundle(folder, state, spec, preprocess, classes, {"mark": mark})
+    Bundle(state, spec, preprocess, classes, {"mark": mark}).save(folder)
 
 
 def write_stage(stage: Path, ended: float, mark: str, state: str = "finished", **status: object) -> None:
@@ -158,7 +158,7 @@ def test_a_model_that_segments_gives_class_maps_at_the_images_own_sizes(tmp_path
     )
     torch.manual_seed(0)
     state = MiniViT.from_spec(spec).state_dict()
-    save_bundle(tmp_path / "model", state, spec, Preprocess((0.5,), (0.5,), 1, (28, 28)), CLASSES, {})
+    Bundle(state, spec, Preprocess((0.5,), (0.5,), 1, (28, 28)), CLASSES).save(tmp_path / "model")
     model = load_model(tmp_path / "model")
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 60), dtype=np.uint8))
     wide.save(tmp_path / "wide.png")
@@ -166,7 +166,7 @@ def test_a_model_that_segments_gives_class_maps_at_the_images_own_sizes(tmp_path
     assert (from_image.shape, from_path.shape, turned.shape) == ((30, 60), (30, 60), (60, 30))
     assert np.array_equal(from_image, from_path)
     finer = {"inference": {"size": 56}}
-    save_bundle(tmp_path / "finer", state, spec, model.preprocess, CLASSES, {}, finer)
+    Bundle(state, spec, model.preprocess, CLASSES, {}, finer).save(tmp_path / "finer")
     [at_56] = load_model(tmp_path / "finer").predict([wide])
     assert at_56.shape == (30, 60)
     assert not np.array_equal(at_56, from_image), "seen at the size that it was measured at"

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config.fields import allowed
 from pipeline.errors import ConfigError
-from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.model_spec import ModelSpec
 
@@ -50,4 +50,4 @@ def task_settings(name: str, side: int, patch: int, teacher: Path) -> dict[str, 
 def write_teacher(folder: Path, spec: ModelSpec, preprocess: Preprocess, classes: list[str]) -> None:
     """Write the bundle of a classifier with initial weights."""
     torch.manual_seed(1)
-    save_bundle(folder, MiniViT.from_spec(spec).state_dict(), spec, preprocess, classes, {})
+    Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess, classes).save(folder)

@@ -69,7 +69,7 @@ def command(
     from pipeline.errors import ConfigError
     from pipeline.export import export
     from pipeline.models.bundle import load_bundle
-    from pipeline.models.pretrained import find_bundle, locate
+    from pipeline.models.find_bundle import find_bundle, locate
     from pipeline.stages.checkpoint_model import checkpoint_bundle, only_stage, weights_bundle
     from pipeline.stages.story import story_of
 

@@ -96,8 +96,7 @@ def exported_graphs(bundle: Bundle, config: GraphConfig) -> dict[str, Traced]:
     """
     task = own_task(bundle)
     names = bundle.classes or [str(number) for number in range(bundle.spec.num_classes)]
-    model = MiniViT.from_spec(bundle.spec, init="torch")
-    model.load_state_dict(bundle.state)
+    model = MiniViT.from_state(bundle.spec, bundle.state)
     module = task.module(model.float(), names, bundle.preprocess).eval()
     size = next(iter(task.view_groups(evaluation=True).values())).size or bundle.preprocess.image_size
     images = torch.zeros(EXAMPLES, bundle.spec.backbone.channels, *size)

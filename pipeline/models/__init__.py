@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.models.bundle import Bundle, Preprocess, load_bundle, save_bundle
+    from pipeline.models.bundle import Bundle, Preprocess, load_bundle
     from pipeline.models.minivit import MiniViT
     from pipeline.models.model_costs import count_parameters, forward_flops
     from pipeline.models.model_spec import ModelSpec
@@ -19,7 +19,6 @@ HOMES = {
     "Bundle": "bundle",
     "Preprocess": "bundle",
     "load_bundle": "bundle",
-    "save_bundle": "bundle",
     "count_parameters": "model_costs",
     "forward_flops": "model_costs",
     "MiniViT": "minivit",
@@ -50,7 +49,6 @@ __all__ = [
     "count_parameters",
     "forward_flops",
     "load_bundle",
-    "save_bundle",
 ]
 
 

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -111,46 +110,31 @@ class Bundle:
             object.__setattr__(self, "classes", [normalise_class_name(name) for name in self.classes])
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """See `save_bundle`."""
-        return save_bundle(
-            folder, self.state, self.spec, self.preprocess, self.classes, self.provenance, self.task_settings
-        )
+        """Write it, complete or not at all, replacing an older one; returns its folder.
 
-
-def save_bundle(
-    folder: str | os.PathLike[str],
-    state: Mapping[str, Tensor],
-    spec: ModelSpec,
-    preprocess: Preprocess,
-    classes: Sequence[str] | None,
-    provenance: dict[str, Any],
-    task_settings: Mapping[str, Any] = MappingProxyType({}),
-) -> Path:
-    """Write a bundle, complete or not at all, replacing an older one; returns its folder.
-
-    Raises `ModelError` if the state or the classes do not fit the spec.
-    """
-    folder = Path(folder)
-    check_state(state, spec, "the state to be saved")
-    _check_description(spec, preprocess, classes, str(folder))
-    description = describe(spec, preprocess, classes, provenance)
-    if task_settings:
-        description["task_settings"] = dict(task_settings)
-    place = folder.resolve()  # "." has no name to derive the draft's from
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
-    draft.mkdir()
-    try:
-        save_tensors(draft / WEIGHTS, state)
-        (draft / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-        if preprocess.tokenizer:
-            (draft / TOKENIZER).write_text(preprocess.tokenizer.content)
-        for file in draft.iterdir():
-            sync(file)
-        _replace_folder(draft, place)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
+        Raises `ModelError` if the state or the classes do not fit the spec.
+        """
+        folder = Path(folder)
+        check_state(self.state, self.spec, "the state to be saved")
+        _check_description(self.spec, self.preprocess, self.classes, str(folder))
+        description = describe(self.spec, self.preprocess, self.classes, self.provenance)
+        if self.task_settings:
+            description["task_settings"] = self.task_settings
+        place = folder.resolve()  # "." has no name to derive the draft's from
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+        draft.mkdir()
+        try:
+            save_tensors(draft / WEIGHTS, self.state)
+            (draft / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+            if self.preprocess.tokenizer:
+                (draft / TOKENIZER).write_text(self.preprocess.tokenizer.content)
+            for file in draft.iterdir():
+                sync(file)
+            _replace_folder(draft, place)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return folder
 
 
 def describe(
@@ -166,10 +150,15 @@ def describe(
     }
 
 
-def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
-    """Read a bundle. Raises `ModelError`, naming the file that is missing, unreadable or does not fit."""
+def load_bundle(folder: str | os.PathLike[str], *, weights: bool = True) -> Bundle:
+    """Read a bundle; without `weights`, its state is empty.
+
+    Raises `ModelError`, naming the file that is missing, unreadable or does not fit.
+    """
     folder = Path(folder)
-    described = load_description(folder)
+    described = _read_description(folder)
+    if not weights:
+        return described
     try:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -178,9 +167,7 @@ def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
     return replace(described, state=state)
 
 
-def load_description(folder: str | os.PathLike[str]) -> Bundle:
-    """Read a bundle without its weights: `state` is empty. Raises `ModelError` as `load_bundle` does."""
-    folder = Path(folder)
+def _read_description(folder: Path) -> Bundle:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise ModelError(f"{folder}: found no {DESCRIPTION}; give the folder of an exported model")

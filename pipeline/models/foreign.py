@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,39 +36,32 @@ from pipeline.models.timm_bridge import from_timm
 CONFIG, PREPROCESSOR, OPEN_CLIP = BESIDE = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 
-def load_foreign(reference: str, **unspecified: Any) -> Bundle:
+def load_foreign(reference: str, *, weights: bool = True, **unspecified: Any) -> Bundle:
     """Returns the model behind `timm:NAME` or the path of a safetensors file, including head and class names.
 
-    timm finds and caches its own weights; NAME may begin with `hf-hub:` or `local-dir:`, as timm allows. `unspecified`
-    gives `num_heads`, `eps` and `activation` for files that do not state them. Pickles are refused because they run
-    code. Raises `ModelError` if the weights do not exist or are not a plain Vision Transformer's.
+    timm finds and caches its own weights; NAME may begin with `hf-hub:` or `local-dir:`, as timm allows. Without
+    `weights`, the state is empty, and nothing is downloaded. `unspecified` gives `num_heads`, `eps` and `activation`
+    for files that do not state them. Pickles are refused because they run code. Raises `ModelError` if the weights do
+    not exist or are not a plain Vision Transformer's.
     """
-    if reference.startswith(TIMM):
-        return _from_timm_model(reference, _create_timm(reference, pretrained=True))
     path = Path(reference)
-    if _describes_itself(path):
+    if not reference.startswith(TIMM) and _describes_itself(path):
         reference = f"{TIMM}local-dir:{path.parent}"
-        return _from_timm_model(reference, _create_timm(reference, pretrained=True))
-    return _from_file(path, unspecified)
+    if reference.startswith(TIMM):
+        place: AbstractContextManager[Any] = nullcontext() if weights else torch.device("meta")
+        with place:
+            model = _create_timm(reference, pretrained=weights)
+        bundle = _from_timm_model(reference, model)
+    else:
+        bundle = _from_file(path, unspecified)
+    return bundle if weights else replace(bundle, state={})
 
 
 def import_foreign(reference: str, folder: Path, **unspecified: Any) -> Path:
     """Save `load_foreign(reference)` as a bundle in `folder` and return it; never downloads what is not a ViT."""
     if reference.startswith(TIMM):
-        describe_foreign(reference, **unspecified)
+        load_foreign(reference, weights=False, **unspecified)
     return load_foreign(reference, **unspecified).save(folder)
-
-
-def describe_foreign(reference: str, **unspecified: Any) -> Bundle:
-    """`load_foreign(reference)` without its weights: `state` is empty, and nothing is downloaded for timm models."""
-    path = Path(reference)
-    if not reference.startswith(TIMM) and not _describes_itself(path):
-        return replace(_from_file(path, unspecified), state={})
-    if not reference.startswith(TIMM):
-        reference = f"{TIMM}local-dir:{path.parent}"
-    with torch.device("meta"):
-        model = _create_timm(reference)
-    return replace(_from_timm_model(reference, model), state={})
 
 
 def _from_file(path: Path, unspecified: Mapping[str, Any]) -> Bundle:
@@ -156,7 +149,7 @@ def _describes_itself(path: Path) -> bool:
         return False
 
 
-def _create_timm(reference: str, *, pretrained: bool = False) -> Any:
+def _create_timm(reference: str, *, pretrained: bool) -> Any:
     import timm  # slow to import, needed only here
 
     name = reference.removeprefix(TIMM)

@@ -6,7 +6,7 @@ Legend: B batch, C channels, (H, W) image, (h, w) grid, N = h * w patches, P pre
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -79,6 +79,13 @@ class MiniViT(nn.Module):
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         model._build(spec, init)
+        return model
+
+    @classmethod
+    def from_state(cls, spec: ModelSpec, state: Mapping[str, Tensor]) -> Self:
+        """The model that a spec describes, in fp32, with weights from a state dict."""
+        model = cls.from_spec(spec, init="torch")
+        model.load_state_dict(state)
         return model
 
     def _build(self, spec: ModelSpec, init: str | None) -> None:

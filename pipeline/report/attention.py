@@ -104,8 +104,7 @@ def inspect_model(bundle: Path, dataset: DatasetConfig) -> InspectedModel:
         ModelError, CheckpointError: the bundle cannot be loaded.
     """
     found = load_bundle(bundle)
-    model = MiniViT.from_spec(found.spec).eval()
-    model.load_state_dict(found.state)
+    model = MiniViT.from_state(found.spec, found.state).eval()
     images = choose(first_images(dataset, found.preprocess.channels))
     if not images:
         raise DataError(f"{dataset.shards}: found no readable image in the first {LOOKED_THROUGH} samples")

@@ -19,10 +19,10 @@ from pipeline.config.export import EMA, LAST, SOUP, STEP
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.schema import VAL
-from pipeline.models.bundle import TOKENIZER, Bundle, Preprocess, load_description
+from pipeline.models.bundle import TOKENIZER, Bundle, Preprocess, load_bundle
+from pipeline.models.find_bundle import locate
 from pipeline.models.heads.text_tower.shape import text_length
 from pipeline.models.model_spec import ModelSpec
-from pipeline.models.pretrained import locate
 from pipeline.stages.folder import Status, checkpointing_stages
 from pipeline.text.tokenizer import load_tokenizer
 from pipeline.train.job import stage_id
@@ -94,7 +94,7 @@ def _bundle(folder: Path, status: Status, storage: Storage, steps: list[int], ke
         "metrics": manifest.metrics if len(steps) == 1 and keys == FINISHED else {},
     }
     finished = folder / "model"
-    task_settings = load_description(finished).task_settings if finished.is_dir() else {}
+    task_settings = load_bundle(finished, weights=False).task_settings if finished.is_dir() else {}
     return Bundle(state, spec, preprocess, inputs["classes"], provenance, task_settings)
 
 

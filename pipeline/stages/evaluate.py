@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config.schema import EvaluateStage
 from pipeline.metrics.outcome import schema_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
-from pipeline.models.bundle import load_description
+from pipeline.models.bundle import load_bundle
 from pipeline.shards.bad_samples import TEST, quarantine_files
 from pipeline.stages.bad_sample_report import manifests, report_bad_samples
 from pipeline.stages.context import RunContext
@@ -34,7 +34,7 @@ class EvaluateStageRun:
         self.folder = context.folder.stage(branch.id)
         self.data = context.datasets[self.stage.data]
         self.sources = [source for reference in self.stage.models for source in self._sources(reference)]
-        described = {source.name: load_description(source.path) for source in self.sources}
+        described = {source.name: load_bundle(source.path, weights=False) for source in self.sources}
         self.task = evaluated_task(self.stage.task, described, f"stages.{self.id}")
         self.labelled, self.classes = evaluated_data(self.stage.data, self.data, self.task)
         for name, model in described.items():

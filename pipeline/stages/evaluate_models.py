@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pipeline.config.schema import ClusterConfig
 from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError
-from pipeline.models.bundle import Bundle, load_description
+from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.shards.bad_samples import TEST, quarantine_files
 from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.data import check_classes
@@ -52,7 +52,7 @@ def evaluate_models(
         raise ConfigError(f"--out: {out} already has an evaluation; give another folder")
     with tempfile.TemporaryDirectory(prefix="minivit-evaluate-") as scratch:
         models = {reference: bundle_of(reference, Path(scratch, str(i))) for i, reference in enumerate(references)}
-        described = {reference: load_description(path) for reference, path in models.items()}
+        described = {reference: load_bundle(path, weights=False) for reference, path in models.items()}
         dataset = _dataset(data, described)
         task = evaluated_task(task, described, COMMAND)
         labelled, classes = evaluated_data(data.name, dataset, task)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pipeline.config.probe import BASELINES, MethodsConfig, Pooling
 from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ConfigError
-from pipeline.models.bundle import load_description
+from pipeline.models.bundle import load_bundle
 from pipeline.shards.bad_samples import PROBED, TRAIN, quarantine_files
 from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.preflight import check_features
@@ -59,7 +59,7 @@ def probe_models(
     with tempfile.TemporaryDirectory(prefix="minivit-probe-") as scratch:
         models = _models(references, Path(scratch))
         for name, model in models.items():
-            check_features(COMMAND, features, name, load_description(model.path).spec)
+            check_features(COMMAND, features, name, load_bundle(model.path, weights=False).spec)
         data = probe_sources((train.name, test.name), (dataset_of(train), dataset_of(test)), COMMAND)
         check_numbers(methods, data.train.index.num_samples, data.test.index.num_samples, "--probe")
         folder = (out or Path(scratch, "out")).absolute()

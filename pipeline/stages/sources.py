@@ -17,17 +17,10 @@ from pipeline.errors import ConfigError
 from pipeline.files import hash_file
 from pipeline.metrics.outcome import selected_values
 from pipeline.metrics.schema import best
-from pipeline.models.bundle import (
-    DESCRIPTION,
-    WEIGHTS,
-    Bundle,
-    Preprocess,
-    check_weights,
-    load_description,
-)
-from pipeline.models.foreign import BESIDE, describe_foreign, import_foreign
+from pipeline.models.bundle import DESCRIPTION, WEIGHTS, Bundle, Preprocess, check_weights, load_bundle
+from pipeline.models.find_bundle import find_bundle
+from pipeline.models.foreign import BESIDE, import_foreign, load_foreign
 from pipeline.models.integrity import check_files
-from pipeline.models.pretrained import find_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.inputs import inputs_digest, model_inputs, non_defaults
@@ -67,7 +60,7 @@ def resolve_source(context: RunContext, stage_id: str, reference: str) -> Source
 
 def bundle_digest(folder: Path) -> str:
     """32 hex digits that change with a model's weights, spec, preprocessing or classes."""
-    described = load_description(folder)
+    described = load_bundle(folder, weights=False)
     meaning = [model_inputs(described.spec), non_defaults(described.preprocess), described.classes]
     return inputs_digest({"weights": hash_file(folder / WEIGHTS), "meaning": meaning})
 
@@ -101,10 +94,10 @@ def describe_source(config: PipelineConfig, reference: str, stage: Stage) -> Bun
     if is_foreign(config, reference):
         folder = import_folder(RunFolder(Path(config.runs_dir) / config.name), reference, stage)
         if not (folder / DESCRIPTION).is_file():
-            return describe_foreign(reference, **unspecified_settings(stage, reference))
+            return load_foreign(reference, weights=False, **unspecified_settings(stage, reference))
     else:
         folder = find_bundle(reference)
-    described = load_description(folder)
+    described = load_bundle(folder, weights=False)
     check_weights(folder, described.spec)
     return described
 

@@ -16,9 +16,9 @@ from pipeline.config.references import names_weights
 from pipeline.config.schema import ClusterConfig
 from pipeline.credentials import shown
 from pipeline.errors import DataError
+from pipeline.models.find_bundle import find_bundle
 from pipeline.models.foreign import import_foreign
 from pipeline.models.integrity import check_files
-from pipeline.models.pretrained import find_bundle
 from pipeline.shards.index import load_index
 from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.context import absolute

@@ -18,7 +18,7 @@ from pipeline.files import write_json
 from pipeline.metrics.outcome import measures_of
 from pipeline.metrics.pictures import FOLDER as PICTURES
 from pipeline.metrics.schema import VAL, Schema, best
-from pipeline.models.bundle import Preprocess, load_bundle, load_description, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.model_costs import count_parameters
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.surgery import adapt
@@ -65,8 +65,8 @@ class TrainStageRun:
         self.knn = knn_job(context.datasets, self.stage.eval.knn, f"{where}.eval.knn")
         self.source = resolve_source(context, self.id, self.stage.init_from) if self.stage.init_from else None
         self.teacher = resolve_source(context, self.id, taught_by) if (taught_by := self.stage.task.taught_by) else None
-        parent = load_description(self.source.path).spec if self.source else None
-        teacher = load_description(self.teacher.path) if self.teacher else None
+        parent = load_bundle(self.source.path, weights=False).spec if self.source else None
+        teacher = load_bundle(self.teacher.path, weights=False) if self.teacher else None
         self.spec: ModelSpec = stage_spec(branch, len(self.classes), parent, teacher.spec if teacher else None)
         if teacher:
             check_teacher(branch, self.spec, self.classes, teacher.spec, teacher.classes)
@@ -83,7 +83,7 @@ class TrainStageRun:
         """The model's preprocessing; the first call may have to train its tokenizer."""
         dataset, parent = self.train[0].config, None
         if self.source:
-            parent = load_description(self.source.path).preprocess
+            parent = load_bundle(self.source.path, weights=False).preprocess
         return Preprocess(
             dataset.mean,
             dataset.std,
@@ -181,7 +181,7 @@ class TrainStageRun:
         state, report = adapt(
             parent.state, parent.spec, self.spec, from_classes=parent.classes, to_classes=self.classes
         )
-        save_bundle(init, state, self.spec, self.preprocess, self.classes, {"init_from": self.source.name})
+        Bundle(state, self.spec, self.preprocess, self.classes, {"init_from": self.source.name}).save(init)
         write_json(self.folder.path / "surgery.json", report.to_dict())
         (self.folder.path / "surgery.txt").write_text(f"{report}\n")
         self.context.say(self.id, f"starts from {self.source.name}: {report.summary()}")
@@ -354,7 +354,7 @@ def best_values(schema: Schema, validations: Sequence[Mapping[str, float]]) -> d
 
 def finished_model(stage_id: str, folder: StageFolder, status: Status) -> FinishedModel:
     """A training stage's model, as MLflow gets it."""
-    described = load_description(folder.model)
+    described = load_bundle(folder.model, weights=False)
     preprocess, task = described.preprocess, own_task(described)
     return FinishedModel(
         stage=stage_id,

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, ModelError
-from pipeline.models.bundle import Bundle, Preprocess, load_bundle
-from pipeline.models.integrity import check_files
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
-from pipeline.models.pretrained import find_bundle
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import TaskModule
 from pipeline.tasks.task import BaseTask, own_task
@@ -38,9 +36,9 @@ class PretrainedMiniViT(MiniViT):
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> PretrainedMiniViT:
         """The bundle's model in fp32 and eval mode. Raises `ModelError` for an unknown task."""
-        model = cls.from_spec(bundle.spec, init="torch")
-        model.task = own_task(bundle)
-        model.load_state_dict(bundle.state)
+        task = own_task(bundle)
+        model = cls.from_state(bundle.spec, bundle.state)
+        model.task = task
         model.preprocess, model.classes = bundle.preprocess, bundle.classes
         return model.float().eval()
 
@@ -102,13 +100,6 @@ class PretrainedMiniViT(MiniViT):
         kernel = self.patch_embed.proj.weight
         pixels = torch.from_numpy(np.stack(views).transpose(0, 3, 1, 2).copy())
         return self.preprocess.normalise(pixels.to(kernel.device), kernel.dtype)
-
-
-def load_pretrained(path: str | os.PathLike[str]) -> PretrainedMiniViT:
-    """See `pipeline.load_model`."""
-    folder = find_bundle(path)
-    check_files(folder)
-    return PretrainedMiniViT.from_bundle(load_bundle(folder))
 
 
 def check_options(task: BaseTask, options: Mapping[str, Any]) -> None:

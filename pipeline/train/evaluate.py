@@ -112,8 +112,7 @@ def evaluate_model_collective(
     watch.beat()
     bundle = load_bundle(job.models[name])
     dtype = precision_dtype(job.precision)
-    model = MiniViT.from_spec(bundle.spec)
-    model.load_state_dict(bundle.state)
+    model = MiniViT.from_state(bundle.spec, bundle.state)
     model.to(device=device, dtype=dtype)
     plain = job.data.config.eval or bundle.preprocess.eval
     task = task_of(job.task).module(model, job.classes, replace(bundle.preprocess, eval=plain))

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.checkpoints.storage import explain_unwritable
 from pipeline.config.probe import PIXELS, RANDOM
 from pipeline.files import write_json
-from pipeline.models.bundle import Preprocess, load_bundle, load_description
+from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.pooled import pooled
@@ -87,15 +87,14 @@ def embedding(model: ProbedModel, job: ProbeJob, device: torch.device) -> tuple[
     Baselines use the preprocessing of the model that they accompany.
     """
     if model.baseline == PIXELS:
-        return lambda images: images.flatten(1), load_description(model.path).preprocess
+        return lambda images: images.flatten(1), load_bundle(model.path, weights=False).preprocess
     if model.baseline == RANDOM:
-        bundle = load_description(model.path)
+        bundle = load_bundle(model.path, weights=False)
         torch.manual_seed(job.seed)
         network = MiniViT.from_spec(ModelSpec.classifier(bundle.spec.backbone, 1))
     else:
         bundle = load_bundle(model.path)
-        network = MiniViT.from_spec(bundle.spec, init="torch")
-        network.load_state_dict(bundle.state)
+        network = MiniViT.from_state(bundle.spec, bundle.state)
     network.to(device=device, dtype=precision_dtype(job.precision)).eval()
     return lambda images: pooled(network, images, job.features), bundle.preprocess
 

@@ -17,7 +17,7 @@ from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import explain_unwritable, open_storage
 from pipeline.errors import TrainingError
-from pipeline.models.bundle import load_bundle, save_bundle
+from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.models.compiled import compile_layers
 from pipeline.models.encoder import Encoder
 from pipeline.models.minivit import MiniViT
@@ -336,7 +336,7 @@ class TrainWorker:
                 "metrics": self.val_metrics,
             }
             settings = job.stage.task.measuring_settings
-            save_bundle(job.folder / "model", state, job.spec, job.preprocess, job.classes, provenance, settings)
+            Bundle(state, job.spec, job.preprocess, job.classes, provenance, settings).save(job.folder / "model")
         dist.barrier()
 
     def _frozen(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.cli.export import command as export_command
 from pipeline.cli.predict import command, parsed
 from pipeline.errors import DataError, ModelError
-from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.shards.build import build_index
@@ -25,7 +25,7 @@ CLASSES = ["ankle boot", "bag", "coat"]
 def model(tmp_path: Path) -> Path:
     spec = build_spec("nano", image_size=8, channels=1, num_classes=3, depth=1)
     state = MiniViT.from_spec(spec).state_dict()
-    return save_bundle(tmp_path / "model", state, spec, Preprocess((0.5,), (0.5,), 1, (8, 8)), CLASSES, {})
+    return Bundle(state, spec, Preprocess((0.5,), (0.5,), 1, (8, 8)), CLASSES).save(tmp_path / "model")
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import load_model
 from pipeline.config.task import task_class
 from pipeline.errors import ModelError
 from pipeline.export import COMMON, FORMATS, check_model, export
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.variants import build_backbone
-from pipeline.tasks.pretrained import PretrainedMiniViT, load_pretrained
+from pipeline.tasks.pretrained import PretrainedMiniViT
 from pipeline.text.training import train_tokenizer
 
 CAPTIONS = ["a red ankle boot", "a blue dress", "", "one two three four five six seven eight nine ten"]
@@ -96,19 +97,19 @@ def test_hugging_face_computes_the_same(tmp_path: Path, images: Tensor) -> None:
 def test_a_bundle_keeps_its_tokenizer(tmp_path: Path, images: Tensor) -> None:
     found = bundle()
     export("safetensors", found, tmp_path / "out")
-    model = load_pretrained(tmp_path / "out")
+    model = load_model(tmp_path / "out")
     torch.testing.assert_close(model.encode_text(CAPTIONS), ours(found, images)[1])
     with pytest.raises(ModelError, match=r"^encode_text: a classification model does not encode texts"):
         PretrainedMiniViT.from_bundle(classifier()).encode_text(CAPTIONS)
     (tmp_path / "out" / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"tokenizer.json: does not match its SHA-256"):
-        load_pretrained(tmp_path / "out")
+        load_model(tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink()  # as a stage's own model has none
     with pytest.raises(ModelError, match=r"tokenizer.json: not a tokenizer.json \(Model missing"):
-        load_pretrained(tmp_path / "out")
+        load_model(tmp_path / "out")
     (tmp_path / "out" / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer.json: cannot be read"):
-        load_pretrained(tmp_path / "out")
+        load_model(tmp_path / "out")
 
 
 def classifier() -> Bundle:

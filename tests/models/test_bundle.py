@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config.data import PlainConfig
 from pipeline.errors import ModelError
-from pipeline.models import Bundle, MiniViT, Preprocess, load_bundle, save_bundle
+from pipeline.models import Bundle, MiniViT, Preprocess, load_bundle
 from pipeline.models import bundle as bundle_file
 
 Make = Callable[..., MiniViT]
@@ -25,12 +25,8 @@ def bundle(small_model: Make) -> Bundle:
     return Bundle(model.state_dict(), model.spec, RGB, CLASSES, {"run": "x"})
 
 
-def save(bundle: Bundle, folder: Path) -> Path:
-    return save_bundle(folder, bundle.state, bundle.spec, bundle.preprocess, bundle.classes, bundle.provenance)
-
-
 def test_round_trip(bundle: Bundle, tmp_path: Path) -> None:
-    loaded = load_bundle(save(bundle, tmp_path / "model"))
+    loaded = load_bundle(bundle.save(tmp_path / "model"))
     assert (loaded.spec, loaded.preprocess) == (bundle.spec, bundle.preprocess)
     assert (loaded.classes, loaded.provenance) == (CLASSES, {"run": "x"})
     assert all(torch.equal(loaded.state[name], tensor) for name, tensor in bundle.state.items())
@@ -39,7 +35,7 @@ def test_round_trip(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_how_images_are_resized_is_kept_and_squash_where_a_bundle_says_nothing(bundle: Bundle, tmp_path: Path) -> None:
     how = PlainConfig(resize="shorter", crop_pct=0.9)
-    folder = save(dataclasses.replace(bundle, preprocess=dataclasses.replace(RGB, eval=how)), tmp_path / "model")
+    folder = dataclasses.replace(bundle, preprocess=dataclasses.replace(RGB, eval=how)).save(tmp_path / "model")
     description = json.loads((folder / "model.json").read_text())
     assert description["preprocess"]["eval"] == {"resize": "shorter", "crop_pct": 0.9}
     assert load_bundle(folder).preprocess.eval == how
@@ -54,7 +50,7 @@ def test_how_images_are_resized_is_kept_and_squash_where_a_bundle_says_nothing(b
 
 def test_the_background_is_kept_and_white_where_a_bundle_says_none(bundle: Bundle, tmp_path: Path) -> None:
     black = dataclasses.replace(RGB, background=(0, 0, 0))
-    folder = save(dataclasses.replace(bundle, preprocess=black), tmp_path / "model")
+    folder = dataclasses.replace(bundle, preprocess=black).save(tmp_path / "model")
     assert load_bundle(folder).preprocess == black
     description = json.loads((folder / "model.json").read_text())
     del description["preprocess"]["background"]
@@ -78,21 +74,21 @@ def test_settings_that_it_was_measured_by_are_kept(bundle: Bundle, tmp_path: Pat
 
 
 def test_saving_again_replaces(bundle: Bundle, tmp_path: Path) -> None:
-    save(bundle, tmp_path / "model")
-    save(dataclasses.replace(bundle, provenance={"run": "y"}), tmp_path / "model")
+    bundle.save(tmp_path / "model")
+    dataclasses.replace(bundle, provenance={"run": "y"}).save(tmp_path / "model")
     assert load_bundle(tmp_path / "model").provenance == {"run": "y"}
     assert os.listdir(tmp_path) == ["model"]
 
 
 def test_failed_save_leaves_the_old_bundle(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(bundle, tmp_path / "model")
+    bundle.save(tmp_path / "model")
 
     def full_disk(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bundle_file, "sync", full_disk)
     with pytest.raises(OSError, match="No space"):
-        save(dataclasses.replace(bundle, provenance={"run": "y"}), tmp_path / "model")
+        dataclasses.replace(bundle, provenance={"run": "y"}).save(tmp_path / "model")
     assert load_bundle(tmp_path / "model").provenance == {"run": "x"}
     assert os.listdir(tmp_path) == ["model"]
 
@@ -109,7 +105,7 @@ def test_normalise_is_per_channel() -> None:
 def test_missing_or_torn_files_are_named(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"found no model\.json"):
         load_bundle(tmp_path)
-    folder = save(bundle, tmp_path / "model")
+    folder = bundle.save(tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
@@ -120,7 +116,7 @@ def test_missing_or_torn_files_are_named(bundle: Bundle, tmp_path: Path) -> None
 
 
 def test_weights_that_do_not_fit_name_the_tensor(bundle: Bundle, tmp_path: Path) -> None:
-    folder = save(bundle, tmp_path / "model")
+    folder = bundle.save(tmp_path / "model")
     path = folder / "model.json"
     raw = json.loads(path.read_text())
     raw["spec"]["backbone"]["tokens"]["registers"] = 2
@@ -130,7 +126,7 @@ def test_weights_that_do_not_fit_name_the_tensor(bundle: Bundle, tmp_path: Path)
 
 
 def test_format_1_is_a_classifier(bundle: Bundle, tmp_path: Path) -> None:
-    path = save(bundle, tmp_path / "model") / "model.json"
+    path = bundle.save(tmp_path / "model") / "model.json"
     raw = json.loads(path.read_text())
     assert raw["format_version"] == 2
     path.write_text(json.dumps(raw | {"format_version": 1, "spec": raw["spec"]["backbone"] | {"num_classes": 5}}))
@@ -142,7 +138,7 @@ def test_format_1_is_a_classifier(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_classes_must_match_the_head(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="names 1 classes, but the model's head has 5"):
-        save(dataclasses.replace(bundle, classes=["ant"]), tmp_path / "model")
+        dataclasses.replace(bundle, classes=["ant"]).save(tmp_path / "model")
 
 
 @pytest.mark.parametrize(

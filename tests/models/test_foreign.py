@@ -20,7 +20,7 @@ from pipeline.errors import ModelError
 from pipeline.export import export
 from pipeline.models import Bundle, MiniViT, Preprocess
 from pipeline.models.clip_bridge import to_clip
-from pipeline.models.foreign import describe_foreign, load_foreign
+from pipeline.models.foreign import load_foreign
 from pipeline.tasks.pretrained import PretrainedMiniViT
 
 Make = Callable[..., MiniViT]
@@ -61,7 +61,7 @@ def test_timms_own_loading_by_name(cached_weights: Callable[[str], Any], name: s
     assert bundle.preprocess.eval == PlainConfig(resize="shorter", crop_pct=0.9, interpolation="bicubic")
     assert bundle.classes is not None
     assert bundle.classes[:2] == ["n01440764", "n01443537"]
-    assert describe_foreign(f"timm:{name}").spec == bundle.spec
+    assert load_foreign(f"timm:{name}", weights=False).spec == bundle.spec
 
 
 def test_a_cut_off_machine_and_a_wrong_name_are_one_sentence(cached_weights: Callable[[str], Any]) -> None:
@@ -77,9 +77,9 @@ def test_what_is_no_plain_vit_is_refused() -> None:
     with pytest.raises(
         ModelError, match=r"^timm:resnet18: found a ResNet, expected a plain Vision Transformer of timm$"
     ):
-        describe_foreign("timm:resnet18")
+        load_foreign("timm:resnet18", weights=False)
     with pytest.raises(ModelError, match=r"^timm:vit_relpos_base_patch16_224: the timm checkpoint: "):
-        describe_foreign("timm:vit_relpos_base_patch16_224")
+        load_foreign("timm:vit_relpos_base_patch16_224", weights=False)
 
 
 @pytest.mark.parametrize("options", [{}, {"registers": 2, "embed_norm": True, "eps": 1e-5, "activation": "quick_gelu"}])
@@ -95,7 +95,7 @@ def test_our_own_export_comes_back_whole(small_model: Make, tmp_path: Path, opti
         back = load_foreign(reference)
         torch.testing.assert_close(build(back)(images), ours(images), atol=1e-5, rtol=1e-5)
         assert (back.classes, back.preprocess) == (list("abcde"), preprocess)
-        assert describe_foreign(reference).spec == back.spec
+        assert load_foreign(reference, weights=False).spec == back.spec
 
 
 def test_a_bare_file_of_timm(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.models import MiniViT, ModelSpec
-from pipeline.models.foreign import describe_foreign, load_foreign
+from pipeline.models.foreign import load_foreign
 from pipeline.models.hf_bridge import from_hugging_face
 
 Randomise = Callable[[nn.Module], None]
@@ -80,10 +80,10 @@ def test_a_folder_of_the_hub_says_heads_grid_classes_and_normalisation(randomise
     assert (bundle.spec.backbone.grid, bundle.spec.backbone.num_heads, bundle.spec.backbone.eps) == ((4, 6), 4, 1e-12)
     assert bundle.classes == [f"class {n}" for n in range(5)]
     assert (bundle.preprocess.mean, bundle.preprocess.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
-    assert describe_foreign(path).spec == bundle.spec
+    assert load_foreign(path, weights=False).spec == bundle.spec
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(usual | {"image_std": "0.2"}))
     with pytest.raises(ModelError, match=r"preprocessor_config\.json: image_std: found '0\.2', expected a number$"):
-        describe_foreign(path)
+        load_foreign(path, weights=False)
     images = torch.randn(2, 3, 16, 24)
     found = ours(bundle.state, bundle.spec, images, headless=False)
     expected = theirs(pixel_values=images, interpolate_pos_encoding=False).logits

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 
-from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.surgery import adapt
 from pipeline.models.variants import build_spec
@@ -119,7 +119,7 @@ def save(bundle: Path, model: MiniViT, *, learn_positions: bool = False) -> None
         with torch.no_grad():
             assert model.pos_embed is not None
             model.pos_embed[0, -spec.backbone.num_patches :] = 0.1 * field
-    save_bundle(bundle, model.state_dict(), spec, Preprocess(MEAN, STD, 1, spec.backbone.image_size), CLASSES, {})
+    Bundle(model.state_dict(), spec, Preprocess(MEAN, STD, 1, spec.backbone.image_size), CLASSES).save(bundle)
 
 
 def hand_on(run: Path, source: str, target: str, like: Any, *, image_size: int, patch_size: int) -> None:

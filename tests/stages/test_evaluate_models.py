@@ -10,7 +10,7 @@ import pytest
 from pipeline.bench.synthetic import SIDE, write_shards
 from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
-from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.shards.named_sets import named_set
@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         classes = options.get("classes", CLASSES)
         spec = build_spec("nano", image_size=SIDE, patch_size=4, channels=1, num_classes=len(classes), depth=1)
         preprocess = Preprocess((0.4,), (0.3,), 1, (SIDE, SIDE), options.get("background", (255, 255, 255)))
-        save_bundle(folder / name, MiniViT.from_spec(spec).state_dict(), spec, preprocess, classes, {})
+        Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess, classes).save(folder / name)
     (folder / "done").mkdir()
     (folder / "done" / "evaluation.json").write_text("{}")
     return folder

@@ -10,7 +10,7 @@ from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig, Stage
 from pipeline.errors import ConfigError, DataError, ModelError, TrackingError
 from pipeline.export import FORMATS
-from pipeline.models.bundle import Bundle, Preprocess, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.stages import sources
@@ -49,7 +49,7 @@ def export(folder: str, **changes: Any) -> str:
     preprocess = Preprocess(
         (0.5,) * spec.backbone.channels, (0.5,) * spec.backbone.channels, spec.backbone.channels, (28, 28)
     )
-    save_bundle(folder, MiniViT.from_spec(spec).state_dict(), spec, preprocess, None, {})
+    Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess).save(folder)
     return f"./{folder}"
 
 

@@ -11,7 +11,7 @@ from pipeline.bench.synthetic import CLASSES, SIDE, write_shards
 from pipeline.config.probe import KnnConfig, MethodsConfig, RetrievalConfig
 from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ConfigError, ModelError, PipelineError
-from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.shards.named_sets import named_set
@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, options in (("good", {}), ("patches", {"class_token": False})):
         spec = build_spec("nano", image_size=SIDE, patch_size=4, channels=1, num_classes=4, depth=1, **options)
         preprocess = Preprocess((0.4,), (0.3,), 1, (SIDE, SIDE))
-        save_bundle(folder / name, MiniViT.from_spec(spec).state_dict(), spec, preprocess, CLASSES, {})
+        Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess, CLASSES).save(folder / name)
     (folder / "done").mkdir()
     (folder / "done" / "probe.json").write_text("{}")
     return folder

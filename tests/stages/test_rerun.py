@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config.load import parse_config
 from pipeline.config.schema import TrainStage
-from pipeline.models.bundle import save_bundle
+from pipeline.models.bundle import Bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import FINISHED, INTERRUPTED, Status
@@ -32,7 +32,7 @@ def finished(context_with_shards: RunContext) -> None:
         status = Status(FINISHED, branch.stage.type, inputs_digest(inputs), inputs, ended=1.0, result=RESULT)
         if isinstance(branch.stage, TrainStage):
             state = MiniViT.from_spec(run.spec).state_dict()
-            save_bundle(folder.model, state, run.spec, run.preprocess, run.classes, {})
+            Bundle(state, run.spec, run.preprocess, run.classes).save(folder.model)
         if branch.stage.type in ("finetune", "export"):
             status.init_from = run.source.name
         folder.write_status(status)

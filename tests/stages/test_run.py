@@ -11,7 +11,7 @@ from pipeline.config.load import dump_config, parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import CheckpointError
 from pipeline.metrics.accuracy import CLASSIFICATION
-from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.stages.context import RunContext
@@ -61,7 +61,7 @@ def export_branch(context: RunContext) -> tuple[Branch, StageFolder]:
     spec = build_spec("nano", image_size=28, channels=1, num_classes=10, depth=1)
     preprocess = Preprocess((0.5,), (0.5,), 1, (28, 28))
     model = context.folder.stage("finer").model
-    save_bundle(model, MiniViT.from_spec(spec).state_dict(), spec, preprocess, None, {})
+    Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess).save(model)
     (context.folder.path / "pipeline.yaml").write_text(dump_config(context.config))
     branch = next(branch for branch in stage_branches(context.config) if branch.id == "export")
     return branch, context.folder.stage("export")

@@ -16,7 +16,7 @@ from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError, ModelError
 from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.metrics.schema import LOSS, Schema
-from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.clip_bridge import to_clip
 from pipeline.models.minivit import MiniViT
 from pipeline.models.model_spec import ModelSpec
@@ -43,7 +43,7 @@ def finish(context: RunContext, branch_id: str, accuracy: float | None, step: in
     folder = context.folder.stage(branch_id)
     state = {name: value + step for name, value in MiniViT.from_spec(SPEC).state_dict().items()}
     names = [f"class {label}" for label in range(10)]
-    save_bundle(folder.model, state, SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), names, {})
+    Bundle(state, SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), names).save(folder.model)
     measures = {} if accuracy is None else {"loss": 1.0, "accuracy": accuracy}
     schema = CLASSIFICATION.to_dict()
     status = Status(FINISHED, "pretrain", "d", {}, ended=float(step), schema=schema, result={"measures": measures})
@@ -151,7 +151,7 @@ def test_a_path_gives_the_spec_of_its_model_without_its_weights(config: Pipeline
     with pytest.raises(ModelError, match="export: does not exist"):
         describe_source(config, str(folder), stage)
     names = [f"class {label}" for label in range(10)]
-    save_bundle(folder, MiniViT.from_spec(SPEC).state_dict(), SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), names, {})
+    Bundle(MiniViT.from_spec(SPEC).state_dict(), SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), names).save(folder)
     described = describe_source(config, str(folder), stage)
     assert (described.state, described.spec, described.classes) == ({}, SPEC, names)
     weights = folder / "model.safetensors"
@@ -195,7 +195,7 @@ def test_weights_imported_by_an_earlier_start_are_described_by_their_bundle(
     assert describe_source(config, str(file), config.stages["larger"]).spec.backbone.variant == "timm"
     folder = resolve_source(context, "larger", str(file)).path
     assert import_folder(context.folder, str(file), config.stages["larger"]) == folder
-    save_bundle(folder, MiniViT.from_spec(SPEC).state_dict(), SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), None, {})
+    Bundle(MiniViT.from_spec(SPEC).state_dict(), SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28))).save(folder)
     assert describe_source(config, str(file), config.stages["larger"]).spec == SPEC
 
 
@@ -279,7 +279,7 @@ def test_more_classes_than_the_head_has(trained: RunContext) -> None:
     spec = ModelSpec.classifier(SPEC.backbone, 7)
     preprocess = Preprocess((0.5,), (0.5,), 1, (28, 28))
     folder = trained.folder.stage("finer").model
-    save_bundle(folder, MiniViT.from_spec(spec).state_dict(), spec, preprocess, None, {})
+    Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess).save(folder)
     with pytest.raises(ConfigError) as caught:
         EvaluateStageRun(trained, branch_of(trained, "evaluate"))
     assert str(caught.value) == (
@@ -291,7 +291,7 @@ def test_more_classes_than_the_head_has(trained: RunContext) -> None:
 def test_an_evaluation_shows_the_background_that_the_model_was_trained_on(trained: RunContext) -> None:
     preprocess = Preprocess((0.5,), (0.5,), 1, (28, 28), (0, 0, 0))
     folder = trained.folder.stage("finer").model
-    save_bundle(folder, MiniViT.from_spec(SPEC).state_dict(), SPEC, preprocess, None, {})
+    Bundle(MiniViT.from_spec(SPEC).state_dict(), SPEC, preprocess).save(folder)
     with pytest.raises(ConfigError) as caught:
         EvaluateStageRun(trained, branch_of(trained, "evaluate"))
     assert str(caught.value) == (
@@ -325,13 +325,8 @@ def test_a_model_is_evaluated_as_its_validation_data_say_else_its_training_data(
 
 def test_classes_in_another_order_than_the_heads(trained: RunContext) -> None:
     names = [f"class {label}" for label in (1, 0, *range(2, 10))]
-    save_bundle(
-        trained.folder.stage("finer").model,
-        MiniViT.from_spec(SPEC).state_dict(),
-        SPEC,
-        Preprocess((0.5,), (0.5,), 1, (28, 28)),
-        names,
-        {},
+    Bundle(MiniViT.from_spec(SPEC).state_dict(), SPEC, Preprocess((0.5,), (0.5,), 1, (28, 28)), names).save(
+        trained.folder.stage("finer").model
     )
     with pytest.raises(ConfigError, match=r"^stages\.evaluate\.data: class 0 of test is 'class 0', but that of finer"):
         EvaluateStageRun(trained, branch_of(trained, "evaluate"))

@@ -12,7 +12,7 @@ from rich.console import Console
 from pipeline.config.load import parse_config
 from pipeline.config.schema import TrainStage
 from pipeline.errors import ConfigError
-from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.model_costs import count_parameters, forward_flops
 from pipeline.models.variants import build_spec
@@ -53,7 +53,7 @@ def export(folder: str, classes: list[str] | None = None, **changes: Any) -> str
     spec = build_spec("micro", **{"image_size": 28, "channels": 1, "num_classes": 10} | changes)
     channels = spec.backbone.channels
     preprocess = Preprocess((0.5,) * channels, (0.5,) * channels, channels, spec.backbone.image_size)
-    save_bundle(folder, MiniViT.from_spec(spec).state_dict(), spec, preprocess, classes, {})
+    Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess, classes).save(folder)
     return f"./{folder}"
 
 
@@ -150,9 +150,7 @@ def finish(context: RunContext, raw: dict[str, Any]) -> None:
         if isinstance(branch.stage, TrainStage):
             run = TrainStageRun(context, branch)
             folder, inputs = context.folder.stage(branch.id), run.inputs()
-            save_bundle(
-                folder.model, MiniViT.from_spec(run.spec).state_dict(), run.spec, run.preprocess, run.classes, {}
-            )
+            Bundle(MiniViT.from_spec(run.spec).state_dict(), run.spec, run.preprocess, run.classes).save(folder.model)
             folder.write_status(Status(FINISHED, branch.stage.type, inputs_digest(inputs), inputs, ended=1.0))
 
 
@@ -173,7 +171,7 @@ def test_the_digest_follows_the_teachers_weights_and_ranks_get_the_path(
     folder = context.folder.stage("pretrain/micro").model
     assert before._with_teacher().task.taught_by == str(folder.absolute())
     assert before.stage.task.taught_by == "pretrain/micro"
-    save_bundle(folder, MiniViT.from_spec(MICRO).state_dict(), MICRO, before.preprocess, CLASSES, {})
+    Bundle(MiniViT.from_spec(MICRO).state_dict(), MICRO, before.preprocess, CLASSES).save(folder)
     assert TrainStageRun(context, branch).inputs()["teacher"] != before.inputs()["teacher"]
 
 

@@ -34,7 +34,7 @@ from pipeline.config.task import task_class
 from pipeline.config.training import CheckpointConfig, EngineConfig, OptimizerConfig
 from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.errors import DataError
-from pipeline.models.bundle import Preprocess, load_description
+from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.compiled import compile_layers
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_backbone, build_spec
@@ -314,7 +314,7 @@ def task_module(model: str | Settings) -> TaskModule:
         return kind(MODELS[model](), PREPROCESS, names, label_smoothing=0.1)
     task = task_class(model["type"])(**model)
     backbone = build_backbone("nano", image_size=SIDE, **TRUNK, **task.backbone_fields())
-    teacher = load_description(Path(task.taught_by)).spec if task.taught_by else None
+    teacher = load_bundle(Path(task.taught_by), weights=False).spec if task.taught_by else None
     spec = task.model_spec(backbone, CLASSES if task.targets else 0, teacher)
     return task.module(MiniViT.from_spec(spec), names if task.targets else [], PREPROCESS)
 

@@ -19,7 +19,7 @@ from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.config.task import default_task
 from pipeline.errors import DataError
 from pipeline.metrics.pictures import read_pictures, save_picture
-from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.shards.build import build_index
@@ -65,7 +65,7 @@ def evaluate(tmp_path: Path) -> Callable[..., Path]:
             torch.manual_seed(len(name))
             state = MiniViT.from_spec(spec).state_dict()
             models[name] = tmp_path / name
-            save_bundle(models[name], state, spec, Preprocess((0.5,), (0.5,), 1, (8, 8)), classes, {})
+            Bundle(state, spec, Preprocess((0.5,), (0.5,), 1, (8, 8)), classes).save(models[name])
         targets = {"class_id": ClassId(("cls",), tuple(range(num_classes)), num_classes)}
         job = EvaluateJob(
             folder=tmp_path / "stage",

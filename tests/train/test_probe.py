@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
-from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import HeadSpec
@@ -61,7 +61,7 @@ def job(tmp_path: Path) -> ProbeJob:
         torch.manual_seed(len(name))
         spec = ModelSpec(BACKBONE, heads)
         preprocess = Preprocess((0.5,), (0.5,), 1, (8, 8))
-        save_bundle(tmp_path / name, MiniViT.from_spec(spec).state_dict(), spec, preprocess, None, {})
+        Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess).save(tmp_path / name)
         models[name] = ProbedModel(tmp_path / name)
     models |= {name: ProbedModel(tmp_path / "classifier", name) for name in ("random", "pixels")}
     return ProbeJob(

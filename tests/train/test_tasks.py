@@ -14,7 +14,7 @@ from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.config.task import task_types
-from pipeline.models.bundle import Preprocess, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 
@@ -63,7 +63,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in MiniViT.from_spec(spec).state_dict().items()
     }
     teacher = tmp_path_factory.mktemp("teacher") / "model"
-    save_bundle(teacher, state, spec, Preprocess((0.3,), (0.2,), 1, (12, 12)), ["2", "0", "1"], {})
+    Bundle(state, spec, Preprocess((0.3,), (0.2,), 1, (12, 12)), ["2", "0", "1"]).save(teacher)
     places = {TEACHER: str(teacher)}
     return {
         name: {

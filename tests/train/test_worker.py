@@ -22,7 +22,7 @@ from pipeline.config.probe import OnlineKnnConfig
 from pipeline.config.schema import TrainStage
 from pipeline.config.training import EngineConfig, OptimizerConfig
 from pipeline.errors import DataError
-from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.shards.bad_samples import TRAIN, VAL, read_quarantine
@@ -238,7 +238,7 @@ def test_what_is_frozen_is_handed_over_as_it_came(make_job: Make, tmp_path: Path
     )
     spec = task.model_spec(job.spec.backbone, 0) if task else job.spec
     given, classes = MiniViT.from_spec(spec).state_dict(), [] if task else CLASSES
-    save_bundle(tmp_path / "init", given, spec, job.preprocess, classes, {})
+    Bundle(given, spec, job.preprocess, classes).save(tmp_path / "init")
     job = replace(job, stage=stage, spec=spec, classes=classes, init=tmp_path / "init")
     train_worker(job, context(job))
     found = []

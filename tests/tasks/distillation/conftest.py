@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.models.bundle import Preprocess, load_description, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_backbone, build_spec
 from pipeline.tasks.base import TaskModule
@@ -27,7 +27,7 @@ def teacher(tmp_path: Path) -> str:
         "nano", image_size=12, patch_size=3, num_classes=4, channels=1, depth=2, embed_dim=48, num_heads=2
     )
     state = {key: value + 0.1 * torch.randn_like(value) for key, value in MiniViT.from_spec(spec).state_dict().items()}
-    return str(save_bundle(tmp_path / "teacher", state, spec, THEIRS, ["emu", "cow", "cat", "dog"], {}))
+    return str(Bundle(state, spec, THEIRS, ["emu", "cow", "cat", "dog"]).save(tmp_path / "teacher"))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def student(teacher: str) -> Callable[..., TaskModule]:
         backbone = build_backbone(
             "nano", image_size=8, channels=1, depth=2, embed_dim=32, num_heads=2, **task.backbone_fields()
         )
-        spec = task.model_spec(backbone, 3, load_description(Path(teacher)).spec)
+        spec = task.model_spec(backbone, 3, load_bundle(Path(teacher), weights=False).spec)
         module = task.module(MiniViT.from_spec(spec), CLASSES if task.targets else [], OURS)
         return module.train()
 

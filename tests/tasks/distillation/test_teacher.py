@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.models.bundle import Preprocess, load_bundle, save_bundle
+from pipeline.models.bundle import Bundle, Preprocess, load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_backbone
 from pipeline.tasks.distillation.teacher import Teacher
@@ -72,7 +72,7 @@ def test_a_teacher_of_another_task_gives_its_encoders_tokens(tmp_path: Path) -> 
     task = MAETask()
     backbone = build_backbone("nano", image_size=12, patch_size=3, channels=1, depth=2, positions="sincos")
     model = MiniViT.from_spec(task.model_spec(backbone, 0)).eval()
-    folder = save_bundle(tmp_path / "mae", model.state_dict(), model.spec, THEIRS, [], {})
+    folder = Bundle(model.state_dict(), model.spec, THEIRS, []).save(tmp_path / "mae")
     images, weight = torch.randn(2, 1, 12, 12), torch.zeros(1, dtype=torch.bfloat16)
     seen = Teacher(load_bundle(folder), THEIRS).tokens(images, weight)
     assert torch.equal(seen.patches, model.bfloat16().forward_features(images).float()[:, 1:])
