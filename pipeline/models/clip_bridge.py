@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pipeline.config.architecture import Activation
 from pipeline.errors import ModelError
+from pipeline.models.clip_keys import ATTENTION, LAYOUTS, ClipLayout, find_layout, own_keys, paired_keys
 from pipeline.models.expressible import CLIP_EPS, check_clip
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.recognise import recognise
@@ -26,78 +26,8 @@ from pipeline.models.state import check_state
 
 # Channels per head of open_clip's widest towers, by width; all others have 64.
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
-ATTENTION = "self_attn"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Tensor names of a layout; {} stands for the layer number.
-
-    `top` and `layer` map our keys to its keys. `projection` is [D, E], or [E, D] if `transposed`. `split` names
-    separate query, key and value matrices; None if they are one matrix, as ours.
-    """
-
-    prefix: str
-    first_layer: str
-    top: Mapping[str, str]
-    layer_prefix: str
-    layer: Mapping[str, str]
-    projection: str
-    transposed: bool
-    split: tuple[str, str, str] | None
-
-
-OPENAI = Layout(
-    prefix="visual.",
-    first_layer="transformer.resblocks.0.attn.in_proj_weight",
-    top={
-        "cls_token": "class_embedding",
-        "pos_embed": "positional_embedding",
-        "patch_embed.proj.weight": "conv1.weight",
-        "embed_norm": "ln_pre",
-        "mlp_head.0": "ln_post",
-    },
-    layer_prefix="transformer.resblocks.{}.",
-    layer={"norm1": "ln_1", "norm2": "ln_2", "linear1": "mlp.c_fc", "linear2": "mlp.c_proj", ATTENTION: "attn"},
-    projection="proj",
-    transposed=False,
-    split=None,
-)
-HUGGING_FACE = Layout(
-    prefix="",
-    first_layer="vision_model.encoder.layers.0.self_attn.q_proj.weight",
-    top={
-        "cls_token": "vision_model.embeddings.class_embedding",
-        "pos_embed": "vision_model.embeddings.position_embedding.weight",
-        "patch_embed.proj.weight": "vision_model.embeddings.patch_embedding.weight",
-        "embed_norm": "vision_model.pre_layrnorm",
-        "mlp_head.0": "vision_model.post_layernorm",
-    },
-    layer_prefix="vision_model.encoder.layers.{}.",
-    layer={
-        "norm1": "layer_norm1",
-        "norm2": "layer_norm2",
-        "linear1": "mlp.fc1",
-        "linear2": "mlp.fc2",
-        ATTENTION: "self_attn",
-    },
-    projection="visual_projection.weight",
-    transposed=True,
-    split=("q_proj", "k_proj", "v_proj"),
-)
-MODULES = "embed_norm", "mlp_head.0", "norm"  # have a weight and a bias; other entries of `top` are single tensors
-LAYOUTS = {"openai": OPENAI, "hugging_face": HUGGING_FACE}
 # Tensors of Hugging Face's layout outside the vision tower, and those that can be recomputed.
 NOT_VISION = re.compile(r"(text_model|text_projection|logit_scale|logit_bias)\b.*|.*\.position_ids")
-
-
-def find_layout(state: Mapping[str, Tensor]) -> tuple[Layout, str] | None:
-    """The layout of a state dict and the prefix of its vision tower; None if it is not CLIP's."""
-    for layout in LAYOUTS.values():
-        for prefix in dict.fromkeys((layout.prefix, "")):
-            if prefix + layout.first_layer in state and prefix + layout.top["cls_token"] in state:
-                return layout, prefix
-    return None
 
 
 def from_clip(
@@ -123,8 +53,16 @@ def from_clip(
     layout, prefix = found
     tower = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     spec = _read_spec(tower, layout, num_heads, eps or CLIP_EPS, activation)
-    keys = _paired_keys(layout, spec.depth)
-    known = {*keys.values(), *_own_keys(layout, spec.depth)}
+    new = _converted(tower, layout, spec)
+    model = ModelSpec.classifier(spec, len(new["mlp_head.1.bias"]))
+    check_state(new, model, "the CLIP checkpoint")
+    return new, model
+
+
+def _converted(tower: Mapping[str, Tensor], layout: ClipLayout, spec: ViTSpec) -> dict[str, Tensor]:
+    """Our tensors from those of a vision tower. Raises `ModelError` for tensors a MiniViT has no place for."""
+    keys = paired_keys(layout, spec.depth)
+    known = {*keys.values(), *own_keys(layout, spec.depth)}
     unknown = sorted(key for key in tower if key not in known and not NOT_VISION.match(key))
     if unknown:
         raise ModelError(
@@ -142,15 +80,12 @@ def from_clip(
         projection = projection.t()
     new["mlp_head.1.weight"] = projection.t().contiguous()
     new["mlp_head.1.bias"] = projection.new_zeros(projection.shape[1])
-    if layout.split:
-        for layer in range(spec.depth):
-            for part in ("weight", "bias"):
-                own = f"{layout.layer_prefix.format(layer)}{layout.layer[ATTENTION]}"
-                parts = [tower[f"{own}.{name}.{part}"] for name in layout.split]
-                new[f"transformer.layers.{layer}.{ATTENTION}.in_proj_{part}"] = torch.cat(parts)
-    model = ModelSpec.classifier(spec, projection.shape[1])
-    check_state(new, model, "the CLIP checkpoint")
-    return new, model
+    for layer in range(spec.depth if layout.split else 0):
+        own = f"{layout.layer_prefix.format(layer)}{layout.layer[ATTENTION]}"
+        for part in ("weight", "bias"):
+            parts = [tower[f"{own}.{name}.{part}"] for name in layout.split or ()]
+            new[f"transformer.layers.{layer}.{ATTENTION}.in_proj_{part}"] = torch.cat(parts)
+    return new
 
 
 def to_clip(state: Mapping[str, Tensor], model: ModelSpec, layout: str = "openai") -> dict[str, Tensor]:
@@ -179,9 +114,9 @@ def vision_tensors(state: Mapping[str, Tensor], spec: ViTSpec, layout: str) -> d
     return {chosen.prefix + key: tensor for key, tensor in new.items()}
 
 
-def tower_tensors(state: Mapping[str, Tensor], layout: Layout, depth: int) -> dict[str, Tensor]:
+def tower_tensors(state: Mapping[str, Tensor], layout: ClipLayout, depth: int) -> dict[str, Tensor]:
     """Tensors that a layout takes unchanged, and its query, key and value matrices; without its prefix."""
-    new = {theirs: state[ours] for ours, theirs in _paired_keys(layout, depth).items() if ours in state}
+    new = {theirs: state[ours] for ours, theirs in paired_keys(layout, depth).items() if ours in state}
     for layer in range(depth if layout.split else 0):
         for part in ("weight", "bias"):
             whole = state[f"transformer.layers.{layer}.{ATTENTION}.in_proj_{part}"]
@@ -191,36 +126,8 @@ def tower_tensors(state: Mapping[str, Tensor], layout: Layout, depth: int) -> di
     return new
 
 
-def _paired_keys(layout: Layout, depth: int) -> dict[str, str]:
-    """Our keys -> the layout's, for tensors taken unchanged, up to a dimension of size one."""
-    keys: dict[str, str] = {}
-    for ours, theirs in layout.top.items():
-        parts = [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
-        keys |= dict(parts) if ours in MODULES else {ours: theirs}
-    for layer in range(depth):
-        for ours, theirs in layout.layer.items():
-            names = [(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
-            if ours == ATTENTION:
-                names = [(f"{ours}.out_proj.{part}", f"{theirs}.out_proj.{part}") for part in ("weight", "bias")]
-                if not layout.split:
-                    names += [(f"{ours}.in_proj_{part}", f"{theirs}.in_proj_{part}") for part in ("weight", "bias")]
-            for own, other in names:
-                keys[f"transformer.layers.{layer}.{own}"] = layout.layer_prefix.format(layer) + other
-    return keys
-
-
-def _own_keys(layout: Layout, depth: int) -> set[str]:
-    """The layout's keys without a one-to-one counterpart."""
-    own = {layout.projection}
-    for layer in range(depth):
-        for name in layout.split or ():
-            prefix = f"{layout.layer_prefix.format(layer)}{layout.layer[ATTENTION]}.{name}"
-            own |= {f"{prefix}.weight", f"{prefix}.bias"}
-    return own
-
-
 def _read_spec(
-    tower: Mapping[str, Tensor], layout: Layout, num_heads: int | None, eps: float, activation: Activation
+    tower: Mapping[str, Tensor], layout: ClipLayout, num_heads: int | None, eps: float, activation: Activation
 ) -> ViTSpec:
     dim, channels, height, width = tower[layout.top["patch_embed.proj.weight"]].shape
     layers = re.compile(re.escape(layout.layer_prefix).replace(r"\{\}", r"(\d+)"))

@@ -1,6 +1,6 @@
 """Converts weights of an image-text model to CLIP's two towers (Radford et al. 2021); outputs are equal.
 
-The layouts are those of `clip_bridge`: `openai`, which open_clip shares, and `hugging_face`, that of `CLIPModel`.
+The layouts are those of `clip_keys`: `openai`, which open_clip shares, and `hugging_face`, that of `CLIPModel`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from pipeline.models.clip_bridge import HUGGING_FACE, OPENAI, Layout, tower_tensors, vision_tensors
+from pipeline.models.clip_bridge import tower_tensors, vision_tensors
+from pipeline.models.clip_keys import HUGGING_FACE, OPENAI, ClipLayout
 from pipeline.models.expressible import check_tower, text_head
 from pipeline.models.heads.text_tower.shape import IMAGE, TEMPERATURE, TEXT
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.state import check_state
 
-TEXT_LAYOUTS: dict[str, Layout] = {
+TEXT_LAYOUTS: dict[str, ClipLayout] = {
     "openai": replace(
         OPENAI,
         prefix="",

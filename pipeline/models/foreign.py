@@ -19,7 +19,8 @@ from pipeline.config.data import WHITE
 from pipeline.config.references import TIMM
 from pipeline.errors import ModelError
 from pipeline.models.bundle import Bundle, Preprocess
-from pipeline.models.clip_bridge import find_layout, from_clip
+from pipeline.models.clip_bridge import from_clip
+from pipeline.models.clip_keys import find_layout
 from pipeline.models.foreign_config import (
     CLIP_MEAN,
     CLIP_STD,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.errors import ModelError
 from pipeline.models.heads.base import HeadKind, Reads
 
 if TYPE_CHECKING:
-    from pipeline.models.spec import HeadSpec, ViTSpec
+    from pipeline.models.spec import HeadSpec, Pair, ViTSpec
 
 LAYERS, CELLS = "layers", "cells"
 QUANTITIES = "quantities"  # option of a head whose outputs are quantities such as depth, not classes
@@ -53,9 +54,27 @@ class PatchKind(HeadKind):
 
 
 class CellKind(PatchKind):
-    """Heads on patches whose last module, `classes`, is linear and outputs one or several cells per patch."""
+    """Heads on patches whose last module, `classes`, is linear and outputs one or several cells per patch.
 
+    The option `cells` is their number along each side of a patch.
+    """
+
+    options = (CELLS,)
     vectors = ("classes.bias",)
+
+    def classes_dim(self, spec: HeadSpec, backbone: ViTSpec) -> int:
+        """Width of the input of `classes`."""
+        return input_dim(spec, backbone)
+
+    def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
+        outputs = spec.outputs * cells_per_patch(spec) ** 2
+        return norm_parameters(spec, backbone) + (self.classes_dim(spec, backbone) + 1) * outputs
+
+    def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        return 2 * prod(grid) * self.classes_dim(spec, backbone) * spec.outputs * cells_per_patch(spec) ** 2
+
+    def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
+        return prod(grid) * map_values(spec, backbone)
 
 
 def layers_read(spec: HeadSpec, backbone: ViTSpec, count: int = 1) -> tuple[int, ...]:
@@ -95,11 +114,6 @@ def cells_per_patch(spec: HeadSpec) -> int:
     """Outputs along each side of a patch."""
     cells: int = spec.options.get(CELLS, 1)
     return cells
-
-
-def cell_parameters(spec: HeadSpec, dim: int) -> int:
-    """Parameters of the matrix and bias that map `dim` inputs to the outputs of all cells of a patch."""
-    return (dim + 1) * spec.outputs * cells_per_patch(spec) ** 2
 
 
 def input_dim(spec: HeadSpec, backbone: ViTSpec) -> int:

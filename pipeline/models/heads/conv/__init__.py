@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
-from pipeline.models.heads._layers import (
-    CELLS,
-    CellKind,
-    cell_parameters,
-    cells_per_patch,
-    input_dim,
-    map_values,
-    norm_parameters,
-)
+from pipeline.models.heads._layers import CELLS, CellKind, input_dim
 
 if TYPE_CHECKING:
     from pipeline.models.heads.head import Head
@@ -22,21 +15,23 @@ HIDDEN = 256
 
 
 class _Conv(CellKind):
-    """The option `hidden` is the number of channels in between; default: 256. `cells` as in a linear head."""
+    """The option `hidden` is the number of channels in between; default: 256."""
 
     options = ("hidden", CELLS)
 
+    def classes_dim(self, spec: HeadSpec, backbone: ViTSpec) -> int:
+        return hidden_dim(spec)
+
     def num_parameters(self, spec: HeadSpec, backbone: ViTSpec) -> int:
-        hidden = hidden_dim(spec)
-        convolution = (9 * input_dim(spec, backbone) + 1) * hidden
-        return norm_parameters(spec, backbone) + convolution + cell_parameters(spec, hidden)
+        convolution = (9 * input_dim(spec, backbone) + 1) * hidden_dim(spec)
+        return super().num_parameters(spec, backbone) + convolution
 
     def flops(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        outputs = spec.outputs * cells_per_patch(spec) ** 2
-        return 2 * grid[0] * grid[1] * hidden_dim(spec) * (9 * input_dim(spec, backbone) + outputs)
+        convolution = 2 * prod(grid) * 9 * input_dim(spec, backbone) * hidden_dim(spec)
+        return super().flops(spec, backbone, grid) + convolution
 
     def kept_values(self, spec: HeadSpec, backbone: ViTSpec, grid: Pair) -> int:
-        return grid[0] * grid[1] * (map_values(spec, backbone) + hidden_dim(spec))
+        return super().kept_values(spec, backbone, grid) + prod(grid) * hidden_dim(spec)
 
     def build(self, spec: HeadSpec, backbone: ViTSpec) -> Head:
         from pipeline.models.heads.conv.module import ConvHead
