@@ -69,14 +69,14 @@ def command(
     from pipeline.errors import ConfigError
     from pipeline.export import export
     from pipeline.models.bundle import load_bundle
-    from pipeline.models.find_bundle import find_bundle, locate
+    from pipeline.models.find_bundle import find_bundle
     from pipeline.stages.checkpoint_model import checkpoint_bundle, only_stage, weights_bundle
     from pipeline.stages.story import story_of
 
     if weights and checkpoint:
         raise ConfigError("--weights: found --checkpoint as well; give only one of them")
     if weights or checkpoint:
-        folder, _ = only_stage(locate(model))
+        folder, _ = only_stage(model)
         if weights:
             bundle = weights_bundle(folder, check_weights(weights))
         else:

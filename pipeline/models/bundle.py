@@ -189,7 +189,7 @@ def _read_description(folder: Path) -> Bundle:
     return Bundle({}, spec, preprocess, classes, provenance, task_settings)
 
 
-def check_weights(folder: Path, spec: ModelSpec) -> None:
+def check_shapes(folder: Path, spec: ModelSpec) -> None:
     """Raise `ModelError` as `load_bundle` does, from names and shapes alone, without reading the weights."""
     path = folder / WEIGHTS
     try:

@@ -34,7 +34,7 @@ def checkpoint_bundle(path: Path, which: str) -> Bundle:
     `path` is a stage's folder, RUN/STAGE, or a run with a single training stage. Raises `CheckpointError` if there is
     no such checkpoint or its files fail verification, and `ConfigError` for any other `which`.
     """
-    folder, status = only_stage(locate(path))
+    folder, status = only_stage(path)
     assert status.checkpoints is not None
     storage = open_storage(status.checkpoints)
     return _bundle(folder, status, storage, [chosen_step(folder, status, storage, which)], FINISHED)
@@ -46,7 +46,7 @@ def weights_bundle(path: Path, weights: str) -> Bundle:
     Memory holds one copy of the model, plus one tensor at a time of the checkpoints being averaged (model soups,
     Wortsman et al. 2022; within one run: Izmailov et al. 2018).
     """
-    folder, status = only_stage(locate(path))
+    folder, status = only_stage(path)
     assert status.checkpoints is not None
     storage = open_storage(status.checkpoints)
     if soup := SOUP.fullmatch(weights):
@@ -117,7 +117,8 @@ def _verified(folder: Path, storage: Storage, step: int) -> Manifest:
 
 
 def only_stage(path: Path) -> tuple[Path, Status]:
-    """The training stage that a path refers to: its folder and status."""
+    """The training stage that a path refers to: its folder and status. Raises `CheckpointError` for several or none."""
+    path = locate(path)
     found = checkpointing_stages(path)
     if len(found) > 1:
         raise CheckpointError(f"{path}: found {len(found)} training stages; name one of {', '.join(map(str, found))}")

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import hash_file
 from pipeline.metrics.outcome import selected_values
 from pipeline.metrics.schema import best
-from pipeline.models.bundle import DESCRIPTION, WEIGHTS, Bundle, Preprocess, check_weights, load_bundle
+from pipeline.models.bundle import DESCRIPTION, WEIGHTS, Bundle, Preprocess, check_shapes, load_bundle
 from pipeline.models.find_bundle import find_bundle
 from pipeline.models.foreign import BESIDE, import_foreign, load_foreign
 from pipeline.models.integrity import check_files
@@ -98,7 +98,7 @@ def describe_source(config: PipelineConfig, reference: str, stage: Stage) -> Bun
     else:
         folder = find_bundle(reference)
     described = load_bundle(folder, weights=False)
-    check_weights(folder, described.spec)
+    check_shapes(folder, described.spec)
     return described
 
 
