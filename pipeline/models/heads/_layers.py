@@ -59,7 +59,7 @@ class CellKind(PatchKind):
     The option `cells` is their number along each side of a patch.
     """
 
-    options = (CELLS,)
+    options: Collection[str] = (CELLS,)
     vectors = ("classes.bias",)
 
     def classes_dim(self, spec: HeadSpec, backbone: ViTSpec) -> int:
