@@ -29,10 +29,10 @@ from pipeline.cli.main import cli
 from pipeline.config.load import load_config
 from pipeline.config.targets import every_kind
 from pipeline.export import FORMATS, Format
-from pipeline.models.bundle import Preprocess, save_bundle
-from pipeline.models.costs import count_parameters, forward_flops
+from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.heads import head_kinds
 from pipeline.models.minivit import MiniViT
+from pipeline.models.model_costs import count_parameters, forward_flops
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import VARIANTS, Variant, build_backbone
 from pipeline.shards.index import load_index
@@ -113,7 +113,7 @@ def trained(task: BaseTask, spec: ModelSpec) -> TaskModule:
 @pytest.fixture(scope="module")
 def bundle(task: BaseTask, trained: TaskModule) -> str:
     """The folder of the finished model."""
-    save_bundle("model", trained.model.state_dict(), trained.model.spec, PREPROCESS, [], {}, task.measuring_settings)
+    Bundle(trained.model.state_dict(), trained.model.spec, PREPROCESS, [], {}, task.measuring_settings).save("model")
     return "model"
 
 

@@ -17,7 +17,7 @@ from pipeline import load_model
 from pipeline.config.schema import TrackingConfig
 from pipeline.config.task import task_class, task_types
 from pipeline.errors import ModelError
-from pipeline.models import MiniViT, Preprocess, save_bundle
+from pipeline.models import Bundle, MiniViT, Preprocess
 from pipeline.models.variants import build_backbone
 from pipeline.stages.folder import FINISHED, Status
 from pipeline.stages.train import finished_model
@@ -64,7 +64,7 @@ def logged(tracker: Tracker, folder: Path, kind: str, channels: int = 3) -> Any:
     tokenizer = train_tokenizer(["a red ankle boot"] * 4, 300, 10) if kind == "clip" else None
     preprocess = Preprocess((0.5,) * channels, (0.25,) * channels, channels, (16, 16), tokenizer=tokenizer)
     classes = CLASSES if spec.num_classes == len(CLASSES) else None
-    save_bundle(folder, MiniViT.from_spec(spec).state_dict(), spec, preprocess, classes, {})
+    Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess, classes).save(folder)
     status = Status(FINISHED, "pretrain", kind, {}, schema=task.measured.to_dict(), result={"measures": {}})
     finished = finished_model(f"pretrain/{kind}", SimpleNamespace(model=folder), status)  # type: ignore[arg-type]
     run_id = tracker.start("stage", run_id=None)
