@@ -64,13 +64,15 @@ def communication(
     Gradients are reduced in fp32, in buckets of `bucket` elements. Stages 0 and 1 all-reduce them once, after the
     backward pass. Stage 2 all-reduces those of each micro-batch (DeepSpeed merges the ranks' buckets), and stage 3
     reduce-scatters them, both during the backward pass if the hardware overlaps; the last bucket is always exposed.
-    Stages 1 and 2 gather the new weights after the update; stage 3 gathers them in each forward and backward pass,
-    overlapped as well. `forward_s` and `backward_s` cover all micro-batches.
+    Without overlap, stage 2 reduces the gradients of a model that fits in one bucket once per step. Stages 1 and 2
+    gather the new weights after the update; stage 3 gathers them in each forward and backward pass, overlapped as well.
+    `forward_s` and `backward_s` cover all micro-batches.
     """
     if ranks == 1:
         return Communication(0.0, 0.0)
     ring, buckets = Ring.of(ranks, hardware), max(math.ceil(trained / bucket), 1)
-    rounds = micro_batches if zero_stage >= 2 else 1
+    once = zero_stage < 2 or (zero_stage == 2 and not hardware.overlaps and trained <= bucket)
+    rounds = 1 if once else micro_batches
     reduce = ring.gather_s if zero_stage == 3 else ring.all_reduce_s
     gradients_s = rounds * reduce(trained * FP32, hardware, buckets)
     gathers = {0: 0, 1: 1, 2: 1, 3: 2 * micro_batches}[zero_stage]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.config.training import LARGEST_BUCKET, EngineConfig
 from pipeline.train.device import select_device
 from pipeline.train.flats import Flat, grouped_flats, replicated_flats, sliced_flats
+from pipeline.train.gradients import GradientBlock
 from pipeline.train.stall import GROUP_TIMEOUT
 
 # Elements per piece when weights are swapped with other weights, which bounds the extra memory.
@@ -68,12 +69,9 @@ class Engine:
         deepspeed.utils.logger.setLevel(logging.WARNING)
         self.zero_stage, self.model = config.zero_stage, model or module
         self._lr_scales = [(group["lr"], group.get("lr_scale", 1.0)) for group in optimizer.param_groups]
-        settings = engine_settings(
-            config,
-            clip_grad_norm=clip_grad_norm,
-            parameters=sum(p.numel() for p in module.parameters()),
-            overlaps=select_device().type == "cuda" and torch.distributed.get_world_size() > 1,
-        )
+        parameters = sum(p.numel() for p in module.parameters())
+        overlaps = select_device().type == "cuda" and torch.distributed.get_world_size() > 1
+        settings = engine_settings(config, clip_grad_norm=clip_grad_norm, parameters=parameters, overlaps=overlaps)
         self._bucket_size: int = settings["zero_optimization"]["reduce_bucket_size"]
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         # DeepSpeed reduces in its own process group, which has torch's default timeout: NCCL aborts after 10 minutes.
@@ -87,7 +85,10 @@ class Engine:
         # If every rank holds all gradients, `step` reduces them: DeepSpeed would concatenate half a billion of them
         # first, and without ZeRO `step` also checks them before DeepSpeed uses them.
         self._reduces_whole = self.zero_stage == 0 or (self.zero_stage == 1 and config.precision == "bf16")
-        if self._reduces_whole:
+        self._gradients: GradientBlock | None = None
+        if not self._reduces_whole and self.zero_stage <= 2 and not overlaps and parameters <= LARGEST_BUCKET:
+            self._gradients = GradientBlock(self._zero, self._engine.data_parallel_group)
+        if self._reduces_whole or self._gradients:
             self._engine.enable_backward_allreduce = False
 
     def _find_flats(self) -> list[Flat]:
@@ -118,8 +119,10 @@ class Engine:
         return max(rates)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradient of a scalar loss; DeepSpeed averages it over ranks."""
+        """Accumulate the gradient of a scalar loss; `step` uses its average over ranks."""
         self._engine.backward(loss, scale_wrt_gas=False)
+        if self._gradients:
+            self._gradients.accumulate()
 
     def step(self) -> bool:
         """Clip the gradients, update the weights and clear the gradients. Collective.
@@ -131,7 +134,11 @@ class Engine:
             self._engine.buffered_allreduce_fallback(elements_per_buffer=self._bucket_size)
         if self.zero_stage == 0:
             return self._replicated_step()
+        if self._gradients:
+            self._gradients.reduce_collective()
         self._engine.step()
+        if self._gradients:
+            self._gradients.clear()
         applied: bool = self._engine.was_step_applied()
         return applied
 

@@ -92,6 +92,14 @@ def test_stages_2_and_3_reduce_every_micro_batch() -> None:
     assert collectives(zero_stage=1, micro_batches=3) == collectives(zero_stage=1)
 
 
+def test_stage_2_reduces_a_model_of_one_bucket_once_where_nothing_hides_it() -> None:
+    alone = PLAIN.model_copy(update={"overlaps": False})
+    assert collectives(alone, micro_batches=3) == collectives(alone)
+    assert (
+        collectives(alone, micro_batches=3, bucket=50_000_000).total_s > collectives(alone, bucket=50_000_000).total_s
+    )
+
+
 @given(st.sampled_from(sorted(KNOWN)), st.integers(1, 4096), st.integers(0, 3), st.integers(1, 10**10))
 def test_no_communication_is_exposed_twice(name: str, ranks: int, zero: int, parameters: int) -> None:
     found = collectives(

@@ -55,9 +55,9 @@ def test_a_rank_waits_for_the_others_for_as_long_as_the_watch_lets_it(monkeypatc
     used: list[dist.ProcessGroup] = []
     reduce = dist.all_reduce
 
-    def spied(tensor: torch.Tensor, op: Any, group: dist.ProcessGroup, async_op: bool) -> Any:
+    def spied(tensor: torch.Tensor, *options: Any, group: dist.ProcessGroup) -> Any:
         used.append(group)
-        return reduce(tensor, op, group, async_op)
+        return reduce(tensor, *options, group=group)
 
     monkeypatch.setattr(dist, "all_reduce", spied)
     engine.backward(engine(torch.ones(1, 4)).sum())
