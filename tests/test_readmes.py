@@ -44,6 +44,7 @@ CHECKED_ONLY = {
     "minivit evaluate *": "starts Ray",
     "minivit shards order *": "makes Fashion-MNIST; tests/cli/test_shards.py runs it on other data",
     "minivit shards verify configs/*": "reads Fashion-MNIST",
+    "minivit shards index s3://*": "needs an object store; tests/shards/test_counted.py indexes by counts",
     "minivit checkpoints *": "needs a trained run; tests/cli/test_checkpoints.py has one",
 }
 # First words of commands that are not ours, with the reason why they are not run.

@@ -103,6 +103,18 @@ def scale(rounds: int, as_json: bool) -> None:
     print_figures(measure(rounds), as_json)
 
 
+@click.command("counts")
+@click.option("--shards", default=100_000, show_default=True, type=click.IntRange(1), help="Shards to write.")
+@click.option("--url", help="Measure shards that are there, such as s3://BUCKET; their index is replaced.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Fresh processes to measure.")
+@AS_JSON
+def counts(shards: int, url: str | None, rounds: int, as_json: bool) -> None:
+    """Seconds and memory to index shards by counts, and to read the first batch of a shuffled epoch after that."""
+    from pipeline.bench.counts import measure
+
+    print_figures(measure(shards, url, rounds), as_json)
+
+
 @click.command("fuzz")
 @count_option("--inputs", 20_000, "Damaged samples to read.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the damage.")

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import click
 
 from pipeline.cli.paths import PATTERN, UserPath
-from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, print_index, print_unusable
+from pipeline.cli.shards_options import IMAGE_KEY, TARGET, WORKERS, print_index, print_unusable, shard_mapper
 from pipeline.cli.shards_rewrite import regroup_command, reshard_command, split_command
 
 OF_CLASSES = (
@@ -71,6 +71,11 @@ def make_group() -> None:
     is_flag=True,
     help="Read only headers and labels, by byte ranges: quick for remote shards, but changed pixels go unnoticed.",
 )
+@click.option(
+    "--counts",
+    is_flag=True,
+    help="Read no shard: take the numbers of samples that img2dataset, wids or Megatron-Energon wrote beside them.",
+)
 @WORKERS
 def index_command(
     pattern: str,
@@ -78,6 +83,7 @@ def index_command(
     image_key: str | None,
     targets: dict[str, str],
     headers_only: bool,
+    counts: bool,
     workers: int | None,
 ) -> None:
     """Index the shards that match PATTERN: a folder, a tar, a glob, or braces such as train-{000000..000010}.tar.
@@ -85,21 +91,26 @@ def index_command(
     CONFIG.yaml:NAME indexes a data set of a config and uses its keys. The tars may come from any tool that names
     members like WebDataset, and may be on any storage that fsspec supports. Shards that have not changed are not read
     again. Counts samples without an image or label; labels are the members given by --target, or the usual ones.
+
+    With --counts, hundreds of thousands of shards are ready to train on at once; a shard is scanned when it is first
+    read, and one that does not hold its count ends the run.
+
+    Shards are read on the Ray cluster at RAY_ADDRESS if that is set. Interrupted, the same command goes on.
     """
+    if counts and headers_only:
+        raise click.UsageError("--counts reads no headers; leave out --headers-only, or --counts to read them now")
     from pipeline.shards.build import build_index
     from pipeline.shards.class_file import read_classes
+    from pipeline.shards.counted import index_by_counts
     from pipeline.shards.named_sets import named_set
 
     names = read_classes(classes)
     one = named_set(pattern, image_key, targets)
-    index = build_index(
-        one.pattern,
-        classes=names,
-        image_key=one.config.image_key,
-        targets=one.members,
-        headers_only=headers_only,
-        workers=workers,
-    )
+    asked: dict[str, Any] = {"classes": names, "image_key": one.config.image_key, "targets": one.members}
+    if counts:
+        index = index_by_counts(one.pattern, **asked)
+    else:
+        index = build_index(one.pattern, **asked, headers_only=headers_only, workers=workers, mapper=shard_mapper())
     print_index(index)
     print_unusable(index, pattern)
 
@@ -125,6 +136,8 @@ def verify_command(
 
     CONFIG.yaml:NAME verifies a data set of a config and uses its keys; CONFIG.yaml verifies all of them. An image in
     two data sets is a fault. Duplicates within a data set are reported, but are not faults.
+
+    Shards are read on the Ray cluster at RAY_ADDRESS if that is set.
     """
     from collections import Counter
 
@@ -134,7 +147,7 @@ def verify_command(
 
     sets = [one for pattern in patterns for one in named_sets(pattern, image_key, targets)]
     found: Counter[Kind] = Counter()
-    for fault in verify_shards(*sets, decode_images=decode, workers=workers):
+    for fault in verify_shards(*sets, decode_images=decode, workers=workers, mapper=shard_mapper()):
         found[fault.kind] += 1
         if print_all or found[fault.kind] <= MOST_FAULTS:
             click.echo(str(fault))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from pipeline.shards.index import DatasetIndex
+    from pipeline.shards.parallel import Mapper
 
 IMAGE_KEY = click.option(
     "--image-key", help="Extensions of the image member, first match wins, such as 'png;jpg'; default: the index's."
@@ -40,6 +42,17 @@ TARGET = click.option(
 WORKERS = click.option("--workers", type=click.IntRange(1), help="Processes; default: one per CPU.")
 
 
+def shard_mapper() -> Mapper:
+    """Where shards are read: on the Ray cluster at RAY_ADDRESS if that is set, otherwise in processes here."""
+    from pipeline.shards.parallel import map_shards
+
+    if not os.environ.get("RAY_ADDRESS"):
+        return map_shards
+    from pipeline.cluster.spread import map_on_cluster
+
+    return map_on_cluster
+
+
 def print_index(index: DatasetIndex) -> None:
     """Print one line about an index."""
     classes = "".join(f", {len(names)} classes of {kind}" for kind, names in index.classes.items())
@@ -55,5 +68,5 @@ def print_unusable(index: DatasetIndex, pattern: str) -> None:
 
     for line in unusable_report(index):
         click.echo(line)
-    if unusable(index, index.members):
+    if unusable(index, index.columns):
         click.echo(f"  `minivit shards verify {pattern!r}` lists them")

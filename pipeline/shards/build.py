@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,19 +16,20 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.shards import store, urls
 from pipeline.shards.compressed import advice
-from pipeline.shards.index import DatasetIndex, decode_index, encode_index, make_index
+from pipeline.shards.index import CONTENT, HEADERS, LISTING, DatasetIndex, decode_index, encode_index, make_index
 from pipeline.shards.index_check import INDEX_NAME, no_shards
 from pipeline.shards.members import Keys
-from pipeline.shards.parallel import map_shards
-from pipeline.shards.pattern import parse_pattern
-from pipeline.shards.scan import ShardRecord, first_extensions, guess_image, scan_shard
-from pipeline.shards.sidecar import SUFFIX, read_sidecar, write_sidecar
+from pipeline.shards.parallel import Mapper, map_shards
+from pipeline.shards.pattern import Pattern, parse_pattern
+from pipeline.shards.scan import ShardRecord, first_extensions, guess_image, regroup_remedy, scan_shard
+from pipeline.shards.sidecar import SUFFIX, header_of, read_sidecar, sidecar_bytes, write_sidecar
 from pipeline.shards.store_errors import unwritable
 from pipeline.shards.tar import TornTar
 from pipeline.targets import Members, default_members, target_kind, tool_targets
 from pipeline.targets.base import Target
 
 Listing = dict[str, tuple[int, int]]  # name: (bytes, mtime in ns)
+KEEP_EVERY_S = 60.0  # of reading tars: what an interruption costs at most, besides the tars being read
 
 
 def build_index(
@@ -38,6 +40,7 @@ def build_index(
     targets: Members | None = None,
     headers_only: bool = False,
     workers: int | None = None,
+    mapper: Mapper = map_shards,
 ) -> DatasetIndex:
     """Indexes the shards that match a pattern and returns the index of exactly these.
 
@@ -54,30 +57,44 @@ def build_index(
     parsed = parse_pattern(pattern)
     with folder_lock(parsed.folder, "index"):
         listing = store.list_sizes(parsed.folder, [INDEX_NAME, *parsed.literals])
-        names = [name for name in parsed.select(listing) if name.endswith(".tar")]
-        chosen, absent = names, [name for name in parsed.literals if name not in listing]
-        if not names:
-            raise no_shards(parsed, listing)
-        if absent:
-            raise DataError(f"{pattern!r}: {parsed.folder} lacks {absent[0]}; correct the pattern")
-        if packed := parsed.select_packed(listing):
-            print(f"left out: {advice(parsed.folder, packed)}", file=sys.stderr)
-        earlier = _earlier_index(parsed.folder, listing)
+        names = chosen = chosen_shards(parsed, listing)
+        earlier = earlier_index(parsed.folder, listing)
         old = set(earlier.names) if earlier.members and not _is_older(earlier) else set()
         new = [urls.join(parsed.folder, name) for name in names if name not in old]
-        keys, members = _members(earlier, image_key, targets, new)
+        keys, members = find_members(earlier, image_key, targets, new)
         known = {record.name: record for record in earlier.records() if record.name in listing}
+        hash_of = HEADERS if headers_only else CONTENT
         same = keys == earlier.keys and members == earlier.members and not _is_older(earlier)
-        if not same or headers_only != earlier.headers_only:
+        if not same or hash_of != earlier.hash_of:
             names = sorted({*names, *known})  # all rows share one kind of hash, image key and targets
-        jobs = _jobs(names, known, earlier, same, headers_only, listing)
-        fresh = _scan_all(ScanTask(pattern, parsed.folder, keys, tool_targets(members)), jobs, workers)
-        rows = {**known, **{record.name: record for record in fresh}}
-        ordered = [rows[name] for name in sorted(rows)]
-        named = {**earlier.classes, **_by_kind(classes, members)}
-        index = make_index(parsed.folder, ordered, named, keys, members, headers_only=headers_only)
+        jobs = _jobs(names, known, earlier, same, hash_of, listing)
+        named = {**earlier.classes, **by_kind(classes, members)}
+
+        def index_with(fresh: Sequence[ShardRecord], before: Mapping[str, ShardRecord]) -> DatasetIndex:
+            rows = {**before, **{record.name: record for record in fresh}}
+            ordered = [rows[name] for name in sorted(rows)]
+            return make_index(parsed.folder, ordered, named, keys, members, hash_of=hash_of)
+
+        # Rows of one index have the same members and kind of hash, so others wait until all have been read again.
+        before = known if same and hash_of == earlier.hash_of else {}
+        task = ScanTask(pattern, parsed.folder, keys, tool_targets(members))
+        results = mapper(task, jobs, label="indexing", workers=workers)
+        fresh = _collect(results, lambda fresh: write_index(index_with(fresh, before)))
+        index = index_with(fresh, known)
         write_index(index)
     return index.select(chosen)
+
+
+def chosen_shards(pattern: Pattern, listing: Listing) -> list[str]:
+    """The names of the tars that a pattern matches. Raises DataError if there are none, or one that it names is not."""
+    names = [name for name in pattern.select(listing) if name.endswith(".tar")]
+    if not names:
+        raise no_shards(pattern, listing)
+    if absent := [name for name in pattern.literals if name not in listing]:
+        raise DataError(f"{pattern.text!r}: {pattern.folder} lacks {absent[0]}; correct the pattern")
+    if packed := pattern.select_packed(listing):
+        print(f"left out: {advice(pattern.folder, packed)}", file=sys.stderr)
+    return names
 
 
 def write_index(index: DatasetIndex) -> None:
@@ -142,40 +159,50 @@ class ScanTask:
         return replace(scan.record(job.name), sha256=sidecar.sha256)
 
 
-def regroup_remedy(pattern: str) -> str:
-    """The end of an error message: how to fix tars whose samples are scattered."""
-    return f"run `minivit shards regroup '{pattern}' --out FOLDER`, which rewrites them with each sample in one piece"
-
-
 def _jobs(
     names: Sequence[str],
     known: Mapping[str, ShardRecord],
     earlier: DatasetIndex,
     same: bool,
-    headers_only: bool,
+    hash_of: str,
     listing: Listing,
 ) -> list[ScanJob]:
     """The tars to read: new or changed ones, and the headers of the others unless the members are the `same`."""
-    jobs = []
+    jobs, headers_only = [], hash_of == HEADERS
+    rows = [known[name] for name in names if name in known and hash_of == earlier.hash_of]
+    fitting = _fitting([row for row in rows if _may_fit(row, listing)], earlier.url)
     for name in names:
         record = known.get(name)
-        if record is None or headers_only != earlier.headers_only or not _fits(record, earlier.url, listing):
+        if record is None or name not in fitting:
             jobs.append(ScanJob(name, headers_only, None))
         elif not same:
             jobs.append(ScanJob(name, True, None if headers_only else record.sha256))
     return jobs
 
 
-def _scan_all(task: ScanTask, jobs: Sequence[ScanJob], workers: int | None) -> list[ShardRecord]:
-    results = list(map_shards(task, jobs, label="indexing", workers=workers))
-    refused = [result for result in results if isinstance(result, str)]
+def _collect(results: Iterator[ShardRecord | str], keep: Callable[[list[ShardRecord]], None]) -> list[ShardRecord]:
+    """All results of reading tars; every KEEP_EVERY_S, and when interrupted, `keep` gets what there is so far."""
+    fresh, refused, kept = list[ShardRecord](), list[str](), time.monotonic()
+    try:
+        for result in results:
+            if isinstance(result, str):
+                refused.append(result)
+            else:
+                fresh.append(result)
+            if time.monotonic() - kept > KEEP_EVERY_S and not refused:
+                keep(fresh)
+                kept = time.monotonic()
+    except KeyboardInterrupt:
+        if fresh and not refused:
+            keep(fresh)
+        raise
     if refused:
         others = f" (and {len(refused) - 1} more shards cannot be indexed)" if len(refused) > 1 else ""
         raise DataError(f"{refused[0]}{others}")
-    return [result for result in results if isinstance(result, ShardRecord)]
+    return fresh
 
 
-def _earlier_index(folder: str, listing: Listing) -> DatasetIndex:
+def earlier_index(folder: str, listing: Listing) -> DatasetIndex:
     """The existing index, even if in an older format; an empty one if it is missing or unreadable."""
     if INDEX_NAME in listing:
         data = store.read_bytes(urls.join(folder, INDEX_NAME))
@@ -192,10 +219,10 @@ def _earlier_index(folder: str, listing: Listing) -> DatasetIndex:
 
 def _is_older(index: DatasetIndex) -> bool:
     """Whether the index was read from a file in an older format."""
-    return index.members.keys() != index.columns.keys()
+    return index.members.keys() != index.columns.keys() and index.hash_of != LISTING
 
 
-def _members(
+def find_members(
     earlier: DatasetIndex, image_key: str | None, targets: Members | None, new: Sequence[str]
 ) -> tuple[Keys, Members]:
     """The given members, or the earlier index's, or those guessed from the first of the `new` shards with samples."""
@@ -212,7 +239,7 @@ def _members(
     return keys.override(image_key), members | dict(targets or {})
 
 
-def _by_kind(classes: Mapping[str, Sequence[str]] | Sequence[str] | None, members: Members) -> dict[str, list[str]]:
+def by_kind(classes: Mapping[str, Sequence[str]] | Sequence[str] | None, members: Members) -> dict[str, list[str]]:
     """Class names by kind; a plain list belongs to the only kind with classes, otherwise to `class_id`."""
     if isinstance(classes, Mapping):
         return {kind: list(names) for kind, names in classes.items()}
@@ -220,18 +247,19 @@ def _by_kind(classes: Mapping[str, Sequence[str]] | Sequence[str] | None, member
     return {} if classes is None else {classed[0] if len(classed) == 1 else "class_id": list(classes)}
 
 
-def _fits(record: ShardRecord, folder: str, listing: Listing) -> bool:
-    """Whether a row of the earlier index and the sidecar still describe the tar."""
+def _may_fit(record: ShardRecord, listing: Listing) -> bool:
+    """Whether a row of the earlier index describes the tar and its sidecar, as far as a listing tells."""
     if record.name + SUFFIX not in listing:
         return False
-    size, written = listing[record.name]
-    if size != record.bytes or written > listing[record.name + SUFFIX][1]:
-        return False
-    try:
-        sidecar = read_sidecar(urls.join(folder, record.name))
-    except DataError:
-        return False
-    return (sidecar.sha256, sidecar.samples) == (record.sha256, record.samples)
+    (size, written), (sidecar_size, sidecar_written) = listing[record.name], listing[record.name + SUFFIX]
+    return size == record.bytes and written <= sidecar_written and sidecar_size == sidecar_bytes(record.samples)
+
+
+def _fitting(records: Sequence[ShardRecord], folder: str) -> set[str]:
+    """The names of the shards whose sidecars are of the tars that their rows describe."""
+    expected = [header_of(record.bytes, record.samples, record.sha256) for record in records]
+    heads = store.read_heads([record.name + SUFFIX for record in records], [len(one) for one in expected], folder)
+    return {record.name for record, one, head in zip(records, expected, heads, strict=True) if head == one}
 
 
 def _check_labels(index: DatasetIndex, kind: str, classes: Sequence[str]) -> None:

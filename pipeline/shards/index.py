@@ -1,5 +1,7 @@
 """The index of a folder of shards: each tar's number of samples, size, hash and target summaries.
 
+An index by LISTING only has the numbers of samples, which other tools have counted, and the bytes.
+
 `index.json` is columnar, so that even hundreds of thousands of shards can be read at once. The offsets of a shard's
 samples are in its sidecar, which is read with the shard.
 """
@@ -19,6 +21,7 @@ from pipeline.config.class_names import normalise_class_name
 from pipeline.errors import DataError, PipelineError
 from pipeline.shards import store, urls
 from pipeline.shards.cache import RangeCache
+from pipeline.shards.first_read import first_offsets
 from pipeline.shards.index_check import INDEX_NAME, check_against, no_index
 from pipeline.shards.members import DEFAULT_KEYS, Keys, extension
 from pipeline.shards.pattern import parse_pattern
@@ -30,6 +33,8 @@ from pipeline.targets.base import Merge, Summary, total
 FORMAT, VERSION = "minivit-shards", 4
 COLUMNS = "name", "samples", "bytes", "sha256"
 OLDER = 2, 3  # versions that reindexing updates by reading only headers and labels
+# What a shard's SHA-256 is of: the whole tar, its headers and labels, or its name, bytes and number of samples alone.
+CONTENT, HEADERS, LISTING = "content", "headers", "listing"
 HASH_DIGITS = 64  # of a SHA-256
 DIGEST_CHARACTERS = 32  # MLflow takes up to 36
 
@@ -43,12 +48,16 @@ class OlderIndex(DataError):
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """One tar: its URL, its number of samples and bytes, and its SHA-256."""
+    """One tar: its URL, its number of samples and bytes, and the SHA-256 of what the index says.
+
+    `scanned`: its sidecar was written with the index; otherwise it is written when the shard is first read.
+    """
 
     url: str
     samples: int
     bytes: int
     sha256: str
+    scanned: bool = True
 
     @property
     def name(self) -> str:
@@ -69,7 +78,7 @@ class DatasetIndex:
     sha256: str  # HASH_DIGITS per shard, concatenated: a list would be slow to load and twice as large
     without_image: Mapping[int, int]  # number of samples, by position of the shard; 0 if absent
     columns: Mapping[str, Columns]  # summaries of each shard's samples, by kind of target
-    headers_only: bool = False  # the hashes are those of headers and labels, not of whole tars
+    hash_of: str = CONTENT  # CONTENT, HEADERS or LISTING; the last knows nothing of images and labels
 
     def __post_init__(self) -> None:
         classes = {kind: [normalise_class_name(name) for name in names] for kind, names in self.classes.items()}
@@ -106,12 +115,12 @@ class DatasetIndex:
         columns = self.names, counts, sizes, self._hashes(), images, targets
         return [ShardRecord(*row) for row in zip(*columns, strict=True)]
 
-    def hash_of(self, i: int) -> str:
+    def shard_hash(self, i: int) -> str:
         """SHA-256 of a shard, hexadecimal."""
         return self.sha256[i * HASH_DIGITS : (i + 1) * HASH_DIGITS]
 
     def _hashes(self) -> list[str]:
-        return [self.hash_of(i) for i in range(len(self.names))]
+        return [self.shard_hash(i) for i in range(len(self.names))]
 
     def select(self, names: Sequence[str]) -> DatasetIndex:
         """The index of only these shards, in this order."""
@@ -119,7 +128,7 @@ class DatasetIndex:
             return self
         rows = dict(zip(self.names, self.records(), strict=True))
         chosen = [rows[name] for name in names]
-        return make_index(self.url, chosen, self.classes, self.keys, self.members, headers_only=self.headers_only)
+        return make_index(self.url, chosen, self.classes, self.keys, self.members, hash_of=self.hash_of)
 
 
 class _Shards(Sequence[ShardInfo]):
@@ -140,7 +149,8 @@ class _Shards(Sequence[ShardInfo]):
             return [self[j] for j in range(*i.indices(len(self)))]
         index = self.of
         url = urls.join(index.url, index.names[i])
-        return ShardInfo(url, int(index.counts[i]), int(index.sizes[i]), index.hash_of(i))
+        counted = int(index.counts[i]), int(index.sizes[i])
+        return ShardInfo(url, *counted, index.shard_hash(i), index.hash_of != LISTING)
 
 
 def make_index(
@@ -150,9 +160,9 @@ def make_index(
     keys: Keys = DEFAULT_KEYS,
     members: Members | None = None,
     *,
-    headers_only: bool = False,
+    hash_of: str = CONTENT,
 ) -> DatasetIndex:
-    """Makes an index from its rows, which summarise the kinds of targets in `members`."""
+    """Makes an index from its rows, which summarise the kinds of targets in `members`, unless by LISTING."""
     return DatasetIndex(
         url,
         {kind: list(names) for kind, names in (classes or {}).items()},
@@ -165,10 +175,15 @@ def make_index(
         without_image={i: record.without_image for i, record in enumerate(records) if record.without_image},
         columns={
             kind: {name: [record.targets[kind][name] for record in records] for name in columns_of(target_kind(kind))}
-            for kind in members or {}
+            for kind in (members or {} if hash_of != LISTING else {})
         },
-        headers_only=headers_only,
+        hash_of=hash_of,
     )
+
+
+def listing_hash(name: str, samples: int, size: int) -> str:
+    """Stands for the hash of a shard that has not been read."""
+    return hashlib.sha256(f"{name}\0{samples}\0{size}".encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
@@ -204,15 +219,26 @@ def load_index(pattern: str, *, check: bool = True) -> DatasetIndex:
         raise DataError(f"{pattern!r} matches none of the {len(index.names)} shards in {url}; correct the pattern")
     index = index.select(names)
     if check:
-        check_against(index.url, index.records(), listing, pattern)
+        shards = zip(index.names, index.sizes.tolist(), index.counts.tolist(), strict=True)
+        check_against(index.url, shards, listing, pattern, sidecars=index.hash_of != LISTING)
     return index
 
 
 def load_offsets(shard: ShardInfo, cache: RangeCache | None = None) -> np.ndarray:
     """uint64 [samples + 1]: sample i is bytes offsets[i] to offsets[i + 1] of the tar, whole members with headers.
 
-    Raises DataError if the sidecar is missing or damaged, or belongs to another tar.
+    A shard that was indexed by its count is scanned the first time. Raises DataError if the sidecar is missing or
+    damaged, or belongs to another tar, or if the shard is not what its count says.
     """
+    try:
+        return _indexed_offsets(shard, cache)
+    except DataError:
+        if shard.scanned:
+            raise
+    return first_offsets(shard.url, shard.samples, shard.bytes, shard.sha256)
+
+
+def _indexed_offsets(shard: ShardInfo, cache: RangeCache | None) -> np.ndarray:
     if cache is None:
         sidecar = read_sidecar(shard.url)
     else:
@@ -227,21 +253,20 @@ def load_offsets(shard: ShardInfo, cache: RangeCache | None = None) -> np.ndarra
 
 
 def encode_index(index: DatasetIndex) -> bytes:
+    hashes = "" if index.hash_of == LISTING else index.sha256
     document = {
         "format": FORMAT,
         "version": VERSION,
         "image_key": index.keys.image_key,
         "classes": index.classes,
-        "hash_of": "headers" if index.headers_only else "content",
+        "hash_of": index.hash_of,
         "num_shards": len(index.names),
         "num_samples": index.num_samples,
         "num_bytes": int(index.sizes.sum()),
-        "shards": dict(
-            zip(COLUMNS, (index.names, index.counts.tolist(), index.sizes.tolist(), index.sha256), strict=True)
-        ),
+        "shards": dict(zip(COLUMNS, (index.names, index.counts.tolist(), index.sizes.tolist(), hashes), strict=True)),
         "without_image": index.without_image,
         "targets": {
-            kind: {"members": members, "columns": _sparse(index.columns[kind], columns_of(target_kind(kind)))}
+            kind: {"members": members, "columns": _sparse(index.columns.get(kind, {}), columns_of(target_kind(kind)))}
             for kind, members in index.members.items()
         },
     }
@@ -261,6 +286,8 @@ def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetInd
         if document["format"] != FORMAT or version not in (*OLDER, VERSION):
             raise ValueError(f"format {document['format']!r} version {version!r}")
         names, counts, sizes, hashes = (document["shards"][column] for column in COLUMNS)
+        if document["hash_of"] == LISTING:
+            hashes = "".join(map(listing_hash, names, counts, sizes))
         lengths = {len(names), len(counts), len(sizes), document["num_shards"]}
         if len(lengths) != 1 or len(hashes) != HASH_DIGITS * len(names):
             raise ValueError("columns of different lengths")
@@ -270,9 +297,8 @@ def decode_index(data: bytes, folder: str, *, older: bool = False) -> DatasetInd
         read = _read_older if version in OLDER else _read_targets
         keys = DEFAULT_KEYS.override(document.get("image_key"))
         classes, members, without_image, summed_up = read(document)
-        headers_only = document["hash_of"] == "headers"
         columns = names, _column(counts), _column(sizes), hashes, without_image, summed_up
-        index = DatasetIndex(folder, classes, keys, members, *columns, headers_only=headers_only)
+        index = DatasetIndex(folder, classes, keys, members, *columns, hash_of=document["hash_of"])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, PipelineError) as error:
         raise DataError(f"{url}: not an index of format {VERSION} ({error!r}); {index_remedy(folder)}") from None
     if version != VERSION and not older:
@@ -295,7 +321,8 @@ def _read_targets(document: dict[str, Any]) -> Read:
     members, columns = {}, {}
     for kind, target in document["targets"].items():
         members[kind] = tuple(extension(one, one) for one in target["members"])
-        columns[kind] = _dense(target["columns"], columns_of(target_kind(kind)), shards)
+        if document["hash_of"] != LISTING:
+            columns[kind] = _dense(target["columns"], columns_of(target_kind(kind)), shards)
     return document["classes"], members, without_image, columns
 
 
@@ -311,6 +338,7 @@ def _sparse(columns: Columns, rules: Mapping[str, Merge]) -> dict[str, Any]:
     return {
         name: {i: value for i, value in enumerate(columns[name]) if value} if rule == "sum" else columns[name]
         for name, rule in rules.items()
+        if columns
     }
 
 

@@ -8,35 +8,39 @@ from pipeline.errors import DataError
 from pipeline.shards import urls
 from pipeline.shards.compressed import advice
 from pipeline.shards.pattern import Pattern
-from pipeline.shards.scan import ShardRecord
 from pipeline.shards.sidecar import SUFFIX, index_remedy, sidecar_bytes
 
 INDEX_NAME = "index.json"
 
 
 def check_against(
-    folder: str, records: Iterable[ShardRecord], listing: Mapping[str, tuple[int, int]], pattern: str
+    folder: str,
+    shards: Iterable[tuple[str, int, int]],
+    listing: Mapping[str, tuple[int, int]],
+    pattern: str,
+    *,
+    sidecars: bool,
 ) -> None:
-    """Compares the shards of an index with the files in its folder, by size only.
+    """Compares the (name, bytes, samples) of an index's shards, and if wanted their sidecars, with a listing's sizes.
 
     Raises DataError at the first mismatch.
     """
-    remote_without_listing = urls.protocol(folder) in urls.WITHOUT_LISTING
-    for record in records:
-        url = urls.join(folder, record.name)
-        if record.name not in listing:
+    listed = urls.protocol(folder) not in urls.WITHOUT_LISTING
+    for name, size, samples in shards:
+        url = urls.join(folder, name)
+        if name not in listing:
             raise DataError(f"{url}: missing, but listed in the index; restore it, or {index_remedy(pattern)}")
-        found = listing[record.name][0]
-        if found != record.bytes:
+        found = listing[name][0]
+        if found != size:
             raise DataError(
-                f"{url}: found {found:,} bytes, but the index says {record.bytes:,}, so the tar has changed since it "
+                f"{url}: found {found:,} bytes, but the index says {size:,}, so the tar has changed since it "
                 f"was indexed; {index_remedy(pattern)}"
             )
-        if remote_without_listing:
+        if not sidecars or not listed:
             continue  # sidecars are checked when they are read; here, each would cost a request
-        found = listing.get(record.name + SUFFIX, (-1, 0))[0]
-        if found != sidecar_bytes(record.samples):
-            fault = "missing" if found < 0 else f"found {found:,} bytes, expected {sidecar_bytes(record.samples):,}"
+        found = listing.get(name + SUFFIX, (-1, 0))[0]
+        if found != sidecar_bytes(samples):
+            fault = "missing" if found < 0 else f"found {found:,} bytes, expected {sidecar_bytes(samples):,}"
             raise DataError(f"{url + SUFFIX}: {fault}; {index_remedy(pattern)}")
 
 

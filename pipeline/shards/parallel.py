@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 from pipeline.errors import DataError
 
@@ -19,6 +19,14 @@ Workers = Annotated[int | None, "processes; default: one per CPU"]
 
 IN_FLIGHT = 4096  # tasks handed to the pool at once, so that a million shards do not queue in memory
 LINE_EVERY_S = 10.0
+
+
+class Mapper(Protocol):
+    """`map_shards`, or what does the same elsewhere."""
+
+    def __call__(
+        self, task: Callable[[T], R], items: Sequence[T], *, label: str, workers: int | None = None, unit: str = ...
+    ) -> Iterator[R]: ...
 
 
 def usable_cpus() -> int:

@@ -118,14 +118,19 @@ class ShardScan:
 
 
 def scan_shard(
-    url: str, keys: Keys = DEFAULT_KEYS, targets: Sequence[Target] = (), *, headers_only: bool = False
+    url: str,
+    keys: Keys = DEFAULT_KEYS,
+    targets: Sequence[Target] = (),
+    *,
+    headers_only: bool = False,
+    piece: int = HEADER_PIECE,
 ) -> ShardScan:
     """Reads a tar once, sequentially. Raises TornTar (without a file name) if it is damaged, DataError if unreadable.
 
-    `headers_only` reads and hashes only headers and labels, by byte ranges if the tar is remote.
+    `headers_only` reads and hashes only headers and labels, by ranges of `piece` bytes if the tar is remote.
     """
     digest, wanted = hashlib.sha256(), reads_of(targets)
-    with open_skipping(url) if headers_only else store.open_url(url) as file:
+    with open_skipping(url, piece) if headers_only else store.open_url(url) as file:
         stream = SkippingStream(file, digest.update, url) if headers_only else TarStream(file, digest.update)
         samples: list[SampleScan] = []
         end = 0
@@ -195,9 +200,14 @@ class SkippingStream(TarStream):
         return 0 if content is None else size - content
 
 
-def open_skipping(url: str) -> BinaryIO:
-    """Opens a file for scattered reads, which fetch remote files in small pieces."""
-    return store.open_url(url) if urls.is_local(url) else cast(BinaryIO, RemoteFile(url, HEADER_PIECE))
+def open_skipping(url: str, piece: int = HEADER_PIECE) -> BinaryIO:
+    """Opens a file for scattered reads, which fetch remote files in pieces of that many bytes."""
+    return store.open_url(url) if urls.is_local(url) else cast(BinaryIO, RemoteFile(url, piece))
+
+
+def regroup_remedy(pattern: str) -> str:
+    """The end of an error message: how to fix tars whose samples are scattered."""
+    return f"run `minivit shards regroup '{pattern}' --out FOLDER`, which rewrites them with each sample in one piece"
 
 
 def _place(samples: list[SampleScan], member: Member) -> str | None:

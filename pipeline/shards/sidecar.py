@@ -32,9 +32,7 @@ class Sidecar:
         return len(self.offsets) - 1
 
     def encode(self) -> bytes:
-        digest = bytes.fromhex(self.sha256)
-        header = HEADER.pack(MAGIC, VERSION, HEADER.size, self.tar_bytes, self.samples, digest)
-        return header + self.offsets.astype(OFFSET).tobytes()
+        return header_of(self.tar_bytes, self.samples, self.sha256) + self.offsets.astype(OFFSET).tobytes()
 
 
 def sidecar_bytes(samples: int) -> int:
@@ -49,6 +47,11 @@ def write_sidecar(shard_url: str, sidecar: Sidecar) -> None:
 def read_sidecar(shard_url: str) -> Sidecar:
     """Reads the sidecar of a tar and checks its consistency. Raises DataError."""
     return parse_sidecar(store.read_bytes(shard_url + SUFFIX), shard_url)
+
+
+def header_of(tar_bytes: int, samples: int, sha256: str) -> bytes:
+    """The first bytes of the sidecar of such a tar."""
+    return HEADER.pack(MAGIC, VERSION, HEADER.size, tar_bytes, samples, bytes.fromhex(sha256))
 
 
 def parse_sidecar(data: bytes, shard_url: str) -> Sidecar:

@@ -18,10 +18,10 @@ def unusable_report(index: DatasetIndex) -> Iterator[str]:
 
     If no sample is usable, also names the members of the first ones.
     """
-    kinds = [kind for kind in index.members if unusable(index, [kind])]
+    kinds = [kind for kind in index.columns if unusable(index, [kind])]
     for kind in kinds:
         yield from _of_kind(index, kind)
-    if not index.members:
+    if not index.columns:
         yield from _of_kind(index, None)
 
 

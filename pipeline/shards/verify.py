@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +16,15 @@ from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, decode, read_header
 from pipeline.images.geometry import Size
 from pipeline.shards import store, urls
-from pipeline.shards.build import regroup_remedy
 from pipeline.shards.compressed import advice
 from pipeline.shards.duplicates import EMPTY, DuplicateFinder, Fingerprints, fingerprint, overlap
-from pipeline.shards.index import ShardInfo, load_index
+from pipeline.shards.index import HEADERS, ShardInfo, load_index
 from pipeline.shards.members import Keys, Unusable
 from pipeline.shards.named_sets import NamedSet, named_set
-from pipeline.shards.parallel import map_shards
+from pipeline.shards.parallel import Mapper, map_shards
 from pipeline.shards.pattern import parse_pattern
 from pipeline.shards.samples import shard_samples
-from pipeline.shards.scan import SampleScan, ShardScan, duplicate_keys, reads_of, scan_shard
+from pipeline.shards.scan import SampleScan, ShardScan, duplicate_keys, reads_of, regroup_remedy, scan_shard
 from pipeline.shards.sidecar import index_remedy, read_sidecar
 from pipeline.shards.tar import TornTar
 from pipeline.targets import tool_targets
@@ -76,7 +77,9 @@ class Fault:
         return f"{self.shard}{f' {self.key}' if self.key is not None else ''}: {self.message}"
 
 
-def verify_shards(*sets: NamedSet | str, decode_images: bool = True, workers: int | None = None) -> Iterator[Fault]:
+def verify_shards(
+    *sets: NamedSet | str, decode_images: bool = True, workers: int | None = None, mapper: Mapper = map_shards
+) -> Iterator[Fault]:
     """Yields faults of data sets (text is a pattern): hash, tar, sidecar, labels, members, images, duplicates, overlap.
 
     Duplicates are equal images, and equal keys in one shard. Overlap is an image in two of the sets. A torn shard is
@@ -86,17 +89,19 @@ def verify_shards(*sets: NamedSet | str, decode_images: bool = True, workers: in
     seen: list[tuple[NamedSet, DuplicateFinder]] = []
     for one in [named_set(one) if isinstance(one, str) else one for one in sets]:
         duplicates = DuplicateFinder(load_index(one.pattern, check=False))
-        yield from _of_set(one, duplicates, decode_images, workers)
+        yield from _of_set(one, duplicates, decode_images, partial(mapper, label="verifying", workers=workers))
         for earlier, theirs in seen:
             for duplicate in overlap(theirs, duplicates, earlier.name):
                 yield Fault(*duplicate, Kind.OVERLAP)
         seen.append((one, duplicates))
 
 
-def _of_set(one: NamedSet, duplicates: DuplicateFinder, decode_images: bool, workers: int | None) -> Iterator[Fault]:
+def _of_set(
+    one: NamedSet, duplicates: DuplicateFinder, decode_images: bool, mapper: Callable[..., Iterator[Any]]
+) -> Iterator[Fault]:
     index, parsed = duplicates.index, parse_pattern(one.pattern)
     targets = one.targets(index)
-    if index.headers_only and (others := reads_of(targets).keys() - reads_of(tool_targets(index.members))):
+    if index.hash_of == HEADERS and (others := reads_of(targets).keys() - reads_of(tool_targets(index.members))):
         asked = next(target for target in targets if others & set(target.members))
         raise DataError(
             f"{index.url}: its index was made with --headers-only and without {asked.members[0]!r}; "
@@ -109,8 +114,8 @@ def _of_set(one: NamedSet, duplicates: DuplicateFinder, decode_images: bool, wor
     if packed := parsed.select_packed(listing):
         url, message = advice(index.url, packed).split(": ", 1)
         yield Fault(url, None, message)
-    task = VerifyTask(one.pattern, one.keys(index), targets, index.headers_only, decode_images)
-    for number, (faults, found) in enumerate(map_shards(task, index.shards, label="verifying", workers=workers)):
+    task = VerifyTask(one.pattern, one.keys(index), targets, index.hash_of == HEADERS, decode_images)
+    for number, (faults, found) in enumerate(mapper(task, index.shards)):
         yield from faults
         duplicates.add(number, found)
     for duplicate in duplicates.found():
@@ -179,11 +184,13 @@ def _against_index(shard: ShardInfo, scan: ShardScan) -> Iterator[str]:
     if found.tar_bytes != shard.bytes:
         yield f"{found.tar_bytes:,} bytes, but {shard.bytes:,} in the index"
         return
-    if found.sha256 != shard.sha256:
+    if shard.scanned and found.sha256 != shard.sha256:
         yield f"its SHA-256 is {found.sha256[:12]}.., but {shard.sha256[:12]}.. in the index: its bytes have changed"
         return
     if found.samples != shard.samples:
         yield f"{found.samples:,} samples, but {shard.samples:,} in the index"
+    if not shard.scanned:
+        return
     try:
         sidecar = read_sidecar(shard.url)
     except DataError as error:

@@ -16,7 +16,7 @@ from pipeline.shards.index import load_index
 from pipeline.shards.make import ensure_made, maker
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.resolve import most_workers
-from pipeline.stages.usable_samples import check_usable, counted
+from pipeline.stages.usable_samples import check_usable, counted, named_alike
 from pipeline.targets import target_kind
 from pipeline.tracking.store import TrackingStore, choose_store
 from pipeline.train.job import Dataset
@@ -113,9 +113,10 @@ def known_class_names(name: str, dataset: Dataset, kind: str) -> list[str]:
     Raises `DataError` for labels too large to be class numbers.
     """
     named = dataset.config.classes_of(kind)
+    if named_alike(dataset, kind):
+        named = named or dataset.index.classes.get(kind)
     if not counted(dataset, kind):
         return list(named or [])
-    named = named or dataset.index.classes.get(kind)
     known = target_kind(kind).known_classes(dataset.index.totals[kind]) or 0
     if named is None and known > MOST_NUMBERED:
         raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from pipeline.errors import DataError
+from pipeline.shards.index import LISTING
 from pipeline.shards.members import Keys
 from pipeline.shards.unusable_samples import members_message, unusable, unusable_message
 from pipeline.targets import target_kind
@@ -24,6 +25,11 @@ def members_of(dataset: Dataset, kind: str) -> tuple[str, ...]:
 
 def counted(dataset: Dataset, kind: str) -> bool:
     """Whether the index covers the labels that a run reads."""
+    return named_alike(dataset, kind) and kind in dataset.index.columns
+
+
+def named_alike(dataset: Dataset, kind: str) -> bool:
+    """Whether a run reads the labels that the index names."""
     return dataset.index.members.get(kind) == members_of(dataset, kind) != ()
 
 
@@ -40,7 +46,7 @@ def check_usable(name: str, dataset: Dataset, kinds: Collection[str]) -> None:
                 f"datasets.{name}.targets.{kind}, or run `minivit shards index '{dataset.config.shards}' --target "
                 f"{kind}=MEMBER`"
             )
-        if not counted(dataset, kind) and target_kind(kind).classed and dataset.config.classes_of(kind) is None:
+        if not named_alike(dataset, kind) and target_kind(kind).classed and dataset.config.classes_of(kind) is None:
             known = ", ".join(index.members.get(kind, ["none"]))
             raise DataError(
                 f"{where} was indexed with the {kind} member {known!r}, so the classes of {members[0]!r} are not "
@@ -59,6 +65,11 @@ def usable_warning(name: str, dataset: Dataset, kinds: Collection[str]) -> str |
     """A sentence if some samples are unusable, or the index does not know whether they are."""
     index, keys = dataset.index, keys_of(dataset)
     asked = {kind: members_of(dataset, kind) for kind in kinds}
+    if index.hash_of == LISTING:
+        return (
+            f"datasets.{name}: its index only knows how many samples each shard has, so those without an image or a "
+            f"label are found during the run; `minivit shards index CONFIG.yaml:{name}` counts them"
+        )
     if index.keys != keys or not all(counted(dataset, kind) for kind in kinds):
         reads = [keys.image_key, *(", ".join(members) for members in asked.values())]
         looked = [index.keys.image_key, *(", ".join(index.members.get(kind, ["nothing"])) for kind in kinds)]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pipeline.bench import memory, resume, scale
+from pipeline.bench import counts, memory, resume, scale
 from pipeline.bench.processes import cpu_seconds, peak_bytes, tree
 
 
@@ -13,6 +13,12 @@ def test_a_rank_of_a_huge_job_finds_its_first_sample() -> None:
     assert result["peak_megabytes"] <= 150
     assert 0 < result["seconds"] < 10  # the real figure needs an idle machine
     assert result["rounds"][0]["first"][0].startswith("train-")
+
+
+def test_shards_are_indexed_by_counts_and_read() -> None:
+    result = counts.measure(40, None, rounds=1)
+    assert (result["shards"], result["samples"]) == (40, 40 * counts.SAMPLES_PER_SHARD)
+    assert result["first_batch_seconds"] > 0
 
 
 @pytest.fixture

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.bench.synthetic import write_shards
+from pipeline.shards.build import build_index
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 HOLD = """
@@ -90,6 +93,27 @@ def test_a_run_waits_for_what_other_jobs_hold_and_says_so(
     assert process.returncode == 0, stderr
     assert "pretrain: waiting for room for 2 workers; other jobs hold 2 of 3 CPUs\n" in stderr
     assert [json.loads(line)["event"] for line in events.read_text().splitlines()] == ["wait"]
+
+
+@pytest.mark.integration
+def test_index_and_verify_read_on_the_cluster_what_they_read_here(cluster: dict[str, str], tmp_path: Path) -> None:
+    write_shards(tmp_path / "data")
+    expected = build_index(str(tmp_path / "data"), workers=1)
+    for path in [tmp_path / "data" / "index.json", *(tmp_path / "data").glob("*.idx")]:
+        path.unlink()
+
+    def shards(command: str) -> subprocess.CompletedProcess[str]:
+        whole = [BIN / "minivit", "shards", command, tmp_path / "data"]
+        return subprocess.run(whole, env=os.environ | cluster, capture_output=True, text=True, timeout=200)
+
+    indexed = shards("index")
+    assert indexed.returncode == 0, indexed.stderr
+    assert expected.digest in indexed.stdout
+    assert shards("verify").returncode == 0
+    torn = sorted((tmp_path / "data").glob("*.tar"))[0]
+    torn.write_bytes(torn.read_bytes()[:-2000])
+    verified = shards("verify")
+    assert (verified.returncode, torn.name in verified.stdout) == (3, True)
 
 
 class Pod:

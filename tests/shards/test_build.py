@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tarfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -297,3 +297,39 @@ def test_an_index_that_cannot_be_read_is_replaced_and_said_so(folder: Path, caps
     (folder / "index.json").write_text("{")
     assert build_index(str(folder), workers=1).num_samples == 8
     assert "rebuilding its unreadable index" in capsys.readouterr().err
+
+
+def test_an_interrupted_index_goes_on(folder: Path) -> None:
+    whole = build_index(str(folder), workers=1)
+    for path in [folder / "index.json", *folder.glob("*.idx")]:
+        path.unlink()
+    read: list[str] = []
+
+    def interrupted(task: Callable, jobs: Sequence, **_: object) -> Iterator:
+        for job in jobs:
+            if len(read) == 2:
+                raise KeyboardInterrupt
+            read.append(job.name)
+            yield task(job)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index(str(folder), mapper=interrupted)
+    assert load_index(str(folder / "train-{000000..000001}.tar")).num_samples == 5
+    with pytest.raises(DataError, match=r"train-000002\.tar: not in .*index\.json"):
+        load_index(str(folder))
+    assert build_index(str(folder), mapper=lambda task, jobs, **_: read_all(read, task, jobs)).digest == whole.digest
+    assert read == [f"train-{number:06d}.tar" for number in range(3)]
+
+
+def read_all(read: list[str], task: Callable, jobs: Sequence) -> Iterator:
+    for job in jobs:
+        read.append(job.name)
+        yield task(job)
+
+
+def test_a_killed_index_has_lost_a_minute_at_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr("pipeline.shards.build.KEEP_EVERY_S", -1.0)
+    monkeypatch.setattr("pipeline.shards.build.write_index", lambda index: kept.append(len(index.names)))
+    build_index(str(folder), workers=1)
+    assert kept == [1, 2, 3, 3]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import DataError
 from pipeline.shards import remote, store, urls
 from pipeline.shards.build import build_index
-from pipeline.shards.index import load_index, load_offsets
+from pipeline.shards.index import HEADERS, load_index, load_offsets
 from pipeline.shards.scan import scan_shard
 from pipeline.shards.tar import read_sample
 from pipeline.shards.verify import verify_shards
@@ -173,14 +173,14 @@ def test_headers_alone_are_a_small_part_of_a_remote_shard(server: str, tmp_path:
 
 def test_an_index_of_headers_is_verified_by_headers(folder: Path) -> None:
     index = build_index(str(folder), headers_only=True, workers=1)
-    assert index.headers_only
-    assert load_index(str(folder)).headers_only
+    assert index.hash_of == HEADERS
+    assert load_index(str(folder)).hash_of == HEADERS
     assert list(verify_shards(str(folder), decode_images=False, workers=1)) == []
     path = folder / "train-000002.tar"
     path.write_bytes(path.read_bytes()[:-512])
     assert [fault.shard for fault in verify_shards(str(folder), decode_images=False, workers=1)] == [str(path)]
-    assert not build_index(str(folder / "train-000000.tar"), workers=1).headers_only
-    assert not load_index(str(folder / "train-000000.tar"), check=False).headers_only
+    assert build_index(str(folder / "train-000000.tar"), workers=1).hash_of == "content"
+    assert load_index(str(folder / "train-000000.tar"), check=False).hash_of == "content"
 
 
 def test_shards_over_http(server: str, folder: Path, samples: Callable) -> None:
