@@ -246,6 +246,6 @@ class TaskModule(nn.Module, ABC):
         Raises ModelError if the task predicts no names; the default.
         """
         raise ModelError(
-            f"a {self.model.spec.task} model predicts no classes; `minivit predict --out FOLDER` writes what it "
-            "predicts, and fine-tuning can add classes"
+            "this model predicts no classes; `minivit predict --out FOLDER` writes what it predicts, and fine-tuning "
+            "can add classes"
         )

@@ -1,8 +1,8 @@
 """Writes shards from a list of a user's files: shuffled once, in parallel processes, resuming after interruptions.
 
 A reader of a layout lists items, such as pairs of file names, and has a picklable callable that makes an item a
-`NewSample` or raises `Rejected`. Its `make` calls `split` for `--val`, `write_samples` for each part, `check_taken`,
-`build_index` and `import_report`.
+`NewSample` or raises `Rejected`. Its `make` calls `split_rows` for `--val`, `write_samples` for each part,
+`check_taken`, `build_index` and `import_report`.
 """
 
 from __future__ import annotations

@@ -10,19 +10,14 @@ from typing import Annotated
 
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.make._samples import (
-    NewSample,
-    WriteOptions,
-    check_taken,
-    digest_of,
-    import_report,
-    read_image,
-    write_samples,
-)
+from pipeline.shards.make._files import digest_of
+from pipeline.shards.make._import_report import check_taken, import_report
+from pipeline.shards.make._samples import NewSample, WriteOptions, read_image, write_samples
+from pipeline.shards.parallel import Workers
 
 
 @dataclass(frozen=True)
-class ItemReader:
+class RatingReader:
     """Reads the sample of a row: an image's name and its rating."""
 
     images: Path
@@ -41,7 +36,7 @@ def make(
     prefix: Annotated[str, "shards are PREFIX-000000.tar, ..."] = "train",
     samples_per_shard: Annotated[int, "images per shard"] = 1_000,
     seed: Annotated[int, "seed for spreading images over shards"] = 0,
-    workers: Annotated[int | None, "processes; default: one per CPU"] = None,
+    workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of a folder of images and a table of their ratings.
 
@@ -53,7 +48,7 @@ def make(
         WriteOptions(prefix, samples_per_shard, seed, None, workers),
         {"table": digest_of([table.read_bytes()])},
     )
-    report = write_samples(out, prefix, rows, ItemReader(images), plan, options)
+    report = write_samples(out, prefix, rows, RatingReader(images), plan, options)
     taken = check_taken(images, len(rows), [report])
     index = build_index(str(out), workers=workers)
     print(import_report(f"{images}: {taken:,} images imported", {}, [report]), file=sys.stderr)
