@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pipeline.models.minivit import MiniViT
     from pipeline.tasks.base import TaskModule
 
+# Types of a task's options of predictions, by name.
+PredictOptions = Mapping[str, type]
+
 
 class BaseTask(TaskConfig):
     """The base of every `Task`; its fields are the settings of the `task` section.
@@ -30,7 +33,7 @@ class BaseTask(TaskConfig):
     """
 
     follows: ClassVar[bool] = False  # whether the model has a moving-average teacher; see `train.teacher`
-    predict_options: ClassVar[Mapping[str, type]] = {}  # options of predictions, by name
+    predict_options: ClassVar[PredictOptions] = {}
 
     @abstractmethod
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:

@@ -112,7 +112,8 @@ def signature(model: FinishedModel) -> Any:
     else:
         outputs = infer_signature(model_output=[one]).outputs
     options = [ParamSpec(name, PARAM_TYPES[kind], None) for name, kind in model.predict_options.items()]
-    return ModelSignature(Schema([images]), outputs, ParamSchema(options) if options else None)
+    params = {"params": ParamSchema(options)} if options else {}
+    return ModelSignature(Schema([images]), outputs, **params)
 
 
 @raises_tracking_errors

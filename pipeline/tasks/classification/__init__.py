@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipeline.config.section import Rate
@@ -10,7 +10,7 @@ from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.metrics.schema import Schema
 from pipeline.models.model_spec import classifier_heads
 from pipeline.models.spec import HeadSpec, ViTSpec
-from pipeline.tasks.task import BaseTask
+from pipeline.tasks.task import BaseTask, PredictOptions
 
 if TYPE_CHECKING:
     from pipeline.models.bundle import Preprocess
@@ -25,7 +25,7 @@ class Task(BaseTask):
     measured: ClassVar[Schema] = CLASSIFICATION
     targets: ClassVar[tuple[str, ...]] = ("class_id",)
     pipeline_tag: ClassVar[str] = "image-classification"
-    predict_options: ClassVar[Mapping[str, type]] = {"top_k": int}
+    predict_options: ClassVar[PredictOptions] = {"top_k": int}
 
     def example_prediction(self, num_classes: int) -> list[tuple[str, float]]:
         return [("name", 0.5)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -15,7 +15,7 @@ from pipeline.models.heads import head_kind, head_kinds
 from pipeline.models.heads._boxes import BoxKind
 from pipeline.models.spec import HeadSpec, ViTSpec
 from pipeline.tasks._inference_size import InferenceSize
-from pipeline.tasks.task import BaseTask
+from pipeline.tasks.task import BaseTask, PredictOptions
 
 if TYPE_CHECKING:
     from pipeline.models.bundle import Preprocess
@@ -44,7 +44,7 @@ class Task(BaseTask):
     measuring: ClassVar[frozenset[str]] = frozenset({"inference"})
     measured: ClassVar[Schema] = DETECTION
     pipeline_tag: ClassVar[str] = "object-detection"
-    predict_options: ClassVar[Mapping[str, type]] = {"score": float}
+    predict_options: ClassVar[PredictOptions] = {"score": float}
 
     type: Literal["detection"] = "detection"
     head: str = Field(

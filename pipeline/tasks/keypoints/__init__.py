@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -13,7 +13,7 @@ from pipeline.errors import ModelError
 from pipeline.metrics.keypoints import KEYPOINTS, default_sigmas
 from pipeline.metrics.schema import Schema
 from pipeline.models.spec import HeadSpec, Pair, ViTSpec
-from pipeline.tasks.task import BaseTask
+from pipeline.tasks.task import BaseTask, PredictOptions
 
 if TYPE_CHECKING:
     from pipeline.models.bundle import Preprocess
@@ -32,7 +32,7 @@ class Task(BaseTask):
 
     targets: ClassVar[tuple[str, ...]] = ("keypoints",)
     pipeline_tag: ClassVar[str] = "keypoint-detection"
-    predict_options: ClassVar[Mapping[str, type]] = {"boxes": list}
+    predict_options: ClassVar[PredictOptions] = {"boxes": list}
     measuring: ClassVar[frozenset[str]] = frozenset({"sigmas", "flip_test"})
     measured: ClassVar[Schema] = KEYPOINTS
 
