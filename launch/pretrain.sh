@@ -63,6 +63,10 @@ if [ -z "${RAY_ADDRESS:-}" ] && [ "${SLURM_NNODES:-1}" -gt 1 ]; then
     # shellcheck source=launch/slurm.sh
     source "$launch/slurm.sh"
     run_on_slurm minivit run "$config" "$@"
+elif [ -n "${SLURM_JOB_ID:-}" ] && [ "${ENVIRONMENT:-}" = BATCH ]; then
+    # shellcheck source=launch/slurm.sh
+    source "$launch/slurm.sh"
+    run_and_requeue minivit run "$config" "$@"
 else
     exec minivit run "$config" "$@"
 fi

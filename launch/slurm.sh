@@ -1,13 +1,16 @@
 # shellcheck shell=bash
-# Runs a command on a Ray cluster of all nodes of a SLURM allocation. Sourced by pretrain.sh. The environment and the
-# working directory must be on a file system that all nodes share.
+# Runs a command in a SLURM job, on a Ray cluster of all its nodes, and requeues the job. Sourced by pretrain.sh. The
+# environment and the working directory must be on a file system that all nodes share.
+
+running=() # the process ids of Ray's srun commands
 
 # run_on_slurm COMMAND...: starts a Ray node on each node of the job and runs the command on the first.
 run_on_slurm() {
-    local nodes each others on_first on_others name ip port driver running
+    local nodes each others on_first on_others name ip port ray_log
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    # One process per node, next to the job's other steps, with all cores and memory of the node.
-    each=(srun --overlap --cpu-bind=none --mem=0 --ntasks-per-node=1)
+    # One process per node, next to the job's other steps, with all cores and memory of the node. In a job with --no-kill
+    # the loss of a node ends neither the job nor the processes on the others.
+    each=(srun --overlap --cpu-bind=none --mem=0 --ntasks-per-node=1 --no-kill --kill-on-bad-exit=0)
     others=$((${#nodes[@]} - 1))
     on_first=("${each[@]}" --nodes=1 --ntasks=1 --nodelist="${nodes[0]}")
     on_others=("${each[@]}" --nodes="$others" --ntasks="$others" --exclude="${nodes[0]}")
@@ -27,26 +30,44 @@ run_on_slurm() {
     source "$MINIVIT_ROOT/launch/ray.env"
     set +a
 
-    trap 'kill "${running[@]}" 2>/dev/null || true' EXIT
-    "${on_first[@]}" "${RAY_NODE[@]}" --head --node-ip-address="$ip" --port="$port" &
+    ray_log=$PWD/slurm-$SLURM_JOB_ID-ray.log
+    trap end_ray EXIT
+    "${on_first[@]}" --output="$ray_log" --open-mode=append "${RAY_NODE[@]}" --head --node-ip-address="$ip" --port="$port" &
     running=($!)
     wait_for_nodes 1 || return 1
-    "${on_others[@]}" "${RAY_NODE[@]}" --address="$RAY_ADDRESS" &
+    "${on_others[@]}" --output="$ray_log" --open-mode=append "${RAY_NODE[@]}" --address="$RAY_ADDRESS" &
     running+=($!)
     wait_for_nodes "${#nodes[@]}" || return 1
 
-    # In the background, because bash handles signals only between commands: `#SBATCH --signal=B:USR1@300` must reach
-    # the run before the job's time is up. srun forwards all signals except INT.
-    "${on_first[@]}" "$@" &
+    run_and_requeue "${on_first[@]}" "$@"
+}
+
+# run_and_requeue COMMAND...: runs a command to which the job's signals are passed on. If it stops after USR1, which
+# `#SBATCH --signal=B:USR1@300` sends ahead of the time limit, the job goes back into the queue.
+run_and_requeue() {
+    local driver status=0 stopped=
+    # In the background, because bash handles signals only between commands. srun forwards all signals except INT.
+    "$@" &
     driver=$!
     # shellcheck disable=SC2064
     trap "kill -TERM $driver" INT TERM
     # shellcheck disable=SC2064
-    trap "kill -USR1 $driver" USR1
+    trap "stopped=yes; kill -USR1 $driver" USR1
     while kill -0 "$driver" 2>/dev/null; do
         wait "$driver" || true
     done
-    wait "$driver"
+    wait "$driver" || status=$?
+    if [ "$status" -eq 75 ] && [ -n "$stopped" ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'Requeue=1 '; then
+        end_ray
+        say "pretrain.sh: job $SLURM_JOB_ID goes back into the queue, and on from its checkpoint when it starts again"
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    return "$status"
+}
+
+# end_ray: ends the Ray nodes, for which SLURM would wait until it kills them.
+end_ray() {
+    [ ${#running[@]} -eq 0 ] || kill -USR2 "${running[@]}" 2>/dev/null || true
 }
 
 # wait_for_nodes N: waits until N nodes have joined the cluster; fails at once if a Ray node exits first.
@@ -57,12 +78,13 @@ wait_for_nodes() {
     wait -n "${running[@]}" "$waiting" || true
     if kill -0 "$waiting" 2>/dev/null; then
         kill "$waiting"
-        say "pretrain.sh: a Ray node exited before $1 nodes had joined; its output above shows why"
+        say "pretrain.sh: a Ray node exited before $1 nodes had joined; its output in $ray_log shows why:"
+        tail -n 20 "$ray_log" >&2
         return 1
     fi
     wait "$waiting"
 }
 
-# Ray ignores the signals, because the cluster must outlive the run. The last word after `bash -c` is its $0.
+# Ray ignores the signals: the cluster must outlive the run, upon which USR2 ends it. The last word after `bash -c` is $0.
 # shellcheck disable=SC2016  # expanded on the node
 RAY_NODE=(bash -c 'trap "" INT TERM USR1; exec ray start --block --num-cpus="$SLURM_CPUS_ON_NODE" "$@"' ray)

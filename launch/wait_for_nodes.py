@@ -22,7 +22,7 @@ def main() -> None:
         if time.monotonic() > deadline:
             sys.exit(
                 f"pretrain.sh: only {joined} of {expected} nodes joined the Ray cluster in {TIMEOUT_S} s; see their "
-                "output above"
+                "output in slurm-*-ray.log"
             )
         time.sleep(POLL_S)
         joined = count_nodes()

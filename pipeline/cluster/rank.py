@@ -22,7 +22,7 @@ from ray.train.backend import Backend, BackendConfig
 
 from pipeline.cluster.environment import take_environment
 from pipeline.cluster.usage import NodeUsage, exchange_places, node_names
-from pipeline.errors import ClusterError, WorkersLost
+from pipeline.errors import ClusterError, PipelineError, WorkersLost
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +80,8 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
         raise
     except Exception as error:
         logger.exception("rank %d failed", rank)
+        if isinstance(error, PipelineError) and context.get_local_world_size() < context.get_world_size():
+            name_node(error)
         if full := memory_ran_out(error, log.parent.parent):
             raise full from None
         raise
@@ -88,6 +90,11 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
     finally:
         watch.close()
         remove_socket_folder()
+
+
+def name_node(error: PipelineError) -> None:
+    """Add to an error of one of several nodes which one it is: it alone may lack the data, or the room."""
+    error.args = (f"{error} (on node {socket.gethostname()})",)
 
 
 def remove_socket_folder() -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 
 from pipeline.errors import Interrupted
 from pipeline.stages.progress import Progress
 
+# A launcher may signal a job's script and its commands at once, and the script passes on what it gets.
+TOGETHER_S = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1 ahead of a time limit
 
 
 class StopRequest:
-    """While entered, catches the signals; `asked` is the name of the first one received."""
+    """While entered, catches the signals; `asked` is the name of the first one received.
+
+    Signals within TOGETHER_S of the first are one wish.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self.asked: str | None = None
+        self._asked_at = 0.0
         self._progress = progress
         self._former: dict[signal.Signals, signal._HANDLER] = {}
 
@@ -31,8 +38,10 @@ class StopRequest:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.asked is None:
-            self.asked = name
+            self.asked, self._asked_at = name, time.monotonic()
             self._progress.say(f"{name}: committing a checkpoint, then stopping; send it again to stop at once")
+            return
+        if time.monotonic() - self._asked_at < TOGETHER_S:
             return
         self._progress.say(
             f"{name} again: stopping at once; the same command resumes from the last committed checkpoint"

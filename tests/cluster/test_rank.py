@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.cluster.rank import RanksBackend, bound_device, memory_ran_out, reach_rank_0, take_device
-from pipeline.errors import ClusterError, WorkersLost
+from pipeline.cluster.rank import RanksBackend, bound_device, memory_ran_out, name_node, reach_rank_0, take_device
+from pipeline.errors import ClusterError, DataError, WorkersLost
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,13 @@ def test_a_gpu_that_is_too_small_is_no_lost_rank() -> None:
         "capacity of 79.11 GiB of which 9.69 MiB is free); lower micro_batch_size"
     )
     assert memory_ran_out(RuntimeError("NCCL error"), Path("pretrain")) is None
+
+
+def test_a_node_without_the_data_is_named() -> None:
+    error = DataError("/data/train-000000.tar: no such file")
+    name_node(error)
+    assert str(error) == f"/data/train-000000.tar: no such file (on node {socket.gethostname()})"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 @pytest.fixture

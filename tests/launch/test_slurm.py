@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -10,10 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -23,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "srun")
 MISSING = [program for program in PROGRAMS if shutil.which(program) is None]
 WAIT_S = 280
+GRACE_S = 120  # from TERM to KILL of a cancelled job; SLURM's 30 are for a machine that is not busy
+RECOVERY_S = 130  # on a machine to itself a lost node costs less than 60 s
 UNDER_WAY = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
 
 pytestmark = [
@@ -45,10 +52,12 @@ SlurmdPidFile={folder}/%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
+SlurmdParameters=config_overrides
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
-NodeName=n1 NodeHostname={host} NodeAddr={address} Port={ports[1]} CPUs=1
-NodeName=n2 NodeHostname={host} NodeAddr={address} Port={ports[2]} CPUs=1
+KillWait={grace_s}
+NodeName=n1 NodeHostname={host} NodeAddr={address} Port={ports[1]} CPUs=2
+NodeName=n2 NodeHostname={host} NodeAddr={address} Port={ports[2]} CPUs=2
 PartitionName=all Nodes=n1,n2 Default=YES
 """
 
@@ -61,7 +70,8 @@ def slurm() -> Iterator[dict[str, str]]:
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
     own = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
-    settings = SETTINGS.format(host=socket.gethostname(), address=own[0], folder=folder, ports=free_ports(3))
+    names = {"host": socket.gethostname(), "address": own[0], "folder": folder}
+    settings = SETTINGS.format(**names, ports=free_ports(3), grace_s=GRACE_S)
     (folder / "slurm.conf").write_text(settings)
     # Without Ray's variables, too: those of other tests' clusters on this machine would keep a second node out.
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "CONDA_PREFIX", "RAY_"))}
@@ -86,6 +96,7 @@ def slurm() -> Iterator[dict[str, str]]:
         while "idle 2" not in ask(environment, "sinfo", "--noheader", "--format=%T %D"):
             assert time.monotonic() < due, (folder / "daemons.log").read_text()
             time.sleep(0.2)
+        stack.callback(end_jobs, environment)
         yield environment
 
 
@@ -100,6 +111,15 @@ def free_ports(number: int) -> list[int]:
 def end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     process.wait(timeout=30)
+
+
+def end_jobs(environment: dict[str, str]) -> None:
+    """Ends what a failed test has left running, while there are daemons that do it."""
+    due = time.monotonic() + 30
+    while (jobs := ask(environment, "squeue", "--noheader", "--format=%i").split()) and time.monotonic() < due:
+        ask(environment, "scancel", "--full", "--signal=KILL", *jobs)
+        ask(environment, "scancel", *jobs)
+        time.sleep(1)
 
 
 def ask(environment: dict[str, str], *command: str | Path) -> str:
@@ -134,6 +154,98 @@ def recorder(tmp_path: Path, slurm: dict[str, str]) -> dict[str, str]:
     return slurm | {"PATH": f"{command.parent}:{slurm['PATH']}"}
 
 
+MINIVIT = """
+import sys, time
+from types import SimpleNamespace
+from pipeline.stages.stop import StopRequest
+
+def note(text):
+    with open("driver.log", "a") as file:
+        file.write(text.partition(":")[0] + "\\n")
+
+with StopRequest(SimpleNamespace(say=note)) as stop:
+    note("starts")
+    while not stop.asked:
+        time.sleep(0.05)
+    time.sleep(1)
+    note("commits")
+sys.exit(75)
+"""
+
+
+class Driver:
+    """A job whose `minivit` starts, and commits within a second of a signal; without Ray."""
+
+    def __init__(self, environment: dict[str, str], folder: Path, *options: str) -> None:
+        self.folder, bin = folder, folder / "bin"
+        bin.mkdir()
+        wait = 'case "$1" in *wait_for_nodes.py) exit ;; esac\n'
+        for name, text in (
+            ("minivit", f"#!{sys.executable}\n{MINIVIT}"),
+            ("ray", "#!/bin/bash\nsleep 1000\n"),
+            ("python", f'#!/bin/bash\n{wait}exec {sys.executable} "$@"\n'),
+        ):
+            (bin / name).write_text(text)
+            (bin / name).chmod(0o755)
+        self.environment = environment | {"PATH": f"{bin}:{environment['PATH']}"}
+        command = ["sbatch", "--parsable", "--output=job.log", "--open-mode=append", *options]
+        command += [str(ROOT / "launch" / "pretrain.sh"), "configs/quickstart.yaml"]
+        done = subprocess.run(command, cwd=folder, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        self.id = done.stdout.strip()
+
+    def words(self) -> list[str]:
+        """What the driver has done, over all its starts."""
+        return read_lines(self.folder / "driver.log")
+
+    def show(self) -> str:
+        return ask(self.environment, "scontrol", "show", "job", self.id)
+
+    def wait(self, condition: Callable[[], Any], within_s: float = 100) -> None:
+        due = time.monotonic() + within_s
+        while not condition():
+            printed = "\n".join([self.show(), *self.words(), *read_lines(self.folder / "job.log")])
+            assert time.monotonic() < due, printed
+            time.sleep(0.1)
+
+    def ends(self, state: str) -> None:
+        self.wait(lambda: f"JobState={state} " in self.show())
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_job_that_nears_its_time_limit_commits_and_goes_back_into_the_queue(
+    nodes: int, slurm: dict[str, str], tmp_path: Path
+) -> None:
+    driver = Driver(slurm, tmp_path, f"--nodes={nodes}")
+    driver.wait(lambda: driver.words() == ["starts"])
+    ask(slurm, "scancel", "--batch", "--signal=USR1", driver.id)  # as `#SBATCH --signal=B:USR1@300` sends it
+    driver.ends("PENDING")
+    assert f"job {driver.id} goes back into the queue" in (tmp_path / "job.log").read_text()
+    ask(slurm, "scontrol", "update", f"JobId={driver.id}", "StartTime=now")  # or SLURM lets it wait for two minutes
+    driver.wait(lambda: driver.words() == ["starts", "SIGUSR1", "commits", "starts"])
+    ask(slurm, "scancel", driver.id)
+    driver.ends("CANCELLED")
+
+
+def test_a_job_that_may_not_be_requeued_ends_with_the_run_s_status(slurm: dict[str, str], tmp_path: Path) -> None:
+    driver = Driver(slurm, tmp_path, "--nodes=1", "--no-requeue")
+    driver.wait(lambda: driver.words() == ["starts"])
+    ask(slurm, "scancel", "--batch", "--signal=USR1", driver.id)
+    driver.ends("FAILED")
+    assert "ExitCode=75:0" in driver.show()
+    assert driver.words() == ["starts", "SIGUSR1", "commits"]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_cancelled_job_commits(nodes: int, slurm: dict[str, str], tmp_path: Path) -> None:
+    driver = Driver(slurm, tmp_path, f"--nodes={nodes}")
+    driver.wait(lambda: driver.words() == ["starts"])
+    ask(slurm, "scancel", driver.id)
+    driver.ends("CANCELLED")
+    driver.wait(lambda: len(driver.words()) > 2)
+    assert driver.words() == ["starts", "SIGTERM", "commits"], "a second signal would end it at once"
+
+
 @pytest.mark.parametrize("script", ["absolute", "relative", "link"])
 def test_the_copy_in_the_spool_folder_finds_its_checkout(script: str, recorder: dict[str, str], tmp_path: Path) -> None:
     here = tmp_path / "a folder"
@@ -151,23 +263,167 @@ def test_each_task_of_an_array_finds_it(recorder: dict[str, str], tmp_path: Path
     assert printed.splitlines() == ["run", str(ROOT / "configs/quickstart.yaml")] * 3
 
 
-@pytest.mark.integration
-def test_a_pipeline_runs_over_two_nodes(slurm: dict[str, str], tmp_path: Path) -> None:
-    write_shards(tmp_path / "data")
+def write_config(folder: Path, duration: str, **cluster: Any) -> None:
+    """A pipeline of one small training stage, with its shards."""
+    folder.mkdir(exist_ok=True)
+    write_shards(folder / "data")
     stage = {
         "type": "pretrain",
-        "model": {"variant": "nano", "image_size": SIDE, "patch_size": 4, "channels": 1},
+        "model": {"variant": "nano", "depth": 1, "image_size": SIDE, "patch_size": 4, "channels": 1},
         "data": {"train": "train", "lanes": 4, "window": 8, "augment": {"crop": "none"}},
-        "duration": "2 steps",
+        "duration": duration,
         "global_batch_size": 8,
+        "log_every": 1,
+        "checkpoint": {"every": "1M steps", "every_minutes": 0.1},
     }
     config = {
         "name": "two",
-        "cluster": {"workers": 2},
+        "cluster": cluster,
         "datasets": {"train": {"shards": "data/train-*.tar", "mean": [0.4], "std": [0.3]}},
         "stages": {"pretrain": stage},
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.mark.integration
+def test_a_pipeline_runs_over_two_nodes(slurm: dict[str, str], tmp_path: Path) -> None:
+    write_config(tmp_path, "2 steps", workers=2)
     printed = submit(slurm, tmp_path, "--nodes=2", ROOT / "launch" / "pretrain.sh", "config.yaml")
     assert "pretrain: finished in" in printed
     assert len(list((tmp_path / "runs/two/stages/pretrain/logs").glob("rank-*.log"))) == 2
+    assert "Local node IP" not in printed, "what Ray prints is in a file of its own"
+    assert "Local node IP" in next(tmp_path.glob("slurm-*-ray.log")).read_text()
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_two_jobs_on_the_same_nodes_do_not_meet(slurm: dict[str, str], tmp_path: Path) -> None:
+    script = ROOT / "launch" / "pretrain.sh"
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        write_config(folder, "2 steps", workers=2)
+    with ThreadPoolExecutor(len(folders)) as pool:
+        said = list(pool.map(lambda folder: submit(slurm, folder, "--nodes=2", script, "config.yaml"), folders))
+    for folder, printed in zip(folders, said, strict=True):
+        assert (folder / "runs/two/stages/pretrain/logs/rank-00001.log").is_file()
+        assert "pretrain: finished in" in printed
+
+
+@pytest.mark.integration
+def test_a_node_without_the_environment_ends_the_job_at_once(slurm: dict[str, str], tmp_path: Path) -> None:
+    write_config(tmp_path, "2 steps", workers=2)
+    ray = tmp_path / "bin" / "ray"
+    ray.parent.mkdir()
+    real = shutil.which("ray", path=slurm["PATH"])
+    ray.write_text(f'#!/bin/bash\n[ "$SLURMD_NODENAME" = n1 ] || exec /missing/python\nexec {real} "$@"\n')
+    ray.chmod(0o755)
+    command = ["sbatch", "--wait", "--output=job.log", "--nodes=2", ROOT / "launch" / "pretrain.sh", "config.yaml"]
+    environment = slurm | {"PATH": f"{ray.parent}:{slurm['PATH']}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode == 1
+    printed = (tmp_path / "job.log").read_text()
+    assert "a Ray node exited before 2 nodes had joined; its output in" in printed
+    assert "/missing/python: No such file or directory" in printed
+
+
+class Job:
+    """An endless training of up to two workers on both nodes, which outlives the loss of one."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self.environment, self.folder, self.log = environment, folder, folder / "job.log"
+        self.stage = folder / "runs/two/stages/pretrain"
+        write_config(folder, "1M steps", workers={"min": 1, "max": 2})
+        self.submitted = time.time()
+        options = ["--parsable", "--nodes=2", "--no-kill", "--requeue", "--open-mode=append", f"--output={self.log}"]
+        command = ["sbatch", *options, ROOT / "launch" / "pretrain.sh", "config.yaml"]
+        self.id = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True).stdout.strip()
+
+    def state(self) -> str:
+        match = re.search("JobState=(\\w+)", ask(self.environment, "scontrol", "show", "job", self.id))
+        return match[1] if match else "UNKNOWN"
+
+    def events(self) -> list[dict[str, Any]]:
+        path = self.stage / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def wait(self, condition: Callable[[], Any], within_s: float = WAIT_S) -> Any:
+        due = time.monotonic() + within_s
+        while not (found := condition()):
+            assert time.monotonic() < due, f"{self.state()}\n{self.log.read_text() if self.log.is_file() else ''}"
+            time.sleep(0.1)
+        return found
+
+    def step_after(self, moment: float, workers: int, within_s: float = WAIT_S) -> float:
+        """Seconds from a moment to the end of the first step of so many workers after it."""
+
+        def first() -> float | None:
+            rows = [json.loads(line) for line in read_lines(self.stage / "metrics.jsonl")]
+            made = [row for row in rows if row["time"] > moment and row.get("speed/world_size") == workers]
+            return made[0]["time"] - moment if made else None
+
+        return float(self.wait(first, within_s))
+
+    def committed_after(self, moment: float) -> float:
+        """Seconds from a moment to the commit with which the stage was interrupted."""
+        self.wait(lambda: self.events()[-1:] and self.events()[-1]["event"] == "interrupted")
+        manifests = [path.stat().st_mtime for path in self.stage.glob("checkpoints/step-*/manifest.json")]
+        assert max(manifests) > moment
+        return max(manifests) - moment
+
+    def cancel(self) -> None:
+        ask(self.environment, "scancel", self.id)
+        self.wait(lambda: self.state() == "CANCELLED")
+
+
+def read_lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1200)
+def test_a_job_is_requeued_ahead_of_its_time_limit_and_cancelled(slurm: dict[str, str], tmp_path: Path) -> None:
+    job = Job(slurm, tmp_path)
+    print(f"sbatch to the first step: {job.step_after(job.submitted, workers=2):.1f} s")
+    asked = time.time()
+    ask(slurm, "scancel", "--batch", "--signal=USR1", job.id)  # as `#SBATCH --signal=B:USR1@120` sends it
+    print(f"USR1 to the commit: {job.committed_after(asked):.1f} s")
+    job.wait(lambda: job.state() == "PENDING")
+    assert f"job {job.id} goes back into the queue" in job.log.read_text()
+    requeued = time.time()
+    ask(slurm, "scontrol", "update", f"JobId={job.id}", "StartTime=now")  # SLURM would let it wait for two minutes
+    job.wait(lambda: job.state() == "RUNNING")
+    print(f"requeue to the next step: {job.step_after(requeued, workers=2):.1f} s")
+    resume = job.events()[-1]
+    assert (resume["event"], resume["steps_lost"]) == ("resume", 0)
+    asked = time.time()
+    job.cancel()
+    print(f"scancel to the commit: {job.committed_after(asked):.1f} s")
+    assert "Traceback" not in job.log.read_text()
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1200)
+def test_a_lost_node_costs_a_restart_on_the_other(slurm: dict[str, str], tmp_path: Path) -> None:
+    """The last of this module, as it kills a node's daemon."""
+    job = Job(slurm, tmp_path)
+    job.step_after(job.submitted, workers=2)
+    job.wait(lambda: any(job.stage.glob("checkpoints/step-*/manifest.json")))
+    lost = [process for process in psutil.process_iter() if node_of(process) == ("n2", slurm["SLURM_CONF"])]
+    assert lost
+    killed = time.time()
+    for process in lost:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    print(f"kill of a node to the next step: {job.step_after(killed, workers=1, within_s=RECOVERY_S):.1f} s")
+    assert job.events()[-1]["event"] == "resume"
+    job.cancel()
+
+
+def node_of(process: psutil.Process) -> tuple[str | None, str | None]:
+    """The node of SLURM that a process runs on, and that SLURM's configuration."""
+    try:
+        command, environment = process.cmdline(), process.environ()
+    except psutil.Error:
+        return None, None
+    daemon = command[-1] if command[:1] == ["slurmd"] else None
+    return environment.get("SLURMD_NODENAME", daemon), environment.get("SLURM_CONF")
