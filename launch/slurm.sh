@@ -50,9 +50,9 @@ run_and_requeue() {
     "$@" &
     driver=$!
     # shellcheck disable=SC2064
-    trap "kill -TERM $driver" INT TERM
+    trap "kill -TERM $driver 2>/dev/null || true" INT TERM
     # shellcheck disable=SC2064
-    trap "stopped=yes; kill -USR1 $driver" USR1
+    trap "stopped=yes; kill -USR1 $driver 2>/dev/null || true" USR1
     while kill -0 "$driver" 2>/dev/null; do
         wait "$driver" || true
     done
