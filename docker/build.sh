@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds an image with Docker (and its BuildKit), Podman or buildah, whichever is found first.
+# Builds an image with the first of Docker (with BuildKit), Podman and buildah that it finds.
 set -euo pipefail
 if [ $# = 0 ]; then
     printf 'Usage: [BASE=IMAGE] docker/build.sh NAME [BUILD OPTION ...]\n' >&2
@@ -10,9 +10,9 @@ if docker buildx version &>/dev/null; then
 elif command -v podman >/dev/null; then
     build=(podman build)
 elif command -v buildah >/dev/null; then
-    build=(buildah build --layers) # keeps layers for the next build, as the others do
+    build=(buildah build --layers) # keeps layers for the next build, like the others
 else
-    printf 'build.sh: found no Docker with buildx, no Podman and no buildah: install one\n' >&2
+    printf 'build.sh: found no Docker with buildx, Podman or buildah; install one\n' >&2
     exit 1
 fi
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."

@@ -276,7 +276,7 @@ def test_front_page_is_short_and_names_every_task() -> None:
     import pipeline.tasks
 
     text = (ROOT / "README.md").read_text()
-    assert len(text.encode()) <= 18_000, "move what is long into the README beside its code"
+    assert len(text.encode()) <= 18_000, "move details to the README next to the code"
     kinds = {path.parent.name for path in Path(pipeline.tasks.__file__).parent.glob("*/__init__.py")}
     for page in (text, (ROOT / "pipeline" / "tasks" / "README.md").read_text()):
         assert {kind for kind in kinds if f"`{kind}`" not in page} == set()

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     "--env",
     multiple=True,
     metavar="NAME",
-    help="A further environment variable that the ranks take from this process; may be repeated.",
+    help="Another environment variable that ranks inherit from this process; may be repeated.",
 )
 @click.option(
     "--task", metavar="YAML", help="A `task` section, such as '{type: T, ...}'; default: the models' own task."
@@ -135,7 +135,7 @@ def variables(names: Sequence[str]) -> list[str]:
     from pipeline.config.schema import VARIABLE_NAME
 
     if wrong := [name for name in names if not VARIABLE_NAME.fullmatch(name)]:
-        raise click.UsageError(f"--env: found {wrong[0]!r}, expected the name of a variable, whose value is taken here")
+        raise click.UsageError(f"--env: found {wrong[0]!r}, expected the name of a variable, without its value")
     for fault in unset(names, os.environ, "--env"):
         raise fault
     return list(names)

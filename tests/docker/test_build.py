@@ -52,4 +52,4 @@ def test_base_is_passed_on(tmp_path: Path) -> None:
 def test_no_builder(tmp_path: Path) -> None:
     done = build(tmp_path / "bin")
     assert done.returncode == 1
-    assert "found no Docker with buildx, no Podman and no buildah" in done.stderr
+    assert "found no Docker with buildx, Podman or buildah" in done.stderr
