@@ -59,7 +59,7 @@ run_and_requeue() {
     wait "$driver" || status=$?
     if [ "$status" -eq 75 ] && [ -n "$stopped" ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'Requeue=1 '; then
         end_ray
-        say "pretrain.sh: job $SLURM_JOB_ID goes back into the queue, and on from its checkpoint when it starts again"
+        say "pretrain.sh: job $SLURM_JOB_ID is being requeued; it resumes from its checkpoint when it starts again"
         scontrol requeue "$SLURM_JOB_ID"
     fi
     return "$status"

@@ -1,4 +1,4 @@
-"""Time and memory to index very many shards by counts, and from there to the first samples, which no index locates."""
+"""Time and memory to index very many shards by counts, and then to read the first samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINKS = 10_000  # to one file; file systems limit them
 
 
 def measure(shards: int, url: str | None, rounds: int) -> dict[str, Any]:
-    """Medians over fresh processes, for the shards at `url` or for so many, written to a temporary folder."""
+    """Medians over fresh processes, for the shards at `url` or for this many, written to a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         if url is None:
             write_folder(Path(folder), shards)
@@ -60,7 +60,7 @@ def _run(url: str, seed: str) -> dict[str, float]:
 
 
 def index(url: str, seed: int) -> dict[str, float]:
-    """Index by counts, from nothing."""
+    """Index by counts, without an earlier index."""
     from pipeline.shards.counted import index_by_counts
 
     place = urls.join(url, INDEX_NAME)

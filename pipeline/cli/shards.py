@@ -74,7 +74,7 @@ def make_group() -> None:
 @click.option(
     "--counts",
     is_flag=True,
-    help="Read no shard: take the numbers of samples that img2dataset, wids or Megatron-Energon wrote beside them.",
+    help="Read no shards: use the numbers of samples that img2dataset, wids or Megatron-Energon wrote with them.",
 )
 @WORKERS
 def index_command(
@@ -92,13 +92,15 @@ def index_command(
     members like WebDataset, and may be on any storage that fsspec supports. Shards that have not changed are not read
     again. Counts samples without an image or label; labels are the members given by --target, or the usual ones.
 
-    With --counts, hundreds of thousands of shards are ready to train on at once; a shard is scanned when it is first
-    read, and one that does not hold its count ends the run.
+    With --counts, training can start at once on hundreds of thousands of shards: a shard is scanned when it is first
+    read, and one with another number of samples than its count ends the run.
 
-    Shards are read on the Ray cluster at RAY_ADDRESS if that is set. Interrupted, the same command goes on.
+    Shards are read on the Ray cluster at RAY_ADDRESS, if that is set. An interrupted command resumes.
     """
     if counts and headers_only:
-        raise click.UsageError("--counts reads no headers; leave out --headers-only, or --counts to read them now")
+        raise click.UsageError(
+            "--counts: does not read headers; leave out --headers-only, or leave out --counts to read them"
+        )
     from pipeline.shards.build import build_index
     from pipeline.shards.class_file import read_classes
     from pipeline.shards.counted import index_by_counts

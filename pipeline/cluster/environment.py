@@ -41,7 +41,7 @@ def shared_with_ranks(environment: Mapping[str, str], also: Collection[str] = ()
 def unset(names: Collection[str], environment: Mapping[str, str], setting: str) -> list[ConfigError]:
     """One error for each of the variables that a setting names and the driver's environment lacks."""
     return [
-        ConfigError(f"{setting}: {name} is not set where the run was started; set it there, or take it off the list")
+        ConfigError(f"{setting}: {name} is not set where you started the run; set it there, or remove it from the list")
         for name in names
         if name not in environment
     ]

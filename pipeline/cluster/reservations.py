@@ -17,7 +17,7 @@ class Cluster:
     """A connected cluster, and how many of its workers each stage of this pipeline holds. Thread-safe."""
 
     def __init__(self, address: str, list_nodes: Callable[[], list[Node]], *, shared: bool = True) -> None:
-        """`shared`: whether nodes may join, and jobs of others run there."""
+        """`shared`: whether nodes may join, and other jobs may run there."""
         self.address, self._list_nodes, self._shared = address, list_nodes, shared
         self._at_first = tuple(list_nodes())
         self._held: dict[str, tuple[int, Resources]] = {}
@@ -43,13 +43,13 @@ class Cluster:
         )
 
     def offer(self, resources: Resources) -> str:
-        """How many workers of a stage fit on the nodes, and what jobs of others hold there, as a message."""
+        """How many workers of a stage fit on the nodes, and what other jobs hold there, as a message."""
         workers = min(sum(node.holds(resources) for node in self._list_nodes()), resources.max_workers)
         taken = f"{workers} worker{'s' * (workers > 1)} with {resources}{' each' * (workers > 1)} on {self.address}"
         return taken + self.others()
 
     def idle_gpus(self, asked: Iterable[Resources]) -> str | None:
-        """A sentence if this cluster has GPUs and no stage asks for one; otherwise None."""
+        """A sentence if this cluster has GPUs but no stage uses one; otherwise None."""
         return idle_gpus(sum(node.gpus for node in self._list_nodes()), self.address, asked)
 
     def reserve(self, holder: str, resources: Resources, leaving: Collection[str] = ()) -> int:
@@ -78,7 +78,7 @@ class Cluster:
         return self._held[holder][0]
 
     def others(self) -> str:
-        """What jobs of others hold now, to end a message with; empty if nothing."""
+        """What other jobs hold now, to end a message with; empty if nothing."""
         with self._lock:
             nodes = self._list_nodes()
             cpus, gpus = self._taken_by_others(nodes)
@@ -91,7 +91,7 @@ class Cluster:
     ) -> int:
         """Workers that fit beside all other holders; `again` is one that would give up what it has.
 
-        Waits for up to `patience_s` if jobs of others seem to be in the way.
+        Waits for up to `patience_s` if other jobs seem to be in the way.
         """
         due = time.monotonic() + patience_s
         while True:
@@ -121,10 +121,10 @@ class Cluster:
 
 
 def idle_gpus(gpus: int, where: str, asked: Iterable[Resources]) -> str | None:
-    """A sentence if there are GPUs but no stage asks for one, so that training on CPUs is no surprise."""
+    """A sentence if there are GPUs but no stage uses one, so that nobody trains on CPUs by accident."""
     if not gpus or any(resources.gpus_per_worker for resources in asked):
         return None
     count = "GPU stays" if gpus == 1 else "GPUs stay"
     return (
-        f"{gpus} {count} idle on {where}, as no stage asks for one; set cluster.gpus_per_worker=auto to train on GPUs"
+        f"{gpus} {count} idle on {where}, because no stage uses one; set cluster.gpus_per_worker=auto to train on GPUs"
     )

@@ -26,7 +26,7 @@ def map_on_cluster(
 ) -> Iterator[R]:
     """`map_shards` on the CPUs of the Ray cluster at RAY_ADDRESS, of which at most `workers` are used; in order.
 
-    Nodes must reach the same files and have this environment. Raises ClusterError if the cluster does not answer or
+    Nodes must have the same files and environment. Raises ClusterError if the cluster does not answer or
     loses a task's node RETRIES times, and what `task` raises.
     """
     with connect(ClusterConfig()) as cluster:
@@ -40,7 +40,7 @@ def map_on_cluster(
 
 
 def _run(task: Callable[[T], R], chunks: Sequence[Sequence[T]], at_once: int) -> Iterator[list[R]]:
-    """The results of each chunk, in order; `at_once` of them are with Ray."""
+    """The results of each chunk, in order; `at_once` of them are submitted to Ray at a time."""
     import ray
 
     remote: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(_apply)

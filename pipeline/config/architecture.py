@@ -1,4 +1,4 @@
-"""The choices that make one Vision Transformer different from another, as settings and specs of models name them."""
+"""The choices in which Vision Transformers differ, under their names in settings and specs."""
 
 from __future__ import annotations
 

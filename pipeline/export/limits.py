@@ -33,7 +33,7 @@ def check_hf_clip(spec: ModelSpec) -> None:
 
 
 def check_hf_images(how: PlainConfig, size: Pair) -> None:
-    """Raise `ModelError` if no `transformers` processor brings images to that size in this way."""
+    """Raise `ModelError` if no `transformers` processor resizes images to that size in this way."""
     if how.resize == "pad":
         raise ModelError("eval.resize: found pad, but transformers' image processors squash or crop")
     if how.resize == "shorter" and size[0] != size[1]:

@@ -64,9 +64,9 @@ CPU = "cpu"
 
 
 def find_hardware(named: str) -> Hardware:
-    """The hardware of a name in the table, of this machine's CPU, or of a YAML file.
+    """The hardware with a name in the table, that of this machine's CPU, or that described by a YAML file.
 
-    Raises ConfigError for an unknown name, and for a file with missing, unknown or impossible fields.
+    Raises ConfigError for an unknown name, and for a file with missing, unknown or invalid fields.
     """
     if named == CPU:
         return this_cpu()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.forecast.hardware import Hardware
 
-SAVE_BYTES_PER_S = 0.5e9  # a rank hashes and writes a checkpoint; `minivit bench checkpoint`
+SAVE_BYTES_PER_S = 0.5e9  # at which a rank hashes and writes a checkpoint; see `minivit bench checkpoint`
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def hf_layout(model: ModelSpec) -> HFLayout:
     if registers or not classifier:
         if why_not:
             kind = "registers" if registers else "no classifier"
-            raise ModelError(f"{why_not}; transformers' DINOv2, its only such model with {kind}, does not support that")
+            raise ModelError(f"{why_not}; transformers' DINOv2, its only ViT with {kind}, does not support that")
         return "dinov2_with_registers" if registers else "dinov2"
     return "dinov2" if spec.layer_scale is not None and not why_not else "vit"
 

@@ -1,4 +1,4 @@
-"""Builds indexes of shards without reading them, from the numbers of samples that other tools have counted."""
+"""Builds indexes of shards without reading them, from the numbers of samples that other tools counted."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def index_by_counts(
 ) -> DatasetIndex:
     """Indexes the shards that match a pattern by their names, bytes and counts; returns the index of exactly these.
 
-    Reads no tar but the first samples of one, for the names of members; where samples start is recorded when a shard is
-    first read. Members and classes are chosen as in `build_index`. Raises DataError if nothing matches, counts are
-    missing (see `read_counts`), or there is an index by content, which knows more.
+    Only reads the first samples of one tar, for the names of members; the offsets of samples are recorded when a shard
+    is first read. Members and classes are chosen as in `build_index`. Raises DataError if nothing matches, counts are
+    missing (see `read_counts`), or there already is an index by content, which has more information.
     """
     parsed = parse_pattern(pattern)
     with folder_lock(parsed.folder, "index"):
@@ -35,8 +35,8 @@ def index_by_counts(
         earlier = earlier_index(parsed.folder, listing)
         if earlier.names and earlier.hash_of != LISTING:
             raise DataError(
-                f"{urls.join(parsed.folder, INDEX_NAME)}: describes these shards by their content, which is more than "
-                f"their counts; add new shards to it with `minivit shards index '{pattern}'`"
+                f"{urls.join(parsed.folder, INDEX_NAME)}: already describes these shards by their content, not only "
+                f"by their counts; add new shards to it with `minivit shards index '{pattern}'`"
             )
         counts = read_counts(parsed.folder, names, listing)
         known = {record.name: record for record in earlier.records() if record.name in listing}

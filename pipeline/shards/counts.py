@@ -1,4 +1,4 @@
-"""Numbers of samples in shards that other tools have written beside them."""
+"""Numbers of samples in shards, from files that other tools wrote with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENERGON_FOLDER, ENERGON_FILES = ".nv-meta", (".info.json", ".info.yaml")
 def read_counts(folder: str, names: Sequence[str], listing: Listing) -> dict[str, int]:
     """The number of samples of each shard, by name.
 
-    From the first of these that there is: Megatron-Energon's `.nv-meta/.info.json`, a wids index (a JSON file with a
+    From the first of these that exists: Megatron-Energon's `.nv-meta/.info.json`, a wids index (a JSON file with a
     `shardlist`), img2dataset's `<shard>_stats.json`. Raises DataError if there is none, or it lacks a shard.
     """
     for read in (_of_energon, _of_wids, _of_img2dataset):
@@ -87,7 +87,7 @@ def _of_img2dataset(folder: str, names: Sequence[str], listing: Listing) -> Foun
 
 
 def _parse(url: str, data: bytes, pick: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """What `pick` takes from a JSON or YAML file. Raises DataError if it is not there."""
+    """What `pick` selects in a JSON or YAML file. Raises DataError if it is missing."""
     try:
         return pick(yaml.safe_load(data) if url.endswith(".yaml") else json.loads(data))
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:

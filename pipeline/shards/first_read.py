@@ -1,4 +1,4 @@
-"""Finds where a shard's samples begin when it is first read, if only their number was known until then."""
+"""Finds where a shard's samples begin when it is first read, if only their number was known before."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.shards.tar import TornTar
 def first_offsets(url: str, samples: int, size: int, identity: str) -> np.ndarray:
     """uint64 [samples + 1]: sample i is the tar's bytes offsets[i] to offsets[i + 1].
 
-    Those that Megatron-Energon has left beside the shard are taken as they are. Otherwise the tar is scanned, and a
-    sidecar with the hash `identity` is written where the folder permits it. Raises DataError if the tar is damaged, or
-    does not hold this number of samples in `size` bytes.
+    Offsets that Megatron-Energon wrote with the shard are used unchanged. Otherwise the tar is scanned, and a sidecar
+    with the hash `identity` is written if the folder is writable. Raises DataError if the tar is damaged, or does not
+    have this number of samples in `size` bytes.
     """
     try:
         beside = store.read_bytes(url + SUFFIX)
@@ -38,7 +38,7 @@ def first_offsets(url: str, samples: int, size: int, identity: str) -> np.ndarra
     found = scan.sidecar
     if (found.samples, found.tar_bytes) != (samples, size):
         raise DataError(
-            f"{url}: {found.samples:,} samples in {found.tar_bytes:,} bytes, but it was counted as {samples:,} in "
+            f"{url}: found {found.samples:,} samples in {found.tar_bytes:,} bytes, but its count says {samples:,} in "
             f"{size:,}; run `minivit shards index` on its folder without --counts"
         )
     if not beside or beside.startswith(MAGIC):  # else the file is another tool's
@@ -48,7 +48,7 @@ def first_offsets(url: str, samples: int, size: int, identity: str) -> np.ndarra
 
 
 def energon_offsets(data: bytes, samples: int, size: int) -> np.ndarray | None:
-    """The offsets in Megatron-Energon's `<shard>.tar.idx`, which holds nothing else; None if they cannot be these."""
+    """The offsets in Megatron-Energon's `<shard>.tar.idx`, which has nothing else; None if they are invalid."""
     if len(data) != OFFSET.itemsize * (samples + 1):
         return None
     offsets = np.frombuffer(data, OFFSET)

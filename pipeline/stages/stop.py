@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from pipeline.errors import Interrupted
 from pipeline.stages.progress import Progress
 
-# A launcher may signal a job's script and its commands at once, and the script passes on what it gets.
+# A launcher may signal a job's script and its commands at the same time, and the script forwards its signals.
 TOGETHER_S = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1 ahead of a time limit
 
@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1 ah
 class StopRequest:
     """While entered, catches the signals; `asked` is the name of the first one received.
 
-    Signals within TOGETHER_S of the first are one wish.
+    Signals within TOGETHER_S of the first one count as one.
     """
 
     def __init__(self, progress: Progress) -> None:

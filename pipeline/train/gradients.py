@@ -28,14 +28,14 @@ class GradientBlock:
         self._block = torch.zeros(sum(flat.numel() for flat in flats), dtype=torch.float32, device=flats[0].device)
         self._groups = self._block.split([flat.numel() for flat in flats])
         self._parameters: list[Tensor] = [weight for weights in zero.bit16_groups for weight in weights]
-        # A gradient lies in its group's part of the block where the parameter lies in the group's flat weights.
+        # A gradient has the same place in its group's part of the block as the parameter in the group's flat weights.
         self._gradients = [
             part.as_strided(weight.shape, weight.stride(), part.storage_offset() + offset_in(flat, weight))
             for weights, flat, part in zip(zero.bit16_groups, flats, self._groups, strict=True)
             for weight in weights
         ]
         zero.scaled_global_norm = self._norm_collective
-        # ZeRO-2 would collect here what its hooks have left.
+        # ZeRO-2 would collect the results of its hooks here.
         zero.finalize_gradient_accumulation_boundary = lambda: zero.set_gradient_accumulation_boundary(True)
 
     def accumulate(self) -> None:

@@ -51,7 +51,7 @@ def test_a_stage_must_fit_as_a_whole(workers: int | ElasticWorkers, cpus: int, g
 )
 def test_gpus_that_nobody_asks_for_are_told_of(gpus: list[int], asked: list[int], count: str | None) -> None:
     told = cluster(*((2, number) for number in gpus)).idle_gpus(Resources(1, 1, 1, n) for n in asked)
-    sentence = "idle on this machine, as no stage asks for one; set cluster.gpus_per_worker=auto to train on GPUs"
+    sentence = "idle on this machine, because no stage uses one; set cluster.gpus_per_worker=auto to train on GPUs"
     assert told == (f"{count} {sentence}" if count else None)
 
 

@@ -220,7 +220,7 @@ def test_a_job_that_nears_its_time_limit_commits_and_goes_back_into_the_queue(
     driver.wait(lambda: driver.words() == ["starts"])
     ask(slurm, "scancel", "--batch", "--signal=USR1", driver.id)  # as `#SBATCH --signal=B:USR1@300` sends it
     driver.ends("PENDING")  # for two minutes, after which SLURM starts it again
-    assert f"job {driver.id} goes back into the queue" in (tmp_path / "job.log").read_text()
+    assert f"job {driver.id} is being requeued" in (tmp_path / "job.log").read_text()
     assert driver.words() == ["starts", "SIGUSR1", "commits"]
     ask(slurm, "scancel", driver.id)
     driver.ends("CANCELLED")
@@ -387,7 +387,7 @@ def test_a_job_is_requeued_ahead_of_its_time_limit_and_cancelled(slurm: dict[str
     ask(slurm, "scancel", "--batch", "--signal=USR1", job.id)  # as `#SBATCH --signal=B:USR1@120` sends it
     print(f"USR1 to the commit: {job.committed_after(asked):.1f} s")
     job.wait(lambda: job.state() == "PENDING")
-    assert f"job {job.id} goes back into the queue" in job.log.read_text()
+    assert f"job {job.id} is being requeued" in job.log.read_text()
     job.wait(lambda: job.state() == "RUNNING")  # after two minutes
     restarted = time.time()
     print(f"start of the requeued job to the next step: {job.step_after(restarted, workers=2):.1f} s")
