@@ -65,5 +65,5 @@ def test_variables_for_the_ranks_are_named_and_set(monkeypatch: pytest.MonkeyPat
     assert variables(["TEAM_TOKEN"]) == ["TEAM_TOKEN"]
     with pytest.raises(click.UsageError, match="--env: found 'A=1', expected the name of a variable"):
         variables(["A=1"])
-    with pytest.raises(ConfigError, match=r"^--env: NOT_SET_ANYWHERE is not set where the run was started"):
+    with pytest.raises(ConfigError, match=r"^--env: NOT_SET_ANYWHERE is not set where you started the run"):
         variables(["TEAM_TOKEN", "NOT_SET_ANYWHERE"])
