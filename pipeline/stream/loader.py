@@ -86,7 +86,7 @@ class TrainLoader:
         )
         workers = min(data.loader_workers, data.lanes // world_size)  # a worker without a lane would idle
         self._bytes_read = BytesRead(workers)
-        self._batches = prefetch(plan, workers, self._bytes_read)
+        self._batches = Prefetcher(batches_of(plan, workers, self._bytes_read), BATCHES_READY)
 
     def bytes_read(self) -> int:
         """Bytes read from the shards so far; grows while the trainer waits for the next batch."""
@@ -159,16 +159,11 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         seen, (start, stop) = 0, self._plan.bounds
-        with prefetch(self._plan, self._workers, self._bytes_read) as batches:
+        with Prefetcher(batches_of(self._plan, self._workers, self._bytes_read), BATCHES_READY) as batches:
             for batch in batches:
                 seen += int((batch.slots >= 0).sum())
                 yield batch
         assert seen == stop - start, f"{seen} samples seen of {start} to {stop}"
-
-
-def prefetch(plan: BatchPlan, workers: int, bytes_read: BytesRead) -> Prefetcher[Batch]:
-    """Keep batches ready in a thread."""
-    return Prefetcher(batches_of(plan, workers, bytes_read), BATCHES_READY)
 
 
 def batches_of(plan: BatchPlan, workers: int, bytes_read: BytesRead) -> Generator[Batch, None, None]:

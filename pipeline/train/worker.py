@@ -5,47 +5,45 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from pipeline.checkpoints.manifest import read_manifest
 from pipeline.checkpoints.retention import best_step
-from pipeline.checkpoints.selection import step_folder
 from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import explain_unwritable, open_storage
 from pipeline.errors import TrainingError
-from pipeline.models.bundle import Bundle, load_bundle
+from pipeline.models.bundle import load_bundle
 from pipeline.models.compiled import compile_layers
 from pipeline.models.encoder import Encoder
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import Pair
 from pipeline.shards import bad_samples
 from pipeline.stream.batch import Batch
-from pipeline.stream.loader import EvalLoader, TrainLoader
+from pipeline.stream.loader import TrainLoader
 from pipeline.stream.order import step_shares
-from pipeline.stream.source import Source, build_mixture
+from pipeline.stream.source import build_mixture
 from pipeline.tasks.task import task_of
 from pipeline.train.control import Control
 from pipeline.train.device import compute_deterministically, select_device
 from pipeline.train.ema import ShardedEMA
 from pipeline.train.engine import Engine
-from pipeline.train.evaluate import evaluate_collective
 from pipeline.train.feed import on_device
+from pipeline.train.finished_model import save_finished_collective
 from pipeline.train.first_samples import FirstSamples
-from pipeline.train.job import KnnJob, RankContext, TrainJob, stage_id
+from pipeline.train.job import RankContext, TrainJob, stage_id
 from pipeline.train.ledger import MetricsLedger, read_metrics
 from pipeline.train.loop import Meter, TrainingStep
 from pipeline.train.lr_schedule import lr_ratio
-from pipeline.train.online_knn import knn_collective
 from pipeline.train.optim import build_optimizer, parameter_groups
-from pipeline.train.saver import Saver, require_current_attempt
+from pipeline.train.saver import Saver
 from pipeline.train.seeds import INITIAL_WEIGHTS, derive_seed
 from pipeline.train.state import TrainState
 from pipeline.train.step_shapes import micro_batches_at, patch_at, step_shapes
 from pipeline.train.teacher import MovingTeacher
+from pipeline.train.validation import Validation
 
 
 class TrainWorker:
@@ -71,6 +69,7 @@ class TrainWorker:
         self.ema = ShardedEMA(self.engine.flats, stage.ema) if stage.ema else None
         self.teacher = MovingTeacher(self.engine, task, job.total_steps) if task.follower else None
         self.state = TrainState(self.engine, self.ema, self.teacher)
+        self.validation = Validation(job, self.engine, self.ema or self.teacher, self.watch)
         self.meter = Meter.on(self.engine.device, task)
         self.step, self.skipped_in_a_row = 0, 0
         self.val_metrics: dict[str, float] = {}  # of the current weights; empty until they are validated
@@ -118,7 +117,7 @@ class TrainWorker:
         self.saver.finish()
         dist.barrier()  # the loaders of all ranks are closed, so the list of bad samples is complete
         self._log_bad_samples()
-        self._finish_collective()
+        save_finished_collective(self.job, self.engine.model, self.step, self.val_metrics, self.watch)
 
     def advance_collective(self, batches: Iterator[Batch], until_step: int) -> None:
         """Train up to `until_step` completed steps."""
@@ -213,10 +212,11 @@ class TrainWorker:
             f"inspect it with `minivit run CONFIG train.replay_slots={slots}`"
         )
 
-    def loader(self) -> TrainLoader:
-        """This rank's batches from the current position on."""
+    @contextmanager
+    def batches(self) -> Iterator[Iterator[Batch]]:
+        """This rank's batches from the current position on, on its device."""
         job = self.job
-        return TrainLoader(
+        loader = TrainLoader(
             job.train,
             job.stage.data,
             channels=job.spec.backbone.channels,
@@ -230,15 +230,7 @@ class TrainWorker:
             start_slot=self._slots,
             quarantine_path=job.folder / bad_samples.TRAIN,
         )
-
-    @contextmanager
-    def batches(self) -> Iterator[Iterator[Batch]]:
-        """The loader's batches on this rank's device."""
-        with (
-            self.loader() as loader,
-            self.watch.following(loader.bytes_read),
-            on_device(loader, self.device) as batches,
-        ):
+        with loader, self.watch.following(loader.bytes_read), on_device(loader, self.device) as batches:
             yield batches
 
     def _samples_by_dataset(self) -> dict[str, float]:
@@ -253,35 +245,12 @@ class TrainWorker:
             self.ledger.append(self.step, self._slots, metrics)
 
     def _evaluate_collective(self) -> None:
-        """Compute and log metrics of the current weights (or their average or teacher) on held-out data."""
+        """Measure the current weights (or their average or teacher) on held-out data, and log it."""
         if self.job.val is None and self.job.knn is None:
             return
-        kept = self.ema or self.teacher
-        averaged = self.engine.computing_with_collective(kept.averages) if kept else nullcontext()
-        with self.meter.excluded(), averaged:
-            means = self._validate_collective(self.job.val) if self.job.val else {}
-            means |= self._knn_collective(self.job.knn) if self.job.knn else {}
-        self.val_metrics = {f"val/{name}": value for name, value in means.items()}
+        with self.meter.excluded():
+            self.val_metrics = self.validation.measure_collective()
         self._log(self.val_metrics | self._bad_samples())
-
-    def _validate_collective(self, data: Source) -> dict[str, float]:
-        loader = self._eval_loader(data)
-        with self.watch.following(loader.bytes_read):
-            collectors = self.engine.module.collectors(validation=True).values()
-            return evaluate_collective(self.engine.module, loader, self.watch.beat, collectors)
-
-    def _knn_collective(self, knn: KnnJob) -> dict[str, float]:
-        """Compute kNN metrics on labelled data with features from the engine's current weights."""
-        stage = self.job.stage
-        return knn_collective(
-            self.engine.module,
-            knn,
-            self.job.preprocess,
-            self.watch,
-            batch_size=stage.eval.batch_size,
-            loader_workers=stage.data.loader_workers,
-            folder=self.job.folder,
-        )
 
     def _log_bad_samples(self) -> None:
         """Log the final count, unless the last validation or a driver that was killed since logged the same."""
@@ -296,21 +265,6 @@ class TrainWorker:
             return {}
         return {"data/bad_samples": float(len(bad_samples.read_quarantine(self.job.folder / bad_samples.TRAIN)))}
 
-    def _eval_loader(self, data: Source) -> EvalLoader:
-        return EvalLoader(
-            data,
-            channels=self.job.spec.backbone.channels,
-            targets=self.job.stage.task.targets,
-            views=self.job.stage.task.view_groups(evaluation=True),
-            size=self.job.spec.backbone.image_size,
-            plain=self.job.preprocess.eval,
-            rank=self.rank,
-            world_size=self.world_size,
-            batch_size=self.job.stage.eval.batch_size,
-            loader_workers=self.job.stage.data.loader_workers,
-            quarantine_path=self.job.folder / bad_samples.VAL,
-        )
-
     def _commit_collective(self) -> None:
         """Begin to commit the current state."""
         if self.ledger:
@@ -318,34 +272,6 @@ class TrainWorker:
         self.saver.begin_collective(self.step, self.val_metrics, self.meter.state())
         self.measured[self.step] = self.val_metrics
         self.control.saved()
-
-    def _finish_collective(self) -> None:
-        """Write the finished model from its last checkpoint."""
-        job = self.job
-        if self.rank == 0:
-            require_current_attempt(job)
-            storage, folder = open_storage(job.checkpoints), step_folder(self.step)
-            state = StateReader(storage, folder, read_manifest(storage, folder), self.watch.progress).model_state()
-            state |= self._frozen()
-            provenance = {
-                "stage": stage_id(job.folder),
-                "step": self.step,
-                "samples": self._slots,
-                "ema": job.stage.ema,
-                "digest": job.digest,
-                "metrics": self.val_metrics,
-            }
-            settings = job.stage.task.measuring_settings
-            Bundle(state, job.spec, job.preprocess, job.classes, provenance, settings).save(job.folder / "model")
-        dist.barrier()
-
-    def _frozen(self) -> dict[str, Tensor]:
-        """Frozen parameters in their original precision: checkpoints hold them in the engine's."""
-        names = [name for name, parameter in self.engine.model.named_parameters() if not parameter.requires_grad]
-        if not names or not self.job.init:
-            return {}
-        given = load_bundle(self.job.init).state
-        return {name: given[name] for name in names}
 
     def close(self) -> None:
         """Close its files."""

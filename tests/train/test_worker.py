@@ -35,6 +35,7 @@ from pipeline.tasks.pretrained import PretrainedMiniViT
 from pipeline.tasks.simdino import Task as SimDINO
 from pipeline.tasks.task import task_of
 from pipeline.train.evaluate import evaluate_collective
+from pipeline.train.finished_model import save_finished_collective
 from pipeline.train.job import KnnJob, RankContext, TrainJob
 from pipeline.train.ledger import read_metrics
 from pipeline.train.saver import ATTEMPT
@@ -188,7 +189,7 @@ def test_what_was_measured_is_what_a_checkpoint_hands_over(steady: TrainJob) -> 
     model.load_state_dict(StateReader(storage, folder, verify_checkpoint(storage, folder)).model_state())
     worker = TrainWorker(replace(steady, resume_from=folder), context(steady))
     try:
-        data = worker._eval_loader(steady.val)
+        data = worker.validation.loader(steady.val)
         task = task_of(steady.stage.task).module(model, CLASSES, steady.preprocess)
         means = evaluate_collective(task, data)
     finally:
@@ -215,7 +216,7 @@ def test_the_teacher_is_validated_and_is_the_finished_model(make_job: Make, tmp_
         worker.close()
     module = task.module(PretrainedMiniViT.from_bundle(finished), [], job.preprocess)
     spectrum = module.collectors(validation=True)
-    found = evaluate_collective(module, worker._eval_loader(job.val), collectors=spectrum.values())
+    found = evaluate_collective(module, worker.validation.loader(job.val), collectors=spectrum.values())
     assert found["effective_rank"] == pytest.approx(measured(job)[4]["val/effective_rank"], rel=1e-5)
     assert again == pytest.approx(found["effective_rank"], rel=1e-5)
     speeds = [row for row in read_metrics(job.folder) if "speed/tokens_per_s" in row]
@@ -300,7 +301,7 @@ def test_bytes_are_signs_of_life_while_a_state_is_loaded_and_a_model_assembled(s
     worker = TrainWorker(replace(steady, resume_from=folder), RankContext(watch, lambda: ()))
     assert sum(watch.sizes) >= sum(kept.values())
     watch.sizes.clear()
-    worker._finish_collective()
+    save_finished_collective(worker.job, worker.engine.model, worker.step, worker.val_metrics, watch)
     assert sum(watch.sizes) >= kept["ema"]  # of which the finished model is made
     worker.close()
     watch.close()
