@@ -88,7 +88,7 @@ def new_things(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def task() -> BaseTask:
-    return task_of(load_config("ratings.yaml").stages["rate"].task)  # type: ignore[union-attr]
+    return task_of(load_config("ratings.yaml").stages["rate"].task)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

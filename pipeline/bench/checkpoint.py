@@ -26,7 +26,7 @@ from pipeline.checkpoints.storage import LocalStorage
 from pipeline.cluster.launch import launch
 from pipeline.cluster.resources import Resources
 from pipeline.cluster.session import connect
-from pipeline.config.schema import ClusterConfig
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.training import CheckpointConfig, EngineConfig, OptimizerConfig
 from pipeline.files import sync
 from pipeline.models.minivit import MiniViT

@@ -25,7 +25,7 @@ from pipeline.stages.folder import RUNNING, RunFolder, Status
 from pipeline.stages.progress import Progress
 from pipeline.stages.resolve import stage_branches
 from pipeline.stages.stop import StopRequest
-from pipeline.stages.train import TrainStageRun
+from pipeline.stages.types.train.setup import TrainSetup
 from pipeline.tracking.runs import Tracker
 from pipeline.tracking.store import choose_store
 from pipeline.train.device import precision_dtype, select_device
@@ -113,12 +113,12 @@ def measure(config: PipelineConfig, stage_name: str, *, rounds: int, steps: int)
         stop = StopRequest(progress)
         context = RunContext(config, folder, cluster, tracker, parent, progress, stop, open_datasets(config))
         branch = next(branch for branch in stage_branches(config) if branch.stage_name == stage_name)
-        stage = TrainStageRun(context, branch)
+        setup = TrainSetup(context, branch)
         run_id = tracker.start(branch.id, run_id=None, parent=parent)
         status = Status(RUNNING, branch.stage.type, "bench", {}, mlflow_run_id=run_id)
         endless = WARM_UP_STEPS + rounds * steps + 1
         train = replace(
-            stage.job(status, None, Selection()),
+            setup.job(status, None, Selection()),
             total_steps=endless,
             eval_steps=endless,
             checkpoint_steps=endless,

@@ -14,7 +14,8 @@ from typing import Any
 from pipeline.bench.parity_peer import PeerJob, train_peer
 from pipeline.bench.step_process import on_its_own
 from pipeline.config.load import dump_config, parse_config
-from pipeline.config.schema import PipelineConfig, TrainStage
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.train_stage import TrainStage
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.models.bundle import Preprocess
 from pipeline.stages.context import open_datasets

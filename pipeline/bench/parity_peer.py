@@ -14,7 +14,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.models.bundle import Preprocess
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.timm_bridge import timm_config

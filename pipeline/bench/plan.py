@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bench.plan_process import MeasuredRank, measure_rank
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.forecast.hardware import Hardware
 from pipeline.forecast.stage import Forecast
 from pipeline.forecast.this_cpu import this_cpu
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import build_spec
+from pipeline.stages.findings import Model
 from pipeline.stages.forecast import Amounts, forecast_stage
-from pipeline.stages.preflight import Model
 from pipeline.stream.order import step_shares
 
 

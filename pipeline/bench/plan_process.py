@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.bench.processes import peak_bytes
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.models.bundle import Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.model_spec import ModelSpec

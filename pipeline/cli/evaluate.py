@@ -103,8 +103,8 @@ def command(
     """
     import json
 
+    from pipeline.config.cluster import ClusterConfig
     from pipeline.config.load import parse_task
-    from pipeline.config.schema import ClusterConfig
     from pipeline.shards.named_sets import named_set
     from pipeline.stages.evaluate_models import evaluate_models
 
@@ -132,7 +132,7 @@ def command(
 def variables(names: Sequence[str]) -> list[str]:
     """The names of `--env`. Raises click.UsageError for anything but a name, ConfigError if one is not set."""
     from pipeline.cluster.environment import unset
-    from pipeline.config.schema import VARIABLE_NAME
+    from pipeline.config.cluster import VARIABLE_NAME
 
     if wrong := [name for name in names if not VARIABLE_NAME.fullmatch(name)]:
         raise click.UsageError(f"--env: found {wrong[0]!r}, expected the name of a variable, without its value")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.cluster.resources import Node, settle
-from pipeline.config.schema import ResourcesConfig
+from pipeline.config.cluster import ResourcesConfig
 from pipeline.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from pipeline.cluster.resources import Node, Resources, settle
-from pipeline.config.schema import ResourcesConfig
+from pipeline.config.cluster import ResourcesConfig
 from pipeline.errors import ClusterError
 
 FREED_WITHIN_S = 3.0  # how long Ray may count what a job of ours held after it has ended

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.schema import ElasticWorkers, ResourcesConfig
+from pipeline.config.cluster import ElasticWorkers, ResourcesConfig
 
 DEVICES = Path("/dev")
 MOST_CPU_RANKS = 8  # on a node without GPUs: with more, waiting for each other costs more than the extra cores gain

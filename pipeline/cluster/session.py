@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.cluster.reservations import Cluster, idle_gpus
 from pipeline.cluster.resources import Node, Resources, this_machine
-from pipeline.config.schema import ClusterConfig
+from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 10.0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,6 +53,19 @@ SQUASH = PlainConfig()
 
 class DatasetConfig(Section):
     """One set of WebDataset shards. `shards` is a folder, a glob or a brace pattern, local or any fsspec URL."""
+
+    resolved: ClassVar[Mapping[str, str]] = {
+        "shards": "the digest of their index says what they hold, wherever they lie",
+        "image_key": "the members that are read, which the index may name too",
+        "targets": "the members that are read, which the index may name too, and what they mean",
+        "classes": "the stage's classes, and which of them each label is",
+        "mean": "the model's preprocessing, which is that of the training data",
+        "std": "the model's preprocessing, which is that of the training data",
+    }
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "make": "says how shards come to be there",
+        "cache": "holds copies",
+    }
 
     shards: PathText
     make: str | None = Field(default=None, description="built-in data set that `run` writes there if it is missing")
@@ -212,6 +225,11 @@ class MixturePart(Section):
 
 
 class DataConfig(Section):
+    resolved: ClassVar[Mapping[str, str]] = {"exclude": "the digest of the manifest's lines"}
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "loader_workers": "the order of the samples does not depend on who reads them"
+    }
+
     train: str | None = Field(default=None, description="name of an entry of `datasets`")
     mixture: dict[str, MixturePart] = Field(
         default_factory=dict, description="entries of `datasets` and their weights, instead of `train`"

@@ -20,14 +20,13 @@ PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 @dataclass(frozen=True)
 class Setting:
-    """A place in the schema: its type, its bounds, and the key that chooses among sections, if any."""
+    """A place in the schema: its type and its bounds."""
 
     annotation: Any
     bounds: tuple[Any, ...] = ()
-    discriminator: str | None = None
 
     @classmethod
-    def of(cls, annotation: Any, bounds: Iterable[Any] = (), discriminator: Any = None) -> Setting:
+    def of(cls, annotation: Any, bounds: Iterable[Any] = ()) -> Setting:
         """Strip `Annotated`, and `None` if a single type remains."""
         bounds = tuple(bounds)
         while True:
@@ -35,24 +34,17 @@ class Setting:
             if origin is Annotated:
                 annotation = args[0]
                 for extra in args[1:]:
-                    if isinstance(extra, FieldInfo):
-                        bounds, discriminator = (*bounds, *extra.metadata), extra.discriminator or discriminator
-                    else:
-                        bounds = (*bounds, extra)
+                    bounds = (*bounds, *extra.metadata) if isinstance(extra, FieldInfo) else (*bounds, extra)
             elif origin in UNIONS and len(rest := [a for a in args if a is not type(None)]) == 1:
                 annotation = rest[0]
             else:
-                return cls(annotation, bounds, discriminator)
+                return cls(annotation, bounds)
 
     def section(self, raw: Any) -> type[Section] | None:
         """The section class here (`raw` chooses among several); None for a plain value."""
         if is_section(self.annotation):
             chosen: type[Section] = self.annotation.chosen_by(raw)
             return chosen
-        if self.discriminator and isinstance(raw, Mapping):
-            for option in get_args(self.annotation):
-                if raw.get(self.discriminator) in get_args(option.model_fields[self.discriminator].annotation):
-                    return option
         if self.is_union and isinstance(raw, Mapping):
             return next((option for option in get_args(self.annotation) if is_section(option)), None)
         return None
@@ -62,7 +54,7 @@ class Setting:
         section = self.section(raw)
         if section is not None:
             field = section.model_fields.get(key) if isinstance(key, str) else None
-            return field and Setting.of(field.annotation, field.metadata, field.discriminator)
+            return field and Setting.of(field.annotation, field.metadata)
         if (origin := get_origin(self.annotation)) is dict:
             return Setting.of(get_args(self.annotation)[1])
         if origin in (list, tuple) and isinstance(key, int):
@@ -72,7 +64,7 @@ class Setting:
     @property
     def is_union(self) -> bool:
         """Whether values of several plain types are allowed here."""
-        return get_origin(self.annotation) in UNIONS and not self.discriminator
+        return get_origin(self.annotation) in UNIONS
 
     def keys(self, raw: Any) -> list[str]:
         """The names valid directly under this setting, given its raw value."""
@@ -88,12 +80,6 @@ class Setting:
         fixed = get_args(self.annotation) if get_origin(self.annotation) is Literal else ()
         return [option for option in fixed if isinstance(option, str)]
 
-    def tags(self) -> list[str]:
-        """The values of the discriminator, each of which chooses a section."""
-        assert self.discriminator is not None
-        sections = get_args(self.annotation)
-        return [tag for s in sections for tag in get_args(s.model_fields[self.discriminator].annotation)]
-
     def describe(self) -> str:
         """What is allowed here, in words: 'a whole number above 0'."""
         annotation, origin, args = self.annotation, get_origin(self.annotation), get_args(self.annotation)
@@ -101,8 +87,6 @@ class Setting:
             return "a duration such as '10 epochs', '5000 steps' or '1.2M samples'"
         if origin is Literal:
             return "one of " + ", ".join(map(str, args))
-        if self.discriminator:
-            return f"a section with a {self.discriminator}"
         if self.is_union:
             return " or ".join(Setting.of(option).describe() for option in args if option is not type(None))
         if origin in (list, tuple):

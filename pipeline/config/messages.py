@@ -35,7 +35,7 @@ def locate(loc: Sequence[Any], raw: Any, root: Setting = ROOT) -> tuple[list[Any
     """The path of an error location in the user's data, the setting there (None if the schema has none), and whether
     the user can have meant what the error is about.
 
-    pydantic's locations also contain the chosen type of a stage and the arm of a union, which no user wrote.
+    pydantic's locations also contain the arm of a union, which no user wrote.
     """
     path: list[Any] = []
     setting: Setting | None = root
@@ -47,10 +47,6 @@ def locate(loc: Sequence[Any], raw: Any, root: Setting = ROOT) -> tuple[list[Any
                 return path, setting, section is None
             setting = Setting.of(section)
             continue
-        if setting.discriminator:
-            keys.pop(0)
-            if not keys:
-                break
         value = lookup(raw, path)
         key = keys.pop(0)
         setting = setting.child(key, value)
@@ -67,14 +63,6 @@ def _sentence(fault: Any, path: list[Any], setting: Setting | None, raw: Any, ro
         case "missing":
             assert setting is not None
             return dotted(path), f"missing; set it to {setting.describe()}."
-        case "union_tag_invalid" | "union_tag_not_found":
-            assert setting is not None
-            assert setting.discriminator is not None
-            tag = value.get(setting.discriminator) if isinstance(value, dict) else None
-            place = dotted([*path, setting.discriminator])
-            if tag is None:
-                return place, f"missing; set it to one of {', '.join(setting.tags())}."
-            return place, f"found {show(tag)}, {allowed(str(tag), setting.tags())}."
         case "value_error":
             message = str(fault["ctx"]["error"])
             if prefixed := FIELD_PREFIX.fullmatch(message):

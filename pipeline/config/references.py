@@ -7,28 +7,17 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from pipeline.config.fields import allowed
-from pipeline.config.probe import BASELINES
-from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ProbeStage, Stage, TrainStage
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.stage import StageConfig
+from pipeline.config.train_stage import TrainStage
 
 TIMM = "timm:"  # prefix of a reference to a timm model
-TEACHER = "task.teacher"  # the setting that names the model a training stage learns from
 WEIGHTS_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")  # all but the first are rejected when read
 
 
-def stage_sources(name: str, stage: Stage) -> list[tuple[str, str]]:
+def stage_sources(name: str, stage: StageConfig) -> list[tuple[str, str]]:
     """The models that a stage reads, as (dotted path, reference): stages, STAGE/VARIANT, paths or timm names."""
-    match stage:
-        case TrainStage(init_from=init_from, task=task):
-            read = {"init_from": init_from, TEACHER: task.taught_by}
-            return [(f"stages.{name}.{setting}", source) for setting, source in read.items() if source is not None]
-        case EvaluateStage(models=models):
-            return [(f"stages.{name}.models[{i}]", model) for i, model in enumerate(models)]
-        case ProbeStage(models=models):
-            named = [(f"stages.{name}.models[{i}]", model) for i, model in enumerate(models)]
-            return [(path, model) for path, model in named if model not in BASELINES]
-        case ExportStage(model=model):
-            return [(f"stages.{name}.model", model)]
-    return []
+    return [(f"stages.{name}.{setting}", reference) for setting, reference in stage.models_read.items()]
 
 
 def source_stage(config: PipelineConfig, reference: str) -> str | None:
@@ -57,8 +46,7 @@ def reference_faults(config: PipelineConfig) -> Iterator[str]:
     faults = [*_dataset_faults(config), *_stage_faults(config)]
     yield from faults or _cycle_faults(config)
     for name, stage in config.stages.items():
-        if isinstance(stage, TrainStage):
-            yield from _worker_faults(config, name, stage)
+        yield from stage.faults(name, config.stages, config.cluster)
 
 
 def fanned_out(config: PipelineConfig, reference: str) -> bool:
@@ -69,31 +57,15 @@ def fanned_out(config: PipelineConfig, reference: str) -> bool:
 
 def _dataset_faults(config: PipelineConfig) -> Iterator[str]:
     for name, stage in config.stages.items():
-        used = {}
-        if isinstance(stage, TrainStage):
-            data = f"stages.{name}.data"
-            used = {f"{data}.train": stage.data.train, f"{data}.val": stage.data.val}
-            used |= {f"{data}.mixture.{dataset}": dataset for dataset in stage.data.mixture}
-            if knn := stage.eval.knn:
-                where = f"stages.{name}.eval.knn"
-                used |= {f"{where}.train": knn.train, f"{where}.test": knn.test}
-        elif isinstance(stage, EvaluateStage):
-            used = {f"stages.{name}.data": stage.data}
-        elif isinstance(stage, ProbeStage):
-            used = {f"stages.{name}.data.train": stage.data.train, f"stages.{name}.data.test": stage.data.test}
-        for path, dataset in used.items():
-            if dataset is not None and dataset not in config.datasets:
+        for setting, dataset in stage.data_read.items():
+            if dataset not in config.datasets:
+                path = f"stages.{name}.{setting}"
                 yield f"{path}: found '{dataset}', which is not a data set; {allowed(dataset, config.datasets)}."
 
 
 def _stage_faults(config: PipelineConfig) -> Iterator[str]:
     without_val: dict[str, str] = {}  # stage whose best variant is needed but cannot be determined -> the fault
     for name, stage in config.stages.items():
-        if isinstance(stage, ProbeStage) and (taken := config.stages.keys() & set(BASELINES) & set(stage.models)):
-            yield (
-                f"stages.{min(taken)}: found the name of a baseline in stages.{name}.models; give the stage another "
-                "name."
-            )
         for path, reference in stage_sources(name, stage):
             problem = _reference_problem(config, reference)
             source = config.stages.get(reference)
@@ -141,12 +113,3 @@ def _cycle_faults(config: PipelineConfig) -> Iterator[str]:
         last, before = cycle[-1], cycle[-2]
         path = next(p for p, ref in stage_sources(last, config.stages[last]) if source_stage(config, ref) == before)
         yield f"{path}: the stages form a cycle, {' -> '.join(cycle)}; one of them must start from something else."
-
-
-def _worker_faults(config: PipelineConfig, name: str, stage: TrainStage) -> Iterator[str]:
-    workers = config.resources(stage).most_workers or 1
-    where = f"stages.{name}.resources.workers" if stage.resources else "cluster.workers"
-    limits = {"data.lanes": stage.data.lanes, "global_batch_size": stage.global_batch_size}
-    for field, limit in limits.items():
-        if workers > limit:
-            yield f"stages.{name}.{field}: {limit} is too few for {where} = {workers}, as each needs at least one."

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
 
@@ -27,6 +28,10 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    # Settings that are no inputs of a stage (`pipeline.stages.inputs`), with the reason.
+    resolved: ClassVar[Mapping[str, str]] = {}  # those that stand for an input, and for which
+    without_effect: ClassVar[Mapping[str, str]] = {}  # those that change how a stage runs, but not what it computes
 
     @classmethod
     def chosen_by(cls, raw: Any) -> SectionType:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -34,6 +35,8 @@ class ModelConfig(Section):
     Without a variant the model is the one that `init_from` names, whichever branch won. Other unset fields are the
     variant's own, or those of that model.
     """
+
+    resolved: ClassVar[Mapping[str, str]] = {"variant": "the spec"}
 
     variant: str | list[str] | None = None
     image_size: Size = 224
@@ -152,6 +155,13 @@ class ScheduleConfig(Section):
 
 
 class EngineConfig(Section):
+    without_effect: ClassVar[Mapping[str, str]] = {
+        "zero_stage": "the same sums, shared among ranks in another way",
+        "compile": "the same mathematics in other kernels",
+        "activation_checkpointing": "the same activations, computed twice",
+        "deterministic": "the same mathematics in other kernels",
+    }
+
     zero_stage: Literal[0, 1, 2, 3] = 2
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = Field(default=False, description="torch.compile of every encoder layer")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipeline.metrics.accuracy import CLASSIFICATION
-from pipeline.metrics.schema import Measure, Schema
+from pipeline.metrics.schema import Measure, Schema, best
 
 Key = TypeVar("Key")
 
@@ -25,8 +25,22 @@ def measures_of(status: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in schema_of(status).of(found).items() if value is not None}
 
 
-def selected_values(statuses: Mapping[Key, Mapping[str, Any]]) -> tuple[Measure, dict[Key, float | None]]:
-    """The measure that selects between a stage's branches, and its finite value for each; needs at least one branch."""
+class Choice(NamedTuple, Generic[Key]):
+    """The branch that a stage stands for; `best` is None if its branches cannot be compared."""
+
+    measure: Measure  # that selects
+    values: dict[Key, float | None]  # of each branch's last validation; None if not finite
+    best: Key | None
+
+
+def choose_branch(statuses: Mapping[Key, Mapping[str, Any]]) -> Choice[Key]:
+    """The best of a stage's finished branches in validation, the first on ties; needs at least one branch.
+
+    A single branch needs no comparison; of several, each must have a value.
+    """
     measure = schema_of(next(iter(statuses.values()))).selected
-    values = {key: measures_of(status).get(measure.name, math.nan) for key, status in statuses.items()}
-    return measure, {key: value if math.isfinite(value) else None for key, value in values.items()}
+    found = {key: measures_of(status).get(measure.name, math.nan) for key, status in statuses.items()}
+    values = {key: value if math.isfinite(value) else None for key, value in found.items()}
+    if len(values) == 1:
+        return Choice(measure, values, next(iter(values)))
+    return Choice(measure, values, None if None in values.values() else best(values, measure.better))

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError
-from pipeline.metrics.outcome import selected_values
-from pipeline.metrics.schema import best
+from pipeline.metrics.outcome import choose_branch
 from pipeline.models.bundle import DESCRIPTION
 
 TRAIN_STAGES = ("pretrain", "finetune")
@@ -71,15 +70,15 @@ def _finished(files: Iterable[Path]) -> dict[Path, dict[str, Any]]:
 
 
 def _best_branch(stage: Path, branches: dict[Path, dict[str, Any]]) -> Path:
-    """The branch with the best last validation, the first one on ties, as in `stages.sources`."""
-    measure, values = selected_values(branches)
-    unknown = [folder.name for folder, value in values.items() if value is None]
-    if len(branches) > 1 and unknown:
+    """The branch that is best in validation. Raises ModelError if one has no validation."""
+    measure, values, best = choose_branch(branches)
+    if best is None:
+        unknown = next(folder.name for folder, value in values.items() if value is None)
         raise ModelError(
-            f"{stage}: fans out, but its branch {unknown[0]} has no validation {measure.words} to pick the best by; "
-            f"give one branch's folder, such as {stage / unknown[0]}"
+            f"{stage}: fans out, but its branch {unknown} has no validation {measure.words} to pick the best by; "
+            f"give one branch's folder, such as {stage / unknown}"
         )
-    return best(values, measure.better) or next(iter(branches))
+    return best
 
 
 def _status(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.report.collect import Evaluation
+from pipeline.report.records import Evaluation
 from pipeline.report.theme import INK, MUTED, SHADES, themed
 
 MAX_DRAWN = 200  # above this, only the most confused pairs are shown

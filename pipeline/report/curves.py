@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from pipeline.metrics.schema import VAL, Measure, Schema
-from pipeline.report.collect import BranchRecord, Run, Series
+from pipeline.report.records import BranchRecord, Run, Series
 from pipeline.report.theme import GRID, INK, MUTED, as_percent, color, step_axis, themed
 
 MAX_POINTS = 400

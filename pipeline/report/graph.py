@@ -5,8 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
-from pipeline.config.schema import TrainStage
-from pipeline.report.collect import BranchRecord, Run
+from pipeline.config.train_stage import TrainStage
+from pipeline.report.records import BranchRecord, Run
 from pipeline.report.text import size_text
 
 BOX_WIDTH, BOX_HEIGHT = 196, 112

@@ -9,7 +9,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.report import pictures, tables
-from pipeline.report.collect import Run, read_run
+from pipeline.report.collect import read_run
+from pipeline.report.records import Run
 
 SECTIONS = {
     "stages": "Stages",

@@ -16,7 +16,6 @@ from PIL import Image
 from pipeline.errors import PipelineError
 from pipeline.metrics.pictures import read_pictures
 from pipeline.report.attention import Glance, inspect_model
-from pipeline.report.collect import BranchRecord, Evaluation, Run
 from pipeline.report.confusion import Confusion, describe_confusion, draw_confusion, most_confused
 from pipeline.report.curves import (
     describe_outcomes,
@@ -31,6 +30,7 @@ from pipeline.report.filters import describe_filters, draw_filters
 from pipeline.report.graph import draw_graph
 from pipeline.report.positions import PositionMaps, collect_maps, describe_positions, draw_positions
 from pipeline.report.precision_recall import describe_precision_recall, draw_precision_recall
+from pipeline.report.records import BranchRecord, Evaluation, Run
 from pipeline.report.tables import ClassTable, class_table
 from pipeline.report.theme import to_svg
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pipeline.errors import CheckpointError
-from pipeline.report.collect import BranchRecord, Run, read_run
+from pipeline.report.collect import read_run
 from pipeline.report.confusion import draw_confusion
 from pipeline.report.curves import draw_panel, panels_of
 from pipeline.report.positions import collect_maps, draw_positions
 from pipeline.report.precision_recall import draw_precision_recall
+from pipeline.report.records import BranchRecord, Run
 from pipeline.report.theme import to_png
 
 

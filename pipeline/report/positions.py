@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.models.bundle import load_bundle
-from pipeline.report.collect import BranchRecord, Run
+from pipeline.report.records import BranchRecord, Run
 from pipeline.report.text import shape_text
 from pipeline.report.theme import MUTED, themed
 

@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.report.collect import Evaluation
+from pipeline.report.records import Evaluation
 from pipeline.report.theme import INK, MUTED, SERIES, as_percent, color, themed
 
 MAX_NAMED = len(SERIES)  # with more classes than colours, all are grey and only their mean is named

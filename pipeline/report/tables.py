@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config.schema import EvaluateStage, ProbeStage, TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.metrics.schema import Measure
 from pipeline.models.model_costs import count_parameters
-from pipeline.report.collect import BranchRecord, Evaluation, ProbeRecord, Run
 from pipeline.report.files import Row, as_time
+from pipeline.report.records import BranchRecord, Evaluation, ProbeRecord, Run
 from pipeline.report.text import NOTHING, count_text, duration_text, figure_text, shape_text, size_text, value_text
 from pipeline.shards.bad_samples import PROBED, TEST, TRAIN, VAL, summarise
 
@@ -207,14 +207,14 @@ def bad_samples_rows(run: Run) -> list[BadSamplesRow]:
     found = []
     for branch in run.branches:
         kinds = {"train": TRAIN, "val": VAL, "knn": PROBED} if branch.trains else {"test": TEST}
-        kinds = {"train": TRAIN, "test": PROBED} if isinstance(branch.config, ProbeStage) else kinds
+        kinds = {"train": TRAIN, "test": PROBED} if branch.config.type == "probe" else kinds
         for data, name in kinds.items():
             told = branch.status.get("result", {}).get("bad_samples", {}).get(data, {})
             bad = summarise(branch.folder / name, int(told.get("samples", 0)))
             if bad.bad:
                 count = f"{bad.bad:,} of {bad.samples:,}" if bad.samples else f"{bad.bad:,} so far"
                 manifest = Path(name).stem
-                shown = branch.config.data if isinstance(branch.config, EvaluateStage) else data
+                shown = branch.config.data_read["data"] if branch.config.type == "evaluate" else data
                 found.append(BadSamplesRow(branch.id, shown, count, str(bad), f"stages/{branch.id}/{manifest}.*.jsonl"))
     return found
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.class_names import repeated
 from pipeline.config.data import DatasetConfig
-from pipeline.config.schema import PipelineConfig, Stage
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.stage import StageConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.shards.index import load_index
 from pipeline.shards.make import ensure_made, maker
@@ -44,7 +45,7 @@ class RunContext:
     stop: StopRequest
     datasets: dict[str, Dataset] = field(default_factory=dict)
 
-    def resources(self, stage: Stage) -> Resources:
+    def resources(self, stage: StageConfig) -> Resources:
         """The resources of a stage on the cluster."""
         return self.cluster.settle(self.config.resources(stage), most_workers(stage))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pipeline.config.data import AugmentConfig
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, read_header
 from pipeline.images.geometry import Size

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config.schema import ClusterConfig
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.task import TaskConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Bundle, load_bundle
-from pipeline.shards.bad_samples import TEST, quarantine_files
+from pipeline.shards.bad_samples import TEST
 from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.data import check_classes
 from pipeline.stages.evaluation_task import evaluated_data, evaluated_task
-from pipeline.stages.standalone import COMMAND, bundle_of, dataset_of, run_ranks
+from pipeline.stages.standalone import COMMAND, bundle_of, dataset_of, folders, results_of
 from pipeline.train.evaluate import NAME, evaluate_worker
 from pipeline.train.job import Dataset, EvaluateJob
 
@@ -48,20 +46,16 @@ def evaluate_models(
         ModelError, DataError: a model or the data cannot be read.
         ConfigError: the classes, tasks or pixels that the models need differ, or `out` already holds an evaluation.
     """
-    if out is not None and (out / NAME).exists():
-        raise ConfigError(f"--out: {out} already has an evaluation; give another folder")
-    with tempfile.TemporaryDirectory(prefix="minivit-evaluate-") as scratch:
-        models = {reference: bundle_of(reference, Path(scratch, str(i))) for i, reference in enumerate(references)}
+    with folders(out, NAME, "an evaluation") as (scratch, folder):
+        models = {reference: bundle_of(reference, scratch / str(i)) for i, reference in enumerate(references)}
         described = {reference: load_bundle(path, weights=False) for reference, path in models.items()}
         dataset = _dataset(data, described)
         task = evaluated_task(task, described, COMMAND)
         labelled, classes = evaluated_data(data.name, dataset, task)
         for reference, model in described.items() if classes and not task.names_classes else ():
             check_classes(COMMAND, data.name, classes, reference, model.spec.num_classes, model.classes)
-        folder = out or Path(scratch, "out")
-        folder.mkdir(parents=True, exist_ok=True)
         job = EvaluateJob(
-            folder=folder.absolute(),
+            folder=folder,
             models={reference: path.absolute() for reference, path in models.items()},
             task=task,
             data=labelled,
@@ -70,11 +64,7 @@ def evaluate_models(
             loader_workers=loader_workers,
             precision=precision,
         )
-        for file in quarantine_files(folder / TEST):  # left by an unfinished attempt
-            file.unlink()
-        run_ranks(evaluate_worker, job, job.folder, cluster)
-        evaluation: dict[str, Any] = json.loads((folder / NAME).read_text())
-        return evaluation
+        return results_of(evaluate_worker, job, cluster, NAME, [TEST])
 
 
 def _dataset(data: NamedSet, models: dict[str, Bundle]) -> Dataset:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.training import LARGEST_BUCKET
 from pipeline.forecast.hardware import FP32, Hardware
 from pipeline.forecast.loading import UNKNOWN_BYTES, SampleCost
 from pipeline.forecast.stage import Forecast, Job, forecast
 from pipeline.models.costs import frozen_parameters
 from pipeline.models.model_costs import count_parameters
+from pipeline.stages.findings import Model
 from pipeline.stages.memory import MOMENTS, RankMemory, rank_memory, value_bytes
-from pipeline.stages.preflight import Model
 from pipeline.stages.step_work import kept_bytes, shape_shares, step_work
 from pipeline.tasks.task import task_of
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.training import EngineConfig
 from pipeline.models.costs import layer_parameters, layer_values
 from pipeline.models.heads import head_kind

@@ -9,7 +9,9 @@ from pathlib import Path
 from pipeline.cluster.resources import Resources, settle, this_machine
 from pipeline.cluster.session import elsewhere, idle_gpus_here
 from pipeline.config.data import DatasetConfig
-from pipeline.config.schema import EvaluateStage, PipelineConfig, ProbeStage, Stage, TrainStage
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.stage import StageConfig
+from pipeline.config.train_stage import TrainStage
 from pipeline.errors import DataError
 from pipeline.forecast.hardware import Hardware, Machine
 from pipeline.models.costs import frozen_parameters
@@ -19,6 +21,7 @@ from pipeline.models.spec import Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.balance import balance
 from pipeline.stages.context import find_datasets, known_class_names
+from pipeline.stages.findings import Findings, Model
 from pipeline.stages.folder import RunFolder, Status
 from pipeline.stages.forecast import Amounts, forecast_stage
 from pipeline.stages.memory import rank_memory
@@ -33,7 +36,7 @@ from pipeline.stages.plan import (
     TeacherPlan,
     TrainingPlan,
 )
-from pipeline.stages.preflight import Findings, Model, preflight
+from pipeline.stages.preflight import preflight
 from pipeline.stages.rerun import rerun_reasons
 from pipeline.stages.resolve import (
     Branch,
@@ -44,6 +47,7 @@ from pipeline.stages.resolve import (
     stage_branches,
     stage_image_sizes,
 )
+from pipeline.stages.stage_type import Known
 from pipeline.stages.step_work import kept_bytes
 from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks.task import task_of
@@ -94,7 +98,7 @@ class Planner:
         self.machine = machine
         self.datasets, self.problems = datasets, problems
         self.indexes = {name: dataset.index for name, dataset in datasets.items()}
-        self.run_again = rerun_reasons(config, datasets, findings.models, statuses)
+        self.run_again = rerun_reasons(Known(config, datasets, findings.models), statuses)
         self.notes = [f"{branch_id}: runs again, because {reason}." for branch_id, reason in self.run_again.items()]
 
     def plan(self) -> Plan:
@@ -133,18 +137,17 @@ class Planner:
         stage, needed = branch.stage, dependencies(self.config, branch.id)
         status = self.statuses.get(branch.id)
         training = self._training(branch, stage) if isinstance(stage, TrainStage) else None
-        evaluated = self._evaluated_samples(stage)
         return StagePlan(
             branch.id,
             stage.type,
             needed,
             status.state if status else None,
             training,
-            evaluates=evaluated,
+            evaluates=None if training else self._evaluated_samples(stage),
             runs_again=self.run_again.get(branch.id),
         )
 
-    def _resources(self, stage: Stage) -> Resources:
+    def _resources(self, stage: StageConfig) -> Resources:
         """The resources of a stage on this machine; a remote cluster cannot be asked in advance."""
         asked = self.config.resources(stage)
         settled = settle(asked, [this_machine()], most_workers(stage))
@@ -156,10 +159,9 @@ class Planner:
             )
         return settled
 
-    def _evaluated_samples(self, stage: Stage) -> int | None:
-        """Samples that each model of an evaluation or a probe sees; None if unknown, or for any other stage."""
-        names = [stage.data] if isinstance(stage, EvaluateStage) else []
-        names = [stage.data.train, stage.data.test] if isinstance(stage, ProbeStage) else names
+    def _evaluated_samples(self, stage: StageConfig) -> int | None:
+        """Samples that each model of an evaluation or a probe sees; None if unknown, or if the stage reads no data."""
+        names = stage.data_read.values()
         known = [self.indexes[name].num_samples for name in names if name in self.indexes]
         return sum(known) if known and len(known) == len(names) else None
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.config.fields import allowed
-from pipeline.config.probe import LABELS, MethodsConfig, OnlineKnnConfig
+from pipeline.config.probe import LABELS, MethodsConfig, OnlineKnnConfig, Pooling
 from pipeline.errors import ConfigError
+from pipeline.models.model_spec import ModelSpec
 from pipeline.probe.limits import check_recall, neighbours
 from pipeline.stages.data import evaluated_classes, plain_source, refuse_too_few
 from pipeline.stream.source import Source
@@ -47,6 +48,12 @@ def check_probed_classes(names: tuple[str, str], classes: Sequence[str], tested:
             f"{where}.test: class {unknown!r} of {names[1]} is not among the {len(classes)} classes of {names[0]}; "
             f"{allowed(unknown, classes[:100])}; use data of the same classes, or list the same `classes` for both"
         )
+
+
+def check_features(where: str, features: Pooling, name: str, spec: ModelSpec) -> None:
+    """Raise ConfigError for features that a model lacks."""
+    if features == "cls" and not spec.backbone.tokens.cls:
+        raise ConfigError(f"{where}.features: found cls, but {name} has no class token; use patches or both")
 
 
 def check_numbers(methods: MethodsConfig, train: int, test: int, where: str) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.probe import BASELINES, MethodsConfig, Pooling
-from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import load_bundle
-from pipeline.shards.bad_samples import PROBED, TRAIN, quarantine_files
+from pipeline.shards.bad_samples import PROBED, TRAIN
 from pipeline.shards.named_sets import NamedSet
-from pipeline.stages.preflight import check_features
-from pipeline.stages.probe_data import check_numbers, probe_sources
-from pipeline.stages.standalone import COMMAND, bundle_of, dataset_of, run_ranks
+from pipeline.stages.probe_data import check_features, check_numbers, probe_sources
+from pipeline.stages.standalone import COMMAND, bundle_of, dataset_of, folders, results_of
 from pipeline.train.job import ProbedModel, ProbeJob
 from pipeline.train.probe import NAME, probe_worker
 
@@ -52,18 +49,12 @@ def probe_models(
         ModelError, DataError: a model or the data cannot be read.
         ConfigError: there is no model, the classes differ, samples are fewer than a k, or `out` already holds a probe.
     """
-    if out is not None and (out / NAME).exists():
-        raise ConfigError(f"--out: {out} already has a probe; give another folder")
-    if set(references) <= set(BASELINES):
-        raise ConfigError(f"{COMMAND}: random and pixels take their shape from a model; name one too")
-    with tempfile.TemporaryDirectory(prefix="minivit-probe-") as scratch:
-        models = _models(references, Path(scratch))
+    with folders(out, NAME, "a probe") as (scratch, folder):
+        models = _models(references, scratch)
         for name, model in models.items():
             check_features(COMMAND, features, name, load_bundle(model.path, weights=False).spec)
         data = probe_sources((train.name, test.name), (dataset_of(train), dataset_of(test)), COMMAND)
         check_numbers(methods, data.train.index.num_samples, data.test.index.num_samples, "--probe")
-        folder = (out or Path(scratch, "out")).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
         job = ProbeJob(
             folder=folder,
             models=models,
@@ -75,16 +66,13 @@ def probe_models(
             loader_workers=loader_workers,
             precision=precision,
         )
-        # What an unfinished attempt left behind.
-        for file in (*quarantine_files(folder / TRAIN), *quarantine_files(folder / PROBED)):
-            file.unlink()
-        run_ranks(probe_worker, job, folder, cluster)
-        found: dict[str, Any] = json.loads((folder / NAME).read_text())
-        return found
+        return results_of(probe_worker, job, cluster, NAME, [TRAIN, PROBED])
 
 
 def _models(references: Sequence[str], scratch: Path) -> dict[str, ProbedModel]:
-    """The models by reference; baselines are built for the first model."""
+    """The models by reference; baselines are built for the first model. Raises `ConfigError` if there is none."""
+    if set(references) <= set(BASELINES):
+        raise ConfigError(f"{COMMAND}: random and pixels take their shape from a model; name one too")
     bundles = {
         reference: bundle_of(reference, scratch / str(number)).absolute()
         for number, reference in enumerate(references)

@@ -9,12 +9,12 @@ from typing import Any
 from pipeline.checkpoints.selection import Selection, newest_valid
 from pipeline.checkpoints.storage import open_storage
 from pipeline.cluster.launch import launch
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.errors import ConfigError
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import FINISHED, Status
 from pipeline.stages.resolve import Branch, stage_branches
-from pipeline.stages.train import TrainStageRun
+from pipeline.stages.types.train.setup import TrainSetup
 from pipeline.train.replay import NAME, ReplayJob, replay_worker
 
 
@@ -24,14 +24,14 @@ def replay(context: RunContext, slots: str) -> None:
     Raises `ConfigError` if no stage has begun, or the slots are not one of its batches.
     """
     branch, status = stopped_branch(context)
-    stage = TrainStageRun(context, branch)
-    first, stop = parse_slots(slots, stage.stage)
-    resources = replace(context.resources(stage.stage), min_workers=1, max_workers=1)
+    setup = TrainSetup(context, branch)
+    first, stop = parse_slots(slots, setup.stage)
+    resources = replace(context.resources(setup.stage), min_workers=1, max_workers=1)
     context.cluster.require(resources, f"stages.{branch.stage_name}")
-    selection = newest_valid(open_storage(stage.checkpoints), status.digest)
-    job = ReplayJob(stage.job(status, init=None, selection=selection), first, stop)
+    selection = newest_valid(open_storage(setup.checkpoints), status.digest)
+    job = ReplayJob(setup.job(status, init=None, selection=selection), first, stop)
     context.say(branch.id, f"replaying the slots {slots} on one worker, with the weights of {where(selection)}")
-    folder = stage.folder.path.absolute()
+    folder = setup.folder.path.absolute()
     launch(
         replay_worker,
         job,
@@ -41,10 +41,10 @@ def replay(context: RunContext, slots: str) -> None:
         folder=folder,
         stall_timeout_s=context.config.cluster.stall_timeout_s,
     )
-    found = json.loads((stage.folder.path / NAME).read_text())
+    found = json.loads((setup.folder.path / NAME).read_text())
     for line in report(found):
         context.say(branch.id, line)
-    context.say(branch.id, f"the full result is in {stage.folder.path / NAME}")
+    context.say(branch.id, f"the full result is in {setup.folder.path / NAME}")
 
 
 def stopped_branch(context: RunContext) -> tuple[Branch, Status]:

@@ -12,12 +12,15 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pipeline.config.fields import show
-from pipeline.config.references import source_stage, stage_sources
-from pipeline.config.schema import EvaluateStage, ExportStage, PipelineConfig, ReportStage, Stage, TrainStage
+from pipeline.config.references import source_stage
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.stage import StageConfig
+from pipeline.config.train_stage import TrainStage
 from pipeline.errors import ConfigError, ModelError
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import FIXED_FIELDS, Pair, ViTSpec, Windows, as_pair, whole_patches
 from pipeline.models.variants import TOKEN_FIELDS, build_backbone
+from pipeline.stream.resolution import in_proportion
 from pipeline.tasks.task import task_of
 from pipeline.train.step_shapes import step_shapes
 
@@ -28,7 +31,7 @@ class Branch(NamedTuple):
     id: str
     stage_name: str
     variant: str | None
-    stage: Stage
+    stage: StageConfig
 
 
 def stage_branches(config: PipelineConfig) -> list[Branch]:
@@ -47,34 +50,32 @@ def stage_branches(config: PipelineConfig) -> list[Branch]:
     return list(ordered.values())
 
 
-def on_workers(config: PipelineConfig) -> dict[str, Stage]:
+def on_workers(config: PipelineConfig) -> dict[str, StageConfig]:
     """The stages that run on workers, by name."""
-    return {name: stage for name, stage in config.stages.items() if not isinstance(stage, (ExportStage, ReportStage))}
+    return {name: stage for name, stage in config.stages.items() if stage.on_workers}
 
 
-def most_workers(stage: Stage) -> int | None:
+def most_workers(stage: StageConfig) -> int | None:
     """The most workers that all get a share of every step; None if a stage has no steps."""
     return min(stage.data.lanes, stage.global_batch_size) if isinstance(stage, TrainStage) else None
 
 
 def dependencies(config: PipelineConfig, branch_id: str) -> list[str]:
-    """Ids of the branches that must finish before this one starts; a report waits for everything else."""
+    """Ids of the branches whose results this one depends on; a report depends on everything else."""
     stage_name = branch_id.partition("/")[0]
     stage = config.stages[stage_name]
-    if isinstance(stage, ReportStage):
-        others = [name for name, other in config.stages.items() if not isinstance(other, ReportStage)]
+    if stage.reads_run:
+        others = [name for name, other in config.stages.items() if not other.reads_run]
         return [branch.id for name in others for branch in _branches(config, name)]
-    references = [reference for _, reference in stage_sources(stage_name, stage)]
+    references = stage.models_read.values()
     return list(dict.fromkeys(found for reference in references for found in reference_ids(config, reference)))
 
 
-def evaluation_ids(config: PipelineConfig, branch_id: str) -> list[str]:
-    """Ids of the stages that measure the model of an export stage; their findings go on its card."""
+def awaited_ids(config: PipelineConfig, branch_id: str) -> list[str]:
+    """Ids of the branches that must finish before this one starts: its dependencies, and those that its type awaits."""
     stage = config.stages[branch_id.partition("/")[0]]
-    if not isinstance(stage, ExportStage):
-        return []
-    measuring = ((name, other) for name, other in config.stages.items() if isinstance(other, EvaluateStage))
-    return [branch.id for name, other in measuring if stage.model in other.models for branch in _branches(config, name)]
+    others = [branch.id for name in stage.awaits(config.stages) for branch in _branches(config, name)]
+    return list(dict.fromkeys([*dependencies(config, branch_id), *others]))
 
 
 def reference_ids(config: PipelineConfig, reference: str) -> list[str]:
@@ -88,6 +89,11 @@ def reference_ids(config: PipelineConfig, reference: str) -> list[str]:
     variant = reference.partition("/")[2]
     branches = _branches(config, stage_name)
     return [branch.id for branch in branches if not variant or branch.variant == variant]
+
+
+def named_models(config: PipelineConfig, references: Iterable[str]) -> list[str]:
+    """The models that references stand for where all branches count: the branches' ids, or the reference itself."""
+    return [name for reference in references for name in reference_ids(config, reference) or [reference]]
 
 
 def _branches(config: PipelineConfig, stage_name: str) -> list[Branch]:
@@ -172,13 +178,9 @@ def _check_source(branch: Branch, spec: ViTSpec, source: ViTSpec) -> None:
 
 
 def stage_image_sizes(stage: TrainStage) -> list[Pair]:
-    """(height, width) of a stage's images: first the model's own, used in evaluation, then those of its `resolution`.
-
-    A size in `resolution` is the height; the width keeps the model's aspect ratio, as in `stream.resolution`.
-    """
-    height, width = as_pair(stage.model.image_size)
-    drawn = [(size, size * width // height) for size in stage.resolution.sizes]
-    return list(dict.fromkeys([(height, width), *drawn]))
+    """(height, width) of a stage's images: first the model's own, for evaluation, then those of its `resolution`."""
+    own = as_pair(stage.model.image_size)
+    return list(dict.fromkeys([own, *(in_proportion(size, own) for size in stage.resolution.sizes)]))
 
 
 def check_sizes(branch: Branch, spec: ViTSpec) -> None:
@@ -237,7 +239,7 @@ def check_teacher(
         raise ConfigError(f"{where}: '{branch.stage.task.taught_by}' cannot teach this stage: {error}") from None
 
 
-def unspecified_settings(stage: Stage, reference: str) -> dict[str, Any]:
+def unspecified_settings(stage: StageConfig, reference: str) -> dict[str, Any]:
     """A stage's settings that fill in what the file of foreign weights it starts from does not specify."""
     if not isinstance(stage, TrainStage) or stage.init_from != reference:
         return {}

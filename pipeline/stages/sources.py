@@ -12,11 +12,11 @@ from threading import Lock
 import numpy as np
 
 from pipeline.config.references import is_foreign
-from pipeline.config.schema import PipelineConfig, Stage
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.stage import StageConfig
 from pipeline.errors import ConfigError
 from pipeline.files import hash_file
-from pipeline.metrics.outcome import selected_values
-from pipeline.metrics.schema import best
+from pipeline.metrics.outcome import choose_branch
 from pipeline.models.bundle import DESCRIPTION, WEIGHTS, Bundle, Preprocess, check_shapes, load_bundle
 from pipeline.models.find_bundle import find_bundle
 from pipeline.models.foreign import BESIDE, import_foreign, load_foreign
@@ -76,7 +76,7 @@ def imported(context: RunContext, stage_id: str, reference: str) -> Path:
     return folder
 
 
-def import_folder(run: RunFolder, reference: str, stage: Stage) -> Path:
+def import_folder(run: RunFolder, reference: str, stage: StageConfig) -> Path:
     """Where a run's folder keeps, or will keep, the bundle of foreign weights."""
     file = Path(reference)
     files = [file, *(file.parent / name for name in BESIDE)] if file.is_file() else []
@@ -86,7 +86,7 @@ def import_folder(run: RunFolder, reference: str, stage: Stage) -> Path:
     return run.path / IMPORTED / f"{name}-{digest}"
 
 
-def describe_source(config: PipelineConfig, reference: str, stage: Stage) -> Bundle:
+def describe_source(config: PipelineConfig, reference: str, stage: StageConfig) -> Bundle:
     """The model, without its weights, of a path or of foreign weights, before any stage has run.
 
     Raises `ModelError` if there is none, or it is damaged.
@@ -118,19 +118,16 @@ def other_normalisation(source: Preprocess, stage: Preprocess) -> str | None:
 
 
 def best_branch(context: RunContext, stage_id: str, branch_ids: list[str]) -> str:
-    """The branch with the best last validation, by the measure that its task selects by; ties go to the first."""
+    """The branch that is best in validation. Raises ConfigError if one has no validation."""
     statuses = {branch_id: context.folder.stage(branch_id).status() for branch_id in branch_ids}
-    written = {branch_id: asdict(status) if status else {} for branch_id, status in statuses.items()}
-    measure, values = selected_values(written)
-    for branch_id, value in values.items():
-        if value is None:
-            stage_name = branch_id.partition("/")[0]
-            raise ConfigError(
-                f"stages.{stage_id}: {stage_name!r} fans out, but {branch_id} has no validation {measure.words} to "
-                f"pick the best by; set stages.{stage_name}.data.val, or name one branch"
-            )
-    chosen = best(values, measure.better)
-    assert chosen is not None
+    measure, values, best = choose_branch({one: asdict(status) if status else {} for one, status in statuses.items()})
+    if best is None:
+        unknown = next(branch_id for branch_id, value in values.items() if value is None)
+        stage_name = unknown.partition("/")[0]
+        raise ConfigError(
+            f"stages.{stage_id}: {stage_name!r} fans out, but {unknown} has no validation {measure.words} to "
+            f"pick the best by; set stages.{stage_name}.data.val, or name one branch"
+        )
     listed = ", ".join(f"{branch_id} {value:.4f}" for branch_id, value in values.items())
-    context.say(stage_id, f"uses {chosen}, the best by validation {measure.words} ({listed})")
-    return chosen
+    context.say(stage_id, f"uses {best}, the best by validation {measure.words} ({listed})")
+    return best

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.launch import launch
 from pipeline.cluster.session import connect
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.data import DatasetConfig
 from pipeline.config.paths import public
 from pipeline.config.references import names_weights
-from pipeline.config.schema import ClusterConfig
 from pipeline.credentials import shown
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.models.find_bundle import find_bundle
 from pipeline.models.foreign import import_foreign
 from pipeline.models.integrity import check_files
+from pipeline.shards.bad_samples import quarantine_files
 from pipeline.shards.index import load_index
 from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.context import absolute
 from pipeline.stages.progress import Progress
-from pipeline.train.job import Dataset, RankContext
+from pipeline.train.job import Dataset, EvaluateJob, ProbeJob, RankContext
 
 COMMAND = "evaluate"  # the name in errors
 POLL_S = 0.5
@@ -57,22 +60,48 @@ def dataset_of(data: NamedSet, **settings: Any) -> Dataset:
     return Dataset(absolute(config), load_index(data.pattern))
 
 
-def run_ranks(worker: Callable[[Any, RankContext], None], job: Any, folder: Path, config: ClusterConfig) -> None:
-    """Run a job on the cluster to its end, with progress on the terminal and logs in `folder`."""
+@contextmanager
+def folders(out: Path | None, name: str, what: str) -> Iterator[tuple[Path, Path]]:
+    """A temporary folder, and the folder for results: `out` or, without one, a part of the temporary folder.
+
+    Raises `ConfigError` if `out` already holds the result `name`, which is `what` in words.
+    """
+    if out is not None and (out / name).exists():
+        raise ConfigError(f"--out: {out} already has {what}; give another folder")
+    with tempfile.TemporaryDirectory(prefix="minivit-evaluate-") as scratch:
+        yield Path(scratch), (out or Path(scratch, "out")).absolute()
+
+
+def results_of(
+    worker: Callable[[Any, RankContext], None],
+    job: EvaluateJob | ProbeJob,
+    config: ClusterConfig,
+    name: str,
+    manifests: Iterable[str],
+) -> dict[str, Any]:
+    """Run a job on the cluster to its end, with progress on the terminal and logs in its folder.
+
+    Returns the content of the file `name` that its ranks write; `manifests` are the lists of bad samples beside it.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    for file in (file for manifest in manifests for file in quarantine_files(job.folder / manifest)):
+        file.unlink()  # left by an unfinished attempt
     with connect(config) as cluster, Progress() as progress:
         resources = cluster.settle(config)
         cluster.require(resources, COMMAND, "--workers")
-        with progress.following(COMMAND, folder), polled(progress):
+        with progress.following(COMMAND, job.folder), polled(progress):
             launch(
                 worker,
                 job,
                 resources,
                 workers=resources.max_workers,
                 name=COMMAND,
-                folder=folder,
+                folder=job.folder,
                 stall_timeout_s=config.stall_timeout_s,
                 env=config.env,
             )
+    found: dict[str, Any] = json.loads((job.folder / name).read_text())
+    return found
 
 
 @contextmanager

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.forecast.compute import BACKWARD, Work
 from pipeline.models.costs import attention_scores, backbone_flops, frozen_layers, layer_flops, layer_values
 from pipeline.models.model_costs import forward_flops
 from pipeline.models.spec import Pair, whole_patches
+from pipeline.stages.findings import Model
 from pipeline.stages.memory import RankMemory, activation_bytes, head_bytes, teacher_bytes, value_bytes
-from pipeline.stages.preflight import Model
 from pipeline.stream.resolution import size_at
 from pipeline.tasks.task import task_of
 from pipeline.train.step_shapes import micro_batches_at, patch_at, step_shapes

@@ -12,7 +12,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.config.fields import allowed
 from pipeline.config.load import load_config
-from pipeline.config.schema import PipelineConfig, TrainStage
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.train_stage import TrainStage
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.spec import as_pair
 from pipeline.stages.context import open_datasets

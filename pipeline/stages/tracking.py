@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
 
 from pipeline.cluster.usage import FOLDER as SYSTEM
 from pipeline.errors import TrackingError
@@ -19,9 +18,10 @@ from pipeline.report.files import read_lines
 from pipeline.report.plots import save_plots
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import StageFolder, Status
+from pipeline.stages.stage_run import StageRun
 from pipeline.tracking import runs as mlflow_status
 from pipeline.tracking.forward import Row, RowSender
-from pipeline.tracking.models import FinishedModel, log_model
+from pipeline.tracking.models import log_model
 from pipeline.tracking.origin import origin_tags
 from pipeline.tracking.runs import Tracker
 from pipeline.train.ledger import LedgerTail
@@ -32,24 +32,10 @@ RESUME = "resume"  # the event of a restart
 NOT_YET = "not delivered yet"
 
 
-class Tracked(Protocol):
-    """What a type of stage records in MLflow."""
-
-    def track_inputs(self, run_id: str) -> None: ...
-
-    def artifacts(self) -> list[tuple[Path, str | None]]: ...
-
-    def metrics(self, result: dict[str, Any]) -> dict[str, float]: ...
-
-    def finished_model(self, status: Status) -> FinishedModel | None: ...
-
-    def register(self) -> str | None: ...
-
-
 class StageTracking:
     """The MLflow run of one attempt of a stage or branch."""
 
-    def __init__(self, context: RunContext, stage_id: str, stage: Tracked, status: Status) -> None:
+    def __init__(self, context: RunContext, stage_id: str, stage: StageRun, status: Status) -> None:
         self.id, self.status = stage_id, status
         self._context, self._stage, self._tracker = context, stage, context.tracker
         self._folder = context.folder.stage(stage_id)

@@ -21,5 +21,9 @@ def size_at(
         choice = min(step * count // max(total_steps, 1), count - 1)
     else:
         choice = int(generator(seed, RESOLUTION, step).integers(count))
-    height = resolution.sizes[choice]
-    return height, height * base_size[1] // base_size[0]
+    return in_proportion(resolution.sizes[choice], base_size)
+
+
+def in_proportion(height: int, base: tuple[int, int]) -> tuple[int, int]:
+    """A height and the width that keeps the aspect ratio of `base`."""
+    return height, height * base[1] // base[0]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.data import DatasetConfig
 from pipeline.config.probe import MethodsConfig, OnlineKnnConfig, Pooling
-from pipeline.config.schema import TrainStage
 from pipeline.config.task import TaskConfig
+from pipeline.config.train_stage import TrainStage
 from pipeline.errors import Interrupted
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import Pair

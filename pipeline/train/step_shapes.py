@@ -6,10 +6,11 @@ import itertools
 import math
 from collections.abc import Mapping
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.training import ResolutionConfig
 from pipeline.config.views import IMAGE, ViewGroup
 from pipeline.models.spec import Pair, ViTSpec, whole_patches
+from pipeline.stream.resolution import in_proportion
 from pipeline.train.seeds import PATCH, derive_seed
 
 
@@ -19,8 +20,8 @@ def step_shapes(stage: TrainStage, spec: ViTSpec) -> list[tuple[Pair, Pair]]:
     The model's own pair, which evaluation uses, comes first. Sizes given as one number are heights; widths keep the
     model's aspect ratio.
     """
-    sizes = [_in_proportion(size, spec.image_size) for size in stage.resolution.sizes] or [spec.image_size]
-    patches = [_in_proportion(size, spec.patch) for size in stage.resolution.patch_sizes] or [spec.patch]
+    sizes = [in_proportion(size, spec.image_size) for size in stage.resolution.sizes] or [spec.image_size]
+    patches = [in_proportion(size, spec.patch) for size in stage.resolution.patch_sizes] or [spec.patch]
     return list(dict.fromkeys([(spec.image_size, spec.patch), *itertools.product(sizes, patches)]))
 
 
@@ -31,13 +32,9 @@ def patch_at(step: int, base_patch: Pair, resolution: ResolutionConfig, seed: in
     """
     if not resolution.patch_sizes:
         return base_patch
-    return _in_proportion(
+    return in_proportion(
         resolution.patch_sizes[derive_seed(seed, PATCH, step) % len(resolution.patch_sizes)], base_patch
     )
-
-
-def _in_proportion(height: int, base: Pair) -> Pair:
-    return height, height * base[1] // base[0]
 
 
 def micro_batches_at(

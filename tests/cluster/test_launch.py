@@ -64,7 +64,7 @@ from pathlib import Path
 from pipeline.cluster.launch import launch
 from pipeline.cluster.session import connect
 from pipeline.cluster.resources import Resources
-from pipeline.config.schema import ClusterConfig
+from pipeline.config.cluster import ClusterConfig
 
 def worker(job, context):
     import json, os, queue, sys

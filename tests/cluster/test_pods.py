@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.cluster.pods import pods_for
 from pipeline.cluster.resources import Node
-from pipeline.config.schema import ElasticWorkers, ResourcesConfig
+from pipeline.config.cluster import ElasticWorkers, ResourcesConfig
 from pipeline.errors import ConfigError
 
 GPUS, CPUS = Node("", 96, 8), Node("", 16, 0)

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.cluster.reservations import Cluster
 from pipeline.cluster.resources import Node, Resources, settle
-from pipeline.config.schema import ElasticWorkers, ResourcesConfig
+from pipeline.config.cluster import ElasticWorkers, ResourcesConfig
 from pipeline.errors import ClusterError
 
 

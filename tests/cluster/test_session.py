@@ -23,7 +23,7 @@ from pipeline.cluster.session import (
     require_answer,
     runtime_environment,
 )
-from pipeline.config.schema import ClusterConfig
+from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import ClusterError
 
 
@@ -116,7 +116,7 @@ def test_a_cluster_of_its_own_that_is_gone_is_not_waited_for() -> None:
 import psutil
 from pipeline.cluster.session import connect
 from pipeline.cluster.resources import Resources
-from pipeline.config.schema import ClusterConfig
+from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import ClusterError
 
 with connect(ClusterConfig()) as cluster:

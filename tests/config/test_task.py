@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config.load import dump_config, load_config, parse_config
-from pipeline.config.schema import TrainStage
 from pipeline.config.task import TaskConfig, task_class, task_types
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.views import ViewGroup
 from pipeline.errors import ConfigError
 from pipeline.tasks.classification import Task as Classification

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.models.model_costs import count_parameters
 from pipeline.models.variants import build_spec
 from pipeline.stages.memory import activation_bytes, rank_memory

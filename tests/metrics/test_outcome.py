@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from pipeline.metrics.accuracy import CLASSIFICATION
-from pipeline.metrics.outcome import measures_of, schema_of, selected_values
+from pipeline.metrics.outcome import choose_branch, measures_of, schema_of
 from pipeline.metrics.schema import LOSS, Schema
 
 BY_LOSS = Schema((LOSS,), "loss").to_dict()
@@ -29,5 +30,10 @@ def test_a_stage_that_was_not_validated_has_no_measures() -> None:
 
 def test_branches_are_compared_by_the_measure_that_selects() -> None:
     losses = {"a": 0.5, "b": math.nan}
-    statuses = {key: {"schema": BY_LOSS, "result": {"measures": {"loss": loss}}} for key, loss in losses.items()}
-    assert selected_values({**statuses, "c": {}}) == (LOSS, {"a": 0.5, "b": None, "c": None})
+    statuses: dict[str, Any] = {
+        key: {"schema": BY_LOSS, "result": {"measures": {"loss": loss}}} for key, loss in losses.items()
+    }
+    assert choose_branch({**statuses, "c": {}}) == (LOSS, {"a": 0.5, "b": None, "c": None}, None)
+    assert choose_branch({"b": statuses["b"]}).best == "b"
+    statuses["b"]["result"]["measures"]["loss"] = 0.25
+    assert choose_branch(statuses) == (LOSS, {"a": 0.5, "b": 0.25}, "b")

@@ -174,7 +174,10 @@ def train(
             )
     home.mkdir(parents=True, exist_ok=True)
     (home / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    status(home, "pretrain" if "pretrain" in str(home) else "finetune", start, seconds, state=state)
+    validated = next(row for row in reversed(rows) if "val/loss" in row)
+    measures = {name: validated[f"val/{name}"] for name in ("loss", "accuracy", "top5")}
+    kind = "pretrain" if "pretrain" in str(home) else "finetune"
+    status(home, kind, start, seconds, state=state, result={"measures": measures} if state == "finished" else {})
 
 
 def interrupt(home: Path) -> None:

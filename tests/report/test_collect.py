@@ -65,11 +65,12 @@ def test_the_best_of_a_fan_out_is_what_its_own_measure_says(finished_run: Path) 
     homes = {name: finished_run / "stages" / "pretrain" / name for name in ("nano", "micro")}
     for (name, home), loss in zip(homes.items(), (0.2, 0.9), strict=True):
         status = json.loads((home / "status.json").read_text())
-        (home / "status.json").write_text(json.dumps({**status, "schema": schema}))
-        (home / "metrics.jsonl").write_text(json.dumps({"step": 5, "val/loss": loss}) + "\n")
+        told = {"schema": schema, "result": {"measures": {"loss": loss}}}
+        (home / "status.json").write_text(json.dumps(status | told))
         assert read_run(finished_run).by_id[f"pretrain/{name}"].measure == LOSS
     run = read_run(finished_run)
     assert [b.id for b in run.selected("pretrain")] == ["pretrain/nano"]
     assert run.tested(run.by_id["pretrain/nano"]) == 0.4
-    (homes["micro"] / "metrics.jsonl").write_text("")
+    status = json.loads((homes["micro"] / "status.json").read_text())
+    (homes["micro"] / "status.json").write_text(json.dumps({**status, "result": {"measures": {}}}))
     assert len(read_run(finished_run).selected("pretrain")) == 2

@@ -1,8 +1,8 @@
 import numpy as np
 
 from pipeline.metrics.accuracy import CLASSIFICATION
-from pipeline.report.collect import Evaluation
 from pipeline.report.confusion import MAX_DRAWN, MAX_LABELLED, draw_confusion, most_confused, row_labels, row_shares
+from pipeline.report.records import Evaluation
 
 
 def evaluation(counts: np.ndarray | None, classes: list[str]) -> Evaluation:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.metrics.accuracy import ACCURACY, CLASSIFICATION
-from pipeline.report.collect import Series, read_run
+from pipeline.report.collect import read_run
 from pipeline.report.curves import (
     describe_outcomes,
     describe_panel,
@@ -16,6 +16,7 @@ from pipeline.report.curves import (
     thin_out,
     validated_measures,
 )
+from pipeline.report.records import Series
 
 BY_SLUG = {panel.slug: panel for panel in panels_of(CLASSIFICATION)}
 

@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.metrics.average_precision import DETECTION
-from pipeline.report.collect import Evaluation
 from pipeline.report.precision_recall import MAX_NAMED, curves, describe_precision_recall, draw_precision_recall
+from pipeline.report.records import Evaluation
 
 
 def legend_of(figure: Figure | None) -> list[str]:

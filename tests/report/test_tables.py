@@ -5,7 +5,8 @@ from pathlib import Path
 from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.metrics.schema import Measure, Schema
 from pipeline.models.model_costs import count_parameters
-from pipeline.report.collect import Evaluation, ProbeRecord, read_run
+from pipeline.report.collect import read_run
+from pipeline.report.records import Evaluation, ProbeRecord
 from pipeline.report.tables import (
     ClassTable,
     all_events,

@@ -17,7 +17,7 @@ from pipeline.checkpoints.storage import open_storage
 from pipeline.cli.export import command as export_command
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.export import check_weights
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.training import ModelConfig
 from pipeline.errors import CheckpointError, ConfigError, ModelError
 from pipeline.export import FORMATS
@@ -27,7 +27,7 @@ from pipeline.models.variants import build_spec
 from pipeline.shards.index import make_index
 from pipeline.stages.checkpoint_model import checkpoint_bundle, weights_bundle
 from pipeline.stages.folder import RUNNING, RunFolder, Status
-from pipeline.stages.inputs import train_inputs
+from pipeline.stages.types.train import train_inputs
 from pipeline.stream.source import Source
 
 SPEC = build_spec("nano", image_size=8, channels=1, num_classes=3, depth=1, positions="sincos")

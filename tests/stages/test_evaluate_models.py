@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.bench.synthetic import SIDE, write_shards
-from pipeline.config.schema import ClusterConfig
+from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import ConfigError, DataError, ModelError, PipelineError
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.training import LARGEST_BUCKET
 from pipeline.forecast.known_hardware import KNOWN
 from pipeline.models.model_costs import count_parameters
 from pipeline.models.variants import build_spec
+from pipeline.stages.findings import Model
 from pipeline.stages.forecast import Amounts, checkpoint_bytes, forecast_stage, rank_bytes
-from pipeline.stages.preflight import Model
 
 H100 = KNOWN["h100"]
 LARGE = Model(build_spec("large", image_size=224, num_classes=1000), None, (), {})

@@ -15,9 +15,9 @@ from pydantic import create_model
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig, MixturePart, RandAugmentConfig
 from pipeline.config.fields import is_section
 from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, ProbeData, RetrievalConfig
-from pipeline.config.schema import EvaluateStage, ExportStage, ProbeStage, TrainStage
 from pipeline.config.section import Duration, Section
 from pipeline.config.task import TaskConfig, task_class, task_types
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.training import EngineConfig, ModelConfig, OptimizerConfig
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import HeadSpec, TokenSchema, ViTSpec
@@ -25,20 +25,11 @@ from pipeline.models.variants import build_spec
 from pipeline.shards.index import make_index
 from pipeline.shards.scan import ShardRecord
 from pipeline.stages import inputs as module
-from pipeline.stages.inputs import (
-    RESOLVED,
-    VERSION,
-    WITHOUT_EFFECT,
-    differences,
-    evaluate_inputs,
-    export_inputs,
-    inputs_digest,
-    model_inputs,
-    non_defaults,
-    probe_inputs,
-    settings,
-    train_inputs,
-)
+from pipeline.stages.inputs import VERSION, differences, inputs_digest, model_inputs, non_defaults, settings
+from pipeline.stages.types.evaluate import EvaluateStage, evaluate_inputs
+from pipeline.stages.types.export import ExportStage, export_inputs
+from pipeline.stages.types.probe import ProbeStage, probe_inputs
+from pipeline.stages.types.train import train_inputs
 from pipeline.stream.source import Source
 from pipeline.targets.class_id import ClassId
 from pipeline.tasks.classification import Task as Classification
@@ -197,7 +188,7 @@ def changed(section: Section) -> Iterator[tuple[type[Section], Names, Section]]:
 def test_each_setting_changes_the_digest_or_is_listed_as_without_effect(
     section: Section, digest: Any, request: pytest.FixtureRequest
 ) -> None:
-    """A new setting is an input until `WITHOUT_EFFECT` says why it cannot change a result."""
+    """A new setting is an input until its section's `without_effect` says why it cannot change a result."""
     trains = request.node.callspec.id in ("train", "trained on")
     tried = 0
     for owner, path, whole in changed(section):
@@ -206,22 +197,22 @@ def test_each_setting_changes_the_digest_or_is_listed_as_without_effect(
         tried += 1
         same = digest(whole) == digest(section)
         normalises = owner is DatasetConfig and path[-1] in ("mean", "std")
-        listed = path[-1] in WITHOUT_EFFECT.get(owner, {}) or path[0] in WITHOUT_EFFECT.get(type(section), {})
+        listed = path[-1] in owner.without_effect or path[0] in section.without_effect
         if listed or (normalises and not trains):
             assert same, f"{'.'.join(path)} is listed as without effect, but is an input"
         else:
             assert not same, (
-                f"{'.'.join(path)} changes no digest: make it an input in stages/inputs.py, or say in "
-                f"WITHOUT_EFFECT[{owner.__name__}] why it cannot change a result"
+                f"{'.'.join(path)} changes no digest: make it an input of its type of stage, or say in "
+                f"{owner.__name__}.without_effect why it cannot change a result"
             )
     assert tried >= 2
 
 
-@pytest.mark.parametrize("table", [RESOLVED, WITHOUT_EFFECT])
-def test_lists_name_settings_that_exist_with_a_reason(table: dict[type[Section], dict[str, str]]) -> None:
-    for section, reasons in table.items():
-        assert reasons.keys() <= section.model_fields.keys()
-        assert all(reasons.values())
+def test_what_a_section_leaves_out_of_the_inputs_exists_and_has_a_reason() -> None:
+    for section in every_section():
+        for reasons in (section.resolved, section.without_effect):
+            assert reasons.keys() <= section.model_fields.keys()
+            assert all(reasons.values())
 
 
 def test_digests_of_finished_classification_stages_stay() -> None:
@@ -406,10 +397,16 @@ def sections(annotation: Any) -> Iterator[type[Section]]:
     elif is_section(annotation) and annotation is not Duration:
         yield annotation
         for name, field in annotation.model_fields.items():
-            if name not in WITHOUT_EFFECT.get(annotation, {}):
+            if name not in annotation.without_effect:
                 yield from sections(field.annotation)
     for argument in get_args(annotation):
         yield from sections(argument)
+
+
+def every_section() -> list[type[Section]]:
+    """The sections that inputs are made of."""
+    roots = (DatasetConfig, TrainStage, EvaluateStage, ProbeStage, ExportStage)
+    return list(dict.fromkeys(section for root in roots for section in sections(root)))
 
 
 def name_of(section: type[Section]) -> str:
@@ -420,10 +417,8 @@ def name_of(section: type[Section]) -> str:
 def defaults() -> dict[str, Any]:
     """What each input that has a default is when nobody sets it."""
     found = {}
-    for section in dict.fromkeys(
-        s for root in (DatasetConfig, TrainStage, EvaluateStage, ProbeStage, ExportStage) for s in sections(root)
-    ):
-        left_out = RESOLVED.get(section, {}).keys() | WITHOUT_EFFECT.get(section, {}).keys()
+    for section in every_section():
+        left_out = section.resolved.keys() | section.without_effect.keys()
         for name, field in section.model_fields.items():
             if name not in left_out and not field.is_required():
                 found[f"{name_of(section)}.{name}"] = module._plain(field.get_default(call_default_factory=True))

@@ -16,7 +16,8 @@ import pytest
 
 from pipeline.cluster.reservations import Cluster
 from pipeline.cluster.resources import Node, Resources
-from pipeline.config.schema import ClusterConfig, TrackingConfig
+from pipeline.config.cluster import ClusterConfig
+from pipeline.config.schema import TrackingConfig
 from pipeline.errors import ClusterError, DataError, Interrupted, WorkersLate, WorkersLost
 from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.jobs import StageJob

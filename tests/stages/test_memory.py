@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.training import EngineConfig
 from pipeline.models.costs import layer_parameters
 from pipeline.models.model_costs import count_parameters

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.load import parse_config
-from pipeline.config.schema import ClusterConfig, PipelineConfig
+from pipeline.config.schema import PipelineConfig
 from pipeline.errors import ConfigError
 from pipeline.models.model_costs import count_parameters, forward_flops, head_parameters
 from pipeline.models.model_spec import ModelSpec

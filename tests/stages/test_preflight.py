@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import parse_config
-from pipeline.config.schema import PipelineConfig, Stage
-from pipeline.errors import ConfigError, DataError, ModelError, TrackingError
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.stage import StageConfig
+from pipeline.errors import ConfigError, TrackingError
 from pipeline.export import FORMATS
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.stages import sources
 from pipeline.stages.context import find_datasets
+from pipeline.stages.findings import Findings
 from pipeline.stages.planner import plan
-from pipeline.stages.preflight import Findings, check_storages, preflight
+from pipeline.stages.preflight import preflight
 from pipeline.stages.run import run_pipeline
 from pipeline.stages.sources import describe_source
 
@@ -212,13 +214,6 @@ def test_a_missing_package_is_named_with_its_extra(raw: dict[str, Any], monkeypa
     )
 
 
-def test_faults_of_one_kind_keep_their_exit_status() -> None:
-    with pytest.raises(DataError, match=r"^a\nb$"):
-        Findings([DataError("a"), DataError("b"), DataError("a")]).refuse()
-    with pytest.raises(ConfigError, match=r"^a\nb$"):
-        Findings([DataError("a"), ModelError("b")]).refuse()
-
-
 def test_exports_are_checked_against_what_starts_from_them(raw: dict[str, Any]) -> None:
     change(raw, "stages.larger.init_from", export("narrow", embed_dim=32, num_heads=2))
     change(raw, "stages.larger.model.variant", "nano")
@@ -246,7 +241,7 @@ def test_the_branches_of_a_stage_describe_its_source_once(raw: dict[str, Any], m
     change(raw, "stages.pretrain.init_from", export("seven", num_classes=7))
     described: list[str] = []
 
-    def describe(config: PipelineConfig, reference: str, stage: Stage) -> Bundle:
+    def describe(config: PipelineConfig, reference: str, stage: StageConfig) -> Bundle:
         described.append(reference)
         return describe_source(config, reference, stage)
 
@@ -288,14 +283,6 @@ def test_storage_without_its_bucket_is_refused_before_anything_trains(raw: dict[
     ):
         run_pipeline(config)
     assert not Path("runs/quick/stages").exists()
-
-
-def test_the_write_that_tries_a_storage_leaves_nothing_in_it(raw: dict[str, Any], s3: Path) -> None:
-    (s3 / "tried").mkdir()
-    change(raw, "stages.larger.checkpoint.storage", "s3://tried/checkpoints")
-    change(raw, "stages.finer.checkpoint.storage", "kept")
-    check_storages(parse_config(raw, "c"))
-    assert not [path for place in (s3 / "tried", Path("kept")) for path in place.rglob("*") if path.is_file()]
 
 
 def test_a_store_without_a_place_is_refused_before_anything_starts(raw: dict[str, Any]) -> None:

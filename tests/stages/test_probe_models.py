@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.bench.synthetic import CLASSES, SIDE, write_shards
+from pipeline.config.cluster import ClusterConfig
 from pipeline.config.probe import KnnConfig, MethodsConfig, RetrievalConfig
-from pipeline.config.schema import ClusterConfig
 from pipeline.errors import ConfigError, ModelError, PipelineError
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import parse_config
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.models.bundle import Bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.stages.context import RunContext
@@ -15,7 +15,7 @@ from pipeline.stages.folder import FINISHED, INTERRUPTED, Status
 from pipeline.stages.inputs import inputs_digest
 from pipeline.stages.planner import plan, read_statuses
 from pipeline.stages.resolve import stage_branches
-from pipeline.stages.run import STAGE_RUNS
+from pipeline.stages.stage_type import stage_type
 
 ALL = ["pretrain/nano", "pretrain/micro", "larger", "finer", "evaluate", "export", "report"]
 
@@ -27,14 +27,15 @@ def finished(context_with_shards: RunContext) -> None:
     """All stages have finished, as a run leaves them."""
     context = context_with_shards
     for branch in stage_branches(context.config):
-        run: Any = STAGE_RUNS[type(branch.stage)](context, branch)
+        run: Any = stage_type(branch.stage).start(context, branch)
         folder, inputs = context.folder.stage(branch.id), run.inputs()
         status = Status(FINISHED, branch.stage.type, inputs_digest(inputs), inputs, ended=1.0, result=RESULT)
         if isinstance(branch.stage, TrainStage):
-            state = MiniViT.from_spec(run.spec).state_dict()
-            Bundle(state, run.spec, run.preprocess, run.classes).save(folder.model)
+            setup = run.setup
+            state = MiniViT.from_spec(setup.spec).state_dict()
+            Bundle(state, setup.spec, setup.preprocess, setup.classes).save(folder.model)
         if branch.stage.type in ("finetune", "export"):
-            status.init_from = run.source.name
+            status.init_from = (run.setup if isinstance(branch.stage, TrainStage) else run).source.name
         folder.write_status(status)
 
 

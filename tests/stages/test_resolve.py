@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from pipeline.config.load import parse_config
-from pipeline.config.schema import PipelineConfig, TrainStage
+from pipeline.config.schema import PipelineConfig
+from pipeline.config.train_stage import TrainStage
 from pipeline.errors import ConfigError
 from pipeline.models import surgery
 from pipeline.models.model_spec import ModelSpec

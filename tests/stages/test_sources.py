@@ -23,16 +23,16 @@ from pipeline.models.model_spec import ModelSpec
 from pipeline.models.timm_bridge import to_timm
 from pipeline.models.variants import build_spec
 from pipeline.stages.context import RunContext, open_datasets
-from pipeline.stages.evaluate import EvaluateStageRun
-from pipeline.stages.export import ExportStageRun
 from pipeline.stages.folder import FINISHED, Status
 from pipeline.stages.inputs import VERSION, inputs_digest
 from pipeline.stages.progress import Progress
-from pipeline.stages.report import ReportStageRun
 from pipeline.stages.resolve import stage_branches, stage_spec
-from pipeline.stages.run import STAGE_RUNS
 from pipeline.stages.sources import describe_source, import_folder, other_normalisation, resolve_source
-from pipeline.stages.train import TrainStageRun
+from pipeline.stages.stage_type import stage_type
+from pipeline.stages.types.evaluate.run import EvaluateStageRun
+from pipeline.stages.types.export.run import ExportStageRun
+from pipeline.stages.types.report import ReportStageRun
+from pipeline.stages.types.train.setup import TrainSetup
 from pipeline.train.seeds import stage_seed
 
 SPEC = build_spec("nano", image_size=28, channels=1, num_classes=10, depth=1)
@@ -305,7 +305,7 @@ def test_a_trained_model_keeps_the_background_of_its_data(trained: RunContext, r
         dataset["background"] = [0, 0, 0]
     trained.config = parse_config(raw, "c")
     trained.datasets = open_datasets(trained.config)
-    assert TrainStageRun(trained, branch_of(trained, "larger")).preprocess.background == (0, 0, 0)
+    assert TrainSetup(trained, branch_of(trained, "larger")).preprocess.background == (0, 0, 0)
 
 
 def test_a_model_is_evaluated_as_its_validation_data_say_else_its_training_data(
@@ -318,7 +318,7 @@ def test_a_model_is_evaluated_as_its_validation_data_say_else_its_training_data(
         raw["datasets"]["test"]["eval"] = eval_of_val
         trained.config = parse_config(raw, "c")
         trained.datasets = open_datasets(trained.config)
-        stage = TrainStageRun(trained, branch_of(trained, "larger"))
+        stage = TrainSetup(trained, branch_of(trained, "larger"))
         assert stage.preprocess.eval == expected
         assert stage.inputs()["preprocess"]["eval"] == expected.model_dump(exclude_defaults=True)
 
@@ -351,14 +351,14 @@ def test_classes_in_another_order_than_the_heads(trained: RunContext) -> None:
 def test_only_settings_that_change_the_result_are_inputs(
     trained: RunContext, raw: dict[str, Any], path: str, value: Any, matters: bool
 ) -> None:
-    before = TrainStageRun(trained, branch_of(trained, "larger")).inputs()
+    before = TrainSetup(trained, branch_of(trained, "larger")).inputs()
     section = raw["stages"]["larger"]
     *parents, key = path.split(".")
     for parent in parents:
         section = section.setdefault(parent, {})
     section[key] = value
     trained.config = parse_config(raw, "c")
-    after = TrainStageRun(trained, branch_of(trained, "larger")).inputs()
+    after = TrainSetup(trained, branch_of(trained, "larger")).inputs()
     assert (before != after) == matters
 
 
@@ -367,7 +367,7 @@ def inputs(context: RunContext, raw: dict[str, Any], branch_id: str) -> str:
     context.config = parse_config(raw, "c")
     context.datasets = open_datasets(context.config)
     branch = branch_of(context, branch_id)
-    return inputs_digest(STAGE_RUNS[type(branch.stage)](context, branch).inputs())
+    return inputs_digest(stage_type(branch.stage).start(context, branch).inputs())
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_key", "other"), ("targets", {"class_id": "other"})])

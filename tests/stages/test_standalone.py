@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.cluster.resources import Resources
-from pipeline.config.schema import ClusterConfig
-from pipeline.stages.standalone import run_ranks
+from pipeline.config.cluster import ClusterConfig
+from pipeline.stages.standalone import results_of
 
 
 def test_ranks_take_the_variables_that_the_command_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,5 +21,8 @@ def test_ranks_take_the_variables_that_the_command_names(tmp_path: Path, monkeyp
     launched: dict[str, Any] = {}
     monkeypatch.setattr("pipeline.stages.standalone.connect", cluster)
     monkeypatch.setattr("pipeline.stages.standalone.launch", lambda *_, **options: launched.update(options))
-    run_ranks(lambda job, context: None, None, tmp_path, ClusterConfig(env=["TEAM_TOKEN"]))
+    (tmp_path / "found.json").write_text('{"models": {}}')
+    job: Any = SimpleNamespace(folder=tmp_path)
+    found = results_of(lambda job, context: None, job, ClusterConfig(env=["TEAM_TOKEN"]), "found.json", [])
+    assert found == {"models": {}}
     assert launched["env"] == ["TEAM_TOKEN"]

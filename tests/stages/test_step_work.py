@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.models.costs import backbone_flops, layer_values
 from pipeline.models.model_costs import forward_flops
 from pipeline.models.variants import build_spec
+from pipeline.stages.findings import Model
 from pipeline.stages.memory import RankMemory
-from pipeline.stages.preflight import Model
 from pipeline.stages.step_work import kept_bytes, shape_shares, step_work
 
 SPEC = build_spec("nano", image_size=28, channels=1, num_classes=10)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.config.load import parse_config
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
@@ -25,7 +25,7 @@ from pipeline.stages.plan_tables import render
 from pipeline.stages.planner import plan, read_statuses
 from pipeline.stages.preflight import preflight
 from pipeline.stages.resolve import dependencies, stage_branches
-from pipeline.stages.train import TrainStageRun
+from pipeline.stages.types.train.setup import TrainSetup
 
 CLASSES = [f"class {number}" for number in range(10)]
 MICRO = build_spec("micro", image_size=28, channels=1, num_classes=10)
@@ -148,7 +148,7 @@ def finish(context: RunContext, raw: dict[str, Any]) -> None:
     context.datasets = open_datasets(context.config)
     for branch in stage_branches(context.config):
         if isinstance(branch.stage, TrainStage):
-            run = TrainStageRun(context, branch)
+            run = TrainSetup(context, branch)
             folder, inputs = context.folder.stage(branch.id), run.inputs()
             Bundle(MiniViT.from_spec(run.spec).state_dict(), run.spec, run.preprocess, run.classes).save(folder.model)
             folder.write_status(Status(FINISHED, branch.stage.type, inputs_digest(inputs), inputs, ended=1.0))
@@ -167,12 +167,12 @@ def test_the_digest_follows_the_teachers_weights_and_ranks_get_the_path(
 ) -> None:
     finish(context, raw)
     [branch] = [branch for branch in stage_branches(context.config) if branch.id == "student"]
-    before = TrainStageRun(context, branch)
+    before = TrainSetup(context, branch)
     folder = context.folder.stage("pretrain/micro").model
     assert before._with_teacher().task.taught_by == str(folder.absolute())
     assert before.stage.task.taught_by == "pretrain/micro"
     Bundle(MiniViT.from_spec(MICRO).state_dict(), MICRO, before.preprocess, CLASSES).save(folder)
-    assert TrainStageRun(context, branch).inputs()["teacher"] != before.inputs()["teacher"]
+    assert TrainSetup(context, branch).inputs()["teacher"] != before.inputs()["teacher"]
 
 
 def test_a_student_from_an_export(raw: dict[str, Any], context: RunContext) -> None:

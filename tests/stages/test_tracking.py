@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from pipeline.config.load import dump_config
 from pipeline.errors import TrackingError
 from pipeline.stages.context import RunContext
+from pipeline.stages.deliveries import Deliveries
 from pipeline.stages.folder import FINISHED, Status
-from pipeline.stages.run import Execution
 from pipeline.stages.tracking import StageTracking
 
 
@@ -54,7 +54,7 @@ def outage(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(context.tracker, "client", Unreliable())
     context.parent_run_id = context.tracker.start("quick", run_id=None)
-    monkeypatch.setattr("pipeline.stages.run.RETRY_S", 0.01)
+    monkeypatch.setattr("pipeline.stages.deliveries.RETRY_S", 0.01)
     return failing
 
 
@@ -125,11 +125,11 @@ def test_a_stage_goes_on_without_its_store_and_tells_so_once(
 def test_a_run_waits_for_its_store(
     context: RunContext, stage: Any, outage: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execution = Execution(context)
+    deliveries = Deliveries(context)
     outage.append("all")
     one = tracking(context, stage)
-    execution._deliver(one)
-    assert execution.undelivered == {"finer": one}
+    deliveries.deliver(one)
+    assert deliveries.undelivered == {"finer": one}
     attempts: list[int] = []
 
     def answers() -> bool:
@@ -139,7 +139,7 @@ def test_a_run_waits_for_its_store(
         return False
 
     monkeypatch.setattr(context.tracker, "answers", answers)
-    execution._deliver_rest()
+    deliveries.complete()
     assert len(attempts) == 3
     check_whole(context, one.status)
 
@@ -148,12 +148,12 @@ def test_a_run_does_not_wait_for_ever(context: RunContext, stage: Any, outage: l
     context.config = context.config.model_copy(
         update={"tracking": context.config.tracking.model_copy(update={"wait_s": 0.05})}
     )
-    execution = Execution(context)
+    deliveries = Deliveries(context)
     outage.append("all")
-    execution._deliver(tracking(context, stage))
+    deliveries.deliver(tracking(context, stage))
     expected = r"MLflow's record of finer is incomplete; the rest is kept in runs/quick: run the same command again"
     with pytest.raises(TrackingError, match=expected):
-        execution._deliver_rest()
+        deliveries.complete()
     status = context.folder.stage("finer").status()
     assert status is not None
     assert (status.state, bool(status.untracked)) == (FINISHED, True)
@@ -169,7 +169,7 @@ def test_a_server_that_falls_silent_does_not_hold_up_the_end_of_a_stage(
     context.config = context.config.model_copy(
         update={"tracking": context.config.tracking.model_copy(update={"wait_s": 0.0})}
     )
-    one, execution = tracking(context, stage), Execution(context)
+    one, deliveries = tracking(context, stage), Deliveries(context)
     one.deliver()
     (context.folder.stage("finer").path / "metrics.jsonl").open("a").write(
         '{"step": 3, "time": 3.0, "train/loss": 1}\n'
@@ -178,9 +178,9 @@ def test_a_server_that_falls_silent_does_not_hold_up_the_end_of_a_stage(
     began = time.monotonic()
     with one.following():
         pass
-    execution._deliver(one)
+    deliveries.deliver(one)
     with pytest.raises(TrackingError, match=r"finer is incomplete; .*: run the same command again to send it"):
-        execution._deliver_rest()
+        deliveries.complete()
     assert time.monotonic() - began < 30  # of requests of 2 s, then 1 s; with MLflow's own timeout one takes 120 s
     assert "does not answer (Read timed out); restart it; training continues" in said[0]
     assert "the stage's remaining records are kept and will be sent later" in said[1]

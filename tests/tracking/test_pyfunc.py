@@ -20,7 +20,7 @@ from pipeline.errors import ModelError
 from pipeline.models import Bundle, MiniViT, Preprocess
 from pipeline.models.variants import build_backbone
 from pipeline.stages.folder import FINISHED, Status
-from pipeline.stages.train import finished_model
+from pipeline.stages.types.train.outcome import finished_model
 from pipeline.tasks.base import TaskModule
 from pipeline.tasks.classification.module import Classification
 from pipeline.tasks.task import task_of

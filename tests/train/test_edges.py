@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pipeline.config.data import WHITE
 from pipeline.config.fields import Setting
-from pipeline.config.schema import TrainStage
 from pipeline.config.section import Section
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.training import OptimizerConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bundle import Preprocess
@@ -54,7 +54,7 @@ PATHS_WITHOUT_EFFECT_ON_A_STEP = ("resources", "engine", "checkpoint", "eval", "
 def numbers(section: type[Section], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
     """Path and both ends of every number of a section and of those inside it; of a pair, both at each end."""
     for name, field in section.model_fields.items():
-        setting, here = Setting.of(field.annotation, field.metadata, field.discriminator), (*path, name)
+        setting, here = Setting.of(field.annotation, field.metadata), (*path, name)
         if ".".join(here).startswith(PATHS_WITHOUT_EFFECT_ON_A_STEP):
             continue
         if (inner := setting.section({"type": "classification"})) is not None and inner.__name__ != "Duration":

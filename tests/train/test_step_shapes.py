@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.training import ResolutionConfig
 from pipeline.config.views import ViewGroup
 from pipeline.errors import ConfigError

@@ -19,7 +19,7 @@ from pipeline.checkpoints.state_reader import StateReader
 from pipeline.checkpoints.storage import LocalStorage
 from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.config.probe import OnlineKnnConfig
-from pipeline.config.schema import TrainStage
+from pipeline.config.train_stage import TrainStage
 from pipeline.config.training import EngineConfig, OptimizerConfig
 from pipeline.errors import DataError
 from pipeline.models.bundle import Bundle, Preprocess, load_bundle

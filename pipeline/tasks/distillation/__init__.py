@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -34,6 +34,8 @@ class Task(BaseTask):
     """With `hard` and `soft` the student is a classifier and its data are labelled; `features` needs no labels."""
 
     judged_alone: ClassVar[bool] = False
+    resolved: ClassVar[Mapping[str, str]] = {"teacher": "the digest of that model"}
+    without_effect: ClassVar[Mapping[str, str]] = {"shard": "the same weights, gathered layer by layer"}
 
     type: Literal["distillation"] = "distillation"
     teacher: PathText | None = Field(

@@ -1,4 +1,4 @@
-"""An export stage: writes a finished model in the formats that downstream code reads."""
+"""Runs an export stage: writes a finished model in the formats that downstream code reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.schema import ExportStage
 from pipeline.errors import TrackingError
 from pipeline.export import export
 from pipeline.metrics.outcome import schema_of
@@ -14,21 +13,22 @@ from pipeline.models.bundle import load_bundle
 from pipeline.stages.checkpoint_model import weights_bundle
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import Status
-from pipeline.stages.inputs import export_inputs
 from pipeline.stages.resolve import Branch
 from pipeline.stages.sources import resolve_source
+from pipeline.stages.stage_run import StageRun
 from pipeline.stages.story import story_of
-from pipeline.stages.train import finished_model
+from pipeline.stages.types.export import ExportStage, export_inputs
+from pipeline.stages.types.train.outcome import finished_model
 from pipeline.tracking.models import register
 
 
-class ExportStageRun:
+class ExportStageRun(StageRun):
     """One export stage in one `minivit run`."""
 
     def __init__(self, context: RunContext, branch: Branch) -> None:
+        super().__init__(context, branch)
         assert isinstance(branch.stage, ExportStage)
-        self.context, self.id, self.stage = context, branch.id, branch.stage
-        self.folder = context.folder.stage(branch.id)
+        self.stage = branch.stage
         self.source = resolve_source(context, self.id, self.stage.model)
 
     def inputs(self) -> dict[str, Any]:
@@ -80,12 +80,5 @@ class ExportStageRun:
     def artifacts(self) -> list[tuple[Path, str | None]]:
         return [(self.folder.path / "export", "export")]
 
-    def metrics(self, result: dict[str, Any]) -> dict[str, float]:
-        return {}
-
     def track_inputs(self, run_id: str) -> None:
         self.context.tracker.params(run_id, {"model": self.source.name, "formats": list(self.stage.formats)})
-
-    def finished_model(self, status: Status) -> None:
-        """An export trains no model."""
-        return

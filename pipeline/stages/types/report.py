@@ -1,23 +1,26 @@
-"""A report stage: the HTML page of the run."""
+"""The type `report`: writes the HTML page of the run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from pipeline.report.page import write_report
+from pipeline.config.stage import StageConfig
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import Status
 from pipeline.stages.resolve import Branch, dependencies
+from pipeline.stages.stage_run import StageRun
+from pipeline.stages.stage_type import StageType
 
 
-class ReportStageRun:
-    """One report stage in one `minivit run`."""
+class ReportStage(StageConfig):
+    on_workers: ClassVar[bool] = False
+    reads_run: ClassVar[bool] = True
 
-    def __init__(self, context: RunContext, branch: Branch) -> None:
-        self.context, self.id = context, branch.id
-        self.folder = context.folder.stage(branch.id)
+    type: Literal["report"]
 
+
+class ReportStageRun(StageRun):
     def inputs(self) -> dict[str, Any]:
         """The page depends on everything that other stages did."""
         needed = dependencies(self.context.config, self.id)
@@ -25,6 +28,8 @@ class ReportStageRun:
         return {stage_id: [status.digest, status.ended] for stage_id, status in statuses.items() if status}
 
     def run(self, status: Status) -> dict[str, Any]:
+        from pipeline.report.page import write_report
+
         page = write_report(self.context.folder.path)
         self.context.say(self.id, f"the report is {page}")
         return {"page": str(page)}
@@ -32,16 +37,12 @@ class ReportStageRun:
     def artifacts(self) -> list[tuple[Path, str | None]]:
         return [(self.context.folder.path / "report.html", None)]
 
-    def metrics(self, result: dict[str, Any]) -> dict[str, float]:
-        return {}
 
-    def track_inputs(self, run_id: str) -> None:
-        """A page has no settings of its own."""
+class Reporting(StageType):
+    section = ReportStage
 
-    def finished_model(self, status: Status) -> None:
-        """A report trains no model."""
-        return
+    def start(self, context: RunContext, branch: Branch) -> ReportStageRun:
+        return ReportStageRun(context, branch)
 
-    def register(self) -> None:
-        """Only an export registers a model."""
-        return
+
+TYPE = Reporting()

@@ -8,9 +8,9 @@ import pytest
 from pipeline.config.load import parse_config
 from pipeline.stages.context import RunContext, open_datasets
 from pipeline.stages.evaluation_task import describe_measures
-from pipeline.stages.probe import ProbeStageRun
 from pipeline.stages.resolve import stage_branches
 from pipeline.stages.sources import SourceModel
+from pipeline.stages.types.probe.run import ProbeStageRun
 from pipeline.train.probe import part_of
 
 MEASURED = {"knn": 0.8, "intervals": {"knn": [0.75, 0.84]}, "chosen": {"k": 5}, "samples": 20}
@@ -31,7 +31,7 @@ def stage(context: RunContext, make_shards: Any, raw: dict[str, Any], monkeypatc
     def resolved(context: RunContext, stage_id: str, name: str) -> SourceModel:
         return SourceModel(name, context.folder.stage(name).model, f"digest of {name}")
 
-    monkeypatch.setattr("pipeline.stages.probe.resolve_source", resolved)
+    monkeypatch.setattr("pipeline.stages.types.probe.run.resolve_source", resolved)
     return ProbeStageRun(context, next(b for b in stage_branches(context.config) if b.id == "probe"))
 
 

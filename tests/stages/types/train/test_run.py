@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +10,8 @@ import pytest
 from pipeline.config.load import parse_config
 from pipeline.metrics.pictures import save_picture
 from pipeline.stages.context import RunContext, open_datasets
-from pipeline.stages.evaluate import EvaluateStageRun
 from pipeline.stages.resolve import stage_branches
-from pipeline.stages.train import TrainStageRun
+from pipeline.stages.types.train.run import TrainStageRun
 from pipeline.train.ledger import MetricsLedger
 
 
@@ -63,18 +61,3 @@ def test_pictures_that_a_stage_leaves_are_tracked(stage: TrainStageRun) -> None:
 
 def test_weights_are_tracked_once_as_the_logged_model(stage: TrainStageRun) -> None:
     assert stage.folder.model not in {path for path, _ in stage.artifacts()}
-
-
-def test_all_files_of_an_evaluation_are_tracked(tmp_path: Path) -> None:
-    run = object.__new__(EvaluateStageRun)
-    run.folder = SimpleNamespace(path=tmp_path)
-    for name in ("evaluation.json", "per_class.csv", "confusion.npz", "status.json"):
-        (tmp_path / name).write_text("{}")
-    save_picture(tmp_path, "one", np.zeros((2, 2), np.uint8), "title", "caption")
-    names = {(path.name, folder) for path, folder in run.artifacts()}
-    assert names == {
-        ("evaluation.json", None),
-        ("per_class.csv", None),
-        ("confusion.npz", None),
-        ("pictures", "pictures"),
-    }

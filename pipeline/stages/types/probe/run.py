@@ -1,4 +1,4 @@
-"""A probe stage: measures the quality of finished models' frozen features."""
+"""Runs a probe stage: measures the quality of finished models' frozen features."""
 
 from __future__ import annotations
 
@@ -7,31 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.probe import BASELINES
-from pipeline.config.schema import ProbeStage
-from pipeline.metrics.outcome import schema_of
 from pipeline.shards.bad_samples import PROBED, TRAIN
 from pipeline.stages.bad_sample_report import manifests, report_bad_samples
 from pipeline.stages.context import RunContext
 from pipeline.stages.data import data_read
-from pipeline.stages.evaluation_task import describe_measures, tracked_measures
+from pipeline.stages.evaluation_task import tracked_measures
 from pipeline.stages.folder import Status
-from pipeline.stages.inputs import probe_inputs
-from pipeline.stages.jobs import StageJob
+from pipeline.stages.measuring import MeasuringRun
 from pipeline.stages.probe_data import probe_sources
-from pipeline.stages.resolve import Branch, reference_ids
+from pipeline.stages.resolve import Branch, named_models
 from pipeline.stages.sources import SourceModel, resolve_source
+from pipeline.stages.types.probe import ProbeStage, probe_inputs
 from pipeline.tracking.runs import EVALUATION, TRAINING
 from pipeline.train.job import ProbedModel, ProbeJob
 from pipeline.train.probe import NAME, part_of, probe_worker
 
 
-class ProbeStageRun:
+class ProbeStageRun(MeasuringRun):
     """One probe stage in one `minivit run`."""
 
     def __init__(self, context: RunContext, branch: Branch) -> None:
+        super().__init__(context, branch)
         assert isinstance(branch.stage, ProbeStage)
-        self.context, self.id, self.stage = context, branch.id, branch.stage
-        self.folder = context.folder.stage(branch.id)
+        self.stage = branch.stage
         names = self.stage.data.train, self.stage.data.test
         datasets = context.datasets[names[0]], context.datasets[names[1]]
         self.data = probe_sources(names, datasets, f"stages.{self.id}.data")
@@ -41,8 +39,7 @@ class ProbeStageRun:
 
     def _sources(self, reference: str) -> list[SourceModel]:
         """All branches of a stage, or the single model named."""
-        names = reference_ids(self.context.config, reference) or [reference]
-        return [resolve_source(self.context, self.id, name) for name in names]
+        return [resolve_source(self.context, self.id, name) for name in named_models(self.context.config, [reference])]
 
     @property
     def first(self) -> SourceModel:
@@ -94,28 +91,8 @@ class ProbeStageRun:
 
     def run(self, status: Status) -> dict[str, Any]:
         """Probe all models on the cluster; returns the measures of each."""
-        with self.context.progress.following(self.id, self.folder.path):
-            StageJob(
-                context=self.context,
-                id=self.id,
-                folder=self.folder,
-                status=status,
-                resources=self.context.resources(self.stage),
-                worker=probe_worker,
-                make=lambda workers: self._job(),
-                reached=lambda job: len(job.done),
-            ).run()
-        found = json.loads((self.folder.path / NAME).read_text())
-        schema = schema_of(found)
-        for model, measured in found["models"].items():
-            self.context.say(
-                self.id, f"{model}: {', '.join(describe_measures(schema, measured))}; {measured['samples']:,} samples"
-            )
-        return {
-            "measures": {model: schema.of(measured) for model, measured in found["models"].items()},
-            "samples": found["samples"],
-            "bad_samples": self._report_bad_samples(),
-        }
+        found = self.measure(status, NAME, probe_worker, self._job, reached=lambda job: len(job.done))
+        return found | {"bad_samples": self._report_bad_samples()}
 
     def _report_bad_samples(self) -> dict[str, Any]:
         """Bad samples of both data sets, each under its own name."""
@@ -139,11 +116,3 @@ class ProbeStageRun:
         tracker.params(run_id, stage.model_dump(mode="json", exclude={"resources"}))
         for context, source in ((TRAINING, self.data.train), (EVALUATION, self.data.test)):
             tracker.dataset(run_id, data_read(source.name, source, context))
-
-    def finished_model(self, status: Status) -> None:
-        """A probe trains no model."""
-        return
-
-    def register(self) -> None:
-        """Only an export registers a model."""
-        return

@@ -1,0 +1,56 @@
+"""What MLflow gets of finished stages, at once or, if the store fails, later."""
+
+from __future__ import annotations
+
+import time
+
+from pipeline.errors import TrackingError
+from pipeline.stages.context import RunContext
+from pipeline.stages.tracking import StageTracking
+
+RETRY_S = 2.0  # between attempts to deliver to MLflow
+
+
+class Deliveries:
+    """Keeps the finished stages whose record in MLflow is incomplete."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.undelivered: dict[str, StageTracking] = {}
+
+    def deliver(self, tracking: StageTracking) -> None:
+        """Send MLflow the rest of a finished stage; if that fails, `complete` retries."""
+        try:
+            tracking.deliver()
+        except TrackingError as error:
+            tracking.status.untracked = str(error)
+            self.context.folder.stage(tracking.id).write_status(tracking.status)
+            self.undelivered[tracking.id] = tracking
+            self.context.say(tracking.id, f"{error}; the stage's remaining records are kept and will be sent later")
+
+    def complete(self) -> None:
+        """Send MLflow the rest of all finished stages; waits for a store that does not answer.
+
+        Raises `TrackingError` if some of it is still undelivered after `tracking.wait_s`.
+        """
+        due = time.monotonic() + self.context.config.tracking.wait_s
+        while self.undelivered:
+            waiting, self.undelivered = self.undelivered, {}
+            for tracking in waiting.values():
+                if not self.undelivered:  # else the store has just failed, and later stages may need earlier ones
+                    self.deliver(tracking)
+                else:
+                    self.undelivered[tracking.id] = tracking
+            if not self.undelivered:
+                self.context.say(self.context.config.name, f"MLflow is now up to date with {', '.join(waiting)}")
+            elif self.context.stop.asked or time.monotonic() > due or self.context.tracker.answers():
+                raise self._undelivered()
+            else:
+                time.sleep(RETRY_S)
+
+    def _undelivered(self) -> TrackingError:
+        why = next(iter(self.undelivered.values())).status.untracked
+        return TrackingError(
+            f"{why}; every stage has finished, but MLflow's record of {', '.join(self.undelivered)} is incomplete; the "
+            f"rest is kept in {self.context.folder.path}: run the same command again to send it, without retraining"
+        )
