@@ -16,7 +16,6 @@ from shutil import which
 from types import SimpleNamespace
 from typing import Any
 
-import hypothesis
 import pytest
 from hypothesis import settings
 
@@ -131,15 +130,6 @@ def run_ranks() -> Callable[..., list[dict[str, Any]]]:
         return [torch.load(folder / f"rank-{rank}.pt") for rank in range(world_size)]
 
     return run
-
-
-# Whoever runs the tests may track their own work on a server, which is none of the tests' business.
-for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
-    os.environ.pop(variable, None)
-
-# The duration of an example means nothing: it includes imports and other jobs on the machine.
-hypothesis.settings.register_profile("no deadline", deadline=None)
-hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture
