@@ -35,7 +35,7 @@ from pipeline.models.minivit import MiniViT
 from pipeline.models.model_costs import count_parameters, forward_flops
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import VARIANTS, Variant, build_backbone
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 from pipeline.stages.stream import StageData
 from pipeline.stream.batch import Batch
 from pipeline.tasks.base import TaskModule

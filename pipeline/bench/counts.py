@@ -76,7 +76,7 @@ def index(url: str, seed: int) -> dict[str, float]:
 
 def first_batch(url: str, seed: int) -> dict[str, float]:
     """Load the index, compare it with the folder, and read the first BATCH samples of a shuffled epoch."""
-    from pipeline.shards.index import load_index
+    from pipeline.shards.index_file import load_index
     from pipeline.stream.order import Order
     from pipeline.stream.read import SampleReader
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.bench.processes import peak_bytes
-from pipeline.shards.index import load_index, make_index
+from pipeline.shards.index import make_index
+from pipeline.shards.index_file import load_index
 from pipeline.shards.scan import ShardRecord
 from pipeline.stream.order import Order, share_of_step
 

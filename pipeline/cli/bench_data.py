@@ -45,7 +45,7 @@ def loader(
 
     from pipeline.bench.loader import measure
     from pipeline.bench.photos import ensure_photos
-    from pipeline.shards.index import load_index
+    from pipeline.shards.index_file import load_index
     from pipeline.shards.parallel import usable_cpus
 
     index = load_index(shards) if shards else ensure_photos(Path(folder), photos)

@@ -27,7 +27,8 @@ from pipeline.models.spec import ViTSpec
 from pipeline.report.distances import Distances, measure_distances
 from pipeline.report.filters import Filters, principal_filters
 from pipeline.report.patch_tokens import token_colors
-from pipeline.shards.index import load_index, load_offsets
+from pipeline.shards.index import load_offsets
+from pipeline.shards.index_file import load_index
 from pipeline.shards.members import Keys, Unusable
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import TornTar, read_sample

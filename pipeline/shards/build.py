@@ -16,8 +16,9 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.shards import store, urls
 from pipeline.shards.compressed import advice
-from pipeline.shards.index import CONTENT, HEADERS, LISTING, DatasetIndex, decode_index, encode_index, make_index
+from pipeline.shards.index import CONTENT, HEADERS, LISTING, DatasetIndex, make_index
 from pipeline.shards.index_check import INDEX_NAME, no_shards
+from pipeline.shards.index_file import decode_index, encode_index
 from pipeline.shards.members import Keys
 from pipeline.shards.parallel import Mapper, map_shards
 from pipeline.shards.pattern import Pattern, parse_pattern

@@ -12,7 +12,8 @@ from pipeline.config.fields import allowed
 from pipeline.config.load import load_config
 from pipeline.config.targets import every_kind
 from pipeline.errors import ConfigError
-from pipeline.shards.index import DatasetIndex, load_index
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.index_file import load_index
 from pipeline.shards.members import Keys
 from pipeline.targets import target_kind, tool_targets
 from pipeline.targets.base import Target

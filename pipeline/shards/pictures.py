@@ -14,7 +14,8 @@ from pipeline.config.class_names import visible
 from pipeline.errors import DataError
 from pipeline.images.decode import Data
 from pipeline.shards import urls
-from pipeline.shards.index import DatasetIndex, load_index
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.index_file import load_index
 from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.members import Unusable
 from pipeline.shards.pattern import BRACES, WILDCARD

@@ -18,7 +18,8 @@ from pipeline.images.geometry import Size
 from pipeline.shards import store, urls
 from pipeline.shards.compressed import advice
 from pipeline.shards.duplicates import EMPTY, DuplicateFinder, Fingerprints, fingerprint, overlap
-from pipeline.shards.index import HEADERS, ShardInfo, load_index
+from pipeline.shards.index import HEADERS, ShardInfo
+from pipeline.shards.index_file import load_index
 from pipeline.shards.members import Keys, Unusable
 from pipeline.shards.named_sets import NamedSet, named_set
 from pipeline.shards.parallel import Mapper, map_shards

@@ -13,7 +13,7 @@ from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.stage import StageConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 from pipeline.shards.make import ensure_made, maker
 from pipeline.stages.folder import RunFolder
 from pipeline.stages.resolve import most_workers

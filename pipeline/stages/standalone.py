@@ -22,7 +22,7 @@ from pipeline.models.find_bundle import find_bundle
 from pipeline.models.foreign import import_foreign
 from pipeline.models.integrity import check_files
 from pipeline.shards.bad_samples import quarantine_files
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 from pipeline.shards.named_sets import NamedSet
 from pipeline.stages.context import absolute
 from pipeline.stages.progress import Progress

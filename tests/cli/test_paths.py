@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import paths
 from pipeline.cli.shards import group
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from pipeline.cli.shards import group
 from pipeline.errors import DataError
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 
 
 def png(level: int) -> bytes:

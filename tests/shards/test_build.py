@@ -19,7 +19,8 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.shards import members
 from pipeline.shards.build import build_index, folder_lock
-from pipeline.shards.index import load_index, load_offsets
+from pipeline.shards.index import load_offsets
+from pipeline.shards.index_file import load_index
 from pipeline.shards.members import Keys
 from pipeline.shards.scan import scan_shard
 from pipeline.shards.store import read_range

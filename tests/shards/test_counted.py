@@ -10,7 +10,8 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.counted import index_by_counts
-from pipeline.shards.index import LISTING, load_index, load_offsets
+from pipeline.shards.index import LISTING, load_offsets
+from pipeline.shards.index_file import load_index
 from pipeline.shards.verify import verify_shards
 from pipeline.stream.read import SampleReader
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pipeline.errors import DataError
 from pipeline.shards import remote, store, urls
 from pipeline.shards.build import build_index
-from pipeline.shards.index import HEADERS, load_index, load_offsets
+from pipeline.shards.index import HEADERS, load_offsets
+from pipeline.shards.index_file import load_index
 from pipeline.shards.scan import scan_shard
 from pipeline.shards.tar import read_sample
 from pipeline.shards.verify import verify_shards

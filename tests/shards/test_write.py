@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index, write_index
-from pipeline.shards.index import load_index, make_index
+from pipeline.shards.index import make_index
+from pipeline.shards.index_file import load_index
 from pipeline.shards.scan import scan_shard
 from pipeline.shards.sidecar import read_sidecar
 from pipeline.shards.write import ShardWriter, TarWriter

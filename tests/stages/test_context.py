@@ -9,7 +9,7 @@ import pytest
 from pipeline.config.data import DatasetConfig
 from pipeline.config.load import parse_config
 from pipeline.errors import DataError
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 from pipeline.stages.context import absolute, open_datasets, require_class_names, tracking_store
 from pipeline.stages.folder import RunFolder
 from pipeline.train.job import Dataset

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config.data import DatasetConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 from pipeline.shards.write import ShardWriter
 from pipeline.stages.probe_data import check_probed_classes, probe_sources
 from pipeline.train.job import Dataset

@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline.config.data import AugmentConfig
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 from pipeline.shards.write import END_OF_ARCHIVE, tar_member
 
 NAME = "s"

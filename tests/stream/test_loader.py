@@ -135,7 +135,7 @@ from functools import partial
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.training import ResolutionConfig
 from pipeline.config.views import IMAGE
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 from pipeline.stream.loader import TrainLoader
 from pipeline.stream.resolution import size_at
 from pipeline.stream.source import Source

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.config.data import CacheConfig, DatasetConfig
 from pipeline.shards import cache, remote, store
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_a_look_at_the_features_does_not_change_the_training(two: Any, zero: int
 @pytest.mark.usefixtures("one_rank")
 def test_brightness_tells_the_classes_apart(program: Any, tmp_path: Path) -> None:
     from pipeline.bench.synthetic import CLASSES, write_shards
-    from pipeline.shards.index import load_index
+    from pipeline.shards.index_file import load_index
 
     write_shards(tmp_path / "data")
     patterns = {name: f"{tmp_path}/data/{name}-*.tar" for name in ("train", "test")}

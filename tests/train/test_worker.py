@@ -27,7 +27,7 @@ from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.shards.bad_samples import TRAIN, VAL, read_quarantine
 from pipeline.shards.build import build_index
-from pipeline.shards.index import load_index
+from pipeline.shards.index_file import load_index
 from pipeline.shards.write import TarWriter
 from pipeline.stream.source import Source
 from pipeline.targets.class_id import ClassId

@@ -17,7 +17,8 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.shards import urls
 from pipeline.shards.build import build_index, folder_lock
-from pipeline.shards.index import DatasetIndex, OlderIndex, load_index
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.index_file import OlderIndex, load_index
 from pipeline.shards.pattern import parse_pattern
 from pipeline.shards.store_errors import unwritable
 

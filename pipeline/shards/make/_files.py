@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pipeline.config.class_names import visible
 from pipeline.shards import store
-from pipeline.shards.index import DatasetIndex, decode_index
+from pipeline.shards.index import DatasetIndex
 from pipeline.shards.index_check import INDEX_NAME
+from pipeline.shards.index_file import decode_index
 
 SIGNATURES = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 MOST_NAMES = 3  # in one line

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pipeline.config.class_names import visible
 from pipeline.errors import DataError
-from pipeline.shards.index import load_index
 from pipeline.shards.index_check import INDEX_NAME
+from pipeline.shards.index_file import load_index
 from pipeline.shards.make._files import Rejections, shortlist
 
 MOST_REASONS = 20  # in one report

@@ -11,7 +11,8 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.shards.build import write_index
-from pipeline.shards.index import DatasetIndex, load_index, load_offsets, make_index
+from pipeline.shards.index import DatasetIndex, load_offsets, make_index
+from pipeline.shards.index_file import load_index
 from pipeline.shards.make._fashion_mnist_files import IdxFolder, Split, located, read_split
 from pipeline.shards.make._png import as_png
 from pipeline.shards.parallel import track

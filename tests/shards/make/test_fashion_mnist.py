@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.shards.index import load_index, load_offsets
+from pipeline.shards.index import load_offsets
+from pipeline.shards.index_file import load_index
 from pipeline.shards.make import ensure_made, fashion_mnist, make
 from pipeline.shards.make._fashion_mnist_files import DEBIAN_FOLDER, read_split
 from pipeline.shards.store import read_range

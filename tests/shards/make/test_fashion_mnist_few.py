@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.shards.index import load_index, load_offsets
+from pipeline.shards.index import load_offsets
+from pipeline.shards.index_file import load_index
 from pipeline.shards.make import ensure_made, fashion_mnist, fashion_mnist_few, make
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.shards.index import DatasetIndex, load_index
+from pipeline.shards.index import DatasetIndex
+from pipeline.shards.index_file import load_index
 from pipeline.shards.make import _scenes_shards, ensure_made, make
 from pipeline.shards.make._fashion_mnist_files import DEBIAN_FOLDER
 from pipeline.shards.make.fashion_mnist import CLASSES

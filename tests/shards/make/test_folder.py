@@ -15,7 +15,8 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.images.decode import decode, read_header
 from pipeline.shards.build import build_index
-from pipeline.shards.index import load_index, load_offsets
+from pipeline.shards.index import load_offsets
+from pipeline.shards.index_file import load_index
 from pipeline.shards.make import ensure_made, make
 from pipeline.shards.samples import shard_samples
 from pipeline.shards.store import read_range
