@@ -29,7 +29,7 @@ from pipeline.targets.base import BadLabel
 from pipeline.targets.mask import check_size
 
 MEMBER = "seg.png"
-# Unfiltered rows compress class maps as well as any filter, and decode fastest.
+# For class maps, unfiltered rows compress as well as filtered ones, and decode fastest.
 PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 
 
