@@ -89,7 +89,7 @@ def test_the_plan_counts_the_teacher(raw: dict[str, Any]) -> None:
     console = Console(width=160)
     with console.capture() as capture:
         console.print(render(result))
-    assert "Teachers (their GFLOPs" in capture.get()
+    assert "Teachers (GFLOPs add" in capture.get()
 
 
 def test_a_teacher_that_may_be_one_of_several_gives_a_model_for_each(raw: dict[str, Any]) -> None:
