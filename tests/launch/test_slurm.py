@@ -380,7 +380,7 @@ def read_lines(path: Path) -> list[str]:
 
 @pytest.mark.integration
 @pytest.mark.timeout(1200)
-def test_a_job_is_requeued_ahead_of_its_time_limit_and_cancelled(slurm: dict[str, str], tmp_path: Path) -> None:
+def test_a_job_is_requeued_ahead_of_its_time_limit_and_goes_on(slurm: dict[str, str], tmp_path: Path) -> None:
     job = Job(slurm, tmp_path)
     print(f"sbatch to the first step: {job.step_after(job.submitted, workers=2):.1f} s")
     asked = time.time()
@@ -393,18 +393,18 @@ def test_a_job_is_requeued_ahead_of_its_time_limit_and_cancelled(slurm: dict[str
     print(f"start of the requeued job to the next step: {job.step_after(restarted, workers=2):.1f} s")
     resume = job.events()[-1]
     assert (resume["event"], resume["steps_lost"]) == ("resume", 0)
-    asked = time.time()
     job.cancel()
-    print(f"scancel to the commit: {job.committed_after(asked):.1f} s")
     assert "Traceback" not in job.log.read_text()
 
 
 @pytest.mark.integration
 @pytest.mark.timeout(1200)
-def test_a_lost_node_costs_a_restart_on_the_other(slurm: dict[str, str], tmp_path: Path) -> None:
+def test_a_lost_node_costs_a_restart_on_the_other_and_a_cancelled_job_commits(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
     """The last of this module, as it kills a node's daemon."""
     job = Job(slurm, tmp_path)
-    job.step_after(job.submitted, workers=2)
+    print(f"sbatch to the first step: {job.step_after(job.submitted, workers=2):.1f} s")
     job.wait(lambda: any(job.stage.glob("checkpoints/step-*/manifest.json")))
     lost = [process for process in psutil.process_iter() if node_of(process) == ("n2", slurm["SLURM_CONF"])]
     assert lost
@@ -414,7 +414,9 @@ def test_a_lost_node_costs_a_restart_on_the_other(slurm: dict[str, str], tmp_pat
             process.kill()
     print(f"kill of a node to the next step: {job.step_after(killed, workers=1, within_s=RECOVERY_S):.1f} s")
     assert job.events()[-1]["event"] == "resume"
+    asked = time.time()
     job.cancel()
+    print(f"scancel to the commit: {job.committed_after(asked):.1f} s")
 
 
 def node_of(process: psutil.Process) -> tuple[str | None, str | None]:
