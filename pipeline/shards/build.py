@@ -23,7 +23,7 @@ from pipeline.shards.members import Keys
 from pipeline.shards.parallel import Mapper, map_shards
 from pipeline.shards.pattern import Pattern, parse_pattern
 from pipeline.shards.scan import ShardRecord, first_extensions, guess_image, regroup_remedy, scan_shard
-from pipeline.shards.sidecar import SUFFIX, header_of, read_sidecar, sidecar_bytes, write_sidecar
+from pipeline.shards.sidecar import MAGIC, SUFFIX, header_of, read_sidecar, sidecar_bytes, write_sidecar
 from pipeline.shards.store_errors import unwritable
 from pipeline.shards.tar import TornTar
 from pipeline.targets import Members, default_members, target_kind, tool_targets
@@ -69,6 +69,7 @@ def build_index(
         if not same or hash_of != earlier.hash_of:
             names = sorted({*names, *known})  # all rows share one kind of hash, image key and targets
         jobs = _jobs(names, known, earlier, same, hash_of, listing)
+        _keep_others([job.name for job in jobs if job.name + SUFFIX in listing], parsed.folder)
         named = {**earlier.classes, **by_kind(classes, members)}
 
         def index_with(fresh: Sequence[ShardRecord], before: Mapping[str, ShardRecord]) -> DatasetIndex:
@@ -254,6 +255,17 @@ def _may_fit(record: ShardRecord, listing: Listing) -> bool:
         return False
     (size, written), (sidecar_size, sidecar_written) = listing[record.name], listing[record.name + SUFFIX]
     return size == record.bytes and written <= sidecar_written and sidecar_size == sidecar_bytes(record.samples)
+
+
+def _keep_others(names: Sequence[str], folder: str) -> None:
+    """Raise DataError if a shard's sidecar is Megatron-Energon's, which begins with the offset 0."""
+    heads = store.read_heads([name + SUFFIX for name in names], [len(MAGIC)] * len(names), folder)
+    for name, head in zip(names, heads, strict=True):
+        if head == bytes(len(MAGIC)):
+            raise DataError(
+                f"{urls.join(folder, name + SUFFIX)}: found Megatron-Energon's offsets, which this would replace; use "
+                "them with `minivit shards index --counts`, or copy the shards to a folder without them"
+            )
 
 
 def _fitting(records: Sequence[ShardRecord], folder: str) -> set[str]:

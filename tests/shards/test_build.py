@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tarfile
 import threading
@@ -334,3 +335,11 @@ def test_a_killed_index_has_lost_a_minute_at_most(folder: Path, monkeypatch: pyt
     monkeypatch.setattr("pipeline.shards.build.write_index", lambda index: kept.append(len(index.names)))
     build_index(str(folder), workers=1)
     assert kept == [1, 2, 3, 3]
+
+
+def test_the_offsets_of_megatron_energon_are_not_replaced(folder: Path) -> None:
+    theirs = struct.pack("<4Q", 0, 2048, 4096, 6144)
+    (folder / "train-000002.tar.idx").write_bytes(theirs)
+    with pytest.raises(DataError, match=r"train-000002\.tar\.idx: found Megatron-Energon's offsets"):
+        build_index(str(folder), workers=1)
+    assert (folder / "train-000002.tar.idx").read_bytes() == theirs
