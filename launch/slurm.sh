@@ -85,6 +85,12 @@ wait_for_nodes() {
     wait "$waiting"
 }
 
-# Ray ignores the signals: the cluster must outlive the run, upon which USR2 ends it. The last word after `bash -c` is $0.
-# shellcheck disable=SC2016  # expanded on the node
-RAY_NODE=(bash -c 'trap "" INT TERM USR1; exec ray start --block --num-cpus="$SLURM_CPUS_ON_NODE" "$@"' ray)
+# SLURM sends TERM to every process of a cancelled job, but the cluster must outlive the run, which commits a checkpoint.
+# Signals that are blocked, unlike ignored ones, reach no handler that Ray's daemons install later. USR2 ends a node.
+RAY_NODE=(python -c '
+import os, signal, sys
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+cpus = os.environ["SLURM_CPUS_ON_NODE"]
+os.execvp("ray", ["ray", "start", "--block", f"--num-cpus={cpus}", *sys.argv[1:]])
+')
