@@ -10,11 +10,13 @@ import logging
 import multiprocessing.util
 import os
 import shutil
+import signal
 import socket
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,7 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
     from ray import cloudpickle, train
 
     take_environment(environment)
+    start_resource_tracker()
     context = train.get_context()
     rank = context.get_world_rank()
     log = Path(config["logs"]) / f"rank-{rank:05d}.log"
@@ -90,6 +93,16 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
     finally:
         watch.close()
         remove_socket_folder()
+
+
+def start_resource_tracker() -> None:
+    """Start Python's tracker of shared memory; its first start unblocks TERM, which may be blocked for a reason.
+
+    SLURM sends TERM to every process of a cancelled job, whose ranks are to commit first.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def name_node(error: PipelineError) -> None:

@@ -68,6 +68,17 @@ def test_a_gpu_that_is_too_small_is_no_lost_rank() -> None:
     assert memory_ran_out(RuntimeError("NCCL error"), Path("pretrain")) is None
 
 
+def test_signals_that_were_blocked_stay_blocked() -> None:
+    program = (
+        "import signal; from pipeline.cluster.rank import start_resource_tracker; "
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}); start_resource_tracker(); "
+        "from multiprocessing.shared_memory import SharedMemory; SharedMemory(create=True, size=8).unlink(); "
+        "print(signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 def test_a_node_without_the_data_is_named() -> None:
     error = DataError("/data/train-000000.tar: no such file")
     name_node(error)
