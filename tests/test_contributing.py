@@ -27,7 +27,9 @@ from pipeline import load_model
 from pipeline.cli import bench
 from pipeline.cli.main import cli
 from pipeline.config.load import load_config
+from pipeline.config.stage import TYPES
 from pipeline.config.targets import every_kind
+from pipeline.errors import ConfigError
 from pipeline.export import FORMATS, Format
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.heads import head_kinds
@@ -36,6 +38,9 @@ from pipeline.models.model_costs import count_parameters, forward_flops
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.variants import VARIANTS, Variant, build_backbone
 from pipeline.shards.index_file import load_index
+from pipeline.stages.folder import RUNNING, RunFolder, Status
+from pipeline.stages.resolve import stage_branches
+from pipeline.stages.stage_type import stage_type
 from pipeline.stages.stream import StageData
 from pipeline.stream.batch import Batch
 from pipeline.tasks.base import TaskModule
@@ -44,7 +49,7 @@ from pipeline.train.evaluate import evaluate_collective
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = Path(__file__).with_name("contributing")
-PACKAGES = ("export", "metrics", "models.heads", "shards.make", "targets", "tasks")
+PACKAGES = ("export", "metrics", "models.heads", "shards.make", "stages.types", "targets", "tasks")
 SIDE, STEPS = 16, 40
 PREPROCESS = Preprocess((0.5,), (0.5,), 1, (SIDE, SIDE))
 PIPELINE = {
@@ -61,6 +66,7 @@ PIPELINE = {
         },
         "judge": {"type": "evaluate", "models": ["rate"], "data": "shades"},
         "out": {"type": "export", "model": "rate", "formats": ["numpy"]},
+        "weigh": {"type": "weigh", "model": "rate"},
     },
 }
 
@@ -69,13 +75,14 @@ pytestmark = pytest.mark.usefixtures("one_rank")
 
 @pytest.fixture(scope="module", autouse=True)
 def new_things(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The examples in their packages, and rows in two tables; in a folder with a pipeline of them, and its data."""
+    """The examples in their packages, and rows in three tables; in a folder with a pipeline of them, and its data."""
     with pytest.MonkeyPatch.context() as patch:
         for name in PACKAGES:
             package = import_module(f"pipeline.{name}")
             patch.setattr(package, "__path__", [*package.__path__, str(EXAMPLES.joinpath(*name.split(".")))])
         patch.setitem(VARIANTS, "pico", Variant(32, 1, 2, 64, 8, "for tests"))
         patch.setitem(FORMATS, "numpy", Format("to_numpy", files=("weights.npz",)))
+        patch.setitem(TYPES, "weigh", "weigh")
         every_kind.cache_clear()
         head_kinds.cache_clear()
         patch.chdir(tmp_path_factory.mktemp("work"))
@@ -170,7 +177,7 @@ def test_a_kind_of_label_is_found_in_shards_checked_and_shown() -> None:
 
 def test_a_size_a_task_a_head_and_a_format_are_planned() -> None:
     planned = json.loads(minivit("plan", "ratings.yaml", "--json"))
-    assert [stage["id"] for stage in planned["stages"]] == ["rate", "judge", "out"]
+    assert [stage["id"] for stage in planned["stages"]] == ["rate", "judge", "out", "weigh"]
     assert "value_head" in minivit("plan", "ratings.yaml")
     assert "limited by" in minivit("plan", "ratings.yaml", "--hardware", "h100")
 
@@ -215,6 +222,19 @@ def test_a_model_predicts_and_is_exported(bundle: str, task: BaseTask) -> None:
     assert "numpy" in minivit("export", "--help")
     minivit("export", bundle, "--format", "numpy", "--out", "exported")
     assert {path.name for path in Path("exported").iterdir()} == {"weights.npz", "README.md", "manifest.json"}
+
+
+def test_a_type_of_stage_is_checked_and_runs(bundle: str, trained: TaskModule) -> None:
+    with pytest.raises(ConfigError, match=r"stages\.weigh\.model: found 'rat', which is not a stage"):
+        load_config("ratings.yaml", ["stages.weigh.model=rat"])
+    config = load_config("ratings.yaml", [f"stages.weigh.model=./{bundle}"])
+    branch = next(branch for branch in stage_branches(config) if branch.id == "weigh")
+    said: list[str] = []
+    context = SimpleNamespace(config=config, folder=RunFolder(Path("run")), say=lambda *words: said.append(words[1]))
+    run = stage_type(branch.stage).start(context, branch)  # type: ignore[arg-type]
+    result = run.run(Status(RUNNING, "weigh", "digest", run.inputs()))
+    assert result == {"weights": sum(tensor.numel() for tensor in trained.model.state_dict().values())}
+    assert said == [f"./{bundle} has {result['weights']:,} weights"]
 
 
 def test_a_benchmark_is_a_command() -> None:
