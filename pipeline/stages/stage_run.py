@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class StageRun(ABC):
-    """What every type of stage does; constructed once all its dependencies have finished."""
+    """What every type of stage does; constructed once all its dependencies have finished.
+
+    All in the driver, each branch in a thread of its own: what ranks do is a job that `run` gives to the cluster.
+    """
 
     def __init__(self, context: RunContext, branch: Branch) -> None:
         self.context, self.id = context, branch.id
@@ -23,11 +26,11 @@ class StageRun(ABC):
 
     @abstractmethod
     def inputs(self) -> dict[str, Any]:
-        """Everything that determines its result."""
+        """Everything that determines its result, as plain data; a finished branch is skipped while this stays equal."""
 
     @abstractmethod
     def run(self, status: Status) -> dict[str, Any]:
-        """Do the work; returns the result."""
+        """Do the work; returns the result, as plain data for the status file."""
 
     def track_inputs(self, run_id: str) -> None:
         """Send its settings and data."""

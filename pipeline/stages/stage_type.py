@@ -26,7 +26,11 @@ class Known(NamedTuple):
 
 
 class StageType(ABC):
-    """A type of stage; its module in `pipeline.stages.types` holds one as `TYPE`."""
+    """A type of stage; its module in `pipeline.stages.types` holds one as `TYPE`.
+
+    Plans and runs call `check` for every branch, after those that it depends on, before anything starts. A plan calls
+    `expected_inputs` for a branch that has run before, to say whether it would run again. Only runs call `start`.
+    """
 
     section: ClassVar[type[StageConfig]]
 
@@ -35,7 +39,7 @@ class StageType(ABC):
         return
 
     def expected_inputs(self, known: Known, branch: Branch, recorded: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The inputs that a branch may have, with digests of models as recorded; empty if they cannot be told yet."""
+        """What `StageRun.inputs` may return, with digests of models as recorded; empty if that cannot be told yet."""
         return []
 
     @abstractmethod
