@@ -38,7 +38,7 @@ def test_a_folder_that_takes_no_files_does_not_matter(shard: Path, monkeypatch: 
 
 @pytest.mark.parametrize(("samples_counted", "more_bytes"), [(3, 0), (5, 0), (4, 512)])
 def test_a_shard_that_was_counted_wrongly_is_refused(shard: Path, samples_counted: int, more_bytes: int) -> None:
-    with pytest.raises(DataError, match=r"a\.tar: 4 samples in .* but its count says"):
+    with pytest.raises(DataError, match=r"a\.tar: found 4 samples in .* but its count says"):
         first_offsets(str(shard), samples_counted, shard.stat().st_size + more_bytes, IDENTITY)
     assert not shard.with_name("a.tar.idx").exists()
 
