@@ -13,6 +13,7 @@ from pipeline.cli.paths import UserPath
 from pipeline.cli.shards_options import IMAGE_KEY, TARGET
 
 if TYPE_CHECKING:
+    from pipeline.config.cluster import ClusterConfig
     from pipeline.config.probe import MethodsConfig
     from pipeline.metrics.schema import Measure
 
@@ -103,17 +104,12 @@ def command(
     """
     import json
 
-    from pipeline.config.cluster import ClusterConfig
     from pipeline.config.load import parse_task
     from pipeline.shards.named_sets import named_set
     from pipeline.stages.evaluate_models import evaluate_models
 
     named = named_set(data, image_key, targets)
-    cluster = ClusterConfig(
-        workers=workers or "auto",
-        gpus_per_worker="auto" if gpus_per_worker is None else gpus_per_worker,
-        env=variables(env),
-    )
+    cluster = cluster_config(workers, gpus_per_worker, env)
     how: Any = {"batch_size": batch_size, "loader_workers": loader_workers, "precision": precision, "out": out}
     if probe is not None:
         from pipeline.stages.probe_models import probe_models
@@ -127,6 +123,14 @@ def command(
         chosen = None if task is None else parse_task(task, "--task")
         found = evaluate_models(models, named, cluster, task=chosen, **how)
     click.echo(json.dumps(found, indent=1) if as_json else measures_table(found))
+
+
+def cluster_config(workers: int | None, gpus_per_worker: int | None, env: Sequence[str]) -> ClusterConfig:
+    """What the options ask of the cluster. Raises as `variables` does."""
+    from pipeline.config.cluster import ClusterConfig
+
+    gpus: Any = "auto" if gpus_per_worker is None else gpus_per_worker
+    return ClusterConfig(workers=workers or "auto", gpus_per_worker=gpus, env=variables(env))
 
 
 def variables(names: Sequence[str]) -> list[str]:

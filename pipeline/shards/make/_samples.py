@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from pipeline.shards.plan import agree_on_plan
 from pipeline.shards.write import TarWriter, shard_name
 
 T = TypeVar("T")
+
+# Options that the makers of this kind share.
+SamplesPerShard = Annotated[int, "images per shard"]
+Prefix = Annotated[str, "shards are named PREFIX-000000.tar and so on; use a different prefix for each split"]
 
 PREFIX = re.compile(r"[A-Za-z0-9_-]+")
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from pipeline.errors import DataError
 from pipeline.shards.make._files import shortlist, stem
 from pipeline.shards.make._samples import WriteOptions
 
 VAL = "val"
+
+# Options of the makers that split.
+Val = Annotated[str | None, "images for val-*.tar: a share such as 0.05, or a file that lists them"]
+Seed = Annotated[int, "seed for spreading images over shards, and for --val"]
 
 
 def split_rows(names: Sequence[str], options: WriteOptions) -> dict[str, list[int]]:

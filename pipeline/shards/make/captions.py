@@ -14,8 +14,17 @@ from pipeline.shards.make._captions_table import read_captions
 from pipeline.shards.make._files import digest_of, listing_hash, stem
 from pipeline.shards.make._folder_tree import Image, read_tree
 from pipeline.shards.make._import_report import check_taken, import_report, refuse_missing
-from pipeline.shards.make._samples import NewSample, Rejected, WriteOptions, read_file, read_image, write_samples
-from pipeline.shards.make._val_split import split_rows
+from pipeline.shards.make._samples import (
+    NewSample,
+    Prefix,
+    Rejected,
+    SamplesPerShard,
+    WriteOptions,
+    read_file,
+    read_image,
+    write_samples,
+)
+from pipeline.shards.make._val_split import Seed, Val, split_rows
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.text import Text
@@ -64,13 +73,11 @@ def make(
     table: Annotated[Path | None, "CSV, TSV or JSONL file that lists images below --images and their captions"] = None,
     image_column: Annotated[str, "column of --table with the images' paths, with or without suffix"] = "image",
     caption_column: Annotated[str, "column of --table with the captions"] = "caption",
-    val: Annotated[str | None, "images for val-*.tar: a share such as 0.05, or a file that lists them"] = None,
+    val: Val = None,
     most_missing: Annotated[float, "maximum share of the images in --table that may be missing"] = 0.1,
-    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
-    prefix: Annotated[
-        str, "shards are named PREFIX-000000.tar and so on; use a different prefix for each split"
-    ] = "train",
-    seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
+    samples_per_shard: SamplesPerShard = 1_000,
+    prefix: Prefix = "train",
+    seed: Seed = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of images and captions.

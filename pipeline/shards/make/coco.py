@@ -30,14 +30,16 @@ from pipeline.shards.make._import_report import check_taken, import_report, refu
 from pipeline.shards.make._mask_ids import Ids, ids_of
 from pipeline.shards.make._samples import (
     NewSample,
+    Prefix,
     Rejected,
+    SamplesPerShard,
     WriteOptions,
     check_annotated_size,
     read_file,
     read_image,
     write_samples,
 )
-from pipeline.shards.make._val_split import split_rows
+from pipeline.shards.make._val_split import Seed, Val, split_rows
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.mask import check_size
@@ -93,13 +95,11 @@ def make(
     stuff_classes: Annotated[
         str | None, "class names of --stuff from id 0 up: a file with one name per line, or a,b,c"
     ] = None,
-    val: Annotated[str | None, "images for val-*.tar: a share such as 0.05, or a file that lists them"] = None,
+    val: Val = None,
     most_missing: Annotated[float, "maximum share of the annotated images that may be missing"] = 0.1,
-    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
-    prefix: Annotated[
-        str, "shards are named PREFIX-000000.tar and so on; use a different prefix for each split"
-    ] = "train",
-    seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
+    samples_per_shard: SamplesPerShard = 1_000,
+    prefix: Prefix = "train",
+    seed: Seed = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of images and their COCO annotations, merged from all annotation files.
@@ -130,7 +130,7 @@ def make(
         write_names(out / "classes.txt", coco.classes)
     described = {kind: ("json",) for kind in classes if kind != "mask"}
     index = build_index(str(out), classes=classes, targets=described, workers=workers)
-    empty = sum(item.empty for item in items)
-    more = f", {empty:,} of them without annotations" if empty and coco.classes else ""
+    empty = sum(item.empty for item in items) if coco.classes else 0
+    more = f", {empty:,} of them without annotations" if empty else ""
     print(import_report(f"{images}: {taken:,} images imported{more}", left_out, reports), file=sys.stderr)
     return index

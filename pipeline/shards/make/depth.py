@@ -16,8 +16,17 @@ from pipeline.shards.make._files import listing_hash
 from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.make._import_report import check_taken, import_report
 from pipeline.shards.make._mask_pairs import MaskPair, Words, pair_up
-from pipeline.shards.make._samples import NewSample, Rejected, WriteOptions, read_file, read_image, write_samples
-from pipeline.shards.make._val_split import split_rows
+from pipeline.shards.make._samples import (
+    NewSample,
+    Prefix,
+    Rejected,
+    SamplesPerShard,
+    WriteOptions,
+    read_file,
+    read_image,
+    write_samples,
+)
+from pipeline.shards.make._val_split import Seed, Val, split_rows
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.mask import check_size
@@ -58,12 +67,10 @@ def make(
     ] = None,
     depth_suffix: Annotated[str, "end of the depth maps' names, such as _depth.png"] = ".png",
     only: Annotated[Path | None, "text file that lists the pairs to import, one per line"] = None,
-    val: Annotated[str | None, "images for val-*.tar: a share such as 0.05, or a file that lists them"] = None,
-    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
-    prefix: Annotated[
-        str, "shards are named PREFIX-000000.tar and so on; use a different prefix for each split"
-    ] = "train",
-    seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
+    val: Val = None,
+    samples_per_shard: SamplesPerShard = 1_000,
+    prefix: Prefix = "train",
+    seed: Seed = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of images and depth maps from two folders with the same file names.

@@ -23,7 +23,16 @@ from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.make._import_report import refuse_other_classes
 from pipeline.shards.make._mask_ids import Ids, ids_of
 from pipeline.shards.make._mask_pairs import MaskPair, Pairing, pair_up
-from pipeline.shards.make._samples import NewSample, Rejected, WriteOptions, read_file, read_image, write_samples
+from pipeline.shards.make._samples import (
+    NewSample,
+    Prefix,
+    Rejected,
+    SamplesPerShard,
+    WriteOptions,
+    read_file,
+    read_image,
+    write_samples,
+)
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.mask import check_size
@@ -85,10 +94,8 @@ def make(
     only: Annotated[
         Path | None, "text file that lists the pairs to import, one per line, such as VOC's train.txt"
     ] = None,
-    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
-    prefix: Annotated[
-        str, "shards are named PREFIX-000000.tar and so on; use a different prefix for each split"
-    ] = "train",
+    samples_per_shard: SamplesPerShard = 1_000,
+    prefix: Prefix = "train",
     seed: Annotated[int, "seed for spreading images over shards"] = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
@@ -103,39 +110,40 @@ def make(
     names = read_class_names(classes)
     refuse_other_classes(out, "mask", names)
     ids = ids_of(len(names), ignore, remap)
-    image_tree = read_tree(images, out, "--images is a folder of images")
-    mask_tree = read_tree(masks, out, "--masks is a folder of PNGs")
-    pairing = pair_up(image_tree.all_images(), mask_tree.all_images(), (image_suffix, mask_suffix), only)
+    found = read_tree(images, out, "--images is a folder of images").all_images()
+    pngs = read_tree(masks, out, "--masks is a folder of PNGs").all_images()
+    pairing = pair_up(found, pngs, (image_suffix, mask_suffix), only)
     files = [(f"{pair.image}\0{pair.mask}", pair.size) for pair in pairing.pairs]
     small_ids = ids.ignore == 255
     plan = {"listing_sha256": listing_hash(files), "ignore": ignore, "remap": remap, "small_ids": small_ids}
     report = write_samples(out, prefix, pairing.pairs, MasksReader(images, masks, ids), plan, options)
-    rejected = _rejected(pairing, report)
-    if len(rejected) == len(files):
-        raise DataError(
-            f"{images}: none of the {len(files):,} pairs can be used; fix the problems listed in {report.path}"
-        )
+    rejected = _rejected(images, pairing, report)
     index = build_index(str(out), classes={"mask": names}, workers=workers)
-    print("\n".join(report_lines(images, pairing, rejected, report)), file=sys.stderr)
-    if not small_ids:
-        print(f"ignored pixels hold {ids.ignore}: set `ignore: {ids.ignore}` for the data set's mask", file=sys.stderr)
+    print("\n".join(report_lines(images, pairing, rejected, report, ids)), file=sys.stderr)
     return index
 
 
-def _rejected(pairing: Pairing, report: Rejections) -> list[str]:
-    """Why each pair was left out."""
+def _rejected(images: Path, pairing: Pairing, report: Rejections) -> list[str]:
+    """Why each pair was left out. Raises DataError if all were."""
     reasons = (
         report.reasons.get(visible(pair.image), report.reasons.get(visible(pair.mask))) for pair in pairing.pairs
     )
-    return [reason for reason in reasons if reason is not None]
+    rejected = [reason for reason in reasons if reason is not None]
+    if len(rejected) == len(pairing.pairs):
+        raise DataError(
+            f"{images}: none of the {len(rejected):,} pairs can be used; fix the problems listed in {report.path}"
+        )
+    return rejected
 
 
-def report_lines(images: Path, pairing: Pairing, rejected: list[str], report: Rejections) -> list[str]:
-    """The lines of the report: what was imported, and what was skipped and why."""
+def report_lines(images: Path, pairing: Pairing, rejected: list[str], report: Rejections, ids: Ids) -> list[str]:
+    """The lines of the report: what was imported, what was skipped and why, and what the config must say of it."""
     lines = [f"{images}: {len(pairing.pairs) - len(rejected):,} images with masks imported"]
     lines += [f"skipped: {len(paths):,} {why}: {shortlist(paths)}" for why, paths in pairing.left_out.items()]
     kinds = Counter(re.sub(r"\d+", "N", reason) for reason in rejected)
     lines += [f"skipped: {count:,} pairs: {reason}" for reason, count in kinds.most_common()]
     if rejected:
         lines.append(f"they are listed in {report.path}")
+    if ids.ignore != 255:
+        lines.append(f"ignored pixels hold {ids.ignore}: set `ignore: {ids.ignore}` for the data set's mask")
     return lines

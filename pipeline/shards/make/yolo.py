@@ -13,8 +13,8 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._files import digest_of, listing_hash, write_names
 from pipeline.shards.make._import_report import check_taken, import_report, refuse_other_classes
-from pipeline.shards.make._samples import NewSample, Rejected, WriteOptions, read_image, write_samples
-from pipeline.shards.make._val_split import split_rows
+from pipeline.shards.make._samples import NewSample, Rejected, SamplesPerShard, WriteOptions, read_image, write_samples
+from pipeline.shards.make._val_split import Seed, split_rows
 from pipeline.shards.make._yolo_tree import YoloItem, labels_of, read_yolo
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
@@ -78,11 +78,11 @@ def make(
     val: Annotated[
         str | None, "if there is only one split, images for val-*.tar: a share such as 0.05, or a file that lists them"
     ] = None,
-    samples_per_shard: Annotated[int, "images per shard"] = 1_000,
+    samples_per_shard: SamplesPerShard = 1_000,
     prefix: Annotated[
         str, "prefix of the shards if there are no splits; otherwise shards are named after their split"
     ] = "train",
-    seed: Annotated[int, "seed for spreading images over shards, and for --val"] = 0,
+    seed: Seed = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of images and YOLO boxes, which become COCO annotations in pixels, in the member `json`.
