@@ -175,15 +175,22 @@ sys.exit(75)
 
 
 class Driver:
-    """A job whose `minivit` starts, and commits within a second of a signal; without Ray."""
+    """A job whose `minivit` starts, and commits within a second of a signal; without Ray.
 
-    def __init__(self, environment: dict[str, str], folder: Path, *options: str) -> None:
+    Args:
+        ray: stands in for the command.
+        joined: how many nodes of Ray seem to join.
+    """
+
+    def __init__(
+        self, environment: dict[str, str], folder: Path, *options: str, ray: str = "sleep 1000", joined: int = 2
+    ) -> None:
         self.folder, bin = folder, folder / "bin"
         bin.mkdir()
-        wait = 'case "$1" in *wait_for_nodes.py) exit ;; esac\n'
+        wait = f'[[ $1 != *wait_for_nodes.py ]] || {{ [ "$2" -le {joined} ] || sleep 1000; exit 0; }}\n'
         for name, text in (
             ("minivit", f"#!{sys.executable}\n{MINIVIT}"),
-            ("ray", "#!/bin/bash\nsleep 1000\n"),
+            ("ray", f"#!/bin/bash\n{ray}\n"),
             ("python", f'#!/bin/bash\n{wait}exec {sys.executable} "$@"\n'),
         ):
             (bin / name).write_text(text)
@@ -244,6 +251,16 @@ def test_a_cancelled_job_commits(nodes: int, slurm: dict[str, str], tmp_path: Pa
     driver.ends("CANCELLED")
     driver.wait(lambda: len(driver.words()) > 2)
     assert driver.words() == ["starts", "SIGTERM", "commits"], "a second signal would end it at once"
+
+
+def test_a_node_without_the_environment_ends_the_job_at_once(slurm: dict[str, str], tmp_path: Path) -> None:
+    ray = '[ "$SLURMD_NODENAME" = n1 ] || exec /missing/python\nsleep 1000'
+    driver = Driver(slurm, tmp_path, "--nodes=2", ray=ray, joined=1)
+    driver.ends("FAILED")
+    printed = (tmp_path / "job.log").read_text()
+    assert "a Ray node exited before 2 nodes had joined; its output in" in printed
+    assert "/missing/python: No such file or directory" in printed
+    assert driver.words() == []
 
 
 @pytest.mark.parametrize("script", ["absolute", "relative", "link"])
@@ -307,23 +324,6 @@ def test_two_jobs_on_the_same_nodes_do_not_meet(slurm: dict[str, str], tmp_path:
     for folder, printed in zip(folders, said, strict=True):
         assert (folder / "runs/two/stages/pretrain/logs/rank-00001.log").is_file()
         assert "pretrain: finished in" in printed
-
-
-@pytest.mark.integration
-def test_a_node_without_the_environment_ends_the_job_at_once(slurm: dict[str, str], tmp_path: Path) -> None:
-    write_config(tmp_path, "2 steps", workers=2)
-    ray = tmp_path / "bin" / "ray"
-    ray.parent.mkdir()
-    real = shutil.which("ray", path=slurm["PATH"])
-    ray.write_text(f'#!/bin/bash\n[ "$SLURMD_NODENAME" = n1 ] || exec /missing/python\nexec {real} "$@"\n')
-    ray.chmod(0o755)
-    command = ["sbatch", "--wait", "--output=job.log", "--nodes=2", ROOT / "launch" / "pretrain.sh", "config.yaml"]
-    environment = slurm | {"PATH": f"{ray.parent}:{slurm['PATH']}"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WAIT_S)
-    assert done.returncode == 1
-    printed = (tmp_path / "job.log").read_text()
-    assert "a Ray node exited before 2 nodes had joined; its output in" in printed
-    assert "/missing/python: No such file or directory" in printed
 
 
 class Job:
