@@ -43,6 +43,10 @@ class StageConfig(Section):
         """Setting -> the entry of `datasets` that it names."""
         return {}
 
+    def details(self, models: int) -> list[str]:
+        """What it works with, in at most two lines, for the report's graph; `models` are those that it reads."""
+        return []
+
     def awaits(self, stages: Mapping[str, StageConfig]) -> list[str]:
         """The names of stages, besides those whose models it reads, that must finish first."""
         return []

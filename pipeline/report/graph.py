@@ -136,11 +136,7 @@ def details(run: Run, branch: BranchRecord) -> list[str]:
             return [" · ".join(part for part in known if part)]
         spec = branch.spec.backbone
         return [f"{spec.variant} · {size_text(spec.image_size)} px · patch {size_text(spec.patch)}"]
-    if config.type == "evaluate":
-        return [f"{len(run.parents(branch))} models on {config.data}"]
-    if config.type == "probe":
-        return [f"{len(config.models)} models on {config.data.test}", f"after {config.data.train}"]
-    return [f"{config.model} as", ", ".join(config.formats)] if config.type == "export" else []
+    return config.details(len(run.parents(branch)))
 
 
 def result_line(run: Run, branch: BranchRecord) -> str:

@@ -57,6 +57,9 @@ class EvaluateStage(StageConfig):
     def data_read(self) -> dict[str, str]:
         return {"data": self.data}
 
+    def details(self, models: int) -> list[str]:
+        return [f"{models} models on {self.data}"]
+
 
 class Evaluation(StageType):
     section = EvaluateStage

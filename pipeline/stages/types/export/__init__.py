@@ -53,6 +53,9 @@ class ExportStage(StageConfig):
     def models_read(self) -> dict[str, str]:
         return {"model": self.model}
 
+    def details(self, models: int) -> list[str]:
+        return [f"{self.model} as", ", ".join(self.formats)]
+
     def awaits(self, stages: Mapping[str, StageConfig]) -> list[str]:
         """The evaluations of its model: their findings go on its card."""
         return [

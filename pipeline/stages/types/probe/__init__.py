@@ -66,6 +66,9 @@ class ProbeStage(StageConfig):
     def data_read(self) -> dict[str, str]:
         return {"data.train": self.data.train, "data.test": self.data.test}
 
+    def details(self, models: int) -> list[str]:
+        return [f"{len(self.models)} models on {self.data.test}", f"after {self.data.train}"]
+
     def faults(self, name: str, stages: Mapping[str, StageConfig], cluster: ResourcesConfig) -> Iterator[str]:
         """A baseline that could also mean a stage."""
         if taken := stages.keys() & set(BASELINES) & set(self.models):
