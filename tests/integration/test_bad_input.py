@@ -104,7 +104,7 @@ def test_run_folder_of_another_config(workplace: Any, raw: dict[str, Any]) -> No
     (folder / "status.json").write_text(json.dumps(status))
     done = workplace.minivit("run", workplace.write(raw))
     assert done.code == 5
-    assert "runs/bad belongs to another config: it holds the finetune stage 'other'" in done.error
+    assert "runs/bad belongs to another config: it has the finetune stage 'other'" in done.error
 
 
 def test_torn_status(workplace: Any, raw: dict[str, Any]) -> None:

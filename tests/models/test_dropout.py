@@ -81,7 +81,7 @@ def test_every_place_of_a_layer_drops(small_model: Callable[..., MiniViT], norm:
         return drop(x, keys, rate)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("encoder", "layers"):
+        for module in ("self_attention", "encoder", "layers"):
             patch.setattr(f"pipeline.models.{module}.dropout", spy)
         layer(torch.randn(6, 9, 32), None, None, layer_keys(KEYS, 0))
     assert seen == [((6, 2, 9, 9), 0.5), ((6, 9, 32), 0.5), ((6, 9, 128), 0.5), ((6, 9, 32), 0.5)]

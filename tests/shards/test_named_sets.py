@@ -50,7 +50,7 @@ def test_data_sets_of_a_config_bring_their_members(config: str, folder: Path) ->
 
 
 def test_wrong_names_are_one_sentence(config: str) -> None:
-    with pytest.raises(ConfigError, match=r"found the data sets train, val; name one: .*c.yaml:NAME"):
+    with pytest.raises(ConfigError, match=r"found the data sets train, val; choose one with .*c.yaml:NAME"):
         named_set(config)
     with pytest.raises(ConfigError, match=r"c.yaml: found no data set 'vall'; did you mean 'val'"):
         named_sets(f"{config}:vall")

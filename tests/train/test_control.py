@@ -70,7 +70,7 @@ def test_nodes_about_to_go_are_asked_for_now_and_then(tmp_path: Path, clock: Clo
     leave = looking.look_collective(2).leave
     assert isinstance(leave, WorkersChange)
     assert leave.leaving == ("node-a",)
-    assert "1 of its nodes" in str(leave)
+    assert "1 node(s)" in str(leave)
 
 
 def test_time_to_save_is_told_by_the_monotonic_clock(tmp_path: Path, clock: Clock) -> None:
