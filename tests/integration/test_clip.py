@@ -28,7 +28,7 @@ def captioned(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 label = number % len(kit.classes)
                 text = "\n".join(f"{what} {kit.classes[label]} square" for what in ("a", "one")[: 1 + number % 2])
                 caption = b"\xff" if (split, number) == ("train", 7) else text.encode()
-                members = {"png": kit.picture(label, number), "cls": str(label).encode(), "txt": caption}
+                members = {"png": kit.noise_png(label, number), "cls": str(label).encode(), "txt": caption}
                 tar.write(f"{split}-{number}", members)
             tar.finish()
     build_index(str(folder), classes=kit.classes, workers=1)
@@ -76,7 +76,7 @@ def test_it_is_judged_by_captions_and_by_names(joined: Any, run: Any) -> None:
 
 def test_an_export_encodes_images_and_texts(joined: Any, run: Any, kit: Any, tmp_path: Path) -> None:
     exported = load_model(joined.stage(RUN, "export") / "export" / "safetensors")
-    (tmp_path / "one.png").write_bytes(kit.picture(0, 0))
+    (tmp_path / "one.png").write_bytes(kit.noise_png(0, 0))
     images, texts = exported.encode_image([tmp_path / "one.png"]), exported.encode_text(["a black square", "words"])
     assert (images.shape, texts.shape) == ((1, 64), (2, 64))
     torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))

@@ -71,6 +71,6 @@ def test_the_command_finds_what_the_probe_stage_found_on_more_ranks(joined: Any,
 
 def test_a_pretrained_model_gives_features(joined: Any, run: Any, kit: Any, tmp_path: Path) -> None:
     model = load_model(joined.stage(RUN, "mae"))
-    (tmp_path / "one.png").write_bytes(kit.picture(0, 0))
+    (tmp_path / "one.png").write_bytes(kit.noise_png(0, 0))
     [features] = model.predict([tmp_path / "one.png"])
     assert len(features) == model.spec.backbone.embed_dim

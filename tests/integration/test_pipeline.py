@@ -179,7 +179,7 @@ def test_artifacts_are_in_mlflow(joined: Any, children: dict[str, Any]) -> None:
 
 def test_the_model_is_usable_downstream(joined: Any, first_run: Any, kit: Any, tmp_path: Path) -> None:
     image = tmp_path / "image.png"
-    image.write_bytes(kit.picture(2, 5000))
+    image.write_bytes(kit.noise_png(2, 5000))
     for model in ("runs/all", "runs/all/stages/finer", "runs/all/stages/export/export/safetensors"):
         done = joined.minivit("predict", model, str(image), "--top", "2", "--json")
         assert done.code == 0, done.stderr
