@@ -173,8 +173,8 @@ def test_what_is_said_of_a_worker_that_could_say_nothing(code: int, message: str
 @pytest.fixture
 def grey(uneven, kit, monkeypatch: pytest.MonkeyPatch) -> tuple[BatchPlan, np.ndarray]:
     """What a grey training stage hands to its workers, and the images of its first batch."""
-    handed, real = [], loader.prefetch
-    monkeypatch.setattr(loader, "prefetch", lambda plan, *rest: handed.append(copy(plan)) or real(plan, *rest))
+    handed, real = [], loader.batches_of
+    monkeypatch.setattr(loader, "batches_of", lambda plan, *rest: handed.append(copy(plan)) or real(plan, *rest))
     size = partial(size_at, total_steps=9, base_size=(8, 8), resolution=ResolutionConfig(), seed=0)
     with kit.train_loader(uneven, data={"loader_workers": 0}, size_at=size) as batches:
         return handed[0], next(batches).views["image"].numpy()
