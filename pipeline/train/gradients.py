@@ -14,7 +14,7 @@ class GradientBlock:
     """Accumulates the gradients of all micro-batches in one fp32 block per rank, instead of in DeepSpeed's hooks.
 
     Under ZeRO-1 and ZeRO-2 DeepSpeed runs a hook per parameter, which copies its gradient twice, and ZeRO-2 also
-    reduces after every micro-batch. For a small model that costs up to a third of the step. The block costs a few
+    reduces after every micro-batch. For a small model that costs up to a quarter of the step. The block costs a few
     operations and one all-reduce per step. It holds a whole fp32 gradient on every rank, no more than the bucket that
     it replaces, but nothing is reduced until the backward pass is over. `zero` is a `DeepSpeedZeroOptimizer`.
     """
@@ -23,15 +23,16 @@ class GradientBlock:
         for hook in zero._grad_acc_hooks:
             hook.remove()
         self._zero, self._group = zero, group
-        self._partitions: list[Tensor] = []  # this rank's, after `reduce_collective`
+        self._ranks, rank = dist.get_world_size(group), dist.get_rank(group)
         flats: list[Tensor] = zero.bit16_groups_flat
         self._block = torch.zeros(sum(flat.numel() for flat in flats), dtype=torch.float32, device=flats[0].device)
-        self._groups = self._block.split([flat.numel() for flat in flats])
+        groups = self._block.split([flat.numel() for flat in flats])
+        self._partitions = [part.chunk(self._ranks)[rank] for part in groups]  # this rank's part of every group
         self._parameters: list[Tensor] = [weight for weights in zero.bit16_groups for weight in weights]
         # A gradient has the same place in its group's part of the block as the parameter in the group's flat weights.
         self._gradients = [
             part.as_strided(weight.shape, weight.stride(), part.storage_offset() + offset_in(flat, weight))
-            for weights, flat, part in zip(zero.bit16_groups, flats, self._groups, strict=True)
+            for weights, flat, part in zip(zero.bit16_groups, flats, groups, strict=True)
             for weight in weights
         ]
         zero.scaled_global_norm = self._norm_collective
@@ -51,11 +52,9 @@ class GradientBlock:
 
     def reduce_collective(self) -> None:
         """Average over ranks, and hand DeepSpeed this rank's partition of every group for its step."""
-        ranks, rank = dist.get_world_size(self._group), dist.get_rank(self._group)
-        if ranks > 1:
-            self._block.div_(ranks)
+        if self._ranks > 1:
+            self._block.div_(self._ranks)
             dist.all_reduce(self._block, group=self._group)
-        self._partitions = [part.chunk(ranks)[rank] for part in self._groups]
         for number, partition in enumerate(self._partitions):
             self._zero.averaged_gradients[number] = SimpleNamespace(flat_partition=partition)
 

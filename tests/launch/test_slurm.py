@@ -343,8 +343,7 @@ class Job:
         return match[1] if match else "UNKNOWN"
 
     def events(self) -> list[dict[str, Any]]:
-        path = self.stage / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return [json.loads(line) for line in read_lines(self.stage / "events.jsonl")]
 
     def wait(self, condition: Callable[[], Any], within_s: float = WAIT_S) -> Any:
         due = time.monotonic() + within_s

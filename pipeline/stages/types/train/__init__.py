@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.train_stage import TrainStage
+from pipeline.files import hash_file
 from pipeline.models.model_spec import ModelSpec
 from pipeline.stages.data import stage_data, used_datasets
 from pipeline.stages.findings import Checks
@@ -82,10 +82,6 @@ def train_inputs(
         "exclude": manifest_digest(stage.data.exclude) if stage.data.exclude else None,
         "init_from": init_from,
         "teacher": teacher,
-        "tokenizer": file_digest(texts.file) if (texts := stage.task.tokenizing()) and texts.file else None,
+        "tokenizer": hash_file(Path(texts.file)) if (texts := stage.task.tokenizing()) and texts.file else None,
     }
     return without_none(inputs)
-
-
-def file_digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
