@@ -199,13 +199,14 @@ def parity(
 
 
 @click.command("plan")
-@count_option("--steps", 7, "Steps of each configuration.")
+@count_option("--rounds", 3, "Runs of each configuration, alternating.")
+@count_option("--steps", 7, "Steps of each run.")
 @AS_JSON
-def plan(steps: int, as_json: bool) -> None:
+def plan(rounds: int, steps: int, as_json: bool) -> None:
     """Time and memory of a step, as `minivit plan --hardware cpu` predicts them and as measured on this machine."""
     from pipeline.bench.plan import measure
 
-    result = measure(steps)
+    result = measure(rounds, steps)
     if as_json:
         print_figures(result, as_json)
         return
@@ -213,3 +214,30 @@ def plan(steps: int, as_json: bool) -> None:
         times = f"{1000 * case['predicted_s']:8,.0f} {1000 * case['measured_s']:8,.0f} ms {case['ratio']:5.2f}"
         megabytes = f"{case['predicted_megabytes']:7,.0f} {case['measured_megabytes']:7,.0f} MB"
         click.echo(f"{case['case']:42} {case['ranks']} rank(s) {times}   {megabytes} {case['memory_ratio']:5.2f}")
+
+
+@click.command("weak-scaling")
+@count_option("--hosts", 3, "Largest number of hosts, each a network namespace of this machine.")
+@click.option(
+    "--megabytes-per-s",
+    default=25.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="What a host can send.",
+)
+@count_option("--images", 8, "Images per host and step.")
+@count_option("--rounds", 3, "Runs on each number of hosts, alternating.")
+@count_option("--steps", 5, "Steps of each run.")
+@AS_JSON
+def weak_scaling(hosts: int, megabytes_per_s: float, images: int, rounds: int, steps: int, as_json: bool) -> None:
+    """Time of a step on one host and more, as `minivit plan` forecasts it and as measured over slow links (root)."""
+    from pipeline.bench.weak_scaling import measure
+
+    result = measure(hosts, megabytes_per_s, images, rounds, steps)
+    if as_json:
+        print_figures(result, as_json)
+        return
+    for found in result["hosts"]:
+        times = f"{1000 * found['predicted_s']:8,.0f} {1000 * found['measured_s']:8,.0f} ms {found['ratio']:5.2f}"
+        efficiencies = f"{100 * found['predicted_efficiency']:6.0f} {100 * found['efficiency']:6.0f} % of linear"
+        click.echo(f"{found['hosts']} host(s) {times}   {efficiencies}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -49,13 +50,18 @@ def launch(
     inherit. If none of them gives a sign of life for `stall_timeout_s`, all are stopped. With `sample_every_s`, the
     usage of each node is sampled into `folder/system`.
 
-    Raises `PipelineError` or an exception of our own code unchanged, as a rank raised it; `WorkersLost` if a rank died,
-    or failed because another did; `WorkersLate` if ranks did not start in time.
+    Raises `ClusterError` if a node does not share `folder`; `PipelineError` or an exception of our own code unchanged,
+    as a rank raised it; `WorkersLost` if a rank died, or failed because another did; `WorkersLate` if ranks did not
+    start in time.
     """
     from ray import cloudpickle
 
-    from pipeline.cluster.rank import RanksConfig, run_rank
+    from pipeline.cluster.rank import JOB_ID, RanksConfig, run_rank
     from pipeline.cluster.trainer import Trainer
+
+    logs, job_id = folder / "logs", secrets.token_hex(8)
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / JOB_ID).write_text(job_id)
 
     # As bytes, because Ray's controller unpickles the config, too, and should not have to import torch.
     payload = cloudpickle.dumps((worker, job))
@@ -66,7 +72,8 @@ def launch(
             "payload": payload,
             "cpus": resources.cpus_per_worker,
             "gpus": resources.gpus_per_worker,
-            "logs": str(folder / "logs"),
+            "logs": str(logs),
+            "job_id": job_id,
             "stall_timeout_s": stall_timeout_s,
             "sample_every_s": sample_every_s,
         },

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 REACH_TIMEOUT_S, JOIN_TIMEOUT_S = 60.0, 120.0
 PROBE_S = 5.0
 START_TIMEOUT_S = 600.0  # to import torch, which may take minutes on a slow file system, and to join
+JOB_ID = "job-id"  # file of the driver in the folder of the logs: a node that reads the same id there shares the folder
 
 
 class RanksBackend(Backend):
@@ -60,7 +61,9 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
     start_resource_tracker()
     context = train.get_context()
     rank = context.get_world_rank()
-    log = Path(config["logs"]) / f"rank-{rank:05d}.log"
+    logs = Path(config["logs"])
+    require_shared(logs, config["job_id"])
+    log = logs / f"rank-{rank:05d}.log"
     write_log_to(log)
     from pipeline.errors import Interrupted
     from pipeline.train.stall import StallWatch
@@ -93,6 +96,20 @@ def run_rank(environment: dict[str, str], config: dict[str, Any]) -> None:
     finally:
         watch.close()
         remove_socket_folder()
+
+
+def require_shared(logs: Path, job_id: str) -> None:
+    """Raise ClusterError unless this node finds in `logs` the id that the driver wrote there."""
+    try:
+        found = (logs / JOB_ID).read_text()
+    except OSError:
+        found = ""
+    if found != job_id:
+        raise ClusterError(
+            f"{logs.parent} is not shared: node {socket.gethostname()} does not find there what the driver wrote; set "
+            "runs_dir, or --out of a single evaluation, to a folder on a file system that all nodes share, or run on "
+            "one node"
+        )
 
 
 def start_resource_tracker() -> None:
@@ -130,7 +147,6 @@ def sampling(
 
 def write_log_to(path: Path) -> None:
     """Log to a file, which also receives what libraries and loader workers print to standard error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(filename=path, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("pipeline").setLevel(logging.INFO)
     with path.open("a") as file:

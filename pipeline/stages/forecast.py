@@ -19,6 +19,7 @@ from pipeline.tasks.task import task_of
 
 UNKNOWN_STEPS = 1000  # to draw image sizes for, if the stage is measured in epochs of data that does not exist yet
 KEPT_ALIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered for the next pass, DeepSpeed's default
+COPIES_OF_ZERO_3 = 2  # of a bucket: joined weights are copied into their tensors, gradients into a flat one
 
 
 class Amounts(NamedTuple):
@@ -85,6 +86,7 @@ def rank_bytes(model: Model, stage: TrainStage, amounts: Amounts, hardware: Hard
     extra = buckets * min(parameters, LARGEST_BUCKET) * FP32
     if zero == 3:
         extra += min(parameters, KEPT_ALIVE) * value_bytes(stage.engine)
+        extra += COPIES_OF_ZERO_3 * min(parameters, LARGEST_BUCKET) * FP32
     return _memory(model, stage, amounts)[zero].total + extra + int(hardware.overhead_gib * 2**30)
 
 

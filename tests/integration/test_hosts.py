@@ -271,7 +271,7 @@ def run(hosts: Hosts, kit: Any, shards: Path, tmp_path_factory: pytest.TempPathF
         run.process.kill()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_hosts(run: Run, hosts: Hosts) -> None:
     """Each test begins with a run that trains on both hosts and has a checkpoint, whatever the previous test did."""
     if not hosts.second_is_sound:
@@ -280,6 +280,35 @@ def two_hosts(run: Run, hosts: Hosts) -> None:
     run.wait(run.has_committed)
 
 
+def test_a_run_folder_that_a_host_does_not_share_is_one_sentence(
+    hosts: Hosts, kit: Any, shards: Path, tmp_path: Path
+) -> None:
+    """On the second host an empty file system hides it, as a folder of the node's own disk would."""
+    workplace = kit.Workplace(tmp_path)
+    config = kit.config(shards, "unshared", {"pretrain": kit.pretrain(duration="2 steps")})
+    config["cluster"] = {"workers": 2}
+    workplace.write(config, "unshared.yaml")
+    (raylet,) = [process for process in hosts.second.processes() if process.name() == "raylet"]
+    inside = ["nsenter", "--target", str(raylet.pid), "--mount", "--"]
+    subprocess.run([*inside, "mount", "-t", "tmpfs", "none", tmp_path], check=True)
+    try:
+        done = subprocess.run(
+            hosts.first.command(MINIVIT, "run", "unshared.yaml"),
+            cwd=tmp_path,
+            env=hosts.environment | {"RAY_ADDRESS": hosts.address},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    finally:
+        subprocess.run([*inside, "umount", tmp_path], check=True)
+    assert done.returncode == 6, done.stderr
+    assert "stages/pretrain is not shared: node " in done.stderr
+    assert "set runs_dir, or --out" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("two_hosts")
 def test_a_host_that_is_cut_off_and_comes_back(run: Run, hosts: Hosts) -> None:
     hosts.unplug()
     print(f"on with the other host after {run.train_on(1, within_s=RECOVERY_S):.1f} s")
@@ -294,6 +323,7 @@ def test_a_host_that_is_cut_off_and_comes_back(run: Run, hosts: Hosts) -> None:
     assert (resume["steps_lost"], resume["workers"]) == (0, 2)
 
 
+@pytest.mark.usefixtures("two_hosts")
 def test_a_frozen_rank_leaves_the_stacks_of_the_others_and_is_replaced(run: Run) -> None:
     frozen = run.rank(1)
     frozen.suspend()
@@ -306,12 +336,14 @@ def test_a_frozen_rank_leaves_the_stacks_of_the_others_and_is_replaced(run: Run)
     assert re.search(r"File .*loop\.py.* in (__call__|report_collective)", log)
 
 
+@pytest.mark.usefixtures("two_hosts")
 def test_a_killed_raylet(run: Run, hosts: Hosts) -> None:
     hosts.kill_second_raylet()
     print(f"on with the other host after {run.train_on(1, within_s=RECOVERY_S):.1f} s")
     assert run.events()[-2]["event"] == "restart"
 
 
+@pytest.mark.usefixtures("two_hosts")
 def test_a_preemption_notice_costs_no_step(run: Run, hosts: Hosts) -> None:
     hosts.drain_second()
     run.train_on(1, within_s=RECOVERY_S)
@@ -320,6 +352,7 @@ def test_a_preemption_notice_costs_no_step(run: Run, hosts: Hosts) -> None:
     assert (resume["steps_lost"], resume["workers"]) == (0, 1)
 
 
+@pytest.mark.usefixtures("two_hosts")
 def test_a_wish_to_stop_is_answered_by_a_commit(run: Run) -> None:
     """The last test: the results of the whole run, on disk and in MLflow."""
     run.process.send_signal(signal.SIGUSR1)

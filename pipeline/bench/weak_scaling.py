@@ -1,0 +1,139 @@
+"""Weak scaling over hosts: a step as `minivit plan` forecasts it and as measured over links of a known speed.
+
+Hosts are network namespaces of this machine, on one bridge; a token bucket limits what each sends. Every host trains
+one rank on the same number of images, so without the network all steps would take equally long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.bench.plan import PlanCase, predict
+from pipeline.bench.plan_process import MeasuredRank, measure_rank
+from pipeline.errors import PipelineError
+from pipeline.forecast.hardware import Hardware
+from pipeline.forecast.this_cpu import this_cpu
+
+BURST, LATENCY = "64kb", "400ms"  # of the token bucket: much less than a step's bytes, and no packet dropped
+
+
+def weak_case(hosts: int, images: int) -> PlanCase:
+    """ViT-Ti/16 of 112 px on one rank per host: 5.6 M gradients for the network and little computation."""
+    return PlanCase("tiny", 112, images * hosts, "fp32", ranks=hosts)
+
+
+def measure(most_hosts: int, megabytes_per_s: float, images: int, rounds: int, steps: int) -> dict[str, Any]:
+    """Predicted and measured seconds of a step on 1 to `most_hosts` hosts; a ratio is predicted divided by measured.
+
+    The prediction adds the forecast communication to the step measured on one host, times the hosts that share a core.
+    Times are medians over the rounds of the slowest rank's fastest step. Raises PipelineError unless run by root.
+    """
+    if os.geteuid() != 0:
+        raise PipelineError(
+            "bench weak-scaling: run it as root: hosts are network namespaces, which nobody else can make"
+        )
+    numbers = range(1, most_hosts + 1)
+    taken: dict[int, list[float]] = {number: [] for number in numbers}
+    with hosts_on_links(most_hosts, megabytes_per_s) as namespaces:
+        for _ in range(rounds):
+            for number in numbers:
+                ranks = train_on(namespaces[:number], images, steps)
+                taken[number].append(max(rank.wall_s for rank in ranks))
+    measured = {number: statistics.median(each) for number, each in taken.items()}
+    core = this_cpu()
+    network = core.joined(1).model_copy(update={"gpus_per_node": 1, "network_gb_per_s": megabytes_per_s / 1e3})
+    return {
+        "settings": {"megabytes_per_s": megabytes_per_s, "images": images, "rounds": rounds, "steps": steps},
+        "hosts": [
+            compare(number, images, measured, network, sharing=max(number / core.gpus_per_node, 1.0))
+            for number in numbers
+        ],
+    }
+
+
+def compare(
+    hosts: int, images: int, measured: dict[int, float], hardware: Hardware, *, sharing: float
+) -> dict[str, Any]:
+    """The figures of a number of hosts, of which `sharing` share a core."""
+    exposed_s = predict(weak_case(hosts, images), hardware).step.exposed_s
+    predicted_s = measured[1] * sharing + exposed_s
+    return {
+        "hosts": hosts,
+        "predicted_s": predicted_s,
+        "communication_s": exposed_s,
+        "measured_s": measured[hosts],
+        "ratio": predicted_s / measured[hosts],
+        "efficiency": measured[1] / measured[hosts],
+        "predicted_efficiency": measured[1] / predicted_s,
+    }
+
+
+def train_on(namespaces: list[str], images: int, steps: int) -> list[MeasuredRank]:
+    """Train one rank in each namespace, in processes that reach each other only over its link."""
+    with tempfile.TemporaryDirectory() as scratch:
+        job = {"hosts": len(namespaces), "images": images, "steps": steps, "store": str(Path(scratch) / "store")}
+        command = [sys.executable, "-m", __name__]
+        ranks = [
+            subprocess.Popen(
+                ["ip", "netns", "exec", namespace, *command, json.dumps(job | {"rank": rank})],
+                env=os.environ | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank, namespace in enumerate(namespaces)
+        ]
+        answers = [rank.communicate() for rank in ranks]
+    for rank, (_, errors) in zip(ranks, answers, strict=True):
+        if rank.returncode:
+            raise PipelineError(f"bench weak-scaling: a rank ended with status {rank.returncode}:\n{errors}")
+    return [MeasuredRank(**json.loads(text.splitlines()[-1])) for text, _ in answers]
+
+
+@contextmanager
+def hosts_on_links(count: int, megabytes_per_s: float) -> Iterator[list[str]]:
+    """Network namespaces 10.78.0.1, 10.78.0.2 and so on, each of which sends at most `megabytes_per_s`."""
+    name = f"ws{os.getpid() % 100_000}"
+    bridge = f"{name}b"
+    with ExitStack() as undo:
+        _run("ip", "link", "add", bridge, "type", "bridge")
+        undo.callback(_run, "ip", "link", "del", bridge)
+        _run("ip", "link", "set", bridge, "up")
+        namespaces = [f"{name}h{number}" for number in range(1, count + 1)]
+        for number, namespace in enumerate(namespaces, 1):
+            _run("ip", "netns", "add", namespace)
+            undo.callback(_run, "ip", "netns", "del", namespace)
+            cable = f"{name}v{number}"
+            _run("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+            _run("ip", "link", "set", cable, "master", bridge, "up")
+            _run("ip", "-n", namespace, "addr", "add", f"10.78.0.{number}/24", "dev", "eth0")
+            for device in ("eth0", "lo"):
+                _run("ip", "-n", namespace, "link", "set", device, "up")
+            limit = ("rate", f"{8 * megabytes_per_s}mbit", "burst", BURST, "latency", LATENCY)
+            _run("tc", "-n", namespace, "qdisc", "add", "dev", "eth0", "root", "tbf", *limit)
+        yield namespaces
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PipelineError(f"bench weak-scaling: `{' '.join(command)}` failed: {done.stderr.strip()}")
+
+
+def _train(job: dict[str, Any]) -> MeasuredRank:
+    case = weak_case(job["hosts"], job["images"])
+    return measure_rank(case.stage, case.spec, job["rank"], job["hosts"], job["store"], job["steps"])
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_train(json.loads(sys.argv[1])))))
