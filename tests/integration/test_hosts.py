@@ -280,20 +280,29 @@ def two_hosts(run: Run, hosts: Hosts) -> None:
     run.wait(run.has_committed)
 
 
-def test_a_run_folder_that_a_host_does_not_share_is_one_sentence(
-    hosts: Hosts, kit: Any, shards: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("lacks", "code", "said"),
+    [
+        ("runs", 6, "stages/pretrain is not shared: node "),
+        ("data", 3, " (on node "),
+    ],
+)
+def test_a_folder_that_a_host_lacks_is_one_sentence(
+    lacks: str, code: int, said: str, hosts: Hosts, kit: Any, shards: Path, tmp_path: Path
 ) -> None:
     """On the second host an empty file system hides it, as a folder of the node's own disk would."""
     workplace = kit.Workplace(tmp_path)
-    config = kit.config(shards, "unshared", {"pretrain": kit.pretrain(duration="2 steps")})
+    shutil.copytree(shards, tmp_path / "data")
+    config = kit.config(tmp_path / "data", "lacks", {"pretrain": kit.pretrain(duration="2 steps")})
     config["cluster"] = {"workers": 2}
-    workplace.write(config, "unshared.yaml")
+    workplace.write(config, "lacks.yaml")
+    (tmp_path / "runs").mkdir()
     (raylet,) = [process for process in hosts.second.processes() if process.name() == "raylet"]
     inside = ["nsenter", "--target", str(raylet.pid), "--mount", "--"]
-    subprocess.run([*inside, "mount", "-t", "tmpfs", "none", tmp_path], check=True)
+    subprocess.run([*inside, "mount", "-t", "tmpfs", "none", tmp_path / lacks], check=True)
     try:
         done = subprocess.run(
-            hosts.first.command(MINIVIT, "run", "unshared.yaml"),
+            hosts.first.command(MINIVIT, "run", "lacks.yaml"),
             cwd=tmp_path,
             env=hosts.environment | {"RAY_ADDRESS": hosts.address},
             capture_output=True,
@@ -301,11 +310,9 @@ def test_a_run_folder_that_a_host_does_not_share_is_one_sentence(
             timeout=300,
         )
     finally:
-        subprocess.run([*inside, "umount", tmp_path], check=True)
-    assert done.returncode == 6, done.stderr
-    assert "stages/pretrain is not shared: node " in done.stderr
-    assert "set runs_dir, or --out" in done.stderr
-    assert "Traceback" not in done.stderr
+        subprocess.run([*inside, "umount", tmp_path / lacks], check=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert said in done.stderr
 
 
 @pytest.mark.usefixtures("two_hosts")
