@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +16,11 @@ from pipeline.images.decode import BadImage
 from pipeline.shards.build import build_index
 from pipeline.shards.class_file import read_class_names
 from pipeline.shards.index import DatasetIndex
-from pipeline.shards.make._files import Rejections, listing_hash, shortlist
+from pipeline.shards.make._files import listing_hash, shortlist
 from pipeline.shards.make._folder_tree import read_tree
-from pipeline.shards.make._import_report import refuse_other_classes
+from pipeline.shards.make._import_report import check_taken, import_report, refuse_other_classes
 from pipeline.shards.make._mask_ids import Ids, ids_of
-from pipeline.shards.make._mask_pairs import MaskPair, Pairing, pair_up
+from pipeline.shards.make._mask_pairs import MaskPair, pair_up
 from pipeline.shards.make._samples import (
     NewSample,
     Prefix,
@@ -33,6 +31,7 @@ from pipeline.shards.make._samples import (
     read_image,
     write_samples,
 )
+from pipeline.shards.make._val_split import Seed, Val, split_rows
 from pipeline.shards.parallel import Workers
 from pipeline.targets.base import BadLabel
 from pipeline.targets.mask import check_size
@@ -94,9 +93,10 @@ def make(
     only: Annotated[
         Path | None, "text file that lists the pairs to import, one per line, such as VOC's train.txt"
     ] = None,
+    val: Val = None,
     samples_per_shard: SamplesPerShard = 1_000,
     prefix: Prefix = "train",
-    seed: Annotated[int, "seed for spreading images over shards"] = 0,
+    seed: Seed = 0,
     workers: Workers = None,
 ) -> DatasetIndex:
     """Shards of images and class maps from two folders with the same file names.
@@ -106,44 +106,22 @@ def make(
     listed in `PREFIX-rejected.txt`. An interrupted call resumes. Raises DataError if no mask matches an image, if a
     mask has ids without a class, or if `out` has shards with the same prefix from other files or with other settings.
     """
-    options = WriteOptions(prefix, samples_per_shard, seed, None, workers)
+    options = WriteOptions(prefix, samples_per_shard, seed, val, workers)
     names = read_class_names(classes)
     refuse_other_classes(out, "mask", names)
     ids = ids_of(len(names), ignore, remap)
     found = read_tree(images, out, "--images is a folder of images").all_images()
     pngs = read_tree(masks, out, "--masks is a folder of PNGs").all_images()
     pairing = pair_up(found, pngs, (image_suffix, mask_suffix), only)
-    files = [(f"{pair.image}\0{pair.mask}", pair.size) for pair in pairing.pairs]
-    small_ids = ids.ignore == 255
-    plan = {"listing_sha256": listing_hash(files), "ignore": ignore, "remap": remap, "small_ids": small_ids}
-    report = write_samples(out, prefix, pairing.pairs, MasksReader(images, masks, ids), plan, options)
-    rejected = _rejected(images, pairing, report)
+    pairs, reports = pairing.pairs, []
+    for name, rows in split_rows([pair.image for pair in pairs], options).items():
+        chosen = [pairs[row] for row in rows]
+        files = [(f"{pair.image}\0{pair.mask}", pair.size) for pair in chosen]
+        plan = {"listing_sha256": listing_hash(files), "ignore": ignore, "remap": remap, "small_ids": ids.ignore == 255}
+        reports.append(write_samples(out, name, chosen, MasksReader(images, masks, ids), plan, options))
+    taken = check_taken(images, len(pairs), reports)
     index = build_index(str(out), classes={"mask": names}, workers=workers)
-    print("\n".join(report_lines(images, pairing, rejected, report, ids)), file=sys.stderr)
-    return index
-
-
-def _rejected(images: Path, pairing: Pairing, report: Rejections) -> list[str]:
-    """Why each pair was left out. Raises DataError if all were."""
-    reasons = (
-        report.reasons.get(visible(pair.image), report.reasons.get(visible(pair.mask))) for pair in pairing.pairs
-    )
-    rejected = [reason for reason in reasons if reason is not None]
-    if len(rejected) == len(pairing.pairs):
-        raise DataError(
-            f"{images}: none of the {len(rejected):,} pairs can be used; fix the problems listed in {report.path}"
-        )
-    return rejected
-
-
-def report_lines(images: Path, pairing: Pairing, rejected: list[str], report: Rejections, ids: Ids) -> list[str]:
-    """The lines of the report: what was imported, what was skipped and why, and what the config must say of it."""
-    lines = [f"{images}: {len(pairing.pairs) - len(rejected):,} images with masks imported"]
-    lines += [f"skipped: {len(paths):,} {why}: {shortlist(paths)}" for why, paths in pairing.left_out.items()]
-    kinds = Counter(re.sub(r"\d+", "N", reason) for reason in rejected)
-    lines += [f"skipped: {count:,} pairs: {reason}" for reason, count in kinds.most_common()]
-    if rejected:
-        lines.append(f"they are listed in {report.path}")
+    print(import_report(f"{images}: {taken:,} images with masks imported", pairing.left_out, reports), file=sys.stderr)
     if ids.ignore != 255:
-        lines.append(f"ignored pixels hold {ids.ignore}: set `ignore: {ids.ignore}` for the data set's mask")
-    return lines
+        print(f"ignored pixels hold {ids.ignore}: set `ignore: {ids.ignore}` for the data set's mask", file=sys.stderr)
+    return index

@@ -64,7 +64,7 @@ def test_files_stay_as_they_are(pairs: Path, capsys: pytest.CaptureFixture[str])
         assert sample["seg.png"] == (pairs / "masks" / f"{number}.png").read_bytes()
     told = capsys.readouterr().err
     assert f"{pairs / 'images'}: 10 images with masks imported\n" in told
-    assert "skipped: 1 images without a mask: alone.jpg\n" in told
+    assert "skipped: 1: images without a mask: alone.jpg\n" in told
     before = {path.name: path.stat().st_mtime_ns for path in (pairs / "out").iterdir()}
     assert run(pairs, samples_per_shard=4).digest == index.digest
     assert before == {path.name: path.stat().st_mtime_ns for path in (pairs / "out").iterdir()}
@@ -107,7 +107,8 @@ def test_what_cannot_be_used_is_left_out_and_named(pairs: Path, capsys: pytest.C
         ]
         told = capsys.readouterr().err
         assert (
-            "4 images with masks imported\nskipped: 2 pairs: the mask has N x N pixels, but its image N x N\n" in told
+            "4 images with masks imported\n"
+            "skipped: 2: the mask has N x N pixels, but its image N x N: 4.png, 5.png\n" in told
         )
 
 
@@ -141,8 +142,15 @@ def test_splits_are_made_one_by_one(pairs: Path) -> None:
     assert index.names == ["train-000000.tar", "val-000000.tar", "val-000001.tar"]
 
 
+def test_a_share_goes_to_validation(pairs: Path) -> None:
+    index = run(pairs, val="0.3")
+    assert index.names == ["train-000000.tar", "val-000000.tar"]
+    assert list(index.counts) == [7, 3]
+    assert run(pairs, val="0.3").digest == index.digest
+
+
 def test_nothing_usable_is_refused(pairs: Path) -> None:
     for number in range(10):
         write(pairs / "masks" / f"{number}.png", np.zeros((3, 3)))
-    with pytest.raises(DataError, match="none of the 10 pairs can be used"):
+    with pytest.raises(DataError, match="none of the 10 images can be used"):
         run(pairs)
