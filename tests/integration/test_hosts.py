@@ -164,6 +164,18 @@ class Hosts:
         )
         return done.stdout.strip()
 
+    def run(self, config: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        """A pipeline on both hosts, to its end."""
+        return subprocess.run(
+            self.first.command(MINIVIT, "run", config),
+            cwd=folder,
+            env=self.environment | {"RAY_ADDRESS": self.address},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
     def unplug(self) -> None:
         self.second_is_sound = False
         ip("link", "set", self.second.cable, "down")
@@ -301,18 +313,41 @@ def test_a_folder_that_a_host_lacks_is_one_sentence(
     inside = ["nsenter", "--target", str(raylet.pid), "--mount", "--"]
     subprocess.run([*inside, "mount", "-t", "tmpfs", "none", tmp_path / lacks], check=True)
     try:
-        done = subprocess.run(
-            hosts.first.command(MINIVIT, "run", "lacks.yaml"),
-            cwd=tmp_path,
-            env=hosts.environment | {"RAY_ADDRESS": hosts.address},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = hosts.run("lacks.yaml", tmp_path)
     finally:
         subprocess.run([*inside, "umount", tmp_path / lacks], check=True)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert said in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("iptables"), reason="needs iptables")
+def test_ranks_that_a_firewall_parts_name_the_address_that_they_cannot_reach(
+    hosts: Hosts, kit: Any, shards: Path, tmp_path: Path
+) -> None:
+    """Only the ports that the system chooses from now on are closed: Ray's processes run already."""
+    workplace = kit.Workplace(tmp_path)
+    config = kit.config(shards, "parted", {"pretrain": kit.pretrain(duration="2 steps")})
+    config["cluster"] = {"workers": 2, "max_restarts": 0}
+    workplace.write(config, "parted.yaml")
+    closed = ["INPUT", "-i", "eth0", "-p", "tcp", "--syn", "--dport", "50000:50999", "-j", "DROP"]
+
+    def both(*command: str) -> None:
+        for host in (hosts.first, hosts.second):
+            subprocess.run(host.command(*command), check=True, capture_output=True)
+
+    both("sysctl", "net.ipv4.ip_local_port_range=50000 50999")
+    both("iptables", "-A", *closed)
+    try:
+        began = time.monotonic()
+        done = hosts.run("parted.yaml", tmp_path)
+        took = time.monotonic() - began
+    finally:
+        both("iptables", "-D", *closed)
+        both("sysctl", "net.ipv4.ip_local_port_range=32768 60999")
+    assert (done.returncode, "Traceback" in done.stderr) == (6, False), done.stderr
+    assert re.search(r"rank 1, on \S+, could not reach rank 0 at 10\.77\.0\.\d:\d+ within 60 s", done.stderr)
+    assert "open all ports between the nodes" in done.stderr
+    print(f"a rank behind a firewall says so after {took:.0f} s")
 
 
 @pytest.mark.usefixtures("two_hosts")
