@@ -31,9 +31,10 @@ class Deliveries:
     def complete(self) -> None:
         """Send MLflow the rest of all finished stages; waits for a store that does not answer.
 
-        Raises `TrackingError` if some of it is still undelivered after `tracking.wait_s`.
+        Raises `TrackingError` if some of it is still undelivered after `tracking.wait_s`, or if the store refuses it
+        although it answers before and after the attempt.
         """
-        due = time.monotonic() + self.context.config.tracking.wait_s
+        due, answered = time.monotonic() + self.context.config.tracking.wait_s, False
         while self.undelivered:
             waiting, self.undelivered = self.undelivered, {}
             for tracking in waiting.values():
@@ -43,10 +44,14 @@ class Deliveries:
                     self.undelivered[tracking.id] = tracking
             if not self.undelivered:
                 self.context.say(self.context.config.name, f"MLflow is now up to date with {', '.join(waiting)}")
-            elif self.context.stop.asked or time.monotonic() > due or self.context.tracker.answers():
+            elif self.context.stop.asked or time.monotonic() > due:
                 raise self._undelivered()
             else:
-                time.sleep(RETRY_S)
+                before, answered = answered, self.context.tracker.answers()
+                if before and answered:  # if only now, it may have been starting during the attempt
+                    raise self._undelivered()
+                if not answered:
+                    time.sleep(RETRY_S)
 
     def _undelivered(self) -> TrackingError:
         why = next(iter(self.undelivered.values())).status.untracked

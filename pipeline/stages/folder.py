@@ -114,6 +114,11 @@ class RunFolder:
 
     path: Path
 
+    @property
+    def config(self) -> Path:
+        """The config that it was last run with, with all settings."""
+        return self.path / "pipeline.yaml"
+
     def stage(self, stage_id: str) -> StageFolder:
         return StageFolder(self.path / "stages" / stage_id)
 

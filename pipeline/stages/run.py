@@ -25,7 +25,7 @@ from pipeline.stages.resolve import on_workers, stage_branches
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.storages import check_storages
 from pipeline.tracking import runs as mlflow_status
-from pipeline.tracking.origin import config_tags, origin_tags
+from pipeline.tracking.origin import origin_tags
 from pipeline.tracking.runs import Tracker
 from pipeline.tracking.store import describe_store
 
@@ -60,7 +60,7 @@ def run_pipeline(config: PipelineConfig) -> None:
             context = RunContext(config, folder, cluster, tracker, "", progress, StopRequest(progress), datasets)
             replay(context, config.train.replay_slots)
             return
-        (folder.path / "pipeline.yaml").write_text(dump_config(without_password(config)))
+        folder.config.write_text(dump_config(without_password(config)))
         progress.say(f"{config.name}: in {folder.path}; {describe_store(tracker.store)}")
         parent = stack.enter_context(parent_run(tracker, folder, config.name, progress.say))
         cluster = stack.enter_context(connect(config.cluster))
@@ -104,14 +104,13 @@ def parent_run(tracker: Tracker, folder: RunFolder, name: str, say: Callable[[st
     """Begin or resume the MLflow run of the whole pipeline and record how it ends. Yields its id."""
     record = folder.record()
     earlier = record.get("mlflow_run_id")
-    tags = origin_tags() | config_tags(folder.path / "pipeline.yaml")
-    run_id = tracker.start(name, run_id=earlier, tags=tags)
+    run_id = tracker.start(name, run_id=earlier, tags=origin_tags(folder.config))
     if earlier not in (None, run_id):
         lost = f"run {earlier}, tracked in {record.get('tracking_uri')} so far"
         say(f"{name}: this MLflow store does not have {lost}; the new run {run_id} replaces it")
     known = {"mlflow_run_id": run_id, **tracker.store.record, "environment": installed_versions()}
     folder.write_record({"created": time.time(), **record, **known})
-    tracker.artifact(run_id, folder.path / "pipeline.yaml")
+    tracker.artifact(run_id, folder.config)
     try:
         yield run_id
     except BaseException as error:

@@ -76,7 +76,7 @@ class StageTracking:
                     run_id=status.mlflow_run_id,
                     parent=self._context.parent_run_id,
                     began=status.started,
-                    tags=origin_tags(),
+                    tags=origin_tags(self._context.folder.config),
                 )
                 self._folder.write_status(status)
                 self._stage.track_inputs(run_id)

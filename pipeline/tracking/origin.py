@@ -17,9 +17,14 @@ COMMIT, DIRTY, BRANCH = "mlflow.source.git.commit", "minivit.git.dirty", "mlflow
 HOST, VERSION, CONFIG_DIGEST = "minivit.host", "minivit.version", "minivit.config_sha256"
 
 
+def origin_tags(config: Path) -> dict[str, str]:
+    """This process's code, user and host, and the digest of its config, a file with all settings."""
+    return {**_process_tags(), CONFIG_DIGEST: hash_file(config)}
+
+
 @functools.cache
-def origin_tags() -> dict[str, str]:
-    """This process's code, user and host; no remote URL, as it may hold a token."""
+def _process_tags() -> dict[str, str]:
+    """No remote URL is among them, as it may hold a token."""
     found = {"mlflow.source.name": "minivit run", "mlflow.source.type": "LOCAL", VERSION: __version__}
     found[HOST] = socket.gethostname()
     try:
@@ -47,8 +52,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def config_tags(path: Path) -> dict[str, str]:
-    """The digest of the config with all settings, as stored with the runs."""
-    return {CONFIG_DIGEST: hash_file(path)}

@@ -29,7 +29,7 @@ def export_branch(context: RunContext) -> tuple[Branch, StageFolder]:
     preprocess = Preprocess((0.5,), (0.5,), 1, (28, 28))
     model = context.folder.stage("finer").model
     Bundle(MiniViT.from_spec(spec).state_dict(), spec, preprocess).save(model)
-    (context.folder.path / "pipeline.yaml").write_text(dump_config(context.config))
+    context.folder.config.write_text(dump_config(context.config))
     branch = next(branch for branch in stage_branches(context.config) if branch.id == "export")
     return branch, context.folder.stage("export")
 

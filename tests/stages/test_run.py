@@ -39,7 +39,7 @@ def test_a_folder_of_another_pipeline_is_refused(
 
 def test_a_run_resumes_in_its_store_and_says_when_it_is_in_another(tracker: Tracker, folder: RunFolder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
-    (folder.path / "pipeline.yaml").write_text("name: quick")
+    folder.config.write_text("name: quick")
     said: list[str] = []
     with parent_run(tracker, folder, "quick", said.append) as first:
         pass

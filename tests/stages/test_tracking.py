@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from pipeline.config.load import dump_config
 from pipeline.errors import TrackingError
+from pipeline.files import hash_file
 from pipeline.stages.context import RunContext
 from pipeline.stages.deliveries import Deliveries
 from pipeline.stages.folder import FINISHED, Status
@@ -30,7 +31,7 @@ def stage(context: RunContext) -> Any:
     (folder.path / "system" / "h1.jsonl").write_text(json.dumps(system) + "\n")
     folder.event("resume", "resumes", step=1, steps_lost=3, workers=2)
     (folder.path / "note.txt").write_text("kept")
-    (context.folder.path / "pipeline.yaml").write_text(dump_config(context.config))
+    context.folder.config.write_text(dump_config(context.config))
     return SimpleNamespace(
         artifacts=lambda: [(folder.path / "note.txt", None)],
         metrics=lambda result: {"best/loss": 0.5},
@@ -78,6 +79,7 @@ def check_whole(context: RunContext, status: Status) -> None:
         "best/loss": [0],
     }
     assert [item.path for item in client.list_artifacts(run_id)] == ["note.txt", "plots"]
+    assert run.data.tags["minivit.config_sha256"] == hash_file(context.folder.config)
     siblings = client.search_runs(
         [context.tracker.experiment_id], f"tags.mlflow.parentRunId = '{context.parent_run_id}'"
     )
@@ -142,6 +144,33 @@ def test_a_run_waits_for_its_store(
     deliveries.complete()
     assert len(attempts) == 3
     check_whole(context, one.status)
+
+
+def test_a_store_that_comes_back_right_after_a_failure_is_tried_again(
+    context: RunContext, stage: Any, outage: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliveries, one = Deliveries(context), tracking(context, stage)
+    outage.append("all")
+    deliveries.deliver(one)
+
+    def answers() -> bool:
+        outage.clear()
+        return True
+
+    monkeypatch.setattr(context.tracker, "answers", answers)
+    deliveries.complete()
+    check_whole(context, one.status)
+
+
+def test_a_run_does_not_wait_for_a_store_that_answers_and_refuses(
+    context: RunContext, stage: Any, outage: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliveries = Deliveries(context)
+    outage.append("log_artifact")
+    deliveries.deliver(tracking(context, stage))
+    monkeypatch.setattr("pipeline.stages.deliveries.RETRY_S", 60)
+    with pytest.raises(TrackingError, match=r"MLflow's record of finer is incomplete"):
+        deliveries.complete()
 
 
 def test_a_run_does_not_wait_for_ever(context: RunContext, stage: Any, outage: list[str]) -> None:

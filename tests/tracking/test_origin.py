@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from pathlib import Path
 
@@ -33,5 +34,10 @@ def test_the_commit_and_whether_it_is_all(tmp_path: Path) -> None:
     assert git_tags(folder) == {"mlflow.source.git.commit": commit, "minivit.git.dirty": "true"}
 
 
-def test_every_run_tells_who_and_where() -> None:
-    assert {"mlflow.user", "mlflow.source.name", "minivit.host", "minivit.version"} <= set(origin_tags())
+def test_every_run_tells_who_and_where_and_with_which_config(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: a\n")
+    (tmp_path / "b.yaml").write_text("name: b\n")
+    found, other = origin_tags(tmp_path / "a.yaml"), origin_tags(tmp_path / "b.yaml")
+    assert {"mlflow.user", "mlflow.source.name", "minivit.host", "minivit.version"} <= set(found)
+    assert {name for name in found if found[name] != other[name]} == {"minivit.config_sha256"}
+    assert found["minivit.config_sha256"] == hashlib.sha256(b"name: a\n").hexdigest()
