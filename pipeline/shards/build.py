@@ -22,7 +22,7 @@ from pipeline.shards.index_file import decode_index, encode_index
 from pipeline.shards.members import Keys
 from pipeline.shards.parallel import Mapper, map_shards
 from pipeline.shards.pattern import Pattern, parse_pattern
-from pipeline.shards.scan import ShardRecord, first_extensions, guess_image, regroup_remedy, scan_shard
+from pipeline.shards.scan import ShardRecord, first_extensions, guess_image, scan_shard
 from pipeline.shards.sidecar import MAGIC, SUFFIX, header_of, read_sidecar, sidecar_bytes, write_sidecar
 from pipeline.shards.store_errors import unwritable
 from pipeline.shards.tar import TornTar
@@ -152,8 +152,8 @@ class ScanTask:
             scan = scan_shard(url, self.keys, self.targets, headers_only=job.headers_only)
         except TornTar as tear:
             return f"{url}: {tear}; {tear.remedy}, then index again"
-        for fault in scan.faults():
-            return f"{url}: {fault}; {regroup_remedy(self.pattern)}"
+        for fault in scan.faults(self.pattern):
+            return f"{url}: {fault}"
         sidecar = scan.sidecar if job.sha256 is None else replace(scan.sidecar, sha256=job.sha256)
         # An earlier version may have split the tar into samples differently.
         if job.sha256 is None or not np.array_equal(read_sidecar(url).offsets, sidecar.offsets):

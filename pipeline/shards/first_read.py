@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.shards import store
 from pipeline.shards.remote import PIECE
-from pipeline.shards.scan import regroup_remedy, scan_shard
+from pipeline.shards.scan import scan_shard
 from pipeline.shards.sidecar import MAGIC, OFFSET, SUFFIX, write_sidecar
 from pipeline.shards.tar import TornTar
 
@@ -33,8 +33,8 @@ def first_offsets(url: str, samples: int, size: int, identity: str) -> np.ndarra
         scan = scan_shard(url, headers_only=True, piece=PIECE)  # a piece holds many samples, unless they are large
     except TornTar as tear:
         raise DataError(f"{url}: {tear}; {tear.remedy}, then index again") from None
-    for fault in scan.faults():
-        raise DataError(f"{url}: {fault}; {regroup_remedy(url)}")
+    for fault in scan.faults(url):
+        raise DataError(f"{url}: {fault}")
     found = scan.sidecar
     if (found.samples, found.tar_bytes) != (samples, size):
         raise DataError(

@@ -56,7 +56,7 @@ def regroup(
 
 @dataclass(frozen=True)
 class RegroupTask:
-    """Rewrites one tar; returns a message about it, or an empty string."""
+    """Rewrites one tar; returns what it leaves out, or an empty string."""
 
     folder: str
     out: str
@@ -65,14 +65,16 @@ class RegroupTask:
         url = urls.join(self.folder, name)
         with local_copy(url, self.out) as file:
             try:
-                groups, unread = sample_spans(file)
+                groups, unread, links = sample_spans(file)
             except TornTar as tear:
                 raise DataError(f"{url}: {tear}; {tear.remedy}") from None
             with TarWriter(Path(self.out) / name, DEFAULT_KEYS) as tar:
                 for spans in groups:
                     tar.copy(b"".join(_read(file, *span) for span in spans))
                 tar.finish()
-        return f"{url}: its last {unread:,} bytes are not a tar and are left out" if unread else ""
+        left_out = [f"its last {unread:,} bytes, which are not a tar"] if unread else []
+        left_out += [f"{links:,} members of samples that are links"] if links else []
+        return f"{url}: left out {' and '.join(left_out)}" if left_out else ""
 
 
 def local_copy(url: str, folder: str) -> BinaryIO:
@@ -86,8 +88,8 @@ def local_copy(url: str, folder: str) -> BinaryIO:
     return copy
 
 
-def sample_spans(file: BinaryIO) -> tuple[list[list[ByteRange]], int]:
-    """The spans of each sample's members, in order of the samples' beginnings, and the number of trailing bytes.
+def sample_spans(file: BinaryIO) -> tuple[list[list[ByteRange]], int, int]:
+    """The spans of each sample's members in order of the samples' beginnings, the trailing bytes, and the links.
 
     Reads past end-of-archive markers, like `tar --ignore-zeros`. Raises TornTar.
     """
@@ -112,8 +114,8 @@ def sample_spans(file: BinaryIO) -> tuple[list[list[ByteRange]], int]:
         except TornTar:
             if first in (0, archive):  # a tear, not other data after a whole archive
                 raise
-            return groups, size - first
-    return groups, 0
+            return groups, size - first, stream.links
+    return groups, 0, stream.links
 
 
 def _read(file: BinaryIO, start: int, end: int) -> bytes:

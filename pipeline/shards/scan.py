@@ -100,20 +100,25 @@ class ShardScan:
             tally.add(sample.extensions, sample.content)
         return tally.record(name, self.sidecar)
 
-    def faults(self) -> Iterator[str]:
-        """Why this tar, though intact, cannot be read sample by sample; `minivit shards regroup` fixes it."""
+    def faults(self, pattern: str) -> Iterator[str]:
+        """Why this tar, though intact, cannot be read sample by sample, and the remedy for the tars of a pattern."""
         apart = scattered(self.samples)
         if apart:
             pieces = [", ".join(sample.extensions) for sample in self.samples if sample.key == apart[0]]
             yield (
                 f"the members of {len(apart):,} samples are scattered, such as those of {apart[0]!r} "
                 f"({' | '.join(pieces)}), but a sample must be in one piece (`tar --sort=name` writes its members "
-                "side by side)"
+                f"side by side); {regroup_remedy(pattern)}"
             )
         if self.unread_bytes:
             yield (
                 f"{self.unread_bytes:,} bytes follow its end-of-archive marker, where tar readers stop; it may be "
-                "several tars in one file"
+                f"several tars in one file; {regroup_remedy(pattern)}"
+            )
+        if self.links:
+            yield (
+                f"{self.links:,} members of samples are links, which have no content; write the tar with --dereference "
+                f"--hard-dereference, or run `minivit shards regroup '{pattern}' --out FOLDER`, which leaves them out"
             )
 
 

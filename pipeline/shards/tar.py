@@ -1,12 +1,11 @@
 """A tar reader that gives the exact byte range of each member and detects every tear.
 
-Supports POSIX ustar, pax and GNU long names.
+Supports POSIX ustar, pax and GNU long names, and refuses members whose content is not the bytes after their header.
 """
 
 from __future__ import annotations
 
 import io
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 from pipeline.shards.compressed import compressed_with
 from pipeline.shards.members import split_name, split_plain_name
+from pipeline.shards.pax import PART_OF_FILE, SPARSE_FILE, Remedy, parse_pax, size_in, unreadable
 
 BLOCK = 512
 SKIP_CHUNK = 1 << 20
@@ -24,7 +24,9 @@ MAX_NAME_RECORD = 1 << 20  # a longer "long name" or pax record is an attack or 
 REGULAR = b"\0", b"0", b"7"
 WITHOUT_DATA = b"1", b"2", b"3", b"4", b"5", b"6"  # links, devices, folders, pipes: their size field means nothing
 LINKS = b"1", b"2"
-COUNT = re.compile(rb"\d{1,18}")
+LONG_NAME, LONG_LINK, SHARED_PAX = b"L", b"K", b"g"
+PAX = b"x", b"X", SHARED_PAX
+UNREADABLE = {b"S": SPARSE_FILE, b"M": PART_OF_FILE}  # GNU's
 
 
 class TornTar(ValueError):
@@ -101,20 +103,18 @@ def members(stream: TarStream, *, needs_marker: bool = True) -> Iterator[Member]
         if header is None:
             return
         name, size, kind = _parse_header(header, at)
-        if kind in (b"L", b"K", b"x", b"g", b"X"):
+        if kind in (LONG_NAME, LONG_LINK, *PAX):
             if size > MAX_NAME_RECORD:
                 raise TornTar(f"has a name record of {size} bytes at byte {at}")
             record = stream.read(size)
-            if kind == b"L":
+            if kind == LONG_NAME:
                 long_name = record.rstrip(b"\0").decode("utf-8", "surrogateescape")
-            elif kind in (b"x", b"X"):
-                pax = _parse_pax(record, at)
-                _refuse_sparse("GNU.sparse.major" in pax, at)
-                long_name = pax.get("path", long_name)
-                size_override = _pax_size(pax, at)
+            elif kind in PAX:
+                path, in_pax = _read_pax(record, at, kind == SHARED_PAX)
+                long_name, size_override = path or long_name, size_override if in_pax is None else in_pax
             stream.advance(_padded(stream.position))
             continue
-        _refuse_sparse(kind == b"S", at)
+        _refuse(UNREADABLE.get(kind), at)
         size = size if size_override is None else size_override
         size = 0 if kind in WITHOUT_DATA else size
         end = _padded(stream.position + size)
@@ -161,9 +161,11 @@ def _plain_member(data: memoryview, position: int) -> tuple[str, int, int] | Non
     header = bytes(data[position : position + BLOCK])
     if len(header) < BLOCK or header[156] not in b"0\0" or header[345] or header[257:262] != b"ustar":
         return None
+    if header[135] not in b"\0 ":  # a size of twelve digits
+        return None
     try:
         size, total = int(header[124:135], 8), int(header[148:154], 8)
-        name = header[: header.index(0)].decode()
+        name = header[: header.index(0, 0, 100)].decode()
     except ValueError:
         return None
     whole = zlib.adler32(header[:148] + CHECKSUM_BLANK + header[156:], 0) & 0xFFFF  # see _parse_header
@@ -226,31 +228,20 @@ def _number(field: bytes, at: int) -> int:
         raise TornTar(f"has no valid member header at byte {at}") from None
 
 
-def _parse_pax(record: bytes, at: int) -> dict[str, str]:
-    """A pax record is lines of `LENGTH KEY=VALUE`, where LENGTH counts the whole line and its newline."""
-    values = {}
-    while record.strip(b"\0"):
-        length, space, _ = record.partition(b" ")
-        if not space or not COUNT.fullmatch(length) or not len(length) + 2 < int(length) <= len(record):
-            raise TornTar(f"has a damaged pax record at byte {at}")
-        key, _, value = record[len(length) + 1 : int(length) - 1].partition(b"=")
-        values[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        record = record[int(length) :]
-    return values
+def _read_pax(record: bytes, at: int, shared: bool) -> tuple[str | None, int | None]:
+    """The name and size that a pax record gives the next member, or with `shared` all members."""
+    try:
+        pax = parse_pax(record)
+        size = size_in(pax)
+    except ValueError:
+        raise TornTar(f"has a damaged pax record at byte {at}") from None
+    _refuse(unreadable(pax, shared), at)
+    return pax.get("path"), size
 
 
-def _refuse_sparse(is_sparse: bool, at: int) -> None:
-    if is_sparse:
-        raise TornTar(f"contains a sparse file at byte {at}, which is not supported", "write it without tar's --sparse")
-
-
-def _pax_size(pax: dict[str, str], at: int) -> int | None:
-    size = pax.get("size")
-    if size is None:
-        return None
-    if not COUNT.fullmatch(size.encode("utf-8", "surrogateescape")):
-        raise TornTar(f"has a damaged pax record at byte {at}")
-    return int(size)
+def _refuse(reason: Remedy | None, at: int) -> None:
+    if reason is not None:
+        raise TornTar(f"contains {reason[0]} at byte {at}, which is not supported", reason[1])
 
 
 def _padded(position: int) -> int:

@@ -25,7 +25,7 @@ from pipeline.shards.named_sets import NamedSet, named_set
 from pipeline.shards.parallel import Mapper, map_shards
 from pipeline.shards.pattern import parse_pattern
 from pipeline.shards.samples import shard_samples
-from pipeline.shards.scan import SampleScan, ShardScan, duplicate_keys, reads_of, regroup_remedy, scan_shard
+from pipeline.shards.scan import SampleScan, ShardScan, duplicate_keys, reads_of, scan_shard
 from pipeline.shards.sidecar import index_remedy, read_sidecar
 from pipeline.shards.tar import TornTar
 from pipeline.targets import tool_targets
@@ -150,10 +150,7 @@ class VerifyTask:
 
     def _of_scan(self, shard: ShardInfo, scan: ShardScan) -> list[Fault]:
         faults = [Fault(shard.url, None, message) for message in _against_index(shard, scan)]
-        faults += [Fault(shard.url, None, f"{message}; {regroup_remedy(self.pattern)}") for message in scan.faults()]
-        if scan.links:
-            message = "members are links, which have no content; write the tar with --dereference --hard-dereference"
-            faults.append(Fault(shard.url, None, f"{scan.links:,} {message}"))
+        faults += [Fault(shard.url, None, message) for message in scan.faults(self.pattern)]
         for key in duplicate_keys(scan.samples):
             faults.append(Fault(shard.url, key, "duplicate key", Kind.DOUBLE))
         for sample in scan.samples:

@@ -23,6 +23,7 @@ from pipeline.shards.build import build_index, folder_lock
 from pipeline.shards.index import load_offsets
 from pipeline.shards.index_file import load_index
 from pipeline.shards.members import Keys
+from pipeline.shards.regroup import regroup
 from pipeline.shards.scan import scan_shard
 from pipeline.shards.store import read_range
 from pipeline.shards.tar import read_sample
@@ -71,26 +72,29 @@ def by_ours(path: Path, samples: Samples) -> None:
 WRITERS: dict[str, Callable[[Path, Samples], None]] = {
     "ours": by_ours,
     "webdataset": by_webdataset,
+    "python, ustar": partial(by_python, form=tarfile.USTAR_FORMAT),
     "python, gnu": partial(by_python, form=tarfile.GNU_FORMAT),
     "python, pax": partial(by_python, form=tarfile.PAX_FORMAT),
     "GNU tar, gnu": lambda path, samples: by_command(path, samples, "tar", "--format=gnu"),
     "GNU tar, posix": lambda path, samples: by_command(path, samples, "tar", "--format=posix"),
+    "GNU tar, ustar": lambda path, samples: by_command(path, samples, "tar", "--format=ustar"),
     "bsdtar": lambda path, samples: by_command(path, samples, "bsdtar"),
+    "bsdtar, ustar": lambda path, samples: by_command(path, samples, "bsdtar", "--format=ustar"),
     "bsdtar, gnutar": lambda path, samples: by_command(path, samples, "bsdtar", "--format=gnutar"),
 }
 
 
-@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())
-def test_tars_of_all_writers_hold_what_webdataset_reads(
-    write: Callable[[Path, Samples], None], tmp_path: Path, samples: Callable
-) -> None:
-    """Names longer than a header has room for, or beyond ASCII, too."""
+@pytest.mark.parametrize("writer", WRITERS)
+def test_tars_of_all_writers_hold_what_webdataset_reads(writer: str, tmp_path: Path, samples: Callable) -> None:
+    """Names that fill the header's field, have no room in it, or go beyond ASCII, too."""
     webdataset = pytest.importorskip("webdataset")
-    folders = ["deep", "n" * 130, f"{'long' * 20}/{'name' * 24}", "größe"]
+    folders = ["deep", "e" * 88, "n" * 130, "größe"]
+    if "ustar" not in writer:
+        folders.append(f"{'long' * 20}/{'name' * 24}")
     wanted = [
         (f"{folder}/{number}-{key}", parts) for folder in folders for number, (key, parts) in enumerate(samples(3))
     ]
-    write(tmp_path / "a.tar", wanted)
+    WRITERS[writer](tmp_path / "a.tar", wanted)
     index = build_index(str(tmp_path / "a.tar"), workers=1)
     offsets = load_offsets(index.shards[0]).tolist()
     ours = [read_sample(read_range(index.shards[0].url, *cut)) for cut in itertools.pairwise(offsets)]
@@ -220,6 +224,26 @@ def test_a_tar_whose_samples_lie_apart_is_refused_with_a_cure_that_works(tmp_pat
     subprocess.run("mkdir x && tar -xf a.tar -C x && tar --sort=name -cf a.tar -C x .", shell=True, cwd=tmp_path)
     index = build_index(str(tmp_path), workers=1)
     assert (index.num_samples, index.totals["class_id"]["unusable"]) == (9, 0)
+
+
+def test_links_instead_of_samples_are_refused_with_cures_that_work(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As GNU tar writes the second of two names of a file."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name in ("a.png", "a.cls"):
+        (folder / name).write_bytes(b"1")
+        os.link(folder / name, folder / name.replace("a", "b"))
+    names = [path.name for path in sorted(folder.iterdir())]
+    write = ["tar", "-cf", tmp_path / "a.tar", "-C", folder]
+    subprocess.run([*write, *names], check=True)
+    with pytest.raises(DataError, match=r"a.tar: 2 members of samples are links.* --hard-dereference, or run `minivit"):
+        build_index(str(tmp_path), workers=1)
+    assert regroup(str(tmp_path), tmp_path / "out", workers=1).num_samples == 1
+    assert "a.tar: left out 2 members of samples that are links" in capfd.readouterr().err
+    subprocess.run([*write, "--dereference", "--hard-dereference", *names], check=True)
+    assert build_index(str(tmp_path), workers=1).num_samples == 2
 
 
 def test_several_tars_in_one_file_are_refused(tmp_path: Path, samples: Callable, write_tar: Callable) -> None:

@@ -50,7 +50,7 @@ def test_several_tars_in_one_file_become_one(
     (tmp_path / "b.tar").write_bytes(parts[0] + b"rubbish" * 100)
     index = regroup(str(tmp_path), tmp_path / "out", workers=1)
     assert contents(index) == [*samples(8), *samples(4)]
-    assert "b.tar: its last 700 bytes are not a tar and are left out" in capfd.readouterr().err
+    assert "b.tar: left out its last 700 bytes, which are not a tar" in capfd.readouterr().err
 
 
 def test_a_remote_tar_is_copied_first(samples: Callable, write_tar: Callable, tmp_path: Path) -> None:

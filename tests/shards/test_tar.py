@@ -127,3 +127,17 @@ def test_reads_one_sample_from_its_cut_out(tmp_path: Path) -> None:
     assert read_sample(data[: last.end]) == ("x/" + "k" * 150, {"png": b"image", "cls": b"3"})
     with pytest.raises(TornTar):
         read_sample(b"")
+
+
+@pytest.mark.parametrize("length", [99, 100])
+def test_a_name_that_fills_its_field_ends_there(length: int) -> None:
+    name = "n" * (length - 4) + ".cls"
+    data = tar_bytes([(name, b"1")], tarfile.USTAR_FORMAT)[:1024]
+    assert read_sample(data) == (name[:-4], {"cls": b"1"})
+
+
+def test_a_size_of_twelve_digits_has_no_end() -> None:
+    data = bytearray(tar_bytes([("a.png", b"x" * 448)]))[:1024]
+    data[124:136] = b"%012o" % 448
+    data[148:156] = b"%06o\0 " % sum(data[:148] + b" " * 8 + data[156:512])
+    assert read_sample(bytes(data)) == ("a", {"png": b"x" * 448})
