@@ -57,7 +57,7 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; the exit status is 0, or the error's own."""
-    from pipeline.errors import PipelineError
+    from pipeline.errors import CheckpointError, PipelineError
 
     keep_working_folder_out()
     debug = "--debug" in sys.argv
@@ -81,9 +81,10 @@ def main() -> None:
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        remedy = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        full = error.errno == errno.ENOSPC
+        remedy = "; make room and run the same command again" if full else ""
         click.echo(f"error: {where}{error.strerror or error}{remedy}", err=True)
-        sys.exit(1)
+        sys.exit(CheckpointError.exit_code if full else 1)
 
 
 def keep_working_folder_out() -> None:

@@ -36,6 +36,8 @@ class Cluster:
         fits, needed = sum(node.holds(resources) for node in nodes), resources.min_workers
         if fits >= needed:
             return
+        if resources.gpus_per_worker and not any(node.gpus for node in nodes):
+            raise ClusterError(no_gpu(where, self.address))
         offered = ", ".join(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in nodes) or "no nodes"
         raise ClusterError(
             f"{where}: {needed} workers with {resources} each do not fit on the cluster at {self.address}, which has "
@@ -118,6 +120,11 @@ class Cluster:
         our_cpus, our_gpus = self._ours()
         busy_cpus, busy_gpus = sum(node.busy_cpus for node in nodes), sum(node.busy_gpus for node in nodes)
         return max(busy_cpus - our_cpus, 0), max(busy_gpus - our_gpus, 0)
+
+
+def no_gpu(where: str, place: str) -> str:
+    """The sentence for a job that asks for a GPU per worker where there is none."""
+    return f"{where}: needs a GPU per worker, but {place} has none; set gpus_per_worker to 0, or add nodes with GPUs"
 
 
 def idle_gpus(gpus: int, where: str, asked: Iterable[Resources]) -> str | None:

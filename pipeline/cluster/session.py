@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.reservations import Cluster, idle_gpus
+from pipeline.cluster.reservations import Cluster, idle_gpus, no_gpu
 from pipeline.cluster.resources import Node, Resources, this_machine
-from pipeline.config.cluster import ClusterConfig
+from pipeline.config.cluster import ClusterConfig, ResourcesConfig
 from pipeline.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -46,6 +46,13 @@ def elsewhere(config: ClusterConfig) -> str | None:
 def idle_gpus_here(config: ClusterConfig, asked: Iterable[Resources]) -> str | None:
     """`idle_gpus` for this machine, if a run would use it; asks neither Ray nor CUDA."""
     return None if elsewhere(config) else idle_gpus(this_machine().gpus, "this machine", asked)
+
+
+def missing_gpus_here(config: ClusterConfig, asked: Mapping[str, ResourcesConfig]) -> list[str]:
+    """A sentence for each stage that asks for GPUs, if a run would use this machine and it has none."""
+    if elsewhere(config) or this_machine().gpus:
+        return []
+    return [no_gpu(f"stages.{name}", "this machine") for name, stage in asked.items() if stage.gpus_per_worker == 1]
 
 
 @contextmanager

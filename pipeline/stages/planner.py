@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cluster.resources import Resources, settle, this_machine
-from pipeline.cluster.session import elsewhere, idle_gpus_here
+from pipeline.cluster.session import elsewhere, idle_gpus_here, missing_gpus_here
 from pipeline.config.data import DatasetConfig
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.stage import StageConfig
@@ -104,8 +104,11 @@ class Planner:
     def plan(self) -> Plan:
         datasets = [self._dataset(name, dataset) for name, dataset in self.config.datasets.items()]
         stages = [self._stage(branch) for branch in stage_branches(self.config)]
-        if idle := idle_gpus_here(self.config.cluster, map(self._resources, on_workers(self.config).values())):
+        workers = on_workers(self.config)
+        if idle := idle_gpus_here(self.config.cluster, map(self._resources, workers.values())):
             self.notes.append(f"{idle}.")
+        asked = {name: self.config.resources(stage) for name, stage in workers.items()}
+        self.notes += [f"{missing}." for missing in missing_gpus_here(self.config.cluster, asked)]
         notes = list(dict.fromkeys([*self.findings.warnings, *self.notes]))
         return Plan(self.config.name, datasets, stages, notes, self.machine)
 

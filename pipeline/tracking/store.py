@@ -40,6 +40,7 @@ PRINTING_VARIABLE = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 UNAUTHORIZED = (401, 403)
 NO_ANSWER = re.compile(r"Max retries exceeded|Read timed out|Connection (refused|reset|aborted)|could not connect")
 REFUSED = re.compile(r"error code 40[13]\b|\b40[13] Client Error|password authentication failed")
+FULL = "database or disk is full"  # SQLite's words
 CAUSE = re.compile(
     r"(?:Errno -?\d+\] |: |\(')((?:Connection|No route|Name or service|Temporary failure|Read timed out)[^'\"(.)]*)"
 )
@@ -145,6 +146,8 @@ def unanswered(uri: str, error: Exception) -> str:
             f"the MLflow store at {shown(uri)} refuses the user or the password; correct {USER_VARIABLE} and "
             f"{PASSWORD_VARIABLE}, or {TOKEN_VARIABLE}"
         )
+    if FULL in str(error):
+        return f"the MLflow store at {shown(uri)} is on a disk that is full; make room and run the same command again"
     return (
         f"the MLflow store at {shown(uri)} does not answer ({reason(error, uri)}); start it, correct the "
         "URI, or omit it to use the SQLite store in the runs folder"

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from pipeline import __version__
-from pipeline.cli.main import COMMANDS, cli, keep_working_folder_out
+from pipeline.cli.main import COMMANDS, cli, keep_working_folder_out, main
 
 MINIVIT = Path(sys.executable).with_name("minivit")
 HELP_LIMIT_S = 0.5
@@ -59,6 +61,23 @@ def test_an_unknown_command_is_refused() -> None:
     assert done.returncode == 2
     assert "rnu" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 5), (errno.EACCES, 1)])
+def test_an_error_of_the_disk_is_one_sentence(
+    number: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(**options: Any) -> None:
+        raise OSError(number, os.strerror(number), "runs/a/run.json")
+
+    monkeypatch.setattr("pipeline.cli.main.cli", write)
+    monkeypatch.setattr("pipeline.cli.main.keep_working_folder_out", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == status
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: runs/a/run.json: {os.strerror(number)}")
+    assert ("; make room and run the same command again" in said) == (status == 5)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def test_a_stage_must_fit_as_a_whole(workers: int | ElasticWorkers, cpus: int, g
         cluster((2, 1), (2, 0)).require(resources, "stages.pretrain")
 
 
+def test_a_gpu_that_no_node_has_is_told_of() -> None:
+    expected = r"^stages\.pretrain: needs a GPU per worker, but this machine has none; set gpus_per_worker to 0, or add"
+    with pytest.raises(ClusterError, match=expected):
+        cluster((4, 0), (4, 0)).require(Resources(1, 1, 1, 1), "stages.pretrain")
+
+
 @pytest.mark.parametrize(
     ("gpus", "asked", "count"),
     [

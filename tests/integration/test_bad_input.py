@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.cluster.resources import this_machine
+
 TRACKING_LIMIT_S = 30  # of which about 5 are imports
 
 
@@ -158,6 +160,22 @@ def test_too_few_cpus(tmp_path: Path, joined: Any, raw: dict[str, Any]) -> None:
     assert joined.client().get_run(parent).info.status == "FAILED"
 
 
+@pytest.mark.integration
+def test_a_gpu_where_there_is_none(joined: Any, raw: dict[str, Any]) -> None:
+    done = joined.minivit("run", joined.write(raw), "cluster.gpus_per_worker=1")
+    assert done.code == 6
+    assert "stages.pretrain: needs a GPU per worker, but 127.0.0.1:" in done.error
+    assert " has none; set gpus_per_worker to 0, or add nodes with GPUs" in done.error
+
+
+@pytest.mark.skipif(this_machine().gpus > 0, reason="needs a machine without GPUs")
+def test_a_plan_says_that_this_machine_has_no_gpu(workplace: Any, raw: dict[str, Any]) -> None:
+    done = workplace.minivit("plan", workplace.write(raw), "cluster.gpus_per_worker=1")
+    assert done.code == 0, done.stderr
+    said = " ".join(done.stdout.split())  # lines are as wide as the terminal
+    assert "stages.pretrain: needs a GPU per worker, but this machine has none; set gpus_per_worker to 0" in said
+
+
 def test_fewer_samples_than_workers(workplace: Any, raw: dict[str, Any]) -> None:
     raw["stages"]["pretrain"]["global_batch_size"] = 1
     done = workplace.minivit("run", workplace.write(raw))
@@ -192,7 +210,8 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def test_disk_that_is_full_at_the_start(workplace: Any, raw: dict[str, Any], small_disk: Callable[[str], Path]) -> None:
     small_disk("8k")
     done = workplace.minivit("run", workplace.write(raw))
-    assert "No space left on device" in done.error or "full" in done.error
+    assert done.code == 7
+    assert "runs/mlflow.db is on a disk that is full; make room and run the same command again" in done.error
 
 
 @pytest.mark.integration

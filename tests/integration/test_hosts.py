@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -395,7 +396,7 @@ def test_a_preemption_notice_costs_no_step(run: Run, hosts: Hosts) -> None:
 
 
 @pytest.mark.usefixtures("two_hosts")
-def test_a_wish_to_stop_is_answered_by_a_commit(run: Run) -> None:
+def test_a_wish_to_stop_is_answered_by_a_commit(run: Run, hosts: Hosts) -> None:
     """The last test: the results of the whole run, on disk and in MLflow."""
     run.process.send_signal(signal.SIGUSR1)
     assert run.process.wait(timeout=300) == 75
@@ -408,5 +409,7 @@ def test_a_wish_to_stop_is_answered_by_a_commit(run: Run) -> None:
     found = client.get_run(status["mlflow_run_id"])
     assert (status["state"], found.info.status) == ("interrupted", "KILLED")
     assert found.data.metrics["restart/workers"] == 2
+    nodes = [f"{socket.gethostname()}-{host.address}" for host in (hosts.first, hosts.second)]
+    assert {f"system/{node}/cpu_utilization_percentage" for node in nodes} <= found.data.metrics.keys()
     history = client.get_metric_history(status["mlflow_run_id"], "train/loss")
     assert sorted(metric.step for metric in history) == [row["step"] for row in rows]

@@ -159,6 +159,17 @@ def test_all_metrics_are_in_mlflow(joined: Any, children: dict[str, Any]) -> Non
     )
 
 
+def test_variants_compare_side_by_side(children: dict[str, Any]) -> None:
+    """They have the same columns, and differ in those that tell them apart."""
+    nano, micro = (children[f"pretrain/{variant}"].data for variant in ("nano", "micro"))
+    assert nano.params.keys() == micro.params.keys()
+    assert nano.metrics.keys() == micro.metrics.keys()
+    assert {"learning_rate", "image_size", "global_batch_size", "duration"} <= nano.params.keys()
+    assert {"best/accuracy", "best/loss", "val/accuracy", "speed/images_per_s"} <= nano.metrics.keys()
+    assert {name for name in nano.params if nano.params[name] != micro.params[name]} == {"variant", "parameters"}
+    assert (nano.params["variant"], micro.params["variant"]) == ("nano", "micro")
+
+
 def test_artifacts_are_in_mlflow(joined: Any, children: dict[str, Any]) -> None:
     client = joined.client()
 

@@ -78,6 +78,23 @@ def test_gpus_that_no_stage_asks_for_are_noted(config: PipelineConfig, devices: 
 
 
 @pytest.mark.usefixtures("with_data")
+def test_gpus_that_this_machine_lacks_are_noted(
+    config: PipelineConfig, devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpus = config.model_copy(update={"cluster": ClusterConfig(workers=1, gpus_per_worker=1)})
+    assert plan(on_gpus).notes == [
+        f"stages.{name}: needs a GPU per worker, but this machine has none; set gpus_per_worker to 0, or add nodes "
+        "with GPUs."
+        for name in ("pretrain", "larger", "finer", "evaluate")
+    ]
+    (devices / "nvidia0").touch()
+    assert plan(on_gpus).notes == []
+    (devices / "nvidia0").unlink()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert plan(on_gpus).notes == []
+
+
+@pytest.mark.usefixtures("with_data")
 def test_auto_plans_for_what_this_machine_has(
     config: PipelineConfig, devices: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
