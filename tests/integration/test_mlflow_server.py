@@ -1,9 +1,10 @@
-"""A run with a team's MLflow server: PostgreSQL, artifacts proxied to S3, passwords, and a crash during an upload."""
+"""A run with a team's MLflow server: PostgreSQL, artifacts proxied to S3, passwords, and crashes during uploads."""
 
 from __future__ import annotations
 
 import http.client
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
+import pipeline
 from pipeline.config.schema import TrackingConfig
-from pipeline.errors import TrackingError
+from pipeline.files import hash_file
 from pipeline.tracking.models import logged_models
 from pipeline.tracking.runs import Tracker
 from pipeline.tracking.store import choose_store
@@ -35,7 +38,13 @@ admin_username = admin
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 """
 UPLOAD = "PUT /api/2.0/mlflow-artifacts/artifacts/"
-WHOLE_MULTIPART = "/api/2.0/mlflow-artifacts/mpu/complete"
+MULTIPART_BEGUN = "POST /api/2.0/mlflow-artifacts/mpu/create/"
+PART = 5 << 20  # bytes; S3 takes no smaller ones, except as the last
+MULTIPART = {
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
+    "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": "200000",
+    "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE": str(PART),
+}
 
 
 def free_port() -> int:
@@ -144,13 +153,8 @@ def server(database: str, s3: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def team(kit: Any, server: Server, cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A folder whose runs are tracked on the server; the password is part of the URI."""
-    multipart = {
-        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
-        "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": "200000",
-        "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE": str(5 << 20),
-    }
     secret = {"MLFLOW_TRACKING_URI": server.uri(), "HF_TOKEN": "hf-Secret-5512", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
-    return kit.Workplace(tmp_path_factory.mktemp("team"), cluster | multipart | secret)
+    return kit.Workplace(tmp_path_factory.mktemp("team"), cluster | MULTIPART | secret)
 
 
 @pytest.fixture(scope="module")
@@ -179,16 +183,21 @@ def cut_off(kit: Any, server: Server, team: Any, config: str) -> tuple[int, str]
 
 
 @pytest.fixture(scope="module")
-def delivered(server: Server, team: Any, config: str, cut_off: tuple[int, str]) -> Any:
-    """The same command again, after the server is back."""
+def delivered(kit: Any, server: Server, team: Any, config: str, cut_off: tuple[int, str]) -> str:
+    """The same command again, whose server restarts while it uploads the model: its output."""
     server.start()
-    done = team.minivit("run", config, timeout_s=600)
-    assert done.code == 0, done.stderr
-    return done
+    begun = server.log.count(MULTIPART_BEGUN)
+    process = team.start("run", config, f"tracking.wait_s={START_S}")
+    kit.wait_until(lambda: server.log.count(MULTIPART_BEGUN) > begun, process, 600)
+    server.kill()
+    server.start()
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    return str(said)
 
 
 @pytest.fixture(scope="module")
-def tracker(server: Server, delivered: Any, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+def tracker(server: Server, delivered: str, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
     return Tracker(choose_store(TrackingConfig(uri=server.uri()), tmp_path_factory.mktemp("unused"), {}, {}))
 
 
@@ -203,8 +212,14 @@ def test_a_dead_server_harms_no_training(team: Any, cut_off: tuple[int, str]) ->
     assert team.rows("team", "pretrain")[-1]["step"] == 12
 
 
-def test_all_of_it_is_delivered_once(team: Any, s3: Path, tracker: Tracker, delivered: Any) -> None:
-    assert delivered.stderr.count("skipped: already finished with the same inputs") == 2
+def test_a_run_waits_for_a_server_that_restarts_during_an_upload(delivered: str) -> None:
+    assert "pretrain: MLFLOW_TRACKING_URI: the MLflow store at http://admin:***@127.0.0.1:" in delivered
+    assert "the stage's remaining records are kept and will be sent later" in delivered
+    assert "team: MLflow is now up to date with pretrain" in delivered
+
+
+def test_all_of_it_is_delivered_once(team: Any, s3: Path, tracker: Tracker, delivered: str) -> None:
+    assert delivered.count("skipped: already finished with the same inputs") == 2
     client = tracker.client
     for stage_id in ("pretrain", "export"):
         status = team.status("team", stage_id)
@@ -231,12 +246,31 @@ def test_all_of_it_is_delivered_once(team: Any, s3: Path, tracker: Tracker, deli
     assert len(client.search_model_versions("name = 'shapes'")) == 1
 
 
-def test_large_files_go_to_the_store_in_parts(server: Server, delivered: Any) -> None:
-    assert f"{WHOLE_MULTIPART}/" in server.log
+def test_large_files_go_to_the_store_in_parts(
+    server: Server, s3: Path, delivered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has sent its model as one part; a file of two parts arrives byte for byte, too."""
+    complete, sent = HttpArtifactRepository.complete_multipart_upload, []
+
+    def counted(repository: Any, file: str, upload_id: str, parts: list[Any], *folder: str | None) -> None:
+        sent.append(len(parts))
+        complete(repository, file, upload_id, parts, *folder)
+
+    monkeypatch.setattr(HttpArtifactRepository, "complete_multipart_upload", counted)
+    for name, value in MULTIPART.items():
+        monkeypatch.setenv(name, value)
+    large = tmp_path / "large.bin"
+    large.write_bytes(random.Random(0).randbytes(PART + 12_345))
+    tracker = Tracker(choose_store(TrackingConfig(uri=server.uri(), experiment="parts"), tmp_path, {}, {}))
+    run_id = tracker.start("parts", run_id=None)
+    tracker.artifact(run_id, large)
+    assert sent == [2]
+    [stored] = (s3 / "mlflow" / "kept").glob(f"*/{run_id}/artifacts/large.bin")
+    assert stored.read_bytes() == large.read_bytes()
 
 
 def test_runs_can_be_compared(team: Any, tracker: Tracker) -> None:
-    """The names by which runs are compared, their origin, and the utilisation of the node."""
+    """The names by which runs are compared, and the utilisation of the node."""
     run = tracker.client.get_run(team.status("team", "pretrain")["mlflow_run_id"])
     compared = {"variant": "nano", "global_batch_size": "16", "duration": "12 steps", "learning_rate": "0.003"}
     compared |= {"image_size": "16", "patch_size": "4", "world_size": "2"}
@@ -250,28 +284,50 @@ def test_runs_can_be_compared(team: Any, tracker: Tracker) -> None:
         "validation": "s3://shards/val-*.tar",
     }
     assert {data.name for data in used.values()} == {"train", "val"}
-    assert run.data.tags["minivit.host"] == socket.gethostname()
     system = {name for name in run.data.metrics if name.startswith("system/")}
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= system
     assert {"system/disk_usage_percentage", "system/network_receive_megabytes"} <= system
 
 
-def test_other_hosts_and_passwords_are_refused(server: Server, tracker: Tracker, tmp_path: Path) -> None:
+def test_every_run_says_where_it_comes_from(team: Any, tracker: Tracker) -> None:
+    """The pipeline's own run and those of its stages: commit, host and config."""
+    package = Path(pipeline.__file__).parent
+    git = subprocess.run(["git", "-C", package, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    expected = {
+        "mlflow.source.git.commit": git.stdout.strip(),
+        "minivit.host": socket.gethostname(),
+        "minivit.config_sha256": hash_file(team.folder / "runs" / "team" / "pipeline.yaml"),
+    }
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    assert {run.info.run_name for run in runs} == {"team", "team/pretrain", "team/export"}
+    for run in runs:
+        assert run.data.tags.items() >= expected.items()
+
+
+def test_a_host_that_is_not_allowed_is_refused(server: Server) -> None:
     assert server.status_for("evil.example") == 403
-    store = choose_store(TrackingConfig(uri=server.uri("wrong-Secret-00")), tmp_path, {}, {})
-    with pytest.raises(TrackingError, match=r"^tracking\.uri: .* refuses the user or the password; correct") as caught:
-        Tracker(store)
-    assert "wrong-Secret-00" not in str(caught.value)
+
+
+def test_a_wrong_password_ends_a_run_before_it_begins(
+    kit: Any, server: Server, team: Any, config: str, delivered: str, tmp_path: Path
+) -> None:
+    wrong = {"MLFLOW_TRACKING_URI": server.uri("wrong-Secret-00")}
+    done = kit.Workplace(tmp_path, team.environment | wrong).minivit("run", str(team.folder / config))
+    assert done.code == 7
+    assert done.error.startswith("error: MLFLOW_TRACKING_URI: the MLflow store at http://admin:***@127.0.0.1:")
+    assert " refuses the user or the password; correct MLFLOW_TRACKING_USERNAME and " in done.error
+    assert "wrong-Secret-00" not in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_no_credential_is_in_any_file(
-    team: Any, s3: Path, database: str, cut_off: tuple[int, str], delivered: Any
+    team: Any, s3: Path, database: str, cut_off: tuple[int, str], delivered: str
 ) -> None:
     """The password is not in the run's folder, MLflow's artifacts, its database or the output."""
     secrets = [PASSWORD, os.environ["FSSPEC_S3_SECRET"], team.environment["HF_TOKEN"], DATABASE_SECRET]
     dump = subprocess.run(["pg_dump", database], check=True, capture_output=True).stdout
     assert b"pipeline.yaml" in dump or b"mlflow.parentRunId" in dump
-    texts = {"the database": dump, "said": f"{cut_off[1]}{delivered.stdout}{delivered.stderr}".encode()}
+    texts = {"the database": dump, "said": f"{cut_off[1]}{delivered}".encode()}
     files = [path for root in (team.folder, s3 / "mlflow") for path in root.rglob("*") if path.is_file()]
     assert len(files) > 20
     texts |= {str(path): path.read_bytes() for path in files}
