@@ -105,6 +105,41 @@ def test_tars_of_all_writers_hold_what_webdataset_reads(writer: str, tmp_path: P
     assert ours == theirs == wanted
 
 
+def test_shards_of_webdatasets_own_writer(tmp_path: Path, samples: Callable) -> None:
+    """Several shards under its names, which it ends as soon as one is full, and with members sorted by extension."""
+    webdataset = pytest.importorskip("webdataset")
+    wanted = samples(11)
+    with webdataset.ShardWriter(str(tmp_path / "train-%06d.tar"), maxcount=4, verbose=0) as writer:
+        for key, parts in wanted:
+            writer.write({"__key__": key, **parts})
+    index = build_index(str(tmp_path / "train-{000000..000002}.tar"), workers=1)
+    assert index.counts.tolist() == [4, 4, 3]
+    found = [
+        read_sample(read_range(shard.url, *cut))
+        for shard in index.shards
+        for cut in itertools.pairwise(load_offsets(shard).tolist())
+    ]
+    assert found == wanted
+    assert list(found[0][1]) == ["cls", "note", "png"]
+    reader = webdataset.WebDataset([shard.url for shard in index.shards], shardshuffle=False)
+    assert [(one["__key__"], {name: one[name] for name in ("cls", "note", "png")}) for one in reader] == wanted
+
+
+def test_webdatasets_writer_differs_from_ours_only_in_order_and_padding(tmp_path: Path, samples: Callable) -> None:
+    """Without its times and owners: the headers of both are those of Python's tarfile."""
+    webdataset = pytest.importorskip("webdataset")
+    alike = {"mtime": 0, "user": "", "group": "", "mode": 0o644, "encoder": False}
+    with webdataset.TarWriter(str(tmp_path / "theirs.tar"), **alike) as writer:
+        for key, parts in samples(5):
+            writer.write({"__key__": f"größe/{'n' * 120}/{key}", **parts})
+    by_ours(
+        tmp_path / "ours.tar",
+        [(f"größe/{'n' * 120}/{key}", dict(sorted(parts.items()))) for key, parts in samples(5)],
+    )
+    theirs, ours = ((tmp_path / f"{name}.tar").read_bytes() for name in ("theirs", "ours"))
+    assert theirs == ours + bytes(-len(ours) % tarfile.RECORDSIZE)
+
+
 def test_in_parallel_as_alone(folder: Path) -> None:
     alone = build_index(str(folder), workers=1)
     for path in folder.glob("*.idx"):

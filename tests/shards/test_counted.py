@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.shards.build import build_index
@@ -13,7 +15,8 @@ from pipeline.shards.counted import index_by_counts
 from pipeline.shards.index import LISTING, load_offsets
 from pipeline.shards.index_file import load_index
 from pipeline.shards.verify import verify_shards
-from pipeline.stream.read import SampleReader
+from pipeline.stream.order import Order, share_of_step
+from pipeline.stream.read import SampleReader, WindowReader
 
 COUNTS = {"train-000000.tar": 5, "train-000001.tar": 0, "train-000002.tar": 3}  # of the folder's tars
 
@@ -55,6 +58,56 @@ def test_no_shard_is_read_and_each_sample_is_the_one_that_a_full_index_gives(cou
     assert full.counts.tolist() == loaded.counts.tolist()
     assert [load_offsets(shard).tolist() for shard in full.shards] == kept
     assert contents(str(counted)) == early
+
+
+Row = tuple[int, int, str, str, dict[str, bytes]]  # slot, rank, shard, key, members
+
+
+def stream(folder: Path, slots: range, world_size: int, lanes: int, window: int, seed: int) -> list[Row]:
+    """What each slot holds and which rank reads it, read in windows as training does."""
+    index = load_index(str(folder))
+    order = Order(index.counts, lanes=lanes, window=window, seed=seed)
+    windows = WindowReader([SampleReader(index)], [order])
+    rows: list[Row] = []
+    for rank in range(world_size):
+        for slot in share_of_step(slots.start, len(slots), lanes, rank=rank, world_size=world_size).tolist():
+            turn, lane = divmod(slot, lanes)
+            epoch, lane, number, offset, length = map(int, order.place(lane, turn))
+            raw = windows.get((0, epoch, lane, number), offset, length)
+            key, members = raw.members(offset)
+            shard, _ = raw.where(offset)
+            rows.append((slot, rank, shard, key, {name: bytes(data) for name, data in members.items()}))
+    windows.close()
+    return rows
+
+
+@settings(deadline=None, max_examples=15)
+@given(sizes=st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(any), data=st.data())
+def test_each_slot_has_the_same_bytes_by_either_index(
+    tmp_path_factory: pytest.TempPathFactory,
+    samples: Callable,
+    write_tar: Callable,
+    sizes: list[int],
+    data: st.DataObject,
+) -> None:
+    folder, total = tmp_path_factory.mktemp("either"), sum(sizes)
+    for number, size in enumerate(sizes):
+        write_tar(folder / f"train-{number:06d}.tar", samples(size, first=sum(sizes[:number])))
+    lanes = data.draw(st.integers(1, min(total, 6)), "lanes")
+    first = data.draw(st.integers(0, 2 * total), "first slot")
+    world_size = data.draw(st.integers(1, lanes), "world size")
+    window, seed = data.draw(st.integers(1, 8), "window"), data.draw(st.integers(0, 2**63), "seed")
+    asked = range(first, first + 2 * total), world_size, lanes, window, seed
+    count(folder, {f"train-{number:06d}.tar": size for number, size in enumerate(sizes)})
+    counted = index_by_counts(str(folder))
+    early = stream(folder, *asked)
+    assert counted.hash_of == LISTING
+    assert stream(folder, *asked) == early
+    for path in [folder / "index.json", *folder.glob("*.idx")]:
+        path.unlink()
+    assert build_index(str(folder), workers=1).hash_of != LISTING
+    assert stream(folder, *asked) == early
+    assert sorted(slot for slot, *_ in early) == list(asked[0])
 
 
 def test_the_second_reader_finds_the_sidecar(counted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

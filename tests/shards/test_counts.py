@@ -19,9 +19,12 @@ def by_img2dataset(folder: Path, counts: dict[str, int]) -> None:
 
 
 def by_wids(folder: Path, counts: dict[str, int]) -> None:
-    shards = [{"url": f"s3://elsewhere/{name}", "nsamples": number} for name, number in counts.items()]
+    """As `widsindex create` of webdataset 0.2.111 does; later versions of the package do not contain wids."""
+    about = {"md5sum": "e9efa4c82dec7ae55bc1b40582bb13f1", "filesize": 40960}
+    shards = [{"url": f"s3://elsewhere/{name}", "nsamples": number} | about for name, number in counts.items()]
+    index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards, "name": "train"}
     (folder / "about.json").write_text('{"title": "shards"}')
-    (folder / "train.json").write_text(json.dumps({"wids_version": 1, "shardlist": shards}))
+    (folder / "shardindex.json").write_text(json.dumps(index, indent=2))
 
 
 def by_energon(folder: Path, counts: dict[str, int]) -> None:
