@@ -45,7 +45,9 @@ run_on_slurm() {
 # run_and_requeue COMMAND...: runs a command to which the job's signals are passed on. If it stops after USR1, which
 # `#SBATCH --signal=B:USR1@300` sends ahead of the time limit, the job goes back into the queue.
 run_and_requeue() {
-    local driver status=0 stopped=
+    local driver status=0 stopped= job=$SLURM_JOB_ID
+    # One task of an array has the array's own id, by which SLURM would requeue all of them.
+    [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     # In the background, because bash handles signals only between commands. srun forwards all signals except INT.
     "$@" &
     driver=$!
@@ -57,10 +59,10 @@ run_and_requeue() {
         wait "$driver" || true
     done
     wait "$driver" || status=$?
-    if [ "$status" -eq 75 ] && [ -n "$stopped" ] && scontrol show job "$SLURM_JOB_ID" | grep -q 'Requeue=1 '; then
+    if [ "$status" -eq 75 ] && [ -n "$stopped" ] && scontrol show job "$job" | grep -q 'Requeue=1 '; then
         end_ray
-        say "pretrain.sh: job $SLURM_JOB_ID is being requeued; it resumes from its checkpoint when it starts again"
-        scontrol requeue "$SLURM_JOB_ID"
+        say "pretrain.sh: job $job is being requeued; it resumes from its checkpoint when it starts again"
+        scontrol requeue "$job"
     fi
     return "$status"
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -11,6 +12,8 @@ from pipeline.config.cluster import ResourcesConfig
 from pipeline.errors import ClusterError
 
 FREED_WITHIN_S = 3.0  # how long Ray may count what a job of ours held after it has ended
+# By default, SLURM gives a job one CPU of each node, whatever its GPUs.
+MORE_ON_SLURM = "ask SLURM for more: --exclusive for whole nodes, or --cpus-per-gpu, --cpus-per-task or --nodes"
 
 
 class Cluster:
@@ -39,9 +42,10 @@ class Cluster:
         if resources.gpus_per_worker and not any(node.gpus for node in nodes):
             raise ClusterError(no_gpu(where, self.address))
         offered = ", ".join(f"{node.cpus} CPUs and {node.gpus} GPUs" for node in nodes) or "no nodes"
+        on_slurm = "SLURM_JOB_ID" in os.environ
         raise ClusterError(
             f"{where}: {needed} workers with {resources} each do not fit on the cluster at {self.address}, which has "
-            f"room for {fits} ({offered}); lower {setting} or add nodes"
+            f"room for {fits} ({offered}); lower {setting} or {MORE_ON_SLURM if on_slurm else 'add nodes'}"
         )
 
     def offer(self, resources: Resources) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.cluster import ElasticWorkers, ResourcesConfig
+from pipeline.shards.parallel import usable_cpus
 
 DEVICES = Path("/dev")
 MOST_CPU_RANKS = 8  # on a node without GPUs: with more, waiting for each other costs more than the extra cores gain
@@ -71,5 +71,5 @@ def _cpus(asked: ResourcesConfig, nodes: Sequence[Node], gpus: int) -> int:
 
 
 def this_machine() -> Node:
-    """This machine as Ray would see it; asks neither Ray nor CUDA."""
-    return Node("", len(os.sched_getaffinity(0)), len(list(DEVICES.glob("nvidia[0-9]*"))))
+    """What a run may use of this machine; asks neither Ray nor CUDA."""
+    return Node("", usable_cpus(), len(list(DEVICES.glob("nvidia[0-9]*"))))

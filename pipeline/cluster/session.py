@@ -6,13 +6,16 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.cluster.reservations import Cluster, idle_gpus, no_gpu
 from pipeline.cluster.resources import Node, Resources, this_machine
@@ -83,7 +86,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         with tempfile.TemporaryDirectory() as empty:
             options["runtime_env"] = runtime_environment(empty)
             if address is None:
-                ray.init(address="local", include_dashboard=False, **options)
+                start_here(options)
             else:
                 ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
@@ -94,7 +97,43 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
         else:
             yield Cluster(address, answering_nodes)
     finally:
-        ray.shutdown()
+        if address is None:
+            end_here()
+        else:
+            ray.shutdown()
+
+
+def start_here(options: Mapping[str, Any]) -> None:
+    """Start a cluster on this machine whose daemons and ranks outlive the signals that stop a run.
+
+    SLURM, systemd and `kill -- -GROUP` send them to every process, but the run still has to commit. Signals that are
+    blocked, unlike ignored ones, reach no handler that the processes install later. Ray itself blocks INT.
+    """
+    import ray
+
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        ray.init(address="local", include_dashboard=False, num_cpus=this_machine().cpus, **options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def end_here() -> None:
+    """End the cluster that `start_here` started, with all its processes."""
+    import ray
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    started: list[psutil.Process] = []
+    for daemon in [info.process for infos in node.all_processes.values() for info in infos]:
+        daemon.terminate = daemon.kill  # it blocks TERM, after which ray.shutdown would wait a second for it
+        with suppress(psutil.NoSuchProcess):
+            started += psutil.Process(daemon.pid).children(recursive=True)
+    ray.shutdown()
+    # Ray's agents would wait a minute for the daemons.
+    for process in started:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def runtime_environment(empty: str) -> dict[str, str]:

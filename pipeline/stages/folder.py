@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -151,13 +152,24 @@ class RunFolder:
         with (self.path / ".lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
                 raise CheckpointError(
                     f"{self.path} is in use by process {file.read().strip() or 'unknown'}; "
                     "wait for it, or give this run another name with name=..."
                 ) from None
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path} cannot be locked ({error.strerror}); mount its file system with file locks (Lustre: "
+                    "option flock, NFS: version 4), or set runs_dir to a folder on one that has them"
+                ) from None
             file.truncate(0)
-            file.write(str(os.getpid()))
+            file.write(this_process())
             file.flush()
             yield
+
+
+def this_process() -> str:
+    """Where to find this process, from any node."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"{os.getpid()} on {socket.gethostname()}" + (f", SLURM job {job}" if job else "")

@@ -25,9 +25,12 @@ def cluster(*nodes: tuple[int, int]) -> Cluster:
         (ElasticWorkers(min=2, max=9), 2, 0, True),
     ],
 )
-def test_a_stage_must_fit_as_a_whole(workers: int | ElasticWorkers, cpus: int, gpus: int, fits: bool) -> None:
+def test_a_stage_must_fit_as_a_whole(
+    workers: int | ElasticWorkers, cpus: int, gpus: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = ResourcesConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
     resources = settle(asked, [])
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     if fits:
         cluster((2, 1), (2, 0)).require(resources, "stages.pretrain")
         return
@@ -44,6 +47,17 @@ def test_a_gpu_that_no_node_has_is_told_of() -> None:
     expected = r"^stages\.pretrain: needs a GPU per worker, but this machine has none; set gpus_per_worker to 0, or add"
     with pytest.raises(ClusterError, match=expected):
         cluster((4, 0), (4, 0)).require(Resources(1, 1, 1, 1), "stages.pretrain")
+
+
+def test_a_slurm_job_with_too_few_cpus_is_told_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    expected = (
+        r"8 workers with 12 CPUs and 1 GPU each do not fit on the cluster at this machine, which has room for 0 "
+        r"\(1 CPUs and 8 GPUs\); lower cluster\.workers or ask SLURM for more: --exclusive for whole nodes, or "
+        r"--cpus-per-gpu, --cpus-per-task or --nodes$"
+    )
+    with pytest.raises(ClusterError, match=expected):
+        cluster((1, 8)).require(Resources(8, 8, 12, 1), "stages.pretrain")
 
 
 @pytest.mark.parametrize(

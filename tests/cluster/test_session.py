@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.runtime_env.runtime_env import RuntimeEnv, _merge_runtime_env
 
@@ -22,6 +25,7 @@ from pipeline.cluster.session import (
     no_answer,
     require_answer,
     runtime_environment,
+    start_here,
 )
 from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import ClusterError
@@ -97,6 +101,24 @@ def test_the_reason_is_one_line() -> None:
     assert "(ValueError)" in str(no_answer("host:1", ValueError()))
 
 
+def test_a_cluster_started_here_outlives_signals_and_takes_the_usable_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, Any] = {}
+
+    def fail(**options: Any) -> None:
+        started.update(options, blocked=signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        raise ConnectionError
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with pytest.raises(ConnectionError):
+        start_here({})
+    assert {signal.SIGTERM, signal.SIGUSR1} <= started["blocked"]
+    assert started["num_cpus"] == 1
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == former, "this process still gets them"
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("job", [None, {}, {"env_vars": {"A": "b"}}, {"working_dir": "gcs://job.zip"}])
 def test_a_job_submitted_to_ray_keeps_its_working_folder(
@@ -122,6 +144,7 @@ from pipeline.errors import ClusterError
 with connect(ClusterConfig()) as cluster:
     one = Resources(1, 1)
     print(cluster.reserve("stage", one), "worker")
+    daemons = psutil.Process().children(recursive=True)
     [raylet] = [child for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
     raylet.kill()
     raylet.wait()
@@ -129,7 +152,9 @@ with connect(ClusterConfig()) as cluster:
         cluster.reserve("stage", one)
     except ClusterError as error:
         print(error, flush=True)
+print(len(psutil.wait_procs(daemons, timeout=30)[1]), "left")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert "1 worker" in done.stdout, done.stderr
     assert "the Ray cluster that this run started has died" in done.stdout
+    assert "\n0 left" in done.stdout

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -80,18 +84,34 @@ def test_set_aside_keeps_all_that_came_before(run: RunFolder) -> None:
     assert run.stage_ids() == []
 
 
-def test_a_second_process_is_refused_and_named_the_first(run: RunFolder) -> None:
+def test_a_second_process_is_refused_and_named_the_first(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, run.path],
+        env=os.environ | {"SLURM_JOB_ID": "17"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(CheckpointError, match=rf"quick is in use by process {holder.pid};"), run.locked():
+        expected = rf"quick is in use by process {holder.pid} on {re.escape(socket.gethostname())}, SLURM job 17; wait"
+        with pytest.raises(CheckpointError, match=expected), run.locked():
             pass
         holder.kill()
         holder.wait()
     with run.locked():  # the lock went with its process
-        assert (run.path / ".lock").read_text() == str(os.getpid())
+        assert (run.path / ".lock").read_text() == f"{os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_file_system_without_locks_is_an_error(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    expected = r"quick cannot be locked \(Function not implemented\); mount its file system with file locks"
+    with pytest.raises(CheckpointError, match=expected), run.locked():
+        pass
 
 
 def test_the_lock_is_given_back(run: RunFolder) -> None:
