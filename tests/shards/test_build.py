@@ -69,6 +69,7 @@ def by_ours(path: Path, samples: Samples) -> None:
     writer.finish()
 
 
+BACKUP = "tar", "--incremental", "--label=train.1"  # with times in headers, and a header for the label
 WRITERS: dict[str, Callable[[Path, Samples], None]] = {
     "ours": by_ours,
     "webdataset": by_webdataset,
@@ -78,6 +79,8 @@ WRITERS: dict[str, Callable[[Path, Samples], None]] = {
     "GNU tar, gnu": lambda path, samples: by_command(path, samples, "tar", "--format=gnu"),
     "GNU tar, posix": lambda path, samples: by_command(path, samples, "tar", "--format=posix"),
     "GNU tar, ustar": lambda path, samples: by_command(path, samples, "tar", "--format=ustar"),
+    "GNU tar, a backup": lambda path, samples: by_command(path, samples, *BACKUP, "--format=gnu"),
+    "GNU tar, a posix backup": lambda path, samples: by_command(path, samples, *BACKUP, "--format=posix"),
     "bsdtar": lambda path, samples: by_command(path, samples, "bsdtar"),
     "bsdtar, ustar": lambda path, samples: by_command(path, samples, "bsdtar", "--format=ustar"),
     "bsdtar, gnutar": lambda path, samples: by_command(path, samples, "bsdtar", "--format=gnutar"),
