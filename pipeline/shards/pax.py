@@ -12,11 +12,11 @@ SPARSE = re.compile(r"GNU\.sparse\..*|SCHILY\.realsize|SUN\.holesdata")  # witho
 PART = re.compile(r"GNU\.volume\.(filename|offset|size)|SCHILY\.offset")  # the rest of a file that began in another tar
 SHARED = "path", "size"  # may not be said of all members at once: samples are read without the start of their tar
 
-Remedy = tuple[str, str]  # what a tar contains that cannot be read, and how to write it otherwise
+Unsupported = tuple[str, str]  # what a tar contains that cannot be read, and how to write it otherwise
 
-SPARSE_FILE: Remedy = ("a sparse file", "write it without tar's --sparse, or with bsdtar's --no-read-sparse")
-PART_OF_FILE: Remedy = ("a part of a file", "write it without tar's --multi-volume")
-SHARED_HEADER: Remedy = ("a name or size for all its members", "write it with a header for each")
+SPARSE_FILE: Unsupported = ("a sparse file", "write it without tar's --sparse, or with bsdtar's --no-read-sparse")
+PART_OF_FILE: Unsupported = ("a part of a file", "write it without tar's --multi-volume")
+SHARED_HEADER: Unsupported = ("a name or size for all its members", "write it with a header for each")
 
 
 def parse_pax(record: bytes) -> dict[str, str]:
@@ -43,10 +43,10 @@ def size_in(pax: dict[str, str]) -> int | None:
     return None if size is None else int(size)
 
 
-def unreadable(pax: dict[str, str], shared: bool) -> Remedy | None:
+def unreadable(pax: dict[str, str], shared: bool) -> Unsupported | None:
     """Why the content of a member is not the bytes after its header; `shared` if the record is for all members."""
-    if any(map(SPARSE.fullmatch, pax)):
+    if any(SPARSE.fullmatch(key) for key in pax):
         return SPARSE_FILE
-    if any(map(PART.fullmatch, pax)):
+    if any(PART.fullmatch(key) for key in pax):
         return PART_OF_FILE
     return SHARED_HEADER if shared and not pax.keys().isdisjoint(SHARED) else None

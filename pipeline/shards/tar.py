@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from pipeline.shards.compressed import compressed_with
 from pipeline.shards.members import split_name, split_plain_name
-from pipeline.shards.pax import PART_OF_FILE, SPARSE_FILE, Remedy, parse_pax, size_in, unreadable
+from pipeline.shards.pax import PART_OF_FILE, SPARSE_FILE, Unsupported, parse_pax, size_in, unreadable
 
 BLOCK = 512
 SKIP_CHUNK = 1 << 20
@@ -26,6 +26,7 @@ WITHOUT_DATA = b"1", b"2", b"3", b"4", b"5", b"6"  # links, devices, folders, pi
 LINKS = b"1", b"2"
 LONG_NAME, LONG_LINK, SHARED_PAX = b"L", b"K", b"g"
 PAX = b"x", b"X", SHARED_PAX
+RECORDS = LONG_NAME, LONG_LINK, *PAX  # about the next member
 UNREADABLE = {b"S": SPARSE_FILE, b"M": PART_OF_FILE}  # GNU's
 
 
@@ -96,22 +97,24 @@ def members(stream: TarStream, *, needs_marker: bool = True) -> Iterator[Member]
     Afterwards, `stream` is past the end-of-archive marker (a block of zeros) or, without `needs_marker`, at the end of
     the data, as when reading a slice of whole members. Raises TornTar.
     """
-    start, long_name, size_override = stream.position, "", None
+    start, long_name = stream.position, ""
+    size_override: int | None = None
     while True:
         at = stream.position
         header = _read_header(stream, needs_marker)
         if header is None:
             return
         name, size, kind = _parse_header(header, at)
-        if kind in (LONG_NAME, LONG_LINK, *PAX):
+        if kind in RECORDS:
             if size > MAX_NAME_RECORD:
                 raise TornTar(f"has a name record of {size} bytes at byte {at}")
             record = stream.read(size)
             if kind == LONG_NAME:
                 long_name = record.rstrip(b"\0").decode("utf-8", "surrogateescape")
             elif kind in PAX:
-                path, in_pax = _read_pax(record, at, kind == SHARED_PAX)
-                long_name, size_override = path or long_name, size_override if in_pax is None else in_pax
+                path, pax_size = _read_pax(record, at, kind == SHARED_PAX)
+                long_name = path or long_name
+                size_override = size_override if pax_size is None else pax_size
             stream.advance(_padded(stream.position))
             continue
         _refuse(UNREADABLE.get(kind), at)
@@ -239,7 +242,7 @@ def _read_pax(record: bytes, at: int, shared: bool) -> tuple[str | None, int | N
     return pax.get("path"), size
 
 
-def _refuse(reason: Remedy | None, at: int) -> None:
+def _refuse(reason: Unsupported | None, at: int) -> None:
     if reason is not None:
         raise TornTar(f"contains {reason[0]} at byte {at}, which is not supported", reason[1])
 
