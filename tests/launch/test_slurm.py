@@ -178,26 +178,36 @@ class Driver:
     """A job whose `minivit` starts, and commits within a second of a signal; without Ray.
 
     Args:
-        ray: stands in for the command.
-        joined: how many nodes of Ray seem to join.
+        minivit, ray: stand in for the commands. A node of Ray has joined when it has printed its arguments.
+        script: what is submitted.
     """
 
     def __init__(
-        self, environment: dict[str, str], folder: Path, *options: str, ray: str = "sleep 1000", joined: int = 2
+        self,
+        environment: dict[str, str],
+        folder: Path,
+        *options: str,
+        minivit: str = f"#!{sys.executable}\n{MINIVIT}",
+        ray: str = 'echo "$@"; sleep 1000',
+        script: Path = ROOT / "launch" / "pretrain.sh",
     ) -> None:
         self.folder, bin = folder, folder / "bin"
         bin.mkdir()
-        wait = f'[[ $1 != *wait_for_nodes.py ]] || {{ [ "$2" -le {joined} ] || sleep 1000; exit 0; }}\n'
+        log = "slurm-$SLURM_JOB_ID-ray.log"
+        wait = f'while [ "$(grep -c -e --num-cpus {log})" -lt "$2" ]; do sleep 0.1; done; exit'
         for name, text in (
-            ("minivit", f"#!{sys.executable}\n{MINIVIT}"),
+            ("minivit", minivit),
             ("ray", f"#!/bin/bash\n{ray}\n"),
-            ("python", f'#!/bin/bash\n{wait}exec {sys.executable} "$@"\n'),
+            (
+                "python",
+                f'#!/bin/bash\nif [[ $1 == *wait_for_nodes.py ]]; then {wait}; fi\nexec {sys.executable} "$@"\n',
+            ),
         ):
             (bin / name).write_text(text)
             (bin / name).chmod(0o755)
         self.environment = environment | {"PATH": f"{bin}:{environment['PATH']}"}
         command = ["sbatch", "--parsable", "--output=job.log", "--open-mode=append", *options]
-        command += [str(ROOT / "launch" / "pretrain.sh"), "configs/quickstart.yaml"]
+        command += [str(script), "configs/quickstart.yaml"]
         done = subprocess.run(command, cwd=folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         self.id = done.stdout.strip()
@@ -205,6 +215,10 @@ class Driver:
     def words(self) -> list[str]:
         """What the driver has done, over all its starts."""
         return read_lines(self.folder / "driver.log")
+
+    def cpus_of_ray(self) -> list[str]:
+        """The CPUs that each of Ray's nodes was started with."""
+        return re.findall(r"--num-cpus=(\d+)", "\n".join(read_lines(self.folder / f"slurm-{self.id}-ray.log")))
 
     def show(self) -> str:
         return ask(self.environment, "scontrol", "show", "job", self.id)
@@ -224,14 +238,33 @@ class Driver:
 def test_a_job_that_nears_its_time_limit_commits_and_goes_back_into_the_queue(
     nodes: int, slurm: dict[str, str], tmp_path: Path
 ) -> None:
-    driver = Driver(slurm, tmp_path, f"--nodes={nodes}")
+    driver = Driver(slurm, tmp_path, f"--nodes={nodes}", "--cpus-per-task=2")
     driver.wait(lambda: driver.words() == ["starts"])
+    assert driver.cpus_of_ray() == ["2"] * nodes * (nodes > 1)
     ask(slurm, "scancel", "--batch", "--signal=USR1", driver.id)  # as `#SBATCH --signal=B:USR1@300` sends it
     driver.ends("PENDING")  # for two minutes, after which SLURM starts it again
     assert f"job {driver.id} is being requeued" in (tmp_path / "job.log").read_text()
     assert driver.words() == ["starts", "SIGUSR1", "commits"]
     ask(slurm, "scancel", driver.id)
     driver.ends("CANCELLED")
+
+
+def test_a_task_of_an_array_is_requeued_without_the_others(slurm: dict[str, str], tmp_path: Path) -> None:
+    """Each under a name of its own, by a script as in the README. One of the tasks has the array's own id."""
+    script = tmp_path / "array.sh"
+    script.write_text(f'#!/bin/bash\nexec {ROOT}/launch/pretrain.sh "$1" name=seed-$SLURM_ARRAY_TASK_ID\n')
+    driver = Driver(slurm, tmp_path, "--array=0-1", script=script)
+    driver.wait(lambda: driver.words() == ["starts"] * 2)
+    match = re.search(rf"JobId={driver.id} ArrayJobId={driver.id} ArrayTaskId=(\d)\s", driver.show())
+    assert match
+    task = f"{driver.id}_{match[1]}"
+    ask(slurm, "scancel", "--batch", "--signal=USR1", task)
+    driver.ends("PENDING")
+    assert f"job {task} is being requeued" in (tmp_path / "job.log").read_text()
+    assert sorted(re.findall(r"JobState=(\w+)", driver.show())) == ["PENDING", "RUNNING"]
+    assert driver.words() == ["starts", "starts", "SIGUSR1", "commits"]
+    ask(slurm, "scancel", "--full", "--signal=KILL", driver.id)
+    ask(slurm, "scancel", driver.id)
 
 
 def test_a_job_that_may_not_be_requeued_ends_with_the_run_s_status(slurm: dict[str, str], tmp_path: Path) -> None:
@@ -245,8 +278,9 @@ def test_a_job_that_may_not_be_requeued_ends_with_the_run_s_status(slurm: dict[s
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_cancelled_job_commits(nodes: int, slurm: dict[str, str], tmp_path: Path) -> None:
-    driver = Driver(slurm, tmp_path, f"--nodes={nodes}")
+    driver = Driver(slurm, tmp_path, f"--nodes={nodes}", "--exclusive")
     driver.wait(lambda: driver.words() == ["starts"])
+    assert driver.cpus_of_ray() == ["2"] * nodes * (nodes > 1)
     ask(slurm, "scancel", driver.id)
     driver.ends("CANCELLED")
     driver.wait(lambda: len(driver.words()) > 2)
@@ -254,8 +288,8 @@ def test_a_cancelled_job_commits(nodes: int, slurm: dict[str, str], tmp_path: Pa
 
 
 def test_a_node_without_the_environment_ends_the_job_at_once(slurm: dict[str, str], tmp_path: Path) -> None:
-    ray = '[ "$SLURMD_NODENAME" = n1 ] || exec /missing/python\nsleep 1000'
-    driver = Driver(slurm, tmp_path, "--nodes=2", ray=ray, joined=1)
+    ray = '[ "$SLURMD_NODENAME" = n1 ] || exec /missing/python\necho "$@"; sleep 1000'
+    driver = Driver(slurm, tmp_path, "--nodes=2", ray=ray)
     driver.ends("FAILED")
     printed = (tmp_path / "job.log").read_text()
     assert "a Ray node exited before 2 nodes had joined; its output in" in printed
@@ -274,10 +308,17 @@ def test_the_copy_in_the_spool_folder_finds_its_checkout(script: str, recorder: 
     assert printed.splitlines() == ["run", str(ROOT / "configs/quickstart.yaml"), "stages.a.duration=2 epochs"]
 
 
-def test_each_task_of_an_array_finds_it(recorder: dict[str, str], tmp_path: Path) -> None:
-    script = ROOT / "launch" / "pretrain.sh"
-    printed = submit(recorder, tmp_path, "--array=0-2", script, "configs/quickstart.yaml")
-    assert printed.splitlines() == ["run", str(ROOT / "configs/quickstart.yaml")] * 3
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_each_task_of_an_array_finds_it_and_every_status_reaches_slurm(
+    nodes: int, slurm: dict[str, str], tmp_path: Path
+) -> None:
+    minivit = '#!/bin/bash\nprintf "%s\\n" "$*" >> driver.log\nexit "$SLURM_ARRAY_TASK_ID"\n'
+    driver = Driver(slurm, tmp_path, f"--nodes={nodes}", "--array=0,2,5,75", minivit=minivit)
+    driver.wait(lambda: not UNDER_WAY & set(re.findall(r"JobState=(\w+)", driver.show())))
+    ended = re.findall(r"ArrayTaskId=(\d+).*?JobState=(\w+).*?ExitCode=(\d+:\d+)", driver.show(), re.S)
+    failed = [(code, "FAILED", f"{code}:0") for code in ("2", "5", "75")]
+    assert sorted(ended) == [("0", "COMPLETED", "0:0"), *failed]
+    assert driver.words() == [f"run {ROOT / 'configs/quickstart.yaml'}"] * 4
 
 
 def write_config(folder: Path, duration: str, **cluster: Any) -> None:
@@ -319,14 +360,23 @@ def test_two_pipelines_run_over_the_same_two_nodes_and_do_not_meet(slurm: dict[s
 
 
 class Job:
-    """An endless training of up to two workers on both nodes, which outlives the loss of one."""
+    """A training, endless by default, of a worker on each node, which outlives the loss of one."""
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self, environment: dict[str, str], folder: Path, *, nodes: int = 2, duration: str = "1M steps"
+    ) -> None:
         self.environment, self.folder, self.log = environment, folder, folder / "job.log"
         self.stage = folder / "runs/two/stages/pretrain"
-        write_config(folder, "1M steps", workers={"min": 1, "max": 2})
+        write_config(folder, duration, workers={"min": 1, "max": 2})
         self.submitted = time.time()
-        options = ["--parsable", "--nodes=2", "--no-kill", "--requeue", "--open-mode=append", f"--output={self.log}"]
+        options = [
+            "--parsable",
+            f"--nodes={nodes}",
+            "--no-kill",
+            "--requeue",
+            "--open-mode=append",
+            f"--output={self.log}",
+        ]
         command = ["sbatch", *options, ROOT / "launch" / "pretrain.sh", "config.yaml"]
         self.id = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True).stdout.strip()
 
@@ -361,10 +411,6 @@ class Job:
         assert max(manifests) > moment
         return max(manifests) - moment
 
-    def cancel(self) -> None:
-        ask(self.environment, "scancel", self.id)
-        self.wait(lambda: self.state() == "CANCELLED")
-
 
 def read_lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
@@ -372,11 +418,10 @@ def read_lines(path: Path) -> list[str]:
 
 @pytest.mark.integration
 @pytest.mark.timeout(1200)
-def test_a_job_is_requeued_ahead_of_its_time_limit_and_goes_on_until_it_is_cancelled(
+def test_a_job_is_requeued_ahead_of_its_time_limit_and_goes_on_until_it_is_done(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
-    """It commits when it is cancelled, too, although SLURM sends TERM to each of its processes, Ray's among them."""
-    job = Job(slurm, tmp_path)
+    job = Job(slurm, tmp_path, duration="500 steps")
     print(f"sbatch to the first step: {job.step_after(job.submitted, workers=2):.1f} s")
     asked = time.time()
     ask(slurm, "scancel", "--batch", "--signal=USR1", job.id)  # as `#SBATCH --signal=B:USR1@120` sends it
@@ -386,12 +431,27 @@ def test_a_job_is_requeued_ahead_of_its_time_limit_and_goes_on_until_it_is_cance
     job.wait(lambda: job.state() == "RUNNING")
     restarted = time.time()
     print(f"start of the requeued job to the next step: {job.step_after(restarted, workers=2):.1f} s")
-    resume = job.events()[-1]
-    assert (resume["event"], resume["steps_lost"]) == ("resume", 0)
-    asked = time.time()
-    job.cancel()
-    print(f"scancel to the commit: {job.committed_after(asked):.1f} s")
+    [resume] = [event for event in job.events() if event["event"] == "resume"]
+    assert resume["steps_lost"] == 0
+    job.wait(lambda: job.state() == "COMPLETED")
+    assert "pretrain: finished in" in job.log.read_text()
     assert "Traceback" not in job.log.read_text()
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_jobs_on_one_node_and_on_two_commit_when_they_are_cancelled(slurm: dict[str, str], tmp_path: Path) -> None:
+    """SLURM sends TERM to each of their processes, Ray's among them."""
+    jobs = [Job(slurm, tmp_path / str(nodes), nodes=nodes) for nodes in (1, 2)]
+    for workers, job in enumerate(jobs, 1):
+        job.step_after(job.submitted, workers)
+    asked = time.time()
+    ask(slurm, "scancel", *(job.id for job in jobs))
+    for job in jobs:
+        print(f"scancel to the commit: {job.committed_after(asked):.1f} s")
+        job.wait(lambda job=job: job.state() == "CANCELLED")
+        assert [event["event"] for event in job.events()] == ["interrupted"], "and not restarted"
+        assert "Traceback" not in job.log.read_text()
 
 
 @pytest.mark.integration
@@ -403,12 +463,18 @@ def test_a_lost_node_costs_a_restart_on_the_other(slurm: dict[str, str], tmp_pat
     job.wait(lambda: any(job.stage.glob("checkpoints/step-*/manifest.json")))
     lost = [process for process in psutil.process_iter() if node_of(process) == ("n2", slurm["SLURM_CONF"])]
     assert lost
+    with Path(slurm["SLURM_CONF"]).open("a") as file:
+        file.write("SlurmdTimeout=10\n")  # not before, lest the other tests lose a busy node
+    ask(slurm, "scontrol", "reconfigure")
     killed = time.time()
     for process in lost:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     print(f"kill of a node to the next step: {job.step_after(killed, workers=1, within_s=RECOVERY_S):.1f} s")
     assert job.events()[-1]["event"] == "resume"
+    job.wait(lambda: "down" in ask(slurm, "sinfo", "--noheader", "--nodes=n2", "--format=%T"))
+    job.step_after(time.time(), workers=1)
+    assert job.state() == "RUNNING", "with --no-kill it goes on when SLURM has noticed, too"
     ask(slurm, "scancel", job.id)  # without its second node, the job stays in SLURM's books
     job.wait(lambda: "stopped by SIGTERM" in job.log.read_text())
 
