@@ -52,6 +52,7 @@ SlurmdPidFile={folder}/%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
@@ -421,7 +422,7 @@ def read_lines(path: Path) -> list[str]:
 def test_a_job_is_requeued_ahead_of_its_time_limit_and_goes_on_until_it_is_done(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
-    job = Job(slurm, tmp_path, duration="500 steps")
+    job = Job(slurm, tmp_path, duration="2000 steps")
     print(f"sbatch to the first step: {job.step_after(job.submitted, workers=2):.1f} s")
     asked = time.time()
     ask(slurm, "scancel", "--batch", "--signal=USR1", job.id)  # as `#SBATCH --signal=B:USR1@120` sends it
@@ -442,9 +443,10 @@ def test_a_job_is_requeued_ahead_of_its_time_limit_and_goes_on_until_it_is_done(
 @pytest.mark.timeout(600)
 def test_jobs_on_one_node_and_on_two_commit_when_they_are_cancelled(slurm: dict[str, str], tmp_path: Path) -> None:
     """SLURM sends TERM to each of their processes, Ray's among them."""
-    jobs = [Job(slurm, tmp_path / str(nodes), nodes=nodes) for nodes in (1, 2)]
-    for workers, job in enumerate(jobs, 1):
-        job.step_after(job.submitted, workers)
+    jobs = []
+    for nodes in (1, 2):  # one after the other, as each start of Ray takes this machine's cores
+        jobs.append(Job(slurm, tmp_path / str(nodes), nodes=nodes))
+        jobs[-1].step_after(jobs[-1].submitted, workers=nodes)
     asked = time.time()
     ask(slurm, "scancel", *(job.id for job in jobs))
     for job in jobs:
