@@ -89,8 +89,8 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
                 start_here(options)
             else:
                 ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-        raise no_answer(address or "this machine", error) from None
+    except Exception as error:  # a node that does not start in time is an Exception and nothing more
+        raise (no_start(error) if address is None else no_answer(address, error)) from None
     try:
         if address is None:
             yield Cluster("this machine", own_nodes, shared=False)
@@ -207,8 +207,20 @@ def no_answer(address: str, error: Exception) -> ClusterError:
             f"cluster.address: the Ray cluster at {address} refuses this run, whose token is wrong or missing; set "
             "RAY_AUTH_TOKEN to the token that the cluster was started with, or RAY_AUTH_TOKEN_PATH to a file with it"
         )
-    reason = str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__
     return ClusterError(
-        f"cluster.address: no Ray cluster answers at {address} ({reason}); "
+        f"cluster.address: no Ray cluster answers at {address} ({reason_of(error)}); "
         "start one with `ray start --head`, or leave the address out to use this machine"
     )
+
+
+def no_start(error: Exception) -> ClusterError:
+    """The error for a cluster that does not start on this machine."""
+    return ClusterError(
+        f"Ray did not start on this machine ({reason_of(error)}); its logs are in /tmp/ray/session_latest/logs, or "
+        "below RAY_TMPDIR; free memory, disk space or CPUs, then run the same command again"
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """The first sentence of an error, or its kind."""
+    return str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__

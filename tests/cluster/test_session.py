@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.runtime_env.runtime_env import RuntimeEnv, _merge_runtime_env
 
+from pipeline.cluster import session
 from pipeline.cluster.resources import Node, Resources
 from pipeline.cluster.session import (
     answers_at,
@@ -99,6 +101,21 @@ def test_the_reason_is_one_line() -> None:
     error = no_answer("host:1", RuntimeError("Failed to connect to GCS. Last connection error: Traceback\n  File"))
     assert "answers at host:1 (Failed to connect to GCS); start one" in str(error)
     assert "(ValueError)" in str(no_answer("host:1", ValueError()))
+
+
+def test_a_node_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises Exception itself where its processes take too long."""
+
+    def start(options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because the raylet failed")
+
+    monkeypatch.setattr(session, "start_here", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    refused = pytest.raises(
+        ClusterError, match=r"^Ray did not start on this machine \(The current node timed out during"
+    )
+    with mock.patch.dict(os.environ), refused, connect(ClusterConfig()):
+        pass
 
 
 def test_a_cluster_started_here_outlives_signals_and_takes_the_usable_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
