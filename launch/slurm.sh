@@ -45,7 +45,7 @@ run_on_slurm() {
 # run_and_requeue COMMAND...: runs a command to which the job's signals are passed on. If it stops after USR1, which
 # `#SBATCH --signal=B:USR1@300` sends ahead of the time limit, the job goes back into the queue.
 run_and_requeue() {
-    local driver status=0 stopped= job=$SLURM_JOB_ID
+    local driver status=0 stopped='' job=$SLURM_JOB_ID
     # One task of an array has the array's own id, by which SLURM would requeue all of them.
     [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     # In the background, because bash handles signals only between commands. srun forwards all signals except INT.
