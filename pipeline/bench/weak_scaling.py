@@ -12,19 +12,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.bench.namespaces import hosts_on_bridge
 from pipeline.bench.plan import PlanCase, predict
 from pipeline.bench.plan_process import MeasuredRank, measure_rank
 from pipeline.errors import PipelineError
 from pipeline.forecast.hardware import Hardware
 from pipeline.forecast.this_cpu import this_cpu
 
-BURST, LATENCY = "64kb", "400ms"  # of the token bucket: much less than a step's bytes, and no packet dropped
+NETWORK = "10.78.0"
 
 
 def weak_case(hosts: int, images: int) -> PlanCase:
@@ -44,7 +43,7 @@ def measure(most_hosts: int, megabytes_per_s: float, images: int, rounds: int, s
         )
     numbers = range(1, most_hosts + 1)
     taken: dict[int, list[float]] = {number: [] for number in numbers}
-    with hosts_on_links(most_hosts, megabytes_per_s) as namespaces:
+    with hosts_on_bridge(most_hosts, NETWORK, megabytes_per_s) as namespaces:
         for _ in range(rounds):
             for number in numbers:
                 ranks = train_on(namespaces[:number], images, steps)
@@ -98,36 +97,6 @@ def train_on(namespaces: list[str], images: int, steps: int) -> list[MeasuredRan
         if rank.returncode:
             raise PipelineError(f"bench weak-scaling: a rank ended with status {rank.returncode}:\n{errors}")
     return [MeasuredRank(**json.loads(text.splitlines()[-1])) for text, _ in answers]
-
-
-@contextmanager
-def hosts_on_links(count: int, megabytes_per_s: float) -> Iterator[list[str]]:
-    """Network namespaces 10.78.0.1, 10.78.0.2 and so on, each of which sends at most `megabytes_per_s`."""
-    name = f"ws{os.getpid() % 100_000}"
-    bridge = f"{name}b"
-    with ExitStack() as undo:
-        _run("ip", "link", "add", bridge, "type", "bridge")
-        undo.callback(_run, "ip", "link", "del", bridge)
-        _run("ip", "link", "set", bridge, "up")
-        namespaces = [f"{name}h{number}" for number in range(1, count + 1)]
-        for number, namespace in enumerate(namespaces, 1):
-            _run("ip", "netns", "add", namespace)
-            undo.callback(_run, "ip", "netns", "del", namespace)
-            cable = f"{name}v{number}"
-            _run("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-            _run("ip", "link", "set", cable, "master", bridge, "up")
-            _run("ip", "-n", namespace, "addr", "add", f"10.78.0.{number}/24", "dev", "eth0")
-            for device in ("eth0", "lo"):
-                _run("ip", "-n", namespace, "link", "set", device, "up")
-            limit = ("rate", f"{8 * megabytes_per_s}mbit", "burst", BURST, "latency", LATENCY)
-            _run("tc", "-n", namespace, "qdisc", "add", "dev", "eth0", "root", "tbf", *limit)
-        yield namespaces
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise PipelineError(f"bench weak-scaling: `{' '.join(command)}` failed: {done.stderr.strip()}")
 
 
 def _train(job: dict[str, Any]) -> MeasuredRank:

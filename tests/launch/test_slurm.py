@@ -1,4 +1,4 @@
-"""`sbatch launch/pretrain.sh CONFIG` under a real SLURM of two nodes, both on this machine."""
+"""`sbatch launch/pretrain.sh CONFIG` under a real SLURM of two nodes, in network namespaces of this machine."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import psutil
 import pytest
 import yaml
 
+from pipeline.bench.namespaces import hosts_on_bridge
 from pipeline.bench.synthetic import SIDE, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +38,10 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"needs {MISSING}: apt-get install slurmctld slurmd slurm-client munge"),
 ]
 
+NETWORK = "10.79.0"
 SETTINGS = """
 ClusterName=test
-SlurmctldHost={host}({address})
+SlurmctldHost={host}({network}.254)
 SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge
@@ -56,21 +58,20 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
 KillWait={grace_s}
-NodeName=n1 NodeHostname={host} NodeAddr={address} Port={ports[1]} CPUs=2
-NodeName=n2 NodeHostname={host} NodeAddr={address} Port={ports[2]} CPUs=2
+NodeName=n1 NodeHostname={host} NodeAddr={network}.1 Port={ports[1]} CPUs=2
+NodeName=n2 NodeHostname={host} NodeAddr={network}.2 Port={ports[2]} CPUs=2
 PartitionName=all Nodes=n1,n2 Default=YES
 """
 
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[dict[str, str]]:
-    """The environment of a cluster user, with this environment first on PATH."""
+    """The environment of a cluster user, with this environment first on PATH; each node is a host of its own."""
     folder = Path(tempfile.mkdtemp(prefix="mv"))  # sockets need a short path
     (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
-    own = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
-    names = {"host": socket.gethostname(), "address": own[0], "folder": folder}
+    names = {"host": socket.gethostname(), "network": NETWORK, "folder": folder}
     settings = SETTINGS.format(**names, ports=free_ports(3), grace_s=GRACE_S)
     (folder / "slurm.conf").write_text(settings)
     # Without Ray's variables, too: those of other tests' clusters on this machine would keep a second node out.
@@ -78,6 +79,7 @@ def slurm() -> Iterator[dict[str, str]]:
     environment = bare | {
         "MINIVIT_IN_CONTAINER": "1",
         "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "eth0",  # this machine's name does not lead to its namespaces
         "RAY_worker_niceness": "0",  # with Ray's 15, ranks starve beside other tests
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "SLURM_CONF": str(folder / "slurm.conf"),
@@ -86,10 +88,12 @@ def slurm() -> Iterator[dict[str, str]]:
     daemons = [
         ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *munge],
         ["slurmctld", "-D"],
-        *(["slurmd", "-D", "-N", node] for node in ("n1", "n2")),
     ]
     with ExitStack() as stack, (folder / "daemons.log").open("w") as log:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        for number, namespace in enumerate(stack.enter_context(hosts_on_bridge(2, NETWORK)), 1):
+            enter = ["nsenter", f"--net=/run/netns/{namespace}"]  # `ip netns exec` would hide the cgroups
+            daemons.append([*enter, "slurmd", "-D", "-N", f"n{number}"])
         for command in daemons:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             stack.callback(end, process)
