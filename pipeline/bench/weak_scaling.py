@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.bench.namespaces import hosts_on_bridge
+from pipeline.bench.namespaces import Namespace, hosts_on_bridge
 from pipeline.bench.plan import PlanCase, predict
 from pipeline.bench.plan_process import MeasuredRank, measure_rank
 from pipeline.errors import PipelineError
@@ -43,10 +43,10 @@ def measure(most_hosts: int, megabytes_per_s: float, images: int, rounds: int, s
         )
     numbers = range(1, most_hosts + 1)
     taken: dict[int, list[float]] = {number: [] for number in numbers}
-    with hosts_on_bridge(most_hosts, NETWORK, megabytes_per_s) as namespaces:
+    with hosts_on_bridge(most_hosts, NETWORK, megabytes_per_s) as hosts:
         for _ in range(rounds):
             for number in numbers:
-                ranks = train_on(namespaces[:number], images, steps)
+                ranks = train_on(hosts[:number], images, steps)
                 taken[number].append(max(rank.wall_s for rank in ranks))
     measured = {number: statistics.median(each) for number, each in taken.items()}
     core = this_cpu()
@@ -77,20 +77,20 @@ def compare(
     }
 
 
-def train_on(namespaces: list[str], images: int, steps: int) -> list[MeasuredRank]:
-    """Train one rank in each namespace, in processes that reach each other only over its link."""
+def train_on(hosts: list[Namespace], images: int, steps: int) -> list[MeasuredRank]:
+    """Train one rank on each host, in processes that reach each other only over its link."""
     with tempfile.TemporaryDirectory() as scratch:
-        job = {"hosts": len(namespaces), "images": images, "steps": steps, "store": str(Path(scratch) / "store")}
+        job = {"hosts": len(hosts), "images": images, "steps": steps, "store": str(Path(scratch) / "store")}
         command = [sys.executable, "-m", __name__]
         ranks = [
             subprocess.Popen(
-                ["ip", "netns", "exec", namespace, *command, json.dumps(job | {"rank": rank})],
+                ["ip", "netns", "exec", host.name, *command, json.dumps(job | {"rank": rank})],
                 env=os.environ | {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for rank, namespace in enumerate(namespaces)
+            for rank, host in enumerate(hosts)
         ]
         answers = [rank.communicate() for rank in ranks]
     for rank, (_, errors) in zip(ranks, answers, strict=True):

@@ -12,8 +12,8 @@ from pipeline.bench.namespaces import hosts_on_bridge
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for network namespaces")
 def test_links_are_limited_and_nothing_is_left() -> None:
     with hosts_on_bridge(2, "10.80.0", 25.0) as (first, _):
-        queue = subprocess.run(["tc", "-n", first, "qdisc", "show", "dev", "eth0"], capture_output=True, text=True)
+        queue = subprocess.run(["tc", "-n", first.name, "qdisc", "show", "dev", "eth0"], capture_output=True, text=True)
         assert "tbf" in queue.stdout
         assert "rate 200Mbit" in queue.stdout
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    assert first not in left
+    assert first.name not in left

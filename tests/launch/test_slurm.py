@@ -91,8 +91,8 @@ def slurm() -> Iterator[dict[str, str]]:
     ]
     with ExitStack() as stack, (folder / "daemons.log").open("w") as log:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        for number, namespace in enumerate(stack.enter_context(hosts_on_bridge(2, NETWORK)), 1):
-            enter = ["nsenter", f"--net=/run/netns/{namespace}"]  # `ip netns exec` would hide the cgroups
+        for number, host in enumerate(stack.enter_context(hosts_on_bridge(2, NETWORK)), 1):
+            enter = ["nsenter", f"--net=/run/netns/{host.name}"]  # `ip netns exec` would hide the cgroups
             daemons.append([*enter, "slurmd", "-D", "-N", f"n{number}"])
         for command in daemons:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
