@@ -325,22 +325,22 @@ def test_each_task_of_an_array_finds_it_and_every_status_reaches_slurm(
     assert driver.words() == [f"run {ROOT / 'configs/quickstart.yaml'}"] * 4
 
 
-def write_config(folder: Path, duration: str, **cluster: Any) -> None:
-    """A pipeline of one small training stage, with its shards."""
+def write_config(folder: Path) -> None:
+    """A pipeline of one small, endless training stage on one or two workers, with its shards."""
     folder.mkdir(exist_ok=True)
     write_shards(folder / "data")
     stage = {
         "type": "pretrain",
         "model": {"variant": "nano", "depth": 1, "image_size": SIDE, "patch_size": 4, "channels": 1},
         "data": {"train": "train", "lanes": 4, "window": 8, "augment": {"crop": "none"}},
-        "duration": duration,
+        "duration": "1M steps",
         "global_batch_size": 8,
         "log_every": 1,
         "checkpoint": {"every": "1M steps", "every_minutes": 0.1},
     }
     config = {
         "name": "two",
-        "cluster": cluster,
+        "cluster": {"workers": {"min": 1, "max": 2}},
         "datasets": {"train": {"shards": "data/train-*.tar", "mean": [0.4], "std": [0.3]}},
         "stages": {"pretrain": stage},
     }
@@ -348,14 +348,12 @@ def write_config(folder: Path, duration: str, **cluster: Any) -> None:
 
 
 class Job:
-    """A training, endless by default, of a worker on each node, which outlives the loss of one."""
+    """An endless training of a worker on each node, which outlives the loss of one."""
 
-    def __init__(
-        self, environment: dict[str, str], folder: Path, *, nodes: int = 2, duration: str = "1M steps"
-    ) -> None:
+    def __init__(self, environment: dict[str, str], folder: Path, *, nodes: int = 2) -> None:
         self.environment, self.folder, self.log = environment, folder, folder / "job.log"
         self.stage = folder / "runs/two/stages/pretrain"
-        write_config(folder, duration, workers={"min": 1, "max": 2})
+        write_config(folder)
         self.submitted = time.time()
         options = [
             "--parsable",
@@ -405,28 +403,6 @@ def read_lines(path: Path) -> list[str]:
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(1200)
-def test_a_job_is_requeued_ahead_of_its_time_limit_and_goes_on_until_it_is_done(
-    slurm: dict[str, str], tmp_path: Path
-) -> None:
-    job = Job(slurm, tmp_path, duration="2000 steps")
-    print(f"sbatch to the first step: {job.step_after(job.submitted, workers=2):.1f} s")
-    asked = time.time()
-    ask(slurm, "scancel", "--batch", "--signal=USR1", job.id)  # as `#SBATCH --signal=B:USR1@120` sends it
-    print(f"USR1 to the commit: {job.committed_after(asked):.1f} s")
-    job.wait(lambda: job.state() == "PENDING")
-    assert f"job {job.id} is being requeued" in job.log.read_text()
-    job.wait(lambda: job.state() == "RUNNING")
-    restarted = time.time()
-    print(f"start of the requeued job to the next step: {job.step_after(restarted, workers=2):.1f} s")
-    [resume] = [event for event in job.events() if event["event"] == "resume"]
-    assert resume["steps_lost"] == 0
-    job.wait(lambda: job.state() == "COMPLETED")
-    assert "pretrain: finished in" in job.log.read_text()
-    assert "Traceback" not in job.log.read_text()
-
-
-@pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_jobs_that_share_a_node_do_not_meet_and_commit_when_they_are_cancelled(
     slurm: dict[str, str], tmp_path: Path
@@ -448,27 +424,49 @@ def test_jobs_that_share_a_node_do_not_meet_and_commit_when_they_are_cancelled(
     assert "Local node IP" in next(jobs[-1].folder.glob("slurm-*-ray.log")).read_text()
 
 
+@pytest.fixture(scope="module")
+def long_job(slurm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """An endless training on both nodes, which the tests below disturb one after the other."""
+    job = Job(slurm, tmp_path_factory.mktemp("long"))
+    print(f"sbatch to the first step: {job.step_after(job.submitted, workers=2):.1f} s")
+    return job
+
+
 @pytest.mark.integration
 @pytest.mark.timeout(1200)
-def test_a_lost_node_costs_a_restart_on_the_other(slurm: dict[str, str], tmp_path: Path) -> None:
+def test_a_job_is_requeued_ahead_of_its_time_limit_and_goes_on(slurm: dict[str, str], long_job: Job) -> None:
+    asked = time.time()
+    ask(slurm, "scancel", "--batch", "--signal=USR1", long_job.id)  # as `#SBATCH --signal=B:USR1@120` sends it
+    print(f"USR1 to the commit: {long_job.committed_after(asked):.1f} s")
+    long_job.wait(lambda: long_job.state() == "PENDING")
+    assert f"job {long_job.id} is being requeued" in long_job.log.read_text()
+    long_job.wait(lambda: long_job.state() == "RUNNING")
+    restarted = time.time()
+    print(f"start of the requeued job to the next step: {long_job.step_after(restarted, workers=2):.1f} s")
+    [resume] = [event for event in long_job.events() if event["event"] == "resume"]
+    assert resume["steps_lost"] == 0
+    assert "Traceback" not in long_job.log.read_text()
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1200)
+def test_a_lost_node_costs_a_restart_on_the_other(slurm: dict[str, str], long_job: Job) -> None:
     """The last of this module, as it kills a node's daemon."""
-    job = Job(slurm, tmp_path)
-    print(f"sbatch to the first step: {job.step_after(job.submitted, workers=2):.1f} s")
-    job.wait(lambda: any(job.stage.glob("checkpoints/step-*/manifest.json")))
+    long_job.step_after(time.time(), workers=2)
     lost = [process for process in psutil.process_iter() if node_of(process) == ("n2", slurm["SLURM_CONF"])]
     assert lost
     killed = time.time()
     for process in lost:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    print(f"kill of a node to the next step: {job.step_after(killed, workers=1, within_s=RECOVERY_S):.1f} s")
-    assert job.events()[-1]["event"] == "resume"
+    print(f"kill of a node to the next step: {long_job.step_after(killed, workers=1, within_s=RECOVERY_S):.1f} s")
+    assert long_job.events()[-1]["event"] == "resume"
     ask(slurm, "scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=lost")  # as SLURM does after SlurmdTimeout
-    job.wait(lambda: "down" in ask(slurm, "sinfo", "--noheader", "--nodes=n2", "--format=%T"))
-    job.step_after(time.time(), workers=1)
-    assert job.state() == "RUNNING", "with --no-kill it goes on without a node that is down"
-    ask(slurm, "scancel", job.id)  # without its second node, the job stays in SLURM's books
-    job.wait(lambda: "stopped by SIGTERM" in job.log.read_text())
+    long_job.wait(lambda: "down" in ask(slurm, "sinfo", "--noheader", "--nodes=n2", "--format=%T"))
+    long_job.step_after(time.time(), workers=1)
+    assert long_job.state() == "RUNNING", "with --no-kill it goes on without a node that is down"
+    ask(slurm, "scancel", long_job.id)  # without its second node, the job stays in SLURM's books
+    long_job.wait(lambda: "stopped by SIGTERM" in long_job.log.read_text())
 
 
 def node_of(process: psutil.Process) -> tuple[str | None, str | None]:
