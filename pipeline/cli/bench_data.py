@@ -45,8 +45,8 @@ def loader(
 
     from pipeline.bench.loader import measure
     from pipeline.bench.photos import ensure_photos
+    from pipeline.cpus import usable_cpus
     from pipeline.shards.index_file import load_index
-    from pipeline.shards.parallel import usable_cpus
 
     index = load_index(shards) if shards else ensure_photos(Path(folder), photos)
     image_size = image_size or (96 if photos == "2000x1500" and not shards else 224)

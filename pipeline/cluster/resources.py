@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config.cluster import ElasticWorkers, ResourcesConfig
-from pipeline.shards.parallel import usable_cpus
+from pipeline.cpus import usable_cpus
 
 DEVICES = Path("/dev")
 MOST_CPU_RANKS = 8  # on a node without GPUs: with more, waiting for each other costs more than the extra cores gain

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.cpus import usable_cpus
 from pipeline.forecast.hardware import Hardware
 
 # Achieved rate, AMX's gain, memory bandwidth, the times per value and score and the overhead were fitted to `minivit
@@ -19,7 +20,7 @@ SIZE, SECONDS = 512, 0.15
 
 def this_cpu() -> Hardware:
     """One node like this machine, with ranks that compute on CPU cores."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     fp32_tflops = measured_flops_per_s() / 1e12
     return Hardware(
         source=f"fp32 rate measured on one of this machine's {cores} core(s)",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
+from pipeline.cpus import usable_cpus
 from pipeline.errors import DataError
 
 T = TypeVar("T")
@@ -21,7 +19,6 @@ Workers = Annotated[int | None, "processes; default: one per CPU"]
 
 IN_FLIGHT = 4096  # tasks handed to the pool at once, so that a million shards do not queue in memory
 LINE_EVERY_S = 10.0
-CGROUP = Path("/sys/fs/cgroup")
 
 
 class Mapper(Protocol):
@@ -30,27 +27,6 @@ class Mapper(Protocol):
     def __call__(
         self, task: Callable[[T], R], items: Sequence[T], *, label: str, workers: int | None = None, unit: str = ...
     ) -> Iterator[R]: ...
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use: by its affinity, its container's quota and its SLURM job, whichever is least.
-
-    SLURM need not set the affinity (`TaskPlugin=task/none`).
-    """
-    limits = [len(os.sched_getaffinity(0)), _quota()]
-    with suppress(KeyError, ValueError):
-        limits.append(int(os.environ["SLURM_CPUS_ON_NODE"]))
-    return min(limit for limit in limits if limit)
-
-
-def _quota() -> int | None:
-    """Whole CPUs, at least one, that the quota of this container's cgroup (version 2 or 1) is worth; None without."""
-    for names in ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"):
-        with suppress(OSError, ValueError):  # "max" is no number
-            quota, period = (int(word) for name in names for word in (CGROUP / name).read_text().split())
-            if quota > 0:
-                return max(quota // period, 1)
-    return None
 
 
 def map_shards(

@@ -23,11 +23,12 @@ import simplejpeg
 import torch
 from torch import Tensor
 
+from pipeline.cpus import usable_cpus
 from pipeline.errors import DataError
 from pipeline.images.decode import BadImage, Pixels, decode, read_header
 from pipeline.models.spec import Pair
 from pipeline.shards import store
-from pipeline.shards.parallel import track, usable_cpus
+from pipeline.shards.parallel import track
 from pipeline.shards.pictures import FoundImage, Pictures
 from pipeline.tasks.coco_results import CocoIds, CocoResults
 from pipeline.tasks.pretrained import PretrainedMiniViT, check_options, unreadable_image, view_of
