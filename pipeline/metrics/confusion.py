@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from pipeline.files import write_whole
-from pipeline.metrics.files import PER_CLASS, append_rows
+from pipeline.metrics.files import CONFUSION, PER_CLASS, append_rows
 
-CONFUSION = "confusion.npz"
 MAX_PENDING = 1 << 20  # pairs waiting to be counted, 8 bytes each
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+CONFUSION = "confusion.npz"  # the classes, and the (true, predicted, count) pairs of each model
 PER_CLASS = "per_class.csv"  # a row per model and class
 PRECISION_RECALL = "precision_recall.csv"  # a row per model, class and recall
 

@@ -12,8 +12,7 @@ from pipeline.config.stage import StageConfig
 from pipeline.config.train_stage import TrainStage
 from pipeline.config.yaml_text import read_yaml
 from pipeline.errors import CheckpointError, ConfigError, ModelError
-from pipeline.metrics.confusion import CONFUSION
-from pipeline.metrics.files import PER_CLASS, PRECISION_RECALL
+from pipeline.metrics.files import CONFUSION, PER_CLASS, PRECISION_RECALL
 from pipeline.metrics.outcome import schema_of
 from pipeline.models.model_spec import ModelSpec
 from pipeline.report.files import read_arrays, read_json, read_lines, read_table

@@ -19,18 +19,29 @@ from pipeline.stages.tracking import NOT_YET, StageTracking, track_restarts
 from pipeline.tracking import runs as mlflow_status
 
 
+def skip_finished(context: RunContext, branch: Branch, deliveries: Deliveries) -> bool:
+    """Whether a branch has already finished with the same inputs; then MLflow gets what it may still lack."""
+    status = context.folder.stage(branch.id).status()
+    if status is None or status.state != FINISHED:
+        return False
+    run = stage_type(branch.stage).start(context, branch)
+    if status.digest != inputs_digest(run.inputs()):
+        return False
+    context.say(branch.id, "skipped: already finished with the same inputs")
+    if status.untracked:
+        deliveries.deliver(StageTracking(context, branch.id, run, status))
+    return True
+
+
 def run_branch(context: RunContext, branch: Branch, deliveries: Deliveries) -> None:
     """Run a branch unless it has already finished with the same inputs."""
+    if skip_finished(context, branch, deliveries):
+        return
     folder = context.folder.stage(branch.id)
     run = stage_type(branch.stage).start(context, branch)
     inputs = run.inputs()
     digest = inputs_digest(inputs)
     status = folder.status()
-    if status and status.digest == digest and status.state == FINISHED:
-        context.say(branch.id, "skipped: already finished with the same inputs")
-        if status.untracked:
-            deliveries.deliver(StageTracking(context, branch.id, run, status))
-        return
     if status and status.digest != digest:
         _set_aside(context, branch.id, status, inputs)
         status = None

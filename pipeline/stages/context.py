@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,17 @@ class RunContext:
 
     config: PipelineConfig
     folder: RunFolder
-    cluster: Cluster
+    connect: Callable[[], Cluster]
     tracker: Tracker
     parent_run_id: str
     progress: Progress
     stop: StopRequest
     datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """The cluster, connected on its first use: what has finished needs none."""
+        return self.connect()
 
     def resources(self, stage: StageConfig) -> Resources:
         """The resources of a stage on the cluster."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 
-from pipeline.errors import Interrupted
-from pipeline.stages.attempt import run_branch
+from pipeline.errors import Interrupted, PipelineError
+from pipeline.stages.attempt import run_branch, skip_finished
 from pipeline.stages.context import RunContext
 from pipeline.stages.deliveries import Deliveries
 from pipeline.stages.resolve import Branch, awaited_ids, stage_branches
@@ -24,6 +25,18 @@ class Execution:
         self.finished: set[str] = set()
         self.failure: BaseException | None = None
         self.deliveries = Deliveries(context)
+
+    def skip_finished(self) -> None:
+        """Skip the branches that have already finished, unless one that they wait for has not; needs no cluster."""
+        skipped = True
+        while skipped:
+            skipped = False
+            for branch in list(self.waiting.values()):
+                with suppress(PipelineError):  # raised again where it ends this branch alone
+                    if self._waits_for_none(branch) and skip_finished(self.context, branch, self.deliveries):
+                        del self.waiting[branch.id]
+                        self.finished.add(branch.id)
+                        skipped = True
 
     def run(self) -> None:
         """Run until every branch has finished, one has failed, or a signal asks to stop."""
@@ -52,11 +65,15 @@ class Execution:
             return []
         ready: list[Branch] = []
         for branch in self.waiting.values():
-            if self.finished.issuperset(awaited_ids(self.context.config, branch.id)):
+            if self._waits_for_none(branch):
                 alone = not self.running and not ready
                 if self._has_room(branch) or alone:
                     ready.append(branch)
         return ready
+
+    def _waits_for_none(self, branch: Branch) -> bool:
+        """Whether everything that a branch waits for has finished."""
+        return self.finished.issuperset(awaited_ids(self.context.config, branch.id))
 
     def _has_room(self, branch: Branch) -> bool:
         """Reserve the workers that a branch needs, if any; returns whether it has them."""
@@ -69,7 +86,8 @@ class Execution:
         self.context.progress.poll()
         for future in done:
             branch = self.running.pop(future)
-            self.context.cluster.release(branch.id)
+            if branch.stage.on_workers:
+                self.context.cluster.release(branch.id)
             error = future.exception()
             if error is None:
                 self.finished.add(branch.id)

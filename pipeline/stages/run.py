@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.cluster.environment import unset
+from pipeline.cluster.reservations import Cluster
 from pipeline.cluster.session import connect
 from pipeline.config.load import dump_config
 from pipeline.config.schema import PipelineConfig
+from pipeline.config.stage import StageConfig
+from pipeline.config.train_stage import TrainStage
 from pipeline.credentials import shown
-from pipeline.errors import CheckpointError, Interrupted
+from pipeline.errors import CheckpointError, ConfigError, Interrupted
 from pipeline.report.tables import installed_versions
 from pipeline.stages.context import RunContext, find_datasets, make_datasets, tracking_store
 from pipeline.stages.execution import Execution
 from pipeline.stages.folder import INTERRUPTED, RUNNING, RunFolder
 from pipeline.stages.preflight import preflight
 from pipeline.stages.progress import Progress
-from pipeline.stages.replay import replay
 from pipeline.stages.resolve import on_workers, stage_branches
 from pipeline.stages.stop import StopRequest
 from pipeline.stages.storages import check_storages
@@ -54,30 +56,52 @@ def run_pipeline(config: PipelineConfig) -> None:
         for warning in findings.warnings:
             progress.say(f"warning: {warning}")
         tracker = Tracker(tracking_store(config))
+
+        def cluster() -> Cluster:
+            return stack.enter_context(connect(config.cluster))
+
         close_killed_runs(folder, tracker)
         if config.train.replay_slots:
-            cluster = stack.enter_context(connect(config.cluster))
+            from pipeline.stages.replay import replay
+
             context = RunContext(config, folder, cluster, tracker, "", progress, StopRequest(progress), datasets)
             replay(context, config.train.replay_slots)
             return
         folder.config.write_text(dump_config(without_password(config)))
         progress.say(f"{config.name}: in {folder.path}; {describe_store(tracker.store)}")
         parent = stack.enter_context(parent_run(tracker, folder, config.name, progress.say))
-        cluster = stack.enter_context(connect(config.cluster))
         context = RunContext(config, folder, cluster, tracker, parent, progress, StopRequest(progress), datasets)
-        take_resources(context)
-        Execution(context).run()
+        execution = Execution(context)
+        execution.skip_finished()
+        take_resources(context, {branch.stage_name for branch in execution.waiting.values()})
+        execution.run()
 
 
-def take_resources(context: RunContext) -> None:
-    """Check that every stage fits on the cluster; report its resources and idle GPUs. Raises `ClusterError`."""
-    taken = {name: context.resources(stage) for name, stage in on_workers(context.config).items()}
+def take_resources(context: RunContext, stages: Collection[str]) -> None:
+    """Check that those of these stages that need workers fit on the cluster; report its resources and idle GPUs.
+
+    Does not connect if none does. Raises `ClusterError`, or `ConfigError` if workers would get no sample of a batch.
+    """
+    asked = {name: stage for name, stage in on_workers(context.config).items() if name in stages}
+    if not asked:
+        return
+    taken = {name: context.resources(stage) for name, stage in asked.items()}
     for name, resources in taken.items():
         context.cluster.require(resources, f"stages.{name}")
+        require_samples(name, asked[name], resources.max_workers)
     for resources in dict.fromkeys(taken.values()):
         context.say(context.config.name, context.cluster.offer(resources))
     if idle := context.cluster.idle_gpus(taken.values()):
         context.say(context.config.name, idle)
+
+
+def require_samples(name: str, stage: StageConfig, workers: int) -> None:
+    """Raise `ConfigError` if a training stage may get more workers than a batch has samples."""
+    if isinstance(stage, TrainStage) and stage.global_batch_size < workers:
+        raise ConfigError(
+            f"stages.{name}.global_batch_size: {stage.global_batch_size} samples cannot be shared by {workers} "
+            "workers; use at least one per worker"
+        )
 
 
 def without_password(config: PipelineConfig) -> PipelineConfig:

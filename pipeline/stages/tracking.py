@@ -15,7 +15,6 @@ from pipeline.cluster.usage import FOLDER as SYSTEM
 from pipeline.errors import TrackingError
 from pipeline.periodic import Periodic
 from pipeline.report.files import read_lines
-from pipeline.report.plots import save_plots
 from pipeline.stages.context import RunContext
 from pipeline.stages.folder import StageFolder, Status
 from pipeline.stages.stage_run import StageRun
@@ -88,6 +87,8 @@ class StageTracking:
 
         May be called again after a failure: nothing appears twice.
         """
+        from pipeline.report.plots import save_plots  # imports matplotlib, which a run that delivers nothing can spare
+
         self._begin().send()
         status, tracker, run_id = self.status, self._tracker, str(self.status.mlflow_run_id)
         track_restarts(tracker, run_id, self._folder)

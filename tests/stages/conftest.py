@@ -111,7 +111,7 @@ def context(config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     cluster, progress = Cluster("this machine", list), Progress()
     return RunContext(
-        config, RunFolder(Path("runs/quick")), cluster, tracker, "parent", progress, StopRequest(progress)
+        config, RunFolder(Path("runs/quick")), lambda: cluster, tracker, "parent", progress, StopRequest(progress)
     )
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from pipeline.config.load import dump_config, parse_config
 from pipeline.config.schema import PipelineConfig
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.stages.context import RunContext
 from pipeline.stages.folder import FINISHED, RunFolder, Status
-from pipeline.stages.run import parent_run, require_same_pipeline, without_password
+from pipeline.stages.run import parent_run, require_same_pipeline, require_samples, take_resources, without_password
 from pipeline.tracking.runs import Tracker
 
 
@@ -60,3 +61,20 @@ def test_no_password_of_the_store_is_kept_with_a_run(raw: dict[str, Any], monkey
     kept = dump_config(without_password(parse_config(raw, "c")))
     assert "hunter2" not in kept
     assert "postgresql://me:***@host/db" in kept
+
+
+def test_stages_that_need_no_workers_need_no_cluster(context: RunContext) -> None:
+    def connect() -> Any:
+        raise AssertionError("connected")
+
+    context.connect = connect
+    take_resources(context, {"export"})
+    with pytest.raises(AssertionError, match="connected"):
+        take_resources(context, {"export", "larger"})
+
+
+def test_every_worker_needs_a_sample_of_a_batch(config: PipelineConfig) -> None:
+    batch = config.stages["larger"].global_batch_size  # type: ignore[attr-defined]
+    require_samples("larger", config.stages["larger"], batch)
+    with pytest.raises(ConfigError, match=rf"^stages.larger.global_batch_size: {batch} samples cannot be shared by"):
+        require_samples("larger", config.stages["larger"], batch + 1)

@@ -11,7 +11,6 @@ from pipeline.checkpoints.manifest import Manifest
 from pipeline.checkpoints.selection import Selection, committed, course
 from pipeline.checkpoints.storage import open_storage
 from pipeline.config.train_stage import TrainStage
-from pipeline.errors import ConfigError
 from pipeline.models.bundle import Preprocess, load_bundle
 from pipeline.models.model_spec import ModelSpec
 from pipeline.shards.urls import is_local, local_path
@@ -45,13 +44,6 @@ class TrainSetup:
         self.spec: ModelSpec = stage_spec(branch, len(self.classes), parent, teacher.spec if teacher else None)
         if teacher:
             check_teacher(branch, self.spec, self.classes, teacher.spec, teacher.classes)
-
-        workers = context.resources(self.stage).max_workers
-        if self.stage.global_batch_size < workers:
-            raise ConfigError(
-                f"stages.{branch.stage_name}.global_batch_size: {self.stage.global_batch_size} samples cannot be "
-                f"shared by {workers} workers; use at least one per worker"
-            )
 
     @cached_property
     def preprocess(self) -> Preprocess:
