@@ -55,15 +55,16 @@ class Tokenizer:
     def check(self, source: str) -> None:
         """Raises `ModelError`, naming the source, if this is no tokenizer, adds no end token or leaves text no room."""
         try:
-            ids = self._plain.encode("").ids
+            ids, example = self._plain.encode("").ids, self._plain.encode("a")
         except Exception as error:  # the library raises nothing more specific
             raise ModelError(
                 f"{source}: not a tokenizer.json ({error}); give the file of a tokenizer of the `tokenizers` library"
             ) from None
-        if not ids:
+        if not ids or example.ids.index(ids[-1]) < len(example.ids) - 1:
             raise ModelError(
-                f"{source}: its tokenizer puts no end token after a text, where the text's embedding is read; give it "
-                "a post-processor such as TemplateProcessing"
+                f"{source}: its tokenizer does not end each text with a token that is nowhere else, at which the "
+                f"text's embedding is read (it reads 'a' as {' '.join(example.tokens)}); give it a post-processor such "
+                "as TemplateProcessing"
             )
         if len(ids) >= self.length:
             raise ModelError(

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.text.tokenizer import PADDING, Tokenizer
-from pipeline.text.training import train_tokenizer
+from pipeline.text.training import END, START, train_tokenizer
 
 CAPTIONS = ["a red ankle boot", "a blue dress", "ein großer Schuh"] * 5
 
@@ -58,6 +58,28 @@ def test_what_is_no_tokenizer_is_refused() -> None:
     from tokenizers import processors
 
     library.post_processor = processors.ByteLevel()
-    with pytest.raises(ModelError, match=r"^f: its tokenizer puts no end token after a text"):
+    with pytest.raises(ModelError, match=r"^f: its tokenizer does not end each text .* \(it reads 'a' as Ġa\);"):
         Tokenizer(library.to_str(), 8).check("f")
     trained(3).check("f")
+
+
+@pytest.mark.parametrize(
+    ("form", "fault"),
+    [
+        (f"{START} $A", True),  # as Llama's: all texts would be read at the start token, before their words
+        (f"{END} $A {END}", True),
+        (f"$A {END}", False),
+    ],
+)
+def test_texts_are_read_at_a_token_that_only_ends_them(form: str, fault: bool) -> None:
+    from tokenizers import processors
+
+    library = trained()._plain
+    tokens = [(token, library.token_to_id(token)) for token in (START, END) if token in form]
+    library.post_processor = processors.TemplateProcessing(single=form, special_tokens=tokens)
+    tokenizer = Tokenizer(library.to_str(), 8)
+    if fault:
+        with pytest.raises(ModelError, match=r"^f: its tokenizer does not end each text with a token that is nowhere"):
+            tokenizer.check("f")
+    else:
+        tokenizer.check("f")

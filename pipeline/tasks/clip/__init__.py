@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pipeline.config.section import Positive, Section
 from pipeline.config.text import TokenizerConfig
+from pipeline.errors import ModelError
 from pipeline.metrics.retrieval import RETRIEVAL
 from pipeline.metrics.schema import Schema
 from pipeline.models.heads.text_tower.shape import IMAGE, TEMPERATURE, TEXT, tower_flops
@@ -66,9 +67,8 @@ class Task(BaseTask):
         """Raises `ModelError` if the tokenizer file is not a tokenizer."""
         width, text = self.embedding_dim or backbone.embed_dim, self.text
         dim = text.dim or backbone.embed_dim
-        file = self.tokenizer.file
         options = {
-            "tokens": self.tokenizer.size if file is None else load_tokenizer(Path(file), text.length).size,
+            "tokens": self._num_tokens(),
             "length": text.length,
             "dim": dim,
             "depth": text.depth or backbone.depth,
@@ -82,6 +82,14 @@ class Task(BaseTask):
             TEXT: HeadSpec("text_tower", width, options),
             TEMPERATURE: HeadSpec("temperature", 0, temperature),
         }
+
+    def _num_tokens(self) -> int:
+        if self.tokenizer.file is None:
+            return self.tokenizer.size
+        try:
+            return load_tokenizer(Path(self.tokenizer.file), self.text.length).size
+        except ModelError as error:
+            raise ModelError(f"tokenizer.file: {error}") from None
 
     def forward_flops(self, spec: ModelSpec, image_size: Pair, patch: Pair) -> int:
         """Operations for one image and its caption."""

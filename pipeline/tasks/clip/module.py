@@ -75,8 +75,8 @@ class Clip(TaskModule):
         return F.normalize(self.model.get_submodule(TEXT)(tokens, self.tokenizer.end).float(), dim=-1)
 
     def embed_sentences(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors fp32 [texts, E]."""
-        tokens = torch.from_numpy(self.tokenizer.encode(texts))
+        """Unit vectors fp32 [texts, E]; white space counts as in captions."""
+        tokens = torch.from_numpy(self.tokenizer.encode([" ".join(text.split()) for text in texts]))
         return self.embed_texts(tokens.to(next(self.model.parameters()).device))
 
     def exported(self) -> nn.Module:
