@@ -77,10 +77,7 @@ def stage_data(
         meanings = {name: class_meanings(name, datasets[name].config, kind, own[name]) for name in own}
         labels[kind] = stage_labels(own, meanings, data, where, target_kind(kind).least_classes)
     classes = next((labelling.classes for labelling in labels.values()), [])
-    try:
-        task_of(task).check_classes(classes)
-    except ModelError as error:
-        raise ConfigError(f"{where}.task.{error}") from None
+    check_task(task, classes, where)
 
     def targets(name: str, *, val: bool = False) -> dict[str, Target]:
         maps = {kind: found.val if val else found.train[name] for kind, found in labels.items()}
@@ -94,6 +91,14 @@ def stage_data(
         return train, None, classes
     val = datasets[data.val]
     return train, Source(data.val, val.index, val.config, data.augment, 1, targets(data.val, val=True)), classes
+
+
+def check_task(task: TaskConfig, classes: Sequence[str], where: str) -> None:
+    """Raise ConfigError for settings of a task that do not fit the class names; `where` is the stage's dotted path."""
+    try:
+        task_of(task).check_classes(classes)
+    except ModelError as error:
+        raise ConfigError(f"{where}.task.{error}") from None
 
 
 def class_meanings(name: str, dataset: DatasetConfig, kind: str, names: Sequence[str]) -> list[str | None]:

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.bundle import Bundle, load_bundle
 from pipeline.shards.bad_samples import TEST
 from pipeline.shards.named_sets import NamedSet
-from pipeline.stages.data import check_classes
+from pipeline.stages.data import check_classes, check_task
 from pipeline.stages.evaluation_task import evaluated_data, evaluated_task
 from pipeline.stages.standalone import COMMAND, bundle_of, dataset_of, folders, results_of
 from pipeline.train.evaluate import NAME, evaluate_worker
@@ -54,6 +54,7 @@ def evaluate_models(
         labelled, classes = evaluated_data(data.name, dataset, task)
         for reference, model in described.items() if classes and not task.names_classes else ():
             check_classes(COMMAND, data.name, classes, reference, model.spec.num_classes, model.classes)
+        check_task(task, classes, COMMAND)
         job = EvaluateJob(
             folder=folder,
             models={reference: path.absolute() for reference, path in models.items()},

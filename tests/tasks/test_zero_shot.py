@@ -5,9 +5,11 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.config.task import task_class
+from pipeline.errors import ConfigError
 from pipeline.models import MiniViT
 from pipeline.models.bundle import Preprocess
 from pipeline.models.variants import build_backbone
+from pipeline.stages.data import check_task
 from pipeline.tasks.zero_shot.module import ZeroShot
 from pipeline.text.training import train_tokenizer
 
@@ -48,3 +50,11 @@ def test_it_is_judged_as_a_classifier(module: ZeroShot) -> None:
 def test_a_template_has_one_place_for_the_name(template: str) -> None:
     with pytest.raises(ValidationError, match=r"write \{\} once, where the class name belongs"):
         task_class("zero_shot")(templates=[template])
+
+
+def test_a_name_of_no_class_is_refused() -> None:
+    """Its class would silently keep its own name in prompts."""
+    task = task_class("zero_shot")(**SETTINGS)
+    check_task(task, CLASSES, "stages.name")
+    with pytest.raises(ConfigError, match=r"^stages.name.task.names: 'Boot' is not among the 2 classes"):
+        check_task(task, ["Boots", "Dress"], "stages.name")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from pipeline.config.fields import allowed
 from pipeline.errors import ModelError
 from pipeline.metrics.accuracy import CLASSIFICATION
 from pipeline.metrics.schema import Schema
@@ -42,6 +43,13 @@ class Task(BaseTask):
             if template.count("{}") != 1:
                 raise ValueError(f"found {template!r}; write {{}} once, where the class name belongs")
         return templates
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        if unknown := next((name for name in self.names if name not in classes), None):
+            raise ModelError(
+                f"names: {unknown!r} is not among the {len(classes)} classes of the data; "
+                f"{allowed(unknown, classes[:100])}"
+            )
 
     def lacks(self) -> str:
         return "type: found zero_shot, which cannot be trained; train with clip, and evaluate that as zero_shot"

@@ -11,7 +11,7 @@ from pipeline.config.paths import PathText
 from pipeline.config.section import Positive
 from pipeline.config.stage import StageConfig
 from pipeline.config.task import DEFAULT, AnyTask, TaskConfig, task_class
-from pipeline.stages.data import check_background, check_classes, evaluated_classes
+from pipeline.stages.data import check_background, check_classes, check_task, evaluated_classes
 from pipeline.stages.evaluation_task import evaluated_data, evaluated_task
 from pipeline.stages.findings import Checks
 from pipeline.stages.inputs import VERSION, settings, source_inputs, without_none
@@ -80,6 +80,8 @@ class Evaluation(StageType):
                 checks.need(stage.data, task.targets)
                 found = known_classes(checks, stage.data, task.targets)
                 classes = None if task.names_classes else found
+                if found:
+                    check_task(task, found, where)
         for name, model in models:
             with checks.noting():
                 check_background(stage.data, checks.config.datasets[stage.data], name, model.background)

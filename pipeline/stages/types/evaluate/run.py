@@ -10,7 +10,7 @@ from pipeline.models.bundle import load_bundle
 from pipeline.shards.bad_samples import TEST, quarantine_files
 from pipeline.stages.bad_sample_report import manifests, report_bad_samples
 from pipeline.stages.context import RunContext
-from pipeline.stages.data import check_background, check_classes, data_read
+from pipeline.stages.data import check_background, check_classes, check_task, data_read
 from pipeline.stages.evaluation_task import evaluated_data, evaluated_task, tracked_measures
 from pipeline.stages.folder import Status
 from pipeline.stages.measuring import MeasuringRun
@@ -41,6 +41,7 @@ class EvaluateStageRun(MeasuringRun):
             if self.classes and not self.task.names_classes:
                 where, heads = f"stages.{self.id}", model.spec.num_classes
                 check_classes(where, self.stage.data, self.classes, name, heads, model.classes)
+        check_task(self.task, self.classes, f"stages.{self.id}")
 
     def inputs(self) -> dict[str, Any]:
         models = {source.name: source.digest for source in self.sources}
