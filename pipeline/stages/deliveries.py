@@ -1,8 +1,10 @@
-"""What MLflow gets of finished stages, at once or, if the store fails, later."""
+"""What MLflow gets of finished stages, meanwhile or, if the store fails, later."""
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 
 from pipeline.errors import TrackingError
 from pipeline.stages.context import RunContext
@@ -12,14 +14,33 @@ RETRY_S = 2.0  # between attempts to deliver to MLflow
 
 
 class Deliveries:
-    """Keeps the finished stages whose record in MLflow is incomplete."""
+    """Sends the rest of finished stages in a thread of its own, and keeps those whose record is incomplete.
+
+    The next stage need not wait for plots and models. Use it as a context manager, which ends once all have been sent.
+    """
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
         self.undelivered: dict[str, StageTracking] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deliveries")  # in order: an export needs its model's
+        self._sent: list[Future[None]] = []
+
+    def __enter__(self) -> Deliveries:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown()
 
     def deliver(self, tracking: StageTracking) -> None:
         """Send MLflow the rest of a finished stage; if that fails, `complete` retries."""
+        self._sent.append(self._thread.submit(self._send, tracking))
+
+    def wait(self) -> None:
+        """Wait until the stages so far have been sent, or have failed to be."""
+        for sent in self._sent:
+            sent.result()
+
+    def _send(self, tracking: StageTracking) -> None:
         try:
             tracking.deliver()
         except TrackingError as error:
@@ -34,12 +55,13 @@ class Deliveries:
         Raises `TrackingError` if some of it is still undelivered after `tracking.wait_s`, or if the store refuses it
         although it answers before and after the attempt.
         """
+        self.wait()
         due, answered = time.monotonic() + self.context.config.tracking.wait_s, False
         while self.undelivered:
             waiting, self.undelivered = self.undelivered, {}
             for tracking in waiting.values():
                 if not self.undelivered:  # else the store has just failed, and later stages may need earlier ones
-                    self.deliver(tracking)
+                    self._send(tracking)
                 else:
                     self.undelivered[tracking.id] = tracking
             if not self.undelivered:

@@ -40,7 +40,8 @@ class Execution:
 
     def run(self) -> None:
         """Run until every branch has finished, one has failed, or a signal asks to stop."""
-        with self.stop, ThreadPoolExecutor(max_workers=max(len(self.waiting), 1), thread_name_prefix="stage") as pool:
+        workers = max(len(self.waiting), 1)
+        with self.stop, self.deliveries, ThreadPoolExecutor(workers, thread_name_prefix="stage") as pool:
             while self.running or (self.waiting and not self.failure and not self.stop.asked):
                 for branch in self._ready():
                     del self.waiting[branch.id]

@@ -38,7 +38,8 @@ def run_once(context: RunContext, branch: Branch, capsys: pytest.CaptureFixture[
     """Run a branch as a new `minivit run` does; returns what it says."""
     context.progress = Progress()  # made here, it speaks where this test listens
     context.parent_run_id = context.tracker.start("quick", run_id=None)
-    run_branch(context, branch, Deliveries(context))
+    with Deliveries(context) as deliveries:
+        run_branch(context, branch, deliveries)
     return capsys.readouterr().err
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -124,6 +126,22 @@ def test_a_stage_goes_on_without_its_store_and_tells_so_once(
     check_whole(context, one.status)
 
 
+def test_the_next_stage_does_not_wait_for_a_delivery(context: RunContext) -> None:
+    allowed, sent = threading.Event(), []
+
+    def send(number: int) -> None:
+        assert allowed.wait(60)
+        sent.append(number)
+
+    slow: list[Any] = [SimpleNamespace(deliver=partial(send, number)) for number in range(2)]
+    with Deliveries(context) as deliveries:
+        for tracking in slow:
+            deliveries.deliver(tracking)
+        assert not sent
+        allowed.set()
+    assert sent == [0, 1]
+
+
 def test_a_run_waits_for_its_store(
     context: RunContext, stage: Any, outage: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +149,7 @@ def test_a_run_waits_for_its_store(
     outage.append("all")
     one = tracking(context, stage)
     deliveries.deliver(one)
+    deliveries.wait()
     assert deliveries.undelivered == {"finer": one}
     attempts: list[int] = []
 
