@@ -37,6 +37,7 @@ WARM_UP_BATCHES = 6
 LANES, WINDOW = 16, 64
 CROP = AugmentConfig(crop="random_resized", flip=True)
 
+OURS = "ours", "ours_in_threads", "ours_with_masks"
 FIGURES = "images_per_s", "images_per_cpu_s"
 
 Loader = Callable[[ExitStack], Iterator[int]]  # yields the number of images of each batch
@@ -48,7 +49,7 @@ def measure(
     """Median images/s of every installed loader, over alternating rounds; each round restarts the loaders.
 
     Ours also reads `masks`, the same kind of images with class maps. Images per CPU-second are for machines with other
-    load.
+    load. Others' loaders that do not run, for example because a library is missing, are left out; `skipped` says why.
     """
     loaders: dict[str, Loader] = {
         "ours": partial(ours, index, image_size, workers),
@@ -64,10 +65,7 @@ def measure(
     ):
         if installed(package):
             loaders[name] = partial(peer, urls, image_size, workers, BATCH_SIZE)
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
-    plan = [(name, load) for _ in range(rounds) for name, load in loaders.items()]
-    for name, figures in track(((name, speed_of(load, seconds)) for name, load in plan), len(plan), "loaders", "runs"):
-        runs[name].append(figures)
+    runs, skipped = speeds_of(loaders, rounds, seconds)
     result: dict[str, Any] = {}
     for name, mine in runs.items():
         result[name] = {key: statistics.median(figures[key] for figures in mine) for key in FIGURES}
@@ -75,7 +73,26 @@ def measure(
             key: statistics.median(a[key] / b[key] for a, b in zip(runs["ours"], mine, strict=True)) for key in FIGURES
         }
         result[name]["rounds"] = [figures["images_per_s"] for figures in mine]
-    return result | {"settings": settings_of_run(index, image_size, workers)}
+    return result | {"skipped": skipped, "settings": settings_of_run(index, image_size, workers)}
+
+
+def speeds_of(
+    loaders: dict[str, Loader], rounds: int, seconds: float
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
+    """The speeds of each loader, by round, and the reasons why others' loaders do not run."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in loaders}
+    skipped: dict[str, str] = {}
+    plan = [name for _ in range(rounds) for name in loaders]
+    for name in track(iter(plan), len(plan), "loaders", "runs"):
+        if name in skipped:
+            continue
+        try:
+            runs[name].append(speed_of(loaders[name], seconds))
+        except (ImportError, OSError, RuntimeError) as error:
+            if name in OURS:
+                raise
+            skipped[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return {name: found for name, found in runs.items() if name not in skipped}, skipped
 
 
 def settings_of_run(index: DatasetIndex, image_size: int, workers: int) -> dict[str, Any]:

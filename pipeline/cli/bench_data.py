@@ -39,7 +39,7 @@ def loader(
 
     All read the same shards on the same cores and make batches of 64 random resized crops, half of them flipped.
     Without --shards, our loader also reads photographs with class maps of the same size. DALI takes part if nvidia-dali
-    is installed.
+    is installed; if it does not run, a line says why.
     """
     from pathlib import Path
 
@@ -55,7 +55,7 @@ def loader(
     if as_json:
         print_figures(result, as_json)
         return
-    settings = result.pop("settings")
+    settings, skipped = result.pop("settings"), result.pop("skipped")
     click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()))
     for name, found in result.items():
         faster = found["ours_is_faster_by"]
@@ -63,6 +63,8 @@ def loader(
             f"{name:24} {found['images_per_s']:9,.0f} images/s {found['images_per_cpu_s']:9,.0f} per CPU-second   "
             f"ours is {faster['images_per_s']:.2f} ({faster['images_per_cpu_s']:.2f} per CPU-second) x as fast"
         )
+    for name, reason in skipped.items():
+        click.echo(f"{name:24} skipped: {reason}")
 
 
 @click.command("memory")

@@ -37,7 +37,8 @@ BASELINE, PROGRESSIVE, SCAN, APP1 = {0xC0, 0xC1}, 0xC2, 0xDA, 0xE1
 JPEG_FRAME = struct.Struct(">BHHB")  # precision, height, width, components
 JPEG_MODES = {1: "L", 3: "RGB"}
 EXIF, BYTE_ORDERS = b"Exif\0\0", {b"II": "<", b"MM": ">"}
-MOST_ROWS_IN_A_BLOCK = 32  # of a JPEG: 8 rows, subsampled by up to 4
+JPEG_SAMPLING = JPEG_FRAME.size + 1  # offset in a frame of the first component's sampling factors; 3 bytes for each
+BLOCK = 8  # rows of a JPEG's block
 
 # Sizes are checked here; a warning per process would only repeat the check.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -192,12 +193,12 @@ def decode_jpeg(
         exact: use the slow, accurate DCT and chroma upsampling; otherwise libjpeg-turbo's fast ones.
     """
     _, height, width, _ = JPEG_FRAME.unpack_from(data, header.frame)
-    if rows is not None and header.sequential and rows + MOST_ROWS_IN_A_BLOCK < height:
-        # The decoder trusts the patched header and stops there.
-        height = -(-rows // MOST_ROWS_IN_A_BLOCK) * MOST_ROWS_IN_A_BLOCK
-        lower = bytearray(data)
-        lower[header.frame + 1 : header.frame + 3] = height.to_bytes(2, "big")
-        data = memoryview(lower)
+    if rows is not None and header.sequential:
+        enough = enough_rows(data, header, rows, shrink if exact else 0)
+        if enough < height:  # the decoder trusts the patched header and stops there
+            height, patched = enough, bytearray(data)
+            patched[header.frame + 1 : header.frame + 3] = height.to_bytes(2, "big")
+            data = memoryview(patched)
     smallest = {} if shrink == 1 else {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
     try:
         image: Pixels = simplejpeg.decode_jpeg(
@@ -211,6 +212,18 @@ def decode_jpeg(
     except ValueError:
         return None
     return image
+
+
+def enough_rows(data: Data, header: Header, rows: int, shrink: int) -> int:
+    """How far down to decode a JPEG so that its first `rows` stored rows are right, in whole blocks.
+
+    `shrink` is 0 unless chroma is upsampled accurately: by interpolation with the next row of the shrunk image.
+    """
+    start = header.frame + JPEG_SAMPLING
+    *_, components = JPEG_FRAME.unpack_from(data, header.frame)
+    factors = [both & 15 for both in bytes(data[start : start + 3 * components : 3])]
+    factor = max(*factors, 1, 1)  # damaged data may lack them
+    return -(-(rows + factor * shrink) // (BLOCK * factor)) * BLOCK * factor
 
 
 def decode_with_pillow(data: Data, channels: int, background: Color) -> Pixels:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import cv2
@@ -39,7 +40,24 @@ def test_every_loader_that_is_installed_is_measured(few) -> None:
     masks = photos.ensure_photos(Path(few.url), "500x375", workers=1, masks=True)
     result = loader.measure(few, masks, 32, workers=1, rounds=1, seconds=0.2)
     assert {"ours", "ours_with_masks", "ours_in_threads", "webdataset_pil", "webdataset_torchvision"} <= set(result)
-    for name in set(result) - {"settings"}:
+    assert not result["skipped"]
+    for name in set(result) - {"settings", "skipped"}:
         assert result[name]["images_per_s"] > 0
         assert result[name]["images_per_cpu_s"] > 0
     assert result["ours"]["ours_is_faster_by"] == {"images_per_s": 1.0, "images_per_cpu_s": 1.0}
+
+
+def test_a_half_installed_loader_is_skipped_with_the_reason(
+    few, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "nvidia" / "dali"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('libnvimgcodec.so:\\n no such file')")
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = loader.installed
+    monkeypatch.setattr(loader, "installed", lambda package: package == "nvidia.dali" and found(package))
+    result = loader.measure(few, None, 32, workers=1, rounds=2, seconds=0.1)
+    assert result["skipped"] == {"dali_cpu": "ImportError: libnvimgcodec.so: no such file"}
+    assert set(result) == {"ours", "ours_in_threads", "skipped", "settings"}
+    assert len(result["ours"]["rounds"]) == 2

@@ -6,7 +6,8 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import simplejpeg
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -23,6 +24,7 @@ from pipeline.images.decode import (
 
 RAMP = np.add.outer(np.arange(40) * 3, np.arange(60) * 2).astype(np.uint8)
 PHOTO = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)
+TALL = np.random.default_rng(0).integers(256, size=(300, 60, 3), dtype=np.uint8)
 
 
 def load(data: bytes, channels: int = 3) -> np.ndarray:
@@ -144,16 +146,29 @@ def test_the_quick_jpeg_header_leaves_the_unusual_to_others(encode) -> None:
     assert plain_jpeg_header(encode(PHOTO)) is None
 
 
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
-@given(rows=st.integers(1, 300))
-def test_a_jpeg_decoded_to_a_row_has_the_rows_above_it(encode, subsampling: int, rows: int) -> None:
-    photo = np.kron(PHOTO, np.ones((8, 2, 1), np.uint8))[:300]
-    data = encode(photo, "JPEG", subsampling=subsampling)
-    header = read_header(data)
-    whole = decode_jpeg(data, header, 3, exact=False)
-    upper = decode_jpeg(data, header, 3, rows=rows, exact=False)
-    assert rows <= len(upper) <= max(rows + 64, 300)
-    np.testing.assert_array_equal(upper[:rows], whole[:rows])
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("sampling", ["444", "422", "420", "440", "411", "Gray", "restart"])
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 300), shrink=st.sampled_from([1, 2, 4, 8]))
+@example(rows=64, shrink=1)
+@example(rows=13, shrink=4)
+def test_a_jpeg_decoded_to_a_row_has_the_rows_above_it(
+    encode, sampling: str, exact: bool, rows: int, shrink: int
+) -> None:
+    if sampling == "restart":
+        data = encode(TALL, "JPEG", restart_marker_rows=1)
+    else:
+        pixels = TALL[:, :, :1] if sampling == "Gray" else TALL
+        data = simplejpeg.encode_jpeg(
+            np.ascontiguousarray(pixels), 90, "GRAY" if sampling == "Gray" else "RGB", sampling
+        )
+    header, channels = read_header(data), 1 if sampling == "Gray" else 3
+    assert header.sequential
+    whole = decode_jpeg(data, header, channels, shrink=shrink, exact=exact)
+    upper = decode_jpeg(data, header, channels, shrink=shrink, rows=rows, exact=exact)
+    seen = -(-rows // shrink)
+    assert seen <= len(upper) <= min(rows + 64, 300) // shrink + 1
+    np.testing.assert_array_equal(upper[:seen], whole[:seen])
 
 
 @settings(deadline=None)
