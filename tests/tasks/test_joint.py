@@ -99,6 +99,33 @@ def test_micro_batches_do_not_show(task: BaseTask) -> None:
             torch.testing.assert_close(others[name], gradient, atol=1e-6, rtol=1e-4)
 
 
+def peak_of(module: JointModule, batch: Batch, parts: int) -> int:
+    """The most bytes that a step keeps for its backward pass at once."""
+    held, peak = 0, 0
+
+    class Saved:
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal held, peak
+            self.tensor = tensor
+            held += tensor.nbytes
+            peak = max(peak, held)
+
+        def __del__(self) -> None:
+            nonlocal held
+            held -= self.tensor.nbytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        step(module, batch, parts)
+    return peak
+
+
+@pytest.mark.parametrize("task", TASKS, ids=IDS)
+def test_memory_grows_with_the_micro_batch_and_not_with_the_global_batch(task: BaseTask) -> None:
+    module = module_of(task)
+    one = peak_of(module, batch_of(task, 8), 1)
+    assert peak_of(module, batch_of(task, 32), 4) < 1.2 * one < 0.6 * peak_of(module, batch_of(task, 32), 1)
+
+
 @pytest.mark.parametrize("task", TASKS, ids=IDS)
 def test_a_stand_in_is_no_sample(task: BaseTask) -> None:
     module, batch = module_of(task), batch_of(task)
