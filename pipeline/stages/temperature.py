@@ -1,4 +1,4 @@
-"""Reports a learned temperature that hits its bound during training."""
+"""Reports a learned temperature that hits a bound during training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Row = Mapping[str, float]
 
 
 class TemperatureWatch:
-    """Reports when the temperature reaches its bound and when it leaves it."""
+    """Reports when the temperature reaches a bound and when it leaves it."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell, self._bound = tell, False
@@ -24,9 +24,9 @@ class TemperatureWatch:
         bound = share > 0
         if bound and not self._bound:
             self._tell(
-                f"the learned scale has reached its bound {scale:.4g} at step {step:.0f}, which is usual late in "
-                "training; if it happens early, lower optimizer.lr"
+                f"the learned scale has reached a bound at step {step:.0f}, at {scale:.4g}; late in training the upper "
+                "one is usual, otherwise lower optimizer.lr"
             )
         elif self._bound and not bound:
-            self._tell(f"the learned scale has dropped below its bound at step {step:.0f}, to {scale:.4g}")
+            self._tell(f"the learned scale has left its bound at step {step:.0f}, for {scale:.4g}")
         self._bound = bound

@@ -11,7 +11,7 @@ def test_tells_of_a_bound_and_of_its_end_once() -> None:
     rows.insert(1, {"step": 5, "train/loss": 1.0})
     for row in rows:
         watch.look(row)
-    assert [sentence.partition(",")[0] for sentence in told] == [
-        "the learned scale has reached its bound 99 at step 10",
-        "the learned scale has dropped below its bound at step 30",
+    assert [sentence.partition(";")[0] for sentence in told] == [
+        "the learned scale has reached a bound at step 10, at 99",
+        "the learned scale has left its bound at step 30, for 90",
     ]

@@ -17,6 +17,7 @@ from pipeline.errors import ModelError
 from pipeline.metrics import retrieval
 from pipeline.metrics.collector import Collector
 from pipeline.models.bundle import Preprocess
+from pipeline.models.heads.temperature import LEAST
 from pipeline.models.heads.text_tower.shape import TEMPERATURE, TEXT
 from pipeline.models.minivit import MiniViT
 from pipeline.models.spec import Pair
@@ -29,7 +30,7 @@ class Clip(TaskModule):
     """Two encoders into one space. Targets: `tokens`, int32 [B, L], and `caption`, int64 [B], equal for equal texts.
 
     The loss is the sigmoid loss if the model has a bias for it. Sums are over steps: of the loss of the global batch,
-    of the scale, and of whether the scale was at its bound.
+    of the scale, and of whether the scale was at a bound.
     """
 
     coupled = True
@@ -57,7 +58,7 @@ class Clip(TaskModule):
         pairs = EmbeddedPairs(rows["images"], rows["texts"], rows["captions"], weights)
         loss = contrastive(self.loss_of_rows, pairs, shared["scale"], shared.get("bias"), ranks)
         scale, one = shared["scale"].detach(), loss.detach().new_ones(()) / ranks.count
-        bound = (scale >= 0.999 * self.most).float()
+        bound = ((scale >= 0.999 * self.most) | (scale <= 1.001 * LEAST)).float()
         return Coupled(loss, torch.stack([loss.detach(), scale * one, bound * one, one]).double())
 
     def evaluate(self, views: Tensors, targets: Tensors, weights: Tensor, keys: Tensors) -> Evaluated:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pipeline.models.heads.head import Head
     from pipeline.models.spec import HeadSpec, Pair, ViTSpec
 
+LEAST = 1.0  # lower bound of the scale
+
 
 class _Temperature(HeadKind):
     """Its options are `scale`, the initial scale, `most`, its upper bound, and `bias`, the initial bias.
@@ -22,8 +24,8 @@ class _Temperature(HeadKind):
 
     def check(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         scale, most = spec.options["scale"], spec.options["most"]
-        if not 1 <= scale <= most:
-            raise ModelError(f"temperature: found an initial scale of {scale:g}, expected 1 to {most:g}")
+        if not LEAST <= scale <= most:
+            raise ModelError(f"temperature: found an initial scale of {scale:g}, expected {LEAST:g} to {most:g}")
 
     def reads(self, spec: HeadSpec, backbone: ViTSpec) -> None:
         return None
