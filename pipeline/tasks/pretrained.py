@@ -67,9 +67,10 @@ class PretrainedMiniViT(MiniViT):
 
         Raises `DataError` for an unreadable image, `ModelError` for a model without a text encoder.
         """
-        pixels, _ = self._read(images)
+        pixels, sizes = self._read(images)
+        task = self.task_module()
         with torch.inference_mode():
-            return self.task_module().embed_images(pixels)
+            return task.embed_images(pixels) if sizes else task.embed_sentences([])  # as wide
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings fp32 [texts, E]. Raises `ModelError` for a model without a text encoder."""

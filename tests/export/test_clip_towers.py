@@ -112,6 +112,11 @@ def test_a_bundle_keeps_its_tokenizer(tmp_path: Path, images: Tensor) -> None:
         load_model(tmp_path / "out")
 
 
+def test_embeddings_of_nothing() -> None:
+    model = PretrainedMiniViT.from_bundle(bundle())
+    assert model.encode_image([]).shape == model.encode_text([]).shape == (0, 24)
+
+
 def test_white_space_counts_as_in_captions() -> None:
     model = PretrainedMiniViT.from_bundle(bundle())
     torch.testing.assert_close(*model.encode_text([" a  red\nboot", "a red boot"]), atol=0, rtol=0)
