@@ -128,7 +128,7 @@ class Bundle:
             save_tensors(draft / WEIGHTS, self.state)
             (draft / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
             if self.preprocess.tokenizer:
-                (draft / TOKENIZER).write_text(self.preprocess.tokenizer.content)
+                (draft / TOKENIZER).write_text(self.preprocess.tokenizer.content, encoding="utf-8")
             for file in draft.iterdir():
                 sync(file)
             _replace_folder(draft, place)
