@@ -3,6 +3,7 @@
 Most of the time that a job takes to start goes into imports: Ray, Ray Train, torch and DeepSpeed, again in each helper
 of Ray's and in each rank. Ray starts its workers by a command of our choice (`py_executable`), `fork_client.py`, which
 hands over the worker's program, environment and files; the fork then runs that program as if it had been started anew.
+Not on machines with GPUs: DeepSpeed asks CUDA when it is imported, which then does not work in a fork.
 """
 
 from __future__ import annotations
@@ -114,13 +115,10 @@ def preload() -> None:
     for name in PRELOADED:
         with suppress(ImportError):
             importlib.import_module(name)
-    from pipeline.cluster.resources import this_machine
+    with suppress(ImportError):
+        from pipeline.train.engine import import_deepspeed
 
-    if not this_machine().gpus:  # else DeepSpeed would ask CUDA, which does not work in a fork after that
-        with suppress(ImportError):
-            from pipeline.train.engine import import_deepspeed
-
-            import_deepspeed()
+        import_deepspeed()
     gc.collect()
     gc.freeze()  # a collection in a worker would otherwise copy the pages of all these objects
 

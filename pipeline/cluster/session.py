@@ -91,7 +91,7 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
             if address is None:
                 stack.enter_context(own_cluster(options, environment))
             else:
-                if address.startswith(LOOPBACK):
+                if address.startswith(LOOPBACK) and not this_machine().gpus:
                     environment["py_executable"] = stack.enter_context(ForkServer()).command
                 ray.init(address=address, runtime_env=environment, **options)
                 stack.callback(ray.shutdown)
@@ -113,13 +113,15 @@ def own_cluster(options: Mapping[str, Any], environment: Mapping[str, str]) -> I
     import ray
 
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
-    with ForkServer() as server:
+    machine = this_machine()
+    with ExitStack() as stack:
         try:
+            forking = {} if machine.gpus else {"py_executable": stack.enter_context(ForkServer()).command}
             ray.init(
                 address="local",
                 include_dashboard=False,
-                num_cpus=this_machine().cpus,
-                runtime_env={**environment, "py_executable": server.command},
+                num_cpus=machine.cpus,
+                runtime_env={**environment, **forking},
                 **options,
             )
         finally:

@@ -132,6 +132,7 @@ def test_a_cluster_started_here_outlives_signals_and_takes_the_usable_cpus(monke
     with pytest.raises(ConnectionError), own_cluster({}, {"working_dir": "empty"}):
         pass
     assert started["runtime_env"]["working_dir"] == "empty"
+    assert "fork_client.py" in started["runtime_env"]["py_executable"]
     assert {signal.SIGTERM, signal.SIGUSR1} <= started["blocked"]
     assert started["num_cpus"] == 1
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == former, "this process still gets them"
