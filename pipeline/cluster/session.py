@@ -11,13 +11,12 @@ import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from pipeline.cluster.fork_server import ForkServer
 from pipeline.cluster.reservations import Cluster, idle_gpus, no_gpu
 from pipeline.cluster.resources import Node, Resources, this_machine
 from pipeline.config.cluster import ClusterConfig, ResourcesConfig
@@ -39,8 +38,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Its workers would have no runtime environment, but those of a run do.
-    "RAY_prestart_worker_first_driver": "0",
 }
 
 
@@ -85,27 +82,29 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    with ExitStack() as stack:
-        try:
-            environment = runtime_environment(stack.enter_context(tempfile.TemporaryDirectory()))
+    try:
+        with tempfile.TemporaryDirectory() as empty:
+            options["runtime_env"] = runtime_environment(empty)
             if address is None:
-                stack.enter_context(own_cluster(options, environment))
+                start_here(options)
             else:
-                if address.startswith(LOOPBACK) and not this_machine().gpus:
-                    environment["py_executable"] = stack.enter_context(ForkServer()).command
-                ray.init(address=address, runtime_env=environment, **options)
-                stack.callback(ray.shutdown)
-        except Exception as error:  # a node that does not start in time is an Exception and nothing more
-            raise (no_start(error) if address is None else no_answer(address, error)) from None
+                ray.init(address=address, **options)
+    except Exception as error:  # a node that does not start in time is an Exception and nothing more
+        raise (no_start(error) if address is None else no_answer(address, error)) from None
+    try:
         if address is None:
             yield Cluster("this machine", own_nodes, shared=False)
         else:
             yield Cluster(address, answering_nodes)
+    finally:
+        if address is None:
+            end_here()
+        else:
+            ray.shutdown()
 
 
-@contextmanager
-def own_cluster(options: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[None]:
-    """A cluster on this machine whose daemons and ranks outlive the signals that stop a run, and its fork server.
+def start_here(options: Mapping[str, Any]) -> None:
+    """Start a cluster on this machine whose daemons and ranks outlive the signals that stop a run.
 
     SLURM, systemd and `kill -- -GROUP` send them to every process, but the run still has to commit. Signals that are
     blocked, unlike ignored ones, reach no handler that the processes install later. Ray itself blocks INT.
@@ -113,27 +112,14 @@ def own_cluster(options: Mapping[str, Any], environment: Mapping[str, str]) -> I
     import ray
 
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
-    machine = this_machine()
-    with ExitStack() as stack:
-        try:
-            forking = {} if machine.gpus else {"py_executable": stack.enter_context(ForkServer()).command}
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=machine.cpus,
-                runtime_env={**environment, **forking},
-                **options,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
-        try:
-            yield
-        finally:
-            end_here()
+    try:
+        ray.init(address="local", include_dashboard=False, num_cpus=this_machine().cpus, **options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def end_here() -> None:
-    """End the cluster that `own_cluster` started, with all its processes."""
+    """End the cluster that `start_here` started, with all its processes."""
     import ray
     from ray._private import worker
 

@@ -25,9 +25,9 @@ from pipeline.cluster.session import (
     connect,
     idle_gpus_here,
     no_answer,
-    own_cluster,
     require_answer,
     runtime_environment,
+    start_here,
 )
 from pipeline.config.cluster import ClusterConfig
 from pipeline.errors import ClusterError
@@ -106,10 +106,10 @@ def test_the_reason_is_one_line() -> None:
 def test_a_node_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray raises Exception itself where its processes take too long."""
 
-    def start(options: object, environment: object) -> None:
+    def start(options: object) -> None:
         raise Exception("The current node timed out during startup. This could happen because the raylet failed")
 
-    monkeypatch.setattr(session, "own_cluster", start)
+    monkeypatch.setattr(session, "start_here", start)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     refused = pytest.raises(
         ClusterError, match=r"^Ray did not start on this machine \(The current node timed out during"
@@ -129,10 +129,8 @@ def test_a_cluster_started_here_outlives_signals_and_takes_the_usable_cpus(monke
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
     former = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with pytest.raises(ConnectionError), own_cluster({}, {"working_dir": "empty"}):
-        pass
-    assert started["runtime_env"]["working_dir"] == "empty"
-    assert "fork_client.py" in started["runtime_env"]["py_executable"]
+    with pytest.raises(ConnectionError):
+        start_here({})
     assert {signal.SIGTERM, signal.SIGUSR1} <= started["blocked"]
     assert started["num_cpus"] == 1
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == former, "this process still gets them"

@@ -103,7 +103,6 @@ def test_killed_rank(joined: Any, kit: Any, shards: Path, stages: dict[str, Any]
     kit.wait_until(
         lambda: any(row["step"] >= KILLED_FROM for row in joined.rows("rank", "pretrain")), process, TIMEOUT_S
     )
-    assert all("pipeline.cluster.fork_server" in rank.parent().cmdline() for rank in ranks), "they import by themselves"
     os.kill(ranks[1].pid, signal.SIGKILL)
     _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, stderr
