@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from pipeline.bench.processes import cpu_seconds
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.training import ResolutionConfig
 from pipeline.config.views import IMAGE
+from pipeline.cpus import usable_cpus
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.parallel import track
 from pipeline.stream.batch_plan import TrainBatchPlan
@@ -100,7 +100,7 @@ def settings_of_run(index: DatasetIndex, image_size: int, workers: int) -> dict[
         "image_size": image_size,
         "workers": workers,
         "batch_size": BATCH_SIZE,
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": usable_cpus(),
         "samples": index.num_samples,
         "mean_kilobytes": round(int(index.sizes.sum()) / index.num_samples / 1000, 1),
     }
