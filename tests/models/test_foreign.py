@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
-from torch import nn
 
 from pipeline.config.data import PlainConfig
 from pipeline.errors import ModelError
@@ -30,25 +29,6 @@ def build(bundle: Bundle) -> MiniViT:
     model = MiniViT.from_spec(bundle.spec, init="torch").eval()
     model.load_state_dict(bundle.state)
     return model
-
-
-@pytest.fixture
-def cached_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], nn.Module]:
-    """Puts random weights of a timm model where the hub's client keeps what it downloaded, and cuts the network off."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    def cache(name: str) -> nn.Module:
-        model = timm.create_model(name).eval()
-        repository = tmp_path / "hub" / f"models--{model.pretrained_cfg['hf_hub_id'].replace('/', '--')}"
-        (repository / "refs").mkdir(parents=True)
-        (repository / "refs" / "main").write_text("0" * 40)
-        snapshot = repository / "snapshots" / ("0" * 40)
-        snapshot.mkdir(parents=True)
-        save_file(model.state_dict(), snapshot / "model.safetensors")
-        return model
-
-    return cache
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])

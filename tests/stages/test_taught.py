@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 from rich.console import Console
+from timm.data import ImageNetInfo
 
 from pipeline.config.load import parse_config
 from pipeline.config.train_stage import TrainStage
@@ -26,6 +29,7 @@ from pipeline.stages.planner import plan, read_statuses
 from pipeline.stages.preflight import preflight
 from pipeline.stages.resolve import dependencies, stage_branches
 from pipeline.stages.types.train.setup import TrainSetup
+from pipeline.tasks.task import task_of
 
 CLASSES = [f"class {number}" for number in range(10)]
 MICRO = build_spec("micro", image_size=28, channels=1, num_classes=10)
@@ -179,3 +183,52 @@ def test_a_student_from_an_export(raw: dict[str, Any], context: RunContext) -> N
     raw["stages"] = {"student": taught_by(raw, export("t"))["stages"]["student"]}
     finish(context, raw)
     assert (Path(context.config.runs_dir) / "quick" / "stages" / "student" / "model").is_dir()
+
+
+@pytest.mark.parametrize("signal", ["soft", "hard", "features"])
+def test_a_timm_model_teaches_by_its_own_preprocessing(
+    raw: dict[str, Any], context: RunContext, cached_weights: Callable[[str], Any], signal: str
+) -> None:
+    """The loss is the one from timm's model, given the images at its 160 px, normalised and with its class numbers."""
+    theirs, images = cached_weights("test_vit"), torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    numbers = list(range(990, -1, -110))
+    synsets = [ImageNetInfo().label_names()[number] for number in numbers]
+    for settings in raw["datasets"].values():
+        settings |= {"mean": [0.3, 0.4, 0.45], "std": [0.25, 0.2, 0.3], "classes": synsets}
+    raw["stages"] = {"student": taught_by(raw, "timm:test_vit", signal=signal, share=0.7)["stages"]["student"]}
+    raw["stages"]["student"]["model"] |= {"image_size": 32, "channels": 3}
+    context.config = parse_config(raw, "c")
+    context.datasets = open_datasets(context.config)
+    setup = TrainSetup(context, stage_branches(context.config)[0])
+    task, preprocess = setup._with_teacher().task, setup.preprocess
+    torch.manual_seed(0)
+    module = task_of(task).module(MiniViT.from_spec(setup.spec), setup.classes, preprocess).eval()
+
+    config = theirs.pretrained_cfg
+    assert (config["input_size"], setup.classes) == ((3, 160, 160), synsets if signal != "features" else [])
+    seen = F.interpolate(images / 255, (160, 160), mode="bicubic", antialias=True).clamp(0, 1)
+    seen = (seen - torch.tensor(config["mean"]).view(3, 1, 1)) / torch.tensor(config["std"]).view(3, 1, 1)
+    ours, labels = preprocess.normalise(images), torch.tensor([0, 1, 2, 1])
+    with torch.no_grad():
+        if signal == "features":
+            options = {"norm": False, "output_fmt": "NLC", "return_prefix_tokens": True, "intermediates_only": True}
+            [(patches, cls)] = theirs.forward_intermediates(seen, 1, **options)  # of the last layer
+            patches = patches.transpose(1, 2).unflatten(2, (10, 10))
+            patches = F.interpolate(patches, (8, 8), mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
+            guessed = module.head(module.model.forward_features(ours))
+            near = [
+                F.cosine_similarity(one, F.layer_norm(other, (64,)), dim=-1).mean(dim=1)
+                for one, other in ((guessed[:, 1:], patches), (guessed[:, :1], cls))
+            ]
+            expected = 1 - sum(near) / 2
+        else:
+            logits = theirs(seen)[:, numbers]
+            of_labels, of_teacher = module._logits(ours)
+            taught = F.cross_entropy(of_teacher, logits.argmax(dim=1), reduction="none")
+            if signal == "soft":
+                p, q = (logits / 3).softmax(dim=1), (of_teacher / 3).softmax(dim=1)
+                taught = 9 * (p * (p / q).log()).sum(dim=1)
+            expected = 0.3 * F.cross_entropy(of_labels, labels, reduction="none") + 0.7 * taught
+        targets = {"label": labels, "label_mix": labels, "label_share": torch.ones(4)}
+        found = module.loss({"image": ours}, targets, torch.ones(4), {})
+    torch.testing.assert_close(found.losses, expected.sum()[None], atol=1e-5, rtol=1e-5)
