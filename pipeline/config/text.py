@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from pipeline.config.paths import PathText
 from pipeline.config.section import Positive, Section
 
+CAPTIONS = 200_000
+
 
 class TokenizerConfig(Section):
     """A `tokenizer.json`, or byte-level BPE of a size trained on the run's captions; a plain string is the file."""
@@ -18,8 +20,14 @@ class TokenizerConfig(Section):
         description="a tokenizer.json of the `tokenizers` library; default: that of the model it starts from, else one "
         "trained on the captions",
     )
-    size: Annotated[int, Field(ge=258)] = Field(default=8192, description="number of tokens; 256 of them are the bytes")
-    captions: Positive = Field(default=200_000, description="maximum number of samples whose captions it is trained on")
+    size: Annotated[int, Field(ge=258)] | None = Field(
+        default=None,
+        description="number of tokens; 256 of them are the bytes; default: as many as the model it starts from, else "
+        "8192",
+    )
+    captions: Positive = Field(
+        default=CAPTIONS, description="maximum number of samples whose captions it is trained on"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -28,6 +36,6 @@ class TokenizerConfig(Section):
 
     @model_validator(mode="after")
     def file_or_trained(self) -> Self:
-        if self.file is not None and self.model_fields_set & {"size", "captions"}:
+        if self.file is not None and (self.size is not None or self.captions != CAPTIONS):
             raise ValueError("size: the file already has a size; leave out size and captions, or the file")
         return self

@@ -17,6 +17,7 @@ from pipeline.config.schema import PipelineConfig
 from pipeline.config.stage import StageConfig
 from pipeline.config.train_stage import TrainStage
 from pipeline.errors import ConfigError, ModelError
+from pipeline.models.heads import head_kind
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import FIXED_FIELDS, Pair, ViTSpec, Windows, as_pair, whole_patches
 from pipeline.models.variants import TOKEN_FIELDS, build_backbone
@@ -128,7 +129,7 @@ def stage_spec(
         section = "" if str(error).startswith("model.") else "model."
         raise ConfigError(f"{where}.{section}{error}") from None
     try:
-        spec = task.model_spec(backbone, num_classes, teacher)
+        spec = (task.starting_from(source) if source else task).model_spec(backbone, num_classes, teacher)
     except ModelError as error:
         section = "" if str(error).startswith(("model.", "task.")) else "task."
         raise ConfigError(f"{where}.{section}{error}") from None
@@ -262,10 +263,21 @@ def describe_surgery(before: ModelSpec, after: ModelSpec) -> list[str]:
         "tokens": (_tokens(source), _tokens(target)),
     }
     found = [f"{what} {old} -> {new}" for what, (old, new) in changes.items() if old != new]
-    kept = {name for name, head in after.heads.items() if name in before.heads and before.heads[name].kind == head.kind}
+    kept = {name for name in after.heads if _kept(before, after, name)}
     for heads, what in ((before.heads, "dropped"), (after.heads, "new")):
         found += [f"head {name} ({head.kind}) {what}" for name, head in heads.items() if name not in kept]
     return found
+
+
+def _kept(before: ModelSpec, after: ModelSpec, name: str) -> bool:
+    """Whether a surgery copies a head or at least those of its tensors that have no row per class."""
+    if name not in before.heads or before.heads[name].kind != after.heads[name].kind:
+        return False
+    old, new = before.heads[name], after.heads[name]
+    kind = head_kind(new.kind)
+    if kind.class_tensors(new):
+        old = dataclasses.replace(old, outputs=new.outputs)
+    return kind.num_parameters(old, before.backbone) == kind.num_parameters(new, after.backbone)
 
 
 def _position_change(source: ViTSpec, target: ViTSpec) -> str:

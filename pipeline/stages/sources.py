@@ -117,6 +117,16 @@ def other_normalisation(source: Preprocess, stage: Preprocess) -> str | None:
     )
 
 
+def other_tokenizer(source: Preprocess, stage: Preprocess) -> str | None:
+    """A sentence if both models read texts, but with different tokenizers."""
+    if not (source.tokenizer and stage.tokenizer) or source.tokenizer.content == stage.tokenizer.content:
+        return None
+    return (
+        f"its source's tokenizer has {source.tokenizer.size} tokens, but it reads texts with another, of "
+        f"{stage.tokenizer.size}, which its text tower has to learn anew: see `task.tokenizer`"
+    )
+
+
 def best_branch(context: RunContext, stage_id: str, branch_ids: list[str]) -> str:
     """The branch that is best in validation. Raises ConfigError if one has no validation."""
     statuses = {branch_id: context.folder.stage(branch_id).status() for branch_id in branch_ids}

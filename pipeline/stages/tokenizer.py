@@ -12,8 +12,9 @@ from pipeline.config.text import TokenizerConfig
 from pipeline.errors import ConfigError
 from pipeline.files import write_whole
 from pipeline.models.bundle import TOKENIZER, Preprocess
-from pipeline.models.heads.text_tower.shape import text_length
+from pipeline.models.heads.text_tower.shape import TEXT, text_length
 from pipeline.models.model_spec import ModelSpec
+from pipeline.models.spec import HeadSpec
 from pipeline.shards.scan import scan_shard
 from pipeline.stream.source import Source
 from pipeline.targets.base import BadLabel
@@ -27,37 +28,33 @@ def stage_tokenizer(
 ) -> Tokenizer | None:
     """The tokenizer of a stage's model; None if it reads no texts. `parent` belongs to the model that it starts from.
 
-    Made once: a resumed stage finds it in its folder. Raises ConfigError, with the dotted path `where`, if an inherited
-    tokenizer has more tokens than the model, or if there are no captions to train one on.
+    Made once: a resumed stage finds it in its folder. Raises ConfigError, with the dotted path `where`, if there are no
+    captions to train one on.
     """
     length, config = text_length(spec.heads), task.tokenizing()
     if length is None or config is None:
         return None
     kept = folder / TOKENIZER
     if not kept.is_file():
-        made = _made(config, length, train, parent, where)
+        made = _made(config, spec.heads[TEXT], train, parent, where)
         write_whole(kept, lambda draft: draft.write_text(made.content, encoding="utf-8"))
     return load_tokenizer(kept, length)
 
 
 def _made(
-    config: TokenizerConfig, length: int, train: Sequence[Source], parent: Preprocess | None, where: str
+    config: TokenizerConfig, tower: HeadSpec, train: Sequence[Source], parent: Preprocess | None, where: str
 ) -> Tokenizer:
+    length = tower.options["length"]
     if config.file is not None:
         return load_tokenizer(Path(config.file), length)
     if parent is not None and parent.tokenizer is not None:
-        if parent.tokenizer.size > config.size:
-            raise ConfigError(
-                f"{where}.task.tokenizer.size: found {config.size}, but the model that the stage starts from has "
-                f"{parent.tokenizer.size} tokens; use that"
-            )
         return Tokenizer(parent.tokenizer.content, length)
     captions = list(captions_of(train, config.captions))
     if not captions:
         raise ConfigError(
             f"{where}.data: found no good caption to train a tokenizer on; `minivit shards verify` shows why"
         )
-    return train_tokenizer(captions, config.size, length)
+    return train_tokenizer(captions, tower.options["tokens"], length)
 
 
 def captions_of(sources: Sequence[Source], most: int) -> Iterator[str]:

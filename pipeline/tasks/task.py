@@ -6,7 +6,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from pydantic import ValidationError
 
@@ -48,6 +48,13 @@ class BaseTask(TaskConfig):
 
     def check(self, backbone: ViTSpec) -> None:
         """Raise ModelError for settings that the backbone does not support, in training or evaluation."""
+
+    def starting_from(self, source: ModelSpec) -> Self:
+        """The task with settings that it leaves out, such as a head's shape, taken from the model it starts from.
+
+        Raises ModelError, as `setting: sentence`, for settings that contradict that model.
+        """
+        return self
 
     def model_spec(self, backbone: ViTSpec, num_classes: int, teacher: ModelSpec | None = None) -> ModelSpec:
         """The model that the task trains; `teacher` is given if the task has `taught_by`.

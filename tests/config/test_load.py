@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.load import dump_config, load_config
+from pipeline.config.load import dump_config, load_config, parse_config
 from pipeline.config.paths import literal
 from pipeline.config.schema import PipelineConfig
 from pipeline.config.section import Duration
-from pipeline.config.yaml_text import to_yaml
+from pipeline.config.yaml_text import parse_yaml, to_yaml
 from pipeline.errors import ConfigError
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"]), max_size=20)
@@ -47,6 +47,13 @@ def test_a_dump_loads_back_equal(
     config = PipelineConfig.model_validate(raw)
     again = load_config(write(tmp_path, "dumped.yaml", dump_config(config)))
     assert again == config
+
+
+@pytest.mark.parametrize("tokenizer", ["words.json", {"size": 300}, {"captions": 10}, {}])
+def test_a_dumped_tokenizer_loads_back(raw: dict[str, Any], tokenizer: Any) -> None:
+    raw["stages"]["pretrain"]["task"] = {"type": "clip", "tokenizer": tokenizer}
+    config = PipelineConfig.model_validate(raw)
+    assert parse_config(parse_yaml(dump_config(config), "c"), "c") == config
 
 
 def test_overrides_apply_after_the_base(raw: dict[str, Any], tmp_path: Path) -> None:

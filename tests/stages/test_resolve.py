@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.config.load import parse_config
 from pipeline.config.schema import PipelineConfig
+from pipeline.config.task import task_class
 from pipeline.config.train_stage import TrainStage
 from pipeline.errors import ConfigError
 from pipeline.models import surgery
@@ -25,6 +26,7 @@ from pipeline.stages.resolve import (
     stage_spec,
 )
 from pipeline.tasks.classification import Task as Classification
+from pipeline.tasks.task import task_of
 
 NANO = build_spec("nano", image_size=28, channels=1, num_classes=10)
 
@@ -111,6 +113,26 @@ def test_heads_and_tokens_are_those_that_the_task_needs(config: PipelineConfig, 
         stage_spec(against, 0, source)
     assert str(caught.value) == (
         f"stages.{plain.stage_name}.model.mask_token: found false, but the task classification needs true; leave it out"
+    )
+
+
+def test_a_stage_goes_on_with_the_text_tower_of_its_source(raw: dict[str, Any]) -> None:
+    def spec(source: ModelSpec, **task: Any) -> ModelSpec:
+        raw["stages"]["larger"]["task"] = {"type": "clip", **task}
+        return stage_spec(branch(parse_config(raw, "c"), "larger"), 0, source)
+
+    text = {"length": 12, "dim": 32, "depth": 1, "num_heads": 2}
+    settings = {"embedding_dim": 24, "text": text, "tokenizer": {"size": 300}}
+    source = spec(NANO, **settings)
+    assert source.heads["text_tower"] == HeadSpec("text_tower", 24, {"tokens": 300, **text})
+    assert spec(source).heads == spec(source, **settings).heads == source.heads
+    longer = spec(source, text={"length": 20}, embedding_dim=16).heads["text_tower"]
+    assert longer == HeadSpec("text_tower", 16, {"tokens": 300, **text, "length": 20})
+    assert spec(source, text={"dim": 192}).heads["text_tower"].options["num_heads"] == 3
+    with pytest.raises(ConfigError) as caught:
+        spec(source, tokenizer={"size": 301})
+    assert str(caught.value).startswith(
+        "stages.larger.task.tokenizer.size: found 301, but the model that the stage starts from has 300 tokens; leave"
     )
 
 
@@ -243,6 +265,17 @@ def test_surgeries_name_what_changes() -> None:
         "windows none -> of 7 with one layer in 3 global",
         "pooling cls -> avg",
         "tokens cls -> cls+4 registers",
+    ]
+
+
+def test_a_head_of_another_shape_is_a_new_one() -> None:
+    def captions(**settings: Any) -> ModelSpec:
+        return task_of(task_class("clip")(**settings)).model_spec(NANO.backbone, 0)
+
+    assert describe_surgery(captions(), captions(max_scale=50)) == []
+    assert describe_surgery(captions(), captions(text={"length": 16})) == [
+        "head text_tower (text_tower) dropped",
+        "head text_tower (text_tower) new",
     ]
 
 

@@ -27,12 +27,19 @@ from pipeline.stages.folder import FINISHED, Status
 from pipeline.stages.inputs import VERSION, inputs_digest
 from pipeline.stages.progress import Progress
 from pipeline.stages.resolve import stage_branches, stage_spec
-from pipeline.stages.sources import describe_source, import_folder, other_normalisation, resolve_source
+from pipeline.stages.sources import (
+    describe_source,
+    import_folder,
+    other_normalisation,
+    other_tokenizer,
+    resolve_source,
+)
 from pipeline.stages.stage_type import stage_type
 from pipeline.stages.types.evaluate.run import EvaluateStageRun
 from pipeline.stages.types.export.run import ExportStageRun
 from pipeline.stages.types.report import ReportStageRun
 from pipeline.stages.types.train.setup import TrainSetup
+from pipeline.text.training import train_tokenizer
 from pipeline.train.seeds import stage_seed
 
 SPEC = build_spec("nano", image_size=28, channels=1, num_classes=10, depth=1)
@@ -215,6 +222,22 @@ def test_another_normalisation_than_the_sources_is_reported() -> None:
     told = other_normalisation(source, dataclasses.replace(source, background=(0, 0, 0)))
     assert told is not None
     assert "transparent pixels showing [255, 255, 255], but here they show [0, 0, 0]" in told
+
+
+def test_another_tokenizer_than_the_sources_is_reported() -> None:
+    none = Preprocess((0.5,), (0.5,), 1, (28, 28))
+    source, other = (
+        dataclasses.replace(none, tokenizer=train_tokenizer([word], size, 8))
+        for word, size in (("a", 258), ("bcd", 260))
+    )
+    told = other_tokenizer(source, other)
+    assert told is not None
+    assert told.startswith("its source's tokenizer has 258 tokens, but it reads texts with another, of 260, which")
+    assert source.tokenizer is not None
+    longer = dataclasses.replace(source.tokenizer, length=16)
+    assert other_tokenizer(source, dataclasses.replace(source, tokenizer=longer)) is None
+    assert other_tokenizer(source, none) is None
+    assert other_tokenizer(none, other) is None
 
 
 def test_an_export_stage_writes_its_formats(context: RunContext) -> None:

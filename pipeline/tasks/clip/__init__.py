@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -26,14 +26,17 @@ if TYPE_CHECKING:
     from pipeline.tasks.base import TaskModule
 
 SCALES = {"softmax": 1 / 0.07, "sigmoid": 10.0}  # initial values, as in the papers
+TOKENS, LENGTH = 8192, 32
 SIGMOID_BIAS = -10.0  # so that the many negatives do not dominate the first steps
 
 
 class TextTowerConfig(Section):
-    """The transformer that encodes captions."""
+    """The transformer that encodes captions; unset fields are those of the model that the stage starts from, if any."""
 
-    length: Annotated[int, Field(ge=3)] = Field(
-        default=32, description="tokens per text, including the first and last special ones; longer texts are truncated"
+    length: Annotated[int, Field(ge=3)] | None = Field(
+        default=None,
+        description="tokens per text, including the first and last special ones; longer texts are truncated; "
+        "default: 32",
     )
     dim: Positive | None = Field(default=None, description="width; default: the image encoder's")
     depth: Positive | None = Field(default=None, description="layers; default: the image encoder's")
@@ -41,7 +44,10 @@ class TextTowerConfig(Section):
 
 
 class Task(BaseTask):
-    """Adds a text tower to the image encoder; retrieval recall between images and texts selects models."""
+    """Adds a text tower to the image encoder; retrieval recall between images and texts selects models.
+
+    A stage that starts from a model with a text tower keeps its tokenizer and the shape of all heads, unless set.
+    """
 
     targets: ClassVar[tuple[str, ...]] = ("text",)
     pipeline_tag: ClassVar[str] = "zero-shot-image-classification"
@@ -52,7 +58,8 @@ class Task(BaseTask):
     loss: Literal["softmax", "sigmoid"] = Field(default="softmax", description="CLIP's, or SigLIP's")
     embedding_dim: Positive | None = Field(
         default=None,
-        description="width of the embeddings by which images and texts are compared; default: the image encoder's",
+        description="width of the embeddings by which images and texts are compared; default: that of the model it "
+        "starts from, else the image encoder's",
     )
     text: TextTowerConfig = TextTowerConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -63,13 +70,34 @@ class Task(BaseTask):
     def tokenizing(self) -> TokenizerConfig:
         return self.tokenizer
 
+    def starting_from(self, source: ModelSpec) -> Self:
+        tower = source.heads.get(TEXT)
+        if tower is None:
+            return self
+        tokens, text = tower.options["tokens"], {name: tower.options[name] for name in TextTowerConfig.model_fields}
+        if self.tokenizer.file is None and self.tokenizer.size not in (None, tokens):
+            raise ModelError(
+                f"tokenizer.size: found {self.tokenizer.size}, but the model that the stage starts from has {tokens} "
+                "tokens; leave size out to keep them, or name another tokenizer as tokenizer.file, for which its text "
+                "tower is initialised anew"
+            )
+        if self.text.dim not in (None, text["dim"]):
+            del text["num_heads"]  # its default follows dim
+        inherited: dict[str, Any] = {
+            "embedding_dim": self.embedding_dim or tower.outputs,
+            "text": TextTowerConfig(**text | self.text.model_dump(exclude_none=True)),
+        }
+        if self.tokenizer.file is None:
+            inherited["tokenizer"] = self.tokenizer.model_copy(update={"size": tokens})
+        return self.model_copy(update=inherited)
+
     def heads(self, backbone: ViTSpec, num_classes: int) -> dict[str, HeadSpec]:
         """Raises `ModelError` if the tokenizer file is not a tokenizer."""
         width, text = self.embedding_dim or backbone.embed_dim, self.text
         dim = text.dim or backbone.embed_dim
         options = {
             "tokens": self._num_tokens(),
-            "length": text.length,
+            "length": text.length or LENGTH,
             "dim": dim,
             "depth": text.depth or backbone.depth,
             "num_heads": text.num_heads or max(dim // 64, 1),
@@ -85,9 +113,9 @@ class Task(BaseTask):
 
     def _num_tokens(self) -> int:
         if self.tokenizer.file is None:
-            return self.tokenizer.size
+            return self.tokenizer.size or TOKENS
         try:
-            return load_tokenizer(Path(self.tokenizer.file), self.text.length).size
+            return load_tokenizer(Path(self.tokenizer.file), self.text.length or LENGTH).size
         except ModelError as error:
             raise ModelError(f"tokenizer.file: {error}") from None
 

@@ -25,7 +25,7 @@ from pipeline.stages.enlarged_views import enlarged_views
 from pipeline.stages.folder import Status
 from pipeline.stages.jobs import StageJob
 from pipeline.stages.resolve import Branch
-from pipeline.stages.sources import other_normalisation
+from pipeline.stages.sources import other_normalisation, other_tokenizer
 from pipeline.stages.stage_run import StageRun
 from pipeline.stages.tables import sides
 from pipeline.stages.temperature import TemperatureWatch
@@ -115,8 +115,9 @@ class TrainStageRun(StageRun):
         if (folder / "surgery.json").is_file():
             return folder / "init"
         parent = load_bundle(source.path)
-        if difference := other_normalisation(parent.preprocess, setup.preprocess):
-            self.context.say(self.id, difference)
+        for differs in (other_normalisation, other_tokenizer):
+            if difference := differs(parent.preprocess, setup.preprocess):
+                self.context.say(self.id, difference)
         state, report = adapt(
             parent.state, parent.spec, setup.spec, from_classes=parent.classes, to_classes=setup.classes
         )
