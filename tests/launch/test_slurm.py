@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -57,9 +58,10 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
+GresTypes=gpu
 KillWait={grace_s}
-NodeName=n1 NodeHostname={host} NodeAddr={network}.1 Port={ports[1]} CPUs=2
-NodeName=n2 NodeHostname={host} NodeAddr={network}.2 Port={ports[2]} CPUs=2
+NodeName=n1 NodeHostname={host} NodeAddr={network}.1 Port={ports[1]} CPUs=2 Gres=gpu:2
+NodeName=n2 NodeHostname={host} NodeAddr={network}.2 Port={ports[2]} CPUs=2 Gres=gpu:2
 PartitionName=all Nodes=n1,n2 Default=YES
 """
 
@@ -74,6 +76,9 @@ def slurm() -> Iterator[dict[str, str]]:
     names = {"host": socket.gethostname(), "network": NETWORK, "folder": folder}
     settings = SETTINGS.format(**names, ports=free_ports(3), grace_s=GRACE_S)
     (folder / "slurm.conf").write_text(settings)
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
+    for number in range(2):  # SLURM needs devices, and only hands them out
+        os.mknod(folder / f"gpu{number}", stat.S_IFCHR, os.stat(os.devnull).st_rdev)
     # Without Ray's variables, too: those of other tests' clusters on this machine would keep a second node out.
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "CONDA_PREFIX", "RAY_"))}
     environment = bare | {
@@ -251,6 +256,26 @@ def test_a_job_that_nears_its_time_limit_commits_and_goes_back_into_the_queue(
     assert driver.words() == ["starts", "SIGUSR1", "commits"]
     ask(slurm, "scancel", driver.id)
     driver.ends("CANCELLED")
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_jobs_on_the_same_nodes_have_gpus_of_their_own(nodes: int, slurm: dict[str, str], tmp_path: Path) -> None:
+    """SLURM tells each process which are its own; Ray and CUDA then see no others."""
+    minivit = '#!/bin/bash\necho "$CUDA_VISIBLE_DEVICES" >> driver.log\nsleep 1000'
+    ray = 'echo "$@ GPUs=$CUDA_VISIBLE_DEVICES"; sleep 1000'
+    drivers = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        options = (f"--nodes={nodes}", "--ntasks-per-node=1", "--gpus-per-node=1")
+        drivers.append(Driver(slurm, tmp_path / name, *options, minivit=minivit, ray=ray))
+    for driver in drivers:
+        driver.wait(driver.words)
+    assert sorted(word for driver in drivers for word in driver.words()) == ["0", "1"]
+    for driver in drivers:
+        seen = re.findall(r"GPUs=(\d)", "\n".join(read_lines(driver.folder / f"slurm-{driver.id}-ray.log")))
+        assert seen == driver.words() * nodes * (nodes > 1)
+        ask(slurm, "scancel", "--full", "--signal=KILL", driver.id)
+        ask(slurm, "scancel", driver.id)
 
 
 def test_a_task_of_an_array_is_requeued_without_the_others(slurm: dict[str, str], tmp_path: Path) -> None:
