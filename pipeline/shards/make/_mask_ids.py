@@ -49,7 +49,7 @@ def ids_of(num_classes: int, ignore: int | None, remap: str | None) -> Ids:
     Args:
         num_classes: number of classes.
         ignore: the id of ignored pixels; default: 255, or 65535 if there are more classes.
-        remap: entries as described in the error message, or the path of a file with them.
+        remap: entries as described in the error message; see `remap_text`.
 
     Raises:
         DataError: for an invalid map, or an ignored id that belongs to a class.
@@ -76,14 +76,18 @@ def ids_of(num_classes: int, ignore: int | None, remap: str | None) -> Ids:
     return Ids(table, num_classes)
 
 
-def read_remap(given: str) -> dict[int, int]:
-    """Parses {id: class or -1} from a text or a file. Raises DataError."""
-    text = given
-    if Path(given).suffix or "/" in given:
-        try:
-            text = Path(given).read_text("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"--remap {given}: cannot be read ({error}); {MEANT}") from None
+def remap_text(given: str | None) -> str | None:
+    """The entries of `--remap`, which gives them or names a file of them. Raises DataError."""
+    if given is None or not (Path(given).suffix or "/" in given):
+        return given
+    try:
+        return Path(given).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--remap {given}: cannot be read ({error}); {MEANT}") from None
+
+
+def read_remap(text: str) -> dict[int, int]:
+    """Parses {id: class or -1}. Raises DataError."""
     found: dict[int, int] = {}
     for part in re.split("[,\n]", COMMENT.sub("", text)):
         if not (entry := part.strip()):
@@ -99,5 +103,5 @@ def read_remap(given: str) -> dict[int, int]:
                 raise DataError(f"--remap: {old} is mapped twice; keep one of them")
             found[old] = IGNORED if match[3] == "ignore" else int(match[3]) + step
     if not found:
-        raise DataError(f"--remap {given!r}: found no mapping; {MEANT}")
+        raise DataError(f"--remap: found no mapping; {MEANT}")
     return found

@@ -19,7 +19,7 @@ from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._files import listing_hash, shortlist
 from pipeline.shards.make._folder_tree import read_tree
 from pipeline.shards.make._import_report import check_taken, import_report, refuse_other_classes
-from pipeline.shards.make._mask_ids import Ids, ids_of
+from pipeline.shards.make._mask_ids import Ids, ids_of, remap_text
 from pipeline.shards.make._mask_pairs import MaskPair, pair_up
 from pipeline.shards.make._samples import (
     NewSample,
@@ -109,6 +109,7 @@ def make(
     options = WriteOptions(prefix, samples_per_shard, seed, val, workers)
     names = read_class_names(classes)
     refuse_other_classes(out, "mask", names)
+    remap = remap_text(remap)
     ids = ids_of(len(names), ignore, remap)
     found = read_tree(images, out, "--images is a folder of images").all_images()
     pngs = read_tree(masks, out, "--masks is a folder of PNGs").all_images()

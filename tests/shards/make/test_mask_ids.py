@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.shards.make._mask_ids import ids_of, read_remap
+from pipeline.shards.make._mask_ids import ids_of, read_remap, remap_text
 
 
 def classes(ids: list[int], *args: object) -> list[int]:
@@ -41,9 +41,9 @@ def test_many_classes_take_16_bits() -> None:
 def test_a_map_may_stand_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "map.txt"
     path.write_text("# Cityscapes\n7 0   # road\n8 -> 1\n\n9:ignore\n")
-    assert read_remap(str(path)) == {7: 0, 8: 1, 9: -1}
+    assert read_remap(remap_text(str(path)) or "") == {7: 0, 8: 1, 9: -1}
     with pytest.raises(DataError, match=r"none.txt: cannot be read"):
-        read_remap(str(tmp_path / "none.txt"))
+        remap_text(str(tmp_path / "none.txt"))
 
 
 @pytest.mark.parametrize(

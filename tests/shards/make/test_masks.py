@@ -88,6 +88,16 @@ def test_ids_are_remapped_in_16_bits_where_need_be(pairs: Path) -> None:
     assert found["3"]["seg.png"] == (pairs / "masks" / "3.png").read_bytes()
 
 
+def test_an_edited_map_is_another_map(pairs: Path) -> None:
+    path = pairs / "map.txt"
+    path.write_text("0=0\n1=1\n2=1\n")
+    index = run(pairs, classes="sky,land", remap=str(path))
+    assert run(pairs, classes="sky,land", remap=str(path)).digest == index.digest
+    path.write_text("0=0\n1=1\n2=ignore\n")
+    with pytest.raises(DataError, match="made with another remap"):
+        run(pairs, classes="sky,land", remap=str(path))
+
+
 def test_what_cannot_be_used_is_left_out_and_named(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(pairs / "masks" / "0.png", np.zeros((9, 6)))
     write(pairs / "masks" / "1.png", np.zeros((7, 9, 3)))

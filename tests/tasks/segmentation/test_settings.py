@@ -26,8 +26,9 @@ def test_settings_become_the_head() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"head": "classifier"}, "conv, dpt, heat_maps, linear, mask_transformer"),
-        ({"head": "unet"}, "conv, dpt, heat_maps, linear, mask_transformer"),
+        ({"head": "classifier"}, "one of conv, dpt, heat_maps, linear, mask_transformer ["),
+        ({"head": "pyramid"}, "one of conv, dpt, heat_maps, linear, mask_transformer ["),
+        ({"head": "unet"}, "one of conv, dpt, heat_maps, linear, mask_transformer ["),
         ({"layers": []}, "at least 1 item"),
         ({"head_options": {"hidden": 0}}, "greater than 0"),
         ({"inference": {"stride": 0}}, "greater than 0"),
