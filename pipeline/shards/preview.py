@@ -36,12 +36,17 @@ def contact_sheet(
     seed: int = 0,
     background: Color = WHITE,
 ) -> None:
-    """Write a PNG of `count` samples drawn by `seed`, in the order of the shards. Raises DataError."""
+    """Write a PNG of `count` samples drawn by `seed`, in the order of the shards. Raises DataError.
+
+    A label that would cover the picture, such as depth, follows in a cell of its own.
+    """
     index = one.open()
     keys, targets = one.keys(index), one.targets(index)
     names = one.classes(index, [target.kind for target in targets])
     chosen = np.random.default_rng(seed).permutation(index.num_samples)[:count]
-    cells = [cell(index, keys, targets, names, int(row), side, background) for row in np.sort(chosen)]
+    cells = [
+        cell for row in np.sort(chosen) for cell in cells_of(index, keys, targets, names, int(row), side, background)
+    ]
     rows = -(-max(len(cells), 1) // columns)
     size = (2 * MARGIN + columns * (side + GAP) - GAP, 2 * MARGIN + rows * (side + CAPTION + GAP) - GAP)
     sheet = Image.new("RGB", size, PAPER)
@@ -60,7 +65,7 @@ def contact_sheet(
     store.write_bytes(str(path), file.getvalue())
 
 
-def cell(
+def cells_of(
     index: DatasetIndex,
     keys: Keys,
     targets: Sequence[Target],
@@ -68,8 +73,8 @@ def cell(
     row: int,
     side: int,
     background: Color,
-) -> tuple[Image.Image | None, str, str]:
-    """A sample's picture with its labels (None if it is bad), their captions or its fault, and its key."""
+) -> list[tuple[Image.Image | None, str, str]]:
+    """A sample's pictures with its labels (None if it is bad), their captions or its fault, and its key."""
     ends = np.cumsum(index.counts)
     number = int(np.searchsorted(ends, row, side="right"))
     shard, sample = index.shards[number], row - int(ends[number] - index.counts[number])
@@ -77,7 +82,7 @@ def cell(
     try:
         key, members = read_sample(store.read_range(shard.url, start, stop))
     except TornTar as tear:
-        return None, f"the tar {tear}", f"#{sample}"
+        return [(None, f"the tar {tear}", f"#{sample}")]
     try:
         data = bytes(keys.image_of(members))
         header = read_header(data)
@@ -86,12 +91,16 @@ def cell(
         whole, trail = Box(0, 0, header.height, header.width), Trail()
         pixels = load_box(data, header, whole, size, 3, background, exact=True, trail=trail)
     except (BadImage, Unusable) as bad:
-        return None, str(bad), key
-    pixels = np.array(pixels)  # to draw into
-    captions = [
-        caption for target in targets if (caption := draw_label(pixels, target, members, trail.geometry, names))
-    ]
-    return Image.fromarray(pixels), ", ".join(captions) or "no label", key
+        return [(None, str(bad), key)]
+    over = [target for target in targets if not target.covers]
+    instead = [[target] for target in targets if target.covers and members.keys() >= set(target.members)]
+    cells: list[tuple[Image.Image | None, str, str]] = []
+    for drawn in [over, *instead]:
+        picture = np.array(pixels)  # to draw into
+        captions = [draw_label(picture, target, members, trail.geometry, names) for target in drawn]
+        title = ", ".join(filter(None, captions)) or ("" if instead else "no label")
+        cells.append((Image.fromarray(picture), title, key))
+    return cells
 
 
 def draw_label(

@@ -84,6 +84,8 @@ class Target(ABC):
     picks: ClassVar[bool] = False  # whether a sample may have several labels, of which training draws one
     frames: ClassVar[bool] = False  # whether it determines the visible part of its image; implies `moves`
 
+    covers: ClassVar[bool] = False  # whether it is drawn instead of the picture
+
     classed: ClassVar[bool] = True  # whether it has classes
     least_classes: ClassVar[int] = 2  # minimum number of classes to learn anything
     config: ClassVar[type[TargetConfig]] = TargetConfig  # its settings in `datasets.X.targets`

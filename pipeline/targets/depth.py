@@ -33,6 +33,7 @@ class Depth(Target):
     kind: ClassVar[str] = "depth"
     default_members: ClassVar[tuple[str, ...]] = ("depth.png",)
     moves: ClassVar[bool] = True
+    covers: ClassVar[bool] = True
     classed: ClassVar[bool] = False
     config: ClassVar[type[TargetConfig]] = DepthConfig
 

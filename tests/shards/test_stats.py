@@ -8,6 +8,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from pipeline.cli.shards import group
+from pipeline.images.class_map import class_colors
+from pipeline.images.depth_map import depth_colors
 from pipeline.shards.build import build_index
 from pipeline.shards.named_sets import named_set
 from pipeline.shards.preview import contact_sheet
@@ -73,6 +75,21 @@ def test_masks_are_counted_by_pixels_and_drawn_over_the_picture(tmp_path: Path, 
     tile = np.asarray(Image.open(tmp_path / "sheet.png"))[12 + 15 : 12 + 45, 12:72]
     assert (tile[:, 16:18] == 99).all(), "where the label is ignored"
     assert len(np.unique(tile.reshape(-1, 3), axis=0)) == 3, "two colours beside it"
+
+
+def test_depth_is_drawn_beside_the_picture_and_its_mask(tmp_path: Path, write_tar) -> None:
+    classes = np.ones((10, 20), np.uint8)
+    depth = np.full((10, 20), 1000, np.uint16)
+    mask, distance = (cv2.imencode(".png", values)[1].tobytes() for values in (classes, depth))
+    sample = {"png": picture(10, 20), "seg.png": mask, "depth.png": distance}
+    write_tar(tmp_path / "a.tar", [("s0", sample), ("s1", {"png": picture(10, 20), "seg.png": mask})])
+    build_index(str(tmp_path), classes={"mask": ["wall", "door"]}, workers=1)
+    contact_sheet(named_set(str(tmp_path)), tmp_path / "sheet.png", count=2, columns=3, side=60)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    over, instead, other = (sheet[12 + 30, 12 + 30 + column * 68] for column in range(3))
+    assert (over == (class_colors(2)[1] * 0.55 + 99 * 0.45).round()).all()
+    assert (over == other).all(), "the sample without depth has one cell"
+    assert (instead == depth_colors(np.ones((1, 1), np.float32))[0, 0]).all()
 
 
 def test_captions_have_lengths_and_duplicates(tmp_path: Path, write_tar) -> None:
