@@ -47,11 +47,11 @@ def check_usable(name: str, dataset: Dataset, kinds: Collection[str]) -> None:
                 f"{kind}=MEMBER`"
             )
         if not named_alike(dataset, kind) and target_kind(kind).classed and dataset.config.classes_of(kind) is None:
-            known = ", ".join(index.members.get(kind, ["none"]))
+            known = ", ".join(index.members.get(kind, ()))
+            how = f"with the {kind} member {known!r}" if known else f"without {kind}"
             raise DataError(
-                f"{where} was indexed with the {kind} member {known!r}, so the classes of {members[0]!r} are not "
-                f"known; run `minivit shards index '{dataset.config.shards}' --target {kind}={members[0]}`, or name "
-                "the `classes`"
+                f"{where} was indexed {how}, so the classes of {members[0]!r} are not known; run "
+                f"`minivit shards index '{dataset.config.shards}' --target {kind}={members[0]}`, or name the `classes`"
             )
     looked_at = [kind for kind in kinds if counted(dataset, kind)]
     if index.keys == keys_of(dataset) and unusable(index, looked_at) == index.num_samples:

@@ -57,6 +57,8 @@ def test_labels_that_the_index_has_not_read_need_names(tmp_path: Path) -> None:
     samples = {**WHOLE, "other": b"5"}
     with pytest.raises(DataError, match=r"indexed with the class_id member 'cls'.* --target class_id=other`, or name"):
         require_class_names("t", dataset(tmp_path, samples, classes=["a", "b"], targets={"class_id": "other"}), KINDS)
+    with pytest.raises(DataError, match=r"indexed without mask, so the classes of 'other' are not known"):
+        require_class_names("t", dataset(tmp_path, samples, targets={"mask": "other"}), ["mask"])
     named = dataset(tmp_path, samples, targets={"class_id": "other"})
     config = named.config.model_copy(update={"classes": ["a"]})  # fewer than the labels under the index's key
     assert require_class_names("t", Dataset(config, named.index), KINDS) == {"class_id": ["a"]}
