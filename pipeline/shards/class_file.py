@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.class_names import normalise_class_name, repeated
+from pipeline.config.fields import allowed
 from pipeline.config.paths import expand
 from pipeline.errors import DataError
 from pipeline.targets import target_kinds
@@ -48,19 +49,20 @@ def read_class_names(given: str) -> list[str]:
 def read_classes(given: Sequence[str]) -> list[str] | dict[str, list[str]] | None:
     """The names in `KIND=NAMES` options, by kind; a plain list for a single option without a kind.
 
-    Raises DataError like `read_class_names`, and if one of several options has no kind.
+    Raises DataError like `read_class_names`, for an unknown kind, and if one of several options has no kind.
     """
+    kinds = target_kinds()
     parted = [
-        (kind, names) if kind in target_kinds() else ("", text)
-        for text in given
-        for kind, _, names in [text.partition("=")]
+        (kind, names) if kind in kinds else ("", text) for text in given for kind, _, names in [text.partition("=")]
     ]
+    for kind, text in parted:
+        name, equals, _ = text.partition("=")
+        if not kind and equals and name.isidentifier() and not os.path.isfile(text):
+            raise DataError(f"--classes {text}: {name!r} is no kind of label; {allowed(name, kinds)}")
     if [kind for kind, _ in parted] == [""]:
         return read_class_names(parted[0][1])
     if any(not kind for kind, _ in parted):
-        raise DataError(
-            f"--classes: found several; give each with its kind, KIND=NAMES; kinds: {', '.join(target_kinds())}"
-        )
+        raise DataError(f"--classes: found several; give each with its kind, KIND=NAMES; kinds: {', '.join(kinds)}")
     return {kind: read_class_names(names) for kind, names in parted} or None
 
 

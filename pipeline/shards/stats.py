@@ -68,11 +68,7 @@ class StatsTask:
     def __call__(self, shard: ShardInfo) -> ShardStats:
         stats = ShardStats(labels={target.kind: Counter() for target in self.targets})
         for _, _, members, _ in shard_samples(shard):
-            for target in self.targets:
-                try:
-                    stats.add_label(target, target.decode(members or {}, None))
-                except (BadLabel, DataError):
-                    stats.without[target.kind] += 1
+            size = None
             try:
                 image = self.keys.image_of(members or {})
                 header = read_header(image)
@@ -81,8 +77,14 @@ class StatsTask:
             except BadImage:
                 stats.unreadable += 1
             else:
+                size = (header.height, header.width)
                 stats.formats[f"{header.format} {header.mode}"] += 1
-                stats.sizes.append((header.height, header.width, len(image)))
+                stats.sizes.append((*size, len(image)))
+            for target in self.targets:
+                try:
+                    stats.add_label(target, target.decode(members or {}, size))
+                except (BadLabel, DataError):
+                    stats.without[target.kind] += 1
         return stats
 
 

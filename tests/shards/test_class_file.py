@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.shards.class_file import read_class_names
+from pipeline.shards.class_file import read_class_names, read_classes
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,16 @@ def test_a_file_that_names_no_list_of_classes(tmp_path: Path, data: bytes, fault
 def test_what_is_no_list_of_classes(given: str, fault: str) -> None:
     with pytest.raises(DataError, match=re.escape(fault)):
         read_class_names(given)
+
+
+def test_names_of_kinds(tmp_path: Path) -> None:
+    assert read_classes(["mask=wall,door", "boxes=cat"]) == {"mask": ["wall", "door"], "boxes": ["cat"]}
+    (tmp_path / "split=train").mkdir()
+    (tmp_path / "split=train" / "names.txt").write_text("cat\ndog\n")
+    assert read_classes([str(tmp_path / "split=train" / "names.txt")]) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("given", ["masks=wall,door", "masks=names.txt"])
+def test_an_unknown_kind_is_no_part_of_a_name(given: str) -> None:
+    with pytest.raises(DataError, match=r"'masks' is no kind of label; did you mean 'mask'\?"):
+        read_classes([given])

@@ -66,12 +66,14 @@ def test_masks_are_counted_by_pixels_and_drawn_over_the_picture(tmp_path: Path, 
     classes = np.zeros((10, 20), np.uint8)
     classes[:, :5], classes[:, 5] = 1, 255
     mask = cv2.imencode(".png", classes)[1].tobytes()
-    write_tar(tmp_path / "a.tar", [("s0", {"png": picture(10, 20), "seg.png": mask})])
+    samples = {"s0": picture(10, 20), "s1": picture(10, 21)}  # the second mask has another size
+    write_tar(tmp_path / "a.tar", [(key, {"png": image, "seg.png": mask}) for key, image in samples.items()])
     build_index(str(tmp_path), classes={"mask": ["wall", "door"]}, workers=1)
     stats, _ = dataset_stats(named_set(str(tmp_path)), workers=1)
     labels = stats["targets"]["mask"]
     assert (labels["counted"], labels["per_class"]) == ("pixels", {"wall": 140, "door": 50})
-    contact_sheet(named_set(str(tmp_path)), tmp_path / "sheet.png", count=1, columns=1, side=60)
+    assert labels["without"] == 1
+    contact_sheet(named_set(str(tmp_path)), tmp_path / "sheet.png", count=2, columns=2, side=60)
     tile = np.asarray(Image.open(tmp_path / "sheet.png"))[12 + 15 : 12 + 45, 12:72]
     assert (tile[:, 16:18] == 99).all(), "where the label is ignored"
     assert len(np.unique(tile.reshape(-1, 3), axis=0)) == 3, "two colours beside it"
