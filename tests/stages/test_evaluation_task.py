@@ -28,7 +28,10 @@ def model(task: str, **settings: Any) -> Bundle:
 
 @pytest.mark.parametrize(
     ("inference", "fault"),
-    [("{stride: 40}", "stride: found 40, which skips pixels"), ("{size: 33}", "size: the height 33 is not a multiple")],
+    [
+        ("{size: 64, stride: 40}", "stride: found 40, which skips pixels"),
+        ("{size: 33}", "size: the height 33 is not a multiple"),
+    ],
 )
 def test_settings_that_a_model_cannot_serve_are_refused(inference: str, fault: str) -> None:
     asked = parse_task(f"{{type: segmentation, inference: {inference}}}", "--task")

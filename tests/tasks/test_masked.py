@@ -146,3 +146,10 @@ def test_what_is_left_out_fills_no_windows() -> None:
     with pytest.raises(ModelError, match=r"^model\.windows: the encoder sees a few patches of each image"):
         MAETask().model_spec(backbone, 0)
     assert SimMIMTask().model_spec(backbone, 0).backbone.windows
+
+
+def test_a_square_as_large_as_the_image_is_refused() -> None:
+    backbone = build_backbone("nano", image_size=(16, 24), patch_size=4, mask_token=True)
+    with pytest.raises(ModelError, match=r"^task\.mask_unit: found 6, .* all 4 x 6 patches.*; use less than 6$"):
+        SimMIMTask(mask_unit=6).model_spec(backbone, 0)
+    assert SimMIMTask(mask_unit=5).model_spec(backbone, 0).heads

@@ -31,14 +31,19 @@ class Inference(InferenceSize):
 
     stride: Positive | None = Field(
         default=None,
-        description="pixels between windows of the model's size, down to whole patches; overlaps are averaged; "
-        "default: no windows",
+        description="pixels between windows of the model's size, down to whole patches, on images of `size`; overlaps "
+        "are averaged; default: no windows",
     )
 
     def check(self, backbone: ViTSpec) -> None:
-        """As `InferenceSize.check`, and raise `ModelError` if windows would leave gaps."""
+        """As `InferenceSize.check`, and raise `ModelError` if windows would leave gaps or have nowhere to slide."""
         super().check(backbone)
         window = min(backbone.image_size)
+        if self.stride is not None and self.size is None:
+            raise ModelError(
+                "task.inference.stride: windows have the model's size, so they only slide over larger images; set "
+                "task.inference.size, too"
+            )
         if self.stride is not None and self.stride > window:
             raise ModelError(
                 f"task.inference.stride: found {self.stride}, which skips pixels between windows of {window} pixels; "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.config.section import Positive
+from pipeline.errors import ModelError
 from pipeline.metrics.schema import LOSS, Schema
 from pipeline.models.mask_ratio import num_masked
 from pipeline.models.spec import HeadSpec, whole_patches
@@ -33,6 +34,13 @@ class Task(BaseTask):
     norm_pixels: bool = Field(default=False, description="normalise the targets of each patch to mean 0 and variance 1")
 
     measured: ClassVar[Schema] = Schema((LOSS,), "loss")
+
+    def check(self, backbone: ViTSpec) -> None:
+        if self.mask_unit >= max(backbone.grid):
+            raise ModelError(
+                f"task.mask_unit: found {self.mask_unit}, so a single square covers all {backbone.grid[0]} x "
+                f"{backbone.grid[1]} patches, and every image would be masked alike; use less than {max(backbone.grid)}"
+            )
 
     def backbone_fields(self) -> dict[str, Any]:
         return {"mask_token": True}

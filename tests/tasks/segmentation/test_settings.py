@@ -46,6 +46,7 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], said: str) -> None
         ({"layers": [4]}, "found layer 4, but the model's layers are 0 to 3"),
         ({"head_options": {"hidden": 4}}, "a linear head has no option 'hidden'"),
         ({"inference": {"size": 50}}, "the height 50 is not a multiple of the patch size 4; use 48 or 52"),
+        ({"inference": {"stride": 16}}, "stride: windows have the model's size, so they only slide over larger images"),
         (
             {"inference": {"size": 64, "stride": 40}},
             "stride: found 40, which skips pixels between windows of 32 pixels",
