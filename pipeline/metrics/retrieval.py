@@ -9,6 +9,7 @@ Legend: N images, M captions, U distinct captions, E width of the embeddings.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +32,8 @@ RETRIEVAL = Schema(
     selects=f"{TO_TEXT}_r1",
 )
 FILE = "retrieval.csv"
-ROWS = 1024  # queries compared at once
+ROWS, COLUMNS = 1 << 10, 1 << 15  # queries and answers compared at once: 128 MB of similarities
+TILE = 64  # a multiple of the rows and columns that BLAS computes at once
 
 
 class Pairs(NamedTuple):
@@ -77,7 +79,8 @@ class Retrieval:
         self._parts.append(Pairs(slots[good], images[good], owners[kept], texts[kept], numbers[kept]))
 
     def state(self) -> Pairs:
-        return Pairs(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
+        self._parts = [Pairs(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))]
+        return self._parts[0]
 
     def merge(self, state: Pairs) -> None:
         self._parts.append(state)
@@ -111,15 +114,39 @@ def recalls(pairs: Pairs) -> dict[str, float]:
 def ranks(queries: np.ndarray, answers: np.ndarray, right: np.ndarray) -> np.ndarray:
     """For each query [Q, E], how many wrong answers [A, E] are at least as near as the nearest right one: int64 [Q].
 
-    `right` holds pairs (query, answer), int64 [n, 2].
+    `right` holds pairs (query, answer), int64 [n, 2]. Memory does not grow with Q or A: similarities are computed in
+    blocks, and twice if there are several blocks of answers. Equal answers are equally near, in whichever block.
     """
-    found = np.empty(len(queries), np.int64)
-    right = right[np.argsort(right[:, 0], kind="stable")]
+    found = np.zeros(len(queries), np.int64)
+    right = np.unique(right, axis=0)
+    columns = min(COLUMNS, len(answers) + -len(answers) % TILE)
+    blocks = range(0, len(answers), columns)
     for start in range(0, len(queries), ROWS):
-        near = queries[start : start + ROWS] @ answers.T
-        own = right[slice(*np.searchsorted(right[:, 0], (start, start + ROWS)))] - (start, 0)
-        is_right = np.zeros(near.shape, bool)
-        is_right[own[:, 0], own[:, 1]] = True
-        best = np.where(is_right, near, -np.inf).max(axis=1)
-        found[start : start + ROWS] = ((near >= best[:, None]) & ~is_right).sum(axis=1)
+        some = queries[start : start + ROWS]
+        row, column = (right[slice(*np.searchsorted(right[:, 0], (start, start + ROWS)))] - (start, 0)).T
+        near = lru_cache(1)(partial(_near, some, answers, columns))
+        of_right = np.full(len(row), -np.inf, queries.dtype)
+        for first in blocks:
+            here = (first <= column) & (column < first + columns)
+            of_right[here] = near(first)[row[here], column[here] - first]
+        best = np.full(len(some), -np.inf, queries.dtype)
+        np.maximum.at(best, row, of_right)
+        for first in blocks:
+            found[start : start + ROWS] += (near(first) >= best[:, None]).sum(axis=1)
+        np.subtract.at(found, row + start, of_right >= best[row])
     return found
+
+
+def _near(queries: np.ndarray, answers: np.ndarray, columns: int, first: int) -> np.ndarray:
+    """Similarities of `columns` answers from `first`, or as many as there are.
+
+    The product is of whole tiles and the same shape in every block, because at the edges of matrices BLAS adds in
+    another order: equal answers would differ by rounding.
+    """
+    some = answers[first : first + columns]
+    near: np.ndarray = _padded(queries, len(queries) + -len(queries) % TILE) @ _padded(some, columns).T
+    return near[: len(queries), : len(some)]
+
+
+def _padded(rows: np.ndarray, count: int) -> np.ndarray:
+    return rows if len(rows) == count else np.pad(rows, ((0, count - len(rows)), (0, 0)))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pipeline.metrics import retrieval
 from pipeline.metrics.retrieval import EmbeddedBatch, Pairs, Retrieval, ranks, recalls
 
 
-def unit(rows: list[list[float]]) -> np.ndarray:
+def unit(rows: Any) -> np.ndarray:
     array = np.array(rows, np.float32)
     return array / np.linalg.norm(array, axis=1, keepdims=True)
 
@@ -22,10 +23,42 @@ def test_a_rank_counts_the_wrong_that_are_as_near() -> None:
     assert ranks(queries, answers, right).tolist() == [1, 0, 2]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 1024])
-def test_queries_compared_in_pieces_give_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_ranks(queries: np.ndarray, answers: np.ndarray, right: np.ndarray) -> list[int]:
+    """One query and one pair at a time; whole numbers have exact products."""
+    ranks = []
+    for number, query in enumerate(queries):
+        own = {answer for asking, answer in right.tolist() if asking == number}
+        near = [float(np.dot(query, answer)) for answer in answers]
+        best = max(near[answer] for answer in own)
+        ranks.append(sum(value >= best for answer, value in enumerate(near) if answer not in own))
+    return ranks
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 64), (7, 128), (64, 64), (1024, 1 << 15)])
+def test_blocks_give_the_plain_ranks_with_their_ties(rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "ROWS", rows)
-    test_a_rank_counts_the_wrong_that_are_as_near()
+    monkeypatch.setattr(retrieval, "COLUMNS", columns)
+    numbers = np.random.default_rng(0)
+    queries, answers = (numbers.integers(-2, 3, (count, 4)).astype(np.float32) for count in (70, 301))
+    right = np.stack([np.r_[np.arange(70), numbers.integers(0, 70, 231)], numbers.permutation(301)], axis=1)
+    right = np.concatenate([right, right[:9]])  # a caption that an image has twice
+    expected = plain_ranks(queries, answers, right)
+    assert ranks(queries, answers, right).tolist() == expected
+    assert len(set(expected)) > 20
+
+
+@pytest.mark.parametrize("columns", [64, 1 << 15])
+@pytest.mark.parametrize("count", [5, 7, 65, 301])
+def test_equal_answers_tie_wherever_they_are(count: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLAS adds in another order at the edges of a matrix."""
+    monkeypatch.setattr(retrieval, "COLUMNS", columns)
+    numbers = np.random.default_rng(0)
+    answers = np.repeat(unit(numbers.standard_normal((1, 768))), count, axis=0)
+    for asked in (1, 5, 17):
+        queries = unit(numbers.standard_normal((asked, 768)))
+        right = np.stack([np.arange(asked), np.arange(asked)[::-1] % count], axis=1)
+        right[0, 1] = count - 1
+        assert ranks(queries, answers, right).tolist() == [count - 1] * asked
 
 
 def test_a_model_that_makes_the_same_of_everything_finds_nothing() -> None:
