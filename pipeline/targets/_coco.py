@@ -64,7 +64,7 @@ def _listed(data: bytes, member: str, image: Size | None) -> tuple[list[Mapping[
         raise BadLabel(f"the member {member} has no list 'annotations' (found {names[:200]})")
     for number, one in enumerate(listed):
         if not isinstance(one, dict):
-            raise BadLabel(f"annotation {number} is {_short(one)}, not an object with a bbox")
+            raise BadLabel(f"annotation {number} is {short(one)}, not an object with a bbox")
     sides = (found.get("height"), found.get("width")) if isinstance(found, dict) else (None, None)
     if not all(isinstance(side, int) and side > 0 for side in sides):
         return listed, image
@@ -80,13 +80,13 @@ def _listed(data: bytes, member: str, image: Size | None) -> tuple[list[Mapping[
 def _box(one: Mapping[str, Any], number: int) -> tuple[float, float, float, float]:
     """Left, top, right and bottom. Raises BadLabel if the bbox is invalid."""
     box = one.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        raise BadLabel(f"annotation {number} has the bbox {_short(box)}, not four numbers [x, y, width, height]")
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        raise BadLabel(f"annotation {number} has the bbox {short(box)}, not four numbers [x, y, width, height]")
     x, y, width, height = map(float, box)
     if width < 0 or height < 0:
-        raise BadLabel(f"annotation {number} has the inverted bbox {_short(box)}; width and height must be above 0")
+        raise BadLabel(f"annotation {number} has the inverted bbox {short(box)}; width and height must be above 0")
     if not width or not height:
-        raise BadLabel(f"annotation {number} has the bbox {_short(box)}, which has no area")
+        raise BadLabel(f"annotation {number} has the bbox {short(box)}, which has no area")
     return x, y, x + width, y + height
 
 
@@ -108,22 +108,24 @@ def _category(one: Mapping[str, Any], number: int) -> int:
     """The category id, -1 if there is none. Raises BadLabel if it is not an integer."""
     found = one.get("category_id", -1)
     if not isinstance(found, int) or isinstance(found, bool) or abs(found) >= 1 << 62:
-        raise BadLabel(f"annotation {number} has the category_id {_short(found)}, not a whole number")
+        raise BadLabel(f"annotation {number} has the category_id {short(found)}, not a whole number")
     return found
 
 
 def _number(one: Mapping[str, Any], name: str, number: int, default: float) -> float:
     """The value of an annotation's field. Raises BadLabel if it is not a non-negative number."""
     found = one.get(name, default)
-    if not _is_number(found) or found < 0:
-        raise BadLabel(f"annotation {number} has the {name} {_short(found)}, not a number from 0 up")
+    if not is_number(found) or found < 0:
+        raise BadLabel(f"annotation {number} has the {name} {short(found)}, not a number from 0 up")
     return float(found)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number that a float holds."""
     return isinstance(value, (int, float)) and abs(value) < 1e300 and math.isfinite(value)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A JSON value for a message, truncated."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

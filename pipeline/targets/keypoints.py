@@ -16,7 +16,7 @@ from pipeline.errors import DataError
 from pipeline.images.frame import PADDING, frame_matrix
 from pipeline.images.geometry import Geometry
 from pipeline.images.keypoints import draw_keypoints
-from pipeline.targets._coco import read_annotations
+from pipeline.targets._coco import is_number, read_annotations
 from pipeline.targets.base import BadLabel, ClassMap, Field, Merge, Target
 
 if TYPE_CHECKING:  # an index needs no image libraries
@@ -207,10 +207,9 @@ class Keypoints(Target):
 
 def as_triples(found: Any, row: int) -> np.ndarray:
     """COCO's [x, y, v, x, y, v, ...] as float64 [k, 3]. Raises BadLabel if it is invalid."""
-    numbers = isinstance(found, list) and all(type(value) in (int, float) for value in found)
-    if not numbers or len(found) % 3:
+    if not isinstance(found, list) or not all(map(is_number, found)) or len(found) % 3:
         raise BadLabel(f"annotation {row} has keypoints that are not a list [x, y, v, x, y, v, ...] of numbers")
     triples = np.array(found, np.float64).reshape(-1, 3)
-    if not np.isfinite(triples).all() or not np.isin(triples[:, 2], (0, HIDDEN, VISIBLE)).all():
-        raise BadLabel(f"annotation {row} has a keypoint whose v is not 0, 1 or 2, or whose position is not a number")
+    if not np.isin(triples[:, 2], (0, HIDDEN, VISIBLE)).all():
+        raise BadLabel(f"annotation {row} has a keypoint whose v is not 0, 1 or 2")
     return triples

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config.class_names import normalise_class_name
 from pipeline.errors import DataError
+from pipeline.targets._coco import is_number, short
+from pipeline.targets.base import BadLabel
+from pipeline.targets.keypoints import as_triples
 
-ENTRIES = {"images": ("id", "file_name"), "annotations": ("image_id",), "categories": ("id", "name")}
+REQUIRED = {"images": ("id", "file_name"), "annotations": ("image_id",), "categories": ("id", "name")}
+
+
+class Form(NamedTuple):
+    """What a field must be, unless it is missing."""
+
+    fits: Callable[[Any], bool]
+    words: str
+
+
+ID = Form(lambda value: isinstance(value, (int, str)), "a number or text")
+WHOLE = Form(lambda value: isinstance(value, int), "a whole number")
+NUMBER, LIST = Form(is_number, "a number"), Form(lambda value: isinstance(value, list), "a list")
+FIELDS = {
+    "images": {"id": ID, "width": NUMBER, "height": NUMBER},
+    "annotations": {"id": ID, "image_id": ID, "category_id": WHOLE},
+    "categories": {"id": WHOLE, "keypoints": LIST},
+}
 
 
 @dataclass
@@ -31,7 +50,7 @@ class CocoImage:
 class Coco:
     images: dict[str, CocoImage] = field(default_factory=dict)  # by file_name
     categories: dict[int, str] = field(default_factory=dict)
-    points: set[tuple[str, ...]] = field(default_factory=set)  # names of keypoints, as categories list them
+    points: dict[int, tuple[str, ...]] = field(default_factory=dict)  # names of keypoints by category id
     left_out: dict[str, list[str]] = field(default_factory=dict)  # skipped annotations (file and position) by reason
 
     @property
@@ -42,7 +61,8 @@ class Coco:
     @property
     def keypoints(self) -> list[str]:
         """The names of keypoints, if all categories that have any have the same."""
-        return list(next(iter(self.points))) if len(self.points) == 1 else []
+        named = set(self.points.values())
+        return list(next(iter(named))) if len(named) == 1 else []
 
 
 def read_coco(paths: Sequence[Path]) -> Coco:
@@ -67,7 +87,7 @@ def _content(path: Path) -> dict[str, Any]:
         raise DataError(
             f"--annotations {path}: not valid JSON ({error}); give a file such as instances_train.json"
         ) from None
-    for entry, fields in ENTRIES.items():
+    for entry, fields in REQUIRED.items():
         rows = content.get(entry) if isinstance(content, dict) else None
         if rows is None and entry == "categories":  # files of captions have none
             continue
@@ -80,6 +100,12 @@ def _content(path: Path) -> dict[str, Any]:
                 raise DataError(
                     f"--annotations {path}: {entry}[{number}] has no {' and '.join(fields)}; write them as COCO does"
                 )
+            for name, form in FIELDS[entry].items():
+                if row.get(name) is not None and not form.fits(row[name]):
+                    raise DataError(
+                        f"--annotations {path}: {entry}[{number}] has the {name} {short(row[name])}, not {form.words}; "
+                        "write it as COCO does"
+                    )
     return content
 
 
@@ -87,7 +113,7 @@ def _add_categories(merged: Coco, named: dict[int, Path], path: Path, rows: Iter
     for row in rows:
         number, name = row["id"], normalise_class_name(str(row["name"]))
         if points := row.get("keypoints"):
-            merged.points.add(tuple(normalise_class_name(str(point)) for point in points))
+            merged.points[number] = tuple(normalise_class_name(str(point)) for point in points)
         known = merged.categories.setdefault(number, name)
         where = named.setdefault(number, path)
         if known != name:
@@ -167,20 +193,36 @@ def _described(merged: Coco, row: Mapping[str, Any], path: Path, number: int) ->
             f"categories ({known}{', ...' if len(merged.categories) > 5 else ''}); add it there"
         )
     kept = {key: value for key, value in row.items() if key != "image_id"}
+    if (fault := _keypoint_fault(row.get("keypoints"), merged.points.get(category))) is not None:
+        kept = {key: value for key, value in kept.items() if key not in ("keypoints", "num_keypoints")}
+        _leave_out(merged, f"keypoints {fault} (their boxes are imported)", path, number)
     return {"category_id": category, "category": merged.categories[category], **kept}
+
+
+def _keypoint_fault(found: Any, names: tuple[str, ...] | None) -> str | None:
+    """Why an annotation's keypoints cannot be trained on; `names` are those of its category, if it lists any."""
+    if found is None:
+        return None
+    try:
+        count = len(as_triples(found, 0))
+    except BadLabel:
+        return "that are not [x, y, v, ...] with v 0, 1 or 2"
+    return None if names is None or count == len(names) else "of another number than their category lists"
 
 
 def _fault(row: Mapping[str, Any], image: CocoImage) -> str | None:
     """Why an annotation has no box that can be trained on."""
     box = row.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(one, (int, float)) for one in box)
-    if not numbers or not all(map(math.isfinite, box)):  # type: ignore[arg-type]  # a list here
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         return "annotations without a bbox of four numbers"
-    x, y, width, height = box  # type: ignore[misc]
+    x, y, width, height = box
     if width <= 0 or height <= 0:
         return "annotations whose bbox has no area"
     if image.width and image.height and not (x < image.width and y < image.height and x + width > 0 and y + height > 0):
         return "annotations whose bbox is outside the image"
+    for name in ("area", "iscrowd"):
+        if not is_number(value := row.get(name, 0)) or value < 0:
+            return f"annotations whose {name} is not a number from 0 up"
     return None
 
 

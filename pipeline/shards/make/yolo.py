@@ -59,6 +59,8 @@ class YoloReader:
         left, right = (max((x - across / 2) * width, 0), min((x + across / 2) * width, width))
         top, bottom = (max((y - down / 2) * height, 0), min((y + down / 2) * height, height))
         box = [round(value, DIGITS) for value in (left, top, right - left, bottom - top)]
+        if not all(box[2:]):
+            raise Rejected(item.name, f"in its label file, line {number} has a box thinner than {10**-DIGITS} pixels")
         return {
             "category_id": int(label),
             "category": self.classes[int(label)],

@@ -166,20 +166,44 @@ def test_bad_boxes_cost_no_image(write: Write, tmp_path: Path, capsys: pytest.Ca
         box(10, 1, [30, 2, 4, 8]),
         box(10, 1, [1, 2, 3]),
         box(99, 1, [2, 2, 8, 8]),
+        box(10, 1, [2, 2, 8, 8], area=-1),
+        box(10, 1, [2, 2, 8, 8], iscrowd="no"),
+        box(10, 1, [2, 2, 10**400, 8]),
         box(10, 1, [2, 2, 8, 8]),
     ]
     found = samples(run(tmp_path, write("instances", bad)))
     assert [one["bbox"] for one in json.loads(found["000000"]["json"])["annotations"]] == [[2, 2, 8, 8]]
     told = capsys.readouterr().err
-    for number, why in enumerate(
-        (
-            "annotations whose bbox has no area",
-            "annotations whose bbox is outside the image",
-            "annotations without a bbox of four numbers",
-            "annotations for images that their file does not list",
-        )
+    for why, *numbers in (
+        ("annotations whose bbox has no area", 0),
+        ("annotations whose bbox is outside the image", 1),
+        ("annotations without a bbox of four numbers", 2, 6),
+        ("annotations for images that their file does not list", 3),
+        ("annotations whose area is not a number from 0 up", 4),
+        ("annotations whose iscrowd is not a number from 0 up", 5),
     ):
-        assert f"skipped: 1: {why}: instances.json annotations[{number}]\n" in told
+        examples = ", ".join(f"instances.json annotations[{number}]" for number in numbers)
+        assert f"skipped: {len(numbers)}: {why}: {examples}\n" in told
+
+
+def test_bad_keypoints_cost_neither_image_nor_box(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    all_points = [
+        [1, 1, 2],
+        [1, 1, 3, 2, 2, 2],
+        [1, 1, 2, None, 2, 2],
+        "x",
+        [1, 1, 2, 10**400, 2, 2],
+        [1, 1, 2, 0, 0, 0],
+    ]
+    persons = [box(10 + n, 1, [2, 2, 8, 8], keypoints=points) for n, points in enumerate(all_points)]
+    index = run(tmp_path, write("persons", persons, categories=PERSONS))
+    assert index.totals["boxes"]["boxes"] == 6
+    assert index.totals["keypoints"]["instances"] == 1
+    told = capsys.readouterr().err
+    assert "skipped: 1: keypoints of another number than their category lists (their boxes are imported)" in told
+    assert "skipped: 4: keypoints that are not [x, y, v, ...] with v 0, 1 or 2 (their boxes are imported)" in told
 
 
 def test_unusable_images_are_listed(write: Write, tmp_path: Path) -> None:
@@ -210,6 +234,12 @@ def test_unusable_images_are_listed(write: Write, tmp_path: Path) -> None:
         ({"images": [{"id": 1, "file_name": n} for n in "ab"]}, r"a and b share the id 1"),
         ({"images": [{"id": 1}]}, r"images\[0\] has no id and file_name"),
         ({"annotations": None}, r"has no list 'annotations'"),
+        ({"images": [{"id": [1], "file_name": "a"}]}, r"images\[0\] has the id \[1\], not a number or text"),
+        ({"images": [{"id": 1, "file_name": "a", "width": "x"}]}, r'images\[0\] has the width "x", not a number'),
+        ({"annotations": [box(10, [1], [2, 2, 8, 8])]}, r"annotations\[0\] has the category_id \[1\], not a whole"),  # type: ignore[arg-type]
+        ({"annotations": [box([10], 1, [2, 2, 8, 8])]}, r"annotations\[0\] has the image_id \[10\], not a number"),  # type: ignore[arg-type]
+        ({"categories": [{"id": "1", "name": "cat"}]}, r'categories\[0\] has the id "1", not a whole number'),
+        ({"categories": [{"id": 1, "name": "person", "keypoints": 5}]}, r"has the keypoints 5, not a list"),
     ],
 )
 def test_files_that_contradict_are_refused(write: Write, tmp_path: Path, second: dict[str, Any], message: str) -> None:

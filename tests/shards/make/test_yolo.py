@@ -119,6 +119,7 @@ def test_a_folder_without_a_yaml_needs_names(data: Path) -> None:
         ("1 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.9 0.1 0.9 0.9\n", "line 2 is '0 0.1 0.1 0.9 0.1 0.9 0.9', not 'class x y"),
         ("0 half 0.5 0.25 0.5\n", "line 1 is '0 half 0.5 0.25 0.5', not 'class x y width height'"),
         ("0 20 10 5 5\n", "outside its image"),
+        ("0 0.5 0.5 1e-6 0.5\n", "line 1 has a box thinner than 0.001 pixels"),
     ],
 )
 def test_lines_that_are_no_boxes_cost_their_image(data: Path, lines: str, reason: str) -> None:
