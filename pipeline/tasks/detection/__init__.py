@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.tasks.detection.module import Detection
 
 HEAD = "box_head"
+LOOKED_AT = 1000  # maximum number of candidates per image for non-maximum suppression
 
 
 class DetectionInference(InferenceSize):

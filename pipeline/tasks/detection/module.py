@@ -18,7 +18,7 @@ from pipeline.models.heads import head_kind
 from pipeline.models.heads._boxes import COORDINATES, BoxKind
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
-from pipeline.tasks.detection import HEAD
+from pipeline.tasks.detection import HEAD, LOOKED_AT
 from pipeline.tasks.detection.exported import NAMES, BestBoxes
 from pipeline.tasks.detection.mistakes import f1
 from pipeline.tasks.detection.objects import Objects, at_full_size, evaluation_objects, to_corners, training_objects
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from pipeline.models.minivit import MiniViT
     from pipeline.stream.batch import Batch
     from pipeline.tasks.detection import Task
-
-LOOKED_AT = 1000  # maximum number of candidates per image for non-maximum suppression
 
 
 class Detection(TaskModule):

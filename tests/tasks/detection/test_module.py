@@ -213,6 +213,23 @@ def test_graphs_give_the_best_boxes_of_each_image(settings: dict[str, Any]) -> N
         np.testing.assert_allclose(found["boxes"][0], (box[0] * SIZE).clamp(0, SIZE).tolist(), atol=1e-3)
 
 
+def test_graphs_give_the_boxes_that_predictions_have() -> None:
+    """Also of many objects with many candidates each, some of which are beaten only by candidates that are beaten."""
+    task, generator = build().eval(), torch.Generator().manual_seed(0)
+    middles = torch.rand(60, 1, 4, generator=generator) * torch.tensor([1.0, 1, 0.2, 0.2])
+    near = torch.rand(60, 12, 4, generator=generator) * torch.tensor([0.04, 0.04, 0.02, 0.02])
+    boxes = (middles + near).view(-1, 4)
+    logits = torch.randn(len(boxes), 3, generator=generator) * 2
+    images = scripted(task, torch.cat([boxes, logits], dim=1).tolist())
+    (expected,) = task.predict(images, [(SIZE, SIZE)], score=0.0)
+    with torch.no_grad():
+        corners, scores, classes = (output[0] for output in task.exported()(images))
+    assert len(expected["boxes"]) == len(scores) == 100
+    np.testing.assert_allclose((corners * SIZE).numpy(), expected["boxes"], atol=1e-4)
+    np.testing.assert_allclose(scores.numpy(), expected["scores"], atol=1e-6)
+    assert classes.tolist() == expected["classes"]
+
+
 def test_a_query_has_one_class_or_none() -> None:
     task = build(head="queries").eval()
     images = scripted(task, [[0.5, 0.5, 0.4, 0.4, 0, 3.0, 2.9, 0], [0.2, 0.2, 0.1, 0.1, 0, 0, 1.0, 9.0]])
