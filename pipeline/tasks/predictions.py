@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ from pipeline.tasks.pretrained import PretrainedMiniViT, check_options, unreadab
 RECORDS, FAILED, COCO = "predictions.jsonl", "failed.txt", "coco_results.json"
 DRAWN, QUALITY = ".drawn.jpg", 92
 
-Compute = Callable[[Tensor, Sequence[Pair]], list[Any]]
+Compute = Callable[..., list[Any]]  # of pixels, sizes and options
 
 
 class Predicted(NamedTuple):
@@ -50,7 +49,7 @@ class Predicted(NamedTuple):
 
 @dataclass
 class Predictor:
-    """Runs a model on batches of images. Raises ModelError for options that its task does not support."""
+    """Runs a model on batches of images; `options` are those of its task's predictions of all images."""
 
     model: PretrainedMiniViT
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -58,17 +57,17 @@ class Predictor:
 
     def __post_init__(self) -> None:
         self.task = self.model.task_module()
-        check_options(self.model.task, self.options)
 
-    def __call__(self, images: Iterable[FoundImage], compute: Compute | None = None) -> Iterator[list[Predicted]]:
+    def __call__(self, images: Pictures, compute: Compute | None = None) -> Iterator[list[Predicted]]:
         """Yield predicted batches while threads decode the next one. `compute` defaults to the task's `predict`."""
-        compute = compute or partial(self.task.predict, **self.options)
-        waiting, rest = list[Future[tuple[Predicted, Pixels | None]]](), iter(images)
+        compute = compute or self.task.predict
+        waiting, rest, first = list[Future[tuple[Predicted, Pixels | None]]](), iter(images), 0
         with ThreadPoolExecutor(usable_cpus()) as pool:
             while True:
                 coming = [pool.submit(self._seen, found) for found in islice(rest, self.batch_size)]
                 if waiting:
-                    yield self._computed(compute, [one.result() for one in waiting])
+                    yield self._computed(compute, [one.result() for one in waiting], first)
+                    first += len(waiting)
                 if not coming:
                     return
                 waiting = coming
@@ -83,12 +82,20 @@ class Predictor:
             return Predicted(found, fault=str(bad)), None
         return Predicted(found, size), view
 
-    def _computed(self, compute: Compute, batch: list[tuple[Predicted, Pixels | None]]) -> list[Predicted]:
+    def _computed(self, compute: Compute, batch: list[tuple[Predicted, Pixels | None]], first: int) -> list[Predicted]:
         views = [view for _, view in batch if view is not None]
         sizes = [one.size for one, view in batch if view is not None]
+        options = self._options([row for row, (_, view) in enumerate(batch, first) if view is not None])
         with torch.inference_mode():
-            values = iter(compute(self.model.batch_of(views), sizes) if views else [])
+            values = iter(compute(self.model.batch_of(views), sizes, **options) if views else [])
         return [one if view is None else one._replace(value=next(values)) for one, view in batch]
+
+    def _options(self, rows: Sequence[int]) -> dict[str, Any]:
+        """The options for these of all images."""
+        kinds = self.model.task.predict_options
+        return {
+            name: [value[row] for row in rows] if kinds[name] is list else value for name, value in self.options.items()
+        }
 
 
 def summaries(
@@ -114,9 +121,10 @@ def write_predictions(predictor: Predictor, images: Pictures, out: Path, coco: C
     """Write the model's predictions for all images below `out`; the same images and options write the same files.
 
     With `coco`, also writes the boxes of all images in COCO's results format.
-    Raises DataError, after writing everything else, if images could not be read, and ModelError with `coco` for a task
-    without boxes.
+    Raises DataError, after writing everything else, if images could not be read, and ModelError for options that the
+    task does not support, and with `coco` for a task without boxes.
     """
+    check_options(predictor.model.task, predictor.options, len(images))
     results = None if coco is None else CocoResults(coco)
     failed: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)

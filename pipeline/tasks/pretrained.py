@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from pipeline.images.decode import Data, Pixels
 
     AnyImage = str | os.PathLike[str] | Image | np.ndarray
+
+
+# What values of an option of predictions may be, by its declared type.
+OPTIONS: Mapping[type, tuple[tuple[type, ...], str]] = {
+    int: ((numbers.Integral,), "a whole number from 1 up"),
+    float: ((numbers.Real,), "a number"),
+    list: ((list, tuple, np.ndarray), "a list with an entry for each image"),
+}
 
 
 class PretrainedMiniViT(MiniViT):
@@ -51,8 +60,8 @@ class PretrainedMiniViT(MiniViT):
         image, and `ModelError` for unknown options or if the task makes no predictions for images.
         """
         task = self.task_module()
-        check_options(self.task, options)
         pixels, sizes = self._read(images)
+        check_options(self.task, options, len(sizes))
         with torch.inference_mode():
             return task.predict(pixels, sizes, **options) if sizes else []
 
@@ -103,11 +112,18 @@ class PretrainedMiniViT(MiniViT):
         return self.preprocess.normalise(pixels.to(kernel.device), kernel.dtype)
 
 
-def check_options(task: BaseTask, options: Mapping[str, Any]) -> None:
-    """Raise ModelError for an option that the task's predictions do not support."""
+def check_options(task: BaseTask, options: Mapping[str, Any], images: int) -> None:
+    """Raise ModelError for options that the predictions of so many images do not support."""
     if unknown := options.keys() - task.predict_options:
         known = ", ".join(sorted(task.predict_options)) or "none"
         raise ModelError(f"predict: {min(unknown)} is not an option of a {task.type} model; allowed: {known}")
+    for name, value in options.items():
+        kind = task.predict_options[name]
+        types, words = OPTIONS[kind]
+        if not isinstance(value, types) or (kind is int and value < 1):
+            raise ModelError(f"predict: {name} is {value!r}, expected {words}")
+        if kind is list and len(value) != images:
+            raise ModelError(f"predict: {name} has {len(value)} entries for {images} images; give one for each")
 
 
 def view_of(data: Data, size: Pair, preprocess: Preprocess) -> tuple[Pixels, Pair]:

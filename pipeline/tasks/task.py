@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.models.minivit import MiniViT
     from pipeline.tasks.base import TaskModule
 
-# Types of a task's options of predictions, by name.
+# Types of a task's options of predictions, by name; a list has an entry for each image.
 PredictOptions = Mapping[str, type]
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.task import task_class
+from pipeline.errors import DataError, ModelError
 from pipeline.images.class_map import decode_class_map
 from pipeline.models import MiniViT, ModelSpec, Preprocess
 from pipeline.models.bundle import Bundle
@@ -64,6 +65,38 @@ def test_boxes_are_written_as_coco_has_them(tmp_path: Path) -> None:
         assert one["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0])
         assert one["image_id"] == 1
     assert row["files"] == ["x.png.drawn.jpg"]
+
+
+def test_each_image_has_its_own_boxes_whatever_the_batches(tmp_path: Path) -> None:
+    for name in ("a", "b", "d"):
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "c.png").write_bytes(b"no image")
+    boxes = [[[n, 0, n + 9, 9]] for n in range(4)]
+    found, out = pictures([str(tmp_path)]), tmp_path / "out"
+    with pytest.raises(DataError, match="1 of 4 images could not be read"):
+        write_predictions(Predictor(model_of("keypoints"), {"boxes": boxes}, batch_size=3), found, out)
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [(Path(row["image"]).name, row["boxes"]) for row in rows] == [
+        ("a.png", boxes[0]), ("b.png", boxes[1]), ("d.png", boxes[3])
+    ]  # fmt: skip
+    with pytest.raises(ModelError, match=r"^predict: boxes has 1 entries for 4 images; give one for each"):
+        write_predictions(Predictor(model_of("keypoints"), {"boxes": boxes[:1]}), found, out)
+    assert (out / "predictions.jsonl").read_text(), "earlier predictions stay"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("detection", {"score": "high"}, "score is 'high', expected a number"),
+        ("classification", {"top_k": 0}, "top_k is 0, expected a whole number from 1 up"),
+        ("classification", {"top_k": 1.5}, "top_k is 1.5, expected a whole number from 1 up"),
+        ("keypoints", {"boxes": 7}, "boxes is 7, expected a list with an entry for each image"),
+        ("keypoints", {"boxes": []}, "boxes has 0 entries for 1 images; give one for each"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(kind: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=f"^predict: {said}"):
+        model_of(kind).predict([np.zeros((16, 16, 3), np.uint8)], **options)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -81,10 +81,6 @@ def boxes_of(given: Any, sizes: Sequence[Pair]) -> list[np.ndarray]:
     """The boxes of each image, float64 [n, 4]; defaults to the whole image. Raises ModelError for invalid boxes."""
     if given is None:
         return [np.array([[0, 0, width, height]], np.float64) for height, width in sizes]
-    if len(given) != len(sizes):
-        raise ModelError(
-            f"predict: found boxes for {len(given)} images, but there are {len(sizes)}; give a list for each"
-        )
     found = []
     for number, listed in enumerate(given):
         try:
