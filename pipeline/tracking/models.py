@@ -122,8 +122,8 @@ def register(
 ) -> tuple[str, bool]:
     """Register a run's logged model as a version of `name`; returns the version and whether it now has the alias.
 
-    The alias moves only if the model's measure `selects` beats that of the alias's current version. A version that an
-    earlier start created is reused.
+    The alias moves only if the model's measure `selects` beats that of the alias's current version; one chosen by
+    another measure, or by hand, keeps it. A version that an earlier start created is reused.
     """
     from mlflow.exceptions import MlflowException
 
@@ -133,6 +133,7 @@ def register(
     versions = client.search_model_versions(f"name = '{name}'")
     version = next((found for found in versions if found.tags.get("minivit.model") == model_id), None)
     value = model.measures.get(selects)
+    value = value if value is not None and math.isfinite(value) else None
     if version is None:
         tags = {"minivit.model": model_id, "minivit.run": run_id, STAGE_TAG: model.stage, METRIC_TAG: selects}
         tags |= {} if value is None else {VALUE_TAG: repr(value)}
@@ -145,7 +146,9 @@ def register(
         champion = None
     if champion is not None and str(champion.version) == str(version.version):
         return str(version.version), True
-    wins = champion is None or beats(value, champion.tags.get(VALUE_TAG), better)
+    wins = champion is None or (
+        champion.tags.get(METRIC_TAG) == selects and beats(value, champion.tags.get(VALUE_TAG), better)
+    )
     if wins:
         client.set_registered_model_alias(name, alias, str(version.version))
     return str(version.version), wins

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import socket
 import subprocess
 import sys
@@ -51,6 +52,22 @@ def test_the_alias_goes_to_the_better_version_alone(
     assert len(loaded.predict(np.zeros((1, 8, 8, 1), np.uint8))) == 1
     assert (str(champion.version), champion.tags["minivit.run"], champion.run_id) == ("3", run_id, run_id)
     assert len(tracker.client.search_model_versions("name = 'shoes'")) == 3
+
+
+def test_the_alias_stays_unless_both_are_judged_by_the_same_measure(tracker: Tracker, finished: FinishedModel) -> None:
+    def registered(name: str, measures: dict[str, float], selects: str) -> bool:
+        model = replace(finished, measures=measures)
+        return register(tracker, name, tracker.start("stage", run_id=None), "champion", model, selects, "higher")[1]
+
+    assert registered("bags", {"accuracy": 0.5}, "accuracy")
+    assert not registered("bags", {"mean_iou": 0.9}, "mean_iou")
+    assert registered("bags", {"accuracy": 0.6}, "accuracy")
+    tracker.client.set_registered_model_alias("bags", "champion", "2")
+    tracker.client.delete_model_version_tag("bags", "2", "minivit.metric")  # as of a version that others registered
+    assert not registered("bags", {"accuracy": 0.99}, "accuracy")
+    assert registered("hats", {"accuracy": math.nan}, "accuracy")
+    assert registered("hats", {"accuracy": 0.1}, "accuracy")
+    assert not registered("hats", {"accuracy": math.nan}, "accuracy")
 
 
 def test_a_logged_model_predicts_and_is_the_only_one(
