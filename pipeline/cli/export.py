@@ -85,4 +85,5 @@ def command(
         folder = find_bundle(model)
         bundle = load_bundle(folder)
     graph = GraphConfig(opset=opset, any_size=not fixed_size)
-    click.echo(str(export(name, bundle, out, graph, story_of(folder, license_name))))
+    story = story_of(folder, license_name, finished=not (weights or checkpoint))
+    click.echo(str(export(name, bundle, out, graph, story)))

@@ -69,7 +69,7 @@ def _sections(module: ModuleType, bundle: Bundle, folder: Path, story: Story) ->
     if story.data:
         rows = [[use.stage, use.role, use.name, f"`{use.digest}`"] for use in story.data]
         lines += ["", "## Data", "", *markdown_table(("stage", "role", "data set", "index digest"), rows)]
-    lines += ["", "## Figures", "", *(_figures(story.figures) or ["Nothing was measured."])]
+    lines += ["", "## Figures", "", *(_figures(story.figures) or ["These weights were not measured."])]
     lines += _lineage(story)
     if bundle.provenance:
         lines += ["", "## Weights", "", "```yaml", _yaml(bundle.provenance), "```"]

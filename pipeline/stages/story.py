@@ -18,24 +18,28 @@ from pipeline.train.evaluate import NAME as EVALUATION
 SURGERY = "surgery.txt"
 
 
-def model_story(run: RunFolder, stage_id: str, license_name: str | None = None) -> Story:
-    """The story of a training stage's model, as far as the run's folder records it."""
+def model_story(run: RunFolder, stage_id: str, license_name: str | None = None, *, finished: bool = True) -> Story:
+    """The story of a training stage's model, as far as the run's folder records it.
+
+    Weights of checkpoints have no figures: the run only measured the finished model.
+    """
     statuses = list(_ancestors(run, stage_id))
     return Story(
         name=run.path.absolute().name,
         steps=tuple(_step(run, found, status) for found, status in statuses),
         data=tuple(use for found, status in statuses for use in _data(found, status)),
-        figures=(*_validation(run, stage_id), *_evaluations(run, stage_id)),
+        figures=(*_validation(run, stage_id), *_evaluations(run, stage_id)) if finished else (),
         license=license_name,
     )
 
 
-def story_of(model: Path, license_name: str | None = None) -> Story:
+def story_of(model: Path, license_name: str | None = None, *, finished: bool = True) -> Story:
     """`model_story` for a stage's folder or its `model`; for any other folder only the licence is known."""
     for folder in (model, *model.absolute().parents):
         stages = next((parent for parent in folder.absolute().parents if parent.name == "stages"), None)
         if stages and (folder / "status.json").is_file():
-            return model_story(RunFolder(stages.parent), folder.absolute().relative_to(stages).as_posix(), license_name)
+            stage_id = folder.absolute().relative_to(stages).as_posix()
+            return model_story(RunFolder(stages.parent), stage_id, license_name, finished=finished)
     return Story(license=license_name)
 
 
@@ -87,7 +91,8 @@ def _evaluations(run: RunFolder, stage_id: str) -> list[Figure]:
         evaluation = json.loads(file.read_text(encoding="utf-8"))
         if found := evaluation.get("models", {}).get(stage_id):
             digest = status.inputs.get("data", {}).get("digest", "")
-            figures += _figures(evaluation, found, other, digest, found.get("samples"))
+            data = f"{evaluation.get('name', 'evaluation')} ({other})"
+            figures += _figures(evaluation, found, data, digest, found.get("samples"))
     return figures
 
 

@@ -152,6 +152,7 @@ def publish(drafts: Path, folder: Path) -> None:
 def write_evaluation(job: EvaluateJob, results: Mapping[str, Mapping[str, float]]) -> None:
     """Write the summary, the last file: it marks an evaluation as complete."""
     evaluation = {
+        "name": job.data.name,
         "dataset": job.data.index.url,
         "samples": job.data.index.num_samples,
         "classes": len(job.classes),

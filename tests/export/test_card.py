@@ -66,7 +66,7 @@ def test_a_model_of_which_nothing_is_known_has_one_too(make_bundle: Callable[...
     card.write_card(to_onnx, bundle, tmp_path, Story())
     found = ModelCard.load(tmp_path / "README.md")
     assert found.data.license is None
-    assert "Nothing was measured." in found.text
+    assert "These weights were not measured." in found.text
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> RunFolder:
         "finer": {"accuracy": 0.75, "loss": 0.5, "samples": 200},
         "pretrain/nano": {"accuracy": 0.1, "samples": 200},
     }
-    evaluation = {"schema": CLASSIFICATION.to_dict(), "models": found}
+    evaluation = {"name": "photos-test", "schema": CLASSIFICATION.to_dict(), "models": found}
     (folder.stage("evaluate").path / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
 
@@ -60,9 +60,15 @@ def test_a_model_s_stages_data_and_figures(run: RunFolder, place: str) -> None:
     assert found == [
         ("accuracy", 0.8, "held-out (validation)", "bbbb", 50, wilson(40, 50)),
         ("loss", 0.4, "held-out (validation)", "bbbb", 50, None),
-        ("accuracy", 0.75, "evaluate", "cccc", 200, wilson(150, 200)),
-        ("loss", 0.5, "evaluate", "cccc", 200, None),
+        ("accuracy", 0.75, "photos-test (evaluate)", "cccc", 200, wilson(150, 200)),
+        ("loss", 0.5, "photos-test (evaluate)", "cccc", 200, None),
     ]
+
+
+def test_weights_of_checkpoints_have_no_figures(run: RunFolder) -> None:
+    story = story_of(run.path / "stages" / "finer", finished=False)
+    assert [step.stage for step in story.steps] == ["pretrain/nano", "finer"]
+    assert story.figures == ()
 
 
 def test_of_any_other_folder_nothing_is_known(tmp_path: Path) -> None:

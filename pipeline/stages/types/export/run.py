@@ -45,7 +45,7 @@ class ExportStageRun(StageRun):
             self.context.say(
                 self.id, f"{self.source.name}: uses the weights {weights} of {bundle.provenance['checkpoint']}"
             )
-        story = story_of(self.source.path, self.stage.license)
+        story = story_of(self.source.path, self.stage.license, finished=weights is None)
         folders = {name: self.folder.path / "export" / name for name in self.stage.formats}
         written = {name: export(name, bundle, out, self.stage.graph, story) for name, out in folders.items()}
         for name, path in written.items():
