@@ -106,6 +106,7 @@ def export(
     from pipeline.export.card import write_card
     from pipeline.export.story import Story
     from pipeline.models.integrity import MANIFEST, write_manifest
+    from pipeline.models.tracing import CALLING_MODULES
 
     check_format(name)
     check_model(name, bundle.spec, bundle.preprocess.eval)
@@ -113,7 +114,8 @@ def export(
     how = (graph or GraphConfig(),) if FORMATS[name].graph else ()
     folder, module = Path(out).absolute(), _module(name)  # absolute: a bundle may replace the working directory
     (folder / MANIFEST).unlink(missing_ok=True)
-    path: Path = module.write(bundle, Path(out), *how)
+    with CALLING_MODULES:
+        path: Path = module.write(bundle, Path(out), *how)
     written = (*FORMATS[name].files, *FORMATS[name].others)
     write_manifest(folder, [file for file in written if (folder / file).is_file()])
     write_card(module, bundle, folder, story or Story())

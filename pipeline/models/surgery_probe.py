@@ -10,6 +10,7 @@ from pipeline.models.minivit import MiniViT
 from pipeline.models.model_costs import forward_flops
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.surgery_report import Probe
+from pipeline.models.tracing import CALLING_MODULES
 
 PROBE_IMAGES = 4
 # Limits the probe of a large model to about a second on a CPU: above this many FLOPs it takes a single image, and if
@@ -26,8 +27,9 @@ def probe_outputs(
     depth = new.backbone.depth
     layers = max(min(int(depth * PROBE_FLOPS / work), depth), 1)
     pictures = smooth_images(count)
-    before, before_logits = _features(old_state, old, pictures, layers)
-    after, after_logits = _features(new_state, new, pictures, layers)
+    with CALLING_MODULES:
+        before, before_logits = _features(old_state, old, pictures, layers)
+        after, after_logits = _features(new_state, new, pictures, layers)
     change = (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)
     return Probe(
         images=count,

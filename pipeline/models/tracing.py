@@ -1,8 +1,13 @@
-"""Whether the model is being traced."""
+"""Tracing of models by compilers and exporters."""
 
 from __future__ import annotations
 
+import threading
+
 import torch
+
+# Exporters change how all threads of a process call modules: one of them at a time may export or call any.
+CALLING_MODULES = threading.Lock()
 
 
 def is_traced() -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.config.export import GraphConfig
 from pipeline.config.task import task_class
 from pipeline.export import export
 from pipeline.models import Bundle, MiniViT
+from pipeline.models.surgery_probe import probe_outputs
 
 
 @pytest.mark.parametrize("any_size", [True, False])
@@ -24,6 +26,20 @@ def test_loaded_graph_gives_the_same_logits_for_any_batch(
     for batch, height in ((1, 56), (5, 28 if any_size else 56)):
         images = torch.randn(batch, 1, height, 56)
         torch.testing.assert_close(program(images), model_of(bundle)(images), atol=1e-5, rtol=1e-5)
+
+
+def test_stages_export_and_probe_at_the_same_time(make_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    """A run's stages are threads of one process, and tracing changes how modules are called in all of them."""
+    bundle, numbers = make_bundle(), range(3)
+
+    def probe(_: int) -> float:
+        return probe_outputs(bundle.state, bundle.spec, bundle.state, bundle.spec, True).feature_change
+
+    with ThreadPoolExecutor(6) as pool:
+        paths = pool.map(lambda number: export("torch-export", bundle, tmp_path / str(number)), numbers)
+        changes = [change for _ in range(10) for change in pool.map(probe, numbers)]
+        assert [path.name for path in paths] == ["model.pt2"] * 3
+    assert changes == [0.0] * 30
 
 
 @pytest.mark.parametrize(
