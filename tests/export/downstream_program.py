@@ -63,19 +63,26 @@ def onnx(folder: Path, images: torch.Tensor, picture: Path) -> dict[str, torch.T
     outputs = session.run(names, {"images": images.numpy()})
     found = {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
     if (folder / "text.onnx").exists():
-        import transformers
-
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         session = onnxruntime.InferenceSession(folder / "text.onnx", providers=["CPUExecutionProvider"])
-        tokens = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
-        found["texts"] = torch.from_numpy(session.run(None, {"tokens": tokens})[0])
+        found["texts"] = torch.from_numpy(session.run(None, {"tokens": tokens_of(folder).numpy()})[0])
     return found
 
 
 def torch_export(folder: Path, images: torch.Tensor, picture: Path) -> dict[str, torch.Tensor]:
     names = json.loads((folder / "model.json").read_text())["graphs"]["model.pt2"]["outputs"]
     outputs = torch.export.load(folder / "model.pt2").module()(images)
-    return dict(zip(names, [outputs] if isinstance(outputs, torch.Tensor) else outputs, strict=True))
+    found = dict(zip(names, [outputs] if isinstance(outputs, torch.Tensor) else outputs, strict=True))
+    if (folder / "text.pt2").exists():
+        found["texts"] = torch.export.load(folder / "text.pt2").module()(tokens_of(folder))
+    return found
+
+
+def tokens_of(folder: Path) -> torch.Tensor:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens: torch.Tensor = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+    return tokens
 
 
 if __name__ == "__main__":
