@@ -34,7 +34,7 @@ def depth_errors(metres: Tensor, truth: Tensor) -> Tensor:
     import torch
 
     measured = truth > 0
-    d, t = metres.double(), truth.double().where(measured, 1)
+    d, t = (depth.double().where(measured, 1) for depth in (metres, truth))
     errors = torch.stack([torch.ones_like(t), (d - t).abs() / t, (d - t).square(), torch.maximum(d / t, t / d) < RATIO])
     return (errors * measured).flatten(1).sum(dim=1)
 

@@ -46,5 +46,10 @@ def test_nothing_measured_is_no_error() -> None:
     }
 
 
+def test_what_is_predicted_where_nothing_was_measured_does_not_count() -> None:
+    metres, truth = torch.tensor([[1.0, torch.inf, torch.nan, 0]]), torch.tensor([[2.0, 0, 0, 0]])
+    assert depth_errors(metres, truth).tolist() == [1.0, 0.5, 1.0, 0.0]
+
+
 def test_the_least_relative_error_selects() -> None:
     assert (DEPTH.selects, DEPTH.better("val/abs_rel"), DEPTH.better("val/delta1")) == ("abs_rel", "lower", "higher")
