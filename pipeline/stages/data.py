@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 from pipeline.config.data import AugmentConfig, DataConfig, DatasetConfig
 from pipeline.config.fields import allowed
+from pipeline.config.schema import PipelineConfig
 from pipeline.config.task import TaskConfig
+from pipeline.config.train_stage import TrainStage
 from pipeline.errors import ConfigError, ModelError
+from pipeline.shards.index import DatasetIndex
 from pipeline.stages.context import require_class_names
 from pipeline.stages.usable_samples import members_of
-from pipeline.stream.source import Source
+from pipeline.stream.source import Source, build_mixture
 from pipeline.targets import target_kind
 from pipeline.targets.base import ClassMap, Target
 from pipeline.tasks.task import task_of
@@ -91,6 +94,17 @@ def stage_data(
         return train, None, classes
     val = datasets[data.val]
     return train, Source(data.val, val.index, val.config, data.augment, 1, targets(data.val, val=True)), classes
+
+
+def epoch_samples(config: PipelineConfig, stage: TrainStage, indexes: Mapping[str, DatasetIndex]) -> int | None:
+    """The samples of a training stage's epoch; None without the indexes of all its data sets."""
+    if not indexes.keys() >= stage.data.parts.keys():
+        return None
+    sources = [
+        Source(name, indexes[name], config.datasets[name], part.augment or stage.data.augment)
+        for name, part in stage.data.parts.items()
+    ]
+    return build_mixture(sources, stage.data, seed=0).epoch_slots
 
 
 def check_task(task: TaskConfig, classes: Sequence[str], where: str) -> None:

@@ -21,6 +21,7 @@ from pipeline.models.spec import Pair, ViTSpec
 from pipeline.shards.index import DatasetIndex
 from pipeline.stages.balance import balance
 from pipeline.stages.context import find_datasets, known_class_names
+from pipeline.stages.data import epoch_samples
 from pipeline.stages.findings import Findings, Model
 from pipeline.stages.folder import RunFolder, Status
 from pipeline.stages.forecast import Amounts, forecast_stage
@@ -49,7 +50,6 @@ from pipeline.stages.resolve import (
 )
 from pipeline.stages.stage_type import Known
 from pipeline.stages.step_work import kept_bytes
-from pipeline.stream.source import Source, build_mixture
 from pipeline.tasks.task import task_of
 from pipeline.train.job import Dataset
 from pipeline.train.step_shapes import step_shapes
@@ -171,7 +171,7 @@ class Planner:
     def _training(self, branch: Branch, stage: TrainStage) -> TrainingPlan:
         indexes = [self.indexes[name] for name in stage.data.parts if name in self.indexes]
         ready = len(indexes) == len(stage.data.parts)
-        samples_per_epoch = self._samples_per_epoch(stage) if ready else None
+        samples_per_epoch = epoch_samples(self.config, stage, self.indexes)
         steps = self._steps(branch, stage, samples_per_epoch)
         samples = None if steps is None else steps * stage.global_batch_size
         ranks = self._ranks(stage)
@@ -214,13 +214,6 @@ class Planner:
         if machine and not machine.hardware.shares_cores and self.config.resources(stage).workers == "auto":
             return min(machine.hardware.gpus_per_node, stage.data.lanes, stage.global_batch_size)
         return self._resources(stage).max_workers
-
-    def _samples_per_epoch(self, stage: TrainStage) -> int:
-        sources = [
-            Source(name, self.indexes[name], self.config.datasets[name], part.augment or stage.data.augment)
-            for name, part in stage.data.parts.items()
-        ]
-        return build_mixture(sources, stage.data, seed=0).epoch_slots
 
     def _steps(self, branch: Branch, stage: TrainStage, samples_per_epoch: int | None) -> int | None:
         if samples_per_epoch is None and stage.duration.unit == "epochs":

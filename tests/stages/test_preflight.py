@@ -90,6 +90,18 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         r"stages\.export\.weights: soup-9 needs 9 checkpoints, but stages\.finer\.checkpoint\.keep_last is 2; set",
     ),
     (
+        {
+            "stages.export.weights": "soup-9",
+            "stages.finer.checkpoint": {"keep_last": 9},
+            "stages.finer.duration": "2 epochs",
+        },
+        r"stages\.export\.weights: soup-9 needs 9 checkpoints, but stages\.finer saves 2 in its \d+ steps; set stages",
+    ),
+    (
+        {"stages.export.weights": "step-8", "stages.finer.duration": "7 steps"},
+        r"stages\.export\.weights: found step-8, but stages\.finer ends with step 7; name an earlier one",
+    ),
+    (
         {"stages.export.weights": "best", "stages.finer.checkpoint": {}},
         r"stages\.export\.weights: found best, but no measure to choose it by; set stages\.finer\.checkpoint\.ke",
     ),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config.export import BEST, EMA, SOUP, GraphConfig, RegisterConfig, Weights
+from pipeline.config.export import BEST, EMA, SOUP, STEP, GraphConfig, RegisterConfig, Weights
 from pipeline.config.paths import PathText
 from pipeline.config.references import source_stage
 from pipeline.config.schema import PipelineConfig
@@ -16,6 +17,7 @@ from pipeline.config.train_stage import TrainStage
 from pipeline.errors import ConfigError, ModelError
 from pipeline.export import check_format, check_model
 from pipeline.metrics.schema import VAL
+from pipeline.stages.data import epoch_samples
 from pipeline.stages.findings import Checks
 from pipeline.stages.inputs import VERSION, settings
 from pipeline.stages.resolve import Branch
@@ -72,7 +74,7 @@ class Exporting(StageType):
         models = checks.models(branch, stage.model, "model")
         if stage.weights is not None:
             with checks.noting():
-                check_kept(checks.config, branch, stage.model, stage.weights)
+                check_kept(checks, branch, stage.model, stage.weights)
         if stage.register_as is not None:
             with checks.noting():
                 check_registered(checks.config, branch, stage)
@@ -107,10 +109,10 @@ def export_inputs(stage: ExportStage, *, model: str) -> dict[str, Any]:
     return {"version": VERSION, "settings": settings(stage), "model": model}
 
 
-def check_kept(config: PipelineConfig, branch: Branch, reference: str, weights: str) -> None:
+def check_kept(checks: Checks, branch: Branch, reference: str, weights: str) -> None:
     """Raise ConfigError for weights that the exported stage's checkpoints will not hold."""
-    where, source = f"stages.{branch.id}.weights", source_stage(config, reference)
-    stage = config.stages[source] if source else None
+    where, source = f"stages.{branch.id}.weights", source_stage(checks.config, reference)
+    stage = checks.config.stages[source] if source else None
     if not isinstance(stage, TrainStage):
         raise ConfigError(
             f"{where}: {weights} needs a training stage's checkpoints, but {reference} is not a stage of this pipeline"
@@ -129,6 +131,19 @@ def check_kept(config: PipelineConfig, branch: Branch, reference: str, weights: 
         raise ConfigError(
             f"{where}: {weights} needs {soup[1]} checkpoints, but stages.{source}.checkpoint.keep_last is "
             f"{stage.checkpoint.keep_last}; set it to {soup[1]}"
+        )
+    indexes = {name: dataset.index for name, dataset in checks.datasets.items()}
+    samples = epoch_samples(checks.config, stage, indexes)
+    if samples is None:
+        return
+    steps = max(stage.duration.steps(samples, stage.global_batch_size), 1)
+    if (step := STEP.fullmatch(weights)) and int(step[1]) > steps:
+        raise ConfigError(f"{where}: found {weights}, but stages.{source} ends with step {steps}; name an earlier one")
+    saved = ceil(steps / stage.checkpoint.every.steps(samples, stage.global_batch_size))
+    if soup and saved < int(soup[1]):
+        raise ConfigError(
+            f"{where}: {weights} needs {soup[1]} checkpoints, but stages.{source} saves {saved} in its {steps} steps; "
+            f"set stages.{source}.checkpoint.every to fewer steps"
         )
 
 
