@@ -236,8 +236,8 @@ def test_unusable_images_are_listed(write: Write, tmp_path: Path) -> None:
         ({"annotations": None}, r"has no list 'annotations'"),
         ({"images": [{"id": [1], "file_name": "a"}]}, r"images\[0\] has the id \[1\], not a number or text"),
         ({"images": [{"id": 1, "file_name": "a", "width": "x"}]}, r'images\[0\] has the width "x", not a number'),
-        ({"annotations": [box(10, [1], [2, 2, 8, 8])]}, r"annotations\[0\] has the category_id \[1\], not a whole"),  # type: ignore[arg-type]
-        ({"annotations": [box([10], 1, [2, 2, 8, 8])]}, r"annotations\[0\] has the image_id \[10\], not a number"),  # type: ignore[arg-type]
+        ({"annotations": [box(10, [1], [2, 2, 8, 8])]}, r"annotations\[0\] has the category_id \[1\], not a whole"),
+        ({"annotations": [box([10], 1, [2, 2, 8, 8])]}, r"annotations\[0\] has the image_id \[10\], not a number"),
         ({"categories": [{"id": "1", "name": "cat"}]}, r'categories\[0\] has the id "1", not a whole number'),
         ({"categories": [{"id": 1, "name": "person", "keypoints": 5}]}, r"has the keypoints 5, not a list"),
     ],
