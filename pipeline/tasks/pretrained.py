@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # What values of an option of predictions may be, by its declared type.
-OPTIONS: Mapping[type, tuple[tuple[type, ...], str]] = {
+OPTIONS: Mapping[type, tuple[Any, str]] = {
     int: ((numbers.Integral,), "a whole number from 1 up"),
     float: ((numbers.Real,), "a number"),
     list: ((list, tuple, np.ndarray), "a list with an entry for each image"),
