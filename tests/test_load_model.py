@@ -13,7 +13,9 @@ from PIL import Image
 
 from pipeline import load_model
 from pipeline.errors import DataError, ModelError
+from pipeline.export import export
 from pipeline.models import Bundle, HeadSpec, MiniViT, ModelSpec, Preprocess, build_backbone, build_spec
+from pipeline.models.bundle import load_bundle
 from pipeline.tasks.base import TaskModule
 from pipeline.tasks.classification.module import Classification
 
@@ -77,6 +79,20 @@ def test_branches_without_validation_cannot_be_compared(tmp_path: Path) -> None:
     write_stage(stage / "micro", 2.0, "aa", result={"accuracy": 0.6})
     with pytest.raises(ModelError, match="branch nano has no validation accuracy"):
         load_model(stage)
+
+
+@pytest.mark.parametrize("format_name", ["timm", "hf"])
+def test_an_export_in_anothers_layout_is_named(tmp_path: Path, format_name: str) -> None:
+    write_model(tmp_path / "ours", "a", channels=3)
+    written = export(format_name, load_bundle(tmp_path / "ours"), tmp_path / format_name)
+    folder = written if written.is_dir() else written.parent
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(ModelError) as caught:
+            load_model(path)
+        assert str(caught.value).startswith(
+            f"{path}: found weights in another layout, such as timm's or Hugging Face's;"
+        )
+        assert "give the export in the format safetensors" in str(caught.value)
 
 
 def test_nothing_to_load_is_said(tmp_path: Path) -> None:

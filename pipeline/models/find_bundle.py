@@ -30,8 +30,14 @@ def find_bundle(path: str | os.PathLike[str]) -> Path:
             return candidate
     if branches := _finished(folder.glob("*/status.json")):
         return _best_branch(folder, branches) / "model"
+    if folder.suffix == ".safetensors" or (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: found weights in another layout, such as timm's or Hugging Face's; give the export in the "
+            "format safetensors, or the run; a training stage can import these weights by `init_from`"
+        )
     raise ModelError(
-        f"{folder}: found no finished model ({DESCRIPTION}); give an export, or a run whose training finished"
+        f"{folder}: found no finished model ({DESCRIPTION}); give an export in the format safetensors, or a run whose "
+        "training finished"
     )
 
 
