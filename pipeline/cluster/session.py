@@ -11,12 +11,13 @@ import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from pipeline.cluster.fork_server import ForkServer
 from pipeline.cluster.reservations import Cluster, idle_gpus, no_gpu
 from pipeline.cluster.resources import Node, Resources, this_machine
 from pipeline.config.cluster import ClusterConfig, ResourcesConfig
@@ -38,6 +39,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Its workers would have no runtime environment, but those of a run do.
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 
@@ -82,25 +85,27 @@ def connect(config: ClusterConfig) -> Iterator[Cluster]:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    try:
-        with tempfile.TemporaryDirectory() as empty:
-            options["runtime_env"] = runtime_environment(empty)
-            if address is None:
-                start_here(options)
-            else:
-                ray.init(address=address, **options)
-    except Exception as error:  # a node that does not start in time is an Exception and nothing more
-        raise (no_start(error) if address is None else no_answer(address, error)) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            with tempfile.TemporaryDirectory() as empty:
+                options["runtime_env"] = runtime_environment(empty)
+                if address is None:
+                    server = None if this_machine().gpus else stack.enter_context(ForkServer())
+                    if server:
+                        options["runtime_env"]["py_executable"] = server.command
+                    start_here(options)
+                    stack.callback(end_here)
+                    if server:
+                        server.start()
+                else:
+                    ray.init(address=address, **options)
+                    stack.callback(ray.shutdown)
+        except Exception as error:  # a node that does not start in time is an Exception and nothing more
+            raise (no_start(error) if address is None else no_answer(address, error)) from None
         if address is None:
             yield Cluster("this machine", own_nodes, shared=False)
         else:
             yield Cluster(address, answering_nodes)
-    finally:
-        if address is None:
-            end_here()
-        else:
-            ray.shutdown()
 
 
 def start_here(options: Mapping[str, Any]) -> None:

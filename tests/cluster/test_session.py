@@ -118,6 +118,29 @@ def test_a_node_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPa
         pass
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_workers_are_forked_where_there_are_no_gpus(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server imports only once Ray has started."""
+    steps: list[Any] = []
+
+    def start(options: dict[str, Any]) -> None:
+        steps.append(options["runtime_env"].get("py_executable"))
+
+    monkeypatch.setattr(session, "this_machine", lambda: Node("", 2, gpus, 2, gpus))
+    monkeypatch.setattr(session, "own_nodes", list)
+    monkeypatch.setattr(session, "start_here", start)
+    monkeypatch.setattr(session, "end_here", lambda: steps.append("end"))
+    monkeypatch.setattr(session.ForkServer, "start", lambda server: steps.append(server.command))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with mock.patch.dict(os.environ), connect(ClusterConfig()):
+        pass
+    if gpus:
+        assert steps == [None, "end"]
+    else:
+        assert "fork_client.py" in steps[0]
+        assert steps == [steps[0], steps[0], "end"]
+
+
 def test_a_cluster_started_here_outlives_signals_and_takes_the_usable_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     started: dict[str, Any] = {}
 
