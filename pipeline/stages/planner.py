@@ -170,12 +170,11 @@ class Planner:
 
     def _training(self, branch: Branch, stage: TrainStage) -> TrainingPlan:
         indexes = [self.indexes[name] for name in stage.data.parts if name in self.indexes]
-        ready = len(indexes) == len(stage.data.parts)
         samples_per_epoch = epoch_samples(self.config, stage, self.indexes)
         steps = self._steps(branch, stage, samples_per_epoch)
         samples = None if steps is None else steps * stage.global_batch_size
         ranks = self._ranks(stage)
-        mean_bytes = _mean_bytes(indexes, stage.data.weights) if ready else None
+        mean_bytes = None if samples_per_epoch is None else _mean_bytes(indexes, stage.data.weights)
         shares = balance(stage, ranks, samples_per_epoch, mean_bytes, where=f"stages.{branch.stage_name}")
         if shares.idle_share > MUCH_IDLE:
             self.notes.append(
