@@ -149,8 +149,10 @@ def trainer(job: SavesJob) -> tuple[TrainState, Callable[[], float]]:
     torch.manual_seed(0)
     model = MiniViT.from_spec(spec)
     groups = parameter_groups(model, config)
-    optimizer = build_optimizer(groups, config, global_batch_size=1, partitioned=job.zero_stage > 0)
     precision = "fp32" if job.zero_stage == 0 else "bf16"
+    optimizer = build_optimizer(
+        groups, config, global_batch_size=1, partitioned=job.zero_stage > 0, precision=precision
+    )
     settings = EngineConfig.model_validate({"zero_stage": job.zero_stage, "precision": precision})
     engine = Engine(model, optimizer, settings, clip_grad_norm=1.0)
     ema = ShardedEMA(engine.flats, 0.999)

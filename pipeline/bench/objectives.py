@@ -189,7 +189,7 @@ def our_loop(case: TaskCase, module: TaskModule, batch: Batch) -> Loop:
     module = deepcopy(module)
     settings = EngineConfig.model_validate({"precision": case.precision})
     groups = parameter_groups(module.model, OPTIMIZER)
-    optimizer = build_optimizer(groups, OPTIMIZER, case.batch_size, partitioned=True)
+    optimizer = build_optimizer(groups, OPTIMIZER, case.batch_size, partitioned=True, precision=case.precision)
     engine = Engine(module, optimizer, settings, clip_grad_norm=OPTIMIZER.clip_grad_norm, model=module.model)
     teacher = MovingTeacher(engine, module, TOTAL_STEPS) if module.follower else None
     step_once, meter = TrainingStep(engine, None, SEED, case.batch_size, teacher), Meter.on(engine.device, module)

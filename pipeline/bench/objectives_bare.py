@@ -38,7 +38,7 @@ class BareStep:
         self.blocks = lent or [[weight] for group in groups for weight in group["params"]]
         for group, master in zip(groups, self.masters, strict=False):
             group["params"] = [master.weights]
-        self.optimizer = build_optimizer(groups, config, len(batch.weights), partitioned=False)
+        self.optimizer = build_optimizer(groups, config, len(batch.weights), partitioned=False, precision=precision)
         self.weights: list[Tensor] = [one for group in self.optimizer.param_groups for one in group["params"]]
         self.keys = view_keys(batch, derive_seed(seed, DROP_PATH))
         self.averages: list[Tensor] = []

@@ -61,7 +61,9 @@ class BareLoop:
         self.masters = [] if dtype == torch.float32 else [MasterCopy(group["params"]) for group in groups]
         for group, master in zip(groups, self.masters, strict=False):
             group["params"] = [master.weights]
-        self.optimizer = build_optimizer(groups, stage.optimizer, stage.global_batch_size, partitioned=False)
+        self.optimizer = build_optimizer(
+            groups, stage.optimizer, stage.global_batch_size, partitioned=False, precision=stage.engine.precision
+        )
         self.model = DistributedDataParallel(model)
         batch = stage.global_batch_size // dist.get_world_size()
         self.images = torch.randn(batch, spec.backbone.channels, *spec.backbone.image_size, device=device, dtype=dtype)

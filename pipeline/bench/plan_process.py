@@ -71,7 +71,9 @@ def _train(stage: TrainStage, spec: ModelSpec, world_size: int, steps: int) -> l
     model.transformer.recompute_activations(stage.engine.activation_checkpointing)
     groups = parameter_groups(model, stage.optimizer)
     partitioned = stage.engine.zero_stage > 0
-    optimizer = build_optimizer(groups, stage.optimizer, stage.global_batch_size, partitioned=partitioned)
+    optimizer = build_optimizer(
+        groups, stage.optimizer, stage.global_batch_size, partitioned=partitioned, precision=stage.engine.precision
+    )
     engine = Engine(task, optimizer, stage.engine, clip_grad_norm=stage.optimizer.clip_grad_norm, model=model)
     ema = ShardedEMA(engine.flats, stage.ema) if stage.ema else None
     _, share = step_shares(stage.data.lanes, stage.global_batch_size, world_size)

@@ -122,7 +122,7 @@ class ResolutionConfig(Section):
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw", "lamb", "sgd"] = "adamw"
+    name: Literal["adamw", "lamb", "muon", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     lr_batch_size: Positive | None = Field(
         default=None, description="global batch size that lr is given for; lr is scaled to this stage's"

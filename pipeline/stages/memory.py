@@ -22,7 +22,8 @@ from pipeline.models.spec import Pair, ViTSpec
 from pipeline.tasks.task import task_of
 
 FP32 = 4
-MOMENTS = {"adamw": 2, "lamb": 2, "sgd": 1}  # fp32 tensors kept per weight
+# fp32 tensors kept per weight; Muon keeps two of the few that are not in a layer's matrices
+MOMENTS = {"adamw": 2, "lamb": 2, "muon": 1, "sgd": 1}
 
 
 @dataclass(frozen=True)

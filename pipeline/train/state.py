@@ -92,7 +92,10 @@ class TrainState:
 
     def _load_optimizer(self, flat: Flat, reader: StateReader) -> None:
         """Allocate the state that torch's optimisers only create in their first step, and set its scalars."""
-        for key in reader.keys - {WEIGHTS, EMA, TEACHER}:
+        names = {span.parameter for span in flat.spans}
+        keys = {key for name in names for key, _ in reader.kinds(name)} - {WEIGHTS, EMA, TEACHER}
+        for key in keys:
             flat.state[key] = torch.zeros_like(flat.key, requires_grad=False)
-        for key, value in reader.scalars.items():
-            flat.state[key] = value.to(flat.weights.device, copy=True)
+        if keys:
+            for key, value in reader.scalars.items():
+                flat.state[key] = value.to(flat.weights.device, copy=True)

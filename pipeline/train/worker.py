@@ -60,7 +60,11 @@ class TrainWorker:
         task = task_of(stage.task).module(model, job.classes, job.preprocess)
         groups = parameter_groups(model, stage.optimizer)
         optimizer = build_optimizer(
-            groups, stage.optimizer, stage.global_batch_size, partitioned=stage.engine.zero_stage > 0
+            groups,
+            stage.optimizer,
+            stage.global_batch_size,
+            partitioned=stage.engine.zero_stage > 0,
+            precision=stage.engine.precision,
         )
         self.watch.beat()
         clip = stage.optimizer.clip_grad_norm

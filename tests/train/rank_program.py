@@ -280,7 +280,9 @@ MODELS = {
     "sincos": lambda: MiniViT.from_spec(SPEC.with_backbone(positions="sincos")),
     "tied": Tied,
 }
-MODELS["lamb"] = MODELS["plain"] = MODELS["vit"]  # trained by the optimiser of that name, the others by AdamW
+MODELS["lamb"] = MODELS["muon"] = MODELS["plain"] = MODELS[
+    "vit"
+]  # trained by the optimiser of that name, the others by AdamW
 MODELS["scattered"] = MODELS["vit"]
 
 
@@ -298,7 +300,7 @@ Settings = dict[str, Any]  # of a stage's `task` section
 
 
 def optimizer_of(model: str | Settings) -> str:
-    return model if isinstance(model, str) and model in ("lamb", "plain") else "adamw"
+    return model if isinstance(model, str) and model in ("lamb", "muon", "plain") else "adamw"
 
 
 def view_groups(model: str | Settings, *, evaluation: bool = False) -> Mapping[str, ViewGroup]:
@@ -338,7 +340,7 @@ class Trainer:
             assert compile_layers(model.to(select_device()), 1)
         config = optimizer_config(optimizer)
         groups = parameter_groups(model, config)
-        optimiser = build_optimizer(groups, config, GLOBAL_BATCH_SIZE, partitioned=zero_stage > 0)
+        optimiser = build_optimizer(groups, config, GLOBAL_BATCH_SIZE, partitioned=zero_stage > 0, precision=precision)
         settings = EngineConfig.model_construct(zero_stage=zero_stage, precision=precision)
         self.engine = Engine(task, optimiser, settings, clip_grad_norm=CLIP, model=model)
         self.ema = ShardedEMA(self.engine.flats, EMA_DECAY)
@@ -581,7 +583,7 @@ def memory(zero_stage: int, precision: str, variant: str, images: int) -> dict[s
     spec = build_spec(variant, image_size=224, num_classes=1000)
     model = MiniViT.from_spec(spec)
     config = optimizer_config("adamw")
-    optimiser = build_optimizer(parameter_groups(model, config), config, images, partitioned=True)
+    optimiser = build_optimizer(parameter_groups(model, config), config, images, partitioned=True, precision="bf16")
     settings = EngineConfig(zero_stage=zero_stage, precision=precision)
     engine = Engine(model, optimiser, settings, clip_grad_norm=CLIP)
     ema = ShardedEMA(engine.flats, EMA_DECAY)

@@ -111,7 +111,11 @@ def train(stage: TrainStage, spec: ModelSpec) -> list[Tensor]:
     torch.manual_seed(0)
     model = MiniViT.from_spec(spec, init=stage.model.init)
     optimizer = build_optimizer(
-        parameter_groups(model, stage.optimizer), stage.optimizer, stage.global_batch_size, partitioned=False
+        parameter_groups(model, stage.optimizer),
+        stage.optimizer,
+        stage.global_batch_size,
+        partitioned=False,
+        precision="fp32",
     )
     peaks = [group["lr"] * group["lr_scale"] for group in optimizer.param_groups]
     assert stage.ema is not None

@@ -9,6 +9,7 @@ from pipeline.config.training import OptimizerConfig
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
 from pipeline.train.lamb import Lamb
+from pipeline.train.muon import Muon
 from pipeline.train.optim import build_optimizer, parameter_groups, peak_lr
 
 
@@ -84,11 +85,12 @@ def test_lamb_has_a_group_per_parameter(model: MiniViT) -> None:
     [
         ("adamw", torch.optim.AdamW, {"betas": (0.8, 0.9)}),
         ("lamb", Lamb, {"betas": (0.8, 0.9)}),
+        ("muon", Muon, {"betas": (0.8, 0.9)}),
         ("sgd", torch.optim.SGD, {"momentum": 0.7, "nesterov": True}),
     ],
 )
 def test_settings_reach_the_optimiser(name: str, kind: type, expected: dict, model: MiniViT) -> None:
     config = OptimizerConfig(name=name, lr=0.2, betas=(0.8, 0.9), momentum=0.7)
-    optimizer = build_optimizer(parameter_groups(model, config), config, 64, partitioned=False)
+    optimizer = build_optimizer(parameter_groups(model, config), config, 64, partitioned=False, precision="fp32")
     assert isinstance(optimizer, kind)
     assert all(group["lr"] == 0.2 and expected.items() <= group.items() for group in optimizer.param_groups)
