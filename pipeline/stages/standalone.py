@@ -55,6 +55,8 @@ def dataset_of(data: NamedSet, **settings: Any) -> Dataset:
         classes=data.config.classes,
         image_key=data.config.image_key,
         targets=data.config.targets,
+        cache=data.config.cache,
+        eval=data.config.eval,
         **settings,
     )
     return Dataset(absolute(config), load_index(data.pattern))
