@@ -103,7 +103,7 @@ def buckets(matrices: Iterable[Matrices]) -> Iterator[list[Matrices]]:
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """[..., rows, columns] -> the same with all singular values near 1 (about 0.7 to 1.2); zeros stay zeros.
+    """[number, rows, columns] -> the same with all singular values near 1 (about 0.7 to 1.2); zeros stay zeros.
 
     Approximates U V^T of the singular value decomposition U S V^T by Newton-Schulz iterations with the quintic
     polynomial of Jordan et al. 2024.
@@ -115,7 +115,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     x = x / norms.clamp(min=torch.finfo(torch.float32).tiny).to(x.dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = first * x + (third * gram + fifth * (gram @ gram)) @ x
+        gram = torch.baddbmm(gram, gram, gram, beta=third, alpha=fifth)
+        x = torch.baddbmm(x, gram, x, beta=first)
     return x.mT if tall else x
 
 
