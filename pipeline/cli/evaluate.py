@@ -182,12 +182,12 @@ def measures_table(evaluation: dict[str, Any]) -> str:
 
 
 def intervals(models: dict[str, Any], measures: Sequence[Measure]) -> list[str]:
-    """A line with the width of the confidence intervals, if there are any."""
+    """A line with the width of the confidence intervals of shares, if there are any."""
     reach = [
         (high - low) / 2
         for found in models.values()
         for measure in measures
-        if (interval := found.get("intervals", {}).get(measure.name))
+        if measure.share and (interval := found.get("intervals", {}).get(measure.name))
         for low, high in [interval]
     ]
-    return [f"95 % confidence intervals (Wilson): at most ±{100 * max(reach):.2f} points"] if reach else []
+    return [f"95 % confidence intervals of shares: at most ±{100 * max(reach):.2f} points"] if reach else []

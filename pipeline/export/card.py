@@ -14,10 +14,15 @@ from pipeline import __version__
 from pipeline.config.task import task_class
 from pipeline.export.story import Figure, Story
 from pipeline.files import write_whole
+from pipeline.metrics.bootstrap import RESAMPLES
 from pipeline.models.bundle import Bundle
 
 CARD = "README.md"
 MOST_CLASSES = 20  # named on the card
+METHODS = {
+    "Wilson": "Wilson's interval of a share of independent samples",
+    "bootstrap": f"a bootstrap over whole images, {RESAMPLES} resamples",
+}  # of intervals
 FEATURES, CLASSIFIES = "image-feature-extraction", "image-classification"
 
 
@@ -100,10 +105,14 @@ def _figures(figures: Sequence[Figure]) -> list[str]:
     rows = []
     for figure in figures:
         text, ends = figure.measure.text, figure.interval
-        interval = f"{text(ends[0], 2)} to {text(ends[1], 2)}" if ends else ""
+        interval = f"{text(ends[0], 2)} to {text(ends[1], 2)} ({figure.method})" if ends else ""
         samples = "" if figure.samples is None else f"{figure.samples:,}"
         rows.append([figure.measure.title, text(figure.value, 2), interval, figure.data, samples])
-    return markdown_table(("measure", "value", "95 % interval (Wilson)", "data set", "samples"), rows) if rows else []
+    if not rows:
+        return []
+    used = [f"{name}: {how}." for name, how in METHODS.items() if any(name == figure.method for figure in figures)]
+    told = ["", " ".join(used)] if used else []
+    return [*markdown_table(("measure", "value", "95 % interval", "data set", "samples"), rows), *told]
 
 
 def _lineage(story: Story) -> list[str]:

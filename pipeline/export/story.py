@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pipeline.metrics.schema import Measure
 
@@ -18,7 +18,7 @@ class DataUse(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A measure of the model on `samples` samples of a data set; `interval` is its 95 % interval, if any."""
+    """A measure of the model on `samples` samples of a data set; `interval` is its 95 % interval, if any, and how."""
 
     measure: Measure
     value: float
@@ -26,6 +26,7 @@ class Figure(NamedTuple):
     digest: str
     samples: int | None
     interval: tuple[float, float] | None
+    method: Literal["Wilson", "bootstrap", ""] = ""
 
 
 class Step(NamedTuple):

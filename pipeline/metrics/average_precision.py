@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.metrics.bootstrap import Interval, draws, intervals
 from pipeline.metrics.files import PER_CLASS, PRECISION_RECALL, append_rows
+from pipeline.metrics.resampled_precision import resampled_precisions
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
 if TYPE_CHECKING:
@@ -80,9 +82,11 @@ class AveragePrecision:
     def __init__(self, num_classes: int, *, by_size: bool) -> None:
         self.num_classes, self.by_size = num_classes, by_size
         self._parts: list[State] = []
+        self._judge: COCOeval | None = None  # of these parts
 
     def add(self, predicted: Sequence[PredictedBoxes], batch: Any) -> None:
         """Add the good images of a batch."""
+        self._judge = None
         good = ((batch.weights > 0) & (batch.slots >= 0)).cpu().numpy()
         slots, targets = batch.slots.cpu().numpy(), batch.targets
         names = ("boxes_full", "box_label", "box_area", "box_crowd")
@@ -105,6 +109,7 @@ class AveragePrecision:
         )
 
     def merge(self, state: State) -> None:
+        self._judge = None
         self._parts.append(state)
 
     def measures(self) -> dict[str, float]:
@@ -113,6 +118,18 @@ class AveragePrecision:
         found = {"map": precision[..., 0], "map_50": precision[0, ..., 0], "map_75": precision[5, ..., 0]}
         found |= {f"map_{size}": precision[..., 1 + n] for n, size in enumerate(SIZES)} if self.by_size else {}
         return {name: value for name, one in found.items() if (value := mean_of(one)) is not None}
+
+    def intervals(self) -> dict[str, Interval]:
+        """The bootstrap intervals of those measures: in a resample, too, a class without objects does not count."""
+        if (judge := self._judged()) is None:
+            return {}
+        counts = draws(judge.params.imgIds)
+        precision = resampled_precisions(judge, counts)  # [R, T, K]
+        found = {"map": precision, "map_50": precision[:, :1], "map_75": precision[:, 5:6]}
+        for number, size in enumerate(SIZES, 1) if self.by_size else ():
+            found[f"map_{size}"] = resampled_precisions(judge, counts, number)
+        means = {name: np.ma.masked_invalid(one).mean(axis=(1, 2)).filled(np.nan) for name, one in found.items()}
+        return intervals(means, len(judge.params.imgIds))
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
         """Write each class's number of objects and its average precision, which is empty if there are none.
@@ -136,7 +153,17 @@ class AveragePrecision:
 
     def _precision(self) -> np.ndarray:
         """float64 [10 overlaps from 0.5 to 0.95, 101 recalls, K, 1 or 4 sizes]; -1 if there is no object."""
-        return precisions(self.state(), self.num_classes, by_size=self.by_size)
+        if (judge := self._judged()) is None:
+            return np.full((10, 101, self.num_classes, 4 if self.by_size else 1), -1.0)
+        found: np.ndarray = judge.eval["precision"][..., -1]
+        return found
+
+    def _judged(self) -> COCOeval | None:
+        """The finished pycocotools evaluation; None if nothing is labelled."""
+        state = self.state()
+        if self._judge is None and len(state.labelled.slots):
+            self._judge = judged(state, self.num_classes, by_size=self.by_size)
+        return self._judge
 
 
 def joined_rows(parts: Sequence[BoxRows]) -> BoxRows:
@@ -151,12 +178,10 @@ def mean_of(precision: np.ndarray) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def precisions(state: State, num_classes: int, *, by_size: bool) -> np.ndarray:
-    """`AveragePrecision._precision` of a state."""
+def judged(state: State, num_classes: int, *, by_size: bool) -> COCOeval:
+    """The finished pycocotools evaluation of a state with labelled objects."""
     images = np.sort(state.images).tolist()
     sizes = slice(None) if by_size else slice(1)
-    if not len(state.labelled.slots):
-        return np.full((10, 101, num_classes, 4 if by_size else 1), -1.0)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # pycocotools prints its progress
         judge = coco_evaluation(state, images, num_classes)
         judge.params.areaRng = judge.params.areaRng[sizes]
@@ -164,8 +189,7 @@ def precisions(state: State, num_classes: int, *, by_size: bool) -> np.ndarray:
         judge.params.maxDets = [MOST]
         judge.evaluate()
         judge.accumulate()
-    found: np.ndarray = judge.eval["precision"][..., -1]
-    return found
+    return judge
 
 
 def coco_evaluation(state: State, images: Sequence[int], num_classes: int) -> COCOeval:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from pipeline.metrics.bootstrap import Interval
 
 
 class Collector(Protocol):
@@ -27,3 +29,11 @@ class Collector(Protocol):
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
         """Append the model's results to the folder's files; called on rank 0, once per model, after `measures`."""
+
+
+@runtime_checkable
+class Resampling(Protocol):
+    """A `Collector` that also knows how uncertain measures are, its own or its task's."""
+
+    def intervals(self) -> dict[str, Interval]:
+        """The 95 % bootstrap intervals of measures, by name; called on rank 0 at the end of an evaluation."""

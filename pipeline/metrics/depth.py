@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from pipeline.metrics.bootstrap import Interval, ResampledSums
+from pipeline.metrics.full_maps import full_maps
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
 if TYPE_CHECKING:
@@ -40,7 +43,36 @@ def depth_errors(metres: Tensor, truth: Tensor) -> Tensor:
 
 
 def depth_measures(sums: Sequence[float]) -> dict[str, float]:
-    """The measures from `depth_errors`; 0 if nothing was measured."""
+    """The measures from `depth_errors`; none if nothing was measured."""
     pixels, relative, squared, within = sums
-    pixels = max(pixels, 1.0)
+    if not pixels:
+        return {}
     return {"abs_rel": relative / pixels, "rmse": math.sqrt(squared / pixels), "delta1": within / pixels}
+
+
+class DepthIntervals:
+    """A `Collector` of maps in metres [H, W] for the intervals of the measures, which come from the task's sums."""
+
+    def __init__(self) -> None:
+        self.resampled = ResampledSums(4)
+
+    def add(self, predicted: Sequence[Tensor], batch: Any) -> None:
+        truths, slots, weights = full_maps(batch.targets, "depth_full"), batch.slots.tolist(), batch.weights.tolist()
+        for metres, truth, slot, weight in zip(predicted, truths, slots, weights, strict=True):
+            if weight:
+                self.resampled.add(slot, depth_errors(metres, truth).cpu().numpy())
+
+    def state(self) -> ResampledSums:
+        return self.resampled
+
+    def merge(self, state: ResampledSums) -> None:
+        self.resampled.merge(state)
+
+    def measures(self) -> dict[str, float]:
+        return {}
+
+    def intervals(self) -> dict[str, Interval]:
+        return self.resampled.intervals(lambda sums: depth_measures(sums.tolist()))
+
+    def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
+        """Nothing."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.metrics.bootstrap import Interval, ResampledSums
 from pipeline.metrics.files import PER_CLASS, append_rows
 from pipeline.metrics.full_maps import full_maps
 from pipeline.metrics.schema import LOSS, Measure, Schema
@@ -50,16 +51,16 @@ def class_ious(counts: Tensor) -> list[float | None]:
     return [both / union if union else None for both, union in zip(right, unions, strict=True)]
 
 
-def mean_iou(counts: Tensor) -> float:
-    """The mean over the classes that occur; 0 if none does."""
+def mean_iou(counts: Tensor) -> float | None:
+    """The mean over the classes that occur; None if none does."""
     found = [iou for iou in class_ious(counts) if iou is not None]
-    return sum(found) / len(found) if found else 0.0
+    return sum(found) / len(found) if found else None
 
 
-def pixel_accuracy(counts: Tensor) -> float:
-    """The fraction of labelled pixels with the correct class; 0 if none is labelled."""
+def pixel_accuracy(counts: Tensor) -> float | None:
+    """The fraction of labelled pixels with the correct class; None if none is labelled."""
     right, labelled, _ = counts.sum(dim=1).tolist()
-    return right / labelled if labelled else 0.0
+    return right / labelled if labelled else None
 
 
 def full_labels(targets: Mapping[str, Tensor]) -> list[Tensor]:
@@ -67,30 +68,47 @@ def full_labels(targets: Mapping[str, Tensor]) -> list[Tensor]:
     return full_maps(targets, "mask_full")
 
 
+def iou_measures(counts: Tensor) -> dict[str, float]:
+    """The measures from `overlaps` [3, K]; none if nothing is labelled."""
+    found = {"mean_iou": mean_iou(counts), "pixel_accuracy": pixel_accuracy(counts)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 class IoUCounts:
-    """A `Collector` of class maps [H, W] at the labels' own sizes: a row per class in `per_class.csv`."""
+    """A `Collector` of class maps [H, W] at the labels' own sizes: a row per class in a table, and intervals."""
 
     def __init__(self, num_classes: int) -> None:
         import torch
 
         self.num_classes = num_classes
         self.counts = torch.zeros(3, num_classes, dtype=torch.int64)
+        self.resampled = ResampledSums(3 * num_classes)
 
     def add(self, predicted: Sequence[Tensor], batch: Any) -> None:
         """Count the good images of a batch."""
-        for guess, labels, weight in zip(predicted, full_labels(batch.targets), batch.weights.tolist(), strict=True):
+        rows = zip(predicted, full_labels(batch.targets), batch.slots.tolist(), batch.weights.tolist(), strict=True)
+        for guess, labels, slot, weight in rows:
             if weight:
-                self.counts += overlaps(guess, labels, self.num_classes).cpu()
+                counts = overlaps(guess, labels, self.num_classes).cpu()
+                self.counts += counts
+                self.resampled.add(slot, counts.flatten().numpy())
 
-    def state(self) -> Tensor:
-        return self.counts
+    def state(self) -> tuple[Tensor, ResampledSums]:
+        return self.counts, self.resampled
 
-    def merge(self, state: Tensor) -> None:
-        self.counts = self.counts + state
+    def merge(self, state: tuple[Tensor, ResampledSums]) -> None:
+        counts, resampled = state
+        self.counts = self.counts + counts
+        self.resampled.merge(resampled)
 
     def measures(self) -> dict[str, float]:
         """None: mean IoU and pixel accuracy come from the sums."""
         return {}
+
+    def intervals(self) -> dict[str, Interval]:
+        import torch
+
+        return self.resampled.intervals(lambda sums: iou_measures(torch.from_numpy(sums).view(3, -1)))
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
         """Write each class's pixels and IoU; the IoU of a class that does not occur is empty."""

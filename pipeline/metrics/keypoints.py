@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.metrics.bootstrap import Interval, ResampledSums, draws, intervals
 from pipeline.metrics.files import PER_CLASS, append_rows
+from pipeline.metrics.resampled_precision import resampled_precisions
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
 if TYPE_CHECKING:
+    from pycocotools.cocoeval import COCOeval
     from torch import Tensor
 
 NEAR = 0.1  # fraction of the longer side of an instance's box
@@ -60,11 +63,14 @@ def right_keypoints(predicted: Tensor, truth: Tensor, boxes: Tensor) -> Tensor:
     return (truth[..., 2] > 0) & (distances <= NEAR * sides[:, None])
 
 
-def oks_ap(images: dict[int, ImageInstances], sigmas: Sequence[float]) -> float:
-    """Mean average precision over OKS 0.50, 0.55, ... 0.95, as in pycocotools; 0 without a labelled keypoint.
+def oks_ap(images: dict[int, ImageInstances], sigmas: Sequence[float]) -> float | None:
+    """Mean average precision over OKS 0.50, 0.55, ... 0.95, as in pycocotools; None without a labelled keypoint."""
+    precision: np.ndarray = judged(images, sigmas).eval["precision"][:, :, 0, 0, 0]
+    return float(precision.mean()) if precision.max() > -1 else None
 
-    An instance's score is the mean score of its keypoints.
-    """
+
+def judged(images: dict[int, ImageInstances], sigmas: Sequence[float]) -> COCOeval:
+    """The finished pycocotools evaluation; an instance's score is the mean score of its keypoints."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -78,8 +84,7 @@ def oks_ap(images: dict[int, ImageInstances], sigmas: Sequence[float]) -> float:
         judge.params.kpt_oks_sigmas = np.array(sigmas)
         judge.evaluate()
         judge.accumulate()
-        judge.summarize()
-    return max(float(judge.stats[0]), 0.0)
+    return judge
 
 
 def _dataset(images: dict[int, ImageInstances], annotations: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def _guesses(image: int, one: ImageInstances) -> list[dict[str, Any]]:
 
 
 class KeypointResults:
-    """A `Collector` of all instances: OKS AP, and a row per keypoint in `per_class.csv`."""
+    """A `Collector` of all instances: OKS AP, intervals, and a row per keypoint in `per_class.csv`."""
 
     def __init__(self, sigmas: Sequence[float]) -> None:
         self.sigmas, self.images = tuple(sigmas), dict[int, ImageInstances]()  # by slot
@@ -137,18 +142,31 @@ class KeypointResults:
 
     def measures(self) -> dict[str, float]:
         """OKS AP in data order, so that ties break the same way on any number of ranks."""
-        return {"oks_ap": oks_ap(dict(sorted(self.images.items())), self.sigmas)}
+        found = oks_ap(dict(sorted(self.images.items())), self.sigmas)
+        return {} if found is None else {"oks_ap": found}
+
+    def intervals(self) -> dict[str, Interval]:
+        """Of PCK and OKS AP."""
+        pck, images = ResampledSums(2), dict(sorted(self.images.items()))
+        for slot, one in images.items():
+            pck.add(slot, counted(one).sum(axis=1))
+        precision = resampled_precisions(judged(images, self.sigmas), draws(list(images)))[:, :, 0]
+        oks = intervals({"oks_ap": precision.mean(axis=1)}, len(images))
+        return pck.intervals(lambda sums: {"pck": sums[0] / sums[1]} if sums[1] else {}) | oks
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
         """Write how often each keypoint is labelled, and how often it is right."""
-        import torch
-
-        counts = np.zeros((2, len(self.sigmas)), np.int64)
-        for one in self.images.values():
-            parts = (torch.from_numpy(part) for part in (one.predicted, one.truth, one.boxes))
-            counts += np.stack([right_keypoints(*parts).numpy().sum(axis=0), (one.truth[..., 2] > 0).sum(axis=0)])
+        counts = sum(map(counted, self.images.values()), np.zeros((2, len(self.sigmas)), np.int64))
         rows = [
             (model, name, right, labelled, f"{right / labelled:.6f}" if labelled else "")
             for name, right, labelled in zip(classes, *counts.tolist(), strict=True)
         ]
         append_rows(folder / PER_CLASS, ("model", "class", "right", "labelled", "pck"), rows)
+
+
+def counted(one: ImageInstances) -> np.ndarray:
+    """int64 [2, K]: how often each keypoint of an image is right, and how often it is labelled."""
+    import torch
+
+    right = right_keypoints(*(torch.from_numpy(part) for part in (one.predicted, one.truth, one.boxes)))
+    return np.stack([right.numpy().sum(axis=0), (one.truth[..., 2] > 0).sum(axis=0)])

@@ -99,12 +99,14 @@ def _evaluations(run: RunFolder, stage_id: str) -> list[Figure]:
 def _figures(
     written: Mapping[str, Any], found: Mapping[str, Any], data: str, digest: str, samples: int | None
 ) -> list[Figure]:
-    """The measures of a model, with intervals for those that are fractions of independent samples."""
-    figures, schema = [], schema_of(written)
+    """The measures of a model, with Wilson intervals for fractions of independent samples, recorded ones for others."""
+    figures, schema, bootstrap = [], schema_of(written), found.get("intervals", {})
     for measure in schema.ranked:
         if (value := found.get(measure.name)) is not None:
-            ends = None
+            one = Figure(measure, float(value), data, digest, samples, None)
             if samples and measure.name in ACCURACIES:
-                ends = wilson(round(value * samples), samples)
-            figures.append(Figure(measure, float(value), data, digest, samples, ends))
+                one = one._replace(interval=wilson(round(value * samples), samples), method="Wilson")
+            elif ends := bootstrap.get(measure.name):
+                one = one._replace(interval=(ends[0], ends[1]), method="bootstrap")
+            figures.append(one)
     return figures

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from pipeline.checkpoints.storage import explain_unwritable
 from pipeline.errors import DataError
 from pipeline.files import write_json
-from pipeline.metrics.collector import Collector
+from pipeline.metrics.bootstrap import Interval
+from pipeline.metrics.collector import Collector, Resampling
 from pipeline.models.bundle import load_bundle
 from pipeline.models.minivit import MiniViT
 from pipeline.shards.bad_samples import TEST, summarise
@@ -88,7 +89,7 @@ def merge_collective(collectors: Collection[Collector]) -> dict[str, float]:
 
 def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
     """Evaluate each model of the job in turn; rank 0 writes the files."""
-    device, results = select_device(), {}
+    device, results, intervals = select_device(), {}, {}
     drafts = job.folder / DRAFTS
     with explain_unwritable(job.folder):
         if dist.get_rank() == 0:
@@ -98,11 +99,12 @@ def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
         for name in job.models:
             results[name], collectors = evaluate_model_collective(job, name, device, context.watch, progress)
             if dist.get_rank() == 0:
+                intervals[name] = intervals_of(collectors)
                 for collector in collectors:
                     collector.write(drafts, name, job.classes)
         if dist.get_rank() == 0:
             publish(drafts, job.folder)
-            write_evaluation(job, results)
+            write_evaluation(job, results, intervals)
 
 
 def evaluate_model_collective(
@@ -149,7 +151,17 @@ def publish(drafts: Path, folder: Path) -> None:
     drafts.rmdir()
 
 
-def write_evaluation(job: EvaluateJob, results: Mapping[str, Mapping[str, float]]) -> None:
+def intervals_of(collectors: Iterable[Collector]) -> dict[str, Interval]:
+    """The intervals of measures, by name."""
+    found: dict[str, Interval] = {}
+    for collector in collectors:
+        found |= collector.intervals() if isinstance(collector, Resampling) else {}
+    return found
+
+
+def write_evaluation(
+    job: EvaluateJob, results: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Mapping[str, Interval]]
+) -> None:
     """Write the summary, the last file: it marks an evaluation as complete."""
     evaluation = {
         "name": job.data.name,
@@ -159,11 +171,14 @@ def write_evaluation(job: EvaluateJob, results: Mapping[str, Mapping[str, float]
         "precision": job.precision,
         "bad_samples": summarise(job.folder / TEST, job.data.index.num_samples).to_dict(),
         "schema": job.task.measured.to_dict(),
-        "models": {name: as_json(metrics) for name, metrics in results.items()},
+        "models": {
+            name: as_json(metrics) | ({"intervals": intervals[name]} if intervals[name] else {})
+            for name, metrics in results.items()
+        },
     }
     write_json(job.folder / NAME, evaluation)
 
 
-def as_json(metrics: Mapping[str, float]) -> dict[str, float]:
+def as_json(metrics: Mapping[str, float]) -> dict[str, object]:
     """The metrics with counts as integers."""
     return {name: int(value) if name.endswith("samples") else value for name, value in metrics.items()}

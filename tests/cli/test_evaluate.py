@@ -41,7 +41,7 @@ def test_frozen_features_with_how_sure_the_figures_are() -> None:
     rows = measures_table({"schema": schema.to_dict(), "models": models, "bad_samples": bad}).splitlines()
     assert rows[1:] == [
         "a           80.00 %        3",
-        "95 % confidence intervals (Wilson): at most ±2.30 points",
+        "95 % confidence intervals of shares: at most ±2.30 points",
         "left out: 3 bad samples",
     ]
 

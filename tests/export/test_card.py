@@ -21,7 +21,8 @@ STORY = Story(
     ),
     data=(DataUse("pretrain", "train", "a|b", "0123abcd"),),
     figures=(
-        Figure(ACCURACY, 0.75, "test", "4567", 200, (0.6857, 0.8051)),
+        Figure(ACCURACY, 0.75, "test", "4567", 200, (0.6857, 0.8051), "Wilson"),
+        Figure(LOSS, 0.25, "val", "89ab", 200, (0.2, 0.3), "bootstrap"),
         Figure(LOSS, 0.5, "test", "4567", 200, None),
     ),
     license="apache-2.0",
@@ -40,6 +41,7 @@ def test_the_hub_reads_its_header(make_bundle: Callable[..., Bundle], tmp_path: 
     assert found.data.model_name == "quick / finer"
     assert [(r.metric_type, r.metric_value, r.dataset_revision) for r in results] == [
         ("accuracy", 0.75, "4567"),
+        ("loss", 0.25, "89ab"),
         ("loss", 0.5, "4567"),
     ]
 
@@ -49,8 +51,10 @@ def test_it_tells_data_figures_recipe_and_lineage(make_bundle: Callable[..., Bun
     text = (tmp_path / "mine" / "README.md").read_text()
     for told in (
         "| pretrain | train | a\\|b | `0123abcd` |",
-        "| Accuracy | 75.00 % | 68.57 % to 80.51 % | test | 200 |",
+        "| Accuracy | 75.00 % | 68.57 % to 80.51 % (Wilson) | test | 200 |",
+        "| Loss | 0.25 | 0.2 to 0.3 (bootstrap) | val | 200 |",
         "| Loss | 0.5 |  | test | 200 |",
+        "independent samples. bootstrap: a bootstrap over whole images",
         "| finer | finetune | pretrain | teacher | 64 |",
         "Surgery: 9 copied, 1 resized",
         "  lr: 0.001",

@@ -141,6 +141,17 @@ def test_of_no_objects_there_is_no_precision() -> None:
     assert set(STATS) <= set(DETECTION.names)
 
 
+def test_intervals_are_the_same_on_any_number_of_ranks_and_hold_the_measures() -> None:
+    rng = np.random.default_rng(4)
+    images = [image(rng, int(rng.integers(0, 6)), int(rng.integers(0, 9)), ties=True) for _ in range(60)]
+    alone, found = collected(images, 1), collected(images, 3).intervals()
+    measures = alone.measures()
+    assert found == alone.intervals()
+    assert found.keys() == measures.keys() - {"map_large"}  # too few images have such objects
+    assert all(low < measures[name] < high for name, (low, high) in found.items())
+    assert collected(images[:19], 1).intervals() == {}  # too few
+
+
 def test_each_class_has_a_row(tmp_path: Path) -> None:
     images = [([([0, 0, 50, 50], 2, 2500.0, False), ([0, 0, 9, 9], 2, 81.0, True)], [([0, 0, 50, 50], 2, 0.9)])]
     collected(images, 1).write(tmp_path, "model", ["a", "b", "c"])

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.metrics.depth import DEPTH, depth_errors, depth_measures
+from pipeline.metrics.depth import DEPTH, DepthIntervals, depth_errors, depth_measures
 
 
 @settings(max_examples=30, deadline=None)
@@ -39,11 +41,28 @@ def test_errors_are_those_of_scikit_learn(scale: float) -> None:
 
 
 def test_nothing_measured_is_no_error() -> None:
-    assert depth_measures(depth_errors(torch.rand(2, 2), torch.zeros(2, 2)).tolist()) == {
-        "abs_rel": 0.0,
-        "rmse": 0.0,
-        "delta1": 0.0,
-    }
+    assert depth_measures(depth_errors(torch.rand(2, 2), torch.zeros(2, 2)).tolist()) == {}
+
+
+def test_intervals_are_the_same_however_images_are_shared_among_ranks() -> None:
+    rng = np.random.default_rng(0)
+    alone, *ranks = (DepthIntervals() for _ in range(3))
+    sums = torch.zeros(4, dtype=torch.float64)
+    for slot in range(40):
+        truth = torch.from_numpy(rng.uniform(1, 8, (4, 6)))
+        metres = truth * float(np.exp(rng.normal(0, 0.3)))
+        sums += depth_errors(metres, truth)
+        fields = {"depth_full": truth.flatten(), "depth_full.offsets": torch.tensor([0, 24])}
+        fields["depth_full_size"] = torch.tensor([[4, 6]])
+        batch = SimpleNamespace(targets=fields, slots=torch.tensor([slot]), weights=torch.ones(1))
+        for collector in (alone, ranks[slot % 2]):
+            collector.add([metres], batch)
+    ranks[1].merge(ranks[0].state())
+    found, measures = alone.intervals(), depth_measures(sums.tolist())
+    assert found.keys() == measures.keys()
+    for name, (low, high) in found.items():
+        assert (low, high) == pytest.approx(ranks[1].intervals()[name])
+        assert low < measures[name] < high
 
 
 def test_what_is_predicted_where_nothing_was_measured_does_not_count() -> None:

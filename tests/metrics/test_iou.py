@@ -13,6 +13,7 @@ from pipeline.metrics.iou import (
     IoUCounts,
     class_ious,
     full_labels,
+    iou_measures,
     mean_iou,
     overlaps,
     pixel_accuracy,
@@ -46,9 +47,9 @@ def test_ious_are_those_of_their_definition(seed: int, height: int, width: int) 
     expected = by_masks(predicted, labels)
     assert class_ious(counts) == pytest.approx(expected)
     present = [iou for iou in expected if iou is not None]
-    assert mean_iou(counts) == pytest.approx(np.mean(present) if present else 0.0)
+    assert mean_iou(counts) == pytest.approx(np.mean(present) if present else None)
     kept = labels >= 0
-    assert pixel_accuracy(counts) == pytest.approx((predicted == labels)[kept].mean() if kept.any() else 0.0)
+    assert pixel_accuracy(counts) == pytest.approx((predicted == labels)[kept].mean() if kept.any() else None)
 
 
 ONES, TWOS = np.full((5, 6), 1), np.full((5, 6), 2)
@@ -82,10 +83,10 @@ def test_counts_of_images_and_ranks_add_up_to_those_of_all_pixels() -> None:
     )
     ranks = [IoUCounts(K) for _ in range(3)]
     for number, (predicted, labels) in enumerate(pairs):
-        ranks[number % 3].add([torch.from_numpy(predicted)], batch([labels]))
+        ranks[number % 3].add([torch.from_numpy(predicted)], batch([labels], first=number))
     for other in ranks[1:]:
         ranks[0].merge(other.state())
-    assert torch.equal(ranks[0].state(), whole)
+    assert torch.equal(ranks[0].counts, whole)
 
 
 def test_samples_of_weight_0_and_blanks_count_nowhere() -> None:
@@ -93,7 +94,7 @@ def test_samples_of_weight_0_and_blanks_count_nowhere() -> None:
     counts = IoUCounts(K)
     empty = np.zeros((0, 0), np.int64)
     counts.add([torch.from_numpy(predicted)] * 2 + [torch.zeros(0, 0)], batch([labels, labels, empty], [1, 0, 0]))
-    assert torch.equal(counts.state(), overlaps(torch.from_numpy(predicted), torch.from_numpy(labels), K))
+    assert torch.equal(counts.counts, overlaps(torch.from_numpy(predicted), torch.from_numpy(labels), K))
 
 
 def test_labels_come_out_of_the_ragged_field_as_they_went_in() -> None:
@@ -117,12 +118,27 @@ def test_a_table_has_a_row_for_each_model_and_class(tmp_path: Path) -> None:
     assert rows[2]["iou"] == ""
 
 
+def test_intervals_hold_the_measures_and_are_the_same_on_any_number_of_ranks() -> None:
+    alone, *ranks = (IoUCounts(K) for _ in range(4))
+    for number in range(30):
+        predicted, labels = maps(number, (6, 7))
+        for collector in (alone, ranks[number % 3]):
+            collector.add([torch.from_numpy(predicted)], batch([labels], first=number))
+    for other in ranks[1:]:
+        ranks[0].merge(other.state())
+    found = alone.intervals()
+    assert found == ranks[0].intervals()
+    assert found.keys() == (measures := iou_measures(alone.counts)).keys()
+    for name, (low, high) in found.items():
+        assert low < measures[name] < high < low + 0.15
+
+
 def test_its_schema_picks_by_mean_iou() -> None:
     assert SEGMENTATION.selects == "mean_iou"
     assert SEGMENTATION.names == ("loss", "mean_iou", "pixel_accuracy")
 
 
-def batch(labels: list[np.ndarray], weights: list[float] | None = None) -> SimpleNamespace:
+def batch(labels: list[np.ndarray], weights: list[float] | None = None, first: int = 0) -> SimpleNamespace:
     """The fields that an evaluation's loader gives for these labels."""
     flat = np.concatenate([one.ravel() for one in labels]).astype(np.int8)
     offsets = np.cumsum([0, *(one.size for one in labels)])
@@ -131,4 +147,5 @@ def batch(labels: list[np.ndarray], weights: list[float] | None = None) -> Simpl
         "mask_full.offsets": torch.from_numpy(offsets),
         "mask_full_size": torch.tensor([one.shape for one in labels], dtype=torch.int32),
     }
-    return SimpleNamespace(targets=targets, weights=torch.tensor(weights or [1.0] * len(labels)))
+    slots = torch.arange(first, first + len(labels))
+    return SimpleNamespace(targets=targets, slots=slots, weights=torch.tensor(weights or [1.0] * len(labels)))

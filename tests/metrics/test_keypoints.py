@@ -20,10 +20,12 @@ from pipeline.metrics.keypoints import (
     COCO_SIGMAS,
     ImageInstances,
     KeypointResults,
+    counted,
     default_sigmas,
     oks_ap,
     right_keypoints,
 )
+from pipeline.probe.interval import wilson
 
 
 def images(count: int, keypoints: int, noise: float, seed: int = 0) -> dict[int, ImageInstances]:
@@ -154,8 +156,23 @@ def test_ranks_together_have_what_one_has(tmp_path: Path) -> None:
     assert [row["class"] for row in table] == list("abcde")
 
 
+def test_intervals_of_pck_and_precision() -> None:
+    collector = KeypointResults(default_sigmas(5))
+    collector.merge(images(60, 5, 0.08))
+    found, oks = collector.intervals(), collector.measures()["oks_ap"]
+    right, labelled = sum(map(counted, collector.images.values())).sum(axis=1).tolist()
+    assert found["oks_ap"][0] < oks < found["oks_ap"][1]
+    assert found["pck"] == pytest.approx(wilson(right, labelled), abs=0.02)  # these errors are independent
+    exact = KeypointResults(default_sigmas(5))
+    exact.merge(images(60, 5, 0.0))
+    assert exact.intervals() == {}
+
+
 def test_nothing_labelled_is_no_precision() -> None:
-    assert oks_ap(images(1, 5, 0.0), default_sigmas(5)) == 0.0
+    assert oks_ap(images(1, 5, 0.0), default_sigmas(5)) is None
+    collector = KeypointResults(default_sigmas(5))
+    collector.merge(images(1, 5, 0.0))
+    assert collector.measures() == {}
 
 
 def test_a_keypoint_is_right_within_a_tenth_of_the_larger_side() -> None:

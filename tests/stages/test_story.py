@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> RunFolder:
     (folder.stage("finer").path / "surgery.txt").write_text("9 copied, 1 resized\nmore\n")
     finish("evaluate", "evaluate")
     found = {
-        "finer": {"accuracy": 0.75, "loss": 0.5, "samples": 200},
+        "finer": {"accuracy": 0.75, "loss": 0.5, "samples": 200, "intervals": {"loss": [0.4, 0.6]}},
         "pretrain/nano": {"accuracy": 0.1, "samples": 200},
     }
     evaluation = {"name": "photos-test", "schema": CLASSIFICATION.to_dict(), "models": found}
@@ -56,12 +56,12 @@ def test_a_model_s_stages_data_and_figures(run: RunFolder, place: str) -> None:
         ("train", "photos", "aaaa"),
         ("val", "held-out", "bbbb"),
     }
-    found = [(f.measure.name, f.value, f.data, f.digest, f.samples, f.interval) for f in story.figures]
+    found = [(f.measure.name, f.value, f.data, f.digest, f.samples, f.interval, f.method) for f in story.figures]
     assert found == [
-        ("accuracy", 0.8, "held-out (validation)", "bbbb", 50, wilson(40, 50)),
-        ("loss", 0.4, "held-out (validation)", "bbbb", 50, None),
-        ("accuracy", 0.75, "photos-test (evaluate)", "cccc", 200, wilson(150, 200)),
-        ("loss", 0.5, "photos-test (evaluate)", "cccc", 200, None),
+        ("accuracy", 0.8, "held-out (validation)", "bbbb", 50, wilson(40, 50), "Wilson"),
+        ("loss", 0.4, "held-out (validation)", "bbbb", 50, None, ""),
+        ("accuracy", 0.75, "photos-test (evaluate)", "cccc", 200, wilson(150, 200), "Wilson"),
+        ("loss", 0.5, "photos-test (evaluate)", "cccc", 200, (0.4, 0.6), "bootstrap"),
     ]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.images.depth_map import depth_colors, millimetres
 from pipeline.images.drawing import write_lines
-from pipeline.metrics.depth import depth_errors, depth_measures
+from pipeline.metrics.depth import DepthIntervals, depth_errors, depth_measures
 from pipeline.metrics.full_maps import full_maps
 from pipeline.models.spec import Pair
 from pipeline.tasks._full_size import full_size_logits
@@ -100,7 +100,7 @@ class DepthEstimation(TaskModule):
         return {"loss": loss / max(images, 1.0), **depth_measures(errors)}
 
     def collectors(self, *, validation: bool) -> dict[str, Collector]:
-        return {} if validation else {"pictures": DepthMaps(self.preprocess.eval)}
+        return {} if validation else {"intervals": DepthIntervals(), "pictures": DepthMaps(self.preprocess.eval)}
 
     def mistakes(self, predicted: Sequence[Tensor], batch: Batch) -> Tensor:
         """AbsRel of each image over its measured pixels."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.images.class_map import class_colors
 from pipeline.images.drawing import write_lines
-from pipeline.metrics.iou import IoUCounts, full_labels, mean_iou, overlaps, pixel_accuracy
+from pipeline.metrics.iou import IoUCounts, full_labels, iou_measures, overlaps
 from pipeline.models.spec import Pair, as_pair
 from pipeline.tasks._full_size import class_map, full_size_logits, likeliest
 from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
@@ -109,11 +109,7 @@ class Segmentation(TaskModule):
     def means(self, sums: Tensor) -> dict[str, float]:
         loss, pixels = sums[:2].tolist()
         counts = sums[2:].view(3, self.num_classes)
-        return {
-            "loss": loss / max(pixels, 1.0),
-            "mean_iou": mean_iou(counts),
-            "pixel_accuracy": pixel_accuracy(counts),
-        }
+        return {"loss": loss / max(pixels, 1.0), **iou_measures(counts)}
 
     def collectors(self, *, validation: bool) -> dict[str, Collector]:
         if validation:

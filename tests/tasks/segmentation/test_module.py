@@ -167,7 +167,7 @@ def test_a_right_map_is_right_at_the_labels_own_size() -> None:
     assert sums[1] == sum((one >= 0).sum() for one in labels)
     counts = IoUCounts(K)
     counts.add(maps, batch)
-    assert sums[2:].tolist() == counts.state().flatten().tolist()
+    assert sums[2:].tolist() == counts.counts.flatten().tolist()
     assert module.predict(batch.views["image"], [one.shape for one in labels])[0].tolist() == maps[0].tolist()
 
 
