@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -116,11 +116,19 @@ def signature(model: FinishedModel) -> Any:
     return ModelSignature(Schema([images]), outputs, **params)
 
 
+class Registered(NamedTuple):
+    """A version in the registry: whether it has the alias, and why it cannot be compared with the one that has it."""
+
+    version: str
+    has_alias: bool
+    incomparable: str = ""
+
+
 @raises_tracking_errors
 def register(
     tracker: Tracker, name: str, run_id: str, alias: str, model: FinishedModel, selects: str, better: Better
-) -> tuple[str, bool]:
-    """Register a run's logged model as a version of `name`; returns the version and whether it now has the alias.
+) -> Registered:
+    """Register a run's logged model as a version of `name`.
 
     The alias moves only if the model's measure `selects` beats that of the alias's current version; one chosen by
     another measure, or by hand, keeps it. A version that an earlier start created is reused.
@@ -145,13 +153,22 @@ def register(
     except MlflowException:
         champion = None
     if champion is not None and str(champion.version) == str(version.version):
-        return str(version.version), True
-    wins = champion is None or (
-        champion.tags.get(METRIC_TAG) == selects and beats(value, champion.tags.get(VALUE_TAG), better)
-    )
+        return Registered(str(version.version), True)
+    incomparable = "" if champion is None else why_incomparable(champion, selects, value)
+    wins = champion is None or (not incomparable and beats(value, champion.tags.get(VALUE_TAG), better))
     if wins:
         client.set_registered_model_alias(name, alias, str(version.version))
-    return str(version.version), wins
+    return Registered(str(version.version), wins, incomparable)
+
+
+def why_incomparable(champion: Any, selects: str, value: float | None) -> str:
+    """Why a value of the measure `selects` cannot be compared with the champion's; empty if it can."""
+    found = champion.tags.get(METRIC_TAG)
+    if found is None:
+        return f"version {champion.version} records no measure"
+    if found != selects:
+        return f"version {champion.version} was chosen by {found}"
+    return f"this model has no {selects}" if value is None else ""
 
 
 def beats(value: float | None, champion: str | None, better: Better) -> bool:

@@ -43,7 +43,7 @@ def test_the_alias_goes_to_the_better_version_alone(
         run_id = tracker.start("stage", run_id=None)
         model = replace(finished, measures={"accuracy": accuracy})
         for _ in range(2):  # as on a resume
-            found.append(register(tracker, "shoes", run_id, "champion", model, "accuracy", "higher"))
+            found.append(register(tracker, "shoes", run_id, "champion", model, "accuracy", "higher")[:2])
     assert found == [("1", True), ("1", True), ("2", False), ("2", False), ("3", True), ("3", True)]
     champion = tracker.client.get_model_version_by_alias("shoes", "champion")
     assert champion.tags["minivit.model"] == logged_models(tracker, run_id)[0].model_id
@@ -55,19 +55,22 @@ def test_the_alias_goes_to_the_better_version_alone(
 
 
 def test_the_alias_stays_unless_both_are_judged_by_the_same_measure(tracker: Tracker, finished: FinishedModel) -> None:
-    def registered(name: str, measures: dict[str, float], selects: str) -> bool:
+    def registered(name: str, measures: dict[str, float], selects: str, why: str = "") -> bool:
         model = replace(finished, measures=measures)
-        return register(tracker, name, tracker.start("stage", run_id=None), "champion", model, selects, "higher")[1]
+        found = register(tracker, name, tracker.start("stage", run_id=None), "champion", model, selects, "higher")
+        assert found.incomparable == why
+        return found.has_alias
 
     assert registered("bags", {"accuracy": 0.5}, "accuracy")
-    assert not registered("bags", {"mean_iou": 0.9}, "mean_iou")
+    assert not registered("bags", {"mean_iou": 0.9}, "mean_iou", "version 1 was chosen by accuracy")
+    assert not registered("bags", {"accuracy": 0.4}, "accuracy")
     assert registered("bags", {"accuracy": 0.6}, "accuracy")
     tracker.client.set_registered_model_alias("bags", "champion", "2")
     tracker.client.delete_model_version_tag("bags", "2", "minivit.metric")  # as of a version that others registered
-    assert not registered("bags", {"accuracy": 0.99}, "accuracy")
+    assert not registered("bags", {"accuracy": 0.99}, "accuracy", "version 2 records no measure")
     assert registered("hats", {"accuracy": math.nan}, "accuracy")
     assert registered("hats", {"accuracy": 0.1}, "accuracy")
-    assert not registered("hats", {"accuracy": math.nan}, "accuracy")
+    assert not registered("hats", {"accuracy": math.nan}, "accuracy", "this model has no accuracy")
 
 
 def test_a_logged_model_predicts_and_is_the_only_one(
@@ -138,7 +141,7 @@ def test_a_server_takes_models_and_hands_them_out(
     run_id = tracker.start("stage", run_id=None)
     model_id = log_model(tracker, run_id, finished)
     assert log_model(tracker, run_id, finished) == model_id
-    assert register(tracker, "shoes", run_id, "champion", finished, "accuracy", "higher") == ("1", True)
+    assert register(tracker, "shoes", run_id, "champion", finished, "accuracy", "higher") == ("1", True, "")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     images = np.zeros((1, 9, 7, 1), np.uint8)
     one, other = (

@@ -68,14 +68,19 @@ class ExportStageRun(StageRun):
                 "new version"
             )
         model, selected = finished_model(self.source.name, folder, status), schema_of(asdict(status)).selected
-        version, wins = register(
+        found = register(
             self.context.tracker, asked.name, status.mlflow_run_id, asked.alias, model, selected.name, selected.better
         )
-        outcome = "is now" if wins else f"is not better by {selected.words} than"
-        self.context.say(
-            self.id, f"{self.source.name} as {asked.name} version {version}, which {outcome} its {asked.alias}"
-        )
-        return f"{asked.name}/{version}"
+        outcome = f"is now its {asked.alias}"
+        if found.incomparable:
+            outcome = (
+                f"cannot be compared with its {asked.alias} ({found.incomparable}); "
+                f"if it is better, set the alias {asked.alias} to version {found.version} in MLflow"
+            )
+        elif not found.has_alias:
+            outcome = f"is not better by {selected.words} than its {asked.alias}"
+        self.context.say(self.id, f"{self.source.name} as {asked.name} version {found.version}, which {outcome}")
+        return f"{asked.name}/{found.version}"
 
     def artifacts(self) -> list[tuple[Path, str | None]]:
         return [(self.folder.path / "export", "export")]
