@@ -134,13 +134,7 @@ def test_another_number_of_ranks_finds_the_same(joined: Any, evaluation: dict[st
     judged = ["runs/dense/pretrain", "--data", "pipeline.yaml:test", "--workers", "1", "--json"]
     done = joined.minivit("evaluate", *judged)
     assert done.code == 0, done.stderr
-    found, expected = json.loads(done.stdout)["models"]["runs/dense/pretrain"], dict(evaluation["pretrain"])
-    intervals, others = expected.pop("intervals"), found.pop("intervals")
-    assert found == pytest.approx(expected, rel=1e-5)
-    assert intervals.keys() == others.keys() == {"mean_iou", "pixel_accuracy"}
-    for name, ends in intervals.items():
-        assert others[name] == pytest.approx(ends, rel=1e-5)
-        assert ends[0] < expected[name] < ends[1]
+    assert json.loads(done.stdout)["models"]["runs/dense/pretrain"] == pytest.approx(evaluation["pretrain"], rel=1e-5)
 
 
 def test_windows_over_larger_views_find_finer_borders(joined: Any, evaluation: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline.config.data import AugmentConfig, DatasetConfig
 from pipeline.config.task import default_task
 from pipeline.errors import DataError
+from pipeline.metrics.confusion import ConfusionCounts
 from pipeline.metrics.pictures import read_pictures, save_picture
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
@@ -125,6 +126,14 @@ def test_figures_per_class_and_confusions_agree_with_the_summary(evaluate: Calla
         assert matrix.sum(axis=1).tolist() == samples.tolist()
         assert matrix.sum(axis=0).tolist() == predicted.tolist()
         assert matrix.diagonal().tolist() == right.tolist()
+
+
+def test_the_intervals_that_collectors_give_are_recorded_with_each_model(
+    evaluate: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ConfusionCounts, "intervals", lambda self: {"top5": (0.25, 0.75)}, raising=False)
+    evaluation = json.loads((evaluate() / "evaluation.json").read_text())
+    assert [found["intervals"] for found in evaluation["models"].values()] == [{"top5": [0.25, 0.75]}] * 2
 
 
 def test_the_summary_does_not_grow_with_the_classes(evaluate: Callable[..., Path]) -> None:
