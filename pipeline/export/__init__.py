@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.config.export import GraphConfig
 from pipeline.errors import ConfigError, ModelError
-from pipeline.export.limits import check_hf_clip, check_hf_images, check_open_clip
+from pipeline.export.limits import check_hf_clip, check_hf_images, check_open_clip, check_opset
 from pipeline.models.expressible import check_clip, check_timm, hf_layout
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ class Format(NamedTuple):
 
     `write` always leaves `files` in the folder, and for some models `others`; it returns the file or folder that people
     load. A format that cannot hold every model has a `check`, and one that cannot express every way of resizing images
-    to a size `check_images`: both raise `ModelError`, and need no torch. `graph` formats hold operators, and their
-    `write` also takes a `GraphConfig`. `packages` come with the extra of the format's name in pyproject.toml.
+    to a size `check_images`: both raise `ModelError`, and need no torch. `graph` formats hold operators: their `write`
+    also takes a `GraphConfig`, and `check_graph` raises `ModelError` if the packages cannot run what it asks for.
+    `packages` come with the extra of the format's name in pyproject.toml.
 
     For the model card, a module has LIBRARY, the Hub's name of the library or None; USE, Markdown with `{folder}` for
     the export's name; and `notes(bundle)`, a sentence for each thing that the format loses.
@@ -42,6 +43,7 @@ class Format(NamedTuple):
     check: Callable[[ModelSpec], object] | None = None
     check_images: Callable[[PlainConfig, Pair], None] | None = None
     graph: bool = False
+    check_graph: Callable[[GraphConfig], None] | None = None
     packages: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
@@ -78,6 +80,7 @@ FORMATS = {
         "to_onnx",
         files=("model.json", "model.onnx"),
         graph=True,
+        check_graph=check_opset,
         packages=("onnx", "onnxscript", "onnxruntime"),
         others=("text.onnx", "tokenizer.json", "tokenizer_config.json"),
     ),
@@ -108,7 +111,7 @@ def export(
     from pipeline.models.integrity import MANIFEST, write_manifest
     from pipeline.models.tracing import CALLING_MODULES
 
-    check_format(name)
+    check_format(name, graph)
     check_model(name, bundle.spec, bundle.preprocess.eval)
     check_out(name, Path(out))
     how = (graph or GraphConfig(),) if FORMATS[name].graph else ()
@@ -122,8 +125,8 @@ def export(
     return path
 
 
-def check_format(name: str) -> None:
-    """Raise `ConfigError` for an unknown format, `ModelError` for one whose packages are missing."""
+def check_format(name: str, graph: GraphConfig | None = None) -> None:
+    """Raise `ConfigError` for an unknown format, `ModelError` if packages are missing or cannot run such a graph."""
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, n=1)
         hint = f"did you mean {near[0]!r}? Allowed: " if near else "allowed: "
@@ -131,6 +134,8 @@ def check_format(name: str) -> None:
     missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ModelError(f"format: {name} needs the package {missing[0]}; run `pip install 'minivit-pipeline[{name}]'`")
+    if check := FORMATS[name].check_graph:
+        check(graph or GraphConfig())
 
 
 def check_model(name: str, spec: ModelSpec, how: PlainConfig | None = None) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pipeline.config.data import PlainConfig
+from pipeline.config.export import GraphConfig
 from pipeline.errors import ModelError
 from pipeline.models.expressible import check_tower, text_head
 from pipeline.models.heads.text_tower.shape import TEMPERATURE
 from pipeline.models.model_spec import ModelSpec
 from pipeline.models.spec import Pair
 
+IR_VERSION = 8  # of ONNX files, old enough for every runtime that has the oldest opset of `GraphConfig`
 FILTERS = ("auto", "bilinear", "bicubic")  # torchvision, which `transformers` uses, differs from Pillow in others
 
 
@@ -30,6 +32,26 @@ def check_hf_clip(spec: ModelSpec) -> None:
         height, width = getattr(spec.backbone, name)
         if height != width:
             raise ModelError(f"model.{name}: found {height} x {width}, but a CLIPModel only supports squares")
+
+
+def check_opset(graph: GraphConfig) -> None:
+    """Raise `ModelError` if the installed onnxruntime lacks the operators' version."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    nothing = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "nothing", [x], [y])
+    version = helper.make_opsetid("", graph.opset)
+    model = helper.make_model(nothing, opset_imports=[version], ir_version=IR_VERSION)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised and reported here
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the exception classes come from a C++ library
+        raise ModelError(
+            f"graph.opset: onnxruntime {onnxruntime.__version__} does not support opset {graph.opset}; set "
+            "graph.opset to an older one, or install a newer onnxruntime"
+        ) from error
 
 
 def check_hf_images(how: PlainConfig, size: Pair) -> None:

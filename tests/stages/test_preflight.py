@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.stages.planner import plan
 from pipeline.stages.preflight import preflight
 from pipeline.stages.run import run_pipeline
 from pipeline.stages.sources import describe_source
+from pipeline.stages.types.export import ExportStage
 
 CLASSES = [f"class {number}" for number in range(10)]
 NANO = build_spec("nano", image_size=28, channels=1, num_classes=10)
@@ -223,6 +225,21 @@ def test_a_missing_package_is_named_with_its_extra(raw: dict[str, Any], monkeypa
     assert str(fault) == (
         "stages.export.formats[0]: onnx needs the package not_installed_anywhere; run `pip install "
         "'minivit-pipeline[onnx]'`"
+    )
+
+
+def test_an_opset_that_the_installed_runtime_lacks_is_refused_before_anything_trains(raw: dict[str, Any]) -> None:
+    change(raw, "stages.export.formats", ["safetensors", "onnx"])
+    config = parse_config(raw, "c")
+    stage = config.stages["export"]
+    assert isinstance(stage, ExportStage)
+    graph = stage.graph.model_copy(update={"opset": 99})  # later than any that a config may ask for
+    config = config.model_copy(update={"stages": config.stages | {"export": stage.model_copy(update={"graph": graph})}})
+    [fault] = preflight(config, find_datasets(config)[0]).faults
+    assert re.fullmatch(
+        r"stages\.export\.formats\[1\]: graph\.opset: onnxruntime \S+ does not support opset 99; "
+        r"set graph\.opset to an older one, or install a newer onnxruntime",
+        str(fault),
     )
 
 

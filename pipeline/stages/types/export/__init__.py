@@ -81,7 +81,7 @@ class Exporting(StageType):
         for number, name in enumerate(stage.formats):
             where = f"stages.{branch.id}.formats[{number}]"
             try:
-                check_format(name)
+                check_format(name, stage.graph)
             except (ConfigError, ModelError) as error:
                 checks.findings.faults.append(ConfigError(f"{where}: {str(error).removeprefix('format: ')}"))
                 continue
