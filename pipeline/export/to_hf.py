@@ -24,7 +24,7 @@ pipeline("image-classification", model="{folder}")("image.png")
 ```
 
 Without a classifier, `AutoModel` gives the tokens after the last norm, and `Dinov2Backbone` (with registers
-`Dinov2WithRegistersBackbone`) feature maps of any layers, for dense tasks."""
+`Dinov2WithRegistersBackbone`) feature maps of any layers, for dense tasks. `AutoBackbone` opens no local folders."""
 
 
 def write(bundle: Bundle, folder: Path) -> Path:

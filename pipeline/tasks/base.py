@@ -89,6 +89,7 @@ class TaskModule(nn.Module, ABC):
     follower: Frozen[MiniViT] | None = None  # a teacher whose weights are the moving average of the model's
     momentum: float = 0.0  # initial weight of the old average in that moving average
     any_size: bool = False  # whether the `exported` module takes images of any size that is a multiple of the patch
+    file_limit: str = ""  # the most that a pixel of its `files` holds, with its unit, if predictions can exceed it
     ranked: bool = False  # whether it outputs rows [B, M, ...] sorted by score: equal scores may come in any order
 
     def __init__(self, model: MiniViT, preprocess: Preprocess) -> None:
@@ -221,6 +222,10 @@ class TaskModule(nn.Module, ABC):
         Arrays are uint8 [H, W], [H, W, 3] or uint16 [H, W]; default: none.
         """
         return {}
+
+    def clipped(self, predicted: Any) -> int:
+        """How many pixels of a prediction of `predict` for one image exceed what its `files` hold, `file_limit`."""
+        return 0
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Normalised [B, C, H, W] -> unit vectors fp32 [B, E], comparable with those of texts.

@@ -33,6 +33,7 @@ from pipeline.tasks.coco_results import CocoIds, CocoResults
 from pipeline.tasks.pretrained import PretrainedMiniViT, check_options, unreadable_image, view_of
 
 RECORDS, FAILED, COCO = "predictions.jsonl", "failed.txt", "coco_results.json"
+CLIPPED = "clipped_pixels"
 DRAWN, QUALITY = ".drawn.jpg", 92
 
 Compute = Callable[..., list[Any]]  # of pixels, sizes and options
@@ -126,7 +127,7 @@ def write_predictions(predictor: Predictor, images: Pictures, out: Path, coco: C
     """
     check_options(predictor.model.task, predictor.options, len(images))
     results = None if coco is None else CocoResults(coco)
-    failed: dict[str, str] = {}
+    failed, clipped = dict[str, str](), dict[str, int]()
     out.mkdir(parents=True, exist_ok=True)
     (out / FAILED).unlink(missing_ok=True)
     with (out / RECORDS).open("w", encoding="utf-8") as lines:
@@ -137,10 +138,20 @@ def write_predictions(predictor: Predictor, images: Pictures, out: Path, coco: C
                 continue
             lines.write(json.dumps(record) + "\n")
             lines.flush()
+            if CLIPPED in record:
+                clipped[one.found.name] = record[CLIPPED]
             if results is not None:
                 results.add(one.found, record)
     if results is not None:
         store.write_bytes(str(out / COCO), json.dumps(results.rows).encode())
+    if clipped:
+        print(
+            f"clipped: {sum(clipped.values()):,} pixels in the maps of {len(clipped):,} of {len(images):,} images, "
+            f"such as {next(iter(clipped))}, exceed the most that these files hold, {predictor.task.file_limit}; "
+            f"{CLIPPED} in {out / RECORDS} counts them for each image",
+            file=sys.stderr,
+            flush=True,
+        )
     if failed:
         told = "".join(f"{name}\t{fault}\n" for name, fault in failed.items())
         store.write_bytes(str(out / FAILED), told.encode(errors="backslashreplace"))
@@ -173,7 +184,13 @@ def _record(predictor: Predictor, one: Predicted, out: Path) -> dict[str, Any]:
     height, width = one.size
     names = [f"{one.found.below}{suffix}" for suffix in files]
     told = {"image": one.found.name, "height": height, "width": width}
-    return {**told, **predictor.task.record(one.value), **({"files": names} if names else {})}
+    clipped = predictor.task.clipped(one.value)
+    return {
+        **told,
+        **predictor.task.record(one.value),
+        **({"files": names} if names else {}),
+        **({CLIPPED: clipped} if clipped else {}),
+    }
 
 
 def png_of(values: np.ndarray) -> bytes:

@@ -45,6 +45,26 @@ def test_maps_are_kept_beside_the_drawn_picture(tmp_path: Path) -> None:
     assert sum(row["classes"].values()) == pytest.approx(1)
 
 
+def test_depth_beyond_what_a_map_holds_is_counted_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("far.png", "near.png", "other.png"):
+        Image.new("RGB", (6, 4)).save(tmp_path / name)
+    depths = [np.full((4, 6), depth, np.float32) for depth in (65.535, 65.535, 1.0)]
+    depths[0][0, :3], depths[1][1, 1] = 65.537, 900
+    predictor = Predictor(model_of("depth"))
+    monkeypatch.setattr(predictor.task, "predict", lambda images, sizes, **options: depths)
+    write_predictions(predictor, pictures([str(tmp_path)]), tmp_path / "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [row.get("clipped_pixels") for row in rows] == [3, 1, None]
+    [told] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("clipped: ")]
+    assert told == (
+        "clipped: 4 pixels in the maps of 2 of 3 images, such as "
+        f"{rows[0]['image']}, exceed the most that these files hold, 65.535 m; "
+        f"clipped_pixels in {tmp_path / 'out' / 'predictions.jsonl'} counts them for each image"
+    )
+
+
 def test_paths_pictures_and_arrays_are_predicted_alike(tmp_path: Path) -> None:
     model = model_of("segmentation")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

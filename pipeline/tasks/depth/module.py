@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.images.depth_map import depth_colors, millimetres
+from pipeline.images.depth_map import MOST_STEPS, depth_colors, millimetres
 from pipeline.images.drawing import write_lines
 from pipeline.metrics.depth import DepthIntervals, depth_errors, depth_measures
 from pipeline.metrics.full_maps import full_maps
@@ -44,6 +44,7 @@ class DepthEstimation(TaskModule):
 
     sum_names = ("loss", "images", "pixels", "relative", "squared", "within")
     any_size = True
+    file_limit = f"{MOST_STEPS / 1000} m"
     output_names = ("metres",)
 
     def __init__(self, model: MiniViT, task: Task, preprocess: Preprocess) -> None:
@@ -134,6 +135,9 @@ class DepthEstimation(TaskModule):
     def files(self, predicted: np.ndarray) -> dict[str, np.ndarray]:
         """Depth in millimetres, as the target kind `depth` reads it."""
         return {".depth.png": millimetres(predicted)}
+
+    def clipped(self, predicted: np.ndarray) -> int:
+        return int(((predicted * 1000).round() > MOST_STEPS).sum())
 
 
 class Metres(nn.Module):
