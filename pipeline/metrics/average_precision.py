@@ -160,8 +160,7 @@ class AveragePrecision:
 
     def _judged(self) -> COCOeval | None:
         """The finished pycocotools evaluation; None if nothing is labelled."""
-        state = self.state()
-        if self._judge is None and len(state.labelled.slots):
+        if self._judge is None and len((state := self.state()).labelled.slots):
             self._judge = judged(state, self.num_classes, by_size=self.by_size)
         return self._judge
 

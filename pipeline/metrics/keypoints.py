@@ -63,9 +63,9 @@ def right_keypoints(predicted: Tensor, truth: Tensor, boxes: Tensor) -> Tensor:
     return (truth[..., 2] > 0) & (distances <= NEAR * sides[:, None])
 
 
-def oks_ap(images: dict[int, ImageInstances], sigmas: Sequence[float]) -> float | None:
-    """Mean average precision over OKS 0.50, 0.55, ... 0.95, as in pycocotools; None without a labelled keypoint."""
-    precision: np.ndarray = judged(images, sigmas).eval["precision"][:, :, 0, 0, 0]
+def oks_ap(judge: COCOeval) -> float | None:
+    """Mean average precision of an evaluation over OKS 0.50, 0.55, ... 0.95; None without a labelled keypoint."""
+    precision: np.ndarray = judge.eval["precision"][:, :, 0, 0, 0]
     return float(precision.mean()) if precision.max() > -1 else None
 
 
@@ -128,8 +128,10 @@ class KeypointResults:
 
     def __init__(self, sigmas: Sequence[float]) -> None:
         self.sigmas, self.images = tuple(sigmas), dict[int, ImageInstances]()  # by slot
+        self._judge: COCOeval | None = None  # of these images
 
     def add(self, predicted: Sequence[ImageInstances], batch: Any) -> None:
+        self._judge = None
         for slot, weight, one in zip(batch.slots.tolist(), batch.weights.tolist(), predicted, strict=True):
             if weight and slot >= 0:
                 self.images[slot] = one
@@ -138,21 +140,28 @@ class KeypointResults:
         return self.images
 
     def merge(self, state: dict[int, ImageInstances]) -> None:
+        self._judge = None
         self.images |= state
 
     def measures(self) -> dict[str, float]:
-        """OKS AP in data order, so that ties break the same way on any number of ranks."""
-        found = oks_ap(dict(sorted(self.images.items())), self.sigmas)
+        """OKS AP."""
+        found = oks_ap(self._judged())
         return {} if found is None else {"oks_ap": found}
 
     def intervals(self) -> dict[str, Interval]:
         """Of PCK and OKS AP."""
-        pck, images = ResampledSums(2), dict(sorted(self.images.items()))
-        for slot, one in images.items():
+        pck, judge = ResampledSums(2), self._judged()
+        for slot, one in self.images.items():
             pck.add(slot, counted(one).sum(axis=1))
-        precision = resampled_precisions(judged(images, self.sigmas), draws(list(images)))[:, :, 0]
-        oks = intervals({"oks_ap": precision.mean(axis=1)}, len(images))
+        precision = resampled_precisions(judge, draws(judge.params.imgIds))[:, :, 0]
+        oks = intervals({"oks_ap": precision.mean(axis=1)}, len(self.images))
         return pck.intervals(lambda sums: {"pck": sums[0] / sums[1]} if sums[1] else {}) | oks
+
+    def _judged(self) -> COCOeval:
+        """The finished evaluation in data order, so that ties break the same way on any number of ranks."""
+        if self._judge is None:
+            self._judge = judged(dict(sorted(self.images.items())), self.sigmas)
+        return self._judge
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
         """Write how often each keypoint is labelled, and how often it is right."""

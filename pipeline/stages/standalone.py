@@ -42,7 +42,9 @@ def bundle_of(reference: str, scratch: Path) -> Path:
 
 
 def dataset_of(data: NamedSet, **settings: Any) -> Dataset:
-    """Shards as a data set, with further `settings` of its section; without any, images match what the models need.
+    """Shards as a data set, read and resized as its section says, with further `settings`.
+
+    Whatever else the section says of pixels is left to the models.
 
     Raises `DataError` if their URL holds credentials, which would be in the results.
     """

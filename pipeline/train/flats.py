@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.checkpoints.shard_file import Span
@@ -82,6 +84,14 @@ def slice_span(name: str, parameter: Any, rank: int, offset: int) -> list[Span]:
     size = parameter.partition_numel()
     numel = min(size, parameter.ds_numel - rank * size)
     return [Span(name, rank * size, offset, numel)] if numel > 0 else []
+
+
+def gather_collective(flat: Tensor) -> Tensor:
+    """Flats [n] of all ranks, of equal size, as [ranks, n] on every rank."""
+    raw = flat.view(torch.uint8)  # backends can gather bytes for any dtype
+    gathered = raw.new_empty(dist.get_world_size() * len(raw))
+    dist.all_gather(list(gathered.chunk(dist.get_world_size())), raw)
+    return gathered.view(flat.dtype).view(dist.get_world_size(), -1)
 
 
 def names_of(module: nn.Module) -> dict[int, str]:

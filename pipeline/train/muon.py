@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.config.training import LARGEST_BUCKET
 from pipeline.train.adamw import AdamW
+from pipeline.train.flats import gather_collective
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
 ITERATIONS = 5
@@ -35,7 +36,7 @@ class Muon(AdamW):
 
     `partitioned` means that each rank holds an equal part of each flat tensor, the last one padded, as under ZeRO. All
     ranks must then call `step`: they gather the momentum of up to `LARGEST_BUCKET` values at a time, orthogonalise a
-    share of these matrices each, and exchange the results. `dtype` is the precision of momentum on the way.
+    share of these matrices each, and exchange the results. All of this happens in `dtype`; momentum is kept in fp32.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 def orthogonalise_collective(parts: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
     """This rank's part of each tensor of matrices, orthogonalised; the ranks share the work."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
-    wholes = _gather_collective(torch.cat(list(parts))).split([len(part) for part in parts], dim=1)
+    wholes = gather_collective(torch.cat(list(parts))).split([len(part) for part in parts], dim=1)
     shares = divide([min(shape[1:]) * prod(shape) for shape in shapes], ranks)
     padded = [ranks * len(part) for part in parts]
     room = max(sum(padded[number] for number in share) for share in shares)
@@ -135,7 +136,7 @@ def orthogonalise_collective(parts: Sequence[Tensor], shapes: Sequence[tuple[int
         done[start : start + update.numel()] = update.flatten()
         start += padded[number]
     updates: dict[int, Tensor] = {}
-    for theirs, share in zip(_gather_collective(done), shares, strict=True):
+    for theirs, share in zip(gather_collective(done), shares, strict=True):
         ours = theirs[: sum(padded[number] for number in share)].split([padded[number] for number in share])
         updates |= {number: whole.chunk(ranks)[rank] for number, whole in zip(share, ours, strict=True)}
     return [updates[number] for number in range(len(parts))]
@@ -150,10 +151,3 @@ def divide(costs: Sequence[int], shares: int) -> list[list[int]]:
         numbers[lowest].append(number)
         sums[lowest] += costs[number]
     return numbers
-
-
-def _gather_collective(values: Tensor) -> Tensor:
-    """[n] -> [ranks, n]."""
-    gathered = values.new_empty(dist.get_world_size(), len(values))
-    dist.all_gather(list(gathered), values)
-    return gathered

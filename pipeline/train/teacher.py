@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline.checkpoints.shard_file import Span
 from pipeline.tasks.base import TaskModule
 from pipeline.train.engine import Engine
+from pipeline.train.flats import gather_collective
 
 
 class MovingTeacher:
@@ -67,7 +68,4 @@ class MovingTeacher:
         """Flats [n] of all ranks as [ranks, n]; under ZeRO all have the same size. Without ZeRO [1, n]."""
         if self._engine.zero_stage == 0:
             return flat[None]
-        raw = flat.view(torch.uint8)  # backends can gather bytes for any dtype
-        gathered = raw.new_empty(dist.get_world_size() * len(raw))
-        dist.all_gather(list(gathered.chunk(dist.get_world_size())), raw)
-        return gathered.view(flat.dtype).view(dist.get_world_size(), -1)
+        return gather_collective(flat)

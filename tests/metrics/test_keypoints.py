@@ -22,6 +22,7 @@ from pipeline.metrics.keypoints import (
     KeypointResults,
     counted,
     default_sigmas,
+    judged,
     oks_ap,
     right_keypoints,
 )
@@ -93,7 +94,7 @@ def by_coco(found: dict[int, ImageInstances], keypoints: int) -> float:
 def test_average_precision_is_that_of_pycocotools(keypoints: int, noise: float) -> None:
     found = images(24, keypoints, noise)
     expected = by_coco(found, keypoints)
-    assert oks_ap(found, default_sigmas(keypoints)) == pytest.approx(expected, abs=1e-9)
+    assert oks_ap(judged(found, default_sigmas(keypoints))) == pytest.approx(expected, abs=1e-9)
     assert (expected == 1.0) == (noise == 0.0)
 
 
@@ -116,7 +117,7 @@ CASES = {
 
 @pytest.mark.parametrize("found", CASES.values(), ids=CASES.keys())
 def test_unusual_images_are_judged_as_pycocotools_does(found: dict[int, ImageInstances]) -> None:
-    assert oks_ap(found, default_sigmas(5)) == pytest.approx(by_coco(found, 5), abs=1e-6)
+    assert oks_ap(judged(found, default_sigmas(5))) == pytest.approx(by_coco(found, 5), abs=1e-6)
 
 
 @given(st.integers(0, 1000), st.integers(0, 4))
@@ -169,7 +170,7 @@ def test_intervals_of_pck_and_precision() -> None:
 
 
 def test_nothing_labelled_is_no_precision() -> None:
-    assert oks_ap(images(1, 5, 0.0), default_sigmas(5)) is None
+    assert oks_ap(judged(images(1, 5, 0.0), default_sigmas(5))) is None
     collector = KeypointResults(default_sigmas(5))
     collector.merge(images(1, 5, 0.0))
     assert collector.measures() == {}
