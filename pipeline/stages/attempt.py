@@ -19,23 +19,23 @@ from pipeline.stages.tracking import NOT_YET, StageTracking, track_restarts
 from pipeline.tracking import runs as mlflow_status
 
 
-def skip_finished(context: RunContext, branch: Branch, deliveries: Deliveries) -> bool:
-    """Whether a branch has already finished with the same inputs; then MLflow gets what it may still lack."""
+def skipped(context: RunContext, branch: Branch) -> StageTracking | None:
+    """What MLflow may still lack of a branch that has already finished with the same inputs; None for any other."""
     status = context.folder.stage(branch.id).status()
     if status is None or status.state != FINISHED:
-        return False
+        return None
     run = stage_type(branch.stage).start(context, branch)
     if status.digest != inputs_digest(run.inputs()):
-        return False
+        return None
     context.say(branch.id, "skipped: already finished with the same inputs")
-    if status.untracked:
-        deliveries.deliver(StageTracking(context, branch.id, run, status))
-    return True
+    return StageTracking(context, branch.id, run, status)
 
 
 def run_branch(context: RunContext, branch: Branch, deliveries: Deliveries) -> None:
-    """Run a branch unless it has already finished with the same inputs."""
-    if skip_finished(context, branch, deliveries):
+    """Run a branch unless it has already finished with the same inputs; then MLflow gets what it may still lack."""
+    if earlier := skipped(context, branch):
+        if earlier.status.untracked:
+            deliveries.deliver(earlier)
         return
     folder = context.folder.stage(branch.id)
     run = stage_type(branch.stage).start(context, branch)

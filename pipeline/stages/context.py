@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # a plan uses this module without a cluster or a store
     from pipeline.stages.stop import StopRequest
     from pipeline.tracking.runs import Tracker
 
+TRACKED = "tracked"  # in a run's record: true once its MLflow run has ended with every stage finished
 MOST_NUMBERED = 1_000_000  # unnamed classes; each takes a row of the model's head
 
 
@@ -63,6 +64,12 @@ def tracking_store(config: PipelineConfig) -> TrackingStore:
     """Where a pipeline is tracked: chosen from the config, the environment and what earlier starts recorded."""
     runs_dir = Path(config.runs_dir)
     return choose_store(config.tracking, runs_dir, RunFolder(runs_dir / config.name).record(), os.environ)
+
+
+def is_tracked(config: PipelineConfig) -> bool:
+    """Whether the store already has everything of this pipeline, as it last finished; asks the run's record alone."""
+    record = RunFolder(Path(config.runs_dir) / config.name).record()
+    return bool(record.get(TRACKED)) and record.items() >= tracking_store(config).record.items()
 
 
 def find_datasets(config: PipelineConfig) -> tuple[dict[str, Dataset], dict[str, DataError]]:

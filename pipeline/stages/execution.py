@@ -6,10 +6,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
 from pipeline.errors import Interrupted, PipelineError
-from pipeline.stages.attempt import run_branch, skip_finished
+from pipeline.stages.attempt import run_branch, skipped
 from pipeline.stages.context import RunContext
 from pipeline.stages.deliveries import Deliveries
 from pipeline.stages.resolve import Branch, awaited_ids, stage_branches
+from pipeline.stages.tracking import StageTracking
 from pipeline.train.job import INTERRUPT, STOP
 
 POLL_S = 0.5
@@ -24,22 +25,29 @@ class Execution:
         self.running: dict[Future[None], Branch] = {}
         self.finished: set[str] = set()
         self.failure: BaseException | None = None
+        self.untracked: list[StageTracking] = []  # of skipped branches, of which MLflow lacks something
         self.deliveries = Deliveries(context)
 
     def skip_finished(self) -> None:
-        """Skip the branches that have already finished, unless one that they wait for has not; needs no cluster."""
-        skipped = True
-        while skipped:
-            skipped = False
+        """Skip the branches that have already finished, unless one that they wait for has not.
+
+        Needs neither a cluster nor MLflow.
+        """
+        found = True
+        while found:
+            found = False
             for branch in list(self.waiting.values()):
                 with suppress(PipelineError):  # raised again where it ends this branch alone
-                    if self._waits_for_none(branch) and skip_finished(self.context, branch, self.deliveries):
+                    if self._waits_for_none(branch) and (earlier := skipped(self.context, branch)):
                         del self.waiting[branch.id]
                         self.finished.add(branch.id)
-                        skipped = True
+                        self.untracked += [earlier] if earlier.status.untracked else []
+                        found = True
 
     def run(self) -> None:
         """Run until every branch has finished, one has failed, or a signal asks to stop."""
+        for earlier in self.untracked:
+            self.deliveries.deliver(earlier)
         workers = max(len(self.waiting), 1)
         with self.stop, self.deliveries, ThreadPoolExecutor(workers, thread_name_prefix="stage") as pool:
             while self.running or (self.waiting and not self.failure and not self.stop.asked):

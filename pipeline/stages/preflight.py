@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.config.schema import PipelineConfig
-from pipeline.stages.context import tracking_store
+from pipeline.stages.context import is_tracked, tracking_store
 from pipeline.stages.findings import Checks, Findings
 from pipeline.stages.resolve import stage_branches
 from pipeline.stages.stage_type import stage_type
@@ -22,8 +22,9 @@ def preflight(config: PipelineConfig, datasets: Mapping[str, Dataset]) -> Findin
     checks = Checks(config, datasets)
     for branch in stage_branches(config):
         stage_type(branch.stage).check(checks, branch)
-    with checks.noting():
-        check_store(tracking_store(config))
+    if not is_tracked(config):
+        with checks.noting():
+            check_store(tracking_store(config))
     warned = (usable_warning(name, dataset, checks.kinds.get(name, ())) for name, dataset in datasets.items())
     checks.findings.warnings += [*checks.overlaps.warnings(), *filter(None, warned)]
     return checks.findings

@@ -18,7 +18,7 @@ from pipeline.config.train_stage import TrainStage
 from pipeline.credentials import shown
 from pipeline.errors import CheckpointError, ConfigError, Interrupted
 from pipeline.report.tables import installed_versions
-from pipeline.stages.context import RunContext, find_datasets, make_datasets, tracking_store
+from pipeline.stages.context import TRACKED, RunContext, find_datasets, is_tracked, make_datasets, tracking_store
 from pipeline.stages.execution import Execution
 from pipeline.stages.folder import INTERRUPTED, RUNNING, RunFolder
 from pipeline.stages.preflight import preflight
@@ -29,7 +29,7 @@ from pipeline.stages.storages import check_storages
 from pipeline.tracking import runs as mlflow_status
 from pipeline.tracking.origin import origin_tags
 from pipeline.tracking.runs import Tracker
-from pipeline.tracking.store import describe_store
+from pipeline.tracking.store import check_store, describe_store
 
 
 def run_pipeline(config: PipelineConfig) -> None:
@@ -69,10 +69,14 @@ def run_pipeline(config: PipelineConfig) -> None:
             return
         folder.config.write_text(dump_config(without_password(config)))
         progress.say(f"{config.name}: in {folder.path}; {describe_store(tracker.store)}")
-        parent = stack.enter_context(parent_run(tracker, folder, config.name, progress.say))
-        context = RunContext(config, folder, cluster, tracker, parent, progress, StopRequest(progress), datasets)
+        context = RunContext(config, folder, cluster, tracker, "", progress, StopRequest(progress), datasets)
         execution = Execution(context)
         execution.skip_finished()
+        if is_tracked(config):
+            if not execution.waiting and not execution.untracked:
+                return
+            check_store(tracker.store)  # which preflight has left out
+        context.parent_run_id = stack.enter_context(parent_run(tracker, folder, config.name, progress.say))
         take_resources(context, {branch.stage_name for branch in execution.waiting.values()})
         execution.run()
 
@@ -132,8 +136,9 @@ def parent_run(tracker: Tracker, folder: RunFolder, name: str, say: Callable[[st
     if earlier not in (None, run_id):
         lost = f"run {earlier}, tracked in {record.get('tracking_uri')} so far"
         say(f"{name}: this MLflow store does not have {lost}; the new run {run_id} replaces it")
-    known = {"mlflow_run_id": run_id, **tracker.store.record, "environment": installed_versions()}
-    folder.write_record({"created": time.time(), **record, **known})
+    known = {"mlflow_run_id": run_id, **tracker.store.record, "environment": installed_versions(), TRACKED: False}
+    record = {"created": time.time(), **record, **known}
+    folder.write_record(record)
     tracker.artifact(run_id, folder.config)
     try:
         yield run_id
@@ -142,6 +147,7 @@ def parent_run(tracker: Tracker, folder: RunFolder, name: str, say: Callable[[st
             tracker.end(run_id, mlflow_status.KILLED if isinstance(error, Interrupted) else mlflow_status.FAILED)
         raise
     tracker.end(run_id, mlflow_status.FINISHED)
+    folder.write_record({**record, TRACKED: True})
 
 
 def require_same_pipeline(config: PipelineConfig, folder: RunFolder) -> None:

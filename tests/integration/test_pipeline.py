@@ -225,11 +225,12 @@ def test_checkpoints_are_listed_and_verified(joined: Any, first_run: Any) -> Non
 
 
 def test_a_second_run_skips_everything(joined: Any, first_run: Any) -> None:
-    before = {stage_id: (joined.stage("all", stage_id) / "status.json").read_bytes() for stage_id in ALL}
+    files = [joined.folder / "runs" / "mlflow.db", *(joined.stage("all", stage_id) / "status.json" for stage_id in ALL)]
+    before = [file.read_bytes() for file in files]
     done = joined.minivit("run", "pipeline.yaml")
     assert done.code == 0, done.stderr
     assert done.stderr.count("skipped: already finished with the same inputs") == len(ALL)
-    assert before == {stage_id: (joined.stage("all", stage_id) / "status.json").read_bytes() for stage_id in ALL}
+    assert [file.read_bytes() for file in files] == before
     assert done.seconds < 30  # no worker was started
 
 

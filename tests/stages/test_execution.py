@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +8,12 @@ import pytest
 from pipeline.stages import execution
 from pipeline.stages.context import RunContext
 from pipeline.stages.execution import Execution
+from pipeline.stages.folder import FINISHED, Status
 from pipeline.stages.resolve import Branch, awaited_ids
+
+
+def finished(_: RunContext, branch: Branch) -> Any:
+    return SimpleNamespace(id=branch.id, status=Status(FINISHED, branch.stage.type, "d", {}))
 
 
 def test_finished_branches_are_skipped_in_order_and_without_a_cluster(
@@ -19,11 +25,11 @@ def test_finished_branches_are_skipped_in_order_and_without_a_cluster(
     context.connect = connect
     asked: list[str] = []
 
-    def skip_finished(_: RunContext, branch: Branch, __: object) -> bool:
+    def skipped(context: RunContext, branch: Branch) -> Any:
         asked.append(branch.id)
-        return branch.id != "larger"
+        return None if branch.id == "larger" else finished(context, branch)
 
-    monkeypatch.setattr(execution, "skip_finished", skip_finished)
+    monkeypatch.setattr(execution, "skipped", skipped)
     running = Execution(context)
     everything = set(running.waiting)
     running.skip_finished()
@@ -34,7 +40,7 @@ def test_finished_branches_are_skipped_in_order_and_without_a_cluster(
     assert running.finished == everything - set(running.waiting)
     assert all(running.finished.issuperset(awaited_ids(context.config, id)) for id in asked)
 
-    monkeypatch.setattr(execution, "skip_finished", lambda *_: True)
+    monkeypatch.setattr(execution, "skipped", finished)
     running = Execution(context)
     running.skip_finished()
     running.run()

@@ -8,7 +8,8 @@ import pytest
 from pipeline.config.load import dump_config, parse_config
 from pipeline.config.schema import PipelineConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.stages.context import RunContext
+from pipeline.stages import preflight
+from pipeline.stages.context import TRACKED, RunContext, find_datasets, tracking_store
 from pipeline.stages.folder import FINISHED, RunFolder, Status
 from pipeline.stages.run import parent_run, require_same_pipeline, require_samples, take_resources, without_password
 from pipeline.tracking.runs import Tracker
@@ -43,16 +44,38 @@ def test_a_run_resumes_in_its_store_and_says_when_it_is_in_another(tracker: Trac
     folder.config.write_text("name: quick")
     said: list[str] = []
     with parent_run(tracker, folder, "quick", said.append) as first:
-        pass
+        assert folder.record()[TRACKED] is False
+    assert folder.record()[TRACKED] is True
     with parent_run(tracker, folder, "quick", said.append) as again:
-        pass
+        assert folder.record()[TRACKED] is False
     assert (again, said) == (first, [])
     assert folder.record().items() >= tracker.store.record.items()
+    with pytest.raises(KeyError), parent_run(tracker, folder, "quick", said.append):
+        raise KeyError
+    assert folder.record()[TRACKED] is False
     folder.write_record({"mlflow_run_id": "f" * 32, "tracking_uri": "http://old:5000"})
     with parent_run(tracker, folder, "quick", said.append) as other:
         pass
     before = f"run {'f' * 32}, tracked in http://old:5000 so far"
     assert said == [f"quick: this MLflow store does not have {before}; the new run {other} replaces it"]
+
+
+def test_a_finished_pipeline_asks_its_store_nothing_and_another_store_everything(
+    config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(Path(config.runs_dir) / config.name)
+    asked: list[str] = []
+    monkeypatch.setattr(preflight, "check_store", lambda store: asked.append(store.uri))
+    store = tracking_store(config)
+    folder.path.mkdir(parents=True)
+    for record, asks in (({}, 1), (store.record | {TRACKED: False}, 1), (store.record | {TRACKED: True}, 0)):
+        folder.write_record(record)
+        asked.clear()
+        preflight.preflight(config, find_datasets(config)[0])
+        assert len(asked) == asks
+    other = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": "http://other:5000"})})
+    preflight.preflight(other, find_datasets(other)[0])
+    assert asked == ["http://other:5000"]
 
 
 def test_no_password_of_the_store_is_kept_with_a_run(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
