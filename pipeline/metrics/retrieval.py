@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.metrics.bootstrap import Interval, draws, intervals
 from pipeline.metrics.files import append_rows
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
@@ -67,6 +68,7 @@ class Retrieval:
     def __init__(self, loss: Callable[[Pairs, Mapping[str, Tensor]], float]) -> None:
         self._loss, self._parts = loss, list[Pairs]()
         self._shared: Mapping[str, Tensor] = {}
+        self._found: Ranks | None = None  # once measured
 
     def add(self, predicted: EmbeddedBatch, batch: Any) -> None:
         self._shared = predicted.shared
@@ -87,28 +89,53 @@ class Retrieval:
 
     def measures(self) -> dict[str, float]:
         pairs = self.state().ordered()
-        return {"loss": self._loss(pairs, self._shared), **recalls(pairs)}
+        self._found = found_ranks(pairs)
+        return {"loss": self._loss(pairs, self._shared), **self._found.recalls()}
+
+    def intervals(self) -> dict[str, Interval]:
+        assert self._found is not None
+        return self._found.intervals()
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
         """Write a row for each direction and k."""
-        found = recalls(self.state().ordered())
+        assert self._found is not None
+        found = self._found.recalls()
         rows = [(model, way, k, f"{found[f'{way}_r{k}']:.6f}") for way in (TO_TEXT, TO_IMAGE) for k in AT]
         append_rows(folder / FILE, ("model", "query", "k", "recall"), rows)
 
 
-def recalls(pairs: Pairs) -> dict[str, float]:
-    """recall@k in both directions; every image and every caption is a query."""
+class Ranks(NamedTuple):
+    """The ranks of the right answers, as in `ranks`, to all images and captions as queries."""
+
+    slots: np.ndarray  # int64 [N], of the images
+    image: np.ndarray  # int64 [M], the row of each caption's image
+    of_images: np.ndarray  # int64 [N]
+    of_texts: np.ndarray  # int64 [M]
+
+    def recalls(self) -> dict[str, float]:
+        """recall@k in both directions."""
+        return {
+            f"{way}_r{k}": float((found < k).mean())
+            for way, found in ((TO_TEXT, self.of_images), (TO_IMAGE, self.of_texts))
+            for k in AT
+        }
+
+    def intervals(self) -> dict[str, Interval]:
+        """The bootstrap intervals of `recalls`; an image is drawn with its captions, the answers stay the same."""
+        images = draws(self.slots.tolist())  # [R, N]
+        ways = (TO_TEXT, self.of_images, images), (TO_IMAGE, self.of_texts, images[:, self.image])
+        shares = {f"{way}_r{k}": drawn @ (found < k) / drawn.sum(axis=1) for way, found, drawn in ways for k in AT}
+        return intervals(shares, len(self.slots))
+
+
+def found_ranks(pairs: Pairs) -> Ranks:
+    """How well each image finds its captions, and each caption its images."""
     _, first, same = np.unique(pairs.numbers, return_index=True, return_inverse=True)  # [U], [M]
-    image = np.searchsorted(pairs.slots, pairs.owners)  # [M], the row of each caption's image
+    image = np.searchsorted(pairs.slots, pairs.owners)
     texts = pairs.texts[first]
     owns = np.stack([image, same], axis=1)
-    of_images = ranks(pairs.images, texts, owns)
     of_texts = ranks(texts, pairs.images, owns[:, ::-1])[same]
-    return {
-        f"{way}_r{k}": float((found < k).mean())
-        for way, found in ((TO_TEXT, of_images), (TO_IMAGE, of_texts))
-        for k in AT
-    }
+    return Ranks(pairs.slots, image, ranks(pairs.images, texts, owns), of_texts)
 
 
 def ranks(queries: np.ndarray, answers: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
 from pipeline.errors import DataError, ModelError
 from pipeline.metrics.accuracy import KNN
+from pipeline.metrics.bootstrap import draws, intervals
 from pipeline.metrics.schema import Measure, Schema
 from pipeline.probe.interval import wilson
 from pipeline.probe.knn import best_k, right_by_k
@@ -33,7 +34,7 @@ Tell = Callable[[str], None]
 
 @dataclass
 class Measured:
-    """One model's measures, the 95 % intervals of those that are sample proportions, and the chosen settings."""
+    """One model's measures, their 95 % intervals (Wilson for shares, a bootstrap for the mAP), and chosen settings."""
 
     measures: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -159,3 +160,6 @@ class Measurement:
             for k, hits in found.hits.items():
                 measured.add_share(recall(k).name, hits, found.queries)
             measured.measures[MAP.name] = found.mean_average_precision
+            drawn = draws(range(found.queries))
+            resampled = drawn @ found.precisions.cpu().numpy() / drawn.sum(axis=1)
+            measured.intervals |= intervals({MAP.name: resampled}, found.queries)

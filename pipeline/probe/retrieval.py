@@ -18,11 +18,15 @@ CELLS_AT_ONCE = 1 << 24  # similarities sorted at once
 
 
 class RetrievalCounts(NamedTuple):
-    """The number of queries whose class has another sample, how many found one among the first k, by k, and the mAP."""
+    """Queries whose class has another sample: how many found one among the first k, by k, and their precisions."""
 
     queries: int
     hits: dict[int, int]
-    mean_average_precision: float
+    precisions: Tensor  # float64 [queries], the average precision of each, in sample order
+
+    @property
+    def mean_average_precision(self) -> float:
+        return float(self.precisions.mean()) if self.queries else 0.0
 
 
 def retrieve(rows: Rows, at: Sequence[int], beat: Beat = silent) -> RetrievalCounts:
@@ -32,7 +36,8 @@ def retrieve(rows: Rows, at: Sequence[int], beat: Beat = silent) -> RetrievalCou
     every rank runs as many chunks as the rank with the most queries.
     """
     labels, first, asked = gathered(rows.labels), first_row(rows.features), unit(rows.features)
-    sums = torch.zeros(2 + len(at), dtype=torch.float64, device=rows.features.device)
+    hits = torch.zeros(len(at), dtype=torch.float64, device=rows.features.device)
+    precisions = [hits[:0]]
     at_once = max(CELLS_AT_ONCE // len(labels), 1)
     for start in range(0, max(counts_of_ranks(rows.labels)), at_once):
         beat()
@@ -40,10 +45,11 @@ def retrieve(rows: Rows, at: Sequence[int], beat: Beat = silent) -> RetrievalCou
         numbers = torch.arange(first + start, first + start + len(some), device=labels.device)
         order = _order(some, rows.features, numbers)
         relevant = labels[order] == labels[numbers, None]  # [Q, N - 1], the most similar first
-        sums += _sums(relevant, at)
-    queries, precision, *hits = summed(sums).tolist()
-    found = {k: int(count) for k, count in zip(at, hits, strict=True)}
-    return RetrievalCounts(int(queries), found, precision / queries if queries else 0.0)
+        hits += torch.stack([relevant[:, :k].any(dim=1).sum() for k in at])
+        precisions.append(_precisions(relevant))
+    found = {k: int(count) for k, count in zip(at, summed(hits).tolist(), strict=True)}
+    every = gathered(torch.cat(precisions))
+    return RetrievalCounts(len(every), found, every)
 
 
 def _order(queries: Tensor, features: Tensor, numbers: Tensor) -> Tensor:
@@ -56,11 +62,9 @@ def _order(queries: Tensor, features: Tensor, numbers: Tensor) -> Tensor:
     return codes.argsort(dim=1, descending=True)[:, :-1]
 
 
-def _sums(relevant: Tensor, at: Sequence[int]) -> Tensor:
-    """float64 [2 + len(at)]: number of queries with a match, sum of their average precisions, hits at each k."""
+def _precisions(relevant: Tensor) -> Tensor:
+    """float64: the average precision of each query that has a relevant sample."""
     total = relevant.sum(dim=1)
     ranks = torch.arange(1, relevant.shape[1] + 1, device=relevant.device)
     precision = relevant.cumsum(dim=1).double() / ranks
-    average = (precision * relevant).sum(dim=1) / total.clamp_min(1)
-    counted = [(total > 0).sum(), average.sum(), *(relevant[:, :k].any(dim=1).sum() for k in at)]
-    return torch.stack([value.double() for value in counted])
+    return ((precision * relevant).sum(dim=1) / total)[total > 0]

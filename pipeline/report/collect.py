@@ -88,6 +88,7 @@ def read_evaluations(branch: BranchRecord) -> list[Evaluation]:
             confusion=arrays.get(f"arr_{number}"),
             per_class=[row for row in per_class if row.get("model") == model],
             precision_recall=[row for row in curves if row.get("model") == model],
+            intervals=figures.get("intervals", {}),
         )
         for number, (model, figures) in enumerate((found.get("models") or {}).items())
     ]

@@ -31,7 +31,7 @@ from pipeline.report.graph import draw_graph
 from pipeline.report.positions import PositionMaps, collect_maps, describe_positions, draw_positions
 from pipeline.report.precision_recall import describe_precision_recall, draw_precision_recall
 from pipeline.report.records import BranchRecord, Evaluation, Run
-from pipeline.report.tables import ClassTable, class_table
+from pipeline.report.tables import ClassTable, class_table, measures_with_intervals
 from pipeline.report.theme import to_svg
 
 SMALL = 168  # px; pictures whose shorter side is below this are enlarged pixel by pixel
@@ -76,6 +76,7 @@ class JudgedModel:
     """An evaluation's results for one model."""
 
     evaluation: Evaluation
+    measures: list[tuple[str, str]]  # title and value
     picture: Picture | None
     confused: list[Confusion]
     classes: ClassTable | None
@@ -154,7 +155,8 @@ def judged_models(run: Run) -> list[JudgedModel]:
             drawn = picture(figure, f"confusion-{i}", describe_confusion(evaluation))
         elif figure := draw_precision_recall(evaluation):
             drawn = picture(figure, f"precision-recall-{i}", describe_precision_recall(evaluation))
-        judged.append(JudgedModel(evaluation, drawn, most_confused(evaluation), class_table(evaluation)))
+        measures, classes = measures_with_intervals(evaluation), class_table(evaluation)
+        judged.append(JudgedModel(evaluation, measures, drawn, most_confused(evaluation), classes))
     return judged
 
 

@@ -45,7 +45,7 @@ class Evaluation:
 
     `dataset` is an entry of the pipeline's `datasets`; `confusion` is int64 [pairs, 3]: true class, predicted class,
     count, for the pairs that occur; `per_class` and `precision_recall` are the model's rows of those tables, column ->
-    text.
+    text; `intervals` are those of measures, by name: [low, high].
     """
 
     stage: str
@@ -59,11 +59,7 @@ class Evaluation:
     confusion: np.ndarray | None
     per_class: list[dict[str, str]] = field(default_factory=list)
     precision_recall: list[dict[str, str]] = field(default_factory=list)
-
-    @property
-    def ranked_measures(self) -> list[tuple[Measure, float]]:
-        """The measures and their values, with the selecting one first."""
-        return [(m, self.measures[m.name]) for m in self.schema.ranked if m.name in self.measures]
+    intervals: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,12 @@ def result_row(run: Run, branch: BranchRecord) -> ResultRow:
     )
 
 
+def measures_with_intervals(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """The title and value of each measure, with the selecting one first."""
+    row = {**evaluation.measures, "intervals": evaluation.intervals}
+    return [(m.title, interval_text(m, row)) for m in evaluation.schema.ranked if m.name in evaluation.measures]
+
+
 def class_table(evaluation: Evaluation) -> ClassTable | None:
     """All figures per class; None if there are none, or too many classes to read."""
     rows = evaluation.per_class
@@ -194,12 +200,14 @@ def probe_table(probe: ProbeRecord) -> ProbeTable:
 
 
 def interval_text(measure: Measure, row: Row) -> str:
-    """81.34 % (80.1 to 82.5), or a dash if it was not measured."""
+    """81.34 % (80.1 to 82.5) or 0.1352 (0.131 to 0.139); a dash if it was not measured."""
     if measure.name not in row:
         return NOTHING
     text = measure.text(row[measure.name], 2)
-    ends = row.get("intervals", {}).get(measure.name)
-    return f"{text} ({' to '.join(f'{100 * end:.1f}' for end in ends)})" if ends else text
+    ends = [
+        f"{100 * end:.1f}" if measure.share else f"{end:.3g}" for end in row.get("intervals", {}).get(measure.name, ())
+    ]
+    return f"{text} ({' to '.join(ends)})" if ends else text
 
 
 def bad_samples_rows(run: Run) -> list[BadSamplesRow]:

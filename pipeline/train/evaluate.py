@@ -14,10 +14,12 @@ import torch.distributed as dist
 from pipeline.checkpoints.storage import explain_unwritable
 from pipeline.errors import DataError
 from pipeline.files import write_json
+from pipeline.metrics.accuracy import ACCURACIES
 from pipeline.metrics.bootstrap import Interval
 from pipeline.metrics.collector import Collector, Resampling
 from pipeline.models.bundle import load_bundle
 from pipeline.models.minivit import MiniViT
+from pipeline.probe.interval import wilson
 from pipeline.shards.bad_samples import TEST, summarise
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader
@@ -99,7 +101,7 @@ def evaluate_worker(job: EvaluateJob, context: RankContext) -> None:
         for name in job.models:
             results[name], collectors = evaluate_model_collective(job, name, device, context.watch, progress)
             if dist.get_rank() == 0:
-                intervals[name] = intervals_of(collectors)
+                intervals[name] = intervals_of(results[name], collectors)
                 for collector in collectors:
                     collector.write(drafts, name, job.classes)
         if dist.get_rank() == 0:
@@ -151,9 +153,10 @@ def publish(drafts: Path, folder: Path) -> None:
     drafts.rmdir()
 
 
-def intervals_of(collectors: Iterable[Collector]) -> dict[str, Interval]:
-    """The intervals of measures, by name."""
-    found: dict[str, Interval] = {}
+def intervals_of(metrics: Mapping[str, float], collectors: Iterable[Collector]) -> dict[str, Interval]:
+    """The 95 % intervals of measures, by name: Wilson's of accuracies, and those that collectors know."""
+    samples = int(metrics["samples"])
+    found = {name: wilson(round(metrics[name] * samples), samples) for name in ACCURACIES if name in metrics}
     for collector in collectors:
         found |= collector.intervals() if isinstance(collector, Resampling) else {}
     return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.metrics import retrieval
-from pipeline.metrics.retrieval import EmbeddedBatch, Pairs, Retrieval, ranks, recalls
+from pipeline.metrics.retrieval import EmbeddedBatch, Pairs, Ranks, Retrieval, found_ranks, ranks
 
 
 def unit(rows: Any) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_equal_answers_tie_wherever_they_are(count: int, columns: int, monkeypat
 def test_a_model_that_makes_the_same_of_everything_finds_nothing() -> None:
     same = np.ones((30, 2), np.float32) / np.sqrt(2)
     numbers = np.arange(30)
-    assert set(recalls(Pairs(numbers, same, numbers, same, numbers)).values()) == {0.0}
+    assert set(found_ranks(Pairs(numbers, same, numbers, same, numbers)).recalls().values()) == {0.0}
 
 
 def test_equal_captions_are_one() -> None:
@@ -72,7 +72,7 @@ def test_equal_captions_are_one() -> None:
     images = unit([[1, 0], [0, 1], [1, 0.1]])
     texts = unit([[1, 0], [0, 1], [1, -1], [1, 0]])
     owners, numbers = np.array([0, 1, 1, 2]), np.array([7, 8, 9, 7])
-    found = recalls(Pairs(np.arange(3), images, owners, texts, numbers))
+    found = found_ranks(Pairs(np.arange(3), images, owners, texts, numbers)).recalls()
     assert found["image_to_text_r1"] == 1
     assert found["text_to_image_r1"] == 0.75, "the caption (1, -1) is nearer to another image"
 
@@ -105,3 +105,14 @@ def test_ranks_are_merged_in_the_order_of_the_data(tmp_path: Path) -> None:
     assert lines[0] == "model,query,k,recall"
     assert lines[1].startswith("m,image_to_text,1,0.")
     assert len(lines) == 7
+
+
+def test_intervals_are_those_of_a_bootstrap_over_images() -> None:
+    """Of two captions per image, one is found first and one is not; 0.8 of the images find theirs."""
+    count = 100
+    found = Ranks(
+        np.arange(count), np.repeat(np.arange(count), 2), np.arange(count) // 80, np.tile([0, 1], count)
+    ).intervals()
+    low, high = found["image_to_text_r1"]
+    assert 0.68 < low < 0.76 < 0.84 < high < 0.91  # 0.8 +- 1.96 * 0.04
+    assert "text_to_image_r1" not in found, "half of every image's captions: no variation"

@@ -3,7 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.metrics.accuracy import CLASSIFICATION
-from pipeline.metrics.schema import Measure, Schema
+from pipeline.metrics.schema import LOSS, Measure, Schema
 from pipeline.models.model_costs import count_parameters
 from pipeline.report.collect import read_run
 from pipeline.report.records import Evaluation, ProbeRecord
@@ -13,6 +13,7 @@ from pipeline.report.tables import (
     class_table,
     environment,
     header_facts,
+    measures_with_intervals,
     missing,
     probe_table,
     result_rows,
@@ -109,6 +110,17 @@ def test_figures_of_classes_are_shown_whatever_they_are() -> None:
     assert table == ClassTable(["class", "pixels", "iou"], [["7", "12,345", "0.812"], ["b", "12,345", NOTHING]])
     assert class_table(replace(evaluation, per_class=rows * 101)) is None
     assert class_table(replace(evaluation, per_class=[])) is None
+
+
+def test_measures_are_shown_with_their_intervals() -> None:
+    error = Measure("absrel", "AbsRel", "lower")
+    schema = Schema((error, Measure("delta", "Delta < 1.25", "higher", True), LOSS), "delta")
+    found, ends = {"absrel": 0.13524, "delta": 0.861}, {"absrel": [0.1312, 0.1391], "delta": [0.85, 0.87]}
+    evaluation = Evaluation("test", "test", "a", [], schema, found, 9, 0, None, intervals=ends)
+    assert measures_with_intervals(evaluation) == [
+        ("Delta < 1.25", "86.10 % (85.0 to 87.0)"),
+        ("AbsRel", "0.1352 (0.131 to 0.139)"),
+    ]
 
 
 def test_a_row_for_each_model_whose_features_were_judged() -> None:

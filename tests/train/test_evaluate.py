@@ -23,6 +23,7 @@ from pipeline.metrics.pictures import read_pictures, save_picture
 from pipeline.models.bundle import Bundle, Preprocess
 from pipeline.models.minivit import MiniViT
 from pipeline.models.variants import build_spec
+from pipeline.probe.interval import wilson
 from pipeline.shards.build import build_index
 from pipeline.shards.write import ShardWriter
 from pipeline.stream.source import Source
@@ -128,12 +129,16 @@ def test_figures_per_class_and_confusions_agree_with_the_summary(evaluate: Calla
         assert matrix.diagonal().tolist() == right.tolist()
 
 
-def test_the_intervals_that_collectors_give_are_recorded_with_each_model(
+def test_the_intervals_of_accuracies_and_of_collectors_are_recorded_with_each_model(
     evaluate: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ConfusionCounts, "intervals", lambda self: {"top5": (0.25, 0.75)}, raising=False)
     evaluation = json.loads((evaluate() / "evaluation.json").read_text())
-    assert [found["intervals"] for found in evaluation["models"].values()] == [{"top5": [0.25, 0.75]}] * 2
+    for found in evaluation["models"].values():
+        assert found["intervals"]["top5"] == [0.25, 0.75]
+        low, high = found["intervals"]["accuracy"]
+        assert low < found["accuracy"] < high
+        assert (low, high) == wilson(round(found["accuracy"] * found["samples"]), found["samples"])
 
 
 def test_the_summary_does_not_grow_with_the_classes(evaluate: Callable[..., Path]) -> None:
