@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     metavar="METHODS",
     help="Evaluate frozen features instead: knn, linear, retrieval, or several of them separated by commas.",
 )
-@click.option("--train", metavar="SHARDS", help="For --probe: labelled shards to fit the methods on.")
+@click.option("--train", metavar="SHARDS", help="For --probe: labelled shards to fit knn and linear on.")
 @click.option(
     "--features",
     default="both",
@@ -115,7 +115,7 @@ def command(
         from pipeline.stages.probe_models import probe_models
 
         methods = chosen_methods(probe, train, task)
-        fitted = named_set(str(train), image_key, targets)
+        fitted = named_set(train or data, image_key, targets)
         found = probe_models(models, fitted, named, cluster, methods=methods, features=features, **how)
     elif train is not None:
         raise click.UsageError("--train: only applies with --probe; add its methods, such as --probe knn,linear")
@@ -150,8 +150,6 @@ def chosen_methods(names: str, train: str | None, task: str | None) -> MethodsCo
     from pipeline.config.fields import allowed
     from pipeline.config.probe import MethodsConfig
 
-    if train is None:
-        raise click.UsageError("--probe: needs --train SHARDS, the labelled images to fit the methods on")
     if task is not None:
         raise click.UsageError(
             "--task: does not apply with --probe, which evaluates features whatever the task; leave out one of them"
@@ -159,7 +157,10 @@ def chosen_methods(names: str, train: str | None, task: str | None) -> MethodsCo
     chosen = [name.strip() for name in names.split(",")]
     if wrong := [name for name in chosen if name not in MethodsConfig.model_fields]:
         raise click.UsageError(f"--probe: found {wrong[0]!r}, {allowed(wrong[0], MethodsConfig.model_fields)}")
-    return MethodsConfig.model_validate({name: {} for name in chosen})
+    methods = MethodsConfig.model_validate({name: {} for name in chosen})
+    if train is None and methods.fit:
+        raise click.UsageError("--probe: knn and linear need --train SHARDS, the labelled images to fit them on")
+    return methods
 
 
 def measures_table(evaluation: dict[str, Any]) -> str:

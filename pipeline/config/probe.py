@@ -94,9 +94,17 @@ class MethodsConfig(Section):
             raise ValueError("at least one of knn, linear and retrieval, with its settings or {}")
         return self
 
+    @property
+    def fit(self) -> bool:
+        """Whether a method learns from the training data; retrieval does not."""
+        return self.knn is not None or self.linear is not None
+
 
 class ProbeData(Section):
-    train: str = Field(description="name of an entry of `datasets`: the neighbours, and the data to fit the probe on")
+    train: str = Field(
+        description="name of an entry of `datasets`: the neighbours, and the data to fit the probe on; for retrieval "
+        "alone, name `test` again"
+    )
     test: str = Field(description="name of an entry of `datasets`: the samples to classify, and to retrieve from")
 
 

@@ -4,7 +4,7 @@ import click
 import pytest
 
 from pipeline.cli.evaluate import chosen_methods, measures_table, variables
-from pipeline.config.probe import KnnConfig
+from pipeline.config.probe import KnnConfig, RetrievalConfig
 from pipeline.errors import ConfigError
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
@@ -33,6 +33,7 @@ def test_the_columns_are_what_the_task_measures() -> None:
 
 
 def test_frozen_features_with_how_sure_the_figures_are() -> None:
+    assert chosen_methods("retrieval", None, None).retrieval == RetrievalConfig()
     methods = chosen_methods("knn, retrieval", "shards", None)
     assert (methods.knn, methods.linear) == (KnnConfig(), None)
     schema = Schema((Measure("knn", "kNN accuracy", "higher", share=True),), selects="knn")
@@ -49,7 +50,7 @@ def test_frozen_features_with_how_sure_the_figures_are() -> None:
 @pytest.mark.parametrize(
     ("names", "train", "task", "expected"),
     [
-        ("knn", None, None, "--probe: needs --train SHARDS"),
+        ("knn", None, None, "--probe: knn and linear need --train SHARDS"),
         ("knn", "shards", "{}", "--task: does not apply with --probe"),
         ("knn,lniear", "shards", None, "found 'lniear', did you mean 'linear'?"),
     ],

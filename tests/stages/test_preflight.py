@@ -65,6 +65,17 @@ def test_a_sound_pipeline_has_no_faults(raw: dict[str, Any]) -> None:
 
 
 PROBE = {"type": "probe", "models": ["finer", "random"], "data": {"train": "train", "test": "test"}}
+
+
+def test_only_a_probe_that_fits_something_warns_of_the_same_data_twice(raw: dict[str, Any]) -> None:
+    both = PROBE | {"data": {"train": "test", "test": "test"}}
+    change(raw, "stages.probe", both | {"methods": {"retrieval": {}}})
+    assert findings(raw).warnings == []
+    change(raw, "stages.probe", both | {"methods": {"retrieval": {}, "knn": {"k": 1}}})
+    [warning] = findings(raw).warnings
+    assert "stages.probe trains on it and is evaluated on it" in warning
+
+
 FAULTS: list[tuple[dict[str, Any], str]] = [
     (
         {"stages.export.formats": ["safetensors", "onix"]},

@@ -88,8 +88,9 @@ class Probing(StageType):
             for name, _, model in checks.models(branch, reference, setting):
                 with checks.noting():
                     check_features(where, stage.features, name, model.spec)
+            fitted = {stage.data.train} if stage.methods.fit else set()
             for known in checks.upstream(reference):
-                checks.overlaps.add(branch.id, checks.trained_on[known] | {stage.data.train}, stage.data.test)
+                checks.overlaps.add(branch.id, checks.trained_on[known] | fitted, stage.data.test)
         names = stage.data.train, stage.data.test
         checks.labelled_pair(names, f"{where}.data")
         if checks.datasets.keys() >= set(names):
