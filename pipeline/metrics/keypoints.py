@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from pycocotools.cocoeval import COCOeval
     from torch import Tensor
 
+VISIBLE = 2  # COCO's v; 1: labelled, but hidden
 NEAR = 0.1  # fraction of the longer side of an instance's box
 KEYPOINTS = Schema(
     (
         LOSS,
         Measure("pck", f"PCK@{NEAR}", "higher", share=True),
+        Measure("pck_visible", f"PCK@{NEAR} without hidden ones", "higher", share=True),
         Measure("oks_ap", "OKS AP", "higher", share=True),
     ),
     selects="pck",
@@ -124,7 +126,7 @@ def _guesses(image: int, one: ImageInstances) -> list[dict[str, Any]]:
 
 
 class KeypointResults:
-    """A `Collector` of all instances: OKS AP, intervals, and a row per keypoint in `per_class.csv`."""
+    """A `Collector` of all instances: PCK of visible keypoints, OKS AP, intervals, a row per keypoint in a table."""
 
     def __init__(self, sigmas: Sequence[float]) -> None:
         self.sigmas, self.images = tuple(sigmas), dict[int, ImageInstances]()  # by slot
@@ -144,18 +146,23 @@ class KeypointResults:
         self.images |= state
 
     def measures(self) -> dict[str, float]:
-        """OKS AP."""
+        """PCK of the visible keypoints, and OKS AP."""
+        *_, right, visible = self._counts().sum(axis=1).tolist()
         found = oks_ap(self._judged())
-        return {} if found is None else {"oks_ap": found}
+        return ({"pck_visible": right / visible} if visible else {}) | ({} if found is None else {"oks_ap": found})
 
     def intervals(self) -> dict[str, Interval]:
-        """Of PCK and OKS AP."""
-        pck, judge = ResampledSums(2), self._judged()
+        """Of both kinds of PCK, and OKS AP."""
+        pck, judge = ResampledSums(4), self._judged()
         for slot, one in self.images.items():
             pck.add(slot, counted(one).sum(axis=1))
         precision = resampled_precisions(judge, draws(judge.params.imgIds))[:, :, 0]
         oks = intervals({"oks_ap": precision.mean(axis=1)}, len(self.images))
-        return pck.intervals(lambda sums: {"pck": sums[0] / sums[1]} if sums[1] else {}) | oks
+        return pck.intervals(_pcks) | oks
+
+    def _counts(self) -> np.ndarray:
+        """int64 [4, K], as in `counted`, of all images."""
+        return sum(map(counted, self.images.values()), np.zeros((4, len(self.sigmas)), np.int64))
 
     def _judged(self) -> COCOeval:
         """The finished evaluation in data order, so that ties break the same way on any number of ranks."""
@@ -164,18 +171,28 @@ class KeypointResults:
         return self._judge
 
     def write(self, folder: Path, model: str, classes: Sequence[str]) -> None:
-        """Write how often each keypoint is labelled, and how often it is right."""
-        counts = sum(map(counted, self.images.values()), np.zeros((2, len(self.sigmas)), np.int64))
+        """Write how often each keypoint is labelled and right, and the same where it is visible."""
         rows = [
-            (model, name, right, labelled, f"{right / labelled:.6f}" if labelled else "")
-            for name, right, labelled in zip(classes, *counts.tolist(), strict=True)
+            (model, name, right, labelled, _share(right, labelled), seen, visible, _share(seen, visible))
+            for name, right, labelled, seen, visible in zip(classes, *self._counts().tolist(), strict=True)
         ]
-        append_rows(folder / PER_CLASS, ("model", "class", "right", "labelled", "pck"), rows)
+        columns = "right", "labelled", "pck", "right_visible", "visible", "pck_visible"
+        append_rows(folder / PER_CLASS, ("model", "class", *columns), rows)
 
 
 def counted(one: ImageInstances) -> np.ndarray:
-    """int64 [2, K]: how often each keypoint of an image is right, and how often it is labelled."""
+    """int64 [4, K]: how often each keypoint of an image is right, labelled, right and visible, and visible."""
     import torch
 
-    right = right_keypoints(*(torch.from_numpy(part) for part in (one.predicted, one.truth, one.boxes)))
-    return np.stack([right.numpy().sum(axis=0), (one.truth[..., 2] > 0).sum(axis=0)])
+    right = right_keypoints(*(torch.from_numpy(part) for part in (one.predicted, one.truth, one.boxes))).numpy()
+    visible = one.truth[..., 2] == VISIBLE
+    return np.stack([each.sum(axis=0) for each in (right, one.truth[..., 2] > 0, right & visible, visible)])
+
+
+def _pcks(sums: np.ndarray) -> dict[str, float]:
+    right, labelled, seen, visible = sums.tolist()
+    return ({"pck": right / labelled} if labelled else {}) | ({"pck_visible": seen / visible} if visible else {})
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.6f}" if whole else ""

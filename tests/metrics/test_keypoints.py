@@ -148,12 +148,19 @@ def test_ranks_together_have_what_one_has(tmp_path: Path) -> None:
         collector.add([one for _, one in part] + [rows[1][1]] * 2, SimpleNamespace(slots=slots, weights=weights))
     for other in ranks[1:]:
         ranks[0].merge(other.state())
-    assert ranks[0].measures() == alone.measures() == {"oks_ap": pytest.approx(by_coco(found, 5))}
+    measured = alone.measures()
+    assert ranks[0].measures() == measured
+    assert measured["oks_ap"] == pytest.approx(by_coco(found, 5))
+    visible = {slot: one._replace(truth=one.truth * (one.truth[..., 2:] == 2)) for slot, one in found.items()}
+    right, labelled, *_ = sum(map(counted, visible.values())).sum(axis=1).tolist()
+    assert measured["pck_visible"] == right / labelled
     alone.write(tmp_path, "m", list("abcde"))
     with (tmp_path / "per_class.csv").open() as file:
         table = list(csv.DictReader(file))
-    labelled = sum((one.truth[..., 2] > 0).sum(axis=0) for one in found.values())
-    assert [int(row["labelled"]) for row in table] == labelled.tolist()
+    for column, least in (("labelled", 1), ("visible", 2)):
+        flagged = sum((one.truth[..., 2] >= least).sum(axis=0) for one in found.values())
+        assert [int(row[column]) for row in table] == flagged.tolist()
+    assert sum(int(row["right_visible"]) for row in table) == right
     assert [row["class"] for row in table] == list("abcde")
 
 
@@ -161,9 +168,10 @@ def test_intervals_of_pck_and_precision() -> None:
     collector = KeypointResults(default_sigmas(5))
     collector.merge(images(60, 5, 0.08))
     found, oks = collector.intervals(), collector.measures()["oks_ap"]
-    right, labelled = sum(map(counted, collector.images.values())).sum(axis=1).tolist()
+    right, labelled, seen, visible = sum(map(counted, collector.images.values())).sum(axis=1).tolist()
     assert found["oks_ap"][0] < oks < found["oks_ap"][1]
     assert found["pck"] == pytest.approx(wilson(right, labelled), abs=0.02)  # these errors are independent
+    assert found["pck_visible"] == pytest.approx(wilson(seen, visible), abs=0.02)
     exact = KeypointResults(default_sigmas(5))
     exact.merge(images(60, 5, 0.0))
     assert exact.intervals() == {}

@@ -183,7 +183,7 @@ def test_every_instance_is_judged_in_the_pixels_of_its_image(flip_test: bool) ->
         assert np.abs(one.predicted[..., :2] - points_of(BOXES[number], number)).max(initial=0) < 0.3
     results = module.collectors(validation=True)["results"]
     results.add(judged, batch)
-    assert results.measures() == {"oks_ap": pytest.approx(1.0)}
+    assert results.measures() == {"pck_visible": 1.0, "oks_ap": pytest.approx(1.0)}
 
 
 def test_bad_samples_count_nowhere_and_a_batch_without_instances_calls_the_model() -> None:
