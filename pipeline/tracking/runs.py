@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -87,7 +88,7 @@ class DataRead(NamedTuple):
 
 @dataclass
 class Tracker:
-    """The driver's handle on one pipeline's runs.
+    """The driver's handle on one pipeline's runs; connects to the store on its first use.
 
     Names that MLflow rejects are changed (`names.mlflow_name`); a tag of the run holds each original.
     """
@@ -96,24 +97,36 @@ class Tracker:
 
     def __post_init__(self) -> None:
         self._renamed: set[tuple[str, str]] = set()
-        with sole_user(self.store):
-            self.client = client_for(self.uri, self.store.setting)
-            self.experiment_id = self._experiment()
 
     @property
     def uri(self) -> str:
         return self.store.uri
 
+    @cached_property
+    def client(self) -> Any:
+        return self._connected[0]
+
+    @cached_property
+    def experiment_id(self) -> str:
+        return self._connected[1]
+
+    @cached_property
+    def _connected(self) -> tuple[Any, str]:
+        """The client, and the experiment's id."""
+        with sole_user(self.store):
+            client = client_for(self.uri, self.store.setting)
+            return client, self._experiment(client)
+
     @raises_tracking_errors
-    def _experiment(self) -> str:
+    def _experiment(self, client: Any) -> str:
         """Id of the experiment, which is created if it does not exist."""
-        if found := find_experiment(self.client, self.store):
+        if found := find_experiment(client, self.store):
             return str(found.experiment_id)
         location = self.store.artifacts.resolve().as_uri() if sqlite_path(self.uri) else None
         try:
-            return str(self.client.create_experiment(self.store.experiment, artifact_location=location))
+            return str(client.create_experiment(self.store.experiment, artifact_location=location))
         except Exception:
-            if found := find_experiment(self.client, self.store):  # another pipeline has just created it
+            if found := find_experiment(client, self.store):  # another pipeline has just created it
                 return str(found.experiment_id)
             raise
 

@@ -61,9 +61,10 @@ def test_a_run_resumes_in_its_store_and_says_when_it_is_in_another(tracker: Trac
 
 
 def test_a_finished_pipeline_asks_its_store_nothing_and_another_store_everything(
-    config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+    config: PipelineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = RunFolder(Path(config.runs_dir) / config.name)
+    config = config.model_copy(update={"runs_dir": str(tmp_path)})
+    folder = RunFolder(tmp_path / config.name)
     asked: list[str] = []
     monkeypatch.setattr(preflight, "check_store", lambda store: asked.append(store.uri))
     store = tracking_store(config)

@@ -201,7 +201,7 @@ def test_a_store_that_does_not_answer_is_an_error_soon(silent_port: int) -> None
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "gopher://store", "sqlite:////proc/none/mlflow.db"])
 def test_a_store_that_cannot_be_is_an_error(uri: str) -> None:
     with pytest.raises(TrackingError, match=r"^tracking\.uri: the MLflow store"):
-        Tracker(choose_store(TrackingConfig(uri=uri), Path("unused"), {}, {}))
+        Tracker(choose_store(TrackingConfig(uri=uri), Path("unused"), {}, {})).start("x", run_id=None)
 
 
 def test_a_file_that_is_no_store_is_an_error(tmp_path: Path) -> None:

@@ -73,11 +73,16 @@ def test_who_names_the_experiment(tmp_path: Path) -> None:
     assert chosen({"MLFLOW_EXPERIMENT_ID": "7"}) == ("minivit", "7")
 
 
+def connected(store: TrackingStore) -> None:
+    """A tracker connects on its first use."""
+    assert Tracker(store).experiment_id
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that holds a store."""
     folder = tmp_path_factory.mktemp("runs")
-    Tracker(store_in(folder))
+    connected(store_in(folder))
     return folder
 
 
@@ -86,7 +91,7 @@ def test_an_experiment_by_its_id(folder: Path) -> None:
     by_id = choose_store(TrackingConfig(), folder, {}, {"MLFLOW_EXPERIMENT_ID": number})
     assert Tracker(by_id).experiment_id == number
     with pytest.raises(TrackingError, match=r"^MLFLOW_EXPERIMENT_ID: .* has no experiment 999"):
-        Tracker(dataclasses.replace(by_id, experiment_id="999"))
+        connected(dataclasses.replace(by_id, experiment_id="999"))
 
 
 def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(folder: Path) -> None:
@@ -95,7 +100,7 @@ def test_a_deleted_experiment_is_refused_with_the_command_that_restores_it(folde
     client = MlflowClient(store.uri)
     client.delete_experiment(number)
     expected = f"`MLFLOW_TRACKING_URI={store.uri} mlflow experiments restore --experiment-id {number}`"
-    for refuse in (check_store, Tracker):
+    for refuse in (check_store, connected):
         with pytest.raises(TrackingError, match=r"^tracking\.experiment: .*'old' was deleted") as caught:
             refuse(store)
         assert expected in str(caught.value)
@@ -129,7 +134,7 @@ def test_a_look_finds_artifacts_without_a_place(folder: Path, tmp_path: Path) ->
     fresh = dataclasses.replace(known, uri=default_uri(tmp_path))
     with pytest.raises(TrackingError, match=expected):
         check_store(fresh)
-    Tracker(known)
+    connected(known)
     with pytest.raises(TrackingError, match=expected):
         check_store(dataclasses.replace(known, artifacts=tmp_path))
 
