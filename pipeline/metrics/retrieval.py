@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.metrics.bootstrap import Interval, draws, intervals
+from pipeline.metrics.bootstrap import Interval, ResampledSums
 from pipeline.metrics.files import append_rows
 from pipeline.metrics.schema import LOSS, Measure, Schema
 
@@ -122,10 +122,21 @@ class Ranks(NamedTuple):
 
     def intervals(self) -> dict[str, Interval]:
         """The bootstrap intervals of `recalls`; an image is drawn with its captions, the answers stay the same."""
-        images = draws(self.slots.tolist())  # [R, N]
-        ways = (TO_TEXT, self.of_images, images), (TO_IMAGE, self.of_texts, images[:, self.image])
-        shares = {f"{way}_r{k}": drawn @ (found < k) / drawn.sum(axis=1) for way, found, drawn in ways for k in AT}
-        return intervals(shares, len(self.slots))
+        order = np.argsort(self.image, kind="stable")
+        texts = np.split(self.of_texts[order], np.cumsum(np.bincount(self.image, minlength=len(self.slots)))[:-1])
+        sums = ResampledSums(2 * (1 + len(AT)))
+        for slot, rank, of_texts in zip(self.slots.tolist(), self.of_images, texts, strict=True):
+            found = *(rank < k for k in AT), len(of_texts), *((of_texts < k).sum() for k in AT)
+            sums.add(slot, np.array([1, *found]))
+        return sums.intervals(_shares)
+
+
+def _shares(sums: np.ndarray) -> dict[str, float]:
+    """Recalls from the sums of a resample: for each direction, the number of queries and the hits at each k."""
+    ways = (TO_TEXT, sums[: 1 + len(AT)]), (TO_IMAGE, sums[1 + len(AT) :])
+    return {
+        f"{way}_r{k}": hits / part[0] for way, part in ways if part[0] for k, hits in zip(AT, part[1:], strict=True)
+    }
 
 
 def found_ranks(pairs: Pairs) -> Ranks:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config.probe import KnnConfig, LinearConfig, MethodsConfig, RetrievalConfig
 from pipeline.errors import DataError, ModelError
 from pipeline.metrics.accuracy import KNN
-from pipeline.metrics.bootstrap import draws, intervals
+from pipeline.metrics.bootstrap import ResampledSums
 from pipeline.metrics.schema import Measure, Schema
 from pipeline.probe.interval import wilson
 from pipeline.probe.knn import best_k, right_by_k
@@ -160,6 +161,7 @@ class Measurement:
             for k, hits in found.hits.items():
                 measured.add_share(recall(k).name, hits, found.queries)
             measured.measures[MAP.name] = found.mean_average_precision
-            drawn = draws(range(found.queries))
-            resampled = drawn @ found.precisions.cpu().numpy() / drawn.sum(axis=1)
-            measured.intervals |= intervals({MAP.name: resampled}, found.queries)
+            sums = ResampledSums(2)
+            for query, precision in enumerate(found.precisions.tolist()):
+                sums.add(query, np.array([precision, 1]))
+            measured.intervals |= sums.intervals(lambda sums: {MAP.name: sums[0] / sums[1]} if sums[1] else {})
