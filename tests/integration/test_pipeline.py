@@ -113,9 +113,12 @@ def test_the_command_evaluates_as_the_stage_does(joined: Any, first_run: Any, to
     done = joined.minivit("evaluate", *judged, "--data", f"{torn}/test-*.tar", "--workers", "1", "--json")
     assert done.code == 0, done.stderr
     expected = json.loads((joined.stage("all", "evaluate") / "evaluation.json").read_text())["models"]["finer"]
+    intervals = expected.pop("intervals")
+    assert intervals.keys() == {"accuracy", "top5"}
     found = json.loads(done.stdout)["models"]
     assert list(found) == judged
     for figures in found.values():
+        assert figures.pop("intervals") == intervals
         assert figures == pytest.approx(expected, rel=1e-5)
 
 
