@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+from pipeline.metrics.accuracy import ACCURACIES
 
 Z = 1.959963984540054  # standard normal quantile for 95 %
 
@@ -13,3 +16,8 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     centre = (share + spread / 2) / (1 + spread)
     reach = Z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
     return max(centre - reach, 0.0), min(centre + reach, 1.0)
+
+
+def accuracy_intervals(measures: Mapping[str, float], samples: int) -> dict[str, tuple[float, float]]:
+    """The intervals of those measures, over `samples`, that are proportions of independent samples."""
+    return {name: wilson(round(measures[name] * samples), samples) for name in ACCURACIES if name in measures}

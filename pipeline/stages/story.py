@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.export.story import DataUse, Figure, Step, Story
-from pipeline.metrics.accuracy import ACCURACIES
 from pipeline.metrics.outcome import measures_of, schema_of
-from pipeline.probe.interval import wilson
+from pipeline.probe.interval import accuracy_intervals
 from pipeline.stages.folder import FINISHED, RunFolder, Status
 from pipeline.train.evaluate import NAME as EVALUATION
 
@@ -101,11 +100,12 @@ def _figures(
 ) -> list[Figure]:
     """The measures of a model, with Wilson intervals for fractions of independent samples, recorded ones for others."""
     figures, schema, bootstrap = [], schema_of(written), found.get("intervals", {})
+    shares = accuracy_intervals(found, samples) if samples else {}
     for measure in schema.ranked:
         if (value := found.get(measure.name)) is not None:
             one = Figure(measure, float(value), data, digest, samples, None)
-            if samples and measure.name in ACCURACIES:
-                one = one._replace(interval=wilson(round(value * samples), samples), method="Wilson")
+            if interval := shares.get(measure.name):
+                one = one._replace(interval=interval, method="Wilson")
             elif ends := bootstrap.get(measure.name):
                 one = one._replace(interval=(ends[0], ends[1]), method="bootstrap")
             figures.append(one)

@@ -14,12 +14,11 @@ import torch.distributed as dist
 from pipeline.checkpoints.storage import explain_unwritable
 from pipeline.errors import DataError
 from pipeline.files import write_json
-from pipeline.metrics.accuracy import ACCURACIES
 from pipeline.metrics.bootstrap import Interval
 from pipeline.metrics.collector import Collector, Resampling
 from pipeline.models.bundle import load_bundle
 from pipeline.models.minivit import MiniViT
-from pipeline.probe.interval import wilson
+from pipeline.probe.interval import accuracy_intervals
 from pipeline.shards.bad_samples import TEST, summarise
 from pipeline.stream.batch import Batch
 from pipeline.stream.loader import EvalLoader
@@ -155,8 +154,7 @@ def publish(drafts: Path, folder: Path) -> None:
 
 def intervals_of(metrics: Mapping[str, float], collectors: Iterable[Collector]) -> dict[str, Interval]:
     """The 95 % intervals of measures, by name: Wilson's of accuracies, and those that collectors know."""
-    samples = int(metrics["samples"])
-    found = {name: wilson(round(metrics[name] * samples), samples) for name in ACCURACIES if name in metrics}
+    found = accuracy_intervals(metrics, int(metrics["samples"]))
     for collector in collectors:
         found |= collector.intervals() if isinstance(collector, Resampling) else {}
     return found

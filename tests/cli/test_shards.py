@@ -107,7 +107,8 @@ def test_every_option_of_a_maker_is_an_option_of_its_command() -> None:
     [
         (
             ["make", "nothing", "--out", "x"],
-            "allowed: captions, coco, depth, fashion-items, fashion-mnist, fashion-mnist-few, fashion-pairs, ",
+            "allowed: captions, coco, depth, fashion-items, fashion-mnist, fashion-mnist-few, fashion-pairs, "
+            "fashion-scenes, folder",
         ),
         (["index", "pipe:cat x"], "refused"),
         (["index", "none/*.tar"], "found no shards"),

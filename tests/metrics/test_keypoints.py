@@ -150,6 +150,7 @@ def test_ranks_together_have_what_one_has(tmp_path: Path) -> None:
         ranks[0].merge(other.state())
     measured = alone.measures()
     assert ranks[0].measures() == measured
+    assert measured.keys() == {"pck_visible", "oks_ap"}
     assert measured["oks_ap"] == pytest.approx(by_coco(found, 5))
     visible = {slot: one._replace(truth=one.truth * (one.truth[..., 2:] == 2)) for slot, one in found.items()}
     right, labelled, *_ = sum(map(counted, visible.values())).sum(axis=1).tolist()

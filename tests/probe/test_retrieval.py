@@ -27,6 +27,7 @@ def test_as_scikit_learn_and_loops_find_it(test: Rows) -> None:
     assert found.queries == len(test.labels)
     assert found.hits == hits
     assert found.precisions.tolist() == pytest.approx(precisions, abs=1e-9)
+    assert found.mean_average_precision == pytest.approx(np.mean(precisions), abs=1e-9)
 
 
 def test_blocks_of_queries_change_nothing(test: Rows, monkeypatch: pytest.MonkeyPatch) -> None:

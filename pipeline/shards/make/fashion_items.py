@@ -18,8 +18,8 @@ from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._fashion_mnist_files import IdxFolder
 from pipeline.shards.make._scenes_captions import caption
-from pipeline.shards.make._scenes_draw import draw_scene
-from pipeline.shards.make._scenes_items import item_pool
+from pipeline.shards.make._scenes_draw import Scene, draw_scene
+from pipeline.shards.make._scenes_items import ItemPool, item_pool
 from pipeline.shards.make._scenes_labels import sample_members
 from pipeline.shards.make._scenes_shards import SPLITS, draw_shards
 from pipeline.shards.make.fashion_mnist import CLASSES
@@ -31,10 +31,15 @@ SIDES = 96, 192  # pixels, minimum and maximum
 def item_members(src: Path, split: str, number: int, *, seed: int) -> dict[str, bytes]:
     """An image and its labels, determined by seed, split and number."""
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
-    height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2).tolist()
-    scene = draw_scene(item_pool(src, split), height, width, rng, count=1)
+    scene = draw_item(item_pool(src, split), rng)
     members = sample_members(scene, caption(scene, rng))
     return {"jpg": members["jpg"], "cls": str(scene.items[0].label).encode(), "txt": members["txt"]}
+
+
+def draw_item(pool: ItemPool, rng: np.random.Generator) -> Scene:
+    """A scene of one item of the pool, of random size; `rng` determines everything."""
+    height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2).tolist()
+    return draw_scene(pool, height, width, rng, count=1)
 
 
 def make(

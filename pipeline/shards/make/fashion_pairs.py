@@ -19,11 +19,10 @@ from pipeline.errors import DataError
 from pipeline.shards.build import build_index
 from pipeline.shards.index import DatasetIndex
 from pipeline.shards.make._fashion_mnist_files import IdxFolder
-from pipeline.shards.make._scenes_draw import draw_scene
 from pipeline.shards.make._scenes_items import ItemPool, item_pool
 from pipeline.shards.make._scenes_labels import sample_members
 from pipeline.shards.make._scenes_shards import SPLITS, draw_shards
-from pipeline.shards.make.fashion_items import SIDES
+from pipeline.shards.make.fashion_items import draw_item
 from pipeline.shards.parallel import Workers
 
 VIEWS = 2  # pictures of an item
@@ -40,8 +39,7 @@ def pair_members(src: Path, split: str, number: int, *, items: int, seed: int) -
     item = number // VIEWS
     row = np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(pool.labels))[item]
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
-    height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2).tolist()
-    scene = draw_scene(ItemPool(pool.images[[row]], pool.labels[[row]]), height, width, rng, count=1)
+    scene = draw_item(ItemPool(pool.images[[row]], pool.labels[[row]]), rng)
     return {"jpg": sample_members(scene, "")["jpg"], "cls": str(item).encode()}
 
 
