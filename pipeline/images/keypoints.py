@@ -7,8 +7,8 @@ import numpy as np
 
 from pipeline.images.class_map import class_colors
 from pipeline.images.decode import Pixels
+from pipeline.metrics.keypoints import VISIBLE
 
-VISIBLE = 2  # COCO's v
 PARTS = 16  # subpixel steps in which OpenCV draws
 SHARE = 60  # the radius of a point is this fraction of the picture's longer side
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pycocotools.cocoeval import COCOeval
     from torch import Tensor
 
-VISIBLE = 2  # COCO's v; 1: labelled, but hidden
+HIDDEN, VISIBLE = 1, 2  # COCO's v of a labelled keypoint; 0: not labelled
 NEAR = 0.1  # fraction of the longer side of an instance's box
 KEYPOINTS = Schema(
     (

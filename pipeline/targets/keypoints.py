@@ -16,6 +16,7 @@ from pipeline.errors import DataError
 from pipeline.images.frame import PADDING, frame_matrix
 from pipeline.images.geometry import Geometry
 from pipeline.images.keypoints import draw_keypoints
+from pipeline.metrics.keypoints import HIDDEN, VISIBLE
 from pipeline.targets._coco import is_number, read_annotations
 from pipeline.targets.base import BadLabel, ClassMap, Field, Merge, Target
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # an index needs no image libraries
     from pipeline.images.geometry import Size
 
 LONGEST = 8 << 20  # bytes; indexing skips longer members, which consist mostly of outlines and run lengths
-HIDDEN, VISIBLE = 1, 2  # COCO's v of a labelled keypoint; 0: not labelled
 
 
 class Instances(NamedTuple):

@@ -11,12 +11,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from pipeline.metrics.keypoints import HIDDEN, VISIBLE
 from pipeline.shards.make._scenes_draw import Scene, SceneItem
 from pipeline.shards.make.fashion_mnist import CLASSES
 
 JPEG_QUALITY = 95
 DEPTH_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB, cv2.IMWRITE_PNG_COMPRESSION, 3)  # small for slopes
-HIDDEN, VISIBLE = 1, 2  # COCO's v of a keypoint that is labelled
 # For viewing class maps: black for the wall, then a colour for each class.
 PALETTE = bytes.fromhex("000000e6194b3cb44bffe1194363d8f58231911eb442d4f4f032e6bfef45fabed4")
 

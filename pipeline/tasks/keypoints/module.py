@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.images.boxes import draw_boxes
-from pipeline.images.keypoints import VISIBLE, draw_keypoints
-from pipeline.metrics.keypoints import ImageInstances, KeypointResults, right_keypoints
+from pipeline.images.keypoints import draw_keypoints
+from pipeline.metrics.keypoints import VISIBLE, ImageInstances, KeypointResults, right_keypoints
 from pipeline.models.spec import Pair
 from pipeline.tasks.base import Compared, Evaluated, Outputs, TaskModule, Tensors
 from pipeline.tasks.keypoints.heat_maps import gaussians, peaks

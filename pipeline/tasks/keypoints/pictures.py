@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.images.keypoints import VISIBLE, draw_keypoints
-from pipeline.metrics.keypoints import ImageInstances
+from pipeline.images.keypoints import draw_keypoints
+from pipeline.metrics.keypoints import VISIBLE, ImageInstances
 from pipeline.tasks._pictures import FirstPictures, side_by_side
 
 
