@@ -35,7 +35,7 @@ class GradientBlock:
             for weights, flat, part in zip(zero.bit16_groups, flats, groups, strict=True)
             for weight in weights
         ]
-        zero.scaled_global_norm = self._norm_collective
+        zero.scaled_global_norm = self._norm
         # ZeRO-2 would collect the results of its hooks here.
         zero.finalize_gradient_accumulation_boundary = lambda: zero.set_gradient_accumulation_boundary(True)
 
@@ -62,11 +62,9 @@ class GradientBlock:
         """Start the next step's sum."""
         self._block.zero_()
 
-    def _norm_collective(self) -> Tensor:
-        """Norm of the averaged gradients over all groups and ranks; DeepSpeed skips the step if it is not finite."""
-        square = torch.stack([torch.linalg.vector_norm(partition) for partition in self._partitions]).square().sum()
-        dist.all_reduce(square, group=self._group)
-        return square.sqrt()
+    def _norm(self) -> Tensor:
+        """Norm of the averaged gradients, which every rank has; DeepSpeed skips the step if it is not finite."""
+        return torch.linalg.vector_norm(self._block)
 
 
 def offset_in(flat: Tensor, weight: Tensor) -> int:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config.training import EngineConfig
+from pipeline.train import engine as engine_module
 from pipeline.train.engine import LARGEST_BUCKET, Engine, engine_settings
 from pipeline.train.stall import GROUP_TIMEOUT
 
@@ -51,13 +52,14 @@ def test_a_rank_waits_for_the_others_for_as_long_as_the_watch_lets_it(monkeypatc
         monkeypatch.setenv(name, value)
     model = torch.nn.Linear(4, 1)
     config = EngineConfig.model_construct(zero_stage=2, precision="fp32")
+    monkeypatch.setattr(engine_module, "LARGEST_BUCKET", 1)  # so that DeepSpeed reduces the gradients
     engine = Engine(model, torch.optim.SGD(model.parameters(), lr=1.0), config, clip_grad_norm=0.0)
     used: list[dist.ProcessGroup] = []
     reduce = dist.all_reduce
 
-    def spied(tensor: torch.Tensor, *options: Any, group: dist.ProcessGroup) -> Any:
+    def spied(tensor: torch.Tensor, *, group: dist.ProcessGroup, **options: Any) -> Any:
         used.append(group)
-        return reduce(tensor, *options, group=group)
+        return reduce(tensor, group=group, **options)
 
     monkeypatch.setattr(dist, "all_reduce", spied)
     engine.backward(engine(torch.ones(1, 4)).sum())
