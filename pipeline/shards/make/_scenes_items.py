@@ -22,6 +22,7 @@ PINHOLE = 12  # pixels of 28x28: smaller holes are closed
 MIN_PIXELS = 60  # an item with fewer is too thin to recognise
 HELD_OUT = 12  # one in this many training items is held out for val
 SOFTNESS = 0.6  # standard deviation, in pixels of 28x28, that smooths the steps of an enlarged silhouette
+OUTER = 1 / 5  # of an item's height and width: the part whose middle is its outermost keypoint
 SHADE = 0.6, 1.0  # an item's darkest and brightest cloth, as a factor of its colour
 
 
@@ -102,18 +103,14 @@ def item_shade(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def item_points(mask: np.ndarray) -> np.ndarray:
-    """Float [5, 2], (column, row): the outermost pixels of the upright item, the middle one of ties, and its centre."""
+    """Float [5, 2], (column, row): means of the outer fifths of the upright item at its top, bottom, left and right,
+    and of the whole.
+
+    Its outermost pixel alone would move with every grey value from one end of a hem to the other.
+    """
     rows, columns = np.nonzero(mask)
-    found = []
-    for values, outermost in (
-        (rows, rows.min()),
-        (rows, rows.max()),
-        (columns, columns.min()),
-        (columns, columns.max()),
-    ):
-        equals = np.flatnonzero(values == outermost)
-        found.append(equals[len(equals) // 2])
-    return np.array([*zip(columns[found], rows[found], strict=True), (columns.mean(), rows.mean())])
+    outer = [outward > outward.max() - OUTER * (np.ptp(outward) + 1) for outward in (-rows, rows, -columns, columns)]
+    return np.array([(columns[part].mean(), rows[part].mean()) for part in (*outer, slice(None))])
 
 
 def nearest_of_silhouette(points: np.ndarray, silhouette: np.ndarray) -> np.ndarray:

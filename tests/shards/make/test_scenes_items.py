@@ -35,13 +35,21 @@ def test_pinholes_are_closed_and_holes_and_bays_stay_open() -> None:
     assert mask.sum() == 400 - 36 - 3
 
 
-def test_points_are_the_outermost_pixels() -> None:
+def test_points_are_the_middles_of_the_outer_fifths() -> None:
     mask = np.zeros((10, 10), bool)
     mask[2:8, 3:6] = True
     mask[4, 1:9] = True
-    assert item_points(mask)[:4].tolist() == [[4, 2], [4, 7], [1, 4], [8, 4]]
+    assert item_points(mask)[:4].tolist() == [[4, 2.5], [4, 6.5], [1.5, 4], [7.5, 4]]
     mirrored = item_points(mask[:, ::-1])
-    assert (mirrored[2:4, 0] == 9 - item_points(mask)[[3, 2], 0]).all()
+    assert np.allclose(mirrored[:, 0], 9 - item_points(mask)[[0, 1, 3, 2, 4], 0])
+
+
+def test_points_hardly_move_if_one_leg_becomes_the_longer_one() -> None:
+    mask = np.zeros((28, 28), bool)
+    mask[2:10, 6:20] = mask[10:24, 6:10] = mask[10:24, 16:20] = True
+    left, right = mask.copy(), mask.copy()
+    left[24, 6:10] = right[24, 16:20] = True
+    assert np.abs(item_points(left) - item_points(right)).max() < 1.5
 
 
 @given(st.integers(0, 29), st.floats(14, 130), st.floats(-180, 180))
