@@ -22,7 +22,7 @@ PINHOLE = 12  # pixels of 28x28: smaller holes are closed
 MIN_PIXELS = 60  # an item with fewer is too thin to recognise
 HELD_OUT = 12  # one in this many training items is held out for val
 SOFTNESS = 0.6  # standard deviation, in pixels of 28x28, that smooths the steps of an enlarged silhouette
-OUTER = 1 / 5  # of an item's height and width: the part whose middle is its outermost keypoint
+OUTER = 1 / 5  # of an item's height or width: the part at each side whose mean is a keypoint
 SHADE = 0.6, 1.0  # an item's darkest and brightest cloth, as a factor of its colour
 
 
@@ -103,10 +103,9 @@ def item_shade(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def item_points(mask: np.ndarray) -> np.ndarray:
-    """Float [5, 2], (column, row): means of the outer fifths of the upright item at its top, bottom, left and right,
-    and of the whole.
+    """Float [5, 2], (column, row): means of the upright item's top, bottom, left and right fifths, and of the whole.
 
-    Its outermost pixel alone would move with every grey value from one end of a hem to the other.
+    A single outermost pixel would move from one end of a hem to the other with a slightly different silhouette.
     """
     rows, columns = np.nonzero(mask)
     outer = [outward > outward.max() - OUTER * (np.ptp(outward) + 1) for outward in (-rows, rows, -columns, columns)]

@@ -6,7 +6,8 @@ Members of a sample:
   line, and `groups.txt` has the group of each on the same line: top, trousers, dress, footwear or bag.
 - `depth.png`: 16 bits, millimetres; 0 would mean not measured and does not occur.
 - `json`: width, height, caption, and COCO's annotations: boxes, areas and run lengths of visible parts; five keypoints,
-  top, bottom, left, right and centre, which rotate with the item; colour; depth in millimetres.
+  the means of the item's top, bottom, left and right fifths and its centre, which rotate with it; colour; depth in
+  millimetres.
 - `txt`: the caption, such as "a red ankle boot left of a black dress".
 """
 
